@@ -1,0 +1,1 @@
+"""The program inside every version: the user's init() and run() behind a server."""

@@ -1,0 +1,37 @@
+"""The one family of errors: each message says what was asked, what was found and what to do."""
+
+
+class ControlledRolloutError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class EndpointError(ControlledRolloutError):
+    """A rule of the endpoint was broken; the endpoint is as it was before the call."""
+
+
+class EndpointNotFoundError(ControlledRolloutError):
+    """No endpoint of that name exists in the workspace."""
+
+
+class ConflictError(ControlledRolloutError):
+    """Somebody else changed, or is rolling out on, the same endpoint."""
+
+
+class ImageError(ControlledRolloutError):
+    """The project folder or its environment cannot be made into an image."""
+
+
+class DeploymentError(ControlledRolloutError):
+    """A version did not become ready; the message carries the cause and the last log lines."""
+
+
+class TargetUnavailableError(ControlledRolloutError):
+    """The place where endpoints live does not answer."""
+
+
+class EvidenceUnavailableError(ControlledRolloutError):
+    """The metric store cannot be read, or read only in part. Never a statement about the model."""
+
+
+class WorkspaceError(ControlledRolloutError):
+    """The workspace's configuration does not make sense."""

@@ -1,0 +1,81 @@
+"""What a look at the metric store gives, and who can give it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from controlled_rollout.gate import Bin, Gate
+
+__all__ = ["Evidence", "EvidenceSource", "SplitChange"]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChange:
+    """From this moment on the treatment's set part of control's and its own traffic is `share` (0 to 1).
+
+    Attributes:
+        at: When the revision that set it was stored.
+        share: None where neither has traffic.
+    """
+
+    at: datetime
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that one look read.
+
+    Attributes:
+        bins: Closed bins since the rollout began, oldest first, both versions' counts in each. Bins without a single
+            request are left out.
+        baseline: Control's bins before the rollout (the treatment's counts are zero).
+        thresholds_ms: Control's latency quantiles before the rollout in milliseconds, one per `gate.latency_quantiles`;
+            empty when there was too little traffic before the rollout to know them.
+        until: Where the newest closed bin ends: evidence after that moment was not looked at.
+        queries: The queries that were sent, word for word.
+    """
+
+    bins: tuple[Bin, ...]
+    baseline: tuple[Bin, ...]
+    thresholds_ms: tuple[float, ...]
+    until: datetime
+    queries: tuple[str, ...]
+
+
+class EvidenceSource(Protocol):
+    """A metric store that knows what callers saw."""
+
+    async def read(
+        self,
+        endpoint: str,
+        *,
+        control: str,
+        treatment: str,
+        started: datetime,
+        now: datetime,
+        bin_width: timedelta,
+        allowed_lag: timedelta,
+        baseline_length: timedelta,
+        splits: Sequence[SplitChange],
+        gate: Gate,
+    ) -> Evidence:
+        """Read the closed bins of a rollout, all of them, every time.
+
+        Args:
+            endpoint: The endpoint's name.
+            control: Control's name.
+            treatment: The treatment's name.
+            started: When the rollout began: the baseline ends here.
+            now: The time of the look.
+            bin_width: The length of a bin.
+            allowed_lag: How late a row may arrive: bins that end later than `now - allowed_lag` are not closed.
+            baseline_length: How far before `started` the baseline reaches.
+            splits: The splits that were set, oldest first.
+            gate: Gives the latency quantiles and the tolerance.
+
+        Raises:
+            EvidenceUnavailableError: The store did not answer, refused, throttled, or answered only in part.
+        """
+        ...

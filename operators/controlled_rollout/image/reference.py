@@ -1,0 +1,54 @@
+"""What names an image, and what goes into one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlled_rollout.errors import ImageError
+
+__all__ = ["ImageReference", "ModelSource"]
+
+REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:(?P<sha256>[0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """An image by name and digest: what is deployed is what was built, whatever happens to a tag.
+
+    Attributes:
+        name: Repository, such as `local/digits` or `registry.example/models/digits`.
+        sha256: The digest's 64 hexadecimal digits.
+    """
+
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@sha256:{self.sha256}"
+
+    @classmethod
+    def parse(cls, text: str) -> "ImageReference":
+        """Return the reference written as `name@sha256:…`.
+
+        Raises:
+            ImageError: The text has no digest, or a malformed one.
+        """
+        found = REFERENCE.fullmatch(text)
+        if not found:
+            raise ImageError(f"image {text!r} is not of the form name@sha256:<64 hexadecimal digits>: deploy by digest")
+        return cls(found["name"], found["sha256"])
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A registered model's files.
+
+    Attributes:
+        name: The model's name: the folder under AZUREML_MODEL_DIR when there are several.
+        path: A file or a folder.
+        version: The model's version.
+    """
+
+    name: str
+    path: Path
+    version: str = "1"

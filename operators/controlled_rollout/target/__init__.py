@@ -1,0 +1,180 @@
+"""The door: everything that changes an endpoint, or asks how it is, goes through a `Target`."""
+
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.workspace import Workspace
+
+__all__ = [
+    "Change",
+    "EndpointStatus",
+    "Keys",
+    "ReplicaState",
+    "ReplicaStatus",
+    "Revision",
+    "Target",
+    "VersionStatus",
+    "connect",
+]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Change(_Message):
+    """Who changes an endpoint, and why: stored with the revision.
+
+    Attributes:
+        who: A person, or a task as `dag/run/task`.
+        why: The reason in a sentence.
+    """
+
+    who: str
+    why: str
+
+
+class Revision(_Message):
+    """One stored state of an endpoint; immutable.
+
+    Attributes:
+        number: 1 for the first.
+        endpoint: The endpoint as it was; `endpoint.revision == number`.
+        change: Who and why.
+        created: When it was stored.
+    """
+
+    number: int
+    endpoint: Endpoint
+    change: Change
+    created: AwareDatetime
+
+
+class ReplicaState(StrEnum):
+    """Where a replica is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    WAITING = "waiting to restart"
+    STOPPING = "stopping"
+
+
+class ReplicaStatus(_Message):
+    """One process (or pod) of a version."""
+
+    name: str
+    state: ReplicaState
+    restarts: int = 0
+    last_exit: str | None = None
+
+
+class VersionStatus(_Message):
+    """How a version is.
+
+    Attributes:
+        ready: All the replicas that it should have answer.
+        failed: It will not become ready by waiting; `cause` says why, `log_tail` holds the container's last lines.
+        requests: Requests that the router has sent to it since the router started.
+        active: Requests that it is answering now.
+    """
+
+    name: str
+    ready: bool
+    failed: bool = False
+    cause: str | None = None
+    log_tail: str = ""
+    replicas: tuple[ReplicaStatus, ...] = ()
+    requests: int = 0
+    active: int = 0
+
+
+class EndpointStatus(_Message):
+    """How an endpoint is.
+
+    Attributes:
+        url: Where callers send their requests.
+        revision: The newest stored revision.
+        served_revision: The revision whose split the router has confirmed that it serves; behind `revision` while
+            a version with traffic is not ready, or the router has not answered yet.
+        versions: By name.
+    """
+
+    name: str
+    url: str
+    revision: int
+    served_revision: int
+    versions: dict[str, VersionStatus] = Field(default_factory=dict)
+
+
+class Keys(_Message):
+    """The two keys of an endpoint; never printed by accident."""
+
+    primary: str = Field(repr=False)
+    secondary: str = Field(repr=False)
+
+
+class Target(Protocol):
+    """A place where endpoints live. All methods raise `TargetUnavailableError` when it does not answer."""
+
+    async def endpoints(self) -> list[str]:
+        """Return the names of all endpoints, sorted."""
+        ...
+
+    async def endpoint(self, name: str) -> Endpoint:
+        """Return the newest revision of an endpoint.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+        """
+        ...
+
+    async def history(self, name: str) -> list[Revision]:
+        """Return all kept revisions of an endpoint, oldest first."""
+        ...
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        """Store `endpoint` as revision `endpoint.revision + 1` and begin to make it so.
+
+        Applying what is already the newest revision stores nothing and carries on: a retried task may call it again.
+
+        Returns:
+            The endpoint as stored, with its revision number.
+
+        Raises:
+            ConflictError: Somebody else stored that revision first with another content; nothing was changed.
+        """
+        ...
+
+    async def status(self, name: str) -> EndpointStatus:
+        """Return how the endpoint and its versions are now."""
+        ...
+
+    async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+        """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
+        ...
+
+    async def keys(self, name: str) -> Keys:
+        """Return the endpoint's two keys."""
+        ...
+
+    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
+        """Replace one key; the other keeps working the whole time."""
+        ...
+
+    async def scale(self, name: str, version: str, replicas: int) -> None:
+        """Set the number of replicas that run now, without a new revision."""
+        ...
+
+    async def delete(self, name: str, change: Change) -> None:
+        """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
+        ...
+
+
+def connect(workspace: Workspace) -> Target:
+    """Return the target of a workspace. The only place that knows them all."""
+    from controlled_rollout.target.local.client import LocalTarget
+
+    return LocalTarget(workspace)

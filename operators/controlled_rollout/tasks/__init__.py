@@ -1,0 +1,1 @@
+"""Airflow: one module per step of a deployment."""
