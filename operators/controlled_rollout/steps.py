@@ -1,0 +1,519 @@
+"""The steps of a rollout, each of which may be killed and called again and comes to the same end.
+
+Airflow's tasks and the command line are thin wrappers around these. A step reads the endpoint's newest revision,
+decides with the pure rules of `endpoint.py`, applies the next revision if anything is to change, and waits until the
+target says that it is so. When somebody else's revision came first, it decides anew on that one.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.errors import (
+    ConflictError,
+    EndpointNotFoundError,
+    EvidenceUnavailableError,
+)
+from controlled_rollout.evidence import evidence_source
+from controlled_rollout.evidence.model import Evidence, SplitChange
+from controlled_rollout.gate import Gate, Verdict, cannot_see, judge, verdict_to_dict
+from controlled_rollout.record import Decision
+from controlled_rollout.target import Change, EndpointStatus, Revision, Target, connect
+from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Look", "Promotion", "hold", "look", "promote", "promotion_of", "retire", "roll_back", "roll_out", "shift"]
+
+Progress = Callable[[str], None]
+Edit = Callable[[Endpoint], Endpoint]
+
+MOST_WRITERS = 10
+CONFLICT_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the evidence.
+
+    Attributes:
+        verdict: What the gate concludes.
+        started: When the rollout began: the treatment's creation.
+        since_shift: How long the treatment has had its present share.
+        requests_since_shift: Treatment requests counted since then.
+        share: The treatment's effective per cent of the traffic.
+    """
+
+    verdict: Verdict
+    started: datetime
+    since_shift: timedelta
+    requests_since_shift: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """When a version became control, and which version it replaced.
+
+    Attributes:
+        at: When the revision was stored.
+        former_control: The control before; None if there was none.
+    """
+
+    at: datetime
+    former_control: str | None
+
+
+async def roll_out(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    image: str,
+    owner: str,
+    who: str,
+    why: str = "",
+    auth: Auth = Auth.KEY,
+    settings: dict[str, Any] | None = None,
+    on_conflict: Literal["fail", "wait"] = "fail",
+    conflict_timeout: timedelta = timedelta(hours=1),
+    timeout: timedelta = timedelta(minutes=10),
+    progress: Progress = print,
+) -> Endpoint:
+    """Create a version at 0 % and wait until it is ready; the first version of a new endpoint takes all the traffic.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name; created if there is none.
+        version: The new version's name.
+        image: What it runs, `name@sha256:…`.
+        owner: The run that holds the endpoint until its rollout ends.
+        who: Who does it, for the history.
+        why: The reason, for the history.
+        auth: How callers of a new endpoint show that they may call.
+        settings: Further fields of `Version`.
+        on_conflict: Whether to fail or to wait while another run holds the endpoint.
+        conflict_timeout: How long to wait for that.
+        timeout: How long the version may take to become ready.
+        progress: Called with a sentence when something changes.
+
+    Raises:
+        ConflictError: Another run holds the endpoint, or the version exists with another image.
+        DeploymentError: The version did not become ready.
+        EndpointError: A rule was broken.
+    """
+    target = connect(workspace)
+    change = Change(who=who, why=why or f"roll out {version}")
+
+    def edit(found: Endpoint) -> Endpoint:
+        if version in found.versions:
+            if found.versions[version].image != image:
+                raise ConflictError(
+                    f"endpoint {endpoint!r} already has a version {version!r} with image "
+                    f"{found.versions[version].image!r}, not {image!r}: choose another name"
+                )
+            if found.versions[version].is_control:
+                return found
+            return found.claim(version, owner=owner, at=datetime.now(UTC))
+        if not found.versions:
+            return found.create_version(version, is_control=True, image=image, **(settings or {}))
+        held = found.claim(version, owner=owner, at=datetime.now(UTC))
+        return held.create_version(version, image=image, **(settings or {}))
+
+    deadline = time.monotonic() + conflict_timeout.total_seconds()
+    said = ""
+    while True:
+        try:
+            stored = await _change(target, endpoint, edit, change, new=Endpoint(name=endpoint, auth=auth))
+            break
+        except ConflictError as conflict:
+            if on_conflict == "fail" or time.monotonic() > deadline:
+                raise
+            if str(conflict) != said:
+                said = str(conflict)
+                progress(f"waiting: {said}")
+            await asyncio.sleep(CONFLICT_INTERVAL_S)
+    _append(workspace, stored, version, "roll_out", change)
+    progress(
+        f"version {version!r} is in revision {stored.revision} of endpoint {endpoint!r}; waiting until it is ready"
+    )
+    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+    progress(f"version {version!r} is ready")
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    return stored
+
+
+async def shift(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    percentile: float,
+    who: str,
+    why: str = "",
+    owner: str | None = None,
+    timeout: timedelta = timedelta(minutes=2),
+    progress: Progress = print,
+) -> Endpoint:
+    """Set a version's percentile once it is ready, and wait until the router serves the new split.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint.
+        DeploymentError: The version is not ready, or the router did not confirm the split in time.
+        EndpointError: A rule was broken.
+    """
+    target = connect(workspace)
+    change = Change(who=who, why=why or f"send {percentile:g} % to {version}")
+    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+
+    def edit(found: Endpoint) -> Endpoint:
+        _check_owner(found, version, owner)
+        return found.update_version(version, traffic_percentile=percentile)
+
+    stored = await _change(target, endpoint, edit, change)
+    status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    _append(workspace, stored, version, "shift", change)
+    progress(f"the router serves revision {status.served_revision}: {_split(stored)}")
+    return stored
+
+
+async def promote(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    who: str,
+    why: str = "",
+    owner: str | None = None,
+    timeout: timedelta = timedelta(minutes=2),
+    progress: Progress = print,
+) -> Endpoint:
+    """Make a version default and control with all the traffic; the old control stays, ready, at 0 %.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint.
+        DeploymentError: The version is not ready, or the router did not confirm the split in time.
+        EndpointError: There is no such version.
+    """
+    target = connect(workspace)
+    change = Change(who=who, why=why or f"promote {version} to control")
+    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+
+    def edit(found: Endpoint) -> Endpoint:
+        promoted = found.promote(version)
+        if promoted is not found:
+            _check_owner(found, version, owner)
+        return _released(promoted)
+
+    stored = await _change(target, endpoint, edit, change)
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    _append(workspace, stored, version, "promote", change)
+    progress(f"{version!r} is default and control of endpoint {endpoint!r}: {_split(stored)}")
+    return stored
+
+
+async def roll_back(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    who: str,
+    why: str,
+    owner: str | None = None,
+    timeout: timedelta = timedelta(minutes=2),
+    progress: Progress = print,
+) -> Endpoint | None:
+    """Set a treatment to 0 % at once and let go of the endpoint; everything else stays as it is.
+
+    Returns:
+        The endpoint, or None when it or the version is not there (any more): then there is nothing to roll back.
+
+    Raises:
+        ConflictError: `owner` is given and another run holds the endpoint for this version.
+        DeploymentError: The router did not confirm the split in time.
+        EndpointError: The version is the default or the control.
+    """
+    target = connect(workspace)
+    change = Change(who=who, why=why)
+
+    def edit(found: Endpoint) -> Endpoint:
+        if found.rollout is not None and found.rollout.version == version:
+            _check_owner(found, version, owner)
+        return found.roll_back(version).release(version)
+
+    try:
+        if version not in (await target.endpoint(endpoint)).versions:
+            return None
+        stored = await _change(target, endpoint, edit, change)
+    except EndpointNotFoundError:
+        return None
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    _append(workspace, stored, version, "roll_back", change)
+    progress(f"{version!r} is rolled back: {_split(stored)}")
+    return stored
+
+
+async def retire(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    who: str,
+    why: str = "",
+    timeout: timedelta = timedelta(minutes=5),
+    progress: Progress = print,
+) -> Endpoint | None:
+    """Delete a version that has no traffic; None when it is not there (any more).
+
+    Raises:
+        ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
+        EndpointError: The version is the default.
+    """
+    target = connect(workspace)
+    change = Change(who=who, why=why or f"retire {version}")
+
+    def edit(found: Endpoint) -> Endpoint:
+        if version not in found.versions:
+            return found
+        share = found.effective_traffic()[version]
+        if share > 0 and not found.versions[version].is_default:
+            raise ConflictError(
+                f"version {version!r} has {share:g} % of the traffic of {endpoint!r}: shift it away first"
+            )
+        if found.rollout is not None and found.rollout.version == version:
+            raise ConflictError(
+                f"version {version!r} is being rolled out by {found.rollout.owner}: promote it or roll it back first"
+            )
+        return found.delete_version(version)
+
+    try:
+        stored = await _change(target, endpoint, edit, change)
+    except EndpointNotFoundError:
+        return None
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    _append(workspace, stored, version, "retire", change)
+    progress(f"{version!r} is deleted; endpoint {endpoint!r} has {', '.join(stored.versions)}")
+    return stored
+
+
+async def look(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    gate: Gate,
+    who: str,
+    owner: str | None = None,
+    bin_width: timedelta = timedelta(minutes=1),
+    allowed_lag: timedelta = timedelta(minutes=3),
+    baseline_length: timedelta = timedelta(hours=1),
+    now: datetime | None = None,
+) -> Look:
+    """Judge a treatment against control on everything seen since its rollout began, and append the look to the record.
+
+    A store that cannot be read gives the outcome `cannot_see`, never an exception.
+
+    Args:
+        workspace: Where the endpoint and its evidence are.
+        endpoint: The endpoint's name.
+        version: The treatment.
+        gate: What the treatment has to show.
+        who: Who looks, for the record.
+        owner: The run that should hold the endpoint; None does not check.
+        bin_width: Length of a time bin.
+        allowed_lag: How late evidence may arrive; bins younger than this are not looked at.
+        baseline_length: How far before the rollout control's latency quantiles are taken from.
+        now: The time of the look; None for the present.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
+        EndpointError: There is no such version.
+    """
+    target = connect(workspace)
+    now = now or datetime.now(UTC)
+    history = await target.history(endpoint)
+    found = history[-1].endpoint if history else await target.endpoint(endpoint)
+    treatment = found.version(version)
+    _check_owner(found, version, owner)
+    control = found.control
+    if control is None or control.name == version:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint!r} has no control to be compared with: "
+            + ("it is the control itself" if treatment.is_control else "mark one with is_control=True")
+        )
+    started = created_at(history, version)
+    splits = splits_since(history, started, control=control.name, treatment=version)
+    evidence: Evidence | None = None
+    try:
+        evidence = await evidence_source(workspace).read(
+            endpoint,
+            control=control.name,
+            treatment=version,
+            started=started,
+            now=now,
+            bin_width=bin_width,
+            allowed_lag=allowed_lag,
+            baseline_length=baseline_length,
+            splits=splits,
+            gate=gate,
+        )
+        blind = unseen(evidence, await target.status(endpoint), control=control.name, treatment=version)
+        verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
+    except EvidenceUnavailableError as error:
+        verdict = cannot_see(str(error))
+    shifted = splits[-1].at if splits else started
+    counted = sum(b.treatment.requests for b in evidence.bins if b.start >= shifted) if evidence else 0
+    decision = Decision(
+        time=now,
+        endpoint=endpoint,
+        version=version,
+        step="look",
+        who=who,
+        why=verdict.reason,
+        outcome=verdict.outcome.value,
+        verdict=verdict_to_dict(verdict),
+        evidence={
+            "until": evidence.until.isoformat(),
+            "thresholds_ms": list(evidence.thresholds_ms),
+            "queries": list(evidence.queries),
+        }
+        if evidence
+        else None,
+        revision=found.revision,
+    )
+    await asyncio.to_thread(record.append, workspace, decision)
+    return Look(verdict, started, now - shifted, counted, found.effective_traffic()[version])
+
+
+def hold(workspace: Workspace, endpoint: str, version: str, *, who: str, why: str) -> None:
+    """Record that a rollout is held for a person to decide: nothing changes, and nothing may be rolled back by itself."""
+    decision = Decision(time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=who, why=why)
+    record.append(workspace, decision)
+
+
+def created_at(history: Sequence[Revision], version: str) -> datetime:
+    """Return when the version that the newest revision has was created: a name may have been used before."""
+    created = history[-1].created
+    for revision in reversed(history):
+        if version not in revision.endpoint.versions:
+            break
+        created = revision.created
+    return created
+
+
+def splits_since(
+    history: Sequence[Revision], started: datetime, *, control: str, treatment: str
+) -> tuple[SplitChange, ...]:
+    """Return when the treatment's part of control's and its own traffic changed, and to what, oldest first."""
+    changes: list[SplitChange] = []
+    for revision in history:
+        traffic = revision.endpoint.effective_traffic()
+        if revision.created < started or treatment not in traffic:
+            continue
+        both = traffic[treatment] + traffic.get(control, 0.0)
+        share = traffic[treatment] / both if both > 0 else None
+        if not changes or changes[-1].share != share:
+            changes.append(SplitChange(revision.created, share))
+    return tuple(changes)
+
+
+def unseen(evidence: Evidence, status: EndpointStatus, *, control: str, treatment: str) -> str | None:
+    """Say which version the router has sent requests to and the metric store knows nothing of; None if it sees both.
+
+    A store that loses one version's rows must not make the other look good.
+    """
+    if not evidence.bins:
+        return None
+    for name, seen in (
+        (control, sum(b.control.requests for b in evidence.bins)),
+        (treatment, sum(b.treatment.requests for b in evidence.bins)),
+    ):
+        sent = status.versions[name].requests if name in status.versions else 0
+        expected = [b.share for b in evidence.bins if b.share is not None]
+        has_share = any(share > 0 for share in expected) if name == treatment else any(share < 1 for share in expected)
+        if not seen and sent and has_share:
+            return (
+                f"the router has sent {sent} requests to version {name!r}, and the metric store has none of them in "
+                f"{len(evidence.bins)} bins: look at the telemetry's way from the router to the store"
+            )
+    return None
+
+
+def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
+    """Return when the version last became control and whom it replaced; None if it is not control now."""
+    promotion = None
+    before: Endpoint | None = None
+    for revision in history:
+        is_control = version in revision.endpoint.versions and revision.endpoint.versions[version].is_control
+        was_control = before is not None and version in before.versions and before.versions[version].is_control
+        if is_control and not was_control:
+            former = before.control.name if before is not None and before.control is not None else None
+            promotion = Promotion(revision.created, former)
+        if not is_control:
+            promotion = None
+        before = revision.endpoint
+    return promotion
+
+
+def _check_owner(found: Endpoint, version: str, owner: str | None) -> None:
+    """Refuse to go on with a rollout that somebody else has ended or taken over."""
+    if owner is None:
+        return
+    if found.rollout is None or (found.rollout.version, found.rollout.owner) != (version, owner):
+        holder = f"{found.rollout.owner} holds it for {found.rollout.version!r}" if found.rollout else "nobody holds it"
+        raise ConflictError(
+            f"{owner} no longer holds endpoint {found.name!r} to roll out {version!r} ({holder}): "
+            "somebody promoted it or rolled it back; its history says who"
+        )
+
+
+def _released(endpoint: Endpoint) -> Endpoint:
+    """Promotion ends whatever rollout was under way: all other treatments are at 0 now."""
+    return endpoint if endpoint.rollout is None else endpoint.release(endpoint.rollout.version)
+
+
+async def _change(target: Target, name: str, edit: Edit, change: Change, *, new: Endpoint | None = None) -> Endpoint:
+    """Apply `edit` to the newest revision; when somebody else's revision came first, to that one."""
+    for _ in range(MOST_WRITERS):
+        try:
+            found = await target.endpoint(name)
+        except EndpointNotFoundError:
+            if new is None:
+                raise
+            found = new
+        edited = edit(found)
+        try:
+            # Applied also when nothing changes: a step that was killed carries on where it was.
+            return await target.apply(edited, change)
+        except ConflictError as conflict:
+            latest = conflict
+            await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
+    raise latest
+
+
+def _append(
+    workspace: Workspace,
+    stored: Endpoint,
+    version: str,
+    step: Literal["roll_out", "shift", "promote", "roll_back", "retire"],
+    change: Change,
+) -> None:
+    decision = Decision(
+        time=datetime.now(UTC),
+        endpoint=stored.name,
+        version=version,
+        step=step,
+        who=change.who,
+        why=change.why,
+        revision=stored.revision,
+    )
+    record.append(workspace, decision)
+
+
+def _split(endpoint: Endpoint) -> str:
+    return ", ".join(f"{name} {share:g} %" for name, share in endpoint.effective_traffic().items())
