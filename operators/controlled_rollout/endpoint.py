@@ -427,7 +427,8 @@ class Endpoint(_Value):
                 f"version {name!r} is the control of endpoint {self.name!r} and has {old.traffic_percentile:g} % of "
                 "its traffic: name a successor, or set its traffic to 0 first"
             )
-        return self._changed(versions=rest)
+        # Nobody can go on rolling out what is not there.
+        return self.release(name)._changed(versions=rest)
 
     def promote(self, name: str) -> "Endpoint":
         """Return the endpoint with `name` as default and control with all the traffic; the others stay, at 0.

@@ -391,7 +391,7 @@ async def look(
 
 
 def hold(workspace: Workspace, endpoint: str, version: str, *, who: str, why: str) -> None:
-    """Record that a rollout is held for a person to decide: nothing changes, and nothing may be rolled back by itself."""
+    """Record that a rollout is held for a person to decide: nothing changes, nothing is rolled back by itself."""
     decision = Decision(time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=who, why=why)
     record.append(workspace, decision)
 

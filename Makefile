@@ -1,0 +1,41 @@
+# Every target installs what it needs by itself: Python 3.11+ and make are enough.
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down test check format bench constraints clean
+
+# What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
+TREATMENT ?=
+METRICS ?=
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install:
+	@scripts/install
+
+demo: install  ## Retrain a model and roll it out with Airflow, for real (TREATMENT=failing|slow|crash|flaky, METRICS=down)
+	@.venv/bin/python -m scripts.demo $(if $(TREATMENT),--treatment $(TREATMENT)) $(if $(METRICS),--metrics $(METRICS))
+
+up: install  ## Start the local workspace and Airflow with its UI on 127.0.0.1
+	@.venv/bin/python -m scripts.demo.up
+
+down: install  ## Stop what `make up` started
+	@.venv/bin/python -m scripts.demo.down
+
+test: install  ## Run the tests
+	@.venv/bin/pytest --quiet
+
+check: install  ## Lint, types, import rules, and that the lock file fits
+	@scripts/check
+
+format: install  ## Format the code
+	@.venv/bin/ruff check --quiet --fix . || true
+	@.venv/bin/ruff format --quiet .
+
+bench: install  ## Measure the router, the scoring runtime, shifts, the cache and the import time
+	@.venv/bin/python -m tests.benchmarks
+
+constraints: install  ## Resolve the dependencies anew
+	@.venv/bin/uv pip compile --quiet --upgrade $(shell scripts/constraints-arguments)
+
+clean:  ## Remove what was installed and built here
+	@rm -rf .venv .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
