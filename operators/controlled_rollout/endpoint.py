@@ -478,8 +478,8 @@ class Endpoint(_Value):
             return self
         raise ConflictError(
             f"endpoint {self.name!r} is held by {self.rollout.owner} rolling out {self.rollout.version!r} since "
-            f"{self.rollout.started:%Y-%m-%d %H:%M:%S %Z}; {owner} asked to roll out {version!r}: wait until that rollout "
-            "ends, or promote or roll back its version"
+            f"{self.rollout.started:%Y-%m-%d %H:%M:%S %Z}; {owner} asked to roll out {version!r}: wait until that "
+            "rollout ends, or promote or roll back its version"
         )
 
     def release(self, version: str) -> "Endpoint":

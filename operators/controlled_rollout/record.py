@@ -57,9 +57,12 @@ def append(workspace: Workspace, decision: Decision) -> None:
     file = _file(workspace, decision.endpoint)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     line = decision.model_dump_json(exclude_none=True).encode() + b"\n"
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(descriptor, line)
+        size = os.fstat(descriptor).st_size
+        # A crash may have cut the line before: it must not take this one with it.
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" + line if torn else line)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

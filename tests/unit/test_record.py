@@ -1,0 +1,55 @@
+"""The record: what is appended is read back in order, whatever crash came between."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.errors import EndpointError
+from controlled_rollout.record import Decision
+from controlled_rollout.workspace import Workspace
+
+
+def decision(version: str, why: str = "", step: str = "look") -> Decision:
+    return Decision(
+        time=datetime(2026, 1, 5, tzinfo=UTC),
+        endpoint="digits",
+        version=version,
+        step=step,  # type: ignore[arg-type]
+        who="somebody",
+        why=why,
+        verdict={"claims": [{"e_value": 3.5}]},
+    )
+
+
+def test_decisions_are_read_back_in_order_and_by_version(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    written = [decision("v1a", "1"), decision("v2b", "2"), decision("v1a", "3")]
+    for one in written:
+        record.append(workspace, one)
+
+    assert list(record.read(workspace, "digits")) == written
+    assert [d.why for d in record.read(workspace, "digits", version="v1a")] == ["1", "3"]
+    assert record.last(workspace, "digits", "v1a") == written[2]
+    assert record.last(workspace, "digits", "v9x") is None
+    assert list(record.read(workspace, "letters")) == []
+
+
+def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    record.append(workspace, decision("v1a"))
+    file = workspace.records_folder / "digits.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    record.append(workspace, decision("v2b"))
+    record.append(workspace, decision("v3c"))
+
+    assert list(record.read(workspace, "digits")) == [decision("v2b"), decision("v3c")]
+
+
+def test_the_record_is_for_its_owner_only_and_stays_in_its_folder(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    record.append(workspace, decision("v1a"))
+    assert (workspace.records_folder / "digits.jsonl").stat().st_mode & 0o077 == 0
+    with pytest.raises(EndpointError):
+        list(record.read(workspace, "../../etc/passwd"))
