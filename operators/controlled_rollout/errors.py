@@ -35,3 +35,7 @@ class EvidenceUnavailableError(ControlledRolloutError):
 
 class WorkspaceError(ControlledRolloutError):
     """The workspace's configuration does not make sense."""
+
+
+class EvidenceError(ControlledRolloutError, ValueError):
+    """Counts that cannot be: the evidence is not judged, because a verdict on it would mean nothing."""
