@@ -1,0 +1,173 @@
+"""What the runtime is told: addresses on its command line, everything else in environment variables."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+UNIX_PREFIX = "unix:"
+BACKLOG = 1024
+
+
+class SettingError(Exception):
+    """A setting makes no sense, or an address cannot be had; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a version is served.
+
+    Attributes:
+        entry_script: The user's script, relative to `app_root`.
+        app_root: The project folder.
+        workers: Scoring processes.
+        slots: Requests that one worker scores at the same time.
+        queue_length: Requests that may wait in one worker for their turn.
+        max_wait_s: How long a request may wait for its turn before it is answered 503.
+        scoring_timeout_s: How long `run()` may take before the request is answered 504.
+        drain_timeout_s: How long requests in flight may take to end once the runtime is asked to stop.
+        max_body_bytes: The largest request body.
+    """
+
+    entry_script: str
+    app_root: str
+    workers: int = 1
+    slots: int = 1
+    queue_length: int = 100
+    max_wait_s: float = 0.5
+    scoring_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    max_body_bytes: int = 100_000_000
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Return the settings that the environment variables ask for.
+
+        Raises:
+            SettingError: A variable is missing or is no positive number.
+        """
+        app_root = environment.get("AML_APP_ROOT", "")
+        entry_script = environment.get("AZUREML_ENTRY_SCRIPT", "")
+        if not app_root or not os.path.isdir(app_root):
+            raise SettingError(f"AML_APP_ROOT={app_root!r} is not a folder: set it to the project folder")
+        script = os.path.join(app_root, entry_script)
+        if not entry_script or not os.path.isfile(script):
+            raise SettingError(
+                f"AZUREML_ENTRY_SCRIPT={entry_script!r}: there is no such file in {app_root!r}: "
+                "set it to the entry script's path in the project folder"
+            )
+        return cls(
+            entry_script=entry_script,
+            app_root=os.path.abspath(app_root),
+            workers=int(_number(environment, "WORKER_COUNT", cls.workers)),
+            slots=int(_number(environment, "REPLICA_MAX_CONCURRENT_REQUESTS", cls.slots)),
+            queue_length=int(_number(environment, "MAX_QUEUED_REQUESTS", cls.queue_length)),
+            max_wait_s=_number(environment, "MAX_REQUEST_WAIT_TIME_MS", cls.max_wait_s * 1000) / 1000,
+            scoring_timeout_s=_number(environment, "SCORING_TIMEOUT_MS", cls.scoring_timeout_s * 1000) / 1000,
+            drain_timeout_s=_number(environment, "DRAIN_TIMEOUT_S", cls.drain_timeout_s),
+            max_body_bytes=int(_number(environment, "MAX_BODY_BYTES", cls.max_body_bytes)),
+        )
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise SettingError(f"{name}={text!r} is not a whole number above 0")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen: a unix socket, or a host and a port (0 for any free one)."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Return the address written as `unix:/path` or `HOST:PORT` (`[::1]:PORT` for IPv6).
+
+        Raises:
+            SettingError: It is neither.
+        """
+        if text.startswith(UNIX_PREFIX):
+            path = text[len(UNIX_PREFIX) :]
+            if not path.startswith("/"):
+                raise SettingError(f"address {text!r}: the path of a unix socket must begin with /")
+            return cls(path=path)
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise SettingError(f"address {text!r} is neither unix:/path nor HOST:PORT")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        return cls(host=host, port=int(port))
+
+    def bind(self) -> socket.socket:
+        """Return a socket bound here that does not listen yet: until it does, callers are refused.
+
+        Raises:
+            SettingError: The address is taken or cannot be had.
+        """
+        try:
+            return _bind_unix(self.path) if self.path else _bind_tcp(self.host, self.port)
+        except OSError as error:
+            raise SettingError(f"cannot listen on {self}: {error.strerror or error}: choose another address") from None
+
+    def __str__(self) -> str:
+        if self.path:
+            return UNIX_PREFIX + self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def bound_address(listener: socket.socket) -> Address:
+    """Return where a socket is bound, with the port that was chosen if any free one was asked for."""
+    name = listener.getsockname()
+    return Address(path=name) if listener.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, name = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # Accepted connections inherit it. No SO_REUSEPORT: a second server is refused, not given half of the callers.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(name)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The mode must be right from the first instant: a later chmod leaves a gap.
+    umask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(umask)
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that a killed process left behind; one that answers stays, and binding then fails."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
