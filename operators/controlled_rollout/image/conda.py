@@ -1,0 +1,95 @@
+"""Translation of conda's dependency specifications to those of the Python package index."""
+
+import re
+from typing import Final
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from controlled_rollout.errors import ImageError
+
+__all__ = ["from_conda", "python_from_conda", "split_conda"]
+
+SPECIFICATION: Final = re.compile(
+    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<versions>[^A-Za-z0-9._-].*)?"
+)
+CLAUSE: Final = re.compile(r"(?P<operator>==|!=|<=|>=|~=|<|>|=)?(?P<version>[^=<>!~|\s]+)")
+
+# Packages that have another name on the index. Others are taken to have the same.
+OTHER_NAMES: Final = {
+    "pytorch": "torch",
+    "py-xgboost": "xgboost",
+    "pytables": "tables",
+    "opencv": "opencv-python-headless",
+    "py-opencv": "opencv-python-headless",
+    "msgpack-python": "msgpack",
+    "matplotlib-base": "matplotlib",
+}
+
+
+def split_conda(specification: str) -> tuple[str, str]:
+    """Return the name, in lower case, and the versions as a PEP 440 specifier, empty for any.
+
+    Conda's `=1.2` means any 1.2, as PEP 440's `==1.2.*`; its `name 1.2` means exactly 1.2.
+
+    Raises:
+        ImageError: The specification names a channel or a build, or is none that PEP 440 can express.
+    """
+    text = specification.strip()
+    if "::" in text or "[" in text:
+        raise _untranslatable(specification, "it names a channel or other properties that the index does not have")
+    found = SPECIFICATION.fullmatch(text)
+    if not found:
+        raise _untranslatable(specification, "it does not begin with a package name")
+    versions = re.sub(r"\s*([<>=!~,|]+)\s*", r"\1", found["versions"] or "").strip()
+    if "|" in versions:
+        raise _untranslatable(specification, "alternatives with | have no counterpart")
+    if re.search(r"\s|=[\w.*]+=", versions):
+        raise _untranslatable(specification, "it names a build")
+    clauses = [_clause(clause, specification) for clause in versions.split(",")] if versions else []
+    return found["name"].lower(), str(SpecifierSet(",".join(clauses)))
+
+
+def from_conda(specification: str) -> str:
+    """Return the requirement for a conda dependency: `numpy=1.26` becomes `numpy==1.26.*`.
+
+    Raises:
+        ImageError: It cannot be translated.
+    """
+    name, versions = split_conda(specification)
+    return OTHER_NAMES.get(name, name) + versions
+
+
+def python_from_conda(specification: str) -> str | None:
+    """Return the Python version of `python=3.11`: `3.11`, `3.11.4` or a range such as `>=3.9,<3.12`; None for any.
+
+    Raises:
+        ImageError: It cannot be translated.
+    """
+    _, versions = split_conda(specification)
+    exact = re.fullmatch(r"==(\d+(?:\.\d+)*)(?:\.\*)?", versions)
+    return exact[1] if exact else versions or None
+
+
+def _clause(clause: str, specification: str) -> str:
+    found = CLAUSE.fullmatch(clause)
+    if not found:
+        raise _untranslatable(specification, f"{clause!r} is not a version")
+    operator, version = found["operator"], found["version"]
+    if operator in (None, "="):
+        fuzzy = operator == "=" and not version.endswith("*")
+        candidates = [f"=={version}.*", f"=={version}"] if fuzzy else [f"=={version}"]
+    else:
+        candidates = [f"{operator}{version}"]
+    for candidate in candidates:
+        try:
+            return str(SpecifierSet(candidate))
+        except InvalidSpecifier:
+            continue
+    raise _untranslatable(specification, f"{clause!r} is not a version that the index knows")
+
+
+def _untranslatable(specification: str, why: str) -> ImageError:
+    return ImageError(
+        f"conda dependency {specification!r} cannot be translated to the Python package index: {why}. "
+        "Write it under `pip:` as the index names it, or leave it out"
+    )

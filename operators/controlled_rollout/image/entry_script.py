@@ -1,0 +1,88 @@
+"""The check of an entry script before anything is built: it is there, it compiles, it defines `init` and `run`."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Final
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.package import Package
+
+__all__ = ["EntryScriptSyntaxError", "check_entry_script"]
+
+REQUIRED: Final = ("init", "run")
+
+
+class EntryScriptSyntaxError(ImageError):
+    """The entry script does not compile with this interpreter."""
+
+
+def check_entry_script(packaged: Package, entry_script: str) -> None:
+    """Check the contract of the retired service's entry scripts: module-level `init()` and `run(...)`.
+
+    Raises:
+        EntryScriptSyntaxError: It does not compile.
+        ImageError: It is not among the packaged files, or lacks one of the two functions.
+    """
+    path = PurePosixPath(entry_script)
+    if path.is_absolute() or ".." in path.parts or path.suffix != ".py":
+        raise ImageError(f"entry script {entry_script!r} is not the path of a .py file inside the source folder")
+    file = next((file for file in packaged.files if file.path == str(path)), None)
+    if file is None:
+        scripts = sorted(file.path for file in packaged.files if file.path.endswith(".py"))
+        excluded = f" (or {packaged.ignore_file} excludes it)" if packaged.ignore_file else ""
+        raise ImageError(
+            f"entry script {entry_script!r} is not in the source folder{excluded}; "
+            f"Python files there: {', '.join(scripts[:10]) or 'none'}"
+        )
+    tree = _parsed(file.source.read_bytes(), str(file.source))
+    names = set(_names(tree.body))
+    missing = [name for name in REQUIRED if name not in names]
+    if missing and "*" not in names:
+        lacking = " and ".join(f"{name}()" for name in missing)
+        raise ImageError(
+            f"entry script {file.source} does not define {lacking} at module level: "
+            "it needs init(), called once, and run(data), called for each request"
+        )
+
+
+def _parsed(source: bytes, filename: str) -> ast.Module:
+    try:
+        return ast.parse(source, filename)
+    except SyntaxError as error:
+        text = f": {error.text.strip()}" if error.text else ""
+        raise EntryScriptSyntaxError(
+            f"entry script {filename} does not compile: line {error.lineno}: {error.msg}{text}"
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise EntryScriptSyntaxError(f"entry script {filename} does not compile: {error}") from None
+
+
+def _names(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the names that statements bind at module level, also inside if, try, with and loops; `*` if unknown."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                for alias in aliases:
+                    yield alias.asname or alias.name.partition(".")[0]
+            case _:
+                yield from _targets(statement)
+                for block in ("body", "orelse", "finalbody"):
+                    yield from _names(getattr(statement, block, []))
+                for part in [*getattr(statement, "handlers", []), *getattr(statement, "cases", [])]:
+                    yield from _names(part.body)
+
+
+def _targets(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that an assignment binds; an annotation alone binds none."""
+    if isinstance(statement, ast.AnnAssign) and statement.value is None:
+        return
+    targets: list[ast.expr] = list(getattr(statement, "targets", []))
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    for target in targets:
+        for node in ast.walk(target):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id

@@ -1,0 +1,126 @@
+"""Reading of requirement lines, as pip writes them, in the order in which they stand."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from controlled_rollout.errors import ImageError
+
+__all__ = ["check_requirement", "read_requirement_lines", "read_requirements"]
+
+COMMENT: Final = re.compile(r"(^|\s)#.*$")
+INCLUDE: Final = re.compile(r"(?:-r\s*|--requirement(?:\s+|=))(?P<path>\S.*)")
+OPTION_NAMES: Final = {"-i": "--index-url", "-f": "--find-links"}
+ADDRESSES: Final = ("--index-url", "--extra-index-url", "--find-links")
+OPTIONS: Final = (*ADDRESSES, "--no-index", "--no-binary", "--only-binary")
+# A user name or password in an address, unless the environment supplies it.
+CREDENTIALS: Final = re.compile(r"https?://(?!\$\{\w+\}(?::\$\{\w+\})?@)[^/\s@]+@")
+
+
+def read_requirements(path: Path) -> tuple[str, ...]:
+    """Return the requirements of a file, with those of the files that it includes in their place.
+
+    Raises:
+        ImageError: A file cannot be read, includes itself, or has a line that is refused.
+    """
+    return tuple(_read(path, ()))
+
+
+def read_requirement_lines(lines: Iterable[str], source: Path) -> tuple[str, ...]:
+    """Return the requirements of lines that stand in `source`, such as the `pip:` part of a conda file."""
+    return tuple(_lines(lines, source, (source,)))
+
+
+def check_requirement(line: str) -> str:
+    """Return one requirement or option in its canonical form: the same meaning, the same text.
+
+    Raises:
+        ImageError: It is neither, or its content would not be covered by the environment's hash.
+    """
+    text = line.strip()
+    if CREDENTIALS.search(text):
+        address = CREDENTIALS.sub("https://***@", text)
+        raise ImageError(
+            f"requirement {address!r} holds a password or token: requirements are stored in the clear. "
+            "Write ${A_VARIABLE} in its place, or set UV_INDEX_<NAME>_PASSWORD, or use a .netrc file"
+        )
+    if text.startswith("-"):
+        return _option(text)
+    specification, *hashes = re.split(r"\s+(?=--hash[=\s])", text)
+    try:
+        requirement = Requirement(specification)
+    except InvalidRequirement as error:
+        why = str(error).splitlines()[0]
+        raise ImageError(f"requirement {text!r} is not understood: {why}. {_hint(text)}") from None
+    if requirement.url and requirement.url.startswith("file:"):
+        raise ImageError(f"requirement {text!r} is a local path. {_hint('.')}")
+    return " ".join([str(requirement), *(re.sub(r"^--hash[=\s]\s*", "--hash=", item).strip() for item in hashes)])
+
+
+def _option(text: str) -> str:
+    name, _, value = text.partition("=") if re.match(r"--[a-z-]+=", text) else text.partition(" ")
+    name, value = OPTION_NAMES.get(name, name), value.strip()
+    if name in ("-e", "--editable"):
+        raise ImageError(f"requirement {text!r} is an editable install. {_hint('.')}")
+    if name not in OPTIONS:
+        known = ", ".join(OPTIONS)
+        raise ImageError(
+            f"option {text!r} is not taken in an environment's requirements: known are {known}, and -r FILE"
+        )
+    if value.startswith("file:") or (name in ADDRESSES and "://" not in value):
+        raise ImageError(
+            f"option {text!r} needs an address, a folder's content is not covered by the environment's hash"
+        )
+    return f"{name} {value}".strip()
+
+
+def _hint(text: str) -> str:
+    if "://" not in text and (text.startswith((".", "/", "~")) or text.endswith((".whl", ".tar.gz", ".zip"))):
+        return (
+            "A local path's content is not covered by the environment's hash: put the code into the source folder, "
+            "or publish it to an index"
+        )
+    if "://" in text:
+        return "Write an address as `name @ https://…`"
+    return "Write it as `name==1.2.3`"
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> Iterable[str]:
+    if path.resolve() in including:
+        raise ImageError(f"requirements file {path} includes itself")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"requirements file {path} cannot be read: {error}") from None
+    continued = re.sub(r"\\\r?\n", " ", text)
+    return _lines(continued.splitlines(), path, (*including, path.resolve()))
+
+
+def _lines(lines: Iterable[str], source: Path, including: tuple[Path, ...]) -> Iterable[str]:
+    for line in lines:
+        text = COMMENT.sub("", line).strip()
+        if not text:
+            continue
+        if include := INCLUDE.fullmatch(text):
+            yield from _read(source.parent / _unquoted(include["path"], source), including)
+            continue
+        yield _with_source(check_requirement, text, source)
+
+
+def _unquoted(text: str, source: Path) -> str:
+    """Return a path as pip reads it: quotes and backslashes as in a shell."""
+    try:
+        return " ".join(shlex.split(text))
+    except ValueError as error:
+        raise ImageError(f"{source}: {text!r} cannot be read: {error}") from None
+
+
+def _with_source(check: Callable[[str], str], text: str, source: Path) -> str:
+    try:
+        return check(text)
+    except ImageError as error:
+        raise ImageError(f"{source}: {error}") from None
