@@ -1,0 +1,193 @@
+"""KQL -> one SELECT over the store's tables, or the error that Azure would give."""
+
+import re
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+
+import duckdb  # noqa: TID253 - runs only inside the store's own process
+import duckdb_kql
+from duckdb_kql.types import kusto_type
+
+from controlled_rollout.evidence.store.schema import TABLES
+
+__all__ = ["QueryRefusedError", "Statement", "parse_timespan", "translate"]
+
+# The parser is Python: a query of this length keeps it busy for seconds.
+MAX_QUERY_LENGTH: Final = 32_768
+SCHEMA: Final = {name: table.column_names for name, table in TABLES.items()}
+
+DURATION: Final = re.compile(
+    r"P(?=[\dT])(?:(\d+(?:\.\d+)?)W)?(?:(\d+(?:\.\d+)?)D)?"
+    r"(?:T(?=\d)(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?)?",
+    re.ASCII,
+)
+
+# Only one translation at a time: the parser shares a growing cache between its instances.
+_translating = threading.Lock()
+
+
+class QueryRefusedError(Exception):
+    """The query cannot be run.
+
+    Attributes:
+        kind: The inner error's code: SyntaxError, SemanticError, NotSupportedError or one of ours.
+        inner: Azure's code of the fault (SYN0002, SEM0100, …) with its message and position.
+    """
+
+    def __init__(self, kind: str, message: str, **inner: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.inner = {"message": message, **inner}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a query became.
+
+    Attributes:
+        sql: One SELECT in which the tables' names stand for what the caller puts in their place.
+        parameters: Values that DuckDB binds.
+        tables: The store's tables that it reads.
+    """
+
+    sql: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+
+    def over(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
+        """Return the statement that reads the store's tables, rows within [start, end] only."""
+        if not self.tables:
+            return self.sql
+        views = ", ".join(
+            f'"{name}" AS NOT MATERIALIZED ({TABLES[name].view_sql(workspace_id, start, end)})' for name in self.tables
+        )
+        return f"WITH {views} SELECT * FROM ({self.sql}\n)"  # noqa: S608 - translated, checked, from our own names
+
+
+@lru_cache(maxsize=256)
+def translate(query: str) -> Statement:
+    """Translate a query and prove that the result only reads the store's tables.
+
+    Raises:
+        QueryRefusedError: It is no KQL, not supported, or reads something else.
+    """
+    if len(query) > MAX_QUERY_LENGTH:
+        raise QueryRefusedError("QueryTooLong", f"the query has {len(query)} characters, {MAX_QUERY_LENGTH} are taken")
+    if not query.strip():
+        raise QueryRefusedError("SyntaxError", "the query is empty", code="SYN0001")
+    if _uncommented(query).startswith("."):
+        raise QueryRefusedError("NotSupportedError", "control commands are not allowed in queries", code="SYN0002")
+    try:
+        with _translating:
+            translated = duckdb_kql.to_sql(query, schema=SCHEMA, allow_write=False, clusters={}, functions=[])
+    except duckdb_kql.KqlSyntaxError as error:
+        raise _syntax_error(query, error) from None
+    except duckdb_kql.KqlUnsupportedError as error:
+        message = f"{error}: Azure may know it, this store does not (docs/telemetry-store.md lists what it knows)"
+        raise QueryRefusedError("NotSupportedError", message, code="NotSupported") from None
+    except duckdb_kql.KqlError as error:
+        raise QueryRefusedError("SemanticError", str(error), code="SEM0100") from None
+    except RecursionError:
+        raise QueryRefusedError("SyntaxError", "the query is nested too deeply", code="SYN0003") from None
+    if translated.unbound:
+        names = ", ".join(translated.unbound)
+        raise QueryRefusedError("SemanticError", f"query parameters without a value: {names}", code="SEM0100")
+    sql = str(translated)
+    return Statement(sql, dict(translated.parameters), _tables_read(sql))
+
+
+def _uncommented(query: str) -> str:
+    """Return the query from its first character that is neither space nor comment."""
+    return re.sub(r"\A(?:\s+|//[^\n]*(?:\n|\Z))*", "", query)
+
+
+def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedError:
+    if not error.diagnostics:
+        return QueryRefusedError("SyntaxError", str(error), code="SYN0002")
+    span = error.diagnostics[0].span
+    lines = query.splitlines() or [""]
+    line = lines[min(span.line, len(lines)) - 1]
+    found = re.match(r"\w+|\S|\Z", line[span.column :])
+    token = found[0] if found else ""
+    where = f"'{token}'" if token else "the end"
+    return QueryRefusedError(
+        "SyntaxError",
+        f"Query could not be parsed at {where} on line [{span.line},{span.column + 1}]",
+        code="SYN0002",
+        line=span.line,
+        pos=span.column + 1,
+        token=token,
+    )
+
+
+def _tables_read(sql: str) -> tuple[str, ...]:
+    """Return the store's tables that a translated query reads.
+
+    The translator already refuses what is not KQL. This is the second lock, on the SQL itself: one statement, a SELECT,
+    over our tables by their exact names, and no function that yields a table from somewhere else.
+
+    Raises:
+        QueryRefusedError: It reads anything else.
+    """
+    with duckdb.connect(":memory:", config={"enable_external_access": False}) as parser:
+        try:
+            statements = parser.extract_statements(sql)
+            names = parser.get_table_names(sql, qualified=True)
+        except duckdb.Error as error:
+            raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
+    for name in sorted(names):
+        bare = name[1:-1] if name.startswith('"') and name.endswith('"') else name
+        if bare not in TABLES:
+            raise QueryRefusedError(
+                "SemanticError",
+                f"Failed to resolve table or column expression named '{bare}'. Kept are: {', '.join(TABLES)}",
+                code="SEM0100",
+            )
+    return tuple(sorted(name.strip('"') for name in names))
+
+
+def column_type(duckdb_type: object) -> str:
+    """Return the type that Azure's answer names for a column."""
+    return kusto_type(duckdb_type)
+
+
+def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """Read an ISO 8601 duration or interval as the first and the last moment that a query may see.
+
+    Raises:
+        QueryRefusedError: It is neither.
+    """
+    if not text:
+        return None, None
+    first, slash, second = text.partition("/")
+    try:
+        if not slash:
+            return now - _duration(first), now
+        if first.startswith("P"):
+            end = _moment(second)
+            return end - _duration(first), end
+        start = _moment(first)
+        end = start + _duration(second) if second.startswith("P") else _moment(second)
+    except (ValueError, OverflowError):
+        raise QueryRefusedError(
+            "InvalidTimespan", f"timespan {text[:80]!r} is no ISO 8601 duration or interval"
+        ) from None
+    return start, end
+
+
+def _duration(text: str) -> timedelta:
+    match = DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    weeks, days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text, flags=re.ASCII))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

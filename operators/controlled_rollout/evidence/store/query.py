@@ -1,0 +1,247 @@
+"""The Log Analytics query API: a KQL query in, tables of Azure's shape out."""
+
+import json
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+import duckdb  # noqa: TID253 - runs only inside the store's own process
+
+from controlled_rollout.evidence.store.database import Database
+from controlled_rollout.evidence.store.kql import QueryRefusedError, column_type, parse_timespan, translate
+
+__all__ = ["Answer", "QueryLimits", "error_answer", "run_query"]
+
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLimits:
+    """Azure's limits of one query."""
+
+    max_rows: int = 500_000
+    max_bytes: int = 100 * 2**20
+    timeout_s: float = 180.0
+    max_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP status and a JSON body, already encoded."""
+
+    status: int
+    body: bytes
+
+
+def error_answer(status: int, code: str, message: str, inner: dict[str, Any] | None = None) -> Answer:
+    """Return an error of Azure's shape."""
+    error: dict[str, Any] = {"message": message, "code": code, "correlationId": str(uuid.uuid4())}
+    if inner:
+        error["innererror"] = inner
+    return Answer(status, json.dumps({"error": error}).encode())
+
+
+def _refused(error: QueryRefusedError) -> Answer:
+    """A fault of the query itself, nested as Azure nests it."""
+    message = {
+        "SyntaxError": "A recognition error occurred in the query.",
+        "SemanticError": "A semantic error occurred.",
+    }.get(error.kind, str(error))
+    inner: dict[str, Any] = {"code": error.kind, "message": message}
+    if error.kind in ("SyntaxError", "SemanticError"):
+        inner["innererror"] = error.inner
+    return error_answer(400, "BadArgumentError", "The request had some invalid properties", inner)
+
+
+def run_query(
+    database: Database,
+    query: object,
+    *,
+    timespan: object,
+    workspace_id: str,
+    timeout_s: float,
+    limits: QueryLimits,
+    statistics: bool = False,
+) -> Answer:
+    """Translate, run and encode one query; every failure becomes an answer.
+
+    Args:
+        database: Where the rows are.
+        query: The KQL.
+        timespan: ISO 8601 duration or interval, laid over TimeGenerated; None for all.
+        workspace_id: What the column TenantId says.
+        timeout_s: The query is stopped after so long.
+        limits: Rows and bytes beyond which the result is partial.
+        statistics: Whether the answer tells how long it took.
+    """
+    if not isinstance(query, str) or not isinstance(timespan, str | None):
+        return error_answer(400, "BadArgumentError", "query must be text, timespan text or nothing")
+    began = time.monotonic()
+    try:
+        statement = translate(query)
+        start, end = parse_timespan(timespan, datetime.now(UTC))
+    except QueryRefusedError as error:
+        return _refused(error)
+    left = timeout_s - (time.monotonic() - began)
+    cursor = database.cursor()
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        cursor.interrupt()
+
+    timer = threading.Timer(max(left, 0.001), stop)
+    timer.start()
+    try:
+        # Nothing that is run here can write; DuckDB is told so as well.
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
+        return _encode(cursor, limits, began if statistics else None, stopped)
+    except duckdb.InterruptException:
+        return error_answer(
+            504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s (Prefer: wait=N asks for more)"
+        )
+    except (duckdb.BinderException, duckdb.CatalogException) as error:
+        return _refused(QueryRefusedError("SemanticError", _first_line(error), code="SEM0100"))
+    except duckdb.OutOfMemoryException as error:
+        inner = {"code": "E_LOW_MEMORY_CONDITION", "message": _first_line(error)}
+        return error_answer(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
+    except duckdb.Error as error:
+        log.info("query failed: %s", error)
+        return _refused(QueryRefusedError("SemanticError", _first_line(error), code="SEM0000"))
+    finally:
+        timer.cancel()
+        cursor.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _encode(
+    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, began: float | None, stopped: threading.Event
+) -> Answer:
+    description = cursor.description or []
+    types = [column_type(column[1]) for column in description]
+    columns = [{"name": column[0], "type": kind} for column, kind in zip(description, types, strict=True)]
+    encoders = [_ENCODERS.get(kind, _as_text) for kind in types]
+    parts: list[bytes] = []
+    count = size = 0
+    cut = ""
+    while rows := cursor.fetchmany(min(ROWS_AT_ONCE, limits.max_rows + 1 - count)):
+        if stopped.is_set():
+            raise duckdb.InterruptException("stopped while the rows were read")
+        if count + len(rows) > limits.max_rows:
+            rows = rows[: limits.max_rows - count]
+            cut = f"The results of this query exceed the set limit of {limits.max_rows} records."
+        encoded = _rows(rows, encoders)
+        if size + len(encoded) > limits.max_bytes:
+            cut = f"The results of this query exceed the set limit of {limits.max_bytes} bytes."
+            break
+        count += len(rows)
+        size += len(encoded)
+        if encoded:
+            parts.append(encoded)
+        if cut:
+            break
+    tail: dict[str, Any] = {}
+    if began is not None:
+        tail["statistics"] = {"query": {"executionTime": round(time.monotonic() - began, 6)}}
+    if cut:
+        tail["error"] = _partial_error(cut)
+    head = json.dumps({"name": "PrimaryResult", "columns": columns})[:-1]
+    end = json.dumps(tail)[1:]
+    body = b'{"tables":[' + head.encode() + b',"rows":[' + b",".join(parts) + b"]}]"
+    return Answer(200, body + (b"," + end.encode() if tail else b"}"))
+
+
+def _partial_error(message: str) -> dict[str, Any]:
+    return {
+        "code": "PartialError",
+        "message": "There were some errors when processing your query.",
+        "details": [
+            {
+                "code": "EngineError",
+                "message": "Something went wrong processing your query on the server.",
+                "innererror": {"code": "-2133196797", "message": message, "severity": 2, "severityName": "Error"},
+            }
+        ],
+    }
+
+
+def _rows(rows: Sequence[Sequence[Any]], encoders: Sequence[Callable[[Any], Any]]) -> bytes:
+    encoded = [
+        [_null(encode) if value is None else encode(value) for encode, value in zip(encoders, row, strict=True)]
+        for row in rows
+    ]
+    return json.dumps(encoded, separators=(",", ":"))[1:-1].encode()
+
+
+def _null(encode: Callable[[Any], Any]) -> str | None:
+    """KQL's strings are never null."""
+    return "" if encode is _as_text else None
+
+
+def _as_text(value: Any) -> str:
+    return str(value)
+
+
+def _as_guid(value: Any) -> str:
+    return str(value)
+
+
+def _as_datetime(value: Any) -> str:
+    if isinstance(value, datetime):
+        moment = value.astimezone(UTC) if value.tzinfo else value
+        # Seven digits at most, as Azure writes them, and none where there is nothing to say.
+        fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
+        return moment.replace(tzinfo=None).isoformat(timespec="seconds") + fraction + "Z"
+    return f"{value.isoformat()}T00:00:00Z" if isinstance(value, date) else str(value)
+
+
+def _as_timespan(value: Any) -> str:
+    if not isinstance(value, timedelta):
+        return str(value)
+    sign, value = ("-", -value) if value < timedelta(0) else ("", value)
+    clock = f"{value.seconds // 3600:02d}:{value.seconds // 60 % 60:02d}:{value.seconds % 60:02d}"
+    fraction = f".{value.microseconds:06d}0" if value.microseconds else ""
+    return f"{sign}{f'{value.days}.' if value.days else ''}{clock}{fraction}"
+
+
+def _as_real(value: Any) -> float | str:
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _as_dynamic(value: Any) -> str:
+    """Azure gives dynamic values as JSON text."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
+
+
+def _as_decimal(value: Any) -> str:
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+_ENCODERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "string": _as_text,
+    "guid": _as_guid,
+    "datetime": _as_datetime,
+    "timespan": _as_timespan,
+    "real": _as_real,
+    "decimal": _as_decimal,
+    "long": int,
+    "int": int,
+    "bool": bool,
+    "dynamic": _as_dynamic,
+}

@@ -1,0 +1,99 @@
+"""Values as they arrive, made fit for a column: bounded, valid UTF-8, valid JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+__all__ = [
+    "LATEST_US",
+    "MAX_ITEM_COUNT",
+    "MalformedError",
+    "finite",
+    "json_text",
+    "microseconds",
+    "properties_json",
+    "success",
+    "text",
+]
+
+# 2262-04-11: where nanoseconds in 64 bits end; DuckDB's TIMESTAMP reaches much further.
+LATEST_US: Final = 9_223_372_036_854_775
+MAX_ITEM_COUNT: Final = 2**31 - 1
+# App Insights' own limits, in characters.
+MAX_KEY: Final = 150
+MAX_PROPERTY: Final = 8_192
+
+
+class MalformedError(ValueError):
+    """One item is not what its protocol says; the message goes back to the sender."""
+
+
+def text(value: object, limit: int = MAX_PROPERTY) -> str:
+    """Return `value` as text of at most `limit` characters that can be written as UTF-8."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict | list):
+        return json_text(value)[:limit]
+    cut = str(value)[:limit]
+    # A lone surrogate, which JSON can spell, would make the database refuse the whole batch.
+    return cut if cut.isascii() else cut.encode("utf-8", "replace").decode("utf-8")
+
+
+def json_text(value: object) -> str:
+    """Return `value` as JSON.
+
+    Raises:
+        MalformedError: It holds NaN or an infinity, which JSON cannot say.
+    """
+    try:
+        written = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"a value cannot be kept as JSON: {error}") from None
+    return written if written.isascii() else written.encode("utf-8", "replace").decode("utf-8")
+
+
+def properties_json(properties: Mapping[str, Any]) -> str:
+    """Return custom properties as Azure keeps them: every value as text, both sides cut to Azure's limits."""
+    return json_text({text(key, MAX_KEY): text(value) for key, value in properties.items()})
+
+
+def microseconds(moment: datetime) -> int:
+    """Return an aware moment as microseconds since 1970.
+
+    Raises:
+        MalformedError: It lies outside what a column can hold.
+    """
+    try:
+        # In two parts: a float cannot carry the microseconds of today's dates exactly.
+        stamp = int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
+    except (OverflowError, ValueError, OSError):
+        raise MalformedError(f"time {moment!r} is out of range") from None
+    if not 0 <= stamp <= LATEST_US:
+        raise MalformedError(f"time {moment.isoformat()} is out of range: 1970 to 2262 can be kept")
+    return stamp
+
+
+def success(result_code: str) -> bool:
+    """Return App Insights' notion of success: an HTTP code from 100 to 399."""
+    return result_code.isdecimal() and 100 <= int(result_code) < 400
+
+
+def finite(value: object, what: str) -> float:
+    """Return `value` as a finite number.
+
+    Raises:
+        MalformedError: It is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MalformedError(f"{what} is {value!r}: a number was expected")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise MalformedError(f"{what} is too large") from None
+    if not math.isfinite(number):
+        raise MalformedError(f"{what} is {value!r}: a finite number was expected")
+    return number
