@@ -18,6 +18,7 @@ from controlled_rollout_scoring.settings import Settings
 SERVER = "azureml_inference_server_http"
 # What the stock server ends with when a script cannot be served.
 CANNOT_SERVE = 3
+STOCK_LOGGER = logging.getLogger("azmlinfsrv")
 
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
@@ -112,14 +113,16 @@ def load(settings: Settings) -> Application:
     _prepare_environment(settings)
     _switch_telemetry_off()
     try:
-        logger = _quiet_logger(settings.app_root)
+        own_logging = _start_logging(settings.app_root)
         from azureml_inference_server_http.server.entry import app
     except SystemExit as refusal:
         _end(settings.entry_script, refusal.__context__)
     except BaseException as error:
         _end(settings.entry_script, error)
-    if logger is not None:
-        logger.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "WARNING").upper())
+    STOCK_LOGGER.removeFilter(_no_errors)
+    if not own_logging:
+        # From here on nothing is logged for each request but what the script prints and raises.
+        STOCK_LOGGER.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "WARNING").upper())
         logging.getLogger("azmlinfsrv.print").setLevel(logging.INFO)
     app.request_class = _whole_body(app.request_class)
     return Application(DataCapture(app), slots=settings.slots, workers=settings.workers)
@@ -154,18 +157,19 @@ def _switch_telemetry_off() -> None:
     sys.modules[name] = module
 
 
-def _quiet_logger(app_root: str) -> logging.Logger | None:
-    """Let the stock server's logger report the start but not its failure, which is reported by `_end`.
+def _start_logging(app_root: str) -> bool:
+    """Let the stock server's logger report the start, but not its failure: `_end` does that.
 
-    None if the project brings a logging configuration of its own, which then holds.
+    Returns whether the project brings a logging configuration of its own, which then holds.
     """
     from azureml_inference_server_http.server import config  # noqa: F401 - sets logging up
 
-    if os.path.isfile(os.path.join(app_root, "logging.json")):
-        return None
-    logger = logging.getLogger("azmlinfsrv")
-    logger.addFilter(lambda record: record.levelno < logging.ERROR)
-    return logger
+    STOCK_LOGGER.addFilter(_no_errors)
+    return os.path.isfile(os.path.join(app_root, "logging.json"))
+
+
+def _no_errors(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
 
 
 def _whole_body(request_class: type) -> type:

@@ -15,7 +15,6 @@ from typing import Any
 
 from controlled_rollout_scoring.answers import Answer, overloaded, timed_out, waited_too_long
 
-
 # The way back to one caller; the first answer counts, later ones are dropped.
 Reply = Callable[[Answer], None]
 

@@ -1,0 +1,140 @@
+"""A real environment as a version has one, built once by uv and kept; and a real replica served from it."""
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from uv import find_uv_bin
+
+REPOSITORY = Path(__file__).parents[2]
+RUNTIME = REPOSITORY / "docker" / "scoring"
+REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
+# What the scripts of the tests need; a user's environment file would name it.
+USERS_PACKAGES = ("numpy", "pandas")
+DEADLINE_S = 60.0
+
+
+def environment_python() -> Path:
+    """Return the interpreter of an environment with the runtime's requirements; builds it the first time."""
+    content = "\n".join([sys.version, *USERS_PACKAGES, REQUIREMENTS.read_text()])
+    folder = REPOSITORY / ".work" / "test-cache" / f"scoring-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    python = folder / "environment" / "bin" / "python"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            uv = find_uv_bin()
+            subprocess.run(
+                [uv, "venv", "-q", "--clear", "-p", sys.executable, folder / "environment"],
+                check=True,
+            )
+            subprocess.run([uv, "pip", "install", "-q", "-p", python, "-r", REQUIREMENTS, *USERS_PACKAGES], check=True)
+            (folder / "complete").touch()
+    return python
+
+
+def wait_for(condition, what: str, seconds: float = DEADLINE_S):
+    """Return the condition's first true value; fail with `what` when it has none in time."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not in {seconds:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+@dataclass
+class Replica:
+    """A running replica and its log."""
+
+    process: subprocess.Popen
+    log_file: Path
+    port: int = 0
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def request(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def score(self, body: bytes | str = b"{}", **headers: str) -> Answer:
+        return self.request("POST", "/score", body, **{"Content_Type": "application/json", **headers})
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE_S)
+
+
+@contextmanager
+def replica(
+    python: Path,
+    folder: Path,
+    script: str,
+    *,
+    bind: str = "127.0.0.1:0",
+    options: tuple[str, ...] = (),
+    ready: bool = True,
+    **settings: str,
+) -> Iterator[Replica]:
+    """Serve a script; a setting's name is an environment variable's. Killed at the end if it still runs."""
+    app = folder / "app"
+    app.mkdir(exist_ok=True)
+    (app / "score.py").write_text(script)
+    command = [str(python), "-m", "controlled_rollout_scoring", "--bind", bind, *options]
+    environment = runtime_environment(app, settings)
+    log_file = folder / "replica.log"
+    with log_file.open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    running = Replica(process, log_file)
+    try:
+        if ready:
+            wait_for(lambda: "ready: listening on" in running.log or process.poll() is not None, "the replica is ready")
+            assert process.poll() is None, running.log
+            running.port = listening_port(running.log)
+        yield running
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def runtime_environment(app: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    contract = {"PYTHONPATH": str(RUNTIME), "AML_APP_ROOT": str(app), "AZUREML_ENTRY_SCRIPT": "score.py"}
+    return {**inherited, **contract, "AZUREML_MODEL_DIR": str(app), **settings}
+
+
+def listening_port(log: str) -> int:
+    """The port in the line that says that the replica is ready; 0 if it listens on a unix socket."""
+    address = log.rpartition("ready: listening on ")[2].split(",")[0]
+    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])

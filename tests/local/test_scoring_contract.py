@@ -1,0 +1,269 @@
+"""Stock user scripts run unchanged: each kind is served by a real process and called over HTTP."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from local.scoring_environment import environment_python, replica
+
+PLAIN = """
+import os
+
+def init():
+    global model
+    with open(os.path.join(os.environ["AZUREML_MODEL_DIR"], "score.py")) as file:
+        model = len(file.read())
+    print("init has run")
+
+def run(data):
+    print("run got", type(data).__name__)
+    if data == "raise":
+        raise ValueError("the model is unwell")
+    if data == "unserialisable":
+        return object()
+    return {"length": len(data), "model": model > 0}
+"""
+
+RAW = """
+from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
+from azureml_inference_server_http.api.aml_response import AMLResponse
+
+def init():
+    pass
+
+@rawhttp
+def run(request):
+    if request.method == "GET":
+        return AMLResponse("q=" + request.args.get("q", ""), 200)
+    if request.headers.get("X-Want"):
+        return AMLResponse({"why": "asked"}, int(request.headers["X-Want"]), json_str=True)
+    if request.form:
+        return {"form": request.form.get("a"), "data": request.get_data(as_text=True)}
+    if request.headers.get("X-Stream"):
+        from flask import Response
+        return Response((part for part in (b"one,", b"two,", b"three")), mimetype="text/csv")
+    return AMLResponse(request.get_data()[::-1], 200, {"Content-Type": "image/png", "X-Extra": "a,b"})
+"""
+
+NUMPY = """
+import numpy as np
+from inference_schema.schema_decorators import input_schema, output_schema
+from inference_schema.parameter_types.numpy_parameter_type import NumpyParameterType
+
+def init():
+    pass
+
+@input_schema("data", NumpyParameterType(np.array([[1.0, 2.0]])))
+@output_schema(NumpyParameterType(np.array([3.0])))
+def run(data):
+    assert isinstance(data, np.ndarray)
+    return data.sum(axis=1).tolist()
+"""
+
+PANDAS = """
+import pandas as pd
+from inference_schema.schema_decorators import input_schema, output_schema
+from inference_schema.parameter_types.pandas_parameter_type import PandasParameterType
+from inference_schema.parameter_types.standard_py_parameter_type import StandardPythonParameterType
+
+def init():
+    pass
+
+@input_schema("table", PandasParameterType(pd.DataFrame({"a": [1], "b": [2]})))
+@input_schema("factor", StandardPythonParameterType(2))
+@output_schema(StandardPythonParameterType([1]))
+def run(table, factor=10):
+    assert isinstance(table, pd.DataFrame)
+    return (table["a"] * factor).tolist()
+"""
+
+HEADERS = """
+def init():
+    pass
+
+def run(data, request_headers):
+    return {"data": data, "x-caller": request_headers.get("X-Caller"), "others": sorted(request_headers)}
+"""
+
+SAME_THREAD = """
+import asyncio, os, signal, sqlite3, threading
+
+import neighbour
+
+def init():
+    global database, thread
+    database = sqlite3.connect(":memory:")
+    thread = threading.get_ident()
+
+def run(data):
+    database.execute("select 1")
+    return {
+        "same": thread == threading.get_ident(),
+        "main": threading.current_thread() is threading.main_thread(),
+        "loop": asyncio.run(asyncio.sleep(0, "ran")),
+        "folder": os.path.basename(os.getcwd()),
+        "neighbour": neighbour.NAME,
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    return environment_python()
+
+
+def test_plain_run_gets_the_body_as_text_and_its_return_value_is_sent_as_json(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score("[[1, 2]]")
+
+    assert answer.status == 200
+    assert answer.json == {"length": 8, "model": True}
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["x-ms-run-function-failed"] == "False"
+    assert float(answer.headers["x-ms-run-fn-exec-ms"]) >= 0
+    assert answer.headers["x-ms-server-version"] == "azmlinfsrv/1.5.1"
+    assert "init has run" in served.log
+    assert "run got str" in served.log
+
+
+def test_request_ids_come_back_and_too_long_ones_are_refused(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        named = served.score(x_request_id="mine", x_ms_client_request_id="theirs")
+        too_long = served.score(x_request_id="x" * 101)
+
+    assert (named.headers["x-request-id"], named.headers["x-ms-client-request-id"]) == ("mine", "theirs")
+    assert too_long.status == 431
+
+
+def test_run_that_raises_is_a_500_in_the_stock_form_and_the_traceback_is_logged(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score("raise")
+        after = served.score("fine")
+
+    assert answer.status == 500
+    assert answer.headers["x-ms-run-function-failed"] == "True"
+    assert answer.json == {"message": "An unexpected error occurred in scoring script. Check the logs for more info."}
+    assert "ValueError: the model is unwell" in served.log
+    assert after.status == 200
+
+
+def test_return_value_that_is_no_json_is_a_500(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score("unserialisable")
+
+    assert answer.status == 500
+    assert "not JSON serializable" in served.log
+
+
+def test_body_of_5_mb_arrives_whole(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score("a" * 5_000_000)
+
+    assert answer.json["length"] == 5_000_000
+
+
+def test_body_sent_as_a_form_reaches_run_whole(python, tmp_path):
+    """The stock server hands run() an empty string here: `curl -d` sends this content type."""
+    body = '{"data": "x=1&y=2"}'
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score(body, Content_Type="application/x-www-form-urlencoded")
+
+    assert answer.json["length"] == len(body)
+
+
+def test_chunked_body_arrives_whole(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.request("POST", "/score", iter([b"abc", b"defgh"]))
+
+    assert answer.json["length"] == 8
+
+
+def test_get_passes_the_query_as_json(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.request("GET", "/score?a=1")
+
+    assert answer.json["length"] == len(json.dumps({"a": 1}))
+
+
+def test_unknown_paths_and_methods_are_answered_as_the_stock_server_does(python, tmp_path):
+    with replica(python, tmp_path, PLAIN) as served:
+        unknown = served.request("GET", "/nothing")
+        wrong = served.request("PUT", "/score", "x")
+        options = served.request("OPTIONS", "/score")
+
+    assert (unknown.status, wrong.status, options.status) == (404, 405, 200)
+    assert "not found" in unknown.json["message"]
+
+
+def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(python, tmp_path):
+    with replica(python, tmp_path, RAW) as served:
+        reversed_bytes = served.score(b"\x00\xffabc", Content_Type="application/octet-stream")
+        not_found = served.score(X_Want="404")
+        failed = served.score(X_Want="500")
+        query = served.request("GET", "/score?q=v")
+
+    assert (reversed_bytes.status, reversed_bytes.body) == (200, b"cba\xff\x00")
+    assert reversed_bytes.headers["Content-Type"] == "image/png"
+    assert reversed_bytes.headers.get_all("X-Extra") == ["a", "b"]
+    assert (not_found.status, not_found.json) == (404, {"why": "asked"})
+    assert (failed.status, failed.headers["x-ms-run-function-failed"]) == (500, "True")
+    assert query.body == b"q=v"
+
+
+def test_rawhttp_script_still_gets_its_form_fields(python, tmp_path):
+    with replica(python, tmp_path, RAW) as served:
+        answer = served.score("a=1&b=2", Content_Type="application/x-www-form-urlencoded")
+
+    assert answer.json["form"] == "1"
+
+
+def test_rawhttp_script_may_stream_its_answer(python, tmp_path):
+    with replica(python, tmp_path, RAW) as served:
+        answer = served.score(X_Stream="yes")
+        after = served.score(X_Stream="yes")
+
+    assert answer.body == after.body == b"one,two,three"
+    assert answer.headers["Content-Type"].startswith("text/csv")
+
+
+def test_numpy_schema_converts_the_input_and_describes_itself(python, tmp_path):
+    with replica(python, tmp_path, NUMPY) as served:
+        answer = served.score('{"data": [[1, 2], [3, 4]]}')
+        not_json = served.score("1", Content_Type="text/plain")
+        missing = served.score('{"other": 1}')
+        swagger2 = served.request("GET", "/swagger.json")
+        swagger3 = served.request("GET", "/swagger.json?version=3")
+        unknown = served.request("GET", "/swagger.json?version=9")
+
+    assert answer.json == [3.0, 7.0]
+    assert (not_json.status, missing.status) == (415, 400)
+    assert swagger2.json["definitions"]["ServiceInput"]["example"] == {"data": [[1.0, 2.0]]}
+    assert swagger3.json["openapi"].startswith("3.0")
+    assert unknown.status == 404
+
+
+def test_pandas_and_standard_schemas_convert_and_defaults_hold(python, tmp_path):
+    with replica(python, tmp_path, PANDAS) as served:
+        both = served.score('{"table": [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "factor": 2}')
+        default = served.score('{"table": [{"a": 1, "b": 2}]}')
+
+    assert both.json == [2, 6]
+    assert default.json == [10]
+
+
+def test_run_may_ask_for_the_request_headers(python, tmp_path):
+    with replica(python, tmp_path, HEADERS, SECRET_IN_ENVIRONMENT="x", HTTP_FROM_ENVIRONMENT="x") as served:
+        answer = served.score("d", X_Caller="tests").json
+
+    assert (answer["data"], answer["x-caller"]) == ("d", "tests")
+    assert "From-Environment" not in answer["others"]
+
+
+def test_init_and_run_share_the_main_thread_and_the_project_folder(python, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
+    with replica(python, tmp_path, SAME_THREAD) as served:
+        answer = served.score()
+
+    assert answer.json == {"same": True, "main": True, "loop": "ran", "folder": "app", "neighbour": "beside score.py"}

@@ -1,0 +1,519 @@
+"""How a replica starts, stays alive, refuses, times out, drains and dies: real processes, real sockets."""
+
+import http.client
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from local.scoring_environment import DEADLINE_S, environment_python, replica, runtime_environment, wait_for
+
+# Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
+HOLD = """
+import os, time
+
+def init():
+    if os.environ.get("INIT_WAITS_FOR"):
+        wait(os.environ["INIT_WAITS_FOR"])
+
+def wait(path):
+    open(path + ".begun", "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.005)
+
+def run(data):
+    if data.startswith("/"):
+        wait(data)
+    if data == "pid":
+        return os.getpid()
+    return "scored"
+"""
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    return environment_python()
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(32) as threads:
+        yield threads
+
+
+def held(served, pool, file: Path):
+    """Send a request that is being scored when this returns, until `file` is made."""
+    future = pool.submit(served.score, str(file))
+    wait_for(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
+    return future
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    """GET from a unix socket or a local port."""
+    connection = http.client.HTTPConnection("127.0.0.1", timeout=DEADLINE_S)
+    if address.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(address.removeprefix("unix:"))
+    else:
+        connection.sock = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+    connection.request("GET", path)
+    response = connection.getresponse()
+    try:
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# Starting
+
+
+def test_nothing_is_answered_before_init_has_succeeded(python, tmp_path):
+    gate, health, port = tmp_path / "gate", f"unix:{tmp_path}/health", free_port()
+    with replica(
+        python,
+        tmp_path,
+        HOLD,
+        bind=f"127.0.0.1:{port}",
+        options=("--health", health),
+        ready=False,
+        INIT_WAITS_FOR=str(gate),
+        WORKER_COUNT="2",
+    ) as served:
+        wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
+        live, ready = fetch(health, "/live"), fetch(health, "/ready")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        gate.touch()
+        wait_for(lambda: fetch(health, "/ready")[0] == 200, "the replica is ready")
+        served.port = port
+        answer = served.request("GET", "/")
+
+    assert live[0] == 200
+    assert ready == (503, "not ready: 0 of 2 workers\n")
+    assert (answer.status, answer.body) == (200, b"Healthy")
+
+
+@pytest.mark.parametrize(
+    ("script", "last_line"),
+    [
+        ("def init():\n    raise RuntimeError('no weights')\ndef run(data): pass", "RuntimeError: no weights"),
+        ("def init(:\n    pass", "SyntaxError: "),
+        ("def run(data): pass", "does not have a init() function defined."),
+        ("def init(): pass", "does not have a run() function defined."),
+        ("import nowhere_to_be_found\ndef init(): pass", "No module named 'nowhere_to_be_found'"),
+        ("def init(): raise SystemExit('gives up')\ndef run(data): pass", "SystemExit: gives up"),
+    ],
+    ids=["init raises", "syntax error", "no init", "no run", "missing package", "init exits"],
+)
+def test_script_that_cannot_be_served_ends_the_replica_with_its_traceback_last(python, tmp_path, script, last_line):
+    with replica(python, tmp_path, script, ready=False, WORKER_COUNT="1") as served:
+        code = served.wait()
+
+    assert code == 3
+    assert last_line in served.log.splitlines()[-1]
+    assert served.log.count("Traceback (most recent call last)") == 1
+
+
+def test_worker_that_vanishes_during_init_is_named_in_the_log(python, tmp_path):
+    script = "import os\ndef init(): os.kill(os.getpid(), 9)\ndef run(data): pass"
+    with replica(python, tmp_path, script, ready=False) as served:
+        code = served.wait()
+
+    assert code == 1
+    assert "was killed by SIGKILL (SIGKILL: often out of memory): the replica ends" in served.log
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"WORKER_COUNT": "0"}, "WORKER_COUNT='0' is not a whole number above 0"),
+        ({"SCORING_TIMEOUT_MS": "1.5"}, "SCORING_TIMEOUT_MS='1.5' is not a whole number above 0"),
+        ({"AZUREML_ENTRY_SCRIPT": "other.py"}, "AZUREML_ENTRY_SCRIPT='other.py': there is no such file"),
+        ({"AML_APP_ROOT": "/nowhere"}, "AML_APP_ROOT='/nowhere' is not a folder"),
+    ],
+)
+def test_setting_that_makes_no_sense_is_named_and_nothing_starts(python, tmp_path, setting, message):
+    with replica(python, tmp_path, HOLD, ready=False, **setting) as served:
+        code = served.wait()
+
+    assert code == 2
+    assert message in served.log
+
+
+def test_taken_port_is_an_error_that_names_it(python, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with replica(python, tmp_path, HOLD, bind=f"127.0.0.1:{port}", ready=False) as served:
+            code = served.wait()
+
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in served.log
+
+
+def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_the_end(python, tmp_path):
+    path = tmp_path / "score.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with replica(python, tmp_path, HOLD, bind=f"unix:{path}") as served:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        answer = fetch(f"unix:{path}", "/score?a=1")
+        served.process.terminate()
+        code = served.wait()
+
+    assert mode == 0o600
+    assert answer == (200, '"scored"')
+    assert code == 0
+    assert not path.exists()
+
+
+def test_unix_socket_that_another_server_answers_on_is_left_alone(python, tmp_path):
+    path = tmp_path / "score.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with replica(python, tmp_path, HOLD, bind=f"unix:{path}", ready=False) as served:
+            code = served.wait()
+
+    assert code == 2
+    assert path.exists()
+
+
+# Busy
+
+
+def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(python, tmp_path, pool):
+    gate, health = tmp_path / "gate", f"127.0.0.1:{free_port()}"
+    with replica(python, tmp_path, HOLD, options=("--health", health), MAX_REQUEST_WAIT_TIME_MS="60000") as served:
+        first = held(served, pool, gate)
+        waiting = [pool.submit(served.score) for _ in range(5)]
+        started = time.monotonic()
+        answers = [served.request("GET", "/") for _ in range(10)]
+        took = time.monotonic() - started
+        parent = fetch(health, "/ready")
+        still_held = not first.done()
+        gate.touch()
+        results = [future.result().status for future in [first, *waiting]]
+
+    assert still_held
+    assert {(answer.status, answer.body) for answer in answers} == {(200, b"Healthy")}
+    assert took < 2
+    assert parent[0] == 200
+    assert results == [200] * 6
+
+
+def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(python, tmp_path, pool):
+    script = (
+        "import ctypes\ndef init(): pass\n"
+        "def run(data):\n    open(data, 'w').close()\n    ctypes.PyDLL(None).sleep(2)\n    return 'woke'"
+    )
+    begun, health = tmp_path / "begun", f"unix:{tmp_path}/health"
+    with replica(python, tmp_path, script, options=("--health", health)) as served:
+        request = pool.submit(served.score, str(begun))
+        wait_for(begun.exists, "the model holds the lock")
+        answers = [fetch(health, "/live"), fetch(health, "/ready")]
+        still_held = not request.done()
+        woke = request.result()
+
+    assert [status for status, _ in answers] == [200, 200]
+    assert still_held
+    assert woke.status == 200
+
+
+def test_request_that_waits_too_long_for_its_turn_is_a_503_that_says_so(python, tmp_path, pool):
+    gate = tmp_path / "gate"
+    with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="200") as served:
+        first = held(served, pool, gate)
+        started = time.monotonic()
+        refused = served.score()
+        waited = time.monotonic() - started
+        gate.touch()
+
+        assert (first.result().status, served.score().status) == (200, 200)
+    assert refused.status == 503
+    assert refused.json == {"message": "overloaded: the request waited 200 ms for its turn"}
+    assert 0.2 <= waited < 5
+
+
+def test_request_beyond_the_queue_is_a_503_at_once(python, tmp_path, pool):
+    gate = tmp_path / "gate"
+    with replica(python, tmp_path, HOLD, MAX_QUEUED_REQUESTS="2", MAX_REQUEST_WAIT_TIME_MS="60000") as served:
+        first = held(served, pool, gate)
+        # Two wait, the others are refused: those are the only ones that can be done while the slot is held.
+        others = [pool.submit(served.score) for _ in range(6)]
+        wait_for(lambda: sum(future.done() for future in others) == 4, "four of six are refused")
+        gate.touch()
+        statuses = sorted(future.result().status for future in others)
+
+        assert first.result().status == 200
+    assert statuses == [200, 200, 503, 503, 503, 503]
+
+
+def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(python, tmp_path, pool):
+    gates = [tmp_path / f"gate{number}" for number in range(3)]
+    with replica(python, tmp_path, HOLD, REPLICA_MAX_CONCURRENT_REQUESTS="3") as served:
+        requests = [held(served, pool, gate) for gate in gates]
+        for gate in gates:
+            gate.touch()
+
+        assert [request.result().status for request in requests] == [200] * 3
+
+
+def test_worker_count_is_the_number_of_processes_that_score(python, tmp_path):
+    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
+        seen = set()
+        wait_for(lambda: seen.add(served.score("pid").json) or len(seen) == 2, "both workers have scored")
+
+        assert seen == set(served.workers())
+
+
+def test_body_over_the_limit_is_a_413(python, tmp_path):
+    with replica(python, tmp_path, HOLD, MAX_BODY_BYTES="1000000") as served:
+        declared = served.score(b"x" * 1_500_000)
+        chunked = served.score(iter([b"x" * 750_000] * 2))
+        within = served.score(b"x" * 1_000_000)
+
+    assert (declared.status, chunked.status, within.status) == (413, 413, 200)
+    assert declared.json == {"message": "the request's body exceeds 1,000,000 bytes"}
+
+
+def test_upload_that_is_cut_off_is_not_scored(python, tmp_path):
+    script = "def init(): pass\ndef run(data):\n    print('SCORED', data)\n    return 1"
+    with replica(python, tmp_path, script) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as caller:
+            caller.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        after = served.score("whole")
+        wait_for(lambda: "went away after" in served.log, "the cut is noticed")
+
+    assert after.status == 200
+    assert "SCORED whole" in served.log
+    assert "SCORED half" not in served.log
+
+
+def test_slow_upload_takes_no_slot(python, tmp_path):
+    with replica(python, tmp_path, HOLD) as served, socket.create_connection(("127.0.0.1", served.port)) as slow:
+        slow.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        answer = served.score()
+
+    assert answer.status == 200
+
+
+def test_connections_are_kept_alive(python, tmp_path):
+    with replica(python, tmp_path, HOLD) as served:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=DEADLINE_S)
+        ports = set()
+        for _ in range(3):
+            connection.request("POST", "/score", "x")
+            ports.add(connection.sock.getsockname())
+            assert connection.getresponse().read() == b'"scored"'
+        connection.close()
+
+    assert len(ports) == 1
+
+
+# Time-outs
+
+
+def test_scoring_beyond_the_time_out_is_a_504_and_python_code_is_interrupted(python, tmp_path):
+    script = (
+        "import time\ndef init(): pass\ndef run(data):\n    while data == 'loop': time.sleep(0.01)\n    return 'fine'"
+    )
+    with replica(python, tmp_path, script, SCORING_TIMEOUT_MS="300") as served:
+        late = served.score("loop")
+        after = served.score("other")
+
+    assert (late.status, late.json) == (504, {"message": "Scoring timeout after 300 ms"})
+    assert after.status == 200
+
+
+def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_stays_taken(python, tmp_path, pool):
+    script = (
+        "import ctypes\ndef init(): pass\n"
+        "def run(data):\n    if data: ctypes.CDLL(None).usleep(1500000)\n    return 'fine'"
+    )
+    settings = {"SCORING_TIMEOUT_MS": "200", "MAX_REQUEST_WAIT_TIME_MS": "200", "REPLICA_MAX_CONCURRENT_REQUESTS": "2"}
+    with replica(python, tmp_path, script, **settings) as served:
+        started = time.monotonic()
+        late = [pool.submit(served.score, "sleep") for _ in range(2)]
+        answers = [future.result().status for future in late]
+        took = time.monotonic() - started
+        meanwhile = served.score("")
+        wait_for(lambda: served.score("").status == 200, "a slot is free again")
+
+    assert answers == [504, 504]
+    assert took < 1.5
+    assert meanwhile.status == 503
+
+
+# Stopping
+
+
+def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(python, tmp_path, pool):
+    gate = tmp_path / "gate"
+    with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="60000") as served:
+        idle = socket.create_connection(("127.0.0.1", served.port))
+        scored = held(served, pool, gate)
+        queued = sent(served.port)
+        # Connections are accepted in their order: once this one is answered, the request before it has been taken in.
+        served.request("GET", "/")
+        served.process.terminate()
+        wait_for(lambda: refuses(served.port), "new connections are refused")
+        still_scoring = not scored.done()
+        gate.touch()
+        code = served.wait()
+        answer = queued.recv(1000)
+        idle.close()
+        queued.close()
+
+    assert still_scoring
+    assert scored.result().status == 200
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert code == 0
+    assert scored.result().headers["Connection"] == "close"
+
+
+def sent(port: int) -> socket.socket:
+    """A connection on which a request has been sent."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+    connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+    return connection
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_drain_ends_after_its_time_even_if_a_model_does_not(python, tmp_path, pool):
+    with replica(python, tmp_path, HOLD, DRAIN_TIMEOUT_S="1") as served:
+        request = held(served, pool, tmp_path / "never")
+        started = time.monotonic()
+        served.process.terminate()
+        code = served.wait()
+        took = time.monotonic() - started
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            request.result()
+
+    assert code == 1
+    assert 1 <= took < 10
+    assert "cut off" in served.log
+
+
+def test_signal_to_the_whole_process_group_drains_too(python, tmp_path, pool):
+    gate = tmp_path / "gate"
+    with replica(python, tmp_path, HOLD) as served:
+        request = held(served, pool, gate)
+        for pid in [*served.workers(), served.process.pid]:
+            os.kill(pid, signal.SIGINT)
+        wait_for(lambda: refuses(served.port), "new connections are refused")
+        gate.touch()
+        code = served.wait()
+
+    assert (request.result().status, code) == (200, 0)
+
+
+def test_sigterm_during_init_ends_the_replica_at_once(python, tmp_path):
+    gate = tmp_path / "never"
+    with replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as served:
+        wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
+        served.process.terminate()
+        code = served.wait()
+
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import os\ndef init(): pass\ndef run(data): os._exit(7)", "exited with code 7"),
+        ("import os\ndef init(): pass\ndef run(data): os._exit(0)", "exited with code 0"),
+        ("import os\ndef init(): pass\ndef run(data): os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+        ("import ctypes\ndef init(): pass\ndef run(data): ctypes.string_at(0)", "was killed by SIGSEGV"),
+        ("import sys\ndef init(): pass\ndef run(data): sys.exit('done with it')", "SystemExit('done with it')"),
+    ],
+    ids=["exit 7", "exit 0", "SIGKILL", "segmentation fault", "sys.exit"],
+)
+def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(python, tmp_path, script, reason):
+    with replica(python, tmp_path, script) as served:
+        try:
+            status = served.score().status
+        except (http.client.HTTPException, ConnectionError):
+            status = None
+        code = served.wait()
+
+    assert status in (None, 500)
+    assert code == 1
+    assert reason in served.log
+    assert "the replica ends" in served.log
+
+
+def test_other_workers_finish_when_one_dies(python, tmp_path, pool):
+    gate = tmp_path / "gate"
+    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
+        request = held(served, pool, gate)
+        idle = wait_for(lambda: idle_worker(served), "the idle worker has answered")
+        os.kill(idle, signal.SIGKILL)
+        wait_for(lambda: "the replica ends" in served.log, "the death is noticed")
+        gate.touch()
+
+        assert request.result().status == 200
+        assert served.wait() == 1
+
+
+def idle_worker(served) -> int | None:
+    answer = served.score("pid")
+    return answer.json if answer.status == 200 else None
+
+
+def test_workers_die_with_a_parent_that_is_killed(python, tmp_path):
+    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
+        workers = served.workers()
+        served.process.kill()
+        wait_for(lambda: not any(runs(pid) for pid in workers), "the workers are gone")
+
+    assert len(workers) == 2
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python, tmp_path):
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        "import subprocess, sys, time\n"
+        "print(subprocess.Popen([sys.executable, '-m', 'controlled_rollout_scoring', *sys.argv[1:]]).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "score.py").write_text(HOLD)
+    port = free_port()
+    command = [str(python), str(starter), "--bind", f"127.0.0.1:{port}", "--exit-with-parent"]
+    with subprocess.Popen(command, env=runtime_environment(app, {}), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        wait_for(lambda: not refuses(port), "the replica is ready")
+        parent.kill()
+        wait_for(lambda: not runs(pid), "the replica is gone")
+
+    assert refuses(port)

@@ -1,0 +1,90 @@
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout_scoring.settings import Address, SettingError, Settings, bound_address
+
+
+@pytest.fixture
+def contract(tmp_path):
+    (tmp_path / "score.py").touch()
+    return {"AML_APP_ROOT": str(tmp_path), "AZUREML_ENTRY_SCRIPT": "score.py"}
+
+
+def test_defaults_are_those_of_the_old_service(contract):
+    settings = Settings.from_environment(contract)
+
+    assert (settings.workers, settings.slots) == (1, 1)
+    assert (settings.max_wait_s, settings.scoring_timeout_s) == (0.5, 60.0)
+    assert settings.max_body_bytes == 100_000_000
+
+
+def test_milliseconds_become_seconds(contract):
+    settings = Settings.from_environment(
+        {**contract, "SCORING_TIMEOUT_MS": "1500", "MAX_REQUEST_WAIT_TIME_MS": "20", "DRAIN_TIMEOUT_S": "7"}
+    )
+
+    assert (settings.scoring_timeout_s, settings.max_wait_s, settings.drain_timeout_s) == (1.5, 0.02, 7.0)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", " 1"])
+def test_number_that_is_none_is_refused_by_its_name(contract, value):
+    with pytest.raises(SettingError, match="WORKER_COUNT="):
+        Settings.from_environment({**contract, "WORKER_COUNT": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:/a/b.sock", Address(path="/a/b.sock")),
+        ("127.0.0.1:80", Address(host="127.0.0.1", port=80)),
+        ("[::1]:0", Address(host="::1", port=0)),
+        ("localhost:65535", Address(host="localhost", port=65535)),
+    ],
+)
+def test_address_is_read_and_written_the_same_way(text, address):
+    assert Address.parse(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize("text", ["", "80", ":80", "unix:", "unix:a.sock", "host:", "host:65536", "host:-1", "host:٣"])
+def test_address_that_is_none_is_refused(text):
+    with pytest.raises(SettingError, match="address"):
+        Address.parse(text)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_refused(text):
+    try:
+        Address.parse(text)
+    except SettingError:
+        pass
+
+
+def test_any_free_port_is_found_and_told():
+    with Address.parse("127.0.0.1:0").bind() as listener:
+        assert bound_address(listener).port > 0
+
+
+def test_file_that_is_no_socket_is_not_removed(tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("kept")
+    with pytest.raises(SettingError, match="Address already in use"):
+        Address(path=str(path)).bind()
+
+    assert path.read_text() == "kept"
+
+
+def test_path_too_long_for_a_socket_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="too long"):
+        Address(path=str(tmp_path / ("x" * 200))).bind()
+
+
+def test_port_is_not_shared_with_another_server():
+    with Address.parse("127.0.0.1:0").bind() as first:
+        first.listen()
+        with pytest.raises(SettingError, match="already in use"):
+            bound_address(first).bind()
+        assert first.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
