@@ -1,5 +1,6 @@
 """The gate's vocabulary: what is asked, what was counted, what is concluded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -26,6 +27,8 @@ class Gate(BaseModel):
         split_alpha: Like `alpha`, for the alarm that the split served is not the split set.
         burst_cap: Largest likelihood ratio that one bin may contribute; None for no cap.
         treatments: How many treatments are judged against the same control at the same time.
+        weights: How `alpha` is shared out over the metrics `errors` and `latency`, as parts of their sum; a metric that
+            is not named has 1, and one that is not judged gives its part to the other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,7 @@ class Gate(BaseModel):
     split_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     burst_cap: Annotated[float, Field(gt=1)] | None = None
     treatments: Annotated[int, Field(ge=1, le=5)] = 1
+    weights: Mapping[Literal["errors", "latency"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Claim:
     Attributes:
         name: What is claimed, such as `errors are higher` or `latency is not twice as often exceeded`.
         kind: `alarm` (reaching the threshold fails), `pass` (needed for a pass) or `split` (the split is wrong).
-        e_value: The evidence for the claim; may be infinite.
+        e_value: The most evidence for the claim after any bin; at least 1, may be infinite.
         threshold: The claim is established once the e-value has reached this at any look.
         reached: Whether it ever has.
         needed_requests: About how many more treatment requests a `pass` claim needs at the present rates; 0 when

@@ -1,0 +1,125 @@
+"""Mixtures of likelihood-ratio processes: their path over the bins, their peak, and when they would arrive.
+
+All values are natural logarithms. A path has one value per bin, the evidence after that bin; it starts from 0 (an
+e-value of 1) before the first. A path that has ended early stands at minus infinity from there on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+__all__ = ["Evidence", "follow", "log_sum", "mix", "more_needed"]
+
+# A component this far below an e-value of 1 (4e-18) can no longer be seen in a sum with it.
+DEAD: Final = -40.0
+# What will not arrive within so many requests will not arrive by waiting.
+FAR: Final = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A mixture's evidence.
+
+    Attributes:
+        peak: The largest value ever, 0 (before the first bin) included.
+        now: The value after the last bin.
+        first: The index of the bin after which the threshold was first reached; None if never.
+        parts: The components' values after the last bin, weights included.
+        weights: The components' weights.
+    """
+
+    peak: float
+    now: float
+    first: int | None
+    parts: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], list[float]]) -> list[list[float]]:
+    """Return the path of every ratio, each computed only as far as it can matter.
+
+    In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
+    tempered or capped). So a ratio farther from 1 on the same side is dead wherever a nearer one is.
+
+    Args:
+        ratios: The ratios g of the alternative's odds to the null's.
+        bins: How many bins there are.
+        gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
+    """
+    paths: dict[float, list[float]] = {1.0: [0.0] * bins}
+    for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
+        alive = bins
+        for g in side:
+            path = list(accumulate(gain(g, alive)))
+            paths[g] = path + [-math.inf] * (bins - alive)
+            while alive and path[alive - 1] < DEAD:
+                alive -= 1
+    return [paths[g] for g in ratios]
+
+
+def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshold: float) -> Evidence:
+    """Return the evidence of the weighted sum of the paths.
+
+    Args:
+        paths: At least one, all of the same length.
+        weights: One per path, adding up to 1.
+        log_threshold: The value to reach.
+    """
+    logs = [math.log(weight) for weight in weights]
+    if not paths[0]:
+        return Evidence(0.0, 0.0, None, tuple(logs), tuple(weights))
+    shifted = [[value + log for value in path] if log else path for path, log in zip(paths, logs, strict=True)]
+    # The sum of k terms lies between the largest term and k times that: only bins where it matters are summed.
+    slack = math.log(len(paths))
+    largest = list(map(max, *shifted)) if len(shifted) > 1 else list(shifted[0])
+    highest = max(largest)
+    peak = 0.0
+    if highest + slack > 0:
+        last: tuple[float, ...] = ()
+        for index, value in enumerate(largest):
+            if value + slack >= highest:
+                row = tuple(path[index] for path in shifted)
+                if row != last:
+                    peak = max(peak, log_sum(row))
+                    last = row
+    first = None
+    if peak >= log_threshold:
+        first = next(
+            index
+            for index, value in enumerate(largest)
+            if value + slack >= log_threshold and log_sum([path[index] for path in shifted]) >= log_threshold
+        )
+    parts = tuple(path[-1] for path in shifted)
+    return Evidence(peak, log_sum(parts), first, parts, tuple(weights))
+
+
+def more_needed(log_value: Callable[[float], float], log_threshold: float) -> int | None:
+    """Return about how many more requests bring the evidence to the threshold, None if it does not come.
+
+    Args:
+        log_value: From a number of further requests to the evidence expected then.
+        log_threshold: The value to reach.
+    """
+    high = 1
+    while log_value(high) < log_threshold:
+        high *= 2
+        if high > FAR:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if log_value(middle) < log_threshold:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def log_sum(values: Sequence[float]) -> float:
+    """Return the logarithm of the sum of the exponentials, without overflow."""
+    largest = max(values)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))

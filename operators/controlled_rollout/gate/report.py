@@ -1,0 +1,67 @@
+"""A verdict for people and for the wire: a plain-text table, and values that JSON can carry."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from controlled_rollout.errors import EvidenceError
+from controlled_rollout.gate.model import Verdict
+
+__all__ = ["describe", "verdict_from_dict", "verdict_to_dict"]
+
+INFINITE: Final = "Infinity"
+HEADINGS: Final = ("claim", "e-value", "of", "requests still needed")
+
+
+def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
+    """Return the verdict as values that JSON can carry; an infinite e-value becomes the text "Infinity"."""
+    values = asdict(verdict)
+    values["outcome"] = verdict.outcome.value
+    values["claims"] = [
+        {name: INFINITE if value == math.inf else value for name, value in claim.items()} for claim in values["claims"]
+    ]
+    return values
+
+
+def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that `verdict_to_dict` wrote.
+
+    Raises:
+        EvidenceError: The values are not a verdict.
+    """
+    try:
+        return TypeAdapter(Verdict).validate_python(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise EvidenceError(f"this is not a verdict: {faults}; give the values that verdict_to_dict returned") from None
+
+
+def describe(verdict: Verdict) -> str:
+    """Return the claims as a short table of plain text, and how many requests they rest on."""
+    rows = [HEADINGS]
+    for claim in verdict.claims:
+        if claim.kind != "pass":
+            needed = "alarm" if claim.reached else "-"
+        elif claim.reached:
+            needed = "none"
+        else:
+            needed = "not known" if claim.needed_requests is None else f"{claim.needed_requests:,}"
+        rows.append((claim.name, _number(claim.e_value), _number(claim.threshold), needed))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = [
+        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {threshold:>{widths[2]}}  {needed:>{widths[3]}}"
+        for name, value, threshold, needed in rows
+    ]
+    if not verdict.claims:
+        lines = [f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"]
+    requests = f"treatment {verdict.treatment_requests:,} requests, control {verdict.control_requests:,}"
+    return "\n".join([*lines, requests])
+
+
+def _number(value: float) -> str:
+    if value == math.inf:
+        return "inf"
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
