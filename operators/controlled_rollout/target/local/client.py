@@ -1,0 +1,135 @@
+"""The local target: `Target` over the supervisor's unix socket."""
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import TypeAdapter
+
+from controlled_rollout import errors
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.target import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target.local.state import State
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["LocalTarget"]
+
+TIMEOUT_S: Final = 30.0
+# Deleting waits for answers that replicas still owe; the supervisor bounds that itself.
+DELETE_TIMEOUT_S: Final = 900.0
+
+_HISTORY: Final = TypeAdapter(list[Revision])
+
+
+class LocalTarget:
+    """The endpoints of a local workspace, through its supervisor.
+
+    Args:
+        workspace: A workspace whose target is `local`.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    async def endpoints(self) -> list[str]:
+        """Return the names of all endpoints, sorted."""
+        return list((await self._ask("GET", "/endpoints")).json())
+
+    async def endpoint(self, name: str) -> Endpoint:
+        """Return the newest revision of an endpoint."""
+        return Endpoint.model_validate_json((await self._ask("GET", f"/endpoints/{name}")).content)
+
+    async def history(self, name: str) -> list[Revision]:
+        """Return all kept revisions of an endpoint, oldest first."""
+        return _HISTORY.validate_json((await self._ask("GET", f"/endpoints/{name}/history")).content)
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        """Store `endpoint` as the next revision and begin to make it so; see `Target.apply`."""
+        body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
+        return Endpoint.model_validate_json((await self._ask("POST", "/endpoints", body)).content)
+
+    async def status(self, name: str) -> EndpointStatus:
+        """Return how the endpoint and its versions are now."""
+        return EndpointStatus.model_validate_json((await self._ask("GET", f"/endpoints/{name}/status")).content)
+
+    async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+        """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
+        return str((await self._ask("GET", f"/endpoints/{name}/versions/{version}/logs?tail={tail}")).json())
+
+    async def keys(self, name: str) -> Keys:
+        """Return the endpoint's two keys."""
+        return Keys.model_validate_json((await self._ask("GET", f"/endpoints/{name}/keys")).content)
+
+    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
+        """Replace one key; the other keeps working the whole time."""
+        return Keys.model_validate_json((await self._ask("POST", f"/endpoints/{name}/keys/{which}")).content)
+
+    async def scale(self, name: str, version: str, replicas: int) -> None:
+        """Set the number of replicas that run now, without a new revision."""
+        await self._ask("POST", f"/endpoints/{name}/versions/{version}/scale", {"replicas": replicas})
+
+    async def delete(self, name: str, change: Change) -> None:
+        """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
+        await self._ask("DELETE", f"/endpoints/{name}", timeout_s=DELETE_TIMEOUT_S)
+
+    async def set_telemetry(self, running: bool) -> None:
+        """Start or stop the telemetry store; the router goes on serving either way."""
+        await self._ask("POST", "/telemetry", {"running": running})
+
+    async def processes(self) -> dict[str, int]:
+        """Return the process ids of what the supervisor runs, by name."""
+        return dict((await self._ask("GET", "/processes")).json())
+
+    async def shut_down(self) -> None:
+        """Ask the supervisor to end; it answers before it has."""
+        await self._ask("POST", "/shutdown")
+
+    async def healthy(self) -> bool:
+        """Whether a supervisor answers."""
+        try:
+            await self._ask("GET", "/healthz")
+        except TargetUnavailableError:
+            return False
+        return True
+
+    async def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> "httpx.Response":
+        import httpx
+
+        state = State.read(self._workspace)
+        if state is None:
+            raise self._unavailable("is not running")
+        transport = httpx.AsyncHTTPTransport(uds=str(state.socket), verify=False)
+        try:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://supervisor", timeout=timeout_s
+            ) as client:
+                answer = await client.request(method, path, json=body)
+        except httpx.TimeoutException:
+            raise self._unavailable(f"did not answer {method} {path} within {timeout_s:g} s") from None
+        except httpx.TransportError as error:
+            raise self._unavailable(f"does not answer ({error or type(error).__name__})") from None
+        if answer.is_error:
+            raise _as_raised_there(answer)
+        return answer
+
+    def _unavailable(self, what: str) -> TargetUnavailableError:
+        return TargetUnavailableError(
+            f"the supervisor of the local workspace in {self._workspace.root} {what}: "
+            "start it with `controlled-rollout local up`"
+        )
+
+
+def _as_raised_there(answer: "httpx.Response") -> ControlledRolloutError:
+    try:
+        document = answer.json()
+        kind = getattr(errors, document["error"], ControlledRolloutError)
+        return kind(document["message"])
+    except (ValueError, KeyError, TypeError):
+        return TargetUnavailableError(
+            f"the local supervisor answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: "
+            f"{answer.text[:500]}; its log is supervisor.log in the workspace's logs folder"
+        )

@@ -1,0 +1,39 @@
+"""One HTTP GET over a socket, for health checks: the status code or nothing, in bounded time."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+__all__ = ["status_of", "status_of_port"]
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def status_of(socket: Path, target: str, timeout_s: float) -> int | None:
+    """Return the status that `GET target` on a unix socket answers, or None if nothing answers in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _ask(await asyncio.open_unix_connection(str(socket)), target)
+    except (OSError, TimeoutError):
+        return None
+
+
+async def status_of_port(host: str, port: int, target: str, timeout_s: float) -> int | None:
+    """Return the status that `GET target` on a port answers, or None if nothing answers in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _ask(await asyncio.open_connection(host, port), target)
+    except (OSError, TimeoutError):
+        return None
+
+
+async def _ask(streams: Streams, target: str) -> int | None:
+    reader, writer = streams
+    try:
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        words = (await reader.readline()).split()
+        return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,231 @@
+"""Makes what runs and what is served equal to the newest revisions, over and over, one step at a time."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.endpoint import Auth, Endpoint, Version
+from controlled_rollout.target import Keys
+from controlled_rollout.target.local import router
+from controlled_rollout.target.local.envoy import Activity, Router
+from controlled_rollout.target.local.plan import Split, split
+from controlled_rollout.target.local.replicas import Launch, RunningVersion
+
+__all__ = ["Reconciler"]
+
+log = logging.getLogger(__name__)
+
+# A look without an event, for what failed last time.
+LOOK_AGAIN_S: Final = 0.25
+DRAIN_POLL_S: Final = 0.02
+# A caller may be slow to send a body that the router collects before it asks a replica: until no request at all was
+# open once, or for so long, a version that lost its route goes on answering.
+LINGER_S: Final = 10.0
+
+Place = tuple[str, str]
+
+
+class Reconciler:
+    """Replicas and routes of all endpoints.
+
+    Attributes:
+        desired: The newest revision of every endpoint.
+        running: The versions that have processes, also those on their way out.
+        served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
+    """
+
+    def __init__(
+        self,
+        the_router: Router,
+        *,
+        runtime: Path,
+        logs_folder: Path,
+        launch: Callable[[Version], Launch],
+        keys: Callable[[str], Keys],
+    ) -> None:
+        self.desired: dict[str, Endpoint] = {}
+        self.running: dict[Place, RunningVersion] = {}
+        self.served_revision: dict[str, int] = {}
+        self._router = the_router
+        self._runtime = runtime
+        self._logs_folder = logs_folder
+        self._launch = launch
+        self._keys = keys
+        self._served: dict[str, dict[str, int]] = {}
+        self._event = asyncio.Event()
+        self._retirements: dict[Place, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="reconciler")
+
+    def changed(self) -> None:
+        """Have another look at once: something is not as it was."""
+        self._event.set()
+
+    def want(self, endpoint: Endpoint) -> None:
+        """Take over an endpoint's newest revision."""
+        self.desired[endpoint.name] = endpoint
+        self.changed()
+
+    async def remove(self, endpoint: str) -> None:
+        """Stop serving an endpoint; return when its last replica has ended."""
+        self.desired.pop(endpoint, None)
+        self.changed()
+        while any(place[0] == endpoint for place in self.running) or endpoint in self._served:
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    def settled(self) -> bool:
+        """Whether every endpoint's newest revision is served, or cannot be because a version with traffic failed."""
+        return all(
+            self.served_revision.get(name) == endpoint.revision or self._hopeless(endpoint)
+            for name, endpoint in self.desired.items()
+        )
+
+    async def stop(self) -> None:
+        """Stop looking, then end all replicas."""
+        for task in [*self._retirements.values(), self._task]:
+            if task:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await asyncio.gather(*(running.stop() for running in self.running.values()))
+
+    def _hopeless(self, endpoint: Endpoint) -> bool:
+        weights = endpoint.weights()
+        unproven = [running for name, running in self._of(endpoint.name) if weights.get(name) and not running.proven]
+        return bool(unproven) and all(running.status(requests=0, active=0).failed for running in unproven)
+
+    async def _run(self) -> None:
+        while True:
+            done = False
+            self._event.clear()
+            try:
+                done = await self._reconcile()
+            except Exception:
+                log.exception("could not make things as they are wanted; trying again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._event.wait(), None if done else LOOK_AGAIN_S)
+
+    async def _reconcile(self) -> bool:
+        """Do what can be done now; return whether the router has confirmed it."""
+        self._start_versions()
+        for running in self.running.values():
+            running.look()
+        desired = dict(self.desired)
+        splits = {name: self._split(endpoint) for name, endpoint in desired.items()}
+        current = {
+            name
+            for name, endpoint in desired.items()
+            if all(self._is_current(name, version) for version in endpoint.versions)
+        }
+        leaving = [(running, running.off_the_list()) for running in self.running.values()]
+        confirmed = await self._router.publish(
+            [router.ClusterSpec(*place, running.spec.scoring_timeout_ms) for place, running in self.running.items()],
+            {router.cluster_name(*place): running.sockets() for place, running in self.running.items()},
+            [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
+        )
+        if not confirmed:
+            return False
+        self._served = {name: dict(found.weights) for name, found in splits.items()}
+        self.served_revision = {
+            name: desired[name].revision if found.complete and name in current else self.served_revision.get(name, 0)
+            for name, found in splits.items()
+        }
+        for running, replicas in leaving:
+            running.end(replicas)
+        self._retire_unserved()
+        return True
+
+    def _start_versions(self) -> None:
+        """Give every wanted version its processes; one that is still on its way out has to be gone first."""
+        for name, endpoint in self.desired.items():
+            for version in endpoint.versions.values():
+                running = self.running.get((name, version.name))
+                if running is None:
+                    with self._complaining(f"version {version.name} of endpoint {name} cannot be started"):
+                        self.running[name, version.name] = RunningVersion(
+                            version,
+                            self._launch(version),
+                            runtime=self._runtime,
+                            logs_folder=self._logs_folder / name / version.name,
+                            changed=self.changed,
+                        )
+                elif not running.retiring and running.spec != version:
+                    with self._complaining(f"version {version.name} of endpoint {name} cannot be updated"):
+                        running.update(version, self._launch(version))
+
+    @contextlib.contextmanager
+    def _complaining(self, what: str) -> Iterator[None]:
+        """One version that cannot be started must not keep the others from being served."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("%s: %s", what, error)
+
+    def _of(self, endpoint: str) -> list[tuple[str, RunningVersion]]:
+        return [(version, running) for (name, version), running in self.running.items() if name == endpoint]
+
+    def _is_current(self, endpoint: str, version: str) -> bool:
+        running = self.running.get((endpoint, version))
+        return running is not None and not running.retiring and running.up_to_date
+
+    def _split(self, endpoint: Endpoint) -> Split:
+        proven = {name for name, running in self._of(endpoint.name) if running.proven and not running.retiring}
+        return split(endpoint, proven=proven, served=self._served.get(endpoint.name, {}))
+
+    def _route(self, endpoint: Endpoint, now: Split) -> router.EndpointRoute:
+        """Return the endpoint's route; a version that loses its share keeps it until the new split is served."""
+        specs = {name: running.spec for name, running in self._of(endpoint.name)} | dict(endpoint.versions)
+        names = [*endpoint.versions, *(name for name in now.weights if name not in endpoint.versions)]
+        keys = None if endpoint.auth is Auth.NONE else self._keys(endpoint.name)
+        return router.EndpointRoute(
+            name=endpoint.name,
+            versions=tuple(
+                router.VersionRoute(name, now.weights.get(name, 0), specs[name].scoring_timeout_ms) for name in names
+            ),
+            keys=(keys.primary, keys.secondary) if keys else None,
+            traced=endpoint.enable_app_insights,
+        )
+
+    # On the way out
+
+    def _retire_unserved(self) -> None:
+        """Begin to end the versions that nobody wants and no route leads to any more."""
+        for place in self.running:
+            endpoint, version = place
+            wanted = endpoint in self.desired and version in self.desired[endpoint].versions
+            if wanted or version in self._served.get(endpoint, {}) or place in self._retirements:
+                continue
+            self.running[place].retiring = True
+            self._retirements[place] = asyncio.create_task(self._retire(place), name=f"retire {version}")
+
+    async def _retire(self, place: Place) -> None:
+        running = self.running[place]
+        try:
+            await self._drained(router.cluster_name(*place), running.spec.scoring_timeout_ms / 1000)
+            await running.stop()
+            del self.running[place]
+        finally:
+            del self._retirements[place]
+            self.changed()
+
+    async def _drained(self, cluster: str, scoring_timeout_s: float) -> None:
+        """Wait until no request can be on its way to a cluster that has lost its route; bounded."""
+        began = time.monotonic()
+        seen_idle = False
+        while (passed := time.monotonic() - began) < LINGER_S + scoring_timeout_s:
+            activity = await self._router.activity()
+            seen_idle = seen_idle or activity is None or activity.downstream == 0 or passed > LINGER_S
+            if seen_idle and _active(activity, cluster) == 0:
+                return
+            await asyncio.sleep(DRAIN_POLL_S)
+
+
+def _active(activity: Activity | None, cluster: str) -> int:
+    return activity.active.get(cluster, 0) if activity else 0

@@ -1,0 +1,149 @@
+"""The stored state: one immutable file per revision of an endpoint, created only if it is the next number."""
+
+import os
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.endpoint import Endpoint, check_name
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.target import Change, Revision
+from controlled_rollout.target.local import files, keys
+
+__all__ = ["RevisionStore"]
+
+KEPT: Final = 500
+FILE_NAME: Final = re.compile(r"(\d{8})\.json")
+# A deleted endpoint's folder is renamed first: from that moment it is gone, however long the rest takes.
+DELETED_PREFIX: Final = ".deleted-"
+
+
+class RevisionStore:
+    """The revisions of all endpoints in one folder: `<folder>/<endpoint>/revisions/00000001.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def endpoint_folder(self, name: str) -> Path:
+        """Return the folder of an endpoint, whether it exists or not."""
+        return self._folder / check_name(name)
+
+    def endpoints(self) -> list[str]:
+        """Return the names of all endpoints that have a revision, sorted."""
+        if not self._folder.is_dir():
+            return []
+        names = [entry.name for entry in self._folder.iterdir() if not entry.name.startswith(".")]
+        return sorted(name for name in names if self._numbers(name))
+
+    def newest(self, name: str) -> Revision | None:
+        """Return an endpoint's newest revision, or None if there is no such endpoint."""
+        numbers = self._numbers(name)
+        return self._read(name, numbers[-1]) if numbers else None
+
+    def history(self, name: str) -> list[Revision]:
+        """Return all kept revisions, oldest first.
+
+        Raises:
+            EndpointNotFoundError: There is no such endpoint.
+        """
+        numbers = self._numbers(name)
+        if not numbers:
+            raise self.not_found(name)
+        return [self._read(name, number) for number in numbers]
+
+    def not_found(self, name: str) -> EndpointNotFoundError:
+        """Return the error that says that there is no such endpoint."""
+        return EndpointNotFoundError(
+            f"there is no endpoint {name!r} in this workspace: it has {', '.join(self.endpoints()) or 'none'}"
+        )
+
+    def check(self, endpoint: Endpoint) -> Endpoint | None:
+        """Return the stored endpoint if `endpoint` says the same as the newest revision, None if it may be stored.
+
+        Raises:
+            ConflictError: It was made from a revision that is not the newest.
+        """
+        newest = self.newest(endpoint.name)
+        if newest and endpoint.same_as(newest.endpoint):
+            return newest.endpoint
+        if endpoint.revision != (newest.number if newest else 0):
+            raise _conflict(endpoint, newest)
+        return None
+
+    def store(self, endpoint: Endpoint, change: Change) -> Revision:
+        """Store `endpoint` as the revision after its own, with keys if it is the first.
+
+        Raises:
+            ConflictError: Another content is stored under that number.
+            TargetUnavailableError: The file could not be written; nothing was changed.
+        """
+        number = endpoint.revision + 1
+        stored = endpoint.model_copy(update={"revision": number})
+        revision = Revision(number=number, endpoint=stored, change=change, created=datetime.now(UTC))
+        folder = self.endpoint_folder(endpoint.name)
+        try:
+            files.private_folder(folder / "revisions")
+            keys.create_if_missing(folder)
+            files.create_once(self._path(endpoint.name, number), revision.model_dump_json(indent=1).encode())
+        except FileExistsError:
+            raise _conflict(endpoint, self.newest(endpoint.name)) from None
+        except OSError as error:
+            if not self._numbers(endpoint.name):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise TargetUnavailableError(
+                f"revision {number} of endpoint {endpoint.name!r} could not be stored in {folder}: "
+                f"{error.strerror or error}; nothing was changed: free some room there and apply it again"
+            ) from None
+        self._forget_old(endpoint.name)
+        return revision
+
+    def delete(self, name: str) -> None:
+        """Delete an endpoint's revisions and keys in one step; an endpoint that is not there is no error."""
+        folder = self.endpoint_folder(name)
+        if not folder.exists():
+            return
+        try:
+            folder.rename(self._folder / f"{DELETED_PREFIX}{name}-{os.urandom(4).hex()}")
+        except OSError as error:
+            raise TargetUnavailableError(
+                f"endpoint {name!r} could not be deleted from {self._folder}: {error.strerror or error}"
+            ) from None
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what is left of deleted endpoints and of files that were never finished."""
+        for leftover in self._folder.glob(f"{DELETED_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for unfinished in self._folder.glob("*/**/.*.json.*"):
+            unfinished.unlink(missing_ok=True)
+
+    def _path(self, name: str, number: int) -> Path:
+        return self.endpoint_folder(name) / "revisions" / f"{number:08d}.json"
+
+    def _numbers(self, name: str) -> list[int]:
+        try:
+            entries = os.listdir(self.endpoint_folder(name) / "revisions")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(found[1]) for entry in entries if (found := FILE_NAME.fullmatch(entry)))
+
+    def _read(self, name: str, number: int) -> Revision:
+        return Revision.model_validate_json(self._path(name, number).read_bytes())
+
+    def _forget_old(self, name: str) -> None:
+        for number in self._numbers(name)[:-KEPT]:
+            self._path(name, number).unlink(missing_ok=True)
+
+
+def _conflict(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
+    asked = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
+    if newest is None:
+        return ConflictError(
+            f"{asked}, but there is no such endpoint any more: somebody deleted it; create it again from revision 0"
+        )
+    return ConflictError(
+        f"{asked}, but revision {newest.number} is already there: {newest.change.who} stored it at "
+        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.why}): read the endpoint again and decide anew"
+    )

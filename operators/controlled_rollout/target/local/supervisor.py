@@ -1,0 +1,194 @@
+"""The local workspace's life: up, down, run, status. One supervisor process owns the router, replicas and telemetry."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.target import EndpointStatus
+from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local.processes import LogFile
+from controlled_rollout.target.local.state import FolderLock, State
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["down", "run", "status", "up"]
+
+DEFAULT_PORT: Final = 8088
+UP_TIMEOUT_S: Final = 90.0
+DOWN_TIMEOUT_S: Final = 120.0
+POLL_S: Final = 0.05
+LOG_LINES: Final = 15
+
+OK: Final = 0
+FAILED: Final = 1
+REFUSED: Final = 2
+
+
+def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
+    """Start the local workspace and say in one line where its router is.
+
+    Args:
+        workspace: Which folder.
+        port: The router's port.
+        detach: Return once it is healthy and leave it running in the background; else stay until it ends.
+        host: The router's address.
+
+    Returns:
+        The exit code: 0 running (also if it already was), 1 failed, 2 refused.
+    """
+    state = State.read(workspace)
+    if state and asyncio.run(LocalTarget(workspace).healthy()):
+        _say(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
+        return OK
+    return _start_in_background(workspace, port, host) if detach else run(workspace, port, host)
+
+
+def run(workspace: Workspace, port: int, host: str) -> int:
+    """Run the local workspace in this process until it is told to end; return the exit code."""
+    from controlled_rollout.target.local.household import serve
+
+    return serve(workspace, port=port, host=host, tell=lambda message: _say(message["message"]))
+
+
+def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
+    """Start the supervisor in a session of its own and wait for its word."""
+    log = LogFile(workspace.logs_folder / "supervisor.log")
+    log.note("supervisor starts")
+    read, write = os.pipe()
+    settings = {"root": str(workspace.root), "port": port, "host": host, "tell": write}
+    with log.path.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=[write],
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        message = _first_message(pipe.fileno(), UP_TIMEOUT_S)
+    if message is None:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        tail = "\n".join(log.tail(LOG_LINES))
+        _complain(f"the local workspace in {workspace.root} did not start; the last lines of {log.path}:\n{tail}")
+        return FAILED
+    if message["code"] != OK:
+        process.wait()
+        _complain(message["message"])
+        return int(message["code"])
+    _say(message["message"])
+    # The process is meant to outlive this one; without this its object would complain of that.
+    process.returncode = 0
+    return OK
+
+
+def _first_message(pipe: int, timeout_s: float) -> dict[str, Any] | None:
+    """Return what the supervisor says first; None if it ends, or says nothing in time."""
+    deadline = time.monotonic() + timeout_s
+    text = b""
+    while not text.endswith(b"\n"):
+        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        data = os.read(pipe, 65536) if ready else b""
+        if not data:
+            return None
+        text += data
+    message: dict[str, Any] = json.loads(text)
+    return message
+
+
+def down(workspace: Workspace) -> int:
+    """Stop the local workspace: requests in flight are answered, endpoints, keys and telemetry stay on disk.
+
+    Returns:
+        The exit code: 0 stopped (also if it was not running), 1 it did not end in time.
+    """
+    lock = FolderLock(workspace)
+    if not workspace.root.is_dir() or lock.take():
+        _say(f"not running (workspace {workspace.root})")
+        return OK
+    state = State.read(workspace)
+    try:
+        asyncio.run(LocalTarget(workspace).shut_down())
+    except TargetUnavailableError:
+        # It holds the lock and does not answer: it is starting, or stuck. Ask the kernel to ask it.
+        if state:
+            os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    while not lock.take():
+        if time.monotonic() > deadline:
+            _complain(
+                f"the supervisor in {workspace.root} (process {state.pid if state else 'unknown'}) did not end within "
+                f"{DOWN_TIMEOUT_S:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
+            )
+            return FAILED
+        time.sleep(POLL_S)
+    lock.release()
+    _say(f"stopped (workspace {workspace.root})")
+    return OK
+
+
+def status(workspace: Workspace) -> int:
+    """Print the endpoints, their versions, traffic and replicas, and the processes; return the exit code."""
+    try:
+        tables = asyncio.run(_tables(workspace))
+    except ControlledRolloutError as error:
+        _complain(str(error))
+        return FAILED
+    console = Console()
+    for table in tables:
+        console.print(table)
+    return OK
+
+
+async def _tables(workspace: Workspace) -> list[Table]:
+    target = LocalTarget(workspace)
+    endpoints = [(await target.endpoint(name), await target.status(name)) for name in await target.endpoints()]
+    processes = Table("process", "pid", title="processes", title_justify="left")
+    for name, pid in (await target.processes()).items():
+        processes.add_row(name, str(pid))
+    return [*(_endpoint_table(endpoint, found) for endpoint, found in endpoints), processes]
+
+
+def _endpoint_table(endpoint: Endpoint, found: EndpointStatus) -> Table:
+    behind = "" if found.served_revision == found.revision else f", served {found.served_revision}"
+    table = Table(title=f"{endpoint.name}  {found.url}  revision {found.revision}{behind}", title_justify="left")
+    for column in ("version", "role", "percentile", "traffic", "replicas", "state", "requests", "active"):
+        table.add_column(column)
+    traffic = endpoint.effective_traffic()
+    for name, version in endpoint.versions.items():
+        how = found.versions[name]
+        ready = sum(replica.state == "ready" for replica in how.replicas)
+        state = "ready" if how.ready else "failed" if how.failed else "not ready"
+        table.add_row(
+            name,
+            version.type.value + (", default" if version.is_default else ""),
+            f"{version.traffic_percentile:g} %",
+            f"{traffic[name]:g} %",
+            f"{ready} of {len(how.replicas)}",
+            state + (f": {how.cause}" if how.cause else ""),
+            str(how.requests),
+            str(how.active),
+        )
+    return table
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
