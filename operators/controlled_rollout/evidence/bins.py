@@ -1,0 +1,168 @@
+"""Counts as they come from the metric store -> the gate's bins. Pure: no clock, no network."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.evidence.model import SplitChange
+from controlled_rollout.gate import Bin, Counts
+
+__all__ = [
+    "BUCKETS_PER_E",
+    "FASTEST_MS",
+    "MIN_BASELINE_REQUESTS",
+    "SPLIT_GUARD",
+    "CountRow",
+    "bins_of",
+    "check_bin_width",
+    "closed_until",
+    "floor_to_bin",
+    "share_in",
+    "thresholds",
+]
+
+# Latency buckets are logarithmic: one spans a factor of e^(1/100), so a threshold is at most 1.01 per cent too high.
+BUCKETS_PER_E: Final = 100
+# Durations below a microsecond share the lowest bucket.
+FASTEST_MS: Final = 0.001
+# Below this many requests before the rollout control's quantiles are not known well enough to freeze.
+MIN_BASELINE_REQUESTS: Final = 100
+# How long after a change of the split requests may still come by the old one: the router takes it over, and a
+# request is counted where it began.
+SPLIT_GUARD: Final = timedelta(seconds=1)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY: Final = timedelta(days=1)
+_NO_REQUESTS: Final = Counts(requests=0, errors=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CountRow:
+    """One version's counts in one bin; `before`: whether they lie before the rollout began."""
+
+    start: datetime
+    version: str
+    before: bool
+    counts: Counts
+
+
+def check_bin_width(width: timedelta) -> None:
+    """Refuse a width that does not divide a day.
+
+    KQL counts bins from the year 1 and other engines from 1970: for a part of a day the two agree.
+
+    Raises:
+        ControlledRolloutError: The width does not divide a day, or has parts of a millisecond.
+    """
+    if width <= timedelta(0) or _DAY % width or width.microseconds % 1_000:
+        raise ControlledRolloutError(
+            f"bin width {width} cannot be used: give a part of a day in whole milliseconds, such as 10 s or 1 min"
+        )
+
+
+def floor_to_bin(moment: datetime, width: timedelta) -> datetime:
+    """Return the start of the bin that holds `moment`, as KQL's `bin()` does."""
+    return moment - (moment - _EPOCH) % width
+
+
+def closed_until(now: datetime, *, allowed_lag: timedelta, width: timedelta) -> datetime:
+    """Return where the newest closed bin ends: no row that begins before it can still be on its way."""
+    return floor_to_bin(now - allowed_lag, width)
+
+
+def thresholds(histogram: Mapping[int, int], quantiles: Sequence[float]) -> tuple[float, ...]:
+    """Return control's latency quantiles from a histogram over logarithmic buckets.
+
+    Args:
+        histogram: Bucket number (`floor(100 · ln ms)`) -> requests.
+        quantiles: Which quantiles, each in (0, 1).
+
+    Returns:
+        Milliseconds, one per quantile: the upper edge of the bucket in which the quantile lies, so never below it and
+        at most 1.01 per cent above. Empty with fewer than 100 requests.
+    """
+    total = sum(histogram.values())
+    if total < MIN_BASELINE_REQUESTS:
+        return ()
+    found = []
+    for quantile in quantiles:
+        below = 0
+        for bucket in sorted(histogram):
+            below += histogram[bucket]
+            if below >= quantile * total:
+                found.append(math.exp((bucket + 1) / BUCKETS_PER_E))
+                break
+    return tuple(found)
+
+
+def share_in(start: datetime, end: datetime, splits: Sequence[SplitChange]) -> float | None:
+    """Return the treatment's set share in [start, end); None where it is not known or not one number.
+
+    A change makes the bin in which it lies unknown, and the next one too when that begins within a second of it.
+
+    Args:
+        start: Where the bin begins.
+        end: Where it ends.
+        splits: The splits that were set, oldest first.
+    """
+    current: SplitChange | None = None
+    for change in splits:
+        if change.at >= end:
+            break
+        if change.at > start - SPLIT_GUARD and (current is None or change.share != current.share):
+            return None
+        current = change
+    return current.share if current else None
+
+
+def bins_of(
+    rows: Iterable[CountRow],
+    *,
+    control: str,
+    treatment: str,
+    width: timedelta,
+    started: datetime,
+    until: datetime,
+    splits: Sequence[SplitChange],
+    kinds: int,
+) -> tuple[tuple[Bin, ...], tuple[Bin, ...]]:
+    """Put counts side by side: control's and the treatment's in each bin.
+
+    Args:
+        rows: Counts by bin, version and side of `started`; those of other versions are passed over.
+        control: Control's name.
+        treatment: The treatment's name.
+        width: The length of a bin.
+        started: When the rollout began.
+        until: Where the newest closed bin ends.
+        splits: The splits that were set, oldest first.
+        kinds: How many latency thresholds each count has: a version without a row gets as many zeros.
+
+    Returns:
+        The rollout's bins and the baseline's, oldest first. The bin that holds `started` may be in both, its requests
+        parted at that moment.
+    """
+    nothing = Counts(requests=0, errors=0, slow=(0,) * kinds)
+    sides: dict[bool, dict[datetime, dict[str, Counts]]] = {True: {}, False: {}}
+    for row in rows:
+        if row.start + width <= until or row.before:
+            sides[row.before].setdefault(row.start, {})[row.version] = row.counts
+    bins = tuple(
+        Bin(
+            start=start,
+            control=found.get(control, nothing),
+            treatment=found.get(treatment, nothing),
+            share=share_in(max(start, started), start + width, splits),
+        )
+        for start, found in sorted(sides[False].items())
+        if found.get(control, _NO_REQUESTS).requests or found.get(treatment, _NO_REQUESTS).requests
+    )
+    baseline = tuple(
+        Bin(start=start, control=found[control], treatment=nothing)
+        for start, found in sorted(sides[True].items())
+        if found.get(control, _NO_REQUESTS).requests
+    )
+    return bins, baseline

@@ -1,0 +1,161 @@
+"""Evidence from the local workspace's store, wherever its supervisor says that it is now."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
+from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
+from controlled_rollout.evidence.model import Evidence, SplitChange
+from controlled_rollout.gate import Gate
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["StateFileEvidence", "configured", "is_loopback"]
+
+# What a store that was started without a token takes: any.
+ANY_TOKEN: Final = "local"  # noqa: S105 - a placeholder, not a secret
+
+
+class FileToken:
+    """A credential whose token lies in a file; read for every request, so that it may change."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def __repr__(self) -> str:
+        return f"FileToken({self._file!s})"
+
+    def get_token(self, *scopes: str, **kwargs: Any) -> Any:
+        """Return the token as `azure.core.credentials.AccessToken`."""
+        from azure.core.credentials import AccessToken  # noqa: TID251 - inside the function, as its message asks
+
+        return AccessToken(self._read(), int(time.time()) + 3_600)
+
+    def _read(self) -> str:
+        if self._file is None:
+            return ANY_TOKEN
+        try:
+            return self._file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise EvidenceUnavailableError(
+                f"the telemetry store's token cannot be read from {self._file}: {error.strerror}"
+            ) from None
+
+
+class StateFileEvidence:
+    """Reads the supervisor's state file at every look: a supervisor that came back may listen on another port.
+
+    Args:
+        workspace: The local workspace; what it configures wins over the state file.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    async def read(
+        self,
+        endpoint: str,
+        *,
+        control: str,
+        treatment: str,
+        started: datetime,
+        now: datetime,
+        bin_width: timedelta,
+        allowed_lag: timedelta,
+        baseline_length: timedelta,
+        splits: Sequence[SplitChange],
+        gate: Gate,
+    ) -> Evidence:
+        """Read the closed bins of a rollout; see `EvidenceSource.read`."""
+        return await self._source().read(
+            endpoint,
+            control=control,
+            treatment=treatment,
+            started=started,
+            now=now,
+            bin_width=bin_width,
+            allowed_lag=allowed_lag,
+            baseline_length=baseline_length,
+            splits=splits,
+            gate=gate,
+        )
+
+    async def newest(self, endpoint: str) -> datetime | None:
+        """Return when the newest request of the last day began; None when there is none."""
+        return await self._source().newest(endpoint)
+
+    def _source(self) -> LogAnalyticsEvidence:
+        file = self._workspace.state_file
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            url = self._workspace.telemetry_endpoint or state["telemetry_url"]
+            workspace_id = self._workspace.telemetry_workspace_id or state["telemetry_workspace_id"]
+            token_file = state.get("telemetry_token_file")
+        except FileNotFoundError:
+            raise EvidenceUnavailableError(
+                f"no local supervisor is running ({file} does not exist): start it with `controlled-rollout local up`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvidenceUnavailableError(
+                f"{file} does not say where the telemetry store is ({error!r}): restart the supervisor with "
+                "`controlled-rollout local down` and `controlled-rollout local up`"
+            ) from None
+        return LogAnalyticsEvidence(
+            endpoint=_loopback(str(url)),
+            workspace_id=str(workspace_id),
+            credential=FileToken(Path(token_file) if token_file else None),
+            enforce_https=False,
+        )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address stays on this machine."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        return False
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def _loopback(url: str) -> str:
+    if not is_loopback(url):
+        raise EvidenceUnavailableError(f"the telemetry store at {url!r} is not on this machine: its token stays here")
+    return url
+
+
+def configured(workspace: Workspace) -> LogAnalyticsEvidence:
+    """Return the source that the workspace itself names, without asking a supervisor.
+
+    Raises:
+        WorkspaceError: Only one of the two settings is there, or a token would travel in clear text.
+    """
+    url, workspace_id = workspace.telemetry_endpoint, workspace.telemetry_workspace_id
+    if not workspace_id:
+        raise WorkspaceError(f"telemetry_endpoint is {url!r}, telemetry_workspace_id is missing: give both or neither")
+    if url and urlsplit(url).scheme == "http":
+        if not is_loopback(url):
+            raise WorkspaceError(f"telemetry_endpoint {url!r} would send a token in clear text: use https")
+        token_file = _token_file_beside(workspace)
+        return LogAnalyticsEvidence(
+            endpoint=url, workspace_id=workspace_id, credential=FileToken(token_file), enforce_https=False
+        )
+    try:
+        from azure.identity import DefaultAzureCredential  # noqa: TID251 - inside the function, as its message asks
+    except ImportError:
+        raise WorkspaceError(
+            f"telemetry in {url or 'Azure'} needs the package azure-identity: install the extra azure"
+        ) from None
+    return LogAnalyticsEvidence(endpoint=url, workspace_id=workspace_id, credential=DefaultAzureCredential())
+
+
+def _token_file_beside(workspace: Workspace) -> Path | None:
+    """A store on this machine may be the supervisor's: then its token is the one to bring."""
+    try:
+        file = json.loads(workspace.state_file.read_text(encoding="utf-8")).get("telemetry_token_file")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return Path(file) if file else None
