@@ -1,0 +1,42 @@
+"""By hand: make a version default and control with all the traffic, whoever's rollout it is in.
+
+The control that it replaces is retired after a while.
+
+Also the way to end a rollout that is on hold, and the way back after a promotion: promote the former control.
+"""
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, Param
+
+from controlled_rollout import DeleteVersionOperator, PromoteToControlOperator
+
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+
+with DAG(
+    "promote",
+    description="Promote a version to control, by hand.",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    params={
+        "endpoint": Param("digits", title="Endpoint", **NAME),
+        "version": Param(title="Version", description="Gets all the traffic.", **NAME),
+        "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
+        "keep_warm": Param(
+            "1 d", type="string", pattern=r"^\d+(\.\d+)?\s*(s|min|h|d)$", title="The former control stays for"
+        ),
+    },
+    default_args={"retries": 3, "endpoint": "{{ params.endpoint }}", "own_rollout": False},
+    tags=["controlled-rollout"],
+) as dag:
+    BY = "{{ ' (' ~ dag_run.triggering_user_name ~ ')' if dag_run.triggering_user_name else '' }}"
+
+    promote = PromoteToControlOperator(
+        task_id="promote", version="{{ params.version }}", reason="{{ params.reason }}" + BY
+    )
+    retire_old = DeleteVersionOperator(
+        task_id="retire_old", replaced_by="{{ params.version }}", keep_warm="{{ params.keep_warm }}", deferrable=True
+    )
+    promote >> retire_old

@@ -1,0 +1,108 @@
+"""Every week: train the digits model anew, build its image, and roll it out against the version that is in use.
+
+The values below are for production. A run that is triggered by hand may change them in the form, or with `--conf`.
+"""
+
+import logging
+import runpy
+from datetime import UTC, datetime
+from pathlib import Path
+
+from airflow.sdk import DAG, Param, task
+
+from controlled_rollout import BuildImageOperator, ControlledRollout
+from controlled_rollout.tasks.version_name import version_of_run
+
+FOLDER = Path(__file__).parent
+log = logging.getLogger(__name__)
+TIME = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(s|min|h|d)$"}
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+
+VERSION = "{{ version_of_run(dag_run) }}"
+
+PARAMS = {
+    "endpoint": Param("digits", title="Endpoint", description="Created if there is none.", **NAME),
+    "source": Param(
+        "models/digits",
+        type="string",
+        title="Project folder",
+        description="With score.py and environment.yml; relative to the DAG's folder.",
+    ),
+    "entry_script": Param("score.py", type="string", title="Entry script", description="In the project folder."),
+    "part": Param("all", enum=["first", "all"], title="Training data", description="The first half of it, or all."),
+    "settings": Param({}, type="object", title="Settings", description='Of the version, such as {"cpu_cores": 0.5}.'),
+    "on_conflict": Param("wait", enum=["wait", "fail"], title="While another run rolls out on this endpoint"),
+    "bake": Param("10 min", title="Least time at each step", **TIME),
+    "min_requests": Param(500, type="integer", minimum=0, title="Fewest treatment requests at each step"),
+    "deadline": Param("1 d", title="Most time at each step", **TIME),
+    "on_deadline": Param("hold", enum=["hold", "roll_back"], title="At the deadline"),
+    "keep_warm": Param("1 d", title="The former control stays for", **TIME),
+    "gate": Param(
+        {"warm_up": "5 min"},
+        type="object",
+        title="Gate",
+        description="What the treatment has to show: fields of controlled_rollout.Gate.",
+    ),
+    "interval": Param("1 min", title="Between two looks", **TIME),
+    "bin_width": Param("1 min", title="Width of a time bin", **TIME),
+    "allowed_lag": Param("3 min", title="How late telemetry may be", **TIME),
+    "baseline_length": Param("1 h", title="Control's latency is taken from the last", **TIME),
+}
+
+with DAG(
+    "retrain_and_deploy",
+    description="Train, build, roll out with canary traffic and a gate; promote or roll back.",
+    doc_md=__doc__,
+    schedule="@weekly",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    # Not what keeps two rollouts apart: the endpoint does (on_conflict). A run lasts until its former control is
+    # retired, and must not keep the next one from being triggered by hand.
+    max_active_runs=3,
+    params=PARAMS,
+    user_defined_macros={"version_of_run": version_of_run},
+    tags=["controlled-rollout", "digits"],
+) as dag:
+
+    @task(retries=2)
+    def train(endpoint: str, version: str, part: str) -> str:
+        """Train, and return the folder with the model: the run's own, so that a retry writes the same again."""
+        from controlled_rollout.tasks.workspace import WorkspaceHook
+
+        code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))
+        folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version
+        log.info("trained: %s", code["train"](folder, part=part))
+        return str(folder)
+
+    trained = train(endpoint="{{ params.endpoint }}", version=VERSION, part="{{ params.part }}")
+
+    build = BuildImageOperator(
+        task_id="build_image",
+        source_dir="{{ params.source }}",
+        entry_script="{{ params.entry_script }}",
+        name="{{ params.endpoint }}",
+        models={"digits": trained},
+        retries=2,
+    )
+
+    rollout = ControlledRollout(
+        "rollout",
+        endpoint="{{ params.endpoint }}",
+        version=VERSION,
+        image=build.output,
+        steps=(10, 50),
+        settings="{{ params.settings | tojson }}",
+        gate="{{ params.gate | tojson }}",
+        bake="{{ params.bake }}",
+        min_requests="{{ params.min_requests }}",
+        deadline="{{ params.deadline }}",
+        on_deadline="{{ params.on_deadline }}",
+        keep_warm="{{ params.keep_warm }}",
+        on_conflict="{{ params.on_conflict }}",
+        interval="{{ params.interval }}",
+        bin_width="{{ params.bin_width }}",
+        allowed_lag="{{ params.allowed_lag }}",
+        baseline_length="{{ params.baseline_length }}",
+    )
+
+    build >> rollout

@@ -1,0 +1,45 @@
+"""By hand: take a version's traffic away at once, whoever's rollout it is in.
+
+A treatment goes to 0 % and its rollout ends. To roll back a version that is the control, say which version takes its
+place: it becomes default and control with all the traffic.
+"""
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, Param
+
+from controlled_rollout import RollBackOperator
+
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+
+with DAG(
+    "roll_back",
+    description="Roll a version back, by hand.",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    params={
+        "endpoint": Param("digits", title="Endpoint", **NAME),
+        "version": Param(title="Version", description="Goes to 0 %; it stays, to be looked at.", **NAME),
+        "to": Param(
+            None,
+            title="In its place",
+            description="Only for a version that is the control: the version that gets all the traffic.",
+            **{**NAME, "type": ["null", "string"]},
+        ),
+        "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
+    },
+    default_args={"retries": 3},
+    tags=["controlled-rollout"],
+) as dag:
+    BY = "{{ ' (' ~ dag_run.triggering_user_name ~ ')' if dag_run.triggering_user_name else '' }}"
+
+    RollBackOperator(
+        task_id="roll_back",
+        endpoint="{{ params.endpoint }}",
+        version="{{ params.version }}",
+        to="{{ params.to or '' }}",
+        reason="{{ params.reason }}" + BY,
+        own_rollout=False,
+    )

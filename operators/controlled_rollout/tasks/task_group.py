@@ -1,0 +1,219 @@
+"""All the steps of a rollout, wired: what most DAGs use instead of the single operators."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import TaskGroup, TriggerRule
+
+from controlled_rollout.gate import Gate
+from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
+from controlled_rollout.tasks.gate import TreatmentGateSensor
+from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
+from controlled_rollout.tasks.rollout import DeleteVersionOperator, RolloutVersionOperator
+from controlled_rollout.tasks.traffic_shift import ShiftTrafficOperator
+from controlled_rollout.tasks.workspace import WorkspaceHook
+
+__all__ = ["ControlledRollout"]
+
+# A worker may be killed at any moment: what fails for good fails without retries anyway.
+RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+
+Time = timedelta | float | str
+
+
+class ControlledRollout(TaskGroup):
+    """Rolls a version out in steps, each behind a gate; promotes it, or rolls it back.
+
+    `check → roll_out → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
+    retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. A rollout that
+    is on hold, or that somebody else has ended, is not rolled back. On the first version of a new endpoint the shifts
+    and gates are skipped: there is nothing to compare with.
+
+    Times may be timedeltas, seconds, or text such as `5 min`; all arguments but `steps`, `keep_treatment`, `deferrable`
+    and the group's own may be templates.
+
+    Args:
+        group_id: The group's name, and the prefix of its tasks' names.
+        endpoint: The endpoint's name; created if there is none.
+        version: The version's name: the same for all retries of a run, such as `version_of_run` makes.
+        image: What it runs: `name@sha256:…`, such as `BuildImageOperator(…).output`.
+        steps: The treatment's per cent at each step, ascending.
+        gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
+        bake: The least time at each step.
+        min_requests: The fewest treatment requests at each step.
+        pass_every_step: Whether every gate must pass, not only the last.
+        deadline: How long each gate may wait.
+        on_deadline: `hold`, or `roll_back` when the evidence was seen all along and was not enough.
+        interval: The time between two looks at the evidence.
+        bin_width, allowed_lag, baseline_length: How the evidence is read (see `TreatmentGateSensor`).
+        keep_warm: How long the former control stays after the promotion.
+        keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be looked at.
+        settings: Further fields of the version (see `RolloutVersionOperator`).
+        auth: How callers of a new endpoint show that they may call.
+        on_conflict: `fail` or `wait`, while another run holds the endpoint.
+        conflict_timeout: How long to wait for that.
+        ready_timeout: How long the version may take to become ready.
+        conn_id: The connection that describes the workspace; missing, it is the local one.
+        deferrable: Whether the gates and `keep_warm` wait in the triggerer, without a worker slot.
+        default_args: Arguments for every task of the group, before the DAG's own.
+        **kwargs: What every task group takes.
+    """
+
+    check: CheckConnectivityOperator
+    roll_out: RolloutVersionOperator
+    shifts: list[ShiftTrafficOperator]
+    gates: list[TreatmentGateSensor]
+    promote: PromoteToControlOperator
+    retire_old: DeleteVersionOperator
+    roll_back: RollBackOperator
+
+    def __init__(
+        self,
+        group_id: str = "rollout",
+        *,
+        endpoint: str,
+        version: str,
+        image: Any,
+        steps: Sequence[float] = (10, 50),
+        gate: Gate | dict[str, Any] | str | None = None,
+        bake: Time = timedelta(minutes=10),
+        min_requests: int | str = 0,
+        pass_every_step: bool | str = False,
+        deadline: Time = timedelta(days=1),
+        on_deadline: str = "hold",
+        interval: Time = timedelta(minutes=1),
+        bin_width: Time = timedelta(minutes=1),
+        allowed_lag: Time = timedelta(minutes=3),
+        baseline_length: Time = timedelta(hours=1),
+        keep_warm: Time = timedelta(days=1),
+        keep_treatment: bool = False,
+        settings: Mapping[str, Any] | str | None = None,
+        auth: str = "key",
+        on_conflict: str = "fail",
+        conflict_timeout: Time = timedelta(hours=1),
+        ready_timeout: Time = timedelta(minutes=10),
+        conn_id: str = WorkspaceHook.default_conn_name,
+        deferrable: bool = True,
+        default_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_steps(steps)
+        super().__init__(
+            group_id=group_id,
+            tooltip=kwargs.pop("tooltip", "A controlled rollout: canary traffic, a gate, promotion or roll-back"),
+            **kwargs,
+        )
+        self.default_args = {**RETRIES, **self.dag.default_args, **self.default_args, **(default_args or {})}
+        where: dict[str, Any] = {"endpoint": endpoint, "conn_id": conn_id}
+        evidence: dict[str, Any] = {
+            "gate": gate,
+            "bake": bake,
+            "min_requests": min_requests,
+            "deadline": deadline,
+            "on_deadline": on_deadline,
+            "interval": interval,
+            "bin_width": bin_width,
+            "allowed_lag": allowed_lag,
+            "baseline_length": baseline_length,
+            "deferrable": deferrable,
+        }
+        with self:
+            self.check = CheckConnectivityOperator(
+                task_id="check",
+                **where,
+                plan=plan_in_words(
+                    endpoint, version, steps, bake=bake, min_requests=min_requests, deadline=deadline,
+                    on_deadline=on_deadline, keep_warm=keep_warm, keep_treatment=keep_treatment,
+                ),
+            )  # fmt: skip
+            self.roll_out = RolloutVersionOperator(
+                task_id="roll_out",
+                **where,
+                version=version,
+                image=image,
+                settings=settings,
+                auth=auth,
+                on_conflict=on_conflict,
+                conflict_timeout=conflict_timeout,
+                timeout=ready_timeout,
+            )
+            self.shifts = []
+            self.gates = []
+            for percentile in steps:
+                name = f"{percentile:g}".replace(".", "_")
+                shift = ShiftTrafficOperator(task_id=f"shift_{name}", **where, version=version, percentile=percentile)
+                last = percentile == steps[-1]
+                self.shifts.append(shift)
+                self.gates.append(
+                    TreatmentGateSensor(
+                        task_id=f"gate_{name}",
+                        **where,
+                        version=version,
+                        require_pass=True if last else pass_every_step,
+                        **evidence,
+                    )
+                )
+            # Skipped gates mean a first version, which promotion leaves as it is and announces; failed ones stop it.
+            self.promote = PromoteToControlOperator(
+                task_id="promote", **where, version=version, trigger_rule=TriggerRule.NONE_FAILED
+            )
+            self.retire_old = DeleteVersionOperator(
+                task_id="retire_old", **where, replaced_by=version, keep_warm=keep_warm, deferrable=deferrable
+            )
+            self.roll_back = RollBackOperator(
+                task_id="roll_back", **where, version=version, trigger_rule=TriggerRule.ONE_FAILED
+            )
+            forward: list[Any] = [self.check, self.roll_out]
+            for shift, gate_task in zip(self.shifts, self.gates, strict=True):
+                forward += [shift, gate_task]
+            forward.append(self.promote)
+            for before, after in zip(forward, [*forward[1:], self.retire_old], strict=True):
+                before >> after
+            forward >> self.roll_back
+            if not keep_treatment:
+                self.roll_back >> DeleteVersionOperator(
+                    task_id="retire_treatment", **where, version=version, reason="rolled back"
+                )
+
+
+def check_steps(steps: Sequence[float]) -> None:
+    """Refuse steps that are not a ladder of percentiles.
+
+    Raises:
+        ValueError: They are none, not numbers, not ascending, or not between 0 and 100.
+    """
+    numbers = all(isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps)
+    if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")
+
+
+def plan_in_words(
+    endpoint: str,
+    version: str,
+    steps: Sequence[float],
+    *,
+    bake: Time,
+    min_requests: int | str,
+    deadline: Time,
+    on_deadline: str,
+    keep_warm: Time,
+    keep_treatment: bool,
+) -> str:
+    """Return what the rollout will do, for a person to read before it happens."""
+    stops = "\n".join(
+        f"  {number}. send {step:g} % of the requests to it; go on after {bake} and {min_requests} requests"
+        + (", when the gate passes" if step == steps[-1] else ", unless a claim alarms")
+        for number, step in enumerate(steps, start=2)
+    )
+    after = len(steps) + 2
+    return (
+        f"The plan for version {version} of endpoint {endpoint}:\n"
+        f"  1. create it at 0 % and wait until it is ready (the first version of an endpoint takes all the traffic, "
+        f"and steps 2 to {after - 1} are left out)\n"
+        f"{stops}\n"
+        f"  {after}. promote it to control with all the traffic\n"
+        f"  {after + 1}. delete the former control after {keep_warm}\n"
+        f"A gate without a decision after {deadline}: {on_deadline}. After a failure: back to 0 % at once"
+        + (", and the version stays to be looked at." if keep_treatment else ", and the version is deleted.")
+    )

@@ -1,0 +1,82 @@
+"""The hook: an Airflow connection becomes a `Workspace`."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["WorkspaceHook", "workspace_from"]
+
+
+def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
+    """Return the workspace that a connection's extras describe; fields that the form left empty count as not set.
+
+    Raises:
+        WorkspaceError: A setting is unknown or not valid.
+    """
+    settings = {name: value for name, value in extras.items() if value not in (None, "")}
+    return Workspace.from_settings({"name": conn_id, **settings})
+
+
+class WorkspaceHook(BaseHook):
+    """Gives the workspace of a connection.
+
+    A connection of the default name that nobody has made means the local workspace: a first run needs no
+    configuration. Any other name has to exist, so that a typing error does not deploy to the wrong place.
+
+    Args:
+        conn_id: The connection.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "controlled_rollout_default"
+    conn_type = "controlled_rollout"
+    hook_name = "Controlled Rollout workspace"
+
+    def __init__(self, conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+
+    def get_conn(self) -> Workspace:
+        """Return the workspace: what a connection leads to."""
+        return self.get_workspace()
+
+    def get_workspace(self) -> Workspace:
+        """Return the connection's workspace.
+
+        Raises:
+            AirflowNotFoundException: There is no such connection, and it is not the default one.
+            WorkspaceError: Its settings are not valid.
+        """
+        try:
+            connection = self.get_connection(self.conn_id)
+        except AirflowNotFoundException:
+            return self._missing()
+        return workspace_from(self.conn_id, connection.extra_dejson)
+
+    async def aget_workspace(self) -> Workspace:
+        """Like `get_workspace`, for the event loop of a trigger."""
+        try:
+            connection = await self.aget_connection(self.conn_id)
+        except AirflowNotFoundException:
+            return self._missing()
+        return workspace_from(self.conn_id, connection.extra_dejson)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
+        from controlled_rollout.tasks.connectivity import check, table
+
+        results = asyncio.run(check(self.get_workspace()))
+        return all(result.works for result in results), table(results)
+
+    def _missing(self) -> Workspace:
+        if self.conn_id != self.default_conn_name:
+            raise AirflowNotFoundException(
+                f"connection {self.conn_id!r} was asked for and does not exist: create it with the type "
+                f"{self.conn_type!r}, or use {self.default_conn_name!r}, which means the local workspace when missing"
+            )
+        return Workspace.local()

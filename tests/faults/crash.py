@@ -1,0 +1,7 @@
+"""Dies at init: the version never becomes ready."""
+
+from score import run  # noqa: F401 - the entry script has to have it
+
+
+def init() -> None:
+    raise RuntimeError("injected: the model file is damaged")
