@@ -72,12 +72,16 @@ async def create_virtual_environment(
         )
     asked = folder / "requirements.txt"
     asked.write_text("".join(f"{line}\n" for line in environment.requirements), encoding="utf-8")
+    # Compiled now: a replica that may not write here would compile again at each start (scikit-learn: 4 s, not 1.5 s).
     install = [uv, "pip", "install", "--python", str(folder / "bin" / "python"), "--compile-bytecode"]
     install += ["--requirements", str(asked), "--requirements", str(runtime_requirements())]
     code, lines = await _run(install, folder.parent, lock=lock, progress=progress)
     if code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
-        raise ImageError(f"the environment ({what}) cannot be installed:\n{_essence(lines)}")
+        raise ImageError(
+            f"the environment ({what}) cannot be installed:\n{_essence(lines)}\n"
+            f"Installed with it is the scoring runtime, which needs {', '.join(_pins(runtime_requirements()))}"
+        )
 
 
 def find_uv() -> str:
@@ -151,6 +155,11 @@ async def _process(command: list[str], cwd: Path, lock: int) -> AsyncIterator[as
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.shield(process.wait())
+
+
+def _pins(requirements: Path) -> list[str]:
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _essence(lines: list[str]) -> str:

@@ -1,0 +1,329 @@
+"""Images built for real: uv, virtual environments, processes that are killed, disks that are full."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import Environment, ImageReference, ModelSource, build, load
+from controlled_rollout.image.package import package
+from controlled_rollout.image.runtime import runtime_folder
+
+SCRIPT = "def init(): ...\ndef run(data): return data\n"
+DEADLINE_S = 120
+
+
+@dataclass(frozen=True)
+class Project:
+    """A source folder, the cache that its image is in, and what the build said."""
+
+    source: Path
+    cache: Path
+    reference: ImageReference
+    lines: list[str]
+
+
+def write_source(folder: Path, *, requirements: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "score.py").write_text(SCRIPT)
+    (folder / "requirements.txt").write_text(requirements)
+    return folder
+
+
+def entries(cache: Path, kind: str) -> list[str]:
+    folder = cache / kind
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The scoring runtime's own requirements alone: the least that a version can have."""
+    folder = tmp_path_factory.mktemp("built")
+    source = write_source(folder / "source")
+    lines: list[str] = []
+    reference = asyncio.run(build(source, name="digits", cache=folder / "cache", progress=lines.append))
+    return Project(source, folder / "cache", reference, lines)
+
+
+def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built: Project) -> None:
+    image = load(str(built.reference), built.cache)
+
+    found = subprocess.run(
+        [image.python, "-c", "import controlled_rollout_scoring, granian, sys; print(sys.prefix)"],
+        env={"PYTHONPATH": str(runtime_folder())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    script = subprocess.run([image.python.parent / "granian", "--version"], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == str(built.cache / "environments" / image.environment_hash)
+    assert "granian" in script.stdout
+
+
+def test_the_image_holds_the_source_and_says_what_it_is_made_of(built: Project) -> None:
+    image = load(built.reference, built.cache)
+
+    document = json.loads((image.app_root.parent / "image.json").read_text())
+
+    assert image.reference.name == "local/digits"
+    assert (image.app_root / image.entry_script).read_text() == SCRIPT
+    assert list(image.model_dir.iterdir()) == []
+    assert document["source_digest"] == package(built.source).digest
+    assert document["environment_hash"] == image.environment_hash
+
+
+async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Project) -> None:
+    before = {path: path.lstat().st_mtime_ns for path in built.cache.glob("*/*")}
+    lines: list[str] = []
+    began = time.perf_counter()
+
+    reference = await build(built.source, name="digits", cache=built.cache, progress=lines.append)
+
+    assert time.perf_counter() - began < 0.5
+    assert reference == built.reference
+    assert [line for line in lines if "build" in line] == []
+    assert {path: path.lstat().st_mtime_ns for path in built.cache.glob("*/*")} == before
+
+
+async def test_a_changed_model_alone_builds_an_image_but_no_environment(built: Project, tmp_path: Path) -> None:
+    model = tmp_path / "model.pkl"
+    references, lines = [], []
+    for content in (b"1", b"2"):
+        model.write_bytes(content)
+        models = [ModelSource("digits", model, version="3")]
+        references.append(
+            await build(built.source, name="digits", cache=built.cache, models=models, progress=lines.append)
+        )
+
+    images = [load(reference, built.cache) for reference in references]
+
+    assert len({built.reference, *references}) == 3
+    assert {image.environment_hash for image in images} == {load(built.reference, built.cache).environment_hash}
+    assert [line for line in lines if "building" in line] == []
+    assert [(image.model_dir / "model.pkl").read_bytes() for image in images] == [b"1", b"2"]
+    assert images[0].model_dir.parts[-2:] == ("digits", "3")
+
+
+async def test_the_image_changes_with_source_entry_script_and_model_version(built: Project, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    (source / "other.py").write_text(SCRIPT)
+    (tmp_path / "model.pkl").touch()
+
+    def models(version: str) -> list[ModelSource]:
+        return [ModelSource("digits", tmp_path / "model.pkl", version=version)]
+
+    references = [
+        await build(source, name="digits", cache=built.cache),
+        await build(source, name="digits", cache=built.cache, entry_script="other.py"),
+        await build(source, name="digits", cache=built.cache, models=models("1")),
+        await build(source, name="digits", cache=built.cache, models=models("2")),
+    ]
+    (source / "score.py").write_text(SCRIPT + "\n")
+    references.append(await build(source, name="digits", cache=built.cache))
+
+    assert len({reference.sha256 for reference in references}) == 5
+    assert len({load(reference, built.cache).environment_hash for reference in references}) == 1
+
+
+async def test_what_is_in_the_shared_cache_is_not_built(built: Project, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    reference = await build(
+        built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache, progress=lines.append
+    )
+
+    assert reference == built.reference
+    assert any("found in the shared cache" in line for line in lines)
+    assert not any("building" in line for line in lines)
+    subprocess.run([load(reference, tmp_path / "cache").python, "-c", "import granian"], check=True)
+
+
+async def test_an_image_whose_environment_is_gone_is_told(built: Project, tmp_path: Path) -> None:
+    reference = await build(built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache)
+    image = load(reference, tmp_path / "cache")
+    (tmp_path / "cache" / "environments" / image.environment_hash).unlink()
+
+    with pytest.raises(ImageError, match=r"but not its environment .*: build the image again"):
+        load(reference, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("requirements", "said"),
+    [
+        (
+            "six==0.0.0.1\n",
+            r"environment \(six==0\.0\.0\.1\) cannot be installed:\nerror: .*no version of six==0\.0\.0\.1",
+        ),
+        ("granian<1\n", r"unsatisfiable.*the scoring runtime, which needs .*granian=="),
+    ],
+    ids=["no such version", "conflict with the runtime"],
+)
+async def test_an_environment_that_cannot_be_solved_says_why_and_leaves_nothing(
+    tmp_path: Path, requirements: str, said: str
+) -> None:
+    source, cache = write_source(tmp_path / "source", requirements=requirements), tmp_path / "cache"
+
+    with pytest.raises(ImageError, match=rf"(?s){said}"):
+        await build(source, name="digits", cache=cache)
+
+    assert entries(cache, "environments") == []
+    assert entries(cache, "images") == []
+
+
+async def test_a_python_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    source = write_source(tmp_path / "source")
+
+    with pytest.raises(ImageError, match=r"(?s)no Python 3\.5 for the environment: .*Install that version"):
+        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.5"))
+
+    assert entries(tmp_path / "cache", "environments") == []
+
+
+async def test_syntax_of_a_newer_python_is_not_judged_by_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    source = write_source(tmp_path / "source")
+    (source / "score.py").write_text("a syntax that only the future knows")
+
+    with pytest.raises(ImageError, match=r"no Python 3\.99"):
+        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.99"))
+    with pytest.raises(ImageError, match="does not compile"):
+        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment())
+
+
+async def test_without_uv_a_hit_works_and_a_build_says_what_to_install(
+    built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uv", None)
+
+    assert await build(built.source, name="digits", cache=built.cache) == built.reference
+    with pytest.raises(ImageError, match=r"uv is needed .* pip install 'airflow-provider-controlled-rollout\[local\]'"):
+        await build(built.source, name="digits", cache=tmp_path / "cache")
+
+    assert entries(tmp_path / "cache", "environments") == []
+
+
+async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Project, tmp_path: Path) -> None:
+    resolved = asyncio.Event()
+    task = asyncio.create_task(
+        build(
+            built.source,
+            name="digits",
+            cache=tmp_path / "cache",
+            progress=lambda line: resolved.set() if "Resolved" in line else None,
+        )
+    )
+    await asyncio.wait_for(resolved.wait(), DEADLINE_S)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [child.cmdline() for child in psutil.Process().children(recursive=True) if "uv" in child.name()] == []
+    assert entries(tmp_path / "cache", "environments") == []
+
+
+def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(built: Project, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    script = (
+        "import asyncio\nfrom controlled_rollout.image import build\n"
+        f"print(asyncio.run(build({str(built.source)!r}, name='digits', cache={str(cache)!r}, progress=print)))\n"
+    )
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, text=True)
+
+    with start() as killed:
+        assert killed.stdout is not None
+        assert any("Resolved" in line for line in killed.stdout)
+        killed.send_signal(signal.SIGKILL)
+    assert entries(cache, "environments")[0].endswith(".building")
+
+    builders = [start(), start()]
+    said = [builder.communicate(timeout=DEADLINE_S)[0] for builder in builders]
+
+    assert [builder.returncode for builder in builders] == [0, 0]
+    assert sum("building with Python" in text for text in said) == 1
+    assert [text.splitlines()[-1] for text in said] == [str(built.reference)] * 2
+    assert [name for name in entries(cache, "environments") if name.startswith(".")] == []
+    subprocess.run([load(built.reference, cache).python, "-c", "import granian"], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_disk: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+
+    with pytest.raises(ImageError, match=rf"disk is full: .*{small_disk}/cache needs more than the 1[\d.]+ MB"):
+        await build(source, name="digits", cache=small_disk / "cache")
+
+    assert entries(small_disk / "cache", "environments") == []
+
+
+async def test_a_full_disk_while_copying_is_told_and_the_rest_stays(
+    built: Project, small_disk: Path, tmp_path: Path
+) -> None:
+    cache, model = small_disk / "cache", tmp_path / "model.pkl"
+    first = await build(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    model.touch()
+    os.truncate(model, 20_000_000)
+
+    with pytest.raises(ImageError, match=r"disk is full: .* needs more than the 1[\d.]+ MB that are free"):
+        await build(built.source, name="digits", cache=cache, models=[ModelSource("digits", model)])
+
+    assert entries(cache, "images") == [first.sha256]
+    assert load(first, cache).app_root.is_dir()
+
+
+async def test_a_read_only_cache_serves_hits_and_refuses_builds(
+    built: Project, small_disk: Path, tmp_path: Path
+) -> None:
+    cache = small_disk / "cache"
+    first = await build(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    changed = write_source(tmp_path / "changed")
+    (changed / "more.py").touch()
+
+    assert await build(built.source, name="digits", cache=cache) == first
+    with pytest.raises(ImageError, match=rf"cache folder {cache} cannot be written: .*Read-only"):
+        await build(changed, name="digits", cache=cache)
+
+
+def test_a_hundred_thousand_files_are_refused_quickly(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    for part in range(10):
+        folder = source / "data" / str(part)
+        folder.mkdir(parents=True)
+        (folder / "0").touch()
+        for number in range(1, 10_000):
+            os.link(folder / "0", folder / str(number))
+    began = time.perf_counter()
+
+    with pytest.raises(ImageError, match=r"has 100,002 files .* The biggest are data/ \(100,000 files"):
+        package(source)
+
+    assert time.perf_counter() - began < 5

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.entry_script import EntryScriptSyntaxError, check_entry_script
+from controlled_rollout.image.package import package
+
+
+def check(folder: Path, text: str, *, entry_script: str = "score.py") -> None:
+    (folder / "score.py").write_text(text)
+    check_entry_script(package(folder), entry_script)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def init(): ...\ndef run(data): ...",
+        "async def init(): ...\nasync def run(data, request_headers): ...",
+        "from model import init, predict as run",
+        "import init\nrun = init.run",
+        "init, (run, _) = make()",
+        "init: object = make()\nrun = other = make()",
+        "@decorated(x=1)\ndef run(data): ...\n@rawhttp\ndef init(): ...",
+        "class run: ...\nif True:\n    def init(): ...\nelse:\n    pass",
+        "try:\n    from fast import run\nexcept ImportError:\n    from slow import run\nfinally:\n    def init(): ...",
+        "from model import *",
+        "with context():\n    def init(): ...\nfor _ in [1]:\n    run = print",
+        "match 1:\n    case _:\n        init = run = print",
+    ],
+)
+def test_a_script_that_binds_init_and_run_is_accepted(tmp_path: Path, text: str) -> None:
+    check(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("def init(): ...", r"run\(\)"),
+        ("def run(data): ...", r"init\(\)"),
+        ("", r"init\(\) and run\(\)"),
+        ("class Model:\n    def init(self): ...\n    def run(self, data): ...", r"init\(\) and run\(\)"),
+        ("def outer():\n    def init(): ...\n    run = 1", r"init\(\) and run\(\)"),
+        ("init: object\nrun: object", r"init\(\) and run\(\)"),
+        ("from init import x\nobject.run = 1\nstore['init'] = run", r"init\(\) and run\(\)"),
+        ("from model import init as other_init\nimport model.run", r"init\(\) and run\(\)"),
+    ],
+)
+def test_a_script_without_init_or_run_is_refused_saying_which(tmp_path: Path, text: str, missing: str) -> None:
+    with pytest.raises(ImageError, match=rf"score\.py does not define {missing} at module level"):
+        check(tmp_path, text)
+
+
+def test_a_syntax_error_is_told_with_file_line_and_text(tmp_path: Path) -> None:
+    with pytest.raises(EntryScriptSyntaxError, match=r"score\.py does not compile: line 2: .*: def run\(data:$"):
+        check(tmp_path, "def init(): ...\ndef run(data:\n")
+
+
+@pytest.mark.parametrize("content", [b"\0", b"# coding: nonsense\n", b"\xff = 1\n", b"(" * 5000])
+def test_what_is_no_python_at_all_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "score.py").write_bytes(content)
+
+    with pytest.raises(EntryScriptSyntaxError, match="does not compile"):
+        check_entry_script(package(tmp_path), "score.py")
+
+
+@pytest.mark.parametrize("asked", ["../score.py", "/score.py", "lib/../../score.py", "score", "score.txt"])
+def test_a_path_that_is_not_a_script_inside_the_folder_is_refused(tmp_path: Path, asked: str) -> None:
+    with pytest.raises(ImageError, match=r"is not the path of a \.py file inside the source folder"):
+        check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script=asked)
+
+
+def test_a_missing_script_is_refused_naming_those_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"'main\.py' is not in the source folder; Python files there: score\.py"):
+        check(tmp_path, "", entry_script="main.py")
+
+
+def test_a_script_that_is_ignored_is_refused_naming_the_ignore_file(tmp_path: Path) -> None:
+    (tmp_path / ".amlignore").write_text("score.py\n")
+
+    with pytest.raises(ImageError, match=r"\(or \.amlignore excludes it\)"):
+        check(tmp_path, "def init(): ...\ndef run(data): ...")
+
+
+def test_a_script_in_a_folder_may_be_written_with_a_leading_dot(tmp_path: Path) -> None:
+    check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script="./score.py")

@@ -1,0 +1,281 @@
+import asyncio
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.cache import Cache, DiskFullError, SharedCache, find_environment
+
+KEY = "a" * 64
+OTHER = "b" * 64
+Make = Callable[[Path, int], Awaitable[None]]
+
+
+def writes(text: str) -> Make:
+    async def make(unfinished: Path, lock: int) -> None:
+        (unfinished / "file").write_text(text)
+
+    return make
+
+
+async def never(unfinished: Path, lock: int) -> None:
+    raise AssertionError("a hit builds nothing")
+
+
+def is_whole(folder: Path) -> bool:
+    return (folder / "file").is_file()
+
+
+def left_over(cache: Cache) -> list[str]:
+    return sorted(path.name for path in cache.image(KEY).parent.iterdir() if path.name not in (KEY, OTHER))
+
+
+def environment(root: Path, key: str) -> Path:
+    """An environment as far as the cache looks: an interpreter that can be executed."""
+    python = root / "environments" / key / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    return python.parent.parent
+
+
+async def test_an_entry_is_built_once_and_then_found(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+
+    assert await cache.build(cache.image(KEY), is_whole, writes("whole")) is True
+    assert await cache.build(cache.image(KEY), is_whole, never) is False
+    assert (cache.image(KEY) / "file").read_text() == "whole"
+    assert left_over(cache) == []
+
+
+async def test_an_entry_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    async def make(unfinished: Path, lock: int) -> None:
+        (unfinished / "file").touch()
+        assert not cache.image(KEY).exists()
+
+    assert await cache.build(cache.image(KEY), is_whole, make)
+
+
+async def test_several_builds_of_the_same_at_once_become_one(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    started, go_on, waiting = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def make(unfinished: Path, lock: int) -> None:
+        started.set()
+        await go_on.wait()
+        (unfinished / "file").touch()
+
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, make))
+    await started.wait()
+    others = [
+        asyncio.create_task(cache.build(cache.image(KEY), is_whole, never, waiting=waiting.set)) for _ in range(3)
+    ]
+    await waiting.wait()
+    go_on.set()
+
+    assert await first is True
+    assert await asyncio.gather(*others) == [False, False, False]
+
+
+async def test_one_that_waits_builds_if_the_first_fails(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    started, waiting = asyncio.Event(), asyncio.Event()
+
+    async def fails(unfinished: Path, lock: int) -> None:
+        started.set()
+        await waiting.wait()
+        raise ImageError("cannot be solved")
+
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, fails))
+    await started.wait()
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, writes("second"), waiting=waiting.set))
+
+    with pytest.raises(ImageError, match="cannot be solved"):
+        await first
+    assert await second is True
+
+
+async def test_one_that_waits_can_be_cancelled_and_holds_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    started, go_on, waiting = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def make(unfinished: Path, lock: int) -> None:
+        started.set()
+        await go_on.wait()
+        (unfinished / "file").touch()
+
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, make))
+    await started.wait()
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, never, waiting=waiting.set))
+    await waiting.wait()
+
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    go_on.set()
+
+    assert await first is True
+
+
+@pytest.mark.parametrize("error", [ImageError("bad"), ValueError("bad"), asyncio.CancelledError()])
+async def test_a_build_that_ends_in_an_error_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    cache = Cache(tmp_path)
+
+    async def fails(unfinished: Path, lock: int) -> None:
+        (unfinished / "half").touch()
+        raise error
+
+    with pytest.raises(type(error)):
+        await cache.build(cache.image(KEY), is_whole, fails)
+
+    assert left_over(cache) == []
+    assert not cache.image(KEY).exists()
+    assert await cache.build(cache.image(KEY), is_whole, writes("whole")) is True
+
+
+async def test_what_killed_builds_left_is_removed_by_the_next_but_not_what_is_being_built(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    third = "c" * 64
+    for key in (KEY, OTHER):
+        (tmp_path / "images" / f".{key}.building" / "lib").mkdir(parents=True)
+        (tmp_path / "images" / f".{key}.building" / "lib" / "half").touch()
+
+    async def builds_another_meanwhile(unfinished: Path, lock: int) -> None:
+        assert await cache.build(cache.image(third), is_whole, writes("third"))
+        assert unfinished.is_dir()
+        assert not (unfinished / "lib").exists()
+        (unfinished / "file").touch()
+
+    assert await cache.build(cache.image(KEY), is_whole, builds_another_meanwhile)
+
+    assert left_over(cache) == [third]
+
+
+async def test_an_orphan_of_a_killed_build_keeps_others_from_building(tmp_path: Path) -> None:
+    """The kernel gives the lock up with its last holder: here a process that inherited it and outlives the builder."""
+    builder = (
+        "import asyncio, os, signal, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from controlled_rollout.image.cache import Cache\n"
+        "async def make(unfinished, lock):\n"
+        "    orphan = subprocess.Popen(['cat'], pass_fds=(lock,), stdin=sys.stdin)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"cache = Cache(Path({str(tmp_path)!r}))\n"
+        f"asyncio.run(cache.build(cache.image({KEY!r}), lambda folder: False, make))\n"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", builder], stdin=subprocess.PIPE)
+    assert await asyncio.to_thread(killed.wait, 30) == -9
+    cache, waiting = Cache(tmp_path), asyncio.Event()
+
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, writes("second"), waiting=waiting.set))
+    await asyncio.wait_for(waiting.wait(), 10)
+    assert killed.stdin is not None
+    killed.stdin.close()
+
+    assert await asyncio.wait_for(second, 10) is True
+
+
+async def test_a_full_disk_is_told_with_the_folder_and_what_is_free(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    async def ours(unfinished: Path, lock: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(unfinished / "a"))
+
+    async def of_a_process(unfinished: Path, lock: int) -> None:
+        raise DiskFullError("error: failed to write: No space left on device (os error 28)")
+
+    for make in (ours, of_a_process):
+        with pytest.raises(ImageError, match=rf"disk is full: .*{tmp_path} needs more than the [\d,.]+ MB"):
+            await cache.build(cache.image(KEY), is_whole, make)
+        assert left_over(cache) == []
+
+
+async def test_a_cache_that_cannot_be_written_is_told_but_a_hit_needs_no_writing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    await cache.build(cache.image(KEY), is_whole, writes("whole"))
+    (tmp_path / "cache" / "locks").rename(tmp_path / "locks")
+    (tmp_path / "cache" / "locks").write_text("a file, so that no lock can be made")
+
+    assert await cache.build(cache.image(KEY), is_whole, never) is False
+    with pytest.raises(ImageError, match=r"cache folder .*/cache cannot be written"):
+        await cache.build(cache.image(OTHER), is_whole, never)
+
+
+async def test_an_entry_that_is_no_longer_whole_is_built_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    await cache.build(cache.image(KEY), is_whole, writes("first"))
+    (cache.image(KEY) / "file").rename(cache.image(KEY) / "other")
+
+    assert await cache.build(cache.image(KEY), is_whole, writes("second")) is True
+    assert sorted(path.name for path in cache.image(KEY).iterdir()) == ["file"]
+
+
+def test_an_environment_is_looked_up_in_the_cache_first_and_then_in_the_shared_one(tmp_path: Path) -> None:
+    cache, shared = Cache(tmp_path / "cache"), SharedCache(tmp_path / "shared")
+    environment(cache.root, KEY)
+    in_shared = [environment(shared.root, key) for key in (KEY, OTHER)]
+
+    assert find_environment([cache, shared], KEY) == (cache, cache.environment(KEY))
+    assert find_environment([cache, shared], OTHER) == (shared, in_shared[1])
+    assert find_environment([cache, shared], "c" * 64) is None
+
+
+async def test_a_shared_environment_is_linked_and_forgotten_when_it_goes_away(tmp_path: Path) -> None:
+    cache, shared = Cache(tmp_path / "cache"), SharedCache(tmp_path / "shared")
+    folder = environment(shared.root, KEY)
+
+    await cache.link_environment(KEY, folder)
+
+    assert cache.find(KEY) == cache.environment(KEY)
+    assert cache.environment(KEY).readlink() == folder
+    folder.rename(tmp_path / "gone")
+    assert cache.find(KEY) is None
+
+    async def make(unfinished: Path, lock: int) -> None:
+        (unfinished / "bin").mkdir()
+        (unfinished / "bin" / "python").symlink_to(sys.executable)
+
+    assert await cache.build(cache.environment(KEY), lambda _: cache.find(KEY) is not None, make) is True
+    assert stat.S_ISDIR(cache.environment(KEY).lstat().st_mode)
+
+
+def test_an_environment_whose_interpreter_was_removed_is_not_found(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    python = environment(tmp_path, KEY) / "bin" / "python"
+    assert cache.find(KEY) is not None
+
+    python.unlink()
+    python.symlink_to(tmp_path / "no-such-python")
+
+    assert cache.find(KEY) is None
+
+
+async def test_a_thread_has_ended_when_its_cancelled_task_has(tmp_path: Path) -> None:
+    from controlled_rollout.image.stoppable import Stop, in_thread
+
+    running, ended = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def work(stop: Stop) -> None:
+        loop.call_soon_threadsafe(running.set)
+        try:
+            while True:
+                stop()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(in_thread(work))
+    await running.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ended.is_set()

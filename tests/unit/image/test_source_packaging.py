@@ -1,0 +1,286 @@
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.package import MAX_FILES, Package, copy_package, package, package_model
+
+Tree = dict[str, bytes]
+
+
+def write(root: Path, tree: Tree) -> Path:
+    for path, content in tree.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return root
+
+
+def paths(packaged: Package) -> list[str]:
+    return [file.path for file in packaged.files]
+
+
+def test_digest_is_the_same_whatever_the_order_times_umask_and_place(tmp_path: Path) -> None:
+    tree = {"score.py": b"1", "lib/a.py": b"2", "lib/b.py": b"3"}
+    one = write(tmp_path / "one", tree)
+    old_umask = os.umask(0o077)
+    try:
+        two = write(tmp_path / "two" / "deeper", dict(reversed(tree.items())))
+    finally:
+        os.umask(old_umask)
+    os.utime(two / "score.py", (0, 0))
+
+    assert package(one).digest == package(two).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "score.py").write_bytes(b"2"),
+        lambda root: (root / "score.py").rename(root / "scores.py"),
+        lambda root: (root / "score.py").chmod(0o755),
+        lambda root: (root / "empty").touch(),
+        lambda root: (root / "lib" / "a.py").unlink(),
+    ],
+    ids=["content", "name", "executable", "new file", "file removed"],
+)
+def test_digest_changes_with_what_is_packaged(tmp_path: Path, change: object) -> None:
+    write(tmp_path, {"score.py": b"1", "lib/a.py": b"2"})
+    before = package(tmp_path).digest
+
+    assert callable(change)
+    change(tmp_path)
+
+    assert package(tmp_path).digest != before
+
+
+NAMES = st.text("ab.é ", min_size=1, max_size=3).filter(lambda name: name.strip(".") != "")
+TREES = st.dictionaries(NAMES, st.binary(max_size=3), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(TREES, TREES)
+def test_two_folders_have_one_digest_exactly_if_they_hold_the_same(one: Tree, two: Tree) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        digests = [package(write(Path(folder) / str(at), tree)).digest for at, tree in enumerate((one, two))]
+
+    assert (digests[0] == digests[1]) == (one == two)
+
+
+def test_amlignore_replaces_gitignore(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "a.csv": b"", "b.log": b"", ".gitignore": b"*.csv\n", ".amlignore": b"*.log\n"})
+
+    packaged = package(tmp_path)
+
+    assert paths(packaged) == [".amlignore", ".gitignore", "a.csv", "score.py"]
+    assert packaged.ignore_file == ".amlignore"
+
+
+def test_gitignore_counts_where_there_is_no_amlignore(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "data/a.csv": b"", "b.log": b"", ".gitignore": b"data/\n*.log\n"})
+
+    assert paths(package(tmp_path)) == [".gitignore", "score.py"]
+
+
+def test_ignore_files_below_the_root_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "lib/a.csv": b"", "lib/.gitignore": b"*.csv\n", "lib/.amlignore": b"*\n"})
+
+    assert "lib/a.csv" in package(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        ("*\n!score.py\n!lib/a.py\n", ["lib/a.py", "score.py"]),
+        ("lib/\n!lib/a.py\n", [".amlignore", "data/x/y.csv", "lib/a.py", "score.py"]),
+        ("**/*.csv\n# *.py\n\nlib\n", [".amlignore", "score.py"]),
+        ("/data/**\nlib/[bc].py\n", [".amlignore", "lib/a.py", "score.py"]),
+        ("data/*\n", [".amlignore", "lib/a.py", "lib/b.py", "score.py"]),
+    ],
+)
+def test_the_last_pattern_that_matches_a_file_decides(tmp_path: Path, patterns: str, kept: list[str]) -> None:
+    write(tmp_path, {"score.py": b"", "lib/a.py": b"", "lib/b.py": b"", "data/x/y.csv": b""})
+    (tmp_path / ".amlignore").write_text(patterns)
+
+    assert paths(package(tmp_path)) == kept
+
+
+def test_git_and_bytecode_are_left_out_even_if_a_pattern_asks_for_them(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", ".git/config": b"", "lib/__pycache__/a.pyc": b"", "lib/.git": b"gitdir: x"})
+    (tmp_path / ".amlignore").write_text("!.git\n!__pycache__\n.amlignore\n")
+
+    assert paths(package(tmp_path)) == ["score.py"]
+
+
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", ".amlignore": b"!\n"})
+
+    with pytest.raises(ImageError, match=r"\.amlignore cannot be read as ignore patterns"):
+        package(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [("missing", "nothing is there"), ("score.py", "a file is there"), ("empty", "has no file: there is nothing")],
+)
+def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path, asked: str, message: str) -> None:
+    write(tmp_path, {"score.py": b""})
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(ImageError, match=message):
+        package(tmp_path / asked)
+
+
+def test_a_folder_of_which_everything_is_ignored_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", ".amlignore": b"*\n"})
+
+    with pytest.raises(ImageError, match=r"no file that \.amlignore does not exclude"):
+        package(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_refused_unless_it_is_ignored(tmp_path: Path) -> None:
+    write(tmp_path, {"secret": b"", "source/score.py": b""})
+    source = tmp_path / "source"
+    (source / "link").symlink_to("../secret")
+
+    with pytest.raises(ImageError, match=r"link .*/link points out of the source folder, to .*/secret"):
+        package(source)
+    (source / ".amlignore").write_text("link\n.amlignore\n")
+
+    assert paths(package(source)) == ["score.py"]
+
+
+def test_a_link_to_a_sibling_whose_name_begins_the_same_points_out(tmp_path: Path) -> None:
+    write(tmp_path, {"source/score.py": b"", "source-2/a": b""})
+    (tmp_path / "source" / "link").symlink_to(tmp_path / "source-2")
+
+    with pytest.raises(ImageError, match="points out of the source folder"):
+        package(tmp_path / "source")
+
+
+def test_a_link_inside_is_packaged_as_what_it_points_to(tmp_path: Path) -> None:
+    linked = write(tmp_path / "linked", {"score.py": b"1", "lib/a.py": b"2"})
+    (linked / "same.py").symlink_to("score.py")
+    (linked / "also").symlink_to(linked / "lib")
+    copied = write(tmp_path / "copied", {"score.py": b"1", "lib/a.py": b"2", "same.py": b"1", "also/a.py": b"2"})
+
+    assert package(linked) == package(linked)
+    assert package(linked).digest == package(copied).digest
+
+
+def test_the_source_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"score.py": b"", "lib/a.py": b""})
+    (source / "same.py").symlink_to("score.py")
+    (tmp_path / "link").symlink_to(source)
+
+    assert package(tmp_path / "link").digest == package(source).digest
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere", "does not exist"),
+        (".", "points back to"),
+        ("..", "points back to"),
+        ("../.git", "never packaged"),
+        ("link", "does not exist"),
+    ],
+    ids=["dangling", "loop", "loop to the root", "into .git", "itself"],
+)
+def test_a_link_that_leads_nowhere_useful_is_refused(tmp_path: Path, target: str, message: str) -> None:
+    write(tmp_path, {"score.py": b"", "lib/a.py": b"", ".git/config": b""})
+    (tmp_path / "lib" / "link").symlink_to(target)
+
+    with pytest.raises(ImageError, match=message):
+        package(tmp_path)
+
+
+def test_two_links_that_lead_to_each_other_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "one/a": b"", "two/b": b""})
+    (tmp_path / "one" / "link").symlink_to("../two")
+    (tmp_path / "two" / "link").symlink_to("../one")
+
+    with pytest.raises(ImageError, match="points back to"):
+        package(tmp_path)
+
+
+def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b""})
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(ImageError, match="pipe is neither a file nor a folder"):
+        package(tmp_path)
+
+
+def test_too_many_files_are_refused_naming_the_biggest_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "lib/a.py": b""})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0").touch()
+    for number in range(1, MAX_FILES):
+        os.link(tmp_path / "data" / "0", tmp_path / "data" / str(number))
+
+    with pytest.raises(ImageError, match=r"10,002 files .* at most 10,000 .* biggest are data/ \(10,000 files"):
+        package(tmp_path)
+    (tmp_path / ".amlignore").write_text("data/\n")
+    began = time.perf_counter()
+
+    assert len(package(tmp_path).files) == 3
+    assert time.perf_counter() - began < 0.1, "an ignored folder is not walked"
+
+
+def test_too_many_bytes_are_refused_naming_the_biggest_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "data/big.bin": b""})
+    os.truncate(tmp_path / "data" / "big.bin", 300_000_001)
+
+    with pytest.raises(ImageError, match=r"2 files of 300\.0 MB .* biggest are data/ \(1 files, 300\.0 MB\)"):
+        package(tmp_path)
+
+
+def test_a_copy_is_exact_and_read_only_whatever_the_umask(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"score.py": b"1", "lib/run.sh": b"2"})
+    (source / "lib" / "run.sh").chmod(0o700)
+    packaged = package(source)
+
+    copy_package(packaged, tmp_path / "copy")
+
+    assert package(tmp_path / "copy").digest == packaged.digest
+    assert (tmp_path / "copy" / "score.py").stat().st_mode & 0o777 == 0o444
+    assert (tmp_path / "copy" / "lib" / "run.sh").stat().st_mode & 0o777 == 0o555
+
+
+def test_a_file_that_changes_between_packaging_and_copying_is_noticed(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"score.py": b"1"})
+    packaged = package(source)
+    (source / "score.py").write_bytes(b"2")
+
+    with pytest.raises(ImageError, match=r"score\.py changed while it was being packaged"):
+        copy_package(packaged, tmp_path / "copy")
+
+
+def test_a_model_is_a_file_or_a_folder_under_its_own_name(tmp_path: Path) -> None:
+    write(tmp_path, {"model.pkl": b"1", "trained/weights/a.bin": b"2", "trained/.gitignore": b"*\n"})
+
+    assert paths(package_model(tmp_path / "model.pkl")) == ["model.pkl"]
+    assert paths(package_model(tmp_path / "trained")) == ["trained/.gitignore", "trained/weights/a.bin"]
+
+
+def test_a_models_links_are_followed_out_of_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"blobs/123": b"1", "snapshot/config.json": b"{}"})
+    (tmp_path / "snapshot" / "model.bin").symlink_to("../blobs/123")
+
+    packaged = package_model(tmp_path / "snapshot")
+    copy_package(packaged, tmp_path / "copy")
+
+    assert (tmp_path / "copy" / "snapshot" / "model.bin").read_bytes() == b"1"
+
+
+def test_an_empty_model_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trained").mkdir()
+
+    with pytest.raises(ImageError, match="trained has no file"):
+        package_model(tmp_path / "trained")
