@@ -60,17 +60,29 @@ class PromoteToControlOperator(RolloutOperator):
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
         """Promote, and return every version's effective per cent."""
         from controlled_rollout import steps
+        from controlled_rollout.target import connect
+        from controlled_rollout.target.waiting import wait_until_served
 
-        stored = await steps.promote(
-            workspace,
-            self.endpoint,
-            self.version,
-            who=task_of(context),
-            why=self.reason,
-            owner=self.holder(context),
-            timeout=duration("timeout", self.timeout),
-            progress=self.say,
-        )
+        target = connect(workspace)
+        timeout = duration("timeout", self.timeout)
+        stored = await target.endpoint(self.endpoint)
+        if self.own_rollout and stored.control is not None and stored.control.name == self.version:
+            # The first version of an endpoint, or promoted before this task was killed: what others have begun since
+            # is not this run's to end.
+            self.say(f"version {self.version!r} is the control of endpoint {self.endpoint!r} already")
+            if stored.rollout is None:
+                await wait_until_served(target, self.endpoint, stored.revision, timeout=timeout)
+        else:
+            stored = await steps.promote(
+                workspace,
+                self.endpoint,
+                self.version,
+                who=task_of(context),
+                why=self.reason,
+                owner=self.holder(context),
+                timeout=timeout,
+                progress=self.say,
+            )
         announce(context, self.endpoint, self.version)
         return stored.effective_traffic()
 
@@ -80,7 +92,8 @@ class RollBackOperator(RolloutOperator):
 
     As the last task of a rollout (`trigger_rule="one_failed"`) it is skipped, with the reason, when there is nothing
     of this run to roll back, when a person has the decision (the rollout is on hold), and when the endpoint belongs to
-    somebody else's rollout.
+    somebody else's rollout. An endpoint that this run has created, and whose first version never became ready, is
+    deleted: else no later rollout would have a control.
 
     Args:
         version: The version to roll back.
@@ -117,6 +130,9 @@ class RollBackOperator(RolloutOperator):
             history = await connect(workspace).history(self.endpoint)
         except EndpointNotFoundError:
             history = []
+        if self.own_rollout and created_endpoint(history, self.version, run_of(context)):
+            await self._undo_creation(context, workspace)
+            return None
         last = record.last(workspace, self.endpoint, self.version)
         if self.own_rollout and (left := why_left(history, last, self.version, run_of(context))):
             raise AirflowSkipException(left)
@@ -141,6 +157,17 @@ class RollBackOperator(RolloutOperator):
             progress=self.say,
         )
         return rolled_back.effective_traffic() if rolled_back is not None else None
+
+    async def _undo_creation(self, context: "Context", workspace: Workspace) -> None:
+        from controlled_rollout.target import Change, connect
+
+        target = connect(workspace)
+        if (await target.status(self.endpoint)).versions[self.version].ready:
+            raise AirflowSkipException(
+                f"version {self.version!r} is the first of endpoint {self.endpoint!r} and answers: it stays"
+            )
+        await target.delete(self.endpoint, Change(who=task_of(context), why=self.reason or self._causes(context)))
+        self.say(f"endpoint {self.endpoint!r} is deleted: its first version {self.version!r} never became ready")
 
     def _causes(self, context: "Context") -> str:
         """Return what the failed tasks before this one have left."""
@@ -173,6 +200,16 @@ def why_left(history: "Sequence[Revision]", last: "Decision | None", version: st
     if last is not None and last.step == "hold":
         return f"version {version!r} is on hold, a person decides: {last.why}"
     return None
+
+
+def created_endpoint(history: "Sequence[Revision]", version: str, owner: str) -> bool:
+    """Whether `version` is the only one of an endpoint that this run has created."""
+    return bool(
+        history
+        and history[0].number == 1
+        and history[0].change.who.startswith(f"{owner}/")
+        and list(history[-1].endpoint.versions) == [version]
+    )
 
 
 def creator(history: "Sequence[Revision]", version: str) -> str:

@@ -62,12 +62,12 @@ class StepCalls:
             if isinstance(error, WORTH_ANOTHER_TRY):
                 leave_cause(context, str(error))
                 raise
-            self.fail(context, str(error), error)
+            self.fail(context, str(error))
 
-    def fail(self, context: "Context", reason: str, cause: Exception | None = None) -> NoReturn:
+    def fail(self, context: "Context", reason: str) -> NoReturn:
         """Fail the task without retries, and leave the reason's first line for the roll-back."""
         leave_cause(context, reason)
-        raise AirflowFailException(reason) from cause
+        raise AirflowFailException(reason) from None  # our errors say everything: the log need not say it twice
 
     async def _cancellable(self, step: Coroutine[Any, Any, Result]) -> Result:
         task = asyncio.current_task()
