@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from controlled_rollout.target.local.processes import (
     inherited_environment,
 )
 
-__all__ = ["Activity", "Router"]
+__all__ = ["Activity", "Published", "Router"]
 
 CONFIRM_POLL_S: Final = 0.005
 CONFIRM_TIMEOUT_S: Final = 5.0
@@ -52,6 +53,14 @@ class Activity:
     downstream: int
 
 
+class Published(IntEnum):
+    """How far a configuration has come."""
+
+    BEHIND = 0
+    WRITTEN = 1
+    SERVED = 2
+
+
 class Router:
     """Envoy and its configuration on disk."""
 
@@ -75,6 +84,7 @@ class Router:
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._listening = False
         self._expected: dict[str, str] = {}
         self._on_disk: dict[Path, str] = {}
         self._admin = httpx.AsyncClient(
@@ -162,7 +172,7 @@ class Router:
         clusters: Sequence[router.ClusterSpec],
         sockets: Mapping[str, Sequence[Path]],
         endpoints: Sequence[router.EndpointRoute],
-    ) -> bool:
+    ) -> Published:
         """Write what changed, in an order in which no route ever leads to a cluster that Envoy does not know.
 
         Args:
@@ -171,7 +181,8 @@ class Router:
             endpoints: All endpoints.
 
         Returns:
-            Whether Envoy has confirmed that it serves exactly this.
+            `SERVED` if Envoy has confirmed that it serves exactly this; `WRITTEN` if it will, once it listens; else
+            `BEHIND`: call again.
         """
         for spec in clusters:
             path = self.layout.assignment_file(spec.name)
@@ -185,14 +196,19 @@ class Router:
         known = await self._confirm({name: text for name, text in self._expected.items() if name != _RDS})
         # While Envoy is down nothing can lead astray: it reads all the files before it listens.
         if not known and self._child is not None:
-            return False
+            return Published.BEHIND
         self._expected[_RDS] = self._write(self.layout.routes_file, [router.routes(endpoints)])
-        return known and await self._confirm(self._expected)
+        if not self._listening:
+            # Envoy reads no routes before there is a listener that uses them.
+            return Published.WRITTEN if known else Published.BEHIND
+        return Published.SERVED if known and await self._confirm(self._expected) else Published.BEHIND
 
     async def listen(self) -> None:
         """Let callers in; from here on the listener never changes."""
         resource = router.listener(self.layout, host=self.host, port=self.port, traced=self._telemetry_port is not None)
         self._write(self.layout.listeners_file, [resource])
+        self._listening = True
+        self._changed()
 
     async def listens(self) -> bool:
         """Whether the router answers callers."""

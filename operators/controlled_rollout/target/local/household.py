@@ -228,7 +228,7 @@ class _Household:
         self._reconciler.start()
         # From here on clients can look, and a killed supervisor's children can be found again.
         self._tell_clients()
-        await _until(self._reconciler.settled, RESTORE_S)
+        await _until(lambda: self._reconciler.prepared, RESTORE_S)
         await self._router.listen()
         if not await _until_true(self._router.listens, ROUTER_START_S):
             tail = "\n".join(LogFile(self._workspace.logs_folder / "router.log").tail(15))

@@ -11,7 +11,7 @@ from typing import Final
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.target import Keys
 from controlled_rollout.target.local import router
-from controlled_rollout.target.local.envoy import Activity, Router
+from controlled_rollout.target.local.envoy import Activity, Published, Router
 from controlled_rollout.target.local.plan import Split, split
 from controlled_rollout.target.local.replicas import Launch, RunningVersion
 
@@ -36,6 +36,8 @@ class Reconciler:
         desired: The newest revision of every endpoint.
         running: The versions that have processes, also those on their way out.
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
+        prepared: Whether the router has been given every endpoint's whole split, except where a version with traffic
+            fails to start.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Reconciler:
         self.desired: dict[str, Endpoint] = {}
         self.running: dict[Place, RunningVersion] = {}
         self.served_revision: dict[str, int] = {}
+        self.prepared = False
         self._router = the_router
         self._runtime = runtime
         self._logs_folder = logs_folder
@@ -79,13 +82,6 @@ class Reconciler:
         self.changed()
         while any(place[0] == endpoint for place in self.running) or endpoint in self._served:
             await asyncio.sleep(DRAIN_POLL_S)
-
-    def settled(self) -> bool:
-        """Whether every endpoint's newest revision is served, or cannot be because a version with traffic failed."""
-        return all(
-            self.served_revision.get(name) == endpoint.revision or self._hopeless(endpoint)
-            for name, endpoint in self.desired.items()
-        )
 
     async def stop(self) -> None:
         """Stop looking, then end all replicas."""
@@ -125,12 +121,15 @@ class Reconciler:
             if all(self._is_current(name, version) for version in endpoint.versions)
         }
         leaving = [(running, running.off_the_list()) for running in self.running.values()]
-        confirmed = await self._router.publish(
+        published = await self._router.publish(
             [router.ClusterSpec(*place, running.spec.scoring_timeout_ms) for place, running in self.running.items()],
             {router.cluster_name(*place): running.sockets() for place, running in self.running.items()},
             [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
         )
-        if not confirmed:
+        self.prepared = published is not Published.BEHIND and all(
+            found.complete or self._hopeless(desired[name]) for name, found in splits.items()
+        )
+        if published is not Published.SERVED:
             return False
         self._served = {name: dict(found.weights) for name, found in splits.items()}
         self.served_revision = {

@@ -223,7 +223,7 @@ class Replica:
             await asyncio.wait([exited], timeout=self._version.period_seconds)
             if exited.done() or self._stopping.is_set():
                 break
-            alive = await status_of(health, "/", self._version.timeout_seconds) == 200
+            alive = await status_of(health, "/live", self._version.timeout_seconds) == 200
             misses = 0 if alive else misses + 1
             if misses >= self._version.failure_threshold:
                 self._set(ReplicaState.WAITING)

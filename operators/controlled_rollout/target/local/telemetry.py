@@ -75,8 +75,9 @@ class TelemetryStore:
 
     def _ask_workspace_id(self) -> str | None:
         with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:  # noqa: S310 - a fixed http address
-            found = json.load(answer).get("workspace_id")
-        return str(found) if found else None
+            found = json.load(answer)
+        workspace_id = found.get("workspaceId") or found.get("workspace_id")
+        return str(workspace_id) if workspace_id else None
 
     async def _keep_running(self) -> None:
         pauses = BackOff(first_s=0.2, longest_s=30.0, healthy_s=30.0)

@@ -1,0 +1,229 @@
+"""A real local workspace for the tests: its own folder, its own supervisor, images from a cache that tests share."""
+
+import asyncio
+import fcntl
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from controlled_rollout import image
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.target import Change, EndpointStatus
+from controlled_rollout.target.local import supervisor
+from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local.state import State
+from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from controlled_rollout.workspace import Workspace
+
+CACHE = Path(__file__).parents[2] / ".work" / "test-cache" / "local-target"
+CHANGE = Change(who="a test", why="to see what happens")
+DEADLINE = timedelta(seconds=60)
+VERSION_HEADER = "azureml-model-deployment"
+
+ENVIRONMENT = "dependencies:\n  - python=3.11\n  - pip\n"
+
+ANSWERING = """
+import json, os, time
+
+def init():
+    print("init in process", os.getpid())
+
+def run(data):
+    ask = json.loads(data or "{}")
+    time.sleep(ask.get("sleep_s", 0))
+    return {"bytes": len(data), "note": NOTE}
+
+NOTE = "%s"
+"""
+
+CRASHING = """
+import os
+
+def init():
+    print("no weights found in the model folder", flush=True)
+    os._exit(1)
+
+def run(data):
+    return {}
+"""
+
+
+def build(folder: Path, script: str) -> str:
+    """Return the reference of an image that runs `script`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "score.py").write_text(script)
+    (folder / "environment.yml").write_text(ENVIRONMENT)
+    return str(asyncio.run(image.build(folder, name="test", cache=CACHE)))
+
+
+@dataclass
+class Lab:
+    """A running workspace."""
+
+    workspace: Workspace
+    target: LocalTarget
+    folder: Path
+    images: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        found = State.read(self.workspace)
+        assert found is not None
+        return found
+
+    async def image(self, note: str = "first", script: str | None = None) -> str:
+        key = script or note
+        if key not in self.images:
+            place = self.folder / f"source-{len(self.images)}"
+            self.images[key] = await asyncio.to_thread(build, place, script or ANSWERING % note)
+        return self.images[key]
+
+    async def apply(self, endpoint: Endpoint) -> Endpoint:
+        return await self.target.apply(endpoint, CHANGE)
+
+    async def serve(self, endpoint: Endpoint) -> tuple[Endpoint, EndpointStatus]:
+        """Apply, and wait until it is served."""
+        stored = await self.apply(endpoint)
+        return stored, await self.served(stored)
+
+    async def served(self, stored: Endpoint) -> EndpointStatus:
+        return await wait_until_served(self.target, stored.name, stored.revision, timeout=DEADLINE)
+
+    async def ready(self, endpoint: str, version: str) -> None:
+        await wait_until_ready(self.target, endpoint, version, timeout=DEADLINE, progress=lambda line: None)
+
+    async def url(self, endpoint: str) -> str:
+        return (await self.target.status(endpoint)).url
+
+
+def start(folder: Path) -> Lab:
+    """Start a workspace in `folder` on a free port."""
+    root = folder / "workspace"
+    root.mkdir(mode=0o700)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (root / "cache").symlink_to(CACHE)
+    workspace = Workspace.local(root)
+    assert supervisor.up(workspace, port=0, detach=True) == 0
+    return Lab(workspace, LocalTarget(workspace), folder)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Lab]:
+    """Start a workspace, and stop it at the end."""
+    lab = start(folder)
+    try:
+        yield lab
+    finally:
+        assert supervisor.down(lab.workspace) == 0
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> object:
+    """Return the first true value of a condition, which may be a coroutine function."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+def is_folder_free(workspace: Workspace) -> bool:
+    """Whether no supervisor holds the folder's lock."""
+    with (workspace.root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@dataclass
+class Load:
+    """What a steady load has seen."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
+
+    @property
+    def sent(self) -> int:
+        return sum(self.statuses.values()) + len(self.broken)
+
+    @property
+    def failed(self) -> dict[str, int]:
+        failures = {str(status): count for status, count in self.statuses.items() if status != 200}
+        return failures | ({"broken": len(self.broken)} if self.broken else {})
+
+    async def more(self, requests: int) -> None:
+        """Return when so many more requests have been answered."""
+        goal = self.sent + requests
+        await until(lambda: self.sent >= goal, f"{requests} more requests", seconds=60)
+
+
+@asynccontextmanager
+async def steady_load(url: str, key: str, *, rate: float = 150.0, connections: int = 4) -> AsyncIterator[Load]:
+    """Send requests at a steady rate over kept connections for as long as the block runs."""
+    load = Load()
+    ending = asyncio.Event()
+    senders = [asyncio.create_task(_send(url, key, load, ending, connections / rate)) for _ in range(connections)]
+    try:
+        yield load
+    finally:
+        ending.set()
+        await asyncio.gather(*senders)
+
+
+async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_s: float) -> None:
+    where = urlsplit(url)
+    body = json.dumps({"data": [[0.0] * 64]}).encode()
+    request = (
+        f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    streams = None
+    due = time.monotonic()
+    while not ending.is_set():
+        began = time.monotonic()
+        try:
+            if streams is None:
+                streams = await asyncio.open_connection(where.hostname, where.port)
+            status, headers = await asyncio.wait_for(_exchange(*streams, request), 20)
+        except (OSError, EOFError, TimeoutError) as error:
+            load.broken.append(repr(error))
+            if streams is not None:
+                streams[1].close()
+            streams = None
+        else:
+            load.latencies_s.append(time.monotonic() - began)
+            load.statuses[status] += 1
+            load.versions[headers.get(VERSION_HEADER, "")] += 1
+            if headers.get("connection") == "close":
+                streams[1].close()
+                streams = None
+        due = max(due + interval_s, time.monotonic() - interval_s)
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+    if streams is not None:
+        streams[1].close()
+
+
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> tuple[int, dict[str, str]]:
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {}
+    for line in head[1:]:
+        name, _, value = line.partition(": ")
+        headers[name.lower()] = value
+    await reader.readexactly(int(headers.get("content-length", "0")))
+    return int(head[0].split()[1]), headers
