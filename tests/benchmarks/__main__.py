@@ -1,0 +1,133 @@
+"""`make bench`: every figure that the documentation states, measured in one run and written to docs/benchmarks.md."""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import environment_cache, import_time, router, scoring_runtime
+from benchmarks.load import Figures
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+INTRODUCTION = """\
+# Figures
+
+Written by `make bench`; each table was measured in one run, the things compared taking turns with the same client, so
+that a noisy moment hits all of them. Compare ratios, not absolute figures: client, router and model share the machine.
+"""
+
+
+def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> Iterator[str]:
+    yield ""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(str(cell) for cell in row) + " |"
+
+
+def compared(name: str, figures: Figures) -> tuple[object, ...]:
+    return (
+        name,
+        f"{figures.requests_per_second:,.0f}",
+        f"{figures.mean_ms:.2f}",
+        f"{figures.p50_ms:.2f}",
+        f"{figures.p99_ms:.2f}",
+    )
+
+
+HEADER = ("", "requests/s", "mean ms", "p50 ms", "p99 ms")
+
+
+def machine() -> Iterator[str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield ""
+    yield (
+        f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, "
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}."
+    )
+
+
+def router_section(seconds: float) -> Iterator[str]:
+    yield "\n## The router\n"
+    yield (
+        "One version with one replica of a trivial model. *Static Envoy*: the same Envoy binary with the least "
+        "configuration that forwards. *Router*: keys checked, split, headers set, body limited, one span per request."
+    )
+    for connections, figures in router.measure(seconds=seconds).items():
+        yield f"\n{connections} connection(s):"
+        yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
+        replica, static, ours = figures["replica"], figures["static Envoy"], figures["router"]
+        yield ""
+        yield (
+            f"Added by the router: {ours.mean_ms - replica.mean_ms:.2f} ms mean, {ours.p99_ms - replica.p99_ms:.2f} ms "
+            f"at p99 (static Envoy: {static.mean_ms - replica.mean_ms:.2f} and {static.p99_ms - replica.p99_ms:.2f})."
+        )
+
+
+def runtime_section(seconds: float) -> Iterator[str]:
+    yield "\n## The scoring runtime\n"
+    yield "The same script, one worker, against the stock `azmlinfsrv` command."
+    for connections, figures in scoring_runtime.measure(seconds=seconds).items():
+        yield f"\n{connections} connection(s):"
+        yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
+        stock, ours = figures["stock"], figures["runtime"]
+        yield ""
+        yield (
+            f"Throughput {ours.requests_per_second / stock.requests_per_second:.2f} times the stock command's; "
+            f"p99 {ours.p99_ms / stock.p99_ms:.2f} times."
+        )
+
+
+def shift_section() -> Iterator[str]:
+    taken = router.shift_seconds()
+    yield "\n## A shift\n"
+    yield (
+        f"From `shift` called to the first answer of the version that has the traffic now, {len(taken)} shifts: median "
+        f"{1000 * statistics.median(taken):.0f} ms, slowest {1000 * max(taken):.0f} ms (goal 500 ms)."
+    )
+
+
+def cache_section() -> Iterator[str]:
+    yield "\n## Building an image locally"
+    rows = [(what, f"{seconds:.2f}") for what, seconds in environment_cache.measure().items()]
+    yield from table(("scikit-learn, numpy and the runtime", "s"), rows)
+
+
+def import_section() -> Iterator[str]:
+    yield "\n## Importing"
+    rows = [(what, f"{milliseconds:.0f}") for what, milliseconds in import_time.measure().items()]
+    yield from table(("median of fresh interpreters", "ms"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print only, leave docs/benchmarks.md as it is")
+    options = parser.parse_args()
+    sections = (
+        machine(),
+        router_section(options.seconds),
+        shift_section(),
+        runtime_section(options.seconds),
+        cache_section(),
+        import_section(),
+    )
+    lines = [INTRODUCTION.rstrip()]
+    for section in sections:
+        for line in section:
+            print(line, flush=True)
+            lines.append(line)
+    if not options.dry_run:
+        PAGE.write_text("\n".join(lines) + "\n")
+        print(f"\nwritten to {PAGE.relative_to(Path.cwd())}")
+
+
+if __name__ == "__main__":
+    main()

