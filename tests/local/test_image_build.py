@@ -228,10 +228,16 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Pr
     )
     await asyncio.wait_for(resolved.wait(), DEADLINE_S)
 
+    [uv] = [child for child in psutil.Process().children() if child.name() == "uv"]
+    assert any(file.path.endswith(".lock") and "locks" in file.path for file in uv.open_files()), (
+        "uv holds the lock too"
+    )
+
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
+    assert not uv.is_running()
     assert [child.cmdline() for child in psutil.Process().children(recursive=True) if "uv" in child.name()] == []
     assert entries(tmp_path / "cache", "environments") == []
 

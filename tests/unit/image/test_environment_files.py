@@ -10,6 +10,7 @@ from packaging.version import Version
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.conda import from_conda, python_from_conda
 from controlled_rollout.image.environment import find_environment_file, read_environment
+from controlled_rollout.image.requirements import check_requirement
 
 Write = Callable[[str, str], Path]
 
@@ -252,3 +253,21 @@ def test_any_text_is_translated_to_a_valid_requirement_or_refused(text: str) -> 
     except ImageError:
         return
     assert str(Requirement(translated)) == translated
+
+
+SPECIFIERS = st.lists(st.tuples(st.sampled_from(["==", ">=", "<", "!=", "~="]), st.just("1."), RELEASES), max_size=3)
+EXTRAS = st.sampled_from(["", "[b]", "[c,b]"])
+MARKERS = st.sampled_from(["", ' ; python_version>"3.8"', " ; sys_platform == 'linux'"])
+
+
+@given(SPECIFIERS, EXTRAS, MARKERS, st.sampled_from(["", " --hash=sha256:ab", " --hash sha256:ab  --hash=sha256:cd"]))
+def test_a_requirement_in_canonical_form_means_the_same_and_stays_as_it_is(
+    specifiers: list[tuple[str, str, str]], extras: str, marker: str, hashes: str
+) -> None:
+    written = "a" + extras + " " + " , ".join("".join(parts) for parts in specifiers) + marker
+
+    canonical = check_requirement(written + hashes)
+
+    assert check_requirement(canonical) == canonical
+    assert Requirement(canonical.partition(" --hash")[0]) == Requirement(written)
+    assert canonical.count("--hash=sha256:") == hashes.count("--hash")
