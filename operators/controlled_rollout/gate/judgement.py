@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, Literal
 
 from controlled_rollout.gate.columns import Columns, Metric, columns
-from controlled_rollout.gate.mixture import Evidence, log_sum, mix, more_needed
+from controlled_rollout.gate.mixture import Evidence, log_sum, mix, more_needed, settle
 from controlled_rollout.gate.model import Bin, Claim, Gate, Outcome, Verdict
 from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
 from controlled_rollout.gate.ratio import ABOVE, BETTER, OddsRatio, burstiness, first_difference, rate_difference
@@ -133,7 +133,11 @@ def _still_needed(claims: Sequence[Claim]) -> str:
 def _errors_higher(judged: Columns, gate: Gate, errors: OddsRatio, burst: float) -> _Finding:
     """Alarm: the odds of an error are above the tolerated ratio, and the rates differ by more than is tolerated."""
     threshold = _alarm_threshold(gate, "errors", judged)
-    evidence = mix(errors.paths(gate.error_ratio, ABOVE), _equal(ABOVE), math.log(threshold))
+    evidence = settle(
+        lambda bins: mix(errors.paths(gate.error_ratio, ABOVE, bins), _equal(ABOVE), math.log(threshold)),
+        len(judged.starts),
+        math.log(threshold),
+    )
     first = evidence.first
     if first is not None:
         first = first_difference(judged, judged.errors, gate.error_difference, first)
@@ -148,8 +152,12 @@ def _errors_higher(judged: Columns, gate: Gate, errors: OddsRatio, burst: float)
 def _latency_higher(judged: Columns, gate: Gate, slow: Sequence[OddsRatio], bursts: Sequence[float]) -> _Finding:
     """Alarm: control's quantiles are exceeded more often; e-values may be averaged whatever their dependence."""
     threshold = _alarm_threshold(gate, "latency", judged)
-    paths = [path for quantile in slow for path in quantile.paths(1.0, ABOVE)]
-    evidence = mix(paths, _equal(paths), math.log(threshold))
+
+    def weigh(bins: int) -> Evidence:
+        paths = [path for quantile in slow for path in quantile.paths(1.0, ABOVE, bins)]
+        return mix(paths, _equal(paths), math.log(threshold))
+
+    evidence = settle(weigh, len(judged.starts), math.log(threshold))
     parts = [
         f"{_quantile(quantile)} exceeded by {_rates(judged, metric)}{_bursts(burst)}"
         for quantile, metric, burst in zip(gate.latency_quantiles, judged.slow, bursts, strict=True)
@@ -179,11 +187,17 @@ def _errors_not_worse(judged: Columns, gate: Gate, errors: OddsRatio, burst: flo
 
     The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
     """
-    threshold = 1 / gate.beta
-    absolute = evidence_path(gate.acceptable_error_rate, judged.errors.treatment, judged.treatment, burst)
-    odds = errors.paths(gate.pass_ratio, _better(gate))
-    weights = [*(weight / 2 for weight in _equal(odds)), 0.5]
-    evidence = mix([*odds, absolute], weights, math.log(threshold))
+    threshold, ratios = 1 / gate.beta, _better(gate)
+    weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
+
+    def weigh(bins: int) -> Evidence:
+        odds = errors.paths(gate.pass_ratio, ratios, bins)
+        absolute = evidence_path(
+            gate.acceptable_error_rate, judged.errors.treatment[:bins], judged.treatment[:bins], burst
+        )
+        return mix([*odds, absolute], weights, math.log(threshold))
+
+    evidence = settle(weigh, len(judged.starts), math.log(threshold))
     hits, requests = sum(judged.errors.treatment), sum(judged.treatment)
     bound = upper_bound(hits / burst, requests / burst, gate.beta / 2)
 
@@ -211,10 +225,15 @@ def _latency_not_worse(judged: Columns, gate: Gate, slow: Sequence[OddsRatio]) -
     """
     threshold, ratios = 1 / gate.beta, _better(gate)
     requests = sum(judged.treatment)
-    found = [mix(quantile.paths(gate.pass_ratio, ratios), _equal(ratios), math.log(threshold)) for quantile in slow]
+    goal = math.log(threshold)
+
+    def weigh(quantile: OddsRatio, bins: int) -> Evidence:
+        return mix(quantile.paths(gate.pass_ratio, ratios, bins), _equal(ratios), goal)
+
+    found = [settle(partial(weigh, quantile), len(judged.starts), goal) for quantile in slow]
     weakest = min(range(len(found)), key=lambda index: found[index].peak)
     needed: list[int | None] = [
-        more_needed(partial(_expected, evidence, requests), math.log(threshold)) if requests else None
+        more_needed(partial(_expected, evidence, requests), goal) if requests else None
         for evidence in found
         if evidence.first is None
     ]

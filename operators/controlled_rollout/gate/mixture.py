@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-__all__ = ["Evidence", "follow", "log_sum", "mix", "more_needed"]
+__all__ = ["Evidence", "alive_bins", "follow", "log_sum", "mix", "more_needed", "settle"]
 
 # A component this far below an e-value of 1 (4e-18) can no longer be seen in a sum with it.
 DEAD: Final = -40.0
+# Evidence this much beyond its threshold (a million times) is followed no further ...
+BEYOND_DOUBT: Final = math.log(1e6)
+# ... which is asked after so many bins, and then of all.
+STAGES: Final = (512, 4096)
 # What will not arrive within so many requests will not arrive by waiting.
 FAR: Final = 10**12
 
@@ -37,7 +41,34 @@ class Evidence:
     weights: tuple[float, ...]
 
 
-def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], list[float]]) -> list[list[float]]:
+def settle(weigh: Callable[[int], Evidence], bins: int, log_threshold: float) -> Evidence:
+    """Return the evidence of all bins, or of the first ones where those are a million times enough.
+
+    Args:
+        weigh: From a number of bins to the evidence of the first so many.
+        bins: How many there are.
+        log_threshold: The value to reach.
+    """
+    for stage in STAGES:
+        if stage < bins and (evidence := weigh(stage)).peak >= log_threshold + BEYOND_DOUBT:
+            return evidence
+    return weigh(bins)
+
+
+def alive_bins(path: Sequence[float]) -> int:
+    """Return how many bins there are up to the last after which the path is not yet too low to matter."""
+    alive = len(path)
+    while alive and path[alive - 1] < DEAD:
+        alive -= 1
+    return alive
+
+
+def follow(
+    ratios: Sequence[float],
+    bins: int,
+    gain: Callable[[float, int], list[float]],
+    can_matter: Callable[[float, int], int] | None = None,
+) -> list[list[float]]:
     """Return the path of every ratio, each computed only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
@@ -47,15 +78,16 @@ def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], list
         ratios: The ratios g of the alternative's odds to the null's.
         bins: How many bins there are.
         gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
+        can_matter: From the ratio nearest above 1 and a number of bins to how many of them its path, by a bound that
+            is cheaper than the path, can be alive in.
     """
     paths: dict[float, list[float]] = {1.0: [0.0] * bins}
     for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
-        alive = bins
+        alive = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
         for g in side:
             path = list(accumulate(gain(g, alive)))
             paths[g] = path + [-math.inf] * (bins - alive)
-            while alive and path[alive - 1] < DEAD:
-                alive -= 1
+            alive = alive_bins(path)
     return [paths[g] for g in ratios]
 
 

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import add
 from typing import Final
 
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import follow
+from controlled_rollout.gate.mixture import alive_bins, follow
 from controlled_rollout.gate.odds import log_normalisers
 
 __all__ = ["ABOVE", "BETTER", "OddsRatio", "burstiness", "first_difference", "rate_difference"]
@@ -32,15 +33,19 @@ class OddsRatio:
         self._log_cap = math.inf if cap is None else math.log(cap)
         self._treatment = columns.treatment
         self._control = columns.control
-        triples = zip(
-            columns.treatment, columns.control, map(int.__add__, metric.treatment, metric.control), strict=True
-        )
+        triples = zip(columns.treatment, columns.control, map(add, metric.treatment, metric.control), strict=True)
         self._events = [t if a and c and t < a + c else 0 for a, c, t in triples]
         self._hits = [x if t else 0 for x, t in zip(metric.treatment, self._events, strict=True)]
         self._normalisers: dict[float, list[float]] = {}
 
-    def paths(self, null: float, ratios: Sequence[float]) -> list[list[float]]:
-        """Return one path per ratio: the log of the evidence for odds `null * ratio` against odds `null`."""
+    def paths(self, null: float, ratios: Sequence[float], bins: int) -> list[list[float]]:
+        """Return one path per ratio: the log of the evidence for odds `null * ratio` against odds `null`.
+
+        Args:
+            null: The odds ratio that the evidence is against.
+            ratios: The alternatives' odds ratios, in units of `null`.
+            bins: How many bins, from the first.
+        """
 
         def gain(ratio: float, bins: int) -> list[float]:
             base, other = self._log_z(null, bins), self._log_z(null * ratio, bins)
@@ -50,7 +55,26 @@ class OddsRatio:
                 gains = [value / burst for value in gains]
             return [min(value, cap) for value in gains] if cap < math.inf else gains
 
-        return follow(ratios, len(self._events), gain)
+        return follow(ratios, bins, gain, self._can_matter if null == 1 else None)
+
+    def _can_matter(self, ratio: float, bins: int) -> int:
+        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can be alive, without computing it.
+
+        Given t, the treatment's events are distributed as a sum of independent Bernoulli variables, so tilting by g
+        shrinks their variance V at most by the factor g: log E[g^X] >= E[X] log g + V (1/g - 1 + log g). At odds 1
+        mean and variance are the plain hypergeometric ones.
+        """
+        step, burst = math.log(ratio), self._burst
+        curve = 1 / ratio - 1 + step
+        rows = zip(self._treatment[:bins], self._control, self._events, self._hits, strict=False)
+        gains = (
+            ((x - (mean := t * (part := a / (n := a + c)))) * step - mean * (1 - part) * (n - t) / (n - 1) * curve)
+            / burst
+            if t
+            else 0.0
+            for a, c, t, x in rows
+        )
+        return alive_bins(list(accumulate(gains)))
 
     def _log_z(self, psi: float, bins: int) -> list[float]:
         """Return the normalisers of the first so many bins or more, computed at most once."""

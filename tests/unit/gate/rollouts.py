@@ -1,0 +1,70 @@
+"""Rollouts to judge: simulated bins and bins with given counts."""
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from controlled_rollout.gate import Bin, Counts
+
+BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def binomial(rng: random.Random, n: int, p: float) -> int:
+    """Return a binomial draw; exact for few, by waiting times for rare events."""
+    if p <= 0:
+        return 0
+    if p >= 1:
+        return n
+    if n * p > 200 and n * (1 - p) > 200:
+        return min(n, max(0, round(rng.gauss(n * p, (n * p * (1 - p)) ** 0.5))))
+    return sum(rng.random() < p for _ in range(n))
+
+
+def minute(
+    index: int,
+    treatment: Sequence[int],
+    control: Sequence[int],
+    *,
+    share: float | None = None,
+    slow: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> Bin:
+    """Return one bin from (requests, errors) of both versions and their slow requests, the treatment's first."""
+    return Bin(
+        BEGIN + index * MINUTE,
+        control=Counts(control[0], control[1], tuple(slow[1])),
+        treatment=Counts(treatment[0], treatment[1], tuple(slow[0])),
+        share=share,
+    )
+
+
+def odds_times(rate: float, ratio: float) -> float:
+    """Return the rate whose odds are `ratio` times those of `rate`."""
+    return ratio * rate / (1 - rate + ratio * rate)
+
+
+def simulated(
+    rng: random.Random,
+    bins: int,
+    *,
+    per_minute: int = 300,
+    share: float = 0.5,
+    control_rate: float = 0.005,
+    treatment_rate: float = 0.005,
+    slow_ratio: float | None = None,
+) -> list[Bin]:
+    """Return a rollout at constant rates; with `slow_ratio` latency is judged, at that odds ratio of exceeding."""
+    result = []
+    for index in range(bins):
+        a = binomial(rng, per_minute, share)
+        c = per_minute - a
+        slow: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        if slow_ratio is not None:
+            quantiles = (0.5, 0.1, 0.05, 0.01)
+            slow = (
+                tuple(binomial(rng, a, odds_times(q, slow_ratio)) for q in quantiles),
+                tuple(binomial(rng, c, q) for q in quantiles),
+            )
+        errors = binomial(rng, a, treatment_rate), binomial(rng, c, control_rate)
+        result.append(minute(index, (a, errors[0]), (c, errors[1]), share=share, slow=slow))
+    return result

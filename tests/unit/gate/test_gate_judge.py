@@ -1,0 +1,365 @@
+"""What the gate concludes, and that it concludes the same however it is asked."""
+
+import math
+import random
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import nchypergeom_fisher
+
+from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
+from unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
+
+arms = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (max(pair), min(pair)))
+rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(
+    lambda rows: [minute(index, treatment, control) for index, (treatment, control) in enumerate(rows)]
+)
+
+
+def claim(verdict: Verdict, name: str) -> Claim:
+    return next(found for found in verdict.claims if found.name == name)
+
+
+# The numbers
+
+
+def test_errors_alarm_is_the_mixture_of_scipys_likelihood_ratios() -> None:
+    bins = [minute(0, (60, 9), (80, 6)), minute(1, (50, 8), (90, 7)), minute(2, (70, 12), (75, 5))]
+    expected = []
+    for ratio in (1.25, 1.5, 2, 3, 5, 10, 20):
+        likelihood_ratio = 1.0
+        for b in bins:
+            a, x = b.treatment.requests, b.treatment.errors
+            total, events = a + b.control.requests, x + b.control.errors
+            other, null = (nchypergeom_fisher(total, a, events, odds) for odds in (1.1 * ratio, 1.1))
+            likelihood_ratio *= other.pmf(x) / null.pmf(x)
+        expected.append(likelihood_ratio)
+
+    found = claim(judge(bins, Gate()), "errors are higher")
+
+    assert found.e_value == pytest.approx(sum(expected) / 7, rel=1e-5)
+
+
+def test_rare_errors_use_the_binomial_limit() -> None:
+    bins = [minute(0, (1000, 9), (1000, 2))]
+    ratios = (1.25, 1.5, 2, 3, 5, 10, 20)
+    expected = sum((2.1 * g / (1.1 * g + 1)) ** 9 * (2.1 / (1.1 * g + 1)) ** 2 for g in ratios) / 7
+
+    assert claim(judge(bins, Gate()), "errors are higher").e_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_latency_alarm_averages_over_quantiles() -> None:
+    gate = Gate(latency_quantiles=(0.5, 0.9))
+    slow = ((70, 30), (50, 10))
+    both = claim(judge([minute(0, (100, 0), (100, 0), slow=slow)], gate), "latency is higher").e_value
+
+    single = [
+        claim(
+            judge(
+                [minute(0, (100, 0), (100, 0), slow=(slow[0][k : k + 1], slow[1][k : k + 1]))],
+                Gate(latency_quantiles=(0.5,)),
+            ),
+            "latency is higher",
+        ).e_value
+        for k in (0, 1)
+    ]
+
+    assert min(single) > 1
+    assert both == pytest.approx(sum(single) / 2, rel=1e-9)
+
+
+def test_alpha_is_shared_over_metrics_by_weight_and_over_treatments() -> None:
+    bins = [minute(0, (100, 0), (100, 0), slow=((50, 10, 5, 1), (50, 10, 5, 1)))]
+
+    equal = judge(bins, Gate())
+    weighted = judge(bins, Gate(weights={"errors": 4.0}, treatments=3))
+
+    assert [claim(equal, name).threshold for name in ("errors are higher", "latency is higher")] == [40, 40]
+    assert claim(weighted, "errors are higher").threshold == pytest.approx(3 / (0.05 * 4 / 5))
+    assert claim(weighted, "latency is higher").threshold == pytest.approx(3 / (0.05 * 1 / 5))
+
+
+def test_errors_get_all_of_alpha_when_latency_is_not_judged() -> None:
+    verdict = judge([minute(0, (100, 0), (100, 0))], Gate())
+
+    assert claim(verdict, "errors are higher").threshold == pytest.approx(20)
+    assert "latency is not judged" in verdict.reason
+    assert all("latency" not in found.name for found in verdict.claims)
+
+
+# The outcomes
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_five_per_cent_errors_fail(share: float) -> None:
+    verdict = judge(simulated(random.Random(2), 30, share=share, treatment_rate=0.05), Gate())
+
+    assert verdict.outcome == "fail"
+    assert "errors are higher" in verdict.reason
+
+
+def test_slow_tail_fails_by_latency_though_the_median_is_the_same() -> None:
+    rng = random.Random(3)
+    bins = simulated(rng, 40, slow_ratio=1.0)
+    slower = [
+        replace(b, treatment=replace(b.treatment, slow=(b.treatment.slow[0], *(3 * n for n in b.treatment.slow[1:]))))
+        for b in bins
+    ]
+
+    verdict = judge(slower, Gate())
+
+    assert verdict.outcome == "fail"
+    assert "latency is higher" in verdict.reason
+    assert claim(judge(bins, Gate()), "latency is higher").reached is False
+
+
+def test_healthy_treatment_passes_on_errors_and_latency() -> None:
+    verdict = judge(simulated(random.Random(4), 120, slow_ratio=0.9), Gate())
+
+    assert verdict.outcome == "pass"
+    assert {found.name for found in verdict.claims if found.kind == "pass" and found.reached} == {
+        "errors are not worse",
+        "latency is not worse",
+    }
+
+
+def test_slow_tail_does_not_pass_on_the_strength_of_the_median() -> None:
+    bins = [minute(i, (150, 0), (150, 0), slow=((75, 15, 7, 3), (75, 15, 7, 1))) for i in range(15)]
+
+    verdict = judge(bins, Gate(alpha=1e-9))
+
+    assert verdict.outcome == "not_enough_evidence"
+    assert "p99" in claim(verdict, "latency is not worse").detail
+
+
+@pytest.mark.parametrize(("beta", "requests"), [(0.1, 680), (0.05, 751)])
+def test_no_error_at_all_passes_absolutely(beta: float, requests: int) -> None:
+    """Half of beta is the absolute way's: at beta = 0.1 it is the published 680 requests at level 0.05, about."""
+    gate = Gate(beta=beta)
+
+    before, after = (judge([minute(0, (n, 0), (9 * n, 0))], gate) for n in (requests - 10, requests + 1))
+
+    assert before.outcome == "not_enough_evidence"
+    assert after.outcome == "pass"
+    assert 0 < (claim(before, "errors are not worse").needed_requests or 0) <= 11
+
+
+def test_far_worse_treatment_is_never_evidence_for_a_pass() -> None:
+    verdict = judge(simulated(random.Random(5), 60, treatment_rate=0.2), Gate())
+
+    assert claim(verdict, "errors are not worse").e_value < 20
+    assert claim(verdict, "errors are not worse").needed_requests is None
+
+
+def test_higher_odds_within_the_tolerated_difference_do_not_fail() -> None:
+    bins = [minute(i, (100_000, 40), (100_000, 10)) for i in range(10)]
+
+    tolerant, strict = judge(bins, Gate()), judge(bins, Gate(error_difference=0.0001))
+
+    assert claim(tolerant, "errors are higher").e_value > 1000
+    assert tolerant.outcome == "pass"
+    assert strict.outcome == "fail"
+
+
+def test_incident_that_hits_both_alike_is_no_evidence_against_the_treatment() -> None:
+    bins = [minute(i, (150, 60 if 10 <= i < 20 else 1), (150, 60 if 10 <= i < 20 else 1)) for i in range(40)]
+
+    assert not claim(judge(bins, Gate()), "errors are higher").reached
+
+
+def test_alarm_stays_when_the_treatment_recovers() -> None:
+    bad = [minute(i, (150, 40), (150, 1)) for i in range(5)]
+    good = [minute(5 + i, (150, 0), (150, 1)) for i in range(200)]
+
+    verdict = judge(bad + good, Gate(error_difference=0.1))
+
+    assert verdict.outcome == "fail"
+    assert claim(verdict, "errors are higher").e_value >= claim(judge(bad, Gate()), "errors are higher").e_value * 0.999
+
+
+def test_nothing_seen_is_not_enough_evidence_and_says_how_many_requests_are_needed_at_least() -> None:
+    verdict = judge([], Gate())
+
+    assert verdict.outcome is Outcome.NOT_ENOUGH_EVIDENCE
+    assert claim(verdict, "errors are not worse").needed_requests == pytest.approx(751, abs=1)
+    assert not math.isnan(sum(found.e_value for found in verdict.claims))
+
+
+def test_needed_requests_are_about_what_it_takes() -> None:
+    def rollout(bins: int) -> list[Bin]:
+        return [minute(i, (150, 3), (150, 3)) for i in range(bins)]
+
+    early = judge(rollout(10), Gate())
+    needed = claim(early, "errors are not worse").needed_requests
+
+    assert early.outcome == "not_enough_evidence"
+    assert needed is not None
+    bins_needed = 10 + math.ceil(needed / 150)
+    assert judge(rollout(bins_needed), Gate()).outcome == "pass"
+    assert judge(rollout(bins_needed - 2), Gate()).outcome == "not_enough_evidence"
+
+
+# Order, looks, monotonicity
+
+
+@given(rollouts, st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_order_of_the_bins_does_not_matter(bins: list[Bin], rng: random.Random) -> None:
+    shuffled = bins[:]
+    rng.shuffle(shuffled)
+
+    assert judge(shuffled, Gate()) == judge(bins, Gate())
+
+
+@given(rollouts)
+@settings(max_examples=40, deadline=None)
+def test_what_was_reached_at_any_look_is_reached_at_every_later_look(bins: list[Bin]) -> None:
+    gate = Gate(alpha=0.4, beta=0.4, acceptable_error_rate=0.2)
+    looks = [judge(bins[:count], gate) for count in range(len(bins) + 1)]
+
+    for name in [found.name for found in looks[0].claims]:
+        history = [claim(look, name) for look in looks]
+        assert [found.reached for found in history] == sorted(found.reached for found in history)
+        assert [found.e_value for found in history] == sorted(found.e_value for found in history)
+
+
+@given(rollouts.filter(bool), st.data())
+@settings(max_examples=60, deadline=None)
+def test_one_more_error_of_the_treatment_never_helps_it(bins: list[Bin], data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, len(bins) - 1))
+    b = bins[index]
+    if b.treatment.errors == b.treatment.requests:
+        b = replace(b, treatment=Counts(b.treatment.requests + 1, b.treatment.errors))
+    worse = replace(b, treatment=replace(b.treatment, errors=b.treatment.errors + 1))
+    gate = Gate()
+
+    before = judge([*bins[:index], b, *bins[index + 1 :]], gate)
+    after = judge([*bins[:index], worse, *bins[index + 1 :]], gate)
+
+    assert claim(after, "errors are higher").e_value >= claim(before, "errors are higher").e_value * (1 - 1e-4)
+    assert claim(after, "errors are not worse").e_value <= claim(before, "errors are not worse").e_value * (1 + 1e-4)
+
+
+def test_long_rollout_reaches_what_its_first_part_reached() -> None:
+    bins = [minute(i, (150, 3), (150, 1)) for i in range(1500)]
+
+    whole, part = judge(bins, Gate()), judge(bins[:600], Gate())
+
+    assert part.outcome == whole.outcome == "fail"
+    assert claim(whole, "errors are higher").e_value >= claim(part, "errors are higher").e_value * (1 - 1e-9)
+
+
+# Warm-up, bursts
+
+
+def test_warm_up_is_left_out_and_counted_in_the_reason() -> None:
+    gate = Gate(warm_up=timedelta(minutes=5))
+    idle = [minute(i, (0, 0), (300, 1)) for i in range(3)]
+    cold = [minute(3 + i, (150, 100), (150, 1)) for i in range(5)]
+    warm = [minute(8 + i, (150, 1), (150, 1)) for i in range(10)]
+
+    verdict = judge(idle + cold + warm, gate)
+
+    assert judge(idle + cold + warm, Gate()).outcome == "fail"
+    assert verdict.outcome != "fail"
+    assert "8 bins of warm-up left out" in verdict.reason
+    assert (verdict.treatment_requests, verdict.control_requests) == (1500, 1500)
+
+
+def test_nothing_but_warm_up_is_not_enough_evidence() -> None:
+    verdict = judge([minute(i, (150, 100), (150, 1)) for i in range(3)], Gate(warm_up=timedelta(hours=1)))
+
+    assert verdict.outcome == "not_enough_evidence"
+    assert verdict.treatment_requests == 0
+
+
+def test_bursts_before_the_rollout_temper_the_evidence() -> None:
+    bins = [minute(i, (150, 5), (150, 1)) for i in range(15)]
+    calm = [minute(-1 - i, (0, 0), (300, i % 2 + 1)) for i in range(40)]
+    bursty = [minute(-1 - i, (0, 0), (300, 30 if i % 20 == 0 else 0)) for i in range(40)]
+
+    plain, tempered = judge(bins, Gate(), baseline=calm), judge(bins, Gate(), baseline=bursty)
+
+    assert plain.outcome == "fail"
+    assert plain == judge(bins, Gate())
+    assert claim(tempered, "errors are higher").e_value < claim(plain, "errors are higher").e_value / 10
+    assert tempered.outcome == "not_enough_evidence"
+
+
+def test_each_quantile_is_tempered_by_its_own_bursts() -> None:
+    gate = Gate(latency_quantiles=(0.5, 0.9))
+    bins = [minute(i, (150, 0), (150, 0), slow=((100, 15), (75, 15))) for i in range(3)]
+
+    def before(*columns: tuple[int, int]) -> list[Bin]:
+        return [minute(-1 - i, (0, 0), (300, 0), slow=((), columns[i % 2])) for i in range(20)]
+
+    plain = judge(bins, gate)
+    other = judge(bins, gate, baseline=before((150, 0), (150, 60)))
+    same = judge(bins, gate, baseline=before((300, 30), (0, 30)))
+
+    assert claim(other, "latency is higher").e_value == pytest.approx(
+        claim(plain, "latency is higher").e_value, rel=0.01
+    )
+    assert claim(same, "latency is higher").e_value < 2
+
+
+def test_cap_bounds_what_one_bin_may_contribute() -> None:
+    burst = [minute(0, (150, 60), (150, 0)), minute(1, (150, 0), (150, 0))]
+
+    assert judge(burst, Gate()).outcome == "fail"
+    capped = judge(burst, Gate(burst_cap=3))
+    assert claim(capped, "errors are higher").e_value == pytest.approx(3)
+    assert capped.outcome == "not_enough_evidence"
+
+
+# Extremes
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control"),
+    [
+        ((10**9, 0), (10**9, 0)),
+        ((10**9, 10**9), (10**9, 10**9)),
+        ((10**9, 10**9), (10**9, 0)),
+        ((10**9, 10**9 - 3), (10**9, 10**9 - 5)),
+        ((10**9, 5 * 10**8), (10**9, 4 * 10**8)),
+        ((10**9, 3), (10, 10)),
+        ((1, 1), (10**9, 10**7)),
+        ((10**9, 10**6), (0, 0)),
+        ((0, 0), (10**9, 10**6)),
+        ((0, 0), (0, 0)),
+        ((1, 1), (1, 0)),
+    ],
+)
+def test_extreme_counts_give_numbers(treatment: tuple[int, int], control: tuple[int, int]) -> None:
+    slow = ((treatment[1],) * 4, (control[1],) * 4)
+
+    verdict = judge([minute(i, treatment, control, slow=slow, share=0.5) for i in range(3)], Gate())
+
+    assert not any(math.isnan(found.e_value) for found in verdict.claims)
+    assert all(found.e_value >= 1 for found in verdict.claims)
+
+
+def test_clear_difference_in_huge_counts_is_infinite_evidence() -> None:
+    verdict = judge([minute(0, (10**9, 5 * 10**8), (10**9, 4 * 10**8))], Gate())
+
+    assert verdict.outcome == "fail"
+    assert claim(verdict, "errors are higher").e_value == math.inf
+
+
+def test_without_control_traffic_only_the_absolute_way_is_open() -> None:
+    good = judge([minute(0, (2000, 1), (0, 0))], Gate())
+    bad = judge([minute(0, (2000, 900), (0, 0))], Gate())
+
+    assert good.outcome == "pass"
+    assert bad.outcome == "not_enough_evidence"
+    assert claim(bad, "errors are higher").e_value == 1
+
+
+def test_verdict_counts_the_requests_it_rests_on() -> None:
+    verdict = judge([Bin(BEGIN, Counts(30, 1), Counts(7, 0)), Bin(BEGIN + MINUTE, Counts(40, 0), Counts(5, 0))], Gate())
+
+    assert (verdict.control_requests, verdict.treatment_requests) == (70, 12)

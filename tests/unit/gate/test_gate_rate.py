@@ -1,0 +1,54 @@
+"""The upper bound on a rate: the published figures, and its guarantee at every look."""
+
+import math
+import random
+
+import pytest
+
+from controlled_rollout.gate.rate import evidence_path, log_evidence, requests_without_error, upper_bound
+
+
+@pytest.mark.parametrize(("rate", "requests"), [(0.05, 116), (0.02, 320), (0.01, 680), (0.001, 8062)])
+def test_requests_without_an_error_until_the_rate_is_shown(rate: float, requests: int) -> None:
+    assert requests_without_error(rate, 0.05) == requests
+    assert upper_bound(0, requests, 0.05) <= rate < upper_bound(0, requests - 1, 0.05)
+
+
+def test_evidence_equals_the_integral_over_the_mixture() -> None:
+    rate, errors, requests = 0.05, 1, 200
+    steps = 200_000
+    # Substituting q = sin(u)² takes the Beta(1/2, 1/2) density's poles away: it becomes uniform in u.
+    total = 0.0
+    for step in range(steps):
+        q = math.sin((step + 0.5) / steps * math.pi / 2) ** 2
+        total += math.exp(errors * math.log(q / rate) + (requests - errors) * math.log((1 - q) / (1 - rate)))
+
+    assert log_evidence(rate, errors, requests) == pytest.approx(math.log(total / steps), abs=1e-6)
+
+
+def test_evidence_never_speaks_for_a_rate_above_the_acceptable_one() -> None:
+    assert log_evidence(0.01, 30, 1000) < 0
+    assert log_evidence(0.01, 1000, 1000) < 0
+
+
+def test_bound_is_above_the_observed_rate_and_one_without_requests() -> None:
+    assert upper_bound(0, 0, 0.05) == 1
+    assert upper_bound(7, 7, 0.05) == 1
+    assert upper_bound(3, 1000, 0.05) > 0.003
+
+
+def test_rate_at_the_limit_is_accepted_by_mistake_at_most_as_often_as_said() -> None:
+    rng, runs, level, rate = random.Random(5), 1000, 0.05, 0.02
+    wrong = 0
+    for _ in range(runs):
+        errors = [sum(rng.random() < rate for _ in range(20)) for _ in range(40)]
+        wrong += max(evidence_path(rate, errors, [20] * 40, 1.0)) >= -math.log(level)
+
+    assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
+
+
+def test_bursts_discount_the_evidence() -> None:
+    plain, discounted = (evidence_path(0.01, [0] * 10, [100] * 10, burst)[-1] for burst in (1.0, 4.0))
+
+    assert discounted == pytest.approx(log_evidence(0.01, 0, 250))
+    assert discounted < plain
