@@ -114,7 +114,7 @@ def replica(
     environment = runtime_environment(app, settings)
     log_file = folder / "replica.log"
     with log_file.open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=app)
     running = Replica(process, log_file)
     try:
         if ready:

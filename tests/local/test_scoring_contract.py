@@ -267,3 +267,22 @@ def test_init_and_run_share_the_main_thread_and_the_project_folder(python, tmp_p
         answer = served.score()
 
     assert answer.json == {"same": True, "main": True, "loop": "ran", "folder": "app", "neighbour": "beside score.py"}
+
+
+def test_project_files_named_like_the_standard_library_do_not_stop_the_runtime(python, tmp_path):
+    (tmp_path / "app").mkdir()
+    for name in ("queue", "selectors", "socket", "argparse", "log", "server"):
+        (tmp_path / "app" / f"{name}.py").write_text("raise RuntimeError('not the one that is meant')")
+    with replica(python, tmp_path, PLAIN) as served:
+        answer = served.score()
+
+    assert answer.status == 200
+
+
+def test_project_folder_is_not_written(python, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
+    with replica(python, tmp_path, SAME_THREAD) as served:
+        served.score()
+
+    assert {path.name for path in (tmp_path / "app").iterdir()} == {"neighbour.py", "score.py"}

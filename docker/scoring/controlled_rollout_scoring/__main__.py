@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
+
+# `-m` puts the current folder first, which may be the user's project: its queue.py is not the one that is meant here.
+if sys.path[0] == os.getcwd():
+    del sys.path[0]
+
+import argparse
+import signal
 
 from controlled_rollout_scoring.log import say
 from controlled_rollout_scoring.processes import die_with_parent

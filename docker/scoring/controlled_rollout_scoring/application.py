@@ -114,6 +114,7 @@ def load(settings: Settings) -> Application:
     _switch_telemetry_off()
     try:
         own_logging = _start_logging(settings.app_root)
+        _enter_project(settings.app_root)
         from azureml_inference_server_http.server.entry import app
     except SystemExit as refusal:
         _end(settings.entry_script, refusal.__context__)
@@ -166,6 +167,17 @@ def _start_logging(app_root: str) -> bool:
 
     STOCK_LOGGER.addFilter(_no_errors)
     return os.path.isfile(os.path.join(app_root, "logging.json"))
+
+
+def _enter_project(app_root: str) -> None:
+    """Let the script open files, and import modules, relative to the project folder, as in the old service."""
+    # The stock server's own imports come first: the project's queue.py or argparse.py is not the one that they mean.
+    from azureml_inference_server_http.server import aml_blueprint  # noqa: F401
+
+    os.chdir(app_root)
+    sys.path[0] = app_root
+    # The folder is part of an image, and not to be written.
+    sys.dont_write_bytecode = True
 
 
 def _no_errors(record: logging.LogRecord) -> bool:

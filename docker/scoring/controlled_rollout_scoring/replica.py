@@ -20,6 +20,7 @@ from controlled_rollout_scoring.worker import READY
 
 # After the drain's time is over, what is left is killed; killing takes no longer than this.
 KILL_TIMEOUT_S = 5.0
+RUNTIME_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Replica:
         if health_listener is not None:
             await health.serve(health_listener, {"/live": self._live, "/ready": self._ready})
         for number in range(1, self._settings.workers + 1):
-            self._workers.append(await _start(number, listener))
+            self._workers.append(await _start(number, listener, self._settings.app_root))
         # The workers alone hold it from here on: when they stop listening, callers are refused.
         listener.close()
         readiness = [asyncio.create_task(self._wait_ready(worker)) for worker in self._workers]
@@ -123,7 +124,7 @@ class Replica:
         return ready == wanted, f"{'ready' if ready == wanted else 'not ready'}: {ready} of {wanted} workers"
 
 
-async def _start(number: int, listener: socket.socket) -> Worker:
+async def _start(number: int, listener: socket.socket, app_root: str) -> Worker:
     """Start a worker as a fresh interpreter: nothing of this process is shared but the two sockets."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -137,6 +138,9 @@ async def _start(number: int, listener: socket.socket) -> Worker:
             *map(str, (*descriptors, os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=descriptors,
+            # `-m` puts the current folder first on the path: this one holds the runtime and nothing of the user's.
+            cwd=RUNTIME_FOLDER,
+            env={**os.environ, "AML_APP_ROOT": app_root},
         )
     return Worker(number, process, ours)
 

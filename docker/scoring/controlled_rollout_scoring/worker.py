@@ -37,9 +37,6 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
         # script's own subprocesses.)
         signal.signal(stop, lambda *_: None)
     settings = Settings.from_environment(os.environ)
-    # As in the old service: scripts open files, and import modules, relative to the project folder.
-    os.chdir(settings.app_root)
-    sys.path[0] = settings.app_root
     application = load(settings)
     # What init() has made stays: the garbage collector need not walk through it, again and again, between requests.
     gc.collect()
