@@ -19,6 +19,8 @@ __all__ = ["MARK", "BackOff", "Child", "LogFile", "inherited_environment"]
 MARK: Final = "CONTROLLED_ROLLOUT_RUNTIME"
 LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
 PIPE_CHUNK: Final = 65536
+# More than a pipe holds; bounded, because a stranger may hold its other end and go on writing.
+LAST_CHUNKS: Final = 64
 
 # What a child may know of its caller's environment: nothing that could be a secret.
 _INHERITED: Final = (
@@ -148,11 +150,12 @@ class Child:
     async def wait(self) -> int:
         """Wait for the end; return the exit code, or minus the signal's number."""
         code = await self._process.wait()
-        if self._pipe >= 0:
-            self._copy_output()
-            self._close()
         # What the process leaves behind must not outlive it.
         self._signal(signal.SIGKILL)
+        for _ in range(LAST_CHUNKS):
+            if self._pipe < 0 or not self._copy_output():
+                break
+        self._close()
         return code
 
     async def stop(self, grace_s: float) -> int:
@@ -175,15 +178,17 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def _copy_output(self) -> None:
+    def _copy_output(self) -> bool:
+        """Move one piece of output into the log; return whether there was any."""
         try:
-            while data := os.read(self._pipe, PIPE_CHUNK):
-                self._log.write(data)
-                if len(data) < PIPE_CHUNK:
-                    return
+            data = os.read(self._pipe, PIPE_CHUNK)
         except BlockingIOError:
-            return
-        self._close()
+            return False
+        if data:
+            self._log.write(data)
+        else:
+            self._close()
+        return bool(data)
 
     def _close(self) -> None:
         if self._pipe >= 0:

@@ -1,0 +1,253 @@
+"""The local target when something dies, is taken, or is full: what is replaced, what is refused, what is left."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import DeploymentError, TargetUnavailableError
+from controlled_rollout.target.local import supervisor, warden
+from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local.processes import MARK
+from controlled_rollout.workspace import Workspace
+from local.local_target_lab import CRASHING, Lab, running, start, steady_load, until
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+async def answers(url: str, key: str) -> int | None:
+    """Return the status of one request on a connection of its own; None if nobody takes it."""
+    async with httpx.AsyncClient(timeout=20) as caller:
+        try:
+            return (await caller.post(url, json={}, headers={"Authorization": f"Bearer {key}"})).status_code
+        except httpx.TransportError:
+            return None
+
+
+async def serve_one(lab: Lab, name: str, **settings: object) -> tuple[Endpoint, str, str]:
+    endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), **settings)
+    stored, status = await lab.serve(endpoint)
+    return stored, status.url, (await lab.target.keys(name)).primary
+
+
+async def test_a_killed_replica_is_replaced_and_its_neighbour_answers_meanwhile(lab: Lab) -> None:
+    _, url, key = await serve_one(lab, "neighbours", num_replicas=2)
+    victim = (await lab.target.processes())["neighbours/one-1"]
+
+    async with steady_load(url, key) as load:
+        await load.more(50)
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: _replaced(lab, "neighbours", victim), "a new process in its place")
+        await load.more(50)
+
+    replica = (await lab.target.status("neighbours")).versions["one"].replicas[0]
+    assert (replica.restarts, replica.last_exit) == (1, "was ended by SIGKILL")
+    # Only what the killed process was answering may be lost: one request.
+    assert sum(load.failed.values()) <= 1
+
+
+async def _replaced(lab: Lab, endpoint: str, victim: int) -> bool:
+    now = (await lab.target.processes()).get(f"{endpoint}/one-1")
+    return now not in (None, victim) and (await lab.target.status(endpoint)).versions["one"].ready
+
+
+async def test_a_killed_router_is_replaced_on_its_port_with_its_split_and_keys(lab: Lab) -> None:
+    endpoint, url, key = await serve_one(lab, "router")
+    old = (await lab.target.processes())["router"]
+
+    os.kill(old, signal.SIGKILL)
+
+    await until(lambda: _is(answers(url, key), 200), "the router answers again", seconds=10)
+    assert (await lab.target.processes())["router"] != old
+    assert await answers(url, "wrong") == 401
+    endpoint, _ = await lab.serve(endpoint.create_version("two", image=await lab.image("second")))
+    assert endpoint.revision == 2
+
+
+async def _is(found: object, wanted: object) -> bool:
+    return await found == wanted  # type: ignore[misc]
+
+
+async def test_a_version_that_dies_in_init_has_failed_with_its_last_words(lab: Lab) -> None:
+    endpoint, url, key = await serve_one(lab, "crashing")
+    await lab.apply(endpoint.create_version("two", image=await lab.image(script=CRASHING), traffic_percentile=50.0))
+
+    with pytest.raises(DeploymentError, match="exited with code") as failure:
+        await lab.ready("crashing", "two")
+
+    assert "no weights found in the model folder" in str(failure.value)
+    assert "3 times" in str(failure.value)
+    status = await lab.target.status("crashing")
+    assert status.versions["two"].failed
+    assert status.served_revision == 1
+    assert [await answers(url, key) for _ in range(20)] == [200] * 20
+
+
+async def test_a_version_that_dies_once_it_has_traffic_is_seen_to_fail(lab: Lab) -> None:
+    endpoint, url, key = await serve_one(lab, "flaky")
+    dying = "import os\ndef init():\n    pass\ndef run(data):\n    os.kill(os.getppid(), 9)\n    os._exit(1)\n"
+    await lab.serve(endpoint.create_version("two", image=await lab.image(script=dying), traffic_percentile=50.0))
+
+    async with steady_load(url, key, rate=50) as load:
+        await load.more(60)
+
+    assert load.statuses[503] + load.statuses[502] > 10
+    assert load.versions["two"] > 10
+
+
+async def test_the_store_can_be_stopped_and_the_router_serves_on(lab: Lab) -> None:
+    _, url, key = await serve_one(lab, "blind")
+
+    async with steady_load(url, key) as load:
+        await lab.target.set_telemetry(False)
+        assert "telemetry store" not in await lab.target.processes()
+        await load.more(150)
+        await lab.target.set_telemetry(True)
+        await until(lambda: _store_answers(lab), "the store answers on its old address")
+
+    assert load.failed == {}
+    assert max(load.latencies_s) < 5
+
+
+async def _store_answers(lab: Lab) -> bool:
+    async with httpx.AsyncClient() as client:
+        try:
+            return (await client.get(f"{lab.state.telemetry_url}/healthz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+async def test_a_second_supervisor_on_the_folder_is_refused_and_the_first_unharmed(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = await lab.target.processes()
+
+    again = await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True)
+    second = await asyncio.to_thread(_run_in_foreground, lab.workspace)
+
+    assert again == 0
+    assert "already running" in capsys.readouterr().out
+    assert second.returncode == 2
+    assert "is taken" in second.stdout + second.stderr
+    assert await lab.target.processes() == before
+
+
+def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str]":
+    import sys
+
+    code = (
+        "import sys; from controlled_rollout.target.local.supervisor import run; "
+        "from controlled_rollout.workspace import Workspace; "
+        "sys.exit(run(Workspace.local(sys.argv[1]), 0, '127.0.0.1'))"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, timeout=60)
+
+
+def test_a_taken_port_is_said_in_one_line_and_nothing_is_left_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace.local(tmp_path / "workspace")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        code = supervisor.up(workspace, port=port, detach=True)
+
+    said = capsys.readouterr().err
+    assert code == 2
+    assert f"port {port}" in said
+    assert said.count("\n") == 1
+    assert not workspace.state_file.exists()
+    assert supervisor.down(workspace) == 0
+
+
+async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_everything(tmp_path: Path) -> None:
+    lab = await asyncio.to_thread(start, tmp_path)
+    try:
+        endpoint, _, _ = await serve_one(lab, "restored")
+        endpoint, _ = await lab.serve(
+            endpoint.create_version("two", image=await lab.image("second"), traffic_percentile=40.0)
+        )
+        keys = await lab.target.keys("restored")
+        old = lab.state
+        os.kill(old.pid, signal.SIGKILL)
+        await until(lambda: not warden.marked_processes(f"{MARK}={old.runtime}"), "no orphan", seconds=10)
+        await until(lambda: not old.runtime.exists(), "its sockets are gone", seconds=10)
+        with pytest.raises(TargetUnavailableError, match="local up"):
+            await lab.target.status("restored")
+
+        assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
+
+        status = await lab.served(endpoint)
+        assert await lab.target.endpoint("restored") == endpoint
+        assert await lab.target.keys("restored") == keys
+        async with steady_load(status.url, keys.primary, rate=300) as load:
+            await load.more(300)
+        assert load.failed == {}
+        assert 60 < load.versions["two"] < 180
+    finally:
+        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+
+
+async def test_down_answers_what_is_in_flight_and_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
+    lab = await asyncio.to_thread(start, tmp_path)
+    _, url, key = await serve_one(lab, "ending")
+    state = lab.state
+    async with httpx.AsyncClient(timeout=20) as caller:
+        slow = asyncio.create_task(caller.post(url, json={"sleep_s": 1}, headers={"Authorization": f"Bearer {key}"}))
+        await until(lambda: _active(lab, "ending"), "a request is being answered")
+
+        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+
+        assert (await slow).status_code == 200
+    assert not warden.marked_processes(f"{MARK}={state.runtime}")
+    assert not state.runtime.exists()
+    assert not lab.workspace.state_file.exists()
+    with pytest.raises(TargetUnavailableError, match="is not running"):
+        await LocalTarget(lab.workspace).endpoints()
+    assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+
+
+async def _active(lab: Lab, name: str) -> int:
+    return (await lab.target.status(name)).versions["one"].active
+
+
+def test_status_prints_what_there_is(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(serve_one(lab, "printed"))
+
+    assert supervisor.status(lab.workspace) == 0
+
+    printed = capsys.readouterr().out
+    assert "printed" in printed
+    assert "100 %" in printed
+    assert "router" in printed
+
+
+async def test_the_replica_knows_nothing_of_its_callers_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "a-secret")
+    lab = await asyncio.to_thread(start, tmp_path)
+    try:
+        await serve_one(lab, "discreet")
+        for pid in (await lab.target.processes()).values():
+            assert b"a-secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        spoken = json.dumps(
+            [Path(f"/proc/{pid}/cmdline").read_text() for pid in (await lab.target.processes()).values()]
+        )
+        keys = await lab.target.keys("discreet")
+        assert keys.primary not in spoken
+        assert lab.state.telemetry_token_file.read_text() not in spoken
+    finally:
+        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
