@@ -1,7 +1,9 @@
 """Evidence from the local workspace's store, wherever its supervisor says that it is now."""
 
+import asyncio
 import json
 import time
+import urllib.request
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -50,7 +52,7 @@ class StateFileEvidence:
     """Reads the supervisor's state file at every look: a supervisor that came back may listen on another port.
 
     Args:
-        workspace: The local workspace; what it configures wins over the state file.
+        workspace: The local workspace.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -71,7 +73,8 @@ class StateFileEvidence:
         gate: Gate,
     ) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`."""
-        return await self._source().read(
+        source = await asyncio.to_thread(self._source)
+        return await source.read(
             endpoint,
             control=control,
             treatment=treatment,
@@ -86,14 +89,15 @@ class StateFileEvidence:
 
     async def newest(self, endpoint: str) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none."""
-        return await self._source().newest(endpoint)
+        return await (await asyncio.to_thread(self._source)).newest(endpoint)
 
     def _source(self) -> LogAnalyticsEvidence:
         file = self._workspace.state_file
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            url = self._workspace.telemetry_endpoint or state["telemetry_url"]
-            workspace_id = self._workspace.telemetry_workspace_id or state["telemetry_workspace_id"]
+            url = _loopback(str(state["telemetry_url"]))
+            # None where the supervisor was quicker than the store.
+            workspace_id = state["telemetry_workspace_id"] or _workspace_id_at(url)
             token_file = state.get("telemetry_token_file")
         except FileNotFoundError:
             raise EvidenceUnavailableError(
@@ -105,7 +109,7 @@ class StateFileEvidence:
                 "`controlled-rollout local down` and `controlled-rollout local up`"
             ) from None
         return LogAnalyticsEvidence(
-            endpoint=_loopback(str(url)),
+            endpoint=url,
             workspace_id=str(workspace_id),
             credential=FileToken(Path(token_file) if token_file else None),
             enforce_https=False,
@@ -125,6 +129,17 @@ def _loopback(url: str) -> str:
     if not is_loopback(url):
         raise EvidenceUnavailableError(f"the telemetry store at {url!r} is not on this machine: its token stays here")
     return url
+
+
+def _workspace_id_at(url: str) -> str:
+    """Ask a store which workspace it plays."""
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=2) as answer:  # noqa: S310 - loopback, checked
+            return str(json.load(answer)["workspace_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvidenceUnavailableError(
+            f"the telemetry store at {url} does not answer ({error}): the gate holds until it does"
+        ) from None
 
 
 def configured(workspace: Workspace) -> LogAnalyticsEvidence:

@@ -87,7 +87,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _health(store: Store, request: Request) -> Response:
-    return JSONResponse({"status": "ok", "workspaceId": store.workspace_id})
+    return JSONResponse({"status": "ok", "workspace_id": store.workspace_id})
 
 
 # Uploads.

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -61,7 +62,8 @@ class Database:
             raise DatabaseError(f"{self.file} cannot be opened as the store's database: {error}") from None
         self._check_columns()
         self._inserts = {name: table.insert_sql() for name, table in TABLES.items()}
-        self._closing = threading.Lock()
+        self._cursors: set[duckdb.DuckDBPyConnection] = set()
+        self._lock = threading.Lock()
 
     def _check_columns(self) -> None:
         """A file of another version must not be filled with values in the wrong columns."""
@@ -74,9 +76,24 @@ class Database:
                     "use an empty data folder"
                 )
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """Return a connection for one query; the caller closes it."""
-        return self._connection.cursor()
+    @contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a connection for one query."""
+        cursor = self._connection.cursor()
+        with self._lock:
+            self._cursors.add(cursor)
+        try:
+            yield cursor
+        finally:
+            with self._lock:
+                self._cursors.discard(cursor)
+            cursor.close()
+
+    def interrupt_queries(self) -> None:
+        """Stop every running query."""
+        with self._lock:
+            for cursor in self._cursors:
+                cursor.interrupt()
 
     def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
         """Append rows to their tables in one transaction; on disk when this returns.
@@ -139,5 +156,4 @@ class Database:
 
     def close(self) -> None:
         """Fold the log into the file and close it."""
-        with self._closing:
-            self._connection.close()
+        self._connection.close()

@@ -1,5 +1,6 @@
 """KQL -> one SELECT over the store's tables, or the error that Azure would give."""
 
+import json
 import re
 import threading
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ DURATION: Final = re.compile(
     r"(?:T(?=\d)(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?)?",
     re.ASCII,
 )
+
+# What makes rows out of a query's own values.
+TABLE_FUNCTIONS: Final = frozenset({"unnest", "range", "generate_series"})
 
 # Only one translation at a time: the parser shares a growing cache between its instances.
 _translating = threading.Lock()
@@ -126,29 +130,55 @@ def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedE
 def _tables_read(sql: str) -> tuple[str, ...]:
     """Return the store's tables that a translated query reads.
 
-    The translator already refuses what is not KQL. This is the second lock, on the SQL itself: one statement, a SELECT,
-    over our tables by their exact names, and no function that yields a table from somewhere else.
+    The translator already refuses what is not KQL. This is the second lock, on DuckDB's own reading of the SQL: one
+    statement, a SELECT, over our tables by their exact names, and no function that makes a table of something else.
 
     Raises:
         QueryRefusedError: It reads anything else.
     """
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as parser:
         try:
-            statements = parser.extract_statements(sql)
-            names = parser.get_table_names(sql, qualified=True)
-        except duckdb.Error as error:
+            # DuckDB serializes nothing but SELECT statements.
+            [(serialized,)] = parser.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+            document = json.loads(serialized)
+        except (duckdb.Error, RecursionError) as error:
             raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        built_in = {name.lower() for (name,) in parser.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+    if document.get("error") or len(document["statements"]) != 1:
         raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
-    for name in sorted(names):
-        bare = name[1:-1] if name.startswith('"') and name.endswith('"') else name
-        if bare not in TABLES:
+    names, defined = _names_in(document)
+    for name in sorted(names - TABLES.keys()):
+        # What the query itself defines may be read, unless it hides behind a name of the database's own.
+        if name not in defined or name.lower() in built_in:
             raise QueryRefusedError(
                 "SemanticError",
-                f"Failed to resolve table or column expression named '{bare}'. Kept are: {', '.join(TABLES)}",
+                f"Failed to resolve table or column expression named '{name}'. Kept are: {', '.join(TABLES)}",
                 code="SEM0100",
             )
-    return tuple(sorted(name.strip('"') for name in names))
+    return tuple(sorted(names & TABLES.keys()))
+
+
+def _names_in(document: object) -> tuple[set[str], set[str]]:
+    """Return the tables that a serialized statement names, and those that it defines itself."""
+    names: set[str] = set()
+    defined: set[str] = set()
+    nodes = [document]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list):
+            nodes.extend(node)
+        if not isinstance(node, dict):
+            continue
+        nodes.extend(node.values())
+        if isinstance(node.get("cte_map"), dict):
+            defined.update(entry["key"] for entry in node["cte_map"]["map"])
+        if node.get("type") == "BASE_TABLE":
+            names.add(".".join(part for part in node["qualified_name"]["path"] if part))
+        elif node.get("type") == "TABLE_FUNCTION":
+            called = str(node["function"]["function_name"]).lower()
+            if called not in TABLE_FUNCTIONS:
+                raise QueryRefusedError("NotSupportedError", f"function {called!r} is not allowed", code="NotSupported")
+    return names, defined
 
 
 def column_type(duckdb_type: object) -> str:

@@ -91,40 +91,37 @@ def run_query(
         start, end = parse_timespan(timespan, datetime.now(UTC))
     except QueryRefusedError as error:
         return _refused(error)
-    left = timeout_s - (time.monotonic() - began)
-    cursor = database.cursor()
-    stopped = threading.Event()
+    with database.cursor() as cursor:
+        stopped = threading.Event()
 
-    def stop() -> None:
-        stopped.set()
-        cursor.interrupt()
+        def stop() -> None:
+            stopped.set()
+            cursor.interrupt()
 
-    timer = threading.Timer(max(left, 0.001), stop)
-    timer.start()
-    try:
-        # Nothing that is run here can write; DuckDB is told so as well.
-        cursor.execute("BEGIN TRANSACTION READ ONLY")
-        cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
-        return _encode(cursor, limits, began if statistics else None, stopped)
-    except duckdb.InterruptException:
-        return error_answer(
-            504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s (Prefer: wait=N asks for more)"
-        )
-    except (duckdb.BinderException, duckdb.CatalogException) as error:
-        return _refused(QueryRefusedError("SemanticError", _first_line(error), code="SEM0100"))
-    except duckdb.OutOfMemoryException as error:
-        inner = {"code": "E_LOW_MEMORY_CONDITION", "message": _first_line(error)}
+        timer = threading.Timer(max(timeout_s - (time.monotonic() - began), 0.001), stop)
+        timer.start()
+        try:
+            # Nothing that is run here can write; DuckDB is told so as well.
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
+            return _encode(cursor, limits, began if statistics else None, stopped)
+        except duckdb.Error as error:
+            return _failed(error, timeout_s)
+        finally:
+            timer.cancel()
+
+
+def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
+    message = str(error).partition("\n")[0]
+    if isinstance(error, duckdb.InterruptException):
+        return error_answer(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        inner = {"code": "E_LOW_MEMORY_CONDITION", "message": message}
         return error_answer(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
-    except duckdb.Error as error:
-        log.info("query failed: %s", error)
-        return _refused(QueryRefusedError("SemanticError", _first_line(error), code="SEM0000"))
-    finally:
-        timer.cancel()
-        cursor.close()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    resolved = not isinstance(error, duckdb.BinderException | duckdb.CatalogException)
+    if resolved:
+        log.info("query failed: %s", message)
+    return _refused(QueryRefusedError("SemanticError", message, code="SEM0000" if resolved else "SEM0100"))
 
 
 def _encode(

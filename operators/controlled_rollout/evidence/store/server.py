@@ -164,7 +164,13 @@ def _run(listener: socket.socket, data: Path, retention: timedelta, max_bytes: i
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
     store = Store(database, writer, identity.workspace_id, token)
     config = uvicorn.Config(
-        create_app(store), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=10
+        create_app(store),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        # Longer than a sender keeps an idle connection: the side that sends is the one to close it.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
     )
     server = uvicorn.Server(config)
     # uvicorn raises the signal that ended it once more when it is done; it must not end us before the rows are safe.
@@ -177,6 +183,7 @@ def _run(listener: socket.socket, data: Path, retention: timedelta, max_bytes: i
         asyncio.run(server.serve(sockets=[listener]))
     finally:
         store.queries.shutdown(wait=False, cancel_futures=True)
+        database.interrupt_queries()
         complete = writer.stop(STOP_TIMEOUT_S)
         database.close()
         shutil.rmtree(data / "spill", ignore_errors=True)
