@@ -1,4 +1,4 @@
-"""The models of an image: up to 1,000, laid out as the retired service laid them out."""
+"""The models of an image: up to 1,000, laid out as `<name>/<version>/<files>`."""
 
 import re
 from collections.abc import Sequence

@@ -99,7 +99,7 @@ def package(source_dir: Path, *, stop: Stop = never) -> Package:
 
 
 def package_model(path: Path, *, stop: Stop = never) -> Package:
-    """Return the package of a model: a file, or a folder under its own name. Nothing is ignored, nothing is too big.
+    """Return the package of a model: a file, or what is in a folder. Nothing is ignored, nothing is too big.
 
     Links are followed wherever they lead: model caches link from a snapshot to a store of contents beside it.
 
@@ -110,7 +110,7 @@ def package_model(path: Path, *, stop: Stop = never) -> Package:
     with _read_errors(top):
         if top.is_dir():
             walk = _Walk(Path(os.path.realpath(top)), stop=stop, may_leave=True)
-            files = [_moved(file, f"{top.name}/{file.path}") for file in walk.files()]
+            files = list(walk.files())
         else:
             files = [_file(top.name, Path(os.path.realpath(top)), top.stat())]
     if not files:
@@ -229,10 +229,6 @@ def _file(path: str, source: Path, status: os.stat_result) -> SourceFile:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{source} is neither a file nor a folder: remove it or ignore it")
     return SourceFile(path, source, status.st_size, bool(status.st_mode & stat.S_IXUSR))
-
-
-def _moved(file: SourceFile, path: str) -> SourceFile:
-    return SourceFile(path, file.source, file.size, file.executable)
 
 
 def _digested(files: list[SourceFile], ignore_file: str | None, stop: Stop) -> Package:
