@@ -48,6 +48,11 @@ def too_large(max_body_bytes: int) -> Answer:
     return _message(413, f"the request's body exceeds {max_body_bytes:,} bytes")
 
 
+def cut_off(declared: int) -> Answer:
+    """400: the caller went away in the middle of its request."""
+    return _message(400, f"the request's body ended before its {declared:,} bytes")
+
+
 def failed() -> Answer:
     """500: the application itself failed, not the script."""
     return _message(500, "An unexpected internal error occurred. Check the logs for more info.")

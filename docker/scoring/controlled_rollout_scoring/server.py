@@ -16,7 +16,7 @@ from granian._futures import _new_cbscheduler
 from granian._granian import SocketHolder, WorkerSignal, WSGIWorker
 from granian.http import HTTP1Settings
 
-from controlled_rollout_scoring.answers import HEALTHY, Answer, too_large
+from controlled_rollout_scoring.answers import HEALTHY, Answer, cut_off, too_large
 from controlled_rollout_scoring.settings import BACKLOG, Settings
 from controlled_rollout_scoring.turns import Request, Turns
 
@@ -73,35 +73,33 @@ class Server:
             return
         try:
             body = self._read(environ)
-            if body is None:
-                reply(too_large(self._max_body_bytes))
+            if isinstance(body, Answer):
+                reply(body)
                 self._discard(environ)
         except BaseException:
             self._turns.leave()
             raise
-        if body is None:
+        if isinstance(body, Answer):
             self._turns.leave()
         else:
             self._turns.wait(Request(environ, body, reply))
 
-    def _read(self, environ: dict[str, Any]) -> bytes | None:
-        """Return the request's body; None if it is larger than allowed."""
+    def _read(self, environ: dict[str, Any]) -> bytes | Answer:
+        """Return the request's body, or the refusal of one that is too large or was cut off."""
         stream = environ["wsgi.input"]
         declared = environ.get("CONTENT_LENGTH")
         if declared is not None:
             if int(declared) > self._max_body_bytes:
-                return None
+                return too_large(self._max_body_bytes)
             body = bytes(stream.read()) if declared != "0" else b""
-            if len(body) != int(declared):
-                raise ConnectionError(f"the caller went away after {len(body)} of {declared} bytes")
-            return body
+            return body if len(body) == int(declared) else cut_off(int(declared))
         if "HTTP_TRANSFER_ENCODING" not in environ:
             return b""
         whole = bytearray()
         while chunk := stream.read(READ_SIZE):
             whole += chunk
             if len(whole) > self._max_body_bytes:
-                return None
+                return too_large(self._max_body_bytes)
         environ["CONTENT_LENGTH"] = str(len(whole))
         return bytes(whole)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -56,12 +57,13 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     if settings.slots == 1:
         # The main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
         _score(application, turns)
-        return
+        _end()
     scorers = [threading.Thread(target=_score, args=(application, turns), name="score") for _ in range(settings.slots)]
     for scorer in scorers:
         scorer.start()
     for scorer in scorers:
         scorer.join()
+    _end()
 
 
 def _score(application: Application, turns: Turns) -> None:
@@ -74,6 +76,14 @@ def _score(application: Application, turns: Turns) -> None:
             say(f"run() ended the process: {ending!r}")
             os._exit(1)
         turns.done(request, answer)
+
+
+def _end() -> None:
+    """End the process, after what the script has registered for its end; threads that it has started do not keep it."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _expire(turns: Turns) -> None:

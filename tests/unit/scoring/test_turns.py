@@ -1,6 +1,7 @@
 import threading
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -167,4 +168,5 @@ class TurnsMachine(RuleBasedStateMachine):
         return [each for each in self.waiting if self.clock() - each[0].arrived <= self.WAIT_S]
 
 
+TurnsMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestTurns = TurnsMachine.TestCase
