@@ -227,10 +227,10 @@ def test_too_many_files_are_refused_naming_the_biggest_folder(tmp_path: Path) ->
     with pytest.raises(ImageError, match=r"10,002 files .* at most 10,000 .* biggest are data/ \(10,000 files"):
         package(tmp_path)
     (tmp_path / ".amlignore").write_text("data/\n")
-    began = time.perf_counter()
+    began = time.process_time()
 
     assert len(package(tmp_path).files) == 3
-    assert time.perf_counter() - began < 0.1, "an ignored folder is not walked"
+    assert time.process_time() - began < 0.1, "an ignored folder is not walked"
 
 
 def test_too_many_bytes_are_refused_naming_the_biggest_folder(tmp_path: Path) -> None:
