@@ -268,7 +268,7 @@ async def retire(
     timeout: timedelta = timedelta(minutes=5),
     progress: Progress = print,
 ) -> Endpoint | None:
-    """Delete a version that has no traffic; None when it is not there (any more).
+    """Delete a version that has no traffic; one that is gone already is no error, and None means that all is gone.
 
     Raises:
         ConflictError: The version has traffic, or a run holds the endpoint to roll it out.

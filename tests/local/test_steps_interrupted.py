@@ -1,0 +1,165 @@
+"""The steps of a rollout on a real local workspace: killed anywhere and called again, they come to the same end."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controlled_rollout import record, steps
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.gate import Gate
+from controlled_rollout.target import Change, Target, connect
+from local.local_target_lab import Lab, running
+
+OWNER = "weekly/run-1"
+DEADLINE = timedelta(seconds=60)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("steps")) as lab:
+        yield lab
+
+
+def quiet(line: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Killed(BaseException):
+    """What a task's process would not live to see."""
+
+
+class DyingTarget:
+    """The real target, until the call at which the task dies: before it is sent, or before its answer is read."""
+
+    def __init__(self, target: Target, deaths: "Deaths") -> None:
+        self._target = target
+        self._deaths = deaths
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        self._deaths.may_come()
+        stored = await self._target.apply(endpoint, change)
+        self._deaths.may_come()
+        return stored
+
+
+class Deaths:
+    """Lets every moment before and after a change pass once, then kills there."""
+
+    def __init__(self) -> None:
+        self.survived = 0
+        self.count = 0
+
+    def may_come(self) -> None:
+        if self.count == self.survived:
+            self.survived += 1
+            self.count = 0
+            raise Killed
+        self.count += 1
+
+
+async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
+    """Everything that a run does, each step from its beginning, as a retried task would."""
+    who = f"{OWNER}/task"
+    common: dict[str, Any] = {"who": who, "timeout": DEADLINE, "progress": quiet}
+    new = await connect(lab.workspace).endpoint(endpoint)
+    promoted = new.control is not None and new.control.name == "new"
+    if not promoted:
+        await steps.roll_out(lab.workspace, endpoint, "new", image=image, owner=OWNER, **common)
+        await steps.shift(lab.workspace, endpoint, "new", percentile=50, owner=OWNER, **common)
+    await steps.promote(lab.workspace, endpoint, "new", owner=OWNER, **common)
+    return await steps.retire(lab.workspace, endpoint, "old", **common)
+
+
+async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_same_end(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = await lab.image("old"), await lab.image("new")
+    await steps.roll_out(lab.workspace, "killed", "old", image=old, owner=OWNER, who="setup", progress=quiet)
+    deaths = Deaths()
+    monkeypatch.setattr(steps, "connect", lambda workspace: DyingTarget(connect(workspace), deaths))
+
+    lives = 1
+    while True:
+        try:
+            await whole_rollout(lab, "killed", new)
+            break
+        except Killed:
+            lives += 1
+
+    end = await connect(lab.workspace).endpoint("killed")
+    assert lives > 4, "the run was hardly killed"
+    assert {name: version.image for name, version in end.versions.items()} == {"new": new}
+    assert end.effective_traffic() == {"new": 100}
+    assert end.control == end.default == end.versions["new"]
+    assert end.rollout is None
+    # Five changes (old created, new created, shifted, promoted, old retired), however often the run was killed.
+    assert end.revision == 5
+
+
+async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab: Lab) -> None:
+    image = await lab.image("old")
+    common: dict[str, Any] = {"image": image, "progress": quiet}
+    await steps.roll_out(lab.workspace, "contended", "old", owner="a/0", who="setup", **common)
+    await steps.roll_out(lab.workspace, "contended", "one", owner="a/1", who="a/1/roll_out", **common)
+
+    with pytest.raises(ConflictError, match=r"held by a/1 rolling out 'one'.*a/2 asked to roll out 'two'"):
+        await steps.roll_out(lab.workspace, "contended", "two", owner="a/2", who="a/2/roll_out", **common)
+    with pytest.raises(ConflictError, match="a/2 no longer holds"):
+        await steps.shift(
+            lab.workspace, "contended", "one", percentile=10, owner="a/2", who="a/2/shift", progress=quiet
+        )
+
+    said = asyncio.Event()
+    waiting = asyncio.create_task(
+        steps.roll_out(
+            lab.workspace,
+            "contended",
+            "two",
+            image=image,
+            owner="a/2",
+            who="a/2/roll_out",
+            on_conflict="wait",
+            progress=lambda line: said.set() if line.startswith("waiting: ") else None,
+        )
+    )
+    await asyncio.wait_for(said.wait(), 30)
+    await steps.roll_back(lab.workspace, "contended", "one", who="somebody", why="enough seen", progress=quiet)
+    end = await asyncio.wait_for(waiting, 60)
+    assert end.rollout is not None
+    assert (end.rollout.owner, list(end.versions)) == ("a/2", ["old", "one", "two"])
+
+
+async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> None:
+    image = await lab.image("old")
+    await steps.roll_out(lab.workspace, "helped", "old", image=image, owner="b/0", who="setup", progress=quiet)
+    await steps.roll_out(lab.workspace, "helped", "new", image=image, owner="b/1", who="b/1/roll_out", progress=quiet)
+
+    await steps.promote(lab.workspace, "helped", "new", who="somebody", why="it is good", progress=quiet)
+
+    with pytest.raises(ConflictError, match="b/1 no longer holds"):
+        await steps.look(lab.workspace, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
+    with pytest.raises(EndpointError, match="is the default"):
+        await steps.roll_back(lab.workspace, "helped", "new", who="b/1/roll_back", why="", progress=quiet)
+    newest = (await connect(lab.workspace).history("helped"))[-1]
+    assert (newest.change.who, newest.change.why) == ("somebody", "it is good")
+    decisions = [decision.step for decision in record.read(lab.workspace, "helped", version="new")]
+    assert decisions == ["roll_out", "promote"]
+
+
+async def test_a_version_with_traffic_is_not_retired(lab: Lab) -> None:
+    image = await lab.image("old")
+    await steps.roll_out(lab.workspace, "kept", "old", image=image, owner="c/0", who="setup", progress=quiet)
+    await steps.roll_out(lab.workspace, "kept", "new", image=image, owner="c/1", who="c/1/roll_out", progress=quiet)
+    with pytest.raises(ConflictError, match="being rolled out by c/1"):
+        await steps.retire(lab.workspace, "kept", "new", who="somebody", progress=quiet)
+    await steps.shift(lab.workspace, "kept", "new", percentile=10, who="c/1/shift", owner="c/1", progress=quiet)
+    with pytest.raises(ConflictError, match="has 10 % of the traffic"):
+        await steps.retire(lab.workspace, "kept", "new", who="somebody", progress=quiet)
+    assert await steps.retire(lab.workspace, "kept", "gone", who="somebody", progress=quiet) is not None
