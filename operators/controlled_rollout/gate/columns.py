@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from operator import attrgetter, gt
 from typing import Final, NoReturn
 
@@ -115,12 +115,12 @@ def _check(starts: Sequence[datetime], arm: str, column: Sequence[Counts]) -> No
     """Refuse counts that cannot be; whole columns at once, because a look may have 10,000 bins."""
     requests = [counts.requests for counts in column]
     errors = [counts.errors for counts in column]
-    slow = [count for counts in column for count in counts.slow]
-    whole = {int}.issuperset(map(type, requests)) and {int}.issuperset(map(type, errors))
-    if whole and {int}.issuperset(map(type, slow)) and not any(map(gt, errors, requests)):
-        if min(errors, default=0) >= 0 and min(slow, default=0) >= 0:
-            if not any(max(counts.slow, default=0) > counts.requests for counts in column):
-                return
+    slow = list(zip_longest(*(counts.slow for counts in column), fillvalue=0))
+    if all(
+        {int}.issuperset(map(type, events)) and min(events, default=0) >= 0 and not any(map(gt, events, requests))
+        for events in (requests, errors, *slow)
+    ):
+        return
     for start, counts in zip(starts, column, strict=True):
         _explain(f"bin {start.isoformat()}: {arm}", counts)
 

@@ -134,7 +134,7 @@ def _errors_higher(judged: Columns, gate: Gate, errors: OddsRatio, burst: float)
     """Alarm: the odds of an error are above the tolerated ratio, and the rates differ by more than is tolerated."""
     threshold = _alarm_threshold(gate, "errors", judged)
     evidence = settle(
-        lambda bins: mix(errors.paths(gate.error_ratio, ABOVE, bins), _equal(ABOVE), math.log(threshold)),
+        lambda bins: mix(errors.paths(gate.error_ratio, ABOVE, bins), _equal(ABOVE), math.log(threshold), bins),
         len(judged.starts),
         math.log(threshold),
     )
@@ -155,7 +155,7 @@ def _latency_higher(judged: Columns, gate: Gate, slow: Sequence[OddsRatio], burs
 
     def weigh(bins: int) -> Evidence:
         paths = [path for quantile in slow for path in quantile.paths(1.0, ABOVE, bins)]
-        return mix(paths, _equal(paths), math.log(threshold))
+        return mix(paths, _equal(paths), math.log(threshold), bins)
 
     evidence = settle(weigh, len(judged.starts), math.log(threshold))
     parts = [
@@ -195,7 +195,7 @@ def _errors_not_worse(judged: Columns, gate: Gate, errors: OddsRatio, burst: flo
         absolute = evidence_path(
             gate.acceptable_error_rate, judged.errors.treatment[:bins], judged.treatment[:bins], burst
         )
-        return mix([*odds, absolute], weights, math.log(threshold))
+        return mix([*odds, absolute], weights, math.log(threshold), bins)
 
     evidence = settle(weigh, len(judged.starts), math.log(threshold))
     hits, requests = sum(judged.errors.treatment), sum(judged.treatment)
@@ -228,7 +228,7 @@ def _latency_not_worse(judged: Columns, gate: Gate, slow: Sequence[OddsRatio]) -
     goal = math.log(threshold)
 
     def weigh(quantile: OddsRatio, bins: int) -> Evidence:
-        return mix(quantile.paths(gate.pass_ratio, ratios, bins), _equal(ratios), goal)
+        return mix(quantile.paths(gate.pass_ratio, ratios, bins), _equal(ratios), goal, bins)
 
     found = [settle(partial(weigh, quantile), len(judged.starts), goal) for quantile in slow]
     weakest = min(range(len(found)), key=lambda index: found[index].peak)

@@ -1,7 +1,7 @@
 """Mixtures of likelihood-ratio processes: their path over the bins, their peak, and when they would arrive.
 
 All values are natural logarithms. A path has one value per bin, the evidence after that bin; it starts from 0 (an
-e-value of 1) before the first. A path that has ended early stands at minus infinity from there on.
+e-value of 1) before the first. A path that ends early is too low to matter from there on.
 """
 
 import math
@@ -28,14 +28,12 @@ class Evidence:
 
     Attributes:
         peak: The largest value ever, 0 (before the first bin) included.
-        now: The value after the last bin.
         first: The index of the bin after which the threshold was first reached; None if never.
-        parts: The components' values after the last bin, weights included.
+        parts: The components' values after the last bin, weights included; minus infinity where too low to matter.
         weights: The components' weights.
     """
 
     peak: float
-    now: float
     first: int | None
     parts: tuple[float, ...]
     weights: tuple[float, ...]
@@ -69,40 +67,48 @@ def follow(
     gain: Callable[[float, int], list[float]],
     can_matter: Callable[[float, int], int] | None = None,
 ) -> list[list[float]]:
-    """Return the path of every ratio, each computed only as far as it can matter.
+    """Return the path of every ratio, each only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
     tempered or capped). So a ratio farther from 1 on the same side is dead wherever a nearer one is.
 
     Args:
-        ratios: The ratios g of the alternative's odds to the null's.
+        ratios: The ratios g of the alternative's odds to the null's; none of them 1.
         bins: How many bins there are.
         gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
         can_matter: From the ratio nearest above 1 and a number of bins to how many of them its path, by a bound that
             is cheaper than the path, can be alive in.
     """
-    paths: dict[float, list[float]] = {1.0: [0.0] * bins}
+    paths: dict[float, list[float]] = {}
     for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
         alive = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
         for g in side:
             path = list(accumulate(gain(g, alive)))
-            paths[g] = path + [-math.inf] * (bins - alive)
             alive = alive_bins(path)
+            paths[g] = path[:alive]
     return [paths[g] for g in ratios]
 
 
-def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshold: float) -> Evidence:
+def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshold: float, bins: int) -> Evidence:
     """Return the evidence of the weighted sum of the paths.
 
     Args:
-        paths: At least one, all of the same length.
+        paths: At least one; those shorter than `bins` are too low to matter afterwards.
         weights: One per path, adding up to 1.
         log_threshold: The value to reach.
+        bins: How many bins there are.
     """
     logs = [math.log(weight) for weight in weights]
-    if not paths[0]:
-        return Evidence(0.0, 0.0, None, tuple(logs), tuple(weights))
-    shifted = [[value + log for value in path] if log else path for path, log in zip(paths, logs, strict=True)]
+    if not bins:
+        return Evidence(0.0, None, tuple(logs), tuple(weights))
+    parts = tuple(path[-1] + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True))
+    length = max(map(len, paths))
+    if not length:
+        return Evidence(0.0, None, parts, tuple(weights))
+    shifted = [
+        [value + log for value in path] + [-math.inf] * (length - len(path))
+        for path, log in zip(paths, logs, strict=True)
+    ]
     # The sum of k terms lies between the largest term and k times that: only bins where it matters are summed.
     slack = math.log(len(paths))
     largest = list(map(max, *shifted)) if len(shifted) > 1 else list(shifted[0])
@@ -123,8 +129,7 @@ def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshol
             for index, value in enumerate(largest)
             if value + slack >= log_threshold and log_sum([path[index] for path in shifted]) >= log_threshold
         )
-    parts = tuple(path[-1] for path in shifted)
-    return Evidence(peak, log_sum(parts), first, parts, tuple(weights))
+    return Evidence(peak, first, parts, tuple(weights))
 
 
 def more_needed(log_value: Callable[[float], float], log_threshold: float) -> int | None:

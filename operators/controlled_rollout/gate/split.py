@@ -41,7 +41,7 @@ def split_evidence(columns: Columns, log_threshold: float) -> tuple[Evidence, li
 
     paths = follow(BOTH_SIDES, len(rows), gain)
     weight = 1 / len(BOTH_SIDES)
-    return mix(paths, [weight] * len(BOTH_SIDES), log_threshold), checked
+    return mix(paths, [weight] * len(BOTH_SIDES), log_threshold, len(rows)), checked
 
 
 def _cost(share: float, ratio: float) -> float | None:
