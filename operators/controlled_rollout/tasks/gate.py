@@ -12,7 +12,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from controlled_rollout.gate import Gate
 from controlled_rollout.tasks.argument import choice, duration, flag, gate_of, whole_number
 from controlled_rollout.tasks.gate_decision import Answer, GateTerms, Next, take_look
-from controlled_rollout.tasks.step import StepCalls, run_of, task_of
+from controlled_rollout.tasks.step import StepCalls, quieten_clients, run_of, task_of
 from controlled_rollout.tasks.workspace import WorkspaceHook
 from controlled_rollout.workspace import Workspace
 
@@ -41,6 +41,7 @@ class TreatmentGateTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until there is something to do."""
+        quieten_clients()
         terms = GateTerms.model_validate(self.terms)
         workspace = await WorkspaceHook(self.conn_id).aget_workspace()
         while True:

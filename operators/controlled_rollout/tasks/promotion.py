@@ -234,15 +234,11 @@ def check_is_treatment(history: "Sequence[Revision]", version: str) -> None:
     if promotion is None:
         return
     endpoint = history[-1].endpoint
-    former = promotion.former_control
+    others = [name for name in endpoint.versions if name != version]
+    known = f"{promotion.former_control!r} was control before it, " if promotion.former_control in others else ""
     raise EndpointError(
         f"version {version!r} is the control of endpoint {endpoint.name!r}: name the version that takes its place in "
-        f"`to`; "
-        + (
-            f"{former!r} was control before it"
-            if former in endpoint.versions
-            else f"it has {', '.join(endpoint.versions)}"
-        )
+        f"`to` ({known}there are: {', '.join(others) or 'none'})"
     )
 
 

@@ -142,7 +142,7 @@ class DeleteVersionOperator(RolloutOperator):
         self.deferrable = deferrable
 
     def execute(self, context: "Context") -> str | None:
-        """Wait until the version may go, then delete it; return its name, or None if it was gone."""
+        """Wait until the version may go, then delete it; return its name, or None if there is no endpoint."""
         due = self.call(context, self._due)
         if due is not None and due > datetime.now(UTC):
             self.say(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")

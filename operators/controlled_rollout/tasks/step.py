@@ -1,6 +1,7 @@
 """What every task of a rollout has in common: its workspace, its name in the history, and how it calls the engine."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -14,7 +15,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["FAILURE_KEY", "RolloutOperator", "StepCalls", "run_of", "task_of"]
+__all__ = ["FAILURE_KEY", "RolloutOperator", "StepCalls", "quieten_clients", "run_of", "task_of"]
 
 Result = TypeVar("Result")
 
@@ -22,6 +23,15 @@ Result = TypeVar("Result")
 FAILURE_KEY = "failure"
 # Whatever else goes wrong on purpose will go wrong again: trying it again only delays the roll-back.
 WORTH_ANOTHER_TRY = (TargetUnavailableError, EvidenceUnavailableError)
+
+# They write a line, or every header, of each request into the task's log, in which a look's table would drown.
+CHATTY_LOGGERS = ("httpx", "azure.core.pipeline.policies.http_logging_policy")
+
+
+def quieten_clients() -> None:
+    """Keep HTTP clients from writing each of their requests into the task's log."""
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def run_of(context: "Context") -> str:
@@ -56,6 +66,7 @@ class StepCalls:
         Raises:
             AirflowFailException: The step failed and would fail again: the task is not retried.
         """
+        quieten_clients()
         try:
             return asyncio.run(self._cancellable(step(self.workspace())))
         except ControlledRolloutError as error:
