@@ -24,6 +24,7 @@ from controlled_rollout.workspace import Workspace
 CACHE = Path(__file__).parents[2] / ".work" / "test-cache" / "local-target"
 CHANGE = Change(who="a test", why="to see what happens")
 DEADLINE = timedelta(seconds=60)
+CONNECTIONS = 4
 VERSION_HEADER = "azureml-model-deployment"
 
 ENVIRONMENT = "dependencies:\n  - python=3.11\n  - pip\n"
@@ -171,7 +172,9 @@ class Load:
 
 
 @asynccontextmanager
-async def steady_load(url: str, key: str, *, rate: float = 150.0, connections: int = 4) -> AsyncIterator[Load]:
+async def steady_load(
+    url: str, key: str, *, rate: float = 150.0, connections: int = CONNECTIONS
+) -> AsyncIterator[Load]:
     """Send requests at a steady rate over kept connections for as long as the block runs."""
     load = Load()
     ending = asyncio.Event()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.target.local import router
-from controlled_rollout.target.local.router import ClusterSpec, EndpointRoute, Layout, VersionRoute
+from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.target.local.router import ClusterSpec, EndpointRoute, VersionRoute
 
 TOTAL = 1_000_000
 

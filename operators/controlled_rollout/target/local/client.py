@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import TypeAdapter
 
 from controlled_rollout import errors
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Endpoint, check_name
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.target import Change, EndpointStatus, Keys, Revision
 from controlled_rollout.target.local.state import State
@@ -39,11 +39,11 @@ class LocalTarget:
 
     async def endpoint(self, name: str) -> Endpoint:
         """Return the newest revision of an endpoint."""
-        return Endpoint.model_validate_json((await self._ask("GET", f"/endpoints/{name}")).content)
+        return Endpoint.model_validate_json((await self._ask("GET", _path(name))).content)
 
     async def history(self, name: str) -> list[Revision]:
         """Return all kept revisions of an endpoint, oldest first."""
-        return _HISTORY.validate_json((await self._ask("GET", f"/endpoints/{name}/history")).content)
+        return _HISTORY.validate_json((await self._ask("GET", _path(name, "history"))).content)
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store `endpoint` as the next revision and begin to make it so; see `Target.apply`."""
@@ -52,27 +52,27 @@ class LocalTarget:
 
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
-        return EndpointStatus.model_validate_json((await self._ask("GET", f"/endpoints/{name}/status")).content)
+        return EndpointStatus.model_validate_json((await self._ask("GET", _path(name, "status"))).content)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
-        return str((await self._ask("GET", f"/endpoints/{name}/versions/{version}/logs?tail={tail}")).json())
+        return str((await self._ask("GET", _path(name, "versions", check_name(version), f"logs?tail={tail}"))).json())
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two keys."""
-        return Keys.model_validate_json((await self._ask("GET", f"/endpoints/{name}/keys")).content)
+        return Keys.model_validate_json((await self._ask("GET", _path(name, "keys"))).content)
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        return Keys.model_validate_json((await self._ask("POST", f"/endpoints/{name}/keys/{which}")).content)
+        return Keys.model_validate_json((await self._ask("POST", _path(name, "keys", which))).content)
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Set the number of replicas that run now, without a new revision."""
-        await self._ask("POST", f"/endpoints/{name}/versions/{version}/scale", {"replicas": replicas})
+        await self._ask("POST", _path(name, "versions", check_name(version), "scale"), {"replicas": replicas})
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
-        await self._ask("DELETE", f"/endpoints/{name}", timeout_s=DELETE_TIMEOUT_S)
+        await self._ask("DELETE", _path(name), timeout_s=DELETE_TIMEOUT_S)
 
     async def set_telemetry(self, running: bool) -> None:
         """Start or stop the telemetry store; the router goes on serving either way."""
@@ -121,6 +121,10 @@ class LocalTarget:
             f"the supervisor of the local workspace in {self._workspace.root} {what}: "
             "start it with `controlled-rollout local up`"
         )
+
+
+def _path(name: str, *parts: str) -> str:
+    return "/".join(["/endpoints", check_name(name), *parts])
 
 
 def _as_raised_there(answer: "httpx.Response") -> ControlledRolloutError:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.target.local import files, router
+from controlled_rollout.target.local.layout import Layout
 from controlled_rollout.target.local.probe import status_of_port
 from controlled_rollout.target.local.processes import (
     MARK,
@@ -74,7 +75,7 @@ class Router:
         telemetry_port: int | None,
         changed: Callable[[], None],
     ) -> None:
-        self.layout = router.Layout(folder)
+        self.layout = Layout(folder)
         self.host = host
         self.port = port
         self._log = log

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -97,6 +98,9 @@ def _clear_up_after_the_last(workspace: Workspace) -> None:
 def _runtime_folder() -> Iterator[Path]:
     """Give a private folder with a short path (a socket's path has at most 107 bytes), and a warden over it."""
     runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))
+    # systemd-tmpfiles leaves a locked folder alone, however old it gets.
+    lock = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     watch = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         [sys.executable, "-I", "-S", warden.__file__, f"{MARK}={runtime}", str(runtime)],
         stdin=subprocess.PIPE,
@@ -108,6 +112,7 @@ def _runtime_folder() -> Iterator[Path]:
         if watch.stdin:
             watch.stdin.close()
         watch.wait()
+        os.close(lock)
 
 
 class _Server(uvicorn.Server):
@@ -139,6 +144,7 @@ class _Household:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end.set)
         interface = asyncio.create_task(self._server.serve(sockets=[self._bind()]), name="interface")
+        learning: asyncio.Task[None] | None = None
         failure: str | None = "the supervisor was told to end while it started"
         try:
             starting = asyncio.create_task(self._start())
@@ -149,10 +155,12 @@ class _Household:
             tell({"code": 1, "message": failure} if failure else {"code": 0, "message": self._greeting()})
             if failure is None:
                 self._tell_clients()
+                learning = asyncio.create_task(self._learn_telemetry())
                 await ending
         finally:
-            starting.cancel()
-            ending.cancel()
+            for task in (starting, ending, learning):
+                if task:
+                    task.cancel()
             await self._stop(interface)
         return 1 if failure else 0
 
@@ -236,6 +244,12 @@ class _Household:
         if not await self._telemetry.wait_until_healthy(TELEMETRY_START_S):
             log.warning("the telemetry store does not answer yet; the router serves without it")
         return None
+
+    async def _learn_telemetry(self) -> None:
+        """Tell clients the telemetry store's workspace as soon as a store that was late has said it."""
+        while self._telemetry.workspace_id is None:
+            if await self._telemetry.wait_until_healthy(TELEMETRY_START_S):
+                self._tell_clients()
 
     async def _stop(self, interface: "asyncio.Task[None]") -> None:
         """End everything, callers' requests first."""

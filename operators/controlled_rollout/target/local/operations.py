@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from controlled_rollout import image
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version, check_name
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.runtime import runtime_folder
 from controlled_rollout.target import Change, EndpointStatus, Keys, Revision, VersionStatus
 from controlled_rollout.target.local import keys, router
@@ -21,6 +21,7 @@ from controlled_rollout.target.local.telemetry import TelemetryStore
 __all__ = ["Operations", "launch_from_cache"]
 
 MOST_REPLICAS: Final = 100
+DELETE_TIMEOUT_S: Final = 600.0
 
 
 def launch_from_cache(version: Version, cache: Path) -> Launch:
@@ -114,13 +115,13 @@ class Operations:
         for version in endpoint.versions:
             running = self._reconciler.running.get((name, version))
             cluster = router.cluster_name(name, version)
-            versions[version] = (
-                running.status(
-                    requests=activity.requests.get(cluster, 0) if activity else 0,
-                    active=activity.active.get(cluster, 0) if activity else 0,
-                )
-                if running and not running.retiring
-                else VersionStatus(name=version, ready=False)
+            refused = self._reconciler.refused.get((name, version))
+            if running is None or running.retiring:
+                versions[version] = VersionStatus(name=version, ready=False, failed=refused is not None, cause=refused)
+                continue
+            versions[version] = running.status(
+                requests=activity.requests.get(cluster, 0) if activity else 0,
+                active=activity.active.get(cluster, 0) if activity else 0,
             )
         return EndpointStatus(
             name=name,
@@ -173,7 +174,11 @@ class Operations:
         """Delete an endpoint; return when its last replica has answered what it was asked and has ended."""
         async with self._locks[check_name(name)]:
             self._store.delete(name)
-            await self._reconciler.remove(name)
+            if not await self._reconciler.remove(name, DELETE_TIMEOUT_S):
+                raise TargetUnavailableError(
+                    f"endpoint {name!r} is deleted, but its replicas have not ended within {DELETE_TIMEOUT_S:g} s: "
+                    "call again to go on waiting, and look into supervisor.log and router.log"
+                )
 
     async def set_telemetry(self, running: bool) -> None:
         """Start or stop the telemetry store."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint, Version
+from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.target import Keys
 from controlled_rollout.target.local import router
 from controlled_rollout.target.local.envoy import Activity, Published, Router
@@ -36,6 +37,7 @@ class Reconciler:
         desired: The newest revision of every endpoint.
         running: The versions that have processes, also those on their way out.
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
+        refused: Why a wanted version has no processes, or still those of its old definition.
         prepared: Whether the router has been given every endpoint's whole split, except where a version with traffic
             fails to start.
     """
@@ -52,6 +54,7 @@ class Reconciler:
         self.desired: dict[str, Endpoint] = {}
         self.running: dict[Place, RunningVersion] = {}
         self.served_revision: dict[str, int] = {}
+        self.refused: dict[Place, str] = {}
         self.prepared = False
         self._router = the_router
         self._runtime = runtime
@@ -76,12 +79,18 @@ class Reconciler:
         self.desired[endpoint.name] = endpoint
         self.changed()
 
-    async def remove(self, endpoint: str) -> None:
-        """Stop serving an endpoint; return when its last replica has ended."""
+    async def remove(self, endpoint: str, timeout_s: float) -> bool:
+        """Stop serving an endpoint; return whether its last replica has ended in time."""
         self.desired.pop(endpoint, None)
+        for place in [place for place in self.refused if place[0] == endpoint]:
+            del self.refused[place]
         self.changed()
+        deadline = time.monotonic() + timeout_s
         while any(place[0] == endpoint for place in self.running) or endpoint in self._served:
+            if time.monotonic() > deadline:
+                return False
             await asyncio.sleep(DRAIN_POLL_S)
+        return True
 
     async def stop(self) -> None:
         """Stop looking, then end all replicas."""
@@ -93,18 +102,25 @@ class Reconciler:
         await asyncio.gather(*(running.stop() for running in self.running.values()))
 
     def _hopeless(self, endpoint: Endpoint) -> bool:
-        weights = endpoint.weights()
-        unproven = [running for name, running in self._of(endpoint.name) if weights.get(name) and not running.proven]
-        return bool(unproven) and all(running.status(requests=0, active=0).failed for running in unproven)
+        """Whether every version with traffic that is not ready cannot become ready by waiting."""
+        unproven = []
+        for name, weight in endpoint.weights().items():
+            running = self.running.get((endpoint.name, name))
+            if weight and (running is None or not running.proven):
+                unproven.append(running.failed if running else (endpoint.name, name) in self.refused)
+        return bool(unproven) and all(unproven)
 
     async def _run(self) -> None:
+        said = ""
         while True:
             done = False
             self._event.clear()
             try:
                 done = await self._reconcile()
-            except Exception:
-                log.exception("could not make things as they are wanted; trying again")
+            except Exception as error:
+                # Once, not four times a second for as long as it lasts.
+                if said != (said := repr(error)):
+                    log.exception("could not make things as they are wanted; trying again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._event.wait(), None if done else LOOK_AGAIN_S)
 
@@ -139,15 +155,16 @@ class Reconciler:
         for running, replicas in leaving:
             running.end(replicas)
         self._retire_unserved()
-        return True
+        return not self.refused
 
     def _start_versions(self) -> None:
         """Give every wanted version its processes; one that is still on its way out has to be gone first."""
         for name, endpoint in self.desired.items():
             for version in endpoint.versions.values():
                 running = self.running.get((name, version.name))
+                place = name, version.name
                 if running is None:
-                    with self._complaining(f"version {version.name} of endpoint {name} cannot be started"):
+                    with self._noting_refusal(place):
                         self.running[name, version.name] = RunningVersion(
                             version,
                             self._launch(version),
@@ -156,16 +173,20 @@ class Reconciler:
                             changed=self.changed,
                         )
                 elif not running.retiring and running.spec != version:
-                    with self._complaining(f"version {version.name} of endpoint {name} cannot be updated"):
+                    with self._noting_refusal(place):
                         running.update(version, self._launch(version))
 
     @contextlib.contextmanager
-    def _complaining(self, what: str) -> Iterator[None]:
+    def _noting_refusal(self, place: Place) -> Iterator[None]:
         """One version that cannot be started must not keep the others from being served."""
         try:
             yield
-        except Exception as error:
-            log.warning("%s: %s", what, error)
+        except (ControlledRolloutError, OSError) as error:
+            if self.refused.get(place) != str(error):
+                log.warning("version %s of endpoint %s cannot be started: %s", place[1], place[0], error)
+            self.refused[place] = str(error)
+        else:
+            self.refused.pop(place, None)
 
     def _of(self, endpoint: str) -> list[tuple[str, RunningVersion]]:
         return [(version, running) for (name, version), running in self.running.items() if name == endpoint]

@@ -205,8 +205,11 @@ class Replica:
         """Return why the process has to end (None if it ended by itself), and whether it was ever ready."""
         budget_s = self._version.initial_delay_seconds
         deadline = time.monotonic() + budget_s
+        successes = 0
         while not exited.done():
-            if await status_of(health, "/ready", PROBE_TIMEOUT_S) == 200:
+            ready = await status_of(health, "/ready", PROBE_TIMEOUT_S) == 200
+            successes = successes + 1 if ready else 0
+            if successes >= self._version.success_threshold:
                 break
             if time.monotonic() > deadline:
                 return f"was not ready within {budget_s} s", False
@@ -285,6 +288,14 @@ class RunningVersion:
         """Whether all the replicas that it should have answer."""
         return len([replica for replica in self._current if replica.ready]) >= self._wanted
 
+    @property
+    def failed(self) -> bool:
+        """Whether a replica has ended so often before it was ready that waiting will not help.
+
+        It goes on being started, with the longest pause in between: what it misses may come back.
+        """
+        return any(replica.failed_starts >= FAILED_STARTS for replica in self._current)
+
     def sockets(self) -> list[Path]:
         """Return where the replicas that may get requests take them."""
         return [replica.socket for replica in self.replicas if replica.ready]
@@ -340,7 +351,6 @@ class RunningVersion:
         """Return how the version is."""
         worst = max(self._current, key=lambda replica: replica.failed_starts, default=None)
         failing = worst if worst and worst.failed_starts else None
-        failed = failing is not None and failing.failed_starts >= FAILED_STARTS
         cause = None
         if failing and not self.ready:
             times = f"{failing.failed_starts} times" if failing.failed_starts > 1 else "once"
@@ -352,7 +362,7 @@ class RunningVersion:
         return VersionStatus(
             name=self.spec.name,
             ready=self.ready and self.up_to_date,
-            failed=failed,
+            failed=self.failed,
             cause=cause,
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
             replicas=tuple(replica.status() for replica in self.replicas),

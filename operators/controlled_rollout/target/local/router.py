@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from controlled_rollout.target.local.layout import Layout
+
 __all__ = [
     "ROUTES",
     "VERSION_HEADER",
     "ClusterSpec",
     "EndpointRoute",
-    "Layout",
     "VersionRoute",
     "assignment",
     "bootstrap",
@@ -35,7 +36,7 @@ TELEMETRY_CLUSTER: Final = "telemetry"
 
 # Below the replicas' keep-alive, so that it is always the router that ends an idle connection: a request never meets
 # a connection that its replica is just closing.
-UPSTREAM_IDLE_S: Final = 30
+UPSTREAM_IDLE_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 2
 # Generous, bounded: a replica refuses what it cannot queue long before this.
 MAX_IN_FLIGHT: Final = 4096
@@ -61,46 +62,6 @@ _CALLERS_ENVOY_HEADERS: Final = (
     "x-envoy-force-trace",
     "x-envoy-attempt-count",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the router's files and sockets lie.
-
-    Attributes:
-        folder: A private folder: route files hold keys.
-    """
-
-    folder: Path
-
-    @property
-    def bootstrap_file(self) -> Path:
-        """What Envoy is started with."""
-        return self.folder / "bootstrap.json"
-
-    @property
-    def listeners_file(self) -> Path:
-        """Listener discovery."""
-        return self.folder / "listeners.json"
-
-    @property
-    def routes_file(self) -> Path:
-        """Route discovery; holds keys."""
-        return self.folder / "routes.json"
-
-    @property
-    def clusters_file(self) -> Path:
-        """Cluster discovery."""
-        return self.folder / "clusters.json"
-
-    @property
-    def admin_socket(self) -> Path:
-        """Envoy's administration interface."""
-        return self.folder / "admin.sock"
-
-    def assignment_file(self, cluster: str) -> Path:
-        """Endpoint discovery of one cluster."""
-        return self.folder / f"replicas.{cluster.replace('/', '.')}.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,11 @@ def down(workspace: Workspace) -> int:
         The exit code: 0 stopped (also if it was not running), 1 it did not end in time.
     """
     lock = FolderLock(workspace)
-    if not workspace.root.is_dir() or lock.take():
+    if not workspace.root.is_dir():
+        _say(f"not running (there is no workspace in {workspace.root})")
+        return OK
+    if lock.take():
+        lock.release()
         _say(f"not running (workspace {workspace.root})")
         return OK
     state = State.read(workspace)
