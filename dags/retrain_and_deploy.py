@@ -66,13 +66,13 @@ with DAG(
 
     @task(retries=2)
     def train(endpoint: str, version: str, part: str) -> str:
-        """Train, and return the folder with the model: the run's own, so that a retry writes the same again."""
+        """Train, and return the model's file, in a folder of the run's own: a retry writes the same again."""
         from controlled_rollout.tasks.workspace import WorkspaceHook
 
         code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))
         folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version
         log.info("trained: %s", code["train"](folder, part=part))
-        return str(folder)
+        return str(folder / "model.joblib")
 
     trained = train(endpoint="{{ params.endpoint }}", version=VERSION, part="{{ params.part }}")
 

@@ -11,7 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -99,8 +99,9 @@ def package(source_dir: Path, *, stop: Stop = never) -> Package:
 
 
 def package_model(path: Path, *, stop: Stop = never) -> Package:
-    """Return the package of a model: a file, or what is in a folder. Nothing is ignored, nothing is too big.
+    """Return the package of a model: a file, or a folder under its own name. Nothing is ignored, nothing is too big.
 
+    A folder keeps its name because the retired service kept it: scripts read `$AZUREML_MODEL_DIR/trained/weights`.
     Links are followed wherever they lead: model caches link from a snapshot to a store of contents beside it.
 
     Raises:
@@ -110,7 +111,7 @@ def package_model(path: Path, *, stop: Stop = never) -> Package:
     with _read_errors(top):
         if top.is_dir():
             walk = _Walk(Path(os.path.realpath(top)), stop=stop, may_leave=True)
-            files = list(walk.files())
+            files = [replace(file, path=f"{top.name}/{file.path}") for file in walk.files()]
         else:
             files = [_file(top.name, Path(os.path.realpath(top)), top.stat())]
     if not files:

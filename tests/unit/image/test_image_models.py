@@ -61,7 +61,7 @@ def test_several_models_are_found_under_their_names_and_versions(tmp_path: Path)
 
     assert folder == tmp_path / "models"
     assert (folder / "b" / "1" / "model.pkl").read_bytes() == b"1"
-    assert (folder / "a" / "3" / "weights").read_bytes() == b"2"
+    assert (folder / "a" / "3" / "trained" / "weights").read_bytes() == b"2"
 
 
 def test_without_models_the_folder_is_there_and_empty(tmp_path: Path) -> None:

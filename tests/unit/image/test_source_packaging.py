@@ -262,11 +262,11 @@ def test_a_file_that_changes_between_packaging_and_copying_is_noticed(tmp_path: 
         copy_package(packaged, tmp_path / "copy")
 
 
-def test_a_model_is_a_file_or_what_is_in_a_folder(tmp_path: Path) -> None:
+def test_a_model_is_a_file_or_a_folder_that_keeps_its_name(tmp_path: Path) -> None:
     write(tmp_path, {"model.pkl": b"1", "trained/weights/a.bin": b"2", "trained/.gitignore": b"*\n"})
 
     assert paths(package_model(tmp_path / "model.pkl")) == ["model.pkl"]
-    assert paths(package_model(tmp_path / "trained")) == [".gitignore", "weights/a.bin"]
+    assert paths(package_model(tmp_path / "trained")) == ["trained/.gitignore", "trained/weights/a.bin"]
 
 
 def test_a_models_links_are_followed_out_of_its_folder(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_models_links_are_followed_out_of_its_folder(tmp_path: Path) -> None:
     packaged = package_model(tmp_path / "snapshot")
     copy_package(packaged, tmp_path / "copy")
 
-    assert (tmp_path / "copy" / "model.bin").read_bytes() == b"1"
+    assert (tmp_path / "copy" / "snapshot" / "model.bin").read_bytes() == b"1"
 
 
 def test_an_empty_model_folder_is_refused(tmp_path: Path) -> None:
