@@ -96,6 +96,22 @@ async def test_a_version_that_dies_in_init_has_failed_with_its_last_words(lab: L
     assert [await answers(url, key) for _ in range(20)] == [200] * 20
 
 
+async def test_an_update_that_cannot_start_leaves_the_old_processes_serving(lab: Lab) -> None:
+    endpoint, url, key = await serve_one(lab, "updated")
+
+    await lab.apply(endpoint.update_version("one", image=await lab.image(script=CRASHING)))
+    await until(lambda: _failed(lab, "updated"), "the new image has failed")
+
+    assert [await answers(url, key) for _ in range(20)] == [200] * 20
+    assert (await lab.target.status("updated")).served_revision == 1
+    await lab.serve(endpoint.update_version("one", image=await lab.image()).model_copy(update={"revision": 2}))
+    assert (await lab.target.status("updated")).versions["one"].ready
+
+
+async def _failed(lab: Lab, name: str) -> bool:
+    return (await lab.target.status(name)).versions["one"].failed
+
+
 async def test_a_version_that_dies_once_it_has_traffic_is_seen_to_fail(lab: Lab) -> None:
     endpoint, url, key = await serve_one(lab, "flaky")
     dying = "import os\ndef init():\n    pass\ndef run(data):\n    os.kill(os.getppid(), 9)\n    os._exit(1)\n"

@@ -58,7 +58,9 @@ async def run(script: str, log: LogFile, **environment: str) -> Child:
 
 async def test_the_output_of_a_child_is_in_its_log_when_it_has_ended(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "one.log")
-    child = await run("import sys; print('x' * 200_000, flush=True); print('last words', file=sys.stderr); sys.exit(3)", log)
+    child = await run(
+        "import sys; print('x' * 200_000, flush=True); print('last words', file=sys.stderr); sys.exit(3)", log
+    )
 
     assert await child.wait() == 3
     assert log.tail(1) == ["last words"]
