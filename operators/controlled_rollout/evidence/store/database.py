@@ -89,6 +89,11 @@ class Database:
                 self._cursors.discard(cursor)
             cursor.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a query holds a cursor."""
+        return bool(self._cursors)
+
     def interrupt_queries(self) -> None:
         """Stop every running query."""
         with self._lock:

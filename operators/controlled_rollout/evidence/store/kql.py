@@ -136,14 +136,14 @@ def _tables_read(sql: str) -> tuple[str, ...]:
     Raises:
         QueryRefusedError: It reads anything else.
     """
-    with duckdb.connect(":memory:", config={"enable_external_access": False}) as parser:
-        try:
+    parser, built_in = _parser()
+    try:
+        with parser.cursor() as cursor:
             # DuckDB serializes nothing but SELECT statements.
-            [(serialized,)] = parser.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
-            document = json.loads(serialized)
-        except (duckdb.Error, RecursionError) as error:
-            raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
-        built_in = {name.lower() for (name,) in parser.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+            [(serialized,)] = cursor.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+        document = json.loads(serialized)
+    except (duckdb.Error, RecursionError) as error:
+        raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
     if document.get("error") or len(document["statements"]) != 1:
         raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
     names, defined = _names_in(document)
@@ -156,6 +156,14 @@ def _tables_read(sql: str) -> tuple[str, ...]:
                 code="SEM0100",
             )
     return tuple(sorted(names & TABLES.keys()))
+
+
+@lru_cache(maxsize=1)
+def _parser() -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
+    """Return an empty database that reads SQL, and the names that every database brings along."""
+    parser = duckdb.connect(":memory:", config={"enable_external_access": False, "threads": 1})
+    views = parser.execute("SELECT view_name FROM duckdb_views()").fetchall()
+    return parser, frozenset(name.lower() for (name,) in views)
 
 
 def _names_in(document: object) -> tuple[set[str], set[str]]:

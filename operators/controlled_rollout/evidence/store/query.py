@@ -6,7 +6,8 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -22,6 +23,7 @@ __all__ = ["Answer", "QueryLimits", "error_answer", "run_query"]
 log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE: Final = 2_000
+INTERRUPT_EVERY_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +93,38 @@ def run_query(
         start, end = parse_timespan(timespan, datetime.now(UTC))
     except QueryRefusedError as error:
         return _refused(error)
-    with database.cursor() as cursor:
-        stopped = threading.Event()
-
-        def stop() -> None:
-            stopped.set()
-            cursor.interrupt()
-
-        timer = threading.Timer(max(timeout_s - (time.monotonic() - began), 0.001), stop)
-        timer.start()
+    deadline = began + timeout_s
+    with database.cursor() as cursor, _stopped_at(deadline, cursor):
         try:
             # Nothing that is run here can write; DuckDB is told so as well.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
             cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
-            return _encode(cursor, limits, began if statistics else None, stopped)
+            return _encode(cursor, limits, began, deadline, statistics=statistics)
         except duckdb.Error as error:
             return _failed(error, timeout_s)
-        finally:
-            timer.cancel()
+
+
+@contextmanager
+def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what runs on a cursor from `deadline` on.
+
+    Again and again: an interrupt that comes between two statements is forgotten.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        if done.wait(max(0.0, deadline - time.monotonic())):
+            return
+        while not done.wait(INTERRUPT_EVERY_S):
+            cursor.interrupt()
+
+    watcher = threading.Thread(target=watch, name="query deadline", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
@@ -125,7 +141,7 @@ def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
 
 
 def _encode(
-    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, began: float | None, stopped: threading.Event
+    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, began: float, deadline: float, *, statistics: bool
 ) -> Answer:
     description = cursor.description or []
     types = [column_type(column[1]) for column in description]
@@ -135,7 +151,7 @@ def _encode(
     count = size = 0
     cut = ""
     while rows := cursor.fetchmany(min(ROWS_AT_ONCE, limits.max_rows + 1 - count)):
-        if stopped.is_set():
+        if time.monotonic() > deadline:
             raise duckdb.InterruptException("stopped while the rows were read")
         if count + len(rows) > limits.max_rows:
             rows = rows[: limits.max_rows - count]
@@ -151,7 +167,7 @@ def _encode(
         if cut:
             break
     tail: dict[str, Any] = {}
-    if began is not None:
+    if statistics:
         tail["statistics"] = {"query": {"executionTime": round(time.monotonic() - began, 6)}}
     if cut:
         tail["error"] = _partial_error(cut)

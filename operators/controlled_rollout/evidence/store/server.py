@@ -10,15 +10,19 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ControlledRolloutError
+
+if TYPE_CHECKING:
+    from controlled_rollout.evidence.store.app import Store
 
 __all__ = ["DEFAULT_MAX_BYTES", "DEFAULT_RETENTION", "Identity", "serve"]
 
@@ -29,6 +33,7 @@ DEFAULT_MAX_BYTES: Final = 2 * 2**30
 EXIT_REFUSED: Final = 2
 # What was accepted may be lost only when the disk fails for so long during the shutdown.
 STOP_TIMEOUT_S: Final = 30.0
+QUERY_END_S: Final = 5.0
 
 
 class StartError(ControlledRolloutError):
@@ -183,13 +188,21 @@ def _run(listener: socket.socket, data: Path, retention: timedelta, max_bytes: i
         asyncio.run(server.serve(sockets=[listener]))
     finally:
         store.queries.shutdown(wait=False, cancel_futures=True)
-        database.interrupt_queries()
+        _end_queries(store)
         complete = writer.stop(STOP_TIMEOUT_S)
         database.close()
         shutil.rmtree(data / "spill", ignore_errors=True)
     if not complete:
         log.error("accepted rows could not be written before the end")
     return 0 if complete else 1
+
+
+def _end_queries(store: "Store") -> None:
+    """Interrupt what still runs, until it has ended: an interrupt between two statements is forgotten."""
+    deadline = time.monotonic() + QUERY_END_S
+    while store.database.busy and time.monotonic() < deadline:
+        store.database.interrupt_queries()
+        time.sleep(0.02)
 
 
 def _ready_line(listener: socket.socket, identity: Identity) -> str:
