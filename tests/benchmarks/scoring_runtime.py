@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from local.scoring_environment import environment_python, replica, runtime_environment, wait_for
+from local.scoring_environment import environment_python, free_port, refuses, replica, runtime_environment, wait_for
 
 SCRIPT = "def init():\n    pass\n\ndef run(data):\n    return {'length': len(data)}\n"
 BODY = b'{"data": [[5.1, 3.5, 1.4, 0.2]]}'
@@ -135,28 +135,18 @@ def stock_server(python: Path, folder: Path) -> Iterator[int]:
     app = folder / "stock"
     app.mkdir()
     (app / "score.py").write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [python.parent / "azmlinfsrv", "--entry_script", "score.py", "--port", str(port)]
     environment = runtime_environment(app, {})
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: answers(port) or process.poll() is not None, "the stock server answers")
+        wait_for(lambda: not refuses(port) or process.poll() is not None, "the stock server answers")
         assert process.poll() is None, (folder / "stock.log").read_text()
         yield port
     finally:
         process.terminate()
         process.wait()
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def call_in_a_process(port: int, connections: int, seconds: float) -> dict:

@@ -6,10 +6,12 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,27 @@ REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
 # What the scripts of the tests need; a user's environment file would name it.
 USERS_PACKAGES = ("numpy", "pandas")
 DEADLINE_S = 60.0
+
+# Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
+HOLD = """
+import os, time
+
+def init():
+    if os.environ.get("INIT_WAITS_FOR"):
+        wait(os.environ["INIT_WAITS_FOR"])
+
+def wait(path):
+    open(path + ".begun", "w").close()
+    while not os.path.exists(path):
+        time.sleep(0.005)
+
+def run(data):
+    if data.startswith("/"):
+        wait(data)
+    if data == "pid":
+        return os.getpid()
+    return "scored"
+"""
 
 
 def environment_python() -> Path:
@@ -138,3 +161,40 @@ def listening_port(log: str) -> int:
     """The port in the line that says that the replica is ready; 0 if it listens on a unix socket."""
     address = log.rpartition("ready: listening on ")[2].split(",")[0]
     return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
+
+
+def held(served: Replica, pool: Executor, file: Path) -> Future[Answer]:
+    """Send a request that is being scored when this returns, until `file` is made."""
+    future = pool.submit(served.score, str(file))
+    wait_for(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
+    return future
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    """GET from a unix socket or a local port."""
+    connection = http.client.HTTPConnection("127.0.0.1", timeout=DEADLINE_S)
+    if address.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(address.removeprefix("unix:"))
+    else:
+        connection.sock = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+    connection.request("GET", path)
+    response = connection.getresponse()
+    try:
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -1,39 +1,24 @@
-"""How a replica starts, stays alive, refuses, times out, drains and dies: real processes, real sockets."""
+"""How a replica starts, stays alive, refuses and times out: real processes, real sockets."""
 
 import http.client
-import os
-import signal
 import socket
 import stat
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from local.scoring_environment import DEADLINE_S, environment_python, replica, runtime_environment, wait_for
-
-# Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
-HOLD = """
-import os, time
-
-def init():
-    if os.environ.get("INIT_WAITS_FOR"):
-        wait(os.environ["INIT_WAITS_FOR"])
-
-def wait(path):
-    open(path + ".begun", "w").close()
-    while not os.path.exists(path):
-        time.sleep(0.005)
-
-def run(data):
-    if data.startswith("/"):
-        wait(data)
-    if data == "pid":
-        return os.getpid()
-    return "scored"
-"""
+from local.scoring_environment import (
+    DEADLINE_S,
+    HOLD,
+    environment_python,
+    fetch,
+    free_port,
+    held,
+    replica,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,35 +30,6 @@ def python() -> Path:
 def pool():
     with ThreadPoolExecutor(32) as threads:
         yield threads
-
-
-def held(served, pool, file: Path):
-    """Send a request that is being scored when this returns, until `file` is made."""
-    future = pool.submit(served.score, str(file))
-    wait_for(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
-    return future
-
-
-def fetch(address: str, path: str) -> tuple[int, str]:
-    """GET from a unix socket or a local port."""
-    connection = http.client.HTTPConnection("127.0.0.1", timeout=DEADLINE_S)
-    if address.startswith("unix:"):
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(address.removeprefix("unix:"))
-    else:
-        connection.sock = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
-    connection.request("GET", path)
-    response = connection.getresponse()
-    try:
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # Starting
@@ -357,180 +313,3 @@ def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_st
     assert answers == [504, 504]
     assert took < 1.5
     assert meanwhile.status == 503
-
-
-# Stopping
-
-
-def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(python, tmp_path, pool):
-    gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="60000") as served:
-        idle = socket.create_connection(("127.0.0.1", served.port))
-        scored = held(served, pool, gate)
-        queued = sent(served.port)
-        # Connections are accepted in their order: once this one is answered, the request before it has been taken in.
-        served.request("GET", "/")
-        served.process.terminate()
-        wait_for(lambda: refuses(served.port), "new connections are refused")
-        still_scoring = not scored.done()
-        gate.touch()
-        code = served.wait()
-        answer = queued.recv(1000)
-        idle.close()
-        queued.close()
-
-    assert still_scoring
-    assert scored.result().status == 200
-    assert answer.startswith(b"HTTP/1.1 200 OK")
-    assert code == 0
-    assert scored.result().headers["Connection"] == "close"
-
-
-def sent(port: int) -> socket.socket:
-    """A connection on which a request has been sent."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
-    connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-    return connection
-
-
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
-def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python, tmp_path):
-    script = (
-        "import atexit, threading, time\n"
-        "def init():\n"
-        "    atexit.register(print, 'tidied up')\n"
-        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "def run(data): return 1"
-    )
-    with replica(python, tmp_path, script) as served:
-        served.process.terminate()
-        code = served.wait()
-
-    assert code == 0
-    assert "tidied up" in served.log
-
-
-def test_drain_ends_after_its_time_even_if_a_model_does_not(python, tmp_path, pool):
-    with replica(python, tmp_path, HOLD, DRAIN_TIMEOUT_S="1") as served:
-        request = held(served, pool, tmp_path / "never")
-        started = time.monotonic()
-        served.process.terminate()
-        code = served.wait()
-        took = time.monotonic() - started
-        with pytest.raises((http.client.HTTPException, ConnectionError)):
-            request.result()
-
-    assert code == 1
-    assert 1 <= took < 10
-    assert "cut off" in served.log
-
-
-def test_signal_to_the_whole_process_group_drains_too(python, tmp_path, pool):
-    gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD) as served:
-        request = held(served, pool, gate)
-        for pid in [*served.workers(), served.process.pid]:
-            os.kill(pid, signal.SIGINT)
-        wait_for(lambda: refuses(served.port), "new connections are refused")
-        gate.touch()
-        code = served.wait()
-
-    assert (request.result().status, code) == (200, 0)
-
-
-def test_sigterm_during_init_ends_the_replica_at_once(python, tmp_path):
-    gate = tmp_path / "never"
-    with replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as served:
-        wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
-        served.process.terminate()
-        code = served.wait()
-
-    assert code == 0
-
-
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        ("import os\ndef init(): pass\ndef run(data): os._exit(7)", "exited with code 7"),
-        ("import os\ndef init(): pass\ndef run(data): os._exit(0)", "exited with code 0"),
-        ("import os\ndef init(): pass\ndef run(data): os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
-        ("import ctypes\ndef init(): pass\ndef run(data): ctypes.string_at(0)", "was killed by SIGSEGV"),
-        ("import sys\ndef init(): pass\ndef run(data): sys.exit('done with it')", "SystemExit('done with it')"),
-    ],
-    ids=["exit 7", "exit 0", "SIGKILL", "segmentation fault", "sys.exit"],
-)
-def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(python, tmp_path, script, reason):
-    with replica(python, tmp_path, script) as served:
-        try:
-            status = served.score().status
-        except (http.client.HTTPException, ConnectionError):
-            status = None
-        code = served.wait()
-
-    assert status in (None, 500)
-    assert code == 1
-    assert reason in served.log
-    assert "the replica ends" in served.log
-
-
-def test_other_workers_finish_when_one_dies(python, tmp_path, pool):
-    gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
-        request = held(served, pool, gate)
-        idle = wait_for(lambda: idle_worker(served), "the idle worker has answered")
-        os.kill(idle, signal.SIGKILL)
-        wait_for(lambda: "the replica ends" in served.log, "the death is noticed")
-        gate.touch()
-
-        assert request.result().status == 200
-        assert served.wait() == 1
-
-
-def idle_worker(served) -> int | None:
-    answer = served.score("pid")
-    return answer.json if answer.status == 200 else None
-
-
-def test_workers_die_with_a_parent_that_is_killed(python, tmp_path):
-    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
-        workers = served.workers()
-        served.process.kill()
-        wait_for(lambda: not any(runs(pid) for pid in workers), "the workers are gone")
-
-    assert len(workers) == 2
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python, tmp_path):
-    starter = tmp_path / "starter.py"
-    starter.write_text(
-        "import subprocess, sys, time\n"
-        "print(subprocess.Popen([sys.executable, '-m', 'controlled_rollout_scoring', *sys.argv[1:]]).pid, flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    app = tmp_path / "app"
-    app.mkdir()
-    (app / "score.py").write_text(HOLD)
-    port = free_port()
-    command = [str(python), str(starter), "--bind", f"127.0.0.1:{port}", "--exit-with-parent"]
-    with subprocess.Popen(command, env=runtime_environment(app, {}), stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        wait_for(lambda: not refuses(port), "the replica is ready")
-        parent.kill()
-        wait_for(lambda: not runs(pid), "the replica is gone")
-
-    assert refuses(port)

@@ -13,7 +13,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.score import serve_folder
-from local.scoring_environment import REPOSITORY, wait_for
+from local.scoring_environment import REPOSITORY, free_port, refuses, wait_for
 
 SCRIPT = """
 import os
@@ -46,9 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -118,11 +116,3 @@ def test_replica_ends_when_the_command_is_killed(folder, tmp_path, cache, port):
         served.kill()
 
         wait_for(lambda: refuses(port), "nothing listens any more")
-
-
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
-        return True
-    return False
