@@ -2,8 +2,10 @@
 
 import math
 import random
+import time
 from dataclasses import replace
 from datetime import timedelta
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
-from unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
+from controlled_rollout.gate.odds import log_normalisers
+from unit.gate.rollouts import BEGIN, MINUTE, binomial, minute, odds_times, simulated
 
 arms = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (max(pair), min(pair)))
 rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(
@@ -363,3 +366,51 @@ def test_verdict_counts_the_requests_it_rests_on() -> None:
     verdict = judge([Bin(BEGIN, Counts(30, 1), Counts(7, 0)), Bin(BEGIN + MINUTE, Counts(40, 0), Counts(5, 0))], Gate())
 
     assert (verdict.control_requests, verdict.treatment_requests) == (70, 12)
+
+
+# Short cuts give what the long way gives
+
+
+def long_way(bins: list[Bin], null: float, events: list[tuple[int, int]]) -> float:
+    """Return the largest mixture e-value after any bin, every ratio followed to the end."""
+    paths = []
+    for ratio in (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0):
+        a, c = [b.treatment.requests for b in bins], [b.control.requests for b in bins]
+        t = [x + y for x, y in events]
+        other, base = log_normalisers(a, c, t, null * ratio), log_normalisers(a, c, t, null)
+        gains = [x * math.log(ratio) - up + down for (x, _), up, down in zip(events, other, base, strict=True)]
+        paths.append(list(accumulate(gains)))
+    return max(1.0, *(sum(math.exp(value) for value in row) / 7 for row in zip(*paths, strict=True)))
+
+
+@pytest.mark.parametrize("later", [0.9, 1.1, 1.5, 3.0])
+def test_paths_that_were_cut_short_are_not_missed(later: float) -> None:
+    rng, bins = random.Random(6), []
+    for index in range(700):
+        ratio = 0.7 if index < 200 else later if index < 260 else 0.9
+        a, c = rng.randint(10, 20), rng.randint(10, 20)
+        x, y = binomial(rng, a, odds_times(0.2, ratio)), binomial(rng, c, 0.2)
+        bins.append(minute(index, (a, min(x, a - 1)), (c, min(y, c - 1)), slow=((x,), (y,))))
+
+    verdict = judge(bins, Gate(latency_quantiles=(0.8,)))
+
+    errors = [(b.treatment.errors, b.control.errors) for b in bins]
+    slow = [(b.treatment.slow[0], b.control.slow[0]) for b in bins]
+    assert claim(verdict, "errors are higher").e_value == pytest.approx(long_way(bins, 1.1, errors), rel=1e-9)
+    assert claim(verdict, "latency is higher").e_value == pytest.approx(long_way(bins, 1.0, slow), rel=1e-9)
+
+
+@pytest.mark.parametrize("excess", [0, 4])
+def test_week_of_minutes_is_judged_in_a_moment(excess: int) -> None:
+    bins = []
+    for i in range(10_000):
+        a, c = 140 + i % 23, 160 - i % 19
+        treatment = (a // 2 + i % 5, a // 10 + excess + i % 3, a // 20 + i % 2, i % 7 // 3)
+        control = (c // 2 + i % 5, c // 10 + i % 3, c // 20 + i % 2, i % 5 // 2)
+        bins.append(minute(i, (a, i % 3 // 2), (c, i % 4 // 3), share=0.5, slow=(treatment, control)))
+
+    begin = time.process_time()
+    judge(bins, Gate())
+
+    # Measured: 0.15 s. A quadratic mistake would take minutes.
+    assert time.process_time() - begin < 2
