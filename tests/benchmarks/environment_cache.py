@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.local_workspace import project
+from benchmarks.local_workspace import SCRIPT, silent
 from controlled_rollout import image
 
 REQUIREMENTS = "scikit-learn\nnumpy\njoblib\n"
@@ -14,14 +14,17 @@ REQUIREMENTS = "scikit-learn\nnumpy\njoblib\n"
 def seconds_to_build(source: Path, cache: Path, model: Path) -> float:
     began = time.perf_counter()
     models = [image.ModelSource("digits", model)]
-    asyncio.run(image.build(source, name="bench", cache=cache, models=models, progress=lambda line: None))
+    asyncio.run(image.build(source, name="bench", cache=cache, models=models, progress=silent))
     return time.perf_counter() - began
 
 
 def measure(*, rounds: int = 5) -> dict[str, float]:
     """Seconds for each kind of build; uv's own package cache is as the machine has it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        source = project(Path(folder) / "source", requirements=REQUIREMENTS)
+        source = Path(folder) / "source"
+        source.mkdir()
+        (source / "score.py").write_text(SCRIPT)
+        (source / "requirements.txt").write_text(REQUIREMENTS)
         cache, model = Path(folder) / "cache", Path(folder) / "model.bin"
         model.write_bytes(b"first" * 1000)
         first = seconds_to_build(source, cache, model)

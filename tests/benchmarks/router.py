@@ -14,9 +14,8 @@ import envoy
 import httpx
 
 from benchmarks import load
-from benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench
+from benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, roll_out, silent
 from controlled_rollout import steps
-from controlled_rollout.target.local.state import State
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 SCORE = f"/api/v1/service/{ENDPOINT}/score"
@@ -88,9 +87,7 @@ def static_envoy(upstream: str) -> Iterator[str]:
 
 def replica_socket(running: Bench) -> str:
     """The unix socket on which the version's only replica scores."""
-    state = State.read(running.workspace)
-    assert state is not None
-    (found,) = (path for path in state.runtime.glob("r*.sock") if path.is_socket())
+    (found,) = (path for path in running.lab.state.runtime.glob("r*.sock") if path.is_socket())
     return str(found)
 
 
@@ -114,7 +111,7 @@ def shift_seconds(*, shifts: int = 20) -> list[float]:
     """Seconds from a shift being asked for until the first answer of the version that now has all the traffic."""
     taken = []
     with bench() as running:
-        running.roll_out("second")
+        asyncio.run(roll_out(running.lab, "second"))
         headers = running.headers()
         with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", headers=headers) as client:
             for number in range(shifts):
@@ -123,12 +120,12 @@ def shift_seconds(*, shifts: int = 20) -> list[float]:
                 began = time.perf_counter()
                 asyncio.run(
                     steps.shift(
-                        running.workspace,
+                        running.lab.workspace,
                         ENDPOINT,
                         "second",
                         percentile=percentile,
                         who="bench",
-                        progress=lambda line: None,
+                        progress=silent,
                     )
                 )
                 answer = client.post(SCORE, content=BODY)
