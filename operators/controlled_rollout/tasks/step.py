@@ -24,14 +24,13 @@ FAILURE_KEY = "failure"
 # Whatever else goes wrong on purpose will go wrong again: trying it again only delays the roll-back.
 WORTH_ANOTHER_TRY = (TargetUnavailableError, EvidenceUnavailableError)
 
-# They write a line, or every header, of each request into the task's log, in which a look's table would drown.
-CHATTY_LOGGERS = ("httpx", "azure.core.pipeline.policies.http_logging_policy")
+# Writes every header of each request into the task's log, in which a look's table would drown.
+CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"
 
 
 def quieten_clients() -> None:
-    """Keep HTTP clients from writing each of their requests into the task's log."""
-    for name in CHATTY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Keep Azure's client from writing each of its requests into the task's log."""
+    logging.getLogger(CHATTY_LOGGER).setLevel(logging.WARNING)
 
 
 def run_of(context: "Context") -> str:

