@@ -1,0 +1,235 @@
+"""One `airflow standalone` on this machine: its environment, its start, and the few questions that are asked of it."""
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import httpx  # noqa: TID253 - a program of its own, that no DAG imports
+from scripts.demo.problem import DemoError
+from scripts.demo.processes import Processes, Started
+
+__all__ = ["Airflow", "TaskState", "environment"]
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+HOST: Final = "127.0.0.1"
+USER: Final = "admin"
+HEALTHY_WITHIN_S: Final = 120.0
+END_GRACE_S: Final = 8.0
+POLL_S: Final = 0.2
+NICE: Final = 10
+COMPONENTS: Final = ("scheduler", "triggerer", "dag_processor")
+PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A task of a run.
+
+    Attributes:
+        task: Its id, the task group's name in front.
+        state: Airflow's word for it; None before it is looked at.
+        started, ended: When.
+        attempt: Which try this is; 1 for the first.
+    """
+
+    task: str
+    state: str | None
+    started: datetime | None = None
+    ended: datetime | None = None
+    attempt: int = 1
+
+
+def environment(
+    home: Path,
+    *,
+    port: int,
+    log_ports: tuple[int, int],
+    workspace_root: Path,
+    schedules: bool,
+    outside: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the environment that Airflow runs in: the caller's without any other Airflow's settings, and ours.
+
+    Args:
+        home: AIRFLOW_HOME.
+        port: The API server's port.
+        log_ports: The ports of the scheduler's and the triggerer's log servers.
+        workspace_root: The local workspace that the default connection leads to.
+        schedules: Whether DAGs also run by their schedules, not only when somebody triggers them.
+        outside: The caller's environment.
+    """
+    connection = {"conn_type": "controlled_rollout", "extra": {"target": "local", "root": str(workspace_root)}}
+    ours = {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT": json.dumps(connection),
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{HOST}:{port}/execution/",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
+        "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": str(schedules),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        # A busy machine answers late, which is no reason to give a task up.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        # `airflow standalone` starts its parts by this name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outside.get('PATH', os.defpath)}",
+        "NO_COLOR": "1",
+    }
+    # Airflow is a dozen processes that import the same thousand modules: without bytecode each compiles them anew.
+    dropped = {"PYTHONDONTWRITEBYTECODE", "FORCE_COLOR"}
+    return {n: v for n, v in outside.items() if n not in dropped and not n.startswith("AIRFLOW")} | ours
+
+
+class Airflow:
+    """An `airflow standalone` with the repository's DAGs, reached over its REST API.
+
+    Args:
+        home: AIRFLOW_HOME: made when missing, for the owner alone.
+        port: The API server's port on 127.0.0.1.
+        log: Where its output goes.
+    """
+
+    def __init__(self, home: Path, *, port: int, log: Path) -> None:
+        self._home = home
+        self._port = port
+        self._log = log
+        self._client = httpx.AsyncClient(base_url=self.url, timeout=10)
+        self._process: Started | None = None
+
+    @property
+    def url(self) -> str:
+        """The UI's address."""
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def password_file(self) -> Path:
+        """Where the password of the user `admin` is."""
+        return self._home / PASSWORDS
+
+    def start(
+        self, processes: Processes, *, log_ports: tuple[int, int], workspace_root: Path, schedules: bool
+    ) -> Started:
+        """Start it; it is not healthy yet when this returns."""
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.password_file.exists():
+            # Airflow would generate one too, and print it into its log.
+            self.password_file.touch(mode=0o600)
+            self.password_file.write_text(json.dumps({USER: secrets.token_urlsafe(16)}), encoding="utf-8")
+        self._process = processes.start(
+            "Airflow",
+            # The router and the models come first: Airflow's start must not be what callers' latency shows.
+            ["nice", "-n", str(NICE), sys.executable, "-m", "airflow", "standalone"],
+            env=environment(
+                self._home,
+                port=self._port,
+                log_ports=log_ports,
+                workspace_root=workspace_root,
+                schedules=schedules,
+                outside=os.environ,
+            ),
+            log=self._log,
+        )
+        return self._process
+
+    async def wait_until_healthy(self, processes: Processes, *, dag_id: str) -> None:
+        """Wait until all parts run and a DAG is parsed.
+
+        Raises:
+            DemoError: It ended, or was not healthy in time.
+        """
+        deadline = time.monotonic() + HEALTHY_WITHIN_S
+        missing = "the API server"
+        while time.monotonic() < deadline:
+            if self._process and (code := processes.exit_code(self._process)) is not None:
+                raise DemoError(f"Airflow ended with code {code} while it started: look into {self._log}")
+            try:
+                if not (missing := await self._missing(dag_id)):
+                    return
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                missing = f"the API server ({error or type(error).__name__})"
+            await asyncio.sleep(POLL_S)
+        raise DemoError(
+            f"Airflow was not healthy after {HEALTHY_WITHIN_S:g} s, {missing} is missing: look into {self._log}"
+        )
+
+    async def _missing(self, dag_id: str) -> str:
+        """Return what is not there yet; empty when everything is."""
+        health = (await self._client.get("/api/v2/monitor/health")).raise_for_status().json()
+        if ill := [name for name in COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]:
+            return ", ".join(ill)
+        if "authorization" not in self._client.headers:
+            # The tasks' API makes its routes at its first request, which takes seconds: not at the first task's cost.
+            await self._client.get("/execution/health", timeout=HEALTHY_WITHIN_S)
+            await self._log_in()
+        found = await self._client.get(f"/api/v2/dags/{dag_id}")
+        if found.status_code == httpx.codes.NOT_FOUND:
+            errors = (await self._client.get("/api/v2/importErrors")).raise_for_status().json()
+            told = "; ".join(error["stack_trace"].strip().splitlines()[-1] for error in errors["import_errors"])
+            return f"DAG {dag_id}" + (f" ({told})" if told else "")
+        found.raise_for_status()
+        return ""
+
+    async def _log_in(self) -> None:
+        passwords = json.loads(self.password_file.read_text(encoding="utf-8"))
+        answer = await self._client.post("/auth/token", json={"username": USER, "password": passwords[USER]})
+        self._client.headers["authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+
+    async def trigger(self, dag_id: str, *, run_id: str, conf: dict[str, Any]) -> None:
+        """Un-pause a DAG and start a run of it.
+
+        Raises:
+            DemoError: Airflow refused.
+        """
+        for method, path, body in (
+            ("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False}),
+            ("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf}),
+        ):
+            answer = await self._client.request(method, path, json=body)
+            if answer.is_error:
+                raise DemoError(f"Airflow refused {method} {path} with {answer.status_code}: {answer.text[:500]}")
+
+    async def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return a run's state: queued, running, success or failed."""
+        answer = (await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")).raise_for_status()
+        return str(answer.json()["state"])
+
+    async def tasks(self, dag_id: str, run_id: str) -> list[TaskState]:
+        """Return the tasks of a run."""
+        answer = await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
+        return [
+            TaskState(
+                found["task_id"],
+                found["state"],
+                _time(found["start_date"]),
+                _time(found["end_date"]),
+                found["try_number"],
+            )
+            for found in answer.raise_for_status().json()["task_instances"]
+        ]
+
+    async def task_graph(self, dag_id: str) -> dict[str, list[str]]:
+        """Return the tasks of a DAG, and which come directly after each."""
+        answer = (await self._client.get(f"/api/v2/dags/{dag_id}/tasks")).raise_for_status()
+        return {found["task_id"]: found["downstream_task_ids"] for found in answer.json()["tasks"]}
+
+    async def close(self) -> None:
+        """Close the connections to it."""
+        await self._client.aclose()
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

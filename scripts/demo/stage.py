@@ -1,0 +1,123 @@
+"""What the demo and `make up` stand on: a folder with a local workspace and an Airflow, started side by side."""
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from scripts.demo.airflow import HOST, REPOSITORY, Airflow
+from scripts.demo.problem import DemoError
+from scripts.demo.processes import Processes
+
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Stage", "free_ports", "run_quietly"]
+
+END_GRACE_S: Final = 10.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nobody listens on, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of our own programs: the caller's, finding this repository, leaving bytecode behind."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+
+async def run_quietly(name: str, argv: Sequence[str], *, log: Path) -> None:
+    """Run a command of ours to its end, its output in `log`; it ends with us.
+
+    Raises:
+        DemoError: It failed; the message has its last lines.
+    """
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *argv, env=environment(), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    if code:
+        last = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        raise DemoError(f"{name} failed with code {code}: {last} (all of it: {log})")
+
+
+class Stage:
+    """A folder with a local workspace, an Airflow, their logs, and the ledger of what runs.
+
+    Args:
+        folder: Everything is in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.logs = self.folder / "logs"
+        self.processes = Processes(self.folder)
+        self._cleared = self.folder.with_name(f"{self.folder.name}-cleared")
+        self.workspace = Workspace.local(self.folder / "workspace")
+
+    async def clear(self) -> None:
+        """End what an earlier run has left and put its files aside: `remove_cleared` has the time to delete them."""
+        if self.folder.exists():
+            await self.end()
+            self._cleared.mkdir(parents=True, exist_ok=True)
+            self.folder.rename(self._cleared / str(time.time_ns()))
+
+    async def remove_cleared(self) -> None:
+        """Delete what was put aside."""
+        await asyncio.to_thread(shutil.rmtree, self._cleared, ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Make the folders; only the owner can look into them."""
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+
+    def start_airflow(self, *, port: int, schedules: bool) -> Airflow:
+        """Start Airflow on `port`; it is not healthy yet when this returns."""
+        airflow = Airflow(self.folder / "airflow", port=port, log=self.logs / "airflow.log")
+        first, second = free_ports(2)
+        airflow.start(
+            self.processes, log_ports=(first, second), workspace_root=self.workspace.root, schedules=schedules
+        )
+        return airflow
+
+    async def start_workspace(self, *, port: int) -> None:
+        """Start the local workspace with its router on `port`, by the command that a user types."""
+        command = [
+            "-m",
+            "controlled_rollout.cli",
+            "local",
+            "up",
+            "--root",
+            str(self.workspace.root),
+            "--port",
+            str(port),
+        ]
+        await run_quietly("controlled-rollout local up", command, log=self.logs / "workspace.log")
+
+    async def end(self) -> None:
+        """End everything that was started here: first those who use the workspace, then the workspace."""
+        await asyncio.to_thread(self.processes.end_all, grace_s=END_GRACE_S)
+        if self.workspace.root.exists():
+            self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await self._local("down")
+
+    async def _local(self, action: str, *more: str) -> None:
+        command = ["-m", "controlled_rollout.cli", "local", action, "--root", str(self.workspace.root), *more]
+        await run_quietly(f"controlled-rollout local {action}", command, log=self.logs / "workspace.log")

@@ -1,0 +1,87 @@
+"""Looks at everything that the view shows, without ever failing because something does not answer."""
+
+import asyncio
+import graphlib
+from typing import Any
+
+import httpx  # noqa: TID253 - a program of its own, that no DAG imports
+from scripts.demo.airflow import Airflow, TaskState
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.record import Decision
+from controlled_rollout.target import connect
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Watcher", "in_order"]
+
+ENDED = ("success", "failed")
+
+
+class Watcher:
+    """Follows one run of a DAG and one endpoint.
+
+    What does not answer is shown as it was last seen.
+
+    Args:
+        airflow: Where the run is.
+        workspace: Where the endpoint is.
+        dag_id, run_id: The run.
+        endpoint: The endpoint.
+    """
+
+    def __init__(self, airflow: Airflow, workspace: Workspace, *, dag_id: str, run_id: str, endpoint: str) -> None:
+        self._airflow = airflow
+        self._workspace = workspace
+        self._target = connect(workspace)
+        self._dag_id = dag_id
+        self._run_id = run_id
+        self._name = endpoint
+        self._order: list[str] = []
+        self.run_state = "queued"
+        self.tasks: tuple[TaskState, ...] = ()
+        self.endpoint: Endpoint | None = None
+        self.decisions: list[Decision] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.run_state in ENDED
+
+    @property
+    def look(self) -> Decision | None:
+        """The newest look at the evidence."""
+        return next((decision for decision in reversed(self.decisions) if decision.step == "look"), None)
+
+    async def refresh(self) -> None:
+        """Look at everything once."""
+        await asyncio.gather(self._refresh_run(), self.refresh_endpoint())
+
+    async def refresh_endpoint(self) -> None:
+        """Look at the endpoint and its record."""
+        try:
+            self.endpoint = await self._target.endpoint(self._name)
+        except ControlledRolloutError:
+            return
+        self.decisions = await asyncio.to_thread(lambda: list(record.read(self._workspace, self._name)))
+
+    async def _refresh_run(self) -> None:
+        try:
+            if not self._order:
+                self._order = in_order(await self._airflow.task_graph(self._dag_id))
+            tasks = {task.task: task for task in await self._airflow.tasks(self._dag_id, self._run_id)}
+            # The state last: a run that has ended is shown with its tasks ended.
+            self.tasks = tuple(tasks[name] for name in self._order if name in tasks)
+            self.run_state = await self._airflow.run_state(self._dag_id, self._run_id)
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            return
+
+
+def in_order(graph: dict[str, Any]) -> list[str]:
+    """Return the tasks of a DAG, each behind those that it waits for, given what is downstream of each."""
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter(dict.fromkeys(graph, ()))
+    for name, downstream in graph.items():
+        for after in downstream:
+            sorter.add(after, name)
+    return list(sorter.static_order())
