@@ -1,0 +1,148 @@
+"""Where a workspace's evidence is read, and the KQL that is sent."""
+
+import asyncio
+import http.server
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.endpoint import EndpointError
+from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
+from controlled_rollout.evidence import evidence_source
+from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence, baseline_query, counts_query
+from controlled_rollout.evidence.store.kql import translate
+from controlled_rollout.workspace import Workspace
+
+T0 = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=UTC)
+
+
+def workspace(tmp_path: Path, **settings: str) -> Workspace:
+    return Workspace.from_settings({"root": str(tmp_path), **settings})
+
+
+def test_without_a_supervisor_the_evidence_is_unavailable_and_says_how_to_get_it(tmp_path: Path) -> None:
+    source = evidence_source(workspace(tmp_path))
+
+    with pytest.raises(EvidenceUnavailableError, match="controlled-rollout local up"):
+        asyncio.run(source.newest("digits"))  # type: ignore[attr-defined]
+
+
+def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tmp_path: Path) -> None:
+    place = workspace(tmp_path)
+    place.state_file.write_text(
+        '{"telemetry_url": "http://10.0.0.1:1", "telemetry_workspace_id": "x", "telemetry_token_file": "/nonexistent"}'
+    )
+
+    with pytest.raises(EvidenceUnavailableError, match="not on this machine"):
+        asyncio.run(evidence_source(place).newest("digits"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"telemetry_endpoint": "https://api.loganalytics.io/v1"}, "telemetry_workspace_id is missing"),
+        ({"telemetry_endpoint": "http://example.com/v1", "telemetry_workspace_id": "x"}, "clear text"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, str], problem: str) -> None:
+    with pytest.raises(WorkspaceError, match=problem):
+        evidence_source(workspace(tmp_path, **settings))
+
+
+def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:
+    source = evidence_source(workspace(tmp_path, telemetry_workspace_id="11111111-2222-4333-8444-555555555555"))
+
+    assert isinstance(source, LogAnalyticsEvidence)
+    assert source.endpoint == "https://api.loganalytics.io"
+
+
+def test_times_and_thresholds_are_written_exactly() -> None:
+    query = counts_query(
+        "digits",
+        "treatment",
+        start=T0,
+        started=T0 + timedelta(hours=1),
+        end=T0 + timedelta(hours=2),
+        bin_width=timedelta(seconds=1.5),
+        thresholds_ms=(1e-3, 123.4567891, 1e7),
+        tolerance=0.05,
+    )
+
+    assert "datetime(2026-03-01T12:00:00.000001Z)" in query
+    assert "bin(TimeGenerated, 1500ms)" in query
+    assert "Slow1 = sumif(ItemCount, DurationMs > 123.456789 * Tolerated)" in query
+    assert "Slow2 = sumif(ItemCount, DurationMs > 10000000.000000 * Tolerated)" in query
+    assert translate(query).tables == ("AppRequests",)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_a_threshold_that_is_no_number_is_never_sent(threshold: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        counts_query(
+            "digits", "treatment", start=T0, started=T0, end=T0, bin_width=timedelta(seconds=1),
+            thresholds_ms=(threshold,), tolerance=0.05,
+        )  # fmt: skip
+
+
+def test_a_time_without_a_zone_and_a_name_that_is_none_are_never_sent() -> None:
+    with pytest.raises(ValueError, match="no time zone"):
+        baseline_query("digits", "control", start=T0.replace(tzinfo=None), end=T0)
+    with pytest.raises(EndpointError):
+        baseline_query("digits' or 1==1 //", "control", start=T0, end=T0)
+    with pytest.raises(EndpointError):
+        baseline_query("digits", "x' | take 1", start=T0, end=T0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "problem"),
+    [
+        (200, '{"tables": []}', "0 tables"),
+        (200, '{"tables": [{"name": "T", "columns": [], "rows": []}]}', "without the columns Newest"),
+        (200, '{"tables": [], "error": {"code": "PartialError", "message": "m"}}', "only in part"),
+        (200, "not json", "answered 200"),
+        (204, "", "answered 204.*no data yet"),
+        (400, '{"error": {"code": "BadArgumentError", "message": "m"}}', "answered 400.*AppRequests"),
+        (403, '{"error": {"code": "InsufficientAccessError", "message": "m"}}', "answered 403.*Log Analytics Reader"),
+        (404, '{"error": {"code": "PathNotFoundError", "message": "m"}}', "answered 404.*workspace id"),
+        (429, '{"error": {"code": "ThrottledError", "message": "m"}}', "answered 429.*less often"),
+        (502, "<html>", "answered 502"),
+        (504, '{"error": {"code": "GatewayTimeout", "message": "m"}}', "answered 504.*wider bins"),
+    ],
+)
+def test_every_answer_but_a_whole_one_is_unavailable(status: int, body: str, problem: str) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    class Credential:
+        def get_token(self, *scopes: str, **kwargs: Any) -> Any:
+            from azure.core.credentials import AccessToken
+
+            return AccessToken("t", 4_000_000_000)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        source = LogAnalyticsEvidence(
+            endpoint=f"http://127.0.0.1:{server.server_port}/v1",
+            workspace_id="w",
+            credential=Credential(),
+            enforce_https=False,
+        )
+        try:
+            with pytest.raises(EvidenceUnavailableError, match=problem):
+                asyncio.run(source.newest("digits"))
+        finally:
+            server.shutdown()
+            thread.join()
