@@ -110,9 +110,15 @@ class Connection:
         await self._reader.readuntil(b"\r\n")
         return b"".join(parts)
 
-    def close(self) -> None:
+    def abort(self) -> None:
+        """Close it at once, whatever is on its way."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
         """Close it."""
         self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 def fault_of(answer: Answer, rows: int) -> str | None:
@@ -237,9 +243,11 @@ class Load:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
         writer.cancel()
-        # A request that is still without an answer has been sent and not served.
-        for _ in range(len(self._tasks)):
-            self._counters.count(NO_VERSION, DRAIN_S, "no answer at the end")
+        # A request that is still without an answer has been sent and not served: cancelled, it counts as failed.
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(connection.close() for connection in self._idle))
         self._write(finished=True)
 
     async def _one(self, request: bytes, due: float) -> None:
@@ -253,6 +261,8 @@ class Load:
             said = answer.body[:200].decode(errors="replace")
         except TimeoutError:
             fault, said = "no answer in time", ""
+        except asyncio.CancelledError:
+            fault, said = "no answer at the end", ""
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             fault, said = f"connection: {type(error).__name__}", str(error)
         self._counters.count(version, time.monotonic() - due, fault)
@@ -267,12 +277,12 @@ class Load:
         try:
             answer = await connection.send(request)
         except BaseException:
-            connection.close()
+            connection.abort()
             raise
         if answer.keep_alive:
             self._idle.append(connection)
         else:
-            connection.close()
+            await connection.close()
         return answer
 
     async def _write_reports(self) -> None:

@@ -116,10 +116,8 @@ def _problems(ending: Ending, treatment: str) -> list[str]:
     expected = ending.control if ending.fault else treatment
     if control != expected:
         problems.append(f"the control is {control!r} and not {expected!r}")
-    elif ending.endpoint.effective_traffic().get(expected) != 100:
-        problems.append(
-            f"{expected!r} has {ending.endpoint.effective_traffic().get(expected)} % of the traffic, not 100"
-        )
+    elif (share := ending.endpoint.effective_traffic()[expected]) != 100:
+        problems.append(f"{expected!r} has {share:g} % of the traffic, not 100")
     if ending.endpoint.rollout is not None:
         problems.append(f"the endpoint is still held by {ending.endpoint.rollout.owner}")
     own = ending.report.failed_of(treatment) if ending.fault else 0

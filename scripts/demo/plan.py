@@ -53,7 +53,7 @@ def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[
         "interval": "2 s",
         "bin_width": "2 s",
         "allowed_lag": "3 s",
-        "baseline_length": "20 s",
+        "baseline_length": "10 s",
     }
     if fault:
         parameters |= {"source": str(project), "entry_script": f"{fault}.py"}

@@ -1,0 +1,132 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from scripts.demo.outcome import Ending, conclude, number
+from scripts.demo.plan import Fault
+from scripts.demo.report import LoadReport, VersionReport
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.record import Decision
+
+AT = datetime(2026, 1, 5, tzinfo=UTC)
+BEFORE = Endpoint(name="digits").create_version("first", is_control=True).create_version("second")
+PROMOTED = BEFORE.promote("second")
+
+
+def decision(step: Any, **more: Any) -> Decision:
+    return Decision(time=AT, endpoint="digits", version="second", step=step, who="run", **more)
+
+
+def look(outcome: str, *claims: dict[str, Any]) -> Decision:
+    return decision("look", outcome=outcome, verdict={"claims": list(claims)})
+
+
+ALARM = {"name": "errors are higher", "kind": "alarm", "reached": True, "e_value": 143.2, "threshold": 40.0}
+QUIET = {"name": "latency is higher", "kind": "alarm", "reached": False, "e_value": 1.0, "threshold": 40.0}
+
+
+def report(**failures: int) -> LoadReport:
+    versions = {
+        name: VersionReport(requests=100, failures={"status 500": failures[name]} if failures.get(name) else {})
+        for name in ("first", "second")
+    }
+    return LoadReport(started=0, written=1, seconds=1, rate=1, finished=True, versions=versions)
+
+
+GOOD = Ending(
+    fault=None,
+    outage=False,
+    control="first",
+    run_state="success",
+    decisions=(decision("roll_out"), look("pass"), decision("promote")),
+    endpoint=PROMOTED,
+    report=report(),
+    seconds=61.25,
+)
+TAKEN_BACK = replace(
+    GOOD,
+    fault=Fault.FAILING,
+    run_state="failed",
+    decisions=(decision("roll_out"), look("fail", ALARM, QUIET), decision("roll_back", why="errors are higher")),
+    endpoint=BEFORE,
+    report=report(second=7),
+)
+
+
+def test_a_promotion_is_said_with_its_requests_and_failures() -> None:
+    end = conclude(GOOD)
+
+    assert end.result == "result: promoted second to control in 61.2 s; 200 requests, 0 failed"
+    assert end.as_expected
+
+
+def test_a_roll_back_is_said_with_the_claim_and_its_number() -> None:
+    end = conclude(TAKEN_BACK)
+
+    assert end.result == "result: rolled back second: errors are higher, e-value 143 of 40.00"
+    assert end.counts == "counts: first 100 requests, 0 failed; second 100 requests, 7 failed (7 × status 500)"
+    assert end.as_expected
+
+
+def test_a_version_that_never_became_ready_is_said_with_the_reason_in_the_record() -> None:
+    why = "roll_out failed: replica second-1 exited with code 3;\n  failed 3 times"
+    end = conclude(replace(TAKEN_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report()))
+
+    assert end.result == (
+        "result: rolled back second: roll_out failed: replica second-1 exited with code 3; failed 3 times"
+    )
+    assert end.as_expected
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (replace(GOOD, report=report(first=1)), "1 requests failed"),
+        (replace(GOOD, report=report(second=1)), "1 requests failed"),
+        (replace(GOOD, run_state="failed"), "the run of the DAG ended as 'failed'"),
+        (replace(GOOD, fault=Fault.SLOW), "the control is 'second' and not 'first'"),
+        (replace(GOOD, outage=True), "no look at the evidence said that it cannot see"),
+        (replace(GOOD, report=LoadReport(started=0, written=1, seconds=1, rate=1)), "no request was answered"),
+        (replace(TAKEN_BACK, fault=None, report=report()), "the control is 'first' and not 'second'"),
+        (replace(TAKEN_BACK, report=report(first=2, second=7)), "2 requests failed that were not the treatment's"),
+        (
+            replace(TAKEN_BACK, endpoint=BEFORE.update_version("second", traffic_percentile=10)),
+            "'first' has 90 % of the traffic, not 100",
+        ),
+        (
+            replace(TAKEN_BACK, endpoint=BEFORE.claim("second", owner="run", at=AT)),
+            "the endpoint is still held by run",
+        ),
+        (
+            replace(GOOD, decisions=(decision("roll_out"), decision("hold")), endpoint=BEFORE, run_state="failed"),
+            "neither promoted nor rolled back: the run of the DAG ended as 'failed'",
+        ),
+        (
+            replace(TAKEN_BACK, decisions=(), run_state="failed"),
+            "neither promoted nor rolled back: the run of the DAG ended as 'failed'",
+        ),
+    ],
+)
+def test_what_should_not_be_is_said_and_is_not_as_expected(ending: Ending, said: str) -> None:
+    end = conclude(ending)
+
+    assert said in end.result
+    assert end.result.startswith("result: ")
+    assert "\n" not in end.result
+    assert not end.as_expected
+
+
+def test_an_outage_that_a_look_has_noticed_is_as_expected() -> None:
+    seen = replace(GOOD, outage=True, decisions=(look("cannot_see"), *GOOD.decisions))
+
+    assert conclude(seen).as_expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1.00"), (143.2, "143"), (12345.6, "12,346"), (3.2e9, "3.2e+09"), ("Infinity", "infinite")],
+)
+def test_numbers_are_short(value: float | str, text: str) -> None:
+    assert number(value) == text
