@@ -1,0 +1,103 @@
+"""Runs a task's `execute` on a real local workspace, in a process that may be killed, without an Airflow around it."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import airflow_home  # noqa: F401 - before anything of Airflow
+
+DAG_ID = "weekly"
+CONNECTION = "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT"
+
+# Imports Airflow once and forks from there: a child is at work after milliseconds.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["local.task_lab", "controlled_rollout.tasks.task_group", "controlled_rollout.steps"])
+
+
+@dataclass
+class TaskInstance:
+    """What a task asks of its task instance."""
+
+    run_id: str
+    task_id: str
+    dag_id: str = DAG_ID
+    pushed: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def xcom_pull(self, task_ids: list[str], key: str) -> list[Any]:
+        return [None for _ in task_ids]
+
+
+def context(run_id: str, task_id: str) -> dict[str, Any]:
+    """Return what Airflow hands to `execute`, as far as our tasks use it."""
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    ti = TaskInstance(run_id, task_id)
+    return {"ti": ti, "outlet_events": OutletEventAccessors(), "dag": SimpleNamespace(folder="/")}
+
+
+@dataclass(frozen=True)
+class Task:
+    """An operator and its arguments, as a child process can be told them."""
+
+    operator: str
+    task_id: str
+    arguments: dict[str, Any]
+    run_id: str = "run-1"
+
+    def execute(self) -> Any:
+        import controlled_rollout
+
+        operator = getattr(controlled_rollout, self.operator)(task_id=self.task_id, **self.arguments)
+        return operator.execute(context(self.run_id, self.task_id))
+
+
+def run(task: Task, connection: str, *, kill_after_s: float | None = None) -> str:
+    """Execute a task in a process of its own; return `done`, `killed`, or the error's class and text.
+
+    Args:
+        task: What to execute.
+        connection: The workspace's connection, as Airflow reads it from the environment.
+        kill_after_s: SIGKILL so many seconds after `execute` was called, unless it has ended.
+    """
+    ours, theirs = processes.Pipe(duplex=False)
+    child = processes.Process(target=_child, args=(task, connection, theirs))
+    child.start()
+    theirs.close()
+    try:
+        assert ours.recv() == "began"
+        if kill_after_s is not None and not ours.poll(kill_after_s):
+            os.kill(child.pid, signal.SIGKILL)
+        try:
+            return ours.recv()
+        except EOFError:
+            return "killed"
+    finally:
+        child.join()
+
+
+def _child(task: Task, connection: str, pipe: Any) -> None:
+    os.environ[CONNECTION] = connection
+    pipe.send("began")
+    try:
+        task.execute()
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+    else:
+        pipe.send("done")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """Return the first true value of a condition."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return value

@@ -1,0 +1,208 @@
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from airflow_home import DAGS, HOME
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from faults import project
+from local import run_dags
+from local.local_target_lab import Lab, Load, running, steady_load
+
+ENDPOINT = "digits"
+# Times short enough for a test; errors alone are judged, since two cores under test say little about latency.
+QUICK = {
+    "endpoint": ENDPOINT,
+    "settings": {"num_replicas": 1, "max_request_wait_time": 5_000},
+    "bake": "1 s",
+    "min_requests": 5,
+    "deadline": "90 s",
+    "keep_warm": "1 s",
+    "interval": "0.5 s",
+    "bin_width": "1 s",
+    "allowed_lag": "2 s",
+    "baseline_length": "30 s",
+    "gate": {"warm_up": "1 s", "latency_quantiles": [], "acceptable_error_rate": 0.05},
+}
+
+
+@dataclass
+class Dags:
+    """A process that runs DAGs."""
+
+    stdin: IO[str]
+    answers: IO[str]
+    loaded: dict[str, Any]
+
+    def run(self, dag: str, **conf: Any) -> dict[str, Any]:
+        print(json.dumps({"dag": dag, "conf": conf}), file=self.stdin, flush=True)
+        return json.loads(self.answers.readline())
+
+
+@contextmanager
+def dag_runner(root: Path, log: Path) -> Iterator[Dags]:
+    environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
+    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
+    with log.open("wb") as output:
+        subprocess.run(migrate, env=environment, stdout=output, stderr=output, check=True)
+        read, write = os.pipe()
+        os.set_inheritable(write, True)
+        script = f'exec 3>&{write} {write}>&-; exec "$0" "$1"'
+        process = subprocess.Popen(
+            ["/bin/bash", "-c", script, sys.executable, run_dags.__file__],
+            env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write], text=True,
+        )  # fmt: skip
+        os.close(write)
+        with os.fdopen(read) as answers, process:
+            yield Dags(process.stdin, answers, json.loads(answers.readline()))
+            process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("dags")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def dags(lab: Lab) -> Iterator[Dags]:
+    with dag_runner(lab.workspace.root, lab.folder / "dags.log") as dags:
+        yield dags
+
+
+def endpoint(lab: Lab, name: str = ENDPOINT) -> Endpoint:
+    return asyncio.run(lab.target.endpoint(name))
+
+
+def ask(lab: Lab, body: bytes) -> tuple[int, Any]:
+    key = asyncio.run(lab.target.keys(ENDPOINT)).primary
+    request = urllib.request.Request(asyncio.run(lab.url(ENDPOINT)), body, {"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+async def under_load(lab: Lab, dags: Dags, dag: str, **conf: Any) -> tuple[dict[str, Any], Load]:
+    keys = await lab.target.keys(conf["endpoint"])
+    async with steady_load(await lab.url(conf["endpoint"]), keys.primary, rate=60) as load:
+        await load.more(300)
+        return await asyncio.to_thread(dags.run, dag, **conf), load
+
+
+def states(answer: dict[str, Any]) -> dict[str, str]:
+    return {task.removeprefix("rollout."): state for task, state in answer["tasks"].items()}
+
+
+def test_all_dag_files_are_loaded_without_errors(dags):
+    assert dags.loaded["import_errors"] == {}
+    assert set(dags.loaded["dags"]) == {"retrain_and_deploy", "promote", "roll_back"}
+    assert sorted(path.stem for path in DAGS.glob("*.py")) == sorted(dags.loaded["dags"])
+
+
+@pytest.mark.timeout(600)
+def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(lab, dags):
+    first = dags.run("retrain_and_deploy", **QUICK, part="first")
+
+    assert first["state"] == "success"
+    assert states(first) == {
+        "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
+        "shift_10": "skipped", "gate_10": "skipped", "shift_50": "skipped", "gate_50": "skipped",
+        "promote": "success", "retire_old": "skipped", "roll_back": "skipped", "retire_treatment": "skipped",
+    }  # fmt: skip
+    old = endpoint(lab).control.name
+    assert endpoint(lab).effective_traffic() == {old: 100.0}
+    who = f"retrain_and_deploy/{first['run_id']}/rollout.promote"
+    extra = {"endpoint": ENDPOINT, "version": old, "who": who}
+    [event] = first["assets"]
+    assert event["uri"] == "controlled-rollout://digits/control"
+    assert event["extra"].items() >= extra.items()
+
+    status, answer = ask(lab, json.dumps({"data": [[0.0] * 64, [16] * 64]}).encode())
+    assert (status, len(answer["predictions"])) == (200, 2)
+    for wrong in (b"{", b"[]", b'{"data": []}', b'{"data": [[1, 2]]}', json.dumps({"data": [[17] * 64]}).encode()):
+        status, answer = ask(lab, wrong)
+        assert status == 400
+        assert "expected" in answer["error"] or "Expecting" in answer["error"]
+
+    second, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **QUICK))
+
+    assert second["state"] == "success"
+    assert set(states(second).values()) == {"success", "skipped"}
+    assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
+    found = endpoint(lab)
+    [new] = found.versions
+    assert new != old
+    assert found.control.name == new
+    assert found.rollout is None
+    assert load.failed == {}
+    assert set(load.versions) == {old, new}
+    log = (lab.folder / "dags.log").read_text()
+    keys = asyncio.run(lab.target.keys(ENDPOINT))
+    assert keys.primary not in log
+    assert keys.secondary not in log
+
+
+@pytest.mark.timeout(600)
+def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab, dags, tmp_path):
+    name = "faulty"
+    script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
+    faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
+    quick = QUICK | {"endpoint": name, "gate": QUICK["gate"] | {"alpha": 0.2}}
+    assert dags.run("retrain_and_deploy", **quick, part="first")["state"] == "success"
+    before = endpoint(lab, name)
+
+    answer, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **quick, **faulty))
+
+    assert answer["state"] == "failed"
+    assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
+    found = endpoint(lab, name)
+    assert dict(found.versions) == dict(before.versions)
+    assert found.rollout is None
+    [back] = [entry for entry in record.read(lab.workspace, name) if entry.step == "roll_back"]
+    assert back.why.startswith("fail: ")
+    assert "errors" in back.why
+    assert set(load.failed) == {"500"}
+
+
+def test_people_end_a_rollout_and_go_back(lab, dags):
+    name = "by-hand"
+
+    async def begin() -> None:
+        first = Endpoint(name=name).create_version("v1a", is_control=True, image=await lab.image("first"))
+        stored, _ = await lab.serve(first)
+        claimed = stored.claim("v2a", owner="weekly/run-2", at=datetime.now(UTC))
+        await lab.serve(claimed.create_version("v2a", image=await lab.image("second")))
+        await lab.ready(name, "v2a")
+
+    asyncio.run(begin())
+
+    back = dags.run("roll_back", endpoint=name, version="v2a", reason="not today")
+    assert back["state"] == "success"
+    assert endpoint(lab, name).rollout is None
+
+    promoted = dags.run("promote", endpoint=name, version="v2a", reason="better after all", keep_warm="1 s")
+    assert promoted["tasks"] == {"promote": "success", "retire_old": "success"}
+    assert endpoint(lab, name).effective_traffic() == {"v2a": 100.0}
+    assert [event["uri"] for event in promoted["assets"]] == [f"controlled-rollout://{name}/control"]
+
+    refused = dags.run("roll_back", endpoint=name, version="v2a", reason="no way back")
+    assert refused["state"] == "failed"
+    history = asyncio.run(lab.target.history(name))
+    assert [revision.change.why.partition(" (")[0] for revision in history[-3:]] == [
+        "not today", "better after all", "retire v1a",
+    ]  # fmt: skip
+    assert history[-2].change.who == f"promote/{promoted['run_id']}/promote"

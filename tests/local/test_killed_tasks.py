@@ -1,0 +1,269 @@
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from local.local_target_lab import CRASHING, Lab, running
+from local.task_lab import Task, run
+
+SETTINGS = {"num_replicas": 1}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("killed")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def connection(lab: Lab) -> str:
+    return json.dumps({"conn_type": "controlled_rollout", "extra": {"root": str(lab.workspace.root)}})
+
+
+def image(lab: Lab, note: str, script: str | None = None) -> str:
+    return asyncio.run(lab.image(note, script))
+
+
+def endpoint(lab: Lab, name: str) -> Endpoint:
+    return asyncio.run(lab.target.endpoint(name))
+
+
+def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object) -> Task:
+    task = {"endpoint": name, "version": version, "image": image(lab, version), "settings": SETTINGS, **arguments}
+    return Task("RolloutVersionOperator", "roll_out", task, run_id)
+
+
+@pytest.mark.parametrize("kill_after_s", [None, 0.0, 0.03, 0.1, 0.3])
+def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revisions(lab, connection, kill_after_s):
+    name = f"killed-{kill_after_s}".replace(".", "-").lower()
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    rollout = [
+        roll_out(lab, name, "v2a", "run-2"),
+        Task("ShiftTrafficOperator", "shift_10", {"endpoint": name, "version": "v2a", "percentile": 10}, "run-2"),
+        Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2"),
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a"}, "run-2"),
+    ]
+
+    killed = 0
+    for task in rollout:
+        if kill_after_s is not None:
+            killed += run(task, connection, kill_after_s=kill_after_s) == "killed"
+        assert run(task, connection) == "done"
+    assert killed or kill_after_s is None
+
+    history = asyncio.run(lab.target.history(name))
+    assert [revision.change.who for revision in history] == [
+        "weekly/run-1/roll_out",
+        "weekly/run-2/roll_out",
+        "weekly/run-2/shift_10",
+        "weekly/run-2/promote",
+        "weekly/run-2/retire_old",
+    ]
+    found = history[-1].endpoint
+    assert list(found.versions) == ["v2a"]
+    assert found.control == found.default == found.versions["v2a"]
+    assert found.rollout is None
+
+
+@pytest.mark.parametrize("kill_after_s", [0.0, 0.05])
+def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab, connection, kill_after_s):
+    name = f"back-{kill_after_s}".replace(".", "-")
+    back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    shift = {"endpoint": name, "version": "v2a", "percentile": 50}
+    assert run(Task("ShiftTrafficOperator", "shift_50", shift, "run-2"), connection) == "done"
+
+    run(back, connection, kill_after_s=kill_after_s)
+    assert run(back, connection) == "done"
+    assert (
+        run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
+        == "done"
+    )
+
+    found = endpoint(lab, name)
+    assert found.effective_traffic() == {"v1a": 100.0}
+    assert found.rollout is None
+
+
+def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alone(lab, connection):
+    name = "conflict"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    before = endpoint(lab, name)
+
+    answer = run(roll_out(lab, name, "v3a", "run-3"), connection)
+    same_version = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-3"), connection)
+    own_version = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v3a"}, "run-3"), connection)
+
+    assert answer.startswith("AirflowFailException")
+    assert "is held by weekly/run-2 rolling out 'v2a'" in answer
+    assert same_version.startswith("AirflowSkipException")
+    assert "in the rollout of weekly/run-2" in same_version
+    assert own_version.startswith("AirflowSkipException")
+    assert endpoint(lab, name) == before
+
+
+def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab, connection):
+    name = "waiting"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+
+    impatient = roll_out(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="0 s")
+    assert "is held by weekly/run-2" in run(impatient, connection)
+    back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
+    assert run(back, connection) == "done"
+    assert run(roll_out(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="30 s"), connection) == "done"
+
+    assert endpoint(lab, name).rollout.owner == "weekly/run-3"
+
+
+def test_what_a_person_ended_is_not_gone_on_with(lab, connection):
+    name = "ended"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    by_hand = {"endpoint": name, "version": "v2a", "own_rollout": False, "reason": "wrong model"}
+    assert run(Task("RollBackOperator", "roll_back", by_hand, "by-hand"), connection) == "done"
+    before = endpoint(lab, name)
+
+    shift = Task("ShiftTrafficOperator", "shift_10", {"endpoint": name, "version": "v2a", "percentile": 10}, "run-2")
+    promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
+    gate = Task("TreatmentGateSensor", "gate", {"endpoint": name, "version": "v2a", "deferrable": False}, "run-2")
+    for task in (shift, promote, gate):
+        answer = run(task, connection)
+        assert answer.startswith("AirflowFailException")
+        assert "weekly/run-2 no longer holds endpoint 'ended'" in answer
+    assert endpoint(lab, name) == before
+    assert asyncio.run(lab.target.history(name))[-1].change.why == "wrong model"
+
+
+def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab, connection):
+    name = "crash"
+    crash = roll_out(lab, name, "v1a", "run-1", image=image(lab, "crash", CRASHING))
+
+    answer = run(crash, connection)
+    assert answer.startswith("AirflowFailException")
+    assert "no weights found in the model folder" in answer
+    assert (
+        run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v1a"}, "run-1"), connection) == "done"
+    )
+
+    assert name not in asyncio.run(lab.target.endpoints())
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert endpoint(lab, name).control.name == "v2a"
+
+
+def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab, connection):
+    name = "bad-treatment"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    crash = roll_out(lab, name, "v2a", "run-2", image=image(lab, "crash", CRASHING))
+    assert run(crash, connection).startswith("AirflowFailException")
+
+    back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
+    assert run(back, connection) == "done"
+    assert (
+        run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
+        == "done"
+    )
+
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 100.0}
+
+
+def test_a_rollout_on_hold_waits_for_a_person(lab, connection):
+    name = "held"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    shift = {"endpoint": name, "version": "v2a", "percentile": 10}
+    assert run(Task("ShiftTrafficOperator", "shift_10", shift, "run-2"), connection) == "done"
+    waiting = {"endpoint": name, "version": "v2a", "deadline": "0.5 s", "interval": "0.1 s", "deferrable": False}
+
+    answer = run(Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
+    assert answer.startswith("AirflowFailException: on hold: no decision")
+    assert record.last(lab.workspace, name, "v2a").step == "hold"
+    skipped = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
+    assert skipped.startswith("AirflowSkipException")
+    assert "a person decides" in skipped
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 90.0, "v2a": 10.0}
+
+    by_hand = {"endpoint": name, "version": "v2a", "own_rollout": False, "reason": "good enough"}
+    assert run(Task("PromoteToControlOperator", "promote", by_hand, "by-hand"), connection) == "done"
+    assert endpoint(lab, name).rollout is None
+
+
+def test_a_promotion_called_again_does_not_end_the_next_rollout(lab, connection):
+    name = "again"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    before = endpoint(lab, name)
+
+    assert (
+        run(Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v1a"}, "run-1"), connection)
+        == "done"
+    )
+
+    assert endpoint(lab, name) == before
+
+
+@pytest.mark.xfail(reason="steps.shift: a promoted control keeps its own 100 %, so the next treatment makes 110 %")
+def test_the_rollout_after_a_promotion_can_shift(lab, connection):
+    name = "next"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
+    assert run(promote, connection) == "done"
+    assert run(roll_out(lab, name, "v3a", "run-3"), connection) == "done"
+
+    shift = {"endpoint": name, "version": "v3a", "percentile": 10}
+    assert run(Task("ShiftTrafficOperator", "shift_10", shift, "run-3"), connection) == "done"
+
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 0.0, "v2a": 90.0, "v3a": 10.0}
+
+
+def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab, connection):
+    name = "back-again"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
+    assert run(promote, connection) == "done"
+    back = {"endpoint": name, "version": "v2a", "to": "v1a", "reason": "worse in the field", "own_rollout": False}
+    assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
+    assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
+
+    retire = run(
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a"}, "run-2"), connection
+    )
+
+    assert retire.startswith("AirflowSkipException")
+    assert endpoint(lab, name).control.name == "v1a"
+
+
+def test_a_failing_check_says_what_fails_and_nothing_else(lab, connection, tmp_path):
+    check = {"endpoint": "digits", "plan": "the plan"}
+    assert run(Task("CheckConnectivityOperator", "check", check), connection) == "done"
+
+    nowhere = json.dumps({"conn_type": "controlled_rollout", "extra": {"root": str(tmp_path / "nowhere")}})
+    answer = run(Task("CheckConnectivityOperator", "check", check), nowhere)
+    assert answer.startswith("TargetUnavailableError")  # worth another try: Airflow retries it
+    for what in ("supervisor", "router", "telemetry store"):
+        assert what in answer
+    assert "cache folder" not in answer
+
+
+def test_arguments_that_make_no_sense_fail_without_retries_and_change_nothing(lab, connection):
+    name = "wrong"
+    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    before = endpoint(lab, name)
+    for wrong, message in (
+        ({"image": "digits:latest"}, "deploy by digest"),
+        ({"version": "V2"}, "not valid"),
+        ({"settings": {"cpus": 1}}, "cpus"),
+        ({"auth": "password"}, "choose one of key, token, none"),
+        ({"timeout": "soon"}, "not a length of time"),
+    ):
+        answer = run(roll_out(lab, name, **{"version": "v2a", "run_id": "run-2", **wrong}), connection)
+        assert answer.startswith("AirflowFailException")
+        assert message in answer
+    assert endpoint(lab, name) == before
