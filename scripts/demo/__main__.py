@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     if not end.as_expected:
         console.print(f"logs: {performance.logs}", markup=False, soft_wrap=True)
+    if end.evidence:
+        console.print(end.evidence, markup=False, soft_wrap=True)
     console.print(end.counts, markup=False, soft_wrap=True)
     console.print(end.result, markup=False, soft_wrap=True)
     return 0 if end.as_expected else 1

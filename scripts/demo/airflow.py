@@ -16,7 +16,7 @@ import httpx  # noqa: TID253 - a program of its own, that no DAG imports
 from scripts.demo.problem import DemoError
 from scripts.demo.processes import Processes, Started
 
-__all__ = ["Airflow", "TaskState", "environment"]
+__all__ = ["AIRFLOW", "Airflow", "TaskState", "environment"]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
@@ -25,6 +25,7 @@ HEALTHY_WITHIN_S: Final = 120.0
 END_GRACE_S: Final = 8.0
 POLL_S: Final = 0.2
 NICE: Final = 10
+AIRFLOW: Final = "Airflow"
 COMPONENTS: Final = ("scheduler", "triggerer", "dag_processor")
 PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
 
@@ -130,7 +131,7 @@ class Airflow:
             self.password_file.touch(mode=0o600)
             self.password_file.write_text(json.dumps({USER: secrets.token_urlsafe(16)}), encoding="utf-8")
         self._process = processes.start(
-            "Airflow",
+            AIRFLOW,
             # The router and the models come first: Airflow's start must not be what callers' latency shows.
             ["nice", "-n", str(NICE), sys.executable, "-m", "airflow", "standalone"],
             env=environment(

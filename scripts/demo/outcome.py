@@ -44,11 +44,13 @@ class End:
     """The demo's last words.
 
     Attributes:
+        evidence: The numbers behind a roll-back in words; empty after a promotion.
         counts: The requests and failures of each version, in a line.
         result: The result line.
         as_expected: Whether it ended as it should.
     """
 
+    evidence: str
     counts: str
     result: str
     as_expected: bool
@@ -73,26 +75,30 @@ def conclude(ending: Ending) -> End:
         problems = problems or [said]
     if problems and problems != [said]:
         said += ", but " + "; ".join(problems)
-    return End(_counts(ending), f"result: {said}", not problems)
+    details = [f"{claim['name']}: {claim['detail']}" for claim in _alarmed(ending.decisions, treatment)]
+    return End("; ".join(details), _counts(ending), f"result: {said}", not problems)
 
 
 def cause(decisions: Sequence[Decision], version: str) -> str:
     """Return why a version was rolled back: the claim that alarmed with its number, else the reason in the record."""
-    for decision in reversed(decisions):
-        if decision.version == version and decision.step == "look" and decision.outcome == "fail":
-            claims = (decision.verdict or {}).get("claims", [])
-            alarmed = [claim for claim in claims if claim["kind"] == "alarm" and claim["reached"]]
-            if alarmed:
-                return "; ".join(f"{claim['name']}, {_evidence(claim)}" for claim in alarmed)
+    if alarmed := _alarmed(decisions, version):
+        return "; ".join(
+            f"{claim['name']}, e-value {number(claim['e_value'])} of {number(claim['threshold'])}" for claim in alarmed
+        )
     for decision in reversed(decisions):
         if decision.version == version and decision.step == "roll_back":
-            return " ".join(decision.why.split())
+            why = " ".join(decision.why.split())
+            return why.removeprefix(f"version {version!r} of endpoint {decision.endpoint!r} ")
     return "nobody said why"
 
 
-def _evidence(claim: dict[str, Any]) -> str:
-    detail = f" ({claim['detail']})" if claim.get("detail") else ""
-    return f"e-value {number(claim['e_value'])} of {number(claim['threshold'])}{detail}"
+def _alarmed(decisions: Sequence[Decision], version: str) -> list[dict[str, Any]]:
+    """Return the claims that made a look fail."""
+    for decision in reversed(decisions):
+        if decision.version == version and decision.step == "look" and decision.outcome == "fail":
+            claims = (decision.verdict or {}).get("claims", [])
+            return [claim for claim in claims if claim["kind"] == "alarm" and claim["reached"]]
+    return []
 
 
 def number(value: float | str) -> str:

@@ -71,6 +71,10 @@ class Performance:
         Raises:
             DemoError, ControlledRolloutError: It could not be brought to its end.
         """
+        with self._stage.alone():
+            return await self._run(view)
+
+    async def _run(self, view: View) -> End:
         await self._stage.clear()
         self._stage.prepare()
         removing = asyncio.create_task(self._stage.remove_cleared())

@@ -1,24 +1,28 @@
 """What the demo and `make up` stand on: a folder with a local workspace and an Airflow, started side by side."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from scripts.demo.airflow import HOST, REPOSITORY, Airflow
+from scripts.demo.airflow import AIRFLOW, HOST, REPOSITORY, Airflow
 from scripts.demo.problem import DemoError
 from scripts.demo.processes import Processes
 
+from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Stage", "free_ports", "run_quietly"]
+__all__ = ["EVERYTHING", "Stage", "free_ports", "run_quietly"]
 
+WORKSPACE: Final = "local workspace"
+EVERYTHING: Final = {AIRFLOW, WORKSPACE}
 END_GRACE_S: Final = 10.0
 
 
@@ -72,6 +76,29 @@ class Stage:
         self._cleared = self.folder.with_name(f"{self.folder.name}-cleared")
         self.workspace = Workspace.local(self.folder / "workspace")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other program of ours out of the folder.
+
+        Raises:
+            DemoError: One is in it already.
+        """
+        lock = self.folder.with_name(f"{self.folder.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a+", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise DemoError(
+                    f"{self.folder} is in use by process {file.read().strip() or '(unknown)'}: "
+                    "wait until it ends, or end it (kill asks it to clear up)"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
     async def clear(self) -> None:
         """End what an earlier run has left and put its files aside: `remove_cleared` has the time to delete them."""
         if self.folder.exists():
@@ -110,6 +137,11 @@ class Stage:
             str(port),
         ]
         await run_quietly("controlled-rollout local up", command, log=self.logs / "workspace.log")
+
+    async def running(self) -> list[str]:
+        """Return the names of what runs here."""
+        names = [started.name for started in self.processes.started() if self.processes.alive(started)]
+        return names + ([WORKSPACE] if await LocalTarget(self.workspace).healthy() else [])
 
     async def end(self) -> None:
         """End everything that was started here: first those who use the workspace, then the workspace."""

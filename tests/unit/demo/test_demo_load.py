@@ -27,28 +27,48 @@ class Server:
         self.heads: list[str] = []
         self.connections = 0
         self.port = 0
+        self.tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                await reader.readexactly(int(head.lower().split("content-length: ")[1].split("\r\n")[0]))
-                self.heads.append(head)
-                number = len(self.heads)
-                await asyncio.sleep(self.delay_s(number))
-                if (said := self.answer(number)) is None:
-                    break
-                writer.write(said)
-        writer.close()
+        while True:
+            head = await self.read(reader)
+            self.heads.append(head)
+            number = len(self.heads)
+            await asyncio.sleep(self.delay_s(number))
+            if (said := self.answer(number)) is None:
+                return
+            writer.write(said)
+
+    async def read(self, reader: asyncio.StreamReader) -> str:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        await reader.readexactly(int(head.lower().split("content-length: ")[1].split("\r\n")[0]))
+        return head
 
 
 @contextlib.asynccontextmanager
 async def serving(server: Server) -> AsyncIterator[Server]:
-    listening = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        server.tasks.add(task)
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+                await server.handle(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
-    yield server
-    listening.close()
+    try:
+        yield server
+    finally:
+        listening.close()
+        for task in server.tasks:
+            task.cancel()
+        await asyncio.gather(*server.tasks, return_exceptions=True)
 
 
 async def run_until(server: Server, tmp_path: Path, enough: int, **changes: float) -> LoadReport:
@@ -67,11 +87,13 @@ async def run_until(server: Server, tmp_path: Path, enough: int, **changes: floa
     )
     load = Load(settings)
     running = asyncio.create_task(load.run())
-    async with asyncio.timeout(10):
-        while len(server.heads) < enough:
-            await asyncio.sleep(0.01)
-    load.stop()
-    await running
+    try:
+        async with asyncio.timeout(10):
+            while len(server.heads) < enough:
+                await asyncio.sleep(0.01)
+    finally:
+        load.stop()
+        await running
     report = read_report(tmp_path / "report.json")
     assert report is not None
     return report
@@ -115,22 +137,16 @@ async def test_failures_are_counted_by_version_and_kind_and_never_repeated(tmp_p
 
 async def test_a_stall_shows_in_the_latency_of_the_requests_that_it_held_back(tmp_path: Path) -> None:
     # One answer takes half a second; at 200 requests per second 100 more are due meanwhile.
-    async def stall(number: int) -> bytes:
-        return response()
-
-    gate = asyncio.Lock()
+    turn = asyncio.Lock()
 
     class OneAtATime(Server):
         async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                while True:
-                    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                    await reader.readexactly(int(head.lower().split("content-length: ")[1].split("\r\n")[0]))
-                    async with gate:
-                        self.heads.append(head)
-                        await asyncio.sleep(0.5 if len(self.heads) == 20 else 0)
-                        writer.write(response())
-            writer.close()
+            while True:
+                head = await self.read(reader)
+                async with turn:
+                    self.heads.append(head)
+                    await asyncio.sleep(0.5 if len(self.heads) == 20 else 0)
+                    writer.write(response())
 
     async with serving(OneAtATime(lambda _: None)) as server:
         report = await run_until(server, tmp_path, 140)

@@ -23,7 +23,14 @@ def look(outcome: str, *claims: dict[str, Any]) -> Decision:
     return decision("look", outcome=outcome, verdict={"claims": list(claims)})
 
 
-ALARM = {"name": "errors are higher", "kind": "alarm", "reached": True, "e_value": 143.2, "threshold": 40.0}
+ALARM = {
+    "name": "errors are higher",
+    "kind": "alarm",
+    "reached": True,
+    "e_value": 143.2,
+    "threshold": 40.0,
+    "detail": "5 %",
+}
 QUIET = {"name": "latency is higher", "kind": "alarm", "reached": False, "e_value": 1.0, "threshold": 40.0}
 
 
@@ -66,17 +73,16 @@ def test_a_roll_back_is_said_with_the_claim_and_its_number() -> None:
     end = conclude(TAKEN_BACK)
 
     assert end.result == "result: rolled back second: errors are higher, e-value 143 of 40.00"
+    assert end.evidence == "errors are higher: 5 %"
     assert end.counts == "counts: first 100 requests, 0 failed; second 100 requests, 7 failed (7 × status 500)"
     assert end.as_expected
 
 
 def test_a_version_that_never_became_ready_is_said_with_the_reason_in_the_record() -> None:
-    why = "roll_out failed: replica second-1 exited with code 3;\n  failed 3 times"
+    why = "version 'second' of endpoint 'digits' did not become ready: exit code 3;\n  failed 3 times"
     end = conclude(replace(TAKEN_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report()))
 
-    assert end.result == (
-        "result: rolled back second: roll_out failed: replica second-1 exited with code 3; failed 3 times"
-    )
+    assert end.result == "result: rolled back second: did not become ready: exit code 3; failed 3 times"
     assert end.as_expected
 
 
