@@ -109,6 +109,8 @@ class Processes:
         """End everything that is written down, the newest first."""
         for started in reversed(self.started()):
             self.end(started, grace_s=grace_s)
+        for process in self._popen.values():
+            process.poll()
 
     def _gone_within(self, started: Started, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
