@@ -1,0 +1,56 @@
+"""The whole demo, as `make demo` runs it. Slow, and CI runs `make demo` itself: only with RUN_DEMO=1."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("RUN_DEMO") != "1", reason="takes a minute or two: set RUN_DEMO=1"),
+    pytest.mark.timeout(600),
+]
+
+
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.demo", "--folder", str(folder), *arguments],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        timeout=550,
+    )
+
+
+def left_running(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if str(folder) in " ".join(process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+
+    ended = run_demo(folder)
+
+    last = ended.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(r"result: promoted \S+ to control in [\d.]+ s; \d+ requests, 0 failed", last), ended.stdout
+    assert ended.returncode == 0
+    assert left_running(folder) == []
+    key = (folder / "load.key").read_text()
+    assert not [log for log in (folder / "logs").iterdir() if key in log.read_text(errors="replace")]
+
+
+def test_the_demo_takes_a_failing_model_back(tmp_path: Path) -> None:
+    ended = run_demo(tmp_path / "demo", "--treatment", "failing")
+
+    last = ended.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(r"result: rolled back \S+: errors are higher, e-value .* of 2,000", last), ended.stdout
+    assert ended.returncode == 0
