@@ -430,9 +430,30 @@ class Endpoint(_Value):
         # Nobody can go on rolling out what is not there.
         return self.release(name)._changed(versions=rest)
 
+    def shift(self, name: str, percentile: float) -> "Endpoint":
+        """Return the endpoint with `percentile` for one version, taken from the default where nothing else is left.
+
+        A default whose own percentile says 100 would otherwise have to be lowered by hand before every rollout.
+
+        Raises:
+            EndpointError: There is no such version, the percentile is none, or the others leave too little.
+        """
+        self.version(name)
+        asked = Version(name=name, traffic_percentile=percentile).traffic_percentile
+        default = self.default
+        if default is None or default.name == name:
+            return self.update_version(name, traffic_percentile=asked)
+        others = math.fsum(v.traffic_percentile for v in self.versions.values() if v.name not in (name, default.name))
+        left = max(0.0, 100.0 - others - asked)
+        lowered = (
+            self if default.traffic_percentile <= left else self.update_version(default.name, traffic_percentile=left)
+        )
+        return lowered.update_version(name, traffic_percentile=asked)
+
     def promote(self, name: str) -> "Endpoint":
         """Return the endpoint with `name` as default and control with all the traffic; the others stay, at 0.
 
+        No percentile is left set: everything goes to the default, and the next treatment's share comes out of that.
         Going back is one call as well: promote the old control.
 
         Raises:
@@ -441,11 +462,7 @@ class Endpoint(_Value):
         self.version(name)
         versions = {
             other: version.model_copy(
-                update={
-                    "traffic_percentile": 100.0 if other == name else 0.0,
-                    "is_default": other == name,
-                    "is_control": other == name,
-                }
+                update={"traffic_percentile": 0.0, "is_default": other == name, "is_control": other == name}
             )
             for other, version in self.versions.items()
         }

@@ -169,12 +169,13 @@ async def shift(
     """
     target = connect(workspace)
     change = Change(who=who, why=why or f"send {percentile:g} % to {version}")
-    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
 
     def edit(found: Endpoint) -> Endpoint:
         _check_owner(found, version, owner)
-        return found.update_version(version, traffic_percentile=percentile)
+        return found.shift(version, percentile)
 
+    edit(await target.endpoint(endpoint))  # what is refused is refused before anything is waited for
+    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
     stored = await _change(target, endpoint, edit, change)
     status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
     _append(workspace, stored, version, "shift", change)
@@ -202,14 +203,20 @@ async def promote(
     """
     target = connect(workspace)
     change = Change(who=who, why=why or f"promote {version} to control")
-    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
 
     def edit(found: Endpoint) -> Endpoint:
+        if owner is not None and found.version(version).is_control:
+            # Promoted before the run was killed, or by a person: what others have begun since is not the run's to end.
+            return found.release(version)
         promoted = found.promote(version)
-        if promoted is not found:
-            _check_owner(found, version, owner)
-        return _released(promoted)
+        if promoted is found:
+            return found.release(version)
+        _check_owner(found, version, owner)
+        # Whatever rollout was under way has ended: all other versions are at 0 now.
+        return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
 
+    edit(await target.endpoint(endpoint))  # what is refused is refused before anything is waited for
+    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
     stored = await _change(target, endpoint, edit, change)
     await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
     _append(workspace, stored, version, "promote", change)
@@ -470,11 +477,6 @@ def _check_owner(found: Endpoint, version: str, owner: str | None) -> None:
             f"{owner} no longer holds endpoint {found.name!r} to roll out {version!r} ({holder}): "
             "somebody promoted it or rolled it back; its history says who"
         )
-
-
-def _released(endpoint: Endpoint) -> Endpoint:
-    """Promotion ends whatever rollout was under way: all other treatments are at 0 now."""
-    return endpoint if endpoint.rollout is None else endpoint.release(endpoint.rollout.version)
 
 
 async def _change(target: Target, name: str, edit: Edit, change: Change, *, new: Endpoint | None = None) -> Endpoint:

@@ -207,7 +207,6 @@ def test_a_promotion_called_again_does_not_end_the_next_rollout(lab, connection)
     assert endpoint(lab, name) == before
 
 
-@pytest.mark.xfail(reason="steps.shift: a promoted control keeps its own 100 %, so the next treatment makes 110 %")
 def test_the_rollout_after_a_promotion_can_shift(lab, connection):
     name = "next"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"

@@ -145,6 +145,25 @@ def test_promotion_moves_everything_at_once_and_back_again() -> None:
     assert back.effective_traffic() == {"first": 100, "second": 0}
 
 
+def test_after_a_promotion_the_next_treatment_gets_its_share_from_the_new_control() -> None:
+    endpoint = two_versions().promote("second").create_version("third")
+    assert endpoint.shift("third", 10).effective_traffic() == {"first": 0, "second": 90, "third": 10}
+    assert endpoint.update_version("third", traffic_percentile=10) == endpoint.shift("third", 10)
+
+
+def test_a_shift_lowers_a_default_that_was_set_to_100_but_takes_from_nobody_else() -> None:
+    endpoint = Endpoint(name="digits").create_version("first", traffic_percentile=100).create_version("second")
+    shifted = endpoint.shift("second", 10)
+    assert shifted.effective_traffic() == {"first": 90, "second": 10}
+    assert shifted.shift("second", 10) is shifted
+    full = shifted.create_version("third").shift("third", 80)
+    assert full.effective_traffic() == {"first": 10, "second": 10, "third": 80}
+    with pytest.raises(EndpointError, match="may not exceed 100"):
+        full.shift("third", 95)
+    with pytest.raises(EndpointError, match="traffic_percentile"):
+        full.shift("third", 101)
+
+
 def test_rolling_back_takes_the_treatments_traffic_and_nothing_else() -> None:
     endpoint = two_versions().create_version("third", traffic_percentile=5)
     rolled_back = endpoint.roll_back("second")
@@ -243,6 +262,10 @@ class AnySequenceOfCalls(RuleBasedStateMachine):
     @rule(name=names)
     def promote(self, name: str) -> None:
         self.ask("promote", name)
+
+    @rule(name=names, percentile=percentiles)
+    def shift(self, name: str, percentile: float) -> None:
+        self.ask("shift", name, percentile)
 
     @rule(name=names)
     def roll_back(self, name: str) -> None:

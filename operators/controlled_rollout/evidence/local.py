@@ -33,7 +33,7 @@ class FileToken:
 
     def get_token(self, *scopes: str, **kwargs: Any) -> Any:
         """Return the token as `azure.core.credentials.AccessToken`."""
-        from azure.core.credentials import AccessToken  # noqa: TID251 - inside the function, as its message asks
+        from azure.core.credentials import AccessToken
 
         return AccessToken(self._read(), int(time.time()) + 3_600)
 
@@ -159,7 +159,7 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
             endpoint=url, workspace_id=workspace_id, credential=FileToken(token_file), enforce_https=False
         )
     try:
-        from azure.identity import DefaultAzureCredential  # noqa: TID251 - inside the function, as its message asks
+        from azure.identity import DefaultAzureCredential
     except ImportError:
         raise WorkspaceError(
             f"telemetry in {url or 'Azure'} needs the package azure-identity: install the extra azure"

@@ -203,8 +203,8 @@ class LogAnalyticsEvidence:
 
     def _ask_now(self, kql: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         try:
-            from azure.core.exceptions import AzureError, HttpResponseError  # noqa: TID251 - inside the function, as its message asks
-            from azure.monitor.query import LogsQueryClient, LogsQueryPartialResult  # noqa: TID251 - inside the function, as its message asks
+            from azure.core.exceptions import AzureError, HttpResponseError
+            from azure.monitor.query import LogsQueryClient, LogsQueryPartialResult
         except ImportError as error:
             raise EvidenceUnavailableError(
                 f"reading {self.endpoint} needs a package that is missing ({error.name}): "

@@ -60,29 +60,17 @@ class PromoteToControlOperator(RolloutOperator):
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
         """Promote, and return every version's effective per cent."""
         from controlled_rollout import steps
-        from controlled_rollout.target import connect
-        from controlled_rollout.target.waiting import wait_until_served
 
-        target = connect(workspace)
-        timeout = duration("timeout", self.timeout)
-        stored = await target.endpoint(self.endpoint)
-        if self.own_rollout and stored.control is not None and stored.control.name == self.version:
-            # The first version of an endpoint, or promoted before this task was killed: what others have begun since
-            # is not this run's to end.
-            self.say(f"version {self.version!r} is the control of endpoint {self.endpoint!r} already")
-            if stored.rollout is None:
-                await wait_until_served(target, self.endpoint, stored.revision, timeout=timeout)
-        else:
-            stored = await steps.promote(
-                workspace,
-                self.endpoint,
-                self.version,
-                who=task_of(context),
-                why=self.reason,
-                owner=self.holder(context),
-                timeout=timeout,
-                progress=self.say,
-            )
+        stored = await steps.promote(
+            workspace,
+            self.endpoint,
+            self.version,
+            who=task_of(context),
+            why=self.reason,
+            owner=self.holder(context),
+            timeout=duration("timeout", self.timeout),
+            progress=self.say,
+        )
         announce(context, self.endpoint, self.version)
         return stored.effective_traffic()
 
