@@ -101,7 +101,7 @@ def _steps(snapshot: Snapshot) -> Table:
 def _task_state(task: TaskState) -> str:
     if task.state == "success" and task.started and task.ended:
         return f"{(task.ended - task.started).total_seconds():.1f} s"
-    state = "waiting in the triggerer" if task.state == "deferred" else (task.state or "").replace("_", " ")
+    state = "waits (deferred)" if task.state == "deferred" else (task.state or "").replace("_", " ")
     return state + (f", try {task.attempt}" if task.attempt > 1 else "")
 
 
@@ -191,13 +191,10 @@ def changes(snapshot: Snapshot, told: _Told) -> list[str]:
             told.ready.add(preparation.name)
             lines.append(f"{preparation.name}: ready after {preparation.seconds:.1f} s")
     for task in snapshot.tasks:
-        state = _task_state(task)
-        if (
-            task.state not in (None, "scheduled", "queued")
-            and told.tasks.get(task.task) != f"{task.state} {task.attempt}"
-        ):
-            told.tasks[task.task] = f"{task.state} {task.attempt}"
-            lines.append(f"{task.task}: {task.state} {state}" if task.state == "success" else f"{task.task}: {state}")
+        state = f"{task.state} {task.attempt}"
+        if task.state not in (None, "scheduled", "queued") and told.tasks.get(task.task) != state:
+            told.tasks[task.task] = state
+            lines.append(f"{task.task}: " + ("done in " if task.state == "success" else "") + _task_state(task))
     if snapshot.endpoint and (traffic := snapshot.endpoint.effective_traffic()) != told.traffic:
         told.traffic = traffic
         lines.append("traffic: " + ", ".join(f"{name} {share:g} %" for name, share in traffic.items()))

@@ -28,11 +28,12 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def left_running(folder: Path) -> list[str]:
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        if str(folder) in " ".join(process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(" ".join(process.info["cmdline"]))
-    return found
+    lines = {
+        process.info["pid"]: " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["pid", "cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+    }
+    return [line for line in lines.values() if str(folder) in line]
 
 
 def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(tmp_path: Path) -> None:
