@@ -21,6 +21,8 @@ __all__ = ["Preparation", "Snapshot", "View", "changes", "draw"]
 
 REFRESH_PER_S: Final = 4
 REPORT_EVERY_S: Final = 5.0
+# The fewest columns in which the steps and the traffic have room beside each other.
+SIDE_BY_SIDE: Final = 130
 STYLES: Final = {
     "success": "green",
     "running": "yellow",
@@ -72,13 +74,14 @@ class Snapshot:
     notice: str = ""
 
 
-def draw(snapshot: Snapshot) -> RenderableType:
-    """Return the view as rich draws it."""
-    top = Table.grid(expand=True, padding=(0, 1))
-    top.add_column(ratio=2)
-    top.add_column(ratio=5)
-    top.add_row(_steps(snapshot), Group(_traffic(snapshot), _gate(snapshot.look)))
-    parts: list[RenderableType] = [top]
+def draw(snapshot: Snapshot, *, width: int) -> RenderableType:
+    """Return the view as rich draws it on a terminal of some width: side by side, or below each other."""
+    right = Group(_traffic(snapshot), _gate(snapshot.look))
+    parts: list[RenderableType] = [_steps(snapshot), right]
+    if width >= SIDE_BY_SIDE:
+        both = Table.grid(padding=(0, 2))
+        both.add_row(*parts)
+        parts = [both]
     if snapshot.notice:
         parts.append(Text(snapshot.notice, style="bold magenta"))
     return Panel(Group(*parts), title=f"{snapshot.title} · {snapshot.elapsed_s:.0f} s", title_align="left")
@@ -139,17 +142,15 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} ms"
 
 
-def _gate(look: Decision | None) -> Table:
+def _gate(look: Decision | None) -> Group:
+    if look is None:
+        return Group("\ngate: has not looked yet")
     table = Table("claim", "e-value", "of", "still needed", box=None, padding=(0, 1), header_style="dim")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.title_justify = "left"
-    if look is None:
-        table.title = "\ngate: has not looked yet"
-        return table
     verdict = look.verdict or {}
     outcome = look.outcome or ""
-    table.title = Text.assemble(
+    title = Text.assemble(
         "\ngate: ",
         (outcome.replace("_", " "), OUTCOMES.get(outcome, "yellow")),
         f" · treatment {verdict.get('treatment_requests', 0):,} requests, "
@@ -158,9 +159,7 @@ def _gate(look: Decision | None) -> Table:
     claims = verdict.get("claims", [])
     for claim in claims:
         table.add_row(claim["name"], number(claim["e_value"]), number(claim["threshold"]), _needed(claim))
-    if not claims:
-        table.add_row(look.why, "", "", "")
-    return table
+    return Group(title, table if claims else f" {look.why}")
 
 
 def _needed(claim: dict[str, Any]) -> str:
@@ -258,7 +257,7 @@ class View:
     def show(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
         if self._live:
-            self._live.update(draw(snapshot))
+            self._live.update(draw(snapshot, width=self._console.width))
         else:
             self.say(changes(snapshot, self._told), snapshot.elapsed_s)
 

@@ -63,7 +63,7 @@ SNAPSHOT = Snapshot(
 
 def drawn(snapshot: Snapshot) -> str:
     console = Console(width=150, file=io.StringIO(), record=True)
-    console.print(draw(snapshot))
+    console.print(draw(snapshot, width=150))
     return console.export_text()
 
 
