@@ -1,0 +1,36 @@
+"""What `pip install` gives: the provider, its entry points, and the scoring runtime that versions need."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+from uv import find_uv_bin
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_wheel_carries_the_scoring_runtime_and_announces_the_provider(tmp_path: Path) -> None:
+    subprocess.run(
+        [find_uv_bin(), "build", "--quiet", "--wheel", "--out-dir", tmp_path, REPOSITORY],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("airflow_provider_controlled_rollout-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+
+    runtime = REPOSITORY / "docker" / "scoring" / "controlled_rollout_scoring"
+    expected = {
+        f"controlled_rollout/image/runtime/controlled_rollout_scoring/{file.name}"
+        for file in runtime.iterdir()
+        if file.is_file()
+    }
+    assert "requirements.txt" in {Path(name).name for name in expected}
+    assert expected <= names
+    assert {"controlled_rollout/py.typed", "controlled_rollout/tasks/task_group.py"} <= names
+    assert not [name for name in names if name.endswith(".pyc") or name.startswith(("tests/", "scripts/"))]
+    assert (
+        "[apache_airflow_provider]\nprovider_info = controlled_rollout.provider_info:get_provider_info" in entry_points
+    )
+    assert "controlled-rollout = controlled_rollout.cli:main" in entry_points
