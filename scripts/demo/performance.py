@@ -31,7 +31,7 @@ __all__ = ["Performance"]
 T = TypeVar("T")
 
 REFRESH_S: Final = 0.5
-RUN_WITHIN_S: Final = 420.0
+RUN_WITHIN_S: Final = 600.0
 LOAD_GRACE_S: Final = 8.0
 FIRST: Final = "first"
 

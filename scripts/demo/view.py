@@ -203,7 +203,7 @@ def changes(snapshot: Snapshot, told: _Told) -> list[str]:
     if snapshot.notice.split(":")[0] != told.notice:
         told.notice = snapshot.notice.split(":")[0]
         lines.append(f"demo: {snapshot.notice}" if snapshot.notice else "demo: it is back")
-    if snapshot.report and (snapshot.elapsed_s - told.reported_s >= REPORT_EVERY_S):
+    if snapshot.report and snapshot.report.requests and snapshot.elapsed_s - told.reported_s >= REPORT_EVERY_S:
         told.reported_s = snapshot.elapsed_s
         lines.append(_counts(snapshot.report))
     return lines
