@@ -111,9 +111,14 @@ class Stage:
         await asyncio.to_thread(shutil.rmtree, self._cleared, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Make the folders; only the owner can look into them."""
+        """Make the folders; only the owner can look into them. What was built once is kept beside them."""
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
+        cache = self.folder.with_name("cache")
+        cache.mkdir(mode=0o700, exist_ok=True)
+        self.workspace.root.mkdir(mode=0o700, exist_ok=True)
+        if not self.workspace.cache_folder.exists():
+            self.workspace.cache_folder.symlink_to(cache)
 
     def start_airflow(self, *, port: int, schedules: bool) -> Airflow:
         """Start Airflow on `port`; it is not healthy yet when this returns."""
@@ -144,11 +149,13 @@ class Stage:
         return names + ([WORKSPACE] if await LocalTarget(self.workspace).healthy() else [])
 
     async def end(self) -> None:
-        """End everything that was started here: first those who use the workspace, then the workspace."""
-        await asyncio.to_thread(self.processes.end_all, grace_s=END_GRACE_S)
-        if self.workspace.root.exists():
+        """End everything that was started here."""
+        ending = asyncio.to_thread(self.processes.end_all, grace_s=END_GRACE_S)
+        if self.workspace.state_file.exists():
             self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            await self._local("down")
+            await asyncio.gather(ending, self._local("down"))
+        else:
+            await ending
 
     async def _local(self, action: str, *more: str) -> None:
         command = ["-m", "controlled_rollout.cli", "local", action, "--root", str(self.workspace.root), *more]

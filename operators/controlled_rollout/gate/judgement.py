@@ -7,7 +7,6 @@ bin, so the same bins give the same verdict however many looks there were (docs/
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final, Literal
 
 from controlled_rollout.gate.columns import Columns, Metric, columns
@@ -52,9 +51,9 @@ def judge(bins: Iterable[Bin], gate: Gate, *, baseline: Iterable[Bin] = ()) -> V
     left_out = everything.warm_up_bins(gate.warm_up)
     judged = everything.since(left_out)
 
-    errors_burst = burstiness(before.control, before.errors.control)
+    errors_burst = _burst(before, before.errors, gate)
     errors = OddsRatio(judged, judged.errors, burst=errors_burst, cap=gate.burst_cap)
-    slow_bursts = [burstiness(before.control, metric.control) for metric in before.slow] or [1.0] * quantiles
+    slow_bursts = [_burst(before, metric, gate) for metric in before.slow] or [1.0] * quantiles
     slow = [
         OddsRatio(judged, metric, burst=burst, cap=gate.burst_cap)
         for metric, burst in zip(judged.slow, slow_bursts, strict=False)
@@ -64,10 +63,15 @@ def judge(bins: Iterable[Bin], gate: Gate, *, baseline: Iterable[Bin] = ()) -> V
     passes = [_errors_not_worse(judged, gate, errors, errors_burst)]
     if slow:
         alarms.append(_latency_higher(judged, gate, slow, slow_bursts))
-        passes.append(_latency_not_worse(judged, gate, slow))
+        passes.append(_latency_not_worse(judged, gate, slow, slow_bursts))
     alarms = [alarm if alarm.first is None else replace(alarm, first=alarm.first + left_out) for alarm in alarms]
     split = _split_wrong(everything, gate)
     return _conclude(judged, gate, alarms, split, passes, left_out)
+
+
+def _burst(before: Columns, metric: Metric, gate: Gate) -> float:
+    """Return by how much gains are divided: a cap on every bin's gain is the other way to bear bursts."""
+    return 1.0 if gate.burst_cap is not None else burstiness(before.control, metric.control)
 
 
 def cannot_see(
@@ -183,67 +187,89 @@ def _split_wrong(everything: Columns, gate: Gate) -> _Finding:
 
 
 def _errors_not_worse(judged: Columns, gate: Gate, errors: OddsRatio, burst: float) -> _Finding:
-    """Pass: the odds of an error are below `pass_ratio` times control's, or the rate is acceptable as it is.
-
-    The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
-    """
-    threshold, ratios = 1 / gate.beta, _better(gate)
-    weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
-
-    def weigh(bins: int) -> Evidence:
-        odds = errors.paths(gate.pass_ratio, ratios, bins)
-        absolute = evidence_path(
-            gate.acceptable_error_rate, judged.errors.treatment[:bins], judged.treatment[:bins], burst
-        )
-        return mix([*odds, absolute], weights, math.log(threshold), bins)
-
-    evidence = settle(weigh, len(judged.starts), math.log(threshold))
+    """Pass: the odds of an error are below `pass_ratio` times control's, or the rate is acceptable as it is."""
+    found = _not_worse(judged, gate, errors, judged.errors, gate.acceptable_error_rate, burst)
     hits, requests = sum(judged.errors.treatment), sum(judged.treatment)
     bound = upper_bound(hits / burst, requests / burst, gate.beta / 2)
-
-    def expected(more: float) -> float:
-        grown = 1 + more / requests if requests else 1.0
-        parts = [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, weights, strict=True)]
-        total = requests + more
-        parts[-1] = log_evidence(gate.acceptable_error_rate, hits * grown / burst, total / burst) + math.log(0.5)
-        return log_sum(parts)
-
-    reached = evidence.first is not None
-    needed = 0 if reached else more_needed(expected, math.log(threshold))
     detail = (
         f"odds below {gate.pass_ratio:g} times control's, or rate below {100 * gate.acceptable_error_rate:.3g} %; "
         f"rate now at most {100 * bound:.3g} %"
     )
-    return _Finding(_claim("errors are not worse", "pass", evidence.peak, threshold, reached, detail, needed))
+    return _Finding(
+        _claim("errors are not worse", "pass", found.peak, 1 / gate.beta, found.reached, detail, found.needed)
+    )
 
 
-def _latency_not_worse(judged: Columns, gate: Gate, slow: Sequence[OddsRatio]) -> _Finding:
-    """Pass: at no quantile are the odds of exceeding it `pass_ratio` times control's.
+def _latency_not_worse(judged: Columns, gate: Gate, slow: Sequence[OddsRatio], bursts: Sequence[float]) -> _Finding:
+    """Pass: at no quantile are the odds of exceeding it `pass_ratio` times control's, or times what they were before.
+
+    Control's frozen quantile q was exceeded with odds (1 - q) / q before the rollout. When nobody exceeds it any more
+    (a quieter hour) the two versions' ratio stays unknown for ever; the treatment's own rate then speaks.
 
     Every quantile has to show it for itself, so the weakest counts: an average would let the median's many events vouch
     for a tail that nobody has seen. Each at 1 / beta is enough, because a false pass needs the bad one to be wrong.
     """
-    threshold, ratios = 1 / gate.beta, _better(gate)
-    requests = sum(judged.treatment)
-    goal = math.log(threshold)
-
-    def weigh(quantile: OddsRatio, bins: int) -> Evidence:
-        return mix(quantile.paths(gate.pass_ratio, ratios, bins), _equal(ratios), goal, bins)
-
-    found = [settle(partial(weigh, quantile), len(judged.starts), goal) for quantile in slow]
-    weakest = min(range(len(found)), key=lambda index: found[index].peak)
-    needed: list[int | None] = [
-        more_needed(partial(_expected, evidence, requests), goal) if requests else None
-        for evidence in found
-        if evidence.first is None
+    found = [
+        _not_worse(judged, gate, odds, metric, _rate_of(gate.pass_ratio * (1 - quantile) / quantile), burst)
+        for odds, metric, quantile, burst in zip(slow, judged.slow, gate.latency_quantiles, bursts, strict=True)
     ]
+    weakest = min(range(len(found)), key=lambda index: found[index].peak)
+    needed = [quantile.needed for quantile in found]
     known = [number for number in needed if number is not None]
     detail = (
-        f"odds of exceeding below {gate.pass_ratio:g} times control's at every quantile; "
-        f"least sure of {_quantile(gate.latency_quantiles[weakest])}"
+        f"odds of exceeding below {gate.pass_ratio:g} times control's, or times those before the rollout, at every "
+        f"quantile; least sure of {_quantile(gate.latency_quantiles[weakest])}"
     )
-    more = max(known, default=0) if len(known) == len(needed) else None
-    return _Finding(_claim("latency is not worse", "pass", found[weakest].peak, threshold, not needed, detail, more))
+    reached = all(quantile.reached for quantile in found)
+    more = max(known) if len(known) == len(needed) else None
+    claim = _claim("latency is not worse", "pass", found[weakest].peak, 1 / gate.beta, reached, detail, more)
+    return _Finding(claim)
+
+
+@dataclass(frozen=True, slots=True)
+class _NotWorse:
+    """How far one kind of event is shown not to be worse.
+
+    Attributes:
+        peak: The log of the evidence.
+        reached: Whether it was ever enough.
+        needed: How many more treatment requests it needs; 0 when reached, None when it will not come by waiting.
+    """
+
+    peak: float
+    reached: bool
+    needed: int | None
+
+
+def _not_worse(
+    judged: Columns, gate: Gate, odds: OddsRatio, metric: Metric, acceptable_rate: float, burst: float
+) -> _NotWorse:
+    """Weigh both ways to pass: by the ratio to control, and by the treatment's own rate.
+
+    The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
+    """
+    goal, ratios = -math.log(gate.beta), _better(gate)
+    weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
+
+    def weigh(bins: int) -> Evidence:
+        absolute = evidence_path(acceptable_rate, metric.treatment[:bins], judged.treatment[:bins], burst)
+        return mix([*odds.paths(gate.pass_ratio, ratios, bins), absolute], weights, goal, bins)
+
+    evidence = settle(weigh, len(judged.starts), goal)
+    hits, requests = sum(metric.treatment), sum(judged.treatment)
+
+    def expected(more: float) -> float:
+        grown = 1 + more / requests if requests else 1.0
+        parts = [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, weights, strict=True)]
+        parts[-1] = log_evidence(acceptable_rate, hits * grown / burst, (requests + more) / burst) + math.log(0.5)
+        return log_sum(parts)
+
+    reached = evidence.first is not None
+    return _NotWorse(evidence.peak, reached, 0 if reached else more_needed(expected, goal))
+
+
+def _rate_of(odds: float) -> float:
+    return odds / (1 + odds)
 
 
 def _claim(
@@ -278,15 +304,8 @@ def _equal(parts: Sequence[object]) -> list[float]:
     return [1 / len(parts)] * len(parts)
 
 
-def _expected(evidence: Evidence, requests: int, more: float) -> float:
-    """Return the evidence after so many more requests, if every component goes on as it has gone on average."""
-    grown = 1 + more / requests
-    return log_sum(
-        [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, evidence.weights, strict=True)]
-    )
-
-
 def _extrapolate(part: float, weight: float, grown: float) -> float:
+    """Return a component's value when there are so many times more requests, if it goes on as it has on average."""
     start = math.log(weight)
     return start + (part - start) * grown
 

@@ -25,7 +25,8 @@ class Gate(BaseModel):
         latency_quantiles: Control's quantiles, frozen before the rollout, whose exceedances are counted.
         warm_up: Evidence this soon after the treatment's first traffic is left out.
         split_alpha: Like `alpha`, for the alarm that the split served is not the split set.
-        burst_cap: Largest likelihood ratio that one bin may contribute; None for no cap.
+        burst_cap: Largest likelihood ratio that one bin may contribute, instead of dividing by the baseline's
+            burstiness; None divides.
         treatments: How many treatments are judged against the same control at the same time.
         weights: How `alpha` is shared out over the metrics `errors` and `latency`, as parts of their sum; a metric that
             is not named has 1, and one that is not judged gives its part to the other.
