@@ -318,6 +318,35 @@ def test_cap_bounds_what_one_bin_may_contribute() -> None:
     assert capped.outcome == "not_enough_evidence"
 
 
+def test_cap_takes_the_place_of_tempering() -> None:
+    bins = [minute(i, (150, 5), (150, 1)) for i in range(15)]
+    bursty = [minute(-1 - i, (0, 0), (300, 30 if i % 20 == 0 else 0)) for i in range(40)]
+
+    assert judge(bins, Gate(burst_cap=3), baseline=bursty) == judge(bins, Gate(burst_cap=3))
+
+
+# The treatment's own latency
+
+
+QUIET = Gate(latency_quantiles=(0.5, 0.9), acceptable_error_rate=0.05)
+
+
+def test_latency_passes_by_the_treatments_own_rate_when_nobody_exceeds_the_frozen_quantiles_any_more() -> None:
+    quieter = [minute(i, (150, 0), (150, 0), slow=((3, 0), (3, 0))) for i in range(5)]
+
+    assert judge(quieter, QUIET).outcome == "pass"
+
+
+def test_latency_at_twice_the_odds_of_before_does_not_pass_though_nobody_knows_controls() -> None:
+    # Twice the odds of exceeding p50 and p90 are rates of 2/3 and 2/11.
+    alone = [minute(i, (330, 0), (0, 0), slow=((220, 60), ())) for i in range(200)]
+
+    verdict = judge(alone, QUIET)
+
+    assert claim(verdict, "latency is not worse").e_value < 2
+    assert verdict.outcome == "not_enough_evidence"
+
+
 # Extremes
 
 
