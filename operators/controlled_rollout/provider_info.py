@@ -12,13 +12,6 @@ def get_provider_info() -> dict[str, Any]:
         "name": INTEGRATION,
         "description": "Rolls out machine-learning models safely: canary traffic, a statistical gate, "
         "promotion or roll-back.",
-        "integrations": [
-            {
-                "integration-name": INTEGRATION,
-                "external-doc-url": "https://pypi.org/project/airflow-provider-controlled-rollout/",
-                "tags": ["software"],
-            }
-        ],
         "operators": [
             {
                 "integration-name": INTEGRATION,
