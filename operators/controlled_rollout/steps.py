@@ -21,7 +21,7 @@ from controlled_rollout.errors import (
     EvidenceUnavailableError,
 )
 from controlled_rollout.evidence import evidence_source
-from controlled_rollout.evidence.model import Evidence, SplitChange
+from controlled_rollout.evidence.model import Evidence, Question, SplitChange
 from controlled_rollout.gate import Gate, Verdict, cannot_see, judge, verdict_to_dict
 from controlled_rollout.record import Decision
 from controlled_rollout.target import Change, EndpointStatus, Revision, Target, connect
@@ -355,20 +355,21 @@ async def look(
         )
     started = created_at(history, version)
     splits = splits_since(history, started, control=control.name, treatment=version)
+    question = Question(
+        endpoint=endpoint,
+        control=control.name,
+        treatment=version,
+        started=started,
+        now=now,
+        bin_width=bin_width,
+        allowed_lag=allowed_lag,
+        baseline_length=baseline_length,
+        splits=splits,
+        gate=gate,
+    )
     evidence: Evidence | None = None
     try:
-        evidence = await evidence_source(workspace).read(
-            endpoint,
-            control=control.name,
-            treatment=version,
-            started=started,
-            now=now,
-            bin_width=bin_width,
-            allowed_lag=allowed_lag,
-            baseline_length=baseline_length,
-            splits=splits,
-            gate=gate,
-        )
+        evidence = await evidence_source(workspace).read(question)
         blind = unseen(evidence, await target.status(endpoint), control=control.name, treatment=version)
         verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
     except EvidenceUnavailableError as error:

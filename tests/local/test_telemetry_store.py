@@ -27,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
-from controlled_rollout.evidence import SplitChange, evidence_source
+from controlled_rollout.evidence import Question, SplitChange, evidence_source
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.gate import Counts, Gate
 from controlled_rollout.workspace import Workspace
@@ -359,7 +359,7 @@ def read(source: Any, endpoint: str, **changes: Any) -> Any:
         "splits": [SplitChange(STARTED, 0.1), SplitChange(STARTED + 25 * S, 0.5)],
         "gate": Gate(),
     } | changes
-    return asyncio.run(source.read(endpoint, **arguments))
+    return asyncio.run(source.read(Question(endpoint=endpoint, **arguments)))
 
 
 def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> None:

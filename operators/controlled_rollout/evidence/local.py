@@ -4,16 +4,14 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-from controlled_rollout.evidence.model import Evidence, SplitChange
-from controlled_rollout.gate import Gate
+from controlled_rollout.evidence.model import Evidence, Question
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["StateFileEvidence", "configured", "is_loopback"]
@@ -58,34 +56,9 @@ class StateFileEvidence:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    async def read(
-        self,
-        endpoint: str,
-        *,
-        control: str,
-        treatment: str,
-        started: datetime,
-        now: datetime,
-        bin_width: timedelta,
-        allowed_lag: timedelta,
-        baseline_length: timedelta,
-        splits: Sequence[SplitChange],
-        gate: Gate,
-    ) -> Evidence:
+    async def read(self, question: Question) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`."""
-        source = await asyncio.to_thread(self._source)
-        return await source.read(
-            endpoint,
-            control=control,
-            treatment=treatment,
-            started=started,
-            now=now,
-            bin_width=bin_width,
-            allowed_lag=allowed_lag,
-            baseline_length=baseline_length,
-            splits=splits,
-            gate=gate,
-        )
+        return await (await asyncio.to_thread(self._source)).read(question)
 
     async def newest(self, endpoint: str) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none."""

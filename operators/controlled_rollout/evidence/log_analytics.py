@@ -17,8 +17,8 @@ from controlled_rollout.evidence.bins import (
     closed_until,
     thresholds,
 )
-from controlled_rollout.evidence.model import Evidence, SplitChange
-from controlled_rollout.gate import Counts, Gate
+from controlled_rollout.evidence.model import Evidence, Question
+from controlled_rollout.gate import Counts
 
 __all__ = ["LogAnalyticsEvidence", "baseline_query", "counts_query", "newest_query"]
 
@@ -131,54 +131,42 @@ class LogAnalyticsEvidence:
     def __repr__(self) -> str:
         return f"LogAnalyticsEvidence(endpoint={self.endpoint!r}, workspace_id={self.workspace_id!r})"
 
-    async def read(
-        self,
-        endpoint: str,
-        *,
-        control: str,
-        treatment: str,
-        started: datetime,
-        now: datetime,
-        bin_width: timedelta,
-        allowed_lag: timedelta,
-        baseline_length: timedelta,
-        splits: Sequence[SplitChange],
-        gate: Gate,
-    ) -> Evidence:
+    async def read(self, question: Question) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`.
 
         Control's quantiles come first: they set what the counts call slow. With fewer than 100 requests before the
         rollout there are none, and latency is not counted.
         """
-        check_bin_width(bin_width)
-        until = closed_until(now, allowed_lag=allowed_lag, width=bin_width)
-        first = started - baseline_length
-        histogram_kql = baseline_query(endpoint, control, start=first, end=started)
+        check_bin_width(question.bin_width)
+        until = closed_until(question.now, allowed_lag=question.allowed_lag, width=question.bin_width)
+        started = question.started
+        first = started - question.baseline_length
+        histogram_kql = baseline_query(question.endpoint, question.control, start=first, end=started)
         histogram = [
             (_whole(row["Bucket"]), _whole(row["Requests"]))
             for row in await self._ask(histogram_kql, "Bucket", "Requests")
         ]
-        limits = thresholds(dict(histogram), gate.latency_quantiles)
+        limits = thresholds(dict(histogram), question.gate.latency_quantiles)
         counts_kql = counts_query(
-            endpoint,
-            treatment,
+            question.endpoint,
+            question.treatment,
             start=first,
             started=started,
             end=max(until, started),
-            bin_width=bin_width,
+            bin_width=question.bin_width,
             thresholds_ms=limits,
-            tolerance=gate.latency_tolerance,
+            tolerance=question.gate.latency_tolerance,
         )
         slow = [f"Slow{number}" for number in range(len(limits))]
         rows = await self._ask(counts_kql, "Version", "Bin", "Before", "Requests", "Errors", *slow)
         bins, baseline = bins_of(
             (_count_row(row, slow) for row in rows),
-            control=control,
-            treatment=treatment,
-            width=bin_width,
+            control=question.control,
+            treatment=question.treatment,
+            width=question.bin_width,
             started=started,
             until=until,
-            splits=splits,
+            splits=question.splits,
             kinds=len(limits),
         )
         return Evidence(bins, baseline, limits, until, (histogram_kql, counts_kql))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from controlled_rollout.gate import Bin, Gate
 
-__all__ = ["Evidence", "EvidenceSource", "SplitChange"]
+__all__ = ["Evidence", "EvidenceSource", "Question", "SplitChange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +44,40 @@ class Evidence:
     queries: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a look asks of the metric store.
+
+    Attributes:
+        endpoint: The endpoint's name.
+        control: Control's name.
+        treatment: The treatment's name.
+        started: When the rollout began: the baseline ends here.
+        now: The time of the look.
+        bin_width: The length of a bin.
+        allowed_lag: How late a row may arrive: bins that end later than `now - allowed_lag` are not closed.
+        baseline_length: How far before `started` the baseline reaches.
+        splits: The splits that were set, oldest first.
+        gate: Gives the latency quantiles and the tolerance.
+    """
+
+    endpoint: str
+    control: str
+    treatment: str
+    started: datetime
+    now: datetime
+    bin_width: timedelta
+    allowed_lag: timedelta
+    baseline_length: timedelta
+    splits: Sequence[SplitChange]
+    gate: Gate
+
+
 class EvidenceSource(Protocol):
     """A metric store that knows what callers saw."""
 
-    async def read(
-        self,
-        endpoint: str,
-        *,
-        control: str,
-        treatment: str,
-        started: datetime,
-        now: datetime,
-        bin_width: timedelta,
-        allowed_lag: timedelta,
-        baseline_length: timedelta,
-        splits: Sequence[SplitChange],
-        gate: Gate,
-    ) -> Evidence:
+    async def read(self, question: Question) -> Evidence:
         """Read the closed bins of a rollout, all of them, every time.
-
-        Args:
-            endpoint: The endpoint's name.
-            control: Control's name.
-            treatment: The treatment's name.
-            started: When the rollout began: the baseline ends here.
-            now: The time of the look.
-            bin_width: The length of a bin.
-            allowed_lag: How late a row may arrive: bins that end later than `now - allowed_lag` are not closed.
-            baseline_length: How far before `started` the baseline reaches.
-            splits: The splits that were set, oldest first.
-            gate: Gives the latency quantiles and the tolerance.
 
         Raises:
             EvidenceUnavailableError: The store did not answer, refused, throttled, or answered only in part.
