@@ -20,7 +20,7 @@ SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5
 # starts and ends beside the versions makes their latency vary: a cap on every bin bears that better than a discount.
 GATE: Final[dict[str, Any]] = {
     "alpha": 0.001,
-    "burst_cap": 3.0,
+    "burst_cap": 10.0,
     "latency_quantiles": [0.5, 0.9],
     "latency_tolerance": 0.25,
     "warm_up": "3 s",

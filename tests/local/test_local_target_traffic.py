@@ -166,6 +166,15 @@ async def test_an_endpoint_is_open_only_when_that_is_asked_for_by_name(lab: Lab,
     assert "tokens" not in await lab.target.endpoints()
 
 
+async def test_collecting_data_is_refused_and_not_silently_left_out(lab: Lab) -> None:
+    collecting = Endpoint(name="collecting").create_version("one", image=await lab.image(), collect_model_data=True)
+
+    with pytest.raises(EndpointError, match="cannot collect inputs and predictions yet"):
+        await lab.apply(collecting)
+
+    assert "collecting" not in await lab.target.endpoints()
+
+
 async def test_a_body_above_the_limit_is_answered_413(lab: Lab, caller: httpx.AsyncClient) -> None:
     _, url, opens = await serve_one(lab, "payload")
 

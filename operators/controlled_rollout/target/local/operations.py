@@ -44,7 +44,6 @@ def launch_from_cache(version: Version, cache: Path) -> Launch:
         concurrency=version.replica_max_concurrent_requests,
         scoring_timeout_ms=version.scoring_timeout_ms,
         max_wait_ms=version.max_request_wait_time,
-        collect=version.collect_model_data,
     )
 
 
@@ -90,6 +89,12 @@ class Operations:
             raise EndpointError(
                 f"endpoint {endpoint.name!r} asks for tokens: the local target does not know them yet; use auth='key'"
             )
+        for version in endpoint.versions.values():
+            if version.collect_model_data:
+                raise EndpointError(
+                    f"version {version.name!r} asks for collect_model_data: the local target cannot collect inputs and "
+                    "predictions yet; leave it out"
+                )
         async with self._locks[endpoint.name]:
             if already := self._store.check(endpoint):
                 self._reconciler.want(already)

@@ -49,7 +49,7 @@ class Launch:
         python: The interpreter of the image's environment.
         runtime_folder: Where the scoring runtime's package is.
         app_root, entry_script, model_dir: What the runtime loads.
-        worker_count, concurrency, scoring_timeout_ms, max_wait_ms, collect: The version's own settings.
+        worker_count, concurrency, scoring_timeout_ms, max_wait_ms: The version's own settings.
     """
 
     image: str
@@ -62,7 +62,6 @@ class Launch:
     concurrency: int
     scoring_timeout_ms: int
     max_wait_ms: int
-    collect: bool
 
     def argv(self, socket: Path, health: Path) -> list[str]:
         """Return the command line of a replica."""
