@@ -170,7 +170,9 @@ async def _tables(workspace: Workspace) -> list[Table]:
 def _endpoint_table(endpoint: Endpoint, found: EndpointStatus) -> Table:
     behind = "" if found.served_revision == found.revision else f", served {found.served_revision}"
     table = Table(title=f"{endpoint.name}  {found.url}  revision {found.revision}{behind}", title_justify="left")
-    for column in ("version", "role", "percentile", "traffic", "replicas", "state", "requests", "active"):
+    # The name is what one copies into the next command.
+    table.add_column("version", no_wrap=True)
+    for column in ("role", "set", "traffic", "replicas", "state", "requests", "active"):
         table.add_column(column)
     traffic = endpoint.effective_traffic()
     for name, version in endpoint.versions.items():
