@@ -86,6 +86,9 @@ def environment(
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         # A busy machine answers late, which is no reason to give a task up.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        # A worker may notice only so many seconds later that its task has deferred. A trigger that fires before that
+        # makes the scheduler think that the task has died, and it is tried again later.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         # `airflow standalone` starts its parts by this name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outside.get('PATH', os.defpath)}",
         "NO_COLOR": "1",

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TreatmentGateSensor", "TreatmentGateTrigger"]
 
+# A little more than the least interval of a worker's heartbeat, [workers] min_heartbeat_interval.
+FIRST_LOOK_AFTER_S = 6.0
+
 
 class TreatmentGateTrigger(BaseTrigger):
-    """Sleeps, looks, reports; fires once there is something to do. A restarted triggerer begins again with a look.
+    """Sleeps, looks, reports; fires once there is something to do. A restarted triggerer begins again.
 
     Args:
         conn_id: The connection that describes the workspace.
@@ -44,6 +47,8 @@ class TreatmentGateTrigger(BaseTrigger):
         quieten_clients()
         terms = GateTerms.model_validate(self.terms)
         workspace = await WorkspaceHook(self.conn_id).aget_workspace()
+        # Not at once: an event that comes before the executor has noticed the deferral looks like a task that died.
+        await asyncio.sleep(min(terms.interval.total_seconds(), FIRST_LOOK_AFTER_S))
         while True:
             answer = await take_look(workspace, terms, lambda sentence: self.log.info("%s", sentence))
             if answer.next is not Next.WAIT:
