@@ -27,7 +27,8 @@ DEADLINE = timedelta(seconds=60)
 CONNECTIONS = 4
 VERSION_HEADER = "azureml-model-deployment"
 
-ENVIRONMENT = "dependencies:\n  - python=3.11\n  - pip\n"
+# No Python is asked for: the one that the tests run on.
+ENVIRONMENT = "dependencies:\n  - pip\n"
 
 ANSWERING = """
 import json, os, time
