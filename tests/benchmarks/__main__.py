@@ -73,7 +73,10 @@ def router_section(seconds: float) -> Iterator[str]:
 
 def runtime_section(seconds: float) -> Iterator[str]:
     yield "\n## The scoring runtime\n"
-    yield "The same script, one worker, against the stock `azmlinfsrv` command."
+    yield (
+        "The same script, one worker, against the stock `azmlinfsrv` command, both with their defaults: the stock one "
+        "logs every request and closes the connection after every answer."
+    )
     for connections, figures in scoring_runtime.measure(seconds=seconds).items():
         yield f"\n{connections} connection(s):"
         yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
@@ -96,13 +99,13 @@ def shift_section() -> Iterator[str]:
 
 def cache_section() -> Iterator[str]:
     yield "\n## Building an image locally"
-    rows = [(what, f"{seconds:.2f}") for what, seconds in environment_cache.measure().items()]
+    rows = [(what, f"{seconds:.3f}") for what, seconds in environment_cache.measure().items()]
     yield from table(("scikit-learn, numpy and the runtime", "s"), rows)
 
 
 def import_section() -> Iterator[str]:
     yield "\n## Importing"
-    rows = [(what, f"{milliseconds:.0f}") for what, milliseconds in import_time.measure().items()]
+    rows = [(what, f"{milliseconds:.1f}") for what, milliseconds in import_time.measure().items()]
     yield from table(("median of fresh interpreters", "ms"), rows)
 
 
