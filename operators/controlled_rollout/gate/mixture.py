@@ -30,13 +30,11 @@ class Evidence:
         peak: The largest value ever, 0 (before the first bin) included.
         first: The index of the bin after which the threshold was first reached; None if never.
         parts: The components' values after the last bin, weights included; minus infinity where too low to matter.
-        weights: The components' weights.
     """
 
     peak: float
     first: int | None
     parts: tuple[float, ...]
-    weights: tuple[float, ...]
 
 
 def settle(weigh: Callable[[int], Evidence], bins: int, log_threshold: float) -> Evidence:
@@ -100,11 +98,11 @@ def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshol
     """
     logs = [math.log(weight) for weight in weights]
     if not bins:
-        return Evidence(0.0, None, tuple(logs), tuple(weights))
+        return Evidence(0.0, None, tuple(logs))
     parts = tuple(path[-1] + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True))
     length = max(map(len, paths))
     if not length:
-        return Evidence(0.0, None, parts, tuple(weights))
+        return Evidence(0.0, None, parts)
     shifted = [
         [value + log for value in path] + [-math.inf] * (length - len(path))
         for path, log in zip(paths, logs, strict=True)
@@ -129,7 +127,7 @@ def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshol
             for index, value in enumerate(largest)
             if value + slack >= log_threshold and log_sum([path[index] for path in shifted]) >= log_threshold
         )
-    return Evidence(peak, first, parts, tuple(weights))
+    return Evidence(peak, first, parts)
 
 
 def more_needed(log_value: Callable[[float], float], log_threshold: float) -> int | None:
