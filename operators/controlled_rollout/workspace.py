@@ -4,17 +4,22 @@ No workspace configured means the local one, so that a first run needs no config
 """
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from controlled_rollout.errors import WorkspaceError
 
-__all__ = ["Workspace"]
+__all__ = ["DNS_LABEL", "Workspace"]
 
 HOME_VARIABLE = "CONTROLLED_ROLLOUT_HOME"
 DEFAULT_HOME = "~/.controlled-rollout"
+
+DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 
 
 class Workspace(BaseModel):
@@ -22,19 +27,59 @@ class Workspace(BaseModel):
 
     Attributes:
         name: What people call it.
-        target: Where versions run. `local` is one laptop with nothing installed.
-        root: The local workspace's folder: revisions, keys, logs, records, caches, telemetry.
-        telemetry_endpoint: Base URL of the Log Analytics query API; None asks the local supervisor.
+        target: Where versions run. `local` is one laptop with nothing installed; `kubernetes` any cluster with the
+            Gateway API and Envoy Gateway.
+        root: This machine's folder of the workspace: records and caches; for the local workspace also revisions, keys,
+            logs and telemetry.
+        telemetry_endpoint: Base URL of the Log Analytics query API; None means Azure's, or asks the local supervisor.
         telemetry_workspace_id: The Log Analytics workspace that the queries go to; None asks the local supervisor.
+        telemetry_token_file: Where the token of a telemetry store on this machine lies.
+        kubernetes_conn_id: The Airflow connection (type `kubernetes`) that leads to the cluster; used by the tasks.
+        kubeconfig: Without Airflow: the file that leads to the cluster; None for $KUBECONFIG, ~/.kube/config, or the
+            service account of the pod that this runs in.
+        kube_context: A context of that file; None for its current one.
+        namespace: Where the endpoints' objects live.
+        gateway: The Gateway that the endpoints' routes attach to, as `namespace/name` or `namespace/name/listener`.
+        envoy_namespace: Where the Gateway's Envoy pods run.
+        endpoint_url: Base URL under which callers reach the Gateway; None takes the Gateway's own address.
+        image_pull_secret: The Secret, in `namespace`, for pulling images from a registry that asks for one.
+        registry: Where images are pushed: a registry and a prefix, such as `registry.example/models`.
+        shared_registry: Where environments are looked up that this workspace's registry does not have.
+        base_image: What images are built on when an environment names no base image of its own.
+        open_cluster: Opens the cluster's API client; set by code (the tasks' hook), never by a configuration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "local"
-    target: Literal["local"] = "local"
+    target: Literal["local", "kubernetes"] = "local"
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
+    telemetry_token_file: Path | None = None
+
+    kubernetes_conn_id: str | None = None
+    kubeconfig: Path | None = None
+    kube_context: str | None = None
+    namespace: Annotated[str, Field(pattern=f"^{DNS_LABEL}$")] = "default"
+    gateway: Annotated[str, Field(pattern=f"^({DNS_LABEL}/{OBJECT_NAME}(/{OBJECT_NAME})?)?$")] = ""
+    envoy_namespace: Annotated[str, Field(pattern=f"^{DNS_LABEL}$")] = "envoy-gateway-system"
+    endpoint_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")] | None = None
+    image_pull_secret: str | None = None
+
+    registry: str | None = None
+    shared_registry: str | None = None
+    base_image: str | None = None
+
+    open_cluster: Annotated[Callable[[], AbstractAsyncContextManager[Any]] | None, Field(exclude=True, repr=False)] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _a_cluster_needs_a_gateway(self) -> Self:
+        if self.target == "kubernetes" and not self.gateway:
+            raise ValueError("target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway")
+        return self
 
     @classmethod
     def local(cls, root: str | os.PathLike[str] | None = None) -> Self:
@@ -53,10 +98,12 @@ class Workspace(BaseModel):
             return cls.model_validate({**settings, "root": Path(folder).expanduser().absolute()})
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)
+                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+                for fault in error.errors(include_url=False)
             )
             raise WorkspaceError(
-                f"the workspace's settings are not valid ({faults}): known are {', '.join(cls.model_fields)}"
+                f"the workspace's settings are not valid ({faults}): known are "
+                f"{', '.join(name for name in cls.model_fields if name != 'open_cluster')}"
             ) from None
 
     # The local workspace's layout: one place that knows it.

@@ -1,5 +1,6 @@
 """The door: everything that changes an endpoint, or asks how it is, goes through a `Target`."""
 
+from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from typing import Literal, Protocol
 
@@ -12,6 +13,7 @@ __all__ = [
     "Change",
     "EndpointStatus",
     "Keys",
+    "Load",
     "ReplicaState",
     "ReplicaStatus",
     "Revision",
@@ -76,6 +78,7 @@ class VersionStatus(_Message):
 
     Attributes:
         ready: All the replicas that it should have answer.
+        wanted_replicas: How many replicas it should have now.
         failed: It will not become ready by waiting; `cause` says why, `log_tail` holds the container's last lines.
         requests: Requests that the router has sent to it since the router started.
         active: Requests that it is answering now.
@@ -83,6 +86,7 @@ class VersionStatus(_Message):
 
     name: str
     ready: bool
+    wanted_replicas: int = 0
     failed: bool = False
     cause: str | None = None
     log_tail: str = ""
@@ -100,6 +104,8 @@ class EndpointStatus(_Message):
         served_revision: The revision whose split the router has confirmed that it serves; behind `revision` while
             a version with traffic is not ready, or the router has not answered yet.
         versions: By name.
+        trouble: What keeps the newest revision from being served and will not go away by waiting, in a sentence: the
+            router refuses the route, somebody has changed it by hand. None while there is nothing of that kind.
     """
 
     name: str
@@ -107,6 +113,20 @@ class EndpointStatus(_Message):
     revision: int
     served_revision: int
     versions: dict[str, VersionStatus] = Field(default_factory=dict)
+    trouble: str | None = None
+
+
+class Load(_Message):
+    """What a version has to do now, as its router measures it.
+
+    Attributes:
+        requests_per_s: Requests per second that the router sends to it.
+        request_time_s: Mean seconds from the router's sending a request to the end of the answer; None where it has
+            answered none in the time that was measured.
+    """
+
+    requests_per_s: float
+    request_time_s: float | None = None
 
 
 class Keys(_Message):
@@ -148,8 +168,26 @@ class Target(Protocol):
         """
         ...
 
+    async def carry_on(self, name: str) -> None:
+        """Go on making the newest revision so, as far as that is possible now; harmless at any time.
+
+        Whoever waits calls it when something has changed. A target with a supervisor of its own has nothing to do.
+        """
+        ...
+
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
+        ...
+
+    def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+        """Yield how the endpoint is: once at once, then whenever something has changed, until the caller has enough.
+
+        Request counts may be left at 0: watching is for readiness and for the served revision.
+        """
+        ...
+
+    async def load(self, name: str) -> Mapping[str, Load]:
+        """Return the load of each version that the router knows, measured over the last seconds."""
         ...
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
@@ -175,6 +213,10 @@ class Target(Protocol):
 
 def connect(workspace: Workspace) -> Target:
     """Return the target of a workspace. The only place that knows them all."""
+    if workspace.target == "kubernetes":
+        from controlled_rollout.target.kubernetes.target import KubernetesTarget
+
+        return KubernetesTarget(workspace)
     from controlled_rollout.target.local.client import LocalTarget
 
     return LocalTarget(workspace)
