@@ -29,6 +29,10 @@ class TargetUnavailableError(ControlledRolloutError):
     """The place where endpoints live does not answer."""
 
 
+class AccessError(ControlledRolloutError):
+    """The place where endpoints live answers, and does not let this identity do what it asked for."""
+
+
 class EvidenceUnavailableError(ControlledRolloutError):
     """The metric store cannot be read, or read only in part. Never a statement about the model."""
 
