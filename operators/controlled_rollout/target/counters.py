@@ -1,0 +1,131 @@
+"""What Envoy has counted, from its own Prometheus text, and the load that two such texts make. Pure.
+
+Envoy merges its histograms only once per flush interval (5 s unless it was told otherwise), its counters at once: a
+request time is the mean over what was merged between the two texts, never time by requests.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from controlled_rollout.target import Load
+
+__all__ = ["Counters", "growth", "loads", "parse", "total"]
+
+_SAMPLE: Final = re.compile(
+    r'^envoy_cluster_(upstream_rq_(?:total|active|time_sum|time_count))\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}[ \t]+(\S+)',
+    re.MULTILINE,
+)
+_CLUSTER: Final = re.compile(r'(?:^|,)\s*envoy_cluster_name="((?:[^"\\]|\\.)*)"')
+_ESCAPED: Final = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a router has counted for one cluster since it started, or between two looks.
+
+    Attributes:
+        requests: Requests sent to it.
+        active: Requests that it is answering now.
+        time_ms: Milliseconds that the answered requests took, all together.
+        answered: Requests whose time is in `time_ms`; lags behind `requests`.
+    """
+
+    requests: int = 0
+    active: int = 0
+    time_ms: float = 0.0
+    answered: int = 0
+
+
+def parse(text: str) -> dict[str, Counters]:
+    """Return the counters of every cluster in the answer of `/stats/prometheus`; what else is in it is passed over."""
+    found: dict[str, dict[str, float]] = {}
+    for metric, labels, value in _SAMPLE.findall(text):
+        named = _CLUSTER.search(labels)
+        number = _number(value)
+        if named is None or number is None:
+            continue
+        cluster = found.setdefault(_ESCAPED.sub(_unescaped, named.group(1)), {})
+        cluster[metric] = cluster.get(metric, 0.0) + number
+    return {
+        name: Counters(
+            requests=round(cluster.get("upstream_rq_total", 0.0)),
+            active=round(cluster.get("upstream_rq_active", 0.0)),
+            time_ms=cluster.get("upstream_rq_time_sum", 0.0),
+            answered=round(cluster.get("upstream_rq_time_count", 0.0)),
+        )
+        for name, cluster in found.items()
+    }
+
+
+def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, Counters]:
+    """Return what one router has counted between two looks, for each cluster that it knew at the second.
+
+    A counter that went back belongs to a router, or a cluster, that began anew in between: it counts from 0.
+    """
+    return {name: _growth(before.get(name, Counters()), now) for name, now in after.items()}
+
+
+def total(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counters]:
+    """Add up what several routers have counted."""
+    sums: dict[str, Counters] = {}
+    for part in parts:
+        for name, one in part.items():
+            so_far = sums.get(name, Counters())
+            sums[name] = Counters(
+                requests=so_far.requests + one.requests,
+                active=so_far.active + one.active,
+                time_ms=so_far.time_ms + one.time_ms,
+                answered=so_far.answered + one.answered,
+            )
+    return sums
+
+
+def loads(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Load]:
+    """Return each cluster's load between two looks at one router.
+
+    For several routers, look at each twice: `loads({}, total(growth(b, a) for b, a in looks), seconds)`.
+
+    Args:
+        before: The first look.
+        after: The second look.
+        seconds: The time between them; above 0.
+
+    Raises:
+        ValueError: `seconds` is not above 0.
+    """
+    if not seconds > 0:
+        raise ValueError(f"a load needs time between two looks, not {seconds} s")
+    return {
+        name: Load(
+            requests_per_s=grown.requests / seconds,
+            request_time_s=grown.time_ms / grown.answered / 1000 if grown.answered else None,
+        )
+        for name, grown in growth(before, after).items()
+    }
+
+
+def _growth(before: Counters, after: Counters) -> Counters:
+    if after.requests < before.requests or after.answered < before.answered:
+        return after
+    return Counters(
+        requests=after.requests - before.requests,
+        active=after.active,
+        # The sum of a histogram is an estimate by its buckets: it may come out a little smaller.
+        time_ms=max(0.0, after.time_ms - before.time_ms),
+        answered=after.answered - before.answered,
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return {"n": "\n"}.get(escape.group(1), escape.group(1))

@@ -1,0 +1,106 @@
+"""Envoy's counters: what its text says, and the load that two texts make."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.target import Load
+from controlled_rollout.target.counters import Counters, growth, loads, parse, total
+
+# As Envoy 1.40 writes it: the histogram is merged later than the counter.
+TEXT = """\
+# TYPE envoy_cluster_upstream_rq counter
+envoy_cluster_upstream_rq{envoy_response_code="200",envoy_cluster_name="digits/one"} 300
+# TYPE envoy_cluster_upstream_rq_total counter
+envoy_cluster_upstream_rq_total{envoy_cluster_name="digits/one"} 300
+envoy_cluster_upstream_rq_total{envoy_cluster_name="telemetry"} 12
+# TYPE envoy_cluster_upstream_rq_active gauge
+envoy_cluster_upstream_rq_active{envoy_cluster_name="digits/one"} 2
+envoy_cluster_upstream_rq_active{envoy_cluster_name="telemetry"} 0
+# TYPE envoy_cluster_external_upstream_rq_time histogram
+envoy_cluster_external_upstream_rq_time_sum{envoy_cluster_name="digits/one"} 996.00673553058845755003858357668
+envoy_cluster_external_upstream_rq_time_count{envoy_cluster_name="digits/one"} 288
+# TYPE envoy_cluster_upstream_rq_time histogram
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="digits/one",le="0.5"} 0
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="digits/one",le="+Inf"} 288
+envoy_cluster_upstream_rq_time_sum{envoy_cluster_name="digits/one"} 996.00673553058845755003858357668
+envoy_cluster_upstream_rq_time_count{envoy_cluster_name="digits/one"} 288
+"""
+
+counters = st.builds(
+    Counters,
+    requests=st.integers(0, 10**12),
+    active=st.integers(0, 10**6),
+    time_ms=st.floats(0, 1e12),
+    answered=st.integers(0, 10**12),
+)
+names = st.text(min_size=1, max_size=40)
+
+
+def test_the_counters_of_every_cluster_are_read_from_envoys_text() -> None:
+    found = parse(TEXT)
+
+    assert found == {
+        "digits/one": Counters(requests=300, active=2, time_ms=pytest.approx(996.0067), answered=288),
+        "telemetry": Counters(requests=12),
+    }
+    assert parse("") == parse("# nothing counted yet\n") == {}
+
+
+def test_other_labels_the_order_of_labels_and_large_numbers_are_understood() -> None:
+    text = (
+        'envoy_cluster_upstream_rq_total{pod="a}b",envoy_cluster_name="x/y",zone=""} 1.5e+06 1700000000000\n'
+        'envoy_cluster_upstream_rq_active{not_envoy_cluster_name="z",envoy_cluster_name="x/y"} 3\n'
+        'envoy_cluster_upstream_rq_time_sum{envoy_cluster_name="x/y"} NaN\n'
+        'envoy_cluster_upstream_rq_total{pod="nameless"} 7\n'
+    )
+
+    assert parse(text) == {"x/y": Counters(requests=1_500_000, active=3)}
+
+
+@given(names)
+def test_a_name_is_read_as_it_was_before_it_was_escaped(name: str) -> None:
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    assert parse(f'envoy_cluster_upstream_rq_total{{envoy_cluster_name="{escaped}"}} 5\n') == {name: Counters(5)}
+
+
+def test_a_load_is_requests_by_time_and_the_mean_of_what_was_answered() -> None:
+    before = {"one": Counters(requests=100, time_ms=500.0, answered=90), "gone": Counters(requests=5)}
+    after = {"one": Counters(requests=300, time_ms=1300.0, answered=250), "new": Counters(requests=10)}
+
+    assert loads(before, after, 10.0) == {
+        "one": Load(requests_per_s=20.0, request_time_s=0.005),
+        "new": Load(requests_per_s=1.0, request_time_s=None),
+    }
+
+
+def test_a_router_that_began_anew_counts_from_nothing() -> None:
+    before = {"one": Counters(requests=10_000, time_ms=50_000.0, answered=10_000)}
+    after = {"one": Counters(requests=40, time_ms=80.0, answered=20)}
+
+    assert loads(before, after, 4.0) == {"one": Load(requests_per_s=10.0, request_time_s=0.004)}
+
+
+def test_the_loads_of_several_routers_add_up_each_with_its_own_restarts() -> None:
+    steady = ({"one": Counters(100, 0, 100.0, 100)}, {"one": Counters(200, 1, 300.0, 200)})
+    restarted = ({"one": Counters(900, 0, 900.0, 900)}, {"one": Counters(50, 2, 100.0, 50)})
+
+    together = total(growth(before, after) for before, after in (steady, restarted))
+
+    assert together == {"one": Counters(requests=150, active=3, time_ms=300.0, answered=150)}
+    assert loads({}, together, 10.0) == {"one": Load(requests_per_s=15.0, request_time_s=0.002)}
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_no_time_between_two_looks_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="needs time between two looks"):
+        loads({}, {"one": Counters(1)}, seconds)
+
+
+@given(counters, counters, st.floats(0.1, 1000))
+def test_no_load_is_ever_negative(before: Counters, after: Counters, seconds: float) -> None:
+    load = loads({"one": before}, {"one": after}, seconds)["one"]
+
+    assert load.requests_per_s >= 0
+    assert load.request_time_s is None or load.request_time_s >= 0
