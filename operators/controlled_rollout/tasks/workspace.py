@@ -7,9 +7,14 @@ from typing import Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.tasks.cluster import cluster_conn_id, with_cluster, with_own_cluster
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["WorkspaceHook", "workspace_from"]
+
+# What a task would not look at, because its way into a cluster is a connection.
+ONLY_WITHOUT_AIRFLOW = ("kubeconfig", "kube_context")
 
 
 def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
@@ -19,6 +24,11 @@ def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
         WorkspaceError: A setting is unknown or not valid.
     """
     settings = {name: value for name, value in extras.items() if value not in (None, "")}
+    if foreign := [name for name in ONLY_WITHOUT_AIRFLOW if name in settings]:
+        raise WorkspaceError(
+            f"the connection {conn_id!r} sets {' and '.join(foreign)}, which are for the command line: say in "
+            "kubernetes_conn_id which connection of the type 'kubernetes' leads to the cluster"
+        )
     return Workspace.from_settings({"name": conn_id, **settings})
 
 
@@ -48,15 +58,23 @@ class WorkspaceHook(BaseHook):
     def get_workspace(self) -> Workspace:
         """Return the connection's workspace.
 
+        On Kubernetes its `open_cluster` goes by the connection `kubernetes_conn_id`, which is read here.
+
         Raises:
             AirflowNotFoundException: There is no such connection, and it is not the default one.
-            WorkspaceError: Its settings are not valid.
+            WorkspaceError: Its settings are not valid, or its Kubernetes connection is missing.
         """
         try:
             connection = self.get_connection(self.conn_id)
         except AirflowNotFoundException:
             return self._missing()
-        return workspace_from(self.conn_id, connection.extra_dejson)
+        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        if (cluster := cluster_conn_id(workspace)) is None:
+            return workspace
+        try:
+            return with_cluster(workspace, self.get_connection(cluster))
+        except AirflowNotFoundException:
+            return with_own_cluster(workspace)
 
     async def aget_workspace(self) -> Workspace:
         """Like `get_workspace`, for the event loop of a trigger."""
@@ -64,7 +82,13 @@ class WorkspaceHook(BaseHook):
             connection = await self.aget_connection(self.conn_id)
         except AirflowNotFoundException:
             return self._missing()
-        return workspace_from(self.conn_id, connection.extra_dejson)
+        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        if (cluster := cluster_conn_id(workspace)) is None:
+            return workspace
+        try:
+            return with_cluster(workspace, await self.aget_connection(cluster))
+        except AirflowNotFoundException:
+            return with_own_cluster(workspace)
 
     def test_connection(self) -> tuple[bool, str]:
         """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""

@@ -1,0 +1,157 @@
+"""The way into a workspace's cluster: the cncf provider's hook, told what its connection (type `kubernetes`) says."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
+    from airflow.sdk import Connection
+    from kubernetes_asyncio.client import ApiClient
+
+__all__ = ["DEFAULT_CONN_ID", "cluster_conn_id", "cluster_settings", "with_cluster", "with_own_cluster"]
+
+DEFAULT_CONN_ID: Final = "kubernetes_default"
+CONN_TYPE: Final = "kubernetes"
+SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+# How old forms of the connection name their fields.
+OLD_PREFIX: Final = "extra__kubernetes__"
+SWITCHES: Final = ("in_cluster", "disable_verify_ssl")
+WAYS_IN: Final = ("in_cluster", "kube_config_path", "kube_config")
+
+
+def cluster_conn_id(workspace: Workspace) -> str | None:
+    """Return the Kubernetes connection of a workspace; None for one that is not on a cluster."""
+    return (workspace.kubernetes_conn_id or DEFAULT_CONN_ID) if workspace.target == "kubernetes" else None
+
+
+def with_cluster(workspace: Workspace, connection: "Connection") -> Workspace:
+    """Return the workspace with the way into its cluster that a connection describes.
+
+    Nothing is opened yet, and nothing more is asked of Airflow: a trigger may open it in its event loop.
+
+    Raises:
+        WorkspaceError: The connection is of another type, or its kube config cannot be read.
+    """
+    if connection.conn_type != CONN_TYPE:
+        raise WorkspaceError(
+            f"workspace {workspace.name!r} names the Kubernetes connection {connection.conn_id!r}, which is of the "
+            f"type {connection.conn_type!r}: name one of the type {CONN_TYPE!r} in kubernetes_conn_id"
+        )
+    settings = cluster_settings(connection.conn_id, connection.extra_dejson)
+    if not any(settings.get(way) for way in WAYS_IN) and _in_pod():
+        settings["in_cluster"] = True
+    return _opened_with(workspace, connection.conn_id, settings)
+
+
+def with_own_cluster(workspace: Workspace) -> Workspace:
+    """Return the workspace on the cluster that this process's pod is in: its Kubernetes connection does not exist.
+
+    Raises:
+        WorkspaceError: That connection is not the default one, or this is no pod with a service account.
+    """
+    conn_id = cluster_conn_id(workspace)
+    if conn_id != DEFAULT_CONN_ID or not _in_pod():
+        raise WorkspaceError(
+            f"workspace {workspace.name!r} is on Kubernetes and its connection {conn_id!r} does not exist: create it "
+            f"with the type {CONN_TYPE!r}, or name another one in kubernetes_conn_id"
+        )
+    return _opened_with(workspace, DEFAULT_CONN_ID, {"in_cluster": True})
+
+
+def cluster_settings(conn_id: str, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Kubernetes connection's settings: fields that the form left empty are gone, switches are true or absent.
+
+    The provider's asynchronous hook takes an empty path for a path and the text "false" for true.
+
+    Raises:
+        WorkspaceError: The kube config is neither JSON nor YAML of a mapping; the message has nothing of its content.
+    """
+    named = {name: value for name, value in extras.items() if not name.startswith(OLD_PREFIX)}
+    old = {name.removeprefix(OLD_PREFIX): value for name, value in extras.items() if name.startswith(OLD_PREFIX)}
+    settings = {name: value for name, value in {**old, **named}.items() if value not in (None, "")}
+    for switch in SWITCHES:
+        if str(settings.pop(switch, False)).strip().lower() == "true":
+            settings[switch] = True
+    if "kube_config" in settings:
+        settings["kube_config"] = _mapping(conn_id, settings["kube_config"])
+    return settings
+
+
+def _mapping(conn_id: str, kube_config: Any) -> dict[str, Any]:
+    content = kube_config
+    if isinstance(content, str):
+        try:
+            content = yaml.safe_load(content)
+        except yaml.YAMLError:
+            content = None
+    if not isinstance(content, dict):
+        raise WorkspaceError(
+            f"kube_config of the connection {conn_id!r} is neither JSON nor YAML of a kube config: paste the whole "
+            "file, or give its path as kube_config_path"
+        )
+    return content
+
+
+def _in_pod() -> bool:
+    return SERVICE_ACCOUNT_TOKEN.is_file()
+
+
+def _opened_with(workspace: Workspace, conn_id: str, settings: dict[str, Any]) -> Workspace:
+    return workspace.model_copy(
+        update={"open_cluster": functools.partial(_open_cluster, workspace.name, conn_id, settings)}
+    )
+
+
+@asynccontextmanager
+async def _open_cluster(workspace: str, conn_id: str, settings: Mapping[str, Any]) -> AsyncIterator["ApiClient"]:
+    """Open the API client of a cluster, and close it at the end.
+
+    A plug-in for signing in (exec, as for AKS with Entra ID) is run at every opening.
+    """
+    # Importing takes longer than an event loop may be kept waiting.
+    hook = await asyncio.to_thread(_hook, workspace, conn_id, dict(settings))
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(hook.get_conn())
+        except Exception as error:  # a kube config can be wrong in as many ways as its reader has lines
+            raise WorkspaceError(
+                f"workspace {workspace!r} cannot open its cluster with the connection {conn_id!r}"
+                f"{_way(settings)}: {_told(error)}"
+            ) from None
+        yield client
+
+
+def _hook(workspace: str, conn_id: str, settings: dict[str, Any]) -> "AsyncKubernetesHook":
+    try:
+        from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
+        from kubernetes_asyncio.client import Configuration
+    except ImportError as error:
+        raise WorkspaceError(
+            f"workspace {workspace!r} is on Kubernetes and a package is missing ({error.name}): install "
+            "airflow-provider-controlled-rollout with the extra kubernetes"
+        ) from None
+    configuration = Configuration()
+    if settings.get("disable_verify_ssl"):
+        # The asynchronous hook does not look at this setting itself.
+        configuration.verify_ssl = False
+    return AsyncKubernetesHook(conn_id=conn_id, connection_extras=settings, client_configuration=configuration)
+
+
+def _way(settings: Mapping[str, Any]) -> str:
+    path = settings.get("kube_config_path")
+    return f" (kube_config_path {path}{'' if Path(path).exists() else ', which does not exist here'})" if path else ""
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, without the pieces of the kube config that some messages carry in braces."""
+    return str(error).partition("{")[0].strip() or type(error).__name__
