@@ -36,32 +36,102 @@ def _connection_type() -> dict[str, Any]:
         "connection-type": "controlled_rollout",
         "hook-class-name": "controlled_rollout.tasks.workspace.WorkspaceHook",
         "hook-name": "Controlled Rollout workspace",
-        "conn-fields": {
-            "target": {
-                "label": "Target",
-                "schema": {"type": ["string", "null"], "enum": ["local"], "default": "local"},
-                "description": "Where versions run. local: this machine, with nothing installed.",
-            },
-            "root": {
-                "label": "Folder",
-                "schema": {"type": ["string", "null"]},
-                "description": "The local workspace's folder; empty for $CONTROLLED_ROLLOUT_HOME or "
-                "~/.controlled-rollout.",
-            },
-            "telemetry_endpoint": {
-                "label": "Telemetry endpoint",
-                "schema": {"type": ["string", "null"], "format": "url"},
-                "description": "Base address of the Log Analytics query API; empty for the local telemetry store.",
-            },
-            "telemetry_workspace_id": {
-                "label": "Log Analytics workspace",
-                "schema": {"type": ["string", "null"]},
-                "description": "The workspace that is queried; empty for the local telemetry store's.",
-            },
-        },
+        "conn-fields": {**_place_fields(), **_cluster_fields(), **_image_fields(), **_telemetry_fields()},
         "ui-field-behaviour": {
             "hidden-fields": ["host", "port", "login", "password", "schema", "extra"],
             "relabeling": {},
-            "placeholders": {"root": "~/.controlled-rollout"},
+            "placeholders": {
+                "root": "~/.controlled-rollout",
+                "kubernetes_conn_id": "kubernetes_default",
+                "namespace": "default",
+                "gateway": "namespace/name",
+                "envoy_namespace": "envoy-gateway-system",
+                "endpoint_url": "https://models.example",
+                "registry": "registry.example/models",
+            },
         },
+    }
+
+
+def _field(label: str, description: str, **schema: Any) -> dict[str, Any]:
+    """A field of the connection's form; all may be left empty."""
+    return {"label": label, "schema": {"type": ["string", "null"], **schema}, "description": description}
+
+
+def _place_fields() -> dict[str, Any]:
+    return {
+        "target": _field(
+            "Target",
+            "Where versions run. local: this machine, with nothing installed. kubernetes: a cluster with the Gateway "
+            "API and Envoy Gateway.",
+            enum=["local", "kubernetes"],
+            default="local",
+        ),
+        "root": _field(
+            "Folder",
+            "The workspace's folder on the workers: records and caches, for the local target everything; empty for "
+            "$CONTROLLED_ROLLOUT_HOME or ~/.controlled-rollout.",
+        ),
+    }
+
+
+def _cluster_fields() -> dict[str, Any]:
+    return {
+        "kubernetes_conn_id": _field(
+            "Kubernetes connection",
+            "The connection of the type kubernetes that leads to the cluster; empty for kubernetes_default or, where "
+            "that does not exist, the cluster that the worker runs in.",
+        ),
+        "namespace": _field("Namespace", "Where the endpoints' objects live in the cluster; empty for default."),
+        "gateway": _field(
+            "Gateway",
+            "The Gateway that the endpoints' routes attach to, as namespace/name or namespace/name/listener; needed "
+            "on Kubernetes.",
+        ),
+        "envoy_namespace": _field(
+            "Namespace of Envoy", "Where the Gateway's Envoy pods run; empty for envoy-gateway-system."
+        ),
+        "endpoint_url": _field(
+            "URL of the endpoints",
+            "Base URL under which callers reach the Gateway; empty for the Gateway's own address.",
+            format="url",
+        ),
+        "image_pull_secret": _field(
+            "Image pull secret",
+            "The Secret in the namespace with which the cluster pulls images; empty for a registry that asks for none.",
+        ),
+    }
+
+
+def _image_fields() -> dict[str, Any]:
+    return {
+        "registry": _field(
+            "Registry", "Where images are pushed: a registry and a prefix; empty where no images are built."
+        ),
+        "shared_registry": _field(
+            "Shared registry", "Where environments are looked up that the registry does not have; may be empty."
+        ),
+        "base_image": _field(
+            "Base image", "What images are built on when an environment names no base image of its own."
+        ),
+    }
+
+
+def _telemetry_fields() -> dict[str, Any]:
+    return {
+        "telemetry_endpoint": _field(
+            "Telemetry endpoint",
+            "Base address of the Log Analytics query API; empty for Azure's or, on the local target, for the local "
+            "telemetry store.",
+            format="url",
+        ),
+        "telemetry_workspace_id": _field(
+            "Log Analytics workspace",
+            "The workspace that is queried; needed on Kubernetes, empty for the local telemetry store's.",
+        ),
+        "telemetry_token_file": _field(
+            "File with the telemetry token",
+            "The file with the token of a telemetry store on the worker itself; empty for Azure, where the identity "
+            "of the worker signs in.",
+        ),
     }
