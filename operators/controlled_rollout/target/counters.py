@@ -1,7 +1,7 @@
 """What Envoy has counted, from its own Prometheus text, and the load that two such texts make. Pure.
 
 Envoy merges its histograms only once per flush interval (5 s unless it was told otherwise), its counters at once: a
-request time is the mean over what was merged between the two texts, never time by requests.
+request time is the mean over the answers that were merged between the two texts, whatever the number of requests.
 """
 
 import math
@@ -63,7 +63,8 @@ def parse(text: str) -> dict[str, Counters]:
 def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, Counters]:
     """Return what one router has counted between two looks, for each cluster that it knew at the second.
 
-    A counter that went back belongs to a router, or a cluster, that began anew in between: it counts from 0.
+    A counter that went back belongs to a router, or a cluster, that began anew in between: it counts from 0. Where no
+    times were merged between the two looks, the requests are taken to have lasted as long as those before.
     """
     return {name: _growth(before.get(name, Counters()), now) for name, now in after.items()}
 
@@ -110,13 +111,13 @@ def loads(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds
 def _growth(before: Counters, after: Counters) -> Counters:
     if after.requests < before.requests or after.answered < before.answered:
         return after
-    return Counters(
-        requests=after.requests - before.requests,
-        active=after.active,
-        # The sum of a histogram is an estimate by its buckets: it may come out a little smaller.
-        time_ms=max(0.0, after.time_ms - before.time_ms),
-        answered=after.answered - before.answered,
-    )
+    requests, answered = after.requests - before.requests, after.answered - before.answered
+    # The sum of a histogram is an estimate by its buckets: it may come out a little smaller.
+    time_ms = max(0.0, after.time_ms - before.time_ms)
+    if not answered:
+        answered = requests if after.answered else 0
+        time_ms = requests * after.time_ms / after.answered if after.answered else 0.0
+    return Counters(requests=requests, active=after.active, time_ms=time_ms, answered=answered)
 
 
 def _number(text: str) -> float | None:

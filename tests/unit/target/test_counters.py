@@ -75,6 +75,17 @@ def test_a_load_is_requests_by_time_and_the_mean_of_what_was_answered() -> None:
     }
 
 
+def test_between_two_merges_of_the_times_those_before_stand_for_the_new_requests() -> None:
+    before = {"one": Counters(requests=100, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
+    after = {"one": Counters(requests=120, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
+
+    assert growth(before, after)["one"] == Counters(requests=20, time_ms=100.0, answered=20)
+    assert loads(before, after, 1.0) == {
+        "one": Load(requests_per_s=20.0, request_time_s=0.005),
+        "idle": Load(requests_per_s=0.0, request_time_s=None),
+    }
+
+
 def test_a_router_that_began_anew_counts_from_nothing() -> None:
     before = {"one": Counters(requests=10_000, time_ms=50_000.0, answered=10_000)}
     after = {"one": Counters(requests=40, time_ms=80.0, answered=20)}
