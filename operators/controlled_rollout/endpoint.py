@@ -117,6 +117,7 @@ class Version(_Value):
         cpu_cores, memory_gb: What one replica asks for, in cores and gigabytes.
         cpu_cores_limit, memory_gb_limit: What one replica may use at most; None for no limit.
         gpu_cores: Whole GPUs for one replica.
+        node_selector, tolerations: Which nodes a replica may run on, in Kubernetes' terms; for pools with GPUs.
         num_replicas: A fixed number of replicas; None lets the autoscaler choose.
         autoscale_enabled: True unless `num_replicas` is given.
         autoscale_min_replicas, autoscale_max_replicas: Bounds of the autoscaler.
@@ -145,6 +146,8 @@ class Version(_Value):
     memory_gb: PositiveFloat = 0.5
     memory_gb_limit: PositiveFloat | None = None
     gpu_cores: NonNegativeInt = 0
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
 
     num_replicas: PositiveInt | None = None
     autoscale_enabled: bool = True

@@ -106,6 +106,7 @@ class EndpointStatus(_Message):
         versions: By name.
         trouble: What keeps the newest revision from being served and will not go away by waiting, in a sentence: the
             router refuses the route, somebody has changed it by hand. None while there is nothing of that kind.
+        waiting_for: What the newest revision still waits for in the router, for the reader of a time-out.
     """
 
     name: str
@@ -114,6 +115,7 @@ class EndpointStatus(_Message):
     served_revision: int
     versions: dict[str, VersionStatus] = Field(default_factory=dict)
     trouble: str | None = None
+    waiting_for: str | None = None
 
 
 class Load(_Message):

@@ -224,7 +224,7 @@ class Api:
             return await self._client.rest_client.request(
                 method,
                 self.server + path,
-                query_params=list((query or {}).items()),
+                query_params=dict(query or {}),
                 headers=headers,
                 body=body,
                 _preload_content=False,
@@ -290,7 +290,7 @@ async def _from_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
         )
     except (config.ConfigException, OSError, TypeError) as error:
         if workspace.kubeconfig is None and workspace.kube_context is None and await asyncio.to_thread(_in_pod):
-            config.load_incluster_config(client_configuration=settings)
+            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
             raise WorkspaceError(
                 f"workspace {workspace.name!r} does not lead to a cluster ({error}): set kubeconfig to a file that "

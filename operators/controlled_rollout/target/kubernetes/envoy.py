@@ -1,0 +1,114 @@
+"""What the Envoy pods of a Gateway say of themselves: the rules they serve, whom they see ready, what they count."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from controlled_rollout.target import counters
+from controlled_rollout.target.counters import Counters
+from controlled_rollout.target.kubernetes.api import Api, ApiError
+from controlled_rollout.target.kubernetes.names import POD, selector
+
+__all__ = ["Envoys", "look"]
+
+# Where Envoy Gateway lets Prometheus read an Envoy's counters.
+STATS_PORT: Final = 19001
+_HEALTHY: Final = re.compile(r'^envoy_cluster_membership_healthy\{[^}]*envoy_cluster_name="([^"]*)"[^}]*\} (\d+)', re.M)
+_ROUTE: Final = re.compile(r'^envoy_vhost_route_upstream_rq_total\{[^}]*envoy_route="([^"]*)"', re.M)
+
+
+@dataclass(frozen=True)
+class Envoy:
+    """What one Envoy says.
+
+    Attributes:
+        clusters: What it has counted, by cluster.
+        healthy: How many replicas it would send a request to, by cluster.
+        rules: The rules whose counters it has: those that it serves, or has served before.
+    """
+
+    clusters: Mapping[str, Counters] = field(default_factory=dict)
+    healthy: Mapping[str, int] = field(default_factory=dict)
+    rules: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return what is in the answer of `/stats/prometheus`."""
+        return cls(
+            clusters=counters.parse(text),
+            healthy={cluster: int(number) for cluster, number in _HEALTHY.findall(text)},
+            rules=frozenset(_ROUTE.findall(text)),
+        )
+
+
+@dataclass(frozen=True)
+class Envoys:
+    """What all Envoys of a Gateway say, by the names of their pods."""
+
+    pods: Mapping[str, Envoy] = field(default_factory=dict)
+
+    def serve(self, rule: str) -> bool:
+        """Whether every Envoy has taken a rule over."""
+        return bool(self.pods) and all(rule in envoy.rules for envoy in self.pods.values())
+
+    def healthy(self, cluster: str) -> int:
+        """How many replicas of a cluster every Envoy at least would send a request to."""
+        return min((envoy.healthy.get(cluster, 0) for envoy in self.pods.values()), default=0)
+
+    def requests(self, cluster: str) -> int:
+        """How many requests all Envoys have sent to a cluster."""
+        return sum(envoy.clusters.get(cluster, Counters()).requests for envoy in self.pods.values())
+
+    def active(self, cluster: str) -> int:
+        """How many requests of a cluster all Envoys are waiting for."""
+        return sum(envoy.clusters.get(cluster, Counters()).active for envoy in self.pods.values())
+
+    def since(self, before: "Envoys") -> dict[str, Counters]:
+        """Return what all Envoys have counted since an earlier look, by cluster."""
+        none = Envoy()
+        return counters.total(
+            counters.growth(before.pods.get(name, none).clusters, envoy.clusters) for name, envoy in self.pods.items()
+        )
+
+
+async def look(api: Api, *, gateway: str, gateway_namespace: str, namespace: str, route: str) -> Envoys:
+    """Ask every Envoy of a Gateway for its counters of one route.
+
+    Args:
+        api: The cluster.
+        gateway: The Gateway's name.
+        gateway_namespace: Its namespace.
+        namespace: Where its Envoys run.
+        route: The route, as `namespace/name`.
+    """
+    labels = {
+        "gateway.envoyproxy.io/owning-gateway-name": gateway,
+        "gateway.envoyproxy.io/owning-gateway-namespace": gateway_namespace,
+    }
+    pods = await api.items(POD.path(namespace), labelSelector=selector(labels))
+    names = [pod["metadata"]["name"] for pod in pods if _ready(pod)]
+    found = await asyncio.gather(*(_ask(api, namespace, name, route) for name in names))
+    return Envoys({name: envoy for name, envoy in zip(names, found, strict=True) if envoy is not None})
+
+
+async def _ask(api: Api, namespace: str, pod: str, route: str) -> Envoy | None:
+    path = f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
+    wanted = rf"^(cluster\.httproute/{re.escape(route)}/.*(upstream_rq_(total|active|time)|membership_healthy)$"
+    wanted += rf"|vhost\..*\.route\.{re.escape(route)}/.*upstream_rq_total$)"
+    try:
+        text = await api.request("GET", path, query={"filter": wanted}, accept="*/*")
+    except ApiError as error:
+        if error.status == 404:  # the pod has gone in between
+            return None
+        raise
+    return Envoy.parse(text.decode(errors="replace"))
+
+
+def _ready(pod: dict[str, object]) -> bool:
+    status = pod.get("status") or {}
+    conditions = status.get("conditions") or [] if isinstance(status, dict) else []
+    metadata = pod["metadata"]
+    leaving = isinstance(metadata, dict) and "deletionTimestamp" in metadata
+    return not leaving and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

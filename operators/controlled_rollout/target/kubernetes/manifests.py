@@ -1,0 +1,308 @@
+"""What the API server is given: endpoints and versions as values in, Kubernetes objects as dictionaries out. No I/O."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from controlled_rollout.endpoint import Endpoint, Version
+from controlled_rollout.target import Keys
+from controlled_rollout.target.kubernetes.api import Kind, Object
+from controlled_rollout.target.kubernetes.names import (
+    BACKEND_TRAFFIC_POLICY,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    HTTP_ROUTE_FILTER,
+    SECRET,
+    SECURITY_POLICY,
+    SERVICE,
+    endpoint_labels,
+    endpoint_object,
+    route_name,
+    version_labels,
+    version_object,
+)
+
+__all__ = [
+    "CONTAINER",
+    "HTTP_PORT",
+    "ROUTED_BY_HEADER",
+    "SERVICE_PORT",
+    "VERSION_HEADER",
+    "deployment",
+    "http_route",
+    "keys_secret",
+    "not_here",
+    "owner_reference",
+    "root",
+    "security_policy",
+    "service",
+    "traffic_policy",
+]
+
+VERSION_HEADER: Final = "azureml-model-deployment"
+ROUTED_BY_HEADER: Final = "x-controlled-rollout-routed-by"
+
+SERVICE_PORT: Final = 80
+HTTP_PORT: Final = 8080
+HEALTH_PORT: Final = 8081
+CONTAINER: Final = "model"
+
+# A pod that is told to end goes on answering until every router knows that it is leaving.
+LEAVE_S: Final = 5
+# What is left for the answers that are still owed, beyond the scoring time-out.
+DRAIN_MARGIN_S: Final = 10
+# Below the replicas' keep-alive, so that it is always the router that ends an idle connection.
+UPSTREAM_IDLE: Final = "10s"
+# Generous, bounded: a replica refuses what it cannot queue long before this.
+MAX_IN_FLIGHT: Final = 4096
+USER_ID: Final = 10001
+
+
+def root(endpoint: str, namespace: str) -> Object:
+    """Return the object that owns all of an endpoint: deleting it deletes the endpoint, and nothing else."""
+    return {
+        **_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),
+        "data": {"endpoint": endpoint},
+    }
+
+
+def owner_reference(owner: Object) -> Object:
+    """Return the reference by which an object is deleted together with `owner`."""
+    return {
+        "apiVersion": "v1",
+        "kind": CONFIG_MAP.name,
+        "name": owner["metadata"]["name"],
+        "uid": owner["metadata"]["uid"],
+        "blockOwnerDeletion": True,
+    }
+
+
+def deployment(
+    endpoint: Endpoint, version: Version, *, namespace: str, owner: Object, image_pull_secret: str | None = None
+) -> Object:
+    """Return a version's Deployment, without the number of its replicas: that is scaled, not applied."""
+    labels = version_labels(endpoint.name, version.name)
+    drain_s = -(-version.scoring_timeout_ms // 1000) + DRAIN_MARGIN_S
+    pod: Object = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": LEAVE_S + drain_s + DRAIN_MARGIN_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(version, drain_s)],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    if version.node_selector:
+        pod["nodeSelector"] = dict(version.node_selector)
+    if version.tolerations:
+        pod["tolerations"] = [dict(toleration) for toleration in version.tolerations]
+    if image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": image_pull_secret}]
+    return {
+        **_owned(DEPLOYMENT, version_object(endpoint.name, version.name), namespace, labels, owner),
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": version.initial_delay_seconds + 300,
+            # A new definition of a version never takes away a replica that answers before its successor does.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def _container(version: Version, drain_s: int) -> Object:
+    requests: dict[str, str] = {"cpu": _cores(version.cpu_cores), "memory": _gigabytes(version.memory_gb)}
+    limits: dict[str, str] = {}
+    if version.cpu_cores_limit is not None:
+        limits["cpu"] = _cores(version.cpu_cores_limit)
+    if version.memory_gb_limit is not None:
+        limits["memory"] = _gigabytes(version.memory_gb_limit)
+    if version.gpu_cores:
+        # A GPU cannot be shared: Kubernetes wants request and limit to be the same.
+        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(version.gpu_cores)
+    probe = {
+        "periodSeconds": version.period_seconds,
+        "timeoutSeconds": version.timeout_seconds,
+        "failureThreshold": version.failure_threshold,
+    }
+    settings = {
+        "WORKER_COUNT": version.worker_count,
+        "SCORING_TIMEOUT_MS": version.scoring_timeout_ms,
+        "REPLICA_MAX_CONCURRENT_REQUESTS": version.replica_max_concurrent_requests,
+        "MAX_REQUEST_WAIT_TIME_MS": version.max_request_wait_time,
+        "DRAIN_TIMEOUT_S": drain_s,
+    }
+    return {
+        "name": CONTAINER,
+        "image": version.image,
+        "args": ["--bind", f"0.0.0.0:{HTTP_PORT}", "--health", f"0.0.0.0:{HEALTH_PORT}"],
+        "env": [{"name": name, "value": str(value)} for name, value in settings.items()],
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "resources": {"requests": requests, **({"limits": limits} if limits else {})},
+        # Answered by a process that does not score: a busy model is neither restarted nor taken off the list.
+        "startupProbe": {
+            "httpGet": {"path": "/ready", "port": "health", "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": version.timeout_seconds,
+            "failureThreshold": version.initial_delay_seconds,
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": "health", "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": version.timeout_seconds,
+            "successThreshold": version.success_threshold,
+            "failureThreshold": version.failure_threshold,
+        },
+        "livenessProbe": {"httpGet": {"path": "/live", "port": "health", "scheme": "HTTP"}, **probe},
+        "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_S}}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own
+    }
+
+
+def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Object:
+    """Return the address of a version's replicas."""
+    labels = version_labels(endpoint, version)
+    return {
+        **_owned(SERVICE, version_object(endpoint, version), namespace, labels, owner),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": labels,
+            "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object) -> Object:
+    """Return the Secret of an endpoint's keys; the router looks callers' keys up in it."""
+    return {
+        **_owned(SECRET, endpoint_object(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner),
+        "type": "Opaque",
+        "stringData": {"primary": keys.primary, "secondary": keys.secondary},
+    }
+
+
+def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
+    """Return the policy that lets only callers with a key in."""
+    return {
+        **_policy(SECURITY_POLICY, endpoint, namespace, owner),
+        "spec": {
+            "targetRefs": [_route_reference(endpoint)],
+            "apiKeyAuth": {
+                "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object(endpoint, "keys")}],
+                "extractFrom": [{"headers": ["Authorization"]}],
+                "sanitize": True,
+            },
+        },
+    }
+
+
+def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
+    """Return how the router treats an endpoint's requests: what it sends again, how it balances, what it reports."""
+    return {
+        **_policy(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
+        "spec": {
+            "targetRefs": [_route_reference(endpoint.name)],
+            "loadBalancer": {"type": "LeastRequest"},
+            "timeout": {
+                "tcp": {"connectTimeout": "2s"},
+                "http": {"connectionIdleTimeout": UPSTREAM_IDLE},
+            },
+            "circuitBreaker": {
+                "maxConnections": MAX_IN_FLIGHT,
+                "maxPendingRequests": MAX_IN_FLIGHT,
+                "maxParallelRequests": MAX_IN_FLIGHT,
+            },
+            # Only what certainly never reached a replica's code is sent again.
+            "retry": {
+                "numRetries": 2,
+                "retryOn": {"triggers": ["connect-failure", "reset-before-request", "refused-stream"]},
+                "perRetry": {"backOff": {"baseInterval": "5ms", "maxInterval": "50ms"}},
+            },
+            "telemetry": {
+                "tracing": {
+                    "samplingFraction": {"numerator": 100 if endpoint.enable_app_insights else 0, "denominator": 100},
+                    "customTags": {
+                        "endpoint": {"type": "Literal", "literal": {"value": endpoint.name}},
+                        "version": {"type": "RequestHeader", "requestHeader": {"name": VERSION_HEADER}},
+                        "routed_by": {"type": "RequestHeader", "requestHeader": {"name": ROUTED_BY_HEADER}},
+                    },
+                },
+                # Gives every rule counters of its own name: an Envoy that has them has taken the rule over.
+                "metrics": {"routeStatName": "%ROUTE_NAMESPACE%/%ROUTE_NAME%/%ROUTE_RULE_NAME%"},
+            },
+        },
+    }
+
+
+def http_route(
+    endpoint: str,
+    parent: Object,
+    rules: Sequence[Object],
+    annotations: Mapping[str, str],
+    *,
+    namespace: str,
+    owner: Object,
+) -> Object:
+    """Return the route of an endpoint's callers, as it is made the first time."""
+    made = _owned(HTTP_ROUTE, route_name(endpoint), namespace, endpoint_labels(endpoint), owner)
+    made["metadata"]["annotations"] = dict(annotations)
+    return {**made, "spec": {"parentRefs": [parent], "rules": list(rules)}}
+
+
+def not_here(endpoint: str, part: str, status: int, text: str, *, namespace: str, owner: Object) -> Object:
+    """Return an answer that the router gives by itself."""
+    return {
+        **_owned(HTTP_ROUTE_FILTER, endpoint_object(endpoint, part), namespace, endpoint_labels(endpoint), owner),
+        "spec": {
+            "directResponse": {
+                "contentType": "text/plain; charset=utf-8",
+                "statusCode": status,
+                "body": {"type": "Inline", "inline": text},
+            }
+        },
+    }
+
+
+def _policy(kind: Kind, endpoint: str, namespace: str, owner: Object) -> Object:
+    return _owned(kind, endpoint_object(endpoint), namespace, endpoint_labels(endpoint), owner)
+
+
+def _route_reference(endpoint: str) -> Object:
+    return {"group": HTTP_ROUTE.group, "kind": HTTP_ROUTE.name, "name": route_name(endpoint)}
+
+
+def _head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str]) -> Object:
+    return {
+        "apiVersion": kind.version,
+        "kind": kind.name,
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(labels)},
+    }
+
+
+def _owned(kind: Kind, name: str, namespace: str, labels: Mapping[str, str], owner: Object) -> Object:
+    made = _head(kind, name, namespace, labels)
+    made["metadata"]["ownerReferences"] = [owner_reference(owner)]
+    return made
+
+
+def _cores(cores: float) -> str:
+    return f"{max(1, round(cores * 1000))}m"
+
+
+def _gigabytes(gigabytes: float) -> str:
+    """The old service counted in 10^9 bytes."""
+    return str(max(1, round(gigabytes * 1_000_000_000)))

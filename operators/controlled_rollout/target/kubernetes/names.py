@@ -1,0 +1,84 @@
+"""What our objects are called, and the labels by which they are found; names are never parsed."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+from controlled_rollout.endpoint import check_name
+from controlled_rollout.target.kubernetes.api import Kind
+
+__all__ = [
+    "BACKEND_TRAFFIC_POLICY",
+    "CONFIG_MAP",
+    "CONTROLLER_REVISION",
+    "DEPLOYMENT",
+    "ENDPOINT_LABEL",
+    "EVENT",
+    "GATEWAY",
+    "HTTP_ROUTE",
+    "HTTP_ROUTE_FILTER",
+    "MANAGED_BY",
+    "POD",
+    "SECRET",
+    "SECURITY_POLICY",
+    "SERVICE",
+    "VERSION_LABEL",
+    "endpoint_labels",
+    "endpoint_object",
+    "route_name",
+    "selector",
+    "version_labels",
+    "version_object",
+]
+
+CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")
+SECRET: Final = Kind("Secret", "v1", "secrets")
+SERVICE: Final = Kind("Service", "v1", "services")
+POD: Final = Kind("Pod", "v1", "pods")
+EVENT: Final = Kind("Event", "v1", "events")
+DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
+CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
+GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
+HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+SECURITY_POLICY: Final = Kind("SecurityPolicy", "gateway.envoyproxy.io/v1alpha1", "securitypolicies")
+BACKEND_TRAFFIC_POLICY: Final = Kind("BackendTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", "backendtrafficpolicies")
+HTTP_ROUTE_FILTER: Final = Kind("HTTPRouteFilter", "gateway.envoyproxy.io/v1alpha1", "httproutefilters")
+
+MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "controlled-rollout"}
+ENDPOINT_LABEL: Final = "controlled-rollout/endpoint"
+VERSION_LABEL: Final = "controlled-rollout/version"
+
+
+def endpoint_labels(endpoint: str) -> dict[str, str]:
+    """Return the labels of everything that belongs to an endpoint."""
+    return {**MANAGED_BY, ENDPOINT_LABEL: check_name(endpoint)}
+
+
+def version_labels(endpoint: str, version: str) -> dict[str, str]:
+    """Return the labels of everything that belongs to one version."""
+    return {**endpoint_labels(endpoint), VERSION_LABEL: check_name(version)}
+
+
+def selector(labels: Mapping[str, str]) -> str:
+    """Return labels as the API server's lists take them."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def endpoint_object(endpoint: str, part: str = "") -> str:
+    """Return the name of one of an endpoint's objects."""
+    return f"controlled-rollout-{check_name(endpoint)}" + (f"-{part}" if part else "")
+
+
+def route_name(endpoint: str) -> str:
+    """Return the name of an endpoint's HTTPRoute: the endpoint's own, because people look for it."""
+    return check_name(endpoint)
+
+
+def version_object(endpoint: str, version: str) -> str:
+    """Return the name of a version's Deployment and Service.
+
+    Endpoint and version joined could be longer than a Service's name may be, and two pairs could give the same: the
+    digest tells them apart.
+    """
+    digest = hashlib.sha256(f"{check_name(endpoint)}/{check_name(version)}".encode()).hexdigest()[:8]
+    return f"{endpoint[:24].rstrip('-')}-{version[:24].rstrip('-')}-{digest}"

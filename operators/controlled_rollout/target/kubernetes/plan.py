@@ -1,0 +1,148 @@
+"""What to do next for an endpoint, and how far things are: pure decisions from what the cluster says."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.target.kubernetes import route as routes
+from controlled_rollout.target.kubernetes.api import Object
+from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.route import Served
+
+__all__ = ["CONTROLLER", "Ack", "Desired", "acknowledged", "changed_by_hand", "desired", "services"]
+
+CONTROLLER: Final = "gateway.envoyproxy.io/gatewayclass-controller"
+DIGEST: Final = "controlled-rollout/rules-digest"
+# What a Gateway says of a route that it will never take: no waiting helps.
+REFUSALS: Final = ("NotAllowedByListeners", "NoMatchingParent", "NoMatchingListenerHostname", "UnsupportedValue")
+
+
+@dataclass(frozen=True)
+class Ack:
+    """What the gateway's controller says of an object, as it is now.
+
+    Attributes:
+        done: It has taken the newest generation over.
+        why: Otherwise, what it waits for or what is wrong.
+        refused: It never will.
+    """
+
+    done: bool
+    why: str | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The rules that the route should have now.
+
+    Attributes:
+        rules: By key; see `route.rules`.
+        complete: Whether they give the newest revision's whole split.
+    """
+
+    rules: Mapping[str, Object]
+    complete: bool
+
+
+def services(versions: Collection[str], endpoint: str) -> dict[str, str]:
+    """Return the versions by the names of their Services."""
+    return {version_object(endpoint, version): version for version in versions}
+
+
+def desired(
+    endpoint: Endpoint,
+    current: Sequence[Object],
+    *,
+    serving: Served | None,
+    ready: Collection[str],
+    proven: Collection[str],
+    closed: bool,
+) -> Desired:
+    """Return the rules to serve while not everything may be ready.
+
+    A version can be reached by its name from the moment that it is ready, and gets a share, or a bigger one, only once
+    the router itself sees it ready: until then the split stays as it is. What it has it keeps, whatever happens to its
+    replicas: a version that fails must be seen to fail.
+
+    Args:
+        endpoint: The newest revision.
+        current: The route's present rules.
+        serving: What ours among them say; None if there are none.
+        ready: The versions whose Deployments are ready.
+        proven: The versions that every Envoy sees ready in full size.
+        closed: Nobody may be let in yet: the policy that asks callers for their keys is not in force.
+    """
+    before = serving or Served()
+    reachable = [name for name in endpoint.versions if name in ready or name in before.reachable]
+    wanted = {} if closed else endpoint.weights()
+    complete = not closed and all(
+        weight <= before.weights.get(name, 0) or name in proven for name, weight in wanted.items()
+    )
+    weights = wanted if complete else {}
+    made = routes.rules(endpoint, current, weights=weights, reachable=reachable)
+    if not complete and serving is not None and serving.revision and not closed:
+        # The present split stays, word for word.
+        made |= {routes.WEIGHTS: next(rule for rule in current if routes.is_weights(rule))}
+    return Desired(made, complete)
+
+
+def acknowledged(found: Object | None, parents: str, *, gateway: tuple[str, str], conditions: Sequence[str]) -> Ack:
+    """Return what the controller says of a route (`parents`) or a policy (`ancestors`) of ours.
+
+    Args:
+        found: The object, with its status.
+        parents: Where in the status the controllers' words are.
+        gateway: Namespace and name of the Gateway.
+        conditions: The types that have to be true.
+    """
+    if found is None:
+        return Ack(False, "it is not there yet")
+    kind, name = found["kind"], found["metadata"]["name"]
+    said = []
+    for parent in (found.get("status") or {}).get(parents) or []:
+        reference = parent.get("parentRef") or parent.get("ancestorRef") or {}
+        namespace = reference.get("namespace", found["metadata"]["namespace"])
+        if (namespace, reference.get("name")) == gateway and parent.get("controllerName") == CONTROLLER:
+            said.append({one["type"]: one for one in parent.get("conditions") or []})
+    if not said:
+        return Ack(False, f"Envoy Gateway has not said anything of {kind} {name} yet")
+    for of_parent in said:
+        for kind_of in conditions:
+            condition = of_parent.get(kind_of)
+            if condition is None or condition.get("observedGeneration", 0) < found["metadata"]["generation"]:
+                return Ack(False, f"Envoy Gateway has not looked at the newest {kind} {name} yet")
+            if condition["status"] != "True":
+                why = f"Envoy Gateway says of {kind} {name}: {condition.get('reason')}: {condition.get('message')}"
+                return Ack(False, why, refused=condition.get("reason") in REFUSALS)
+    return Ack(True)
+
+
+def needs_policy(endpoint: Endpoint) -> bool:
+    """Whether callers have to show something before they are let in."""
+    return endpoint.auth is not Auth.NONE
+
+
+def changed_by_hand(found: Object | None) -> str | None:
+    """Say who has changed our rules in a route; None if nobody has.
+
+    Rules that are all gone are no change of that kind: they are written again.
+    """
+    if found is None or not routes.ours(found["spec"].get("rules") or []):
+        return None
+    noted = (found["metadata"].get("annotations") or {}).get(DIGEST)
+    if noted is None or noted == routes.digest(found["spec"]["rules"]):
+        return None
+    name = f"{found['metadata']['namespace']}/{found['metadata']['name']}"
+    writers = [
+        entry
+        for entry in found["metadata"].get("managedFields") or []
+        if "f:spec" in (entry.get("fieldsV1") or {}) and not entry.get("subresource")
+    ]
+    newest = max(writers, key=lambda entry: entry.get("time", ""), default=None)
+    who = f"{newest['manager']!r} at {newest.get('time')}" if newest else "somebody"
+    return (
+        f"the rules of HTTPRoute {name} whose names begin with {routes.PREFIX!r} are not as they were made: {who} has "
+        f"changed the route last; put them back, or delete them all from the route: then they are made anew"
+    )

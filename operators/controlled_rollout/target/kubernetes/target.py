@@ -1,0 +1,510 @@
+"""The Kubernetes target: `Target` over an API server. Nobody of ours runs in the cluster: who waits does the work."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
+from controlled_rollout.errors import (
+    AccessError,
+    ConflictError,
+    EndpointNotFoundError,
+    TargetUnavailableError,
+    WorkspaceError,
+)
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
+from controlled_rollout.target.kubernetes import envoy, manifests, revisions, view
+from controlled_rollout.target.kubernetes import route as routes
+from controlled_rollout.target.kubernetes.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.target.kubernetes.names import (
+    BACKEND_TRAFFIC_POLICY,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    ENDPOINT_LABEL,
+    GATEWAY,
+    HTTP_ROUTE,
+    HTTP_ROUTE_FILTER,
+    POD,
+    SECRET,
+    SECURITY_POLICY,
+    SERVICE,
+    VERSION_LABEL,
+    endpoint_labels,
+    endpoint_object,
+    route_name,
+    selector,
+    version_labels,
+    version_object,
+)
+from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST, changed_by_hand, desired, needs_policy
+from controlled_rollout.target.kubernetes.view import View
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["KubernetesTarget"]
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES: Final = 32
+MOST_REPLICAS: Final = 100
+# On a Deployment and on an endpoint's root: what it was last made from, so that what is the same is not sent again.
+MADE_FROM: Final = "controlled-rollout/made-from"
+LOAD_WINDOW_S: Final = 1.0
+DELETE_TIMEOUT_S: Final = 600.0
+DELETE_POLL_S: Final = 0.25
+WRITES: Final = 5
+
+
+class KubernetesTarget:
+    """The endpoints of one namespace of a cluster, behind one Gateway of Envoy Gateway.
+
+    Args:
+        workspace: A workspace whose target is `kubernetes`.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._namespace = workspace.namespace
+
+    async def endpoints(self) -> list[str]:
+        """Return the names of all endpoints, sorted."""
+        async with self._open() as api:
+            return await revisions.endpoints_of(api, self._namespace)
+
+    async def endpoint(self, name: str) -> Endpoint:
+        """Return the newest revision of an endpoint."""
+        return (await self.history(name))[-1].endpoint
+
+    async def history(self, name: str) -> list[Revision]:
+        """Return all kept revisions of an endpoint, oldest first."""
+        async with self._open() as api:
+            return await self._history(api, name)
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        """Store `endpoint` as the next revision and make it so as far as that is possible now; see `Target.apply`."""
+        self._check(endpoint)
+        async with self._open() as api:
+            stored = await revisions.history(api, self._namespace, endpoint.name)
+            newest = revisions.check(endpoint, stored)
+            if newest is None:
+                await self._check_cluster(api, endpoint)
+                owner = await self._root(api, endpoint.name)
+                made = await revisions.store(api, self._namespace, endpoint, change, owner=owner, stored=stored)
+                newest = made.endpoint
+            else:
+                owner = await self._root(api, endpoint.name)
+            await self._provide(api, newest, owner)
+            await self._carry_on(api, newest)
+            return newest
+
+    async def carry_on(self, name: str) -> None:
+        """Go on with the newest revision: a route that was waiting for a version, a version that nobody needs."""
+        async with self._open() as api:
+            await self._carry_on(api, (await self._history(api, name))[-1].endpoint)
+
+    async def status(self, name: str) -> EndpointStatus:
+        """Return how the endpoint and its versions are now."""
+        async with self._open() as api:
+            newest = (await self._history(api, name))[-1].endpoint
+            seen = await self._look(api, newest)
+            return await self._with_logs(api, seen.status(self._url_base(await self._gateway(api)), datetime.now(UTC)))
+
+    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+        """Yield how the endpoint is, whenever that has changed, from the API server's own watches."""
+        async with self._open() as api:
+            base = self._url_base(await self._gateway(api))
+            said: EndpointStatus | None = None
+            async for seen in view.changes(api, self._workspace, name, self._look_at_envoys):
+                status = seen.status(base, datetime.now(UTC))
+                if status != said:
+                    said = status
+                    yield await self._with_logs(api, status)
+
+    async def load(self, name: str) -> Mapping[str, Load]:
+        """Return the load of each version, from two looks at every Envoy one second apart."""
+        async with self._open() as api:
+            newest = (await self._history(api, name))[-1].endpoint
+            route = await api.find(self._path(HTTP_ROUTE, route_name(name)))
+            before = await self._look_at_envoys(api, name)
+            await asyncio.sleep(LOAD_WINDOW_S)
+            after = await self._look_at_envoys(api, name)
+        clusters = view.clusters(route, newest, by_name=False) | view.clusters(route, newest, by_name=True)
+        return view.loads(before, after, clusters, LOAD_WINDOW_S)
+
+    async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+        """Return the last `tail` lines of a version's pods; what a deleted pod wrote is with the cluster's own logs."""
+        async with self._open() as api:
+            return await self._logs(api, name, version, tail)
+
+    async def keys(self, name: str) -> Keys:
+        """Return the endpoint's two keys."""
+        async with self._open() as api:
+            return _keys(await self._secret(api, name))
+
+    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
+        """Replace one key; the other keeps working the whole time."""
+        async with self._open() as api:
+            for _ in range(WRITES):
+                found = await self._secret(api, name)
+                change = {
+                    "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
+                    "stringData": {which: secrets.token_urlsafe(KEY_BYTES)},
+                }
+                try:
+                    return _keys(await api.merge(self._path(SECRET, endpoint_object(name, "keys")), change))
+                except ApiError as error:
+                    if error.status != 409:
+                        raise
+            raise ConflictError(f"the keys of endpoint {name!r} are being changed by others all the time: try again")
+
+    async def scale(self, name: str, version: str, replicas: int) -> None:
+        """Set the number of replicas that run now, without a new revision."""
+        if not 1 <= replicas <= MOST_REPLICAS:
+            raise EndpointError(
+                f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MOST_REPLICAS}, or delete it"
+            )
+        async with self._open() as api:
+            await self._scale(api, name, version, replicas)
+
+    async def delete(self, name: str, change: Change) -> None:
+        """Delete the endpoint: our rules in its route first, then, by their owner, all objects that are ours."""
+        path = self._path(CONFIG_MAP, endpoint_object(name))
+        async with self._open() as api:
+            await self._leave_route(api, name)
+            await api.delete(path, propagation="Foreground")
+            deadline = asyncio.get_running_loop().time() + DELETE_TIMEOUT_S
+            while await api.find(path) is not None:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TargetUnavailableError(
+                        f"endpoint {name!r} is being deleted, and its objects are not gone within "
+                        f"{DELETE_TIMEOUT_S:g} s: call again to go on waiting; `kubectl get all -n {self._namespace} "
+                        f"-l {ENDPOINT_LABEL}={name}` shows what is left"
+                    )
+                await asyncio.sleep(DELETE_POLL_S)
+        log.info("endpoint %s was deleted by %s: %s", name, change.who, change.why)
+
+    # What is refused before anything is changed
+
+    def _check(self, endpoint: Endpoint) -> None:
+        if endpoint.auth is Auth.TOKEN:
+            raise EndpointError(
+                f"endpoint {endpoint.name!r} asks for tokens: the Kubernetes target does not know them yet; use "
+                "auth='key'"
+            )
+        if endpoint.namespace not in ("default", self._namespace):
+            raise EndpointError(
+                f"endpoint {endpoint.name!r} asks for namespace {endpoint.namespace!r}, and workspace "
+                f"{self._workspace.name!r} is on {self._namespace!r}: use a workspace of that namespace"
+            )
+        for version in endpoint.versions.values():
+            if not version.image:
+                raise EndpointError(f"version {version.name!r} names no image: build one and give its reference")
+            if version.collect_model_data:
+                raise EndpointError(
+                    f"version {version.name!r} asks for collect_model_data: the Kubernetes target cannot collect "
+                    "inputs and predictions yet; leave it out"
+                )
+
+    async def _check_cluster(self, api: Api, endpoint: Endpoint) -> None:
+        """Refuse a cluster that cannot do what is asked, and a route that somebody has changed.
+
+        Raises:
+            WorkspaceError: Gateway API, Envoy Gateway or the Gateway is missing, or another controller serves it.
+            ConflictError: Somebody has changed our rules, or has a route of that name.
+        """
+        gateway = await self._gateway(api)
+        for kind in (HTTP_ROUTE, SECURITY_POLICY):
+            resources = await api.find(f"/apis/{kind.version}")
+            names = [resource["name"] for resource in (resources or {}).get("resources", [])]
+            if kind.plural not in names:
+                raise WorkspaceError(
+                    f"the cluster {api.server} does not know {kind.plural}.{kind.group}: install "
+                    f"{'the Gateway API' if kind is HTTP_ROUTE else 'Envoy Gateway'} first, docs/aks.md says how"
+                    + ("" if kind is HTTP_ROUTE else "; without it nobody would ask callers for their keys")
+                )
+        await self._check_controller(api, gateway)
+        found = await api.find(self._path(HTTP_ROUTE, route_name(endpoint.name)))
+        if found is None:
+            return
+        if found["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint.name:
+            raise ConflictError(
+                f"namespace {self._namespace!r} has an HTTPRoute {endpoint.name!r} that is not ours, and endpoint "
+                f"{endpoint.name!r} needs one of that name: choose another name for the endpoint"
+            )
+        if changed := changed_by_hand(found):
+            raise ConflictError(f"{changed}; nothing was changed now")
+
+    async def _check_controller(self, api: Api, gateway: Object) -> None:
+        name = gateway["spec"]["gatewayClassName"]
+        try:
+            found = await api.find(f"/apis/{GATEWAY.version}/gatewayclasses/{name}")
+        except AccessError:
+            # Not in every Role. A route stays closed until Envoy Gateway itself says that the policy is in force.
+            return
+        controller = found["spec"]["controllerName"] if found else "nobody"
+        if controller != CONTROLLER:
+            raise WorkspaceError(
+                f"Gateway {self._workspace.gateway!r} is served by {controller}, and only Envoy Gateway ({CONTROLLER}) "
+                "is known to ask callers for their keys: name a Gateway of its class"
+            )
+
+    async def _gateway(self, api: Api) -> Object:
+        namespace, name = self._gateway_name
+        found = await api.find(GATEWAY.path(namespace, name))
+        if found is None:
+            raise WorkspaceError(
+                f"the cluster {api.server} has no Gateway {name!r} in namespace {namespace!r}: create it, or correct "
+                f"the setting gateway of workspace {self._workspace.name!r}; docs/aks.md says how"
+            )
+        return found
+
+    # What is made so
+
+    async def _root(self, api: Api, name: str) -> Object:
+        return await api.apply(self._path(CONFIG_MAP, endpoint_object(name)), manifests.root(name, self._namespace))
+
+    async def _provide(self, api: Api, endpoint: Endpoint, owner: Object) -> None:
+        """Apply everything but the route; what was made from the same before is not sent again."""
+        await self._provide_policies(api, endpoint, owner)
+        found = await api.items(
+            DEPLOYMENT.path(self._namespace), labelSelector=selector(endpoint_labels(endpoint.name))
+        )
+        there = {deployment["metadata"]["labels"][VERSION_LABEL]: deployment for deployment in found}
+        for version in endpoint.versions.values():
+            await self._provide_version(api, endpoint, version, owner, there.get(version.name))
+
+    async def _provide_policies(self, api: Api, endpoint: Endpoint, owner: Object) -> None:
+        name, namespace = endpoint.name, self._namespace
+        if endpoint.auth is Auth.KEY:
+            keys = Keys(primary=secrets.token_urlsafe(KEY_BYTES), secondary=secrets.token_urlsafe(KEY_BYTES))
+            made = manifests.keys_secret(name, keys, namespace=namespace, owner=owner)
+            wanted = {SECURITY_POLICY: manifests.security_policy(name, namespace=namespace, owner=owner)}
+        else:
+            made, wanted = None, {}
+        versions = ", ".join(endpoint.versions) or "none"
+        answers = {
+            "closed": (503, f"endpoint {name} has no version that is ready yet"),
+            "unknown": (404, f"endpoint {name} has no version of that name that is ready: it has {versions}"),
+        }
+        filters = [
+            manifests.not_here(name, part, status, text, namespace=namespace, owner=owner)
+            for part, (status, text) in answers.items()
+        ]
+        wanted |= {BACKEND_TRAFFIC_POLICY: manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)}
+        made_from = _digest([*wanted.values(), *filters])
+        if (owner["metadata"].get("annotations") or {}).get(MADE_FROM) == made_from:
+            return
+        if made is not None:
+            await api.create(SECRET.path(namespace), made)
+        for kind, body in wanted.items():
+            await api.apply(self._path(kind, endpoint_object(name)), body)
+        for body in filters:
+            await api.apply(self._path(HTTP_ROUTE_FILTER, body["metadata"]["name"]), body)
+        if endpoint.auth is Auth.NONE:
+            await api.delete(self._path(SECURITY_POLICY, endpoint_object(name)))
+        await api.merge(
+            self._path(CONFIG_MAP, endpoint_object(name)),
+            {"metadata": {"annotations": {MADE_FROM: made_from}}},
+            manager=f"{FIELD_MANAGER}-notes",
+        )
+
+    async def _provide_version(
+        self, api: Api, endpoint: Endpoint, version: Version, owner: Object, there: Object | None
+    ) -> None:
+        name = version_object(endpoint.name, version.name)
+        body = manifests.deployment(
+            endpoint,
+            version,
+            namespace=self._namespace,
+            owner=owner,
+            image_pull_secret=self._workspace.image_pull_secret,
+        )
+        made_from = _digest(body)
+        if there is None or (there["metadata"].get("annotations") or {}).get(MADE_FROM) != made_from:
+            service = manifests.service(endpoint.name, version.name, namespace=self._namespace, owner=owner)
+            await api.apply(self._path(SERVICE, name), service)
+            body["metadata"]["annotations"] = {MADE_FROM: made_from}
+            there = await api.apply(self._path(DEPLOYMENT, name), body)
+        runs = there["spec"].get("replicas", 1)
+        if runs < version.replicas_at_start or (version.num_replicas and runs != version.num_replicas):
+            await self._scale(api, endpoint.name, version.name, version.replicas_at_start)
+
+    async def _scale(self, api: Api, endpoint: str, version: str, replicas: int) -> None:
+        # Under a manager of its own: applying the Deployment again must not take the number back.
+        path = self._path(DEPLOYMENT, version_object(endpoint, version), "scale")
+        await api.merge(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
+
+    async def _carry_on(self, api: Api, endpoint: Endpoint) -> None:
+        """Give the route the rules that it can have now, and delete what no router refers to any more."""
+        seen = await self._look(api, endpoint)
+        if changed := changed_by_hand(seen.route):
+            log.warning("%s", changed)
+            return
+        wanted = desired(
+            endpoint,
+            seen.rules,
+            serving=seen.serving,
+            ready=seen.ready,
+            proven=seen.proven,
+            closed=needs_policy(endpoint) and not seen.policy_ack.done,
+        )
+        merged = routes.merge(seen.rules, wanted.rules)
+        if seen.route is None or merged != seen.rules:
+            await self._write_route(api, endpoint.name, seen.route, merged)
+        elif seen.served_revision == endpoint.revision:
+            await self._prune(api, endpoint)
+
+    async def _write_route(self, api: Api, name: str, found: Object | None, rules: Sequence[Object]) -> None:
+        """Write all rules of a route, if nobody has changed it since it was read; else leave it for the next time."""
+        note = {DIGEST: routes.digest(rules)}
+        if found is None:
+            owner = await self._root(api, name)
+            body = manifests.http_route(name, self._parent, rules, note, namespace=self._namespace, owner=owner)
+            await api.create(HTTP_ROUTE.path(self._namespace), body)
+            return
+        change = {
+            "metadata": {"resourceVersion": found["metadata"]["resourceVersion"], "annotations": note},
+            "spec": {"rules": list(rules)},
+        }
+        if routes.without_ours(rules):
+            # The endpoint's end must not be the end of others' rules.
+            change["metadata"]["ownerReferences"] = []
+        try:
+            await api.merge(self._path(HTTP_ROUTE, route_name(name)), change)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
+    async def _prune(self, api: Api, endpoint: Endpoint) -> None:
+        for kind in (DEPLOYMENT, SERVICE):
+            labels = selector(endpoint_labels(endpoint.name))
+            for found in await api.items(kind.path(self._namespace), labelSelector=labels):
+                version = found["metadata"]["labels"].get(VERSION_LABEL)
+                if version not in endpoint.versions and "deletionTimestamp" not in found["metadata"]:
+                    await api.delete(self._path(kind, found["metadata"]["name"]))
+
+    async def _leave_route(self, api: Api, name: str) -> None:
+        path = self._path(HTTP_ROUTE, route_name(name))
+        for _ in range(WRITES):
+            found = await api.find(path)
+            if found is None or found["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != name:
+                return
+            others = routes.without_ours(found["spec"].get("rules") or [])
+            if not others:
+                await api.delete(path)
+                return
+            change = {
+                "metadata": {
+                    "resourceVersion": found["metadata"]["resourceVersion"],
+                    "annotations": {DIGEST: None},
+                    "labels": dict.fromkeys(endpoint_labels(name)),
+                    "ownerReferences": [],
+                },
+                "spec": {"rules": others},
+            }
+            try:
+                await api.merge(path, change)
+                return
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+        raise ConflictError(f"HTTPRoute {name!r} is being changed by others all the time: delete the endpoint again")
+
+    # What is seen
+
+    async def _history(self, api: Api, name: str) -> list[Revision]:
+        found = await revisions.history(api, self._namespace, name)
+        if not found:
+            others = ", ".join(await revisions.endpoints_of(api, self._namespace)) or "none"
+            raise EndpointNotFoundError(f"there is no endpoint {name!r} in this workspace: it has {others}")
+        return found
+
+    async def _look(self, api: Api, endpoint: Endpoint) -> View:
+        return await view.look(api, self._workspace, endpoint, self._look_at_envoys)
+
+    async def _look_at_envoys(self, api: Api, name: str) -> envoy.Envoys:
+        namespace, gateway = self._gateway_name
+        return await envoy.look(
+            api,
+            gateway=gateway,
+            gateway_namespace=namespace,
+            namespace=self._workspace.envoy_namespace,
+            route=f"{self._namespace}/{route_name(name)}",
+        )
+
+    async def _with_logs(self, api: Api, status: EndpointStatus) -> EndpointStatus:
+        """Add the last log lines of the versions that have failed."""
+        failed = [version for version in status.versions.values() if version.failed]
+        if not failed:
+            return status
+        tails = {one.name: await self._logs(api, status.name, one.name, view.LOG_TAIL) for one in failed}
+        told = {one.name: one.model_copy(update={"log_tail": tails[one.name]}) for one in failed}
+        return status.model_copy(update={"versions": {**status.versions, **told}})
+
+    async def _logs(self, api: Api, name: str, version: str, tail: int) -> str:
+        labels = selector(version_labels(name, version))
+        pods = await api.items(POD.path(self._namespace), labelSelector=labels)
+        lines: list[str] = []
+        for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+            label = f"[{pod['metadata']['name']}] " if len(pods) > 1 else ""
+            text = await self._pod_log(api, pod, tail)
+            lines += [label + line for line in text.splitlines()]
+        return "\n".join(lines[-tail:])
+
+    async def _pod_log(self, api: Api, pod: Object, tail: int) -> str:
+        path = self._path(POD, pod["metadata"]["name"], "log")
+        containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
+        # While it waits for its next start, the one that counts is the one that has ended.
+        previous = "waiting" in (containers[0].get("state") or {}) and containers[0].get("restartCount", 0) > 0
+        query = {"container": manifests.CONTAINER, "tailLines": str(tail), "previous": str(previous).lower()}
+        try:
+            return (await api.request("GET", path, query=query, accept="*/*")).decode(errors="replace")
+        except ApiError:
+            return ""  # a container that never started has no log
+
+    async def _secret(self, api: Api, name: str) -> Object:
+        found = await api.find(self._path(SECRET, endpoint_object(name, "keys")))
+        if found is None:
+            newest = (await self._history(api, name))[-1].endpoint
+            raise EndpointError(f"endpoint {name!r} has no keys: its auth is {newest.auth.value!r}")
+        return found
+
+    # Where things are
+
+    def _open(self) -> AbstractAsyncContextManager[Api]:
+        return Api.open(self._workspace)
+
+    def _path(self, kind: Any, name: str, subresource: str = "") -> str:
+        return str(kind.path(self._namespace, name, subresource))
+
+    @cached_property
+    def _gateway_name(self) -> tuple[str, str]:
+        namespace, name, *_ = self._workspace.gateway.split("/")
+        return namespace, name
+
+    @cached_property
+    def _parent(self) -> Object:
+        namespace, name, *section = self._workspace.gateway.split("/")
+        listener = {"sectionName": section[0]} if section else {}
+        return {"group": GATEWAY.group, "kind": GATEWAY.name, "namespace": namespace, "name": name, **listener}
+
+    def _url_base(self, gateway: Object) -> str:
+        return self._workspace.endpoint_url or view.address(gateway, self._parent.get("sectionName"))
+
+
+def _keys(secret: Object) -> Keys:
+    import base64
+
+    data: Collection[tuple[str, str]] = (secret.get("data") or {}).items()
+    texts = {name: base64.b64decode(value).decode() for name, value in data}
+    return Keys(primary=texts["primary"], secondary=texts["secondary"])
+
+
+def _digest(objects: Any) -> str:
+    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,329 @@
+"""How an endpoint is in its cluster: what the API server and the Envoys say, put together; and how that changes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Final
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target import EndpointStatus, Load, VersionStatus
+from controlled_rollout.target.kubernetes import health, revisions
+from controlled_rollout.target.kubernetes import route as routes
+from controlled_rollout.target.kubernetes.api import Api, ApiError, Kind, Object
+from controlled_rollout.target.kubernetes.envoy import Envoys
+from controlled_rollout.target.kubernetes.names import (
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    POD,
+    SECURITY_POLICY,
+    VERSION_LABEL,
+    endpoint_labels,
+    endpoint_object,
+    route_name,
+    selector,
+)
+from controlled_rollout.target.kubernetes.plan import Ack, acknowledged, changed_by_hand, needs_policy, services
+from controlled_rollout.target.kubernetes.route import Served
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["LOG_TAIL", "View", "address", "changes", "clusters", "loads", "look"]
+
+LOG_TAIL: Final = 30
+# The Envoys' counters cannot be watched: they are read again while something that only they know is missing.
+ENVOY_INTERVAL_S: Final = 0.1
+# What only time changes: a pull that has failed for long enough, say.
+CLOCK_INTERVAL_S: Final = 5.0
+
+LookAtEnvoys = Callable[[Api, str], Awaitable[Envoys]]
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that is known of one endpoint in its cluster at one moment.
+
+    Attributes:
+        endpoint: The newest revision.
+        gateway: Namespace and name of the Gateway.
+        objects: The endpoint's Deployments, pods, HTTPRoute and SecurityPolicy, by kind and name.
+        envoys: What the Envoys say.
+    """
+
+    endpoint: Endpoint
+    gateway: tuple[str, str]
+    objects: Mapping[Kind, Mapping[str, Object]]
+    envoys: Envoys = field(default_factory=Envoys)
+
+    @cached_property
+    def route(self) -> Object | None:
+        """The endpoint's HTTPRoute."""
+        return self.objects[HTTP_ROUTE].get(route_name(self.endpoint.name))
+
+    @cached_property
+    def rules(self) -> list[Object]:
+        """All rules of the route."""
+        return list(self.route["spec"].get("rules") or []) if self.route else []
+
+    @cached_property
+    def serving(self) -> Served | None:
+        """What our rules say."""
+        names = {*self.endpoint.versions, *map(_version, self.objects[DEPLOYMENT].values())}
+        return routes.served(self.rules, services(names, self.endpoint.name))
+
+    @cached_property
+    def route_ack(self) -> Ack:
+        """What the gateway says of the route."""
+        return acknowledged(self.route, "parents", gateway=self.gateway, conditions=("Accepted", "ResolvedRefs"))
+
+    @cached_property
+    def policy_ack(self) -> Ack:
+        """What the gateway says of the policy that asks callers for their keys."""
+        policy = self.objects[SECURITY_POLICY].get(endpoint_object(self.endpoint.name))
+        return acknowledged(policy, "ancestors", gateway=self.gateway, conditions=("Accepted",))
+
+    @cached_property
+    def ready(self) -> frozenset[str]:
+        """The versions whose Deployments are ready."""
+        return frozenset(name for name in self.endpoint.versions if self._of_version(name).ready)
+
+    @cached_property
+    def proven(self) -> frozenset[str]:
+        """The ready versions that every Envoy sees ready in full size."""
+        found = clusters(self.route, self.endpoint, by_name=True)
+        cluster_of = {version: cluster for cluster, version in found.items()}
+        return frozenset(
+            name
+            for name in self.ready
+            if name in cluster_of and self.envoys.healthy(cluster_of[name]) >= self._of_version(name).wanted_replicas
+        )
+
+    @cached_property
+    def served_revision(self) -> int:
+        """The revision that the gateway has acknowledged and every Envoy serves; 0 if there is none."""
+        if self.serving is None or not self.serving.revision or self.route is None:
+            return 0
+        namespace, name = self.route["metadata"]["namespace"], self.route["metadata"]["name"]
+        if self.route_ack.done and self.envoys.serve(routes.rule_stat(namespace, name, self.serving.revision)):
+            return self.serving.revision
+        older = range(self.serving.revision - 1, 0, -1)
+        return next((one for one in older if self.envoys.serve(routes.rule_stat(namespace, name, one))), 0)
+
+    @cached_property
+    def asks_envoys(self) -> bool:
+        """Whether something is missing that only the Envoys can tell."""
+        unproven = self.ready - self.proven
+        unconfirmed = self.serving is not None and self.route_ack.done and self.served_revision < self.serving.revision
+        return bool(unproven) or unconfirmed
+
+    def status(self, url_base: str, now: datetime) -> EndpointStatus:
+        """Return the endpoint's status.
+
+        Args:
+            url_base: Where callers reach the Gateway.
+            now: The time.
+        """
+        return EndpointStatus(
+            name=self.endpoint.name,
+            url=f"{url_base}/api/v1/service/{self.endpoint.name}/score",
+            revision=self.endpoint.revision,
+            served_revision=self.served_revision,
+            versions={name: self._version_status(name, now) for name in self.endpoint.versions},
+            trouble=changed_by_hand(self.route) or (self.route_ack.why if self.route_ack.refused else None),
+            waiting_for=self._waiting_for(),
+        )
+
+    def _waiting_for(self) -> str | None:
+        if needs_policy(self.endpoint) and not self.policy_ack.done:
+            return self.policy_ack.why
+        if not self.route_ack.done:
+            return self.route_ack.why
+        if self.serving is not None and self.served_revision < self.serving.revision:
+            return "not every Envoy serves the newest rules yet" if self.envoys.pods else "no Envoy pod is ready"
+        return None
+
+    def _version_status(self, name: str, now: datetime) -> VersionStatus:
+        status = self._of_version(name, now)
+        by_weight = [one for one, version in self._shares.items() if version == name]
+        counted: dict[str, int | bool | str] = {
+            "requests": sum(map(self.envoys.requests, by_weight)),
+            "active": sum(map(self.envoys.active, by_weight)),
+        }
+        if status.ready and name not in self.proven:
+            counted |= {"ready": False, "cause": "its replicas are ready, the router does not see all of them yet"}
+        return status.model_copy(update=counted)
+
+    def _of_version(self, name: str, now: datetime | None = None) -> VersionStatus:
+        deployment = next((one for one in self.objects[DEPLOYMENT].values() if _version(one) == name), None)
+        pods = [one for one in self.objects[POD].values() if _version(one) == name]
+        return health.version_status(name, deployment, pods, now=now)
+
+    @cached_property
+    def _shares(self) -> dict[str, str]:
+        return clusters(self.route, self.endpoint, by_name=False)
+
+
+async def look(api: Api, workspace: Workspace, endpoint: Endpoint, look_at_envoys: LookAtEnvoys) -> View:
+    """Return how an endpoint is now."""
+    return (await _list(api, workspace, endpoint, look_at_envoys))[0]
+
+
+async def changes(api: Api, workspace: Workspace, name: str, look_at_envoys: LookAtEnvoys) -> AsyncIterator[View]:
+    """Yield how an endpoint is, once at once and then whenever something may have changed.
+
+    Raises:
+        TargetUnavailableError: The API server has gone away: begin again.
+    """
+    queue: asyncio.Queue[tuple[Kind, Object] | BaseException] = asyncio.Queue()
+    newest = (await revisions.history(api, workspace.namespace, name))[-1].endpoint
+    async with contextlib.AsyncExitStack() as stack:
+        seen, versions = await _list(api, workspace, newest, look_at_envoys)
+        for kind in _KINDS:
+            task = asyncio.create_task(_follow(api, kind, workspace.namespace, name, versions[kind], queue))
+            stack.push_async_callback(_end, task)
+        yield seen
+        while True:
+            event = None
+            with contextlib.suppress(TimeoutError):
+                pause = ENVOY_INTERVAL_S if seen.asks_envoys else CLOCK_INTERVAL_S
+                event = await asyncio.wait_for(queue.get(), pause)
+            while event is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                seen = _after(seen, *event)
+                event = None if queue.empty() else queue.get_nowait()
+            if seen.serving is not None and seen.serving.revision > seen.endpoint.revision:
+                history = await revisions.history(api, workspace.namespace, name)
+                seen = replace(seen, endpoint=history[-1].endpoint)
+            if seen.asks_envoys:
+                seen = replace(seen, envoys=await look_at_envoys(api, name))
+            yield seen
+
+
+def clusters(route: Object | None, endpoint: Endpoint, *, by_name: bool) -> dict[str, str]:
+    """Return the versions by what Envoy calls their clusters; see `route.clusters`."""
+    if route is None:
+        return {}
+    return routes.clusters(
+        route["metadata"]["namespace"],
+        route["metadata"]["name"],
+        route["spec"].get("rules") or [],
+        services(endpoint.versions, endpoint.name),
+        by_name=by_name,
+    )
+
+
+def loads(before: Envoys, after: Envoys, versions: Mapping[str, str], seconds: float) -> dict[str, Load]:
+    """Return the load of each version between two looks at all Envoys.
+
+    Args:
+        before: The first look.
+        after: The second.
+        versions: The versions by their clusters: a version may have several.
+        seconds: The time between the looks.
+    """
+    grown, ever = after.since(before), after.since(Envoys())
+    found: dict[str, Load] = {}
+    for version in set(versions.values()):
+        mine = [cluster for cluster, of in versions.items() if of == version]
+        new = [grown[cluster] for cluster in mine if cluster in grown]
+        # Envoy adds times up once every few seconds: a short look may have caught none.
+        timed = new if any(one.answered for one in new) else [ever[cluster] for cluster in mine if cluster in ever]
+        answered = sum(one.answered for one in timed)
+        found[version] = Load(
+            requests_per_s=sum(one.requests for one in new) / seconds,
+            request_time_s=sum(one.time_ms for one in timed) / answered / 1000 if answered else None,
+        )
+    return found
+
+
+def address(gateway: Object, section: str | None) -> str:
+    """Return the base URL of a Gateway's listener, from what its status says.
+
+    Args:
+        gateway: The Gateway.
+        section: The listener's name; None for the first.
+    """
+    listeners = gateway["spec"].get("listeners") or [{}]
+    listener = next((one for one in listeners if section in (None, one.get("name"))), listeners[0])
+    addresses = (gateway.get("status") or {}).get("addresses") or [{}]
+    host = listener.get("hostname") or addresses[0].get("value") or "no-address"
+    scheme = "https" if listener.get("protocol") == "HTTPS" else "http"
+    port = listener.get("port", 80)
+    return f"{scheme}://{host}" + ("" if port == {"https": 443, "http": 80}[scheme] else f":{port}")
+
+
+_KINDS: Final = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
+
+
+async def _list(
+    api: Api, workspace: Workspace, endpoint: Endpoint, look_at_envoys: LookAtEnvoys
+) -> tuple[View, dict[Kind, str]]:
+    """List everything once, and say from where on it can be watched."""
+    labels = selector(endpoint_labels(endpoint.name))
+    asked = [api.get(kind.path(workspace.namespace), labelSelector=labels) for kind in _KINDS]
+    lists, envoys = await asyncio.gather(asyncio.gather(*asked), look_at_envoys(api, endpoint.name))
+    objects: dict[Kind, dict[str, Object]] = {}
+    versions: dict[Kind, str] = {}
+    for kind, found in zip(_KINDS, lists, strict=True):
+        objects[kind] = {one["metadata"]["name"]: _typed(one, kind) for one in found.get("items") or []}
+        versions[kind] = found["metadata"]["resourceVersion"]
+    return View(endpoint, _gateway(workspace), objects, envoys), versions
+
+
+async def _follow(
+    api: Api,
+    kind: Kind,
+    namespace: str,
+    endpoint: str,
+    version: str,
+    queue: "asyncio.Queue[tuple[Kind, Object] | BaseException]",
+) -> None:
+    """Put what happens to one kind of an endpoint's objects into a queue, and the error that ends it."""
+    labels = selector(endpoint_labels(endpoint))
+    try:
+        while True:
+            async for event in api.watch(
+                kind.path(namespace), version, labelSelector=labels, allowWatchBookmarks="true"
+            ):
+                version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    queue.put_nowait((kind, {**event, "object": _typed(event["object"], kind)}))
+    except ApiError as error:
+        if error.status == 410:
+            queue.put_nowait(TargetUnavailableError(f"the watch of {kind.plural} was too slow: {error}"))
+        else:
+            queue.put_nowait(error)
+    except Exception as error:
+        queue.put_nowait(error)
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _after(seen: View, kind: Kind, event: Object) -> View:
+    """Return the view after one event."""
+    found = event["object"]
+    others = {name: one for name, one in seen.objects[kind].items() if name != found["metadata"]["name"]}
+    if event["type"] != "DELETED":
+        others[found["metadata"]["name"]] = found
+    return replace(seen, objects={**seen.objects, kind: others})
+
+
+def _typed(found: Object, kind: Kind) -> Object:
+    """Lists leave out what kind their objects are."""
+    return {"apiVersion": kind.version, "kind": kind.name, **found}
+
+
+def _version(found: Object) -> str:
+    return str(found["metadata"]["labels"].get(VERSION_LABEL, ""))
+
+
+def _gateway(workspace: Workspace) -> tuple[str, str]:
+    namespace, name, *_ = workspace.gateway.split("/")
+    return namespace, name
