@@ -1,0 +1,52 @@
+"""Running a command, and waiting for what it has set going."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from .errors import LabError
+
+__all__ = ["run", "until"]
+
+POLL_S = 0.1
+Found = TypeVar("Found")
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    input: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a command and return what it printed.
+
+    Raises:
+        LabError: It failed; the message has its last lines.
+    """
+    command = [os.fspath(part) for part in argv]
+    try:
+        done = subprocess.run(command, input=input, cwd=cwd, env=env, capture_output=True, text=True)
+    except OSError as error:
+        raise LabError(f"{command[0]} could not be started: {error}") from None
+    if done.returncode:
+        said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-20:])
+        raise LabError(f"`{' '.join(command)[:300]}` ended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def until(condition: Callable[[], Found], what: str, seconds: float = 60.0) -> Found:
+    """Return the first true value of a condition.
+
+    Raises:
+        LabError: There was none in time.
+    """
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise LabError(f"not within {seconds:g} s: {what}")
+        time.sleep(POLL_S)
+    return value
