@@ -249,11 +249,13 @@ def _answer(endpoint: str, part: str) -> Object:
 def _backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> list[Object]:
     services = {version_object(endpoint.name, version): version for version in weights}
     places: list[str | None] = []
-    for rule in current:
-        if _key(rule) == WEIGHTS:
-            for backend in rule.get("backendRefs") or []:
-                version = services.get(backend["name"])
-                places.append(version if version not in places else None)
+    for rule in filter(is_weights, current):
+        before = rule.get("backendRefs") or []
+        shared = {backend["name"] for backend in before if backend.get("weight", 1) > 0}
+        for backend in before:
+            # A free place repeats, without a weight, a backend that has one elsewhere.
+            free = backend.get("weight", 1) == 0 and backend["name"] in shared
+            places.append(None if free else services.get(backend["name"]))
     for version in weights:
         if version not in places:
             if None in places:

@@ -1,0 +1,95 @@
+"""How a version is, from what the cluster says."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from controlled_rollout.target import ReplicaState, VersionStatus
+from controlled_rollout.target.kubernetes.health import version_status
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def deployment(*, replicas: int = 1, ready: int = 0, total: int | None = None, **status: Any) -> dict[str, Any]:
+    said = {
+        "observedGeneration": 3,
+        "replicas": replicas if total is None else total,
+        "updatedReplicas": replicas,
+        "readyReplicas": ready,
+        **status,
+    }
+    return {"metadata": {"name": "d", "generation": 3}, "spec": {"replicas": replicas}, "status": said}
+
+
+def pod(*, age_s: int = 5, container: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    created = (NOW - timedelta(seconds=age_s)).isoformat()
+    statuses = {"containerStatuses": [container]} if container else {}
+    return {"metadata": {"name": "pod-a", "creationTimestamp": created}, "status": {**statuses, **status}}
+
+
+def waiting(reason: str, message: str = "", **others: Any) -> dict[str, Any]:
+    return {"image": "i", "state": {"waiting": {"reason": reason, "message": message}}, **others}
+
+
+def status(found: dict[str, Any] | None, *pods: dict[str, Any]) -> VersionStatus:
+    return version_status("two", found, pods, now=NOW)
+
+
+def test_ready_means_all_replicas_of_the_newest_definition_and_no_others() -> None:
+    assert status(deployment(replicas=2, ready=2)).ready
+    assert not status(deployment(replicas=2, ready=1)).ready
+    assert not status(deployment(replicas=2, ready=2, total=3)).ready
+    assert not status(deployment(replicas=1, ready=1, observedGeneration=2)).ready
+    assert not status(deployment(replicas=0, ready=0)).ready
+    assert not status(None).ready
+
+
+def test_an_unschedulable_pod_says_why_and_waits_for_nodes() -> None:
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient cpu"}
+
+    found = status(deployment(), pod(conditions=[condition]))
+
+    assert not found.failed
+    assert found.cause == "pod pod-a cannot be scheduled: 0/3 nodes: Insufficient cpu"
+
+
+def test_an_image_that_is_not_there_fails_at_once_and_a_silent_registry_only_after_a_minute() -> None:
+    assert status(deployment(), pod(container=waiting("ErrImagePull", "manifest unknown: not found"))).failed
+    refused = waiting("ImagePullBackOff", "connection refused")
+    assert not status(deployment(), pod(age_s=30, container=refused)).failed
+    assert status(deployment(), pod(age_s=90, container=refused)).failed
+
+
+def test_a_container_that_ends_by_itself_fails_after_three_starts() -> None:
+    ended = {"lastState": {"terminated": {"exitCode": 3, "reason": "Error"}}}
+    once = waiting("CrashLoopBackOff", restartCount=0, **ended)
+    thrice = waiting("CrashLoopBackOff", restartCount=2, **ended)
+
+    assert not status(deployment(), pod(container=once)).failed
+    found = status(deployment(), pod(container=thrice))
+    assert found.failed
+    assert found.cause == "pod pod-a exited with code 3; failed 3 times"
+    assert [replica.state for replica in found.replicas] == [ReplicaState.WAITING]
+
+
+def test_out_of_memory_is_said() -> None:
+    killed = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "ready": False}
+
+    assert status(deployment(), pod(container=killed)).cause == "pod pod-a exited with code 137 (OOMKilled)"
+
+
+def test_a_quota_that_is_used_up_is_said() -> None:
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
+
+    found = status(deployment(conditions=[failure]))
+
+    assert (found.cause, found.failed) == ("no pod can be created: exceeded quota: pods", False)
+
+
+def test_a_pod_on_its_way_out_holds_nothing_up() -> None:
+    leaving = pod(container=waiting("CrashLoopBackOff", restartCount=5))
+    leaving["metadata"]["deletionTimestamp"] = NOW.isoformat()
+
+    found = status(deployment(), leaving)
+
+    assert (found.failed, found.cause) == (False, None)
+    assert [replica.state for replica in found.replicas] == [ReplicaState.STOPPING]

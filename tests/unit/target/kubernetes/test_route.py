@@ -1,0 +1,138 @@
+"""Our rules in a route, and everybody else's."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import EndpointError
+from controlled_rollout.target.kubernetes import route
+from controlled_rollout.target.kubernetes.names import version_object
+
+IMAGE = "registry.example/digits@sha256:" + "0" * 64
+
+
+def endpoint(*names: str, revision: int = 1) -> Endpoint:
+    made = Endpoint(name="digits", revision=revision)
+    for name in names:
+        made = made.create_version(name, image=IMAGE)
+    return made
+
+
+def foreign(name: str) -> dict[str, Any]:
+    return {"name": name, "matches": [{"path": {"type": "PathPrefix", "value": f"/{name}"}}]}
+
+
+def services(*names: str) -> dict[str, str]:
+    return {version_object("digits", name): name for name in names}
+
+
+def written(found: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    wanted = route.rules(found, current, weights=found.weights(), reachable=found.versions)
+    return route.merge(current, wanted)
+
+
+def test_a_route_says_again_what_it_was_made_from() -> None:
+    two = endpoint("one", "two", revision=7).shift("two", 10)
+
+    found = route.served(written(two, []), services("one", "two"))
+
+    assert found is not None
+    assert (found.revision, dict(found.weights)) == (7, {"one": 900_000, "two": 100_000})
+    assert found.reachable == {"one", "two"}
+
+
+def test_nobody_is_let_in_without_weights() -> None:
+    [weights, *_] = route.rules(endpoint("one"), [], weights={}, reachable=[]).values()
+
+    assert "backendRefs" not in weights
+    assert route.served([weights], {}) == route.Served()
+
+
+def test_every_answer_says_which_version_gave_it() -> None:
+    [weights, one, *_] = written(endpoint("one"), [])
+
+    for rule in (weights, one):
+        [backend] = rule["backendRefs"]
+        assert [list(kind.values())[1]["set"] for kind in backend["filters"]] == [
+            [{"name": "azureml-model-deployment", "value": "one"}]
+        ] * 2
+
+
+def test_a_version_that_goes_leaves_its_place_free() -> None:
+    three = written(endpoint("one", "two", "three"), [])
+    two = written(endpoint("one", "two", "three").delete_version("two"), three)
+
+    def backends(rules: list[dict[str, Any]]) -> list[str]:
+        return [backend["name"] for backend in rules[0]["backendRefs"]]
+
+    names = [version_object("digits", name) for name in ("one", "two", "three")]
+    assert backends(three) == names
+    assert backends(two) == [names[0], names[0], names[2]]
+    assert two[0]["backendRefs"][1]["weight"] == 0
+    assert [rule["name"] for rule in two].index("controlled-rollout-version-three") == [
+        rule["name"] for rule in three
+    ].index("controlled-rollout-version-three")
+
+
+def test_a_new_version_takes_the_free_place() -> None:
+    before = written(endpoint("one", "two", "three"), [])
+    without = written(endpoint("one", "two", "three").delete_version("two"), before)
+    again = endpoint("one", "two", "three").delete_version("two").create_version("four", image=IMAGE)
+
+    after = written(again, without)
+
+    assert [backend["name"] for backend in after[0]["backendRefs"]][1] == version_object("digits", "four")
+    assert len(after) == len(before)
+
+
+def test_a_route_with_too_many_rules_is_refused_and_names_the_others() -> None:
+    current = [foreign(f"other-{number}") for number in range(14)]
+
+    with pytest.raises(EndpointError, match=r"17 rules, 14 of them not ours, and may have 16"):
+        written(endpoint("one"), current)
+
+
+def test_a_change_by_hand_changes_the_digest_and_somebody_elses_rule_does_not() -> None:
+    rules = written(endpoint("one", "two"), [])
+    by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
+
+    assert route.digest(by_hand) != route.digest(rules)
+    assert route.digest([foreign("theirs"), *rules]) == route.digest(rules)
+
+
+NAMES = ("one", "two", "three", "four", "five", "six")
+STEP = st.one_of(
+    st.tuples(st.just("versions"), st.sets(st.sampled_from(NAMES), min_size=1)),
+    st.tuples(st.just("foreign"), st.integers(0, 3)),
+)
+
+
+@given(st.lists(STEP, max_size=12))
+def test_no_rule_and_no_backend_ever_moves(steps: list[tuple[str, Any]]) -> None:
+    current: list[dict[str, Any]] = []
+    places: dict[str, int] = {}
+    for kind, value in steps:
+        if kind == "foreign":
+            if foreign(f"other-{value}") not in current:
+                current = [*current, foreign(f"other-{value}")]
+        else:
+            found = endpoint(*sorted(value, key=NAMES.index))
+            backends_before = {
+                backend["name"]: slot
+                for rule in current
+                if route.is_weights(rule)
+                for slot, backend in enumerate(rule["backendRefs"])
+                if backend["weight"]
+            }
+            current = written(found, current)
+            for slot, backend in enumerate(current[0]["backendRefs"] if route.is_weights(current[0]) else []):
+                if backend["weight"] and backend["name"] in backends_before:
+                    assert backends_before[backend["name"]] == slot
+            assert route.without_ours(current) == [rule for rule in current if rule["name"].startswith("other")]
+        now = {rule["name"]: place for place, rule in enumerate(current) if "free" not in rule["name"]}
+        assert all(now[name] == place for name, place in places.items() if name in now)
+        places = now
+        assert len({rule["name"] for rule in current}) == len(current)
