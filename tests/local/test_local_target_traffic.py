@@ -1,8 +1,11 @@
 """The local target with a real Envoy and real replicas: who gets which request, and that none is lost."""
 
 import asyncio
+import itertools
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 
 import httpx
 import pytest
@@ -10,6 +13,7 @@ import pytest_asyncio
 
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError, ImageError
+from controlled_rollout.target import Load as Measured
 from local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running, steady_load, until
 
 
@@ -310,3 +314,49 @@ async def _replicas(lab: Lab, number: int) -> bool:
     status = (await lab.target.status("scaled")).versions["one"]
     running = [name for name in await lab.target.processes() if name.startswith("scaled/")]
     return status.ready and len(status.replicas) == number == len(running)
+
+
+async def test_the_load_of_a_version_is_what_it_is_sent_and_how_long_it_takes(lab: Lab) -> None:
+    slow = "import time\ndef init():\n    pass\ndef run(data):\n    time.sleep(0.02)\n    return {}\n"
+    endpoint = Endpoint(name="measured").create_version("one", image=await lab.image(script=slow), num_replicas=2)
+    endpoint, status = await lab.serve(endpoint)
+    await lab.serve(endpoint.create_version("two", image=await lab.image("second")))
+    key = (await lab.target.keys("measured")).primary
+
+    async with steady_load(status.url, key, rate=40) as load:
+        await until(lambda: _measures(lab, "measured", 40), "the load is the load that is sent")
+        began = time.perf_counter()
+        found = await lab.target.load("measured")
+        took_s = time.perf_counter() - began
+
+    assert load.failed == {}
+    assert set(found) == {"one", "two"}
+    assert found["one"].request_time_s is not None
+    assert 0.02 <= found["one"].request_time_s < 0.1
+    assert found["two"] == Measured(requests_per_s=0.0)
+    assert took_s < 0.2
+
+
+async def _measures(lab: Lab, name: str, rate: float) -> bool:
+    found = (await lab.target.load(name)).get("one")
+    return found is not None and abs(found.requests_per_s - rate) < 0.1 * rate
+
+
+async def test_who_watches_learns_every_change_of_a_version_and_nothing_of_its_requests(
+    lab: Lab, caller: httpx.AsyncClient
+) -> None:
+    _, url, opens = await serve_one(lab, "watched")
+
+    async with aclosing(lab.target.watch("watched")) as statuses:
+        first = await anext(statuses)
+        for _ in range(5):
+            assert (await caller.post(url, json={}, headers=opens)).status_code == 200
+        await lab.target.scale("watched", "one", 2)
+        seen = [first]
+        while not (seen[-1].versions["one"].ready and seen[-1].versions["one"].wanted_replicas == 2):
+            seen.append(await asyncio.wait_for(anext(statuses), 30))
+
+    assert (first.versions["one"].ready, first.versions["one"].wanted_replicas) == (True, 1)
+    assert all(before != after for before, after in itertools.pairwise(seen))
+    assert {status.versions["one"].requests for status in seen} == {0}
+    assert (await lab.target.status("watched")).versions["one"].requests == 5

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
-from controlled_rollout.target import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
 from controlled_rollout.target.local.operations import Operations
 
 __all__ = ["create_app"]
@@ -73,6 +73,10 @@ def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
     @app.get("/endpoints/{name}/status")
     async def status(name: str) -> EndpointStatus:
         return await operations.status(name)
+
+    @app.get("/endpoints/{name}/load")
+    async def load(name: str) -> dict[str, Load]:
+        return operations.load(name)
 
     @app.get("/endpoints/{name}/keys")
     async def keys(name: str) -> Keys:

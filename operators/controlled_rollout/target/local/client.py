@@ -1,5 +1,8 @@
 """The local target: `Target` over the supervisor's unix socket."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import TypeAdapter
@@ -7,7 +10,7 @@ from pydantic import TypeAdapter
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint, check_name
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
-from controlled_rollout.target import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
 from controlled_rollout.target.local.state import State
 from controlled_rollout.workspace import Workspace
 
@@ -20,7 +23,14 @@ TIMEOUT_S: Final = 30.0
 # Deleting waits for answers that replicas still owe; the supervisor bounds that itself.
 DELETE_TIMEOUT_S: Final = 900.0
 
+# A split is served within milliseconds, a model is loaded within seconds or minutes: whoever watches looks often at
+# first, and rarely once nothing has changed for a while.
+LOOK_OFTEN_S: Final = 0.05
+LOOK_RARELY_S: Final = 0.25
+OFTEN_FOR_S: Final = 5.0
+
 _HISTORY: Final = TypeAdapter(list[Revision])
+_LOADS: Final = TypeAdapter(dict[str, Load])
 
 
 class LocalTarget:
@@ -50,9 +60,28 @@ class LocalTarget:
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
         return Endpoint.model_validate_json((await self._ask("POST", "/endpoints", body)).content)
 
+    async def carry_on(self, name: str) -> None:
+        """Do nothing: the supervisor carries on by itself."""
+
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
         return EndpointStatus.model_validate_json((await self._ask("GET", _path(name, "status"))).content)
+
+    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+        """Yield how the endpoint is: once at once, then whenever something but its requests has changed."""
+        before: EndpointStatus | None = None
+        changed = time.monotonic()
+        while True:
+            now = _without_requests(await self.status(name))
+            if now != before:
+                before, changed = now, time.monotonic()
+                yield now
+            often = time.monotonic() - changed < OFTEN_FOR_S
+            await asyncio.sleep(LOOK_OFTEN_S if often else LOOK_RARELY_S)
+
+    async def load(self, name: str) -> Mapping[str, Load]:
+        """Return the load of each version that the router knows, measured over the last seconds."""
+        return _LOADS.validate_json((await self._ask("GET", _path(name, "load"))).content)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
@@ -121,6 +150,11 @@ class LocalTarget:
             f"the supervisor of the local workspace in {self._workspace.root} {what}: "
             "start it with `controlled-rollout local up`"
         )
+
+
+def _without_requests(status: EndpointStatus) -> EndpointStatus:
+    still = {name: version.model_copy(update={"requests": 0, "active": 0}) for name, version in status.versions.items()}
+    return status.model_copy(update={"versions": still})
 
 
 def _path(name: str, *parts: str) -> str:

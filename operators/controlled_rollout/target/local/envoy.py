@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
+from controlled_rollout.target.counters import Counters, parse
 from controlled_rollout.target.local import files, router
 from controlled_rollout.target.local.layout import Layout
 from controlled_rollout.target.local.probe import status_of_port
@@ -36,6 +37,8 @@ WORKER_THREADS: Final = 2
 _CDS: Final = "cluster_manager.cds.version_text"
 _RDS: Final = f"http.{router.STAT_PREFIX}.rds.{router.ROUTES}.version_text"
 _WARMING: Final = "cluster_manager.warming_clusters"
+# Cluster names hold no dot: what follows the name is the counter's own.
+_COUNTERS: Final = r"^cluster\.[^.]*\.upstream_rq_(total|active|time)$"
 _DOWNSTREAM: Final = f"http.{router.STAT_PREFIX}.downstream_rq_active"
 
 
@@ -256,6 +259,15 @@ class Router:
             active=_by_cluster(stats, ".upstream_rq_active"),
             downstream=int(stats[_DOWNSTREAM]),
         )
+
+    async def counters(self) -> dict[str, Counters] | None:
+        """Return what the router has counted by cluster, with request times; None while it does not answer."""
+        try:
+            answer = await self._admin.get("/stats/prometheus", params={"filter": _COUNTERS})
+            answer.raise_for_status()
+        except httpx.HTTPError:
+            return None
+        return parse(answer.text)
 
     async def _stats(self, pattern: str) -> dict[str, Any]:
         try:

@@ -23,6 +23,7 @@ from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local import files, keys, ports, warden
 from controlled_rollout.target.local.api import create_app
 from controlled_rollout.target.local.envoy import Router
+from controlled_rollout.target.local.load import LoadMeter
 from controlled_rollout.target.local.operations import Operations, launch_from_cache
 from controlled_rollout.target.local.processes import MARK, LogFile
 from controlled_rollout.target.local.reconciler import Reconciler
@@ -193,11 +194,13 @@ class _Household:
             launch=lambda version: launch_from_cache(version, workspace.cache_folder),
             keys=lambda name: keys.read(self._store.endpoint_folder(name)),
         )
+        self._meter = LoadMeter(self._router.counters)
         self._operations = Operations(
             self._store,
             self._reconciler,
             self._router,
             self._telemetry,
+            self._meter,
             cache_folder=workspace.cache_folder,
             logs_folder=workspace.logs_folder,
         )
@@ -229,6 +232,7 @@ class _Household:
     async def _start(self) -> str | None:
         """Start everything; return what went wrong, if anything did."""
         self._router.start()
+        self._meter.start()
         await self._telemetry.set_running(True)
         for name in self._store.endpoints():
             if newest := self._store.newest(name):
@@ -256,6 +260,7 @@ class _Household:
         self._workspace.state_file.unlink(missing_ok=True)
         self._server.should_exit = True
         await interface
+        await self._meter.stop()
         await self._router.stop(DRAIN_S, LAST_SPANS_S)
         await self._reconciler.stop()
         await self._telemetry.set_running(False)

@@ -9,9 +9,10 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version, check_name
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.runtime import runtime_folder
-from controlled_rollout.target import Change, EndpointStatus, Keys, Revision, VersionStatus
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, VersionStatus
 from controlled_rollout.target.local import keys, router
 from controlled_rollout.target.local.envoy import Router
+from controlled_rollout.target.local.load import LoadMeter
 from controlled_rollout.target.local.processes import LogFile
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.replicas import Launch
@@ -56,6 +57,7 @@ class Operations:
         reconciler: Reconciler,
         the_router: Router,
         telemetry: TelemetryStore,
+        meter: LoadMeter,
         *,
         cache_folder: Path,
         logs_folder: Path,
@@ -64,6 +66,7 @@ class Operations:
         self._reconciler = reconciler
         self._router = the_router
         self._telemetry = telemetry
+        self._meter = meter
         self._cache_folder = cache_folder
         self._logs_folder = logs_folder
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -135,6 +138,16 @@ class Operations:
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
         )
+
+    def load(self, name: str) -> dict[str, Load]:
+        """Return the load of the versions of an endpoint, also of one that is on its way out."""
+        self.endpoint(name)
+        here = router.cluster_name(name, "")
+        return {
+            cluster.removeprefix(here): load
+            for cluster, load in self._meter.loads().items()
+            if cluster.startswith(here)
+        }
 
     @property
     def router_url(self) -> str:

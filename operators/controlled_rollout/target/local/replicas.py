@@ -361,6 +361,7 @@ class RunningVersion:
         return VersionStatus(
             name=self.spec.name,
             ready=self.ready and self.up_to_date,
+            wanted_replicas=self._wanted,
             failed=self.failed,
             cause=cause,
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",

@@ -138,6 +138,8 @@ def bootstrap(layout: Layout, *, telemetry_port: int | None) -> Json:
         },
         "static_resources": {"clusters": [_telemetry_cluster(telemetry_port)] if telemetry_port else []},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+        # How late request times come to be counted.
+        "stats_flush_interval": "1s",
     }
 
 

@@ -1,0 +1,207 @@
+"""Waiting: what ends it, what it says, and that it outlasts a target that is away for a while."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+
+from controlled_rollout.errors import AccessError, DeploymentError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.target import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus, waiting
+from controlled_rollout.target.waiting import patiently, wait_until_ready, wait_until_served
+
+SOON = timedelta(seconds=0.2)
+LATE = timedelta(seconds=30)
+AWAY = TargetUnavailableError("the API server is away")
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "RETRY_S", 0.01)
+
+
+def starting(name: str = "one", **more: Any) -> VersionStatus:
+    return VersionStatus(
+        name=name, ready=False, replicas=(ReplicaStatus(name="r", state=ReplicaState.STARTING),), **more
+    )
+
+
+READY = VersionStatus(name="one", ready=True)
+FAILED = starting(failed=True, cause="replica one-1 exited with code 1", log_tail="no weights found")
+
+
+def status(*versions: VersionStatus, served: int = 1, revision: int = 2, trouble: str | None = None) -> EndpointStatus:
+    return EndpointStatus(
+        name="digits",
+        url="",
+        revision=revision,
+        served_revision=served,
+        versions={version.name: version for version in versions},
+        trouble=trouble,
+    )
+
+
+class Play:
+    """A target that is, one after the other, what the script says, and stays at the last; an error ends a watch."""
+
+    def __init__(self, *script: EndpointStatus | Exception, carries_on: tuple[Exception | None, ...] = ()) -> None:
+        self.watches = 0
+        self.open = 0
+        self.carried_on = 0
+        self._script = list(script)
+        self._carries_on = list(carries_on)
+
+    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+        self.watches += 1
+        self.open += 1
+        try:
+            while True:
+                now = self._script[0]
+                if isinstance(now, Exception):
+                    self._script.pop(0)
+                    raise now
+                yield now
+                if len(self._script) == 1:
+                    await asyncio.Event().wait()
+                self._script.pop(0)
+        finally:
+            self.open -= 1
+
+    async def carry_on(self, name: str) -> None:
+        self.carried_on += 1
+        if self._carries_on and (error := self._carries_on.pop(0)):
+            raise error
+
+    @property
+    def target(self) -> Target:
+        return cast("Target", self)
+
+
+async def ready(play: Play, said: list[str], timeout: timedelta = LATE) -> VersionStatus:
+    return await wait_until_ready(play.target, "digits", "one", timeout=timeout, progress=said.append)
+
+
+async def served(play: Play, said: list[str], timeout: timedelta = LATE) -> EndpointStatus:
+    return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=said.append)
+
+
+async def test_each_change_is_carried_on_with_and_said_once_until_the_version_is_ready() -> None:
+    play, said = Play(status(starting()), status(starting(), starting("two")), status(READY)), []
+
+    assert await ready(play, said) == READY
+
+    assert said == ["version 'one': 1 starting"]
+    assert (play.carried_on, play.watches, play.open) == (2, 1, 0)
+
+
+async def test_what_is_ready_or_served_at_once_needs_no_carrying_on() -> None:
+    play = Play(status(READY, served=3))
+
+    assert await ready(play, []) == READY
+    assert (await served(play, [])).served_revision == 3
+    assert (play.carried_on, play.open) == (0, 0)
+
+
+async def test_a_version_that_fails_ends_the_wait_at_once_with_its_last_words() -> None:
+    play = Play(status(starting()), status(FAILED))
+
+    with pytest.raises(DeploymentError, match=r"did not become ready: replica one-1 exited with code 1\nlast lines of"):
+        await ready(play, [])
+
+    assert play.open == 0
+
+
+async def test_a_version_that_is_deleted_or_not_ready_in_time_is_said() -> None:
+    with pytest.raises(DeploymentError, match="is not among the versions of endpoint 'digits' any more"):
+        await ready(Play(status(starting()), status()), [])
+    with pytest.raises(DeploymentError, match=r"not ready after 0.2 s: 1 starting\nit has logged nothing"):
+        await ready(Play(status(starting())), [], SOON)
+
+
+async def test_trouble_that_will_not_go_away_ends_the_wait_for_its_revision_only() -> None:
+    troubled = "the router refuses the route"
+    with pytest.raises(DeploymentError, match=f"waiting will not make it 2: {troubled}"):
+        await served(Play(status(READY), status(READY, trouble=troubled)), [])
+
+    of_the_revision_before = status(READY, revision=1, trouble=troubled)
+    assert await served(Play(of_the_revision_before, status(READY, served=2)), [])
+
+
+async def test_a_failed_version_is_said_at_once_and_does_not_end_the_wait_for_a_router_without_need_of_it() -> None:
+    said: list[str] = []
+
+    assert await served(Play(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), said)
+
+    assert said == ["version 'one' has failed: replica one-1 exited with code 1"]
+
+
+async def test_a_router_that_does_not_confirm_in_time_is_said_with_the_failure_that_holds_it() -> None:
+    with pytest.raises(DeploymentError) as failure:
+        await served(Play(status(FAILED, starting("two"))), [], SOON)
+
+    assert str(failure.value).startswith(
+        "the router still serves revision 1 of endpoint 'digits', not 2, after 0.2 s; versions that are not ready: "
+        "one, two\nversion 'one' of endpoint 'digits' did not become ready: replica one-1 exited with code 1\n"
+    )
+    assert "no weights found" in str(failure.value)
+
+
+async def test_a_target_that_is_away_for_a_while_only_delays() -> None:
+    said: list[str] = []
+    play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2), carries_on=(None, AWAY))
+
+    assert await served(play, said)
+
+    # Away while watching, away again while carrying on: said once for each of the two times, not for every try.
+    assert said == ["trying again: the API server is away"] * 2
+    assert play.open == 0
+
+
+async def test_a_target_that_stays_away_is_said_when_the_time_is_over() -> None:
+    away = [AWAY] * 1000
+    said: list[str] = []
+    with pytest.raises(TargetUnavailableError, match="is away"):
+        await ready(Play(status(starting()), *away), said, SOON)
+    with pytest.raises(TargetUnavailableError, match="is away"):
+        await served(Play(*away), said, SOON)
+
+    assert said.count("trying again: the API server is away") == 2
+
+
+@pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), AccessError("not allowed"), TimeoutError("not ours")])
+async def test_every_other_error_ends_the_wait(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        await ready(Play(error), [])
+    with pytest.raises(type(error), match=str(error)):
+        await served(Play(status(READY), carries_on=(error,)), [])
+
+
+async def test_a_call_is_made_again_until_it_is_answered() -> None:
+    said: list[str] = []
+    answers: list[int | Exception] = [AWAY, AWAY, 7]
+
+    async def call() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert await patiently(call, timeout=LATE, progress=said.append) == 7
+    assert said == ["trying again: the API server is away"]
+
+
+async def test_a_call_is_given_up_in_time_and_made_once_without_any() -> None:
+    calls = 0
+
+    async def call() -> int:
+        nonlocal calls
+        calls += 1
+        raise AWAY
+
+    with pytest.raises(TargetUnavailableError, match="is away"):
+        await patiently(call, timeout=timedelta(0), progress=lambda line: None)
+    assert calls == 1
+    with pytest.raises(TargetUnavailableError, match="is away"):
+        await patiently(call, timeout=SOON, progress=lambda line: None)
+    assert calls > 3
