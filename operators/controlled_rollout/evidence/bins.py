@@ -32,7 +32,7 @@ FASTEST_MS: Final = 0.001
 MIN_BASELINE_REQUESTS: Final = 100
 # How long after a change of the split requests may still come by the old one: the router takes it over, and a
 # request is counted where it began.
-SPLIT_GUARD: Final = timedelta(seconds=1)
+SPLIT_GUARD: Final = timedelta(seconds=5)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
@@ -101,7 +101,7 @@ def thresholds(histogram: Mapping[int, int], quantiles: Sequence[float]) -> tupl
 def share_in(start: datetime, end: datetime, splits: Sequence[SplitChange]) -> float | None:
     """Return the treatment's set share in [start, end); None where it is not known or not one number.
 
-    A change makes the bin in which it lies unknown, and the next one too when that begins within a second of it.
+    A change makes the bin in which it lies unknown, and the next one too when that begins within five seconds of it.
 
     Args:
         start: Where the bin begins.
