@@ -1,20 +1,58 @@
-"""The command line: what it refuses and how it says so. What it starts is tested where that lives."""
+"""The command line: what it refuses and how it says so. What it does is tested on a real workspace, in tests/local."""
 
+import argparse
+import getpass
 from pathlib import Path
 
 import pytest
 
 from controlled_rollout.cli import main
+from controlled_rollout.cli.arguments import caller, workspace_of
+from controlled_rollout.cli.view import plain_lines
+from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.workspace import Workspace
+
+IMAGE = "models/digits@sha256:" + "0" * 64
 
 
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTROLLED_ROLLOUT_WORKSPACE", raising=False)
+    monkeypatch.delenv("CONTROLLED_ROLLOUT_HOME", raising=False)
+
+
+def chosen(workspace: Path | None = None, root: Path | None = None) -> Workspace:
+    return workspace_of(argparse.Namespace(workspace=workspace, root=root))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["endpoint", "show", "digits"],
+        ["endpoint", "score", "digits", "--data", "{}"],
+        ["status"],
+        ["status", "digits", "--json"],
+        ["logs", "digits", "one"],
+        ["keys", "digits"],
+        ["delete", "digits", "--yes"],
+        ["deploy", "digits", "one", "--image", IMAGE],
+        ["shift", "digits", "one", "10"],
+        ["promote", "digits", "one"],
+        ["rollback", "digits", "one", "--why", "too slow"],
+        ["retire", "digits", "one"],
+        ["local", "status"],
+    ],
+)
 def test_without_a_running_workspace_a_command_says_how_to_start_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["endpoint", "show", "digits", "--root", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("controlled-rollout: the supervisor of the local workspace in ")
-    assert "start it with `controlled-rollout local up`" in error
-    assert error.count("\n") == 1
+    assert main([*command, "--root", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith("controlled-rollout: the supervisor of the local workspace in ")
+    assert "start it with `controlled-rollout local up`" in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
 
 
 @pytest.mark.parametrize(
@@ -25,6 +63,19 @@ def test_without_a_running_workspace_a_command_says_how_to_start_one(
         (["telemetry-store", "--port", "1"], "--data"),
         (["local"], "ACTION"),
         ([], "COMMAND"),
+        (["deploy", "digits", "one"], "--image"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--set", "cores=1"], "with one of the fields description, tags"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--set", "is_control=true"], "is not FIELD=VALUE"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--set", "cpu_cores"], "is not FIELD=VALUE"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--set", "tags={"], "is not a value"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--timeout", "soon"], "is not a number of seconds"),
+        (["promote", "digits", "one", "--timeout", "nan"], "is not a number of seconds"),
+        (["shift", "digits", "one"], "percentile"),
+        (["rollback", "digits", "one"], "--why"),
+        (["delete", "digits"], "--yes"),
+        (["logs", "digits", "one", "--tail", "0"], "is not a number of lines"),
+        (["keys", "digits", "--regenerate", "both"], "choose from"),
+        (["status", "--workspace", "a", "--root", "b"], "not allowed with argument"),
     ],
 )
 def test_a_call_that_makes_no_sense_exits_with_2_and_says_what_is_wrong(
@@ -47,3 +98,93 @@ def test_a_folder_that_cannot_be_served_is_refused_before_anything_is_built(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "root" / "cache" / "images").exists()
+
+
+def test_an_image_without_a_digest_is_refused_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", "digits", "one", "--image", "digits:latest", "--root", str(tmp_path)]) == 1
+    assert "deploy by digest" in capsys.readouterr().err
+
+
+def test_a_workspace_is_read_from_yaml_and_from_json_and_its_paths_start_at_the_file(tmp_path: Path) -> None:
+    yaml = tmp_path / "staging.yaml"
+    yaml.write_text(
+        "target: kubernetes\ngateway: infra/shared\nnamespace: models\nkubeconfig: kube/config\n"
+        "root: ~/rollouts\nregistry:\n"
+    )
+    json = tmp_path / "staging.json"
+    json.write_text(
+        '{"name": "other", "target": "kubernetes", "gateway": "infra/shared", "namespace": "models", '
+        f'"kubeconfig": "{tmp_path}/kube/config", "root": "~/rollouts"}}'
+    )
+
+    found = read_workspace(yaml)
+
+    assert (found.name, found.target, found.gateway, found.namespace) == (
+        "staging", "kubernetes", "infra/shared", "models",
+    )  # fmt: skip
+    assert found.kubeconfig == tmp_path / "kube" / "config"
+    assert found.root == Path.home() / "rollouts"
+    assert found.registry is None
+    assert read_workspace(json) == found.model_copy(update={"name": "other"})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"- target", "holds no settings"),
+        (b"", "holds no settings"),
+        (b"target: [", "neither YAML nor JSON"),
+        (b"cluster: aks", "cluster.*known are name, target, root.*kubeconfig"),
+        (b"target: moon", "target.*'local' or 'kubernetes'"),
+        (b"target: kubernetes", "needs the setting gateway"),
+        (b"open_cluster: yes", "open_cluster.*callable"),
+    ],
+)
+def test_a_workspace_s_file_that_says_nothing_usable_is_an_error(
+    tmp_path: Path, content: bytes | None, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "workspace.yaml"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(WorkspaceError, match=problem) as refused:
+        read_workspace(file)
+
+    assert str(file) in str(refused.value)
+    assert main(["status", "--workspace", str(file)]) == 1
+    assert str(file) in capsys.readouterr().err
+
+
+def test_the_option_comes_before_the_variable_and_the_variable_before_the_local_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("asked", "set"):
+        (tmp_path / f"{name}.yaml").write_text(f"root: {name}")
+
+    assert chosen() == Workspace.local()
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_WORKSPACE", str(tmp_path / "set.yaml"))
+    assert chosen().root == tmp_path / "set"
+    assert chosen(workspace=tmp_path / "asked.yaml").root == tmp_path / "asked"
+    assert chosen(root=tmp_path / "local") == Workspace.local(tmp_path / "local")
+
+
+def test_who_changes_something_is_a_user_on_a_host_even_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise OSError("No username set in the environment")
+
+    assert caller().startswith(f"{getpass.getuser()}@")
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert caller().partition("@")[0].isdigit()
+
+
+def test_in_a_pipe_each_row_is_one_line_whatever_its_cells_hold() -> None:
+    rows = [("version", "state", "active"), ("one", "failed: exit code 1\n[last line]", "0"), ("a-longer-one", "", "")]
+    assert plain_lines(rows) == [
+        "version       state                            active",
+        "one           failed: exit code 1 [last line]  0",
+        "a-longer-one",
+    ]

@@ -1,0 +1,72 @@
+"""What several commands are told, and how it is read."""
+
+import argparse
+import getpass
+import os
+import socket
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Commands", "add_root", "add_workspace", "caller", "port", "workspace_of"]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+WORKSPACE_VARIABLE: Final = "CONTROLLED_ROLLOUT_WORKSPACE"
+
+
+def add_root(parser: "argparse._ActionsContainer") -> None:
+    """Let a command be told the local workspace's folder."""
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="FOLDER",
+        help="the local workspace's folder (else $CONTROLLED_ROLLOUT_HOME, else ~/.controlled-rollout)",
+    )
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told which workspace it works on."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="FILE",
+        help=f"the workspace's settings, YAML or JSON (else ${WORKSPACE_VARIABLE}, else the local workspace)",
+    )
+    add_root(where)
+
+
+def workspace_of(options: argparse.Namespace) -> Workspace:
+    """Return the workspace that a command works on.
+
+    Raises:
+        WorkspaceError: Its file cannot be read, or its settings are not valid.
+    """
+    if options.workspace is not None:
+        return read_workspace(options.workspace)
+    if options.root is None and (named := os.environ.get(WORKSPACE_VARIABLE)):
+        return read_workspace(Path(named))
+    return Workspace.local(options.root)
+
+
+def caller() -> str:
+    """Return `user@host`: who changes something, for the history."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def port(text: str) -> int:
+    """Return a port.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")
+    return int(text)

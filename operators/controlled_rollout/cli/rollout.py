@@ -1,0 +1,162 @@
+"""Commands that change an endpoint: each calls the step that the Airflow task of the same purpose calls."""
+
+import argparse
+import asyncio
+import math
+from datetime import timedelta
+from typing import Any, Final
+
+import yaml
+
+from controlled_rollout.cli.arguments import Commands, add_workspace, caller, workspace_of
+from controlled_rollout.cli.view import say
+from controlled_rollout.endpoint import Auth, Version
+from controlled_rollout.errors import EndpointNotFoundError
+
+__all__ = ["add_to"]
+
+# Fields of a version that a rollout sets itself.
+NOT_SETTINGS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
+
+
+def add_to(commands: Commands) -> None:
+    """Add `deploy`, `shift`, `promote`, `rollback` and `retire`."""
+    _add_deploy(commands)
+    shift = _add_step(commands, "shift", _shift, "send a part of the requests to a version", timeout_s=120)
+    shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
+    _add_step(commands, "promote", _promote, "make a version default and control with all the traffic", timeout_s=120)
+    rollback = "set a version to 0 %% at once and end its rollout"
+    _add_step(commands, "rollback", _rollback, rollback, timeout_s=120, why_required=True)
+    _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout_s=300)
+
+
+def _add_step(
+    commands: Commands, name: str, run: Any, purpose: str, *, timeout_s: float, why_required: bool = False
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=purpose)
+    parser.add_argument("endpoint", help="the endpoint's name")
+    parser.add_argument("version", help="the version's name")
+    parser.add_argument("--why", default="", required=why_required, help="the reason, for the endpoint's history")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=timedelta(seconds=timeout_s),
+        metavar="SECONDS",
+        help=f"how long to wait until it is so (default {timeout_s:g})",
+    )
+    add_workspace(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_deploy(commands: Commands) -> None:
+    deploy = _add_step(
+        commands, "deploy", _deploy, "create a version at 0 %%; the first of a new endpoint gets all", timeout_s=600
+    )
+    deploy.add_argument("--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest")
+    deploy.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        dest="settings",
+        help="a field of the version, such as cpu_cores=0.5; may be repeated",
+    )
+    deploy.add_argument(
+        "--auth",
+        choices=[str(auth) for auth in Auth],
+        default=str(Auth.KEY),
+        help="how callers of a new endpoint show that they may call (default %(default)s)",
+    )
+    deploy.add_argument(
+        "--on-conflict",
+        choices=["fail", "wait"],
+        default="fail",
+        help="while somebody else's rollout holds the endpoint (default %(default)s)",
+    )
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from controlled_rollout import steps
+    from controlled_rollout.image.reference import ImageReference
+
+    deployed = steps.roll_out(
+        workspace_of(options),
+        options.endpoint,
+        options.version,
+        image=str(ImageReference.parse(options.image)),
+        owner=caller(),
+        who=caller(),
+        why=options.why,
+        auth=Auth(options.auth),
+        settings=dict(options.settings),
+        on_conflict=options.on_conflict,
+        timeout=options.timeout,
+        progress=say,
+    )
+    asyncio.run(deployed)
+    return 0
+
+
+def _shift(options: argparse.Namespace) -> int:
+    from controlled_rollout import steps
+
+    asyncio.run(steps.shift(*_on(options), percentile=options.percentile, **_by(options)))
+    return 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from controlled_rollout import steps
+
+    asyncio.run(steps.promote(*_on(options), **_by(options)))
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from controlled_rollout import steps
+
+    if asyncio.run(steps.roll_back(*_on(options), **_by(options))) is None:
+        # A task that comes too late has nothing to do; a person may have mistyped a name.
+        raise EndpointNotFoundError(
+            f"there is no version {options.version!r} of an endpoint {options.endpoint!r} to roll back: "
+            "`controlled-rollout status` lists them"
+        )
+    return 0
+
+
+def _retire(options: argparse.Namespace) -> int:
+    from controlled_rollout import steps
+
+    if asyncio.run(steps.retire(*_on(options), **_by(options))) is None:
+        say(f"there is no endpoint {options.endpoint!r}: nothing to delete")
+    return 0
+
+
+def _on(options: argparse.Namespace) -> tuple[Any, str, str]:
+    return workspace_of(options), options.endpoint, options.version
+
+
+def _by(options: argparse.Namespace) -> dict[str, Any]:
+    return {"who": caller(), "why": options.why, "timeout": options.timeout, "progress": say}
+
+
+def _seconds(text: str) -> timedelta:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= 7 * 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, from 0 to a week")
+    return timedelta(seconds=seconds)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    known = [field for field in Version.model_fields if field not in NOT_SETTINGS]
+    if not separator or name not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{value!r} in {text!r} is not a value: quote it as in YAML") from None

@@ -1,0 +1,91 @@
+"""What the commands print: sentences, and tables that stay readable in a pipe."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.target import EndpointStatus
+
+__all__ = ["document", "plain_lines", "print_endpoint", "print_json", "print_table", "say"]
+
+
+def say(sentence: str) -> None:
+    """Print a line at once: who reads it from a pipe waits for it too."""
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
+
+
+def print_json(content: Any) -> None:
+    """Print a JSON document."""
+    say(json.dumps(content, indent=2))
+
+
+def document(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
+    """Return an endpoint's newest revision and how it is, for programs."""
+    return {
+        "endpoint": endpoint.model_dump(mode="json"),
+        "effective_traffic": endpoint.effective_traffic(),
+        "status": status.model_dump(mode="json"),
+    }
+
+
+def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
+    """Print an endpoint and its versions for people."""
+    behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
+    say(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
+    if status.trouble:
+        say(f"trouble: {status.trouble}")
+    if endpoint.rollout:
+        say(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
+    print_table(
+        ("version", "role", "set", "traffic", "replicas", "state", "requests", "active"),
+        [_version_row(endpoint, name, status) for name in endpoint.versions],
+    )
+
+
+def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> tuple[str, ...]:
+    version = endpoint.versions[name]
+    role = version.type.value + (", default" if version.is_default else "")
+    shares = (f"{version.traffic_percentile:g} %", f"{endpoint.effective_traffic()[name]:g} %")
+    found = status.versions.get(name)
+    if found is None:
+        return (name, role, *shares, "", "not there yet", "", "")
+    ready = sum(replica.state == "ready" for replica in found.replicas)
+    state = "ready" if found.ready else "failed" if found.failed else "not ready"
+    return (
+        name,
+        role,
+        *shares,
+        f"{ready} of {max(found.wanted_replicas, len(found.replicas))}",
+        f"{state}: {found.cause}" if found.cause else state,
+        str(found.requests),
+        str(found.active),
+    )
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows under their columns; in a pipe without frames, each on one line however long it is."""
+    if not sys.stdout.isatty():
+        say("\n".join(plain_lines([columns, *rows])))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for number, column in enumerate(columns):
+        # A name is what one copies into the next command.
+        table.add_column(column, no_wrap=number == 0)
+    for row in rows:
+        # As text: a cause may have brackets, which would be taken for markup.
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def plain_lines(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return rows as lines of text with two spaces or more between columns."""
+    flat = [[" ".join(cell.split()) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*flat, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in flat]

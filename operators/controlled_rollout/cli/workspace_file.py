@@ -1,0 +1,44 @@
+"""A workspace's settings in a file: YAML or JSON, the same names as in Airflow's connection."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["read_workspace"]
+
+# Relative ones start at the file's folder, as in a kube config.
+PATHS: Final = ("root", "kubeconfig", "telemetry_token_file")
+
+
+def read_workspace(file: Path) -> Workspace:
+    """Return the workspace that a file describes; it is called as the file, unless it says otherwise.
+
+    Raises:
+        WorkspaceError: The file cannot be read, or a setting is unknown or not valid.
+    """
+    settings = _mapping(file)
+    for name in PATHS:
+        if isinstance(settings.get(name), str):
+            settings[name] = str(file.parent.absolute() / Path(settings[name]).expanduser())
+    try:
+        return Workspace.from_settings({"name": file.stem, **settings})
+    except WorkspaceError as error:
+        raise WorkspaceError(f"{file}: {error}") from None
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkspaceError(f"the workspace's file {file} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise WorkspaceError(f"the workspace's file {file} is neither YAML nor JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise WorkspaceError(
+            f"the workspace's file {file} holds no settings: write one a line, such as `target: kubernetes`"
+        )
+    return {str(name): value for name, value in content.items() if value not in (None, "")}

@@ -1,0 +1,207 @@
+"""The command line on a real local workspace: a whole rollout by hand, and what it prints."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.cli import main
+from controlled_rollout.cli.arguments import caller
+from controlled_rollout.endpoint import Endpoint
+from local.local_target_lab import CRASHING, Lab, running
+
+ONE_REPLICA = ["--set", "num_replicas=1"]
+
+
+class Shell:
+    """Runs commands on a workspace that is named by its file."""
+
+    def __init__(self, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+        self._where = ["--workspace", str(lab.folder / "workspace.yaml")]
+        self._capsys = capsys
+
+    def __call__(self, *command: str) -> tuple[int, str, str]:
+        code = main([*command, *self._where])
+        output = self._capsys.readouterr()
+        return code, output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("cli")) as lab:
+        (lab.folder / "workspace.yaml").write_text("target: local\nroot: workspace\n")
+        yield lab
+
+
+@pytest.fixture
+def shell(lab: Lab, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(lab, capsys)
+
+
+def image(lab: Lab, note: str = "first", script: str | None = None) -> str:
+    return asyncio.run(lab.image(note, script))
+
+
+def endpoint(lab: Lab, name: str) -> Endpoint:
+    return asyncio.run(lab.target.endpoint(name))
+
+
+def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: Lab, shell: Shell) -> None:
+    name = "by-hand"
+    first, second = image(lab, "first"), image(lab, "second")
+
+    assert shell("deploy", name, "one", "--image", first, *ONE_REPLICA, "--why", "begin")[0] == 0
+    code, out, _ = shell("deploy", name, "two", "--image", second, *ONE_REPLICA, "--set", "tags={model: new}")
+    assert code == 0
+    assert "version 'two' is ready" in out
+    assert endpoint(lab, name).versions["two"].tags == {"model": "new"}
+    assert endpoint(lab, name).effective_traffic() == {"one": 100.0, "two": 0.0}
+    assert endpoint(lab, name).rollout.owner == caller()
+
+    code, out, _ = shell("shift", name, "two", "25")
+    assert code == 0
+    assert "one 75 %, two 25 %" in out
+    assert shell("rollback", name, "two", "--why", "too slow")[0] == 0
+    assert endpoint(lab, name).effective_traffic()["two"] == 0
+    assert endpoint(lab, name).rollout is None
+    assert shell("promote", name, "two", "--why", "not so slow")[0] == 0
+    assert shell("retire", name, "one")[0] == 0
+    assert list(endpoint(lab, name).versions) == ["two"]
+
+    history = asyncio.run(lab.target.history(name))
+    assert [revision.change.why for revision in history] == [
+        "begin", "roll out two", "send 25 % to two", "too slow", "not so slow", "retire one",
+    ]  # fmt: skip
+    assert {revision.change.who for revision in history} == {caller()}
+    assert [entry.step for entry in record.read(lab.workspace, name)] == [
+        "roll_out", "roll_out", "shift", "roll_back", "promote", "retire",
+    ]  # fmt: skip
+
+    assert shell("delete", name, "--yes") == (0, f"endpoint '{name}' is deleted\n", "")
+    assert name not in asyncio.run(lab.target.endpoints())
+
+
+def test_status_is_a_table_of_one_line_a_version_in_a_pipe_and_a_document_for_programs(lab: Lab, shell: Shell) -> None:
+    name = "looked-at"
+    assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
+
+    code, out, err = shell("status", name)
+
+    assert (code, err) == (0, "")
+    heading, columns, row = out.splitlines()
+    assert heading.split() == [name, asyncio.run(lab.url(name)), "revision", "1"]
+    assert columns.split() == ["version", "role", "set", "traffic", "replicas", "state", "requests", "active"]
+    assert re.split(r"\s{2,}", row.strip())[:6] == ["one", "Control, default", "0 %", "100 %", "1 of 1", "ready"]
+    assert name in shell("status")[1]
+
+    found = json.loads(shell("status", name, "--json")[1])
+    assert found["effective_traffic"] == {"one": 100.0}
+    assert found["status"]["versions"]["one"]["ready"] is True
+    assert json.loads(shell("endpoint", "show", name)[1])["endpoint"] == found["endpoint"]
+    assert name in [one["endpoint"]["name"] for one in json.loads(shell("status", "--json")[1])]
+
+
+def test_a_request_is_scored_with_the_endpoint_s_key_until_the_key_is_replaced(
+    lab: Lab, shell: Shell, tmp_path: Path
+) -> None:
+    name = "asked"
+    assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
+    assert shell("deploy", name, "two", "--image", image(lab, "second"), *ONE_REPLICA)[0] == 0
+    (tmp_path / "body.json").write_text('{"data": []}')
+
+    code, out, err = shell("endpoint", "score", name, "--data", "{}")
+    assert (code, json.loads(out)) == (0, {"bytes": 2, "note": "first"})
+    assert re.fullmatch(r"200 from one after \d+ ms\n", err)
+    code, out, _ = shell("endpoint", "score", name, "--data", f"@{tmp_path}/body.json", "--version", "two")
+    assert (code, json.loads(out)) == (0, {"bytes": 12, "note": "second"})
+    code, out, err = shell("endpoint", "score", name, "--data", "{}", "--version", "three")
+    assert (code, err.split(" from ")[0]) == (1, "404")
+    assert shell("endpoint", "score", name, "--data", "@nowhere")[0] == 1
+
+    before = json.loads(shell("keys", name, "--json")[1])
+    code, out, _ = shell("keys", name, "--regenerate", "primary")
+    assert code == 0
+    primary, secondary = (line.split() for line in out.splitlines())
+    assert primary[0] == "primary"
+    assert primary[1] not in before.values()
+    assert secondary == ["secondary", before["secondary"]]
+    assert shell("endpoint", "score", name, "--data", "{}")[0] == 0
+
+
+def test_a_version_that_crashes_fails_the_command_and_leaves_its_log(lab: Lab, shell: Shell) -> None:
+    name = "crashing"
+    broken = image(lab, script=CRASHING)
+
+    code, _, err = shell("deploy", name, "one", "--image", broken, *ONE_REPLICA)
+
+    assert code == 1
+    assert "version 'one' of endpoint 'crashing' did not become ready" in err
+    assert "no weights found" in err
+    assert "no weights found" in shell("logs", name, "one", "--tail", "50")[1]
+    assert len(shell("logs", name, "one", "--tail", "1")[1].splitlines()) == 1
+    assert "failed: " in shell("status", name)[1]
+
+
+def test_what_does_not_fit_the_endpoint_s_state_is_refused_and_changes_nothing(lab: Lab, shell: Shell) -> None:
+    name = "refusing"
+    assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
+    before = endpoint(lab, name)
+
+    for command, problem in (
+        (["shift", name, "two", "10"], "has no version 'two'"),
+        (["shift", name, "one", "101"], "less than or equal to 100"),
+        (["rollback", name, "one", "--why", "x"], "cannot be rolled back to nothing"),
+        (["rollback", name, "two", "--why", "x"], "no version 'two' of an endpoint 'refusing' to roll back"),
+        (["retire", name, "one"], "is the default"),
+        (["deploy", name, "two", "--image", image(lab), "--set", "cpu_cores=-1"], "cpu_cores = -1"),
+        (["deploy", name, "one", "--image", image(lab, "second")], "already has a version 'one'"),
+        (["status", "nobody"], "nobody"),
+        (["promote", "nobody", "one"], "nobody"),
+    ):
+        code, _, err = shell(*command)
+        assert code == 1, command
+        assert err.startswith("controlled-rollout: "), command
+        assert problem in err, command
+    assert endpoint(lab, name) == before
+
+
+def test_somebody_else_s_rollout_is_not_deployed_into(lab: Lab, shell: Shell) -> None:
+    name = "held"
+
+    async def hold() -> None:
+        first = Endpoint(name=name).create_version("one", is_control=True, image=await lab.image(), num_replicas=1)
+        stored, _ = await lab.serve(first)
+        await lab.apply(stored.claim("two", owner="weekly/run-1", at=datetime.now(UTC)))
+
+    asyncio.run(hold())
+
+    code, _, err = shell("deploy", name, "mine", "--image", image(lab, "second"), *ONE_REPLICA)
+
+    assert code == 1
+    assert "is held by weekly/run-1" in err
+    assert "two is being rolled out by weekly/run-1" in shell("status", name)[1]
+
+
+def test_a_reader_who_has_enough_ends_the_command_without_a_word(lab: Lab) -> None:
+    command = f"{sys.executable} -m controlled_rollout.cli status --json | head -c 1; echo ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"CONTROLLED_ROLLOUT_WORKSPACE": str(lab.folder / "workspace.yaml")}
+
+    ended = subprocess.run(["/bin/bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+
+    assert ended.stderr == ""
+    assert re.fullmatch(r"\[(0|141)\n", ended.stdout)
+
+
+def test_the_local_status_also_lists_the_processes(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["local", "status", "--root", str(lab.workspace.root)]) == 0
+    printed = capsys.readouterr().out.partition("pid\n")[2].splitlines()
+    processes = dict(line.rsplit(maxsplit=1) for line in printed)
+    assert processes["router"].isdigit()
