@@ -457,3 +457,33 @@ def test_the_local_workspace_s_evidence_follows_the_supervisor_s_state(
     workspace.state_file.write_text("{}")
     with pytest.raises(EvidenceUnavailableError, match="does not say"):
         read(evidence, "digits")
+
+
+def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse")
+    process = start(tmp_path / "data", token_file=token_file)
+    process.send({"at": STARTED + 1 * S})
+    settings = {
+        "root": str(tmp_path / "home"),
+        "target": "kubernetes",
+        "gateway": "infra/shared",
+        "telemetry_endpoint": f"{process.url}/v1",
+        "telemetry_workspace_id": process.workspace,
+        "telemetry_token_file": str(token_file),
+    }
+    workspace = Workspace.from_settings(settings)
+    # Another store's, of a supervisor that happens to run.
+    workspace.state_file.parent.mkdir(parents=True)
+    workspace.state_file.write_text(json.dumps({"telemetry_token_file": str(tmp_path / "other")}))
+
+    assert read(evidence_source(workspace), "digits").bins[0].control.requests == 1
+
+    token_file.write_text("changed-horse")
+    with pytest.raises(EvidenceUnavailableError, match="401"):
+        read(evidence_source(workspace), "digits")
+    token_file.unlink()
+    with pytest.raises(EvidenceUnavailableError, match="token cannot be read"):
+        read(evidence_source(workspace), "digits")

@@ -10,13 +10,15 @@ def evidence_source(workspace: Workspace) -> EvidenceSource:
     """Return where a workspace's evidence is read.
 
     The workspace's own `telemetry_endpoint` and `telemetry_workspace_id` come first; without them the supervisor of
-    the local workspace is asked at every look, so that it may be down now and back at the next one.
+    the local workspace is asked at every look, so that it may be down now and back at the next one. A workspace on
+    Kubernetes has no supervisor: it has to name its metric store.
 
     Raises:
         WorkspaceError: The settings do not make sense together.
     """
     from controlled_rollout.evidence.local import StateFileEvidence, configured
 
-    if workspace.telemetry_workspace_id or workspace.telemetry_endpoint:
-        return configured(workspace)
-    return StateFileEvidence(workspace)
+    asked = (workspace.telemetry_workspace_id, workspace.telemetry_endpoint, workspace.telemetry_token_file)
+    if workspace.target == "local" and not any(asked):
+        return StateFileEvidence(workspace)
+    return configured(workspace)

@@ -24,7 +24,7 @@ class FileToken:
     """A credential whose token lies in a file; read for every request, so that it may change."""
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
+        self._file = file.expanduser() if file else None
 
     def __repr__(self) -> str:
         return f"FileToken({self._file!s})"
@@ -119,17 +119,26 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
     """Return the source that the workspace itself names, without asking a supervisor.
 
     Raises:
-        WorkspaceError: Only one of the two settings is there, or a token would travel in clear text.
+        WorkspaceError: The settings do not say which workspace is queried, or a token would travel in clear text or to
+            somebody whom it does not concern.
     """
     url, workspace_id = workspace.telemetry_endpoint, workspace.telemetry_workspace_id
     if not workspace_id:
-        raise WorkspaceError(f"telemetry_endpoint is {url!r}, telemetry_workspace_id is missing: give both or neither")
+        raise WorkspaceError(
+            f"telemetry_workspace_id is missing from workspace {workspace.name!r} (its target is {workspace.target!r}, "
+            f"telemetry_endpoint {url!r}): say which Log Analytics workspace holds what callers saw"
+        )
     if url and urlsplit(url).scheme == "http":
         if not is_loopback(url):
             raise WorkspaceError(f"telemetry_endpoint {url!r} would send a token in clear text: use https")
-        token_file = _token_file_beside(workspace)
+        token_file = workspace.telemetry_token_file or _token_file_beside(workspace)
         return LogAnalyticsEvidence(
             endpoint=url, workspace_id=workspace_id, credential=FileToken(token_file), enforce_https=False
+        )
+    if workspace.telemetry_token_file:
+        raise WorkspaceError(
+            f"telemetry_token_file is for a store on this machine, and {url or 'Azure'} is none: leave it out, the "
+            "worker's identity signs in"
         )
     try:
         from azure.identity import DefaultAzureCredential

@@ -45,6 +45,21 @@ def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tm
     [
         ({"telemetry_endpoint": "https://api.loganalytics.io/v1"}, "telemetry_workspace_id is missing"),
         ({"telemetry_endpoint": "http://example.com/v1", "telemetry_workspace_id": "x"}, "clear text"),
+        (
+            {"telemetry_endpoint": "http://10.0.0.1/v1", "telemetry_workspace_id": "x", "telemetry_token_file": "/t"},
+            "clear text",
+        ),
+        (
+            {
+                "telemetry_endpoint": "https://far.example",
+                "telemetry_workspace_id": "x",
+                "telemetry_token_file": "/t",
+            },
+            "https://far.example is none",
+        ),
+        ({"telemetry_workspace_id": "x", "telemetry_token_file": "/t"}, "Azure is none"),
+        ({"telemetry_token_file": "/t"}, "telemetry_workspace_id is missing"),
+        ({"target": "kubernetes", "gateway": "infra/shared"}, "telemetry_workspace_id is missing.*'kubernetes'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, str], problem: str) -> None:
