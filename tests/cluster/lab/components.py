@@ -1,0 +1,384 @@
+"""What each process of the lab is told: values in, command lines and configuration files out, and when it is ready.
+
+Tuned for two processors and short lives: no leader election, no profiling, no metrics servers, only the controllers
+that the tests need, and nothing is flushed to a disk that nobody will read again.
+"""
+
+import json
+import socket
+import ssl
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .binaries import program
+from .layout import (
+    API_SERVER,
+    CLUSTER_DOMAIN,
+    DNS_ADDRESS,
+    NODE,
+    NODE_ADDRESS,
+    PODS,
+    SERVICES,
+    SLICE,
+    TELEMETRY_PORT,
+    Layout,
+)
+from .state import State
+
+__all__ = ["ON_LOOPBACK", "STARTED", "Component", "component"]
+
+# Who listens on loopback, at a port that the kernel chooses once.
+ON_LOOPBACK = ("etcd", "etcd-peers", "registry")
+# In this order: each needs those before it.
+STARTED = (
+    "etcd",
+    "registry",
+    "containerd",
+    "telemetry-store",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+)
+CONTROLLERS = (
+    "clusterrole-aggregation",
+    "daemonset",
+    "deployment",
+    "disruption",
+    "endpointslice",
+    "garbage-collector",
+    "horizontal-pod-autoscaler",
+    "job",
+    "namespace",
+    "node-lifecycle",
+    "pod-garbage-collector",
+    "replicaset",
+    "resourcequota",
+    "root-ca-certificate-publisher",
+    "serviceaccount",
+    "serviceaccount-token",
+    "statefulset",
+    "ttl-after-finished",
+)
+UNUSED_SNAPSHOTTERS = ("aufs", "btrfs", "devmapper", "zfs")
+CNI_PLUGINS = "/usr/lib/cni"
+SERVE_TELEMETRY = (
+    "import sys, pathlib; from controlled_rollout.evidence.store.server import serve; "
+    "sys.exit(serve(host=sys.argv[1], port=int(sys.argv[2]), data=pathlib.Path(sys.argv[3]),"
+    " token_file=pathlib.Path(sys.argv[4])))"
+)
+CONNECT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Component:
+    """One process.
+
+    Attributes:
+        argv: Its command line.
+        files: What it reads: the text by path.
+        is_ready: Whether it can be used by now.
+    """
+
+    argv: Sequence[str]
+    is_ready: Callable[[], bool]
+    files: Mapping[Path, str]
+
+
+def component(name: str, layout: Layout, state: State) -> Component:
+    """Return what one of the `STARTED` is told."""
+    return _MAKERS[name](layout, state)
+
+
+def _etcd(layout: Layout, state: State) -> Component:
+    clients = f"http://127.0.0.1:{state.ports['etcd']}"
+    peers = f"http://127.0.0.1:{state.ports['etcd-peers']}"
+    argv = [
+        "etcd",
+        f"--data-dir={layout.data('etcd')}",
+        f"--listen-client-urls={clients}",
+        f"--advertise-client-urls={clients}",
+        f"--listen-peer-urls={peers}",
+        f"--initial-advertise-peer-urls={peers}",
+        f"--initial-cluster=default={peers}",
+        "--snapshot-count=100000",
+        "--log-level=warn",
+    ]
+    return Component(argv, lambda: _answers(f"{clients}/health"), {})
+
+
+def _registry(layout: Layout, state: State) -> Component:
+    address = f"127.0.0.1:{state.ports['registry']}"
+    file = layout.configuration / "registry.yaml"
+    configuration = {
+        "version": "0.1",
+        "log": {"level": "warn", "accesslog": {"disabled": True}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(layout.data("registry"))},
+            "delete": {"enabled": True},
+            "cache": {"blobdescriptor": "inmemory"},
+        },
+        "http": {"addr": address},
+    }
+    argv = ["docker-registry", "serve", str(file)]
+    return Component(argv, lambda: _answers(f"http://{address}/v2/"), {file: yaml.safe_dump(configuration)})
+
+
+def _containerd(layout: Layout, state: State) -> Component:
+    socket_path = layout.containerd_socket
+    registry = f"127.0.0.1:{state.ports['registry']}"
+    networks = layout.configuration / "cni"
+    hosts = layout.configuration / "registries"
+    file = layout.configuration / "containerd.toml"
+    # TOML's strings and JSON's are spelled alike.
+    quoted = json.dumps
+    configuration = f"""\
+version = 2
+root = {quoted(str(layout.data("containerd")))}
+state = {quoted(str(layout.data("containers")))}
+disabled_plugins = [{", ".join(f'"io.containerd.snapshotter.v1.{name}"' for name in UNUSED_SNAPSHOTTERS)}]
+
+[grpc]
+address = {quoted(str(socket_path))}
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = {quoted(f"{registry}/lab/pause:1")}
+# Without CAP_SYS_RESOURCE nobody may lower a score, and runc dies of it.
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = {quoted(CNI_PLUGINS)}
+conf_dir = {quoted(str(networks))}
+
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = {quoted(str(hosts))}
+
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "runc"
+discard_unpacked_layers = true
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = {quoted(str(layout.data("runc")))}
+"""
+    files = {
+        file: configuration,
+        networks / "10-lab.conflist": json.dumps(_network(layout), indent=2),
+        hosts / registry / "hosts.toml": f'server = "http://{registry}"\n',
+    }
+    return Component(["containerd", "--config", str(file)], lambda: _accepts(socket_path), files)
+
+
+def _network(layout: Layout) -> dict[str, Any]:
+    """Return the pods' network: a cable from each pod to the node, which routes.
+
+    So every packet between pods passes the node's filter, and a Service's address is translated back on the way home.
+    """
+    ranges = {"type": "host-local", "ranges": [[{"subnet": PODS}]], "dataDir": str(layout.data("addresses"))}
+    return {
+        "cniVersion": "0.4.0",
+        "name": "lab",
+        "plugins": [{"type": "ptp", "ipMasq": False, "ipam": {**ranges, "routes": [{"dst": "0.0.0.0/0"}]}}],
+    }
+
+
+def _telemetry_store(layout: Layout, state: State) -> Component:
+    places = [str(layout.telemetry_data), str(layout.telemetry_token)]
+    argv = [sys.executable, "-c", SERVE_TELEMETRY, NODE_ADDRESS, str(TELEMETRY_PORT), *places]
+    return Component(argv, lambda: _answers(f"http://{NODE_ADDRESS}:{TELEMETRY_PORT}/healthz"), {})
+
+
+def _kube_apiserver(layout: Layout, state: State) -> Component:
+    pki = layout.certificates
+    argv = [
+        str(program("kube-apiserver", of="kubernetes")),
+        f"--etcd-servers=http://127.0.0.1:{state.ports['etcd']}",
+        f"--bind-address={NODE_ADDRESS}",
+        f"--advertise-address={NODE_ADDRESS}",
+        "--secure-port=6443",
+        f"--service-cluster-ip-range={SERVICES}",
+        f"--tls-cert-file={pki}/apiserver.crt",
+        f"--tls-private-key-file={pki}/apiserver.key",
+        f"--client-ca-file={pki}/ca.crt",
+        f"--kubelet-client-certificate={pki}/admin.crt",
+        f"--kubelet-client-key={pki}/admin.key",
+        f"--service-account-key-file={pki}/service-accounts.crt",
+        f"--service-account-signing-key-file={pki}/service-accounts.key",
+        f"--service-account-issuer=https://kubernetes.default.svc.{CLUSTER_DOMAIN}",
+        "--kubelet-preferred-address-types=InternalIP",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--allow-privileged=true",
+        "--enable-priority-and-fairness=false",
+        "--event-ttl=20m",
+        "--profiling=false",
+    ]
+    return Component(argv, lambda: _answers(f"{API_SERVER}/readyz", authority=pki / "ca.crt"), {})
+
+
+def _kube_controller_manager(layout: Layout, state: State) -> Component:
+    pki = layout.certificates
+    argv = [
+        str(program("kube-controller-manager", of="kubernetes")),
+        f"--kubeconfig={layout.kubeconfig}",
+        f"--controllers={','.join(f'{name}-controller' for name in CONTROLLERS)}",
+        f"--service-account-private-key-file={pki}/service-accounts.key",
+        f"--root-ca-file={pki}/ca.crt",
+        f"--flex-volume-plugin-dir={layout.data('volume-plugins')}",
+        "--leader-elect=false",
+        *_serving(pki),
+        "--profiling=false",
+        "--kube-api-qps=100",
+        "--kube-api-burst=200",
+        "--node-monitor-grace-period=30s",
+    ]
+    return Component(argv, lambda: _answers(f"https://{NODE_ADDRESS}:10257/healthz", authority=pki / "ca.crt"), {})
+
+
+def _kube_scheduler(layout: Layout, state: State) -> Component:
+    file = layout.configuration / "scheduler.yaml"
+    configuration = {
+        "apiVersion": "kubescheduler.config.k8s.io/v1",
+        "kind": "KubeSchedulerConfiguration",
+        "clientConnection": {"kubeconfig": str(layout.kubeconfig), "qps": 100, "burst": 200},
+        "leaderElection": {"leaderElect": False},
+        "enableProfiling": False,
+        "podInitialBackoffSeconds": 1,
+        "podMaxBackoffSeconds": 2,
+    }
+    pki = layout.certificates
+    argv = [str(program("kube-scheduler", of="kubernetes")), f"--config={file}", *_serving(pki)]
+    return Component(
+        argv,
+        lambda: _answers(f"https://{NODE_ADDRESS}:10259/healthz", authority=pki / "ca.crt"),
+        {file: yaml.safe_dump(configuration)},
+    )
+
+
+def _serving(pki: Path) -> tuple[str, ...]:
+    """Return how a part of the control plane says that it is well: as the API server does, on the node's address."""
+    return (
+        f"--bind-address={NODE_ADDRESS}",
+        f"--tls-cert-file={pki}/apiserver.crt",
+        f"--tls-private-key-file={pki}/apiserver.key",
+    )
+
+
+def _kube_proxy(layout: Layout, state: State) -> Component:
+    file = layout.configuration / "proxy.yaml"
+    # Zeros leave the kernel's own settings as they are.
+    untouched = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
+    configuration = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": str(layout.kubeconfig)},
+        "hostnameOverride": NODE,
+        "mode": "iptables",
+        "clusterCIDR": PODS,
+        "nodePortAddresses": ["127.0.0.0/8", f"{NODE_ADDRESS}/32"],
+        "iptables": {"localhostNodePorts": True, "minSyncPeriod": "0s", "syncPeriod": "5m"},
+        "conntrack": untouched,
+        "oomScoreAdj": 0,
+        "healthzBindAddress": f"{NODE_ADDRESS}:10256",
+        "metricsBindAddress": f"{NODE_ADDRESS}:10249",
+    }
+    argv = [str(program("kube-proxy", of="kubernetes")), f"--config={file}"]
+    return Component(
+        argv, lambda: _answers(f"http://{NODE_ADDRESS}:10256/livez"), {file: yaml.safe_dump(configuration)}
+    )
+
+
+def _kubelet(layout: Layout, state: State) -> Component:
+    file = layout.configuration / "kubelet.yaml"
+    resolver = layout.configuration / "resolv.conf"
+    configuration = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": NODE_ADDRESS,
+        "healthzPort": 0,
+        # Who has a certificate of this cluster's authority is the API server, an administrator or the node.
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": False},
+            "x509": {"clientCAFile": str(layout.certificates / "ca.crt")},
+        },
+        "authorization": {"mode": "AlwaysAllow"},
+        "containerRuntimeEndpoint": f"unix://{layout.containerd_socket}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": f"/{SLICE}",
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "clusterDNS": [DNS_ADDRESS],
+        "clusterDomain": CLUSTER_DOMAIN,
+        "resolvConf": str(resolver),
+        "podLogsDir": str(layout.logs / "pods"),
+        "volumePluginDir": str(layout.data("volume-plugins")),
+        "makeIPTablesUtilChains": False,
+        "serializeImagePulls": False,
+        "registryPullQPS": 0,
+        "oomScoreAdj": 0,
+        "kubeAPIQPS": 50,
+        "kubeAPIBurst": 100,
+        "eventRecordQPS": 20,
+        "nodeStatusReportFrequency": "1m",
+        "imageGCHighThresholdPercent": 100,
+        "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
+        "enableProfilingHandler": False,
+        "enableDebugFlagsHandler": False,
+    }
+    argv = [
+        str(program("kubelet", of="kubernetes")),
+        f"--config={file}",
+        f"--kubeconfig={layout.node_kubeconfig}",
+        f"--root-dir={layout.data('kubelet')}",
+        f"--cert-dir={layout.data('kubelet-certificates')}",
+        f"--hostname-override={NODE}",
+        f"--node-ip={NODE_ADDRESS}",
+    ]
+    # Names outside the cluster are nobody's business here.
+    files = {file: yaml.safe_dump(configuration), resolver: ""}
+    return Component(argv, lambda: _accepts((NODE_ADDRESS, 10250)), files)
+
+
+_MAKERS: Mapping[str, Callable[[Layout, State], Component]] = {
+    "etcd": _etcd,
+    "registry": _registry,
+    "containerd": _containerd,
+    "telemetry-store": _telemetry_store,
+    "kube-apiserver": _kube_apiserver,
+    "kube-controller-manager": _kube_controller_manager,
+    "kube-scheduler": _kube_scheduler,
+    "kube-proxy": _kube_proxy,
+    "kubelet": _kubelet,
+}
+
+
+def _answers(url: str, authority: Path | None = None) -> bool:
+    context = ssl.create_default_context(cafile=str(authority)) if authority else None
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S, context=context) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _accepts(address: Path | tuple[str, int]) -> bool:
+    try:
+        if isinstance(address, tuple):
+            socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
+        else:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""Starting and ending the lab's processes: each in a session of its own, all in the lab's control group."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from . import groups
+from .commands import until
+from .layout import Layout
+from .state import Process, State
+
+__all__ = ["end", "end_all", "is_running", "start"]
+
+# create_time() is read from clock ticks.
+SAME_START_S = 0.05
+ENTER = 'echo $$ >"$0" && exec "$@"'
+
+
+def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
+    """Start a process that outlives this one, its output in the lab's logs, and write it down."""
+    entrance = groups.create()
+    with (layout.logs / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", ENTER, str(entrance), *argv],
+            cwd=layout.folder,
+            env={**os.environ, "TMPDIR": str(layout.data("tmp"))},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # A child that ends while this process lives is reaped, so that it is not taken for running.
+    state.processes[name] = Process(process.pid, psutil.Process(process.pid).create_time())
+    _children[process.pid] = process
+    state.write()
+
+
+_children: dict[int, "subprocess.Popen[bytes]"] = {}
+
+
+def is_running(process: Process | None) -> bool:
+    """Whether this very process still runs."""
+    if process is None:
+        return False
+    if process.pid in _children:
+        _children[process.pid].poll()
+    try:
+        found = psutil.Process(process.pid)
+        same = abs(found.create_time() - process.created) < SAME_START_S
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end(state: State, names: Iterable[str], *, how: signal.Signals = signal.SIGTERM, grace_s: float = 10.0) -> None:
+    """End processes by their ids, all at once; kill what is left after `grace_s`."""
+    ending = {name: state.processes[name] for name in names if name in state.processes}
+    for sent in (how, signal.SIGKILL):
+        for process in ending.values():
+            if is_running(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, sent)
+        with contextlib.suppress(Exception):
+            until(lambda: not any(map(is_running, ending.values())), "end of processes", grace_s)
+    for name in ending:
+        del state.processes[name]
+    state.write()
+
+
+def end_all() -> None:
+    """Kill whatever is left in the lab's control group: containers, their shims, what they have started."""
+
+    def none_left() -> bool:
+        left = groups.members()
+        for process_id in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        return not left
+
+    until(none_left, "end of the processes in the lab's control group", 30)

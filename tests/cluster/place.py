@@ -1,0 +1,129 @@
+"""A namespace of the cluster with exactly the shipped Role, and a workspace that uses it as Airflow would."""
+
+import subprocess
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controlled_rollout import steps
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.target import Change
+from controlled_rollout.target.kubernetes.permissions import as_yaml
+from controlled_rollout.target.kubernetes.target import KubernetesTarget
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from cluster.lab import Lab
+
+CHANGE = Change(who="a test", why="to see what happens")
+ENDPOINT = "digits"
+OWNER = "retrain/run-1"
+ACCOUNT = "controlled-rollout"
+DEADLINE = timedelta(seconds=120)
+
+
+@dataclass
+class Place:
+    """A namespace, the workspace that has its endpoints there, and the images to deploy."""
+
+    lab: "Lab"
+    namespace: str
+    workspace: Workspace
+    images: dict[str, str]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def target(self) -> KubernetesTarget:
+        return KubernetesTarget(self.workspace)
+
+    @property
+    def url(self) -> str:
+        return f"{self.lab.gateway_url}/api/v1/service/{ENDPOINT}/score"
+
+    async def key(self) -> str:
+        return (await self.target.keys(ENDPOINT)).primary
+
+    def kubectl(self, *args: str, input: str | None = None) -> str:
+        return self.lab.kubectl("--namespace", self.namespace, *args, input=input)
+
+    async def roll_out(self, version: str, image: str = "steady", **settings: object) -> Endpoint:
+        """Roll a version out as `OWNER`; small and quick to start unless told otherwise."""
+        auth = settings.pop("auth", Auth.KEY)
+        return await steps.roll_out(
+            self.workspace,
+            ENDPOINT,
+            version,
+            image=self.images.get(image, image),
+            owner=OWNER,
+            who="a test",
+            auth=Auth(str(auth)),
+            settings={"cpu_cores": 0.02, "memory_gb": 0.2, **settings},
+            timeout=DEADLINE,
+            progress=self.said.append,
+        )
+
+    async def shift(self, version: str, percentile: float, **kwargs: object) -> Endpoint:
+        return await steps.shift(
+            self.workspace,
+            ENDPOINT,
+            version,
+            percentile=percentile,
+            who="a test",
+            timeout=DEADLINE,
+            progress=self.said.append,
+            **kwargs,  # type: ignore[arg-type]
+        )
+
+    async def promote(self, version: str) -> Endpoint:
+        return await steps.promote(
+            self.workspace, ENDPOINT, version, who="a test", timeout=DEADLINE, progress=self.said.append
+        )
+
+    async def roll_back(self, version: str, why: str) -> Endpoint | None:
+        return await steps.roll_back(
+            self.workspace, ENDPOINT, version, who="a test", why=why, timeout=DEADLINE, progress=self.said.append
+        )
+
+    async def retire(self, version: str) -> Endpoint | None:
+        return await steps.retire(
+            self.workspace, ENDPOINT, version, who="a test", timeout=DEADLINE, progress=self.said.append
+        )
+
+
+def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Place:
+    """Give a namespace the ServiceAccount and the Roles of docs/aks/role.yaml, and a workspace that signs in as it."""
+    gateway_namespace, _ = lab.gateway.split("/")
+    lab.kubectl("apply", "-f", "-", input=as_yaml(namespace, gateway_namespace, service_account=ACCOUNT))
+    return Place(
+        lab,
+        namespace,
+        Workspace.from_settings(
+            {
+                "name": "cluster",
+                "target": "kubernetes",
+                "root": str(folder),
+                "namespace": namespace,
+                "gateway": lab.gateway,
+                "endpoint_url": lab.gateway_url,
+                "kubeconfig": str(lab.kubeconfig_for(namespace, ACCOUNT)),
+                "telemetry_endpoint": lab.telemetry_url,
+                "telemetry_workspace_id": lab.telemetry_workspace_id,
+                "telemetry_token_file": str(lab.telemetry_token_file),
+            }
+        ),
+        images,
+    )
+
+
+def forget_role(lab: "Lab", namespace: str) -> None:
+    """Remove what the namespace does not take with it when it goes."""
+    gateway_namespace, _ = lab.gateway.split("/")
+    text = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
+    subprocess.run(
+        [lab.kubectl_program, "--kubeconfig", str(lab.kubeconfig), "delete", "--ignore-not-found", "-f", "-"],
+        input=text,
+        text=True,
+        capture_output=True,
+        check=False,
+    )

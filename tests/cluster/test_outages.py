@@ -1,0 +1,207 @@
+"""What breaks around a rollout: the API server, the gateway's controller, the worker, the permissions."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.place import CHANGE, ENDPOINT, Place
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
+from local.local_target_lab import steady_load
+
+RATE = 110.0
+OUTAGE_S = 30.0
+
+
+async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift(place: Place) -> None:
+    await place.roll_out("one", num_replicas=2)
+    await place.roll_out("two", num_replicas=2)
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        await load.more(100)
+        shifting = asyncio.create_task(place.shift("two", 30))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(place.lab.kill, "kube-apiserver")
+        back_at = time.monotonic() + OUTAGE_S
+        while time.monotonic() < back_at:
+            await load.more(50)
+        await asyncio.to_thread(place.lab.start, "kube-apiserver")
+        stored = await shifting
+        await load.more(1000)
+
+    assert load.failed == {}
+    assert stored.effective_traffic() == {"one": 70.0, "two": 30.0}
+    assert load.versions["two"] > 0
+    assert (await place.target.status(ENDPOINT)).served_revision == stored.revision
+
+
+async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Place) -> None:
+    await place.roll_out("one", num_replicas=2)
+    await place.roll_out("two", num_replicas=2)
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        await load.more(100)
+        await asyncio.to_thread(place.lab.kill_gateway_controller)
+        stored = await place.shift("two", 30)
+        await load.more(1000)
+
+    assert load.failed == {}
+    assert load.versions["two"] > 0
+    assert (await place.target.status(ENDPOINT)).served_revision == stored.revision
+
+
+# A worker that runs one step and is killed, by a signal that nothing can catch, before its n-th call to the API server.
+WORKER = """
+import asyncio, json, os, signal, sys
+from datetime import timedelta
+from controlled_rollout import steps
+from controlled_rollout.target.kubernetes.api import Api
+from controlled_rollout.workspace import Workspace
+
+last, step, settings, arguments = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+calls = 0
+send = Api._send
+
+async def counted(self, *args, **kwargs):
+    global calls
+    calls += 1
+    if last and calls > last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await send(self, *args, **kwargs)
+
+Api._send = counted
+common = {"who": "weekly/run-1/task", "timeout": timedelta(seconds=90), "progress": lambda line: None}
+asyncio.run(getattr(steps, step)(Workspace.from_settings(settings), "digits", **arguments, **common))
+print("calls", calls)
+"""
+
+
+def work(place: Place, script: Path, step: str, arguments: dict[str, object], *, last: int = 0) -> int | None:
+    """Run one step in a process of its own; return how many calls it made, None if it was killed."""
+    script.write_text(textwrap.dedent(WORKER))
+    settings = place.workspace.model_dump(mode="json", exclude_none=True)
+    command = [sys.executable, str(script), str(last), step, json.dumps(settings), json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == -signal.SIGKILL:
+        return None
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+def test_a_worker_killed_before_any_call_to_the_api_server_and_retried_comes_to_the_same_end(
+    place: Place, tmp_path: Path
+) -> None:
+    script = tmp_path / "worker.py"
+    small = {"settings": {"cpu_cores": 0.02, "memory_gb": 0.2}, "owner": "weekly/run-1"}
+
+    def image(name: str) -> dict[str, object]:
+        return {"image": place.images["steady"], "version": name, **small}
+
+    rollout: list[tuple[str, dict[str, object]]] = [
+        ("roll_out", image("one")),
+        ("roll_out", image("two")),
+        ("shift", {"version": "two", "percentile": 30, "owner": "weekly/run-1"}),
+        ("promote", {"version": "two", "owner": "weekly/run-1"}),
+        ("retire", {"version": "one"}),
+    ]
+    killed = 0
+    for step, arguments in rollout:
+        last = 0
+        while True:
+            last += 1
+            if work(place, script, step, arguments, last=last) is not None:
+                break
+            killed += 1
+
+    assert killed > 40
+    history = asyncio.run(place.target.history(ENDPOINT))
+    assert [revision.change.why for revision in history] == [
+        "roll out one",
+        "roll out two",
+        "send 30 % to two",
+        "promote two to control",
+        "retire one",
+    ]
+    found = history[-1].endpoint
+    assert (list(found.versions), found.rollout) == (["two"], None)
+    status = asyncio.run(place.target.status(ENDPOINT))
+    assert status.served_revision == 5
+    names = place.kubectl("get", "deployments,services", "-l", "controlled-rollout/endpoint=digits", "-o", "name")
+    assert len(names.split()) == 2
+
+
+def refused(place: Place, **settings: object) -> Place:
+    workspace = place.workspace.model_copy(update=settings)
+    return Place(place.lab, place.namespace, workspace, place.images)
+
+
+def first_version(place: Place) -> Endpoint:
+    return Endpoint(name=ENDPOINT).create_version("one", image=place.images["steady"], is_control=True)
+
+
+async def test_a_namespace_without_permission_is_refused_and_says_what_is_missing(place: Place) -> None:
+    elsewhere = refused(place, namespace="kube-public")
+
+    with pytest.raises(AccessError, match=r"403 .*controllerrevisions.*docs/aks\.md"):
+        await elsewhere.target.apply(first_version(place), CHANGE)
+
+
+async def test_an_expired_token_is_refused_and_says_so(place: Place, tmp_path: Path) -> None:
+    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+    kubeconfig["users"][0]["user"] = {"token": "expired"}
+    file = tmp_path / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(kubeconfig))
+
+    with pytest.raises(AccessError, match=r"401 .*renew"):
+        await refused(place, kubeconfig=file).target.endpoints()
+
+
+async def test_a_gateway_that_is_not_there_is_refused_before_anything_is_made(place: Place) -> None:
+    namespace, _ = place.lab.gateway.split("/")
+
+    with pytest.raises(WorkspaceError, match=r"has no Gateway 'nothing'"):
+        await refused(place, gateway=f"{namespace}/nothing").target.apply(first_version(place), CHANGE)
+    assert ENDPOINT not in place.kubectl("get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name")
+
+
+async def test_a_gateway_that_cannot_ask_for_keys_is_refused_and_nothing_is_served_open(place: Place) -> None:
+    namespace, _ = place.lab.gateway.split("/")
+    other = f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {{name: keyless-{place.namespace}}}
+spec: {{controllerName: example.com/keyless}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: keyless-{place.namespace}, namespace: {namespace}}}
+spec:
+  gatewayClassName: keyless-{place.namespace}
+  listeners: [{{name: http, port: 80, protocol: HTTP, allowedRoutes: {{namespaces: {{from: All}}}}}}]
+"""
+    place.lab.kubectl("apply", "-f", "-", input=other)
+    try:
+        with pytest.raises(WorkspaceError, match=r"served by example\.com/keyless.*only Envoy Gateway"):
+            await refused(place, gateway=f"{namespace}/keyless-{place.namespace}").target.apply(
+                first_version(place), CHANGE
+            )
+    finally:
+        place.lab.kubectl("delete", "-f", "-", input=other)
+    assert ENDPOINT not in place.kubectl("get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name")
+
+
+async def test_a_cluster_that_does_not_answer_says_so(place: Place, tmp_path: Path) -> None:
+    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+    kubeconfig["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    file = tmp_path / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(kubeconfig))
+
+    with pytest.raises(TargetUnavailableError, match=r"https://127\.0\.0\.1:1 did not answer"):
+        await refused(place, kubeconfig=file).target.endpoints()

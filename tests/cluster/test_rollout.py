@@ -1,0 +1,259 @@
+"""A whole rollout on the real cluster, under load from outside."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from datetime import timedelta
+
+import pytest
+
+from cluster.place import ENDPOINT, Place
+from controlled_rollout import steps
+from controlled_rollout.endpoint import Auth
+from controlled_rollout.errors import ConflictError, DeploymentError
+from controlled_rollout.gate import Gate, Outcome
+from local.local_target_lab import steady_load, until
+
+RATE = 110.0
+BIN = timedelta(seconds=2)
+LAG = timedelta(seconds=10)
+# Small numbers, so that a test takes seconds: what they mean is docs/gate.md's business.
+GATE = Gate(alpha=0.001, latency_quantiles=(0.5, 0.9), latency_tolerance=0.25, burst_cap=4.0)
+
+
+async def ask(place: Place, *, key: str | None = None, version: str | None = None) -> tuple[int, str, str]:
+    """Return status, the version that answered, and the body."""
+
+    def call() -> tuple[int, str, str]:
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        if version:
+            headers["azureml-model-deployment"] = version
+        request = urllib.request.Request(place.url, data=b"{}", headers=headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.headers.get("azureml-model-deployment", ""), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers.get("azureml-model-deployment", ""), error.read().decode()
+
+    return await asyncio.to_thread(call)
+
+
+async def test_create_shift_promote_and_retire_lose_no_request(place: Place) -> None:
+    await place.roll_out("one", num_replicas=2)
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        await load.more(100)
+        await place.roll_out("two", num_replicas=2)
+        await load.more(100)
+        for percentile in (10, 50):
+            await place.shift("two", percentile)
+            await load.more(300)
+        await place.promote("two")
+        await load.more(200)
+        await place.retire("one")
+        await load.more(1000)
+
+    assert load.failed == {}
+    assert set(load.versions) == {"one", "two"}
+    assert (await place.target.status(ENDPOINT)).served_revision == (await place.target.endpoint(ENDPOINT)).revision
+    assert "one" not in place.kubectl("get", "deployments,services", "-o", "name")
+
+
+async def test_a_key_opens_an_endpoint_and_a_header_reaches_one_version(place: Place) -> None:
+    await place.roll_out("one")
+    await place.roll_out("two")
+    key = await place.key()
+
+    assert (await ask(place))[0] == 401
+    assert (await ask(place, key="wrong"))[0] == 401
+    assert (await ask(place, key=key))[:2] == (200, "one")
+    assert (await ask(place, key=key, version="two"))[:2] == (200, "two")
+    status, _, body = await ask(place, key=key, version="three")
+    assert (status, "one, two" in body) == (404, True)
+
+    new = await place.target.regenerate_key(ENDPOINT, "primary")
+    assert (await ask(place, key=new.secondary))[0] == 200
+
+    async def opens(with_key: str) -> bool:
+        return (await ask(place, key=with_key))[0] == 200
+
+    await until(lambda: opens(new.primary), "the new key opens")
+
+    async def is_refused() -> bool:
+        return (await ask(place, key=key))[0] == 401
+
+    await until(is_refused, "the old key is refused")
+
+
+async def test_the_share_that_was_set_is_the_share_that_is_served(place: Place) -> None:
+    await place.roll_out("one", num_replicas=2)
+    await place.roll_out("two", num_replicas=2)
+    await place.shift("two", 30)
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        await load.more(1500)
+
+    assert load.failed == {}
+    assert load.versions["two"] / load.sent == pytest.approx(0.30, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [("failing", "errors are higher"), ("slow", "latency is higher"), ("dies", "errors are higher")],
+)
+async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_is_unharmed(
+    place: Place, image: str, why: str
+) -> None:
+    await place.roll_out("one", num_replicas=2)
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        await load.more(1500)  # control's own latency has to be known before
+        await place.roll_out("two", image, num_replicas=2)
+        await place.shift("two", 50)
+
+        async def verdict() -> steps.Look | None:
+            look = await steps.look(
+                place.workspace, ENDPOINT, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
+            )
+            place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
+            await asyncio.sleep(1)
+            return look if look.verdict.outcome is Outcome.FAIL else None
+
+        look = await until(verdict, f"a verdict; {place.said}", seconds=120)
+        assert isinstance(look, steps.Look)
+        assert why in look.verdict.reason
+        await place.roll_back("two", look.verdict.reason)
+        failed_until_then = load.failed
+        versions_until_then = load.versions["two"]
+        await load.more(500)
+
+    assert load.failed == failed_until_then
+    # What was already on its way when the split changed may still be answered by it.
+    assert load.versions["two"] - versions_until_then <= 2
+    assert set(load.failed) <= {"500", "503"}
+
+
+async def test_a_treatment_that_crashes_at_its_start_gets_no_request(place: Place) -> None:
+    await place.roll_out("one")
+    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+        with pytest.raises(DeploymentError, match=r"exited with code \d+; failed 3 times[\s\S]*last lines of its log"):
+            await place.roll_out("two", "crash")
+        await place.roll_back("two", "it crashes")
+        await place.retire("two")
+
+    assert load.failed == {}
+    assert set(load.versions) == {"one"}
+
+
+async def test_a_treatment_that_no_node_has_room_for_fails_in_bounded_time_and_says_why(place: Place) -> None:
+    await place.roll_out("one")
+
+    with pytest.raises(DeploymentError, match=r"cannot be scheduled: .*Insufficient cpu"):
+        await steps.roll_out(
+            place.workspace,
+            ENDPOINT,
+            "two",
+            image=place.images["steady"],
+            owner="run",
+            who="a test",
+            settings={"cpu_cores": 500},
+            timeout=timedelta(seconds=5),
+            progress=place.said.append,
+        )
+    await place.roll_back("two", "no room")
+    assert (await ask(place, key=await place.key()))[:2] == (200, "one")
+
+
+async def test_a_treatment_whose_image_is_not_there_fails_and_says_why(place: Place) -> None:
+    await place.roll_out("one")
+    missing = f"{place.lab.registry}/models/nothing@sha256:{'0' * 64}"
+
+    with pytest.raises(DeploymentError, match=r"cannot pull its image"):
+        await place.roll_out("two", missing)
+    assert (await ask(place, key=await place.key()))[:2] == (200, "one")
+
+
+async def test_two_runs_at_once_give_one_clear_conflict(place: Place) -> None:
+    await place.roll_out("one")
+
+    def run(version: str) -> "asyncio.Task[object]":
+        return asyncio.create_task(
+            steps.roll_out(
+                place.workspace,
+                ENDPOINT,
+                version,
+                image=place.images["steady"],
+                owner=f"run-of-{version}",
+                who="a test",
+                settings={"cpu_cores": 0.02},
+                progress=place.said.append,
+            )
+        )
+
+    results = await asyncio.gather(run("two"), run("three"), return_exceptions=True)
+
+    [conflict] = [result for result in results if isinstance(result, BaseException)]
+    assert isinstance(conflict, ConflictError)
+    assert "is held by run-of-" in str(conflict)
+    assert len((await place.target.endpoint(ENDPOINT)).versions) == 2
+
+
+async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_end(place: Place) -> None:
+    await place.roll_out("one")
+    theirs = {
+        "name": "theirs",
+        "matches": [{"path": {"type": "PathPrefix", "value": "/theirs"}}],
+        "filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 302, "hostname": "x.example"}}],
+    }
+    place.kubectl(
+        "patch",
+        "httproute",
+        ENDPOINT,
+        "--type=json",
+        "-p",
+        json.dumps([{"op": "add", "path": "/spec/rules/0", "value": theirs}]),
+    )
+
+    await place.roll_out("two")
+    await place.shift("two", 20)
+    await place.promote("two")
+    await place.retire("one")
+
+    def rules() -> list[str]:
+        return [
+            rule["name"]
+            for rule in json.loads(place.kubectl("get", "httproute", ENDPOINT, "-o", "json"))["spec"]["rules"]
+        ]
+
+    assert rules()[0] == "theirs"
+    await place.target.delete(ENDPOINT, steps.Change(who="a test", why="done"))
+    assert rules() == ["theirs"]
+    left = place.kubectl(
+        "get",
+        "deployments,services,secrets,configmaps,controllerrevisions,securitypolicies,backendtrafficpolicies",
+        "-o",
+        "name",
+    )
+    assert "digits" not in left
+
+
+async def test_a_route_that_somebody_edits_by_hand_is_reported_and_not_overwritten(place: Place) -> None:
+    await place.roll_out("one")
+    await place.roll_out("two")
+    edit = [{"op": "replace", "path": "/spec/rules/0/timeouts/request", "value": "1s"}]
+    place.kubectl("patch", "httproute", ENDPOINT, "--type=json", "--field-manager=somebody", "-p", json.dumps(edit))
+    before = place.kubectl("get", "httproute", ENDPOINT, "-o", "jsonpath={.metadata.resourceVersion}")
+    revision = (await place.target.endpoint(ENDPOINT)).revision
+
+    with pytest.raises(ConflictError, match=r"'somebody' at .* has changed the route last.*nothing was changed now"):
+        await place.shift("two", 10)
+
+    assert "somebody" in ((await place.target.status(ENDPOINT)).trouble or "")
+    assert place.kubectl("get", "httproute", ENDPOINT, "-o", "jsonpath={.metadata.resourceVersion}") == before
+    assert (await place.target.endpoint(ENDPOINT)).revision == revision
+
+
+async def test_an_open_endpoint_is_open_only_when_asked_for_by_name(place: Place) -> None:
+    await place.roll_out("one", auth=Auth.NONE)
+
+    assert (await ask(place))[:2] == (200, "one")
