@@ -53,6 +53,19 @@ class Size:
         """Replicas to run: what is needed as far as that is allowed, and none less than there are."""
         return max(self.running, min(self.needed, self.allowed))
 
+    @property
+    def in_words(self) -> str:
+        """What is to be done, or why it cannot be."""
+        each = f"{self.requests_per_s:.1f} requests/s at {self.request_time_s * 1000:.1f} ms"
+        work = f"{self.share:g} % of the load ({each})"
+        if self.enough:
+            return f"version {self.version!r} goes from {self.running} to {self.needed} replicas for {work}"
+        return (
+            f"version {self.version!r} would need {self.needed} replicas for {work}, and its autoscale_max_replicas "
+            f"allows {self.allowed}: raise that, or replica_max_concurrent_requests where the model can do with it, or "
+            "send it less"
+        )
+
 
 def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisation: float, concurrency: int) -> int:
     """Return how many replicas a load needs, at least 1.

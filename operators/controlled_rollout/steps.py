@@ -1,8 +1,9 @@
 """The steps of a rollout, each of which may be killed and called again and comes to the same end.
 
 Airflow's tasks and the command line are thin wrappers around these. A step reads the endpoint's newest revision,
-decides with the pure rules of `endpoint.py`, applies the next revision if anything is to change, and waits until the
-target says that it is so. When somebody else's revision came first, it decides anew on that one.
+decides with the pure rules of `endpoint.py`, gives the versions that are to get more traffic the replicas for it,
+applies the next revision if anything is to change, and waits until the target says that it is so. When somebody else's
+revision came first, it decides anew on that one. A target that is away for a while delays a step, up to its time-out.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from controlled_rollout import record
@@ -24,13 +26,13 @@ from controlled_rollout.evidence import evidence_source
 from controlled_rollout.evidence.model import Evidence, Question, SplitChange
 from controlled_rollout.gate import Gate, Verdict, cannot_see, judge, verdict_to_dict
 from controlled_rollout.record import Decision
+from controlled_rollout.scaling import scale_before, scale_before_going_back
 from controlled_rollout.target import Change, EndpointStatus, Revision, Target, connect
-from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Look", "Promotion", "hold", "look", "promote", "promotion_of", "retire", "roll_back", "roll_out", "shift"]
 
-Progress = Callable[[str], None]
 Edit = Callable[[Endpoint], Endpoint]
 
 MOST_WRITERS = 10
@@ -129,7 +131,8 @@ async def roll_out(
     said = ""
     while True:
         try:
-            stored = await _change(target, endpoint, edit, change, new=Endpoint(name=endpoint, auth=auth))
+            new = Endpoint(name=endpoint, auth=auth)
+            stored = await _change(target, endpoint, edit, change, new=new, timeout=timeout, progress=progress)
             break
         except ConflictError as conflict:
             if on_conflict == "fail" or time.monotonic() > deadline:
@@ -144,7 +147,7 @@ async def roll_out(
     )
     await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
     progress(f"version {version!r} is ready")
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
     return stored
 
 
@@ -160,11 +163,12 @@ async def shift(
     timeout: timedelta = timedelta(minutes=2),
     progress: Progress = print,
 ) -> Endpoint:
-    """Set a version's percentile once it is ready, and wait until the router serves the new split.
+    """Set a version's percentile once it is ready and large enough, and wait until the router serves the new split.
 
     Raises:
         ConflictError: `owner` no longer holds the endpoint.
-        DeploymentError: The version is not ready, or the router did not confirm the split in time.
+        DeploymentError: The version is not ready, would need more replicas for its share of the measured load than it
+            may have, or the router did not confirm the split in time.
         EndpointError: A rule was broken.
     """
     target = connect(workspace)
@@ -174,10 +178,12 @@ async def shift(
         _check_owner(found, version, owner)
         return found.shift(version, percentile)
 
-    edit(await target.endpoint(endpoint))  # what is refused is refused before anything is waited for
+    before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+    after = edit(before)  # what is refused is refused before anything is waited for
     await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
-    stored = await _change(target, endpoint, edit, change)
-    status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    await scale_before(target, before, after, timeout=timeout, progress=progress)
+    stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+    status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
     _append(workspace, stored, version, "shift", change)
     progress(f"the router serves revision {status.served_revision}: {_split(stored)}")
     return stored
@@ -191,14 +197,28 @@ async def promote(
     who: str,
     why: str = "",
     owner: str | None = None,
+    going_back: bool = False,
     timeout: timedelta = timedelta(minutes=2),
     progress: Progress = print,
 ) -> Endpoint:
     """Make a version default and control with all the traffic; the old control stays, ready, at 0 %.
 
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version to promote.
+        who: Who does it, for the history.
+        why: The reason, for the history.
+        owner: The run that should hold the endpoint; None does not check.
+        going_back: Whether this goes back to a former control: that is not refused for want of replicas, nor does it
+            wait long for them.
+        timeout: How long the version may take to be ready and large enough, and the router to confirm.
+        progress: Called with a sentence when something changes.
+
     Raises:
         ConflictError: `owner` no longer holds the endpoint.
-        DeploymentError: The version is not ready, or the router did not confirm the split in time.
+        DeploymentError: The version is not ready, would need more replicas for the measured load than it may have, or
+            the router did not confirm the split in time.
         EndpointError: There is no such version.
     """
     target = connect(workspace)
@@ -215,10 +235,13 @@ async def promote(
         # Whatever rollout was under way has ended: all other versions are at 0 now.
         return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
 
-    edit(await target.endpoint(endpoint))  # what is refused is refused before anything is waited for
+    before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+    after = edit(before)  # what is refused is refused before anything is waited for
     await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
-    stored = await _change(target, endpoint, edit, change)
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    scale = scale_before_going_back if going_back else scale_before
+    await scale(target, before, after, timeout=timeout, progress=progress)
+    stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
     _append(workspace, stored, version, "promote", change)
     progress(f"{version!r} is default and control of endpoint {endpoint!r}: {_split(stored)}")
     return stored
@@ -235,7 +258,10 @@ async def roll_back(
     timeout: timedelta = timedelta(minutes=2),
     progress: Progress = print,
 ) -> Endpoint | None:
-    """Set a treatment to 0 % at once and let go of the endpoint; everything else stays as it is.
+    """Set a treatment to 0 % and let go of the endpoint; everything else stays as it is.
+
+    The versions that get the traffic back are given the replicas for it first, where they need more and as far as that
+    goes quickly: a roll-back is never refused, and waits for them no longer than a quarter of its time.
 
     Returns:
         The endpoint, or None when it or the version is not there (any more): then there is nothing to roll back.
@@ -254,12 +280,14 @@ async def roll_back(
         return found.roll_back(version).release(version)
 
     try:
-        if version not in (await target.endpoint(endpoint)).versions:
+        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        if version not in before.versions:
             return None
-        stored = await _change(target, endpoint, edit, change)
+        await scale_before_going_back(target, before, edit(before), timeout=timeout, progress=progress)
+        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
     except EndpointNotFoundError:
         return None
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
     _append(workspace, stored, version, "roll_back", change)
     progress(f"{version!r} is rolled back: {_split(stored)}")
     return stored
@@ -299,10 +327,14 @@ async def retire(
         return found.delete_version(version)
 
     try:
-        stored = await _change(target, endpoint, edit, change)
+        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        await scale_before(target, before, edit(before), timeout=timeout, progress=progress)
+        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
     except EndpointNotFoundError:
         return None
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout)
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+    # Only now does nothing lead to the version any more, and what it ran on can be deleted.
+    await patiently(lambda: target.carry_on(endpoint), timeout=timeout, progress=progress)
     _append(workspace, stored, version, "retire", change)
     progress(f"{version!r} is deleted; endpoint {endpoint!r} has {', '.join(stored.versions)}")
     return stored
@@ -480,11 +512,21 @@ def _check_owner(found: Endpoint, version: str, owner: str | None) -> None:
         )
 
 
-async def _change(target: Target, name: str, edit: Edit, change: Change, *, new: Endpoint | None = None) -> Endpoint:
+async def _change(
+    target: Target,
+    name: str,
+    edit: Edit,
+    change: Change,
+    *,
+    timeout: timedelta,
+    progress: Progress,
+    new: Endpoint | None = None,
+) -> Endpoint:
     """Apply `edit` to the newest revision; when somebody else's revision came first, to that one."""
+    ask = partial(patiently, timeout=timeout, progress=progress)
     for _ in range(MOST_WRITERS):
         try:
-            found = await target.endpoint(name)
+            found = await ask(lambda: target.endpoint(name))
         except EndpointNotFoundError:
             if new is None:
                 raise
@@ -492,7 +534,7 @@ async def _change(target: Target, name: str, edit: Edit, change: Change, *, new:
         edited = edit(found)
         try:
             # Applied also when nothing changes: a step that was killed carries on where it was.
-            return await target.apply(edited, change)
+            return await ask(partial(target.apply, edited, change))
         except ConflictError as conflict:
             latest = conflict
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing

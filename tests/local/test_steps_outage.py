@@ -1,0 +1,102 @@
+"""A target that is away in the middle of a step only delays it: the supervisor is killed, and started again."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from controlled_rollout import steps
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target import Change, Target, connect
+from controlled_rollout.target.local import supervisor
+from local.local_target_lab import Lab, start
+
+OWNER = "weekly/run-1"
+
+
+@pytest_asyncio.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    lab = await asyncio.to_thread(start, tmp_path)
+    try:
+        for version in ("old", "new"):
+            await steps.roll_out(
+                lab.workspace,
+                "outage",
+                version,
+                image=await lab.image(version),
+                owner=OWNER,
+                who=OWNER,
+                progress=lambda line: None,
+            )
+        yield lab
+    finally:
+        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+
+
+class LosingTarget:
+    """The real target, whose supervisor dies before a change is sent, or before its answer is read."""
+
+    def __init__(self, target: Target, lab: Lab, *, before: bool) -> None:
+        self._target = target
+        self._lab = lab
+        self._before = before
+        self._lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        if self._lost:
+            return await self._target.apply(endpoint, change)
+        self._lost = True
+        if not self._before:
+            await self._target.apply(endpoint, change)
+        os.kill(self._lab.state.pid, signal.SIGKILL)
+        return await self._target.apply(endpoint, change)
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_supervisor_that_dies_in_the_middle_of_a_shift_and_comes_back_only_delays_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    losing = LosingTarget(connect(lab.workspace), lab, before=before)
+    monkeypatch.setattr(steps, "connect", lambda workspace: losing)
+    said: list[str] = []
+    noticed = asyncio.Event()
+
+    def progress(line: str) -> None:
+        said.append(line)
+        noticed.set()
+
+    shift = asyncio.create_task(
+        steps.shift(lab.workspace, "outage", "new", percentile=30, who=OWNER, owner=OWNER, progress=progress)
+    )
+    await asyncio.wait_for(noticed.wait(), 30)
+    assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
+    stored = await asyncio.wait_for(shift, 60)
+
+    assert len([line for line in said if line.startswith("trying again: the supervisor of the local workspace")]) == 1
+    assert stored.effective_traffic() == {"old": 70, "new": 30}
+    status = await lab.target.status("outage")
+    assert (status.revision, status.served_revision) == (stored.revision, stored.revision)
+    assert stored.revision == 3
+
+
+async def test_a_supervisor_that_stays_away_fails_the_step_when_its_time_is_over(lab: Lab) -> None:
+    os.kill(lab.state.pid, signal.SIGKILL)
+    said: list[str] = []
+
+    with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
+        await steps.roll_back(
+            lab.workspace, "outage", "new", who=OWNER, why="", timeout=timedelta(seconds=2), progress=said.append
+        )
+
+    assert len(said) == 1
+    assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0

@@ -1,0 +1,181 @@
+"""Traffic moves only to versions that are large enough for it, and goes back whatever their size; under real load."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout import steps
+from controlled_rollout.errors import DeploymentError
+from local.local_target_lab import Lab, running, steady_load, until
+
+# One replica answers 20 requests/s: 40/s keep two of them busy, and ask for three or four at 70 %.
+SLOW = """
+import pathlib, time
+
+def init():
+    while pathlib.Path({flag!r}).exists():
+        time.sleep(0.05)
+
+def run(data):
+    time.sleep(0.05)
+    return {{}}
+"""
+RATE = 40
+OWNER = "weekly/run-1"
+FIXED = {"num_replicas": 4}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("sized")) as lab:
+        yield lab
+
+
+def flag_of(lab: Lab) -> Path:
+    """While this file is there, no replica that starts becomes ready."""
+    return lab.folder / "no-replica-comes"
+
+
+async def roll_out(lab: Lab, endpoint: str, version: str, settings: dict[str, Any]) -> None:
+    image = await lab.image(script=SLOW.format(flag=str(flag_of(lab))))
+    await steps.roll_out(
+        lab.workspace,
+        endpoint,
+        version,
+        image=image,
+        owner=OWNER,
+        who=OWNER,
+        settings=settings,
+        progress=lambda line: None,
+    )
+
+
+async def measured(lab: Lab, endpoint: str, *, part: float = 0.6) -> bool:
+    loads = (await lab.target.load(endpoint)).values()
+    return sum(load.requests_per_s for load in loads) > part * RATE and any(load.request_time_s for load in loads)
+
+
+async def under_load(lab: Lab, endpoint: str) -> Any:
+    """Return the load generator of an endpoint that has its first version."""
+    return steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=RATE)
+
+
+async def wanted(lab: Lab, endpoint: str, version: str) -> int:
+    return (await lab.target.status(endpoint)).versions[version].wanted_replicas
+
+
+async def test_a_version_is_scaled_for_its_share_before_each_shift_and_its_promotion_and_no_request_fails(
+    lab: Lab,
+) -> None:
+    await roll_out(lab, "growing", "old", FIXED)
+    await roll_out(lab, "growing", "new", {})
+    common: dict[str, Any] = {"who": OWNER, "owner": OWNER}
+    said: list[str] = []
+
+    async with await under_load(lab, "growing") as load:
+        await until(lambda: measured(lab, "growing", part=0.9), "the whole load is measured")
+        await steps.shift(lab.workspace, "growing", "new", percentile=50, progress=said.append, **common)
+        at_half = await wanted(lab, "growing", "new")
+        await load.more(RATE)
+        await steps.promote(lab.workspace, "growing", "new", progress=said.append, **common)
+        at_all = await wanted(lab, "growing", "new")
+        await load.more(RATE)
+        await steps.retire(lab.workspace, "growing", "old", who=OWNER, progress=said.append)
+        await load.more(RATE)
+
+    assert load.failed == {}
+    assert 1 < at_half < at_all <= 10
+    assert any(line.startswith("version 'new' goes from 1 to ") for line in said)
+    assert await wanted(lab, "growing", "new") >= at_all
+
+
+async def test_a_share_that_needs_more_replicas_than_allowed_is_refused_with_the_figures_and_nothing_changes(
+    lab: Lab,
+) -> None:
+    await roll_out(lab, "limited", "old", FIXED)
+    await roll_out(lab, "limited", "new", {"autoscale_max_replicas": 1})
+    before = await lab.target.endpoint("limited")
+
+    async with await under_load(lab, "limited") as load:
+        await until(lambda: measured(lab, "limited"), "the load is measured")
+        with pytest.raises(DeploymentError, match=r"'new' would need \d+ replicas for 90 % of the load .* allows 1"):
+            await steps.shift(lab.workspace, "limited", "new", percentile=90, who=OWNER, progress=lambda line: None)
+        with pytest.raises(DeploymentError, match=r"'new' would need \d+ replicas for 100 % of the load"):
+            await steps.promote(lab.workspace, "limited", "new", who=OWNER, progress=lambda line: None)
+
+    assert load.failed == {}
+    assert await lab.target.endpoint("limited") == before
+    assert await wanted(lab, "limited", "new") == 1
+
+
+@pytest.mark.parametrize("most", [1, 10])
+async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for_those_that_never_come(
+    lab: Lab, most: int
+) -> None:
+    endpoint = f"back-{most}"
+    await roll_out(lab, endpoint, "old", {"autoscale_max_replicas": most})
+    await roll_out(lab, endpoint, "new", FIXED)
+    await steps.shift(lab.workspace, endpoint, "new", percentile=100, who=OWNER, progress=lambda line: None)
+    said: list[str] = []
+
+    async with await under_load(lab, endpoint):
+        await until(lambda: measured(lab, endpoint), "the load is measured")
+        flag_of(lab).touch()
+        began = time.monotonic()
+        try:
+            stored = await steps.roll_back(
+                lab.workspace,
+                endpoint,
+                "new",
+                who=OWNER,
+                why="it fails",
+                timeout=timedelta(seconds=20),
+                progress=said.append,
+            )
+        finally:
+            flag_of(lab).unlink()
+        took_s = time.monotonic() - began
+
+    assert stored is not None
+    assert stored.effective_traffic() == {"old": 100, "new": 0}
+    assert took_s < 10
+    if most == 1:
+        assert any("would need" in line and "allows 1" in line for line in said)
+        assert await wanted(lab, endpoint, "old") == 1
+    else:
+        assert "going back without waiting for more replicas: this took longer than 5 s" in said
+        assert await wanted(lab, endpoint, "old") > 1
+
+
+async def test_going_back_to_a_former_control_is_not_refused_for_want_of_replicas(lab: Lab) -> None:
+    await roll_out(lab, "former", "old", {"autoscale_max_replicas": 1})
+    await roll_out(lab, "former", "new", FIXED)
+    await steps.promote(lab.workspace, "former", "new", who=OWNER, progress=lambda line: None)
+
+    async with await under_load(lab, "former"):
+        await until(lambda: measured(lab, "former"), "the load is measured")
+        with pytest.raises(DeploymentError, match="allows 1"):
+            await steps.promote(lab.workspace, "former", "old", who=OWNER, progress=lambda line: None)
+        stored = await steps.promote(
+            lab.workspace, "former", "old", who=OWNER, going_back=True, progress=lambda line: None
+        )
+
+    assert stored.effective_traffic() == {"old": 100, "new": 0}
+
+
+async def test_without_a_load_a_shift_scales_nothing_and_is_quick(lab: Lab) -> None:
+    await roll_out(lab, "quiet", "old", {})
+    await roll_out(lab, "quiet", "new", {})
+
+    took_s = []
+    for percentile in (10, 50, 90):
+        began = time.perf_counter()
+        await steps.shift(lab.workspace, "quiet", "new", percentile=percentile, who=OWNER, progress=lambda line: None)
+        took_s.append(time.perf_counter() - began)
+
+    assert await wanted(lab, "quiet", "new") == 1
+    assert min(took_s) < 0.5
