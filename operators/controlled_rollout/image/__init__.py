@@ -1,7 +1,22 @@
 """Project folder + environment -> image reference with digest."""
 
+from controlled_rollout.image.choice import build_for
+from controlled_rollout.image.container import build_container
 from controlled_rollout.image.environment import Environment, environment_hash
 from controlled_rollout.image.local import LocalImage, build, load
 from controlled_rollout.image.reference import ImageReference, ModelSource
+from controlled_rollout.image.registry import Credentials, RegistryUnavailableError
 
-__all__ = ["Environment", "ImageReference", "LocalImage", "ModelSource", "build", "environment_hash", "load"]
+__all__ = [
+    "Credentials",
+    "Environment",
+    "ImageReference",
+    "LocalImage",
+    "ModelSource",
+    "RegistryUnavailableError",
+    "build",
+    "build_container",
+    "build_for",
+    "environment_hash",
+    "load",
+]

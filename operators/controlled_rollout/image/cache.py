@@ -139,7 +139,7 @@ class Cache:
         unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
         with self._write_errors():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            async with _locked(self._lock_path(folder), waiting) as lock:
+            async with _locked(self._lock_path(folder.parent.name, folder.name), waiting) as lock:
                 if is_whole(folder):
                     return False
                 await in_thread(lambda stop: self._sweep(folder.parent, own=unfinished))
@@ -153,15 +153,35 @@ class Cache:
                     raise
         return True
 
-    def _lock_path(self, folder: Path) -> Path:
-        return self.root / LOCKS / f"{folder.parent.name}-{folder.name}.lock"
+    @contextlib.asynccontextmanager
+    async def workshop(self, name: str, *, waiting: Callable[[], None]) -> AsyncIterator[tuple[Path, int]]:
+        """Give a folder for work that one process of this machine does at a time.
+
+        Args:
+            name: The folder's name; what was left in it is still there.
+            waiting: Called once if somebody else is at work.
+
+        Yields:
+            The folder, and the lock's file descriptor for the processes that are started meanwhile.
+
+        Raises:
+            ImageError: The cache cannot be written, or its disk is full.
+        """
+        folder = self.root / name
+        with self._write_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            async with _locked(self._lock_path("workshop", name), waiting) as lock:
+                yield folder, lock
+
+    def _lock_path(self, kind: str, key: str) -> Path:
+        return self.root / LOCKS / f"{kind}-{key}.lock"
 
     def _sweep(self, parent: Path, *, own: Path) -> None:
         """Remove what killed builds left: ours, since we hold its lock, and any other whose lock nobody holds."""
         _remove(own)
         for leftover in parent.glob(f".*{UNFINISHED}"):
             key = leftover.name.removeprefix(".").removesuffix(UNFINISHED)
-            with _lock_if_free(self._lock_path(parent / key)) as lock:
+            with _lock_if_free(self._lock_path(parent.name, key)) as lock:
                 if lock is not None:
                     _remove(leftover)
 

@@ -92,7 +92,9 @@ class Environment(BaseModel):
         return minor if running in SpecifierSet(self.python) else self.python
 
 
-def environment_hash(environment: Environment, *, platform: str | None = None) -> str:
+def environment_hash(
+    environment: Environment, *, platform: str | None = None, python: str | None = None, recipe: str | None = None
+) -> str:
     """Return the hash under which a built environment is kept: 64 hexadecimal digits.
 
     It covers the base image, the extra docker steps, the Python version, the requirements in their order, the scoring
@@ -101,6 +103,8 @@ def environment_hash(environment: Environment, *, platform: str | None = None) -
     Args:
         environment: What is asked for.
         platform: What it is built for; None for this machine.
+        python: The Python version that it is built with; None for the one that is chosen on this machine.
+        recipe: A digest over what else it is built from; None for a virtual environment, which has only the rest.
 
     Raises:
         ImageError: The installation lacks the runtime's requirements.
@@ -108,12 +112,14 @@ def environment_hash(environment: Environment, *, platform: str | None = None) -
     facts = {
         "schema": HASH_SCHEMA,
         "platform": platform or sysconfig.get_config_var("MULTIARCH") or sysconfig.get_platform(),
-        "python": environment.python_version,
+        "python": python or environment.python_version,
         "base_image": environment.base_image,
         "docker_steps": environment.docker_steps,
         "requirements": environment.requirements,
         "runtime": hashlib.sha256(runtime_requirements().read_bytes()).hexdigest(),
     }
+    if recipe is not None:
+        facts["recipe"] = recipe
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

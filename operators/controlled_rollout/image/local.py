@@ -2,24 +2,17 @@
 
 import hashlib
 import json
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache, EnvironmentPlace, SharedCache, find_environment
-from controlled_rollout.image.entry_script import EntryScriptSyntaxError, check_entry_script
-from controlled_rollout.image.environment import (
-    Environment,
-    environment_hash,
-    find_environment_file,
-    read_environment,
-)
-from controlled_rollout.image.models import check_models, copy_models, model_dir, package_models
-from controlled_rollout.image.package import Package, copy_package, package
+from controlled_rollout.image.environment import Environment, environment_hash
+from controlled_rollout.image.models import copy_models, model_dir
+from controlled_rollout.image.package import copy_package
+from controlled_rollout.image.project import Progress, Project, read_project
 from controlled_rollout.image.reference import ImageReference, ModelSource
 from controlled_rollout.image.stoppable import Stop, in_thread
 from controlled_rollout.image.virtual_environment import create_virtual_environment
@@ -28,9 +21,6 @@ __all__ = ["LocalImage", "build", "load"]
 
 IMAGE_SCHEMA: Final = 1
 IMAGE_FILE: Final = "image.json"
-NAME: Final = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,22 +48,11 @@ class LocalImage:
 class _Parts:
     """What an image is made of; `sha256` covers all of it."""
 
-    source: Package
-    models: list[tuple[ModelSource, Package]]
-    entry_script: str
-    environment: Environment
+    project: Project
     environment_hash: str
 
     def document(self) -> dict[str, Any]:
-        return {
-            "schema": IMAGE_SCHEMA,
-            "environment_hash": self.environment_hash,
-            "source_digest": self.source.digest,
-            "entry_script": self.entry_script,
-            "models": [
-                {"name": model.name, "version": model.version, "digest": files.digest} for model, files in self.models
-            ],
-        }
+        return {"schema": IMAGE_SCHEMA, "environment_hash": self.environment_hash, **self.project.document()}
 
     @property
     def sha256(self) -> str:
@@ -111,11 +90,12 @@ async def build(
     Raises:
         ImageError: Something that was given is not valid, or the environment cannot be built. The cache is as before.
     """
-    if not NAME.fullmatch(name) or len(name) > 128:
-        raise ImageError(f"image name {name!r} is not valid: use up to 128 lower-case letters, digits and inner '-_.'")
-    check_models(models)
-    root = Path(source_dir).expanduser().absolute()
-    parts = await in_thread(lambda stop: _parts(root, environment, entry_script, models, progress, stop))
+    project = await read_project(
+        source_dir, name=name, environment=environment, entry_script=entry_script, models=models, progress=progress
+    )
+    if project.environment.base_image or project.environment.docker_steps:
+        progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")
+    parts = _Parts(project, environment_hash(project.environment))
     place = Cache(Path(cache).expanduser().absolute())
     await _provide_environment(parts, place, shared_cache, progress)
     reference = ImageReference(f"local/{name}", parts.sha256)
@@ -159,51 +139,6 @@ def load(reference: str | ImageReference, cache: Path) -> LocalImage:
     )
 
 
-def _parts(
-    root: Path,
-    environment: Path | str | Environment | None,
-    entry_script: str,
-    models: Sequence[ModelSource],
-    progress: Progress,
-    stop: Stop,
-) -> _Parts:
-    """Read everything that is given, and check it before anything is built."""
-    source = package(root, stop=stop)
-    ignoring = f", without what {source.ignore_file} excludes" if source.ignore_file else ""
-    progress(f"source: {len(source.files):,} files, {source.size / 1e6:,.1f} MB{ignoring}")
-    described = _environment(root, environment, progress)
-    try:
-        check_entry_script(source, entry_script)
-    except EntryScriptSyntaxError:
-        # A newer Python may know a syntax that this one does not; the runtime then says what is wrong with it.
-        if not _is_newer(described.python_version):
-            raise
-        progress(f"entry script: not checked, Python {described.python_version} may read it otherwise than this one")
-    if described.base_image or described.docker_steps:
-        progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")
-    return _Parts(
-        source=source,
-        models=package_models(models, stop=stop),
-        entry_script=str(Path(entry_script)),
-        environment=described,
-        environment_hash=environment_hash(described),
-    )
-
-
-def _environment(root: Path, given: Path | str | Environment | None, progress: Progress) -> Environment:
-    if isinstance(given, Environment):
-        return given
-    if given is None:
-        return read_environment(find_environment_file(root), progress=progress)
-    beside = root / Path(given).expanduser()
-    return read_environment(beside if beside.is_file() else Path(given).expanduser().absolute(), progress=progress)
-
-
-def _is_newer(python_version: str) -> bool:
-    found = re.match(r"(\d+)\.(\d+)", python_version)
-    return found is None or (int(found[1]), int(found[2])) > sys.version_info[:2]
-
-
 async def _provide_environment(parts: _Parts, cache: Cache, shared: Path | None, progress: Progress) -> None:
     short = f"environment {parts.environment_hash[:12]}"
     places: list[EnvironmentPlace] = [cache, *([SharedCache(Path(shared).expanduser().absolute())] if shared else [])]
@@ -215,8 +150,8 @@ async def _provide_environment(parts: _Parts, cache: Cache, shared: Path | None,
         return
 
     async def make(unfinished: Path, lock: int) -> None:
-        progress(f"{short}: building with Python {parts.environment.python_version}")
-        await create_virtual_environment(unfinished, parts.environment, lock=lock, progress=progress)
+        progress(f"{short}: building with Python {parts.project.environment.python_version}")
+        await create_virtual_environment(unfinished, parts.project.environment, lock=lock, progress=progress)
 
     folder = cache.environment(parts.environment_hash)
     built = await cache.build(
@@ -230,9 +165,9 @@ async def _provide_environment(parts: _Parts, cache: Cache, shared: Path | None,
 
 async def _provide_image(parts: _Parts, cache: Cache) -> bool:
     def write(unfinished: Path, stop: Stop) -> None:
-        copy_package(parts.source, unfinished / "app", stop=stop)
-        copy_models(parts.models, unfinished / "models", stop=stop)
-        document = {**parts.document(), "environment": parts.environment.model_dump(mode="json")}
+        copy_package(parts.project.source, unfinished / "app", stop=stop)
+        copy_models(parts.project.models, unfinished / "models", stop=stop)
+        document = {**parts.document(), "environment": parts.project.environment.model_dump(mode="json")}
         (unfinished / IMAGE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
     async def make(unfinished: Path, lock: int) -> None:

@@ -5,9 +5,11 @@ from typing import Final
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["runtime_folder", "runtime_requirements"]
+__all__ = ["DOCKERFILE", "INSTALL_SCRIPT", "PACKAGE", "recipe_files", "runtime_folder", "runtime_requirements"]
 
 PACKAGE: Final = "controlled_rollout_scoring"
+DOCKERFILE: Final = "Dockerfile"
+INSTALL_SCRIPT: Final = "install-environment"
 
 
 def runtime_folder() -> Path:
@@ -38,3 +40,16 @@ def runtime_requirements() -> Path:
     if not path.is_file():
         raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
     return path
+
+
+def recipe_files() -> dict[str, Path]:
+    """Return the files that an environment image is built by: its Dockerfile, and the script that installs.
+
+    Raises:
+        ImageError: The installation lacks one.
+    """
+    paths = {name: runtime_folder() / name for name in (DOCKERFILE, INSTALL_SCRIPT)}
+    for path in paths.values():
+        if not path.is_file():
+            raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
+    return paths

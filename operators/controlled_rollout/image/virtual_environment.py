@@ -1,24 +1,20 @@
 """Building of a virtual environment with uv: a version's requirements and the scoring runtime's, solved together."""
 
-import asyncio
-import contextlib
 import os
 import re
-import signal
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from packaging.version import Version
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import DiskFullError
+from controlled_rollout.image.command import essence, run
 from controlled_rollout.image.environment import Environment
 from controlled_rollout.image.runtime import runtime_requirements
 
-__all__ = ["create_virtual_environment"]
+__all__ = ["create_virtual_environment", "find_uv", "runtime_pins"]
 
 # Settings of the calling process's own environment, which is not the one that is built.
 NOT_INHERITED: Final = (
@@ -34,12 +30,7 @@ NOT_INHERITED: Final = (
     "UV_TARGET",
     "UV_PREFIX",
 )
-DISK_FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|os error (?:28|122)\b")
 STEP: Final = re.compile(r"(?:Resolved|Prepared|Installed|Bytecode compiled|Downloading|Building)\b")
-CREDENTIALS: Final = re.compile(r"://[^/\s@]+@")
-KEPT_LINES: Final = 40
-TOLD_LINES: Final = 15
-LINE_BYTES: Final = 1 << 20
 
 
 async def create_virtual_environment(
@@ -66,7 +57,7 @@ async def create_virtual_environment(
     code, lines = await _run(venv, folder.parent, lock=lock, progress=lambda line: None)
     if code != 0:
         raise ImageError(
-            f"no Python {environment.python_version} for the environment: {_essence(lines)}\n"
+            f"no Python {environment.python_version} for the environment: {essence(lines)}\n"
             f"Install that version, or ask for one that is there (this process runs {sys.version_info.major}."
             f"{sys.version_info.minor})"
         )
@@ -79,8 +70,8 @@ async def create_virtual_environment(
     if code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
         raise ImageError(
-            f"the environment ({what}) cannot be installed:\n{_essence(lines)}\n"
-            f"Installed with it is the scoring runtime, which needs {', '.join(_pins(runtime_requirements()))}"
+            f"the environment ({what}) cannot be installed:\n{essence(lines)}\n"
+            f"Installed with it is the scoring runtime, which needs {', '.join(runtime_pins())}"
         )
 
 
@@ -111,59 +102,18 @@ def _interpreter(environment: Environment) -> str:
 
 
 async def _run(command: list[str], cwd: Path, *, lock: int, progress: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run uv; return its exit status and its last lines.
-
-    Raises:
-        DiskFullError: Its lines say so.
-    """
-    lines: deque[str] = deque(maxlen=KEPT_LINES)
-    async with _process(command, cwd, lock) as process:
-        assert process.stderr is not None  # noqa: S101 - it was asked for
-        while raw := await process.stderr.readline():
-            line = CREDENTIALS.sub("://***@", raw.decode(errors="replace").rstrip())
-            lines.append(line)
-            if STEP.match(line):
-                progress(f"environment: {line}")
-        code = await process.wait()
-    if code != 0 and (full := next(filter(DISK_FULL.search, lines), None)):
-        raise DiskFullError(full.strip())
-    return code, list(lines)
-
-
-@contextlib.asynccontextmanager
-async def _process(command: list[str], cwd: Path, lock: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a process in the block; when the block ends, the process and all that it started have ended."""
-    settings = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        "--no-progress",
-        "--color=never",
-        # A project's configuration counts only where it stands above the cache, not where the caller happens to be.
-        cwd=cwd,
-        env=settings,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        limit=LINE_BYTES,
-        pass_fds=(lock,),
-        start_new_session=True,
+    """Run uv; return its exit status and its last lines."""
+    # A project's configuration counts only where it stands above the cache, not where the caller happens to be.
+    return await run(
+        [*command, "--no-progress", "--color=never"],
+        cwd,
+        environment={name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
+        lock=lock,
+        line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
     )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
 
 
-def _pins(requirements: Path) -> list[str]:
-    lines = requirements.read_text(encoding="utf-8").splitlines()
+def runtime_pins() -> list[str]:
+    """Return the requirements of the scoring runtime."""
+    lines = runtime_requirements().read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _essence(lines: list[str]) -> str:
-    """Return the part of uv's lines that says what is wrong."""
-    start = next((at for at, line in enumerate(lines) if re.match(r"\s*(error:|×)", line)), 0)
-    said = [line for line in lines[start:] if line.strip()]
-    return "\n".join(said[:TOLD_LINES]).strip() or "uv said nothing"

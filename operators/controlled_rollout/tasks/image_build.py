@@ -22,8 +22,8 @@ __all__ = ["BuildImageOperator"]
 class BuildImageOperator(StepCalls, BaseOperator):
     """Builds a project folder's image, or finds it: what has been built before is not built again.
 
-    Returns the image's reference, `name@sha256:…`: hand `task.output` to the rollout. Relative paths start at the
-    folder of the DAG file.
+    A workspace with a registry gets a container image there, any other one an image in its cache. Returns the image's
+    reference, `name@sha256:…`: hand `task.output` to the rollout. Relative paths start at the folder of the DAG file.
 
     Args:
         source_dir: The project folder, packaged as its `.amlignore` or `.gitignore` says.
@@ -70,10 +70,10 @@ class BuildImageOperator(StepCalls, BaseOperator):
         if self.environment:
             beside = folder / Path(self.environment).expanduser()
             environment = beside if beside.is_file() else self.environment
-        reference = await image.build(
+        reference = await image.build_for(
+            workspace,
             source,
             name=self.name,
-            cache=workspace.cache_folder,
             environment=environment,
             entry_script=self.entry_script,
             models=model_sources(self.models, folder),

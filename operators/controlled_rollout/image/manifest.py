@@ -1,0 +1,129 @@
+"""Image manifests and configurations of the Open Container Initiative, as values: what a layer on top changes.
+
+Source: OCI image specification 1.1, manifest.md and config.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from controlled_rollout.errors import ImageError
+
+__all__ = ["ACCEPTED", "CONFIG", "LAYER", "MANIFEST", "Descriptor", "Manifest", "encoded", "with_layer"]
+
+MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+ACCEPTED: Final = (
+    MANIFEST,
+    INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+CREATED: Final = "1970-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A blob: what it is, its digest `sha256:…` and its size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+
+    @classmethod
+    def of(cls, media_type: str, content: bytes) -> Self:
+        """Return the descriptor of some content."""
+        return cls(media_type, f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> Self:
+        """Return the descriptor that a manifest writes down."""
+        return cls(document["mediaType"], document["digest"], int(document["size"]))
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a manifest writes it down."""
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An image's manifest, as a registry keeps it."""
+
+    content: bytes
+    media_type: str
+
+    @property
+    def digest(self) -> str:
+        """What the image is deployed by: `sha256:…`."""
+        return Descriptor.of(self.media_type, self.content).digest
+
+    @property
+    def config(self) -> Descriptor:
+        """The configuration."""
+        return self._parts()[0]
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """The layers, from the base upwards."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+        """Return configuration and layers.
+
+        Raises:
+            ImageError: It is no manifest of one image of the Open Container Initiative.
+        """
+        try:
+            document = json.loads(self.content)
+            config, layers = Descriptor.parse(document["config"]), tuple(map(Descriptor.parse, document["layers"]))
+        except (ValueError, KeyError, TypeError):
+            raise ImageError(f"image {self.digest} is a {self.media_type}, not one image: build it again") from None
+        return config, layers
+
+
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON, always the same for the same content."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def with_layer(
+    base: Manifest, config: bytes, layer: Descriptor, *, environment: Mapping[str, str], created_by: str
+) -> tuple[bytes, Manifest]:
+    """Return the configuration and the manifest of an image with one more layer.
+
+    Args:
+        base: The image beneath.
+        config: Its configuration.
+        layer: The layer; not compressed, so that its digest is that of its content too.
+        environment: Environment variables to set.
+        created_by: What the image's history says of the layer.
+
+    Raises:
+        ImageError: The image beneath has no configuration that can be read.
+    """
+    try:
+        document: dict[str, Any] = json.loads(config)
+        settings: dict[str, Any] = document.setdefault("config", {})
+        kept = [line for line in settings.get("Env") or [] if line.partition("=")[0] not in environment]
+        settings["Env"] = [*kept, *(f"{name}={value}" for name, value in sorted(environment.items()))]
+        document["rootfs"]["diff_ids"].append(layer.digest)
+        document.setdefault("history", []).append({"created": CREATED, "created_by": created_by})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImageError(f"image {base.digest} has no configuration that can be read ({error}): build again") from None
+    content = encoded(document)
+    return content, _manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], base)
+
+
+def _manifest(config: Descriptor, layers: Sequence[Descriptor], base: Manifest) -> Manifest:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.document(),
+        "layers": [layer.document() for layer in layers],
+        "annotations": {"org.opencontainers.image.base.digest": base.digest},
+    }
+    return Manifest(encoded(document), MANIFEST)
