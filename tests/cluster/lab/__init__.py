@@ -1,1 +1,9 @@
-"""A real one-node Kubernetes for the tests: real containers, a gateway, a registry and a telemetry store, no Docker."""
+"""A real one-node Kubernetes for the tests: real containers, a gateway, a registry and a telemetry store, no Docker.
+
+`python -m tests.cluster.lab up` brings it up, `down` takes it down and leaves nothing behind but the build cache.
+"""
+
+from .cluster import Lab
+from .errors import LabError
+
+__all__ = ["Lab", "LabError"]

@@ -14,11 +14,12 @@ from .layout import CLUSTER_DOMAIN, DNS_ADDRESS, GATEWAY_NAMESPACE, Layout
 if TYPE_CHECKING:
     from .cluster import Lab
 
-__all__ = ["CONTROLLER", "CONTROLLER_NAMESPACE", "gateway_port", "install"]
+__all__ = ["DEPLOYMENTS", "gateway_port", "install", "is_running", "kill", "start"]
 
 MANIFESTS = Path(__file__).parent / "manifests"
 CONTROLLER_NAMESPACE = "envoy-gateway-system"
-CONTROLLER = "envoy-gateway"
+# What can be killed by name, and where it is.
+DEPLOYMENTS = {"coredns": "kube-system", "collector": GATEWAY_NAMESPACE, "envoy-gateway": CONTROLLER_NAMESPACE}
 RELEASE = "gateway"
 READY = "--timeout=120s"
 
@@ -37,7 +38,7 @@ def install(lab: "Lab") -> None:
     _apply(lab, _manifest(lab, "gateway.yaml"))
     until(lambda: '"lab"' in lab.kubectl("get", "nodes", "-o=json"), "the node's registration", 60)
     lab.kubectl("wait", "node/lab", "--for=condition=Ready", READY)
-    for where, name in (("kube-system", "coredns"), (GATEWAY_NAMESPACE, "collector")):
+    for name, where in DEPLOYMENTS.items():
         lab.kubectl("--namespace", where, "rollout", "status", f"deployment/{name}", READY)
     lab.kubectl("--namespace", GATEWAY_NAMESPACE, "wait", "gateway/models", "--for=condition=Programmed", READY)
 
@@ -83,3 +84,42 @@ def gateway_port(lab: "Lab") -> int:
     owner = f"gateway.envoyproxy.io/owning-gateway-namespace={GATEWAY_NAMESPACE}"
     services = json.loads(lab.kubectl("get", "services", "--all-namespaces", f"--selector={owner}", "-o=json"))
     return int(services["items"][0]["spec"]["ports"][0]["nodePort"])
+
+
+def kill(lab: "Lab", name: str) -> None:
+    """Kill a Deployment's pods without a warning, and keep them away.
+
+    Raises:
+        LabError: The cluster refuses it.
+    """
+    _scale(lab, name, 0)
+    lab.kubectl(*_where(name), "delete", "pods", f"--selector={_selector(lab, name)}", "--grace-period=0", "--force")
+
+
+def start(lab: "Lab", name: str) -> None:
+    """Bring a Deployment's pod back, and wait until it is ready.
+
+    Raises:
+        LabError: It is not in time.
+    """
+    _scale(lab, name, 1)
+    lab.kubectl(*_where(name), "rollout", "status", f"deployment/{name}", READY)
+
+
+def is_running(lab: "Lab", name: str) -> bool:
+    """Whether a Deployment has a pod that is ready."""
+    status = json.loads(lab.kubectl(*_where(name), "get", f"deployment/{name}", "-o=json"))["status"]
+    return bool(status.get("readyReplicas"))
+
+
+def _where(name: str) -> tuple[str, str]:
+    return "--namespace", DEPLOYMENTS[name]
+
+
+def _scale(lab: "Lab", name: str, replicas: int) -> None:
+    lab.kubectl(*_where(name), "scale", f"deployment/{name}", f"--replicas={replicas}")
+
+
+def _selector(lab: "Lab", name: str) -> str:
+    spec = json.loads(lab.kubectl(*_where(name), "get", f"deployment/{name}", "-o=json"))["spec"]
+    return ",".join(f"{label}={value}" for label, value in spec["selector"]["matchLabels"].items())

@@ -2,13 +2,19 @@
 
 import json
 import os
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from . import addons, machine
+import yaml
+
+from . import addons, machine, network, processes
 from .binaries import program
 from .cache import locked
+from .certificates import kubeconfig
 from .commands import run
 from .components import STARTED
 from .errors import LabError
@@ -32,6 +38,7 @@ class Lab:
         telemetry_url: The telemetry store, for this machine and for pods.
         telemetry_workspace_id: The workspace to query there.
         telemetry_token_file: Holds the bearer token that queries must bring.
+        is_ours: Whether it is a lab of this machine; False for somebody's cluster by KUBECONFIG.
     """
 
     folder: Path
@@ -42,6 +49,7 @@ class Lab:
     telemetry_url: str
     telemetry_workspace_id: str
     telemetry_token_file: Path
+    is_ours: bool = True
 
     # Life
 
@@ -50,23 +58,22 @@ class Lab:
         """Bring a lab up; what runs already is left alone.
 
         Args:
-            folder: Where it lives; None for the usual place.
+            folder: Where it lives; None for that of the lab that is up, or the usual place.
 
         Raises:
             LabError: Something did not start, or this machine cannot run a lab.
         """
         machine.install_packages()
-        layout = Layout((folder or default_folder()).absolute())
         made = images()
         with locked("lab"):
+            layout = _layout(folder)
             state = machine.prepare(layout)
             with ThreadPoolExecutor() as pool:
-                # The registry takes images while the API server takes its time.
-                for name in ("registry", "etcd"):
-                    machine.start(layout, state, name)
+                # The registry takes the images while the API server takes its time.
+                machine.start(layout, state, "registry")
                 pushed = pool.submit(lambda: [push(image, _registry(state)) for image in made])
                 for name in STARTED:
-                    machine.start(layout, state, name, wait=name != "kubelet")
+                    machine.start(layout, state, name)
                 pushed.result()
             lab = cls._of(layout, state)
             addons.install(lab)
@@ -76,18 +83,30 @@ class Lab:
 
     @classmethod
     def connect(cls, folder: Path | None = None) -> "Lab":
-        """Return the lab that runs in a folder.
+        """Return a lab that is up.
+
+        Args:
+            folder: Where it lives; None for the one that this machine carries.
 
         Raises:
             LabError: There is none, or it has not come up whole.
         """
-        layout = Layout((folder or default_folder()).absolute())
+        layout = _layout(folder)
         state = State.read(layout.state)
         if state is None or not state.gateway_port:
-            raise LabError(
-                f"no lab is up in {layout.folder}: `python -m tests.cluster.lab up --folder {layout.folder}`"
-            )
+            raise LabError(f"no lab is up in {layout.folder}: start it with `python -m tests.cluster.lab up`")
         return cls._of(layout, state)
+
+    @staticmethod
+    def down(folder: Path | None = None) -> bool:
+        """Take a lab down and remove all of it; return whether there was one."""
+        with locked("lab"):
+            layout = _layout(folder)
+            state = State.read(layout.state)
+            if state is None:
+                return False
+            machine.stop(layout, state)
+        return True
 
     @classmethod
     def _of(cls, layout: Layout, state: State) -> "Lab":
@@ -103,17 +122,6 @@ class Lab:
             telemetry_token_file=layout.telemetry_token,
         )
 
-    @staticmethod
-    def down(folder: Path | None = None) -> bool:
-        """Take the lab in a folder down and remove all of it; return whether there was one."""
-        layout = Layout((folder or default_folder()).absolute())
-        with locked("lab"):
-            state = State.read(layout.state)
-            if state is None:
-                return False
-            machine.stop(layout, state)
-        return True
-
     # Use
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
@@ -122,7 +130,7 @@ class Lab:
         Raises:
             LabError: It failed; the message has what it said.
         """
-        return run([program("kubectl", of="kubernetes"), "--kubeconfig", self.kubeconfig, *args], input=input)
+        return run([self._tool("kubectl", of="kubernetes"), "--kubeconfig", self.kubeconfig, *args], input=input)
 
     def helm(self, *args: str) -> str:
         """Run helm as administrator and return what it printed.
@@ -132,8 +140,88 @@ class Lab:
         """
         # helm looks for plugins and repositories in its user's home otherwise.
         homes = {f"HELM_{kind}_HOME": str(self.folder / "helm" / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
-        env = {**os.environ, **homes}
-        return run([program("helm", of="helm"), "--kubeconfig", self.kubeconfig, *args], env=env)
+        return run([self._tool("helm", of="helm"), "--kubeconfig", self.kubeconfig, *args], env={**os.environ, **homes})
+
+    def _tool(self, name: str, *, of: str) -> Path:
+        """Return a program: who brings a cluster usually brings the tools that fit it."""
+        found = None if self.is_ours else shutil.which(name)
+        return Path(found) if found else program(name, of=of)
+
+    def kubeconfig_for(self, namespace: str, service_account: str, duration: timedelta = timedelta(hours=1)) -> Path:
+        """Return a kubeconfig that lets in as a service account, by a token for a limited time (TokenRequest).
+
+        Called again for the same account, it renews the token in the same file.
+
+        Args:
+            namespace: The service account's, and the default of who uses the file.
+            service_account: Its name.
+            duration: How long the token is good for; clusters give no less than ten minutes.
+
+        Raises:
+            LabError: There is no such account.
+        """
+        seconds = int(duration.total_seconds())
+        token = self.kubectl("--namespace", namespace, "create", "token", service_account, f"--duration={seconds}s")
+        shown = yaml.safe_load(self.kubectl("config", "view", "--minify", "--raw"))
+        file = self.folder / "kubeconfigs" / f"{namespace}-{service_account}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text(kubeconfig(shown["clusters"][0]["cluster"], {"token": token.strip()}, namespace))
+        draft.replace(file)
+        return file
+
+    # Breaking things
+
+    def kill(self, name: str) -> None:
+        """Kill a part without a warning; it stays away until it is started.
+
+        Args:
+            name: A process of the node (`components.STARTED`), or a Deployment of the lab (`addons.DEPLOYMENTS`):
+                `envoy-gateway` is the gateway's controller, not the proxy.
+
+        Raises:
+            LabError: There is no such part, or the cluster is not ours to break.
+        """
+        if name in addons.DEPLOYMENTS:
+            addons.kill(self, name)
+        else:
+            processes.end(self._state(name), [name], how=signal.SIGKILL)
+
+    def start(self, name: str) -> None:
+        """Start a part that was killed, and wait until it can be used.
+
+        Raises:
+            LabError: It is not ready in time, there is no such part, or the cluster is not ours.
+        """
+        if name in addons.DEPLOYMENTS:
+            addons.start(self, name)
+        else:
+            machine.start(Layout(self.folder), self._state(name), name)
+
+    def is_running(self, name: str) -> bool:
+        """Whether a part runs.
+
+        Raises:
+            LabError: There is no such part, or the cluster is not ours.
+        """
+        if name in addons.DEPLOYMENTS:
+            return addons.is_running(self, name)
+        return processes.is_running(self._state(name).processes.get(name))
+
+    def _state(self, name: str) -> State:
+        if not self.is_ours:
+            raise LabError(f"{name} was asked for, and the cluster of KUBECONFIG is not the lab's to break")
+        if name not in STARTED:
+            raise LabError(f"{name} was asked for, and the lab has {', '.join((*STARTED, *addons.DEPLOYMENTS))}")
+        state = State.read(Layout(self.folder).state)
+        if state is None:
+            raise LabError(f"{name} was asked for, and the lab in {self.folder} has gone")
+        return state
+
+
+def _layout(folder: Path | None) -> Layout:
+    return Layout(folder.absolute() if folder else network.owner() or default_folder())
 
 
 def _registry(state: State) -> str:

@@ -10,12 +10,23 @@ from .errors import LabError
 from .layout import INTERFACE, NODE_ADDRESS, PRIVATE_NETWORK
 from .state import State
 
-__all__ = ["create", "remove", "rules_without_chains"]
+__all__ = ["create", "owner", "remove", "rules_without_chains"]
 
 # Pods are routed, and a node port on loopback leads to a pod.
 SETTINGS = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/route_localnet": "1"}
+_INTERFACE = Path("/sys/class/net", INTERFACE)
 CHAINS_OF_KUBE_PROXY = "KUBE-"
 TABLES = (("iptables-save", "iptables-restore"), ("ip6tables-save", "ip6tables-restore"))
+
+
+def owner() -> Path | None:
+    """Return the folder of the lab that this machine carries; None where there is none.
+
+    There is room for one: addresses, kube-proxy's chains and the control group are the machine's.
+    """
+    if not _INTERFACE.exists():
+        return None
+    return Path((_INTERFACE / "ifalias").read_text().strip())
 
 
 def create(state: State) -> None:
@@ -24,15 +35,19 @@ def create(state: State) -> None:
     Raises:
         LabError: The network is in use, or this machine is somebody's Kubernetes node already.
     """
-    if Path("/sys/class/net", INTERFACE).exists():
+    folder = state.file.parent
+    if (present := owner()) is not None:
+        if present != folder:
+            raise LabError(f"a lab was asked for in {folder}; one is up in {present}, and a machine has room for one")
         return
     _check_nobody_is_here()
     for name, value in SETTINGS.items():
         file = Path("/proc/sys", name)
-        state.kernel[name] = file.read_text().strip()
+        state.kernel.setdefault(name, file.read_text().strip())
         state.write()
         file.write_text(value)
     run(["ip", "link", "add", INTERFACE, "type", "bridge"])
+    run(["ip", "link", "set", INTERFACE, "alias", str(folder)])
     run(["ip", "address", "add", f"{NODE_ADDRESS}/32", "dev", INTERFACE])
     run(["ip", "link", "set", INTERFACE, "up"])
 
@@ -55,12 +70,14 @@ def _check_nobody_is_here() -> None:
 
 
 def remove(state: State) -> None:
-    """Undo what `create` and kube-proxy did."""
+    """Undo what `create` and kube-proxy did; nothing where it was another lab's doing."""
+    if owner() not in (None, state.file.parent):
+        return
     for save, restore in TABLES:
         undo = "\n".join(rules_without_chains(run([save]), CHAINS_OF_KUBE_PROXY))
         if undo:
             run([restore, "--noflush"], input=f"{undo}\n")
-    if Path("/sys/class/net", INTERFACE).exists():
+    if _INTERFACE.exists():
         run(["ip", "link", "delete", INTERFACE])
     for name, value in state.kernel.items():
         Path("/proc/sys", name).write_text(value)
