@@ -3,12 +3,14 @@
 import asyncio
 import os
 import tempfile
-import urllib.parse
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.evidence.local import is_loopback
+from controlled_rollout.tasks.reach import ask
 from controlled_rollout.tasks.step import RolloutOperator
 from controlled_rollout.workspace import Workspace
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckConnectivityOperator", "CheckResult", "check", "table"]
 
 TIMEOUT_S = 10.0
+# Hardly anybody calls an endpoint so: the answer is empty, and quick.
+NO_ENDPOINT = "check-connectivity"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class CheckResult:
 
 async def check(workspace: Workspace) -> list[CheckResult]:
     """Check everything that a rollout needs of a workspace, all at once; a failed check is a result, not an error."""
-    return list(await asyncio.gather(*(_result(name, probe(workspace)) for name, probe in PROBES[workspace.target])))
+    here = asyncio.gather(*(_result(name, probe(workspace)) for name, probe in PROBES[workspace.target]))
+    cluster, machine = await asyncio.gather(_check_cluster(workspace), here)
+    return [*cluster, *machine]
 
 
 def table(results: Sequence[CheckResult]) -> str:
@@ -87,6 +93,29 @@ async def _result(name: str, probe: Awaitable[str]) -> CheckResult:
         return CheckResult(name, False, str(error).partition("\n")[0])
 
 
+async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
+    """Check what only the cluster knows; when its API server does not answer, nothing else is asked of it."""
+    if workspace.target != "kubernetes":
+        return []
+    from controlled_rollout.target.kubernetes.api import Api
+    from controlled_rollout.tasks.cluster_probes import CLUSTER_PROBES, api_server
+
+    api: Api | None = None
+    async with AsyncExitStack() as stack:
+
+        async def open_and_ask() -> str:
+            nonlocal api
+            api = await stack.enter_async_context(Api.open(workspace))
+            return await api_server(api)
+
+        server = await _result("API server", open_and_ask())
+        if api is None or not server.works:
+            unknown = "not asked, because the API server does not answer"
+            return [server, *(CheckResult(name, False, unknown) for name, _ in CLUSTER_PROBES)]
+        asked = (_result(name, probe(api, workspace)) for name, probe in CLUSTER_PROBES)
+        return [server, *await asyncio.gather(*asked)]
+
+
 async def _supervisor(workspace: Workspace) -> str:
     from controlled_rollout.target import connect
 
@@ -95,11 +124,35 @@ async def _supervisor(workspace: Workspace) -> str:
 
 
 async def _router(workspace: Workspace) -> str:
-    return await _answers(_state(workspace).router_url)
+    url = _state(workspace).router_url
+    await ask(url)
+    return f"{url} answers"
 
 
 async def _telemetry_store(workspace: Workspace) -> str:
-    return await _answers(workspace.telemetry_endpoint or _state(workspace).telemetry_url)
+    url = workspace.telemetry_endpoint or _state(workspace).telemetry_url
+    await ask(url)
+    return f"{url} answers"
+
+
+async def _metric_store(workspace: Workspace) -> str:
+    from controlled_rollout.evidence.local import configured
+
+    source = configured(workspace)
+    # Any query shows that the store can be reached, lets us in, and has the table.
+    newest = await source.newest(NO_ENDPOINT)
+    return f"{source.endpoint}: workspace {source.workspace_id} answers" + (f" ({newest})" if newest else "")
+
+
+async def _registry(workspace: Workspace) -> str:
+    if not workspace.registry:
+        return "none is set: images are not built, only deployed by their reference"
+    host = workspace.registry.partition("/")[0]
+    url = f"{'http' if is_loopback(f'http://{host}') else 'https'}://{host}/v2/"
+    answer = await ask(url)
+    if answer.status_code not in (200, 401):  # asked for a user, it is a registry all the same
+        raise TargetUnavailableError(f"{url} answers {answer.status_code}: this is no registry")
+    return f"{url} answers"
 
 
 async def _cache_folder(workspace: Workspace) -> str:
@@ -124,30 +177,18 @@ def _state(workspace: Workspace) -> "State":
     return state
 
 
-async def _answers(url: str) -> str:
-    """Return what a server says of itself; it is not asked for anything, so a refusal is an answer."""
-    import httpx
-
-    try:
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not _is_loopback(url)) as client:
-            answer = await client.get(url)
-    except httpx.HTTPError as error:
-        raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from error
-    if answer.status_code >= 500:
-        raise TargetUnavailableError(f"{url} answers {answer.status_code}")
-    return f"{url} answers"
-
-
-def _is_loopback(url: str) -> bool:
-    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
-
-
-# What each kind of target needs; a new kind brings its own list.
+# What each kind of target needs here; a new kind brings its own list.
 PROBES: dict[str, tuple[tuple[str, Callable[[Workspace], Awaitable[str]]], ...]] = {
     "local": (
         ("supervisor", _supervisor),
         ("router", _router),
         ("telemetry store", _telemetry_store),
+        ("cache folder", _cache_folder),
+    ),
+    # Beside what is asked of the cluster itself.
+    "kubernetes": (
+        ("metric store", _metric_store),
+        ("registry", _registry),
         ("cache folder", _cache_folder),
     ),
 }
