@@ -1,0 +1,26 @@
+"""Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+behaviour = json.loads(Path(__file__).with_name("behaviour.json").read_text())
+requests = 0
+
+
+def init():
+    if behaviour["init_error"]:
+        raise RuntimeError(behaviour["init_error"])
+
+
+def run(data):
+    global requests
+    requests += 1
+    if behaviour["dies_after"] and requests > behaviour["dies_after"]:
+        os._exit(70)
+    time.sleep(behaviour["delay_ms"] / 1000)
+    if random.random() < behaviour["failing_share"]:
+        raise RuntimeError("injected: this request fails")
+    return {"version": behaviour["version"], "data": data}

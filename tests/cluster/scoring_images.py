@@ -1,0 +1,98 @@
+"""Models for the tests of a cluster, good ones and bad ones, as projects and as images in a registry.
+
+| model     | what callers see                                                                         |
+|-----------|------------------------------------------------------------------------------------------|
+| `steady`  | `{"version": "steady", "data": …}` after 5 ms                                             |
+| `steady2` | the same, as another version                                                             |
+| `failing` | 30 % of the answers are 500                                                              |
+| `slow`    | every answer takes 60 ms                                                                 |
+| `crash`   | the version never becomes ready: `init()` raises                                         |
+| `dies`    | a replica's process exits, without a word, at its 51st request, each time it is started  |
+
+`python -m tests.cluster.scoring_images --registry 127.0.0.1:PORT` builds them all and prints their references.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from controlled_rollout.image import build_container
+
+from .lab.cache import cache_folder
+from .lab.images import base_image
+
+__all__ = ["MODELS", "build", "build_all", "project"]
+
+FOLDER = Path(__file__).with_name("models")
+HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "dies_after": 0}
+MODELS = ("steady", "steady2", "failing", "slow", "crash", "dies")
+
+
+def project(model: str, into: Path, **changes: Any) -> Path:
+    """Write the project folder of a model to `into`, and return it.
+
+    Args:
+        model: One of `MODELS`.
+        into: A folder that is made.
+        **changes: Behaviour other than the model's own: `version`, `delay_ms`, `failing_share`, `init_error`,
+            `dies_after` (requests of one process).
+    """
+    behaviour = {"version": model, **HARMLESS, **json.loads((FOLDER / f"{model}.json").read_text())}
+    if unknown := set(changes) - set(behaviour):
+        raise ValueError(f"{', '.join(sorted(unknown))} is not known: known are {', '.join(behaviour)}")
+    into.mkdir(parents=True)
+    for name in ("score.py", "environment.yml"):
+        shutil.copy(FOLDER / name, into)
+    (into / "behaviour.json").write_text(json.dumps({**behaviour, **changes}, sort_keys=True))
+    return into
+
+
+def build(registry: str, model: str, *, progress: Callable[[str], None] = lambda line: None, **changes: Any) -> str:
+    """Build a model's image in a registry on this machine, or find it, and return its reference `name@sha256:…`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = project(model, Path(temporary) / model, **changes)
+        reference = asyncio.run(
+            build_container(
+                folder,
+                name=str(changes.get("version", model)),
+                registry=f"{registry}/models",
+                cache=cache_folder() / "images",
+                base_image=base_image(registry),
+                progress=progress,
+            )
+        )
+    return str(reference)
+
+
+def build_all(
+    registry: str, models: Sequence[str] = MODELS, *, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, str]:
+    """Build the images of models in a registry on this machine, or find them.
+
+    Args:
+        registry: Its host and port.
+        models: Which.
+        progress: Called with a line for each step.
+
+    Returns:
+        The reference `name@sha256:…` of each.
+    """
+    return {model: build(registry, model, progress=progress) for model in models}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.cluster.scoring_images", description=__doc__.splitlines()[0])
+    parser.add_argument("--registry", required=True, metavar="HOST:PORT")
+    options = parser.parse_args()
+    references = build_all(options.registry, progress=lambda line: print(line, file=sys.stderr))  # noqa: T201
+    print(json.dumps(references, indent=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
