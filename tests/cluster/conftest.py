@@ -1,0 +1,49 @@
+"""What the tests on a cluster get: the lab, and a namespace of their own."""
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.lab import Lab, LabError
+from cluster.lab.machine import why_not_here
+
+TIMEOUT_S = 300
+LABEL = "controlled-rollout/test"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count only the test itself against its time: the first one may have to wait for compilers."""
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S, func_only=True))
+
+
+def _is_required() -> bool:
+    return os.environ.get("CI") == "true" or os.environ.get("CONTROLLED_ROLLOUT_CLUSTER") == "required"
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The lab that is up, or one that is brought up for this run and taken down at its end."""
+    try:
+        yield Lab.connect()
+        return
+    except LabError:
+        why_not = why_not_here()
+    if why_not and not _is_required():
+        pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, CONTROLLED_ROLLOUT_CLUSTER=required to insist")
+    found = Lab.up()
+    yield found
+    Lab.down(found.folder)
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[str]:
+    """A fresh namespace, deleted afterwards with all that is in it."""
+    name = f"test-{secrets.token_hex(4)}"
+    lab.kubectl("create", "namespace", name)
+    lab.kubectl("label", "namespace", name, f"{LABEL}=true")
+    yield name
+    lab.kubectl("delete", "namespace", name, "--wait=false")
