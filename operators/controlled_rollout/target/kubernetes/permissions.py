@@ -46,16 +46,12 @@ NAMESPACE: Final = (
         ("create", "list", "watch", "patch", "delete"),
         "who may call",
     ),
-    Permission(
-        "gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "patch"), "time-outs, retries, telemetry"
-    ),
+    Permission("gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "patch"), "time-outs, retries, telemetry"),
     Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "patch"), "answers of the router itself"),
 )
 
 # Where the Gateway is.
-GATEWAY_NAMESPACE: Final = (
-    Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),
-)
+GATEWAY_NAMESPACE: Final = (Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),)
 
 # Where its Envoy pods run.
 ENVOY_NAMESPACE: Final = (

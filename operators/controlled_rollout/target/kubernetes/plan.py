@@ -8,9 +8,19 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.api import Object
 from controlled_rollout.target.kubernetes.names import version_object
-from controlled_rollout.target.kubernetes.route import Served
+from controlled_rollout.target.kubernetes.route import Mark, Phase, Served
 
-__all__ = ["CONTROLLER", "Ack", "Desired", "acknowledged", "changed_by_hand", "desired", "services"]
+__all__ = [
+    "CONTROLLER",
+    "DIGEST",
+    "Ack",
+    "acknowledged",
+    "changed_by_hand",
+    "desired",
+    "needs_policy",
+    "next_weights",
+    "services",
+]
 
 CONTROLLER: Final = "gateway.envoyproxy.io/gatewayclass-controller"
 DIGEST: Final = "controlled-rollout/rules-digest"
@@ -33,19 +43,6 @@ class Ack:
     refused: bool = False
 
 
-@dataclass(frozen=True)
-class Desired:
-    """The rules that the route should have now.
-
-    Attributes:
-        rules: By key; see `route.rules`.
-        complete: Whether they give the newest revision's whole split.
-    """
-
-    rules: Mapping[str, Object]
-    complete: bool
-
-
 def services(versions: Collection[str], endpoint: str) -> dict[str, str]:
     """Return the versions by the names of their Services."""
     return {version_object(endpoint, version): version for version in versions}
@@ -58,9 +55,11 @@ def desired(
     serving: Served | None,
     ready: Collection[str],
     proven: Collection[str],
+    live: Collection[str],
+    confirmed: bool,
     closed: bool,
-) -> Desired:
-    """Return the rules to serve while not everything may be ready.
+) -> dict[str, Object]:
+    """Return the rules that the route should have now, by key, while not everything may be ready.
 
     A version can be reached by its name from the moment that it is ready, and gets a share, or a bigger one, only once
     the router itself sees it ready: until then the split stays as it is. What it has it keeps, whatever happens to its
@@ -71,21 +70,54 @@ def desired(
         current: The route's present rules.
         serving: What ours among them say; None if there are none.
         ready: The versions whose Deployments are ready.
-        proven: The versions that every Envoy sees ready in full size.
+        proven: The versions that every Envoy sees ready in full size, where they are reached by name.
+        live: The versions that every Envoy has a replica for, where the traffic is shared.
+        confirmed: Every Envoy serves the present rules.
         closed: Nobody may be let in yet: the policy that asks callers for their keys is not in force.
     """
-    before = serving or Served()
-    reachable = [name for name in endpoint.versions if name in ready or name in before.reachable]
-    wanted = {} if closed else endpoint.weights()
-    complete = not closed and all(
-        weight <= before.weights.get(name, 0) or name in proven for name, weight in wanted.items()
-    )
-    weights = wanted if complete else {}
-    made = routes.rules(endpoint, current, weights=weights, reachable=reachable)
-    if not complete and serving is not None and serving.revision and not closed:
-        # The present split stays, word for word.
-        made |= {routes.WEIGHTS: next(rule for rule in current if routes.is_weights(rule))}
-    return Desired(made, complete)
+    before = serving.weights if serving else {}
+    known = serving.reachable if serving else frozenset()
+    reachable = [name for name in endpoint.versions if name in ready or name in known]
+    wanted = endpoint.weights()
+    may_move = not closed and all(weight <= before.get(name, 0) or name in proven for name, weight in wanted.items())
+    if not may_move and before and not closed and serving is not None:
+        # The present split stays, word for word, and so does its mark.
+        made = routes.rules(endpoint, current, weights={}, reachable=reachable)
+        present = {routes.WEIGHTS: routes.is_weights, routes.UNKNOWN: _carries_mark}
+        return made | {key: next(rule for rule in current if is_it(rule)) for key, is_it in present.items()}
+    if not may_move:
+        return routes.rules(endpoint, current, weights={}, reachable=reachable, phase=Phase.CLOSED)
+    phase = serving.mark.phase if serving else Phase.CLOSED
+    left = confirmed and serving is not None and serving.mark == Mark(endpoint.revision, Phase.LEAVING)
+    weights, phase = next_weights(before, wanted, phase=phase, live=live, left=left)
+    return routes.rules(endpoint, current, weights=weights, reachable=reachable, phase=phase)
+
+
+def next_weights(
+    before: Mapping[str, int], wanted: Mapping[str, int], *, phase: Phase, live: Collection[str], left: bool
+) -> tuple[dict[str, int], Phase]:
+    """Return the split to serve next on the way from one to another, and how far that is; see `Phase`.
+
+    Args:
+        before: The present parts of a million by version, those of versions that are deleted too; empty while nobody
+            is let in.
+        wanted: Those to come to.
+        phase: How far the present split is on its way.
+        live: The versions that every Envoy has a replica for, where the traffic is shared.
+        left: Every Envoy serves the split in which those who lose their share have next to nothing.
+    """
+    there = {name for name, weight in before.items() if weight > (1 if phase is Phase.ENTERING else 0)}
+    entering = [name for name, weight in wanted.items() if weight and name not in there and name not in live]
+    if entering and there:
+        return {**dict.fromkeys(wanted, 0), **before, **dict.fromkeys(entering, 1)}, Phase.ENTERING
+    leaving = [name for name, weight in before.items() if weight and not wanted.get(name)]
+    if leaving and not left:
+        return {**wanted, **dict.fromkeys(leaving, 1)}, Phase.LEAVING
+    return dict(wanted), Phase.WHOLE
+
+
+def _carries_mark(rule: Object) -> bool:
+    return routes.mark_of(rule.get("name", "")) is not None
 
 
 def acknowledged(found: Object | None, parents: str, *, gateway: tuple[str, str], conditions: Sequence[str]) -> Ack:

@@ -3,6 +3,10 @@
 The list of rules is atomic, so it cannot be shared by server-side apply: our rules are known by their names, all others
 are kept as they are, and the whole list is patched under the resource version that it was read at.
 
+The rule for unknown versions carries a mark in its name: the revision that all our rules were made from, and how far
+they have come. It has no backends, so that its name touches no cluster, and its counters have that name: an Envoy that
+has them has taken the rules over.
+
 A place in the list is an identity. Envoy Gateway calls the cluster of a rule's backend by the places of both
 (`…/rule/2/backend/1`): a rule or a backend that moved to another place would, for a moment, get the requests of the one
 that was there before. So nothing ever moves: what goes leaves a hole, and what comes takes a hole or the end.
@@ -13,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from controlled_rollout.endpoint import Endpoint
@@ -24,13 +29,15 @@ from controlled_rollout.target.kubernetes.names import HTTP_ROUTE_FILTER, endpoi
 __all__ = [
     "PREFIX",
     "WEIGHTS",
+    "Mark",
+    "Phase",
     "Served",
     "clusters",
     "digest",
     "is_weights",
+    "mark_of",
     "merge",
     "ours",
-    "rule_stat",
     "rules",
     "served",
     "without_ours",
@@ -44,7 +51,42 @@ PREFIX: Final = "controlled-rollout-"
 WEIGHTS: Final = "weights"
 UNKNOWN: Final = "unknown"
 FREE: Final = "free"
-WEIGHTS_NAME: Final = re.compile(rf"{PREFIX}{WEIGHTS}-(\d+)")
+MARK_NAME: Final = re.compile(rf"{PREFIX}{UNKNOWN}-(\d+)(?:-([a-z]+))?")
+
+
+class Phase(StrEnum):
+    """How far a split is on its way.
+
+    Envoy Gateway makes a cluster for a backend with a weight only, and Envoy may follow a route before it has the
+    cluster, or lose a cluster before it has the route: a version comes and goes with one request in a million.
+    """
+
+    CLOSED = "closed"  # nobody is let in
+    ENTERING = "entering"  # the split is the old one, and those who will get a share have one part of a million
+    LEAVING = "leaving"  # the split is the new one, and those who lose theirs have one part of a million
+    WHOLE = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """From what our rules were made.
+
+    Attributes:
+        revision: The endpoint's revision.
+        phase: How far its split is on its way.
+    """
+
+    revision: int
+    phase: Phase = Phase.WHOLE
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that carries it."""
+        return f"{PREFIX}{UNKNOWN}-{self.revision}" + (f"-{self.phase}" if self.phase else "")
+
+    def stat(self, namespace: str, route: str) -> str:
+        """What Envoy calls the counters of that rule."""
+        return f"{namespace}/{route}/{self.rule}"
 
 
 @dataclass(frozen=True)
@@ -52,18 +94,23 @@ class Served:
     """What our rules say.
 
     Attributes:
-        revision: The endpoint's revision that they were made from; 0 while nobody is let in.
+        mark: From what they were made.
         weights: Parts of a million by version; those without any are in it too.
         reachable: The versions that can be reached by their name.
     """
 
-    revision: int = 0
+    mark: Mark
     weights: Mapping[str, int] = field(default_factory=dict)
     reachable: frozenset[str] = frozenset()
 
 
 def rules(
-    endpoint: Endpoint, current: Sequence[Object], *, weights: Mapping[str, int], reachable: Iterable[str]
+    endpoint: Endpoint,
+    current: Sequence[Object],
+    *,
+    weights: Mapping[str, int],
+    reachable: Iterable[str],
+    phase: Phase = Phase.WHOLE,
 ) -> dict[str, Object]:
     """Return our rules for an endpoint's revision, by key.
 
@@ -72,12 +119,13 @@ def rules(
         current: The route's present rules: backends keep their places.
         weights: Parts of a million by version; empty lets nobody in.
         reachable: The versions that callers can reach by name.
+        phase: How far the split is on its way.
     """
     made = {WEIGHTS: _weights_rule(endpoint, current, weights)}
     for version in sorted(reachable):
         made[f"version-{version}"] = _version_rule(endpoint, version)
     made[UNKNOWN] = {
-        "name": PREFIX + UNKNOWN,
+        "name": Mark(endpoint.revision, phase).rule,
         "matches": [_match(endpoint.name, {"type": "RegularExpression", "value": ".+"})],
         "filters": [_answer(endpoint.name, UNKNOWN)],
     }
@@ -129,17 +177,25 @@ def served(current: Iterable[Object], versions: Mapping[str, str]) -> Served | N
         current: The route's rules.
         versions: The versions by the names of their Services.
     """
-    for rule in current:
-        if found := WEIGHTS_NAME.fullmatch(rule.get("name", "")):
-            weights: dict[str, int] = {}
-            for backend in rule.get("backendRefs") or []:
-                # A free place repeats a backend with no weight.
-                if version := versions.get(backend["name"]):
-                    weights[version] = weights.get(version, 0) + backend.get("weight", 1)
-            names = {_key(other) for other in current}
-            reachable = frozenset(version for version in versions.values() if f"version-{version}" in names)
-            return Served(int(found[1]), weights, reachable)
-    return None
+    found = {key: rule for rule in current if (key := _key(rule)) is not None}
+    if WEIGHTS not in found or UNKNOWN not in found:
+        return None
+    mark = mark_of(found[UNKNOWN]["name"])
+    weights: dict[str, int] = {}
+    for backend in found[WEIGHTS].get("backendRefs") or []:
+        # A free place repeats a backend, with no weight.
+        if version := versions.get(backend["name"]):
+            weights[version] = weights.get(version, 0) + backend.get("weight", 1)
+    reachable = frozenset(version for version in versions.values() if f"version-{version}" in found)
+    return Served(mark, weights, reachable) if mark else None
+
+
+def mark_of(rule: str) -> Mark | None:
+    """Return the mark in a rule's name, or None if that rule carries none."""
+    found = MARK_NAME.fullmatch(rule)
+    if found is None or (found[2] or "") not in list(Phase):
+        return None
+    return Mark(int(found[1]), Phase(found[2] or ""))
 
 
 def digest(current: Iterable[Object]) -> str:
@@ -172,16 +228,7 @@ def clusters(
 
 def is_weights(rule: Object) -> bool:
     """Whether it is our rule with the weights."""
-    return WEIGHTS_NAME.fullmatch(rule.get("name", "")) is not None
-
-
-def rule_stat(namespace: str, route: str, revision: int) -> str:
-    """Return what Envoy calls the counters of the rule with a revision's weights."""
-    return f"{namespace}/{route}/{_weights_name(revision)}"
-
-
-def _weights_name(revision: int) -> str:
-    return f"{PREFIX}{WEIGHTS}-{revision}"
+    return bool(rule.get("name") == PREFIX + WEIGHTS)
 
 
 def _key(rule: Object) -> str | None:
@@ -189,16 +236,15 @@ def _key(rule: Object) -> str | None:
     name = rule.get("name", "")
     if not name.startswith(PREFIX):
         return None
-    return WEIGHTS if WEIGHTS_NAME.fullmatch(name) else name.removeprefix(PREFIX)
+    return UNKNOWN if mark_of(name) else name.removeprefix(PREFIX)
 
 
 def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> Object:
-    rule = {"matches": [_match(endpoint.name)]}
+    rule = {"name": PREFIX + WEIGHTS, "matches": [_match(endpoint.name)]}
     if not weights:
-        return {"name": _weights_name(0), **rule, "filters": [_answer(endpoint.name, "closed")]}
+        return {**rule, "filters": [_answer(endpoint.name, "closed")]}
     timeout_ms = max(version.scoring_timeout_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
     return {
-        "name": _weights_name(endpoint.revision),
         **rule,
         "filters": _on_the_way(WEIGHTS),
         "backendRefs": _backends(endpoint, current, weights),

@@ -59,6 +59,7 @@ LOAD_WINDOW_S: Final = 1.0
 DELETE_TIMEOUT_S: Final = 600.0
 DELETE_POLL_S: Final = 0.25
 WRITES: Final = 5
+SAY_AGAIN_S: Final = 5.0
 
 
 class KubernetesTarget:
@@ -120,10 +121,13 @@ class KubernetesTarget:
         async with self._open() as api:
             base = self._url_base(await self._gateway(api))
             said: EndpointStatus | None = None
+            said_at = 0.0
             async for seen in view.changes(api, self._workspace, name, self._look_at_envoys):
                 status = seen.status(base, datetime.now(UTC))
-                if status != said:
-                    said = status
+                now = asyncio.get_running_loop().time()
+                # Said again after a while: whoever waits carries on then, should a change have slipped through.
+                if status != said or now > said_at + SAY_AGAIN_S:
+                    said, said_at = status, now
                     yield await self._with_logs(api, status)
 
     async def load(self, name: str) -> Mapping[str, Load]:
@@ -342,32 +346,36 @@ class KubernetesTarget:
 
     async def _carry_on(self, api: Api, endpoint: Endpoint) -> None:
         """Give the route the rules that it can have now, and delete what no router refers to any more."""
-        seen = await self._look(api, endpoint)
-        if changed := changed_by_hand(seen.route):
-            log.warning("%s", changed)
-            return
-        wanted = desired(
-            endpoint,
-            seen.rules,
-            serving=seen.serving,
-            ready=seen.ready,
-            proven=seen.proven,
-            closed=needs_policy(endpoint) and not seen.policy_ack.done,
-        )
-        merged = routes.merge(seen.rules, wanted.rules)
-        if seen.route is None or merged != seen.rules:
-            await self._write_route(api, endpoint.name, seen.route, merged)
-        elif seen.served_revision == endpoint.revision:
-            await self._prune(api, endpoint)
+        for _ in range(WRITES):
+            seen = await self._look(api, endpoint)
+            if changed := changed_by_hand(seen.route):
+                log.warning("%s", changed)
+                return
+            wanted = desired(
+                endpoint,
+                seen.rules,
+                serving=seen.serving,
+                ready=seen.ready,
+                proven=seen.proven,
+                live=seen.live,
+                confirmed=seen.confirmed,
+                closed=needs_policy(endpoint) and not seen.policy_ack.done,
+            )
+            merged = routes.merge(seen.rules, wanted)
+            if merged == seen.rules:
+                if seen.served_revision == endpoint.revision:
+                    await self._prune(api, seen)
+                return
+            if await self._write_route(api, endpoint.name, seen.route, merged):
+                return
 
-    async def _write_route(self, api: Api, name: str, found: Object | None, rules: Sequence[Object]) -> None:
-        """Write all rules of a route, if nobody has changed it since it was read; else leave it for the next time."""
+    async def _write_route(self, api: Api, name: str, found: Object | None, rules: Sequence[Object]) -> bool:
+        """Write all rules of a route; return False, and write nothing, if somebody has changed it since it was read."""
         note = {DIGEST: routes.digest(rules)}
         if found is None:
             owner = await self._root(api, name)
             body = manifests.http_route(name, self._parent, rules, note, namespace=self._namespace, owner=owner)
-            await api.create(HTTP_ROUTE.path(self._namespace), body)
-            return
+            return await api.create(HTTP_ROUTE.path(self._namespace), body) is not None
         change = {
             "metadata": {"resourceVersion": found["metadata"]["resourceVersion"], "annotations": note},
             "spec": {"rules": list(rules)},
@@ -380,14 +388,16 @@ class KubernetesTarget:
         except ApiError as error:
             if error.status != 409:
                 raise
+            return False
+        return True
 
-    async def _prune(self, api: Api, endpoint: Endpoint) -> None:
-        for kind in (DEPLOYMENT, SERVICE):
-            labels = selector(endpoint_labels(endpoint.name))
-            for found in await api.items(kind.path(self._namespace), labelSelector=labels):
-                version = found["metadata"]["labels"].get(VERSION_LABEL)
-                if version not in endpoint.versions and "deletionTimestamp" not in found["metadata"]:
-                    await api.delete(self._path(kind, found["metadata"]["name"]))
+    async def _prune(self, api: Api, seen: view.View) -> None:
+        """Delete the workloads of versions that are gone; their Deployments go last, because they are what is found."""
+        for deployment in seen.objects[DEPLOYMENT].values():
+            version = deployment["metadata"]["labels"].get(VERSION_LABEL)
+            if version not in seen.endpoint.versions and "deletionTimestamp" not in deployment["metadata"]:
+                await api.delete(self._path(SERVICE, deployment["metadata"]["name"]))
+                await api.delete(self._path(DEPLOYMENT, deployment["metadata"]["name"]))
 
     async def _leave_route(self, api: Api, name: str) -> None:
         path = self._path(HTTP_ROUTE, route_name(name))

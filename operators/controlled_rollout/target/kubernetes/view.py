@@ -27,7 +27,7 @@ from controlled_rollout.target.kubernetes.names import (
     selector,
 )
 from controlled_rollout.target.kubernetes.plan import Ack, acknowledged, changed_by_hand, needs_policy, services
-from controlled_rollout.target.kubernetes.route import Served
+from controlled_rollout.target.kubernetes.route import Phase, Served
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["LOG_TAIL", "View", "address", "changes", "clusters", "loads", "look"]
@@ -101,22 +101,39 @@ class View:
         )
 
     @cached_property
+    def live(self) -> frozenset[str]:
+        """The versions that every Envoy has a replica for, where the traffic is shared."""
+        return frozenset(version for cluster, version in self.shares.items() if self.envoys.healthy(cluster))
+
+    @cached_property
+    def confirmed(self) -> bool:
+        """Whether the gateway has acknowledged the route as it is, and every Envoy serves it."""
+        if self.serving is None or self.route is None or not self.route_ack.done:
+            return False
+        where = self.route["metadata"]
+        return self.envoys.serve(self.serving.mark.stat(where["namespace"], where["name"]))
+
+    @cached_property
     def served_revision(self) -> int:
-        """The revision that the gateway has acknowledged and every Envoy serves; 0 if there is none."""
-        if self.serving is None or not self.serving.revision or self.route is None:
+        """The newest revision whose whole split the gateway has acknowledged and every Envoy serves; 0 for none."""
+        if self.serving is None or self.serving.mark.phase is Phase.CLOSED:
             return 0
-        namespace, name = self.route["metadata"]["namespace"], self.route["metadata"]["name"]
-        if self.route_ack.done and self.envoys.serve(routes.rule_stat(namespace, name, self.serving.revision)):
-            return self.serving.revision
-        older = range(self.serving.revision - 1, 0, -1)
-        return next((one for one in older if self.envoys.serve(routes.rule_stat(namespace, name, one))), 0)
+        whole = self.serving.mark.phase is Phase.WHOLE
+        return self.serving.mark.revision - (0 if whole and self.confirmed else 1)
 
     @cached_property
     def asks_envoys(self) -> bool:
         """Whether something is missing that only the Envoys can tell."""
-        unproven = self.ready - self.proven
-        unconfirmed = self.serving is not None and self.route_ack.done and self.served_revision < self.serving.revision
-        return bool(unproven) or unconfirmed
+        return bool(self.ready - self.proven) or (
+            self.serving is not None
+            and self.route_ack.done
+            and (not self.confirmed or self.serving.mark.phase in (Phase.ENTERING, Phase.LEAVING))
+        )
+
+    @cached_property
+    def shares(self) -> dict[str, str]:
+        """The versions by what Envoy calls their clusters, where the traffic is shared."""
+        return clusters(self.route, self.endpoint, by_name=False)
 
     def status(self, url_base: str, now: datetime) -> EndpointStatus:
         """Return the endpoint's status.
@@ -136,17 +153,25 @@ class View:
         )
 
     def _waiting_for(self) -> str | None:
+        """Say what the way to the newest revision's split waits for now; it changes with every step of that way."""
         if needs_policy(self.endpoint) and not self.policy_ack.done:
             return self.policy_ack.why
         if not self.route_ack.done:
             return self.route_ack.why
-        if self.serving is not None and self.served_revision < self.serving.revision:
-            return "not every Envoy serves the newest rules yet" if self.envoys.pods else "no Envoy pod is ready"
+        if not self.envoys.pods:
+            return "no Envoy pod is ready"
+        if not self.confirmed:
+            return "not every Envoy serves the newest rules yet"
+        if self.serving is not None and self.serving.mark.phase is Phase.ENTERING:
+            without = sorted(set(self.serving.weights) - self.live)
+            return f"revision {self.serving.mark.revision} is on its way; Envoy has no replica of {without} yet"
+        if self.serving is not None and self.serving.mark.phase is Phase.LEAVING:
+            return f"revision {self.serving.mark.revision} is on its way; what loses its share is being left"
         return None
 
     def _version_status(self, name: str, now: datetime) -> VersionStatus:
         status = self._of_version(name, now)
-        by_weight = [one for one, version in self._shares.items() if version == name]
+        by_weight = [one for one, version in self.shares.items() if version == name]
         counted: dict[str, int | bool | str] = {
             "requests": sum(map(self.envoys.requests, by_weight)),
             "active": sum(map(self.envoys.active, by_weight)),
@@ -159,10 +184,6 @@ class View:
         deployment = next((one for one in self.objects[DEPLOYMENT].values() if _version(one) == name), None)
         pods = [one for one in self.objects[POD].values() if _version(one) == name]
         return health.version_status(name, deployment, pods, now=now)
-
-    @cached_property
-    def _shares(self) -> dict[str, str]:
-        return clusters(self.route, self.endpoint, by_name=False)
 
 
 async def look(api: Api, workspace: Workspace, endpoint: Endpoint, look_at_envoys: LookAtEnvoys) -> View:
@@ -194,7 +215,7 @@ async def changes(api: Api, workspace: Workspace, name: str, look_at_envoys: Loo
                     raise event
                 seen = _after(seen, *event)
                 event = None if queue.empty() else queue.get_nowait()
-            if seen.serving is not None and seen.serving.revision > seen.endpoint.revision:
+            if seen.serving is not None and seen.serving.mark.revision > seen.endpoint.revision:
                 history = await revisions.history(api, workspace.namespace, name)
                 seen = replace(seen, endpoint=history[-1].endpoint)
             if seen.asks_envoys:

@@ -40,15 +40,24 @@ def test_a_route_says_again_what_it_was_made_from() -> None:
     found = route.served(written(two, []), services("one", "two"))
 
     assert found is not None
-    assert (found.revision, dict(found.weights)) == (7, {"one": 900_000, "two": 100_000})
+    assert (found.mark, dict(found.weights)) == (route.Mark(7), {"one": 900_000, "two": 100_000})
     assert found.reachable == {"one", "two"}
 
 
 def test_nobody_is_let_in_without_weights() -> None:
-    [weights, *_] = route.rules(endpoint("one"), [], weights={}, reachable=[]).values()
+    made = route.rules(endpoint("one"), [], weights={}, reachable=[], phase=route.Phase.CLOSED)
 
-    assert "backendRefs" not in weights
-    assert route.served([weights], {}) == route.Served()
+    assert not any("backendRefs" in rule for rule in made.values())
+    assert route.served(made.values(), {}) == route.Served(route.Mark(1, route.Phase.CLOSED))
+
+
+def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_changes() -> None:
+    before = written(endpoint("one", "two", revision=7), [])
+    after = written(endpoint("one", "two", revision=8), before)
+
+    [changed] = [rule for rule in after if rule not in before]
+    assert "backendRefs" not in changed
+    assert route.mark_of(changed["name"]) == route.Mark(8)
 
 
 def test_every_answer_says_which_version_gave_it() -> None:
