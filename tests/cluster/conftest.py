@@ -3,11 +3,14 @@
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cluster.lab import Lab, LabError
 from cluster.lab.machine import why_not_here
+from cluster.place import Place, forget_role, make
+from cluster.scoring_images import build_all
 
 TIMEOUT_S = 300
 LABEL = "controlled-rollout/test"
@@ -47,3 +50,16 @@ def namespace(lab: Lab) -> Iterator[str]:
     lab.kubectl("label", "namespace", name, f"{LABEL}=true")
     yield name
     lab.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def images(lab: Lab) -> dict[str, str]:
+    """The models' images, by name."""
+    return build_all(lab.registry)
+
+
+@pytest.fixture
+def place(lab: Lab, images: dict[str, str], namespace: str, tmp_path: Path) -> Iterator[Place]:
+    """A workspace in a namespace of its own, signed in with exactly the shipped Role."""
+    yield make(lab, namespace, images, tmp_path)
+    forget_role(lab, namespace)

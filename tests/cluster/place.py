@@ -1,11 +1,11 @@
 """A namespace of the cluster with exactly the shipped Role, and a workspace that uses it as Airflow would."""
 
-import subprocess
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.lab import LabError, commands
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target import Change
@@ -95,6 +95,12 @@ def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Pl
     """Give a namespace the ServiceAccount and the Roles of docs/aks/role.yaml, and a workspace that signs in as it."""
     gateway_namespace, _ = lab.gateway.split("/")
     lab.kubectl("apply", "-f", "-", input=as_yaml(namespace, gateway_namespace, service_account=ACCOUNT))
+    account = f"system:serviceaccount:{namespace}:{ACCOUNT}"
+    # The API server's own view of Roles is a moment behind.
+    for where, what in ((namespace, "controllerrevisions.apps"), ("envoy-gateway-system", "pods")):
+        commands.until(
+            lambda where=where, what=what: _may_list(lab, account, where, what), f"{account} may list {what}", 20
+        )
     return Place(
         lab,
         namespace,
@@ -116,14 +122,17 @@ def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Pl
     )
 
 
+def _may_list(lab: "Lab", account: str, namespace: str, what: str) -> bool:
+    try:
+        return lab.kubectl("auth", "can-i", "list", what, "--as", account, "--namespace", namespace).strip() == "yes"
+    except LabError:
+        return False
+
+
 def forget_role(lab: "Lab", namespace: str) -> None:
     """Remove what the namespace does not take with it when it goes."""
     gateway_namespace, _ = lab.gateway.split("/")
-    text = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
-    subprocess.run(
-        [lab.kubectl_program, "--kubeconfig", str(lab.kubeconfig), "delete", "--ignore-not-found", "-f", "-"],
-        input=text,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    name = f"{ACCOUNT}-{namespace}"
+    lab.kubectl("delete", "clusterrole,clusterrolebinding", name, "--ignore-not-found")
+    for where, part in ((gateway_namespace, "gateway"), ("envoy-gateway-system", "envoy")):
+        lab.kubectl("delete", "role,rolebinding", f"{name}-{part}", "--namespace", where, "--ignore-not-found")

@@ -1,36 +1,85 @@
-"""`python -m tests.cluster.lab`: the lab from the command line."""
+"""A real one-node Kubernetes with a gateway, a registry and a telemetry store, without Docker."""
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
+from .binaries import COMPONENTS, component
 from .cluster import Lab
 from .errors import LabError
-from .images import base_image
+from .images import base_image, images
+from .machine import install_packages
 
 
 def main() -> int:
     """Do what the arguments say; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.lab", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    base = commands.add_parser("base-image", help="push the base image for Python environments, print its reference")
-    base.add_argument("--registry", required=True, help="host:port of a registry that takes plain HTTP")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="bring the lab up; what runs is left alone")
     down = commands.add_parser("down", help="end exactly what `up` started, and remove it")
-    for command in (up, down):
-        command.add_argument("--folder", type=Path, help="where the lab lives (default: in the cache's folder)")
+    status = commands.add_parser("status", help="say where everything is, and what runs")
+    for command, run in ((up, _up), (down, _down), (status, _status)):
+        command.add_argument("--folder", type=Path, help="where the lab lives (default: the one that is up)")
+        command.set_defaults(run=run)
+    build = commands.add_parser("build", help="compile and make everything that `up` needs, into the cache")
+    build.set_defaults(run=_build)
+    base = commands.add_parser("base-image", help="push the base image for Python environments, print its reference")
+    base.add_argument("--registry", required=True, help="host:port of a registry that takes plain HTTP")
+    base.set_defaults(run=_base_image)
     options = parser.parse_args()
     try:
-        if options.command == "up":
-            print(Lab.up(options.folder))
-            return 0
-        if options.command == "down":
-            return 0 if Lab.down(options.folder) else 1
-        print(base_image(options.registry))  # noqa: T201
+        code: int = options.run(options)
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
+    return code
+
+
+def _up(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    lab = Lab.up(options.folder)
+    _say(lab.facts())
+    _say({"up within": f"{time.monotonic() - began:.0f} s"})
     return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    if Lab.down(options.folder):
+        _say({"down within": f"{time.monotonic() - began:.1f} s"})
+    else:
+        _say({"down": "there was no lab"})
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    lab = Lab.connect(options.folder)
+    _say(lab.facts())
+    parts = lab.parts()
+    _say({name: "running" if runs else "not running" for name, runs in parts.items()})
+    return 0 if all(parts.values()) else 3
+
+
+def _build(options: argparse.Namespace) -> int:
+    install_packages()
+    for name in COMPONENTS:
+        began = time.monotonic()
+        component(name)
+        _say({name: f"{time.monotonic() - began:.1f} s"})
+    began = time.monotonic()
+    images()
+    _say({"images": f"{time.monotonic() - began:.1f} s"})
+    return 0
+
+
+def _base_image(options: argparse.Namespace) -> int:
+    sys.stdout.write(f"{base_image(options.registry)}\n")
+    return 0
+
+
+def _say(lines: dict[str, str]) -> None:
+    sys.stdout.write("".join(f"{name:<24}{value}\n" for name, value in lines.items()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .certificates import kubeconfig
 from .commands import run
 from .components import STARTED
 from .errors import LabError
+from .existing import Existing, lacks
 from .images import images, push
 from .layout import GATEWAY, NODE_ADDRESS, TELEMETRY_PORT, Layout, default_folder
 from .state import State
@@ -60,9 +61,14 @@ class Lab:
         Args:
             folder: Where it lives; None for that of the lab that is up, or the usual place.
 
+        With `KUBECONFIG` set, that cluster is used instead: nothing is installed there, only looked at.
+
         Raises:
-            LabError: Something did not start, or this machine cannot run a lab.
+            LabError: Something did not start, this machine cannot run a lab, or the cluster of `KUBECONFIG` lacks
+                something; the message says what.
         """
+        if existing := Existing.of():
+            return cls._checked(existing)
         machine.install_packages()
         made = images()
         with locked("lab"):
@@ -88,9 +94,13 @@ class Lab:
         Args:
             folder: Where it lives; None for the one that this machine carries.
 
+        With `KUBECONFIG` set, it is that cluster.
+
         Raises:
             LabError: There is none, or it has not come up whole.
         """
+        if existing := Existing.of():
+            return cls._of_existing(existing)
         layout = _layout(folder)
         state = State.read(layout.state)
         if state is None or not state.gateway_port:
@@ -99,7 +109,13 @@ class Lab:
 
     @staticmethod
     def down(folder: Path | None = None) -> bool:
-        """Take a lab down and remove all of it; return whether there was one."""
+        """Take a lab down and remove all of it; return whether there was one.
+
+        Raises:
+            LabError: `KUBECONFIG` names a cluster, which is not the lab's to take down.
+        """
+        if existing := Existing.of():
+            raise LabError(f"KUBECONFIG={existing.kubeconfig} is set: that cluster is not the lab's to take down")
         with locked("lab"):
             layout = _layout(folder)
             state = State.read(layout.state)
@@ -107,6 +123,31 @@ class Lab:
                 return False
             machine.stop(layout, state)
         return True
+
+    @classmethod
+    def _checked(cls, existing: Existing) -> "Lab":
+        lab = cls._of_existing(existing, unset_is_fine=True)
+        if missing := [*existing.unset(), *lacks(lab)]:
+            lines = "".join(f"\n  - {line}" for line in missing)
+            raise LabError(f"the cluster of KUBECONFIG={existing.kubeconfig} was asked for, and it lacks:{lines}")
+        return lab
+
+    @classmethod
+    def _of_existing(cls, existing: Existing, *, unset_is_fine: bool = False) -> "Lab":
+        if (unset := existing.unset()) and not unset_is_fine:
+            raise LabError(f"the cluster of KUBECONFIG={existing.kubeconfig} was asked for: {'; '.join(unset)}")
+        said = existing.settings
+        return cls(
+            folder=existing.folder,
+            kubeconfig=existing.kubeconfig,
+            registry=said["REGISTRY"],
+            gateway=said["GATEWAY"],
+            gateway_url=said["GATEWAY_URL"].rstrip("/"),
+            telemetry_url=said["TELEMETRY_URL"].rstrip("/"),
+            telemetry_workspace_id=said["TELEMETRY_WORKSPACE_ID"],
+            telemetry_token_file=Path(said["TELEMETRY_TOKEN_FILE"]),
+            is_ours=False,
+        )
 
     @classmethod
     def _of(cls, layout: Layout, state: State) -> "Lab":
@@ -170,6 +211,15 @@ class Lab:
         draft.write_text(kubeconfig(shown["clusters"][0]["cluster"], {"token": token.strip()}, namespace))
         draft.replace(file)
         return file
+
+    def facts(self) -> dict[str, str]:
+        """Return what a person needs to use it, by name."""
+        names = [field.name for field in fields(self) if field.name != "is_ours"]
+        return {name: str(getattr(self, name)) for name in names}
+
+    def parts(self) -> dict[str, bool]:
+        """Return whether each part that can be killed runs; empty for somebody's own cluster."""
+        return {name: self.is_running(name) for name in (*STARTED, *addons.DEPLOYMENTS)} if self.is_ours else {}
 
     # Breaking things
 

@@ -8,6 +8,7 @@ import platform
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,13 @@ def push(image: Image, registry: str) -> str:
         {"schemaVersion": 2, "mediaType": f"{MEDIA}.manifest.v1+json", "config": about, "layers": blobs}
     ).encode()
     try:
-        connection = _Registry(registry, repository)
-        for layer in image.layers:
-            with layer.tar.open("rb") as content:
-                connection.upload(content, layer.digest, layer.tar.stat().st_size)
-        connection.upload(io.BytesIO(config), about["digest"], len(config))
-        connection.tag(tag, manifest)
+        with closing(http.client.HTTPConnection(registry, timeout=60)) as connection:
+            to = _Repository(connection, repository)
+            for layer in image.layers:
+                with layer.tar.open("rb") as content:
+                    to.upload(content, layer.digest, layer.tar.stat().st_size)
+            to.upload(io.BytesIO(config), about["digest"], len(config))
+            to.tag(tag, manifest)
     except OSError as error:
         raise LabError(f"{image.name} could not be pushed to the registry {registry}: {error}") from None
     return f"{registry}/{repository}@sha256:{hashlib.sha256(manifest).hexdigest()}"
@@ -205,14 +207,14 @@ def _descriptor(kind: str, digest: str, size: int) -> dict[str, Any]:
     return {"mediaType": f"{MEDIA}.{kind}", "digest": digest, "size": size}
 
 
-class _Registry:
+class _Repository:
     """The few calls of the distribution protocol that a push takes.
 
     https://github.com/opencontainers/distribution-spec/blob/main/spec.md#push
     """
 
-    def __init__(self, registry: str, repository: str) -> None:
-        self._http = http.client.HTTPConnection(registry, timeout=60)
+    def __init__(self, connection: http.client.HTTPConnection, repository: str) -> None:
+        self._http = connection
         self._root = f"/v2/{repository}"
 
     def upload(self, content: io.BufferedIOBase, digest: str, size: int) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Iterable, Sequence
 
 import psutil
@@ -17,37 +16,35 @@ __all__ = ["end", "end_all", "is_running", "start"]
 
 # create_time() is read from clock ticks.
 SAME_START_S = 0.05
-ENTER = 'echo $$ >"$0" && exec "$@"'
+ENTER = 'echo $$ >"$0" && cd "$1" && shift && exec "$@"'
 
 
 def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
     """Start a process that outlives this one, its output in the lab's logs, and write it down."""
-    entrance = groups.create()
-    with (layout.logs / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", ENTER, str(entrance), *argv],
-            cwd=layout.folder,
-            env={**os.environ, "TMPDIR": str(layout.data("tmp"))},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    # A child that ends while this process lives is reaped, so that it is not taken for running.
-    state.processes[name] = Process(process.pid, psutil.Process(process.pid).create_time())
-    _children[process.pid] = process
+    log = str(layout.logs / f"{name}.log")
+    # Not subprocess: nobody here is to wait for its end.
+    process_id = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", ENTER, str(groups.create()), str(layout.folder), *argv],
+        {**os.environ, "TMPDIR": str(layout.data("tmp"))},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigdef=[signal.SIGPIPE],
+    )
+    state.processes[name] = Process(process_id, psutil.Process(process_id).create_time())
     state.write()
-
-
-_children: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 def is_running(process: Process | None) -> bool:
     """Whether this very process still runs."""
     if process is None:
         return False
-    if process.pid in _children:
-        _children[process.pid].poll()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
     try:
         found = psutil.Process(process.pid)
         same = abs(found.create_time() - process.created) < SAME_START_S

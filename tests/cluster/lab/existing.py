@@ -1,0 +1,82 @@
+"""Somebody's own cluster instead of the lab's: what `KUBECONFIG` and a few variables say, and what it lacks."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import LabError
+from .layout import GATEWAY
+
+if TYPE_CHECKING:
+    from .cluster import Lab
+
+__all__ = ["VARIABLES", "Existing", "lacks"]
+
+PREFIX = "CONTROLLED_ROLLOUT_CLUSTER_"
+# What a kubeconfig does not say, and an example of each.
+VARIABLES = {
+    "REGISTRY": "host:port that this machine pushes to and the cluster pulls from",
+    "GATEWAY": f"namespace/name of the gateway (default {GATEWAY})",
+    "GATEWAY_URL": "where this machine reaches the gateway: http://…",
+    "TELEMETRY_URL": "where the Log Analytics workspace is queried: http://…",
+    "TELEMETRY_WORKSPACE_ID": "the workspace's id",
+    "TELEMETRY_TOKEN_FILE": "file with the bearer token of queries",
+}
+CRDS = ("gateways.gateway.networking.k8s.io", "httproutes.gateway.networking.k8s.io")
+ENVOY_GATEWAY_CRDS = ("backendtrafficpolicies.gateway.envoyproxy.io", "securitypolicies.gateway.envoyproxy.io")
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What the environment says about a cluster that is not the lab's."""
+
+    kubeconfig: Path
+    settings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] | None = None) -> "Existing | None":
+        """Return what the environment says; None where it names no cluster."""
+        variables = os.environ if environment is None else environment
+        file = variables.get("KUBECONFIG", "").partition(os.pathsep)[0]
+        if not file:
+            return None
+        settings = {name: variables.get(PREFIX + name, "") for name in VARIABLES}
+        return cls(Path(file).absolute(), {**settings, "GATEWAY": settings["GATEWAY"] or GATEWAY})
+
+    @property
+    def folder(self) -> Path:
+        """Where files about this cluster are kept for as long as the machine runs."""
+        return Path(tempfile.gettempdir()) / f"controlled-rollout-lab-{os.getuid()}"
+
+    def unset(self) -> list[str]:
+        """Return a line for each variable that has to be set and is not."""
+        missing = [name for name, value in self.settings.items() if not value]
+        return [f"{PREFIX}{name} is not set: {VARIABLES[name]}" for name in missing]
+
+
+def lacks(lab: "Lab") -> Iterator[str]:
+    """Yield a line for each thing that the tests need and the cluster has not."""
+    try:
+        found = json.loads(lab.kubectl("get", "customresourcedefinitions", "-o=json"))["items"]
+    except LabError as error:
+        yield f"the cluster of {lab.kubeconfig} does not answer: {error}"
+        return
+    names = {item["metadata"]["name"] for item in found}
+    if missing := [name for name in CRDS if name not in names]:
+        yield f"the Gateway API is not installed: no {', '.join(missing)}"
+    if missing := [name for name in ENVOY_GATEWAY_CRDS if name not in names]:
+        yield f"Envoy Gateway is not installed: no {', '.join(missing)}"
+        return
+    namespace, _, name = lab.gateway.partition("/")
+    try:
+        gateway = json.loads(lab.kubectl("--namespace", namespace, "get", f"gateway/{name}", "-o=json"))
+    except LabError:
+        yield f"there is no Gateway {lab.gateway}: create it, or set {PREFIX}GATEWAY"
+        return
+    conditions = {item["type"]: item["status"] for item in gateway.get("status", {}).get("conditions", ())}
+    if conditions.get("Programmed") != "True":
+        yield f"the Gateway {lab.gateway} is not programmed: {conditions or 'no controller has looked at it'}"
