@@ -73,16 +73,19 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     assert endpoint(lab, name).effective_traffic()["two"] == 0
     assert endpoint(lab, name).rollout is None
     assert shell("promote", name, "two", "--why", "not so slow")[0] == 0
+    assert shell("promote", name, "one", "--going-back", "--why", "slower still")[0] == 0
+    assert shell("promote", name, "two", "--why", "back and forth")[0] == 0
     assert shell("retire", name, "one")[0] == 0
     assert list(endpoint(lab, name).versions) == ["two"]
 
     history = asyncio.run(lab.target.history(name))
     assert [revision.change.why for revision in history] == [
-        "begin", "roll out two", "send 25 % to two", "too slow", "not so slow", "retire one",
+        "begin", "roll out two", "send 25 % to two", "too slow", "not so slow", "slower still", "back and forth",
+        "retire one",
     ]  # fmt: skip
     assert {revision.change.who for revision in history} == {caller()}
     assert [entry.step for entry in record.read(lab.workspace, name)] == [
-        "roll_out", "roll_out", "shift", "roll_back", "promote", "retire",
+        "roll_out", "roll_out", "shift", "roll_back", "promote", "promote", "promote", "retire",
     ]  # fmt: skip
 
     assert shell("delete", name, "--yes") == (0, f"endpoint '{name}' is deleted\n", "")

@@ -36,11 +36,11 @@ def chosen(workspace: Path | None = None, root: Path | None = None) -> Workspace
         ["logs", "digits", "one"],
         ["keys", "digits"],
         ["delete", "digits", "--yes"],
-        ["deploy", "digits", "one", "--image", IMAGE],
-        ["shift", "digits", "one", "10"],
-        ["promote", "digits", "one"],
-        ["rollback", "digits", "one", "--why", "too slow"],
-        ["retire", "digits", "one"],
+        ["deploy", "digits", "one", "--image", IMAGE, "--timeout", "0"],
+        ["shift", "digits", "one", "10", "--timeout", "0"],
+        ["promote", "digits", "one", "--timeout", "0"],
+        ["rollback", "digits", "one", "--why", "too slow", "--timeout", "0"],
+        ["retire", "digits", "one", "--timeout", "0"],
         ["local", "status"],
     ],
 )
@@ -53,6 +53,15 @@ def test_without_a_running_workspace_a_command_says_how_to_start_one(
     assert "start it with `controlled-rollout local up`" in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
+
+
+def test_a_step_goes_on_trying_for_as_long_as_it_may_and_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["promote", "digits", "one", "--timeout", "0.6", "--root", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("trying again: the supervisor of the local workspace in ")
+    assert output.err.startswith("controlled-rollout: the supervisor ")
 
 
 @pytest.mark.parametrize(

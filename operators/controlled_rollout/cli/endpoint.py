@@ -150,10 +150,10 @@ def _score(options: argparse.Namespace) -> int:
 async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Response":
     import httpx
 
-    from controlled_rollout.evidence.local import is_loopback
+    from controlled_rollout.evidence.local import is_this_machine
 
     try:
-        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, trust_env=not is_loopback(url)) as client:
+        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
         raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from None

@@ -24,7 +24,12 @@ def add_to(commands: Commands) -> None:
     _add_deploy(commands)
     shift = _add_step(commands, "shift", _shift, "send a part of the requests to a version", timeout_s=120)
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
-    _add_step(commands, "promote", _promote, "make a version default and control with all the traffic", timeout_s=120)
+    promote = "make a version default and control with all the traffic"
+    _add_step(commands, "promote", _promote, promote, timeout_s=120).add_argument(
+        "--going-back",
+        action="store_true",
+        help="to a former control, at once: neither refused nor kept waiting long for want of replicas",
+    )
     rollback = "set a version to 0 %% at once and end its rollout"
     _add_step(commands, "rollback", _rollback, rollback, timeout_s=120, why_required=True)
     _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout_s=300)
@@ -109,7 +114,7 @@ def _shift(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    asyncio.run(steps.promote(*_on(options), **_by(options)))
+    asyncio.run(steps.promote(*_on(options), going_back=options.going_back, **_by(options)))
     return 0
 
 

@@ -35,8 +35,8 @@ def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
     """Print an endpoint and its versions for people."""
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
     say(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
-    if status.trouble:
-        say(f"trouble: {status.trouble}")
+    if status.trouble or status.waiting_for:
+        say(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
     if endpoint.rollout:
         say(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
     print_table(

@@ -1,7 +1,9 @@
 """Evidence from the local workspace's store, wherever its supervisor says that it is now."""
 
 import asyncio
+import ipaddress
 import json
+import socket
 import time
 import urllib.request
 from datetime import datetime
@@ -14,7 +16,7 @@ from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.model import Evidence, Question
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["StateFileEvidence", "configured", "is_loopback"]
+__all__ = ["StateFileEvidence", "configured", "is_this_machine"]
 
 # What a store that was started without a token takes: any.
 ANY_TOKEN: Final = "local"  # noqa: S105 - a placeholder, not a secret
@@ -68,7 +70,7 @@ class StateFileEvidence:
         file = self._workspace.state_file
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            url = _loopback(str(state["telemetry_url"]))
+            url = _on_this_machine(str(state["telemetry_url"]))
             # None where the supervisor was quicker than the store.
             workspace_id = state["telemetry_workspace_id"] or _workspace_id_at(url)
             token_file = state.get("telemetry_token_file")
@@ -89,17 +91,22 @@ class StateFileEvidence:
         )
 
 
-def is_loopback(url: str) -> bool:
-    """Whether an address stays on this machine."""
+def is_this_machine(url: str) -> bool:
+    """Whether what is sent to a URL stays on this machine: a loopback address, or another one of its own."""
     try:
-        host = urlsplit(url).hostname
-    except ValueError:
+        host = urlsplit(url).hostname or ""
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return True
+        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(kind, socket.SOCK_DGRAM) as nothing_is_sent:
+            nothing_is_sent.connect((host, 9))
+            return bool(nothing_is_sent.getsockname()[0] == host)
+    except (ValueError, OSError):
         return False
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
-def _loopback(url: str) -> str:
-    if not is_loopback(url):
+def _on_this_machine(url: str) -> str:
+    if not is_this_machine(url):
         raise EvidenceUnavailableError(f"the telemetry store at {url!r} is not on this machine: its token stays here")
     return url
 
@@ -129,7 +136,7 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
             f"telemetry_endpoint {url!r}): say which Log Analytics workspace holds what callers saw"
         )
     if url and urlsplit(url).scheme == "http":
-        if not is_loopback(url):
+        if not is_this_machine(url):
             raise WorkspaceError(f"telemetry_endpoint {url!r} would send a token in clear text: use https")
         token_file = workspace.telemetry_token_file or _token_file_beside(workspace)
         return LogAnalyticsEvidence(

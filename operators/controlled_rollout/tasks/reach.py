@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
-from controlled_rollout.evidence.local import is_loopback
+from controlled_rollout.evidence.local import is_this_machine
 
 if TYPE_CHECKING:
     import httpx
@@ -34,7 +35,7 @@ async def reach(url: str, *, tls: bool = True) -> str:
     scheme, host, port = _server(url)
     try:
         async with asyncio.timeout(PART_TIMEOUT_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, proto=6)
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise TargetUnavailableError(f"DNS: the name {host} is not known here{_because(error)}") from None
     addresses = ", ".join(dict.fromkeys(str(one[4][0]) for one in found))
@@ -60,7 +61,7 @@ async def ask(url: str) -> "httpx.Response":
     import httpx
 
     try:
-        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_loopback(url)) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
             answer = await client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if not isinstance(error, httpx.ProxyError):
