@@ -9,6 +9,7 @@ import pytest
 
 from cluster.lab import Lab, LabError
 from cluster.lab.machine import why_not_here
+from cluster.lab.network import owner
 from cluster.place import Place, forget_role, make
 from cluster.scoring_images import build_all
 
@@ -37,9 +38,12 @@ def lab() -> Iterator[Lab]:
         why_not = why_not_here()
     if why_not and not _is_required():
         pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, CONTROLLED_ROLLOUT_CLUSTER=required to insist")
-    found = Lab.up()
-    yield found
-    Lab.down(found.folder)
+    folder = owner()
+    try:
+        yield Lab.up(folder)
+    finally:
+        if folder is None:
+            Lab.down()
 
 
 @pytest.fixture

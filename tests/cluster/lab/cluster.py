@@ -16,7 +16,7 @@ from .binaries import program
 from .cache import locked
 from .certificates import kubeconfig
 from .commands import run
-from .components import STARTED
+from .components import FIRST, STARTED, THEN
 from .errors import LabError
 from .existing import Existing, lacks
 from .images import images, push
@@ -58,10 +58,10 @@ class Lab:
     def up(cls, folder: Path | None = None) -> "Lab":
         """Bring a lab up; what runs already is left alone.
 
+        With `KUBECONFIG` set, that cluster is used instead: nothing is installed there, only looked at.
+
         Args:
             folder: Where it lives; None for that of the lab that is up, or the usual place.
-
-        With `KUBECONFIG` set, that cluster is used instead: nothing is installed there, only looked at.
 
         Raises:
             LabError: Something did not start, this machine cannot run a lab, or the cluster of `KUBECONFIG` lacks
@@ -78,8 +78,11 @@ class Lab:
                 # The registry takes the images while the API server takes its time.
                 machine.start(layout, state, "registry")
                 pushed = pool.submit(lambda: [push(image, _registry(state)) for image in made])
-                for name in STARTED:
-                    machine.start(layout, state, name)
+                for together in (FIRST, THEN):
+                    for name in together:
+                        machine.start(layout, state, name, wait=False)
+                    for name in together:
+                        machine.start(layout, state, name)
                 pushed.result()
             lab = cls._of(layout, state)
             addons.install(lab)
@@ -89,12 +92,10 @@ class Lab:
 
     @classmethod
     def connect(cls, folder: Path | None = None) -> "Lab":
-        """Return a lab that is up.
+        """Return a lab that is up; with `KUBECONFIG` set, that cluster.
 
         Args:
             folder: Where it lives; None for the one that this machine carries.
-
-        With `KUBECONFIG` set, it is that cluster.
 
         Raises:
             LabError: There is none, or it has not come up whole.
@@ -103,7 +104,7 @@ class Lab:
             return cls._of_existing(existing)
         layout = _layout(folder)
         state = State.read(layout.state)
-        if state is None or not state.gateway_port:
+        if state is None or not state.gateway_port or not processes.is_running(state.processes.get("etcd")):
             raise LabError(f"no lab is up in {layout.folder}: start it with `python -m tests.cluster.lab up`")
         return cls._of(layout, state)
 

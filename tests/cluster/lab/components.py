@@ -31,22 +31,15 @@ from .layout import (
 )
 from .state import State
 
-__all__ = ["ON_LOOPBACK", "STARTED", "Component", "component"]
+__all__ = ["FIRST", "ON_LOOPBACK", "STARTED", "THEN", "Component", "component"]
 
 # Who listens on loopback, at a port that the kernel chooses once.
 ON_LOOPBACK = ("etcd", "etcd-peers", "registry")
-# In this order: each needs those before it.
-STARTED = (
-    "etcd",
-    "registry",
-    "containerd",
-    "telemetry-store",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kube-proxy",
-    "kubelet",
-)
+# What needs nobody else to begin with, and what needs the API server.
+FIRST = ("registry", "etcd", "containerd", "telemetry-store", "kube-apiserver")
+# The proxy waits for the node that the kubelet registers.
+THEN = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
+STARTED = (*FIRST, *THEN)
 CONTROLLERS = (
     "clusterrole-aggregation",
     "daemonset",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import LabError
-from .layout import GATEWAY
+from .layout import GATEWAY, Layout
 
 if TYPE_CHECKING:
     from .cluster import Lab
@@ -39,10 +39,10 @@ class Existing:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> "Existing | None":
-        """Return what the environment says; None where it names no cluster."""
+        """Return what the environment says; None where it names no cluster but the lab's."""
         variables = os.environ if environment is None else environment
         file = variables.get("KUBECONFIG", "").partition(os.pathsep)[0]
-        if not file:
+        if not file or Layout(Path(file).absolute().parent).state.exists():
             return None
         settings = {name: variables.get(PREFIX + name, "") for name in VARIABLES}
         return cls(Path(file).absolute(), {**settings, "GATEWAY": settings["GATEWAY"] or GATEWAY})

@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from .errors import LabError
 from .layout import SLICE
 
 __all__ = ["SYSTEM", "create", "members", "remove"]
@@ -24,7 +25,21 @@ def _tracking() -> Path:
 
 
 def create() -> Path:
-    """Make the groups; return the file that takes a process in."""
+    """Make the groups; return the file that takes a process in.
+
+    Raises:
+        LabError: This machine's kernel or its own container does not let us.
+    """
+    try:
+        return _create()
+    except OSError as error:
+        raise LabError(
+            f"the control group {SLICE} was asked for, and cannot be made: {error}. A lab needs a machine of its"
+            " own, or a container that may write /sys/fs/cgroup"
+        ) from None
+
+
+def _create() -> Path:
     for hierarchy in _hierarchies():
         group = hierarchy / SLICE
         group.mkdir(exist_ok=True)
