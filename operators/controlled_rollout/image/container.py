@@ -125,7 +125,7 @@ class _EnvironmentBuild:
             return found
         if shared and (found := await self._copied(client, shared, repository)):
             return found
-        short, waiting = self._short, f"{self._short}: somebody else is building on this machine, waiting"
+        short, waiting = self._short, f"{self._short}: this machine is at another build, waiting"
         async with cache.workshop(WORKSHOP, waiting=lambda: self._progress(waiting)) as (folder, lock):
             if found := await client.manifest(repository, self._hash):
                 self._progress(f"{short}: built by somebody else meanwhile")

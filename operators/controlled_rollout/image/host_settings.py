@@ -23,7 +23,9 @@ CERTIFICATE_READERS: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
 SECRETS_FOLDER: Final = "/run/secrets"
 
 
-def build_secrets(requirements: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, bytes]:
+def build_secrets(
+    requirements: Sequence[str], environment: Mapping[str, str] = os.environ, *, system: Path = Path("/etc")
+) -> dict[str, bytes]:
     """Return the secrets of a build, by name.
 
     `settings` is for a shell; `uv.toml`, `netrc`, `pip.conf` and `certificates` are files that are there only if this
@@ -32,17 +34,20 @@ def build_secrets(requirements: Sequence[str], environment: Mapping[str, str] = 
     Args:
         requirements: What is installed; variables that its addresses name are among the settings.
         environment: This process's environment variables.
+        system: Where settings for all users are.
     """
     home = Path(environment.get("HOME") or "/nonexistent")
     configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = {
-        "uv.toml": _first(environment.get("UV_CONFIG_FILE"), configuration / "uv" / "uv.toml", "/etc/uv/uv.toml"),
+        "uv.toml": _first(
+            environment.get("UV_CONFIG_FILE"), configuration / "uv" / "uv.toml", system / "uv" / "uv.toml"
+        ),
         "netrc": _first(environment.get("NETRC"), home / ".netrc"),
         "pip.conf": _first(
             environment.get("PIP_CONFIG_FILE"),
             configuration / "pip" / "pip.conf",
             home / ".pip" / "pip.conf",
-            "/etc/pip.conf",
+            system / "pip.conf",
         ),
         "certificates": _first(*(environment.get(name) for name in CERTIFICATES)),
     }

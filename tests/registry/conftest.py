@@ -1,0 +1,112 @@
+"""What the tests of images in registries need: real registries, a base image, and one environment image, built once."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.lab.images import base_image
+from controlled_rollout.image import ImageReference, build_container
+from registry.real_registry import RunningRegistry, serving
+
+PACKAGES = {"buildah": "buildah", "docker-registry": "docker-registry", "mmdebstrap": "mmdebstrap", "runc": "runc"}
+SCRIPT = """
+import os
+
+def init():
+    global content
+    folder = os.environ["AZUREML_MODEL_DIR"]
+    content = {name: open(os.path.join(folder, name)).read() for name in os.listdir(folder)}
+
+def run(data):
+    return {"uid": os.getuid(), "models": content}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs() -> None:
+    """Skip where images cannot be built; a CI run installs what is missing, and fails if it cannot."""
+    missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    required = os.environ.get("CI") == "true"
+    if os.geteuid() == 0 and missing and required:
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
+        return
+    if os.geteuid() != 0 or missing:
+        why = f"they need {', '.join(missing)}" if missing else "they need root"
+        (pytest.fail if required else pytest.skip)(f"no tests of images in registries: {why} (Debian, as root)")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A project folder, and the image that was built of it.
+
+    Attributes:
+        registry: A registry with a prefix that has the environment's image; nobody pushes there again.
+        said: What the build said.
+    """
+
+    source: Path
+    base_image: str
+    cache: Path
+    registry: str
+    reference: ImageReference
+    said: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    """The registry with the base image and the environment that was built first."""
+    with serving(tmp_path_factory.mktemp("stock")) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def built(programs: None, stock: RunningRegistry, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An image with the least that a version can have, built while the machine's settings hold a secret."""
+    folder = tmp_path_factory.mktemp("built")
+    source = write_source(folder / "source")
+    base = base_image(stock.address)
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UV_INDEX_PRIVATE_PASSWORD", "secret-of-the-index")
+        patch.setenv("PIP_TRUSTED_HOST", "secret.host.example")
+        registry = f"{stock.address}/models"
+        reference = asyncio.run(
+            build_container(
+                source,
+                name="digits",
+                registry=registry,
+                cache=folder / "cache",
+                base_image=base,
+                progress=said.append,
+            )
+        )
+    return Built(source, base, folder / "cache", registry, reference, tuple(said))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[RunningRegistry]:
+    """An empty registry."""
+    with serving(tmp_path / "registry") as running:
+        yield running
+
+
+@pytest.fixture
+def start_registry(tmp_path: Path) -> Iterator[Callable[..., RunningRegistry]]:
+    """Start empty registries with settings of one's own."""
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(serving(tmp_path / "registry", **settings))
+
+
+def write_source(folder: Path, *, requirements: str = "", script: str = SCRIPT) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "score.py").write_text(script)
+    (folder / "requirements.txt").write_text(requirements)
+    return folder

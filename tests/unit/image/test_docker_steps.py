@@ -1,0 +1,64 @@
+"""Docker steps in the environment image's Dockerfile: which are taken, and which are refused."""
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.dockerfile import with_docker_steps
+from controlled_rollout.image.runtime import recipe_files
+
+DOCKERFILE = recipe_files()["Dockerfile"].read_text()
+
+
+def test_steps_come_after_the_base_image_and_before_the_installation() -> None:
+    lines = with_docker_steps(DOCKERFILE, ["RUN first", "ENV A=b"]).splitlines()
+
+    assert lines.index("FROM ${BASE_IMAGE}") < lines.index("RUN first") < lines.index("ENV A=b")
+    assert lines.index("ENV A=b") < lines.index("COPY runtime /opt/runtime")
+
+
+def test_without_steps_nothing_changes() -> None:
+    assert with_docker_steps(DOCKERFILE, []) == DOCKERFILE
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        ("apt-get update", "RUN apt-get update"),
+        ("RUN a && \\\n    b", "RUN a && \\\n    b"),
+        ("ENV MODE=fast", "ENV MODE=fast"),
+        ("RUN curl https://${USER}@host.example/", "RUN curl https://${USER}@host.example/"),
+    ],
+)
+def test_a_step_is_an_instruction_or_a_command(step: str, line: str) -> None:
+    if "@" in step:
+        with pytest.raises(ImageError, match="an address with a user and a password"):
+            with_docker_steps(DOCKERFILE, [step])
+    else:
+        assert line in with_docker_steps(DOCKERFILE, [step])
+
+
+@pytest.mark.parametrize("instruction", ["FROM other", "COPY a b", "ADD a b", "ENTRYPOINT x", "CMD x", 'SHELL ["x"]'])
+def test_instructions_that_would_make_it_another_image_are_refused(instruction: str) -> None:
+    with pytest.raises(ImageError, match=r"is not taken here, only RUN, ENV"):
+        with_docker_steps(DOCKERFILE, [instruction])
+
+
+def test_a_second_line_is_refused() -> None:
+    with pytest.raises(ImageError, match="has more than one line"):
+        with_docker_steps(DOCKERFILE, ["RUN a\nFROM other"])
+
+
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        ("ARG INDEX_TOKEN=abc123", "INDEX_TOKEN"),
+        ("ENV DB_PASSWORD abc123", "DB_PASSWORD"),
+        ("ENV A=b my_api_key=abc123", "my_api_key"),
+        ("RUN pip install --index-url https://me:abc123@host.example/simple x", "an address with a user"),
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(step: str, named: str) -> None:
+    with pytest.raises(ImageError, match=f"holds {named}.*--mount=type=secret") as caught:
+        with_docker_steps(DOCKERFILE, [step])
+
+    assert "abc123" not in str(caught.value)

@@ -1,0 +1,121 @@
+"""The layer with source and models: the same bytes for the same files, and a tar archive that anybody can read."""
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import ModelSource
+from controlled_rollout.image.layer import layer_of
+from controlled_rollout.image.models import package_models
+from controlled_rollout.image.package import Package, SourceFile, package
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return folder
+
+
+def archive(source: Package, models: list[ModelSource] | None = None) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(b"".join(layer_of(source, package_models(models or [])).chunks())))
+
+
+def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
+    source = package(write(tmp_path / "source", {"score.py": b"s", "inner/data.txt": b"d"}))
+    write(tmp_path, {"model.pkl": b"m", "trained/weights": b"w"})
+    models = [ModelSource("b", tmp_path / "trained", "2"), ModelSource("a", tmp_path / "model.pkl")]
+
+    with archive(source, models) as found:
+        names = found.getnames()
+        content = {entry.name: found.extractfile(entry).read() for entry in found if entry.isfile()}  # type: ignore[union-attr]
+
+    assert content == {
+        "opt/app/inner/data.txt": b"d",
+        "opt/app/score.py": b"s",
+        "opt/models/a/1/model.pkl": b"m",
+        "opt/models/b/2/trained/weights": b"w",
+    }
+    assert names.index("opt/app/inner") < names.index("opt/app/inner/data.txt")
+    assert len(names) == len(set(names))
+
+
+def test_without_models_their_folder_is_there(tmp_path: Path) -> None:
+    with archive(package(write(tmp_path, {"score.py": b""}))) as found:
+        assert found.getmember("opt/models").isdir()
+
+
+def test_owner_times_and_permissions_are_always_the_same(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "run.sh": b""})
+    (tmp_path / "run.sh").chmod(0o777)
+    (tmp_path / "score.py").chmod(0o600)
+
+    with archive(package(tmp_path)) as found:
+        entries = {entry.name: entry for entry in found}
+
+    assert {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries.values()} == {
+        (0, 0, "", "", 0)
+    }
+    assert oct(entries["opt/app/score.py"].mode) == oct(0o444)
+    assert oct(entries["opt/app/run.sh"].mode) == oct(0o555)
+    assert oct(entries["opt/app"].mode) == oct(0o755)
+
+
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=9
+)
+
+
+@given(st.dictionaries(NAMES.filter(lambda name: name not in (".", "..")), st.binary(max_size=2000), min_size=1))
+def test_any_names_and_contents_come_out_as_they_went_in(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("files")
+    packaged = []
+    for number, (name, content) in enumerate(sorted(files.items())):
+        (folder / str(number)).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        packaged.append(SourceFile(f"inner/{name * 20}", folder / str(number), len(content), False, digest))
+
+    with archive(Package(tuple(packaged), "")) as found:
+        content = {entry.name: found.extractfile(entry).read() for entry in found if entry.isfile()}  # type: ignore[union-attr]
+
+    assert content == {f"opt/app/inner/{name * 20}": data for name, data in files.items()}
+
+
+def test_the_digest_is_that_of_the_archive_and_the_same_for_a_copy(tmp_path: Path) -> None:
+    files = {"score.py": b"x" * 3_000_000, "a": b"", "b/c": b"1"}
+    one = package(write(tmp_path / "one", files))
+    two = package(write(tmp_path / "two", dict(reversed(files.items()))))
+    os.utime(tmp_path / "two" / "a", (1, 1))
+
+    digest, size = layer_of(one, []).digest()
+    content = b"".join(layer_of(two, []).chunks())
+
+    assert digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert size == len(content)
+
+
+@pytest.mark.parametrize("content", [b"other", b"longer than it was", b""])
+def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, content: bytes) -> None:
+    layer = layer_of(package(write(tmp_path, {"score.py": b"first"})), [])
+    (tmp_path / "score.py").write_bytes(content)
+
+    with pytest.raises(ImageError, match=r"score\.py changed while it was being packaged"):
+        layer.digest()
+
+
+def test_a_file_that_is_gone_meanwhile_is_told(tmp_path: Path) -> None:
+    layer = layer_of(package(write(tmp_path, {"score.py": b"first"})), [])
+    (tmp_path / "score.py").unlink()
+
+    with pytest.raises(ImageError, match=r"score\.py cannot be read: No such file"):
+        layer.digest()

@@ -1,0 +1,61 @@
+"""What a layer on top changes in an image's manifest and configuration."""
+
+import json
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.manifest import CONFIG, LAYER, MANIFEST, Descriptor, Manifest, encoded, with_layer
+
+BASE_CONFIG = encoded(
+    {
+        "architecture": "amd64",
+        "config": {"Env": ["PATH=/bin", "AML_APP_ROOT=/elsewhere"], "User": "10001"},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:base"]},
+        "history": [{"created_by": "base"}],
+    }
+)
+BASE_LAYER = Descriptor(LAYER, "sha256:base", 7)
+ON_TOP = Descriptor(LAYER, "sha256:top", 9)
+
+
+def manifest(config: bytes) -> Manifest:
+    document = {"config": Descriptor.of(CONFIG, config).document(), "layers": [BASE_LAYER.document()]}
+    return Manifest(encoded(document), MANIFEST)
+
+
+def test_a_layer_is_put_on_top_and_everything_else_stays() -> None:
+    base = manifest(BASE_CONFIG)
+
+    config, image = with_layer(base, BASE_CONFIG, ON_TOP, environment={"AML_APP_ROOT": "/opt/app"}, created_by="us")
+
+    document = json.loads(config)
+    assert document["config"] == {"Env": ["PATH=/bin", "AML_APP_ROOT=/opt/app"], "User": "10001"}
+    assert document["rootfs"]["diff_ids"] == ["sha256:base", "sha256:top"]
+    assert [step["created_by"] for step in document["history"]] == ["base", "us"]
+    assert image.layers == (BASE_LAYER, ON_TOP)
+    assert image.config == Descriptor.of(CONFIG, config)
+    assert json.loads(image.content)["annotations"] == {"org.opencontainers.image.base.digest": base.digest}
+
+
+def test_the_same_is_always_the_same() -> None:
+    settings = {"B": "1", "A": "2"}
+
+    images = [
+        with_layer(manifest(BASE_CONFIG), BASE_CONFIG, ON_TOP, environment=order, created_by="us")[1].digest
+        for order in (settings, dict(reversed(settings.items())))
+    ]
+
+    assert len(set(images)) == 1
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b"{}", b'{"config": 1}', b'{"rootfs": {}}'])
+def test_a_configuration_that_cannot_be_read_is_told(config: bytes) -> None:
+    with pytest.raises(ImageError, match="has no configuration that can be read"):
+        with_layer(manifest(config), config, ON_TOP, environment={}, created_by="us")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"manifests": []}', b'{"config": {}, "layers": []}'])
+def test_what_is_no_image_is_told(content: bytes) -> None:
+    with pytest.raises(ImageError, match="not one image"):
+        _ = Manifest(content, "application/vnd.oci.image.index.v1+json").layers

@@ -1,0 +1,41 @@
+"""Repositories: what is one, and how its registry is spoken to."""
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image.container import build_container
+from controlled_rollout.image.registry import Repository, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("registry.example/models/digits", "https://registry.example/v2/models/digits"),
+        ("127.0.0.1:5000/digits", "http://127.0.0.1:5000/v2/digits"),
+        ("[::1]:5000/digits", "http://[::1]:5000/v2/digits"),
+        ("localhost/a.b/c__d/e-f", "http://localhost/v2/a.b/c__d/e-f"),
+        ("10.0.0.1:5000/digits", "https://10.0.0.1:5000/v2/digits"),
+        ("docker.io/me/digits", "https://registry-1.docker.io/v2/me/digits"),
+    ],
+)
+def test_plain_http_is_spoken_with_this_machine_only(text: str, url: str) -> None:
+    assert Repository.parse(text).url == url
+    assert str(Repository.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["digits", "me/digits", "https://registry.example/a", "registry.example/", "registry.example/A", "r.io/a:1"]
+)
+def test_what_is_no_repository_is_refused(text: str) -> None:
+    with pytest.raises(ImageError, match=r"repository .* (does not begin with a registry|is not valid)"):
+        Repository.parse(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example", "localhost.example:5000", "10.0.0.1", "128.0.0.1:5000"])
+def test_a_name_that_only_looks_like_this_machine_is_not(host: str) -> None:
+    assert not is_loopback(host)
+
+
+async def test_the_environments_name_is_taken(tmp_path: "pytest.TempPathFactory") -> None:
+    with pytest.raises(ImageError, match="'environments' is taken"):
+        await build_container(str(tmp_path), name="environments", registry="r.example/a", cache=tmp_path)  # type: ignore[arg-type]
