@@ -25,7 +25,7 @@ from controlled_rollout.target.kubernetes.view import address
 from controlled_rollout.tasks.reach import reach
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["CLUSTER_PROBES", "api_server", "gateway_fault", "not_granted", "not_served"]
+__all__ = ["CLUSTER_PROBES", "api_server", "gateway_fault", "in_words", "not_granted", "not_served"]
 
 REVIEWS: Final = "authorization.k8s.io/v1"
 SERVED: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
@@ -58,12 +58,14 @@ async def _permissions(api: Api, workspace: Workspace) -> str:
     )
     refused = await asyncio.gather(*(_refused(api, namespace, permissions) for namespace, permissions in needed))
     faults = [
-        f"in namespace {namespace}: {', '.join(map(_in_words, actions))}"
+        f"in namespace {namespace}: {in_words(actions)}"
         for (namespace, _), actions in zip(needed, refused, strict=True)
         if actions
     ]
     if faults:
-        raise AccessError(f"not allowed {'; '.join(faults)}: give this identity the Roles that docs/aks.md describes")
+        raise AccessError(
+            f"not allowed {', nor '.join(faults)}: give this identity the Roles that docs/aks.md describes"
+        )
     return f"all that is needed in {', '.join(dict.fromkeys(namespace for namespace, _ in needed))}"
 
 
@@ -109,9 +111,12 @@ def _grants(rule: Mapping[str, Any], verb: str, group: str, resource: str) -> bo
     )
 
 
-def _in_words(action: Action) -> str:
-    verb, group, resource = action
-    return f"{verb} {resource}.{group}" if group else f"{verb} {resource}"
+def in_words(actions: Iterable[Action]) -> str:
+    """Return actions in one line, resource by resource."""
+    verbs: dict[str, list[str]] = {}
+    for verb, group, resource in actions:
+        verbs.setdefault(f"{resource}.{group}" if group else resource, []).append(verb)
+    return "; ".join(f"{', '.join(its)} {resource}" for resource, its in verbs.items())
 
 
 async def _namespace(api: Api, workspace: Workspace) -> str:

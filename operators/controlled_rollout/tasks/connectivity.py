@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckConnectivityOperator", "CheckResult", "check", "table"]
 
 TIMEOUT_S = 10.0
+# The client takes seconds to import, and signing in may be another program's work.
+OPENING_TIMEOUT_S = 60.0
 # Hardly anybody calls an endpoint so: the answer is empty, and quick.
 NO_ENDPOINT = "check-connectivity"
 
@@ -42,10 +44,11 @@ class CheckResult:
 
 
 async def check(workspace: Workspace) -> list[CheckResult]:
-    """Check everything that a rollout needs of a workspace, all at once; a failed check is a result, not an error."""
-    here = asyncio.gather(*(_result(name, probe(workspace)) for name, probe in PROBES[workspace.target]))
-    cluster, machine = await asyncio.gather(_check_cluster(workspace), here)
-    return [*cluster, *machine]
+    """Check everything that a rollout needs of a workspace; a failed check is a result, not an error."""
+    # One after the other: importing the cluster's client keeps everything else in this process waiting.
+    cluster = await _check_cluster(workspace)
+    here = (_result(name, probe(workspace)) for name, probe in PROBES[workspace.target])
+    return [*cluster, *await asyncio.gather(*here)]
 
 
 def table(results: Sequence[CheckResult]) -> str:
@@ -84,11 +87,11 @@ class CheckConnectivityOperator(RolloutOperator):
             )
 
 
-async def _result(name: str, probe: Awaitable[str]) -> CheckResult:
+async def _result(name: str, probe: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:
     try:
-        return CheckResult(name, True, await asyncio.wait_for(probe, TIMEOUT_S))
+        return CheckResult(name, True, await asyncio.wait_for(probe, timeout_s))
     except TimeoutError:
-        return CheckResult(name, False, f"no answer after {TIMEOUT_S:g} s")
+        return CheckResult(name, False, f"no answer after {timeout_s:g} s")
     except (ControlledRolloutError, OSError) as error:
         return CheckResult(name, False, str(error).partition("\n")[0])
 
@@ -108,7 +111,7 @@ async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
             api = await stack.enter_async_context(Api.open(workspace))
             return await api_server(api)
 
-        server = await _result("API server", open_and_ask())
+        server = await _result("API server", open_and_ask(), OPENING_TIMEOUT_S)
         if api is None or not server.works:
             unknown = "not asked, because the API server does not answer"
             return [server, *(CheckResult(name, False, unknown) for name, _ in CLUSTER_PROBES)]

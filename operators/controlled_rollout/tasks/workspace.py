@@ -93,7 +93,9 @@ class WorkspaceHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
         from controlled_rollout.tasks.connectivity import check, table
+        from controlled_rollout.tasks.step import quieten_clients
 
+        quieten_clients()
         results = asyncio.run(check(self.get_workspace()))
         return all(result.works for result in results), table(results)
 

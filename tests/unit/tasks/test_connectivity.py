@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
-from controlled_rollout.tasks.cluster_probes import SERVED, gateway_fault, not_granted, not_served
+from controlled_rollout.tasks.cluster_probes import SERVED, gateway_fault, in_words, not_granted, not_served
 from controlled_rollout.tasks.connectivity import check, table
 from controlled_rollout.tasks.reach import ask, reach
 from controlled_rollout.workspace import Workspace
@@ -132,6 +132,11 @@ def test_the_rules_that_a_role_is_made_of_grant_all_that_it_is_for() -> None:
     rules = [rule(*one.verbs, groups=(one.group,), resources=(one.resource,)) for one in NAMESPACE]
     assert not_granted(NAMESPACE, rules) == []
     assert {action[2] for action in not_granted(NAMESPACE, rules[1:])} == {NAMESPACE[0].resource}
+
+
+def test_what_is_not_allowed_is_said_resource_by_resource() -> None:
+    needed = (Permission("apps", "deployments/scale", ("patch",), ""), *PODS)
+    assert in_words(not_granted(needed, [])) == "patch deployments/scale.apps; list, watch pods; get pods/log"
 
 
 def test_a_cluster_knows_a_kind_only_in_the_version_that_is_asked_for() -> None:

@@ -1,0 +1,273 @@
+"""From an Airflow connection into a real cluster, with exactly the shipped Role, and the check before a rollout."""
+
+import asyncio
+import base64
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import airflow_home  # noqa: F401 - before anything of Airflow
+from cluster.lab import Lab
+from cluster.lab.commands import until
+from cluster.lab.images import base_image
+from cluster.place import ACCOUNT, Place, forget_role, make
+from controlled_rollout import CheckConnectivityOperator
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
+from controlled_rollout.gate import Gate
+from controlled_rollout.target import connect
+from controlled_rollout.tasks.connectivity import check
+from controlled_rollout.tasks.gate import TreatmentGateTrigger
+from controlled_rollout.tasks.gate_decision import GateTerms
+from controlled_rollout.tasks.workspace import WorkspaceHook
+from controlled_rollout.workspace import Workspace
+from local.task_lab import context
+
+Connect = Callable[..., WorkspaceHook]
+
+
+@pytest.fixture
+def signed_in(lab: Lab, namespace: str, tmp_path: Path) -> Iterator[Place]:
+    """A namespace with the shipped Role; nothing is deployed there."""
+    yield make(lab, namespace, {}, tmp_path)
+    forget_role(lab, namespace)
+
+
+@pytest.fixture
+def connect_to(signed_in: Place, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Make the workspace's connection, and the Kubernetes connection with the given extras; return the hook."""
+
+    def connect_to(extras: dict[str, Any], **settings: Any) -> WorkspaceHook:
+        known = signed_in.workspace.model_dump(mode="json", exclude_none=True, exclude={"name", "kubeconfig"})
+        known["registry"] = f"{signed_in.lab.registry}/models"
+        for conn_id, conn_type, extra in (
+            ("ML", "controlled_rollout", known | settings),
+            ("KUBERNETES_DEFAULT", "kubernetes", extras),
+        ):
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps({"conn_type": conn_type, "extra": extra}))
+        return WorkspaceHook("ml")
+
+    return connect_to
+
+
+def by_path(place: Place, folder: Path) -> dict[str, Any]:
+    return {"kube_config_path": str(place.workspace.kubeconfig), "in_cluster": False, "kube_config": ""}
+
+
+def by_content(place: Place, folder: Path) -> dict[str, Any]:
+    return {"kube_config": Path(str(place.workspace.kubeconfig)).read_text()}
+
+
+def by_program(place: Place, folder: Path) -> dict[str, Any]:
+    """As with AKS and Entra ID: a program gives the token."""
+    content = yaml.safe_load(by_content(place, folder)["kube_config"])
+    token = content["users"][0]["user"]["token"]
+    status = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
+    (folder / "credential.json").write_text(json.dumps(status))
+    program = {"command": "cat", "args": [str(folder / "credential.json")], "interactiveMode": "Never"}
+    content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", **program}}
+    return {"kube_config": content}
+
+
+def without_checking_certificates(place: Place, folder: Path) -> dict[str, Any]:
+    content = yaml.safe_load(by_content(place, folder)["kube_config"])
+    content["clusters"][0]["cluster"].pop("certificate-authority-data", None)
+    return {"kube_config": json.dumps(content), "disable_verify_ssl": True}
+
+
+@pytest.mark.parametrize("way", [by_path, by_content, by_program, without_checking_certificates])
+def test_every_way_that_a_kubernetes_connection_knows_opens_the_cluster(
+    way: Callable[[Place, Path], dict[str, Any]], connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    hook = connect_to(way(signed_in, tmp_path))
+
+    async def in_the_triggerer() -> list[str]:
+        return await connect(await hook.aget_workspace()).endpoints()
+
+    workspace = hook.get_workspace()
+    assert workspace.namespace == signed_in.namespace
+    # A worker's tasks have an event loop each.
+    assert [asyncio.run(connect(workspace).endpoints()) for _ in range(2)] == [[], []]
+    assert asyncio.run(in_the_triggerer()) == []
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    extras = without_checking_certificates(signed_in, tmp_path) | {"disable_verify_ssl": False}
+
+    with pytest.raises(TargetUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+        asyncio.run(connect(connect_to(extras).get_workspace()).endpoints())
+
+
+def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Place, tmp_path: Path) -> None:
+    connect_to(by_content(signed_in, tmp_path))
+    terms = GateTerms(
+        endpoint="nobody",
+        version="one",
+        who="a test",
+        owner=None,
+        gate=Gate(),
+        bake=timedelta(0),
+        min_requests=0,
+        require_pass=True,
+        deadline=timedelta(0),
+        on_deadline="hold",
+        interval=timedelta(0),
+        bin_width=timedelta(seconds=1),
+        allowed_lag=timedelta(0),
+        baseline_length=timedelta(minutes=1),
+        asked=datetime.now(UTC),
+    )
+
+    async def fire() -> dict[str, Any]:
+        trigger = TreatmentGateTrigger("ml", terms.model_dump(mode="json"))
+        async for event in trigger.run():
+            return dict(event.payload)
+        raise AssertionError("the trigger did not fire")
+
+    payload = asyncio.run(fire())
+
+    assert "nobody" in json.dumps(payload)
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed_in: Place) -> None:
+    """The worker's pod takes Python and the package from this machine: only the node can lend them."""
+    if not lab.is_ours:
+        pytest.skip("the cluster's nodes are not this machine: its pods cannot use this machine's Python")
+    settings = signed_in.workspace.model_dump(mode="json", exclude_none=True, exclude={"name", "kubeconfig", "root"})
+    connection = json.dumps({"conn_type": "controlled_rollout", "extra": settings | {"root": "/tmp/workspace"}})  # noqa: S108
+    program = (
+        "import asyncio\n"
+        "from controlled_rollout.target import connect\n"
+        "from controlled_rollout.tasks.workspace import WorkspaceHook\n"
+        "print('endpoints:', asyncio.run(connect(WorkspaceHook('ml').get_workspace()).endpoints()))\n"
+    )
+    borrowed = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])}
+    mounts = [{"name": f"m{number}", "mountPath": path, "readOnly": True} for number, path in enumerate(borrowed)]
+    volumes = [{"name": mount["name"], "hostPath": {"path": mount["mountPath"]}} for mount in mounts]
+    environment = {
+        "AIRFLOW_CONN_ML": connection,
+        "AIRFLOW_HOME": "/tmp/airflow",  # noqa: S108
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONWARNINGS": "error::ResourceWarning",
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "worker"},
+        "spec": {
+            "serviceAccountName": ACCOUNT,
+            "restartPolicy": "Never",
+            "volumes": volumes,
+            "containers": [
+                {
+                    "name": "worker",
+                    "image": base_image(lab.registry),
+                    "command": [sys.executable, "-c", program],
+                    "env": [{"name": name, "value": value} for name, value in environment.items()],
+                    "volumeMounts": mounts,
+                }
+            ],
+        },
+    }
+    signed_in.kubectl("apply", "-f", "-", input=json.dumps(pod))
+
+    def phase() -> str | None:
+        found = signed_in.kubectl("get", "pod", "worker", "-o", "jsonpath={.status.phase}").strip()
+        return found if found in ("Succeeded", "Failed") else None
+
+    ended = until(phase, "the worker's pod ends", 150)
+
+    assert (ended, signed_in.kubectl("logs", "worker").splitlines()[-1:]) == ("Succeeded", ["endpoints: []"])
+
+
+def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
+    connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    workspace = connect_to(by_path(signed_in, tmp_path)).get_workspace()
+
+    results = {result.name: result for result in asyncio.run(check(workspace))}
+
+    assert {name: result.found for name, result in results.items() if not result.works} == {}
+    assert list(results) == [
+        "API server", "permissions", "namespace", "Gateway API", "gateway", "endpoints' address", "metric store",
+        "registry", "cache folder",
+    ]  # fmt: skip
+    assert "Kubernetes v1." in results["API server"].found
+    CheckConnectivityOperator(task_id="check", endpoint="digits", conn_id="ml").execute(context("run-1", "check"))
+    assert WorkspaceHook("ml").test_connection()[0] is True
+
+
+def failures(workspace: Workspace) -> dict[str, str]:
+    return {result.name: result.found for result in asyncio.run(check(workspace)) if not result.works}
+
+
+def test_what_is_missing_is_named_before_anything_is_changed(
+    connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    way_in = by_path(signed_in, tmp_path)
+    gateway_namespace = signed_in.lab.gateway.split("/")[0]
+
+    elsewhere = failures(connect_to(way_in, namespace="default").get_workspace())
+    assert set(elsewhere) == {"permissions", "namespace"}
+    assert "not allowed in namespace default: create, get" in elsewhere["permissions"]
+    assert f"nor in namespace {gateway_namespace}" not in elsewhere["permissions"]
+
+    other = failures(connect_to(way_in, gateway=f"{gateway_namespace}/nobody").get_workspace())
+    assert "there is no Gateway 'nobody'" in other["gateway"]
+    other = failures(connect_to(way_in, gateway=f"{signed_in.lab.gateway}/nobody").get_workspace())
+    assert "has no listener 'nobody'" in other["gateway"]
+
+    signed_in.kubectl("delete", "rolebinding", "--all")
+    lost = failures(connect_to(way_in).get_workspace())
+    assert set(lost) == {"permissions", "namespace"}
+    assert f"not allowed in namespace {signed_in.namespace}: create, get" in lost["permissions"]
+
+
+def test_a_missing_namespace_is_told_from_a_missing_role(lab: Lab, signed_in: Place) -> None:
+    settings = signed_in.workspace.model_dump(mode="json", exclude_none=True)
+    anywhere = Workspace.from_settings(settings | {"namespace": "nowhere", "kubeconfig": str(lab.kubeconfig)})
+
+    found = failures(anywhere)
+
+    assert set(found) == {"namespace"}
+    assert "the cluster has no namespace 'nowhere': create it" in found["namespace"]
+
+
+@pytest.mark.parametrize("token", ["not-a-token", "expired"])
+def test_a_token_that_is_not_valid_any_more_is_told_from_a_server_that_is_away(
+    token: str, connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(by_content(signed_in, tmp_path)["kube_config"])
+    if token == "expired":
+        head, _, signature = content["users"][0]["user"]["token"].split(".")
+        claims = base64.urlsafe_b64encode(b'{"exp": 1, "sub": "nobody"}').rstrip(b"=").decode()
+        token = f"{head}.{claims}.{signature}"
+    content["users"][0]["user"]["token"] = token
+
+    found = failures(connect_to({"kube_config": content}).get_workspace())
+
+    assert "the token or certificate is not valid (any more)" in found["API server"]
+    assert found["gateway"] == "not asked, because the API server does not answer"
+    assert token not in json.dumps(found)
+
+
+def test_a_connection_that_leads_nowhere_says_which_part_of_the_way_it_is(
+    connect_to: Connect, signed_in: Place, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(by_content(signed_in, tmp_path)["kube_config"])
+    content["clusters"][0]["cluster"]["server"] = "https://no-such-cluster.invalid:6443"
+    found = failures(connect_to({"kube_config": content}).get_workspace())
+    assert found["API server"].startswith("DNS: the name no-such-cluster.invalid is not known here")
+
+    found = failures(connect_to({"kube_config_path": str(tmp_path / "none")}).get_workspace())
+    assert f"kube_config_path {tmp_path}/none, which does not exist here" in found["API server"]
+    with pytest.raises(WorkspaceError, match="which does not exist here"):
+        asyncio.run(connect(WorkspaceHook("ml").get_workspace()).endpoints())
