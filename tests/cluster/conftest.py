@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,21 @@ def lab() -> Iterator[Lab]:
             Lab.down()
 
 
-@pytest.fixture
-def namespace(lab: Lab) -> Iterator[str]:
-    """A fresh namespace, deleted afterwards with all that is in it."""
+@contextmanager
+def fresh_namespace(lab: Lab) -> Iterator[str]:
+    """Create a namespace, and delete it afterwards with all that is in it."""
     name = f"test-{secrets.token_hex(4)}"
     lab.kubectl("create", "namespace", name)
     lab.kubectl("label", "namespace", name, f"{LABEL}=true")
     yield name
     lab.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[str]:
+    """A fresh namespace, deleted afterwards with all that is in it."""
+    with fresh_namespace(lab) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +75,11 @@ def place(lab: Lab, images: dict[str, str], namespace: str, tmp_path: Path) -> I
     """A workspace in a namespace of its own, signed in with exactly the shipped Role."""
     yield make(lab, namespace, images, tmp_path)
     forget_role(lab, namespace)
+
+
+@pytest.fixture
+def other(lab: Lab, images: dict[str, str], tmp_path: Path) -> Iterator[Place]:
+    """Another one."""
+    with fresh_namespace(lab) as name:
+        yield make(lab, name, images, tmp_path)
+        forget_role(lab, name)

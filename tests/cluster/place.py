@@ -1,5 +1,6 @@
 """A namespace of the cluster with exactly the shipped Role, and a workspace that uses it as Airflow would."""
 
+import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from cluster.lab import Lab
 
 CHANGE = Change(who="a test", why="to see what happens")
-ENDPOINT = "digits"
 OWNER = "retrain/run-1"
 ACCOUNT = "controlled-rollout"
 DEADLINE = timedelta(seconds=120)
@@ -29,6 +29,7 @@ class Place:
 
     lab: "Lab"
     namespace: str
+    endpoint: str
     workspace: Workspace
     images: dict[str, str]
     said: list[str] = field(default_factory=list)
@@ -39,10 +40,10 @@ class Place:
 
     @property
     def url(self) -> str:
-        return f"{self.lab.gateway_url}/api/v1/service/{ENDPOINT}/score"
+        return f"{self.lab.gateway_url}/api/v1/service/{self.endpoint}/score"
 
     async def key(self) -> str:
-        return (await self.target.keys(ENDPOINT)).primary
+        return (await self.target.keys(self.endpoint)).primary
 
     def kubectl(self, *args: str, input: str | None = None) -> str:
         return self.lab.kubectl("--namespace", self.namespace, *args, input=input)
@@ -52,7 +53,7 @@ class Place:
         auth = settings.pop("auth", Auth.KEY)
         return await steps.roll_out(
             self.workspace,
-            ENDPOINT,
+            self.endpoint,
             version,
             image=self.images.get(image, image),
             owner=OWNER,
@@ -66,7 +67,7 @@ class Place:
     async def shift(self, version: str, percentile: float, **kwargs: object) -> Endpoint:
         return await steps.shift(
             self.workspace,
-            ENDPOINT,
+            self.endpoint,
             version,
             percentile=percentile,
             who="a test",
@@ -77,17 +78,17 @@ class Place:
 
     async def promote(self, version: str) -> Endpoint:
         return await steps.promote(
-            self.workspace, ENDPOINT, version, who="a test", timeout=DEADLINE, progress=self.said.append
+            self.workspace, self.endpoint, version, who="a test", timeout=DEADLINE, progress=self.said.append
         )
 
     async def roll_back(self, version: str, why: str) -> Endpoint | None:
         return await steps.roll_back(
-            self.workspace, ENDPOINT, version, who="a test", why=why, timeout=DEADLINE, progress=self.said.append
+            self.workspace, self.endpoint, version, who="a test", why=why, timeout=DEADLINE, progress=self.said.append
         )
 
     async def retire(self, version: str) -> Endpoint | None:
         return await steps.retire(
-            self.workspace, ENDPOINT, version, who="a test", timeout=DEADLINE, progress=self.said.append
+            self.workspace, self.endpoint, version, who="a test", timeout=DEADLINE, progress=self.said.append
         )
 
 
@@ -104,6 +105,8 @@ def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Pl
     return Place(
         lab,
         namespace,
+        # Endpoints of one Gateway share its paths, whatever their namespaces.
+        f"digits-{secrets.token_hex(3)}",
         Workspace.from_settings(
             {
                 "name": "cluster",

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.place import CHANGE, ENDPOINT, Place
+from cluster.place import CHANGE, Place
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from local.local_target_lab import steady_load
 
 RATE = 110.0
 OUTAGE_S = 30.0
+OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,services,deployments"
 
 
 async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift(place: Place) -> None:
@@ -38,7 +39,7 @@ async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift
     assert load.failed == {}
     assert stored.effective_traffic() == {"one": 70.0, "two": 30.0}
     assert load.versions["two"] > 0
-    assert (await place.target.status(ENDPOINT)).served_revision == stored.revision
+    assert (await place.target.status(place.endpoint)).served_revision == stored.revision
 
 
 async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Place) -> None:
@@ -46,13 +47,17 @@ async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Plac
     await place.roll_out("two", num_replicas=2)
     async with steady_load(place.url, await place.key(), rate=RATE) as load:
         await load.more(100)
-        await asyncio.to_thread(place.lab.kill_gateway_controller)
-        stored = await place.shift("two", 30)
+        await asyncio.to_thread(place.lab.kill, "envoy-gateway")
+        shifting = asyncio.create_task(place.shift("two", 30))
+        await load.more(1000)
+        assert set(load.versions) == {"one"}  # nobody is there to move anything
+        await asyncio.to_thread(place.lab.start, "envoy-gateway")
+        stored = await shifting
         await load.more(1000)
 
     assert load.failed == {}
     assert load.versions["two"] > 0
-    assert (await place.target.status(ENDPOINT)).served_revision == stored.revision
+    assert (await place.target.status(place.endpoint)).served_revision == stored.revision
 
 
 # A worker that runs one step and is killed, by a signal that nothing can catch, before its n-th call to the API server.
@@ -63,7 +68,8 @@ from controlled_rollout import steps
 from controlled_rollout.target.kubernetes.api import Api
 from controlled_rollout.workspace import Workspace
 
-last, step, settings, arguments = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+last, step, endpoint = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+settings, arguments = json.loads(sys.argv[4]), json.loads(sys.argv[5])
 calls = 0
 send = Api._send
 
@@ -76,7 +82,7 @@ async def counted(self, *args, **kwargs):
 
 Api._send = counted
 common = {"who": "weekly/run-1/task", "timeout": timedelta(seconds=90), "progress": lambda line: None}
-asyncio.run(getattr(steps, step)(Workspace.from_settings(settings), "digits", **arguments, **common))
+asyncio.run(getattr(steps, step)(Workspace.from_settings(settings), endpoint, **arguments, **common))
 print("calls", calls)
 """
 
@@ -85,7 +91,8 @@ def work(place: Place, script: Path, step: str, arguments: dict[str, object], *,
     """Run one step in a process of its own; return how many calls it made, None if it was killed."""
     script.write_text(textwrap.dedent(WORKER))
     settings = place.workspace.model_dump(mode="json", exclude_none=True)
-    command = [sys.executable, str(script), str(last), step, json.dumps(settings), json.dumps(arguments)]
+    what = [str(last), step, place.endpoint, json.dumps(settings), json.dumps(arguments)]
+    command = [sys.executable, str(script), *what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode == -signal.SIGKILL:
         return None
@@ -119,7 +126,7 @@ def test_a_worker_killed_before_any_call_to_the_api_server_and_retried_comes_to_
             killed += 1
 
     assert killed > 40
-    history = asyncio.run(place.target.history(ENDPOINT))
+    history = asyncio.run(place.target.history(place.endpoint))
     assert [revision.change.why for revision in history] == [
         "roll out one",
         "roll out two",
@@ -129,19 +136,21 @@ def test_a_worker_killed_before_any_call_to_the_api_server_and_retried_comes_to_
     ]
     found = history[-1].endpoint
     assert (list(found.versions), found.rollout) == (["two"], None)
-    status = asyncio.run(place.target.status(ENDPOINT))
+    status = asyncio.run(place.target.status(place.endpoint))
     assert status.served_revision == 5
-    names = place.kubectl("get", "deployments,services", "-l", "controlled-rollout/endpoint=digits", "-o", "name")
+    names = place.kubectl(
+        "get", "deployments,services", "-l", f"controlled-rollout/endpoint={place.endpoint}", "-o", "name"
+    )
     assert len(names.split()) == 2
 
 
 def refused(place: Place, **settings: object) -> Place:
     workspace = place.workspace.model_copy(update=settings)
-    return Place(place.lab, place.namespace, workspace, place.images)
+    return Place(place.lab, place.namespace, place.endpoint, workspace, place.images)
 
 
 def first_version(place: Place) -> Endpoint:
-    return Endpoint(name=ENDPOINT).create_version("one", image=place.images["steady"], is_control=True)
+    return Endpoint(name=place.endpoint).create_version("one", image=place.images["steady"], is_control=True)
 
 
 async def test_a_namespace_without_permission_is_refused_and_says_what_is_missing(place: Place) -> None:
@@ -167,7 +176,9 @@ async def test_a_gateway_that_is_not_there_is_refused_before_anything_is_made(pl
 
     with pytest.raises(WorkspaceError, match=r"has no Gateway 'nothing'"):
         await refused(place, gateway=f"{namespace}/nothing").target.apply(first_version(place), CHANGE)
-    assert ENDPOINT not in place.kubectl("get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name")
+    assert place.endpoint not in place.kubectl(
+        "get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name"
+    )
 
 
 async def test_a_gateway_that_cannot_ask_for_keys_is_refused_and_nothing_is_served_open(place: Place) -> None:
@@ -193,7 +204,9 @@ spec:
             )
     finally:
         place.lab.kubectl("delete", "-f", "-", input=other)
-    assert ENDPOINT not in place.kubectl("get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name")
+    assert place.endpoint not in place.kubectl(
+        "get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name"
+    )
 
 
 async def test_a_cluster_that_does_not_answer_says_so(place: Place, tmp_path: Path) -> None:

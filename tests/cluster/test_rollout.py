@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from cluster.place import ENDPOINT, Place
+from cluster.place import Place
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError
@@ -57,7 +57,9 @@ async def test_create_shift_promote_and_retire_lose_no_request(place: Place) -> 
 
     assert load.failed == {}
     assert set(load.versions) == {"one", "two"}
-    assert (await place.target.status(ENDPOINT)).served_revision == (await place.target.endpoint(ENDPOINT)).revision
+    assert (await place.target.status(place.endpoint)).served_revision == (
+        await place.target.endpoint(place.endpoint)
+    ).revision
     assert "one" not in place.kubectl("get", "deployments,services", "-o", "name")
 
 
@@ -73,7 +75,7 @@ async def test_a_key_opens_an_endpoint_and_a_header_reaches_one_version(place: P
     status, _, body = await ask(place, key=key, version="three")
     assert (status, "one, two" in body) == (404, True)
 
-    new = await place.target.regenerate_key(ENDPOINT, "primary")
+    new = await place.target.regenerate_key(place.endpoint, "primary")
     assert (await ask(place, key=new.secondary))[0] == 200
 
     async def opens(with_key: str) -> bool:
@@ -113,7 +115,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
 
         async def verdict() -> steps.Look | None:
             look = await steps.look(
-                place.workspace, ENDPOINT, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
+                place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
             )
             place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
             await asyncio.sleep(1)
@@ -151,7 +153,7 @@ async def test_a_treatment_that_no_node_has_room_for_fails_in_bounded_time_and_s
     with pytest.raises(DeploymentError, match=r"cannot be scheduled: .*Insufficient cpu"):
         await steps.roll_out(
             place.workspace,
-            ENDPOINT,
+            place.endpoint,
             "two",
             image=place.images["steady"],
             owner="run",
@@ -180,7 +182,7 @@ async def test_two_runs_at_once_give_one_clear_conflict(place: Place) -> None:
         return asyncio.create_task(
             steps.roll_out(
                 place.workspace,
-                ENDPOINT,
+                place.endpoint,
                 version,
                 image=place.images["steady"],
                 owner=f"run-of-{version}",
@@ -195,7 +197,7 @@ async def test_two_runs_at_once_give_one_clear_conflict(place: Place) -> None:
     [conflict] = [result for result in results if isinstance(result, BaseException)]
     assert isinstance(conflict, ConflictError)
     assert "is held by run-of-" in str(conflict)
-    assert len((await place.target.endpoint(ENDPOINT)).versions) == 2
+    assert len((await place.target.endpoint(place.endpoint)).versions) == 2
 
 
 async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_end(place: Place) -> None:
@@ -208,7 +210,7 @@ async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_e
     place.kubectl(
         "patch",
         "httproute",
-        ENDPOINT,
+        place.endpoint,
         "--type=json",
         "-p",
         json.dumps([{"op": "add", "path": "/spec/rules/0", "value": theirs}]),
@@ -222,11 +224,11 @@ async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_e
     def rules() -> list[str]:
         return [
             rule["name"]
-            for rule in json.loads(place.kubectl("get", "httproute", ENDPOINT, "-o", "json"))["spec"]["rules"]
+            for rule in json.loads(place.kubectl("get", "httproute", place.endpoint, "-o", "json"))["spec"]["rules"]
         ]
 
     assert rules()[0] == "theirs"
-    await place.target.delete(ENDPOINT, steps.Change(who="a test", why="done"))
+    await place.target.delete(place.endpoint, steps.Change(who="a test", why="done"))
     assert rules() == ["theirs"]
     left = place.kubectl(
         "get",
@@ -234,26 +236,36 @@ async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_e
         "-o",
         "name",
     )
-    assert "digits" not in left
+    assert place.endpoint not in left
 
 
 async def test_a_route_that_somebody_edits_by_hand_is_reported_and_not_overwritten(place: Place) -> None:
     await place.roll_out("one")
     await place.roll_out("two")
     edit = [{"op": "replace", "path": "/spec/rules/0/timeouts/request", "value": "1s"}]
-    place.kubectl("patch", "httproute", ENDPOINT, "--type=json", "--field-manager=somebody", "-p", json.dumps(edit))
-    before = place.kubectl("get", "httproute", ENDPOINT, "-o", "jsonpath={.metadata.resourceVersion}")
-    revision = (await place.target.endpoint(ENDPOINT)).revision
+    place.kubectl(
+        "patch", "httproute", place.endpoint, "--type=json", "--field-manager=somebody", "-p", json.dumps(edit)
+    )
+    before = place.kubectl("get", "httproute", place.endpoint, "-o", "jsonpath={.metadata.resourceVersion}")
+    revision = (await place.target.endpoint(place.endpoint)).revision
 
     with pytest.raises(ConflictError, match=r"'somebody' at .* has changed the route last.*nothing was changed now"):
         await place.shift("two", 10)
 
-    assert "somebody" in ((await place.target.status(ENDPOINT)).trouble or "")
-    assert place.kubectl("get", "httproute", ENDPOINT, "-o", "jsonpath={.metadata.resourceVersion}") == before
-    assert (await place.target.endpoint(ENDPOINT)).revision == revision
+    assert "somebody" in ((await place.target.status(place.endpoint)).trouble or "")
+    assert place.kubectl("get", "httproute", place.endpoint, "-o", "jsonpath={.metadata.resourceVersion}") == before
+    assert (await place.target.endpoint(place.endpoint)).revision == revision
 
 
 async def test_an_open_endpoint_is_open_only_when_asked_for_by_name(place: Place) -> None:
     await place.roll_out("one", auth=Auth.NONE)
 
     assert (await ask(place))[:2] == (200, "one")
+
+
+async def test_an_endpoint_of_the_same_name_in_another_namespace_keeps_its_path(place: Place, other: Place) -> None:
+    await place.roll_out("one")
+    other.endpoint = place.endpoint
+
+    with pytest.raises(ConflictError, match=rf"serves an endpoint '{place.endpoint}' of namespace '{place.namespace}'"):
+        await other.roll_out("one")

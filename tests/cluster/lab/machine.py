@@ -33,7 +33,15 @@ READY_S = 90.0
 # The kernel takes no longer path for a unix socket, the end's zero included.
 SOCKET_PATH_MAX = 107
 # Where the kubelet and containerd leave something whatever they are told.
-STRAY = (Path("/var/log/containers"), Path("/var/lib/kubelet"), Path("/run/containerd"), Path("/var/run/netns"))
+DEVICE_PLUGINS = "device-plugins/kubelet.sock"
+CNI_RESULTS = Path("/var/lib/cni/results")
+STRAY = (
+    Path("/run/containerd"),
+    Path("/run/netns"),
+    Path("/var/lib/cni"),
+    Path("/var/lib/kubelet"),
+    Path("/var/log/containers"),
+)
 
 
 def _missing() -> list[str]:
@@ -118,17 +126,17 @@ def start(layout: Layout, state: State, name: str, *, wait: bool = True) -> None
 
 def stop(layout: Layout, state: State) -> None:
     """End all processes of the lab, containers included, and remove what they have left, the folder too."""
-    # Whoever would start a container anew goes first, whoever writes down what others do goes last.
-    controlling = [name for name in STARTED if name.startswith("kube")]
-    processes.end(state, controlling, how=signal.SIGKILL)
-    processes.end(state, ["containerd", "telemetry-store", "registry", "etcd"])
+    # Nothing of it will be read again, so nobody is asked to put things in order first.
+    processes.end(state, STARTED, how=signal.SIGKILL)
     shims = list(layout.data("containers").rglob("address"))
     stray = [Path(file.read_text().removeprefix("unix://")) for file in shims]
+    sandboxes = [path.name for name in ("containerd", "containers") for path in layout.data(name).glob("*/sandboxes/*")]
+    stray += [file for file in CNI_RESULTS.glob("*") if any(name in file.name for name in sandboxes)]
     processes.end_all()
     groups.remove()
     _unmount(layout.folder)
-    for socket_file in stray:
-        socket_file.unlink(missing_ok=True)
+    for file in stray:
+        file.unlink(missing_ok=True)
     network.remove(state)
     _sweep(layout.folder, [Path(place) for place in state.absent])
     shutil.rmtree(layout.folder)
@@ -138,8 +146,8 @@ def _unmount(folder: Path) -> None:
     """Unmount everything below a folder, the newest first."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     inside = [mount for mount in mounts if Path(mount).is_relative_to(folder.resolve())]
-    for mount in reversed(inside):
-        run(["umount", "--lazy", mount])
+    if inside:
+        run(["umount", "--lazy", *reversed(inside)])
 
 
 def _sweep(folder: Path, absent: list[Path]) -> None:
@@ -148,4 +156,8 @@ def _sweep(folder: Path, absent: list[Path]) -> None:
         if link.is_symlink() and link.readlink().is_relative_to(folder):
             link.unlink()
     for place in absent:
-        shutil.rmtree(place, ignore_errors=True)
+        (place / DEVICE_PLUGINS).unlink(missing_ok=True)
+        for path in (*sorted(place.rglob("*/"), key=lambda path: -len(path.parts)), place):
+            # Not empty: somebody else has come to live there in the meantime.
+            with contextlib.suppress(OSError):
+                path.rmdir()

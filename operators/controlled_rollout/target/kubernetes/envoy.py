@@ -53,6 +53,10 @@ class Envoys:
         """Whether every Envoy has taken a rule over."""
         return bool(self.pods) and all(rule in envoy.rules for envoy in self.pods.values())
 
+    def namespaces(self) -> set[str]:
+        """The namespaces of all routes of that name that any Envoy serves rules of."""
+        return {rule.partition("/")[0] for envoy in self.pods.values() for rule in envoy.rules}
+
     def healthy(self, cluster: str) -> int:
         """How many replicas of a cluster every Envoy at least would send a request to."""
         return min((envoy.healthy.get(cluster, 0) for envoy in self.pods.values()), default=0)
@@ -74,7 +78,7 @@ class Envoys:
 
 
 async def look(api: Api, *, gateway: str, gateway_namespace: str, namespace: str, route: str) -> Envoys:
-    """Ask every Envoy of a Gateway for its counters of one route.
+    """Ask every Envoy of a Gateway for its counters of one route, and of routes of that name in other namespaces.
 
     Args:
         api: The cluster.
@@ -95,8 +99,9 @@ async def look(api: Api, *, gateway: str, gateway_namespace: str, namespace: str
 
 async def _ask(api: Api, namespace: str, pod: str, route: str) -> Envoy | None:
     path = f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
+    _, _, name = route.partition("/")
     wanted = rf"^(cluster\.httproute/{re.escape(route)}/.*(upstream_rq_(total|active|time)|membership_healthy)$"
-    wanted += rf"|vhost\..*\.route\.{re.escape(route)}/.*upstream_rq_total$)"
+    wanted += rf"|vhost\..*\.route\.[^/]+/{re.escape(name)}/.*upstream_rq_total$)"
     try:
         text = await api.request("GET", path, query={"filter": wanted}, accept="*/*")
     except ApiError as error:

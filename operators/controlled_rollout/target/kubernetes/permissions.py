@@ -84,8 +84,8 @@ def as_yaml(
         [
             _ACCOUNT.format(name=service_account, namespace=namespace),
             _role(service_account, namespace, NAMESPACE, account),
-            _role(f"{service_account}-gateway", gateway_namespace, GATEWAY_NAMESPACE, account),
-            _role(f"{service_account}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
+            _role(f"{service_account}-{namespace}-gateway", gateway_namespace, GATEWAY_NAMESPACE, account),
+            _role(f"{service_account}-{namespace}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
             _role(f"{service_account}-{namespace}", None, GATEWAY_CLASSES, account),
         ]
     )

@@ -235,6 +235,7 @@ class KubernetesTarget:
         await self._check_controller(api, gateway)
         found = await api.find(self._path(HTTP_ROUTE, route_name(endpoint.name)))
         if found is None:
+            await self._check_path(api, endpoint.name)
             return
         if found["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint.name:
             raise ConflictError(
@@ -243,6 +244,16 @@ class KubernetesTarget:
             )
         if changed := changed_by_hand(found):
             raise ConflictError(f"{changed}; nothing was changed now")
+
+    async def _check_path(self, api: Api, name: str) -> None:
+        """Refuse an endpoint whose path on the Gateway another namespace has: the older route would get its callers."""
+        others = (await self._look_at_envoys(api, name)).namespaces() - {self._namespace}
+        if others:
+            raise ConflictError(
+                f"Gateway {self._workspace.gateway!r} serves an endpoint {name!r} of namespace "
+                f"{', '.join(map(repr, sorted(others)))} already, and both would have the path /api/v1/service/{name}: "
+                "choose another name, or another Gateway"
+            )
 
     async def _check_controller(self, api: Api, gateway: Object) -> None:
         name = gateway["spec"]["gatewayClassName"]

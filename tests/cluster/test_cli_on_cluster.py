@@ -1,0 +1,60 @@
+"""The command line on a real cluster: the same commands as on a laptop, the workspace in a file."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from cluster.place import Place
+from controlled_rollout.cli import main
+
+SMALL = ["--set", "cpu_cores=0.02", "--set", "memory_gb=0.2", "--set", "num_replicas=1"]
+
+
+def test_a_rollout_by_hand_on_a_cluster(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = place.endpoint
+    settings = place.workspace.model_dump(mode="json", exclude_none=True)
+    file = place.workspace.root / "cluster.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_WORKSPACE", str(file))
+
+    def run(*command: str) -> tuple[int, str, str]:
+        code = main([*command, "--timeout", "120"] if command[0] in STEPS else [*command])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    assert run("status") == (0, "there are no endpoints\n", "")
+    assert run("deploy", name, "one", "--image", place.images["steady"], *SMALL)[::2] == (0, "")
+    assert run("deploy", name, "two", "--image", place.images["steady2"], *SMALL)[::2] == (0, "")
+
+    code, out, err = run("endpoint", "score", name, "--data", '{"data": [1]}')
+    assert (code, json.loads(out)["version"]) == (0, "steady")
+    assert re.fullmatch(r"200 from one after \d+ ms\n", err)
+    code, out, _ = run("endpoint", "score", name, "--data", '{"data": [1]}', "--version", "two")
+    assert (code, json.loads(out)["version"]) == (0, "steady2")
+
+    code, out, _ = run("shift", name, "two", "50")
+    assert (code, "one 50 %, two 50 %" in out) == (0, True)
+    assert run("logs", name, "two", "--tail", "20")[0] == 0
+    old = json.loads(run("keys", name, "--json")[1])
+    new = json.loads(run("keys", name, "--regenerate", "secondary", "--json")[1])
+    assert new["primary"] == old["primary"]
+    assert new["secondary"] != old["secondary"]
+
+    assert run("rollback", name, "two", "--why", "not today")[0] == 0
+    assert run("promote", name, "two")[0] == 0
+    assert run("retire", name, "one")[0] == 0
+    lines = run("status", name)[1].splitlines()
+    assert lines[0].startswith(f"{name}  {place.url}  revision ")
+    assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "Control,"]]
+    found = json.loads(run("status", name, "--json")[1])
+    assert found["status"]["revision"] == found["status"]["served_revision"]
+
+    assert run("delete", name, "--yes")[0] == 0
+    assert run("status") == (0, "there are no endpoints\n", "")
+
+
+STEPS = ("deploy", "shift", "promote", "rollback", "retire")
