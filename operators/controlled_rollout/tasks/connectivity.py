@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
-from controlled_rollout.evidence.local import is_this_machine
 from controlled_rollout.tasks.reach import ask
 from controlled_rollout.tasks.step import RolloutOperator
 from controlled_rollout.workspace import Workspace
@@ -150,12 +149,13 @@ async def _metric_store(workspace: Workspace) -> str:
 async def _registry(workspace: Workspace) -> str:
     if not workspace.registry:
         return "none is set: images are not built, only deployed by their reference"
-    host = workspace.registry.partition("/")[0]
-    url = f"{'http' if is_this_machine(f'http://{host}') else 'https'}://{host}/v2/"
+    from controlled_rollout.image.registry import Repository
+
+    url = Repository.parse(f"{workspace.registry}/{NO_ENDPOINT}").url.partition("/v2/")[0] + "/v2/"
     answer = await ask(url)
-    if answer.status_code not in (200, 401):  # asked for a user, it is a registry all the same
+    if answer.status_code not in (200, 401):
         raise TargetUnavailableError(f"{url} answers {answer.status_code}: this is no registry")
-    return f"{url} answers"
+    return f"{url} answers" + (", and asks for a user" if answer.status_code == 401 else "")
 
 
 async def _cache_folder(workspace: Workspace) -> str:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
 from controlled_rollout.tasks.cluster_probes import SERVED, gateway_fault, in_words, not_granted, not_served
-from controlled_rollout.tasks.connectivity import check, table
+from controlled_rollout.tasks.connectivity import _registry, _result, check, table
 from controlled_rollout.tasks.reach import ask, reach
 from controlled_rollout.workspace import Workspace
 
@@ -102,6 +102,22 @@ async def test_a_server_that_accepts_and_does_not_speak_http_is_told_from_all() 
 async def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(WorkspaceError, match=r"no server's address"):
         await reach(url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (b"HTTP/1.1 200 OK", "/v2/ answers"),
+        (b"HTTP/1.1 401 Who", "/v2/ answers, and asks for a user"),
+        (b"HTTP/1.1 404 What", "answers 404: this is no registry"),
+    ],
+)
+async def test_a_registry_is_known_by_its_answer(answer: bytes, found: str, tmp_path: Path) -> None:
+    async with await serve(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
+        workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port_of(server)}/models/team")
+        result = await _result("registry", _registry(workspace))
+    assert result.works == ("404" not in found)
+    assert result.found.endswith(found)
 
 
 def rule(*verbs: str, groups: tuple[str, ...] = ("",), resources: tuple[str, ...], **more: object) -> dict[str, object]:
