@@ -255,7 +255,7 @@ def test_a_token_that_is_not_valid_any_more_is_told_from_a_server_that_is_away(
     found = failures(connect_to({"kube_config": content}).get_workspace())
 
     assert "the token or certificate is not valid (any more)" in found["API server"]
-    assert found["gateway"] == "not asked, because the API server does not answer"
+    assert found["gateway"] == "not asked: the API server comes first"
     assert token not in json.dumps(found)
 
 

@@ -112,7 +112,7 @@ async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
 
         server = await _result("API server", open_and_ask(), OPENING_TIMEOUT_S)
         if api is None or not server.works:
-            unknown = "not asked, because the API server does not answer"
+            unknown = "not asked: the API server comes first"
             return [server, *(CheckResult(name, False, unknown) for name, _ in CLUSTER_PROBES)]
         asked = (_result(name, probe(api, workspace)) for name, probe in CLUSTER_PROBES)
         return [server, *await asyncio.gather(*asked)]

@@ -214,7 +214,7 @@ def test_without_an_api_server_nothing_is_asked_of_it_and_the_rest_is(tmp_path: 
     results = {result.name: result for result in asyncio.run(check(workspace))}
 
     assert results["API server"].found.startswith(f"TCP: 127.0.0.1:{closed_port} does not accept connections")
-    assert results["gateway"].found == "not asked, because the API server does not answer"
+    assert results["gateway"].found == "not asked: the API server comes first"
     assert "telemetry_workspace_id is missing" in results["metric store"].found
     assert results["registry"].found.startswith("TCP: 127.0.0.1")
     assert [name for name, result in results.items() if result.works] == ["cache folder"]
