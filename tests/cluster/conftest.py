@@ -43,7 +43,7 @@ def lab() -> Iterator[Lab]:
     try:
         yield Lab.up(folder)
     finally:
-        if folder is None:
+        if folder is None and owner():
             Lab.down()
 
 

