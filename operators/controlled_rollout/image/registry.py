@@ -282,7 +282,7 @@ class Registry:
         local = is_loopback(repository.host)
         if local not in self._clients:
             timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            client = httpx.AsyncClient(timeout=timeout, trust_env=not local, verify=not local)
+            client = httpx.AsyncClient(timeout=timeout, trust_env=not local)
             self._clients[local] = await self._open.enter_async_context(client)
         return self._clients[local]
 
