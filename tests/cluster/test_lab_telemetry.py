@@ -103,7 +103,7 @@ def _serve(lab: Lab, namespace: str, *, routing: str = "Endpoint") -> None:
     """Make an endpoint by hand, and wait until the gateway serves it."""
     text = yaml.safe_dump_all(_objects(namespace, f"{lab.registry}/base/python:3.11", routing))
     lab.kubectl("--namespace", namespace, "apply", "-f", "-", input=text)
-    lab.kubectl("--namespace", namespace, "wait", "pod/one", "--for=condition=Ready", "--timeout=60s")
+    lab.kubectl("--namespace", namespace, "wait", "pod/one", "--for=condition=Ready", "--timeout=120s")
     until(lambda: _ask(lab, namespace, "/200") == 200, "an answer of the version through the gateway")
 
 
