@@ -30,6 +30,8 @@ REQUEST_TIMEOUT_S: Final = 20.0
 # The API server ends a watch after this time; it is then begun again where it ended.
 WATCH_S: Final = 300
 
+READY: Final = "/readyz"
+
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
@@ -119,14 +121,21 @@ class Api:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> bytes:
         """Send one request and return the answer's body."""
-        response = await self._send(method, path, body, query, content_type, accept, timeout_s)
+        status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
+        if status == 403 and path != READY:
+            # A server that has only just started does not know its own Roles yet.
+            await self._check_ready()
+            status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
+        if status >= 300:
+            raise self._refusal(method, path, status, content)
+        return content
+
+    async def _ask(self, method: str, path: str, *how: Any) -> tuple[int, bytes]:
+        response = await self._send(method, path, *how)
         try:
-            content = await response.read()
+            return response.status, await response.read()
         except _transport_errors() as error:
             raise self._unavailable(method, path, error) from None
-        if response.status >= 300:
-            raise self._refusal(method, path, response.status, content)
-        return bytes(content)
 
     async def get(self, path: str, **query: str) -> Object:
         """Return the object, or the list of objects, at a path."""
@@ -232,6 +241,15 @@ class Api:
             )
         except _transport_errors() as error:
             raise self._unavailable(method, path, error) from None
+
+    async def _check_ready(self) -> None:
+        """Raise `TargetUnavailableError` while the API server says that it is not ready."""
+        try:
+            await self.request("GET", READY, accept="*/*")
+        except TargetUnavailableError:
+            raise TargetUnavailableError(f"the API server {self.server} answers, but is not ready yet") from None
+        except ControlledRolloutError:
+            pass  # who may not even ask that is refused for good
 
     def _unavailable(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
         what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"
