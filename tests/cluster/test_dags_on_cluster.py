@@ -1,0 +1,67 @@
+"""The same DAGs on a cluster: nothing is changed but the connections."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.lab.images import base_image
+from cluster.place import Place
+from controlled_rollout import record
+from local.local_target_lab import Load, steady_load
+from local.test_dags import QUICK, Dags, dag_runner, states
+
+# Telemetry takes a longer way than on one machine's local target.
+QUICK_ON_CLUSTER = QUICK | {
+    "settings": {"cpu_cores": 0.05, "memory_gb": 0.4, "num_replicas": 1, "max_request_wait_time": 5_000},
+    "deadline": "180 s",
+    "allowed_lag": "10 s",
+}
+
+
+@pytest.mark.timeout(1200)
+def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = place.workspace.model_dump(mode="json", exclude_none=True, exclude={"name", "kubeconfig"})
+    built = {"registry": f"{place.lab.registry}/models", "base_image": base_image(place.lab.registry)}
+    for conn_id, conn_type, extra in (
+        ("CONTROLLED_ROLLOUT_DEFAULT", "controlled_rollout", settings | built),
+        ("KUBERNETES_DEFAULT", "kubernetes", {"kube_config_path": str(place.workspace.kubeconfig)}),
+    ):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps({"conn_type": conn_type, "extra": extra}))
+    conf = QUICK_ON_CLUSTER | {"endpoint": place.endpoint}
+
+    with dag_runner(place.workspace.root, place.workspace.root / "dags.log") as dags:
+        first = dags.run("retrain_and_deploy", **conf, part="first")
+        assert first["state"] == "success", states(first)
+        [old] = asyncio.run(place.target.endpoint(place.endpoint)).versions
+        second, load = asyncio.run(_under_load(place, dags, conf))
+
+    assert second["state"] == "success", states(second)
+    assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
+    found = asyncio.run(place.target.endpoint(place.endpoint))
+    [new] = found.versions
+    assert new != old
+    assert found.control is not None
+    assert found.control.name == new
+    assert load.failed == {}
+    assert set(load.versions) == {old, new}
+    looks = [entry.outcome for entry in record.read(place.workspace, place.endpoint) if entry.step == "look"]
+    assert looks[-1] == "pass"
+    log = (place.workspace.root / "dags.log").read_text()
+    assert asyncio.run(place.key()) not in log
+    assert _token(place) not in log
+
+
+async def _under_load(place: Place, dags: Dags, conf: dict[str, Any]) -> tuple[dict[str, Any], Load]:
+    async with steady_load(place.url, await place.key(), rate=40) as load:
+        await load.more(100)
+        return await asyncio.to_thread(dags.run, "retrain_and_deploy", **conf), load
+
+
+def _token(place: Place) -> str:
+    assert place.workspace.kubeconfig is not None
+    return str(yaml.safe_load(place.workspace.kubeconfig.read_text())["users"][0]["user"]["token"])
