@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CHANGE = Change(who="a test", why="to see what happens")
 OWNER = "retrain/run-1"
 ACCOUNT = "controlled-rollout"
-DEADLINE = timedelta(seconds=120)
+DEADLINE = timedelta(seconds=180)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ REQUEST_TIMEOUT_S: Final = 20.0
 WATCH_S: Final = 300
 
 READY: Final = "/readyz"
+START_S: Final = 10.0
+START_POLL_S: Final = 0.25
 
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
@@ -122,9 +125,9 @@ class Api:
     ) -> bytes:
         """Send one request and return the answer's body."""
         status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
-        if status == 403 and path != READY:
+        if status == 403:
             # A server that has only just started does not know its own Roles yet.
-            await self._check_ready()
+            await self._until_ready()
             status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
         if status >= 300:
             raise self._refusal(method, path, status, content)
@@ -242,14 +245,14 @@ class Api:
         except _transport_errors() as error:
             raise self._unavailable(method, path, error) from None
 
-    async def _check_ready(self) -> None:
-        """Raise `TargetUnavailableError` while the API server says that it is not ready."""
-        try:
-            await self.request("GET", READY, accept="*/*")
-        except TargetUnavailableError:
-            raise TargetUnavailableError(f"the API server {self.server} answers, but is not ready yet") from None
-        except ControlledRolloutError:
-            pass  # who may not even ask that is refused for good
+    async def _until_ready(self) -> None:
+        """Wait until the API server says that it is ready; for a moment only: not everybody may ask it that."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            status, _ = await self._ask("GET", READY, None, None, JSON, "*/*", REQUEST_TIMEOUT_S)
+            if status == 200:
+                return
+            await asyncio.sleep(START_POLL_S)
 
     def _unavailable(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
         what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"
