@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
-from controlled_rollout.evidence.local import is_this_machine
 
 if TYPE_CHECKING:
     import httpx
@@ -59,6 +58,8 @@ async def ask(url: str) -> "httpx.Response":
         TargetUnavailableError: It does not answer, or says that it cannot; the message has which part of the way it is.
     """
     import httpx
+
+    from controlled_rollout.evidence.local import is_this_machine
 
     try:
         async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
