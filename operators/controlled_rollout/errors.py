@@ -21,6 +21,10 @@ class ImageError(ControlledRolloutError):
     """The project folder or its environment cannot be made into an image."""
 
 
+class RegistryUnavailableError(ImageError):
+    """The registry does not answer, or says that it cannot serve now: trying again later may help."""
+
+
 class DeploymentError(ControlledRolloutError):
     """A version did not become ready; the message carries the cause and the last log lines."""
 

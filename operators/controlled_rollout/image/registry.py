@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image.manifest import ACCEPTED, Descriptor, Manifest
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ DOCKER_HUB_API: Final = "registry-1.docker.io"
 
 Content = Callable[[], AsyncIterator[bytes]]
 """Begins to read what is sent; called again when a request has to be repeated."""
-
-
-class RegistryUnavailableError(ImageError):
-    """The registry does not answer, or says that it cannot serve now: trying again later may help."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from controlled_rollout.errors import ControlledRolloutError, EvidenceUnavailableError, TargetUnavailableError
+from controlled_rollout.errors import (
+    ControlledRolloutError,
+    EvidenceUnavailableError,
+    RegistryUnavailableError,
+    TargetUnavailableError,
+)
 from controlled_rollout.tasks.workspace import WorkspaceHook
 from controlled_rollout.workspace import Workspace
 
@@ -22,7 +27,7 @@ Result = TypeVar("Result")
 # Under this XCom key a failing task leaves its cause in one line, for the history of the roll-back that follows.
 FAILURE_KEY = "failure"
 # Whatever else goes wrong on purpose will go wrong again: trying it again only delays the roll-back.
-WORTH_ANOTHER_TRY = (TargetUnavailableError, EvidenceUnavailableError)
+WORTH_ANOTHER_TRY = (TargetUnavailableError, EvidenceUnavailableError, RegistryUnavailableError)
 
 # Writes every header of each request into the task's log, in which a look's table would drown.
 CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"

@@ -28,6 +28,7 @@ PACKAGES = {
     "ip": "iproute2",
     "docker-registry": "docker-registry",
     "mmdebstrap": "mmdebstrap",
+    "buildah": "buildah",
 }
 READY_S = 90.0
 # The kernel takes no longer path for a unix socket, the end's zero included.
