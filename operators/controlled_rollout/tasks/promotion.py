@@ -129,7 +129,14 @@ class RollBackOperator(RolloutOperator):
         if self.to:
             check_replacement(history, self.version, self.to)
             stored = await steps.promote(
-                workspace, self.endpoint, self.to, who=task_of(context), why=why, timeout=timeout, progress=self.say
+                workspace,
+                self.endpoint,
+                self.to,
+                who=task_of(context),
+                why=why,
+                going_back=True,
+                timeout=timeout,
+                progress=self.say,
             )
             announce(context, self.endpoint, self.to)
             return stored.effective_traffic()

@@ -70,11 +70,19 @@ class Envoys:
         return sum(envoy.clusters.get(cluster, Counters()).active for envoy in self.pods.values())
 
     def since(self, before: "Envoys") -> dict[str, Counters]:
-        """Return what all Envoys have counted since an earlier look, by cluster."""
-        none = Envoy()
+        """Return what all Envoys have counted since an earlier look, by cluster.
+
+        One that was not in that look is left out: what it has counted in its whole life is no growth.
+        """
         return counters.total(
-            counters.growth(before.pods.get(name, none).clusters, envoy.clusters) for name, envoy in self.pods.items()
+            counters.growth(before.pods[name].clusters, envoy.clusters)
+            for name, envoy in self.pods.items()
+            if name in before.pods
         )
+
+    def ever(self) -> dict[str, Counters]:
+        """Return what all Envoys have counted since they started, by cluster."""
+        return counters.total(envoy.clusters for envoy in self.pods.values())
 
 
 async def look(api: Api, *, gateway: str, gateway_namespace: str, namespace: str, route: str) -> Envoys:

@@ -1,12 +1,13 @@
 """What to do next for an endpoint, and how far things are: pure decisions from what the cluster says."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import route as routes
-from controlled_rollout.target.kubernetes.api import Object
+from controlled_rollout.target.kubernetes.api import FIELD_MANAGER, Object
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.route import Mark, Phase, Served
 
@@ -17,6 +18,7 @@ __all__ = [
     "acknowledged",
     "changed_by_hand",
     "desired",
+    "disagreement",
     "needs_policy",
     "next_weights",
     "services",
@@ -116,6 +118,28 @@ def next_weights(
     return dict(wanted), Phase.WHOLE
 
 
+def disagreement(weights: Mapping[str, int], counted: Mapping[str, int]) -> str | None:
+    """Say how requests that the Envoys have counted contradict the split; None where they do not.
+
+    Six standard deviations of a fair draw, and three requests: a split that is as it was set is called wrong less than
+    once in a hundred million times.
+
+    Args:
+        weights: Parts of a million by version.
+        counted: Requests by version, over the same time.
+    """
+    total, whole = sum(counted.values()), sum(weights.values())
+    for version, weight in weights.items():
+        share = weight / whole if whole else 0.0
+        found, expected = counted.get(version, 0), total * share
+        if abs(found - expected) > 6 * math.sqrt(total * share * (1 - share)) + 3:
+            return (
+                f"the Envoys have sent {found} of {total} requests to version {version!r}, and by the split that they "
+                f"were given it should be about {expected:.0f}"
+            )
+    return None
+
+
 def _carries_mark(rule: Object) -> bool:
     return routes.mark_of(rule.get("name", "")) is not None
 
@@ -172,7 +196,8 @@ def changed_by_hand(found: Object | None) -> str | None:
         for entry in found["metadata"].get("managedFields") or []
         if "f:spec" in (entry.get("fieldsV1") or {}) and not entry.get("subresource")
     ]
-    newest = max(writers, key=lambda entry: entry.get("time", ""), default=None)
+    # Times are whole seconds: within one, somebody else is the likelier one.
+    newest = max(writers, key=lambda entry: (entry.get("time", ""), entry["manager"] != FIELD_MANAGER), default=None)
     who = f"{newest['manager']!r} at {newest.get('time')}" if newest else "somebody"
     return (
         f"the rules of HTTPRoute {name} whose names begin with {routes.PREFIX!r} are not as they were made: {who} has "

@@ -26,7 +26,14 @@ from controlled_rollout.target.kubernetes.names import (
     route_name,
     selector,
 )
-from controlled_rollout.target.kubernetes.plan import Ack, acknowledged, changed_by_hand, needs_policy, services
+from controlled_rollout.target.kubernetes.plan import (
+    Ack,
+    acknowledged,
+    changed_by_hand,
+    disagreement,
+    needs_policy,
+    services,
+)
 from controlled_rollout.target.kubernetes.route import Phase, Served
 from controlled_rollout.workspace import Workspace
 
@@ -37,6 +44,10 @@ LOG_TAIL: Final = 30
 ENVOY_INTERVAL_S: Final = 0.1
 # What only time changes: a pull that has failed for long enough, say.
 CLOCK_INTERVAL_S: Final = 5.0
+
+# A split that has just been taken over is compared with what is counted for so long, and again where it differs.
+COMPARISON_S: Final = 0.5
+COMPARISONS: Final = 3
 
 LookAtEnvoys = Callable[[Api, str], Awaitable[Envoys]]
 
@@ -50,12 +61,16 @@ class View:
         gateway: Namespace and name of the Gateway.
         objects: The endpoint's Deployments, pods, HTTPRoute and SecurityPolicy, by kind and name.
         envoys: What the Envoys say.
+        counted: Whether their counters were compared with the split since they took it over, or need not be.
+        disagrees: How they contradict it.
     """
 
     endpoint: Endpoint
     gateway: tuple[str, str]
     objects: Mapping[Kind, Mapping[str, Object]]
     envoys: Envoys = field(default_factory=Envoys)
+    counted: bool = True
+    disagrees: str | None = None
 
     @cached_property
     def route(self) -> Object | None:
@@ -119,7 +134,12 @@ class View:
         if self.serving is None or self.serving.mark.phase is Phase.CLOSED:
             return 0
         whole = self.serving.mark.phase is Phase.WHOLE
-        return self.serving.mark.revision - (0 if whole and self.confirmed else 1)
+        return self.serving.mark.revision - (0 if whole and self.confirmed and self.counted else 1)
+
+    @cached_property
+    def split_is_served(self) -> bool:
+        """Whether the rules on every Envoy are the whole split of a revision."""
+        return self.serving is not None and self.serving.mark.phase is Phase.WHOLE and self.confirmed
 
     @cached_property
     def asks_envoys(self) -> bool:
@@ -148,7 +168,9 @@ class View:
             revision=self.endpoint.revision,
             served_revision=self.served_revision,
             versions={name: self._version_status(name, now) for name in self.endpoint.versions},
-            trouble=changed_by_hand(self.route) or (self.route_ack.why if self.route_ack.refused else None),
+            trouble=changed_by_hand(self.route)
+            or (self.route_ack.why if self.route_ack.refused else None)
+            or self.disagrees,
             waiting_for=self._waiting_for(),
         )
 
@@ -167,7 +189,7 @@ class View:
             return f"revision {self.serving.mark.revision} is on its way; Envoy has no replica of {without} yet"
         if self.serving is not None and self.serving.mark.phase is Phase.LEAVING:
             return f"revision {self.serving.mark.revision} is on its way; what loses its share is being left"
-        return None
+        return None if self.counted else "the Envoys' counters are compared with the split"
 
     def _version_status(self, name: str, now: datetime) -> VersionStatus:
         status = self._of_version(name, now)
@@ -204,23 +226,48 @@ async def changes(api: Api, workspace: Workspace, name: str, look_at_envoys: Loo
         for kind in _KINDS:
             task = asyncio.create_task(_follow(api, kind, workspace.namespace, name, versions[kind], queue))
             stack.push_async_callback(_end, task)
+        seen = replace(seen, counted=False)
         yield seen
         while True:
+            if seen.split_is_served and not seen.counted and seen.disagrees is None:
+                seen = replace(seen, counted=True, disagrees=await _disagreement(api, seen, look_at_envoys))
+                yield seen
             event = None
             with contextlib.suppress(TimeoutError):
                 pause = ENVOY_INTERVAL_S if seen.asks_envoys else CLOCK_INTERVAL_S
                 event = await asyncio.wait_for(queue.get(), pause)
+            before = seen.serving
             while event is not None:
                 if isinstance(event, BaseException):
                     raise event
                 seen = _after(seen, *event)
                 event = None if queue.empty() else queue.get_nowait()
+            if seen.serving != before:
+                seen = replace(seen, counted=False, disagrees=None)
             if seen.serving is not None and seen.serving.mark.revision > seen.endpoint.revision:
                 history = await revisions.history(api, workspace.namespace, name)
                 seen = replace(seen, endpoint=history[-1].endpoint)
             if seen.asks_envoys:
                 seen = replace(seen, envoys=await look_at_envoys(api, name))
             yield seen
+
+
+async def _disagreement(api: Api, seen: View, look_at_envoys: LookAtEnvoys) -> str | None:
+    """Compare what the Envoys count with the split that they serve; say what they contradict it in, every time."""
+    found = None
+    for _ in range(COMPARISONS):
+        before = await look_at_envoys(api, seen.endpoint.name)
+        await asyncio.sleep(COMPARISON_S)
+        grown = (await look_at_envoys(api, seen.endpoint.name)).since(before)
+        counted: dict[str, int] = {}
+        for cluster, version in seen.shares.items():
+            counted[version] = counted.get(version, 0) + (grown[cluster].requests if cluster in grown else 0)
+        weights = (
+            {version: weight for version, weight in seen.serving.weights.items() if weight} if seen.serving else {}
+        )
+        if (found := disagreement(weights, counted)) is None:
+            return None
+    return found
 
 
 def clusters(route: Object | None, endpoint: Endpoint, *, by_name: bool) -> dict[str, str]:
@@ -245,7 +292,7 @@ def loads(before: Envoys, after: Envoys, versions: Mapping[str, str], seconds: f
         versions: The versions by their clusters: a version may have several.
         seconds: The time between the looks.
     """
-    grown, ever = after.since(before), after.since(Envoys())
+    grown, ever = after.since(before), after.ever()
     found: dict[str, Load] = {}
     for version in set(versions.values()):
         mine = [cluster for cluster, of in versions.items() if of == version]

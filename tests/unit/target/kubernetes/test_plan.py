@@ -15,6 +15,7 @@ from controlled_rollout.target.kubernetes.plan import (
     acknowledged,
     changed_by_hand,
     desired,
+    disagreement,
     next_weights,
 )
 from controlled_rollout.target.kubernetes.route import Mark, Phase, Served
@@ -151,6 +152,19 @@ def test_every_way_ends_and_no_share_jumps_from_or_to_nothing(before: dict[str, 
         left = next_phase is Phase.LEAVING
         before, phase = after, next_phase
     assert (phase, before) == (Phase.WHOLE, wanted)
+
+
+def test_counters_that_contradict_the_split_are_noticed_and_chance_is_not() -> None:
+    split = {"one": 900_000, "two": 100_000}
+
+    assert disagreement(split, {}) is None
+    assert disagreement(split, {"one": 2, "two": 1}) is None
+    assert disagreement(split, {"one": 880, "two": 120}) is None
+    assert disagreement(split, {"one": 1000, "two": 0}) == (
+        "the Envoys have sent 1000 of 1000 requests to version 'one', and by the split that they were given it should "
+        "be about 900"
+    )
+    assert disagreement({"one": 1_000_000}, {"one": 5}) is None
 
 
 def said(kind: str, *conditions: tuple[str, str, str], generation: int = 4, name: str = "models") -> dict[str, Any]:
