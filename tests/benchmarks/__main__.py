@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import environment_cache, import_time, router, scoring_runtime
+from benchmarks import cluster, environment_cache, import_time, router, scoring_runtime
 from benchmarks.load import Figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -97,6 +97,34 @@ def shift_section() -> Iterator[str]:
     )
 
 
+def cluster_section(seconds: float) -> Iterator[str]:
+    found = cluster.measure(seconds=seconds)
+    yield "\n## On Kubernetes\n"
+    yield (
+        "The lab of `tests/cluster`: one node on this machine, Envoy Gateway, requests from outside by a node port. "
+        "Images are there already. One second of every shift measures the load that the version has to be sized for, "
+        "half a second compares Envoy's counters with the split."
+    )
+    yield ""
+    yield (
+        f"From `roll_out` of a new endpoint's first version to its first answer: {found.first_answer_s:.1f} s. From "
+        f"`shift` called to the first answer of the version that has the traffic now, {len(found.shifts_s)} shifts: "
+        f"median {statistics.median(found.shifts_s):.1f} s, slowest {max(found.shifts_s):.1f} s (goal 3 s)."
+    )
+    for connections, figures in found.router.items():
+        yield f"\n{connections} connection(s):"
+        yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
+        replica, routed = figures["replica"], figures["router"]
+        yield ""
+        yield (
+            f"Added by the router: {routed.mean_ms - replica.mean_ms:.2f} ms mean, "
+            f"{routed.p99_ms - replica.p99_ms:.2f} ms at p99."
+        )
+    yield "\nAPI requests of each step of a rollout, those for Envoy's counters among them:"
+    rows = [(step, requests.all, requests.watches, requests.envoy) for step, requests in found.requests.items()]
+    yield from table(("step", "requests", "of them watches", "of them to Envoy"), rows)
+
+
 def cache_section() -> Iterator[str]:
     yield "\n## Building an image locally"
     rows = [(what, f"{seconds:.3f}") for what, seconds in environment_cache.measure().items()]
@@ -113,18 +141,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one turn (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print only, leave docs/benchmarks.md as it is")
+    parser.add_argument("--only", metavar="SECTION", help="print one section, such as cluster")
     options = parser.parse_args()
-    sections = (
-        machine(),
-        router_section(options.seconds),
-        shift_section(),
-        runtime_section(options.seconds),
-        cache_section(),
-        import_section(),
-    )
+    sections = {
+        "machine": machine,
+        "router": lambda: router_section(options.seconds),
+        "shift": shift_section,
+        "cluster": lambda: cluster_section(options.seconds),
+        "runtime": lambda: runtime_section(options.seconds),
+        "cache": cache_section,
+        "import": import_section,
+    }
+    if options.only:
+        print("\n".join(sections[options.only]()))
+        return
     lines = [INTRODUCTION.rstrip()]
-    for section in sections:
-        for line in section:
+    for section in sections.values():
+        for line in section():
             print(line, flush=True)
             lines.append(line)
     if not options.dry_run:

@@ -240,17 +240,6 @@ async def _active(lab: Lab, name: str) -> int:
     return (await lab.target.status(name)).versions["one"].active
 
 
-def test_status_prints_what_there_is(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    asyncio.run(serve_one(lab, "printed"))
-
-    assert supervisor.status(lab.workspace) == 0
-
-    printed = capsys.readouterr().out
-    assert "printed" in printed
-    assert "100 %" in printed
-    assert "router" in printed
-
-
 async def test_the_replica_knows_nothing_of_its_callers_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

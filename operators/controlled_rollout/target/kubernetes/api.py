@@ -313,9 +313,11 @@ async def _from_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
         if workspace.kubeconfig is None and workspace.kube_context is None and await asyncio.to_thread(_in_pod):
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         else:
+            # The library quotes whole entries of the file, tokens too.
+            told = str(error).partition("{")[0].rstrip(" /:")
             raise WorkspaceError(
-                f"workspace {workspace.name!r} does not lead to a cluster ({error}): set kubeconfig to a file that "
-                "kubectl can use, or run in a pod with a service account"
+                f"workspace {workspace.name!r} does not lead to a cluster ({told or type(error).__name__}): set "
+                "kubeconfig to a file that kubectl can use, or run in a pod with a service account"
             ) from None
     async with client.ApiClient(settings) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The local workspace's life: up, down, run, status. One supervisor process owns the router, replicas and telemetry."""
+"""The local workspace's life: up, down, run. One supervisor process owns the router, replicas and telemetry."""
 
 import asyncio
 import json
@@ -11,17 +11,14 @@ import time
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
-from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
-from controlled_rollout.target import EndpointStatus
+from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import LogFile
 from controlled_rollout.target.local.state import FolderLock, State
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["down", "run", "status", "up"]
+__all__ = ["down", "run", "up"]
 
 DEFAULT_PORT: Final = 8088
 UP_TIMEOUT_S: Final = 90.0
@@ -143,53 +140,6 @@ def down(workspace: Workspace) -> int:
     lock.release()
     _say(f"stopped (workspace {workspace.root})")
     return OK
-
-
-def status(workspace: Workspace) -> int:
-    """Print the endpoints, their versions, traffic and replicas, and the processes; return the exit code."""
-    try:
-        tables = asyncio.run(_tables(workspace))
-    except ControlledRolloutError as error:
-        _complain(str(error))
-        return FAILED
-    console = Console()
-    for table in tables:
-        console.print(table)
-    return OK
-
-
-async def _tables(workspace: Workspace) -> list[Table]:
-    target = LocalTarget(workspace)
-    endpoints = [(await target.endpoint(name), await target.status(name)) for name in await target.endpoints()]
-    processes = Table("process", "pid", title="processes", title_justify="left")
-    for name, pid in (await target.processes()).items():
-        processes.add_row(name, str(pid))
-    return [*(_endpoint_table(endpoint, found) for endpoint, found in endpoints), processes]
-
-
-def _endpoint_table(endpoint: Endpoint, found: EndpointStatus) -> Table:
-    behind = "" if found.served_revision == found.revision else f", served {found.served_revision}"
-    table = Table(title=f"{endpoint.name}  {found.url}  revision {found.revision}{behind}", title_justify="left")
-    # The name is what one copies into the next command.
-    table.add_column("version", no_wrap=True)
-    for column in ("role", "set", "traffic", "replicas", "state", "requests", "active"):
-        table.add_column(column)
-    traffic = endpoint.effective_traffic()
-    for name, version in endpoint.versions.items():
-        how = found.versions[name]
-        ready = sum(replica.state == "ready" for replica in how.replicas)
-        state = "ready" if how.ready else "failed" if how.failed else "not ready"
-        table.add_row(
-            name,
-            version.type.value + (", default" if version.is_default else ""),
-            f"{version.traffic_percentile:g} %",
-            f"{traffic[name]:g} %",
-            f"{ready} of {len(how.replicas)}",
-            state + (f": {how.cause}" if how.cause else ""),
-            str(how.requests),
-            str(how.active),
-        )
-    return table
 
 
 def _say(text: str) -> None:
