@@ -31,9 +31,11 @@ from pydantic import (
 
 from controlled_rollout.errors import ConflictError, EndpointError
 
-__all__ = ["Auth", "Endpoint", "EndpointError", "Rollout", "Version", "VersionType", "check_name"]
+__all__ = ["VERSION_HEADER", "Auth", "Endpoint", "EndpointError", "Rollout", "Version", "VersionType", "check_name"]
 
 MAX_VERSIONS: Final = 6
+# A caller asks for one version by it, and every answer names its own.
+VERSION_HEADER: Final = "azureml-model-deployment"
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # Weights are parts of a million, the largest that a Gateway API backendRef allows.
 WEIGHT_TOTAL: Final = 1_000_000

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.lab.components import BARE_APISERVER, BARE_PORT
 from cluster.place import CHANGE, Place
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
@@ -174,6 +175,27 @@ async def test_an_expired_token_is_refused_and_says_so(place: Place, tmp_path: P
 
     with pytest.raises(AccessError, match=r"401 .*renew"):
         await refused(place, kubeconfig=file).target.endpoints()
+
+
+async def test_a_cluster_without_the_gateways_kinds_is_refused_before_anything_is_made(
+    place: Place, tmp_path: Path
+) -> None:
+    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+    cluster = kubeconfig["clusters"][0]["cluster"]
+    cluster["server"] = cluster["server"].replace(":6443", f":{BARE_PORT}")
+    file = tmp_path / "kubeconfig"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps(kubeconfig))
+    bare = refused(place, kubeconfig=file, namespace="default")
+    await asyncio.to_thread(place.lab.start, BARE_APISERVER)
+    try:
+        with pytest.raises(
+            WorkspaceError, match=r"does not know httproutes\.gateway\.networking\.k8s\.io.*docs/aks\.md"
+        ):
+            await bare.target.apply(first_version(place), CHANGE)
+        assert place.endpoint not in await bare.target.endpoints()
+    finally:
+        await asyncio.to_thread(place.lab.kill, BARE_APISERVER)
 
 
 async def test_a_gateway_that_is_not_there_is_refused_before_anything_is_made(place: Place) -> None:

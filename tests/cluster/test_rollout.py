@@ -100,6 +100,22 @@ async def test_the_share_that_was_set_is_the_share_that_is_served(place: Place) 
     assert load.versions["two"] / load.sent == pytest.approx(0.30, abs=0.06)
 
 
+async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(place: Place) -> None:
+    """40 requests/s of 60 ms keep 2.4 replicas busy: at a target of 70 %, half of them need 2."""
+    await place.roll_out("one", "slow", num_replicas=4)
+    async with steady_load(place.url, await place.key(), rate=40) as load:
+        await load.more(300)
+        await place.roll_out("two", "slow")
+        assert (await place.target.status(place.endpoint)).versions["two"].wanted_replicas == 1
+        await place.shift("two", 50)
+        status = await place.target.status(place.endpoint)
+        await load.more(200)
+
+    assert status.versions["two"].wanted_replicas >= 2
+    assert status.versions["two"].ready
+    assert load.failed == {}
+
+
 @pytest.mark.parametrize(
     ("image", "why"),
     [("failing", "errors are higher"), ("slow", "latency is higher"), ("dies", "errors are higher")],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.cli.arguments import Commands, add_workspace, caller, workspace_of
 from controlled_rollout.cli.view import document, print_endpoint, print_json, say
-from controlled_rollout.endpoint import Auth
+from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, TargetUnavailableError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-VERSION_HEADER: Final = "azureml-model-deployment"
 # A little more than a version may take by default, so that its own time-out is what one sees.
 SCORE_TIMEOUT_S: Final = 70.0
 

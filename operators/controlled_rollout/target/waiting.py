@@ -222,7 +222,8 @@ def _unserved(endpoint: str, revision: int, timeout: timedelta, seen: EndpointSt
     return "\n".join(
         [
             f"the router still serves revision {seen.served_revision} of endpoint {endpoint!r}, not {revision}, "
-            f"{late}; versions that are not ready: {', '.join(version.name for version in unready) or 'none'}",
+            f"{late}; versions that are not ready: {', '.join(version.name for version in unready) or 'none'}"
+            + (f"; it waits: {seen.waiting_for}" if seen.waiting_for else ""),
             *failures,
         ]
     )

@@ -16,7 +16,7 @@ from .binaries import program
 from .cache import locked
 from .certificates import kubeconfig
 from .commands import run
-from .components import FIRST, STARTED, THEN
+from .components import BARE_APISERVER, FIRST, STARTED, THEN
 from .errors import LabError
 from .existing import Existing, lacks
 from .images import images, push
@@ -272,7 +272,7 @@ class Lab:
     def _state(self, name: str) -> State:
         if not self.is_ours:
             raise LabError(f"{name} was asked for, and the cluster of KUBECONFIG is not the lab's to break")
-        if name not in STARTED:
+        if name not in (*STARTED, BARE_APISERVER):
             raise LabError(f"{name} was asked for, and the lab has {', '.join((*STARTED, *addons.DEPLOYMENTS))}")
         state = State.read(Layout(self.folder).state)
         if state is None:

@@ -40,6 +40,9 @@ FIRST = ("registry", "etcd", "containerd", "telemetry-store", "kube-apiserver")
 # The proxy waits for the node that the kubelet registers.
 THEN = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
 STARTED = (*FIRST, *THEN)
+# Not part of the cluster: a test starts it to meet an API server that knows what Kubernetes brings and nothing else.
+BARE_APISERVER = "bare-apiserver"
+BARE_PORT = 6444
 CONTROLLERS = (
     "clusterrole-aggregation",
     "daemonset",
@@ -219,6 +222,18 @@ def _kube_apiserver(layout: Layout, state: State) -> Component:
     return Component(argv, lambda: _answers(f"{API_SERVER}/readyz", authority=pki / "ca.crt"), {})
 
 
+def _bare_apiserver(layout: Layout, state: State) -> Component:
+    """The same binary on a corner of etcd of its own: none of the cluster's objects, none of its custom kinds."""
+    whole = _kube_apiserver(layout, state)
+    argv = [part for part in whole.argv if not part.startswith("--secure-port")]
+    url = f"https://{NODE_ADDRESS}:{BARE_PORT}"
+    return Component(
+        [*argv, f"--secure-port={BARE_PORT}", "--etcd-prefix=/bare"],
+        lambda: _answers(f"{url}/readyz", authority=layout.certificates / "ca.crt"),
+        {},
+    )
+
+
 def _kube_controller_manager(layout: Layout, state: State) -> Component:
     pki = layout.certificates
     argv = [
@@ -350,6 +365,7 @@ _MAKERS: Mapping[str, Callable[[Layout, State], Component]] = {
     "containerd": _containerd,
     "telemetry-store": _telemetry_store,
     "kube-apiserver": _kube_apiserver,
+    BARE_APISERVER: _bare_apiserver,
     "kube-controller-manager": _kube_controller_manager,
     "kube-scheduler": _kube_scheduler,
     "kube-proxy": _kube_proxy,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from controlled_rollout.endpoint import Endpoint, Version
+from controlled_rollout.endpoint import VERSION_HEADER, Endpoint, Version
 from controlled_rollout.target import Keys
 from controlled_rollout.target.kubernetes.api import Kind, Object
 from controlled_rollout.target.kubernetes.names import (
@@ -27,7 +27,6 @@ __all__ = [
     "HTTP_PORT",
     "ROUTED_BY_HEADER",
     "SERVICE_PORT",
-    "VERSION_HEADER",
     "deployment",
     "http_route",
     "keys_secret",
@@ -39,7 +38,6 @@ __all__ = [
     "traffic_policy",
 ]
 
-VERSION_HEADER: Final = "azureml-model-deployment"
 ROUTED_BY_HEADER: Final = "x-controlled-rollout-routed-by"
 
 SERVICE_PORT: Final = 80

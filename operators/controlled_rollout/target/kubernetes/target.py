@@ -222,7 +222,6 @@ class KubernetesTarget:
             WorkspaceError: Gateway API, Envoy Gateway or the Gateway is missing, or another controller serves it.
             ConflictError: Somebody has changed our rules, or has a route of that name.
         """
-        gateway = await self._gateway(api)
         for kind in (HTTP_ROUTE, SECURITY_POLICY):
             resources = await api.find(f"/apis/{kind.version}")
             names = [resource["name"] for resource in (resources or {}).get("resources", [])]
@@ -232,7 +231,7 @@ class KubernetesTarget:
                     f"{'the Gateway API' if kind is HTTP_ROUTE else 'Envoy Gateway'} first, docs/aks.md says how"
                     + ("" if kind is HTTP_ROUTE else "; without it nobody would ask callers for their keys")
                 )
-        await self._check_controller(api, gateway)
+        await self._check_controller(api, await self._gateway(api))
         found = await api.find(self._path(HTTP_ROUTE, route_name(endpoint.name)))
         if found is None:
             await self._check_path(api, endpoint.name)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from controlled_rollout.endpoint import VERSION_HEADER
 from controlled_rollout.target.local.layout import Layout
 
 __all__ = [
     "ROUTES",
-    "VERSION_HEADER",
     "ClusterSpec",
     "EndpointRoute",
     "VersionRoute",
@@ -28,7 +28,6 @@ __all__ = [
 
 Json = dict[str, Any]
 
-VERSION_HEADER: Final = "azureml-model-deployment"
 ROUTES: Final = "endpoints"
 STAT_PREFIX: Final = "router"
 PAYLOAD_LIMIT: Final = 100_000_000
