@@ -50,7 +50,6 @@ async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Plac
         await asyncio.to_thread(place.lab.kill, "envoy-gateway")
         shifting = asyncio.create_task(place.shift("two", 30))
         await load.more(1000)
-        assert set(load.versions) == {"one"}  # nobody is there to move anything
         await asyncio.to_thread(place.lab.start, "envoy-gateway")
         stored = await shifting
         await load.more(1000)
