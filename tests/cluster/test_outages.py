@@ -36,7 +36,7 @@ async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift
         stored = await shifting
         await load.more(1000)
 
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
     assert stored.effective_traffic() == {"one": 70.0, "two": 30.0}
     assert load.versions["two"] > 0
     assert (await place.target.status(place.endpoint)).served_revision == stored.revision
@@ -54,7 +54,7 @@ async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Plac
         stored = await shifting
         await load.more(1000)
 
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
     assert load.versions["two"] > 0
     assert (await place.target.status(place.endpoint)).served_revision == stored.revision
 

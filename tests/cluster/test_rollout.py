@@ -55,7 +55,7 @@ async def test_create_shift_promote_and_retire_lose_no_request(place: Place) -> 
         await place.retire("one")
         await load.more(1000)
 
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
     assert set(load.versions) == {"one", "two"}
     assert (await place.target.status(place.endpoint)).served_revision == (
         await place.target.endpoint(place.endpoint)
@@ -96,7 +96,7 @@ async def test_the_share_that_was_set_is_the_share_that_is_served(place: Place) 
     async with steady_load(place.url, await place.key(), rate=RATE) as load:
         await load.more(1500)
 
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
     assert load.versions["two"] / load.sent == pytest.approx(0.30, abs=0.06)
 
 
@@ -113,7 +113,7 @@ async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(place:
 
     assert status.versions["two"].wanted_replicas >= 2
     assert status.versions["two"].ready
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ async def test_a_treatment_that_crashes_at_its_start_gets_no_request(place: Plac
         await place.roll_back("two", "it crashes")
         await place.retire("two")
 
-    assert load.failed == {}
+    assert load.failed == {}, load.refusals
     assert set(load.versions) == {"one"}
 
 

@@ -156,6 +156,7 @@ class Load:
     versions: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
 
     @property
     def sent(self) -> int:
@@ -189,11 +190,11 @@ async def steady_load(
 
 async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_s: float) -> None:
     where = urlsplit(url)
-    body = json.dumps({"data": [[0.0] * 64]}).encode()
+    document = json.dumps({"data": [[0.0] * 64]}).encode()
     request = (
         f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+        f"Content-Type: application/json\r\nContent-Length: {len(document)}\r\n\r\n"
+    ).encode() + document
     streams = None
     due = time.monotonic()
     while not ending.is_set():
@@ -201,7 +202,7 @@ async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_
         try:
             if streams is None:
                 streams = await asyncio.open_connection(where.hostname, where.port)
-            status, headers = await asyncio.wait_for(_exchange(*streams, request), 20)
+            status, headers, body = await asyncio.wait_for(_exchange(*streams, request), 20)
         except (OSError, EOFError, TimeoutError) as error:
             load.broken.append(repr(error))
             if streams is not None:
@@ -211,6 +212,8 @@ async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_
             load.latencies_s.append(time.monotonic() - began)
             load.statuses[status] += 1
             load.versions[headers.get(VERSION_HEADER, "")] += 1
+            if status != 200:
+                load.refusals[f"{status} {headers.get(VERSION_HEADER)}: {body[:200].decode(errors='replace')}"] += 1
             if headers.get("connection") == "close":
                 streams[1].close()
                 streams = None
@@ -222,12 +225,12 @@ async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_
 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-) -> tuple[int, dict[str, str]]:
+) -> tuple[int, dict[str, str], bytes]:
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {}
     for line in head[1:]:
         name, _, value = line.partition(": ")
         headers[name.lower()] = value
-    await reader.readexactly(int(headers.get("content-length", "0")))
-    return int(head[0].split()[1]), headers
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return int(head[0].split()[1]), headers, body
