@@ -1,8 +1,10 @@
 """The door: everything that changes an endpoint, or asks how it is, goes through a `Target`."""
 
+import secrets
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -21,6 +23,9 @@ __all__ = [
     "VersionStatus",
     "connect",
 ]
+
+
+KEY_BYTES: Final = 32
 
 
 class _Message(BaseModel):
@@ -53,6 +58,13 @@ class Revision(_Message):
     endpoint: Endpoint
     change: Change
     created: AwareDatetime
+
+    @classmethod
+    def after(cls, endpoint: Endpoint, change: Change) -> Self:
+        """Return the revision that storing `endpoint` makes, now."""
+        number = endpoint.revision + 1
+        stored = endpoint.model_copy(update={"revision": number})
+        return cls(number=number, endpoint=stored, change=change, created=datetime.now(UTC))
 
 
 class ReplicaState(StrEnum):
@@ -136,6 +148,15 @@ class Keys(_Message):
 
     primary: str = Field(repr=False)
     secondary: str = Field(repr=False)
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return two keys that nobody has had before."""
+        return cls(primary=secrets.token_urlsafe(KEY_BYTES), secondary=secrets.token_urlsafe(KEY_BYTES))
+
+    def renewed(self, which: Literal["primary", "secondary"]) -> Self:
+        """Return the keys with one of them new."""
+        return self.model_copy(update={which: secrets.token_urlsafe(KEY_BYTES)})
 
 
 class Target(Protocol):

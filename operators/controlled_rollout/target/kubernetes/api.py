@@ -179,10 +179,20 @@ class Api:
         )
 
     async def merge(self, path: str, body: Object, *, manager: str = FIELD_MANAGER) -> Object:
-        """Change an object by a merge patch; with `metadata.resourceVersion` only if nobody has changed it since."""
+        """Change an object by a merge patch."""
         return _document(
             await self.request("PATCH", path, body=body, query={"fieldManager": manager}, content_type=MERGE)
         )
+
+    async def merge_if_unchanged(self, path: str, found: Object, body: Object) -> Object | None:
+        """Change an object as it was found; return None, and change nothing, if somebody was faster."""
+        metadata = {"resourceVersion": found["metadata"]["resourceVersion"], **body.get("metadata", {})}
+        try:
+            return await self.merge(path, {**body, "metadata": metadata})
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return None
 
     async def delete(self, path: str, *, propagation: str = "Background") -> bool:
         """Delete an object; return whether there was one."""

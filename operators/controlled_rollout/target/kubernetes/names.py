@@ -13,7 +13,6 @@ __all__ = [
     "CONTROLLER_REVISION",
     "DEPLOYMENT",
     "ENDPOINT_LABEL",
-    "EVENT",
     "GATEWAY",
     "HTTP_ROUTE",
     "HTTP_ROUTE_FILTER",
@@ -35,7 +34,6 @@ CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")
 SECRET: Final = Kind("Secret", "v1", "secrets")
 SERVICE: Final = Kind("Service", "v1", "services")
 POD: Final = Kind("Pod", "v1", "pods")
-EVENT: Final = Kind("Event", "v1", "events")
 DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
 CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
 GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import secrets
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -15,11 +14,10 @@ from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
 from controlled_rollout.errors import (
     AccessError,
     ConflictError,
-    EndpointNotFoundError,
     TargetUnavailableError,
     WorkspaceError,
 )
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, refusals
 from controlled_rollout.target.kubernetes import envoy, manifests, revisions, view
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.api import FIELD_MANAGER, Api, ApiError, Object
@@ -51,8 +49,6 @@ __all__ = ["KubernetesTarget"]
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES: Final = 32
-MOST_REPLICAS: Final = 100
 # On a Deployment and on an endpoint's root: what it was last made from, so that what is the same is not sent again.
 MADE_FROM: Final = "controlled-rollout/made-from"
 LOAD_WINDOW_S: Final = 1.0
@@ -92,7 +88,7 @@ class KubernetesTarget:
         self._check(endpoint)
         async with self._open() as api:
             stored = await revisions.history(api, self._namespace, endpoint.name)
-            newest = revisions.check(endpoint, stored)
+            newest = refusals.already_stored(endpoint, stored[-1] if stored else None)
             if newest is None:
                 await self._check_cluster(api, endpoint)
                 owner = await self._root(api, endpoint.name)
@@ -156,23 +152,15 @@ class KubernetesTarget:
         async with self._open() as api:
             for _ in range(WRITES):
                 found = await self._secret(api, name)
-                change = {
-                    "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
-                    "stringData": {which: secrets.token_urlsafe(KEY_BYTES)},
-                }
-                try:
-                    return _keys(await api.merge(self._path(SECRET, endpoint_object(name, "keys")), change))
-                except ApiError as error:
-                    if error.status != 409:
-                        raise
+                change = {"stringData": {which: getattr(_keys(found).renewed(which), which)}}
+                path = self._path(SECRET, endpoint_object(name, "keys"))
+                if (changed := await api.merge_if_unchanged(path, found, change)) is not None:
+                    return _keys(changed)
             raise ConflictError(f"the keys of endpoint {name!r} are being changed by others all the time: try again")
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Set the number of replicas that run now, without a new revision."""
-        if not 1 <= replicas <= MOST_REPLICAS:
-            raise EndpointError(
-                f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MOST_REPLICAS}, or delete it"
-            )
+        refusals.check_replicas(version, replicas)
         async with self._open() as api:
             await self._scale(api, name, version, replicas)
 
@@ -196,11 +184,7 @@ class KubernetesTarget:
     # What is refused before anything is changed
 
     def _check(self, endpoint: Endpoint) -> None:
-        if endpoint.auth is Auth.TOKEN:
-            raise EndpointError(
-                f"endpoint {endpoint.name!r} asks for tokens: the Kubernetes target does not know them yet; use "
-                "auth='key'"
-            )
+        refusals.check_supported(endpoint, "Kubernetes")
         if endpoint.namespace not in ("default", self._namespace):
             raise EndpointError(
                 f"endpoint {endpoint.name!r} asks for namespace {endpoint.namespace!r}, and workspace "
@@ -209,11 +193,6 @@ class KubernetesTarget:
         for version in endpoint.versions.values():
             if not version.image:
                 raise EndpointError(f"version {version.name!r} names no image: build one and give its reference")
-            if version.collect_model_data:
-                raise EndpointError(
-                    f"version {version.name!r} asks for collect_model_data: the Kubernetes target cannot collect "
-                    "inputs and predictions yet; leave it out"
-                )
 
     async def _check_cluster(self, api: Api, endpoint: Endpoint) -> None:
         """Refuse a cluster that cannot do what is asked, and a route that somebody has changed.
@@ -296,8 +275,7 @@ class KubernetesTarget:
     async def _provide_policies(self, api: Api, endpoint: Endpoint, owner: Object) -> None:
         name, namespace = endpoint.name, self._namespace
         if endpoint.auth is Auth.KEY:
-            keys = Keys(primary=secrets.token_urlsafe(KEY_BYTES), secondary=secrets.token_urlsafe(KEY_BYTES))
-            made = manifests.keys_secret(name, keys, namespace=namespace, owner=owner)
+            made = manifests.keys_secret(name, Keys.new(), namespace=namespace, owner=owner)
             wanted = {SECURITY_POLICY: manifests.security_policy(name, namespace=namespace, owner=owner)}
         else:
             made, wanted = None, {}
@@ -386,20 +364,12 @@ class KubernetesTarget:
             owner = await self._root(api, name)
             body = manifests.http_route(name, self._parent, rules, note, namespace=self._namespace, owner=owner)
             return await api.create(HTTP_ROUTE.path(self._namespace), body) is not None
-        change = {
-            "metadata": {"resourceVersion": found["metadata"]["resourceVersion"], "annotations": note},
-            "spec": {"rules": list(rules)},
-        }
+        metadata: Object = {"annotations": note}
         if routes.without_ours(rules):
             # The endpoint's end must not be the end of others' rules.
-            change["metadata"]["ownerReferences"] = []
-        try:
-            await api.merge(self._path(HTTP_ROUTE, route_name(name)), change)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            return False
-        return True
+            metadata["ownerReferences"] = []
+        change = {"metadata": metadata, "spec": {"rules": list(rules)}}
+        return await api.merge_if_unchanged(self._path(HTTP_ROUTE, route_name(name)), found, change) is not None
 
     async def _prune(self, api: Api, seen: view.View) -> None:
         """Delete the workloads of versions that are gone; their Deployments go last, because they are what is found."""
@@ -421,19 +391,14 @@ class KubernetesTarget:
                 return
             change = {
                 "metadata": {
-                    "resourceVersion": found["metadata"]["resourceVersion"],
                     "annotations": {DIGEST: None},
                     "labels": dict.fromkeys(endpoint_labels(name)),
                     "ownerReferences": [],
                 },
                 "spec": {"rules": others},
             }
-            try:
-                await api.merge(path, change)
+            if await api.merge_if_unchanged(path, found, change) is not None:
                 return
-            except ApiError as error:
-                if error.status != 409:
-                    raise
         raise ConflictError(f"HTTPRoute {name!r} is being changed by others all the time: delete the endpoint again")
 
     # What is seen
@@ -441,8 +406,7 @@ class KubernetesTarget:
     async def _history(self, api: Api, name: str) -> list[Revision]:
         found = await revisions.history(api, self._namespace, name)
         if not found:
-            others = ", ".join(await revisions.endpoints_of(api, self._namespace)) or "none"
-            raise EndpointNotFoundError(f"there is no endpoint {name!r} in this workspace: it has {others}")
+            raise refusals.not_found(name, await revisions.endpoints_of(api, self._namespace))
         return found
 
     async def _look(self, api: Api, endpoint: Endpoint) -> View:

@@ -171,7 +171,7 @@ class _Household:
         self._store.sweep()
         token_file = workspace.root / "telemetry.token"
         if not token_file.exists():
-            files.replace(token_file, secrets.token_urlsafe(keys.KEY_BYTES).encode())
+            files.replace(token_file, secrets.token_urlsafe().encode())
         self._telemetry = TelemetryStore(
             port=self._telemetry_port,
             data=workspace.telemetry_folder,

@@ -1,6 +1,5 @@
 """An endpoint's two keys: made with its first revision, kept in one private file, never logged."""
 
-import secrets
 from pathlib import Path
 from typing import Final, Literal
 
@@ -9,7 +8,6 @@ from controlled_rollout.target.local import files
 
 __all__ = ["create_if_missing", "read", "regenerate"]
 
-KEY_BYTES: Final = 32
 FILE_NAME: Final = "keys.json"
 
 
@@ -17,7 +15,7 @@ def create_if_missing(endpoint_folder: Path) -> Keys:
     """Return the endpoint's keys, made now if it has none."""
     path = endpoint_folder / FILE_NAME
     if not path.exists():
-        files.replace(path, _new_keys().model_dump_json().encode())
+        files.replace(path, Keys.new().model_dump_json().encode())
     return read(endpoint_folder)
 
 
@@ -28,14 +26,6 @@ def read(endpoint_folder: Path) -> Keys:
 
 def regenerate(endpoint_folder: Path, which: Literal["primary", "secondary"]) -> Keys:
     """Replace one of the keys; the other stays."""
-    keys = read(endpoint_folder).model_copy(update={which: _new_key()})
+    keys = read(endpoint_folder).renewed(which)
     files.replace(endpoint_folder / FILE_NAME, keys.model_dump_json().encode())
     return keys
-
-
-def _new_keys() -> Keys:
-    return Keys(primary=_new_key(), secondary=_new_key())
-
-
-def _new_key() -> str:
-    return secrets.token_urlsafe(KEY_BYTES)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from controlled_rollout import image
-from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version, check_name
+from controlled_rollout.endpoint import Endpoint, Version, check_name
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.runtime import runtime_folder
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, VersionStatus
+from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, VersionStatus, refusals
 from controlled_rollout.target.local import keys, router
 from controlled_rollout.target.local.envoy import Router
 from controlled_rollout.target.local.load import LoadMeter
@@ -21,7 +21,6 @@ from controlled_rollout.target.local.telemetry import TelemetryStore
 
 __all__ = ["Operations", "launch_from_cache"]
 
-MOST_REPLICAS: Final = 100
 DELETE_TIMEOUT_S: Final = 600.0
 
 
@@ -88,16 +87,7 @@ class Operations:
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store an endpoint as its next revision and begin to make it so."""
-        if endpoint.auth is Auth.TOKEN:
-            raise EndpointError(
-                f"endpoint {endpoint.name!r} asks for tokens: the local target does not know them yet; use auth='key'"
-            )
-        for version in endpoint.versions.values():
-            if version.collect_model_data:
-                raise EndpointError(
-                    f"version {version.name!r} asks for collect_model_data: the local target cannot collect inputs and "
-                    "predictions yet; leave it out"
-                )
+        refusals.check_supported(endpoint, "local")
         async with self._locks[endpoint.name]:
             if already := self._store.check(endpoint):
                 self._reconciler.want(already)
@@ -181,10 +171,7 @@ class Operations:
     def scale(self, name: str, version: str, replicas: int) -> None:
         """Set the number of a version's replicas."""
         self.endpoint(name).version(version)
-        if not 1 <= replicas <= MOST_REPLICAS:
-            raise EndpointError(
-                f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MOST_REPLICAS}, or delete it"
-            )
+        refusals.check_replicas(version, replicas)
         if running := self._reconciler.running.get((name, version)):
             running.scale(replicas)
 

@@ -3,13 +3,12 @@
 import os
 import re
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from controlled_rollout.endpoint import Endpoint, check_name
-from controlled_rollout.errors import ConflictError, EndpointNotFoundError, TargetUnavailableError
-from controlled_rollout.target import Change, Revision
+from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.target import Change, Revision, refusals
 from controlled_rollout.target.local import files, keys
 
 __all__ = ["RevisionStore"]
@@ -55,9 +54,7 @@ class RevisionStore:
 
     def not_found(self, name: str) -> EndpointNotFoundError:
         """Return the error that says that there is no such endpoint."""
-        return EndpointNotFoundError(
-            f"there is no endpoint {name!r} in this workspace: it has {', '.join(self.endpoints()) or 'none'}"
-        )
+        return refusals.not_found(name, self.endpoints())
 
     def check(self, endpoint: Endpoint) -> Endpoint | None:
         """Return the stored endpoint if `endpoint` says the same as the newest revision, None if it may be stored.
@@ -65,12 +62,7 @@ class RevisionStore:
         Raises:
             ConflictError: It was made from a revision that is not the newest.
         """
-        newest = self.newest(endpoint.name)
-        if newest and endpoint.same_as(newest.endpoint):
-            return newest.endpoint
-        if endpoint.revision != (newest.number if newest else 0):
-            raise _conflict(endpoint, newest)
-        return None
+        return refusals.already_stored(endpoint, self.newest(endpoint.name))
 
     def store(self, endpoint: Endpoint, change: Change) -> Revision:
         """Store `endpoint` as the revision after its own, with keys if it is the first.
@@ -79,21 +71,19 @@ class RevisionStore:
             ConflictError: Another content is stored under that number.
             TargetUnavailableError: The file could not be written; nothing was changed.
         """
-        number = endpoint.revision + 1
-        stored = endpoint.model_copy(update={"revision": number})
-        revision = Revision(number=number, endpoint=stored, change=change, created=datetime.now(UTC))
+        revision = Revision.after(endpoint, change)
         folder = self.endpoint_folder(endpoint.name)
         try:
             files.private_folder(folder / "revisions")
             keys.create_if_missing(folder)
-            files.create_once(self._path(endpoint.name, number), revision.model_dump_json(indent=1).encode())
+            files.create_once(self._path(endpoint.name, revision.number), revision.model_dump_json(indent=1).encode())
         except FileExistsError:
-            raise _conflict(endpoint, self.newest(endpoint.name)) from None
+            raise refusals.conflict(endpoint, self.newest(endpoint.name)) from None
         except OSError as error:
             if not self._numbers(endpoint.name):
                 shutil.rmtree(folder, ignore_errors=True)
             raise TargetUnavailableError(
-                f"revision {number} of endpoint {endpoint.name!r} could not be stored in {folder}: "
+                f"revision {revision.number} of endpoint {endpoint.name!r} could not be stored in {folder}: "
                 f"{error.strerror or error}; nothing was changed: free some room there and apply it again"
             ) from None
         self._forget_old(endpoint.name)
@@ -135,15 +125,3 @@ class RevisionStore:
     def _forget_old(self, name: str) -> None:
         for number in self._numbers(name)[:-KEPT]:
             self._path(name, number).unlink(missing_ok=True)
-
-
-def _conflict(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
-    asked = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
-    if newest is None:
-        return ConflictError(
-            f"{asked}, but there is no such endpoint any more: somebody deleted it; create it again from revision 0"
-        )
-    return ConflictError(
-        f"{asked}, but revision {newest.number} is already there: {newest.change.who} stored it at "
-        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.why}): read the endpoint again and decide anew"
-    )
