@@ -11,6 +11,7 @@ import pytest
 from cluster.lab import Lab, LabError
 from cluster.lab.machine import why_not_here
 from cluster.lab.network import owner
+from cluster.lab.turns import turn
 from cluster.place import Place, forget_role, make
 from cluster.scoring_images import build_all
 
@@ -30,21 +31,26 @@ def _is_required() -> bool:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """The lab that is up, or one that is brought up for this run and taken down at its end."""
+def lab() -> Lab:
+    """The lab that is up, or one that is brought up for this run (and taken down at its end)."""
     try:
-        yield Lab.connect()
-        return
+        return Lab.connect()
     except LabError:
         why_not = why_not_here()
     if why_not and not _is_required():
         pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, CONTROLLED_ROLLOUT_CLUSTER=required to insist")
-    folder = owner()
-    try:
-        yield Lab.up(folder)
-    finally:
-        if folder is None and owner():
-            Lab.down()
+    return Lab.up(owner())
+
+
+@pytest.fixture(autouse=True)
+def its_turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests use the lab together, those marked `breaks_lab` alone."""
+    if "lab" not in request.fixturenames:
+        yield
+        return
+    request.getfixturevalue("lab")
+    with turn(alone=request.node.get_closest_marker("breaks_lab") is not None):
+        yield
 
 
 @contextmanager

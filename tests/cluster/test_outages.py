@@ -21,6 +21,7 @@ OUTAGE_S = 30.0
 OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,services,deployments"
 
 
+@pytest.mark.breaks_lab
 async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift(place: Place) -> None:
     await place.roll_out("one", num_replicas=2)
     await place.roll_out("two", num_replicas=2)
@@ -42,6 +43,7 @@ async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift
     assert (await place.target.status(place.endpoint)).served_revision == stored.revision
 
 
+@pytest.mark.breaks_lab
 async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Place) -> None:
     await place.roll_out("one", num_replicas=2)
     await place.roll_out("two", num_replicas=2)
