@@ -1,18 +1,27 @@
-"""Bins, checked and turned into columns: one list per quantity, oldest bin first."""
+"""Bins, checked and turned into columns: one array per quantity, oldest bin first."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise, zip_longest
-from operator import attrgetter, gt
+from itertools import chain, pairwise
+from math import isfinite
+from operator import attrgetter
 from typing import Final, NoReturn
 
-from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate.model import Bin, Counts
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Columns", "Metric", "columns"]
+from controlled_rollout.errors import EvidenceError
+from controlled_rollout.gate.model import Bin, Counts, Moments
+
+__all__ = ["Columns", "Metric", "Values", "columns"]
+
+Floats = NDArray[np.float64]
 
 NOT_AN_INTEGER: Final = "is not a whole number"
+# Up to here every whole number is a float.
+LARGEST: Final = 2**53
+NOTHING: Final = Moments(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +32,25 @@ class Metric:
         treatment, control: How many of each version's requests were such events.
     """
 
-    treatment: list[int]
-    control: list[int]
+    treatment: Floats
+    control: Floats
+
+    def since(self, first: int) -> "Metric":
+        """Return the metric without the first bins."""
+        return Metric(self.treatment[first:], self.control[first:])
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The moments of one numeric metric in one version, per bin."""
+
+    count: Floats
+    mean: Floats
+    variance: Floats
+
+    def since(self, first: int) -> "Values":
+        """Return the values without the first bins."""
+        return Values(self.count[first:], self.mean[first:], self.variance[first:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +62,19 @@ class Columns:
         treatment, control: Each version's requests.
         errors: The errors of both.
         slow: The exceedances of both, one metric per latency quantile; empty where latency is not judged.
-        shares: The treatment's set part, None where it is not known.
+        shares: The treatment's set part, not a number where it is not known.
+        means: By metric the treatment's and control's values; only metrics that some bin carries.
+        categories: By metric and category how often each version had it; only what some bin carries.
     """
 
-    starts: list[datetime]
-    treatment: list[int]
-    control: list[int]
+    starts: Sequence[datetime]
+    treatment: Floats
+    control: Floats
     errors: Metric
     slow: tuple[Metric, ...]
-    shares: list[float | None]
+    shares: Floats
+    means: Mapping[str, tuple[Values, Values]]
+    categories: Mapping[str, Mapping[str, Metric]]
 
     def since(self, first: int) -> "Columns":
         """Return the columns without the first bins."""
@@ -54,28 +84,35 @@ class Columns:
             self.starts[first:],
             self.treatment[first:],
             self.control[first:],
-            Metric(self.errors.treatment[first:], self.errors.control[first:]),
-            tuple(Metric(metric.treatment[first:], metric.control[first:]) for metric in self.slow),
+            self.errors.since(first),
+            tuple(metric.since(first) for metric in self.slow),
             self.shares[first:],
+            {name: (own.since(first), others.since(first)) for name, (own, others) in self.means.items()},
+            {
+                name: {category: metric.since(first) for category, metric in found.items()}
+                for name, found in self.categories.items()
+            },
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
         """Return how many bins begin earlier than `warm_up` after the first bin in which the treatment has requests."""
-        if not warm_up:
+        served = np.flatnonzero(self.treatment)
+        if not warm_up or not len(served):
             return 0
-        first = next((start for start, requests in zip(self.starts, self.treatment, strict=True) if requests), None)
-        if first is None:
-            return 0
-        end = first + warm_up
+        end = self.starts[served[0]] + warm_up
         return sum(1 for start in self.starts if start < end)
 
 
-def columns(bins: Iterable[Bin], *, quantiles: int) -> Columns:
+def columns(
+    bins: Iterable[Bin], *, quantiles: int, means: Iterable[str] = (), categories: Iterable[str] = ()
+) -> Columns:
     """Check the bins and turn them into columns, oldest first.
 
     Args:
         bins: In any order.
         quantiles: How many latency quantiles each `Counts.slow` has to count, if it counts any.
+        means: The numeric metrics to take.
+        categories: The categorical metrics to take.
 
     Raises:
         EvidenceError: A count cannot be, two bins begin at the same moment, or a time has no zone.
@@ -86,8 +123,8 @@ def columns(bins: Iterable[Bin], *, quantiles: int) -> Columns:
         raise EvidenceError(f"bin start {naive.start.isoformat()} has no time zone: give every bin an aware datetime")
     rows.sort(key=attrgetter("start"))
     starts = [row.start for row in rows]
-    if len(set(starts)) < len(starts):
-        twice = next(start for start, other in pairwise(starts) if start == other)
+    twice = next((start for start, other in pairwise(starts) if start == other), None)
+    if twice is not None:
         raise EvidenceError(f"two bins begin at {twice.isoformat()}: merge them, or drop the one that was read twice")
     shares = [row.share for row in rows]
     for start, share in zip(starts, shares, strict=True):
@@ -98,31 +135,48 @@ def columns(bins: Iterable[Bin], *, quantiles: int) -> Columns:
             )
     treatment = [row.treatment for row in rows]
     control = [row.control for row in rows]
-    for arm, counts in (("treatment", treatment), ("control", control)):
-        _check(starts, arm, counts)
-    slow_treatment, slow_control = _slow(starts, treatment, control, quantiles)
+    counted = _latency_is_counted(starts, treatment, control, quantiles)
+    requests_t, errors_t, slow_t = _counts(starts, "treatment", treatment, quantiles)
+    requests_c, errors_c, slow_c = _counts(starts, "control", control, quantiles)
     return Columns(
         starts,
-        [counts.requests for counts in treatment],
-        [counts.requests for counts in control],
-        Metric([counts.errors for counts in treatment], [counts.errors for counts in control]),
-        tuple(map(Metric, slow_treatment, slow_control)),
-        shares,
+        requests_t,
+        requests_c,
+        Metric(errors_t, errors_c),
+        tuple(map(Metric, slow_t, slow_c)) if counted else (),
+        np.array(shares, dtype=np.float64),
+        _means(starts, treatment, control, list(means)),
+        _categories(starts, treatment, control, list(categories)),
     )
 
 
-def _check(starts: Sequence[datetime], arm: str, column: Sequence[Counts]) -> None:
-    """Refuse counts that cannot be; whole columns at once, because a look may have 10,000 bins."""
+def _counts(
+    starts: Sequence[datetime], arm: str, column: Sequence[Counts], quantiles: int
+) -> tuple[Floats, Floats, list[Floats]]:
+    """Return requests, errors and slow requests; refuse counts that cannot be, a whole column at once.
+
+    Slow requests that a version leaves out are 0: it has none, or latency is not counted at all.
+    """
+    nothing = (0,) * quantiles
     requests = [counts.requests for counts in column]
     errors = [counts.errors for counts in column]
-    slow = list(zip_longest(*(counts.slow for counts in column), fillvalue=0))
-    if all(
-        {int}.issuperset(map(type, events)) and min(events, default=0) >= 0 and not any(map(gt, events, requests))
-        for events in (requests, errors, *slow)
-    ):
-        return
-    for start, counts in zip(starts, column, strict=True):
-        _explain(f"bin {start.isoformat()}: {arm}", counts)
+    slow = list(chain.from_iterable(counts.slow or nothing for counts in column))
+    try:
+        if any(not {int}.issuperset(map(type, events)) for events in (requests, errors, slow)):
+            raise ValueError(NOT_AN_INTEGER)
+        total = _floats(requests)
+        events = np.vstack([_floats(errors), _floats(slow).reshape(len(column), quantiles).T])
+        possible = bool((events >= 0).all() and (events <= total).all() and (total <= LARGEST).all())
+    except (ValueError, OverflowError):
+        possible = False
+    if not possible:
+        for start, counts in zip(starts, column, strict=True):
+            _explain(f"bin {start.isoformat()}: {arm}", counts)
+    return total, events[0], list(events[1:])
+
+
+def _floats(column: Sequence[float]) -> Floats:
+    return np.array(column, dtype=np.float64)
 
 
 def _explain(where: str, counts: Counts) -> None:
@@ -130,27 +184,31 @@ def _explain(where: str, counts: Counts) -> None:
     named = [("requests", counts.requests), ("errors", counts.errors)]
     named += [(f"slow[{index}]", count) for index, count in enumerate(counts.slow)]
     for name, count in named:
-        if type(count) is not int:
-            _refuse(where, name, count, NOT_AN_INTEGER)
-        if count < 0:
-            _refuse(where, name, count, "is negative")
+        _check_count(where, name, count)
         if count > counts.requests:
             _refuse(where, name, count, f"is more than its {counts.requests} requests")
+
+
+def _check_count(where: str, name: str, count: object) -> None:
+    if type(count) is not int:
+        _refuse(where, name, count, NOT_AN_INTEGER)
+    if count < 0:
+        _refuse(where, name, count, "is negative")
+    if count > LARGEST:
+        _refuse(where, name, count, "is more than can be counted exactly (2^53)")
 
 
 def _refuse(where: str, name: str, count: object, fault: str) -> NoReturn:
     raise EvidenceError(f"{where} {name} = {count!r} {fault}: correct the query that counted it")
 
 
-def _slow(
+def _latency_is_counted(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], quantiles: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Return per quantile each version's column of slow requests; a version without requests may leave them out."""
-    lengths = {
-        len(counts.slow) for column in (treatment, control) for counts in column if counts.requests or counts.slow
-    }
+) -> bool:
+    """Return whether the bins carry counts of slow requests; a version without requests may leave them out."""
+    lengths = {len(counts.slow) for counts in chain(treatment, control) if counts.requests or counts.slow}
     if lengths <= {0}:
-        return [], []
+        return False
     if lengths != {quantiles}:
         start, arm, found = next(
             (start, arm, len(counts.slow))
@@ -162,8 +220,53 @@ def _slow(
             f"bin {start.isoformat()}: {arm} has {found} counts of slow requests, the gate has {quantiles} latency "
             "quantiles: count one for each in every bin, or none in any"
         )
-    nothing = (0,) * quantiles
-    return (
-        [list(column) for column in zip(*(counts.slow or nothing for counts in treatment), strict=True)],
-        [list(column) for column in zip(*(counts.slow or nothing for counts in control), strict=True)],
-    )
+    return True
+
+
+def _means(
+    starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
+) -> dict[str, tuple[Values, Values]]:
+    """Return by metric both versions' values; a metric that no bin carries is left out."""
+    found = {}
+    for name in names:
+        arms = [[counts.means.get(name, NOTHING) for counts in column] for column in (treatment, control)]
+        if any(moments is not NOTHING for moments in chain(*arms)):
+            for arm, column in zip(("treatment", "control"), arms, strict=True):
+                _check_moments(starts, f"{arm} means[{name!r}]", column)
+            own, others = (Values(*(_floats([of(moments) for moments in column]) for of in MOMENTS)) for column in arms)
+            found[name] = own, others
+    return found
+
+
+MOMENTS: Final[tuple[Callable[[Moments], float], ...]] = tuple(map(attrgetter, ("count", "mean", "variance")))
+
+
+def _check_moments(starts: Sequence[datetime], name: str, column: Sequence[Moments]) -> None:
+    for start, moments in zip(starts, column, strict=True):
+        where = f"bin {start.isoformat()}:"
+        _check_count(where, f"{name}.count", moments.count)
+        if moments.count and not isfinite(moments.mean):
+            _refuse(where, f"{name}.mean", moments.mean, "is not a finite number")
+        if not (isfinite(moments.variance) and moments.variance >= 0):
+            _refuse(where, f"{name}.variance", moments.variance, "is not a number of 0 or more")
+
+
+def _categories(
+    starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
+) -> dict[str, dict[str, Metric]]:
+    """Return by metric and category how often each version had it, categories in the order of their appearance."""
+    found: dict[str, dict[str, Metric]] = {}
+    for name in names:
+        tallies = [[counts.categories.get(name) for counts in column] for column in (treatment, control)]
+        seen: dict[str, Metric] = {}
+        for index, pair in enumerate(zip(*tallies, strict=True)):
+            for arm, tally in zip(("treatment", "control"), pair, strict=True):
+                for category, count in (tally or {}).items():
+                    where = f"bin {starts[index].isoformat()}: {arm}"
+                    _check_count(where, f"categories[{name!r}][{category!r}]", count)
+                    if category not in seen:
+                        seen[category] = Metric(np.zeros(len(starts)), np.zeros(len(starts)))
+                    getattr(seen[category], arm)[index] = count
+        if any(tally is not None for column in tallies for tally in column):
+            found[name] = seen
+    return found

@@ -7,10 +7,14 @@ e-value of 1) before the first. A path that ends early is too low to matter from
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
-__all__ = ["Evidence", "alive_bins", "follow", "log_sum", "mix", "more_needed", "settle"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Evidence", "follow", "log_sum", "mix", "more_needed", "settle"]
+
+Floats = NDArray[np.float64]
 
 # A component this far below an e-value of 1 (4e-18) can no longer be seen in a sum with it.
 DEAD: Final = -40.0
@@ -20,6 +24,8 @@ BEYOND_DOUBT: Final = math.log(1e6)
 STAGES: Final = (512, 4096)
 # What will not arrive within so many requests will not arrive by waiting.
 FAR: Final = 10**12
+# How many points a search looks at in one go.
+POINTS: Final = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +57,7 @@ def settle(weigh: Callable[[int], Evidence], bins: int, log_threshold: float) ->
     return weigh(bins)
 
 
-def alive_bins(path: Sequence[float]) -> int:
-    """Return how many bins there are up to the last after which the path is not yet too low to matter."""
-    alive = len(path)
-    while alive and path[alive - 1] < DEAD:
-        alive -= 1
-    return alive
-
-
-def follow(
-    ratios: Sequence[float],
-    bins: int,
-    gain: Callable[[float, int], list[float]],
-    can_matter: Callable[[float, int], int] | None = None,
-) -> list[list[float]]:
+def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], Floats]) -> list[Floats]:
     """Return the path of every ratio, each only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
@@ -74,87 +67,78 @@ def follow(
         ratios: The ratios g of the alternative's odds to the null's; none of them 1.
         bins: How many bins there are.
         gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
-        can_matter: From the ratio nearest above 1 and a number of bins to how many of them its path, by a bound that
-            is cheaper than the path, can be alive in.
     """
-    paths: dict[float, list[float]] = {}
+    paths: dict[float, Floats] = {}
     for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
-        alive = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
+        alive = bins
         for g in side:
-            path = list(accumulate(gain(g, alive)))
-            alive = alive_bins(path)
+            path = np.cumsum(gain(g, alive))
+            living = np.flatnonzero(path >= DEAD)
+            alive = int(living[-1]) + 1 if len(living) else 0
             paths[g] = path[:alive]
     return [paths[g] for g in ratios]
 
 
-def mix(paths: Sequence[Sequence[float]], weights: Sequence[float], log_threshold: float, bins: int) -> Evidence:
+def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float, bins: int) -> Evidence:
     """Return the evidence of the weighted sum of the paths.
 
     Args:
         paths: At least one; those shorter than `bins` are too low to matter afterwards.
-        weights: One per path, adding up to 1.
+        weights: One per path, adding up to 1 at most.
         log_threshold: The value to reach.
         bins: How many bins there are.
     """
     logs = [math.log(weight) for weight in weights]
     if not bins:
         return Evidence(0.0, None, tuple(logs))
-    parts = tuple(path[-1] + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True))
+    parts = tuple(
+        float(path[-1]) + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True)
+    )
     length = max(map(len, paths))
     if not length:
         return Evidence(0.0, None, parts)
-    shifted = [
-        [value + log for value in path] + [-math.inf] * (length - len(path))
-        for path, log in zip(paths, logs, strict=True)
-    ]
+    shifted = np.full((len(paths), length), -math.inf)
+    for row, path, log in zip(shifted, paths, logs, strict=True):
+        row[: len(path)] = path + log
     # The sum of k terms lies between the largest term and k times that: only bins where it matters are summed.
     slack = math.log(len(paths))
-    largest = list(map(max, *shifted)) if len(shifted) > 1 else list(shifted[0])
-    highest = max(largest)
-    peak = 0.0
-    if highest + slack > 0:
-        last: tuple[float, ...] = ()
-        for index, value in enumerate(largest):
-            if value + slack >= highest:
-                row = tuple(path[index] for path in shifted)
-                if row != last:
-                    peak = max(peak, log_sum(row))
-                    last = row
+    largest = shifted.max(axis=0)
+    highest = float(largest.max())
+    if highest + slack <= 0:
+        return Evidence(0.0, None, parts)
+    peak = max(0.0, float(log_sum(shifted[:, largest + slack >= highest]).max()))
     first = None
     if peak >= log_threshold:
-        first = next(
-            index
-            for index, value in enumerate(largest)
-            if value + slack >= log_threshold and log_sum([path[index] for path in shifted]) >= log_threshold
-        )
+        candidates = np.flatnonzero(largest + slack >= log_threshold)
+        reached = np.flatnonzero(log_sum(shifted[:, candidates]) >= log_threshold)
+        first = int(candidates[reached[0]])
     return Evidence(peak, first, parts)
 
 
-def more_needed(log_value: Callable[[float], float], log_threshold: float) -> int | None:
+def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:
     """Return about how many more requests bring the evidence to the threshold, None if it does not come.
 
     Args:
-        log_value: From a number of further requests to the evidence expected then.
+        log_value: From numbers of further requests to the evidence expected then.
         log_threshold: The value to reach.
     """
-    high = 1
-    while log_value(high) < log_threshold:
-        high *= 2
-        if high > FAR:
-            return None
+    steps: Floats = 2.0 ** np.arange(math.ceil(math.log2(FAR)), dtype=np.float64)
+    enough = np.flatnonzero(log_value(steps) >= log_threshold)
+    if not len(enough):
+        return None
+    high = int(steps[enough[0]])
     low = high // 2
     while high - low > 1:
-        middle = (low + high) // 2
-        if log_value(middle) < log_threshold:
-            low = middle
-        else:
-            high = middle
+        points: Floats = np.unique(np.linspace(low, high, POINTS, dtype=np.float64).round())
+        index = int(np.flatnonzero((log_value(points) >= log_threshold) | (points == high))[0])
+        low, high = (int(points[index - 1]), int(points[index])) if index else (low, low + 1)
     return high
 
 
-def log_sum(values: Sequence[float]) -> float:
-    """Return the logarithm of the sum of the exponentials, without overflow."""
-    largest = max(values)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+def log_sum(values: Floats) -> Floats:
+    """Return the logarithm of the sum of the exponentials over the first axis, without overflow."""
+    largest = np.max(values, axis=0)
+    base = np.where(np.isfinite(largest), largest, 0.0)
+    with np.errstate(divide="ignore"):
+        result: Floats = base + np.log(np.exp(values - base).sum(axis=0))
+    return result

@@ -4,11 +4,50 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Bin", "Claim", "Counts", "Gate", "Outcome", "Verdict"]
+__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "Mean", "Moments", "Outcome", "Power", "Verdict"]
+
+ALWAYS: Final = frozenset({"errors", "latency"})
+
+
+class Mean(BaseModel):
+    """A numeric metric of the author's, such as a score or a price: its mean must not become worse.
+
+    Attributes:
+        worse: The direction that is worse.
+        margin: How much worse the treatment's mean may be, in the metric's unit.
+        pass_margin: A pass has to rule out that the mean is worse by so much, in the metric's unit; None: the metric
+            can stop a rollout but needs to show nothing for a pass.
+        kql: The query that yields the values, for the evidence source; the gate does not read it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    worse: Literal["lower", "higher"]
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    pass_margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kql: str | None = None
+
+
+class Category(BaseModel):
+    """A categorical metric of the author's, such as an input's country or the class that was predicted.
+
+    Attributes:
+        tolerance: The total variation between the two versions (half the sum of the absolute differences of the
+            categories' shares, 0 to 1) that is tolerated. 0 is for inputs: they are randomised, any difference is a
+            fault of the routing or of the capture.
+        on_difference: `hold`: the verdict is that the split is wrong, and the rollout is held; `fail`: an alarm.
+        kql: The query that yields the categories, for the evidence source; the gate does not read it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    on_difference: Literal["hold", "fail"] = "hold"
+    kql: str | None = None
 
 
 class Gate(BaseModel):
@@ -28,8 +67,10 @@ class Gate(BaseModel):
         burst_cap: Largest likelihood ratio that one bin may contribute, instead of dividing by the baseline's
             burstiness; None divides.
         treatments: How many treatments are judged against the same control at the same time.
-        weights: How `alpha` is shared out over the metrics `errors` and `latency`, as parts of their sum; a metric that
-            is not named has 1, and one that is not judged gives its part to the other.
+        weights: How `alpha` is shared out over `errors`, `latency`, the means and the categories that can fail, as
+            parts of their sum; a metric that is not named has 1, one that is not judged gives its part to the others.
+        means: The author's numeric metrics, by name.
+        categories: The author's categorical metrics, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +87,105 @@ class Gate(BaseModel):
     split_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     burst_cap: Annotated[float, Field(gt=1)] | None = None
     treatments: Annotated[int, Field(ge=1, le=5)] = 1
-    weights: Mapping[Literal["errors", "latency"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    weights: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    means: Mapping[str, Mean] = {}
+    categories: Mapping[str, Category] = {}
+
+    @model_validator(mode="after")
+    def _names_are_known_and_differ(self) -> Self:
+        twice = (self.means.keys() | self.categories.keys()) & ALWAYS | self.means.keys() & self.categories.keys()
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")
+        failing = {name for name, category in self.categories.items() if category.on_difference == "fail"}
+        unknown = self.weights.keys() - ALWAYS - self.means.keys() - failing
+        if unknown:
+            raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
+        return self
+
+    def power(
+        self,
+        *,
+        share: float,
+        requests_per_second: float,
+        error_rate: float = 0.005,
+        within: timedelta = timedelta(hours=1),
+        latency: bool = True,
+    ) -> "Power":
+        """Say before a rollout how long a step has to last for a pass, and which regression it can see.
+
+        Args:
+            share: The treatment's part of the two versions' traffic, above 0 and below 1.
+            requests_per_second: Requests to both versions together.
+            error_rate: The share of control's requests that are errors, 0 or more and below 1.
+            within: How long the step looks.
+            latency: Whether latency is judged too.
+
+        Returns:
+            What is typical: times and sizes that about half of the rollouts need or see (docs/gate.md).
+
+        Raises:
+            EvidenceError: A value cannot be.
+        """
+        from controlled_rollout.gate.power import power  # numpy comes with it
+
+        return power(
+            self,
+            share=share,
+            requests_per_second=requests_per_second,
+            error_rate=error_rate,
+            within=within,
+            latency=latency,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """What a step of a rollout can show, typically.
+
+    Attributes:
+        share: The treatment's part of the two versions' traffic.
+        requests_per_second: Requests to both versions together.
+        error_rate: The share of control's requests that are errors.
+        within: How long the step looks.
+        time_to_pass: Until a treatment that is like control passes; None: not within 30 days.
+        treatment_requests_to_pass: The same in requests of the treatment.
+        detectable_error_rate: The smallest error rate of the treatment that is found within `within`; None: none is.
+        detectable_slow_share: The smallest part of the treatment's requests beyond control's `slow_quantile` that is
+            found within `within`; None: none is, or latency is not judged.
+        slow_quantile: p95, or the quantile of the gate that is nearest to it; None: latency is not judged.
+    """
+
+    share: float
+    requests_per_second: float
+    error_rate: float
+    within: timedelta
+    time_to_pass: timedelta | None
+    treatment_requests_to_pass: int | None
+    detectable_error_rate: float | None
+    detectable_slow_share: float | None
+    slow_quantile: float | None
+
+    def __str__(self) -> str:
+        """Say it in a sentence, for a log."""
+        from controlled_rollout.gate.report import describe_power
+
+        return describe_power(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The values of one numeric metric that one version had in one bin: what their mean and its error need.
+
+    Attributes:
+        count: How many values.
+        mean: Their mean, in the metric's unit.
+        variance: Their sample variance (the sum of squared deviations over count - 1), in the unit squared; 0 for fewer
+            than two values.
+    """
+
+    count: int
+    mean: float = 0.0
+    variance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +197,16 @@ class Counts:
         errors: Those answered with a code of 500 or more, time-outs and the router's own 503 and 504 included.
         slow: For each latency quantile, the requests slower than control's frozen quantile (for the treatment:
             slower than the quantile times 1 + tolerance). Empty where latency is not judged.
+        means: The values of the author's numeric metrics, by name; one without values may be left out.
+        categories: How often each category of the author's categorical metrics was seen, by name and category. They
+            need not add up to the requests.
     """
 
     requests: int
     errors: int
     slow: tuple[int, ...] = ()
+    means: Mapping[str, Moments] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ Three forms, by the number of events:
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
-__all__ = ["log_normalisers"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Margins"]
 
 # Events are rare, and the binomial limit good enough, up to one in so many requests.
 RARE: Final = 20
@@ -29,92 +30,116 @@ RARE: Final = 20
 FEW_EVENTS: Final = 16
 # The expansion needs so much variance; with less (extreme odds ratios only) the terms near the mode are summed.
 LEAST_VARIANCE: Final = 12.0
-# From this variance on the second correction is below 1e-7.
-ENOUGH_VARIANCE: Final = 200.0
 HALF_LOG_TWO_PI: Final = 0.5 * math.log(2 * math.pi)
 
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Truths = NDArray[np.bool_]
 
-def log_normalisers(a: Sequence[int], c: Sequence[int], t: Sequence[int], psi: float) -> list[float]:
-    """Return log Z(psi) for every bin, up to a constant that is the same for every `psi`.
 
-    Args:
-        a: Requests to the treatment, one per bin; at least 1 where `t` is not 0.
-        c: Requests to control; at least 1 where `t` is not 0.
-        t: Events of both together, at most a + c - 1; 0 gives 0.
-        psi: The odds ratio, above 0.
-    """
-    log, log1p, sqrt = math.log, math.log1p, math.sqrt
-    log_psi, inverse = log(psi), 1 / psi
-    result: list[float] = []
-    append = result.append
-    for treated, others, events in zip(a, c, t, strict=True):
-        if not events:
-            append(0.0)
-            continue
-        n = treated + others
-        if events * RARE <= n:
-            append(events * log(psi * treated + others))
-            continue
-        # With more events than non-events count the latter: the treatment's share of those has odds 1 / psi.
-        if 2 * events > n:
-            k, odds, value = n - events, inverse, treated * log_psi
-        else:
-            k, odds, value = events, psi, 0.0
-        if k <= FEW_EVENTS:
-            append(value + _few_events(treated, others, k, odds))
-            continue
-        # The saddle point z makes the expected number of events k: a z² + b z - k = 0.
-        linear = odds * treated + others - k * (1 + odds)
-        quadratic = odds * (n - k)
-        root = sqrt(linear * linear + 4 * quadratic * k)
-        z = 2 * k / (linear + root) if linear >= 0 else (root - linear) / (2 * quadratic)
-        w = odds * z
-        p, q = 1 / (1 + w), 1 / (1 + z)
-        pp, qq = w * p * p, z * q * q
-        v_a, v_c = treated * pp, others * qq
-        variance = v_a + v_c
-        if variance < LEAST_VARIANCE:
-            append(value + _near_the_mode(treated, others, k, odds))
-            continue
-        skew_a, skew_c = v_a * (1 - w) * p, v_c * (1 - z) * q
-        third = skew_a + skew_c
-        fourth = (v_a * (1 - 6 * pp) + v_c * (1 - 6 * qq)) / (variance * variance)
-        skewness = third * third / (variance * variance * variance)
-        correction = fourth / 8 - 5 * skewness / 24
-        if variance < ENOUGH_VARIANCE:
-            fifth = (skew_a * (1 - 12 * pp) + skew_c * (1 - 12 * qq)) * third / variance**4
-            sixth = (v_a * (1 - 30 * pp + 120 * pp * pp) + v_c * (1 - 30 * qq + 120 * qq * qq)) / variance**3
-            correction += (
-                7 * fifth / 48
-                - sixth / 48
-                + 35 * fourth * fourth / 384
-                - 35 * skewness * fourth / 64
-                + 385 * skewness * skewness / 1152
-            )
-        append(
-            value
-            + treated * log1p(w)
-            + others * log1p(z)
-            - k * log(z)
-            - 0.5 * log(variance)
-            - HALF_LOG_TWO_PI
-            + log1p(correction)
-        )
+class Margins:
+    """The bins' margins a, c and t, sorted by the form that suits them; log Z for any odds ratio."""
+
+    def __init__(self, a: Floats, c: Floats, t: Floats) -> None:
+        """Take one value per bin.
+
+        Args:
+            a: Requests to the treatment; at least 1 where `t` is not 0.
+            c: Requests to control; at least 1 where `t` is not 0.
+            t: Events of both together, at most a + c - 1; 0 gives a log Z of 0.
+        """
+        n = a + c
+        self._bins = len(t)
+        rare = t * RARE <= n
+        self._rare: Indices = np.flatnonzero(rare & (t > 0))
+        self._rare_of = a[self._rare], c[self._rare], t[self._rare]
+        frequent = np.flatnonzero(~rare)
+        # With more events than non-events the latter are counted: the treatment's share of those has odds 1 / psi.
+        turned = 2 * t > n
+        k = np.where(turned, n - t, t)
+        few = k[frequent] <= FEW_EVENTS
+        self._few: Indices = frequent[few]
+        self._few_of = a[self._few], turned[self._few]
+        self._coefficients = _coefficients(a[self._few], c[self._few], k[self._few])
+        self._many: Indices = frequent[~few]
+        self._many_of = a[self._many], c[self._many], k[self._many], turned[self._many]
+
+    def log_z(self, psi: float, bins: int) -> Floats:
+        """Return log Z(psi) of the first so many bins, up to a constant that is the same for every `psi`."""
+        result = np.zeros(min(bins, self._bins))
+        todo = int(np.searchsorted(self._rare, bins))
+        if todo:
+            a, c, t = self._rare_of
+            result[self._rare[:todo]] = t[:todo] * np.log(psi * a[:todo] + c[:todo])
+        todo = int(np.searchsorted(self._few, bins))
+        if todo:
+            a, turned = self._few_of
+            shift = np.where(turned[:todo], a[:todo] * math.log(psi), 0.0)
+            result[self._few[:todo]] = shift + self._polynomial(psi, turned[:todo])
+        todo = int(np.searchsorted(self._many, bins))
+        if todo:
+            a, c, k, turned = self._many_of
+            result[self._many[:todo]] = _saddle_point(a[:todo], c[:todo], k[:todo], turned[:todo], psi)
+        return result
+
+    def _polynomial(self, psi: float, turned: Truths) -> Floats:
+        powers = np.array([psi**x for x in range(FEW_EVENTS + 1)])
+        inverse = np.array([psi**-x for x in range(FEW_EVENTS + 1)])
+        coefficients = self._coefficients[: len(turned)]
+        total: Floats = np.log(np.where(turned, coefficients @ inverse, coefficients @ powers))
+        return total
+
+
+def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
+    """Return C(a, x) C(c, k - x) for x = 0 .. FEW_EVENTS, one row per bin; 0 where there is no such x."""
+    of_a, of_c = np.ones((len(a), FEW_EVENTS + 1)), np.ones((len(a), FEW_EVENTS + 1))
+    for x in range(1, FEW_EVENTS + 1):
+        of_a[:, x] = of_a[:, x - 1] * (a - x + 1) / x
+        of_c[:, x] = of_c[:, x - 1] * (c - x + 1) / x
+    others = k[:, np.newaxis] - np.arange(FEW_EVENTS + 1)
+    gathered = np.take_along_axis(of_c, np.maximum(others, 0).astype(np.intp), axis=1)
+    result: Floats = of_a * np.where(others >= 0, gathered, 0.0)
     return result
 
 
-def _few_events(a: int, c: int, k: int, psi: float) -> float:
-    """Return log Z(psi), every term summed."""
-    total = 0.0
-    for coefficient in _coefficients(a, c, k):
-        total = total * psi + coefficient
-    return math.log(total) + max(0, k - c) * math.log(psi)
-
-
-@lru_cache(maxsize=16_384)
-def _coefficients(a: int, c: int, k: int) -> tuple[float, ...]:
-    """Return C(a, x) C(c, k - x) for every possible x, the largest x first."""
-    return tuple(float(math.comb(a, x) * math.comb(c, k - x)) for x in range(min(k, a), max(0, k - c) - 1, -1))
+def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -> Floats:
+    """Return log Z(psi) where there are many events and many non-events."""
+    odds: Floats | float = np.where(turned, 1 / psi, psi)
+    # The saddle point z makes the expected number of events k: quadratic z² + linear z - k = 0.
+    linear = odds * a + c - k * (1 + odds)
+    quadratic = odds * (a + c - k)
+    root = np.sqrt(linear * linear + 4 * quadratic * k)
+    z = np.where(linear >= 0, 2 * k / (linear + root), (root - linear) / (2 * quadratic))
+    w = odds * z
+    p, q = 1 / (1 + w), 1 / (1 + z)
+    pp, qq = w * p * p, z * q * q
+    v_a, v_c = a * pp, c * qq
+    variance = v_a + v_c
+    skew_a, skew_c = v_a * (1 - w) * p, v_c * (1 - z) * q
+    third = skew_a + skew_c
+    square = variance * variance
+    fourth = (v_a * (1 - 6 * pp) + v_c * (1 - 6 * qq)) / square
+    skewness = third * third / (square * variance)
+    fifth = (skew_a * (1 - 12 * pp) + skew_c * (1 - 12 * qq)) * third / (square * square)
+    sixth = (v_a * (1 - 30 * pp + 120 * pp * pp) + v_c * (1 - 30 * qq + 120 * qq * qq)) / (square * variance)
+    correction = (
+        fourth / 8
+        - 5 * skewness / 24
+        + 7 * fifth / 48
+        - sixth / 48
+        + 35 * fourth * fourth / 384
+        - 35 * skewness * fourth / 64
+        + 385 * skewness * skewness / 1152
+    )
+    constant = np.where(turned, a * math.log(psi), 0.0) - HALF_LOG_TWO_PI
+    result: Floats = (
+        constant + a * np.log1p(w) + c * np.log1p(z) - k * np.log(z) - 0.5 * np.log(variance) + np.log1p(correction)
+    )
+    for index in np.flatnonzero(variance < LEAST_VARIANCE):
+        shift = a[index] * math.log(psi) if turned[index] else 0.0
+        own = 1 / psi if turned[index] else psi
+        result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), own)
+    return result
 
 
 def _near_the_mode(a: int, c: int, k: int, psi: float) -> float:

@@ -7,36 +7,43 @@ confidence sequence.
 """
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final
 
-from controlled_rollout.gate.mixture import more_needed
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["evidence_path", "log_evidence", "requests_without_error", "upper_bound"]
+from controlled_rollout.gate.mixture import POINTS, more_needed
+
+__all__ = ["evidence_path", "log_evidence", "log_gamma", "requests_without_error", "upper_bound"]
+
+Floats = NDArray[np.float64]
 
 LOG_PI: Final = math.log(math.pi)  # B(1/2, 1/2) = pi
+HALF_LOG_TWO_PI: Final = 0.5 * math.log(2 * math.pi)
+# Stirling's series is exact to a float's last digits from about here on.
+SHIFT: Final = 8
 
 
-def log_evidence(rate: float, errors: float, requests: float) -> float:
+def log_evidence(rate: ArrayLike, errors: ArrayLike, requests: ArrayLike) -> Floats:
     """Return the log of the evidence that the true rate is below `rate`.
 
     The least over all rates from `rate` up: above it, whatever the true rate is, the evidence is a fair game or less.
 
     Args:
-        rate: Above 0 and below 1.
+        rate: Above 0 and at most 1.
         errors: How many of the requests were errors; a fraction when bursts are discounted.
         requests: How many there were.
     """
-    if requests <= 0:
-        return 0.0
-    good = requests - errors
-    rate = max(rate, errors / requests)
-    likelihood = errors * math.log(rate) + (good * math.log1p(-rate) if good > 0 else 0.0)
-    return math.lgamma(errors + 0.5) + math.lgamma(good + 0.5) - math.lgamma(requests + 1) - LOG_PI - likelihood
+    x, n = np.asarray(errors, dtype=np.float64), np.asarray(requests, dtype=np.float64)
+    good = np.maximum(n - x, 0.0)
+    p = np.maximum(rate, x / np.maximum(n, np.finfo(np.float64).tiny))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likelihood = x * np.log(p) + np.where(good > 0, good * np.log1p(-p), 0.0)
+    result: Floats = log_gamma(x + 0.5) + log_gamma(good + 0.5) - log_gamma(n + 1) - LOG_PI - likelihood
+    return np.where(n > 0, result, 0.0)
 
 
-def evidence_path(rate: float, errors: Sequence[int], requests: Sequence[int], burst: float) -> list[float]:
+def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -> Floats:
     """Return the log of the evidence that the true rate is below `rate`, after every bin.
 
     Args:
@@ -45,26 +52,38 @@ def evidence_path(rate: float, errors: Sequence[int], requests: Sequence[int], b
         requests: The treatment's requests, per bin.
         burst: By how much errors come in bursts (1 = independently): every count weighs 1 / burst.
     """
-    return [
-        log_evidence(rate, x / burst, n / burst) for x, n in zip(accumulate(errors), accumulate(requests), strict=True)
-    ]
+    return log_evidence(rate, np.cumsum(errors) / burst, np.cumsum(requests) / burst)
 
 
 def upper_bound(errors: float, requests: float, level: float) -> float:
     """Return the rate that, at every look together, the true rate exceeds with probability `level` at most."""
     goal = -math.log(level)
     low, high = (errors / requests if requests else 1.0), 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if log_evidence(middle, errors, requests) >= goal:
-            high = middle
-        else:
-            low = middle
+    while high - low > 1e-15 * high:
+        points = np.linspace(low, high, POINTS)
+        enough = np.flatnonzero((log_evidence(points, errors, requests) >= goal) | (points == high))
+        index = int(enough[0])
+        if not index or (points[index - 1], points[index]) == (low, high):
+            break
+        low, high = float(points[index - 1]), float(points[index])
     return high
 
 
 def requests_without_error(rate: float, level: float) -> int:
     """Return after how many requests without a single error the upper bound is at `rate`."""
-    needed = more_needed(lambda requests: log_evidence(rate, 0, requests), -math.log(level))
+    needed = more_needed(lambda requests: log_evidence(rate, np.zeros(len(requests)), requests), -math.log(level))
     assert needed is not None  # noqa: S101 - the evidence grows without end
     return needed
+
+
+def log_gamma(x: Floats) -> Floats:
+    """Return log Gamma(x), x > 0, by Stirling's series, small x shifted up (Abramowitz and Stegun, 6.1.40)."""
+    small = x < SHIFT
+    product = np.ones_like(x)
+    for step in range(SHIFT):
+        product = np.where(small, product * (x + step), product)
+    z = np.where(small, x + SHIFT, x)
+    square = 1 / (z * z)
+    series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / z
+    result: Floats = (z - 0.5) * np.log(z) - z + HALF_LOG_TWO_PI + series - np.log(product)
+    return result

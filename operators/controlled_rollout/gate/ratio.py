@@ -2,117 +2,110 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import add
 from typing import Final
 
-from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import alive_bins, follow
-from controlled_rollout.gate.odds import log_normalisers
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["ABOVE", "BETTER", "OddsRatio", "burstiness", "first_difference", "rate_difference"]
+from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.mixture import follow
+from controlled_rollout.gate.odds import Margins
+
+__all__ = ["ABOVE", "BETTER", "BOTH_SIDES", "OddsRatio", "burstiness", "first_difference", "rate_difference"]
+
+Floats = NDArray[np.float64]
 
 # The alternatives: an alarm's as ratios to the tolerated odds, a pass's as odds.
 ABOVE: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 BETTER: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
+BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(ABOVE)), *ABOVE)
 
 
 class OddsRatio:
     """The likelihood-ratio processes of one kind of event; what two claims share is computed once."""
 
-    def __init__(self, columns: Columns, metric: Metric, *, burst: float, cap: float | None) -> None:
+    def __init__(
+        self, treatment: Floats, control: Floats, metric: Metric, *, burst: float = 1.0, cap: float | None = None
+    ) -> None:
         """Take the bins that say something: both versions have requests, and neither all nor none are events.
 
         Args:
-            columns: The bins.
+            treatment: The treatment's requests, per bin.
+            control: Control's requests, per bin.
             metric: The events.
             burst: By how much events come in bursts (1 = independently); gains are divided by it.
             cap: The largest likelihood ratio that one bin may contribute; None for no cap.
         """
         self._burst = burst
         self._log_cap = math.inf if cap is None else math.log(cap)
-        self._treatment = columns.treatment
-        self._control = columns.control
-        triples = zip(columns.treatment, columns.control, map(add, metric.treatment, metric.control), strict=True)
-        self._events = [t if a and c and t < a + c else 0 for a, c, t in triples]
-        self._hits = [x if t else 0 for x, t in zip(metric.treatment, self._events, strict=True)]
-        self._normalisers: dict[float, list[float]] = {}
+        events = metric.treatment + metric.control
+        says = (treatment > 0) & (control > 0) & (events < treatment + control)
+        self._hits = np.where(says, metric.treatment, 0.0)
+        self._margins = Margins(treatment, control, np.where(says, events, 0.0))
+        self._normalisers: dict[float, Floats] = {}
 
-    def paths(self, null: float, ratios: Sequence[float], bins: int) -> list[list[float]]:
+    def paths(self, null: float, ratios: Sequence[float], bins: int) -> list[Floats]:
         """Return one path per ratio: the log of the evidence for odds `null * ratio` against odds `null`.
 
         Args:
             null: The odds ratio that the evidence is against.
-            ratios: The alternatives' odds ratios, in units of `null`.
+            ratios: The alternatives' odds ratios, in units of `null`; none of them 1.
             bins: How many bins, from the first.
         """
+        return follow(ratios, bins, lambda ratio, alive: self.gains(null, ratio, alive))
 
-        def gain(ratio: float, bins: int) -> list[float]:
-            base, other = self._log_z(null, bins), self._log_z(null * ratio, bins)
-            step, burst, cap = math.log(ratio), self._burst, self._log_cap
-            gains = [x * step - up + down for x, up, down in zip(self._hits, other, base, strict=False)]
-            if burst > 1:
-                gains = [value / burst for value in gains]
-            return [min(value, cap) for value in gains] if cap < math.inf else gains
+    def gains(self, null: float, ratio: float, bins: int) -> Floats:
+        """Return each bin's log likelihood ratio of odds `null * ratio` to odds `null`, tempered or capped.
 
-        return follow(ratios, bins, gain, self._can_matter if null == 1 else None)
-
-    def _can_matter(self, ratio: float, bins: int) -> int:
-        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can be alive, without computing it.
-
-        Given t, the treatment's events are distributed as a sum of independent Bernoulli variables, so tilting by g
-        shrinks their variance V at most by the factor g: log E[g^X] >= E[X] log g + V (1/g - 1 + log g). At odds 1
-        mean and variance are the plain hypergeometric ones.
+        The log of f(x; null ratio) / f(x; null) is x log ratio - log Z(null ratio) + log Z(null).
         """
-        step, burst = math.log(ratio), self._burst
-        curve = 1 / ratio - 1 + step
-        rows = zip(self._treatment[:bins], self._control, self._events, self._hits, strict=False)
-        gains = (
-            ((x - (mean := t * (part := a / (n := a + c)))) * step - mean * (1 - part) * (n - t) / (n - 1) * curve)
-            / burst
-            if t
-            else 0.0
-            for a, c, t, x in rows
-        )
-        return alive_bins(list(accumulate(gains)))
+        gains = self._hits[:bins] * math.log(ratio) - self._log_z(null * ratio, bins) + self._log_z(null, bins)
+        if self._burst > 1:
+            gains /= self._burst
+        return np.minimum(gains, self._log_cap) if self._log_cap < math.inf else gains
 
-    def _log_z(self, psi: float, bins: int) -> list[float]:
-        """Return the normalisers of the first so many bins or more, computed at most once."""
-        known = self._normalisers.setdefault(psi, [])
-        if len(known) < bins:
-            todo = slice(len(known), bins)
-            known += log_normalisers(self._treatment[todo], self._control[todo], self._events[todo], psi)
-        return known
+    def _log_z(self, psi: float, bins: int) -> Floats:
+        """Return the normalisers of the first so many bins, computed anew only for more bins than before."""
+        known = self._normalisers.get(psi)
+        if known is None or len(known) < bins:
+            known = self._normalisers[psi] = self._margins.log_z(psi, bins)
+        return known[:bins]
 
 
-def burstiness(requests: Sequence[int], events: Sequence[int]) -> float:
+def burstiness(requests: Floats, events: Floats) -> float:
     """Return how much more the counts vary than independent events would: Pearson's chi-square per degree of freedom.
 
     Never below 1. One where there are fewer than two bins with requests, or no events, or nothing else.
     """
-    pairs = [(n, x) for n, x in zip(requests, events, strict=True) if n]
-    total, hits = sum(n for n, _ in pairs), sum(x for _, x in pairs)
-    if len(pairs) < 2 or not 0 < hits < total:
+    served = requests > 0
+    n, x = requests[served], events[served]
+    total, hits = float(n.sum()), float(x.sum())
+    if len(n) < 2 or not 0 < hits < total:
         return 1.0
     rate = hits / total
-    chi_square = math.fsum((x - n * rate) ** 2 / n for n, x in pairs) / (rate * (1 - rate))
-    return max(1.0, chi_square / (len(pairs) - 1))
+    chi_square = float(((x - n * rate) ** 2 / n).sum()) / (rate * (1 - rate))
+    return max(1.0, chi_square / (len(n) - 1))
 
 
 def rate_difference(columns: Columns, metric: Metric) -> float | None:
     """Return treatment's rate less control's, compared inside each bin (Mantel-Haenszel); None if nothing compares."""
     excess, weight = _differences(columns, metric)
-    return excess[-1] / weight[-1] if weight and weight[-1] else None
+    total = float(weight.sum())
+    return float(excess.sum()) / total if total else None
 
 
 def first_difference(columns: Columns, metric: Metric, least: float, since: int) -> int | None:
     """Return the first bin, `since` or later, after which the difference of the rates is `least` or more."""
-    excess, weight = _differences(columns, metric)
-    bins = range(since, len(weight))
-    return next((index for index in bins if weight[index] and excess[index] >= least * weight[index]), None)
+    excess, weight = (np.cumsum(values) for values in _differences(columns, metric))
+    found = np.flatnonzero((weight[since:] > 0) & (excess[since:] >= least * weight[since:]))
+    return since + int(found[0]) if len(found) else None
 
 
-def _differences(columns: Columns, metric: Metric) -> tuple[list[float], list[float]]:
-    rows = list(zip(columns.treatment, columns.control, metric.treatment, metric.control, strict=True))
-    excess = accumulate((x * c - y * a) / (a + c) if a and c else 0.0 for a, c, x, y in rows)
-    return list(excess), list(accumulate(a * c / (a + c) if a and c else 0.0 for a, c, _, _ in rows))
+def _differences(columns: Columns, metric: Metric) -> tuple[Floats, Floats]:
+    a, c = columns.treatment, columns.control
+    both = (a > 0) & (c > 0)
+    total = np.where(both, a + c, 1.0)
+    return (
+        np.where(both, (metric.treatment * c - metric.control * a) / total, 0.0),
+        np.where(both, a * c / total, 0.0),
+    )

@@ -3,63 +3,61 @@
 import math
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from controlled_rollout.gate.columns import Columns
 from controlled_rollout.gate.mixture import Evidence, follow, mix
-from controlled_rollout.gate.ratio import ABOVE
+from controlled_rollout.gate.ratio import BOTH_SIDES
 
 __all__ = ["split_evidence", "split_served"]
 
-BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(ABOVE)), *ABOVE)
+Floats = NDArray[np.float64]
+
 # A version that should have no request at all may have stray ones (sent to it by name, or in flight when the split
 # changed): up to this part of the traffic is no evidence of a wrong split.
 STRAY: Final = 0.001
 
 
-def split_evidence(columns: Columns, log_threshold: float) -> tuple[Evidence, list[int]]:
+def split_evidence(columns: Columns, log_threshold: float) -> tuple[Evidence, NDArray[np.intp]]:
     """Return the evidence that the split is wrong, and the indices of the bins where it could be checked.
 
     Every request is an event that falls to the treatment with probability w, the set part; the alternatives are the
-    odds g w / (1 - w), on both sides.
+    odds g w / (1 - w), on both sides (Lindon and Malek, arXiv 2011.03567).
     """
-    checked = [
-        index
-        for index, share in enumerate(columns.shares)
-        if share is not None and columns.treatment[index] + columns.control[index]
-    ]
-    rows = [
-        (columns.shares[index] or 0.0, columns.treatment[index], columns.treatment[index] + columns.control[index])
-        for index in checked
-    ]
+    total = columns.treatment + columns.control
+    checked = np.flatnonzero(~np.isnan(columns.shares) & (total > 0))
+    share, treated, total = columns.shares[checked], columns.treatment[checked], total[checked]
 
-    def gain(ratio: float, bins: int) -> list[float]:
-        step = math.log(ratio)
-        costs = {share: _cost(share, ratio) for share in {row[0] for row in rows[:bins]}}
-        return [
-            treated * step - total * cost if (cost := costs[share]) is not None else 0.0
-            for share, treated, total in rows[:bins]
-        ]
+    def gain(ratio: float, bins: int) -> Floats:
+        return treated[:bins] * _step(share[:bins], ratio) - total[:bins] * _cost(share[:bins], ratio)
 
-    paths = follow(BOTH_SIDES, len(rows), gain)
+    paths = follow(BOTH_SIDES, len(checked), gain)
     weight = 1 / len(BOTH_SIDES)
-    return mix(paths, [weight] * len(BOTH_SIDES), log_threshold, len(rows)), checked
+    return mix(paths, [weight] * len(BOTH_SIDES), log_threshold, len(checked)), checked
 
 
-def _cost(share: float, ratio: float) -> float | None:
-    """Return log(1 + w (g - 1)), or None where a version that should have no request could only have fewer."""
-    if share == 0:
-        return math.log1p(STRAY * (ratio - 1)) if ratio > 1 else None
-    if share == 1:
-        return math.log(ratio + STRAY * (1 - ratio)) if ratio < 1 else None
-    return math.log1p(share * (ratio - 1))
+def _step(share: Floats, ratio: float) -> Floats:
+    """Return what each of the treatment's requests adds; 0 where no alternative on this side is possible."""
+    impossible = (share == 0) if ratio < 1 else (share == 1)
+    return np.where(impossible, 0.0, math.log(ratio))
+
+
+def _cost(share: Floats, ratio: float) -> Floats:
+    """Return log(1 + w (g - 1)); where a version should have no request, stray ones are forgiven on one side."""
+    if ratio > 1:
+        stray = np.where(share == 0, math.log1p(STRAY * (ratio - 1)), np.log1p(share * (ratio - 1)))
+        return np.where(share == 1, 0.0, stray)
+    stray = np.where(share == 1, math.log(ratio + STRAY * (1 - ratio)), np.log1p(share * (ratio - 1)))
+    return np.where(share == 0, 0.0, stray)
 
 
 def split_served(columns: Columns) -> tuple[float, float] | None:
     """Return the treatment's part of the requests as served and as set; None where no split is known."""
-    served = total = 0
-    expected = 0.0
-    for share, treated, others in zip(columns.shares, columns.treatment, columns.control, strict=True):
-        if share is not None:
-            served += treated
-            total += treated + others
-            expected += share * (treated + others)
-    return (served / total, expected / total) if total else None
+    known = ~np.isnan(columns.shares)
+    treated = columns.treatment[known]
+    requests = treated + columns.control[known]
+    total = float(requests.sum())
+    if not total:
+        return None
+    return float(treated.sum()) / total, float((columns.shares[known] * requests).sum()) / total

@@ -4,7 +4,10 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
+
 from controlled_rollout.gate import Bin, Counts
+from controlled_rollout.gate.odds import Margins
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -68,3 +71,9 @@ def simulated(
         errors = binomial(rng, a, treatment_rate), binomial(rng, c, control_rate)
         result.append(minute(index, (a, errors[0]), (c, errors[1]), share=share, slow=slow))
     return result
+
+
+def log_normalisers(a: Sequence[int], c: Sequence[int], t: Sequence[int], psi: float) -> list[float]:
+    """Return log Z(psi) of bins with these margins, up to a constant."""
+    margins = Margins(*(np.array(values, dtype=np.float64) for values in (a, c, t)))
+    return [float(value) for value in margins.log_z(psi, len(t))]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
-from controlled_rollout.gate.odds import log_normalisers
-from unit.gate.rollouts import BEGIN, MINUTE, binomial, minute, odds_times, simulated
+from unit.gate.rollouts import BEGIN, MINUTE, binomial, log_normalisers, minute, odds_times, simulated
 
 arms = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (max(pair), min(pair)))
 rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(
