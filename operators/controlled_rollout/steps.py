@@ -17,45 +17,20 @@ from typing import Any, Literal
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import (
-    ConflictError,
-    EndpointNotFoundError,
-    EvidenceUnavailableError,
-)
-from controlled_rollout.evidence import evidence_source
-from controlled_rollout.evidence.model import Evidence, Question, SplitChange
-from controlled_rollout.gate import Gate, Verdict, cannot_see, judge, verdict_to_dict
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError
+from controlled_rollout.looks import check_owner
 from controlled_rollout.record import Decision
 from controlled_rollout.scaling import scale_before, scale_before_going_back
-from controlled_rollout.target import Change, EndpointStatus, Revision, Target, connect
+from controlled_rollout.target import Change, Revision, Target, connect
 from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Look", "Promotion", "hold", "look", "promote", "promotion_of", "retire", "roll_back", "roll_out", "shift"]
+__all__ = ["Promotion", "promote", "promotion_of", "retire", "roll_back", "roll_out", "shift"]
 
 Edit = Callable[[Endpoint], Endpoint]
 
 MOST_WRITERS = 10
 CONFLICT_INTERVAL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look at the evidence.
-
-    Attributes:
-        verdict: What the gate concludes.
-        started: When the rollout began: the treatment's creation.
-        since_shift: How long the treatment has had its present share.
-        requests_since_shift: Treatment requests counted since then.
-        share: The treatment's effective per cent of the traffic.
-    """
-
-    verdict: Verdict
-    started: datetime
-    since_shift: timedelta
-    requests_since_shift: int
-    share: float
 
 
 @dataclass(frozen=True)
@@ -175,7 +150,7 @@ async def shift(
     change = Change(who=who, why=why or f"send {percentile:g} % to {version}")
 
     def edit(found: Endpoint) -> Endpoint:
-        _check_owner(found, version, owner)
+        check_owner(found, version, owner)
         return found.shift(version, percentile)
 
     before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
@@ -231,7 +206,7 @@ async def promote(
         promoted = found.promote(version)
         if promoted is found:
             return found.release(version)
-        _check_owner(found, version, owner)
+        check_owner(found, version, owner)
         # Whatever rollout was under way has ended: all other versions are at 0 now.
         return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
 
@@ -276,7 +251,7 @@ async def roll_back(
 
     def edit(found: Endpoint) -> Endpoint:
         if found.rollout is not None and found.rollout.version == version:
-            _check_owner(found, version, owner)
+            check_owner(found, version, owner)
         return found.roll_back(version).release(version)
 
     try:
@@ -340,150 +315,6 @@ async def retire(
     return stored
 
 
-async def look(
-    workspace: Workspace,
-    endpoint: str,
-    version: str,
-    *,
-    gate: Gate,
-    who: str,
-    owner: str | None = None,
-    bin_width: timedelta = timedelta(minutes=1),
-    allowed_lag: timedelta = timedelta(minutes=3),
-    baseline_length: timedelta = timedelta(hours=1),
-    now: datetime | None = None,
-) -> Look:
-    """Judge a treatment against control on everything seen since its rollout began, and append the look to the record.
-
-    A store that cannot be read gives the outcome `cannot_see`, never an exception.
-
-    Args:
-        workspace: Where the endpoint and its evidence are.
-        endpoint: The endpoint's name.
-        version: The treatment.
-        gate: What the treatment has to show.
-        who: Who looks, for the record.
-        owner: The run that should hold the endpoint; None does not check.
-        bin_width: Length of a time bin.
-        allowed_lag: How late evidence may arrive; bins younger than this are not looked at.
-        baseline_length: How far before the rollout control's latency quantiles are taken from.
-        now: The time of the look; None for the present.
-
-    Raises:
-        ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
-        EndpointError: There is no such version.
-    """
-    target = connect(workspace)
-    now = now or datetime.now(UTC)
-    history = await target.history(endpoint)
-    found = history[-1].endpoint if history else await target.endpoint(endpoint)
-    treatment = found.version(version)
-    _check_owner(found, version, owner)
-    control = found.control
-    if control is None or control.name == version:
-        raise ConflictError(
-            f"version {version!r} of endpoint {endpoint!r} has no control to be compared with: "
-            + ("it is the control itself" if treatment.is_control else "mark one with is_control=True")
-        )
-    started = created_at(history, version)
-    splits = splits_since(history, started, control=control.name, treatment=version)
-    question = Question(
-        endpoint=endpoint,
-        control=control.name,
-        treatment=version,
-        started=started,
-        now=now,
-        bin_width=bin_width,
-        allowed_lag=allowed_lag,
-        baseline_length=baseline_length,
-        splits=splits,
-        gate=gate,
-    )
-    evidence: Evidence | None = None
-    try:
-        evidence = await evidence_source(workspace).read(question)
-        blind = unseen(evidence, await target.status(endpoint), control=control.name, treatment=version)
-        verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
-    except EvidenceUnavailableError as error:
-        verdict = cannot_see(str(error))
-    shifted = splits[-1].at if splits else started
-    counted = sum(b.treatment.requests for b in evidence.bins if b.start >= shifted) if evidence else 0
-    decision = Decision(
-        time=now,
-        endpoint=endpoint,
-        version=version,
-        step="look",
-        who=who,
-        why=verdict.reason,
-        outcome=verdict.outcome.value,
-        verdict=verdict_to_dict(verdict),
-        evidence={
-            "until": evidence.until.isoformat(),
-            "thresholds_ms": list(evidence.thresholds_ms),
-            "queries": list(evidence.queries),
-        }
-        if evidence
-        else None,
-        revision=found.revision,
-    )
-    await asyncio.to_thread(record.append, workspace, decision)
-    return Look(verdict, started, now - shifted, counted, found.effective_traffic()[version])
-
-
-def hold(workspace: Workspace, endpoint: str, version: str, *, who: str, why: str) -> None:
-    """Record that a rollout is held for a person to decide: nothing changes, nothing is rolled back by itself."""
-    decision = Decision(time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=who, why=why)
-    record.append(workspace, decision)
-
-
-def created_at(history: Sequence[Revision], version: str) -> datetime:
-    """Return when the version that the newest revision has was created: a name may have been used before."""
-    created = history[-1].created
-    for revision in reversed(history):
-        if version not in revision.endpoint.versions:
-            break
-        created = revision.created
-    return created
-
-
-def splits_since(
-    history: Sequence[Revision], started: datetime, *, control: str, treatment: str
-) -> tuple[SplitChange, ...]:
-    """Return when the treatment's part of control's and its own traffic changed, and to what, oldest first."""
-    changes: list[SplitChange] = []
-    for revision in history:
-        traffic = revision.endpoint.effective_traffic()
-        if revision.created < started or treatment not in traffic:
-            continue
-        both = traffic[treatment] + traffic.get(control, 0.0)
-        share = traffic[treatment] / both if both > 0 else None
-        if not changes or changes[-1].share != share:
-            changes.append(SplitChange(revision.created, share))
-    return tuple(changes)
-
-
-def unseen(evidence: Evidence, status: EndpointStatus, *, control: str, treatment: str) -> str | None:
-    """Say which version the router has sent requests to and the metric store knows nothing of; None if it sees both.
-
-    A store that loses one version's rows must not make the other look good.
-    """
-    if not evidence.bins:
-        return None
-    for name, seen in (
-        (control, sum(b.control.requests for b in evidence.bins)),
-        (treatment, sum(b.treatment.requests for b in evidence.bins)),
-    ):
-        sent = status.versions[name].requests if name in status.versions else 0
-        expected = [b.share for b in evidence.bins if b.share is not None]
-        has_share = any(share > 0 for share in expected) if name == treatment else any(share < 1 for share in expected)
-        if not seen and sent and has_share:
-            return (
-                f"the router has sent {sent} requests to version {name!r}, and the metric store has none of them in "
-                f"{len(evidence.bins)} bins: look at the telemetry's way from the router to the store"
-            )
-    return None
-
-
 def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
     """Return when the version last became control and whom it replaced; None if it is not control now."""
     promotion = None
@@ -498,18 +329,6 @@ def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
             promotion = None
         before = revision.endpoint
     return promotion
-
-
-def _check_owner(found: Endpoint, version: str, owner: str | None) -> None:
-    """Refuse to go on with a rollout that somebody else has ended or taken over."""
-    if owner is None:
-        return
-    if found.rollout is None or (found.rollout.version, found.rollout.owner) != (version, owner):
-        holder = f"{found.rollout.owner} holds it for {found.rollout.version!r}" if found.rollout else "nobody holds it"
-        raise ConflictError(
-            f"{owner} no longer holds endpoint {found.name!r} to roll out {version!r} ({holder}): "
-            "somebody promoted it or rolled it back; its history says who"
-        )
 
 
 async def _change(

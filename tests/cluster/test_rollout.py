@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from cluster.place import Place
-from controlled_rollout import steps
+from controlled_rollout import looks, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError
 from controlled_rollout.gate import Gate, Outcome
@@ -130,7 +130,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
         await place.shift("two", 50)
 
         async def verdict() -> steps.Look | None:
-            look = await steps.look(
+            look = await looks.look(
                 place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
             )
             place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")

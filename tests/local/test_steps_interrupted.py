@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout import record, steps
+from controlled_rollout import looks, record, steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.gate import Gate
@@ -144,7 +144,7 @@ async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> Non
     await steps.promote(lab.workspace, "helped", "new", who="somebody", why="it is good", progress=quiet)
 
     with pytest.raises(ConflictError, match="b/1 no longer holds"):
-        await steps.look(lab.workspace, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
+        await looks.look(lab.workspace, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
     with pytest.raises(EndpointError, match="is the default"):
         await steps.roll_back(lab.workspace, "helped", "new", who="b/1/roll_back", why="", progress=quiet)
     newest = (await connect(lab.workspace).history("helped"))[-1]

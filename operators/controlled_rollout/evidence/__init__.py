@@ -1,9 +1,9 @@
 """The window: what callers saw of each version, read from the metric store as counts per time bin."""
 
-from controlled_rollout.evidence.model import Evidence, EvidenceSource, Question, SplitChange
+from controlled_rollout.evidence.model import Evidence, EvidenceSource, Question, Reading, SplitChange
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Evidence", "EvidenceSource", "Question", "SplitChange", "evidence_source"]
+__all__ = ["Evidence", "EvidenceSource", "Question", "Reading", "SplitChange", "evidence_source"]
 
 
 def evidence_source(workspace: Workspace) -> EvidenceSource:

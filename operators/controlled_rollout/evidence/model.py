@@ -1,13 +1,13 @@
 """What a look at the metric store gives, and who can give it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from controlled_rollout.gate import Bin, Gate
 
-__all__ = ["Evidence", "EvidenceSource", "Question", "SplitChange"]
+__all__ = ["Evidence", "EvidenceSource", "Question", "Reading", "SplitChange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class Evidence:
         thresholds_ms: Control's latency quantiles before the rollout in milliseconds, one per `gate.latency_quantiles`;
             empty when there was too little traffic before the rollout to know them.
         until: Where the newest closed bin ends: evidence after that moment was not looked at.
-        queries: The queries that were sent, word for word.
+        queries: What gives these numbers when it is asked of the store by hand, with `until` left open. A query that
+            serves several gates at once gives each the same.
+        lag: How late all but the latest hundredth of the newest rows have come; None where the store does not tell.
     """
 
     bins: tuple[Bin, ...]
@@ -42,6 +44,20 @@ class Evidence:
     thresholds_ms: tuple[float, ...]
     until: datetime
     queries: tuple[str, ...]
+    lag: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a router has counted at one moment.
+
+    Attributes:
+        at: When it was asked.
+        requests: Requests sent to each version since the router started.
+    """
+
+    at: datetime
+    requests: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,9 +206,9 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         return {"outcome": answer.outcome, "reason": answer.reason}
 
     def _hold(self, context: "Context", answer: Answer) -> NoReturn:
-        from controlled_rollout import steps
+        from controlled_rollout import looks
 
-        steps.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=answer.reason)
+        looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=answer.reason)
         self.fail(
             context,
             f"on hold: {answer.reason}. Nothing is rolled back: clear this task to wait on, or run the DAG promote or "

@@ -14,7 +14,7 @@ from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.steps import Look
+    from controlled_rollout.looks import Look
 
 __all__ = ["Answer", "GateTerms", "Next", "decide", "ended", "take_look", "unreachable"]
 
@@ -167,12 +167,12 @@ def unreachable(terms: GateTerms, problem: str, *, now: datetime) -> Answer:
 
 async def take_look(workspace: Workspace, terms: GateTerms, say: Callable[[str], None]) -> Answer:
     """Look once, report the look as a table, and return what to do. Looks carry no state from one to the next."""
-    from controlled_rollout import steps
+    from controlled_rollout import looks
     from controlled_rollout.gate import describe
     from controlled_rollout.target import connect
 
     try:
-        look = await steps.look(
+        look = await looks.look(
             workspace,
             terms.endpoint,
             terms.version,

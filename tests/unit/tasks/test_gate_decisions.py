@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.gate import Gate, Outcome, Verdict
-from controlled_rollout.steps import Look
+from controlled_rollout.looks import Look
 from controlled_rollout.tasks.gate_decision import Answer, GateTerms, Next, decide, ended, unreachable
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -1,0 +1,80 @@
+"""Commands that read the record of an endpoint: replayed, or as a report."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
+from controlled_rollout.cli.view import print_table, say
+from controlled_rollout.endpoint import check_name
+from controlled_rollout.errors import ControlledRolloutError
+
+if TYPE_CHECKING:
+    from controlled_rollout.record.replay import Replayed
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add `replay`."""
+    replay = commands.add_parser(
+        "replay", help="judge every look of a record anew, and compare with what was concluded"
+    )
+    _add_record(replay)
+    replay.set_defaults(run=_replay)
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("record", help="a file of a record, or an endpoint's name for the workspace's record of it")
+    parser.add_argument("--version", help="only the looks at this version")
+    add_workspace(parser)
+
+
+def _files(options: argparse.Namespace) -> list[Path]:
+    from controlled_rollout.record.file import files_of, record_file
+
+    named = Path(options.record)
+    if named.is_file():
+        return [named]
+    if named.suffix or named.parent != Path():
+        raise ControlledRolloutError(f"there is no record {options.record}: give a file, or an endpoint's name")
+    found = files_of(record_file(workspace_of(options), check_name(options.record)))
+    if not found:
+        raise ControlledRolloutError(
+            f"there is neither a file {options.record!r} nor a record of an endpoint of that name: nothing was decided "
+            "about it in this workspace"
+        )
+    return found
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from controlled_rollout.record import read_file
+    from controlled_rollout.record.replay import replay
+
+    looks = [
+        look
+        for file in _files(options)
+        for look in replay(read_file(file))
+        if options.version in (None, look.decision.version)
+    ]
+    for look in looks:
+        if look.difference:
+            say(f"{_moment(look)}  {look.decision.version}  {look.difference}")
+    _summarise(looks)
+    different = sum(bool(look.difference) for look in looks)
+    say(f"{len(looks)} looks, {different} of them differ" if different else f"{len(looks)} looks, all the same")
+    return 1 if different else 0
+
+
+def _summarise(looks: "list[Replayed]") -> None:
+    counted: Counter[tuple[str, str, str]] = Counter(
+        (look.decision.version, look.decision.who, look.decision.outcome or "") for look in looks
+    )
+    rows: list[tuple[str, ...]] = [(*key, str(number)) for key, number in counted.items()]
+    if rows:
+        print_table(("version", "who", "outcome", "looks"), rows)
+
+
+def _moment(look: "Replayed") -> str:
+    return look.decision.time.isoformat(sep=" ", timespec="seconds")

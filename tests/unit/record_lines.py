@@ -1,0 +1,58 @@
+"""Looks for the tests of the record: bins of a made-up rollout, judged and appended as a gate does."""
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from controlled_rollout import record
+from controlled_rollout.evidence import Evidence, Reading
+from controlled_rollout.evidence.conclusion import conclude
+from controlled_rollout.gate import Bin, Counts, Gate, verdict_to_dict
+from controlled_rollout.record import Decision, Seen
+from controlled_rollout.workspace import Workspace
+
+T0 = datetime(2026, 1, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+GATE = Gate(latency_quantiles=(0.5, 0.95))
+
+
+def bins(number: int, *, seed: int = 1, treatment_errors: float = 0.01, start: datetime = T0) -> tuple[Bin, ...]:
+    chance = random.Random(seed)
+
+    def counts(requests: int, rate: float) -> Counts:
+        errors = sum(chance.random() < rate for _ in range(requests))
+        return Counts(requests, errors, slow=(requests // 2, requests // 20))
+
+    return tuple(
+        Bin(start + n * MINUTE, control=counts(90, 0.01), treatment=counts(10, treatment_errors), share=0.1)
+        for n in range(number)
+    )
+
+
+def append(
+    workspace: Workspace,
+    seen: Sequence[Bin],
+    *,
+    version: str = "v2a",
+    gate: Gate = GATE,
+    baseline: Sequence[Bin] = (),
+    at: datetime | None = None,
+    lag: timedelta | None = None,
+    router: tuple[Reading, ...] = (),
+) -> Decision:
+    until = at or (seen[-1].start + MINUTE if seen else T0)
+    evidence = Evidence(tuple(seen), tuple(baseline), (10.0, 50.0), until, ("AppRequests",), lag)
+    verdict = conclude(
+        evidence, gate, control="v1a", treatment=version, bin_width=MINUTE, allowed_lag=3 * MINUTE, router=router
+    )
+    settings = {
+        "control": "v1a", "started": T0.isoformat(), "bin_width_s": 60.0, "allowed_lag_s": 180.0,
+        "baseline_length_s": 3600.0, "gate": gate.model_dump(mode="json"), "queries": ["AppRequests"],
+    }  # fmt: skip
+    decision = Decision(
+        time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate", why="",
+        outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
+    )  # fmt: skip
+    seen_values = Seen(settings, evidence.bins, evidence.baseline, until, evidence.thresholds_ms, lag, router)
+    record.append_look(workspace, decision, seen_values)
+    return decision

@@ -1,0 +1,209 @@
+"""A record is replayed to the same verdicts, and whatever was changed in it is found."""
+
+import json
+import multiprocessing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlled_rollout import record
+from controlled_rollout.cli import main
+from controlled_rollout.evidence import Reading
+from controlled_rollout.gate import Counts, Gate
+from controlled_rollout.record import file as record_files
+from controlled_rollout.record import series
+from controlled_rollout.record.replay import replay
+from controlled_rollout.workspace import Workspace
+from unit.record_lines import MINUTE, T0, append, bins
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.local(tmp_path)
+
+
+def lines(workspace: Workspace) -> list[str]:
+    return (workspace.records_folder / "digits.jsonl").read_text().splitlines()
+
+
+def rewrite(workspace: Workspace, new: list[str]) -> Path:
+    file = workspace.records_folder / "digits.jsonl"
+    file.write_text("".join(f"{line}\n" for line in new))
+    return file
+
+
+def test_every_look_is_replayed_to_the_verdict_that_was_given(workspace: Workspace) -> None:
+    everything = bins(60, treatment_errors=0.2)
+    before = bins(5, start=T0 - 5 * MINUTE)
+    for number in (0, 1, 2, 10, 40, 60):
+        append(workspace, everything[:number], baseline=before)
+
+    found = list(replay(record.read(workspace, "digits")))
+
+    assert [look.difference for look in found] == [""] * 6
+    assert found[-1].verdict is not None
+    assert found[-1].verdict.outcome == "fail"
+    assert found[-1].evidence is not None
+    assert found[-1].evidence.bins == everything
+    assert found[-1].evidence.baseline == before
+
+
+def test_a_line_holds_only_the_bins_that_the_look_before_did_not_have(workspace: Workspace) -> None:
+    everything = bins(150)
+    for number in range(1, 151):
+        append(workspace, everything[:number])
+
+    sizes = [len(line) for line in lines(workspace)]
+    assert max(sizes[1:]) < 3_000
+    assert max(sizes[-50:]) < 1.2 * max(sizes[1:50])
+
+
+def test_a_bin_that_changes_later_is_written_again_with_those_after_it(workspace: Workspace) -> None:
+    first = bins(10)
+    changed = (*first[:7], replace(first[7], control=Counts(91, 0, (45, 4))), *first[8:])
+    append(workspace, first)
+    append(workspace, changed)
+
+    second = json.loads(lines(workspace)[1])["evidence"]["bins"]
+    assert (second["keep"], len(second["add"])) == (7, 3)
+    assert [look.difference for look in replay(record.read(workspace, "digits"))] == ["", ""]
+
+
+def test_another_process_carries_a_series_on(workspace: Workspace) -> None:
+    everything = bins(20)
+    append(workspace, everything[:10])
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=append, args=(workspace, everything[:15]))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
+    append(workspace, everything)
+
+    kept = [json.loads(line)["evidence"]["bins"]["keep"] for line in lines(workspace)]
+    assert kept == [0, 10, 15]
+    assert all(not look.difference for look in replay(record.read(workspace, "digits")))
+
+
+def test_gates_with_other_settings_and_other_treatments_do_not_mix(workspace: Workspace) -> None:
+    one, other = bins(10), bins(10, seed=2)
+    for number in range(1, 11):
+        append(workspace, one[:number])
+        append(workspace, other[:number], version="v3b")
+        append(workspace, one[:number], gate=Gate(latency_quantiles=(0.5, 0.95), alpha=0.01))
+
+    found = list(replay(record.read(workspace, "digits")))
+    assert len(found) == 30
+    assert all(not look.difference for look in found)
+
+
+def changed(line: str, **fields: object) -> str:
+    return json.dumps({**json.loads(line), **fields})
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda found: [found[0], *found[2:]], "missing or changed"),
+        (lambda found: found[1:], "gate's settings, is missing"),
+        (lambda found: [*found[:-1], changed(found[-1], outcome="pass")], "outcome pass, now"),
+        (lambda found: [found[0].replace('"requests":90', '"requests":91', 1), *found[1:]], "missing or changed"),
+        (lambda found: [*found[:-1], found[-1].replace('"e_value":', '"e_value":1', 1)], "errors are higher"),
+        (lambda found: [*found[:-1], changed(found[-1], evidence=None)], "no evidence that its outcome could rest on"),
+        (lambda found: [*found[:-1], changed(found[-1], evidence={"series": "x"})], "cannot be read"),
+    ],
+)
+def test_what_was_changed_in_a_record_is_found(workspace: Workspace, damage, problem, capsys) -> None:  # type: ignore[no-untyped-def]
+    everything = bins(5)
+    for number in range(1, 6):
+        append(workspace, everything[:number])
+    assert main(["replay", "digits", "--root", str(workspace.root)]) == 0
+    assert "5 looks, all the same" in capsys.readouterr().out
+
+    file = rewrite(workspace, damage(lines(workspace)))
+
+    assert main(["replay", str(file)]) == 1
+    assert problem in capsys.readouterr().out
+
+
+def test_a_changed_gate_gives_other_verdicts_and_is_found(workspace: Workspace, capsys) -> None:  # type: ignore[no-untyped-def]
+    append(workspace, bins(60, treatment_errors=0.2))
+    [line] = lines(workspace)
+    document = json.loads(line)
+    document["evidence"]["settings"]["gate"]["error_ratio"] = 1000.0
+    file = rewrite(workspace, [json.dumps(document)])
+
+    assert main(["replay", str(file)]) == 1
+    assert "outcome fail, now" in capsys.readouterr().out
+
+
+def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None:
+    seen = bins(5)
+    counted = (
+        Reading(T0 + 6 * MINUTE, {"v1a": 100, "v2a": 10}),
+        Reading(T0 + 9 * MINUTE, {"v1a": 400, "v2a": 40}),
+        Reading(T0 + 13 * MINUTE, {"v1a": 700, "v2a": 70}),
+    )
+    assert append(workspace, seen, lag=timedelta(minutes=4)).outcome == "cannot_see"
+    assert append(workspace, seen, at=T0 + 10 * MINUTE, router=counted).outcome == "cannot_see"
+
+    assert [look.difference for look in replay(record.read(workspace, "digits"))] == ["", ""]
+
+
+def test_a_full_file_is_put_aside_and_each_file_can_be_replayed_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_files, "MAX_FILE_BYTES", 40_000)
+    monkeypatch.setattr(record_files, "KEPT_FILES", 2)
+    everything = bins(60)
+    for number in range(1, 61):
+        append(workspace, everything[:number])
+
+    files = record_files.files_of(workspace.records_folder / "digits.jsonl")
+    assert len(files) == 3
+    assert all(file.stat().st_size < 40_000 for file in files)
+    for file in files:
+        found = list(replay(record.read_file(file)))
+        assert found
+        assert all(not look.difference for look in found)
+    assert record.last(workspace, "digits", "v2a") is not None
+    everything_kept = list(record.read(workspace, "digits"))
+    assert [one.time for one in everything_kept] == sorted(one.time for one in everything_kept)
+
+
+def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_replay(workspace: Workspace) -> None:
+    everything = bins(6)
+    append(workspace, everything[:2])
+    append(workspace, everything[:4])
+    file = workspace.records_folder / "digits.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    series._followed.clear()  # the process that wrote it is gone
+    append(workspace, everything)
+
+    found = list(replay(record.read(workspace, "digits")))
+    assert [look.difference for look in found] == ["", ""]
+    assert found[-1].evidence is not None
+    assert found[-1].evidence.bins == everything
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8))
+def test_stretches_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
+    writer, reader, read_back = series.Marks(), series.Marks(), []
+    for number, seed in cuts:
+        wanted = bins(number, seed=seed)
+        stretch = writer.stretch_to(wanted)
+        reader.follow(stretch)
+        read_back[stretch.keep :] = series.bins_from_json(stretch.add)
+        assert tuple(read_back) == wanted
+        assert reader.digest == stretch.digest
+
+
+def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert main(["replay", "letters", "--root", str(workspace.root)]) == 1
+    assert "nothing was decided" in capsys.readouterr().err
+    assert main(["replay", "./nowhere.jsonl"]) == 1
+    assert "there is no record" in capsys.readouterr().err
