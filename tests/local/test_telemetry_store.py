@@ -1,139 +1,31 @@
 """The telemetry store as a real process, spoken to by the unmodified Azure client."""
 
-import asyncio
 import gzip
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError
-from azure.monitor.query import LogsBatchQuery, LogsQueryClient, LogsQueryPartialResult
+from azure.monitor.query import LogsBatchQuery, LogsQueryPartialResult
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 
-from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
-from controlled_rollout.evidence import Question, SplitChange, evidence_source
-from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-from controlled_rollout.gate import Counts, Gate
-from controlled_rollout.workspace import Workspace
-
-PROGRAM = """
-import sys
-from datetime import timedelta
-from pathlib import Path
-from controlled_rollout.evidence.store.server import serve
-port, data, token = sys.argv[1:4]
-sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None))
-"""
-PROTOBUF = {"Content-Type": "application/x-protobuf"}
-STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
-S = timedelta(seconds=1)
-
-
-class Credential:
-    """A bearer token as the Azure client wants it."""
-
-    def __init__(self, token: str = "any") -> None:  # noqa: S107
-        self.token = token
-
-    def get_token(self, *scopes: str, **kwargs: Any) -> AccessToken:
-        return AccessToken(self.token, int(time.time()) + 3_600)
-
-
-class Process:
-    """A store and how to speak to it."""
-
-    def __init__(self, data: Path, token_file: Path | None = None, port: int = 0) -> None:
-        arguments = [sys.executable, "-c", PROGRAM, str(port), str(data), str(token_file or "")]
-        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.popen.stdout
-        self.line = self.popen.stdout.readline()
-        found = re.fullmatch(
-            r"telemetry store ready: InstrumentationKey=(\S+);IngestionEndpoint=(http://127\.0\.0\.1:\d+)/ "
-            r"workspace=(\S+)\n",
-            self.line,
-        )
-        if found:
-            self.key, self.url, self.workspace = found.groups()
-            self.http = httpx.Client(base_url=self.url, timeout=30)
-
-    def client(self, token: str = "any") -> LogsQueryClient:  # noqa: S107
-        return LogsQueryClient(Credential(token), endpoint=f"{self.url}/v1", retry_total=0)
-
-    def rows(self, query: str, timespan: Any = None) -> list[list[Any]]:
-        result = self.client().query_workspace(self.workspace, query, timespan=timespan, enforce_https=False)
-        assert not isinstance(result, LogsQueryPartialResult)
-        return [list(row) for row in result.tables[0].rows]
-
-    def send(self, *spans: dict[str, Any]) -> httpx.Response:
-        return self.http.post("/v1/traces", content=export(*spans), headers=PROTOBUF)
-
-    def end(self, how: int = signal.SIGTERM) -> tuple[int, str]:
-        self.popen.send_signal(how)
-        _, errors = self.popen.communicate(timeout=30)
-        return self.popen.returncode, errors
-
-
-def export(*spans: dict[str, Any]) -> bytes:
-    request = ExportTraceServiceRequest()
-    resource = request.resource_spans.add()
-    scope = resource.scope_spans.add()
-    for fields in spans:
-        start = int(fields.get("at", datetime.now(UTC)).timestamp() * 1e6) * 1_000
-        span = scope.spans.add(
-            trace_id=os.urandom(16),
-            span_id=os.urandom(8),
-            kind=2,
-            name="ingress",
-            start_time_unix_nano=start,
-            end_time_unix_nano=start + int(fields.get("ms", 5.0) * 1e6),
-        )
-        tags = {
-            "http.url": "http://localhost/api/v1/service/digits/score",
-            "http.method": "POST",
-            "http.status_code": fields.get("code", "200"),
-            "endpoint": fields.get("endpoint", "digits"),
-            "version": fields.get("version", "control"),
-            "routed_by": fields.get("routed_by", "weights"),
-        }
-        for key, value in tags.items():
-            if value is not None:
-                span.attributes.add(key=key).value.string_value = value
-    return request.SerializeToString()
+from local.telemetry_lab import PROTOBUF, Process, export, stores
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    processes: list[Process] = []
-
-    def start_store(*args: Any, **kwargs: Any) -> Process:
-        process = Process(*(args or (tmp_path / "data",)), **kwargs)
-        processes.append(process)
-        return process
-
-    yield start_store
-    for process in processes:
-        if hasattr(process, "http"):
-            process.http.close()
-        if process.popen.poll() is None:
-            process.popen.kill()
-        process.popen.communicate(timeout=30)
+    with stores(tmp_path / "data") as start_store:
+        yield start_store
 
 
 @pytest.fixture(scope="module")
@@ -336,154 +228,3 @@ def test_a_second_store_on_the_folder_or_the_port_is_refused_in_one_line(
             assert process.popen.returncode == 2
             assert word in errors
             assert errors.count("\n") == 1
-
-
-# The reader, over the wire.
-
-
-def source(store: Process) -> LogAnalyticsEvidence:
-    return LogAnalyticsEvidence(
-        endpoint=f"{store.url}/v1", workspace_id=store.workspace, credential=Credential(), enforce_https=False
-    )
-
-
-def read(source: Any, endpoint: str, **changes: Any) -> Any:
-    arguments = {
-        "control": "control",
-        "treatment": "treatment",
-        "started": STARTED,
-        "now": STARTED + 32 * S,
-        "bin_width": 10 * S,
-        "allowed_lag": 2 * S,
-        "baseline_length": timedelta(minutes=10),
-        "splits": [SplitChange(STARTED, 0.1), SplitChange(STARTED + 25 * S, 0.5)],
-        "gate": Gate(),
-    } | changes
-    return asyncio.run(source.read(Question(endpoint=endpoint, **arguments)))
-
-
-def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> None:
-    name = "counted"
-    baseline = [{"at": STARTED - (1 + n * 0.5) * S, "ms": 1.0 + n, "endpoint": name} for n in range(200)]
-    rollout = [
-        {"at": STARTED + 1 * S, "ms": 5_000.0, "code": "504"},
-        {"at": STARTED + 2 * S, "ms": 1.0, "code": "404"},
-        {"at": STARTED + 3 * S, "ms": 104.0, "version": "treatment"},  # above control's median, within its tolerance
-        {"at": STARTED + 4 * S, "ms": 120.0, "version": "treatment", "code": "0"},
-        {"at": STARTED + 5 * S, "ms": 1.0, "version": "treatment", "routed_by": "header", "code": "500"},
-        {"at": STARTED + 6 * S, "ms": 1.0, "version": "treatment", "routed_by": None},
-        {"at": STARTED + 7 * S, "version": "another"},
-        {"at": STARTED + 12 * S, "version": "treatment"},
-        {"at": STARTED + 31 * S, "version": "treatment"},  # its bin is not closed
-    ]
-    store.send(*baseline, *({"endpoint": name, **row} for row in rollout), {"endpoint": "other", "at": STARTED + 1 * S})
-
-    evidence = read(source(store), name)
-
-    assert evidence.until == STARTED + 30 * S
-    assert evidence.thresholds_ms == pytest.approx((100, 180, 190, 198), rel=0.0102)
-    assert [b.start for b in evidence.bins] == [STARTED, STARTED + 10 * S]
-    first, second = evidence.bins
-    assert first.control == Counts(requests=2, errors=1, slow=(1, 1, 1, 1))
-    assert first.treatment == Counts(requests=3, errors=1, slow=(1, 0, 0, 0))
-    assert second.control == Counts(requests=0, errors=0, slow=(0, 0, 0, 0))
-    assert second.treatment.requests == 1
-    assert (first.share, second.share) == (None, 0.1)  # the split was set as the first bin began
-    assert sum(b.control.requests for b in evidence.baseline) == 200
-    assert sum(b.control.slow[0] for b in evidence.baseline) == pytest.approx(100, abs=3)
-    assert evidence.queries[0].startswith("AppRequests\n")
-    assert read(source(store), name) == evidence
-
-
-def test_without_a_baseline_latency_is_not_counted_and_nothing_at_all_is_no_bin(store: Process) -> None:
-    store.send({"endpoint": "young", "at": STARTED + 1 * S, "version": "treatment"})
-
-    young = read(source(store), "young")
-
-    assert young.thresholds_ms == ()
-    assert young.bins[0].treatment == Counts(requests=1, errors=0, slow=())
-    assert young.bins[0].control == Counts(requests=0, errors=0, slow=())
-    nothing = read(source(store), "nothing")
-    assert (nothing.bins, nothing.baseline) == ((), ())
-
-
-def test_the_newest_row_is_told(store: Process) -> None:
-    store.send({"endpoint": "newest", "at": STARTED}, {"endpoint": "newest", "at": STARTED - 5 * S})
-
-    assert asyncio.run(source(store).newest("newest")) == STARTED
-    assert asyncio.run(source(store).newest("never")) is None
-
-
-def test_a_name_that_is_none_never_reaches_the_store(store: Process) -> None:
-    with pytest.raises(EndpointError):
-        read(source(store), "digits' or '1' == '1")
-    with pytest.raises(EndpointError):
-        read(source(store), "digits", treatment="x'; drop table AppRequests")
-
-
-def test_a_store_that_is_down_or_refuses_is_unavailable_and_never_zeros(
-    start: Callable[..., Process], tmp_path: Path
-) -> None:
-    token_file = tmp_path / "token"
-    token_file.write_text("correct-horse")
-    process = start(tmp_path / "data", token_file=token_file)
-
-    with pytest.raises(EvidenceUnavailableError, match=r"401.*credential"):
-        read(source(process), "digits")
-    process.end()
-    began = time.monotonic()
-    with pytest.raises(EvidenceUnavailableError, match="did not answer"):
-        read(source(process), "digits")
-    assert time.monotonic() - began < 10
-
-
-def test_the_local_workspace_s_evidence_follows_the_supervisor_s_state(
-    start: Callable[..., Process], tmp_path: Path
-) -> None:
-    workspace = Workspace.local(tmp_path / "home")
-    evidence = evidence_source(workspace)
-    with pytest.raises(EvidenceUnavailableError, match="local up"):
-        read(evidence, "digits")
-
-    token_file = tmp_path / "token"
-    token_file.write_text("correct-horse")
-    process = start(tmp_path / "data", token_file=token_file)
-    process.send({"at": STARTED + 1 * S})
-    state = {"telemetry_url": process.url, "telemetry_workspace_id": None, "telemetry_token_file": str(token_file)}
-    workspace.state_file.parent.mkdir(parents=True)
-    workspace.state_file.write_text(json.dumps(state))
-
-    assert read(evidence, "digits").bins[0].control.requests == 1
-    workspace.state_file.write_text("{}")
-    with pytest.raises(EvidenceUnavailableError, match="does not say"):
-        read(evidence, "digits")
-
-
-def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
-    start: Callable[..., Process], tmp_path: Path
-) -> None:
-    token_file = tmp_path / "token"
-    token_file.write_text("correct-horse")
-    process = start(tmp_path / "data", token_file=token_file)
-    process.send({"at": STARTED + 1 * S})
-    settings = {
-        "root": str(tmp_path / "home"),
-        "target": "kubernetes",
-        "gateway": "infra/shared",
-        "telemetry_endpoint": f"{process.url}/v1",
-        "telemetry_workspace_id": process.workspace,
-        "telemetry_token_file": str(token_file),
-    }
-    workspace = Workspace.from_settings(settings)
-    # Another store's, of a supervisor that happens to run.
-    workspace.state_file.parent.mkdir(parents=True)
-    workspace.state_file.write_text(json.dumps({"telemetry_token_file": str(tmp_path / "other")}))
-
-    assert read(evidence_source(workspace), "digits").bins[0].control.requests == 1
-
-    token_file.write_text("changed-horse")
-    with pytest.raises(EvidenceUnavailableError, match="401"):
-        read(evidence_source(workspace), "digits")
-    token_file.unlink()
-    with pytest.raises(EvidenceUnavailableError, match="token cannot be read"):
-        read(evidence_source(workspace), "digits")

@@ -63,6 +63,7 @@ def _add_telemetry_store(commands: Commands) -> None:
     store.add_argument("--data", type=Path, required=True, help="folder that keeps the telemetry")
     store.add_argument("--retention-days", type=float, default=30.0, help="delete older rows (default %(default)s)")
     store.add_argument("--token-file", type=Path, help="ask queries for the bearer token in this file")
+    store.add_argument("--faults", type=Path, metavar="FILE", help="do wrong what this file tells: for tests")
     store.set_defaults(run=_telemetry_store)
 
 
@@ -115,6 +116,7 @@ def _telemetry_store(options: argparse.Namespace) -> int:
         data=options.data,
         retention=timedelta(days=options.retention_days),
         token_file=options.token_file,
+        faults_file=options.faults,
     )
 
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.evidence.model import SplitChange
+from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.gate import Bin, Counts
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "FASTEST_MS",
     "MIN_BASELINE_REQUESTS",
     "SPLIT_GUARD",
-    "CountRow",
     "bins_of",
     "check_bin_width",
     "closed_until",
@@ -37,16 +36,6 @@ SPLIT_GUARD: Final = timedelta(seconds=5)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
 _NO_REQUESTS: Final = Counts(requests=0, errors=0)
-
-
-@dataclass(frozen=True, slots=True)
-class CountRow:
-    """One version's counts in one bin; `before`: whether they lie before the rollout began."""
-
-    start: datetime
-    version: str
-    before: bool
-    counts: Counts
 
 
 def check_bin_width(width: timedelta) -> None:

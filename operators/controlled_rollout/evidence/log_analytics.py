@@ -1,35 +1,29 @@
 """Evidence from a Log Analytics workspace, Azure's or the local store's: the same client, the same KQL."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.bins import (
-    BUCKETS_PER_E,
-    FASTEST_MS,
-    CountRow,
-    bins_of,
-    check_bin_width,
-    closed_until,
-    thresholds,
-)
-from controlled_rollout.evidence.model import Evidence, Question
+from controlled_rollout.evidence import kql
+from controlled_rollout.evidence.bins import thresholds
+from controlled_rollout.evidence.model import Arrival, Ask, Evidence, Question, ThrottledError, TooMuchError
+from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.shared import read_shared, shared_reader
 from controlled_rollout.gate import Counts
 
-__all__ = ["LogAnalyticsEvidence", "baseline_query", "counts_query", "newest_query"]
+__all__ = ["LogAnalyticsEvidence"]
 
 PUBLIC_ENDPOINT: Final = "https://api.loganalytics.io"
-# A look that fails is repeated by the gate: the client itself must not hold it up with minutes of retries.
-CLIENT_SETTINGS: Final[Mapping[str, Any]] = {
-    "retry_total": 1,
-    "retry_backoff_factor": 0.5,
-    "connection_timeout": 5,
-    "read_timeout": 200,
-}
+# A look that fails is repeated by the gate, and what the store asks for (Retry-After) is kept for all gates together.
+CLIENT_SETTINGS: Final[Mapping[str, Any]] = {"retry_total": 0, "connection_timeout": 5, "read_timeout": 200}
+# Azure counts queries over 30 s; where it does not say for how long, that is how long.
+THROTTLED_FOR: Final = timedelta(seconds=30)
+THROTTLED_AT_MOST: Final = timedelta(minutes=10)
 
 # What to do about an answer, by its HTTP status.
 ADVICE: Final[Mapping[int, str]] = {
@@ -41,75 +35,6 @@ ADVICE: Final[Mapping[int, str]] = {
     429: "too many queries: look less often",
     504: "the query took too long: use wider bins or a shorter baseline",
 }
-
-
-def _requests_of(endpoint: str, start: datetime, end: datetime) -> str:
-    """The requests that the weights sent to an endpoint's versions; rows that do not say who chose count as such."""
-    return (
-        "AppRequests\n"
-        f"| where TimeGenerated >= {_datetime(start)} and TimeGenerated < {_datetime(end)}\n"
-        f"| where tostring(Properties.endpoint) == '{check_name(endpoint)}'"
-        " and tostring(Properties.routed_by) != 'header'\n"
-    )
-
-
-def baseline_query(endpoint: str, control: str, *, start: datetime, end: datetime) -> str:
-    """Return the KQL of control's latency histogram: requests by logarithmic bucket of milliseconds."""
-    return (
-        f"{_requests_of(endpoint, start, end)}"
-        f"| where tostring(Properties.version) == '{check_name(control)}'\n"
-        f"| extend Bucket = bin(log(max_of(DurationMs, {_real(FASTEST_MS)})) * {_real(BUCKETS_PER_E)}, 1.0)\n"
-        "| summarize Requests = sum(ItemCount) by Bucket"
-    )
-
-
-def counts_query(
-    endpoint: str,
-    treatment: str,
-    *,
-    start: datetime,
-    started: datetime,
-    end: datetime,
-    bin_width: timedelta,
-    thresholds_ms: Sequence[float],
-    tolerance: float,
-) -> str:
-    """Return the KQL of the versions' counts by bin, before and since the rollout began.
-
-    Other versions are not filtered out: reading a property once more for each row costs more than a few more rows.
-    """
-    slow = "".join(
-        f",\n    Slow{number} = sumif(ItemCount, DurationMs > {_real(threshold)} * Tolerated)"
-        for number, threshold in enumerate(thresholds_ms)
-    )
-    return (
-        f"{_requests_of(endpoint, start, end)}"
-        "| extend Version = tostring(Properties.version)\n"
-        f"| extend Tolerated = iff(Version == '{check_name(treatment)}', {_real(1 + tolerance)}, 1.0)\n"
-        "| summarize Requests = sum(ItemCount),\n"
-        f"    Errors = sumif(ItemCount, toint(ResultCode) >= 500 or ResultCode == '0'){slow}\n"
-        f"    by Version, Bin = bin(TimeGenerated, {bin_width // timedelta(milliseconds=1)}ms),"
-        f" Before = TimeGenerated < {_datetime(started)}"
-    )
-
-
-def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
-    """Return the KQL of when the newest request of an endpoint began."""
-    return f"{_requests_of(endpoint, start, end)}| summarize Newest = max(TimeGenerated)"
-
-
-def _datetime(moment: datetime) -> str:
-    """A KQL literal; a moment without a zone would silently be another one."""
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment!r} has no time zone")
-    return f"datetime({moment.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%S.%f')}Z)"
-
-
-def _real(number: float) -> str:
-    """A KQL literal of a finite number: digits and a point, nothing else."""
-    if not math.isfinite(number):
-        raise ValueError(f"{number!r} is not finite")
-    return f"{number:.6f}"
 
 
 class LogAnalyticsEvidence:
@@ -137,39 +62,43 @@ class LogAnalyticsEvidence:
         Control's quantiles come first: they set what the counts call slow. With fewer than 100 requests before the
         rollout there are none, and latency is not counted.
         """
-        check_bin_width(question.bin_width)
-        until = closed_until(question.now, allowed_lag=question.allowed_lag, width=question.bin_width)
-        started = question.started
-        first = started - question.baseline_length
-        histogram_kql = baseline_query(question.endpoint, question.control, start=first, end=started)
-        histogram = [
-            (_whole(row["Bucket"]), _whole(row["Requests"]))
-            for row in await self._ask(histogram_kql, "Bucket", "Requests")
-        ]
-        limits = thresholds(dict(histogram), question.gate.latency_quantiles)
-        counts_kql = counts_query(
-            question.endpoint,
-            question.treatment,
-            start=first,
-            started=started,
-            end=max(until, started),
-            bin_width=question.bin_width,
-            thresholds_ms=limits,
-            tolerance=question.gate.latency_tolerance,
+        reader = shared_reader((type(self), self.endpoint, self.workspace_id), self)
+        return await read_shared(reader, self, question)
+
+    async def thresholds(self, asks: Sequence[Ask]) -> list[tuple[float, ...]]:
+        """Return control's latency quantiles before each rollout; see `Store.thresholds`."""
+        histograms: list[dict[int, int]] = [{} for _ in asks]
+        for row in await self._ask(kql.baseline_query(asks), "Ask", "Bucket", "Requests"):
+            histograms[_whole(row["Ask"])][_whole(row["Bucket"])] = _whole(row["Requests"])
+        return [thresholds(histogram, ask.subject.quantiles) for ask, histogram in zip(asks, histograms, strict=True)]
+
+    async def counts(self, asks: Sequence[Ask], *, until: datetime, bin_width: timedelta) -> list[list[CountRow]]:
+        """Return each ask's counts by bin and version; see `Store.counts`."""
+        query = kql.until_line(until) + kql.counts_query(asks, bin_width=bin_width)
+        slow = [f"Slow{number}" for number in range(max(len(ask.thresholds_ms) for ask in asks))]
+        found: list[list[CountRow]] = [[] for _ in asks]
+        for row in await self._ask(query, "Ask", "Version", "Bin", "Before", "Requests", "Errors", *slow):
+            number = _whole(row["Ask"])
+            found[number].append(_count_row(row, slow[: len(asks[number].thresholds_ms)]))
+        return found
+
+    async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
+        """Return what has arrived since a moment, by endpoint; see `Store.arrivals`."""
+        rows = await self._ask(
+            kql.arrivals_query(first=first, until=until, since=since), "Endpoint", "Oldest", "LateMs"
         )
-        slow = [f"Slow{number}" for number in range(len(limits))]
-        rows = await self._ask(counts_kql, "Version", "Bin", "Before", "Requests", "Errors", *slow)
-        bins, baseline = bins_of(
-            (_count_row(row, slow) for row in rows),
-            control=question.control,
-            treatment=question.treatment,
-            width=question.bin_width,
-            started=started,
-            until=until,
-            splits=question.splits,
-            kinds=len(limits),
-        )
-        return Evidence(bins, baseline, limits, until, (histogram_kql, counts_kql))
+        return {
+            str(row["Endpoint"]): Arrival(
+                row["Oldest"].astimezone(UTC), timedelta(milliseconds=max(0.0, float(row["LateMs"])))
+            )
+            for row in rows
+            if isinstance(row["Oldest"], datetime) and isinstance(row["LateMs"], int | float)
+        }
+
+    def queries(self, ask: Ask) -> tuple[str, ...]:
+        """Return the queries that give the same numbers for this gate alone; see `Store.queries`."""
+        counts = kql.counts_query([ask], bin_width=ask.subject.bin_width)
+        return (kql.baseline_query([ask]), counts) if ask.subject.quantiles else (counts,)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none.
@@ -178,7 +107,7 @@ class LogAnalyticsEvidence:
             EvidenceUnavailableError: The store did not answer.
         """
         end = (now or datetime.now(UTC)) + timedelta(minutes=1)
-        rows = await self._ask(newest_query(endpoint, start=end - timedelta(days=1), end=end), "Newest")
+        rows = await self._ask(kql.newest_query(endpoint, start=end - timedelta(days=1), end=end), "Newest")
         moment = rows[0]["Newest"] if rows else None
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
@@ -198,10 +127,10 @@ class LogAnalyticsEvidence:
                 f"reading {self.endpoint} needs a package that is missing ({error.name}): "
                 "install airflow-provider-controlled-rollout with the extra azure or local"
             ) from None
-        statuses: list[int] = []
+        answers: list[Any] = []
 
         def note(response: Any) -> None:
-            statuses.append(response.http_response.status_code)
+            answers.append(response.http_response)
 
         try:
             with LogsQueryClient(self._credential, endpoint=self.endpoint, **CLIENT_SETTINGS) as client:
@@ -209,17 +138,17 @@ class LogAnalyticsEvidence:
                     self.workspace_id, kql, timespan=None, enforce_https=self._enforce_https, raw_response_hook=note
                 )
         except HttpResponseError as error:
-            raise self._unavailable(f"answered {error.status_code}: {_one_line(error)}", error.status_code) from None
+            raise self._refused(error.status_code, _one_line(error), error.response) from None
         except (AzureError, OSError) as error:
             raise self._unavailable(f"did not answer: {_one_line(error)}", None) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             # An empty answer (204) or a proxy's page: the client trips over the body.
-            status = statuses[-1] if statuses else None
+            status = answers[-1].status_code if answers else None
             raise self._unavailable(
                 f"answered {status}, which the client cannot read: {_one_line(error)}", status
             ) from None
         if isinstance(result, LogsQueryPartialResult):
-            raise self._unavailable(f"answered only in part: {result.partial_error}", None)
+            raise TooMuchError(str(self._unavailable(f"answered only in part: {result.partial_error}", None)))
         if len(result.tables) != 1:
             raise self._unavailable(f"answered {len(result.tables)} tables where one was asked for", None)
         table = result.tables[0]
@@ -228,9 +157,25 @@ class LogAnalyticsEvidence:
             raise self._unavailable(f"answered without the columns {', '.join(missing)}", None)
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
+    def _refused(self, status: int | None, text: str, response: Any) -> EvidenceUnavailableError:
+        """Return what a status that is no success means for the next query."""
+        error = self._unavailable(f"answered {status}: {text}", status)
+        if status in (429, 503):
+            return ThrottledError(str(error), _retry_after(getattr(response, "headers", None) or {}, status))
+        return TooMuchError(str(error)) if status in (408, 504) else error
+
     def _unavailable(self, what: str, status: int | None) -> EvidenceUnavailableError:
         advice = ADVICE.get(status or 0, "see that it runs and can be reached; the gate holds until it answers")
         return EvidenceUnavailableError(f"workspace {self.workspace_id} at {self.endpoint} {what}. {advice}")
+
+
+def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
+    """Return for how long the store wants no query: what it says, in seconds or as a date."""
+    said = headers.get("Retry-After", "")
+    wait = THROTTLED_FOR if status == 429 else timedelta(0)
+    with contextlib.suppress(ValueError, TypeError):
+        wait = timedelta(seconds=float(said)) if said[:1].isdigit() else parsedate_to_datetime(said) - datetime.now(UTC)
+    return min(max(wait, timedelta(0)), THROTTLED_AT_MOST)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,9 +5,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.gate import Bin, Gate
 
-__all__ = ["Evidence", "EvidenceSource", "Question", "Reading", "SplitChange"]
+__all__ = [
+    "Arrival",
+    "Ask",
+    "Evidence",
+    "EvidenceSource",
+    "Question",
+    "Reading",
+    "SplitChange",
+    "Store",
+    "Subject",
+    "ThrottledError",
+    "TooMuchError",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +112,113 @@ class EvidenceSource(Protocol):
         Raises:
             EvidenceUnavailableError: The store did not answer, refused, throttled, or answered only in part.
         """
+        ...
+
+
+class ThrottledError(EvidenceUnavailableError):
+    """The store asks to be left alone for a while.
+
+    Attributes:
+        retry_after: For how long.
+    """
+
+    def __init__(self, message: str, retry_after: timedelta) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooMuchError(EvidenceUnavailableError):
+    """A query took too long or would have given too many rows: a smaller one may be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is the same for all looks of one gate on one rollout: who asks alike is answered once.
+
+    Attributes:
+        endpoint, control, treatment: Whose requests.
+        started: When the rollout began.
+        first: Where the baseline begins.
+        bin_width: The length of a bin.
+        allowed_lag: How late a row may arrive.
+        quantiles: The latency quantiles that are judged.
+        tolerance: The relative slow-down of the treatment that is tolerated.
+        means: The author's queries for numeric metrics, as (name, KQL).
+    """
+
+    endpoint: str
+    control: str
+    treatment: str
+    started: datetime
+    first: datetime
+    bin_width: timedelta
+    allowed_lag: timedelta
+    quantiles: tuple[float, ...]
+    tolerance: float
+    means: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, question: Question) -> "Subject":
+        """Return what a question has in common with the next one about the same rollout."""
+        return cls(
+            endpoint=question.endpoint,
+            control=question.control,
+            treatment=question.treatment,
+            started=question.started,
+            first=question.started - question.baseline_length,
+            bin_width=question.bin_width,
+            allowed_lag=question.allowed_lag,
+            quantiles=tuple(question.gate.latency_quantiles),
+            tolerance=question.gate.latency_tolerance,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a store is asked for one subject.
+
+    Attributes:
+        subject: Whose counts.
+        since: From which bin on.
+        thresholds_ms: Control's frozen quantiles in milliseconds; empty where latency is not judged.
+    """
+
+    subject: Subject
+    since: datetime
+    thresholds_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What has arrived of an endpoint since a moment.
+
+    Attributes:
+        oldest: When the oldest of these requests began.
+        lag: How late all but the latest hundredth came.
+    """
+
+    oldest: datetime
+    lag: timedelta
+
+
+class Store(Protocol):
+    """A metric store as the shared reader asks it: for many gates at once.
+
+    All methods raise `EvidenceUnavailableError` where the answer is not complete.
+    """
+
+    async def thresholds(self, asks: Sequence[Ask]) -> list[tuple[float, ...]]:
+        """Return control's latency quantiles before each rollout, in milliseconds; empty with too few requests."""
+        ...
+
+    async def counts(self, asks: Sequence[Ask], *, until: datetime, bin_width: timedelta) -> list[list[CountRow]]:
+        """Return each ask's counts by bin and version, from its `since` until `until`."""
+        ...
+
+    async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
+        """Return what has arrived since a moment, by endpoint; empty where the store does not tell."""
+        ...
+
+    def queries(self, ask: Ask) -> tuple[str, ...]:
+        """Return what a person would ask the store by hand to get the same numbers."""
         ...

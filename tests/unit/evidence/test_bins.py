@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.evidence.bins import (
-    CountRow,
     bins_of,
     check_bin_width,
     closed_until,
@@ -18,6 +17,7 @@ from controlled_rollout.evidence.bins import (
     share_in,
     thresholds,
 )
+from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.gate import Counts
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

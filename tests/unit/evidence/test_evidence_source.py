@@ -13,8 +13,10 @@ import pytest
 from controlled_rollout.endpoint import EndpointError
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence import evidence_source
+from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
 from controlled_rollout.evidence.local import is_this_machine
-from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence, baseline_query, counts_query
+from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
+from controlled_rollout.evidence.model import Ask, Subject
 from controlled_rollout.evidence.store.kql import translate
 from controlled_rollout.workspace import Workspace
 
@@ -96,41 +98,54 @@ def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:
     assert source.endpoint == "https://api.loganalytics.io"
 
 
-def test_times_and_thresholds_are_written_exactly() -> None:
-    query = counts_query(
-        "digits",
-        "treatment",
-        start=T0,
-        started=T0 + timedelta(hours=1),
-        end=T0 + timedelta(hours=2),
-        bin_width=timedelta(seconds=1.5),
-        thresholds_ms=(1e-3, 123.4567891, 1e7),
-        tolerance=0.05,
-    )
+def ask(*thresholds_ms: float, **changes: Any) -> Ask:
+    subject = Subject(**{
+        "endpoint": "digits", "control": "control", "treatment": "treatment", "started": T0 + timedelta(hours=1),
+        "first": T0, "bin_width": timedelta(seconds=1.5), "allowed_lag": timedelta(0), "quantiles": (0.5,),
+        "tolerance": 0.05, **changes,
+    })  # fmt: skip
+    return Ask(subject, subject.first, thresholds_ms)
 
-    assert "datetime(2026-03-01T12:00:00.000001Z)" in query
+
+def test_times_and_thresholds_are_written_exactly() -> None:
+    asks = [ask(1e-3, 123.4567891, 1e7), ask(7.0, endpoint="letters")]
+
+    query = until_line(T0 + timedelta(hours=2)) + counts_query(asks, bin_width=timedelta(seconds=1.5))
+
+    assert "let Until = datetime(2026-03-01T14:00:00.000001Z);" in query
+    assert "TimeGenerated >= datetime(2026-03-01T12:00:00.000001Z)" in query
     assert "bin(TimeGenerated, 1500ms)" in query
-    assert "Slow1 = sumif(ItemCount, DurationMs > 123.456789 * Tolerated)" in query
-    assert "Slow2 = sumif(ItemCount, DurationMs > 10000000.000000 * Tolerated)" in query
+    when = '"2026-03-01T12:00:00.000001Z","2026-03-01T13:00:00.000001Z"'
+    assert f'[0,"digits","control",{when},0.001,123.456789,10000000.0]' in query
+    assert f'[0,"digits","treatment",{when},0.00105,129.629629,10500000.0]' in query
+    assert f'[1,"letters","control",{when},7.0,1e+18,1e+18]' in query
     assert translate(query).tables == ("AppRequests",)
+    assert translate(baseline_query(asks)).tables == ("AppRequests",)
+    assert translate(arrivals_query(first=T0, until=T0, since=T0)).tables == ("AppRequests",)
+
+
+def test_an_author_s_query_is_only_continued() -> None:
+    kql = "let Currency = 'EUR';\nAppEvents\n| project TimeGenerated, Version = Name, Value = 1.5 // cents;\n; "
+
+    query = mean_query(kql, ask(), until=T0, bin_width=timedelta(minutes=1))
+
+    assert query.startswith("let Currency = 'EUR';\nAppEvents")
+    assert translate(query).tables == ("AppEvents",)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_a_threshold_that_is_no_number_is_never_sent(threshold: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
-        counts_query(
-            "digits", "treatment", start=T0, started=T0, end=T0, bin_width=timedelta(seconds=1),
-            thresholds_ms=(threshold,), tolerance=0.05,
-        )  # fmt: skip
+        counts_query([ask(threshold)], bin_width=timedelta(seconds=1))
 
 
 def test_a_time_without_a_zone_and_a_name_that_is_none_are_never_sent() -> None:
     with pytest.raises(ValueError, match="no time zone"):
-        baseline_query("digits", "control", start=T0.replace(tzinfo=None), end=T0)
+        baseline_query([ask(first=T0.replace(tzinfo=None), started=T0.replace(tzinfo=None))])
     with pytest.raises(EndpointError):
-        baseline_query("digits' or 1==1 //", "control", start=T0, end=T0)
+        baseline_query([ask(endpoint="digits' or 1==1 //")])
     with pytest.raises(EndpointError):
-        baseline_query("digits", "x' | take 1", start=T0, end=T0)
+        baseline_query([ask(control="x' | take 1")])
 
 
 @pytest.mark.parametrize(

@@ -287,3 +287,21 @@ def test_the_gate_s_operators_are_translated_to_one_select(tmp_path: Path) -> No
 )
 def test_ordinary_kql_passes_both_locks(database: Database, query: str) -> None:
     assert len(rows(database, query)) == 1
+
+
+def test_when_a_row_came_is_told_by_the_function_and_not_where_it_stands_in_quotes(database: Database) -> None:
+    query = "AppRequests | extend Came = ingestion_time ( ) | summarize max(Came) | extend Text = 'ingestion_time()'"
+
+    [[came, text]] = rows(database, query)
+
+    assert came == NOW.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert text == "ingestion_time()"
+    faults = [ask(database, f"AppRequests | extend a = {word} | wherre x") for word in ("ingestion_time()", "x" * 16)]
+    assert [status for status, _ in faults] == [400, 400]
+    assert innermost(faults[0][1])["pos"] == innermost(faults[1][1])["pos"]
+
+
+def test_long_text_is_one_word_and_many_words_are_too_long(database: Database) -> None:
+    assert rows(database, f"print strlen('{'x' * 200_000}')") == [[200_000]]
+    assert ask(database, "print " + ", ".join("1" for _ in range(20_000)))[0] == 400
+    assert ask(database, f"print strlen('{'x' * 1_000_000}')")[0] == 400

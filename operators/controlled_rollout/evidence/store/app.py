@@ -17,9 +17,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from controlled_rollout.evidence.store import otlp, track
+from controlled_rollout.evidence.store.answer import Answer, error_answer
 from controlled_rollout.evidence.store.body import BodyError, read_body
 from controlled_rollout.evidence.store.database import Database
-from controlled_rollout.evidence.store.query import Answer, QueryLimits, error_answer, run_query
+from controlled_rollout.evidence.store.faults import Faults
+from controlled_rollout.evidence.store.query import QueryLimits, run_query
 from controlled_rollout.evidence.store.values import MalformedError
 from controlled_rollout.evidence.store.writer import BufferFullError, NotWrittenError, Writer
 
@@ -45,6 +47,7 @@ class Store:
         workspace_id: Which workspace's queries are answered.
         token: What a query's bearer token must be; None takes any.
         limits: Limits of one query.
+        faults: What the store was told to do wrong.
         queries: The threads that queries run on: as many at once as Azure allows one caller.
         max_waiting: Queries beyond those running that may wait; more are told to come later.
     """
@@ -54,6 +57,7 @@ class Store:
     workspace_id: str
     token: str | None = field(default=None, repr=False)
     limits: QueryLimits = field(default_factory=QueryLimits)
+    faults: Faults = field(default_factory=Faults)
     queries: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(5, "query"))
     max_waiting: int = 100
     active: int = 0
@@ -220,6 +224,12 @@ async def _run(store: Store, body: object, prefer: str) -> Answer:
 def _flush_and_run(store: Store, body: dict[str, Any], timeout_s: float, statistics: bool) -> Answer:
     """A query sees everything that was answered 200 before it came."""
     try:
+        fault = store.faults.now()
+    except ValueError as error:
+        return error_answer(500, "InternalError", str(error))
+    if (refusal := fault.refusal(body.get("query"))) is not None:
+        return refusal
+    try:
         store.writer.flush(timeout_s)
     except NotWrittenError as error:
         return error_answer(503, "ServiceUnavailable", str(error))
@@ -230,6 +240,7 @@ def _flush_and_run(store: Store, body: dict[str, Any], timeout_s: float, statist
         workspace_id=store.workspace_id,
         timeout_s=timeout_s,
         limits=store.limits,
+        fault=fault,
         statistics=statistics,
     )
 
@@ -256,5 +267,5 @@ def _unknown_workspace(workspace_id: str) -> Answer:
 def _response(answer: Answer) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if answer.status == 401 else None
     if answer.status in (429, 503):
-        headers = RETRY_AFTER
+        headers = RETRY_AFTER if answer.retry_after is None else {"Retry-After": answer.retry_after}
     return Response(answer.body, answer.status, headers, "application/json")

@@ -4,6 +4,7 @@ import atexit
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -17,8 +18,14 @@ from controlled_rollout.evidence.store.schema import TABLES
 
 __all__ = ["QueryRefusedError", "Statement", "parse_timespan", "translate"]
 
-# The parser is Python: a query of this length keeps it busy for seconds.
+# The parser is Python: a query of this length keeps it busy for seconds. What stands in quotes is one word to it.
 MAX_QUERY_LENGTH: Final = 32_768
+MAX_TEXT_LENGTH: Final = 1_000_000
+# Longer ones are translated anew each time: a few hundred of them would fill the memory.
+MAX_KEPT_LENGTH: Final = 16_384
+QUOTED: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|//[^\n]*)""")
+# Azure's function; its own table has the column, and so have ours.
+INGESTION_TIME: Final = re.compile(r"\bingestion_time\s*\(\s*\)")
 SCHEMA: Final = {name: table.column_names for name, table in TABLES.items()}
 
 DURATION: Final = re.compile(
@@ -62,25 +69,45 @@ class Statement:
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
 
-    def over(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
-        """Return the statement that reads the store's tables, rows within [start, end] only."""
+    def over(
+        self,
+        workspace_id: str,
+        start: datetime | None,
+        end: datetime | None,
+        visible: Callable[[str], str] = lambda sql: sql,
+    ) -> str:
+        """Return the statement that reads the store's tables, rows within [start, end] and what is visible of them."""
         if not self.tables:
             return self.sql
         views = ", ".join(
-            f'"{name}" AS NOT MATERIALIZED ({TABLES[name].view_sql(workspace_id, start, end)})' for name in self.tables
+            f'"{name}" AS NOT MATERIALIZED ({visible(TABLES[name].view_sql(workspace_id, start, end))})'
+            for name in self.tables
         )
         return f"WITH {views} SELECT * FROM ({self.sql}\n)"  # noqa: S608 - translated, checked, from our own names
 
 
-@lru_cache(maxsize=256)
 def translate(query: str) -> Statement:
     """Translate a query and prove that the result only reads the store's tables.
 
     Raises:
         QueryRefusedError: It is no KQL, not supported, or reads something else.
     """
-    if len(query) > MAX_QUERY_LENGTH:
-        raise QueryRefusedError("QueryTooLong", f"the query has {len(query)} characters, {MAX_QUERY_LENGTH} are taken")
+    return _translate_kept(query) if len(query) <= MAX_KEPT_LENGTH else _translate(query)
+
+
+@lru_cache(maxsize=256)
+def _translate_kept(query: str) -> Statement:
+    return _translate(query)
+
+
+def _translate(query: str) -> Statement:
+    length = len(QUOTED.sub("", query)) if len(query) <= MAX_TEXT_LENGTH else len(query)
+    if length > MAX_QUERY_LENGTH:
+        raise QueryRefusedError(
+            "QueryTooLong",
+            f"the query has {length} characters outside quotes, {MAX_QUERY_LENGTH} are taken, {MAX_TEXT_LENGTH} in all",
+        )
+    query = _with_arrival(query)
     if not query.strip():
         raise QueryRefusedError("SyntaxError", "the query is empty", code="SYN0001")
     if _uncommented(query).startswith("."):
@@ -102,6 +129,19 @@ def translate(query: str) -> Statement:
         raise QueryRefusedError("SemanticError", f"query parameters without a value: {names}", code="SEM0100")
     sql = str(translated)
     return Statement(sql, dict(translated.parameters), _tables_read(sql))
+
+
+def _with_arrival(query: str) -> str:
+    """Return the query with the column that says when a row arrived, where it asks for `ingestion_time()`.
+
+    Padded to the same length, so that the place of a fault is still right.
+    """
+    if "ingestion_time" not in query:
+        return query
+    parts = QUOTED.split(query)
+    for place in range(0, len(parts), 2):
+        parts[place] = INGESTION_TIME.sub(lambda found: "_TimeReceived".ljust(len(found[0])), parts[place])
+    return "".join(parts)
 
 
 def _uncommented(query: str) -> str:

@@ -5,25 +5,28 @@ import logging
 import math
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 import duckdb  # noqa: TID253 - runs only inside the store's own process
 
+from controlled_rollout.evidence.store.answer import Answer, error_answer
 from controlled_rollout.evidence.store.database import Database
+from controlled_rollout.evidence.store.faults import NO_FAULT, Fault
 from controlled_rollout.evidence.store.kql import QueryRefusedError, column_type, parse_timespan, translate
 
-__all__ = ["Answer", "QueryLimits", "error_answer", "run_query"]
+__all__ = ["QueryLimits", "run_query"]
 
 log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE: Final = 2_000
 INTERRUPT_EVERY_S: Final = 0.02
+# A store that is told to answer in part stops after the first row.
+HALF_AN_ANSWER: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +37,6 @@ class QueryLimits:
     max_bytes: int = 100 * 2**20
     timeout_s: float = 180.0
     max_timeout_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP status and a JSON body, already encoded."""
-
-    status: int
-    body: bytes
-
-
-def error_answer(status: int, code: str, message: str, inner: dict[str, Any] | None = None) -> Answer:
-    """Return an error of Azure's shape."""
-    error: dict[str, Any] = {"message": message, "code": code, "correlationId": str(uuid.uuid4())}
-    if inner:
-        error["innererror"] = inner
-    return Answer(status, json.dumps({"error": error}).encode())
 
 
 def _refused(error: QueryRefusedError) -> Answer:
@@ -72,6 +59,7 @@ def run_query(
     workspace_id: str,
     timeout_s: float,
     limits: QueryLimits,
+    fault: Fault = NO_FAULT,
     statistics: bool = False,
 ) -> Answer:
     """Translate, run and encode one query; every failure becomes an answer.
@@ -83,6 +71,7 @@ def run_query(
         workspace_id: What the column TenantId says.
         timeout_s: The query is stopped after so long.
         limits: Rows and bytes beyond which the result is partial.
+        fault: What the store was told to do wrong.
         statistics: Whether the answer tells how long it took.
     """
     if not isinstance(query, str) or not isinstance(timespan, str | None):
@@ -98,7 +87,9 @@ def run_query(
         try:
             # Nothing that is run here can write; DuckDB is told so as well.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
-            cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
+            cursor.execute(statement.over(workspace_id, start, end, fault.view), statement.parameters or None)
+            if fault.is_partial:
+                limits = replace(limits, max_rows=HALF_AN_ANSWER)
             return _encode(cursor, limits, began, deadline, statistics=statistics)
         except duckdb.Error as error:
             return _failed(error, timeout_s)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.evidence.store.faults import Faults
 
 if TYPE_CHECKING:
     from controlled_rollout.evidence.store.app import Store
@@ -73,6 +74,7 @@ def serve(
     retention: timedelta = DEFAULT_RETENTION,
     max_bytes: int = DEFAULT_MAX_BYTES,
     token_file: Path | None = None,
+    faults_file: Path | None = None,
 ) -> int:
     """Run the store until SIGTERM or SIGINT; return the process's exit code.
 
@@ -86,13 +88,14 @@ def serve(
         retention: Rows with an older TimeGenerated are deleted.
         max_bytes: Above this much data the oldest rows are deleted.
         token_file: Holds the bearer token that queries must bring; None takes any bearer token.
+        faults_file: Tells, now or later, what goes wrong with queries: for tests of those who ask.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         _check_settings(host, retention, max_bytes, has_token=token_file is not None)
         token = None if token_file is None else _read_token(token_file)
         with _locked_folder(data), _listening(host, port) as listener:
-            return _run(listener, data, retention, max_bytes, token)
+            return _run(listener, data, retention, max_bytes, token, Faults(faults_file))
     except StartError as error:
         sys.stderr.write(f"telemetry store: {error}\n")
         return EXIT_REFUSED
@@ -153,7 +156,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _run(listener: socket.socket, data: Path, retention: timedelta, max_bytes: int, token: str | None) -> int:
+def _run(
+    listener: socket.socket, data: Path, retention: timedelta, max_bytes: int, token: str | None, faults: Faults
+) -> int:
     """Put the parts together, serve, and take them apart in the order that loses nothing."""
     import uvicorn
 
@@ -167,7 +172,7 @@ def _run(listener: socket.socket, data: Path, retention: timedelta, max_bytes: i
     except (OSError, DatabaseError) as error:
         raise StartError(str(error)) from None
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
-    store = Store(database, writer, identity.workspace_id, token)
+    store = Store(database, writer, identity.workspace_id, token, faults=faults)
     config = uvicorn.Config(
         create_app(store),
         log_level="warning",

@@ -1,0 +1,134 @@
+"""The telemetry store as a real process, and how to fill it and ask it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from azure.core.credentials import AccessToken
+from azure.monitor.query import LogsQueryClient, LogsQueryPartialResult
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
+
+PROGRAM = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from controlled_rollout.evidence.store.server import serve
+port, data, token, faults = sys.argv[1:5]
+sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None,
+    faults_file=Path(faults) if faults else None))
+"""
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+
+
+class Credential:
+    """A bearer token as the Azure client wants it."""
+
+    def __init__(self, token: str = "any") -> None:  # noqa: S107
+        self.token = token
+
+    def get_token(self, *scopes: str, **kwargs: Any) -> AccessToken:
+        return AccessToken(self.token, int(time.time()) + 3_600)
+
+
+class Process:
+    """A store and how to speak to it."""
+
+    def __init__(
+        self, data: Path, token_file: Path | None = None, port: int = 0, faults_file: Path | None = None
+    ) -> None:
+        arguments = [sys.executable, "-c", PROGRAM, str(port), str(data), str(token_file or "")]
+        arguments.append(str(faults_file or ""))
+        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.popen.stdout
+        self.line = self.popen.stdout.readline()
+        found = re.fullmatch(
+            r"telemetry store ready: InstrumentationKey=(\S+);IngestionEndpoint=(http://127\.0\.0\.1:\d+)/ "
+            r"workspace=(\S+)\n",
+            self.line,
+        )
+        if found:
+            self.key, self.url, self.workspace = found.groups()
+            self.http = httpx.Client(base_url=self.url, timeout=30)
+
+    def client(self, token: str = "any") -> LogsQueryClient:  # noqa: S107
+        return LogsQueryClient(Credential(token), endpoint=f"{self.url}/v1", retry_total=0)
+
+    def rows(self, query: str, timespan: Any = None) -> list[list[Any]]:
+        result = self.client().query_workspace(self.workspace, query, timespan=timespan, enforce_https=False)
+        assert not isinstance(result, LogsQueryPartialResult)
+        return [list(row) for row in result.tables[0].rows]
+
+    def send(self, *spans: dict[str, Any]) -> httpx.Response:
+        return self.http.post("/v1/traces", content=export(*spans), headers=PROTOBUF)
+
+    def end(self, how: int = signal.SIGTERM) -> tuple[int, str]:
+        self.popen.send_signal(how)
+        _, errors = self.popen.communicate(timeout=30)
+        return self.popen.returncode, errors
+
+
+def export(*spans: dict[str, Any]) -> bytes:
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    scope = resource.scope_spans.add()
+    for fields in spans:
+        start = int(fields.get("at", datetime.now(UTC)).timestamp() * 1e6) * 1_000
+        span = scope.spans.add(
+            trace_id=os.urandom(16),
+            span_id=os.urandom(8),
+            kind=2,
+            name="ingress",
+            start_time_unix_nano=start,
+            end_time_unix_nano=start + int(fields.get("ms", 5.0) * 1e6),
+        )
+        tags = {
+            "http.url": "http://localhost/api/v1/service/digits/score",
+            "http.method": "POST",
+            "http.status_code": fields.get("code", "200"),
+            "endpoint": fields.get("endpoint", "digits"),
+            "version": fields.get("version", "control"),
+            "routed_by": fields.get("routed_by", "weights"),
+        }
+        for key, value in tags.items():
+            if value is not None:
+                span.attributes.add(key=key).value.string_value = value
+    return request.SerializeToString()
+
+
+@contextmanager
+def stores(data: Path) -> Iterator[Callable[..., Process]]:
+    """Start stores in the block; they are gone behind it."""
+    processes: list[Process] = []
+
+    def start_store(*args: Any, **kwargs: Any) -> Process:
+        process = Process(*(args or (data,)), **kwargs)
+        processes.append(process)
+        return process
+
+    try:
+        yield start_store
+    finally:
+        for process in processes:
+            if hasattr(process, "http"):
+                process.http.close()
+            if process.popen.poll() is None:
+                process.popen.kill()
+            process.popen.communicate(timeout=30)
+
+
+def source(store: Process) -> LogAnalyticsEvidence:
+    """The gate's window onto a store."""
+    return LogAnalyticsEvidence(
+        endpoint=f"{store.url}/v1", workspace_id=store.workspace, credential=Credential(), enforce_https=False
+    )

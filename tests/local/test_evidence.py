@@ -1,0 +1,180 @@
+"""The reader, over the wire, against the real store."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
+from controlled_rollout.evidence import Question, SplitChange, evidence_source
+from controlled_rollout.gate import Counts, Gate
+from controlled_rollout.workspace import Workspace
+from local.telemetry_lab import Process, source, stores
+
+STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
+S = timedelta(seconds=1)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    with stores(tmp_path / "data") as start_store:
+        yield start_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(tmp_path_factory.mktemp("shared"))
+    yield process
+    process.http.close()
+    assert process.end()[0] == 0
+
+
+def read(source: Any, endpoint: str, **changes: Any) -> Any:
+    arguments = {
+        "control": "control",
+        "treatment": "treatment",
+        "started": STARTED,
+        "now": STARTED + 32 * S,
+        "bin_width": 10 * S,
+        "allowed_lag": 2 * S,
+        "baseline_length": timedelta(minutes=10),
+        "splits": [SplitChange(STARTED, 0.1), SplitChange(STARTED + 25 * S, 0.5)],
+        "gate": Gate(),
+    } | changes
+    return asyncio.run(source.read(Question(endpoint=endpoint, **arguments)))
+
+
+def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> None:
+    name = "counted"
+    baseline = [{"at": STARTED - (1 + n * 0.5) * S, "ms": 1.0 + n, "endpoint": name} for n in range(200)]
+    rollout = [
+        {"at": STARTED + 1 * S, "ms": 5_000.0, "code": "504"},
+        {"at": STARTED + 2 * S, "ms": 1.0, "code": "404"},
+        {"at": STARTED + 3 * S, "ms": 104.0, "version": "treatment"},  # above control's median, within its tolerance
+        {"at": STARTED + 4 * S, "ms": 120.0, "version": "treatment", "code": "0"},
+        {"at": STARTED + 5 * S, "ms": 1.0, "version": "treatment", "routed_by": "header", "code": "500"},
+        {"at": STARTED + 6 * S, "ms": 1.0, "version": "treatment", "routed_by": None},
+        {"at": STARTED + 7 * S, "version": "another"},
+        {"at": STARTED + 12 * S, "version": "treatment"},
+        {"at": STARTED + 31 * S, "version": "treatment"},  # its bin is not closed
+    ]
+    store.send(*baseline, *({"endpoint": name, **row} for row in rollout), {"endpoint": "other", "at": STARTED + 1 * S})
+
+    evidence = read(source(store), name)
+
+    assert evidence.until == STARTED + 30 * S
+    assert evidence.thresholds_ms == pytest.approx((100, 180, 190, 198), rel=0.0102)
+    assert [b.start for b in evidence.bins] == [STARTED, STARTED + 10 * S]
+    first, second = evidence.bins
+    assert first.control == Counts(requests=2, errors=1, slow=(1, 1, 1, 1))
+    assert first.treatment == Counts(requests=3, errors=1, slow=(1, 0, 0, 0))
+    assert second.control == Counts(requests=0, errors=0, slow=(0, 0, 0, 0))
+    assert second.treatment.requests == 1
+    assert (first.share, second.share) == (None, 0.1)  # the split was set as the first bin began
+    assert sum(b.control.requests for b in evidence.baseline) == 200
+    assert sum(b.control.slow[0] for b in evidence.baseline) == pytest.approx(100, abs=3)
+    # By hand, in full: the same numbers.
+    counted = store.rows(f"let Until = datetime({evidence.until.isoformat()});\n{evidence.queries[1]}")
+    assert sum(row[4] for row in counted if not row[3]) == 6
+    assert len(store.rows(evidence.queries[0])) > 100
+    assert read(source(store), name).bins == evidence.bins
+
+
+def test_without_a_baseline_latency_is_not_counted_and_nothing_at_all_is_no_bin(store: Process) -> None:
+    store.send({"endpoint": "young", "at": STARTED + 1 * S, "version": "treatment"})
+
+    young = read(source(store), "young")
+
+    assert young.thresholds_ms == ()
+    assert young.bins[0].treatment == Counts(requests=1, errors=0, slow=())
+    assert young.bins[0].control == Counts(requests=0, errors=0, slow=())
+    nothing = read(source(store), "nothing")
+    assert (nothing.bins, nothing.baseline) == ((), ())
+
+
+def test_the_newest_row_is_told(store: Process) -> None:
+    store.send({"endpoint": "newest", "at": STARTED}, {"endpoint": "newest", "at": STARTED - 5 * S})
+
+    assert asyncio.run(source(store).newest("newest")) == STARTED
+    assert asyncio.run(source(store).newest("never")) is None
+
+
+def test_a_name_that_is_none_never_reaches_the_store(store: Process) -> None:
+    with pytest.raises(EndpointError):
+        read(source(store), "digits' or '1' == '1")
+    with pytest.raises(EndpointError):
+        read(source(store), "digits", treatment="x'; drop table AppRequests")
+
+
+def test_a_store_that_is_down_or_refuses_is_unavailable_and_never_zeros(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse")
+    process = start(tmp_path / "data", token_file=token_file)
+
+    with pytest.raises(EvidenceUnavailableError, match=r"401.*credential"):
+        read(source(process), "digits")
+    process.end()
+    began = time.monotonic()
+    with pytest.raises(EvidenceUnavailableError, match="did not answer"):
+        read(source(process), "digits")
+    assert time.monotonic() - began < 10
+
+
+def test_the_local_workspace_s_evidence_follows_the_supervisor_s_state(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    workspace = Workspace.local(tmp_path / "home")
+    evidence = evidence_source(workspace)
+    with pytest.raises(EvidenceUnavailableError, match="local up"):
+        read(evidence, "digits")
+
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse")
+    process = start(tmp_path / "data", token_file=token_file)
+    process.send({"at": STARTED + 1 * S})
+    state = {"telemetry_url": process.url, "telemetry_workspace_id": None, "telemetry_token_file": str(token_file)}
+    workspace.state_file.parent.mkdir(parents=True)
+    workspace.state_file.write_text(json.dumps(state))
+
+    assert read(evidence, "digits").bins[0].control.requests == 1
+    workspace.state_file.write_text("{}")
+    with pytest.raises(EvidenceUnavailableError, match="does not say"):
+        read(evidence, "digits")
+
+
+def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
+    start: Callable[..., Process], tmp_path: Path
+) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse")
+    process = start(tmp_path / "data", token_file=token_file)
+    process.send({"at": STARTED + 1 * S})
+    settings = {
+        "root": str(tmp_path / "home"),
+        "target": "kubernetes",
+        "gateway": "infra/shared",
+        "telemetry_endpoint": f"{process.url}/v1",
+        "telemetry_workspace_id": process.workspace,
+        "telemetry_token_file": str(token_file),
+    }
+    workspace = Workspace.from_settings(settings)
+    # Another store's, of a supervisor that happens to run.
+    workspace.state_file.parent.mkdir(parents=True)
+    workspace.state_file.write_text(json.dumps({"telemetry_token_file": str(tmp_path / "other")}))
+
+    assert read(evidence_source(workspace), "digits").bins[0].control.requests == 1
+
+    token_file.write_text("changed-horse")
+    with pytest.raises(EvidenceUnavailableError, match="401"):
+        read(evidence_source(workspace), "digits")
+    token_file.unlink()
+    with pytest.raises(EvidenceUnavailableError, match="token cannot be read"):
+        read(evidence_source(workspace), "digits")

@@ -1,0 +1,320 @@
+"""What a gate makes of a real store that is told to go wrong: it waits. Nothing passes, fails or counts as zero."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence import Evidence, Question, SplitChange
+from controlled_rollout.evidence import shared as shared_module
+from controlled_rollout.evidence.conclusion import conclude
+from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
+from controlled_rollout.gate import Gate
+from local.telemetry_lab import Process, source, stores
+
+S = timedelta(seconds=1)
+STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
+STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
+GATE = Gate(latency_quantiles=(0.5, 0.95))
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults") / "faults.json"
+
+
+@pytest.fixture(scope="module")
+def process(faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with stores(tmp_path_factory.mktemp("store")) as start:
+        yield start(faults_file=faults)
+
+
+@pytest.fixture
+def just_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test has sent a moment before counts as read: elsewhere a row may become visible after its arrival."""
+    monkeypatch.setattr(shared_module, "ARRIVAL_OVERLAP", timedelta(0))
+
+
+@pytest.fixture
+def tell(faults: Path) -> Iterator[Callable[..., None]]:
+    """Tell the store what to do wrong."""
+
+    def write(**fault: Any) -> None:
+        draft = faults.with_suffix(".new")
+        draft.write_text(json.dumps(fault))
+        draft.replace(faults)
+
+    yield write
+    faults.unlink(missing_ok=True)
+
+
+def fill(process: Process, endpoint: str, *, bad: bool = False) -> None:
+    """Two minutes of baseline, two minutes of a rollout at 25 %."""
+    spans = [{"at": STARTED + n * S / 2, "ms": 10.0 + n % 7, "endpoint": endpoint} for n in range(-240, 240)]
+    spans += [
+        {
+            "at": STARTED + n * S,
+            "ms": 10.0,
+            "endpoint": endpoint,
+            "version": "treatment",
+            "code": "500" if bad else "200",
+        }
+        for n in range(120)
+    ]
+    process.send(*spans)
+
+
+def question(endpoint: str, *, seconds: float = 123, **changes: Any) -> Question:
+    return Question(**{
+        "endpoint": endpoint, "control": "control", "treatment": "treatment", "started": STARTED,
+        "now": STARTED + seconds * S, "bin_width": 10 * S, "allowed_lag": 2 * S,
+        "baseline_length": timedelta(minutes=2), "splits": [SplitChange(STARTED - S, 1 / 3)], "gate": GATE, **changes,
+    })  # fmt: skip
+
+
+class Counting(LogAnalyticsEvidence):
+    """The same window, counting the queries that go through it."""
+
+    def __init__(self, process: Process) -> None:
+        ours = source(process)
+        super().__init__(
+            endpoint=ours.endpoint, workspace_id=ours.workspace_id, credential=ours._credential, enforce_https=False
+        )
+        self.queries_sent: list[str] = []
+
+    def _ask_now(self, kql: str, columns: Any) -> Any:
+        self.queries_sent.append(kql)
+        return super()._ask_now(kql, columns)
+
+
+def read(process: Process, endpoint: str, **changes: Any) -> Evidence:
+    return asyncio.run(source(process).read(question(endpoint, **changes)))
+
+
+def in_one_process(steps: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(steps)
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ({"answer": "partial"}, "only in part"),
+        ({"answer": "throttle", "retry_after": "7"}, "answered 429.*less often"),
+        ({"answer": "forbid"}, "answered 403.*Log Analytics Reader.*an hour"),
+        ({"answer": "time_out"}, "answered 504.*wider bins"),
+        ({"answer": "unavailable"}, "answered 503"),
+        ({"answer": "garbage"}, "cannot read|JSON"),
+    ],
+)
+def test_whatever_a_store_answers_instead_of_everything_is_no_evidence_even_of_a_clear_failure(
+    process: Process, tell: Callable[..., None], fault: dict[str, Any], problem: str
+) -> None:
+    fill(process, "clear", bad=True)
+    tell(**fault)
+    with pytest.raises(EvidenceUnavailableError, match=problem):
+        read(process, "clear")
+
+    tell()
+    evidence = read(process, "clear")
+    found = conclude(
+        evidence, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=timedelta(days=1)
+    )
+    assert found.outcome == "fail"
+
+
+def test_what_the_store_says_of_its_next_answer_is_kept_by_every_gate(
+    process: Process, tell: Callable[..., None]
+) -> None:
+    fill(process, "throttled")
+    window = Counting(process)
+
+    async def steps() -> None:
+        tell(answer="throttle", retry_after="2")
+        with pytest.raises(EvidenceUnavailableError, match="429"):
+            await window.read(question("throttled"))
+        began, sent = time.monotonic(), len(window.queries_sent)
+        tell()
+        while True:
+            try:
+                evidence = await window.read(question("throttled"))
+                break
+            except EvidenceUnavailableError as error:
+                assert "left alone for another" in str(error)
+                assert len(window.queries_sent) == sent
+                await asyncio.sleep(0.1)
+        assert time.monotonic() - began > 1.5
+        assert evidence.bins
+
+    in_one_process(steps())
+
+
+@pytest.mark.parametrize("said", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", ""])
+def test_a_wait_that_is_over_or_makes_no_sense_does_not_stop_the_next_look(
+    process: Process, tell: Callable[..., None], said: str
+) -> None:
+    async def steps() -> None:
+        tell(answer="unavailable", retry_after=said)
+        with pytest.raises(EvidenceUnavailableError, match="503"):
+            await source(process).read(question("whatever"))
+        tell()
+        await source(process).read(question("whatever"))
+
+    in_one_process(steps())
+
+
+def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins(
+    process: Process, tell: Callable[..., None]
+) -> None:
+    name = "late"
+    now = datetime.now(UTC)
+    started = now - timedelta(seconds=100)
+    changes = {"started": started, "bin_width": 10 * S, "allowed_lag": 20 * S, "splits": [SplitChange(started, 0.5)]}
+    process.send(*({"at": started + n * S, "endpoint": name} for n in range(60)))
+    window = source(process)
+
+    async def steps() -> None:
+        early = await window.read(question(name, **changes, now=now))
+        assert sum(b.treatment.requests for b in early.bins) == 0
+        # An exporter that was cut off sends what it has kept: most of it belongs into bins that are closed.
+        process.send(*({"at": started + n * S, "endpoint": name, "version": "treatment"} for n in range(60)))
+        later = await window.read(question(name, **changes, now=now + 10 * S))
+        assert sum(b.treatment.requests for b in later.bins) == 60
+        assert later.lag is not None
+        assert timedelta(seconds=50) < later.lag < timedelta(seconds=120)
+        found = conclude(
+            later, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=20 * S
+        )  # fmt: skip
+        assert found.outcome == "cannot_see"
+        assert "late" in found.reason
+        assert later.bins == (await source(process).read(question(name, **changes, now=now + 10 * S))).bins
+
+    in_one_process(steps())
+
+
+def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_if_read_at_once(
+    process: Process, tell: Callable[..., None]
+) -> None:
+    name = "delayed"
+    fill(process, name)
+    tell(late_s=3.0)
+    window = source(process)
+
+    async def steps() -> None:
+        empty = await window.read(question(name, seconds=63))
+        assert sum(b.treatment.requests for b in empty.bins) == 0
+        deadline = time.monotonic() + 30
+        seconds = 73.0
+        while True:
+            found = await window.read(question(name, seconds=seconds))
+            if sum(b.treatment.requests for b in found.bins) >= 70:
+                break
+            assert time.monotonic() < deadline
+            seconds = min(seconds + 10, 113.0) if seconds < 113 else seconds + 10
+            await asyncio.sleep(0.3)
+        anew = asyncio.to_thread(read, process, name, seconds=seconds)
+        assert found.bins == (await anew).bins
+
+    in_one_process(steps())
+
+
+def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Process, tell: Callable[..., None]) -> None:
+    from controlled_rollout.evidence import Reading
+
+    fill(process, "lossy", bad=True)
+    tell(lost={"endpoint": "lossy", "version": "treatment"})
+    evidence = read(process, "lossy")
+
+    found = conclude(
+        evidence, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=timedelta(days=1),
+        router=[Reading(STARTED + 123 * S, {"control": 240, "treatment": 120})],
+    )  # fmt: skip
+
+    assert found.outcome == "cannot_see"
+    assert "120 requests to version 'treatment'" in found.reason
+
+
+def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_those_of_one(
+    process: Process, just_read: None
+) -> None:
+    names = [f"gate-{number:02d}" for number in range(20)]
+    for name in names:
+        fill(process, name, bad=name.endswith("7"))
+    window = Counting(process)
+
+    async def steps() -> None:
+        for seconds in (63, 73, 83, 93):
+            looks = [window.read(question(name, seconds=seconds)) for name in names for _ in range(10)]
+            found = await asyncio.gather(*looks)
+        # The first round: what arrived, the thresholds, the counts; each later one: what arrived and the counts.
+        assert len(window.queries_sent) == 3 + 3 * 2
+        alone = await asyncio.to_thread(read, process, "gate-07", seconds=93)
+        assert found[70].bins == alone.bins
+        assert found[70].baseline == alone.baseline
+        assert found[70].thresholds_ms == alone.thresholds_ms
+        assert sum(b.treatment.errors for b in alone.bins) == 90
+        assert sum(b.treatment.errors for b in found[80].bins) == 0
+
+    in_one_process(steps())
+
+
+def test_gates_that_look_at_other_moments_of_the_same_bin_need_no_query_of_their_own(
+    process: Process, just_read: None
+) -> None:
+    names = ["phase-a", "phase-b", "phase-c"]
+    for name in names:
+        fill(process, name)
+    window = Counting(process)
+
+    async def steps() -> None:
+        for name in names:
+            await window.read(question(name, seconds=63))
+        sent = len(window.queries_sent)
+        for number, name in enumerate(names):
+            await window.read(question(name, seconds=72 + 3 * number))
+        assert len(window.queries_sent) == sent + 2
+
+    in_one_process(steps())
+
+
+def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind_the_others(
+    process: Process, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"half-{number}" for number in range(8)]
+    for name in names:
+        fill(process, name)
+    window = Counting(process)
+
+    async def steps() -> None:
+        looks = [window.read(question(name, seconds=63)) for name in names]
+        assert all(evidence.bins for evidence in await asyncio.gather(*looks))
+        longest = max(map(len, window.queries_sent))
+        tell(answer="time_out", longer_than=longest * 2 // 3)
+        looks = [window.read(question(name, seconds=73)) for name in names]
+        assert all(evidence.bins for evidence in await asyncio.gather(*looks))
+        monkeypatch.setattr(shared_module, "MOST_HALVINGS", 0)
+        with pytest.raises(EvidenceUnavailableError, match="504"):
+            await asyncio.gather(*(window.read(question(name, seconds=83)) for name in names))
+
+    in_one_process(steps())
+
+
+def test_a_gate_that_is_stopped_does_not_take_the_others_query_with_it(process: Process) -> None:
+    fill(process, "stays")
+    fill(process, "goes")
+    window = source(process)
+
+    async def steps() -> None:
+        goes = asyncio.create_task(window.read(question("goes")))
+        stays = asyncio.create_task(window.read(question("stays")))
+        await asyncio.sleep(0)
+        goes.cancel()
+        assert (await stays).bins
+        assert goes.cancelled() or goes.cancelling()
+
+    in_one_process(steps())
