@@ -16,6 +16,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": INTEGRATION,
                 "python-modules": [
+                    "controlled_rollout.tasks.approval",
                     "controlled_rollout.tasks.connectivity",
                     "controlled_rollout.tasks.image_build",
                     "controlled_rollout.tasks.promotion",

@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 __all__ = ["Counted", "Decision", "LookEvidence", "Stretch"]
 
-Step = Literal["roll_out", "shift", "look", "hold", "promote", "roll_back", "retire"]
+Step = Literal["roll_out", "shift", "look", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire"]
 
 
 class Stretch(BaseModel):

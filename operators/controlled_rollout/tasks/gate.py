@@ -10,7 +10,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from controlled_rollout.gate import Gate
-from controlled_rollout.tasks.argument import choice, duration, flag, gate_of, whole_number
+from controlled_rollout.tasks.approval import ApproveRolloutOperator
+from controlled_rollout.tasks.argument import ArgumentError, choice, duration, flag, gate_of, whole_number
 from controlled_rollout.tasks.gate_decision import Answer, GateTerms, Next, take_look
 from controlled_rollout.tasks.step import StepCalls, quieten_clients, run_of, task_of
 from controlled_rollout.tasks.workspace import WorkspaceHook
@@ -76,7 +77,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
         deadline: How long to wait after the split was set.
-        on_deadline: `hold`, or `roll_back` when the evidence was seen all along and was not enough.
+        on_deadline: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`: the
+            task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
         allowed_lag: How late telemetry may arrive.
@@ -158,24 +160,30 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
         """Do what the trigger's look led to."""
-        return self._finish(context, Answer.from_event(event))
+        terms = self.call(context, lambda workspace: self._terms(context, workspace))
+        return self._finish(context, Answer.from_event(event), terms)
 
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look once; what the trigger does too."""
 
-        async def look_once(workspace: Workspace) -> Answer:
-            return await take_look(workspace, await self._terms(context, workspace), self.say)
+        async def look_once(workspace: Workspace) -> tuple[Answer, GateTerms]:
+            terms = await self._terms(context, workspace)
+            return await take_look(workspace, terms, self.say), terms
 
-        answer = self.call(context, look_once)
+        answer, terms = self.call(context, look_once)
         if answer.next is Next.WAIT:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, answer))
+        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, answer, terms))
 
     async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
         from controlled_rollout import record
 
         held = [d.time for d in record.read(workspace, self.endpoint, version=self.version) if d.step == "hold"]
-        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back")
+        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
+        if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
+            raise ArgumentError(
+                "on_deadline = 'ask', and no ApproveRolloutOperator comes after this task: nobody would be asked"
+            )
         return GateTerms(
             endpoint=self.endpoint,
             version=self.version,
@@ -186,7 +194,7 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
             min_requests=whole_number("min_requests", self.min_requests),
             require_pass=flag("require_pass", self.require_pass),
             deadline=duration("deadline", self.deadline),
-            on_deadline=cast("Literal['hold', 'roll_back']", on_deadline),
+            on_deadline=cast("Literal['hold', 'roll_back', 'ask']", on_deadline),
             interval=duration("interval", self.interval),
             bin_width=duration("bin_width", self.bin_width),
             allowed_lag=duration("allowed_lag", self.allowed_lag),
@@ -195,15 +203,21 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
             held=max(held, default=None),
         )
 
-    def _finish(self, context: "Context", answer: Answer) -> dict[str, Any]:
+    def _finish(self, context: "Context", answer: Answer, terms: GateTerms) -> dict[str, Any]:
         if answer.next is Next.NOTHING_TO_COMPARE:
             raise AirflowSkipException(answer.reason)
         if answer.next is Next.HOLD:
             self._hold(context, answer)
-        if answer.next is not Next.GO_ON:
+        if answer.next not in (Next.GO_ON, Next.ASK):
             self.fail(context, f"{answer.next.value}: {answer.reason}" + (f"\n{answer.table}" if answer.table else ""))
         self.log.info("%s\n%s", answer.reason, answer.table)
-        return {"outcome": answer.outcome, "reason": answer.reason}
+        return {
+            "outcome": answer.outcome,
+            "reason": answer.reason,
+            "table": answer.table,
+            "asks": answer.next is Next.ASK,
+            "terms": terms.model_dump(mode="json"),
+        }
 
     def _hold(self, context: "Context", answer: Answer) -> NoReturn:
         from controlled_rollout import looks

@@ -26,6 +26,7 @@ class Next(StrEnum):
     GO_ON = "go_on"
     FAIL = "fail"
     HOLD = "hold"
+    ASK = "ask"
     CONFLICT = "conflict"
     NOTHING_TO_COMPARE = "nothing_to_compare"
 
@@ -42,7 +43,7 @@ class GateTerms(BaseModel):
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; else it is enough that nothing alarms.
         deadline: How long to wait at the present share.
-        on_deadline: What then, if the evidence was seen and was not enough.
+        on_deadline: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
         bin_width, allowed_lag, baseline_length: How the evidence is read.
         asked: When the task began to wait.
@@ -60,7 +61,7 @@ class GateTerms(BaseModel):
     min_requests: int
     require_pass: bool
     deadline: timedelta
-    on_deadline: Literal["hold", "roll_back"]
+    on_deadline: Literal["hold", "roll_back", "ask"]
     interval: timedelta
     bin_width: timedelta
     allowed_lag: timedelta
@@ -98,7 +99,7 @@ class Answer:
 def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> Answer:
     """Return what to do after a look that was possible.
 
-    An outage never passes and never rolls back, however long it lasts: at the deadline it holds.
+    An outage never passes and never rolls back, however long it lasts: at the deadline it holds, or asks.
     """
     verdict = look.verdict
 
@@ -117,6 +118,8 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     may_roll_back = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
     if terms.on_deadline == "roll_back" and may_roll_back:
         return answer(Next.FAIL, late)
+    if terms.on_deadline == "ask":
+        return answer(Next.ASK, late)
     return answer(Next.HOLD, late)
 
 
@@ -159,7 +162,7 @@ def unreachable(terms: GateTerms, problem: str, *, now: datetime) -> Answer:
     if now - terms.asked < terms.deadline:
         return Answer(Next.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return Answer(
-        Next.HOLD,
+        Next.ASK if terms.on_deadline == "ask" else Next.HOLD,
         f"no decision {_text(now - terms.asked)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )

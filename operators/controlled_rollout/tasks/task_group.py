@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk import TaskGroup, TriggerRule
 
 from controlled_rollout.gate import Gate
+from controlled_rollout.tasks.approval import ApproveRolloutOperator
 from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
 from controlled_rollout.tasks.gate import TreatmentGateSensor
 from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
@@ -44,7 +45,11 @@ class ControlledRollout(TaskGroup):
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
         deadline: How long each gate may wait.
-        on_deadline: `hold`, or `roll_back` when the evidence was seen all along and was not enough.
+        on_deadline: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`, which
+            adds a task after each gate that asks a person, with the evidence, when the gate could not decide.
+        approval: Whether a person has to approve the promotion even after a pass.
+        approval_settings: What the tasks that ask take besides (see `ApproveRolloutOperator`), such as
+            `assigned_users`, `notifiers` or `response_timeout`.
         interval: The time between two looks at the evidence.
         bin_width, allowed_lag, baseline_length: How the evidence is read (see `TreatmentGateSensor`).
         keep_warm: How long the former control stays after the promotion.
@@ -64,6 +69,7 @@ class ControlledRollout(TaskGroup):
     roll_out: RolloutVersionOperator
     shifts: list[ShiftTrafficOperator]
     gates: list[TreatmentGateSensor]
+    approvals: list[ApproveRolloutOperator]
     promote: PromoteToControlOperator
     retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
@@ -82,6 +88,8 @@ class ControlledRollout(TaskGroup):
         pass_every_step: bool | str = False,
         deadline: Time = timedelta(days=1),
         on_deadline: str = "hold",
+        approval: bool = False,
+        approval_settings: Mapping[str, Any] | None = None,
         interval: Time = timedelta(minutes=1),
         bin_width: Time = timedelta(minutes=1),
         allowed_lag: Time = timedelta(minutes=3),
@@ -140,20 +148,40 @@ class ControlledRollout(TaskGroup):
             )
             self.shifts = []
             self.gates = []
+            self.approvals = []
+            forward: list[Any] = [self.check, self.roll_out]
             for percentile in steps:
                 name = f"{percentile:g}".replace(".", "_")
-                shift = ShiftTrafficOperator(task_id=f"shift_{name}", **where, version=version, percentile=percentile)
+                # A person who was not asked leaves a skipped task behind, after which one goes on.
+                shift = ShiftTrafficOperator(
+                    task_id=f"shift_{name}",
+                    **where,
+                    version=version,
+                    percentile=percentile,
+                    trigger_rule=TriggerRule.NONE_FAILED if self.approvals else TriggerRule.ALL_SUCCESS,
+                )
                 last = percentile == steps[-1]
+                gate_task = TreatmentGateSensor(
+                    task_id=f"gate_{name}",
+                    **where,
+                    version=version,
+                    require_pass=True if last else pass_every_step,
+                    **evidence,
+                )
                 self.shifts.append(shift)
-                self.gates.append(
-                    TreatmentGateSensor(
-                        task_id=f"gate_{name}",
+                self.gates.append(gate_task)
+                forward += [shift, gate_task]
+                if on_deadline == "ask" or (approval and last):
+                    ask = ApproveRolloutOperator(
+                        task_id=f"ask_{name}",
                         **where,
                         version=version,
-                        require_pass=True if last else pass_every_step,
-                        **evidence,
+                        gate_task_id=gate_task.task_id,
+                        always=approval and last,
+                        **(approval_settings or {}),
                     )
-                )
+                    self.approvals.append(ask)
+                    forward.append(ask)
             # Skipped gates mean a first version, which promotion leaves as it is and announces; failed ones stop it.
             self.promote = PromoteToControlOperator(
                 task_id="promote", **where, version=version, trigger_rule=TriggerRule.NONE_FAILED
@@ -164,9 +192,6 @@ class ControlledRollout(TaskGroup):
             self.roll_back = RollBackOperator(
                 task_id="roll_back", **where, version=version, trigger_rule=TriggerRule.ONE_FAILED
             )
-            forward: list[Any] = [self.check, self.roll_out]
-            for shift, gate_task in zip(self.shifts, self.gates, strict=True):
-                forward += [shift, gate_task]
             forward.append(self.promote)
             for before, after in zip(forward, [*forward[1:], self.retire_old], strict=True):
                 before >> after

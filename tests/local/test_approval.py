@@ -1,0 +1,132 @@
+"""A person is asked at the deadline, by a real Airflow, and answers through its API."""
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts.demo.airflow import Airflow, environment
+from scripts.demo.processes import Processes
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from local.local_target_lab import Lab, running, until
+
+ENDPOINT = "digits"
+DAG = """
+from airflow.sdk import DAG
+from controlled_rollout import ControlledRollout
+
+with DAG("ask", schedule=None):
+    ControlledRollout(
+        endpoint="digits", version="{{{{ params.version }}}}", image="{image}", steps=(50,),
+        settings={{"num_replicas": 1}}, gate={{"latency_quantiles": []}}, bake="1 s", deadline="4 s", on_deadline="ask",
+        interval="1 s", bin_width="1 s", allowed_lag="2 s", baseline_length="10 s", keep_warm="0 s",
+        approval_settings={{"body": None}},
+    )
+"""
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@asynccontextmanager
+async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
+    """A standalone Airflow with one DAG, on the lab's workspace."""
+    home = lab.folder / "airflow"
+    (home / "dags").mkdir(parents=True, mode=0o700)
+    (home / "dags" / "ask.py").write_text(dag)
+    port, *log_ports = free_ports(3)
+    found = Airflow(home, port=port, log=lab.folder / "airflow.log")
+    found.password_file.touch(mode=0o600)
+    found.password_file.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
+    settings = environment(
+        home, port=port, log_ports=tuple(log_ports), workspace_root=lab.workspace.root, schedules=False,
+        outside=os.environ,
+    )  # fmt: skip
+    settings["AIRFLOW__CORE__DAGS_FOLDER"] = str(home / "dags")
+    processes = Processes(home)
+    argv = [sys.executable, "-m", "airflow", "standalone"]
+    started = processes.start("airflow", argv, env=settings, log=lab.folder / "airflow.log")
+    try:
+        await found.wait_until_healthy(processes, dag_id="ask")
+        yield found
+    finally:
+        await found.close()
+        assert processes.end(started, grace_s=20)
+
+
+async def asked(api: Airflow, run: str) -> dict[str, Any]:
+    """Wait until a person is asked, and return the question."""
+    path = f"/api/v2/dags/ask/dagRuns/{run}/hitlDetails"
+
+    async def question() -> Any:
+        answer = await api._client.get(path)
+        assert await api.run_state("ask", run) != "failed"
+        return answer.raise_for_status().json()["hitl_details"]
+
+    [found] = await until(question, "somebody is asked", seconds=120)  # type: ignore[misc]
+    return found
+
+
+async def answer(api: Airflow, run: str, option: str) -> None:
+    path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
+    said = await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})
+    assert said.status_code == 200, said.text
+
+
+async def end(api: Airflow, run: str) -> tuple[str, dict[str, str | None]]:
+    async def state() -> str | None:
+        found = await api.run_state("ask", run)
+        return found if found in ("success", "failed") else None
+
+    found = await until(state, "the run ends", seconds=120)
+    return str(found), {task.task.removeprefix("rollout."): task.state for task in await api.tasks("ask", run)}
+
+
+@pytest.mark.timeout(600)
+def test_a_person_is_asked_with_the_evidence_and_yes_promotes_and_no_rolls_back(tmp_path: Path) -> None:
+    async def steps(lab: Lab) -> None:
+        await lab.serve(
+            Endpoint(name=ENDPOINT).create_version("v1a", is_control=True, image=await lab.image("first"))
+        )  # fmt: skip
+        async with airflow(lab, DAG.format(image=await lab.image("second"))) as api:
+            await api.trigger("ask", run_id="no", conf={"version": "v2a"})
+            question = await asked(api, "no")
+            assert question["subject"] == "Go on with version v2a of endpoint digits?"
+            assert "not enough evidence" in question["body"]
+            assert "errors are higher" in question["body"]
+            await answer(api, "no", "Reject")
+            state, tasks = await end(api, "no")
+            assert (state, tasks["ask_50"], tasks["promote"]) == ("failed", "failed", "upstream_failed")
+            assert (tasks["roll_back"], tasks["retire_treatment"]) == ("success", "success")
+            assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v1a": 100.0}
+
+            await api.trigger("ask", run_id="yes", conf={"version": "v3a"})
+            await asked(api, "yes")
+            await answer(api, "yes", "Approve")
+            state, tasks = await end(api, "yes")
+            assert (state, tasks["ask_50"], tasks["promote"]) == ("success", "success", "success")
+            assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v3a": 100.0}
+
+        kept = [(one.version, one.step, one.who) for one in record.read(lab.workspace, ENDPOINT)]
+        assert ("v2a", "reject", "admin") in kept
+        assert ("v3a", "approve", "admin") in kept
+        assert ("v3a", "ask", "ask/yes/rollout.ask_50") in kept
+
+    with running(tmp_path) as lab:
+        asyncio.run(steps(lab))
