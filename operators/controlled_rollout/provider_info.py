@@ -19,6 +19,7 @@ def get_provider_info() -> dict[str, Any]:
                     "controlled_rollout.tasks.approval",
                     "controlled_rollout.tasks.connectivity",
                     "controlled_rollout.tasks.image_build",
+                    "controlled_rollout.tasks.plan",
                     "controlled_rollout.tasks.promotion",
                     "controlled_rollout.tasks.rollout",
                     "controlled_rollout.tasks.traffic_shift",

@@ -374,6 +374,7 @@ def _append(
         step=step,
         who=change.who,
         why=change.why,
+        share=stored.effective_traffic().get(version),
         revision=stored.revision,
     )
     record.append(workspace, decision)

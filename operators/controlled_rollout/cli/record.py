@@ -17,12 +17,16 @@ __all__ = ["add_to"]
 
 
 def add_to(commands: Commands) -> None:
-    """Add `replay`."""
+    """Add `replay` and `report`."""
     replay = commands.add_parser(
         "replay", help="judge every look of a record anew, and compare with what was concluded"
     )
     _add_record(replay)
     replay.set_defaults(run=_replay)
+    report = commands.add_parser("report", help="what a rollout's record tells: traffic, errors, latency, evidence")
+    _add_record(report)
+    report.add_argument("--picture", type=Path, metavar="FILE", help="also draw it: a .png, .svg or .pdf file")
+    report.set_defaults(run=_report)
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +69,20 @@ def _replay(options: argparse.Namespace) -> int:
     different = sum(bool(look.difference) for look in looks)
     say(f"{len(looks)} looks, {different} of them differ" if different else f"{len(looks)} looks, all the same")
     return 1 if different else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from controlled_rollout.record import read_file
+    from controlled_rollout.record.course import course_of
+    from controlled_rollout.record.picture import draw
+    from controlled_rollout.record.text import text_report
+
+    course = course_of((one for file in _files(options) for one in read_file(file)), version=options.version)
+    say(text_report(course).rstrip("\n"))
+    if options.picture is not None:
+        draw(course, options.picture)
+        say(f"\ndrawn: {options.picture}")
+    return 0
 
 
 def _summarise(looks: "list[Replayed]") -> None:

@@ -83,19 +83,20 @@ def arrivals_query(*, first: datetime, until: datetime, since: datetime) -> str:
     )
 
 
-def mean_query(kql: str, ask: Ask, *, until: datetime, bin_width: timedelta) -> str:
+def mean_query(kql: str, ask: Ask, *, until: datetime | None, bin_width: timedelta) -> str:
     """Return the KQL of one numeric metric: how many values each version had by bin, their mean and sample variance.
 
     Args:
         kql: The author's query: one row a value, with TimeGenerated, Version and Value.
         ask: Whose versions, and since when.
-        until: How far to read.
+        until: How far to read; None leaves it open, for `until_line`.
         bin_width: The length of a bin.
     """
+    end = "Until" if until is None else _datetime(until)
     versions = f"'{check_name(ask.subject.control)}', '{check_name(ask.subject.treatment)}'"
     return (
         f"{kql.strip().rstrip(';')}\n"
-        f"| where TimeGenerated >= {_datetime(ask.since)} and TimeGenerated < {_datetime(until)}\n"
+        f"| where TimeGenerated >= {_datetime(ask.since)} and TimeGenerated < {end}\n"
         f"| where Version in ({versions}) and isnotnull(Value)\n"
         "| summarize Count = count(), Mean = avg(Value), Variance = variance(Value)\n"
         f"    by Version, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}),"

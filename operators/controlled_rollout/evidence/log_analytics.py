@@ -12,9 +12,9 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import kql
 from controlled_rollout.evidence.bins import thresholds
 from controlled_rollout.evidence.model import Arrival, Ask, Evidence, Question, ThrottledError, TooMuchError
-from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.rows import CountRow, MeanRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
-from controlled_rollout.gate import Counts
+from controlled_rollout.gate import Counts, Moments
 
 __all__ = ["LogAnalyticsEvidence"]
 
@@ -82,6 +82,18 @@ class LogAnalyticsEvidence:
             found[number].append(_count_row(row, slow[: len(asks[number].thresholds_ms)]))
         return found
 
+    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
+        """Return the values of the author's metrics by bin and version; see `Store.means`."""
+        found = []
+        for name, author in ask.subject.means:
+            query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.bin_width)
+            try:
+                rows = await self._ask(query, "Version", "Bin", "Before", "Count", "Mean", "Variance")
+            except EvidenceUnavailableError as error:
+                raise EvidenceUnavailableError(f"the query of the metric {name!r}: {error}") from None
+            found += [_mean_row(name, row) for row in rows]
+        return found
+
     async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
         """Return what has arrived since a moment, by endpoint; see `Store.arrivals`."""
         rows = await self._ask(
@@ -98,7 +110,11 @@ class LogAnalyticsEvidence:
     def queries(self, ask: Ask) -> tuple[str, ...]:
         """Return the queries that give the same numbers for this gate alone; see `Store.queries`."""
         counts = kql.counts_query([ask], bin_width=ask.subject.bin_width)
-        return (kql.baseline_query([ask]), counts) if ask.subject.quantiles else (counts,)
+        means = [
+            kql.mean_query(author, ask, until=None, bin_width=ask.subject.bin_width) for _, author in ask.subject.means
+        ]
+        baseline = [kql.baseline_query([ask])] if ask.subject.quantiles else []
+        return (*baseline, counts, *means)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none.
@@ -192,15 +208,36 @@ def _whole(value: object) -> int:
     return int(number)
 
 
-def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
+def _bin_of(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
     start = row["Bin"]
     if not isinstance(start, datetime) or not isinstance(row["Before"], bool):
         raise EvidenceUnavailableError(
             f"the metric store answered Bin={start!r}, Before={row['Before']!r}, not a time and a truth"
         )
+    return start.astimezone(UTC), str(row["Version"]), row["Before"]
+
+
+def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
     counts = Counts(
         requests=_whole(row["Requests"]),
         errors=_whole(row["Errors"]),
         slow=tuple(_whole(row[name]) for name in slow),
     )
-    return CountRow(start.astimezone(UTC), str(row["Version"]), row["Before"], counts)
+    return CountRow(*_bin_of(row), counts)
+
+
+def _mean_row(name: str, row: Mapping[str, Any]) -> MeanRow:
+    count = _whole(row["Count"])
+    # The sample variance of a single value is none: null, or NaN as text.
+    variance = _number(name, row["Variance"]) if count > 1 else 0.0
+    return MeanRow(*_bin_of(row), name, Moments(count, _number(name, row["Mean"]) if count else 0.0, variance))
+
+
+def _number(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number):
+        raise EvidenceUnavailableError(
+            f"the query of the metric {name!r} answered {value!r} where a finite number was asked for: see that every "
+            "Value in it is one"
+        )
+    return number

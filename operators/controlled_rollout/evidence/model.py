@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.rows import CountRow, MeanRow
 from controlled_rollout.gate import Bin, Gate
 
 __all__ = [
@@ -170,6 +170,7 @@ class Subject:
             allowed_lag=question.allowed_lag,
             quantiles=tuple(question.gate.latency_quantiles),
             tolerance=question.gate.latency_tolerance,
+            means=tuple((name, mean.kql) for name, mean in question.gate.means.items() if mean.kql),
         )
 
 
@@ -213,6 +214,14 @@ class Store(Protocol):
 
     async def counts(self, asks: Sequence[Ask], *, until: datetime, bin_width: timedelta) -> list[list[CountRow]]:
         """Return each ask's counts by bin and version, from its `since` until `until`."""
+        ...
+
+    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
+        """Return the values of an ask's numeric metrics by bin and version, from its `since` until `until`.
+
+        Raises:
+            EvidenceUnavailableError: Also where the author's query cannot be run; only this gate is blind then.
+        """
         ...
 
     async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:

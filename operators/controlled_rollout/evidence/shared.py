@@ -25,7 +25,7 @@ from controlled_rollout.evidence.model import (
     ThrottledError,
     TooMuchError,
 )
-from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.rows import CountRow, with_means
 
 __all__ = ["Series", "SharedReader", "read_shared", "shared_reader"]
 
@@ -177,7 +177,14 @@ class SharedReader:
                 await self._read_part(part, arrivals, until, bin_width, halvings - 1)
             return
         for ask, rows in zip(asks, counted, strict=True):
-            self._take(ask, rows, arrivals.get(ask.subject.endpoint), until, began)
+            try:
+                means = await self._store.means(ask, until=until) if ask.subject.means else []
+            except EvidenceUnavailableError as error:
+                # An author's query that fails is this gate's alone.
+                self._failures[ask.subject] = error
+                continue
+            complete = with_means(rows, means, kinds=len(ask.thresholds_ms)) if means else rows
+            self._take(ask, complete, arrivals.get(ask.subject.endpoint), until, began)
 
     def _ask(self, subject: Subject, arrival: Arrival | None) -> Ask:
         """Say from where on a subject is read: from the beginning, where what it rests on was not complete yet."""

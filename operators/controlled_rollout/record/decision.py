@@ -75,7 +75,7 @@ class Decision(BaseModel):
         outcome: Of a look: pass, fail, not_enough_evidence, cannot_see or split_is_wrong.
         verdict: Of a look: the claims with their numbers.
         evidence: Of a look that could read the metric store: a `LookEvidence` as JSON.
-        share: Of a look: the treatment's effective per cent of the traffic.
+        share: The version's effective per cent of the traffic, at a look or after a step.
         revision: The endpoint's revision that the step led to, or looked at.
     """
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -116,11 +116,6 @@ class _Series:
             allowed_lag=timedelta(seconds=self.settings["allowed_lag_s"]),
             router=tuple(Reading(one.at, one.requests) for one in look.router),
         )
-
-
-def started_of(settings: Mapping[str, Any]) -> datetime:
-    """Return when the rollout of a series began."""
-    return datetime.fromisoformat(settings["started"])
 
 
 def _difference(decision: Decision, now: Verdict) -> str:

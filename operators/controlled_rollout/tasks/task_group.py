@@ -8,8 +8,8 @@ from airflow.sdk import TaskGroup, TriggerRule
 
 from controlled_rollout.gate import Gate
 from controlled_rollout.tasks.approval import ApproveRolloutOperator
-from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
 from controlled_rollout.tasks.gate import TreatmentGateSensor
+from controlled_rollout.tasks.plan import PlanRolloutOperator, Time, plan_in_words
 from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.tasks.rollout import DeleteVersionOperator, RolloutVersionOperator
 from controlled_rollout.tasks.traffic_shift import ShiftTrafficOperator
@@ -19,8 +19,6 @@ __all__ = ["ControlledRollout"]
 
 # A worker may be killed at any moment: what fails for good fails without retries anyway.
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=10)}
-
-Time = timedelta | float | str
 
 
 class ControlledRollout(TaskGroup):
@@ -65,7 +63,7 @@ class ControlledRollout(TaskGroup):
         **kwargs: What every task group takes.
     """
 
-    check: CheckConnectivityOperator
+    check: PlanRolloutOperator
     roll_out: RolloutVersionOperator
     shifts: list[ShiftTrafficOperator]
     gates: list[TreatmentGateSensor]
@@ -127,13 +125,21 @@ class ControlledRollout(TaskGroup):
             "deferrable": deferrable,
         }
         with self:
-            self.check = CheckConnectivityOperator(
+            self.check = PlanRolloutOperator(
                 task_id="check",
                 **where,
+                version=version,
+                steps=tuple(steps),
                 plan=plan_in_words(
                     endpoint, version, steps, bake=bake, min_requests=min_requests, deadline=deadline,
-                    on_deadline=on_deadline, keep_warm=keep_warm, keep_treatment=keep_treatment,
+                    on_deadline=on_deadline, keep_warm=keep_warm, keep_treatment=keep_treatment, approval=approval,
                 ),
+                gate=gate,
+                bake=bake,
+                deadline=deadline,
+                bin_width=bin_width,
+                allowed_lag=allowed_lag,
+                baseline_length=baseline_length,
             )  # fmt: skip
             self.roll_out = RolloutVersionOperator(
                 task_id="roll_out",
@@ -211,34 +217,3 @@ def check_steps(steps: Sequence[float]) -> None:
     numbers = all(isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps)
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")
-
-
-def plan_in_words(
-    endpoint: str,
-    version: str,
-    steps: Sequence[float],
-    *,
-    bake: Time,
-    min_requests: int | str,
-    deadline: Time,
-    on_deadline: str,
-    keep_warm: Time,
-    keep_treatment: bool,
-) -> str:
-    """Return what the rollout will do, for a person to read before it happens."""
-    stops = "\n".join(
-        f"  {number}. send {step:g} % of the requests to it; go on after {bake} and {min_requests} requests"
-        + (", when the gate passes" if step == steps[-1] else ", unless a claim alarms")
-        for number, step in enumerate(steps, start=2)
-    )
-    after = len(steps) + 2
-    return (
-        f"The plan for version {version} of endpoint {endpoint}:\n"
-        f"  1. create it at 0 % and wait until it is ready (the first version of an endpoint takes all the traffic, "
-        f"and steps 2 to {after - 1} are left out)\n"
-        f"{stops}\n"
-        f"  {after}. promote it to control with all the traffic\n"
-        f"  {after + 1}. delete the former control after {keep_warm}\n"
-        f"A gate without a decision after {deadline}: {on_deadline}. After a failure: back to 0 % at once"
-        + (", and the version stays to be looked at." if keep_treatment else ", and the version is deleted.")
-    )

@@ -3,7 +3,7 @@ from airflow.sdk import DAG, TriggerRule
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
-from controlled_rollout.tasks.task_group import plan_in_words
+from controlled_rollout.tasks.plan import plan_in_words
 
 MINIMUM = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 

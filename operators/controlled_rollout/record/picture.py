@@ -1,0 +1,197 @@
+"""A rollout as a picture: traffic, errors, latency and evidence over one time axis, with the thresholds drawn."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.gate import Claim, Counts
+from controlled_rollout.record.course import Course, Span, spans_of
+
+__all__ = ["FORMATS", "draw"]
+
+FORMATS: Final = (".png", ".svg", ".pdf")
+SPANS: Final = 120
+# Told apart also by those who see few colours (Okabe and Ito's palette).
+CONTROL: Final = "#0072B2"
+TREATMENT: Final = "#D55E00"
+BAD: Final = "#CC79A7"
+CLAIMS: Final = ("#D55E00", "#E69F00", "#000000", "#009E73", "#56B4E9", "#CC79A7", "#0072B2")
+# e-values beyond are drawn here: what matters is where they cross their thresholds.
+LARGEST: Final = 1e6
+
+
+def draw(course: Course, file: Path) -> None:
+    """Draw a rollout into a PNG, SVG or PDF file.
+
+    Raises:
+        ControlledRolloutError: The file's name has another ending, or matplotlib is not installed.
+    """
+    if file.suffix.lower() not in FORMATS:
+        raise ControlledRolloutError(f"{file} has no ending that can be drawn: give one of {', '.join(FORMATS)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ControlledRolloutError(
+            "pictures need the package matplotlib: install airflow-provider-controlled-rollout with the extra report"
+        ) from None
+    spans = spans_of(course, most=SPANS)
+    panels = [_draw_traffic, _draw_errors, *([_draw_latency] if course.slow_index is not None else []), _draw_evidence]
+    heights = [2.0] * (len(panels) - 1) + [3.2]
+    figure = Figure(figsize=(11, 1.2 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, axis in zip(panels, axes, strict=True):
+        panel(axis, course, spans)
+        axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        _mark(axis, course)
+    _label_events(axes[0], course)
+    _label_time(axes[-1], course)
+    figure.suptitle(
+        f"{course.endpoint}: {course.version} against {course.control} – {course.end}", x=0.01, ha="left", weight="bold"
+    )
+    figure.savefig(file, dpi=130)
+
+
+def _draw_traffic(axis: Any, course: Course, spans: Sequence[Span]) -> None:
+    starts, ends = _edges(spans)
+    for name, colour, treatment in ((course.control, CONTROL, False), (course.version, TREATMENT, True)):
+        rates = [_of(span, treatment).requests / span.length.total_seconds() for span in spans]
+        axis.step([*starts, ends[-1]], [*rates, rates[-1]], where="post", color=colour, label=name, linewidth=1.6)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("requests/s")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+
+
+def _draw_errors(axis: Any, course: Course, spans: Sequence[Span]) -> None:
+    _draw_parts(axis, spans, lambda counts: counts.errors)
+    axis.set_ylabel("errors, %")
+
+
+def _draw_latency(axis: Any, course: Course, spans: Sequence[Span]) -> None:
+    slow = course.slow_index
+    assert slow is not None  # noqa: S101 - else this panel is not drawn
+    _draw_parts(axis, spans, lambda counts: counts.slow[slow] if counts.slow else 0)
+    quantile = course.gate.latency_quantiles[slow]
+    usual = 100 * (1 - quantile)
+    axis.axhline(usual, color=CONTROL, linestyle=(0, (1, 2)), linewidth=1)
+    axis.text(
+        1.005, usual, f"{usual:.3g} % before\nthe rollout", transform=axis.get_yaxis_transform(), fontsize=8,
+        va="center", color=CONTROL,
+    )  # fmt: skip
+    axis.set_ylabel(f"slower than control's\np{100 * quantile:g} ({course.thresholds_ms[slow]:.3g} ms), %")
+
+
+def _draw_parts(axis: Any, spans: Sequence[Span], events: Any) -> None:
+    """Per cent of each version's requests, a dot a span: the larger, the more requests it stands for."""
+    most = max((counts.requests for span in spans for counts in (span.control, span.treatment)), default=1) or 1
+    for colour, treatment in ((CONTROL, False), (TREATMENT, True)):
+        points = [
+            (span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests)
+            for span in spans
+            if (counts := _of(span, treatment)).requests
+        ]
+        if points:
+            times, parts, requests = zip(*points, strict=True)
+            axis.plot(times, parts, color=colour, linewidth=1.0, alpha=0.6)
+            axis.scatter(times, parts, s=[6 + 30 * one / most for one in requests], color=colour, linewidths=0)
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+
+
+def _draw_evidence(axis: Any, course: Course, spans: Sequence[Span]) -> None:
+    """E-values on a logarithmic axis; a claim's threshold has its colour and is dashed."""
+    claims: dict[str, list[tuple[datetime, Claim]]] = {}
+    for look in course.looks:
+        for claim in look.verdict.claims:
+            claims.setdefault(claim.name, []).append((look.until or look.time, claim))
+    labelled: dict[float, list[str]] = {}
+    for (name, points), colour in zip(claims.items(), CLAIMS * 3, strict=False):
+        times = [time for time, _ in points]
+        values = [min(claim.e_value, LARGEST) for _, claim in points]
+        style = {"alarm": "-", "split": "-.", "pass": ":"}[points[-1][1].kind]
+        axis.step(times, values, where="post", color=colour, linestyle=style, linewidth=1.8, label=name)
+        reached = next(
+            ((time, value) for (time, claim), value in zip(points, values, strict=True) if claim.reached), None
+        )
+        if reached:
+            axis.plot(*reached, marker="o", color=colour, markersize=7)
+        threshold = points[-1][1].threshold
+        axis.axhline(threshold, color=colour, linestyle="--", linewidth=0.9, alpha=0.8)
+        labelled.setdefault(threshold, []).append(name)
+    for threshold, names in labelled.items():
+        axis.text(
+            1.005, threshold, f"{threshold:,.4g}: {_short(names)}", transform=axis.get_yaxis_transform(), fontsize=8,
+            va="center",
+        )  # fmt: skip
+    axis.set_yscale("log")
+    highest = max((min(claim.e_value, LARGEST) for points in claims.values() for _, claim in points), default=1.0)
+    axis.set_ylim(0.8, 1.5 * max(10 * max(labelled, default=10.0), highest))
+    axis.set_ylabel("evidence (e-value)")
+    axis.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+
+
+def _mark(axis: Any, course: Course) -> None:
+    """The steps as lines, and the times in which the gate could not see."""
+    for event in course.events:
+        axis.axvline(event.time, color="#888888", linewidth=0.8)
+    for start, end in _blind(course):
+        axis.axvspan(start, end, color=BAD, alpha=0.18, linewidth=0)
+
+
+def _blind(course: Course) -> list[tuple[datetime, datetime]]:
+    """Return the times between a look that could not see and the next that could."""
+    found: list[tuple[datetime, datetime]] = []
+    begun: datetime | None = None
+    for look in course.looks:
+        blind = look.verdict.outcome.value in ("cannot_see", "split_is_wrong")
+        if blind and begun is None:
+            begun = look.time
+        if not blind and begun is not None:
+            found.append((begun, look.time))
+            begun = None
+    if begun is not None:
+        found.append((begun, course.looks[-1].time))
+    return found
+
+
+def _label_events(axis: Any, course: Course) -> None:
+    """Write the steps above the picture, those that are close to each other above each other."""
+    if not course.events:
+        return
+    first, last = course.events[0].time, max(course.events[-1].time, course.looks[-1].time)
+    width = max((last - first).total_seconds(), 1.0)
+    ends: list[float] = []
+    for event in course.events:
+        place = (event.time - first).total_seconds() / width
+        row = next((row for row, end in enumerate(ends) if place >= end), len(ends))
+        ends[row : row + 1] = [place + 0.012 * (len(event.label) + 1)]
+        axis.annotate(
+            event.label, (event.time, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 3 + 11 * row),
+            textcoords="offset points", fontsize=8, color="#444444",
+        )  # fmt: skip
+
+
+def _label_time(axis: Any, course: Course) -> None:
+    from matplotlib import dates
+
+    locator: Any = dates.AutoDateLocator()  # type: ignore[no-untyped-call] # matplotlib's
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    blind = " – shaded: the gate could not see, or the split was not what was set" if _blind(course) else ""
+    axis.set_xlabel(f"UTC{blind}", fontsize=9)
+
+
+def _edges(spans: Sequence[Span]) -> tuple[list[datetime], list[datetime]]:
+    return [span.start for span in spans], [span.start + span.length for span in spans]
+
+
+def _of(span: Span, treatment: bool) -> Counts:
+    return span.treatment if treatment else span.control
+
+
+def _short(names: Sequence[str]) -> str:
+    """Several claims of one threshold in a few words."""
+    kinds = {"is higher": "alarms", "are higher": "alarms", "not worse": "passes", "is wrong": "split"}
+    words = dict.fromkeys(next((word for end, word in kinds.items() if name.endswith(end)), name) for name in names)
+    return " and ".join(words)
