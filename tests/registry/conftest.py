@@ -15,6 +15,10 @@ from cluster.lab.images import base_image
 from controlled_rollout.image import ImageReference, build_container
 from registry.real_registry import RunningRegistry, serving
 
+Start = Callable[..., RunningRegistry]
+# The password is hunter2.
+HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n"
+
 PACKAGES = {"buildah": "buildah", "docker-registry": "docker-registry", "mmdebstrap": "mmdebstrap", "runc": "runc"}
 SCRIPT = """
 import os
@@ -99,10 +103,17 @@ def registry(tmp_path: Path) -> Iterator[RunningRegistry]:
 
 
 @pytest.fixture
-def start_registry(tmp_path: Path) -> Iterator[Callable[..., RunningRegistry]]:
+def start_registry(tmp_path: Path) -> Iterator[Start]:
     """Start empty registries with settings of one's own."""
     with ExitStack() as running:
         yield lambda **settings: running.enter_context(serving(tmp_path / "registry", **settings))
+
+
+@pytest.fixture
+def with_password(start_registry: Start, tmp_path: Path) -> RunningRegistry:
+    """An empty registry for the user robot with the password hunter2 only."""
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    return start_registry(auth={"htpasswd": {"realm": "tests", "path": str(tmp_path / "htpasswd")}})
 
 
 def write_source(folder: Path, *, requirements: str = "", script: str = SCRIPT) -> Path:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,14 +17,10 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Credentials, ImageReference, build_container
-from registry.conftest import Built
+from registry.conftest import Built, Start
 from registry.real_registry import RunningRegistry
 
-# The password is hunter2.
-HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n"
 ROBOT = Credentials("robot", "hunter2")
-
-Start = Callable[..., RunningRegistry]
 
 
 async def push(built: Built, registry: RunningRegistry, cache: Path, user: Credentials | None = None) -> ImageReference:
@@ -37,12 +33,6 @@ async def push(built: Built, registry: RunningRegistry, cache: Path, user: Crede
         shared_registry=built.registry,
         credentials={registry.address: user} if user else {},
     )
-
-
-@pytest.fixture
-def with_password(start_registry: Start, tmp_path: Path) -> RunningRegistry:
-    (tmp_path / "htpasswd").write_text(HTPASSWD)
-    return start_registry(auth={"htpasswd": {"realm": "tests", "path": str(tmp_path / "htpasswd")}})
 
 
 async def test_a_registry_with_a_password_takes_the_right_one(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["ImageReference", "ModelSource"]
+__all__ = ["ImageReference", "ModelSource", "full_name"]
 
 REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:(?P<sha256>[0-9a-f]{64})")
 
@@ -52,3 +52,11 @@ class ModelSource:
     name: str
     path: Path
     version: str = "1"
+
+
+def full_name(image: str) -> str:
+    """Return an image's name with its registry: without one it is meant as on Docker Hub, as everywhere else."""
+    first, slash, _ = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return image
+    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from controlled_rollout.tasks.argument import ArgumentError
-from controlled_rollout.tasks.step import StepCalls
+from controlled_rollout.tasks.registry_users import registry_users, signed_in
+from controlled_rollout.tasks.step import StepCalls, task_of
 from controlled_rollout.tasks.workspace import WorkspaceHook
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from controlled_rollout.image import ModelSource
+    from controlled_rollout.image import Credentials, ModelSource
 
 __all__ = ["BuildImageOperator"]
 
@@ -22,8 +23,9 @@ __all__ = ["BuildImageOperator"]
 class BuildImageOperator(StepCalls, BaseOperator):
     """Builds a project folder's image, or finds it: what has been built before is not built again.
 
-    A workspace with a registry gets a container image there, any other one an image in its cache. Returns the image's
-    reference, `name@sha256:…`: hand `task.output` to the rollout. Relative paths start at the folder of the DAG file.
+    A workspace with a registry gets a container image there, any other one an image in its cache. The registry is
+    signed in to by the connection that the workspace names in `registry_conn_id`. Returns the image's reference,
+    `name@sha256:…`: hand `task.output` to the rollout. Relative paths start at the folder of the DAG file.
 
     Args:
         source_dir: The project folder, packaged as its `.amlignore` or `.gitignore` says.
@@ -59,24 +61,29 @@ class BuildImageOperator(StepCalls, BaseOperator):
 
     def execute(self, context: "Context") -> str:
         """Build, and return the reference."""
+        return self.call(context, lambda workspace: self._build(workspace, context, self._users(workspace)))
+
+    def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
+        return registry_users(workspace, WorkspaceHook.get_connection)
+
+    async def _build(self, workspace: Workspace, context: "Context", users: "dict[str, Credentials]") -> str:
+        from controlled_rollout.builders import build_for
+
         folder = Path(context["dag"].folder)
-        return self.call(context, lambda workspace: self._build(workspace, folder))
-
-    async def _build(self, workspace: Workspace, folder: Path) -> str:
-        from controlled_rollout import image
-
         source = folder / Path(self.source_dir).expanduser()
         environment = None
         if self.environment:
             beside = folder / Path(self.environment).expanduser()
             environment = beside if beside.is_file() else self.environment
-        reference = await image.build_for(
+        reference = await build_for(
             workspace,
             source,
             name=self.name,
             environment=environment,
             entry_script=self.entry_script,
             models=model_sources(self.models, folder),
+            credentials=await signed_in(workspace, users) if workspace.registry else None,
+            owner=task_of(context),
             progress=self.say,
         )
         return str(reference)

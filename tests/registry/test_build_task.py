@@ -1,0 +1,120 @@
+"""The task with a real Airflow and registries that ask for a password: it comes from a connection and stays secret."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_home import HOME
+from local.test_dags import Dags, dag_runner
+from registry.conftest import Built, Start
+from registry.real_registry import RunningRegistry
+
+DAG = """
+from airflow.sdk import DAG
+from controlled_rollout import BuildImageOperator
+
+with DAG("build"):
+    BuildImageOperator(task_id="build", source_dir={source!r}, name="digits")
+"""
+PASSWORD = "hunter2"
+
+Run = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def run(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run a DAG that builds, with the given settings and connections; return its end and everything it logged."""
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "build.py").write_text(DAG.format(source=str(built.source)))
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
+
+    def run(settings: dict[str, str], **connections: dict[str, str]) -> tuple[dict[str, Any], str]:
+        workspace = {"root": str(tmp_path / "workspace"), "base_image": built.base_image, **settings}
+        described = {"controlled_rollout_default": {"conn_type": "controlled_rollout", "extra": workspace}}
+        for conn_id, connection in {**described, **connections}.items():
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+        with dag_runner(tmp_path / "workspace", tmp_path / "log") as dags:
+            ended = _ended(dags)
+        return ended, (tmp_path / "log").read_text()
+
+    yield run
+
+
+def _ended(dags: Dags) -> dict[str, Any]:
+    assert dags.loaded["import_errors"] == {}
+    return dags.run("build")
+
+
+def kept() -> bytes:
+    """Everything that Airflow keeps in its database and its logs."""
+    return b"".join(path.read_bytes() for path in HOME.rglob("*") if path.is_file())
+
+
+def test_the_task_pushes_with_the_connection_s_password_and_nobody_sees_it(
+    run: Run, built: Built, with_password: RunningRegistry
+) -> None:
+    registry = with_password.address
+    robot = {"conn_type": "docker", "host": registry, "login": "robot", "password": PASSWORD}
+
+    ended, log = run(
+        {"registry": f"{registry}/models", "registry_conn_id": "models_registry", "shared_registry": built.registry},
+        models_registry=robot,
+    )
+
+    assert ended["state"] == "success", log
+    assert f"{registry}/models/digits@sha256:{built.reference.sha256}" in log
+    for secret in (PASSWORD, b64encode(b"robot:hunter2").decode()):
+        assert secret not in log
+        assert secret.encode() not in kept()
+
+
+def test_the_shared_registry_has_a_user_of_its_own(
+    run: Run, built: Built, with_password: RunningRegistry, registry: RunningRegistry
+) -> None:
+    shared = with_password.address
+
+    _, log = run(
+        {
+            "registry": f"{registry.address}/models",
+            "shared_registry": f"{shared}/models",
+            "shared_registry_conn_id": "shared",
+            "base_image": f"{built.base_image.partition('@')[0]}@sha256:{'0' * 64}",
+        },
+        shared={"conn_type": "generic", "login": "robot", "password": "wrong-password"},
+    )
+
+    assert f"registry {shared} does not read {shared}/models/environments" in log
+    assert "wrong-password" not in log
+    assert "AirflowFailException" in log, "a wrong password is not tried again"
+
+
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        (
+            {"host": "https://other.example", "login": "robot", "password": PASSWORD},
+            "is for the registry other.example",
+        ),
+        ({"login": "robot"}, "has no password"),
+        ({"password": PASSWORD}, "has no login"),
+    ],
+)
+def test_a_connection_that_cannot_be_meant_is_refused_before_anything_is_sent(
+    run: Run, start_registry: Start, connection: dict[str, str], message: str
+) -> None:
+    registry = start_registry()
+
+    ended, log = run(
+        {"registry": f"{registry.address}/models", "registry_conn_id": "models_registry"},
+        models_registry={"conn_type": "docker", **connection},
+    )
+
+    assert ended["state"] == "failed"
+    assert message in log
+    assert PASSWORD not in log
+    assert registry.tags("models/digits") == []
