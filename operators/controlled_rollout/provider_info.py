@@ -116,6 +116,28 @@ def _image_fields() -> dict[str, Any]:
         "base_image": _field(
             "Base image", "What images are built on when an environment names no base image of its own."
         ),
+        "registry_conn_id": _field(
+            "Registry connection",
+            "The connection with login and password for the registry; empty where it asks for none, or for an Azure "
+            "Container Registry that the worker's own identity signs in to.",
+        ),
+        "shared_registry_conn_id": _field("Shared registry connection", "The same for the shared registry."),
+        "base_image_conn_id": _field("Base image connection", "The same for the registry of base images."),
+        "builder": _field(
+            "Builder",
+            "Who builds environment images. buildah: the worker. kubernetes: a pod in the cluster. acr_tasks: the "
+            "Azure Container Registry itself.",
+            enum=["buildah", "kubernetes", "acr_tasks"],
+            default="buildah",
+        ),
+        "builder_image": _field("Builder image", "For the builder kubernetes: an image with buildah in it."),
+        "builder_namespace": _field(
+            "Builder namespace", "For the builder kubernetes: where its pods run; empty for the endpoints' namespace."
+        ),
+        "builder_pod_template": _field(
+            "Builder pod template", "For the builder kubernetes: a file on the worker with a Pod to begin with."
+        ),
+        "acr_id": _field("Registry's resource id", "For the builder acr_tasks: /subscriptions/… of the registry."),
     }
 
 

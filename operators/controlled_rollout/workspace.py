@@ -20,6 +20,9 @@ DEFAULT_HOME = "~/.controlled-rollout"
 
 DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+ACR_ID: Final = (
+    "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
+)
 
 
 class Workspace(BaseModel):
@@ -46,6 +49,17 @@ class Workspace(BaseModel):
         registry: Where images are pushed: a registry and a prefix, such as `registry.example/models`.
         shared_registry: Where environments are looked up that this workspace's registry does not have.
         base_image: What images are built on when an environment names no base image of its own.
+        registry_conn_id: The Airflow connection with the user who pushes to `registry`; used by the tasks. None for a
+            registry that asks for none, or for an Azure Container Registry that the worker signs in to as itself.
+        shared_registry_conn_id: The same for `shared_registry`.
+        base_image_conn_id: The same for the registry of base images.
+        builder: Who builds environment images: `buildah` on this machine, `kubernetes` in a pod of the cluster,
+            `acr_tasks` the Azure Container Registry itself.
+        builder_image: For `kubernetes`: an image with buildah in it.
+        builder_namespace: For `kubernetes`: where such pods run; None for `namespace`.
+        builder_pod_template: For `kubernetes`: a file with a Pod that theirs are made from.
+        acr_id: For `acr_tasks`: the registry's resource id,
+            `/subscriptions/…/resourceGroups/…/providers/Microsoft.ContainerRegistry/registries/…`.
         open_cluster: Opens the cluster's API client; set by code (the tasks' hook), never by a configuration.
     """
 
@@ -70,6 +84,14 @@ class Workspace(BaseModel):
     registry: str | None = None
     shared_registry: str | None = None
     base_image: str | None = None
+    registry_conn_id: str | None = None
+    shared_registry_conn_id: str | None = None
+    base_image_conn_id: str | None = None
+    builder: Literal["buildah", "kubernetes", "acr_tasks"] = "buildah"
+    builder_image: str | None = None
+    builder_namespace: Annotated[str, Field(pattern=f"^{DNS_LABEL}$")] | None = None
+    builder_pod_template: Path | None = None
+    acr_id: Annotated[str, Field(pattern=ACR_ID)] | None = None
 
     open_cluster: Annotated[Callable[[], AbstractAsyncContextManager[Any]] | None, Field(exclude=True, repr=False)] = (
         None

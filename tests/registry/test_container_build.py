@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from controlled_rollout.builders import build_for
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import (
     Environment,
@@ -26,7 +27,6 @@ from controlled_rollout.image import (
     ModelSource,
     RegistryUnavailableError,
     build_container,
-    build_for,
 )
 from controlled_rollout.image.container import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
@@ -309,7 +309,7 @@ async def test_a_cancelled_push_of_a_model_leaves_no_tag(
          r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"),
         ({"requirements": ("granian<1",)}, None, r"(?s)unsatisfiable.*the scoring runtime, which needs .*granian=="),
         ({"python": "3.99"}, None, r"(?s)has no Python 3\.99, which the environment asks for.*Choose a base"),
-        ({}, "{registry}/base/missing:1", r"base image .*base/missing:1 cannot be had: .*(manifest|name) unknown"),
+        ({}, "{registry}/base/missing:1", r"base image .*base/missing:1 cannot be had: its registry has no such image"),
         ({"docker_steps": ("RUN echo no such luck && exit 7",)}, None, r"(?s)cannot be built on .*no such luck"),
     ],
     ids=["no such version", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],

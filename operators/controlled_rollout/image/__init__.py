@@ -1,6 +1,6 @@
 """Project folder + environment -> image reference with digest."""
 
-from controlled_rollout.image.choice import build_for
+from controlled_rollout.image.builder import Builder, Order
 from controlled_rollout.image.container import build_container
 from controlled_rollout.image.environment import Environment, environment_hash
 from controlled_rollout.image.local import LocalImage, build, load
@@ -8,15 +8,16 @@ from controlled_rollout.image.reference import ImageReference, ModelSource
 from controlled_rollout.image.registry import Credentials, RegistryUnavailableError
 
 __all__ = [
+    "Builder",
     "Credentials",
     "Environment",
     "ImageReference",
     "LocalImage",
     "ModelSource",
+    "Order",
     "RegistryUnavailableError",
     "build",
     "build_container",
-    "build_for",
     "environment_hash",
     "load",
 ]

@@ -7,23 +7,21 @@ of it, made by talking to the registry alone.
 import asyncio
 import hashlib
 import json
-import platform
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.buildah import build_and_push
-from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.buildah import BuildahBuilder
+from controlled_rollout.image.builder import Builder, Order
 from controlled_rollout.image.dockerfile import with_docker_steps
 from controlled_rollout.image.environment import Environment, environment_hash
-from controlled_rollout.image.host_settings import build_secrets
-from controlled_rollout.image.layer import APP_ROOT, MODELS_FOLDER, Layer, layer_of
-from controlled_rollout.image.manifest import LAYER, Descriptor, Manifest, with_layer
+from controlled_rollout.image.layer import APP_ROOT, MODELS_FOLDER, layer_of, streamed
+from controlled_rollout.image.manifest import LAYER, Descriptor, Manifest, architecture, with_layer
 from controlled_rollout.image.models import model_dir
 from controlled_rollout.image.package import package
 from controlled_rollout.image.project import Progress, Project, read_project
-from controlled_rollout.image.reference import ImageReference, ModelSource
+from controlled_rollout.image.reference import ImageReference, ModelSource, full_name
 from controlled_rollout.image.registry import Credentials, Registry, RegistryUnavailableError, Repository
 from controlled_rollout.image.runtime import DOCKERFILE, PACKAGE, recipe_files, runtime_folder
 from controlled_rollout.image.stoppable import in_thread
@@ -31,10 +29,9 @@ from controlled_rollout.image.stoppable import in_thread
 __all__ = ["ENVIRONMENTS", "build_container"]
 
 ENVIRONMENTS: Final = "environments"
-WORKSHOP: Final = "containers"
+LATEST: Final = "latest"
 ANY_PYTHON: Final = ">=3.10"
 LAYER_SCHEMA: Final = 1
-ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 async def build_container(
@@ -49,13 +46,14 @@ async def build_container(
     entry_script: str = "score.py",
     models: Sequence[ModelSource] = (),
     credentials: Mapping[str, Credentials] | None = None,
+    builder: Builder | None = None,
     progress: Progress = lambda line: None,
 ) -> ImageReference:
     """Build a project folder's image in a registry, or find it: what has been built before is not built again.
 
     The environment image is looked up by the environment's hash in `registry`, then in `shared_registry`, from which it
-    is copied, and only then built here with buildah. A changed model adds one layer and builds nothing. A build that
-    fails, is cancelled or is killed leaves no tag.
+    is copied, and only then built. A changed model adds one layer and builds nothing. A build that fails, is cancelled
+    or is killed leaves no tag.
 
     Args:
         source_dir: The project folder, packaged as `.amlignore` or `.gitignore` says.
@@ -70,6 +68,7 @@ async def build_container(
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
         credentials: A user for each registry that asks for one, by host.
+        builder: Who builds an environment image that is nowhere; None for buildah on this machine.
         progress: Called with a line for each step.
 
     Raises:
@@ -83,9 +82,11 @@ async def build_container(
     project = await read_project(
         source_dir, name=name, environment=environment, entry_script=entry_script, models=models, progress=progress
     )
-    build = _EnvironmentBuild(project.environment, base_image, credentials or {}, progress)
+    build = _EnvironmentBuild(
+        project.environment, base_image, builder or BuildahBuilder(cache), credentials or {}, progress
+    )
     async with Registry(credentials) as client:
-        manifest = await build.provide(client, environments, shared, Cache(Path(cache).expanduser().absolute()))
+        manifest = await build.provide(client, environments, shared)
         return await _provide_image(client, project, target, environments, manifest, progress)
 
 
@@ -96,95 +97,103 @@ class _EnvironmentBuild:
         self,
         environment: Environment,
         base_image: str | None,
+        builder: Builder,
         credentials: Mapping[str, Credentials],
         progress: Progress,
     ) -> None:
-        self._environment = _with_base_image(environment, base_image)
-        self._python = environment.python or ANY_PYTHON
+        self._environment = environment
+        self._base_image = _base_image(environment, base_image)
+        self._builder = builder
         self._credentials = credentials
         self._progress = progress
-        self._recipe = {name: path.read_text("utf-8") for name, path in recipe_files().items()}
-        self._recipe[DOCKERFILE] = with_docker_steps(self._recipe[DOCKERFILE], environment.docker_steps)
-        # What is in the image besides the environment counts in its hash too.
-        recipe = json.dumps([self._recipe, package(runtime_folder() / PACKAGE).digest], sort_keys=True)
-        machine = platform.machine()
-        self._hash = environment_hash(
-            self._environment,
-            platform=f"linux/{ARCHITECTURES.get(machine, machine)}",
-            python=self._python,
-            recipe=hashlib.sha256(recipe.encode()).hexdigest(),
-        )
-        self._short = f"environment {self._hash[:12]}"
 
-    async def provide(
-        self, client: Registry, repository: Repository, shared: Repository | None, cache: Cache
-    ) -> Manifest:
+    async def provide(self, client: Registry, repository: Repository, shared: Repository | None) -> Manifest:
         """Return the environment image's manifest once it is in `repository`."""
-        if found := await client.manifest(repository, self._hash):
-            self._progress(f"{self._short}: found in {repository}")
+        order = self._order(repository, await _pinned(client, self._base_image, self._progress))
+        if found := await client.manifest(repository, order.tag):
+            self._progress(f"{order.short}: found in {repository}")
             return found
-        if shared and (found := await self._copied(client, shared, repository)):
+        if shared and (found := await self._copied(client, order, shared)):
             return found
-        short, waiting = self._short, f"{self._short}: this machine is at another build, waiting"
-        async with cache.workshop(WORKSHOP, waiting=lambda: self._progress(waiting)) as (folder, lock):
-            if found := await client.manifest(repository, self._hash):
-                self._progress(f"{short}: built by somebody else meanwhile")
-                return found
-            await self._build(repository, folder, lock)
-        if found := await client.manifest(repository, self._hash):
-            self._progress(f"{short}: built and pushed to {repository}")
-            return found
-        raise ImageError(f"{short} was pushed to {repository}, and the registry does not have it: build again")
 
-    async def _copied(self, client: Registry, shared: Repository, repository: Repository) -> Manifest | None:
+        async def is_there() -> bool:
+            return await client.digest(repository, order.tag) is not None
+
+        await self._builder.build(order, is_there=is_there, progress=self._progress)
+        if found := await client.manifest(repository, order.tag):
+            self._progress(f"{order.short}: is in {repository}")
+            return found
+        raise ImageError(f"{order.short} was pushed to {repository}, and the registry does not have it: build again")
+
+    def _order(self, repository: Repository, base_image: str) -> Order:
+        """Return what would be built, under the hash over all that it is built from."""
+        environment = self._environment
+        recipe = {name: path.read_text("utf-8") for name, path in recipe_files().items()}
+        recipe[DOCKERFILE] = with_docker_steps(recipe[DOCKERFILE], environment.docker_steps)
+        # What is in the image besides the environment counts in its hash too.
+        others = json.dumps([recipe, package(runtime_folder() / PACKAGE).digest], sort_keys=True)
+        python = environment.python or ANY_PYTHON
+        return Order(
+            target=repository,
+            tag=environment_hash(
+                # The same base image under another name, such as a mirror's, is the same base image.
+                environment.model_copy(update={"base_image": base_image.partition("@")[2]}),
+                platform=f"linux/{architecture()}",
+                python=python,
+                recipe=hashlib.sha256(others.encode()).hexdigest(),
+            ),
+            base_image=base_image,
+            python=python,
+            requirements=environment.requirements,
+            recipe=recipe,
+            credentials=self._credentials,
+        )
+
+    async def _copied(self, client: Registry, order: Order, shared: Repository) -> Manifest | None:
         """Copy the image from the shared registry, if that has it and answers."""
         try:
-            manifest = await client.manifest(shared, self._hash)
+            manifest = await client.manifest(shared, order.tag)
         except RegistryUnavailableError as error:
-            self._progress(f"{self._short}: not looked up in {shared}: {error}")
+            self._progress(f"{order.short}: not looked up in {shared}: {error}")
             return None
         if manifest is None:
             return None
-        self._progress(f"{self._short}: found in {shared}, copying")
-        await _copy_blobs(client, manifest, shared, repository)
-        await client.put_manifest(repository, self._hash, manifest)
+        self._progress(f"{order.short}: found in {shared}, copying")
+        await _copy_blobs(client, manifest, shared, order.target)
+        await client.put_manifest(order.target, order.tag, manifest)
         return manifest
 
-    async def _build(self, repository: Repository, folder: Path, lock: int) -> None:
-        base_image = self._environment.base_image or ""
-        self._progress(f"{self._short}: building on {base_image}")
-        await build_and_push(
-            repository,
-            self._hash,
-            base_image=_qualified(base_image),
-            python=self._python,
-            requirements=self._environment.requirements,
-            recipe=self._recipe,
-            secrets=build_secrets(self._environment.requirements),
-            credentials=self._credentials,
-            folder=folder,
-            lock=lock,
-            progress=self._progress,
-        )
 
-
-def _with_base_image(environment: Environment, base_image: str | None) -> Environment:
-    if environment.base_image:
-        return environment
-    if not base_image:
+def _base_image(environment: Environment, base_image: str | None) -> str:
+    if not environment.base_image and not base_image:
         raise ImageError(
             f"environment {environment.name or ''} names no base image, and neither does the workspace: set base_image "
             "in the workspace's settings, or in the environment's file, to an image that has Python 3.10 or newer"
         )
-    return environment.model_copy(update={"base_image": base_image})
+    return full_name(environment.base_image or base_image or "")
 
 
-def _qualified(image: str) -> str:
-    """Return an image's full name: without a registry it is meant as on Docker Hub, as everywhere else."""
-    first, slash, _ = image.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        return image
-    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
+async def _pinned(client: Registry, image: str, progress: Progress) -> str:
+    """Return an image's name with the digest that its tag has now: what is built on is what counts in the hash.
+
+    Raises:
+        RegistryUnavailableError: Its registry does not answer.
+        ImageError: There is no such image.
+    """
+    name, _, digest = image.partition("@")
+    place, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        place, tag = name, LATEST
+    if digest:
+        return f"{place}@{digest}"
+    found = await client.digest(Repository.parse(place), tag)
+    if found is None:
+        raise ImageError(
+            f"the base image {image} cannot be had: its registry has no such image, or does not show it: check the "
+            "name and the tag, and the user of the connection base_image_conn_id"
+        )
+    progress(f"base image: {place}:{tag} is {found}")
+    return f"{place}@{found}"
 
 
 async def _provide_image(
@@ -224,7 +233,7 @@ async def _push_image(
         created_by="controlled-rollout: source and models",
     )
     await _copy_blobs(client, base, environments, target, with_config=False)
-    await client.put_blob(target, blob, lambda: _chunks(layer))
+    await client.put_blob(target, blob, lambda: streamed(layer))
     await client.put_blob(target, manifest.config, config)
     await client.put_manifest(target, tag, manifest)
     return manifest.digest
@@ -250,13 +259,3 @@ async def _copy_blobs(
                 copies.create_task(client.copy_blob(source, target, blob))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
-
-
-async def _chunks(layer: Layer) -> AsyncIterator[bytes]:
-    """Read the layer beside the event loop."""
-    chunks = layer.chunks()
-    try:
-        while (chunk := await in_thread(lambda stop: next(chunks, None))) is not None:
-            yield chunk
-    finally:
-        chunks.close()

@@ -6,7 +6,7 @@ whole: it is read from the files once for its digest, and once more when it is s
 
 import hashlib
 import tarfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -14,9 +14,9 @@ from typing import Final
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.package import CHUNK_BYTES, Package, SourceFile
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.image.stoppable import Stop, never
+from controlled_rollout.image.stoppable import Stop, in_thread, never
 
-__all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_of"]
+__all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_of", "layer_of_files", "streamed"]
 
 APP_ROOT: Final = PurePosixPath("/opt/app")
 MODELS_FOLDER: Final = PurePosixPath("/opt/models")
@@ -63,11 +63,30 @@ def layer_of(source: Package, models: Sequence[tuple[ModelSource, Package]]) -> 
     files = {str(APP_ROOT / file.path): file for file in source.files}
     for model, packaged in models:
         files |= {str(MODELS_FOLDER / model.name / model.version / file.path): file for file in packaged.files}
-    folders = {str(APP_ROOT), str(MODELS_FOLDER)}
+    return _layer(files, {str(APP_ROOT), str(MODELS_FOLDER)}, depth=len(APP_ROOT.parts))
+
+
+def layer_of_files(files: Sequence[SourceFile]) -> Layer:
+    """Return the layer with files where their paths say, and the folders that they are in."""
+    return _layer({f"/{file.path}": file for file in files}, set(), depth=1)
+
+
+def _layer(files: dict[str, SourceFile], folders: set[str], *, depth: int) -> Layer:
+    """Return the layer with files, some folders, and all folders of the files that lie deeper than `depth`."""
     for path in files:
-        folders |= {str(folder) for folder in PurePosixPath(path).parents if len(folder.parts) > len(APP_ROOT.parts)}
+        folders |= {str(folder) for folder in PurePosixPath(path).parents if len(folder.parts) > depth}
     entries: dict[str, SourceFile | None] = {**dict.fromkeys(folders), **files}
     return Layer(tuple((path.lstrip("/"), entries[path]) for path in sorted(entries, key=_parts_of)))
+
+
+async def streamed(layer: Layer) -> AsyncIterator[bytes]:
+    """Read a layer beside the event loop."""
+    chunks = layer.chunks()
+    try:
+        while (chunk := await in_thread(lambda stop: next(chunks, None))) is not None:
+            yield chunk
+    finally:
+        chunks.close()
 
 
 def _parts_of(path: str) -> tuple[str, ...]:

@@ -5,13 +5,25 @@ Source: OCI image specification 1.1, manifest.md and config.md.
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["ACCEPTED", "CONFIG", "LAYER", "MANIFEST", "Descriptor", "Manifest", "encoded", "with_layer"]
+__all__ = [
+    "ACCEPTED",
+    "CONFIG",
+    "LAYER",
+    "MANIFEST",
+    "Descriptor",
+    "Manifest",
+    "architecture",
+    "encoded",
+    "of_layers",
+    "with_layer",
+]
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG: Final = "application/vnd.oci.image.config.v1+json"
@@ -23,6 +35,7 @@ ACCEPTED: Final = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 CREATED: Final = "1970-01-01T00:00:00Z"
 
 
@@ -90,6 +103,25 @@ def encoded(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
+def architecture() -> str:
+    """Return what images call this machine's kind of processor."""
+    machine = platform.machine()
+    return ARCHITECTURES.get(machine, machine)
+
+
+def of_layers(layers: Sequence[Descriptor]) -> tuple[bytes, Manifest]:
+    """Return the configuration and the manifest of an image that is nothing but its layers, none of them compressed."""
+    content = encoded(
+        {
+            "architecture": architecture(),
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
+        }
+    )
+    return content, _manifest(Descriptor.of(CONFIG, content), layers, {})
+
+
 def with_layer(
     base: Manifest, config: bytes, layer: Descriptor, *, environment: Mapping[str, str], created_by: str
 ) -> tuple[bytes, Manifest]:
@@ -115,15 +147,16 @@ def with_layer(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"image {base.digest} has no configuration that can be read ({error}): build again") from None
     content = encoded(document)
-    return content, _manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], base)
+    annotations = {"org.opencontainers.image.base.digest": base.digest}
+    return content, _manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], annotations)
 
 
-def _manifest(config: Descriptor, layers: Sequence[Descriptor], base: Manifest) -> Manifest:
-    document = {
+def _manifest(config: Descriptor, layers: Sequence[Descriptor], annotations: Mapping[str, str]) -> Manifest:
+    document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": config.document(),
         "layers": [layer.document() for layer in layers],
-        "annotations": {"org.opencontainers.image.base.digest": base.digest},
+        **({"annotations": dict(annotations)} if annotations else {}),
     }
     return Manifest(encoded(document), MANIFEST)

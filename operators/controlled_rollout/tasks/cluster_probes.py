@@ -16,6 +16,7 @@ from controlled_rollout.target.kubernetes.names import (
     SECURITY_POLICY,
 )
 from controlled_rollout.target.kubernetes.permissions import (
+    BUILDER,
     ENVOY_NAMESPACE,
     GATEWAY_NAMESPACE,
     NAMESPACE,
@@ -55,6 +56,7 @@ async def _permissions(api: Api, workspace: Workspace) -> str:
         (workspace.namespace, NAMESPACE),
         (workspace.gateway.partition("/")[0], GATEWAY_NAMESPACE),
         (workspace.envoy_namespace, ENVOY_NAMESPACE),
+        *([(workspace.builder_namespace or workspace.namespace, BUILDER)] if workspace.builder == "kubernetes" else []),
     )
     refused = await asyncio.gather(*(_refused(api, namespace, permissions) for namespace, permissions in needed))
     faults = [

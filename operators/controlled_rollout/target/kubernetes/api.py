@@ -30,6 +30,7 @@ FIELD_MANAGER: Final = "controlled-rollout"
 REQUEST_TIMEOUT_S: Final = 20.0
 # The API server ends a watch after this time; it is then begun again where it ended.
 WATCH_S: Final = 300
+LINES_S: Final = 3600
 
 READY: Final = "/readyz"
 START_S: Final = 10.0
@@ -204,6 +205,21 @@ class Api:
             raise
         return True
 
+    async def delete_only(self, path: str, uid: str, *, grace_s: int) -> None:
+        """Delete the object with that uid, and none that has its name since.
+
+        Args:
+            path: The object.
+            uid: What the API server called it when it was made.
+            grace_s: How long its processes may take, in seconds.
+        """
+        body = {"preconditions": {"uid": uid}, "gracePeriodSeconds": grace_s, "propagationPolicy": "Background"}
+        try:
+            await self.request("DELETE", path, body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
     async def watch(self, path: str, version: str, **query: str) -> AsyncIterator[Object]:
         """Yield what happens to the objects of a list after resource version `version`, until the server ends it.
 
@@ -225,6 +241,23 @@ class Api:
                         reason=str(found.get("reason", "")),
                     )
                 yield event
+        except _transport_errors() as error:
+            raise self._unavailable("GET", path, error) from None
+        finally:
+            response.close()
+
+    async def lines(self, path: str, **query: str) -> AsyncIterator[str]:
+        """Yield the lines of a text that is being written, such as a running container's log, until the server ends it.
+
+        Raises:
+            ApiError: There is no such text, or not yet.
+        """
+        response = await self._send("GET", path, None, query, JSON, "*/*", LINES_S)
+        try:
+            if response.status >= 300:
+                raise self._refusal("GET", path, response.status, await response.read())
+            async for line in response.content:
+                yield line.decode(errors="replace").rstrip("\r\n")
         except _transport_errors() as error:
             raise self._unavailable("GET", path, error) from None
         finally:

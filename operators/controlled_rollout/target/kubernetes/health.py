@@ -7,7 +7,7 @@ from typing import Final
 from controlled_rollout.target import ReplicaState, ReplicaStatus, VersionStatus
 from controlled_rollout.target.kubernetes.api import Object
 
-__all__ = ["version_status"]
+__all__ = ["pod_held_by", "version_status"]
 
 # As many starts that end by themselves, and waiting will not help.
 MOST_FAILED_STARTS: Final = 3
@@ -61,7 +61,7 @@ def version_status(
 
 def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
     """Return what keeps a version from being ready, and whether waiting cannot help."""
-    found = [held for pod in pods if not _leaving(pod) if (held := _pod_held_by(pod, now))]
+    found = [held for pod in pods if not _leaving(pod) if (held := pod_held_by(pod, now))]
     # A pod that cannot start says more than the one beside it that only has not yet.
     found.sort(key=lambda held: not held[1])
     if found:
@@ -77,7 +77,8 @@ def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -
     return None, False
 
 
-def _pod_held_by(pod: Object, now: datetime | None) -> tuple[str, bool] | None:
+def pod_held_by(pod: Object, now: datetime | None) -> tuple[str, bool] | None:
+    """Return what keeps a pod from running, and whether waiting cannot help; None if nothing does."""
     name = pod["metadata"]["name"]
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:

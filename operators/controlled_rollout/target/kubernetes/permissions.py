@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ENVOY_NAMESPACE", "GATEWAY_CLASSES", "GATEWAY_NAMESPACE", "NAMESPACE", "Permission", "as_yaml"]
+__all__ = [
+    "BUILDER",
+    "ENVOY_NAMESPACE",
+    "GATEWAY_CLASSES",
+    "GATEWAY_NAMESPACE",
+    "NAMESPACE",
+    "Permission",
+    "as_yaml",
+    "builder_as_yaml",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,28 @@ ENVOY_NAMESPACE: Final = (
 GATEWAY_CLASSES: Final = (
     Permission("gateway.networking.k8s.io", "gatewayclasses", ("get",), "which controller serves a Gateway"),
 )
+
+
+# Where images are built by pods, if the workspace's builder is `kubernetes`.
+BUILDER: Final = (
+    Permission("", "pods", ("create", "get", "list", "delete"), "the pod that builds an environment image"),
+    Permission("", "pods/log", ("get",), "its log is the task's"),
+    Permission("", "secrets", ("create",), "the registries' users, for that pod alone"),
+)
+
+
+def builder_as_yaml(
+    namespace: str = "models", service_account: str = "controlled-rollout", account_namespace: str | None = None
+) -> str:
+    """Return the Role that building by pods takes, and its binding.
+
+    Args:
+        namespace: Where such pods run.
+        service_account: The ServiceAccount's name.
+        account_namespace: Where the ServiceAccount lives; None for `namespace`.
+    """
+    account = f"{account_namespace or namespace}/{service_account}"
+    return _role(f"{service_account}-builder", namespace, BUILDER, account)
 
 
 def as_yaml(

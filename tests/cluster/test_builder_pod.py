@@ -1,0 +1,216 @@
+"""Environment images built in the cluster: by a pod, with no right on the node, of files that lie in the registry."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.lab import Lab
+from cluster.lab.builder_image import builder_image
+from cluster.lab.images import base_image
+from cluster.place import ACCOUNT, Place
+from cluster.scoring_images import project
+from controlled_rollout.builders import build_for
+from controlled_rollout.errors import AccessError, ImageError
+from controlled_rollout.image import Environment, ImageReference
+from controlled_rollout.target.kubernetes.builder_pod import SELECTOR
+from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
+from controlled_rollout.workspace import Workspace
+
+DEADLINE_S = 240
+# The lab's registry listens on the node's loopback only.
+TEMPLATE = """
+apiVersion: v1
+kind: Pod
+metadata:
+  labels:
+    team: models
+spec:
+  hostNetwork: true
+  containers:
+    - name: build
+      resources:
+        requests: {cpu: 50m}
+"""
+
+
+@pytest.fixture
+def workspace(lab: Lab, place: Place, tmp_path: Path) -> Workspace:
+    """A workspace that builds in its cluster, signed in with exactly the shipped Roles."""
+    place.kubectl("apply", "-f", "-", input=builder_as_yaml(place.namespace, ACCOUNT))
+    template = tmp_path / "pod.yaml"
+    template.write_text(TEMPLATE)
+    return place.workspace.model_copy(
+        update={
+            "registry": f"{lab.registry}/{place.namespace}",
+            "base_image": base_image(lab.registry),
+            "builder": "kubernetes",
+            "builder_image": builder_image(lab.registry),
+            "builder_pod_template": template,
+        }
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return project("steady", tmp_path / "source", version="pod")
+
+
+def environment(*requirements: str) -> Environment:
+    return Environment(requirements=requirements)
+
+
+async def build(workspace: Workspace, source: Path, said: list[str], **more: Any) -> ImageReference:
+    return await build_for(
+        workspace, source, name="pod", owner=more.pop("owner", "a test"), progress=said.append, **more
+    )
+
+
+def pods(place: Place) -> list[dict[str, Any]]:
+    return list(json.loads(place.kubectl("get", "pods", "--selector", SELECTOR, "-o=json"))["items"])
+
+
+def secrets(place: Place) -> list[str]:
+    return place.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
+
+
+async def until(condition: Any, what: str) -> Any:
+    async with asyncio.timeout(DEADLINE_S):
+        while not (found := await asyncio.to_thread(condition)):
+            await asyncio.sleep(0.1)
+    return found
+
+
+def tags(lab: Lab, place: Place) -> list[str]:
+    import http.client
+
+    connection = http.client.HTTPConnection(lab.registry, timeout=30)
+    connection.request("GET", f"/v2/{place.namespace}/environments/tags/list")
+    with connection.getresponse() as answer:
+        return list(json.loads(answer.read()).get("tags") or [])
+
+
+@pytest.mark.timeout(900)
+async def test_an_image_that_a_pod_built_serves(place: Place, workspace: Workspace, source: Path) -> None:
+    said: list[str] = []
+
+    reference = await build(workspace, source, said)
+    place.workspace = workspace
+    await place.roll_out("one", str(reference))
+
+    assert any("in pod build-environment-" in line for line in said)
+    assert any("STEP 2/" in line for line in said), "the build's log is the task's"
+    assert pods(place) == []
+    assert await until(lambda: not secrets(place), "the Secret goes with its pod")
+    answer = await scored(place)
+    assert answer["version"] == "pod"
+
+
+async def scored(place: Place) -> dict[str, Any]:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {await place.key()}"}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
+        answer = await client.post(place.url, json={"data": [1]})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+@pytest.mark.timeout(900)
+async def test_of_two_builds_of_one_environment_one_makes_the_pod(
+    place: Place, workspace: Workspace, source: Path
+) -> None:
+    said: tuple[list[str], list[str]] = ([], [])
+    asked = environment("six==1.17.0")
+
+    one, two = await asyncio.gather(
+        *(build(workspace, source, lines, environment=asked, owner=f"run {at}") for at, lines in enumerate(said))
+    )
+
+    assert one == two
+    assert sum("in pod" in line for lines in said for line in lines) == 1
+    assert sum("is building it, waiting" in line for lines in said for line in lines) == 1
+    assert pods(place) == []
+
+
+@pytest.mark.timeout(600)
+async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
+    lab: Lab, place: Place, workspace: Workspace, source: Path
+) -> None:
+    said: list[str] = []
+    task = asyncio.create_task(build(workspace, source, said, environment=environment("six==1.16.0")))
+    await until(lambda: any("Resolved" in line or "STEP 6" in line for line in said) or task.done(), "it is at work")
+    assert not task.done(), said
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert pods(place) == []
+    assert await until(lambda: not secrets(place), "the Secret goes with its pod")
+    assert tags(lab, place) == []
+
+
+@pytest.mark.timeout(600)
+async def test_a_build_that_was_killed_is_taken_up_by_the_same_task_and_its_pod_is_removed(
+    place: Place, workspace: Workspace, source: Path
+) -> None:
+    first: list[str] = []
+    asked = environment("six==1.15.0")
+    killed = asyncio.create_task(build(workspace, source, first, environment=asked, owner="dag/run/build"))
+    [pod] = await until(lambda: pods(place) or None, "the pod is there")
+    for secret in await until(lambda: secrets(place), "it has its Secret"):
+        assert pod["metadata"]["name"] in secret
+    # What a kill leaves: the pod, and nobody who follows it. The cancelled one is another task's from here on.
+    place.kubectl("annotate", "pod", pod["metadata"]["name"], "controlled-rollout/for=dag/run/build", "--overwrite")
+    killed.add_done_callback(lambda task: None)
+
+    second: list[str] = []
+    await build(workspace, source, second, environment=asked, owner="dag/run/build")
+    await killed
+
+    assert any("is building it, waiting" in line for line in second)
+    assert pods(place) == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("requirements", "message"),
+    [
+        (("six==0.0.0.1",), r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"),
+    ],
+)
+async def test_what_cannot_be_installed_is_told_as_on_a_worker(
+    lab: Lab, place: Place, workspace: Workspace, source: Path, requirements: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ImageError, match=message):
+        await build(workspace, source, [], environment=environment(*requirements))
+
+    assert pods(place) == []
+    assert tags(lab, place) == []
+
+
+async def test_a_builder_image_that_is_not_there_is_told(place: Place, workspace: Workspace, source: Path) -> None:
+    wrong = workspace.model_copy(update={"builder_image": f"{place.lab.registry}/lab/missing:1"})
+
+    with pytest.raises(ImageError, match=r"cannot be built in the cluster: pod .* cannot pull its image .*missing:1"):
+        await build(wrong, source, [], environment=environment("six==1.14.0"))
+
+    assert pods(place) == []
+
+
+@pytest.fixture
+def without_pods(lab: Lab, place: Place) -> Iterator[None]:
+    """The shipped Role without the part for builders."""
+    lab.kubectl("--namespace", place.namespace, "delete", "role,rolebinding", f"{ACCOUNT}-builder")
+    yield
+
+
+async def test_without_the_builder_s_role_it_says_what_is_missing(
+    place: Place, workspace: Workspace, without_pods: None, source: Path
+) -> None:
+    with pytest.raises(AccessError, match=r"403 .* pods .*docs/aks\.md"):
+        await build(workspace, source, [], environment=environment("six==1.13.0"))
