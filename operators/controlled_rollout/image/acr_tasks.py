@@ -7,6 +7,7 @@ There is no Azure where this is tested: the client's own requests are answered a
 import asyncio
 import base64
 import gzip
+import io
 import re
 import tempfile
 from collections import deque
@@ -36,6 +37,9 @@ __all__ = ["AcrTasksBuilder"]
 API_VERSION: Final = "2019-06-01-preview"
 TIMEOUT_S: Final = 3600
 POLL_S: Final = 2.0
+RETRIES: Final = 10
+# What the event loop can send without being kept from everything else.
+BLOCK_BYTES: Final = 1 << 20
 UNFINISHED: Final = ("queued", "started", "running")
 SUCCEEDED: Final = "succeeded"
 ROLE: Final = (
@@ -73,6 +77,7 @@ class AcrTasksBuilder:
         acr_id: The registry's resource id.
         credential: Who signs in; None for the process's own identity.
         transport: For tests: where requests go.
+        retry_total: How often a request is tried again.
         poll_s: How often the run is looked at, in seconds.
     """
 
@@ -82,12 +87,14 @@ class AcrTasksBuilder:
         *,
         credential: "AsyncTokenCredential | None" = None,
         transport: Any = None,
+        retry_total: int = RETRIES,
         poll_s: float = POLL_S,
     ) -> None:
         parts = acr_id.strip("/").split("/")
         self._place = _Place(parts[1], parts[3], parts[7])
         self._credential = credential
         self._transport = transport
+        self._retry_total = retry_total
         self._poll_s = poll_s
 
     async def build(
@@ -140,7 +147,8 @@ class AcrTasksBuilder:
                 f"the builder acr_tasks needs a package that is missing ({error.name}): install "
                 "airflow-provider-controlled-rollout with the extra azure"
             ) from None
-        more = {"transport": self._transport} if self._transport else {}
+        more: dict[str, Any] = {"retry_total": self._retry_total}
+        more |= {"transport": self._transport} if self._transport else {}
         async with AsyncExitStack() as stack:
             credential: Any = self._credential or await stack.enter_async_context(DefaultAzureCredential())
             yield await stack.enter_async_context(
@@ -177,7 +185,7 @@ class _Run:
         upload = await self.client.registries.get_build_source_upload_url(*self.at)
         archive = await in_thread(lambda stop: _archive(self.order))
         async with self._blob(upload.upload_url) as blob:
-            await blob.upload_blob(archive, overwrite=True)
+            await blob.upload_blob(io.BytesIO(archive), length=len(archive), overwrite=True)
         task = TASK.format(image=f"$Registry/{self.order.target.path}:{self.order.tag}", timeout_s=TIMEOUT_S)
         request = models.EncodedTaskRunRequest(
             encoded_task_content=base64.b64encode(task.encode()).decode(),
@@ -264,7 +272,8 @@ class _Run:
     async def _blob(self, url: str) -> AsyncIterator[Any]:
         from azure.storage.blob.aio import BlobClient
 
-        more = {"transport": self.transport} if self.transport else {}
+        more: dict[str, Any] = {"max_single_put_size": BLOCK_BYTES, "max_block_size": BLOCK_BYTES}
+        more |= {"transport": self.transport} if self.transport else {}
         client = BlobClient.from_blob_url(url, **more)
         try:
             yield client
@@ -288,7 +297,7 @@ def _archive(order: Order) -> bytes:
         text = re.sub(r"(?m)^ARG PYTHON=.*$", f'ARG PYTHON="{order.python}"', text)
         dockerfile.write_text(text, encoding="utf-8")
         files = package(folder).files
-        return gzip.compress(b"".join(layer_of_files(files).chunks()), compresslevel=6, mtime=0)
+        return gzip.compress(b"".join(layer_of_files(files).chunks()), compresslevel=1, mtime=0)
 
 
 def _failure(order: Order, run_id: str, status: str, lines: list[str]) -> ImageError:

@@ -1,0 +1,185 @@
+"""Azure's management of a registry, as far as builds ask for it: answers as its reference writes them down.
+
+There is no Azure where the tests run. The client is the real one: its requests go to this server instead.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+RUN_ID = "cf1"
+ROOT = "/subscriptions/0/resourceGroups/models/providers/Microsoft.ContainerRegistry/registries/mine"
+ACR_ID = ROOT
+
+
+@dataclass
+class Management:
+    """What it was asked, and what it is to say.
+
+    Attributes:
+        statuses: Of the run, one for each time it is looked at; the last one stays.
+        logs: What has been written to the log by then.
+        running: The status of a run that somebody has begun already.
+        refuse: An answer to everything, as status and error code.
+    """
+
+    statuses: list[str]
+    logs: list[str]
+    running: str | None = None
+    refuse: tuple[int, str] | None = None
+    asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    uploaded: bytes = b""
+    looks: int = 0
+    began: bool = False
+
+    def paths(self, method: str) -> list[str]:
+        return [path for asked, path, _ in self.asked if asked == method]
+
+    def status(self) -> str:
+        return self.statuses[min(self.looks, len(self.statuses) - 1)]
+
+    def log(self) -> bytes:
+        return self.logs[min(self.looks, len(self.logs) - 1)].encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def at(self) -> Management:
+        return self.server.at  # type: ignore[attr-defined,no-any-return]
+
+    def do_GET(self) -> None:
+        path = self._path()
+        self.at.asked.append(("GET", path, None))
+        if path.startswith("/blob/log"):
+            return self._log()
+        if self._refused():
+            return None
+        if path.endswith(f"/runs/{RUN_ID}"):
+            status = self.at.status()
+            self.at.looks += 1
+            return self._json(200, {"properties": {"runId": RUN_ID, "status": status}})
+        if "/taskRuns/" in path:
+            if self.at.began or self.at.running:
+                run = {"runId": RUN_ID, "status": self.at.running or "Queued"}
+                return self._json(200, {"properties": {"runResult": {"properties": run}}})
+            return self._json(404, {"error": {"code": "TaskRunNotFound", "message": "there is none"}})
+        raise AssertionError(path)
+
+    def do_POST(self) -> None:
+        path, body = self._path(), self._body()
+        self.at.asked.append(("POST", path, body))
+        if self._refused():
+            return None
+        if path.endswith("/listBuildSourceUploadUrl"):
+            return self._json(200, {"uploadUrl": self._blob("source"), "relativePath": "source/1.tar.gz"})
+        if path.endswith("/listLogSasUrl"):
+            return self._json(200, {"logLink": self._blob("log")})
+        if path.endswith("/cancel"):
+            self.at.statuses = ["Canceled"]
+            return self._json(200, {})
+        raise AssertionError(path)
+
+    def do_PUT(self) -> None:
+        path, body = self._path(), self._body()
+        if path.startswith("/blob/source"):
+            if parse_qs(urlsplit(self.path).query)["comp"] == ["block"]:
+                self.at.uploaded += body
+            else:
+                self.at.asked.append(("PUT", path, None))
+            return self._empty(201, {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 1970 00:00:00 GMT"})
+        self.at.asked.append(("PUT", path, json.loads(body)))
+        self.at.began = True
+        return self._json(201, {"properties": {"provisioningState": "Creating"}})
+
+    def _path(self) -> str:
+        path = urlsplit(self.path).path
+        return path.removeprefix("/management.azure.com").removeprefix("/store")
+
+    def _blob(self, name: str) -> str:
+        return f"https://store/blob/{name}?sig=a-signature"
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _refused(self) -> bool:
+        if not self.at.refuse:
+            return False
+        status, code = self.at.refuse
+        self._json(status, {"error": {"code": code, "message": f"it is {code}"}})
+        return True
+
+    def _log(self) -> None:
+        assert parse_qs(urlsplit(self.path).query)["sig"] == ["a-signature"]
+        content = self.at.log()
+        first = int(self.headers["x-ms-range"].removeprefix("bytes=").partition("-")[0])
+        if first >= len(content):
+            return self._empty(416, {"x-ms-error-code": "InvalidRange"})
+        part = content[first:]
+        headers = {
+            "Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}",
+            "ETag": '"1"',
+            "x-ms-blob-type": "AppendBlob",
+            "Last-Modified": "Thu, 01 Jan 1970 00:00:00 GMT",
+        }
+        return self._send(206, part, headers)
+
+    def _json(self, status: int, document: object) -> None:
+        self._send(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def _empty(self, status: int, headers: dict[str, str]) -> None:
+        self._send(status, b"", headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+class Identity:
+    """A credential of nobody."""
+
+    async def get_token(self, *scopes: str, **how: object) -> object:
+        return SimpleNamespace(token="token-of-entra", expires_on=2**33)
+
+    async def close(self) -> None: ...
+
+    async def __aenter__(self) -> "Identity":
+        return self
+
+    async def __aexit__(self, *args: object) -> None: ...
+
+
+@contextmanager
+def answering(at: Management) -> Iterator[Any]:
+    """Serve in the block; give the transport that leads there, whatever address is asked for."""
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.at = at  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    class ToServer(AioHttpTransport):
+        async def send(self, request: Any, **config: Any) -> Any:
+            assert request.url.startswith("https://")
+            request.url = request.url.replace("https://", f"http://127.0.0.1:{server.server_port}/", 1)
+            return await super().send(request, **config)
+
+    try:
+        yield ToServer
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,212 @@
+"""Builds by ACR Tasks: the real client of Azure's management, answered as Microsoft's reference says. No Azure here."""
+
+import asyncio
+import base64
+import dataclasses
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import ImageError, RegistryUnavailableError
+from controlled_rollout.image import Credentials, Order, context
+from controlled_rollout.image.acr_tasks import AcrTasksBuilder
+from controlled_rollout.image.registry import Repository
+from controlled_rollout.image.runtime import recipe_files
+from unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
+
+ORDER = Order(
+    target=Repository.parse("mine.azurecr.io/models/environments"),
+    tag="ab" * 32,
+    base_image="docker.io/library/python@sha256:" + "0" * 64,
+    python=">=3.10",
+    requirements=("six==1.17.0",),
+    recipe={name: path.read_text() for name, path in recipe_files().items()},
+    credentials={
+        "mine.azurecr.io": Credentials("nobody", "token-of-acr"),
+        "docker.io": Credentials("me", "hunter2"),
+    },
+)
+
+
+@pytest.fixture(autouse=True)
+def small_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that installs is big, and nothing of these tests."""
+    uv = tmp_path / "uv"
+    uv.write_bytes(b"uv" * 1_000_000)
+    monkeypatch.setattr(context, "find_uv", lambda: str(uv))
+
+
+async def build(
+    at: Management,
+    *,
+    order: Order = ORDER,
+    is_there: Callable[[], bool] = lambda: False,
+    said: list[str] | None = None,
+    acr_id: str = ACR_ID,
+) -> list[str]:
+    lines = [] if said is None else said
+
+    async def there() -> bool:
+        return is_there()
+
+    with answering(at) as transport:
+        carrier = transport()
+        try:
+            builder = AcrTasksBuilder(acr_id, credential=Identity(), transport=carrier, poll_s=0.01)
+            await builder.build(order, is_there=there, progress=lines.append)
+        finally:
+            await carrier.close()
+    return lines
+
+
+def finished(status: str = "Succeeded", *logs: str) -> Management:
+    return Management(["Queued", "Running", status], list(logs) or ["", "STEP 1\nSTE", "STEP 1\nSTEP 2\n"])
+
+
+async def test_a_run_is_begun_under_the_hash_and_its_log_is_the_task_s() -> None:
+    at = finished()
+
+    said = await build(at)
+
+    [(_, path, body)] = [asked for asked in at.asked if "/taskRuns/" in asked[1] and asked[0] == "PUT"]
+    request = body["properties"]["runRequest"]
+    task = base64.b64decode(request["encodedTaskContent"]).decode()
+    assert path.endswith(f"/registries/mine/taskRuns/environment-{'ab' * 16}")
+    assert request["sourceLocation"] == "source/1.tar.gz"
+    assert request["platform"]["os"] == "Linux"
+    assert f"--tag $Registry/models/environments:{ORDER.tag} --file Dockerfile ." in task
+    assert f"- $Registry/models/environments:{ORDER.tag}" in task
+    assert "DOCKER_BUILDKIT=1" in task
+    assert [line for line in said if "STEP" in line] == ["environment: STEP 1", "environment: STEP 2"]
+
+
+async def test_the_files_of_the_build_are_uploaded_with_what_is_asked_for_in_the_dockerfile() -> None:
+    at = finished()
+
+    await build(at)
+
+    with tarfile.open(fileobj=io.BytesIO(at.uploaded)) as archive:
+        assert {"Dockerfile", "install-environment", "environment.txt", "uv"} <= set(archive.getnames())
+        dockerfile = archive.extractfile("Dockerfile").read().decode()  # type: ignore[union-attr]
+        assert archive.extractfile("environment.txt").read() == b"six==1.17.0\n"  # type: ignore[union-attr]
+    assert f'ARG BASE_IMAGE="{ORDER.base_image}"\n' in dockerfile
+    assert 'ARG PYTHON=">=3.10"\n' in dockerfile
+
+
+async def test_only_the_users_of_other_registries_are_handed_over() -> None:
+    at = finished()
+
+    said = await build(at)
+
+    [(_, _, body)] = [asked for asked in at.asked if "/taskRuns/" in asked[1] and asked[0] == "PUT"]
+    registries = body["properties"]["runRequest"]["credentials"]["customRegistries"]
+    assert set(registries) == {"docker.io"}
+    assert registries["docker.io"]["password"] == {"value": "hunter2", "type": "Opaque"}
+    assert not any(secret in line for line in said for secret in ("hunter2", "token-of-acr", "a-signature"))
+    assert b"hunter2" not in at.uploaded
+
+
+async def test_what_is_there_by_now_is_not_built() -> None:
+    at = finished()
+
+    await build(at, is_there=lambda: True)
+
+    assert at.asked == []
+
+
+async def test_a_run_of_somebody_else_is_followed_and_not_begun_again() -> None:
+    at = finished()
+    at.running = "Running"
+
+    said = await build(at)
+
+    assert at.paths("PUT") == []
+    assert any("is building it, waiting" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ("Failed", r"(?s)cannot be built on .*no such luck"),
+        ("Canceled", f"run {RUN_ID}, .* was cancelled: no tag was pushed"),
+        ("Timeout", "took more than 3600 s"),
+    ],
+)
+async def test_a_run_that_fails_says_why(status: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        await build(finished(status, "", "STEP 2/13: RUN\nerror: no such luck\n"))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_cancelled_build_ends_its_run_and_nobody_else_s(ours: bool) -> None:
+    at = Management(["Running"], ["begun\n"], running=None if ours else "Running")
+    said: list[str] = []
+    task = asyncio.create_task(build(at, said=said))
+    async with asyncio.timeout(60):
+        while not any("begun" in line for line in said):
+            await asyncio.sleep(0.01)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert any(path.endswith(f"/runs/{RUN_ID}/cancel") for path in at.paths("POST")) is ours
+
+
+@pytest.mark.parametrize(
+    ("refuse", "kind", "message"),
+    [
+        ((403, "AuthorizationFailed"), ImageError, "does not let this identity in: .*taskRuns/write"),
+        ((401, "InvalidAuthenticationToken"), ImageError, "does not let this identity in"),
+        ((404, "ResourceGroupNotFound"), ImageError, "refuses: .*ResourceGroupNotFound"),
+    ],
+)
+async def test_a_refusal_says_what_to_do(refuse: tuple[int, str], kind: type[Exception], message: str) -> None:
+    at = finished()
+    at.refuse = refuse
+
+    with pytest.raises(kind, match=message):
+        await build(at)
+
+    assert at.paths("PUT") == []
+
+
+async def test_an_azure_that_is_away_is_worth_another_try() -> None:
+    class Away:
+        async def open(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+        async def __aenter__(self) -> "Away":
+            return self
+
+        async def __aexit__(self, *args: object) -> None: ...
+
+        async def send(self, request: object, **config: object) -> None:
+            from azure.core.exceptions import ServiceResponseError
+
+            raise ServiceResponseError("nobody there")
+
+    async def there() -> bool:
+        return False
+
+    builder = AcrTasksBuilder(ACR_ID, credential=Identity(), transport=Away(), retry_total=0)
+    with pytest.raises(RegistryUnavailableError, match="does not answer: nobody there"):
+        await builder.build(ORDER, is_there=there, progress=lambda line: None)
+
+
+async def test_a_registry_that_is_not_the_workspace_s_is_refused() -> None:
+    order = dataclasses.replace(ORDER, target=Repository.parse("other.azurecr.io/models/environments"))
+
+    with pytest.raises(ImageError, match=r"builds in the registry mine .acr_id., and the image is for other"):
+        await build(finished(), order=order)
+
+
+async def test_a_requirement_with_a_password_is_refused() -> None:
+    order = dataclasses.replace(ORDER, requirements=("--extra-index-url https://me:${INDEX_PASSWORD}@index.example/",))
+
+    with pytest.raises(ImageError, match="name INDEX_PASSWORD: the builder acr_tasks hands no secret to Azure"):
+        await build(finished(), order=order)
