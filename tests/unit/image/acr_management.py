@@ -90,10 +90,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         path, body = self._path(), self._body()
         if path.startswith("/blob/source"):
-            if parse_qs(urlsplit(self.path).query)["comp"] == ["block"]:
+            if parse_qs(urlsplit(self.path).query).get("comp") != ["blocklist"]:
                 self.at.uploaded += body
-            else:
-                self.at.asked.append(("PUT", path, None))
             return self._empty(201, {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 1970 00:00:00 GMT"})
         self.at.asked.append(("PUT", path, json.loads(body)))
         self.at.began = True

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import io
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ ORDER = Order(
 def small_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that installs is big, and nothing of these tests."""
     uv = tmp_path / "uv"
-    uv.write_bytes(b"uv" * 1_000_000)
+    uv.write_bytes(random.Random(1).randbytes(1_500_000))
     monkeypatch.setattr(context, "find_uv", lambda: str(uv))
 
 
