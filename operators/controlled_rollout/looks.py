@@ -91,6 +91,7 @@ async def look(
             + ("it is the control itself" if treatment.is_control else "mark one with is_control=True")
         )
     started = created_at(history, version)
+    status = await target.status(endpoint)
     question = Question(
         endpoint=endpoint,
         control=control.name,
@@ -102,12 +103,12 @@ async def look(
         baseline_length=baseline_length,
         splits=splits_since(history, started, control=control.name, treatment=version),
         gate=gate,
+        clusters=status.clusters,
     )
     evidence: Evidence | None = None
     readings: tuple[Reading, ...] = ()
     try:
         evidence = await evidence_source(workspace).read(question)
-        status = await target.status(endpoint)
         counted = {name: one.requests for name, one in status.versions.items()}
         readings = _readings(workspace, question, Reading(now, counted), evidence.until)
         verdict = conclude(

@@ -158,4 +158,13 @@ def _telemetry_fields() -> dict[str, Any]:
             "The file with the token of a telemetry store on the worker itself; empty for Azure, where the identity "
             "of the worker signs in.",
         ),
+        "prometheus_url": _field(
+            "Prometheus",
+            "Base address of a Prometheus that scrapes the routers, to read the evidence there instead.",
+            format="url",
+        ),
+        "prometheus_selector": _field(
+            "Prometheus selector",
+            'Label matchers of the routers\' series in that Prometheus, such as job="envoy".',
+        ),
     }

@@ -37,6 +37,8 @@ class Workspace(BaseModel):
         telemetry_endpoint: Base URL of the Log Analytics query API; None means Azure's, or asks the local supervisor.
         telemetry_workspace_id: The Log Analytics workspace that the queries go to; None asks the local supervisor.
         telemetry_token_file: Where the token of a telemetry store on this machine lies.
+        prometheus_url: Base URL of a Prometheus that scrapes the routers: evidence is then read there instead.
+        prometheus_selector: Label matchers of the routers' series in it, such as `job="envoy"`.
         kubernetes_conn_id: The Airflow connection (type `kubernetes`) that leads to the cluster; used by the tasks.
         kubeconfig: Without Airflow: the file that leads to the cluster; None for $KUBECONFIG, ~/.kube/config, or the
             service account of the pod that this runs in.
@@ -71,6 +73,8 @@ class Workspace(BaseModel):
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
     telemetry_token_file: Path | None = None
+    prometheus_url: Annotated[str, Field(pattern=r"^https?://[^?#\s]+$")] | None = None
+    prometheus_selector: str = ""
 
     kubernetes_conn_id: str | None = None
     kubeconfig: Path | None = None

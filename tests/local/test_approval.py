@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from controlled_rollout.endpoint import Endpoint
 from local.local_target_lab import Lab, running, until
 
 ENDPOINT = "digits"
+READING_S = 4.0
 DAG = """
 from airflow.sdk import DAG
 from controlled_rollout import ControlledRollout
@@ -67,7 +69,7 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
         yield found
     finally:
         await found.close()
-        assert processes.end(started, grace_s=20)
+        assert processes.end(started, grace_s=60)
 
 
 async def asked(api: Airflow, run: str) -> dict[str, Any] | None:
@@ -78,11 +80,18 @@ async def asked(api: Airflow, run: str) -> dict[str, Any] | None:
 
 
 async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], str, dict[str, str | None]]:
-    """Answer until the run has ended: an answer within a second is taken for a task that died, and asked for again."""
+    """Answer, as a person would who needs some seconds to read, and wait until the run has ended.
+
+    An answer that comes before Airflow has noticed that the worker has parked its task is lost to it.
+    """
     questions: list[dict[str, Any]] = []
+    parked_since: float | None = None
 
     async def ended() -> str | None:
-        if question := await asked(api, run):
+        nonlocal parked_since
+        waits = any(task.state == "awaiting_input" for task in await api.tasks("ask", run))
+        parked_since = (parked_since or time.monotonic()) if waits else None
+        if parked_since and time.monotonic() - parked_since > READING_S and (question := await asked(api, run)):
             questions.append(question)
             path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
             await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})

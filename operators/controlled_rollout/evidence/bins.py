@@ -87,21 +87,24 @@ def thresholds(histogram: Mapping[int, int], quantiles: Sequence[float]) -> tupl
     return tuple(found)
 
 
-def share_in(start: datetime, end: datetime, splits: Sequence[SplitChange]) -> float | None:
+def share_in(
+    start: datetime, end: datetime, splits: Sequence[SplitChange], *, guard: timedelta = SPLIT_GUARD
+) -> float | None:
     """Return the treatment's set share in [start, end); None where it is not known or not one number.
 
-    A change makes the bin in which it lies unknown, and the next one too when that begins within five seconds of it.
+    A change makes the bin in which it lies unknown, and the next one too when that begins within `guard` of it.
 
     Args:
         start: Where the bin begins.
         end: Where it ends.
         splits: The splits that were set, oldest first.
+        guard: How long after a change what is counted may still be of the split before.
     """
     current: SplitChange | None = None
     for change in splits:
         if change.at >= end:
             break
-        if change.at > start - SPLIT_GUARD and (current is None or change.share != current.share):
+        if change.at > start - guard and (current is None or change.share != current.share):
             return None
         current = change
     return current.share if current else None
@@ -117,6 +120,7 @@ def bins_of(
     until: datetime,
     splits: Sequence[SplitChange],
     kinds: int,
+    split_guard: timedelta = SPLIT_GUARD,
 ) -> tuple[tuple[Bin, ...], tuple[Bin, ...]]:
     """Put counts side by side: control's and the treatment's in each bin.
 
@@ -129,6 +133,7 @@ def bins_of(
         until: Where the newest closed bin ends.
         splits: The splits that were set, oldest first.
         kinds: How many latency thresholds each count has: a version without a row gets as many zeros.
+        split_guard: See `share_in`.
 
     Returns:
         The rollout's bins and the baseline's, oldest first. The bin that holds `started` may be in both, its requests
@@ -144,7 +149,7 @@ def bins_of(
             start=start,
             control=found.get(control, nothing),
             treatment=found.get(treatment, nothing),
-            share=share_in(max(start, started), start + width, splits),
+            share=share_in(max(start, started), start + width, splits, guard=split_guard),
         )
         for start, found in sorted(sides[False].items())
         if found.get(control, _NO_REQUESTS).requests or found.get(treatment, _NO_REQUESTS).requests

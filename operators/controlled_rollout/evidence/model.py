@@ -1,7 +1,7 @@
 """What a look at the metric store gives, and who can give it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -89,6 +89,7 @@ class Question:
         baseline_length: How far before `started` the baseline reaches.
         splits: The splits that were set, oldest first.
         gate: Gives the latency quantiles and the tolerance.
+        clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
     """
 
     endpoint: str
@@ -101,6 +102,7 @@ class Question:
     baseline_length: timedelta
     splits: Sequence[SplitChange]
     gate: Gate
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
 
 class EvidenceSource(Protocol):
@@ -144,6 +146,7 @@ class Subject:
         quantiles: The latency quantiles that are judged.
         tolerance: The relative slow-down of the treatment that is tolerated.
         means: The author's queries for numeric metrics, as (name, KQL).
+        clusters: What the router calls control's and the treatment's replicas.
     """
 
     endpoint: str
@@ -156,10 +159,16 @@ class Subject:
     quantiles: tuple[float, ...]
     tolerance: float
     means: tuple[tuple[str, str], ...] = ()
+    clusters: tuple[tuple[str, str], ...] = ()
+
+    def cluster_of(self, version: str) -> str:
+        """Return what the router calls a version's replicas."""
+        return dict(self.clusters)[version]
 
     @classmethod
     def of(cls, question: Question) -> "Subject":
         """Return what a question has in common with the next one about the same rollout."""
+        versions = (question.control, question.treatment)
         return cls(
             endpoint=question.endpoint,
             control=question.control,
@@ -171,6 +180,7 @@ class Subject:
             quantiles=tuple(question.gate.latency_quantiles),
             tolerance=question.gate.latency_tolerance,
             means=tuple((name, mean.kql) for name, mean in question.gate.means.items() if mean.kql),
+            clusters=tuple((name, question.clusters[name]) for name in versions if name in question.clusters),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.bins import bins_of, check_bin_width, closed_until, floor_to_bin
+from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, check_bin_width, closed_until, floor_to_bin
 from controlled_rollout.evidence.model import (
     Arrival,
     Ask,
@@ -223,8 +223,10 @@ class SharedReader:
                 del self._series[subject]
 
 
-async def read_shared(reader: SharedReader, store: Store, question: Question) -> Evidence:
-    """Answer one gate's question from what is read for all."""
+async def read_shared(
+    reader: SharedReader, store: Store, question: Question, *, split_guard: timedelta = SPLIT_GUARD
+) -> Evidence:
+    """Answer one gate's question from what is read for all; `split_guard` as in `bins.share_in`."""
     check_bin_width(question.bin_width)
     until = closed_until(question.now, allowed_lag=question.allowed_lag, width=question.bin_width)
     subject = Subject.of(question)
@@ -238,6 +240,7 @@ async def read_shared(reader: SharedReader, store: Store, question: Question) ->
         until=until,
         splits=question.splits,
         kinds=len(series.thresholds_ms),
+        split_guard=split_guard,
     )
     queries = store.queries(Ask(subject, subject.first, series.thresholds_ms))
     return Evidence(bins, baseline, series.thresholds_ms, until, queries, series.lag)

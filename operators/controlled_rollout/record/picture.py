@@ -1,6 +1,7 @@
 """A rollout as a picture: traffic, errors, latency and evidence over one time axis, with the thresholds drawn."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,17 @@ __all__ = ["FORMATS", "draw"]
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 SPANS: Final = 120
+# Parts of few requests jump: they are drawn of more bins together.
+COARSE_SPANS: Final = 40
 # Told apart also by those who see few colours (Okabe and Ito's palette).
 CONTROL: Final = "#0072B2"
 TREATMENT: Final = "#D55E00"
 BAD: Final = "#CC79A7"
-CLAIMS: Final = ("#D55E00", "#E69F00", "#000000", "#009E73", "#56B4E9", "#CC79A7", "#0072B2")
+CLAIMS: Final = {
+    "alarm": ("-", ("#D55E00", "#E69F00", "#CC79A7", "#882255")),
+    "pass": (":", ("#009E73", "#56B4E9", "#0072B2", "#117733")),
+    "split": ("-.", ("#000000", "#777777")),
+}
 # e-values beyond are drawn here: what matters is where they cross their thresholds.
 LARGEST: Final = 1e6
 
@@ -36,13 +43,12 @@ def draw(course: Course, file: Path) -> None:
         raise ControlledRolloutError(
             "pictures need the package matplotlib: install airflow-provider-controlled-rollout with the extra report"
         ) from None
-    spans = spans_of(course, most=SPANS)
     panels = [_draw_traffic, _draw_errors, *([_draw_latency] if course.slow_index is not None else []), _draw_evidence]
     heights = [2.0] * (len(panels) - 1) + [3.2]
     figure = Figure(figsize=(11, 1.2 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):
-        panel(axis, course, spans)
+        panel(axis, course)
         axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         _mark(axis, course)
@@ -54,25 +60,29 @@ def draw(course: Course, file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def _draw_traffic(axis: Any, course: Course, spans: Sequence[Span]) -> None:
-    starts, ends = _edges(spans)
+def _draw_traffic(axis: Any, course: Course) -> None:
+    spans = spans_of(course, most=SPANS)
     for name, colour, treatment in ((course.control, CONTROL, False), (course.version, TREATMENT, True)):
-        rates = [_of(span, treatment).requests / span.length.total_seconds() for span in spans]
-        axis.step([*starts, ends[-1]], [*rates, rates[-1]], where="post", color=colour, label=name, linewidth=1.6)
+        points: list[tuple[datetime, float]] = []
+        for span, gap in _with_gaps(spans):
+            rate = _of(span, treatment).requests / span.length.total_seconds()
+            points += [(span.start, rate), (span.start + span.length, math.nan if gap else rate)]
+        times, rates = zip(*points, strict=True) if points else ((), ())
+        axis.step(times, rates, where="post", color=colour, label=name, linewidth=1.6)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("requests/s")
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _draw_errors(axis: Any, course: Course, spans: Sequence[Span]) -> None:
-    _draw_parts(axis, spans, lambda counts: counts.errors)
+def _draw_errors(axis: Any, course: Course) -> None:
+    _draw_parts(axis, course, lambda counts: counts.errors)
     axis.set_ylabel("errors, %")
 
 
-def _draw_latency(axis: Any, course: Course, spans: Sequence[Span]) -> None:
+def _draw_latency(axis: Any, course: Course) -> None:
     slow = course.slow_index
     assert slow is not None  # noqa: S101 - else this panel is not drawn
-    _draw_parts(axis, spans, lambda counts: counts.slow[slow] if counts.slow else 0)
+    _draw_parts(axis, course, lambda counts: counts.slow[slow] if counts.slow else 0)
     quantile = course.gate.latency_quantiles[slow]
     usual = 100 * (1 - quantile)
     axis.axhline(usual, color=CONTROL, linestyle=(0, (1, 2)), linewidth=1)
@@ -83,15 +93,17 @@ def _draw_latency(axis: Any, course: Course, spans: Sequence[Span]) -> None:
     axis.set_ylabel(f"slower than control's\np{100 * quantile:g} ({course.thresholds_ms[slow]:.3g} ms), %")
 
 
-def _draw_parts(axis: Any, spans: Sequence[Span], events: Any) -> None:
+def _draw_parts(axis: Any, course: Course, events: Callable[[Counts], int]) -> None:
     """Per cent of each version's requests, a dot a span: the larger, the more requests it stands for."""
+    spans = spans_of(course, most=COARSE_SPANS)
     most = max((counts.requests for span in spans for counts in (span.control, span.treatment)), default=1) or 1
     for colour, treatment in ((CONTROL, False), (TREATMENT, True)):
-        points = [
-            (span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests)
-            for span in spans
-            if (counts := _of(span, treatment)).requests
-        ]
+        points: list[tuple[datetime, float, int]] = []
+        for span, gap in _with_gaps([span for span in spans if _of(span, treatment).requests]):
+            counts = _of(span, treatment)
+            points.append((span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests))
+            if gap:
+                points.append((span.start + span.length, math.nan, 0))
         if points:
             times, parts, requests = zip(*points, strict=True)
             axis.plot(times, parts, color=colour, linewidth=1.0, alpha=0.6)
@@ -99,17 +111,20 @@ def _draw_parts(axis: Any, spans: Sequence[Span], events: Any) -> None:
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
 
 
-def _draw_evidence(axis: Any, course: Course, spans: Sequence[Span]) -> None:
-    """E-values on a logarithmic axis; a claim's threshold has its colour and is dashed."""
+def _draw_evidence(axis: Any, course: Course) -> None:
+    """E-values on a logarithmic axis, their thresholds dashed; a dot where a claim is established."""
     claims: dict[str, list[tuple[datetime, Claim]]] = {}
     for look in course.looks:
         for claim in look.verdict.claims:
             claims.setdefault(claim.name, []).append((look.until or look.time, claim))
     labelled: dict[float, list[str]] = {}
-    for (name, points), colour in zip(claims.items(), CLAIMS * 3, strict=False):
+    drawn = dict.fromkeys(CLAIMS, 0)
+    for name, points in sorted(claims.items(), key=lambda one: list(CLAIMS).index(one[1][-1][1].kind)):
+        style, colours = CLAIMS[points[-1][1].kind]
+        colour = colours[drawn[points[-1][1].kind] % len(colours)]
+        drawn[points[-1][1].kind] += 1
         times = [time for time, _ in points]
         values = [min(claim.e_value, LARGEST) for _, claim in points]
-        style = {"alarm": "-", "split": "-.", "pass": ":"}[points[-1][1].kind]
         axis.step(times, values, where="post", color=colour, linestyle=style, linewidth=1.8, label=name)
         reached = next(
             ((time, value) for (time, claim), value in zip(points, values, strict=True) if claim.reached), None
@@ -117,7 +132,7 @@ def _draw_evidence(axis: Any, course: Course, spans: Sequence[Span]) -> None:
         if reached:
             axis.plot(*reached, marker="o", color=colour, markersize=7)
         threshold = points[-1][1].threshold
-        axis.axhline(threshold, color=colour, linestyle="--", linewidth=0.9, alpha=0.8)
+        axis.axhline(threshold, color="#555555", linestyle="--", linewidth=0.8)
         labelled.setdefault(threshold, []).append(name)
     for threshold, names in labelled.items():
         axis.text(
@@ -127,8 +142,8 @@ def _draw_evidence(axis: Any, course: Course, spans: Sequence[Span]) -> None:
     axis.set_yscale("log")
     highest = max((min(claim.e_value, LARGEST) for points in claims.values() for _, claim in points), default=1.0)
     axis.set_ylim(0.8, 1.5 * max(10 * max(labelled, default=10.0), highest))
-    axis.set_ylabel("evidence (e-value)")
-    axis.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+    axis.set_ylabel("evidence (e-value)" + ("\nup to a million" if highest >= LARGEST else ""))
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
 def _mark(axis: Any, course: Course) -> None:
@@ -182,8 +197,13 @@ def _label_time(axis: Any, course: Course) -> None:
     axis.set_xlabel(f"UTC{blind}", fontsize=9)
 
 
-def _edges(spans: Sequence[Span]) -> tuple[list[datetime], list[datetime]]:
-    return [span.start for span in spans], [span.start + span.length for span in spans]
+def _with_gaps(spans: Sequence[Span]) -> list[tuple[Span, bool]]:
+    """Return each span, and whether nothing was counted for a while after it: no line leads over that."""
+    after = [*(span.start for span in spans[1:]), None]
+    return [
+        (span, following is not None and following > span.start + 2 * span.length)
+        for span, following in zip(spans, after, strict=True)
+    ]
 
 
 def _of(span: Span, treatment: bool) -> Counts:

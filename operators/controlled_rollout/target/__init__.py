@@ -119,6 +119,7 @@ class EndpointStatus(_Message):
         trouble: What keeps the newest revision from being served and will not go away by waiting, in a sentence: the
             router refuses the route, somebody has changed it by hand. None while there is nothing of that kind.
         waiting_for: What the newest revision still waits for in the router, for the reader of a time-out.
+        clusters: What the router calls the replicas of each version that shares the traffic, in its own counters.
     """
 
     name: str
@@ -128,6 +129,7 @@ class EndpointStatus(_Message):
     versions: dict[str, VersionStatus] = Field(default_factory=dict)
     trouble: str | None = None
     waiting_for: str | None = None
+    clusters: dict[str, str] = Field(default_factory=dict)
 
 
 class Load(_Message):

@@ -136,11 +136,13 @@ async def traffic_of(
     from controlled_rollout.target import connect
 
     try:
-        control = (await connect(workspace).endpoint(endpoint)).control
+        target = connect(workspace)
+        control = (await target.endpoint(endpoint)).control
     except EndpointNotFoundError:
         return None
     if control is None or control.name == version:
         return None
+    clusters = (await target.status(endpoint)).clusters
     now = datetime.now(UTC)
     question = Question(
         endpoint=endpoint,
@@ -153,6 +155,7 @@ async def traffic_of(
         baseline_length=baseline_length,
         splits=(),
         gate=gate.model_copy(update={"means": {}, "categories": {}}),
+        clusters={version: "-", **clusters},  # the version is not there yet: nothing is counted under this name
     )
     evidence = await evidence_source(workspace).read(question)
     counted = [one.control for one in evidence.baseline]

@@ -172,6 +172,7 @@ class View:
             or (self.route_ack.why if self.route_ack.refused else None)
             or self.disagrees,
             waiting_for=self._waiting_for(),
+            clusters={version: cluster for cluster, version in self.shares.items()},
         )
 
     def _waiting_for(self) -> str | None:

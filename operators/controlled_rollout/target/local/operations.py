@@ -127,6 +127,7 @@ class Operations:
             revision=endpoint.revision,
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
+            clusters={version: router.cluster_name(name, version) for version in versions},
         )
 
     def load(self, name: str) -> dict[str, Load]:

@@ -1,0 +1,216 @@
+"""Evidence from a real Prometheus that scrapes the real Envoy of a local workspace."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import looks, record, steps
+from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence import Question, evidence_source
+from controlled_rollout.gate import Gate
+from controlled_rollout.record.replay import replay
+from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.workspace import Workspace
+from local.local_target_lab import Lab, running, steady_load, until
+from prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
+
+S = timedelta(seconds=1)
+# Half of the errors come from the script: 500, through the router.
+SCRIPT = """
+import json, random, time
+
+def init(): ...
+
+def run(data):
+    time.sleep(%s)
+    if random.random() < %s:
+        raise ValueError("broken")
+    return {}
+"""
+GATE = Gate(latency_quantiles=(0.5,), latency_tolerance=0, burst_cap=3)
+READ = {"bin_width": 2 * S, "allowed_lag": 1 * S, "baseline_length": 15 * S}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("prometheus")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def prometheus(lab: Lab) -> Iterator[RunningPrometheus]:
+    with forwarding(admin_socket(lab)) as port:
+        with scraping(lab.folder / "prometheus", port) as found:
+            yield found
+
+
+def admin_socket(lab: Lab) -> Path:
+    return Layout(lab.state.socket.parent / "envoy").admin_socket
+
+
+def seeing(lab: Lab, prometheus: RunningPrometheus) -> Workspace:
+    settings = {"root": str(lab.workspace.root), "prometheus_url": prometheus.url, "prometheus_selector": 'job="envoy"'}
+    return Workspace.from_settings(settings)
+
+
+def quiet(sentence: str) -> None:
+    return
+
+
+async def begin(lab: Lab, endpoint: str, *, slow_s: float = 0.0, failing: float = 0.0) -> None:
+    settings = {"num_replicas": 2, "max_request_wait_time": 5_000}
+    good = await lab.image("good", SCRIPT % (0, 0))
+    await steps.roll_out(
+        lab.workspace, endpoint, "v1a", image=good, owner="w/1", who="w/1/r", settings=settings, progress=quiet
+    )
+    image = await lab.image(f"{slow_s} {failing}", SCRIPT % (slow_s, failing))
+    async with steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=60) as load:
+        await load.more(700)
+    await steps.roll_out(
+        lab.workspace, endpoint, "v2a", image=image, owner="w/2", who="w/2/r", settings=settings, progress=quiet
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
+    lab: Lab, prometheus: RunningPrometheus
+) -> None:
+    workspace = seeing(lab, prometheus)
+
+    async def rollout() -> tuple[looks.Look, int]:
+        await begin(lab, "failing", failing=0.5)
+        async with steady_load(await lab.url("failing"), (await lab.target.keys("failing")).primary, rate=60) as load:
+            await steps.shift(workspace, "failing", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
+
+            async def look() -> looks.Look | None:
+                found = await looks.look(workspace, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", **READ)
+                return found if found.verdict.outcome == "fail" else None
+
+            found = await until(look, "the gate fails", seconds=90)
+            assert isinstance(found, looks.Look)
+            return found, load.failed.get("500", 0)
+
+    found, failed = asyncio.run(rollout())
+
+    assert "errors are higher" in found.verdict.reason
+    assert failed > 0
+    replayed = list(replay(record.read(workspace, "failing")))
+    assert replayed
+    assert [one.difference for one in replayed if one.difference] == []
+    assert replayed[-1].settings["queries"][0].startswith("envoy_cluster_upstream_rq_xx{envoy_cluster_name=~")
+
+
+@pytest.mark.timeout(400)
+def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the_histogram(
+    lab: Lab, prometheus: RunningPrometheus
+) -> None:
+    workspace = seeing(lab, prometheus)
+
+    async def rollout() -> None:
+        await begin(lab, "counted", slow_s=0.03)
+        history = await lab.target.history("counted")
+        started = looks.created_at(history, "v2a")
+        async with steady_load(await lab.url("counted"), (await lab.target.keys("counted")).primary, rate=60) as load:
+            await steps.shift(workspace, "counted", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
+            await load.more(600)
+        history = await lab.target.history("counted")
+
+        async def read():  # type: ignore[no-untyped-def]
+            now = datetime.now(UTC)
+            question = Question(
+                endpoint="counted", control="v1a", treatment="v2a", started=started, now=now, gate=GATE,
+                splits=looks.splits_since(history, started, control="v1a", treatment="v2a"),
+                clusters=(await lab.target.status("counted")).clusters, **READ,
+            )  # fmt: skip
+            evidence = await evidence_source(workspace).read(question)
+            seen = sum(one.control.requests + one.treatment.requests for one in evidence.bins)
+            return evidence if seen >= load.sent else None
+
+        evidence = await until(read, "all requests are counted", seconds=30)
+        sent = {name: load.versions[name] for name in ("v1a", "v2a")}
+        assert sum(one.control.requests for one in evidence.bins) == sent["v1a"]
+        assert sum(one.treatment.requests for one in evidence.bins) == sent["v2a"]
+        assert sum(one.control.requests for one in evidence.baseline) > 300
+        [median] = evidence.thresholds_ms
+        assert median in (0.5, 1, 5, 10, 25, 50)
+        # The treatment sleeps longer than that bound: nearly all of its requests lie beyond it.
+        slow = sum(one.treatment.slow[0] for one in evidence.bins)
+        assert slow > 0.8 * sent["v2a"]
+        # Where the split changed, and in the bin after, it is not known what was set.
+        assert next(one.share for one in evidence.bins if one.treatment.requests) is None
+        assert 0.5 in [one.share for one in evidence.bins]
+
+    asyncio.run(rollout())
+
+
+def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
+    lab: Lab, prometheus: RunningPrometheus
+) -> None:
+    now = datetime.now(UTC)
+    question = Question(
+        endpoint="other", control="v1a", treatment="v2a", started=now - 30 * S, now=now, splits=(), gate=GATE, **READ,
+        clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
+    )  # fmt: skip
+
+    def read(selector: str = 'job="envoy"', url: str = prometheus.url, **changes: object):  # type: ignore[no-untyped-def]
+        from dataclasses import replace
+
+        settings = {"root": str(lab.workspace.root), "prometheus_url": url, "prometheus_selector": selector}
+        source = evidence_source(Workspace.from_settings(settings))
+        return asyncio.run(source.read(replace(question, **changes)))
+
+    assert read().bins == ()
+    with pytest.raises(EvidenceUnavailableError, match="no sample of envoy_server_uptime"):
+        read('job="another"')
+    with pytest.raises(EvidenceUnavailableError, match="answered 400"):
+        read("job=")
+    with pytest.raises(EvidenceUnavailableError, match="does not answer"):
+        read(url="http://127.0.0.1:9")
+    with pytest.raises(EvidenceUnavailableError, match="under which name it counts v2a"):
+        read(clusters={"v1a": "other/v1a"})
+    kql = {"revenue": {"worse": "lower", "kql": "AppEvents"}}
+    with pytest.raises(EvidenceUnavailableError, match="revenue are asked for in KQL"):
+        read(gate=Gate(latency_quantiles=(), means=kql))
+
+
+@pytest.mark.timeout(200)
+def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, tmp_path: Path) -> None:
+    async def steps_() -> None:
+        with forwarding(admin_socket(lab)) as port:
+            with scraping(tmp_path, port) as first:
+                own_port = int(first.url.rsplit(":", 1)[1])
+                source = evidence_source(seeing(lab, first))
+                now = datetime.now(UTC)
+                question = Question(
+                    endpoint="other", control="v1a", treatment="v2a", started=now, now=now, splits=(), gate=GATE,
+                    **READ, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
+                )  # fmt: skip
+                from dataclasses import replace
+
+                async def read() -> bool:
+                    try:
+                        await source.read(replace(question, now=datetime.now(UTC)))
+                    except EvidenceUnavailableError:
+                        return False
+                    return True
+
+                await until(read, "it has scraped")
+        # The Envoy's port is gone, Prometheus is not.
+        with scraping(tmp_path, port, own_port=own_port):
+
+            async def silent() -> str:
+                try:
+                    await source.read(replace(question, now=datetime.now(UTC)))
+                except EvidenceUnavailableError as error:
+                    return str(error)
+                return ""
+
+            async def said() -> bool:
+                return "has scraped no router since" in await silent() or "no sample of" in await silent()
+
+            await until(said, "it says so", seconds=60)
+
+    asyncio.run(steps_())
