@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cluster, environment_cache, import_time, router, scoring_runtime
+from benchmarks import cluster, environment_cache, gates, import_time, router, scoring_runtime
 from benchmarks.load import Figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -125,6 +125,41 @@ def cluster_section(seconds: float) -> Iterator[str]:
     yield from table(("step", "requests", "of them watches", "of them to Envoy"), rows)
 
 
+def gates_section() -> Iterator[str]:
+    found = gates.measure()
+    yield "\n## Gates\n"
+    yield (
+        f"Gates that look once a minute at bins of a minute, with {gates.BASELINE.seconds // 60} minutes of baseline "
+        f"and {gates.ROLLOUT.seconds // 60} minutes of rollout behind them, all in one process as in a triggerer. What "
+        f"Airflow imports, and what answers in the place of the endpoints' supervisor, is part of it. The store holds "
+        f"{gates.GATES:,} endpoints' requests, {gates.RATE} a minute each, "
+        "and takes more of them all the time."
+    )
+    rows = [
+        (
+            f"{cost.gates:,}",
+            f"{cost.looks:,}",
+            f"{cost.cores:.3f}",
+            f"{cost.memory_mb:.0f}",
+            f"{cost.first_s:.1f}",
+            f"{cost.queries:.1f}",
+            f"{cost.store_cores:.3f}",
+        )
+        for cost in found.values()
+    ]
+    header = (
+        "gates",
+        "looks",
+        "cores",
+        "memory, MB",
+        "first looks, s of processor",
+        "queries a minute",
+        "store's cores",
+    )
+    yield from table(header, rows)
+    yield "\n(`python -m tests.benchmarks --only gates`; goal for 1,000: 0.5 cores and 300 MB.)"
+
+
 def cache_section() -> Iterator[str]:
     yield "\n## Building an image locally"
     rows = [(what, f"{seconds:.3f}") for what, seconds in environment_cache.measure().items()]
@@ -148,6 +183,7 @@ def main() -> None:
         "router": lambda: router_section(options.seconds),
         "shift": shift_section,
         "cluster": lambda: cluster_section(options.seconds),
+        "gates": gates_section,
         "runtime": lambda: runtime_section(options.seconds),
         "cache": cache_section,
         "import": import_section,

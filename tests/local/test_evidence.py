@@ -12,7 +12,7 @@ import pytest
 
 from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
 from controlled_rollout.evidence import Question, SplitChange, evidence_source
-from controlled_rollout.gate import Counts, Gate
+from controlled_rollout.gate import Counts, Gate, Moments
 from controlled_rollout.workspace import Workspace
 from local.telemetry_lab import Process, source, stores
 
@@ -178,3 +178,41 @@ def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
     token_file.unlink()
     with pytest.raises(EvidenceUnavailableError, match="token cannot be read"):
         read(evidence_source(workspace), "digits")
+
+
+def test_the_author_s_metrics_are_read_by_bin_and_a_query_that_fails_blinds_only_its_own_gate(store: Process) -> None:
+    name = "metrics"
+    store.send(*({"endpoint": name, "at": STARTED + n * S} for n in range(20)))
+    values = [("control", 1.0), ("control", 3.0), ("treatment", 10.0), ("treatment", 20.0), ("another", 99.0)]
+    envelopes = [
+        {
+            "time": (STARTED + (2 + 10 * n) * S).isoformat(),
+            "iKey": store.key,
+            "data": {
+                "baseType": "EventData",
+                "baseData": {
+                    "ver": 2, "name": "sold", "properties": {"version": version}, "measurements": {"euros": value},
+                },
+            },
+        }
+        for n in range(2)
+        for version, value in values[: 5 - 2 * n]
+    ]  # fmt: skip
+    assert store.http.post("/v2.1/track", content=json.dumps(envelopes)).status_code == 200
+    kql = """
+        AppEvents
+        | where Name == 'sold'
+        | project TimeGenerated, Version = tostring(Properties.version), Value = toreal(Measurements.euros);
+    """
+    gate = Gate(latency_quantiles=(), means={"revenue": {"worse": "lower", "kql": kql}})
+    broken = Gate(latency_quantiles=(), means={"revenue": {"worse": "lower", "kql": "AppEvents | where"}})
+
+    evidence = read(source(store), name, gate=gate)
+
+    first, second = evidence.bins[:2]
+    assert first.control.means["revenue"] == Moments(2, 2.0, 2.0)
+    assert first.treatment.means["revenue"] == Moments(2, 15.0, 50.0)
+    assert second.treatment.means["revenue"] == Moments(1, 10.0, 0.0)
+    assert first.control.requests == 10
+    with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'revenue'.*answered 400"):
+        read(source(store), name, gate=broken)

@@ -65,7 +65,6 @@ def forwarding(path: Path) -> Iterator[int]:
     finally:
         loop.call_soon_threadsafe(ending.set)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 

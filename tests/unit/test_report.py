@@ -1,0 +1,82 @@
+"""A rollout's report out of its record: what is in it, and what is refused."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.cli import main
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.record import Decision
+from controlled_rollout.record.course import course_of, spans_of
+from controlled_rollout.record.text import text_report
+from controlled_rollout.workspace import Workspace
+from unit.record_lines import MINUTE, T0, append, bins
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace.local(tmp_path)
+    steps = [("roll_out", 0, 0.0), ("shift", 1, 10.0)]
+    for step, minute, share in steps:
+        record.append(workspace, decision(step, minute, share))
+    everything = bins(40, treatment_errors=0.2)
+    for number in (2, 10, 20):
+        append(workspace, everything[:number])
+    append(workspace, everything[:20], lag=timedelta(minutes=9), at=T0 + 21 * MINUTE)
+    append(workspace, everything)
+    record.append(workspace, decision("roll_back", 44, 0.0))
+    return workspace
+
+
+def decision(step: str, minute: float, share: float) -> Decision:
+    values = {"endpoint": "digits", "version": "v2a", "who": "weekly/run-1", "why": f"because: {step}", "share": share}
+    return Decision.model_validate({"time": T0 + minute * MINUTE, "step": step, **values})
+
+
+def test_the_course_is_what_the_record_tells(workspace: Workspace) -> None:
+    course = course_of(record.read(workspace, "digits"))
+
+    assert (course.version, course.control, course.end) == ("v2a", "v1a", "rolled back")
+    assert [event.label for event in course.events] == ["roll out", "10 %", "roll back"]
+    assert len(course.bins) == 40
+    assert [look.verdict.outcome.value for look in course.looks][-2:] == ["cannot_see", "fail"]
+
+
+def test_the_text_has_steps_traffic_and_evidence_with_thresholds(workspace: Workspace) -> None:
+    text = text_report(course_of(record.read(workspace, "digits")))
+
+    assert text.startswith("digits: v2a against v1a, 2026-01-05 12:00:00")
+    for words in ("because: roll_back", "10 %", "beyond p95", "cannot see", "threshold", "errors are higher", "fail: "):
+        assert words in text
+    assert max(map(len, text.splitlines()[:-1])) < 160
+
+
+@pytest.mark.parametrize("most", [1, 7, 24, 1000])
+def test_spans_hold_every_request_once(workspace: Workspace, most: int) -> None:
+    course = course_of(record.read(workspace, "digits"))
+
+    spans = spans_of(course, most=most)
+
+    assert len(spans) <= most
+    assert sum(span.control.requests for span in spans) == sum(one.control.requests for one in course.bins)
+    assert sum(span.treatment.errors for span in spans) == sum(one.treatment.errors for one in course.bins)
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_the_picture_is_drawn(workspace: Workspace, tmp_path: Path, ending: str, capsys) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / f"rollout{ending}"
+
+    assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(file)]) == 0
+
+    assert "drawn: " in capsys.readouterr().out
+    head = file.read_bytes()[:300]
+    assert head.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in file.read_bytes()[:1000]
+
+
+def test_what_cannot_be_drawn_is_said(workspace: Workspace, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(tmp_path / "a.doc")]) == 1
+    assert ".png" in capsys.readouterr().err
+    with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):
+        course_of(record.read(workspace, "digits"), version="v9z")
