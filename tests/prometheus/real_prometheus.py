@@ -73,6 +73,7 @@ class RunningPrometheus:
     """A Prometheus that answers."""
 
     url: str
+    envoy_port: int
     process: subprocess.Popen[bytes]
 
     def end(self) -> None:
@@ -120,7 +121,7 @@ def scraping(
             stdout=log,
             stderr=log,
         )
-    running = RunningPrometheus(f"http://127.0.0.1:{own_port}", process)
+    running = RunningPrometheus(f"http://127.0.0.1:{own_port}", port, process)
     try:
         end = time.monotonic() + DEADLINE_S
         while not _ready(running.url):

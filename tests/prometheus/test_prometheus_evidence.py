@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import looks, record, steps
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import Question, evidence_source
 from controlled_rollout.gate import Gate
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.tasks.connectivity import check
 from controlled_rollout.workspace import Workspace
 from local.local_target_lab import Lab, running, steady_load, until
 from prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
@@ -164,6 +166,10 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         return asyncio.run(source.read(replace(question, **changes)))
 
     assert read().bins == ()
+    results = asyncio.run(check(seeing(lab, prometheus)))
+    assert [one.found for one in results if one.name == "telemetry store"] == [
+        f"{prometheus.url} scrapes 127.0.0.1:{prometheus.envoy_port}"
+    ]
     with pytest.raises(EvidenceUnavailableError, match="no sample of envoy_server_uptime"):
         read('job="another"')
     with pytest.raises(EvidenceUnavailableError, match="answered 400"):

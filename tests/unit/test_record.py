@@ -33,6 +33,9 @@ def test_decisions_are_read_back_in_order_and_by_version(tmp_path: Path) -> None
     assert [d.why for d in record.read(workspace, "digits", version="v1a")] == ["1", "3"]
     assert record.last(workspace, "digits", "v1a") == written[2]
     assert record.last(workspace, "digits", "v9x") is None
+    record.append(workspace, decision("v1a", "4", step="hold"))
+    assert [d.why for d in record.read(workspace, "digits", step="hold")] == ["4"]
+    assert record.last(workspace, "digits", "v1a").why == "4"  # type: ignore[union-attr]
     assert list(record.read(workspace, "letters")) == []
 
 

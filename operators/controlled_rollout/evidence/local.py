@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.request
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -148,12 +149,20 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
             "worker's identity signs in"
         )
     try:
-        from azure.identity import DefaultAzureCredential
+        credential = _azure_credential()
     except ImportError:
         raise WorkspaceError(
             f"telemetry in {url or 'Azure'} needs the package azure-identity: install the extra azure"
         ) from None
-    return LogAnalyticsEvidence(endpoint=url, workspace_id=workspace_id, credential=DefaultAzureCredential())
+    return LogAnalyticsEvidence(endpoint=url, workspace_id=workspace_id, credential=credential)
+
+
+@cache
+def _azure_credential() -> Any:
+    """Return this process's identity: it keeps its token, so that not every look signs in anew."""
+    from azure.identity import DefaultAzureCredential
+
+    return DefaultAzureCredential()
 
 
 def _token_file_beside(workspace: Workspace) -> Path | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
 from controlled_rollout.evidence.increments import Sample, binned, bound_at_least, growths, quantile_bounds
@@ -30,6 +29,7 @@ REQUESTS: Final = "envoy_cluster_upstream_rq_xx"
 TIMES: Final = "envoy_cluster_upstream_rq_time_bucket"
 AGE: Final = "envoy_server_uptime"
 TIMEOUT_S: Final = 60.0
+LATELY: Final = timedelta(minutes=5)
 # Answers of Prometheus that a smaller query may not get: timed out, too many samples, too long.
 TOO_MUCH: Final = (413, 422, 503, 504)
 # The classes of result codes that a caller can be answered with.
@@ -73,12 +73,16 @@ class PrometheusEvidence:
         # A scrape tells of the time before it, which may reach back into the bin before.
         return await read_shared(reader, self, question, split_guard=question.bin_width)
 
-    async def newest(self, endpoint: str) -> datetime | None:
-        """Return when a router that counts an endpoint's requests was last scraped; None when none was."""
-        cluster = f'envoy_cluster_name=~"(.*[/])?{check_name(endpoint)}/.*"'
-        found = await self._ask(f"{REQUESTS}{self._braces(cluster)}[1d]", datetime.now(UTC))
-        times = [series.samples[-1][0] for series in found if series.samples]
-        return datetime.fromtimestamp(max(times), UTC) if times else None
+    async def routers(self) -> list[str]:
+        """Return the routers that were scraped within the last minutes, as Prometheus calls them.
+
+        Raises:
+            EvidenceUnavailableError: Prometheus did not answer, or has scraped none.
+        """
+        now = datetime.now(UTC)
+        scrapes = await self._scrapes(now - LATELY, now)
+        self._check_scrapes(scrapes, now, LATELY)
+        return sorted(scrapes)
 
     async def thresholds(self, asks: Sequence[Ask]) -> list[tuple[float, ...]]:
         """Return the histogram's bounds at or above control's quantiles; see `Store.thresholds`."""

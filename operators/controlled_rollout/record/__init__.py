@@ -93,34 +93,44 @@ def append_look(workspace: Workspace, decision: Decision, seen: Seen) -> None:
     append_look(workspace, decision, seen)
 
 
-def read(workspace: Workspace, endpoint: str, *, version: str | None = None) -> Iterator[Decision]:
-    """Yield the decisions about an endpoint (or about one version of it), oldest first.
+def read(
+    workspace: Workspace, endpoint: str, *, version: str | None = None, step: str | None = None
+) -> Iterator[Decision]:
+    """Yield the decisions about an endpoint (or about one version of it, or of one step), oldest first.
 
     A line that a crash cut short is passed over.
     """
     for file in files_of(record_file(workspace, endpoint)):
-        for decision in read_file(file):
+        for decision in read_file(file, step=step):
             if version is None or decision.version == version:
                 yield decision
 
 
-def read_file(file: Path) -> Iterator[Decision]:
-    """Yield the decisions in one file of a record, oldest first; lines that are none are passed over."""
+def read_file(file: Path, *, step: str | None = None) -> Iterator[Decision]:
+    """Yield the decisions in one file of a record (or those of one step), oldest first; other lines are passed over."""
+    wanted = b'"step":"%b"' % step.encode() if step else b""
     try:
         lines = file.open("rb")
     except FileNotFoundError:  # put aside and deleted in between
         return
     with lines:
         for line in lines:
-            try:
-                yield Decision.model_validate_json(line)
-            except ValidationError:
-                continue
+            # Most lines are looks: who asks for something else need not take them apart.
+            if wanted in line and (decision := _decision(line)) is not None and step in (None, decision.step):
+                yield decision
+
+
+def _decision(line: bytes) -> Decision | None:
+    try:
+        return Decision.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
     """Return the newest decision about a version, or None."""
-    newest = None
-    for newest in read(workspace, endpoint, version=version):  # noqa: B007 - the loop is for its last value
-        pass
-    return newest
+    for file in reversed(files_of(record_file(workspace, endpoint))):
+        for line in reversed(file.read_bytes().splitlines()):
+            if (decision := _decision(line)) is not None and decision.version == version:
+                return decision
+    return None

@@ -132,6 +132,8 @@ async def _router(workspace: Workspace) -> str:
 
 
 async def _telemetry_store(workspace: Workspace) -> str:
+    if workspace.prometheus_url:
+        return await _metric_store(workspace)
     url = workspace.telemetry_endpoint or _state(workspace).telemetry_url
     await ask(url)
     return f"{url} answers"
@@ -140,6 +142,11 @@ async def _telemetry_store(workspace: Workspace) -> str:
 async def _metric_store(workspace: Workspace) -> str:
     from controlled_rollout.evidence.local import configured
 
+    if workspace.prometheus_url:
+        from controlled_rollout.evidence.prometheus import PrometheusEvidence
+
+        routers = await PrometheusEvidence(workspace.prometheus_url, workspace.prometheus_selector).routers()
+        return f"{workspace.prometheus_url} scrapes {', '.join(routers)}"
     source = configured(workspace)
     # Any query shows that the store can be reached, lets us in, and has the table.
     newest = await source.newest(NO_ENDPOINT)

@@ -178,7 +178,7 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
     async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
         from controlled_rollout import record
 
-        held = [d.time for d in record.read(workspace, self.endpoint, version=self.version) if d.step == "hold"]
+        held = [one.time for one in record.read(workspace, self.endpoint, version=self.version, step="hold")]
         on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
         if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
             raise ArgumentError(
