@@ -153,6 +153,21 @@ async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> Non
     assert decisions == ["roll_out", "promote"]
 
 
+async def test_a_look_that_cannot_be_recorded_decides_nothing(lab: Lab) -> None:
+    image = await lab.image("old")
+    await steps.roll_out(lab.workspace, "unkept", "old", image=image, owner="d/0", who="setup", progress=quiet)
+    await steps.roll_out(lab.workspace, "unkept", "new", image=image, owner="d/1", who="d/1/roll_out", progress=quiet)
+    full = lab.workspace.records_folder / "unkept.jsonl"
+    full.unlink()
+    full.mkdir()  # nobody can append to it, whoever they are
+
+    look = await looks.look(lab.workspace, "unkept", "new", gate=Gate(), who="d/1/gate", owner="d/1")
+
+    assert look.verdict.outcome == "cannot_see"
+    assert "cannot be recorded" in look.verdict.reason
+    full.rmdir()
+
+
 async def test_a_version_with_traffic_is_not_retired(lab: Lab) -> None:
     image = await lab.image("old")
     await steps.roll_out(lab.workspace, "kept", "old", image=image, owner="c/0", who="setup", progress=quiet)
