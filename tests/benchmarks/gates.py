@@ -31,6 +31,8 @@ RATE = 4
 BASELINE = timedelta(minutes=30)
 ROLLOUT = timedelta(minutes=30)
 UPLOAD = 2_000
+# Measured for so long: three looks of each gate, less where they queue behind each other.
+SECONDS = 180.0
 # What came just now and happened long ago is late: the gates would wait. A process looks back two bins and 30 s.
 FILLED_LONG_AGO_S = 155
 TERMS = {
@@ -203,7 +205,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
     return found
 
 
-def measure(*, seconds: float = 180.0) -> dict[int, Cost]:
+def measure(*, seconds: float = SECONDS) -> dict[int, Cost]:
     """One gate and a thousand, one after the other, on the same store."""
     with tempfile.TemporaryDirectory(prefix="gates-") as folder:
         root = Path(folder)
