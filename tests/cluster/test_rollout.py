@@ -129,7 +129,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
         await place.roll_out("two", image, num_replicas=2)
         await place.shift("two", 50)
 
-        async def verdict() -> steps.Look | None:
+        async def verdict() -> looks.Look | None:
             look = await looks.look(
                 place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
             )
@@ -138,7 +138,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
             return look if look.verdict.outcome is Outcome.FAIL else None
 
         look = await until(verdict, f"a verdict; {place.said}", seconds=120)
-        assert isinstance(look, steps.Look)
+        assert isinstance(look, looks.Look)
         assert why in look.verdict.reason
         await place.roll_back("two", look.verdict.reason)
         failed_until_then = load.failed

@@ -64,21 +64,23 @@ def counts_query(asks: Sequence[Ask], *, bin_width: timedelta) -> str:
     )
 
 
-def arrivals_query(*, first: datetime, until: datetime, since: datetime) -> str:
-    """Return the KQL of what has arrived since a moment: how late, and how far back its oldest row reaches.
+def arrivals_query(*, first: datetime, until: datetime, since: datetime, bin_width: timedelta) -> str:
+    """Return the KQL of what has arrived since a moment: how far back it reaches, and how long after its bin's end.
 
     Args:
         first: The oldest moment that any gate looks at.
         until: How far the gates look.
         since: What arrived before was seen by the look before.
+        bin_width: The length of a bin.
     """
+    width = _milliseconds(bin_width)
     return (
         "AppRequests\n"
         f"| where TimeGenerated >= {_datetime(first)} and TimeGenerated < {_datetime(until)}\n"
         "| extend Arrived = ingestion_time()\n"
         f"| where Arrived >= {_datetime(since)}\n"
         "| extend Endpoint = tostring(Properties.endpoint)\n"
-        "| extend LateMs = (Arrived - TimeGenerated) / 1ms\n"
+        f"| extend LateMs = (Arrived - bin(TimeGenerated, {width}) - {width}) / 1ms\n"
         "| summarize Oldest = min(TimeGenerated), LateMs = percentile(LateMs, 99) by Endpoint"
     )
 

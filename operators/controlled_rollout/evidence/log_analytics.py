@@ -94,10 +94,15 @@ class LogAnalyticsEvidence:
             found += [_mean_row(name, row) for row in rows]
         return found
 
-    async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
+    async def arrivals(
+        self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
+    ) -> Mapping[str, Arrival]:
         """Return what has arrived since a moment, by endpoint; see `Store.arrivals`."""
         rows = await self._ask(
-            kql.arrivals_query(first=first, until=until, since=since), "Endpoint", "Oldest", "LateMs"
+            kql.arrivals_query(first=first, until=until, since=since, bin_width=bin_width),
+            "Endpoint",
+            "Oldest",
+            "LateMs",
         )
         return {
             str(row["Endpoint"]): Arrival(

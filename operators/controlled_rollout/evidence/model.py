@@ -50,7 +50,8 @@ class Evidence:
         until: Where the newest closed bin ends: evidence after that moment was not looked at.
         queries: What gives these numbers when it is asked of the store by hand, with `until` left open. A query that
             serves several gates at once gives each the same.
-        lag: How late all but the latest hundredth of the newest rows have come; None where the store does not tell.
+        lag: How long after the ends of their bins all but the latest hundredth of the newest rows have come; None where
+            the store does not tell.
     """
 
     bins: tuple[Bin, ...]
@@ -205,7 +206,7 @@ class Arrival:
 
     Attributes:
         oldest: When the oldest of these requests began.
-        lag: How late all but the latest hundredth came.
+        lag: How long after the ends of their bins all but the latest hundredth came; not below 0.
     """
 
     oldest: datetime
@@ -234,7 +235,9 @@ class Store(Protocol):
         """
         ...
 
-    async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
+    async def arrivals(
+        self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
+    ) -> Mapping[str, Arrival]:
         """Return what has arrived since a moment, by endpoint; empty where the store does not tell."""
         ...
 

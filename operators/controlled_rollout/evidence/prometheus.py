@@ -131,7 +131,9 @@ class PrometheusEvidence:
             "read from Prometheus: leave the gate's means out, or give the workspace a Log Analytics workspace"
         )
 
-    async def arrivals(self, *, first: datetime, until: datetime, since: datetime) -> Mapping[str, Arrival]:
+    async def arrivals(
+        self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
+    ) -> Mapping[str, Arrival]:
         """Return nothing: a sample has the time of its scrape, and none comes later."""
         return {}
 

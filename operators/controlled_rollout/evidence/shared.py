@@ -152,7 +152,7 @@ class SharedReader:
         reads = [self._series[subject].read for subject in subjects if subject in self._series]
         since = min(reads, default=lately) - ARRIVAL_OVERLAP
         first = min(subject.first for subject in subjects)
-        return await self._store.arrivals(first=first, until=until, since=since)
+        return await self._store.arrivals(first=first, until=until, since=since, bin_width=subjects[0].bin_width)
 
     async def _read_part(
         self,

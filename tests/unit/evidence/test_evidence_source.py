@@ -121,7 +121,9 @@ def test_times_and_thresholds_are_written_exactly() -> None:
     assert f'[1,"letters","control",{when},7.0,1e+18,1e+18]' in query
     assert translate(query).tables == ("AppRequests",)
     assert translate(baseline_query(asks)).tables == ("AppRequests",)
-    assert translate(arrivals_query(first=T0, until=T0, since=T0)).tables == ("AppRequests",)
+    assert translate(arrivals_query(first=T0, until=T0, since=T0, bin_width=timedelta(seconds=10))).tables == (
+        "AppRequests",
+    )
 
 
 def test_an_author_s_query_is_only_continued() -> None:
