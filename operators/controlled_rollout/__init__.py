@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from controlled_rollout.gate import Gate
+    from controlled_rollout.tasks.approval import ApproveRolloutOperator
     from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
     from controlled_rollout.tasks.gate import TreatmentGateSensor
     from controlled_rollout.tasks.image_build import BuildImageOperator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from controlled_rollout.tasks.traffic_shift import ShiftTrafficOperator
 
 __all__ = [
+    "ApproveRolloutOperator",
     "BuildImageOperator",
     "CheckConnectivityOperator",
     "ControlledRollout",
@@ -32,6 +34,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ApproveRolloutOperator": "controlled_rollout.tasks.approval",
     "BuildImageOperator": "controlled_rollout.tasks.image_build",
     "CheckConnectivityOperator": "controlled_rollout.tasks.connectivity",
     "ControlledRollout": "controlled_rollout.tasks.task_group",

@@ -207,3 +207,29 @@ def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys) ->
     assert "nothing was decided" in capsys.readouterr().err
     assert main(["replay", "./nowhere.jsonl"]) == 1
     assert "there is no record" in capsys.readouterr().err
+
+
+def test_metrics_of_the_author_s_are_recorded_and_replayed_too(workspace: Workspace) -> None:
+    from controlled_rollout.gate import Moments
+
+    gate = Gate(
+        latency_quantiles=(0.5, 0.95),
+        means={"revenue": {"worse": "lower", "kql": "AppEvents"}},  # type: ignore[dict-item]
+        categories={"country": {}},  # type: ignore[dict-item]
+    )
+
+    def measured(counts: Counts, mean: float) -> Counts:
+        return replace(counts, means={"revenue": Moments(10, mean, 1.5)}, categories={"country": {"CH": 3, "DE": 7}})
+
+    everything = tuple(
+        replace(one, control=measured(one.control, 2.0), treatment=measured(one.treatment, 0.1)) for one in bins(60)
+    )
+    for number in (10, 60):
+        append(workspace, everything[:number], gate=gate)
+
+    found = list(replay(record.read(workspace, "digits")))
+    assert [look.difference for look in found] == ["", ""]
+    assert found[-1].evidence is not None
+    assert found[-1].evidence.bins == everything
+    assert found[-1].verdict is not None
+    assert "revenue is lower" in [claim.name for claim in found[-1].verdict.claims if claim.reached]
