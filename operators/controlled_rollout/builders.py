@@ -5,6 +5,7 @@ from pathlib import Path
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.image import Builder, Credentials, Environment, ImageReference, ModelSource
+from controlled_rollout.image.azure_sign_in import with_own_identity
 from controlled_rollout.image.buildah import BuildahBuilder
 from controlled_rollout.image.container import build_container
 from controlled_rollout.image.local import build
@@ -65,7 +66,8 @@ async def build_for(
         environment: See `build`.
         entry_script: See `build`.
         models: See `build`.
-        credentials: A user for each registry that asks for one, by host.
+        credentials: A user for each registry that asks for one, by host. An Azure Container Registry that has none is
+            signed in to as this process's own identity.
         owner: Who asks, such as a task of a run: see `builder_of`.
         progress: Called with a line for each step.
 
@@ -83,6 +85,8 @@ async def build_for(
             models=models,
             progress=progress,
         )
+    places = (workspace.registry, workspace.shared_registry, workspace.base_image)
+    users = await with_own_identity(credentials or {}, places)
     return await build_container(
         source_dir,
         name=name,
@@ -93,7 +97,7 @@ async def build_for(
         environment=environment,
         entry_script=entry_script,
         models=models,
-        credentials=credentials,
+        credentials=users,
         builder=builder_of(workspace, owner=owner),
         progress=progress,
     )

@@ -1,14 +1,18 @@
 """Environment images built in the cluster: by a pod, with no right on the node, of files that lie in the registry."""
 
 import asyncio
+import http.client
 import json
+import signal
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.lab import Lab
+from cluster.lab import Lab, LabError
 from cluster.lab.builder_image import builder_image
 from cluster.lab.images import base_image
 from cluster.place import ACCOUNT, Place
@@ -17,6 +21,7 @@ from controlled_rollout.builders import build_for
 from controlled_rollout.errors import AccessError, ImageError
 from controlled_rollout.image import Environment, ImageReference
 from controlled_rollout.target.kubernetes.builder_pod import SELECTOR
+from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
 
@@ -85,12 +90,10 @@ async def until(condition: Any, what: str) -> Any:
 
 
 def tags(lab: Lab, place: Place) -> list[str]:
-    import http.client
-
-    connection = http.client.HTTPConnection(lab.registry, timeout=30)
-    connection.request("GET", f"/v2/{place.namespace}/environments/tags/list")
-    with connection.getresponse() as answer:
-        return list(json.loads(answer.read()).get("tags") or [])
+    with closing(http.client.HTTPConnection(lab.registry, timeout=30)) as connection:
+        connection.request("GET", f"/v2/{place.namespace}/environments/tags/list")
+        with connection.getresponse() as answer:
+            return list(json.loads(answer.read()).get("tags") or [])
 
 
 @pytest.mark.timeout(900)
@@ -107,6 +110,12 @@ async def test_an_image_that_a_pod_built_serves(place: Place, workspace: Workspa
     assert await until(lambda: not secrets(place), "the Secret goes with its pod")
     answer = await scored(place)
     assert answer["version"] == "pod"
+    # What the replica itself says of who it is, and of its root file system.
+    [replica] = json.loads(place.kubectl("get", "pods", "--selector", f"{VERSION_LABEL}=one", "-o=json"))["items"]
+    assert replica["spec"]["containers"][0]["image"] == str(reference), "deployed by its digest"
+    assert place.kubectl("exec", replica["metadata"]["name"], "--", "id", "-u").strip() == "10001"
+    with pytest.raises(LabError, match="Read-only file system"):
+        place.kubectl("exec", replica["metadata"]["name"], "--", "touch", "/opt/app/written")
 
 
 async def scored(place: Place) -> dict[str, Any]:
@@ -154,40 +163,47 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
     assert tags(lab, place) == []
 
 
+KILLED = """
+import asyncio, pathlib, sys
+from controlled_rollout.builders import build_for
+from controlled_rollout.image import Environment
+from controlled_rollout.workspace import Workspace
+
+workspace = Workspace.model_validate_json(sys.argv[1])
+asked = Environment(requirements=("six==1.15.0",))
+say = lambda line: print(line, flush=True)
+asyncio.run(build_for(workspace, sys.argv[2], name="pod", environment=asked, owner="dag/run/build", progress=say))
+"""
+
+
 @pytest.mark.timeout(600)
 async def test_a_build_that_was_killed_is_taken_up_by_the_same_task_and_its_pod_is_removed(
     place: Place, workspace: Workspace, source: Path
 ) -> None:
-    first: list[str] = []
-    asked = environment("six==1.15.0")
-    killed = asyncio.create_task(build(workspace, source, first, environment=asked, owner="dag/run/build"))
-    [pod] = await until(lambda: pods(place) or None, "the pod is there")
-    for secret in await until(lambda: secrets(place), "it has its Secret"):
-        assert pod["metadata"]["name"] in secret
-    # What a kill leaves: the pod, and nobody who follows it. The cancelled one is another task's from here on.
-    place.kubectl("annotate", "pod", pod["metadata"]["name"], "controlled-rollout/for=dag/run/build", "--overwrite")
-    killed.add_done_callback(lambda task: None)
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED, workspace.model_dump_json(), str(source)), stdout=asyncio.subprocess.PIPE
+    )
+    assert killed.stdout is not None
+    async for line in killed.stdout:
+        if b"STEP 1/" in line:
+            killed.send_signal(signal.SIGKILL)
+    await killed.wait()
+    [pod] = pods(place)
 
-    second: list[str] = []
-    await build(workspace, source, second, environment=asked, owner="dag/run/build")
-    await killed
+    said: list[str] = []
+    await build(workspace, source, said, environment=environment("six==1.15.0"), owner="dag/run/build")
 
-    assert any("is building it, waiting" in line for line in second)
+    assert any(f"pod {pod['metadata']['name']} is building it, waiting" in line for line in said)
+    assert any("STEP 1/" in line for line in said), "its log is read from the beginning"
     assert pods(place) == []
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("requirements", "message"),
-    [
-        (("six==0.0.0.1",), r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"),
-    ],
-)
 async def test_what_cannot_be_installed_is_told_as_on_a_worker(
-    lab: Lab, place: Place, workspace: Workspace, source: Path, requirements: tuple[str, ...], message: str
+    lab: Lab, place: Place, workspace: Workspace, source: Path
 ) -> None:
-    with pytest.raises(ImageError, match=message):
-        await build(workspace, source, [], environment=environment(*requirements))
+    with pytest.raises(ImageError, match=r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"):
+        await build(workspace, source, [], environment=environment("six==0.0.0.1"))
 
     assert pods(place) == []
     assert tags(lab, place) == []

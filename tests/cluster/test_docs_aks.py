@@ -169,7 +169,6 @@ def test_from_the_role_to_a_served_and_a_promoted_version_by_the_commands_of_the
         ENDPOINT_URL=lab.gateway_url,
         TELEMETRY_WORKSPACE_ID=lab.telemetry_workspace_id,
         REGISTRY=lab.registry,
-        REGISTRY_TOKEN="the lab's registry asks for none",
         BASE_IMAGE=base_image(lab.registry),
         PROJECT=str(project("steady", tmp_path / "steady")),
         NEXT_IMAGE=build(lab.registry, "steady2"),

@@ -4,11 +4,12 @@ Source: "Azure Container Registry integration with Azure Active Directory" (azur
 of Entra ID is exchanged for a registry's, which stands for a password of the user with the empty id.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
+from controlled_rollout.image.reference import registry_host
 from controlled_rollout.image.registry import Credentials
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ def is_azure(host: str) -> bool:
     return host.endswith(SUFFIXES)
 
 
-async def with_own_identity(users: Mapping[str, Credentials], hosts: set[str]) -> dict[str, Credentials]:
+async def with_own_identity(users: Mapping[str, Credentials], places: Iterable[str | None]) -> dict[str, Credentials]:
     """Return the users, and this process's identity for each Azure Container Registry that has none among them.
+
+    Args:
+        users: By host.
+        places: Registries with their prefixes, or images; None stands for none.
 
     Raises:
         RegistryUnavailableError: A registry does not answer.
         ImageError: There is no identity, or a registry does not let it in.
     """
+    hosts = {registry_host(place) for place in places if place}
     missing = sorted(host for host in hosts - set(users) if is_azure(host))
     if not missing:
         return dict(users)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["ImageReference", "ModelSource", "full_name"]
+__all__ = ["ImageReference", "ModelSource", "full_name", "registry_host"]
 
 REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:(?P<sha256>[0-9a-f]{64})")
 
@@ -60,3 +60,8 @@ def full_name(image: str) -> str:
     if slash and ("." in first or ":" in first or first == "localhost"):
         return image
     return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
+
+
+def registry_host(place: str) -> str:
+    """Return the host of a registry with its prefix, or of an image."""
+    return full_name(place).partition("/")[0]

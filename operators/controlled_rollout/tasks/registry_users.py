@@ -35,6 +35,7 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
             two of them mean different users of one registry.
     """
     from controlled_rollout.image.azure_sign_in import is_azure
+    from controlled_rollout.image.reference import registry_host
 
     users: dict[str, Credentials] = {}
     for setting, registry in SETTINGS.items():
@@ -79,13 +80,6 @@ def user_of(connection: "Connection", host: str) -> "Credentials":
     return Credentials(connection.login, connection.password)
 
 
-def registry_host(place: str) -> str:
-    """Return the host of a registry and prefix, or of an image's name."""
-    from controlled_rollout.image.reference import full_name
-
-    return full_name(place).partition("/")[0]
-
-
 def _named_host(address: str | None) -> str:
     """Return the host of a connection, which some types write as an address."""
     host = (address or "").partition("://")[2] or address or ""
@@ -105,8 +99,7 @@ async def signed_in(workspace: Workspace, users: "Mapping[str, Credentials]") ->
 
     from controlled_rollout.image.azure_sign_in import with_own_identity
 
-    places = (getattr(workspace, registry) for registry in SETTINGS.values())
-    found = await with_own_identity(users, {registry_host(place) for place in places if place})
+    found = await with_own_identity(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
     for user in found.values():
         mask_secret(user.password)
     return found

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.image import Credentials, Order
 from controlled_rollout.image.registry import Repository
 from controlled_rollout.target.kubernetes.builder_pod import BEGIN, BUILD, pod, read_template, secret, secret_of
-from controlled_rollout.target.kubernetes.pod_builder import _padded
+from controlled_rollout.target.kubernetes.pod_builder import _end, _ended_at, _outcome, _padded
 
 ORDER = Order(
     target=Repository.parse("registry.example/models/environments"),
@@ -127,3 +127,40 @@ def test_log_times_sort_although_their_zeros_are_left_out():
     times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
 
     assert sorted(times, key=_padded) == [times[2], times[1], times[0]]
+
+
+def ended(code, *, phase="Failed", reason="Error"):
+    terminated = {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}
+    return {
+        "metadata": {"name": "build-environment-1"},
+        "status": {"phase": phase, "containerStatuses": [{"name": "build", "state": {"terminated": terminated}}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "lines", "message"),
+    [
+        (ended(91), ["STEP 2/13", "error: no luck"], r"cannot be built on docker\.io/library/python.*no luck"),
+        (ended(91), ["Error: name unknown"], r"base image .* cannot be had: Error: name unknown"),
+        (ended(92), ["Error: denied"], "cannot be pushed to registry.example/models/environments: Error: denied"),
+        (ended(90), ["Error: denied"], "the pod cannot read the build's files from registry.example"),
+        (ended(137, reason="OOMKilled"), [], r"failed \(exit code 137 OOMKilled\)"),
+        (
+            {"metadata": {}, "status": {"phase": "Failed", "message": "Pod was active longer than the deadline"}},
+            [],
+            r"failed \(Pod was active longer than",
+        ),
+    ],
+)
+def test_how_a_pod_ended_is_told(pod, lines, message):
+    with pytest.raises(ImageError, match=f"(?s){message}"):
+        _outcome(ORDER, _end(pod), lines)
+
+
+def test_a_pod_that_succeeded_has_built():
+    assert _outcome(ORDER, _end(ended(0, phase="Succeeded", reason="Completed")), []) is True
+
+
+def test_a_finished_pod_says_when_and_a_running_one_does_not():
+    assert _ended_at(ended(0)).year == 2026
+    assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

@@ -27,6 +27,7 @@ __all__ = ["PodBuilder"]
 POLL_S: Final = 0.5
 # An API server that is being upgraded is away for minutes.
 OUTAGE_S: Final = 300.0
+REMOVAL_S: Final = 60.0
 # Nobody waits for the end of a pod that ended so long ago.
 LEFT_BEHIND: Final = timedelta(hours=1)
 
@@ -206,10 +207,11 @@ class _Run:
         """Remove a pod that we have seen, and wait until it is gone; not another one that has its name by now."""
         if pod is None:
             return
-        uid = pod["metadata"]["uid"]
+        uid, deadline = pod["metadata"]["uid"], asyncio.get_running_loop().time() + REMOVAL_S
         while (found := await self.api.find(self.path())) and found["metadata"]["uid"] == uid:
-            if "deletionTimestamp" not in found["metadata"]:
-                await self.api.delete_only(self.path(), uid, grace_s=0)
+            if asyncio.get_running_loop().time() > deadline:
+                raise TargetUnavailableError(f"pod {self.name} does not go away: is its node still there?")
+            await self.api.delete_only(self.path(), uid, grace_s=0)
             await asyncio.sleep(POLL_S)
 
 
