@@ -67,7 +67,8 @@ container=$(buildah from --quiet --authfile {GIVEN}/{USERS} --tls-verify="$TARGE
 context=$(buildah mount "$container") || exit {NO_CONTEXT}
 set -- {" ".join(BUILD_OPTIONS)} --authfile {GIVEN}/{USERS} --tls-verify="$BASE_TLS"
 for secret in $SECRETS; do set -- "$@" --secret="id=$secret,src={GIVEN}/$secret"; done
-set -- "$@" --build-arg="BASE_IMAGE=$BASE_IMAGE" --build-arg="PYTHON=$PYTHON"
+mkdir -p {WORK}/wheels
+set -- "$@" --build-arg="BASE_IMAGE=$BASE_IMAGE" --build-arg="PYTHON=$PYTHON" --volume={WORK}/wheels:/run/wheels
 buildah build "$@" --tag environment "$context" || exit {NOT_BUILT}
 buildah push --authfile {GIVEN}/{USERS} --tls-verify="$TARGET_TLS" environment "docker://$TARGET" || exit {NOT_PUSHED}
 """
