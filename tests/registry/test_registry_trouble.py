@@ -56,7 +56,7 @@ async def push(built: Built, registry: str, cache: Path, models: list[ModelSourc
 
 async def test_a_registry_without_room_is_told_and_worth_another_try(built: Built, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "20m") as disk, serving(disk) as registry:
-        with pytest.raises(RegistryUnavailableError, match=r"cannot push .* now: 5\d\d .*its disk may be full"):
+        with pytest.raises(RegistryUnavailableError, match=r"registry .*: its disk may be full"):
             await push(built, registry.address, tmp_path / "cache")
 
         assert registry.tags("models/environments") == []
@@ -73,9 +73,7 @@ async def test_a_model_of_10_gb_needs_no_room_on_the_worker_and_a_registry_witho
         small_disk(tmp_path / "disk", ENOUGH_FOR_THE_ENVIRONMENT) as disk,
         serving(disk) as registry,
     ):
-        with pytest.raises(
-            RegistryUnavailableError, match=r"cannot push sha256:\S+ \(10,000\.0 MB\) .*its disk may be full"
-        ):
+        with pytest.raises(RegistryUnavailableError, match=r"registry .*: its disk may be full"):
             await push(built, registry.address, worker / "cache", models)
 
         assert registry.tags("models/digits") == []
@@ -154,7 +152,7 @@ async def test_a_half_uploaded_blob_leaves_no_tag_and_the_next_try_pushes_it_who
         thread.start()
         address = f"127.0.0.1:{between.server_port}"
         try:
-            with pytest.raises(RegistryUnavailableError, match=rf"registry {re.escape(address)} does not answer"):
+            with pytest.raises(RegistryUnavailableError, match=rf"registry {re.escape(address)} ended the connection"):
                 await push(built, address, tmp_path / "cache", models)
             assert between.cuts == 1
             assert registry.tags("models/digits") == before

@@ -258,7 +258,7 @@ class Registry:
             if trusted and key in self._authorizations:
                 sent["Authorization"] = self._authorizations[key]
             body = content() if callable(content) else content
-            with _transport_errors(repository):
+            with _transport_errors(repository, uploading=callable(content)):
                 answer = await client.send(
                     client.build_request(method, url, headers=sent, content=body), stream=True, follow_redirects=True
                 )
@@ -316,19 +316,31 @@ class Registry:
 
 
 @contextlib.contextmanager
-def _transport_errors(repository: Repository) -> Any:
+def _transport_errors(repository: Repository, *, uploading: bool = False) -> Any:
     import httpx
 
     try:
         yield
+    except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError) as error:
+        if not uploading:
+            raise _silent(repository, error) from None
+        # A registry that refuses in the middle resets the connection, and what it says is lost.
+        raise RegistryUnavailableError(
+            f"registry {repository.host} ended the connection in the middle of an upload "
+            f"({str(error) or type(error).__name__}): its disk may be full, or something on the way limits uploads"
+        ) from None
     except (httpx.TransportError, httpx.TooManyRedirects) as error:
-        detail = str(error) or type(error).__name__
-        advice = (
-            "set SSL_CERT_FILE to the certificates that it is to be trusted by"
-            if "CERTIFICATE" in detail
-            else "check that it runs, and the address in the workspace's settings"
-        )
-        raise RegistryUnavailableError(f"registry {repository.host} does not answer ({detail}): {advice}") from None
+        raise _silent(repository, error) from None
+
+
+def _silent(repository: Repository, error: Exception) -> RegistryUnavailableError:
+    detail = str(error) or type(error).__name__
+    advice = (
+        "set SSL_CERT_FILE to the certificates that it is to be trusted by"
+        if "CERTIFICATE" in detail
+        else "check that it runs, and the address in the workspace's settings"
+    )
+    return RegistryUnavailableError(f"registry {repository.host} does not answer ({detail}): {advice}")
 
 
 def _location(answer: "httpx.Response") -> str:
