@@ -5,6 +5,7 @@ import http.client
 import json
 import signal
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,13 +20,17 @@ from cluster.place import ACCOUNT, Place
 from cluster.scoring_images import project
 from controlled_rollout.builders import build_for
 from controlled_rollout.errors import AccessError, ImageError
-from controlled_rollout.image import Environment, ImageReference
+from controlled_rollout.image import Credentials, Environment, ImageReference
 from controlled_rollout.target.kubernetes.builder_pod import SELECTOR
 from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
+from registry.conftest import HTPASSWD
+from registry.real_registry import serving
 
 DEADLINE_S = 240
+PASSWORD = "hunter2"
+BASIC = b64encode(b"robot:hunter2").decode()
 # The lab's registry listens on the node's loopback only.
 TEMPLATE = """
 apiVersion: v1
@@ -147,6 +152,30 @@ async def test_of_two_builds_of_one_environment_one_makes_the_pod_and_a_worker_s
     assert sum("in pod" in line for lines in said for line in lines) == 1
     assert sum("is building it, waiting" in line for lines in said for line in lines) == 1
     assert pods(place) == []
+
+
+@pytest.mark.timeout(600)
+async def test_the_pod_signs_in_with_the_task_s_user_and_its_password_is_in_its_secret_only(
+    place: Place, workspace: Workspace, source: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    seen: list[str] = []
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    auth = {"htpasswd": {"realm": "tests", "path": str(tmp_path / "htpasswd")}}
+    with serving(tmp_path / "registry", auth=auth) as registry:
+        there = workspace.model_copy(update={"registry": f"{registry.address}/models"})
+        users = {registry.address: Credentials("robot", PASSWORD)}
+
+        task = asyncio.create_task(build(there, source, said, credentials=users))
+        while not task.done():
+            seen.append(await asyncio.to_thread(place.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml"))
+            await asyncio.wait([task], timeout=1)
+        reference = await task
+
+        assert reference.name == f"{registry.address}/models/pod"
+        assert len(registry.tags("models/environments")) == 1
+    assert any("build-environment-" in text for text in seen)
+    assert not any(secret in text for text in (*seen, *said) for secret in (PASSWORD, BASIC))
 
 
 @pytest.mark.timeout(600)
