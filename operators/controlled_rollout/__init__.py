@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
     from controlled_rollout.tasks.gate import TreatmentGateSensor
     from controlled_rollout.tasks.image_build import BuildImageOperator
+    from controlled_rollout.tasks.image_scan import ScanImageOperator
     from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
     from controlled_rollout.tasks.rollout import DeleteVersionOperator, RolloutVersionOperator
     from controlled_rollout.tasks.task_group import ControlledRollout
@@ -27,6 +28,7 @@ __all__ = [
     "PromoteToControlOperator",
     "RollBackOperator",
     "RolloutVersionOperator",
+    "ScanImageOperator",
     "ShiftTrafficOperator",
     "TreatmentGateSensor",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "PromoteToControlOperator": "controlled_rollout.tasks.promotion",
     "RollBackOperator": "controlled_rollout.tasks.promotion",
     "RolloutVersionOperator": "controlled_rollout.tasks.rollout",
+    "ScanImageOperator": "controlled_rollout.tasks.image_scan",
     "ShiftTrafficOperator": "controlled_rollout.tasks.traffic_shift",
     "TreatmentGateSensor": "controlled_rollout.tasks.gate",
 }

@@ -25,6 +25,14 @@ class RegistryUnavailableError(ImageError):
     """The registry does not answer, or says that it cannot serve now: trying again later may help."""
 
 
+class ScanError(ImageError):
+    """The image was not scanned, or what was found stops it: it must not be rolled out."""
+
+
+class ScanUnavailableError(ScanError):
+    """Nobody has looked at the image: the scanner or its database is missing, too old or away. Never a pass."""
+
+
 class DeploymentError(ControlledRolloutError):
     """A version did not become ready; the message carries the cause and the last log lines."""
 

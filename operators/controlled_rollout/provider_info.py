@@ -19,6 +19,7 @@ def get_provider_info() -> dict[str, Any]:
                     "controlled_rollout.tasks.approval",
                     "controlled_rollout.tasks.connectivity",
                     "controlled_rollout.tasks.image_build",
+                    "controlled_rollout.tasks.image_scan",
                     "controlled_rollout.tasks.plan",
                     "controlled_rollout.tasks.promotion",
                     "controlled_rollout.tasks.rollout",
@@ -38,7 +39,13 @@ def _connection_type() -> dict[str, Any]:
         "connection-type": "controlled_rollout",
         "hook-class-name": "controlled_rollout.tasks.workspace.WorkspaceHook",
         "hook-name": "Controlled Rollout workspace",
-        "conn-fields": {**_place_fields(), **_cluster_fields(), **_image_fields(), **_telemetry_fields()},
+        "conn-fields": {
+            **_place_fields(),
+            **_cluster_fields(),
+            **_image_fields(),
+            **_scan_fields(),
+            **_telemetry_fields(),
+        },
         "ui-field-behaviour": {
             "hidden-fields": ["host", "port", "login", "password", "schema", "extra"],
             "relabeling": {},
@@ -138,6 +145,22 @@ def _image_fields() -> dict[str, Any]:
             "Builder pod template", "For the builder kubernetes: a file on the worker with a Pod to begin with."
         ),
         "acr_id": _field("Registry's resource id", "For the builder acr_tasks: /subscriptions/… of the registry."),
+    }
+
+
+def _scan_fields() -> dict[str, Any]:
+    return {
+        "scanner": _field(
+            "Scanner",
+            "Which program looks at images before they are rolled out; installed on the workers. Empty for trivy.",
+            enum=["trivy", "grype"],
+            default="trivy",
+        ),
+        "osv_url": _field(
+            "OSV service",
+            "The query address of an OSV service for pip-audit; empty for PyPI's own vulnerability data.",
+            format="url",
+        ),
     }
 
 

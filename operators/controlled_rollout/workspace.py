@@ -62,6 +62,8 @@ class Workspace(BaseModel):
         builder_pod_template: For `kubernetes`: a file with a Pod that theirs are made from.
         acr_id: For `acr_tasks`: the registry's resource id,
             `/subscriptions/…/resourceGroups/…/providers/Microsoft.ContainerRegistry/registries/…`.
+        scanner: Which program looks at images before they are rolled out: `trivy` or `grype`.
+        osv_url: The query address of an OSV service for pip-audit; None for PyPI's own vulnerability data.
         open_cluster: Opens the cluster's API client; set by code (the tasks' hook), never by a configuration.
     """
 
@@ -96,6 +98,8 @@ class Workspace(BaseModel):
     builder_namespace: Annotated[str, Field(pattern=f"^{DNS_LABEL}$")] | None = None
     builder_pod_template: Path | None = None
     acr_id: Annotated[str, Field(pattern=ACR_ID)] | None = None
+    scanner: Literal["trivy", "grype"] = "trivy"
+    osv_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
 
     open_cluster: Annotated[Callable[[], AbstractAsyncContextManager[Any]] | None, Field(exclude=True, repr=False)] = (
         None

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from controlled_rollout.cli import endpoint, machine, record, rollout
+from controlled_rollout.cli import endpoint, image, machine, record, rollout
 from controlled_rollout.errors import ControlledRolloutError
 
 __all__ = ["main"]
@@ -43,5 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     rollout.add_to(commands)
     endpoint.add_to(commands)
     record.add_to(commands)
+    image.add_to(commands)
     machine.add_to(commands)
     return parser

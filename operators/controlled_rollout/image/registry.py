@@ -150,7 +150,7 @@ class Registry:
         """
         if blob.size > MAX_DOCUMENT_BYTES:
             raise ImageError(f"{repository}@{blob.digest} has {blob.size:,} bytes: that is no configuration")
-        content = b"".join([chunk async for chunk in self._chunks(repository, blob)])
+        content = b"".join([chunk async for chunk in self.chunks(repository, blob)])
         _check_digest(repository, blob.digest, Descriptor.of(blob.media_type, content).digest)
         return content
 
@@ -179,7 +179,7 @@ class Registry:
             return
         location = await self._begin(target, blob, source=source if source.host == target.host else None)
         if location is not None:
-            await self._upload(target, location, blob, lambda: self._chunks(source, blob))
+            await self._upload(target, location, blob, lambda: self.chunks(source, blob))
 
     async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> None:
         """Send a manifest under a tag: the last step of a push, only then is the image there."""
@@ -213,7 +213,8 @@ class Registry:
         answer = await self._ask("PUT", repository, _location(answer), push=True, params={"digest": blob.digest})
         _check(answer, 201, what)
 
-    async def _chunks(self, repository: Repository, blob: Descriptor) -> AsyncGenerator[bytes]:
+    async def chunks(self, repository: Repository, blob: Descriptor) -> AsyncGenerator[bytes]:
+        """Read a blob of any size, piece by piece. Whether it is what its digest says is the reader's to check."""
         what = f"read {repository}@{blob.digest[:19]}"
         asked = {"Accept-Encoding": "identity"}
         async with self._stream("GET", repository, f"blobs/{blob.digest}", headers=asked) as answer:

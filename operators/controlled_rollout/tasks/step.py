@@ -12,6 +12,7 @@ from controlled_rollout.errors import (
     ControlledRolloutError,
     EvidenceUnavailableError,
     RegistryUnavailableError,
+    ScanUnavailableError,
     TargetUnavailableError,
 )
 from controlled_rollout.tasks.workspace import WorkspaceHook
@@ -27,7 +28,12 @@ Result = TypeVar("Result")
 # Under this XCom key a failing task leaves its cause in one line, for the history of the roll-back that follows.
 FAILURE_KEY = "failure"
 # Whatever else goes wrong on purpose will go wrong again: trying it again only delays the roll-back.
-WORTH_ANOTHER_TRY = (TargetUnavailableError, EvidenceUnavailableError, RegistryUnavailableError)
+WORTH_ANOTHER_TRY = (
+    TargetUnavailableError,
+    EvidenceUnavailableError,
+    RegistryUnavailableError,
+    ScanUnavailableError,
+)
 
 # Writes every header of each request into the task's log, in which a look's table would drown.
 CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"

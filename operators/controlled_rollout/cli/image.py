@@ -1,0 +1,62 @@
+"""Commands that look at an image before it is rolled out."""
+
+import argparse
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
+from controlled_rollout.cli.view import say
+
+__all__ = ["add_to"]
+
+SEVERITIES: Final = ("none", "negligible", "low", "medium", "high", "critical")
+
+
+def add_to(commands: Commands) -> None:
+    """Add `scan`."""
+    scan = commands.add_parser("scan", help="look for known vulnerabilities in an image; exit code 1 if they stop it")
+    scan.add_argument("image", metavar="NAME@sha256:DIGEST", help="the image, by digest")
+    scan.add_argument(
+        "--max-severity",
+        choices=SEVERITIES,
+        default="medium",
+        help="the worst severity that may pass (default %(default)s); what nobody has rated does not",
+    )
+    scan.add_argument(
+        "--accept",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a vulnerability, or a package that cannot be looked at, that was judged and may pass; may be repeated",
+    )
+    scan.add_argument("--only-fixed", action="store_true", help="let findings without a fixed version pass")
+    scan.add_argument("--scanner", choices=["trivy", "grype"], help="default: the workspace's")
+    scan.add_argument(
+        "--max-database-age", type=_days, default=timedelta(days=5), metavar="DAYS", help="default 5 days"
+    )
+    add_workspace(scan)
+    scan.set_defaults(run=_scan)
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
+
+    policy = Policy(
+        max_severity=Severity.parse(options.max_severity),
+        accepted=frozenset(options.accept),
+        only_fixed=options.only_fixed,
+        max_database_age=options.max_database_age,
+    )
+    asyncio.run(scan(workspace_of(options), options.image, ScanSettings(options.scanner, policy), progress=say))
+    return 0
+
+
+def _days(text: str) -> timedelta:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 < days <= 3650:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days, above 0 and up to 3650")
+    return timedelta(days=days)
