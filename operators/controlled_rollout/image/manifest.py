@@ -15,6 +15,7 @@ from controlled_rollout.errors import ImageError
 __all__ = [
     "ACCEPTED",
     "CONFIG",
+    "INDEX",
     "LAYER",
     "MANIFEST",
     "Descriptor",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.manifest import ACCEPTED, Descriptor, Manifest
+from controlled_rollout.image.manifest import ACCEPTED, INDEX, Descriptor, Manifest
 
 if TYPE_CHECKING:
     import httpx
@@ -181,8 +181,20 @@ class Registry:
         if location is not None:
             await self._upload(target, location, blob, lambda: self.chunks(source, blob))
 
-    async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> None:
-        """Send a manifest under a tag: the last step of a push, only then is the image there."""
+    async def referrers(self, repository: Repository, digest: str) -> Manifest | None:
+        """Return the registry's own list of what refers to a digest, or None if it keeps none."""
+        answer = await self._ask("GET", repository, f"referrers/{digest}", headers={"Accept": INDEX})
+        if answer.status_code == 404:
+            return None
+        _check(answer, 200, f"list what refers to {repository}@{digest}")
+        return Manifest(answer.content, answer.headers.get("content-type", "").partition(";")[0])
+
+    async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> bool:
+        """Send a manifest under a tag or its digest: the last step of a push, only then is the image there.
+
+        Returns:
+            Whether the registry itself lists the manifest among what refers to its subject.
+        """
         answer = await self._ask(
             "PUT",
             repository,
@@ -193,6 +205,7 @@ class Registry:
         )
         _check(answer, 201, f"push {repository}:{tag}")
         _check_digest(repository, manifest.digest, answer.headers.get("docker-content-digest", manifest.digest))
+        return "oci-subject" in answer.headers
 
     async def _begin(self, repository: Repository, blob: Descriptor, source: Repository | None = None) -> str | None:
         """Begin an upload and return where to; None if the registry took the blob from `source`."""

@@ -14,6 +14,7 @@ from controlled_rollout.image.contents import ENVIRONMENT, Contents, contents_of
 from controlled_rollout.image.local import load
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.registry import Credentials, Registry, Repository
+from controlled_rollout.image.sbom import attach_bill_of_materials
 from controlled_rollout.image.scan.findings import Decision, Policy, check_age, decide, table
 from controlled_rollout.image.scan.programs import Bench, Subject, audit, scanner
 from controlled_rollout.workspace import Workspace
@@ -31,11 +32,14 @@ class ScanSettings:
     Attributes:
         scanner: `trivy` or `grype`; None for the workspace's.
         policy: What may pass.
+        attach_bill: Whether an image in a registry gets its bill of materials attached, whatever is found: it needs a
+            user who may push there.
         timeout: How long each program may take.
     """
 
     scanner: str | None = None
     policy: Policy = field(default_factory=Policy)
+    attach_bill: bool = True
     timeout: timedelta = timedelta(minutes=10)
 
 
@@ -69,7 +73,13 @@ async def scan(
     program = scanner(settings.scanner or workspace.scanner)
     program.find()
     cache = Cache(workspace.cache_folder)
-    subject, contents, root = await _looked_up(image, workspace, cache, credentials or {}, progress)
+    if image.name.startswith(LOCAL):
+        environment = load(image, workspace.cache_folder).python.parent.parent.resolve()
+        subject: Subject = environment
+        contents, root = contents_of_folder(environment), PurePosixPath(environment)
+    else:
+        subject, root = image, ENVIRONMENT
+        contents = await _contents(image, cache, credentials or {}, settings, progress)
     requirements = contents.environment(root)
     if not requirements:
         raise ScanUnavailableError(f"image {image} has no Python package in {root}: it was not built by this program")
@@ -87,23 +97,24 @@ async def scan(
     return _judged(image, decide(reports, settings.policy), settings.policy, progress)
 
 
-async def _looked_up(
+async def _contents(
     image: ImageReference,
-    workspace: Workspace,
     cache: Cache,
     credentials: Mapping[str, Credentials],
+    settings: ScanSettings,
     progress: Callable[[str], None],
-) -> tuple[Subject, Contents, PurePosixPath]:
-    """Return what the scanner looks at, what is installed there, and where the Python environment is in it."""
-    if image.name.startswith(LOCAL):
-        environment = load(image, workspace.cache_folder).python.parent.parent.resolve()
-        return environment, contents_of_folder(environment), PurePosixPath(environment)
+) -> Contents:
+    """Return what is installed in an image of a registry, which gets its bill of materials attached meanwhile."""
     repository = Repository.parse(image.name)
     async with Registry(credentials) as client:
         manifest = await client.manifest(repository, f"sha256:{image.sha256}")
         if manifest is None:
             raise ScanError(f"image {image} is not in its registry: build it there first")
-        return image, await contents_of(client, repository, manifest, cache, progress=progress), ENVIRONMENT
+        contents = await contents_of(client, repository, manifest, cache, progress=progress)
+        if settings.attach_bill:
+            bill = await attach_bill_of_materials(client, repository, manifest, contents)
+            progress(f"contents: {len(contents.packages)} packages, bill of materials attached as {bill[:19]}")
+        return contents
 
 
 def _judged(image: ImageReference, decision: Decision, policy: Policy, progress: Callable[[str], None]) -> Decision:

@@ -1,0 +1,75 @@
+"""A vulnerability service on this machine that speaks OSV's query protocol, with what a test says is known.
+
+https://google.github.io/osv.dev/post-v1-query/
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class OsvService:
+    """A service that answers.
+
+    Attributes:
+        url: Its query address.
+        known: The vulnerabilities of each package, by its name.
+        status: What it answers; 200 unless it is to fail.
+        asked: The packages and versions that it was asked about.
+    """
+
+    url: str = ""
+    known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    status: int = 200
+    asked: dict[str, str] = field(default_factory=dict)
+
+
+def vulnerability(package: str, name: str, *aliases: str, fixed: str) -> dict[str, Any]:
+    """Return a vulnerability of all versions before the fixed one, as OSV writes it down."""
+    events = [{"introduced": "0"}, {"fixed": fixed}]
+    affected = {"package": {"name": package, "ecosystem": "PyPI"}, "ranges": [{"type": "ECOSYSTEM", "events": events}]}
+    return {
+        "id": name,
+        "schema_version": "1.7.0",
+        "modified": "2026-01-01T00:00:00Z",
+        "summary": "made up for a test",
+        "aliases": list(aliases),
+        "affected": [affected],
+    }
+
+
+@contextmanager
+def osv_service() -> Iterator[OsvService]:
+    """Serve in the block."""
+    service = OsvService()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            name = query["package"]["name"]
+            service.asked[name] = query["version"]
+            found = service.known.get(name)
+            body = json.dumps({"vulns": found} if found else {}).encode()
+            self.send_response(service.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        service.url = f"http://127.0.0.1:{server.server_port}/v1/query"
+        try:
+            yield service
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,182 @@
+"""The scan gate for real: an image in a registry, Grype with a database made by hand, pip-audit with an OSV service."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from controlled_rollout.errors import ScanError, ScanUnavailableError
+from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
+from controlled_rollout.workspace import Workspace
+from registry.conftest import Built
+from registry.grype_program import grype_database, grype_or_skip
+from registry.osv_service import OsvService, osv_service, vulnerability
+
+SERVER = "azureml-inference-server-http"
+IN_PYTHON = {"id": "GHSA-aaaa-bbbb-cccc", "aliases": ["CVE-2026-1000"], "severity": "high", "ecosystem": "python"}
+BOOKWORM = {"system": "debian", "major": "12", "codename": "bookworm"}
+IN_DEBIAN = {"id": "CVE-2026-2000", "severity": "low", "ecosystem": "deb", **BOOKWORM}
+KNOWN = [{**IN_PYTHON, "package": SERVER, "fixed": "99.0.0"}, {**IN_DEBIAN, "package": "bash", "fixed": ""}]
+
+
+@pytest.fixture
+def osv() -> Iterator[OsvService]:
+    with osv_service() as service:
+        yield service
+
+
+@pytest.fixture
+def grype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Real Grype, with an empty folder for its database and nowhere to update it from."""
+    program = grype_or_skip()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(tmp_path / "database"))
+    monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")
+    return tmp_path / "database"
+
+
+def workspace(root: Path, osv: OsvService, scanner: str = "grype") -> Workspace:
+    return Workspace(root=root, scanner=scanner, osv_url=osv.url)
+
+
+async def look(built: Built, root: Path, osv: OsvService, policy: Policy | None = None, **settings: object) -> Decision:
+    lines: list[str] = []
+    settings = {"policy": policy or Policy(), **settings}
+    return await scan(workspace(root, osv), built.reference, ScanSettings(**settings), progress=lines.append)
+
+
+async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC), KNOWN)
+
+    with pytest.raises(ScanError) as stopped:
+        await look(built, tmp_path / "root", osv)
+
+    assert "1 stop the image" in str(stopped.value)
+    assert any(
+        line.split()[:3] == ["high", "GHSA-aaaa-bbbb-cccc", SERVER] and "99.0.0" in line
+        for line in str(stopped.value).splitlines()
+    )
+    assert "CVE-2026-2000" not in str(stopped.value), "a low one in the distribution does not stop it"
+
+
+async def test_findings_up_to_the_chosen_severity_pass(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC), KNOWN)
+
+    decision = await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.HIGH))
+
+    assert decision.passes
+    assert {finding.id for finding in decision.passing} == {"GHSA-aaaa-bbbb-cccc", "CVE-2026-2000"}
+
+
+async def test_what_pip_audit_finds_counts_with_the_severity_that_the_scanner_gives(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC), KNOWN)
+    osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
+
+    decision = await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.HIGH))
+
+    [finding] = [finding for finding in decision.passing if finding.package == SERVER]
+    assert (finding.severity, finding.source) == (Severity.HIGH, "grype, pip-audit")
+    assert "PYSEC-2026-1" in finding.aliases
+
+
+async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC), [])
+    osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
+
+    with pytest.raises(ScanError, match=r"unknown +PYSEC-2026-1 +azureml"):
+        await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.CRITICAL))
+    decision = await look(built, tmp_path / "root", osv, Policy(accepted=frozenset({"CVE-2026-1000"})))
+
+    assert decision.accepted == 1
+    assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
+
+
+async def test_without_a_database_nobody_has_looked(built: Built, grype: Path, osv: OsvService, tmp_path: Path) -> None:
+    with pytest.raises(ScanUnavailableError, match=r"grype failed .*not a pass.\n(.*\n)*.*database does not exist"):
+        await look(built, tmp_path / "root", osv)
+
+
+async def test_a_database_that_is_too_old_says_nothing_of_today(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC) - timedelta(days=6), [])
+
+    with pytest.raises(ScanUnavailableError, match=r"6\.0 days ago; it may be 5 days old at most"):
+        await look(built, tmp_path / "root", osv)
+    assert (await look(built, tmp_path / "root", osv, Policy(max_database_age=timedelta(days=7)))).passes
+
+
+async def test_a_vulnerability_service_that_is_away_is_no_pass(
+    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+) -> None:
+    grype_database(grype, datetime.now(UTC), [])
+    osv.status = 503
+
+    with pytest.raises(ScanUnavailableError, match="pip-audit wrote no report"):
+        await look(built, tmp_path / "root", osv)
+
+
+async def test_a_scanner_that_is_not_installed_is_no_pass(built: Built, osv: OsvService, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ScanUnavailableError, match="'grype' was asked for and is not installed"):
+            await look(built, tmp_path / "root", osv)
+
+
+BROKEN = {
+    "it fails": ("echo nothing works >&2; exit 1", "failed .exit status 1.*\nnothing works"),
+    "it writes nothing": ("exit 0", "wrote no report"),
+    "it writes what is no report": ('echo "<html>" > "$5"', "report is not understood"),
+    "it writes another report": ('echo "{\\"dependencies\\": []}" > "$5"', "report is not understood .matches"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+async def test_a_scanner_that_does_not_do_its_work_is_no_pass(
+    built: Built, osv: OsvService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    script, message = BROKEN[how]
+    program(tmp_path, script, monkeypatch)
+
+    with pytest.raises(ScanUnavailableError, match=message):
+        await look(built, tmp_path / "root", osv)
+
+
+async def test_a_scanner_that_does_not_end_is_ended(
+    built: Built, osv: OsvService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait", monkeypatch)
+    began = time.monotonic()
+
+    with pytest.raises(ScanUnavailableError, match="did not end within 3 s and was stopped"):
+        await look(built, tmp_path / "root", osv, timeout=timedelta(seconds=3))
+
+    assert time.monotonic() - began < 60
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    assert not list((tmp_path / "root" / "cache" / "scans").glob("run-*")), "nothing of the scan is left"
+
+
+def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program of the scanner's name before all others."""
+    place = folder / "bin"
+    place.mkdir()
+    (place / "grype").write_text(f"#!/bin/sh\n{script}\n")
+    (place / "grype").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
