@@ -80,7 +80,13 @@ async def build_container(
     target, environments = Repository.parse(f"{registry}/{name}"), Repository.parse(f"{registry}/{ENVIRONMENTS}")
     shared = Repository.parse(f"{shared_registry}/{ENVIRONMENTS}") if shared_registry else None
     project = await read_project(
-        source_dir, name=name, environment=environment, entry_script=entry_script, models=models, progress=progress
+        source_dir,
+        name=name,
+        environment=environment,
+        entry_script=entry_script,
+        models=models,
+        cache=cache,
+        progress=progress,
     )
     build = _EnvironmentBuild(
         project.environment, base_image, builder or BuildahBuilder(cache), credentials or {}, progress

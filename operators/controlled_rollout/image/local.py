@@ -91,7 +91,13 @@ async def build(
         ImageError: Something that was given is not valid, or the environment cannot be built. The cache is as before.
     """
     project = await read_project(
-        source_dir, name=name, environment=environment, entry_script=entry_script, models=models, progress=progress
+        source_dir,
+        name=name,
+        environment=environment,
+        entry_script=entry_script,
+        models=models,
+        cache=cache,
+        progress=progress,
     )
     if project.environment.base_image or project.environment.docker_steps:
         progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")

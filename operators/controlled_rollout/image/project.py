@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.entry_script import EntryScriptSyntaxError, check_entry_script
 from controlled_rollout.image.environment import Environment, find_environment_file, read_environment
+from controlled_rollout.image.model_sources import on_this_machine
 from controlled_rollout.image.models import check_models, package_models
 from controlled_rollout.image.package import Package, package
 from controlled_rollout.image.reference import ModelSource
@@ -56,9 +58,10 @@ async def read_project(
     environment: Path | str | Environment | None,
     entry_script: str,
     models: Sequence[ModelSource],
+    cache: Path,
     progress: Progress,
 ) -> Project:
-    """Read everything that is given, and check it before anything is built.
+    """Read everything that is given, and check it before anything is built. Models that are elsewhere are fetched.
 
     Raises:
         ImageError: Something that was given is not valid.
@@ -67,7 +70,8 @@ async def read_project(
         raise ImageError(f"image name {name!r} is not valid: use up to 128 lower-case letters, digits and inner '-_.'")
     check_models(models)
     root = Path(source_dir).expanduser().absolute()
-    return await in_thread(lambda stop: _read(root, environment, entry_script, models, progress, stop))
+    here = await on_this_machine(models, Cache(Path(cache).expanduser().absolute()), progress=progress)
+    return await in_thread(lambda stop: _read(root, environment, entry_script, here, progress, stop))
 
 
 def _read(

@@ -45,12 +45,13 @@ class ModelSource:
 
     Attributes:
         name: The model's name: the folder under AZUREML_MODEL_DIR when there are several.
-        path: A file or a folder.
+        path: A file or a folder; or the address of one that is elsewhere: any that fsspec reads, Azure Blob Storage,
+            `models:/<name>/<version>` for MLflow's registry.
         version: The model's version.
     """
 
     name: str
-    path: Path
+    path: Path | str
     version: str = "1"
 
 

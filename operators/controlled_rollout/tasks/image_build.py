@@ -100,6 +100,7 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
         ArgumentError: A model has no name or no path, or fields that are not known.
     """
     from controlled_rollout.image import ModelSource
+    from controlled_rollout.image.model_sources import located
 
     described: Sequence[Mapping[str, Any]] = (
         [{"name": name, "path": path} for name, path in models.items()] if isinstance(models, Mapping) else models
@@ -108,6 +109,6 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
     for model in described:
         if not {"name", "path"} <= set(model) <= {"name", "path", "version"} or not model["path"]:
             raise ArgumentError(f"model {dict(model)!r} needs a name and a path, and may have a version; nothing else")
-        path = folder / Path(str(model["path"])).expanduser()
+        path = located(str(model["path"]), folder)
         sources.append(ModelSource(str(model["name"]), path, str(model.get("version", "1"))))
     return sources

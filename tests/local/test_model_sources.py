@@ -1,0 +1,214 @@
+"""Models from elsewhere, for real: blobs in Azurite, a registry of MLflow's, a file server, a small disk."""
+
+import asyncio
+import http.server
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from azurite import serving_blobs
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import ModelSource
+from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.model_sources import on_this_machine
+
+
+async def fetch(address: str | Path, cache: Path, said: list[str] | None = None) -> Path:
+    progress = said.append if said is not None else lambda line: None
+    [model] = await on_this_machine([ModelSource("digits", address)], Cache(cache), progress=progress)
+    return Path(model.path)
+
+
+def kept(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "models").glob("*")) if cache.exists() else []
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A container of blobs; who may read it is in the environment, as adlfs reads it."""
+    from azure.storage.blob import BlobServiceClient
+
+    with serving_blobs(tmp_path_factory.mktemp("azurite")) as connection, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+        with BlobServiceClient.from_connection_string(connection) as service:
+            yield service.create_container("models")
+
+
+async def test_a_blob_is_fetched_once_and_again_when_it_is_written_anew(blobs: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    blobs.upload_blob("trained/7/model.joblib", b"seven", overwrite=True)
+
+    first = await fetch("az://models/trained/7/model.joblib", tmp_path, said)
+    second = await fetch("az://models/trained/7/model.joblib", tmp_path, said)
+    blobs.upload_blob("trained/7/model.joblib", b"eight", overwrite=True)
+    third = await fetch("abfs://models/trained/7/model.joblib", tmp_path, said)
+
+    assert (first.name, first.read_bytes()) == ("model.joblib", b"seven")
+    assert second == first and "found in the cache" in said[1]
+    assert third != first and third.read_bytes() == b"eight"
+
+
+async def test_a_folder_of_blobs_keeps_its_name_and_its_folders(blobs: Any, tmp_path: Path) -> None:
+    blobs.upload_blob("folder/weights/a.bin", b"a" * 3_000_000, overwrite=True)
+    blobs.upload_blob("folder/config.json", b"{}", overwrite=True)
+
+    folder = await fetch("az://models/folder", tmp_path)
+
+    assert folder.name == "folder"
+    assert (folder / "weights" / "a.bin").read_bytes() == b"a" * 3_000_000
+    assert (folder / "config.json").read_bytes() == b"{}"
+
+
+async def test_a_blob_that_is_not_what_its_store_says_is_refused_and_not_kept(blobs: Any, tmp_path: Path) -> None:
+    from azure.storage.blob import ContentSettings
+
+    wrong = ContentSettings(content_md5=bytearray(16))
+    blobs.upload_blob("wrong/model.bin", b"other", overwrite=True)
+    blobs.get_blob_client("wrong/model.bin").set_http_headers(content_settings=wrong)
+
+    with pytest.raises(ImageError, match=r"model 'digits': .*not what its store says it is \(MD5 0{32}\)"):
+        await fetch("az://models/wrong/model.bin", tmp_path)
+    assert kept(tmp_path) == []
+
+
+async def test_a_blob_that_is_not_there_is_said_so(blobs: Any, tmp_path: Path) -> None:
+    for address in ("az://models/absent.bin", "az://absent/model.bin"):
+        with pytest.raises(ImageError, match=f"model 'digits': (there is no file or folder )?{address}"):
+            await fetch(address, tmp_path)
+    assert kept(tmp_path) == []
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Give a folder that is a disk of its own."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+async def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(blobs: Any, tmp_path: Path) -> None:
+    blobs.upload_blob("big/model.bin", b"b" * 20_000_000, overwrite=True)
+    with small_disk(tmp_path / "disk", 80) as disk:
+        with pytest.raises(ImageError, match=r"has 20\.0 MB, and .* has room for 19\.9 MB: nothing was written"):
+            await fetch("az://models/big/model.bin", disk)
+
+        assert kept(disk) == []
+        assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize > 83_000_000
+
+
+async def test_two_builds_at_once_fetch_a_model_once(blobs: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    blobs.upload_blob("both/model.bin", b"b" * 1_000_000, overwrite=True)
+
+    one, other = await asyncio.gather(*(fetch("az://models/both/model.bin", tmp_path, said) for _ in range(2)))
+
+    assert one == other
+    assert sum(": fetching az" in line for line in said) == 1
+
+
+@contextmanager
+def serving_files(folder: Path, *, promised: int | None = None) -> Iterator[str]:
+    """Serve a folder over http; with `promised`, every file ends before the length that was said of it."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def end_headers(self) -> None:
+            self.send_header("Connection", "close")
+            super().end_headers()
+
+        def send_header(self, name: str, value: str) -> None:
+            super().send_header(name, str(promised) if promised and name == "Content-Length" else value)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_any_address_that_fsspec_reads_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "model.bin").write_bytes(b"seven")
+
+    with serving_files(tmp_path / "served") as address:
+        assert (await fetch(f"{address}/model.bin", tmp_path / "cache")).read_bytes() == b"seven"
+
+
+async def test_a_file_that_ends_early_is_refused_and_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "model.bin").write_bytes(b"seven")
+
+    with serving_files(tmp_path / "served", promised=50) as address:
+        with pytest.raises(ImageError, match="model 'digits': http://127"):
+            await fetch(f"{address}/model.bin", tmp_path / "cache")
+    assert kept(tmp_path / "cache") == []
+
+
+async def test_a_server_that_is_away_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"model 'digits': .*http://127\.0\.0\.1:9/model\.bin.*Cannot connect"):
+        await fetch("http://127.0.0.1:9/model.bin", tmp_path)
+
+
+# The registry's own tables are not written for the newest SQLAlchemy; that is its server's affair.
+without_its_warnings = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def mlflow_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A registry of MLflow's with one version of a model, also called `champion`."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        client = MlflowClient()
+        run = client.create_run(client.create_experiment("training", artifact_location=f"file://{folder}/artifacts"))
+        (folder / "model" / "data").mkdir(parents=True)
+        (folder / "model" / "MLmodel").write_text("flavors: {}")
+        (folder / "model" / "data" / "weights").write_bytes(b"seven")
+        client.log_artifacts(run.info.run_id, str(folder / "model"), "model")
+        client.create_registered_model("digits")
+        version = client.create_model_version("digits", f"{run.info.artifact_uri}/model", run.info.run_id)
+        client.set_registered_model_alias("digits", "champion", version.version)
+        yield client
+
+
+@without_its_warnings
+@pytest.mark.parametrize("address", ["models:/digits/1", "models:/digits@champion"])
+async def test_a_model_that_is_registered_with_mlflow_is_fetched(
+    mlflow_registry: Any, tmp_path: Path, address: str
+) -> None:
+    said: list[str] = []
+    folder = await fetch(address, tmp_path, said)
+
+    assert folder.name == "digits"
+    assert (folder / "MLmodel").read_text() == "flavors: {}"
+    assert (folder / "data" / "weights").read_bytes() == b"seven"
+    assert await fetch(address, tmp_path, said) == folder
+    assert "found in the cache" in said[-1]
+
+
+@without_its_warnings
+async def test_a_model_that_is_not_registered_is_said_so(mlflow_registry: Any, tmp_path: Path) -> None:
+    for address in ("models:/digits/2", "models:/digits@nobody", "models:/absent/1"):
+        with pytest.raises(ImageError, match=f"model 'digits': {address} cannot be read"):
+            await fetch(address, tmp_path)
+    with pytest.raises(ImageError, match="is not models:/<name>/<version>"):
+        await fetch("models:/digits/Production", tmp_path)

@@ -1,0 +1,169 @@
+"""Where models may come from: what is an address, what is a path, and what is refused before anybody is asked."""
+
+import asyncio
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import ModelSource, build
+from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.model_sources import check_room, is_remote, located, on_this_machine
+
+PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["az://models/m.bin", "abfs://c/m", "s3://b/m", "https://host.example/m.bin", "models:/digits/7", "memory://m"],
+)
+def test_an_address_is_left_as_it_is(address: str) -> None:
+    assert is_remote(address)
+    assert located(address, Path("/dags")) == address
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("m.bin", "/dags/m.bin"),
+        ("out/m.bin", "/dags/out/m.bin"),
+        ("/models/m.bin", "/models/m.bin"),
+        ("file:///models/a%20b.bin", "/models/a b.bin"),
+        ("with:colon/m.bin", "/dags/with:colon/m.bin"),
+    ],
+)
+def test_a_path_starts_at_the_folder(path: str, place: str) -> None:
+    assert not is_remote(path)
+    assert located(path, Path("/dags")) == Path(place)
+
+
+@pytest.mark.parametrize("where", ["", "/models/", "az://models/", "memory://", "file:///", "models:/digits/"])
+@pytest.mark.parametrize("up", ["..", "../m.bin", "a/../m.bin", "a/..", "%2e%2e/m.bin", "a\\..\\m.bin"])
+def test_a_path_that_leads_upwards_is_refused(where: str, up: str) -> None:
+    with pytest.raises(ImageError, match=r"has '\.\.' in it"):
+        located(where + up, Path("/dags"))
+
+
+@given(PARTS)
+def test_what_is_taken_never_leads_out_of_the_folder(parts: list[str]) -> None:
+    path = "/".join(parts)
+    try:
+        place = located(path, Path("/dags"))
+    except ImageError:
+        return
+    assert isinstance(place, Path)
+    assert ".." not in place.parts and place.is_relative_to("/dags")
+
+
+@given(PARTS, st.booleans())
+def test_a_part_of_two_dots_is_refused_however_it_is_written(parts: list[str], encoded: bool) -> None:
+    dots = "%2E%2E" if encoded else ".."
+    path = "/".join([*map(quote, parts), dots])
+
+    with pytest.raises(ImageError, match=r"has '\.\.' in it"):
+        located(f"az://models/{path}", Path())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:hunter2@host.example/m.bin",
+        "https://account.blob.core.windows.net/models/m.bin?sv=1&sig=hunter2",
+        "https://host.example/m.bin#hunter2",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) -> None:
+    with pytest.raises(ImageError, match="has a password or a query") as refused:
+        located(address, Path())
+
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_chained_address_is_refused() -> None:
+    with pytest.raises(ImageError, match="is chained"):
+        located("zip://m.bin::s3://bucket/models.zip", Path())
+
+
+async def fetch(address: str, cache: Path) -> Path:
+    [model] = await on_this_machine([ModelSource("digits", address)], Cache(cache))
+    return Path(model.path)
+
+
+async def test_a_scheme_that_nobody_reads_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"nowhere://m\.bin cannot be read: ValueError: Protocol not known: nowhere"):
+        await fetch("nowhere://m.bin", tmp_path)
+
+
+async def test_an_address_of_a_whole_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="names no file and no folder"):
+        await fetch("memory://", tmp_path)
+
+
+async def test_a_store_whose_files_would_lead_out_of_the_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = {"/evil/model/../../passwd": {"name": "/evil/model/../../passwd", "size": 1, "type": "file", "created": 1}}
+    files = fsspec.filesystem("memory")
+    files.pipe("/evil/model/m.bin", b"1")
+    monkeypatch.setattr(type(files), "find", lambda *arguments, **settings: evil)
+
+    with pytest.raises(ImageError, match="would lead out of its folder"):
+        await fetch("memory://evil/model", tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
+async def test_a_fetch_that_is_cancelled_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe("/slow/m.bin", b"1" * 5_000_000)
+    reading = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def read(stream: object, size: int = -1) -> bytes:
+        loop.call_soon_threadsafe(reading.set)
+        return b"1"
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", read)
+    task = asyncio.create_task(fetch("memory://slow/m.bin", tmp_path))
+    await asyncio.wait_for(reading.wait(), 30)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+async def test_an_image_is_built_of_a_model_from_elsewhere(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/trained/model.joblib", b"seven")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "score.py").write_text("def init(): ...\ndef run(data): ...\n")
+    (source / "requirements.txt").write_text("no-such-package-at-all==1\n")
+    said: list[str] = []
+
+    # The environment is what fails here: by then the model has been read.
+    with pytest.raises(ImageError, match="cannot be installed"):
+        models = [ModelSource("digits", "memory://trained/model.joblib")]
+        await build(source, name="digits", cache=tmp_path / "cache", models=models, progress=said.append)
+
+    assert any("fetching memory://trained/model.joblib (1 files, 0.0 MB)" in line for line in said)
+
+
+def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"the model has 1,000,000,000\.0 MB, and .* nothing was written"):
+        check_room(10**15, tmp_path / "absent" / "folder", "the model")
+    check_room(0, tmp_path, "the model")
+
+
+def test_names_in_the_cache_do_not_depend_on_the_order_of_files() -> None:
+    from controlled_rollout.image.model_sources import RemoteFile, _key
+
+    files = [RemoteFile("a", "x/a", 1, "etag 1"), RemoteFile("b", "x/b", 2, "etag 2")]
+
+    assert _key("az://x", files) == _key("az://x", files[::-1])
+    assert _key("az://x", files) != _key("az://x", [files[0], RemoteFile("b", "x/b", 2, "etag 3")])
+    assert json.dumps(_key("az://x", files)).strip('"').isalnum()
