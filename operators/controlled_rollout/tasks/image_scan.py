@@ -40,6 +40,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         max_database_age: How old the scanner's database may be: a timedelta, seconds, or text such as `5 d`.
         scanner: `trivy` or `grype`; by default the workspace's.
         timeout: How long each program may take.
+        attach_bill: Whether an image in a registry gets its bill of materials (CycloneDX) attached, whatever is found.
         conn_id: The connection that describes the workspace; missing, it is the local one.
         **kwargs: What every operator takes.
     """
@@ -53,6 +54,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         "max_database_age",
         "scanner",
         "timeout",
+        "attach_bill",
     )
     ui_color = "#e3dcf5"
 
@@ -66,6 +68,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         max_database_age: timedelta | float | str = timedelta(days=5),
         scanner: str | None = None,
         timeout: timedelta | float | str = timedelta(minutes=10),
+        attach_bill: bool | str = True,
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +80,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         self.max_database_age = max_database_age
         self.scanner = scanner
         self.timeout = timeout
+        self.attach_bill = attach_bill
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> str:
@@ -107,6 +111,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
                 max_database_age=duration("max_database_age", self.max_database_age),
             ),
             timeout=duration("timeout", self.timeout),
+            attach_bill=flag("attach_bill", self.attach_bill),
         )
 
 

@@ -9,6 +9,7 @@ from airflow.sdk import TaskGroup, TriggerRule
 from controlled_rollout.gate import Gate
 from controlled_rollout.tasks.approval import ApproveRolloutOperator
 from controlled_rollout.tasks.gate import TreatmentGateSensor
+from controlled_rollout.tasks.image_scan import ScanImageOperator
 from controlled_rollout.tasks.plan import PlanRolloutOperator, Time, plan_in_words
 from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.tasks.rollout import DeleteVersionOperator, RolloutVersionOperator
@@ -37,6 +38,8 @@ class ControlledRollout(TaskGroup):
         endpoint: The endpoint's name; created if there is none.
         version: The version's name: the same for all retries of a run, such as `version_of_run` makes.
         image: What it runs: `name@sha256:…`, such as `BuildImageOperator(…).output`.
+        scan: Arguments of `ScanImageOperator`, such as `{"max_severity": "high"}`: the image is looked at before the
+            version is created, and what stops it ends the rollout there. None looks at nothing.
         steps: The treatment's per cent at each step, ascending.
         gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
         bake: The least time at each step.
@@ -64,6 +67,7 @@ class ControlledRollout(TaskGroup):
     """
 
     check: PlanRolloutOperator
+    scan: ScanImageOperator | None
     roll_out: RolloutVersionOperator
     shifts: list[ShiftTrafficOperator]
     gates: list[TreatmentGateSensor]
@@ -79,6 +83,7 @@ class ControlledRollout(TaskGroup):
         endpoint: str,
         version: str,
         image: Any,
+        scan: Mapping[str, Any] | None = None,
         steps: Sequence[float] = (10, 50),
         gate: Gate | dict[str, Any] | str | None = None,
         bake: Time = timedelta(minutes=10),
@@ -141,11 +146,15 @@ class ControlledRollout(TaskGroup):
                 allowed_lag=allowed_lag,
                 baseline_length=baseline_length,
             )  # fmt: skip
+            self.scan = (
+                None if scan is None else ScanImageOperator(task_id="scan", image=image, conn_id=conn_id, **scan)
+            )
+            scanned: Any = self.scan.output if self.scan else image
             self.roll_out = RolloutVersionOperator(
                 task_id="roll_out",
                 **where,
                 version=version,
-                image=image,
+                image=scanned,
                 settings=settings,
                 auth=auth,
                 on_conflict=on_conflict,
@@ -155,7 +164,7 @@ class ControlledRollout(TaskGroup):
             self.shifts = []
             self.gates = []
             self.approvals = []
-            forward: list[Any] = [self.check, self.roll_out]
+            forward: list[Any] = [self.check, *([self.scan] if self.scan else []), self.roll_out]
             for percentile in steps:
                 name = f"{percentile:g}".replace(".", "_")
                 # A person who was not asked leaves a skipped task behind, after which one goes on.

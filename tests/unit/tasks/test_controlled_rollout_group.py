@@ -49,6 +49,17 @@ def test_a_treatment_may_be_kept_to_be_looked_at():
     assert "retire_treatment" not in edges(group(keep_treatment=True))
 
 
+def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created():
+    rollout = group(scan={"max_severity": "high"})
+    found = edges(rollout)
+    assert found["check"] == {"scan", "roll_back"}
+    assert found["scan"] == {"roll_out", "roll_back"}
+    assert rollout.scan.max_severity == "high"
+    assert rollout.scan.image == MINIMUM["image"]
+    # What it rolls out is what the scan hands on: no other image gets there.
+    assert rollout.roll_out.image.operator is rollout.scan
+
+
 def test_steps_may_be_parts_of_a_per_cent():
     assert list(edges(group(steps=(0.5, 2.5, 100))))[2:8] == [
         "shift_0_5", "gate_0_5", "shift_2_5", "gate_2_5", "shift_100", "gate_100",

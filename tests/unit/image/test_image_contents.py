@@ -1,0 +1,251 @@
+"""What layers say is installed, when they lie upon each other; and the bill of materials that is made of it."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import ImageReference
+from controlled_rollout.image.contents import Contents, Installed, overlaid, read_layer
+from controlled_rollout.image.manifest import INDEX, MANIFEST, Manifest
+from controlled_rollout.image.referrers import referring, tag_of, with_referrer
+from controlled_rollout.image.sbom import bill_of_materials
+from controlled_rollout.image.stoppable import never
+
+SITE = "opt/environment/lib/python3.11/site-packages"
+IMAGE = ImageReference("registry.example/models/digits", "a" * 64)
+DPKG = """Package: bash
+Status: install ok installed
+Architecture: amd64
+Source: bash (5.2.15-2)
+Version: 5.2.15-2+b13
+Description: GNU Bourne Again SHell
+ Package: not-a-package
+
+Package: libssl3
+Status: install ok installed
+Architecture: amd64
+Source: openssl
+Version: 3.0.11-1
+
+Package: removed
+Status: deinstall ok config-files
+Version: 1.0
+"""
+APK = "C:Q1\nP:musl\nV:1.2.4-r2\nA:x86_64\no:musl\n\nP:libcrypto3\nV:3.1.4-r0\nA:x86_64\no:openssl\nF:lib\n"
+DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12"\nID=debian\nVERSION_ID="12"\n# a comment\n'
+
+
+def layer(files: dict[str, str], *, compressed: bool = False) -> io.BytesIO:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz" if compressed else "w") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    stream.seek(0)
+    return stream
+
+
+def python_package(name: str, version: str, site: str = SITE) -> dict[str, str]:
+    headers = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: x\n\nName: in-the-text\n"
+    return {f"{site}/{name}-{version}.dist-info/METADATA": headers}
+
+
+def contents(*layers: dict[str, str]) -> Contents:
+    return overlaid(read_layer(layer(files), stop=never) for files in layers)
+
+
+def names(found: Contents) -> list[tuple[str, str, str]]:
+    return [(package.kind, package.name, package.version) for package in found.packages]
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "/"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool) -> None:
+    files = {"var/lib/dpkg/status": DPKG, "usr/lib/os-release": DEBIAN, **python_package("Flask.Login", "0.6.3")}
+    stream = layer({prefix + path: text for path, text in files.items()}, compressed=compressed)
+
+    found = overlaid([read_layer(stream, stop=never)])
+
+    assert names(found) == [
+        ("deb", "bash", "5.2.15-2+b13"),
+        ("deb", "libssl3", "3.0.11-1"),
+        ("pypi", "flask-login", "0.6.3"),
+    ]
+    assert (found.distribution, found.distribution_version) == ("debian", "12")
+    assert found.packages[1].source == "openssl"
+
+
+def test_packages_of_alpine_are_read() -> None:
+    found = contents({"lib/apk/db/installed": APK})
+
+    assert names(found) == [("apk", "libcrypto3", "3.1.4-r0"), ("apk", "musl", "1.2.4-r2")]
+
+
+def test_packages_of_an_image_without_a_package_manager_are_read() -> None:
+    assert names(contents({"var/lib/dpkg/status.d/bash": DPKG.partition("\n\n")[0]})) == [
+        ("deb", "bash", "5.2.15-2+b13")
+    ]
+
+
+def test_a_list_that_is_not_understood_is_named() -> None:
+    assert contents({"var/lib/rpm/rpmdb.sqlite": "x"}).unread == ("var/lib/rpm/rpmdb.sqlite",)
+
+
+def test_a_later_layer_replaces_and_deletes_what_is_beneath() -> None:
+    base = {"var/lib/dpkg/status": DPKG, **python_package("flask", "2.0"), **python_package("gone", "1.0")}
+    upgrade = {
+        f"{SITE}/.wh.flask-2.0.dist-info": "",
+        f"{SITE}/.wh.gone-1.0.dist-info": "",
+        **python_package("flask", "3.0"),
+    }
+
+    found = contents(base, upgrade, {"var/lib/dpkg/status": DPKG.partition("\n\n")[0]})
+
+    assert names(found) == [("deb", "bash", "5.2.15-2+b13"), ("pypi", "flask", "3.0")]
+
+
+def test_a_folder_that_is_emptied_keeps_only_what_its_own_layer_has() -> None:
+    emptied = {"opt/environment/.wh..wh..opq": "", **python_package("new", "1.0")}
+
+    assert names(contents(python_package("old", "1.0"), emptied)) == [("pypi", "new", "1.0")]
+
+
+def test_the_environment_is_what_lies_in_its_folder() -> None:
+    beside = python_package("pip", "23.0", "usr/lib/python3/dist-packages")
+
+    assert contents({**python_package("flask", "3.0"), **beside}).environment() == ["flask==3.0"]
+
+
+def test_metadata_in_a_package_of_another_name_or_without_a_version_is_none() -> None:
+    odd = {f"{SITE}/x.dist-info/METADATA": "Name: x\n", f"{SITE}/METADATA": "Name: y\nVersion: 1\n", "METADATA": "z"}
+
+    assert contents(odd).packages == ()
+
+
+@given(st.binary(max_size=2000))
+def test_bytes_that_are_no_archive_are_refused_or_say_nothing(content: bytes) -> None:
+    try:
+        facts = read_layer(io.BytesIO(content), stop=never)
+    except ImageError:
+        return
+    assert overlaid([facts]).packages == ()
+
+
+@given(st.text(max_size=300), st.sampled_from(["var/lib/dpkg/status", "lib/apk/db/installed", "etc/os-release"]))
+def test_no_text_breaks_the_reading_of_a_list(text: str, path: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+
+    assert all(package.name and package.version for package in contents({path: text}).packages)
+
+
+FLASK = st.sampled_from(["flask", "numpy", "attrs"])
+
+
+@given(st.lists(st.lists(st.tuples(FLASK, st.booleans()), max_size=4), max_size=5))
+def test_layers_give_what_unpacking_them_one_after_the_other_gives(layers: list[list[tuple[str, bool]]]) -> None:
+    here: set[str] = set()
+    described = []
+    for entries in layers:
+        files: dict[str, str] = {}
+        added = {name for name, is_there in entries if is_there}
+        for name in {name for name, is_there in entries if not is_there} - added:
+            files[f"{SITE}/.wh.{name}-1.0.dist-info"] = ""
+            here.discard(name)
+        for name in added:
+            files |= python_package(name, "1.0")
+        here |= added
+        described.append(files)
+
+    assert {package.name for package in contents(*described).packages} == here
+
+
+PACKAGES = (
+    Installed("deb", "libssl3", "3.0.11-1", "amd64", "openssl", "/var/lib/dpkg/status"),
+    Installed("pypi", "flask", "3.0", place=f"/{SITE}"),
+    Installed("pypi", "flask", "3.0", place="/usr/lib/python3/dist-packages"),
+)
+
+
+def test_a_bill_of_materials_names_every_package_by_its_url() -> None:
+    bill = json.loads(bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12", ("var/lib/rpm/Packages",))))
+
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["name"] == IMAGE.name
+    assert bill["metadata"]["component"]["version"] == f"sha256:{IMAGE.sha256}"
+    assert sorted(component.get("purl", "") for component in bill["components"]) == [
+        "",
+        "pkg:deb/debian/libssl3@3.0.11-1?arch=amd64&distro=debian-12&upstream=openssl",
+        "pkg:pypi/flask@3.0",
+        "pkg:pypi/flask@3.0",
+    ]
+    assert bill["metadata"]["properties"] == [{"name": "controlled-rollout:not-read", "value": "var/lib/rpm/Packages"}]
+
+
+def test_a_bill_of_materials_is_the_same_whenever_it_is_written() -> None:
+    first = bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12"))
+
+    assert bill_of_materials(IMAGE, Contents(PACKAGES[::-1], "debian", "12")) == first
+    assert bill_of_materials(ImageReference(IMAGE.name, "b" * 64), Contents(PACKAGES, "debian", "12")) != first
+
+
+def test_a_bill_of_materials_of_nothing_is_one() -> None:
+    assert json.loads(bill_of_materials(IMAGE, Contents(())))["metadata"]["component"]["type"] == "container"
+
+
+SUBJECT = Manifest(b'{"schemaVersion":2}', MANIFEST)
+
+
+def artifact(name: str) -> Manifest:
+    from controlled_rollout.image.manifest import Descriptor
+
+    return referring(SUBJECT, Descriptor.of("application/x", name.encode()), name)
+
+
+def test_an_artifact_refers_to_its_subject_and_has_an_empty_configuration() -> None:
+    document = json.loads(artifact("a").content)
+
+    assert document["subject"] == {"mediaType": MANIFEST, "digest": SUBJECT.digest, "size": len(SUBJECT.content)}
+    assert document["config"]["mediaType"] == "application/vnd.oci.empty.v1+json"
+    assert document["config"]["digest"].startswith("sha256:44136fa355b3678a")
+    assert document["artifactType"] == "application/x"
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=8))
+def test_a_list_of_referrers_has_each_once_and_its_order_is_always_the_same(order: list[str]) -> None:
+    index: Manifest | None = None
+    for name in order:
+        index = with_referrer(index, artifact(name), "application/x")
+    expected: Manifest | None = None
+    for name in sorted(set(order)):
+        expected = with_referrer(expected, artifact(name), "application/x")
+
+    assert index == expected
+    assert index is not None and index.media_type == INDEX
+
+
+def test_other_peoples_entries_in_a_list_of_referrers_stay() -> None:
+    theirs = {
+        "mediaType": MANIFEST,
+        "digest": "sha256:1",
+        "size": 1,
+        "artifactType": "signature",
+        "annotations": {"a": "b"},
+    }
+    index = Manifest(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [theirs]}).encode(), INDEX)
+
+    assert theirs in json.loads(with_referrer(index, artifact("a"), "application/x").content)["manifests"]
+
+
+def test_a_tag_of_that_name_that_is_no_list_is_left_alone() -> None:
+    with pytest.raises(ImageError, match="remove that tag"):
+        with_referrer(SUBJECT, artifact("a"), "application/x")
+
+
+def test_the_tag_is_the_one_of_the_specification() -> None:
+    assert tag_of("sha256:" + "a" * 64) == "sha256-" + "a" * 64
