@@ -40,6 +40,12 @@ def grype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "database"
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace's folder, in which the image's layers have been read after the first test."""
+    return tmp_path_factory.mktemp("workspace")
+
+
 def workspace(root: Path, osv: OsvService, scanner: str = "grype") -> Workspace:
     return Workspace(root=root, scanner=scanner, osv_url=osv.url)
 
@@ -51,12 +57,12 @@ async def look(built: Built, root: Path, osv: OsvService, policy: Policy | None 
 
 
 async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+    built: Built, grype: Path, osv: OsvService, root: Path
 ) -> None:
     grype_database(grype, datetime.now(UTC), KNOWN)
 
     with pytest.raises(ScanError) as stopped:
-        await look(built, tmp_path / "root", osv)
+        await look(built, root, osv)
 
     assert "1 stop the image" in str(stopped.value)
     assert any(
@@ -66,24 +72,22 @@ async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed
     assert "CVE-2026-2000" not in str(stopped.value), "a low one in the distribution does not stop it"
 
 
-async def test_findings_up_to_the_chosen_severity_pass(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
-) -> None:
+async def test_findings_up_to_the_chosen_severity_pass(built: Built, grype: Path, osv: OsvService, root: Path) -> None:
     grype_database(grype, datetime.now(UTC), KNOWN)
 
-    decision = await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.HIGH))
+    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH))
 
     assert decision.passes
     assert {finding.id for finding in decision.passing} == {"GHSA-aaaa-bbbb-cccc", "CVE-2026-2000"}
 
 
 async def test_what_pip_audit_finds_counts_with_the_severity_that_the_scanner_gives(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+    built: Built, grype: Path, osv: OsvService, root: Path
 ) -> None:
     grype_database(grype, datetime.now(UTC), KNOWN)
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
-    decision = await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.HIGH))
+    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH))
 
     [finding] = [finding for finding in decision.passing if finding.package == SERVER]
     assert (finding.severity, finding.source) == (Severity.HIGH, "grype, pip-audit")
@@ -91,14 +95,14 @@ async def test_what_pip_audit_finds_counts_with_the_severity_that_the_scanner_gi
 
 
 async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+    built: Built, grype: Path, osv: OsvService, root: Path
 ) -> None:
     grype_database(grype, datetime.now(UTC), [])
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
     with pytest.raises(ScanError, match=r"unknown +PYSEC-2026-1 +azureml"):
-        await look(built, tmp_path / "root", osv, Policy(max_severity=Severity.CRITICAL))
-    decision = await look(built, tmp_path / "root", osv, Policy(accepted=frozenset({"CVE-2026-1000"})))
+        await look(built, root, osv, Policy(max_severity=Severity.CRITICAL))
+    decision = await look(built, root, osv, Policy(accepted=frozenset({"CVE-2026-1000"})))
 
     assert decision.accepted == 1
     assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
@@ -106,34 +110,36 @@ async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
 
 async def test_without_a_database_nobody_has_looked(built: Built, grype: Path, osv: OsvService, tmp_path: Path) -> None:
     with pytest.raises(ScanUnavailableError, match=r"grype failed .*not a pass.\n(.*\n)*.*database does not exist"):
-        await look(built, tmp_path / "root", osv)
+        await look(built, root, osv)
 
 
 async def test_a_database_that_is_too_old_says_nothing_of_today(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+    built: Built, grype: Path, osv: OsvService, root: Path
 ) -> None:
     grype_database(grype, datetime.now(UTC) - timedelta(days=6), [])
 
     with pytest.raises(ScanUnavailableError, match=r"6\.0 days ago; it may be 5 days old at most"):
-        await look(built, tmp_path / "root", osv)
-    assert (await look(built, tmp_path / "root", osv, Policy(max_database_age=timedelta(days=7)))).passes
+        await look(built, root, osv)
+    assert (await look(built, root, osv, Policy(max_database_age=timedelta(days=7)))).passes
 
 
 async def test_a_vulnerability_service_that_is_away_is_no_pass(
-    built: Built, grype: Path, osv: OsvService, tmp_path: Path
+    built: Built, grype: Path, osv: OsvService, root: Path
 ) -> None:
     grype_database(grype, datetime.now(UTC), [])
     osv.status = 503
 
     with pytest.raises(ScanUnavailableError, match="pip-audit wrote no report"):
-        await look(built, tmp_path / "root", osv)
+        await look(built, root, osv)
 
 
-async def test_a_scanner_that_is_not_installed_is_no_pass(built: Built, osv: OsvService, tmp_path: Path) -> None:
+async def test_a_scanner_that_is_not_installed_is_no_pass(
+    built: Built, osv: OsvService, root: Path, tmp_path: Path
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
         with pytest.raises(ScanUnavailableError, match="'grype' was asked for and is not installed"):
-            await look(built, tmp_path / "root", osv)
+            await look(built, root, osv)
 
 
 BROKEN = {
@@ -146,23 +152,23 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 async def test_a_scanner_that_does_not_do_its_work_is_no_pass(
-    built: Built, osv: OsvService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    built: Built, osv: OsvService, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     script, message = BROKEN[how]
     program(tmp_path, script, monkeypatch)
 
     with pytest.raises(ScanUnavailableError, match=message):
-        await look(built, tmp_path / "root", osv)
+        await look(built, root, osv)
 
 
 async def test_a_scanner_that_does_not_end_is_ended(
-    built: Built, osv: OsvService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Built, osv: OsvService, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait", monkeypatch)
     began = time.monotonic()
 
     with pytest.raises(ScanUnavailableError, match="did not end within 3 s and was stopped"):
-        await look(built, tmp_path / "root", osv, timeout=timedelta(seconds=3))
+        await look(built, root, osv, timeout=timedelta(seconds=3))
 
     assert time.monotonic() - began < 60
     child = int((tmp_path / "child").read_text())
@@ -170,7 +176,7 @@ async def test_a_scanner_that_does_not_end_is_ended(
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
-    assert not list((tmp_path / "root" / "cache" / "scans").glob("run-*")), "nothing of the scan is left"
+    assert not list((root / "cache" / "scans").glob("run-*")), "nothing of the scan is left"
 
 
 def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

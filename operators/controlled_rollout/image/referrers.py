@@ -15,7 +15,7 @@ from controlled_rollout.image.registry import Registry, Repository
 __all__ = ["attach", "attached", "referring", "tag_of", "with_referrer"]
 
 EMPTY: Final = Descriptor.of("application/vnd.oci.empty.v1+json", b"{}")
-# A registry may change its list while it is read and written: as often as this it is tried again.
+# Somebody else may change the list while it is read and written: as often as this it is looked at again.
 ATTEMPTS: Final = 5
 
 
@@ -24,7 +24,8 @@ async def attach(
 ) -> str:
     """Attach a document to an image, unless that very document is attached; return its digest `sha256:…`.
 
-    Registries that do not list referrers themselves get that list under the tag that the specification sets.
+    Registries that do not list referrers themselves get that list under the tag that the specification sets. They have
+    no way to change it only if nobody else has: of two that attach at the same moment one may have to do it again.
 
     Args:
         client: Asks the registry.

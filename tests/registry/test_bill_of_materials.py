@@ -1,0 +1,113 @@
+"""Bills of materials for real: what an image's layers hold, attached to it in its registry."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import ImageReference
+from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.contents import Contents, contents_of
+from controlled_rollout.image.manifest import Manifest
+from controlled_rollout.image.referrers import attach, attached, tag_of
+from controlled_rollout.image.registry import Registry, Repository
+from controlled_rollout.image.sbom import CYCLONEDX, attach_bill_of_materials
+from registry.conftest import Built
+from registry.real_registry import RunningRegistry
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+async def image_of(client: Registry, reference: ImageReference) -> tuple[Repository, Manifest]:
+    repository = Repository.parse(reference.name)
+    manifest = await client.manifest(repository, f"sha256:{reference.sha256}")
+    assert manifest is not None
+    return repository, manifest
+
+
+async def test_an_images_packages_are_those_that_dpkg_and_pip_know(built: Built, cache: Cache) -> None:
+    async with Registry() as client:
+        found = await contents_of(client, *await image_of(client, built.reference), cache)
+
+    kinds = [package.kind for package in found.packages]
+    assert (found.distribution, found.unread) == ("debian", ())
+    assert kinds.count("deb") > 50
+    assert {"bash", "libc6", "python3.11"} <= {package.name for package in found.packages if package.kind == "deb"}
+    assert any(line.startswith("azureml-inference-server-http==1.5") for line in found.environment())
+    assert len(found.environment()) == kinds.count("pypi")
+
+
+async def test_a_layer_is_read_once(built: Built, cache: Cache) -> None:
+    said: list[str] = []
+    async with Registry() as client:
+        image = await image_of(client, built.reference)
+        first = await contents_of(client, *image, cache)
+        second = await contents_of(client, *image, cache, progress=said.append)
+
+    assert second == first
+    assert said == []
+
+
+async def test_a_layer_that_is_not_what_its_digest_says_is_refused(
+    built: Built, stock: RunningRegistry, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    """A registry that serves something else, as a broken disk or a thief would."""
+    async with Registry() as client:
+        repository, manifest = await image_of(client, built.reference)
+        copied = Repository(registry.address, repository.path)
+        for blob in (*manifest.layers, manifest.config):
+            await client.copy_blob(repository, copied, blob)
+        smallest = min(manifest.layers, key=lambda layer: layer.size)
+        registry.blob_file(smallest.digest).write_bytes(b"0" * smallest.size)
+
+        with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* is not what its digest says"):
+            await contents_of(client, copied, manifest, Cache(tmp_path / "cache"))
+    assert not list((tmp_path / "cache" / "contents").glob(".*.layer")), "nothing of a layer stays on the disk"
+
+
+async def test_a_bill_is_attached_once_under_the_tag_of_the_specification(
+    built: Built, stock: RunningRegistry, cache: Cache
+) -> None:
+    async with Registry() as client:
+        repository, manifest = await image_of(client, built.reference)
+        contents = await contents_of(client, repository, manifest, cache)
+        first = await attach_bill_of_materials(client, repository, manifest, contents)
+        before = stock.files()
+        second = await attach_bill_of_materials(client, repository, manifest, contents)
+        [bill] = await attached(client, repository, manifest.digest, CYCLONEDX)
+
+    assert second == first
+    assert set(stock.files()) == set(before), "the same bytes again are nothing new to the registry"
+    assert tag_of(manifest.digest) in stock.tags(repository.path)
+    assert json.loads(bill)["metadata"]["component"]["version"] == manifest.digest
+    assert stock.manifest(first)["subject"]["digest"] == manifest.digest
+
+
+async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
+    built: Built, registry: RunningRegistry
+) -> None:
+    repository = Repository(registry.address, "models/digits")
+    async with Registry() as client:
+        source, manifest = await image_of(client, built.reference)
+        for blob in (*manifest.layers, manifest.config):
+            await client.copy_blob(source, repository, blob)
+        await client.put_manifest(repository, "1", manifest)
+        kinds = [f"application/vnd.example.{number}" for number in range(4)]
+        for kind in kinds:
+            await attach(client, repository, manifest, kind, kind.encode(), "a")
+
+        for kind in kinds:
+            assert await attached(client, repository, manifest.digest, kind) == [kind.encode()]
+
+
+async def test_an_image_to_which_nothing_is_attached_has_nothing(built: Built, registry: RunningRegistry) -> None:
+    async with Registry() as client:
+        assert await attached(client, Repository(registry.address, "models/digits"), "sha256:" + "0" * 64, "x") == []
+
+
+def test_contents_without_python_have_no_environment() -> None:
+    assert Contents(()).environment() == []
