@@ -64,7 +64,7 @@ async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed
     with pytest.raises(ScanError) as stopped:
         await look(built, root, osv)
 
-    assert "1 stop the image" in str(stopped.value)
+    assert "findings: 1 high, 1 low; stopping: 1" in str(stopped.value)
     assert any(
         line.split()[:3] == ["high", "GHSA-aaaa-bbbb-cccc", SERVER] and "99.0.0" in line
         for line in str(stopped.value).splitlines()
@@ -108,7 +108,7 @@ async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
     assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
 
 
-async def test_without_a_database_nobody_has_looked(built: Built, grype: Path, osv: OsvService, tmp_path: Path) -> None:
+async def test_without_a_database_nobody_has_looked(built: Built, grype: Path, osv: OsvService, root: Path) -> None:
     with pytest.raises(ScanUnavailableError, match=r"grype failed .*not a pass.\n(.*\n)*.*database does not exist"):
         await look(built, root, osv)
 

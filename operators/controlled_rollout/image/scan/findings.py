@@ -135,13 +135,12 @@ class Decision:
 
     def summary(self) -> str:
         """Return the decision in a line."""
-        found = (*self.stopping, *self.passing)
-        counts = Counter(finding.severity for finding in found)
+        counts = Counter(finding.severity for finding in (*self.stopping, *self.passing))
         rated = ", ".join(f"{counts[severity]} {severity}" for severity in sorted(counts, reverse=True))
-        what = f"{len(found)} findings ({rated})" if found else "no findings"
-        stops = f"{len(self.stopping)} stop the image" if self.stopping else "none stops the image"
-        blind = f"; {len(self.unseen)} could not be looked at: {_listed(self.unseen)}" if self.unseen else ""
-        return f"{what}, {stops if found else 'nothing stops the image' if not blind else 'none of them stops'}{blind}"
+        found = f"findings: {rated}; stopping: {len(self.stopping)}" if rated else "no findings"
+        accepted = f"; accepted: {self.accepted}" if self.accepted else ""
+        unseen = f"; not looked at: {_listed(self.unseen)}" if self.unseen else ""
+        return found + accepted + unseen
 
 
 def decide(reports: Sequence[Report], policy: Policy) -> Decision:

@@ -128,7 +128,7 @@ def _judged(image: ImageReference, decision: Decision, policy: Policy, progress:
     progress(f"scan: {image}: {decision.summary()}")
     if decision.passes:
         return decision
-    lines = [f"image {image} must not be rolled out: {decision.summary()}"]
+    lines = [f"image {image} must not be rolled out ({decision.summary()})"]
     if decision.stopping:
         lines.append(f"Findings above {policy.max_severity}:")
         lines += table(decision.stopping)

@@ -1,0 +1,137 @@
+"""The scan gate on the local target: its images are folders; the operator and the command line call the same gate."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import ScanUnavailableError
+from controlled_rollout.image import ImageReference, build
+from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
+from controlled_rollout.workspace import Workspace
+from local.task_lab import context
+from registry.grype_program import grype_database, grype_or_skip
+from registry.osv_service import osv_service, vulnerability
+
+SERVER = "azureml-inference-server-http"
+KNOWN = {"id": "GHSA-aaaa-bbbb-cccc", "severity": "high", "ecosystem": "python", "package": SERVER, "fixed": "99.0.0"}
+SCRIPT = "def init(): ...\ndef run(data): return data\n"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReference:
+    source = tmp_path_factory.mktemp("source")
+    (source / "score.py").write_text(SCRIPT)
+    (source / "requirements.txt").write_text("")
+    return asyncio.run(build(source, name="digits", cache=Workspace.local(root).cache_folder))
+
+
+def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime) -> Path:
+    """A scanner that finds nothing, and what it was told: for what happens around it."""
+    folder.mkdir()
+    program = folder / "grype"
+    report = (
+        '{"matches": [], "source": {"type": "directory", "target": "%s"}, '
+        '"descriptor": {"db": {"status": {"valid": true, "built": "%s"}}}}'
+    )
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        f"open({str(folder / 'told')!r}, 'w').write(repr((sys.argv, dict(os.environ))))\n"
+        f"open(sys.argv[5], 'w').write({report!r} % (sys.argv[1].removeprefix('dir:'), {built.isoformat()!r}))\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "told"
+
+
+async def test_the_environment_of_a_local_image_is_looked_at(
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = grype_or_skip()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(tmp_path / "database"))
+    monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")
+    grype_database(tmp_path / "database", datetime.now(UTC), [KNOWN])
+    with osv_service() as osv:
+        workspace = Workspace(root=root, scanner="grype", osv_url=osv.url)
+        decision = await scan(workspace, image, ScanSettings(policy=Policy(max_severity=Severity.HIGH)))
+
+    [finding] = decision.passing
+    assert (finding.id, finding.package, finding.severity) == (KNOWN["id"], SERVER, Severity.HIGH)
+    assert SERVER in osv.asked and "pytest" not in osv.asked
+
+
+async def test_what_a_worker_knows_of_airflow_is_not_told_to_a_scanner(
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "secret-of-airflow")
+    monkeypatch.setenv("AIRFLOW_CONN_X", "secret-of-airflow")
+    with osv_service() as osv:
+        await scan(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
+
+    assert "secret-of-airflow" not in told.read_text()
+
+
+async def test_a_database_of_last_month_is_no_pass(
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC) - timedelta(days=30))
+    with osv_service() as osv, pytest.raises(ScanUnavailableError, match=r"30\.0 days ago"):
+        await scan(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
+
+
+def test_the_task_hands_on_the_image_that_passed(
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from controlled_rollout import ScanImageOperator
+
+    empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))
+    with osv_service() as osv:
+        extras = f'{{"root": "{root}", "scanner": "grype", "osv_url": "{osv.url}"}}'
+        connection = f'{{"conn_type": "controlled_rollout", "extra": {extras}}}'
+        monkeypatch.setenv("AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT", connection)
+        told = context("run-1", "scan")
+        passed = ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+        osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", fixed="99.0.0")]
+        with pytest.raises(AirflowFailException, match="PYSEC-2026-1"):
+            ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+        osv.status = 503
+        with pytest.raises(ScanUnavailableError):
+            ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+
+    assert passed == str(image)
+    assert told["ti"].pushed["scan"] == "no findings"
+    assert "pip-audit wrote no report" in told["ti"].pushed["failure"]
+
+
+def test_the_command_ends_with_1_when_something_stops_the_image(
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))
+    with osv_service() as osv:
+        (tmp_path / "workspace.yaml").write_text(f"root: {root}\nscanner: grype\nosv_url: {osv.url}\n")
+        command = [sys.executable, "-m", "controlled_rollout.cli", "scan", str(image)]
+        command += ["--workspace", str(tmp_path / "workspace.yaml")]
+        fine = subprocess.run(command, capture_output=True, text=True)
+        osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", fixed="99.0.0")]
+        stopped = subprocess.run(command, capture_output=True, text=True)
+        accepted = subprocess.run([*command, "--accept", "PYSEC-2026-1"], capture_output=True, text=True)
+
+    assert (fine.returncode, stopped.returncode, accepted.returncode) == (0, 1, 0), stopped.stderr
+    assert "no findings" in fine.stdout
+    assert "must not be rolled out (findings: 1 unknown; stopping: 1)" in stopped.stderr
+    assert "findings: 1 unknown; stopping: 0; accepted: 1" in accepted.stdout
