@@ -15,11 +15,11 @@ from controlled_rollout.image import ImageReference, build
 from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from local.task_lab import context
-from registry.grype_program import grype_database, grype_or_skip
 from registry.osv_service import osv_service, vulnerability
+from registry.scanner_programs import scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
-KNOWN = {"id": "GHSA-aaaa-bbbb-cccc", "severity": "high", "ecosystem": "python", "package": SERVER, "fixed": "99.0.0"}
+KNOWN = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}
 SCRIPT = "def init(): ...\ndef run(data): return data\n"
 
 
@@ -55,16 +55,14 @@ def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime
     return folder / "told"
 
 
+@pytest.mark.parametrize("name", ["grype", "trivy"])
 async def test_the_environment_of_a_local_image_is_looked_at(
-    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    program = grype_or_skip()
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(tmp_path / "database"))
-    monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")
-    grype_database(tmp_path / "database", datetime.now(UTC), [KNOWN])
+    scanner = scanner_or_skip(name, tmp_path, monkeypatch)
+    scanner.knows(datetime.now(UTC), [KNOWN])
     with osv_service() as osv:
-        workspace = Workspace(root=root, scanner="grype", osv_url=osv.url)
+        workspace = Workspace(root=root, scanner=name, osv_url=osv.url)
         decision = await scan(workspace, image, ScanSettings(policy=Policy(max_severity=Severity.HIGH)))
 
     [finding] = decision.passing

@@ -1,4 +1,4 @@
-"""The scan gate for real: an image in a registry, Grype with a database made by hand, pip-audit with an OSV service."""
+"""The scan gate for real: an image in a registry, scanners with databases of ours, pip-audit with an OSV service."""
 
 import asyncio
 import os
@@ -14,14 +14,13 @@ from controlled_rollout.errors import ScanError, ScanUnavailableError
 from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from registry.conftest import Built
-from registry.grype_program import grype_database, grype_or_skip
 from registry.osv_service import OsvService, osv_service, vulnerability
+from registry.scanner_programs import Scanner, scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
-IN_PYTHON = {"id": "GHSA-aaaa-bbbb-cccc", "aliases": ["CVE-2026-1000"], "severity": "high", "ecosystem": "python"}
-BOOKWORM = {"system": "debian", "major": "12", "codename": "bookworm"}
-IN_DEBIAN = {"id": "CVE-2026-2000", "severity": "low", "ecosystem": "deb", **BOOKWORM}
-KNOWN = [{**IN_PYTHON, "package": SERVER, "fixed": "99.0.0"}, {**IN_DEBIAN, "package": "bash", "fixed": ""}]
+IN_PYTHON = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}
+IN_DEBIAN = {"id": "CVE-2026-2000", "severity": "low", "package": "bash", "fixed": "6.0", "debian": True}
+KNOWN = [IN_PYTHON, IN_DEBIAN]
 
 
 @pytest.fixture
@@ -30,14 +29,10 @@ def osv() -> Iterator[OsvService]:
         yield service
 
 
-@pytest.fixture
-def grype(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Real Grype, with an empty folder for its database and nowhere to update it from."""
-    program = grype_or_skip()
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(tmp_path / "database"))
-    monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")
-    return tmp_path / "database"
+@pytest.fixture(params=["grype", "trivy"])
+def scanner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scanner:
+    """A real scanner, with an empty folder for its database and nowhere to update it from."""
+    return scanner_or_skip(request.param, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -50,87 +45,92 @@ def workspace(root: Path, osv: OsvService, scanner: str = "grype") -> Workspace:
     return Workspace(root=root, scanner=scanner, osv_url=osv.url)
 
 
-async def look(built: Built, root: Path, osv: OsvService, policy: Policy | None = None, **settings: object) -> Decision:
-    lines: list[str] = []
+async def look(
+    built: Built, root: Path, osv: OsvService, policy: Policy | None = None, *, by: str = "grype", **settings: object
+) -> Decision:
     settings = {"policy": policy or Policy(), **settings}
-    return await scan(workspace(root, osv), built.reference, ScanSettings(**settings), progress=lines.append)
+    return await scan(workspace(root, osv, by), built.reference, ScanSettings(**settings))
 
 
 async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(
-    built: Built, grype: Path, osv: OsvService, root: Path
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    grype_database(grype, datetime.now(UTC), KNOWN)
+    scanner.knows(datetime.now(UTC), KNOWN)
 
     with pytest.raises(ScanError) as stopped:
-        await look(built, root, osv)
+        await look(built, root, osv, by=scanner.name)
 
     assert "findings: 1 high, 1 low; stopping: 1" in str(stopped.value)
     assert any(
-        line.split()[:3] == ["high", "GHSA-aaaa-bbbb-cccc", SERVER] and "99.0.0" in line
+        line.split()[:3] == ["high", "CVE-2026-1000", SERVER] and "99.0.0" in line
         for line in str(stopped.value).splitlines()
     )
     assert "CVE-2026-2000" not in str(stopped.value), "a low one in the distribution does not stop it"
 
 
-async def test_findings_up_to_the_chosen_severity_pass(built: Built, grype: Path, osv: OsvService, root: Path) -> None:
-    grype_database(grype, datetime.now(UTC), KNOWN)
+async def test_findings_up_to_the_chosen_severity_pass(
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
+) -> None:
+    scanner.knows(datetime.now(UTC), KNOWN)
 
-    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH))
+    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH), by=scanner.name)
 
     assert decision.passes
-    assert {finding.id for finding in decision.passing} == {"GHSA-aaaa-bbbb-cccc", "CVE-2026-2000"}
+    assert {finding.id for finding in decision.passing} == {"CVE-2026-1000", "CVE-2026-2000"}
 
 
 async def test_what_pip_audit_finds_counts_with_the_severity_that_the_scanner_gives(
-    built: Built, grype: Path, osv: OsvService, root: Path
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    grype_database(grype, datetime.now(UTC), KNOWN)
+    scanner.knows(datetime.now(UTC), KNOWN)
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
-    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH))
+    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH), by=scanner.name)
 
     [finding] = [finding for finding in decision.passing if finding.package == SERVER]
-    assert (finding.severity, finding.source) == (Severity.HIGH, "grype, pip-audit")
+    assert (finding.severity, finding.source) == (Severity.HIGH, f"{scanner.name}, pip-audit")
     assert "PYSEC-2026-1" in finding.aliases
 
 
 async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
-    built: Built, grype: Path, osv: OsvService, root: Path
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    grype_database(grype, datetime.now(UTC), [])
+    scanner.knows(datetime.now(UTC), [])
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
     with pytest.raises(ScanError, match=r"unknown +PYSEC-2026-1 +azureml"):
-        await look(built, root, osv, Policy(max_severity=Severity.CRITICAL))
-    decision = await look(built, root, osv, Policy(accepted=frozenset({"CVE-2026-1000"})))
+        await look(built, root, osv, Policy(max_severity=Severity.CRITICAL), by=scanner.name)
+    decision = await look(built, root, osv, Policy(accepted=frozenset({"CVE-2026-1000"})), by=scanner.name)
 
     assert decision.accepted == 1
     assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
 
 
-async def test_without_a_database_nobody_has_looked(built: Built, grype: Path, osv: OsvService, root: Path) -> None:
-    with pytest.raises(ScanUnavailableError, match=r"grype failed .*not a pass.\n(.*\n)*.*database does not exist"):
-        await look(built, root, osv)
+async def test_without_a_database_nobody_has_looked(
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
+) -> None:
+    with pytest.raises(ScanUnavailableError, match=r"failed \(exit status 1\): nobody has looked .*not a pass"):
+        await look(built, root, osv, by=scanner.name)
 
 
 async def test_a_database_that_is_too_old_says_nothing_of_today(
-    built: Built, grype: Path, osv: OsvService, root: Path
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    grype_database(grype, datetime.now(UTC) - timedelta(days=6), [])
+    scanner.knows(datetime.now(UTC) - timedelta(days=6), [])
 
     with pytest.raises(ScanUnavailableError, match=r"6\.0 days ago; it may be 5 days old at most"):
-        await look(built, root, osv)
-    assert (await look(built, root, osv, Policy(max_database_age=timedelta(days=7)))).passes
+        await look(built, root, osv, by=scanner.name)
+    assert (await look(built, root, osv, Policy(max_database_age=timedelta(days=7)), by=scanner.name)).passes
 
 
 async def test_a_vulnerability_service_that_is_away_is_no_pass(
-    built: Built, grype: Path, osv: OsvService, root: Path
+    built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    grype_database(grype, datetime.now(UTC), [])
+    scanner.knows(datetime.now(UTC), [])
     osv.status = 503
 
     with pytest.raises(ScanUnavailableError, match="pip-audit wrote no report"):
-        await look(built, root, osv)
+        await look(built, root, osv, by=scanner.name)
 
 
 async def test_a_scanner_that_is_not_installed_is_no_pass(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from controlled_rollout.tasks.argument import ArgumentError, choice, duration, flag
+from controlled_rollout.tasks.registry_users import registry_users, signed_in
 from controlled_rollout.tasks.step import StepCalls
 from controlled_rollout.tasks.workspace import WorkspaceHook
 from controlled_rollout.workspace import Workspace
@@ -14,6 +15,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from controlled_rollout.image import Credentials
     from controlled_rollout.image.scan import ScanSettings
 
 __all__ = ["ScanImageOperator"]
@@ -26,7 +28,8 @@ class ScanImageOperator(StepCalls, BaseOperator):
 
     The workspace's scanner (Trivy or Grype, installed on the worker) looks at the whole image by its digest, pip-audit
     at its Python environment. A scanner or a database that is missing or too old, a service that does not answer, and
-    packages that could not be looked at fail the task too: they are no pass.
+    packages that could not be looked at fail the task too: they are no pass. The registry is signed in to
+    as for a build.
 
     Returns the image's reference: hand `task.output` to the rollout, and no image gets there that was not looked at.
 
@@ -85,13 +88,17 @@ class ScanImageOperator(StepCalls, BaseOperator):
 
     def execute(self, context: "Context") -> str:
         """Look, and return the image's reference."""
-        return self.call(context, lambda workspace: self._scan(context, workspace))
+        return self.call(context, lambda workspace: self._scan(context, workspace, self._users(workspace)))
 
-    async def _scan(self, context: "Context", workspace: Workspace) -> str:
+    def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
+        return registry_users(workspace, WorkspaceHook.get_connection)
+
+    async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
         from controlled_rollout.image.scan import scan
 
         image = str(self.image)
-        decision = await scan(workspace, image, self._settings(), progress=self.say)
+        credentials = await signed_in(workspace, users) if workspace.registry else None
+        decision = await scan(workspace, image, self._settings(), credentials=credentials, progress=self.say)
         context["ti"].xcom_push(key=SUMMARY_KEY, value=decision.summary())
         return image
 

@@ -1,0 +1,80 @@
+"""Scanners, and small vulnerability databases for them, made by hand with their own writers.
+
+Compiling a scanner takes minutes. Grype is used where it was compiled before, and compiled when SCANNER_TESTS=1 asks
+for that; Trivy is used where it is on the PATH.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.lab.binaries import MODULES, program
+from cluster.lab.cache import cache_folder
+
+__all__ = ["Scanner", "scanner_or_skip"]
+
+BOOKWORM = {"system": "debian", "major": "12", "codename": "bookworm"}
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A real scanner that has no database yet, and nowhere to get one from.
+
+    Attributes:
+        name: The program's.
+        database: The folder in which it looks for its database.
+    """
+
+    name: str
+    database: Path
+
+    def knows(self, built: datetime, vulnerabilities: list[dict[str, Any]]) -> None:
+        """Give it a database.
+
+        Args:
+            built: When it says that it was built.
+            vulnerabilities: Each with `id`, `severity`, `package`, `fixed`; `debian` for a package of Debian 12.
+        """
+        if self.name == "grype":
+            place, maker = self.database / "6", program("database", of="grype")
+            entries = [_for_grype(**known) for known in vulnerabilities]
+        else:
+            place, maker = self.database / "db", program("trivy-database", of="trivy-database")
+            entries = [_for_trivy(**known) for known in vulnerabilities]
+        place.mkdir(parents=True)
+        document = json.dumps({"built": built.isoformat(), "vulnerabilities": entries})
+        subprocess.run([maker, place], input=document, text=True, check=True)
+
+
+def scanner_or_skip(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scanner:
+    """Return a scanner, on the PATH from now on, with an empty folder for its database; or skip the test."""
+    scanner = Scanner(name, folder / "database")
+    if name == "trivy":
+        if not shutil.which("trivy"):
+            pytest.skip("Trivy is not on the PATH")
+        monkeypatch.setenv("TRIVY_CACHE_DIR", str(scanner.database))
+        monkeypatch.setenv("TRIVY_SKIP_DB_UPDATE", "true")
+        return scanner
+    if not any((cache_folder() / "programs").glob("grype-*/grype")) and os.environ.get("SCANNER_TESTS") != "1":
+        pytest.skip(f"Grype is not compiled yet ({MODULES / 'grype'}): SCANNER_TESTS=1 compiles it, for minutes")
+    monkeypatch.setenv("PATH", f"{program('grype', of='grype').parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(scanner.database))
+    monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")
+    return scanner
+
+
+def _for_grype(id: str, severity: str, package: str, fixed: str, debian: bool = False) -> dict[str, Any]:
+    where = {"ecosystem": "deb", **BOOKWORM} if debian else {"ecosystem": "python"}
+    return {"id": id, "severity": severity, "package": package, "fixed": fixed, "aliases": [], **where}
+
+
+def _for_trivy(id: str, severity: str, package: str, fixed: str, debian: bool = False) -> dict[str, Any]:
+    where = {"system": "debian 12"} if debian else {}
+    return {"id": id, "severity": severity.upper(), "package": package, "fixed": fixed, **where}
