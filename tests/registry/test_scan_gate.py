@@ -10,11 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from controlled_rollout.errors import ScanError, ScanUnavailableError
+from controlled_rollout.errors import ImageError, ScanError, ScanUnavailableError
+from controlled_rollout.image import Credentials, ImageReference, build_container
 from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from registry.conftest import Built
 from registry.osv_service import OsvService, osv_service, vulnerability
+from registry.real_registry import RunningRegistry
 from registry.scanner_programs import Scanner, scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
@@ -186,3 +188,56 @@ def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "grype").write_text(f"#!/bin/sh\n{script}\n")
     (place / "grype").chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+
+
+ROBOT = Credentials("robot", "hunter2")
+
+
+async def pushed(built: Built, registry: RunningRegistry, cache: Path) -> ImageReference:
+    return await build_container(
+        built.source,
+        name="digits",
+        registry=f"{registry.address}/models",
+        cache=cache,
+        base_image=built.base_image,
+        shared_registry=built.registry,
+        credentials={registry.address: ROBOT},
+    )
+
+
+async def test_a_registry_that_asks_for_a_password_is_scanned_as_the_user_who_builds(
+    built: Built, with_password: RunningRegistry, scanner: Scanner, osv: OsvService, tmp_path: Path
+) -> None:
+    scanner.knows(datetime.now(UTC), KNOWN)
+    image, said = await pushed(built, with_password, tmp_path / "cache"), list[str]()
+    settings = ScanSettings(policy=Policy(max_severity=Severity.HIGH))
+    place = workspace(tmp_path / "root", osv, scanner.name)
+
+    decision = await scan(place, image, settings, credentials={with_password.address: ROBOT}, progress=said.append)
+
+    assert {finding.id for finding in decision.passing} == {"CVE-2026-1000", "CVE-2026-2000"}
+    assert "hunter2" not in "\n".join(said)
+    with pytest.raises(ImageError, match="asks for a user name and a password, and none are given"):
+        await scan(place, image, settings)
+
+
+async def test_a_scanner_is_told_the_password_by_a_file_of_its_own_only(
+    built: Built,
+    with_password: RunningRegistry,
+    osv: OsvService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program(
+        tmp_path, f"env > {tmp_path}/told; echo $* >> {tmp_path}/told; ls -lR . >> {tmp_path}/told; exit 1", monkeypatch
+    )
+    image = await pushed(built, with_password, tmp_path / "cache")
+
+    with pytest.raises(ScanUnavailableError):
+        await scan(workspace(tmp_path / "root", osv), image, credentials={with_password.address: ROBOT})
+
+    told = (tmp_path / "told").read_text()
+    assert f"registry:{image}" in told and "DOCKER_CONFIG=" in told
+    assert "hunter2" not in told and "cm9ib3Q6aHVudGVyMg" not in told, "neither as it is nor encoded"
+    assert [line.split()[0] for line in told.splitlines() if line.endswith("config.json")] == ["-rw-------"]
+    assert not list((tmp_path / "root").rglob("config.json")), "the file is gone"

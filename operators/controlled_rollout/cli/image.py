@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
+from controlled_rollout.cli.registry_users import registry_users
 from controlled_rollout.cli.view import say
 
 __all__ = ["add_to"]
@@ -35,6 +36,11 @@ def add_to(commands: Commands) -> None:
     scan.add_argument(
         "--max-database-age", type=_days, default=timedelta(days=5), metavar="DAYS", help="default 5 days"
     )
+    scan.add_argument(
+        "--attach-bill",
+        action="store_true",
+        help="attach the image's bill of materials (CycloneDX) to it in its registry, whatever is found",
+    )
     add_workspace(scan)
     scan.set_defaults(run=_scan)
 
@@ -48,7 +54,9 @@ def _scan(options: argparse.Namespace) -> int:
         only_fixed=options.only_fixed,
         max_database_age=options.max_database_age,
     )
-    asyncio.run(scan(workspace_of(options), options.image, ScanSettings(options.scanner, policy), progress=say))
+    settings = ScanSettings(options.scanner, policy, attach_bill=options.attach_bill)
+    users = registry_users()
+    asyncio.run(scan(workspace_of(options), options.image, settings, credentials=users, progress=say))
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from controlled_rollout.cli.arguments import Commands, add_root, port
 from controlled_rollout.cli.view import print_endpoint, print_table, say
+from controlled_rollout.errors import ImageError
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to"]
@@ -120,8 +121,13 @@ def _telemetry_store(options: argparse.Namespace) -> int:
     )
 
 
-def _model(text: str) -> tuple[str, Path]:
+def _model(text: str) -> tuple[str, Path | str]:
+    from controlled_rollout.image.model_sources import located
+
     name, separator, path = text.partition("=")
     if not (name and separator and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
-    return name, Path(path)
+    try:
+        return name, located(path, Path())
+    except ImageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -30,7 +30,7 @@ class BuildImageOperator(StepCalls, BaseOperator):
     Args:
         source_dir: The project folder, packaged as its `.amlignore` or `.gitignore` says.
         name: The image's name.
-        models: The models' files, as `{name: path}` or as mappings with `name`, `path` and `version`.
+        models: The models, as `{name: path or address}` or as mappings with `name`, `path` and `version`.
         environment: The environment file; by default the project folder's own.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         conn_id: The connection that describes the workspace; missing, it is the local one.

@@ -1,0 +1,54 @@
+"""Who the caller is to the registries: what `docker login`, `podman login` or `az acr login` have written down."""
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controlled_rollout.errors import WorkspaceError
+
+if TYPE_CHECKING:
+    from controlled_rollout.image import Credentials
+
+__all__ = ["registry_users"]
+
+
+def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Credentials]":
+    """Return the user of each registry, by host, from the first file that is there; none if no file is.
+
+    Looked for are `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`, `$XDG_RUNTIME_DIR/containers/auth.json` and
+    `~/.docker/config.json`. Users that a credential helper keeps are not found.
+
+    Raises:
+        WorkspaceError: The file is not one of that kind.
+    """
+    from controlled_rollout.image import Credentials
+
+    home = environment.get("HOME") or str(Path.home())
+    candidates = (
+        environment.get("REGISTRY_AUTH_FILE"),
+        environment.get("DOCKER_CONFIG") and f"{environment['DOCKER_CONFIG']}/config.json",
+        environment.get("XDG_RUNTIME_DIR") and f"{environment['XDG_RUNTIME_DIR']}/containers/auth.json",
+        f"{home}/.docker/config.json",
+    )
+    file = next((Path(path) for path in candidates if path and Path(path).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        written: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")).get("auths") or {}
+        users = {}
+        for address, entry in written.items():
+            if entry.get("auth"):
+                name, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+                users[_host(address)] = Credentials(name, password)
+    except (OSError, ValueError, AttributeError, TypeError):
+        # What stands there may be a password: it is not repeated.
+        raise WorkspaceError(f"the file with the registries' users {file} cannot be read: sign in again") from None
+    return users
+
+
+def _host(address: str) -> str:
+    host = (address.partition("://")[2] or address).partition("/")[0]
+    return "docker.io" if host in ("index.docker.io", "registry-1.docker.io") else host
