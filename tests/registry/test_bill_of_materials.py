@@ -1,10 +1,15 @@
 """Bills of materials for real: what an image's layers hold, attached to it in its registry."""
 
 import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.lab.binaries import program
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
@@ -102,6 +107,42 @@ async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
 
         for kind in kinds:
             assert await attached(client, repository, manifest.digest, kind) == [kind.encode()]
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Iterator[str]:
+    """The address of an empty registry that lists what refers to an image by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    process = subprocess.Popen([program("referrers-registry", of="referrers-registry"), address])
+    try:
+        end = time.monotonic() + 30
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(address.partition(":")[2]))) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_a_registry_that_lists_referrers_itself_gets_no_tag_for_them(built: Built, listing: str) -> None:
+    repository = Repository(listing, "models/digits")
+    async with Registry() as client:
+        source, manifest = await image_of(client, built.reference)
+        smallest = min(manifest.layers, key=lambda layer: layer.size)
+        # As much of the image as the registry asks for.
+        for blob in (smallest, manifest.config):
+            await client.copy_blob(source, repository, blob)
+        await client.put_manifest(repository, "1", manifest)
+        await attach(client, repository, manifest, CYCLONEDX, b"{}", "bom.cdx.json")
+
+        assert await client.manifest(repository, tag_of(manifest.digest)) is None
+        assert await attached(client, repository, manifest.digest, CYCLONEDX) == [b"{}"]
 
 
 async def test_an_image_to_which_nothing_is_attached_has_nothing(built: Built, registry: RunningRegistry) -> None:

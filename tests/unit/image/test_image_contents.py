@@ -5,6 +5,8 @@ import json
 import tarfile
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,8 +175,10 @@ PACKAGES = (
 
 
 def test_a_bill_of_materials_names_every_package_by_its_url() -> None:
-    bill = json.loads(bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12", ("var/lib/rpm/Packages",))))
+    written = bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12", ("var/lib/rpm/Packages",)))
+    bill = json.loads(written)
 
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(written.decode()) is None
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["name"] == IMAGE.name
     assert bill["metadata"]["component"]["version"] == f"sha256:{IMAGE.sha256}"
