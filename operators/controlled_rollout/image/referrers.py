@@ -4,6 +4,7 @@ Sources: OCI image specification 1.1, manifest.md ("Guidelines for Artifact Usag
 "Pushing Manifests with Subject" and "Referrers Tag Schema", for registries that do not list referrers themselves.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -75,10 +76,10 @@ async def attached(client: Registry, repository: Repository, digest: str, media_
     index = await client.referrers(repository, digest) or await client.manifest(repository, tag_of(digest))
     documents = []
     for entry in _entries(index) if index else []:
-        if entry.get("artifactType") == media_type:
-            manifest = await client.manifest(repository, str(entry["digest"]))
-            if manifest is not None:
-                documents.append(await client.blob(repository, manifest.layers[0]))
+        manifest = await client.manifest(repository, str(entry.get("digest")))
+        # What the list says of it is not the same in all registries.
+        if manifest is not None and _artifact_type(manifest) == media_type:
+            documents.append(await client.blob(repository, manifest.layers[0]))
     return documents
 
 
@@ -117,6 +118,13 @@ def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str
     described = Descriptor.of(manifest.media_type, manifest.content).document() | {"artifactType": artifact_type}
     listed = sorted([*entries, described], key=lambda entry: str(entry.get("digest")))
     return Manifest(encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}), INDEX)
+
+
+def _artifact_type(manifest: Manifest) -> str | None:
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(manifest.content).get("artifactType")
+        return found if isinstance(found, str) else None
+    return None
 
 
 def _entries(index: Manifest) -> list[Mapping[str, Any]]:
