@@ -15,9 +15,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
 
 TESTS = Path(__file__).parent
 # What waits more than it computes; the rest fills the gaps at the end.
-WAITING = ("cluster", "local", "registry")
-# Its tests share an image that takes a minute to build.
-ONE_PROCESS = ("registry",)
+WAITING = ("cluster", "local", "registry", "prometheus")
+# Their tests share what takes long to make.
+ONE_PROCESS = ("prometheus", "registry")
 # Their tests share nothing but the cluster.
 EACH_BY_ITSELF = ("cluster/test_rollout.py", "cluster/test_outages.py")
 BREAKS_LAB = "breaks_lab"
