@@ -292,7 +292,7 @@ async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_di
     assert entries(small_disk / "cache", "environments") == []
 
 
-async def test_a_full_disk_while_copying_is_told_and_the_rest_stays(
+async def test_models_that_do_not_fit_are_refused_before_they_are_copied_and_the_rest_stays(
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
     cache, model = small_disk / "cache", tmp_path / "model.pkl"
@@ -300,7 +300,7 @@ async def test_a_full_disk_while_copying_is_told_and_the_rest_stays(
     model.touch()
     os.truncate(model, 20_000_000)
 
-    with pytest.raises(ImageError, match=r"disk is full: .* needs more than the 1[\d.]+ MB that are free"):
+    with pytest.raises(ImageError, match=r"the models: 20\.0 MB are needed, and there is room for 1[\d.]+ MB in"):
         await build(built.source, name="digits", cache=cache, models=[ModelSource("digits", model)])
 
     assert entries(cache, "images") == [first.sha256]

@@ -100,7 +100,9 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 async def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(blobs: Any, tmp_path: Path) -> None:
     blobs.upload_blob("big/model.bin", b"b" * 20_000_000, overwrite=True)
     with small_disk(tmp_path / "disk", 80) as disk:
-        with pytest.raises(ImageError, match=r"has 20\.0 MB, and .* has room for 19\.9 MB: nothing was written"):
+        with pytest.raises(
+            ImageError, match=r"20\.0 MB are needed, and there is room for 19\.9 MB in .*: nothing was written"
+        ):
             await fetch("az://models/big/model.bin", disk)
 
         assert kept(disk) == []

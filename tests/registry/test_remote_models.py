@@ -52,7 +52,9 @@ async def test_a_model_that_does_not_fit_on_the_workers_disk_leaves_no_tag(
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", disk], check=True)
     try:
-        with pytest.raises(ImageError, match=r"model 'digits': memory://big/model\.bin has 20\.0 MB, .*nothing was"):
+        with pytest.raises(
+            ImageError, match=r"model 'digits': memory://big/model\.bin: 20\.0 MB are needed, .*nothing was"
+        ):
             await build(built, registry, disk / "cache", "memory://big/model.bin")
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.stoppable import in_thread
 
-__all__ = ["Cache", "DiskFullError", "EnvironmentPlace", "SharedCache", "find_environment"]
+__all__ = ["Cache", "DiskFullError", "EnvironmentPlace", "SharedCache", "check_room", "find_environment"]
 
 ENVIRONMENTS: Final = "environments"
 IMAGES: Final = "images"
@@ -202,6 +202,27 @@ class Cache:
         return ImageError(
             f"the disk is full: building in the cache folder {self.root} needs more than the {free / 1e6:,.1f} MB that "
             f"are free there ({detail}). Nothing of the build was kept; free some space, or choose another folder"
+        )
+
+
+def check_room(needed: int, folder: Path, what: str, *, reserve: int = 0) -> None:
+    """Refuse what would fill the disk.
+
+    Args:
+        needed: Bytes.
+        folder: Where they would go; it need not exist.
+        what: What they are, for the message.
+        reserve: Bytes that are to stay free.
+
+    Raises:
+        ImageError: There is not so much room.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    room = max(0, shutil.disk_usage(there).free - reserve)
+    if needed > room:
+        raise ImageError(
+            f"{what}: {needed / 1e6:,.1f} MB are needed, and there is room for {room / 1e6:,.1f} MB in {there}: "
+            "nothing was written. Free some space, or choose another folder for the workspace"
         )
 
 

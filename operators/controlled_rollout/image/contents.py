@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import shlex
-import shutil
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.cache import Cache, check_room
 from controlled_rollout.image.manifest import Descriptor, Manifest
 from controlled_rollout.image.registry import Registry, Repository
 from controlled_rollout.image.stoppable import Stop, in_thread
@@ -279,12 +278,7 @@ async def _fetched(client: Registry, repository: Repository, layer: Descriptor, 
     """Return what a layer says; it is on the disk only meanwhile."""
     file = cache.root / KEPT / f".{layer.digest.removeprefix('sha256:')}.layer"
     file.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(file.parent).free
-    if layer.size > free:
-        raise ImageError(
-            f"layer {layer.digest[:19]} has {layer.size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free in "
-            f"{file.parent}: free some space, or choose another folder for the workspace"
-        )
+    check_room(layer.size, file.parent, f"layer {layer.digest[:19]}")
     try:
         await _download(client.chunks(repository, layer), layer, file)
 

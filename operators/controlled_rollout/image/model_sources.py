@@ -20,11 +20,11 @@ from typing import IO, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.cache import Cache, check_room
 from controlled_rollout.image.reference import ModelSource
 from controlled_rollout.image.stoppable import Stop, in_thread
 
-__all__ = ["check_room", "is_remote", "located", "on_this_machine"]
+__all__ = ["is_remote", "located", "on_this_machine"]
 
 MODELS: Final = "models"
 CHUNK_BYTES: Final = 1 << 20
@@ -131,27 +131,6 @@ async def on_this_machine(
     ]
 
 
-def check_room(needed: int, folder: Path, what: str) -> None:
-    """Refuse what would fill the disk.
-
-    Args:
-        needed: Bytes.
-        folder: Where they would go; it need not exist.
-        what: What they are, for the message.
-
-    Raises:
-        ImageError: There is not so much room.
-    """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if needed + RESERVE_BYTES > free:
-        raise ImageError(
-            f"{what} has {needed / 1e6:,.1f} MB, and {there} has room for "
-            f"{max(0, free - RESERVE_BYTES) / 1e6:,.1f} MB: nothing was written. Free some space, or choose another "
-            "folder for the workspace"
-        )
-
-
 async def _fetched(model: ModelSource, cache: Cache, progress: Progress) -> Path:
     address = str(model.path)
     _check(address)
@@ -169,7 +148,7 @@ async def _fetched(model: ModelSource, cache: Cache, progress: Progress) -> Path
             return folder / store.name
 
         async def make(unfinished: Path, lock: int) -> None:
-            check_room(size, unfinished, address)
+            check_room(size, unfinished, address, reserve=RESERVE_BYTES)
             progress(f"{short}: fetching {address} ({len(files):,} files, {size / 1e6:,.1f} MB)")
             await in_thread(lambda stop: store.fetch(files, unfinished / store.name, stop))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.model_sources import check_room
+from controlled_rollout.image.cache import check_room
 from controlled_rollout.image.package import Package, copy_package, package_model
 from controlled_rollout.image.reference import ModelSource
 from controlled_rollout.image.stoppable import Stop, never
@@ -62,7 +62,7 @@ def copy_models(packaged: Sequence[tuple[ModelSource, Package]], folder: Path, *
     Raises:
         ImageError: There is no room for them, or one changed since it was packaged.
     """
-    check_room(sum(files.size for _, files in packaged), folder, "the models together")
+    check_room(sum(files.size for _, files in packaged), folder, "the models")
     folder.mkdir()
     for model, files in packaged:
         copy_package(files, folder / model.name / model.version, stop=stop)

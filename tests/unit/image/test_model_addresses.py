@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource, build
-from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.model_sources import check_room, is_remote, located, on_this_machine
+from controlled_rollout.image.cache import Cache, check_room
+from controlled_rollout.image.model_sources import is_remote, located, on_this_machine
 
 PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -154,7 +154,7 @@ async def test_an_image_is_built_of_a_model_from_elsewhere(tmp_path: Path) -> No
 
 
 def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"the model has 1,000,000,000\.0 MB, and .* nothing was written"):
+    with pytest.raises(ImageError, match=r"the model: 1,000,000,000\.0 MB are needed, .* nothing was written"):
         check_room(10**15, tmp_path / "absent" / "folder", "the model")
     check_room(0, tmp_path, "the model")
 
