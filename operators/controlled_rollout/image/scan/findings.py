@@ -192,7 +192,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
         package.append(finding)
     return sorted(
         (finding for package in groups.values() for finding in package),
-        key=lambda finding: (-_rated(finding), finding.package, finding.version, finding.id),
+        key=lambda finding: (-_rated(finding), _canonical(finding.package), finding.version, finding.id),
     )
 
 
