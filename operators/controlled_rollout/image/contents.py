@@ -131,8 +131,11 @@ async def contents_of(
         found = await in_thread(lambda stop, kept=kept: _recall(kept))  # type: ignore[misc]
         if found is None:
             progress(f"contents: reading layer {layer.digest[:19]} ({layer.size / 1e6:,.1f} MB)")
-            found = await _fetched(client, repository, layer, cache)
-            _remember(kept, found)
+            try:
+                found = await _fetched(client, repository, layer, cache)
+                _remember(kept, found)
+            except OSError as error:
+                raise ImageError(f"what a layer says cannot be kept in {kept.parent}: {error}") from None
         facts.append(found)
     return overlaid(facts)
 
