@@ -127,7 +127,8 @@ def test_what_could_not_be_looked_at_stops_the_image_until_it_is_accepted() -> N
     decision = decide([report], Policy())
 
     assert not decision.passes
-    assert "our-package (pip-audit: the service does not know it)" in decision.summary()
+    assert decision.unseen == {"our-package": "pip-audit: the service does not know it"}
+    assert decision.summary() == "no findings; not looked at: our-package"
     assert decide([report], Policy(accepted=frozenset({"Our-Package"}))).passes
 
 

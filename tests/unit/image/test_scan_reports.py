@@ -216,10 +216,18 @@ def test_trivy_without_a_database_says_so() -> None:
 
 
 def test_packages_that_pip_audit_skipped_or_lost_are_not_clean() -> None:
-    skipped = {"name": "our-package", "skip_reason": "not found"}
+    known, skipped = {"name": "flask", "version": "3.0", "vulns": []}, {"name": "ours", "skip_reason": "not found"}
 
-    report = pip_audit_report(json.dumps({"dependencies": [skipped]}).encode(), asked=1)
+    report = pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), asked=2)
 
-    assert report.unseen == {"our-package": "not found"}
-    with pytest.raises(ScanUnavailableError, match="asked about 2 packages and answers on 1"):
-        pip_audit_report(json.dumps({"dependencies": [skipped]}).encode(), asked=2)
+    assert report.unseen == {"ours": "not found"}
+    with pytest.raises(ScanUnavailableError, match="asked about 3 packages and answers on 2"):
+        pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), asked=3)
+
+
+def test_a_service_that_knows_no_package_at_all_is_none() -> None:
+    """As pip-audit reports an index that serves packages and no vulnerabilities, with success."""
+    skipped = [{"name": name, "skip_reason": "not found on PyPI"} for name in ("flask", "numpy")]
+
+    with pytest.raises(ScanUnavailableError, match=r"knows none of the 2 packages \(not found on PyPI\)"):
+        pip_audit_report(json.dumps({"dependencies": skipped}).encode(), asked=2)

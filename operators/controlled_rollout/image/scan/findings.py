@@ -12,6 +12,7 @@ from controlled_rollout.errors import ScanError, ScanUnavailableError
 __all__ = ["Decision", "Finding", "Policy", "Report", "Severity", "check_age", "decide", "table"]
 
 TOLD_FINDINGS: Final = 50
+TOLD_NAMES: Final = 5
 # A database's clock and this machine's may differ by a little.
 CLOCK_TOLERANCE: Final = timedelta(hours=1)
 
@@ -272,4 +273,6 @@ def _canonical(package: str) -> str:
 
 
 def _listed(unseen: dict[str, str]) -> str:
-    return "; ".join(f"{name} ({why})" for name, why in sorted(unseen.items())[:5])
+    names = sorted(unseen)
+    more = f" and {len(names) - TOLD_NAMES} more" if len(names) > TOLD_NAMES else ""
+    return ", ".join(names[:TOLD_NAMES]) + more

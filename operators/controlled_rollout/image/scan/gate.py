@@ -15,7 +15,7 @@ from controlled_rollout.image.local import load
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.registry import Credentials, Registry, Repository
 from controlled_rollout.image.sbom import attach_bill_of_materials
-from controlled_rollout.image.scan.findings import Decision, Policy, check_age, decide, table
+from controlled_rollout.image.scan.findings import TOLD_FINDINGS, Decision, Policy, check_age, decide, table
 from controlled_rollout.image.scan.programs import Bench, Subject, audit, scanner
 from controlled_rollout.workspace import Workspace
 
@@ -125,6 +125,8 @@ def _judged(image: ImageReference, decision: Decision, policy: Policy, progress:
     """
     for line in table((*decision.stopping, *decision.passing)):
         progress(f"scan: {line}")
+    for name, why in sorted(decision.unseen.items()):
+        progress(f"scan: not looked at: {name} ({why})")
     progress(f"scan: {image}: {decision.summary()}")
     if decision.passes:
         return decision
@@ -132,7 +134,7 @@ def _judged(image: ImageReference, decision: Decision, policy: Policy, progress:
     if decision.stopping:
         lines.append(f"Findings above {policy.max_severity}:")
         lines += table(decision.stopping)
-    lines += [f"Not looked at: {name} ({why})" for name, why in sorted(decision.unseen.items())]
+    lines += [f"Not looked at: {name} ({why})" for name, why in sorted(decision.unseen.items())[:TOLD_FINDINGS]]
     lines.append("Fix them by newer versions, or accept what was judged by its name")
     raise ScanError("\n".join(lines))
 

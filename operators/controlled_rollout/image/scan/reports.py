@@ -220,6 +220,13 @@ def pip_audit_report(content: bytes, *, asked: int) -> Report:
         raise ScanUnavailableError(
             f"pip-audit was asked about {asked} packages and answers on {len(report.dependencies)}: see its lines above"
         )
+    if report.dependencies and all(package.vulnerabilities is None for package in report.dependencies):
+        # It would end with success: to it, packages that are not on PyPI are none of its business.
+        raise ScanUnavailableError(
+            f"pip-audit's service knows none of the {len(report.dependencies)} packages "
+            f"({report.dependencies[0].skipped or 'it does not say why'}): what answers in PyPI's place has no data on "
+            "vulnerabilities. Set osv_url in the workspace's settings to a service that has"
+        )
     findings, unseen = [], {}
     for package in report.dependencies:
         if package.vulnerabilities is None or package.version is None:
