@@ -134,7 +134,7 @@ async def scored(place: Place) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(900)
-async def test_of_two_builds_of_one_environment_one_makes_the_pod_and_a_worker_s_is_the_same(
+async def test_of_two_builds_of_one_environment_one_makes_the_pod(
     place: Place, workspace: Workspace, source: Path
 ) -> None:
     said: tuple[list[str], list[str]] = ([], [])
@@ -144,11 +144,7 @@ async def test_of_two_builds_of_one_environment_one_makes_the_pod_and_a_worker_s
         *(build(workspace, source, lines, environment=asked, owner=f"run {at}") for at, lines in enumerate(said))
     )
 
-    on_the_worker = workspace.model_copy(update={"builder": "buildah", "registry": f"{workspace.registry}-worker"})
-    three = await build(on_the_worker, source, [], environment=asked)
-
     assert one == two
-    assert one.sha256 == three.sha256, "the same inputs give the same image, wherever they are built"
     assert sum("in pod" in line for lines in said for line in lines) == 1
     assert sum("is building it, waiting" in line for lines in said for line in lines) == 1
     assert pods(place) == []
