@@ -89,6 +89,8 @@ class LogAnalyticsEvidence:
             query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.bin_width)
             try:
                 rows = await self._ask(query, "Version", "Bin", "Before", "Count", "Mean", "Variance")
+            except ThrottledError:
+                raise
             except EvidenceUnavailableError as error:
                 raise EvidenceUnavailableError(f"the query of the metric {name!r}: {error}") from None
             found += [_mean_row(name, row) for row in rows]

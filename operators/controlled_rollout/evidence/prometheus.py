@@ -122,7 +122,8 @@ class PrometheusEvidence:
         times: list[Series] = []
         if any(ask.thresholds_ms for ask in asks):
             times = await self._ask(f"{TIMES}{self._braces(matcher)}{window}", until)
-        return [_rows(ask, requests, times, scrapes, until=until, width=bin_width) for ask in asks]
+        counters = (_by_cluster(requests), _by_cluster(times))
+        return [_rows(ask, *counters, scrapes, until=until, width=bin_width) for ask in asks]
 
     async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
         """Refuse: the author's queries are KQL."""
@@ -224,10 +225,17 @@ def _cluster_matcher(clusters: Sequence[str]) -> str:
     return f'envoy_cluster_name=~"{names}"'
 
 
+def _by_cluster(series: Sequence[Series]) -> dict[str, list[Series]]:
+    found: dict[str, list[Series]] = {}
+    for one in series:
+        found.setdefault(one.labels.get("envoy_cluster_name", ""), []).append(one)
+    return found
+
+
 def _rows(
     ask: Ask,
-    requests: Sequence[Series],
-    times: Sequence[Series],
+    requests: Mapping[str, Sequence[Series]],
+    times: Mapping[str, Sequence[Series]],
     scrapes: Mapping[str, Sequence[Sample]],
     *,
     until: datetime,
@@ -235,28 +243,26 @@ def _rows(
 ) -> list[CountRow]:
     """Put one ask's counters together, version by version."""
     subject = ask.subject
-    rows = []
-    for version, factor in ((subject.control, 1.0), (subject.treatment, 1 + subject.tolerance)):
-        cluster = subject.cluster_of(version)
 
-        def grown(series: Sequence[Series], cluster: str = cluster, **labels: str) -> dict[tuple[datetime, bool], int]:
-            found: dict[tuple[datetime, bool], int] = {}
-            for one in series:
-                wanted = {"envoy_cluster_name": cluster, **labels}
-                if any(one.labels.get(name) != value for name, value in wanted.items()):
-                    continue
+    def grown(series: Sequence[Series], label: str, value: str) -> dict[tuple[datetime, bool], int]:
+        found: dict[tuple[datetime, bool], int] = {}
+        for one in series:
+            if one.labels.get(label) == value:
                 known = growths(one.samples, scrapes.get(one.labels.get("instance", ""), ()), longest=width)
                 for key, number in binned(known, width=width, started=subject.started).items():
                     found[key] = found.get(key, 0) + number
-            return found
+        return found
 
-        by_class = {code: grown(requests, envoy_response_code_class=code) for code in CLASSES}
-        all_of = grown(times, le="+Inf")
-        texts = {float(one.labels["le"]): one.labels["le"] for one in times}
+    rows = []
+    for version, factor in ((subject.control, 1.0), (subject.treatment, 1 + subject.tolerance)):
+        cluster = subject.cluster_of(version)
+        counted, timed = requests.get(cluster, ()), times.get(cluster, ())
+        by_class = {code: grown(counted, "envoy_response_code_class", code) for code in CLASSES}
+        all_of = grown(timed, "le", "+Inf")
+        texts = {float(one.labels["le"]): one.labels["le"] for one in timed}
         limits = [bound_at_least(texts, threshold * factor) for threshold in ask.thresholds_ms]
-        fast = [{} if limit is None else grown(times, le=texts[limit]) for limit in limits]
-        keys = {key for found in by_class.values() for key in found}
-        for start, before in sorted(keys):
+        fast = [{} if limit is None else grown(timed, "le", texts[limit]) for limit in limits]
+        for start, before in sorted({key for found in by_class.values() for key in found}):
             if start < ask.since or start + width > until:
                 continue
             number = sum(found.get((start, before), 0) for found in by_class.values())

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, check_bin_width, closed_until, floor_to_bin
 from controlled_rollout.evidence.model import (
@@ -179,6 +180,8 @@ class SharedReader:
         for ask, rows in zip(asks, counted, strict=True):
             try:
                 means = await self._store.means(ask, until=until) if ask.subject.means else []
+            except ThrottledError:
+                raise
             except EvidenceUnavailableError as error:
                 # An author's query that fails is this gate's alone.
                 self._failures[ask.subject] = error
@@ -227,7 +230,10 @@ async def read_shared(
     reader: SharedReader, store: Store, question: Question, *, split_guard: timedelta = SPLIT_GUARD
 ) -> Evidence:
     """Answer one gate's question from what is read for all; `split_guard` as in `bins.share_in`."""
+    # Before anybody shares a query with it: what is wrong with one question is not the others' problem.
     check_bin_width(question.bin_width)
+    for name in (question.endpoint, question.control, question.treatment):
+        check_name(name)
     until = closed_until(question.now, allowed_lag=question.allowed_lag, width=question.bin_width)
     subject = Subject.of(question)
     series = await reader.read(subject, until)
