@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -13,7 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 DEADLINE_S = 60.0
+
+
+def require_program() -> None:
+    """Skip without Prometheus; a CI run installs it, and fails if it cannot."""
+    if shutil.which("prometheus"):
+        return
+    required = os.environ.get("CI") == "true"
+    if os.geteuid() == 0 and required:
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"], check=True)
+        return
+    (pytest.fail if required else pytest.skip)("no tests of evidence from Prometheus: they need prometheus (Debian)")
 
 
 def free_port() -> int:
@@ -73,7 +89,7 @@ class RunningPrometheus:
     """A Prometheus that answers."""
 
     url: str
-    envoy_port: int
+    targets: tuple[str, ...]
     process: subprocess.Popen[bytes]
 
     def end(self) -> None:
@@ -83,13 +99,13 @@ class RunningPrometheus:
 
 @contextmanager
 def scraping(
-    folder: Path, port: int, *, interval: str = "500ms", own_port: int | None = None
+    folder: Path, *targets: str, interval: str = "500ms", own_port: int | None = None
 ) -> Iterator[RunningPrometheus]:
-    """Scrape an Envoy in the block.
+    """Scrape Envoys in the block.
 
     Args:
         folder: For its files; what it knows is kept in it from one to the next.
-        port: The Envoy's.
+        targets: Their addresses.
         interval: How often it is asked.
         own_port: Where Prometheus listens; None takes a free one.
     """
@@ -104,7 +120,7 @@ def scraping(
                     {
                         "job_name": "envoy",
                         "metrics_path": "/stats/prometheus",
-                        "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
+                        "static_configs": [{"targets": targets}],
                     }
                 ],
             }
@@ -121,7 +137,7 @@ def scraping(
             stdout=log,
             stderr=log,
         )
-    running = RunningPrometheus(f"http://127.0.0.1:{own_port}", port, process)
+    running = RunningPrometheus(f"http://127.0.0.1:{own_port}", targets, process)
     try:
         end = time.monotonic() + DEADLINE_S
         while not _ready(running.url):

@@ -45,7 +45,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def prometheus(lab: Lab) -> Iterator[RunningPrometheus]:
     with forwarding(admin_socket(lab)) as port:
-        with scraping(lab.folder / "prometheus", port) as found:
+        with scraping(lab.folder / "prometheus", f"127.0.0.1:{port}") as found:
             yield found
 
 
@@ -168,7 +168,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
     assert read().bins == ()
     results = asyncio.run(check(seeing(lab, prometheus)))
     assert [one.found for one in results if one.name == "telemetry store"] == [
-        f"{prometheus.url} scrapes 127.0.0.1:{prometheus.envoy_port}"
+        f"{prometheus.url} scrapes {prometheus.targets[0]}"
     ]
     with pytest.raises(EvidenceUnavailableError, match="no sample of envoy_server_uptime"):
         read('job="another"')
@@ -187,7 +187,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
 def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, tmp_path: Path) -> None:
     async def steps_() -> None:
         with forwarding(admin_socket(lab)) as port:
-            with scraping(tmp_path, port) as first:
+            with scraping(tmp_path, f"127.0.0.1:{port}") as first:
                 own_port = int(first.url.rsplit(":", 1)[1])
                 source = evidence_source(seeing(lab, first))
                 now = datetime.now(UTC)
@@ -206,7 +206,7 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
 
                 await until(read, "it has scraped")
         # The Envoy's port is gone, Prometheus is not.
-        with scraping(tmp_path, port, own_port=own_port):
+        with scraping(tmp_path, f"127.0.0.1:{port}", own_port=own_port):
 
             async def silent() -> str:
                 try:
