@@ -7,7 +7,7 @@ them looks first makes one query for all that have looked lately.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -56,16 +56,16 @@ class Series:
         until: How far the counts reach.
         counts: By bin, version and side of the rollout's start.
         read: When the store was last asked for them.
-        lag: How late the newest rows came.
         asked: When a gate last asked for it.
+        lag: How late the newest rows came.
     """
 
     thresholds_ms: tuple[float, ...]
     until: datetime
     read: datetime
+    asked: datetime
     counts: dict[Key, CountRow] = field(default_factory=dict)
     lag: timedelta | None = None
-    asked: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def take(self, since: datetime, rows: Sequence[CountRow], until: datetime) -> None:
         """Put what was read from `since` on in the place of what was known from there on."""
@@ -80,10 +80,12 @@ class SharedReader:
 
     Args:
         store: Where the counts are.
+        clock: Tells the time.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
+        self._clock = clock
         self._series: dict[Subject, Series] = {}
         self._wanted: dict[Subject, datetime] = {}
         self._failures: dict[Subject, EvidenceUnavailableError] = {}
@@ -105,7 +107,7 @@ class SharedReader:
             failure = self._failures.get(subject)
             if failure is not None and self._read_so_far(subject, until) is None:
                 raise failure
-        found.asked = datetime.now(UTC)
+        found.asked = self._clock()
         return found
 
     def _read_so_far(self, subject: Subject, until: datetime) -> Series | None:
@@ -117,7 +119,7 @@ class SharedReader:
         await asyncio.sleep(GATHER_S)
         wanted, self._wanted = self._wanted, {}
         self._failures.clear()
-        now = datetime.now(UTC)
+        now = self._clock()
         self._forget(now)
         if self._not_before is not None and now < self._not_before:
             seconds = (self._not_before - now).total_seconds()
@@ -144,12 +146,12 @@ class SharedReader:
                 await self._read_part(subjects[place : place + MOST_ASKS], arrivals, until, bin_width, MOST_HALVINGS)
         except EvidenceUnavailableError as error:
             if isinstance(error, ThrottledError):
-                self._not_before = datetime.now(UTC) + error.retry_after
+                self._not_before = self._clock() + error.retry_after
             self._failures.update(dict.fromkeys(subjects, error))
 
     async def _arrivals(self, subjects: Sequence[Subject], until: datetime) -> Mapping[str, Arrival]:
         """Ask what has arrived since the store was asked for these subjects; at first, how late things come lately."""
-        lately = datetime.now(UTC) - max(LATELY, 2 * max(subject.bin_width for subject in subjects))
+        lately = self._clock() - max(LATELY, 2 * max(subject.bin_width for subject in subjects))
         reads = [self._series[subject].read for subject in subjects if subject in self._series]
         since = min(reads, default=lately) - ARRIVAL_OVERLAP
         first = min(subject.first for subject in subjects)
@@ -164,7 +166,7 @@ class SharedReader:
         halvings: int,
     ) -> None:
         """Read for some subjects; what is too much at once is read in halves, so that one gate does not blind all."""
-        began = datetime.now(UTC)
+        began = self._clock()
         try:
             asks = [self._ask(subject, arrivals.get(subject.endpoint)) for subject in subjects]
             asks = await self._with_thresholds(asks)
@@ -213,12 +215,11 @@ class SharedReader:
     ) -> None:
         series = self._series.get(ask.subject)
         if series is None or ask.since == ask.subject.first:
-            lag = series.lag if series is not None else None
-            series = self._series[ask.subject] = Series(ask.thresholds_ms, ask.since, began, lag=lag)
+            series = self._series[ask.subject] = Series(ask.thresholds_ms, ask.since, began, began)
         series.take(ask.since, rows, until)
         series.read = began
-        if arrival is not None:
-            series.lag = arrival.lag
+        # Where nothing came, nothing came late.
+        series.lag = arrival.lag if arrival is not None else None
 
     def _forget(self, now: datetime) -> None:
         for subject, series in list(self._series.items()):
