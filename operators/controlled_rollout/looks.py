@@ -139,7 +139,8 @@ async def look(
         await asyncio.to_thread(_append, workspace, decision, question, evidence, readings)
     except OSError as error:
         # What nobody could replay decides nothing, and a full disk says nothing about the model.
-        verdict = cannot_see(f"the look cannot be recorded in {workspace.records_folder}: {error.strerror or error}")
+        where = workspace.records or workspace.records_folder
+        verdict = cannot_see(f"the look cannot be recorded in {where}: {error.strerror or error}")
     shifted = question.splits[-1].at if question.splits else started
     requests = sum(b.treatment.requests for b in evidence.bins if b.start >= shifted) if evidence else 0
     return Look(verdict, started, now - shifted, requests, share)

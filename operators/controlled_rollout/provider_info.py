@@ -81,6 +81,11 @@ def _place_fields() -> dict[str, Any]:
             "The workspace's folder on the workers: records and caches, for the local target everything; empty for "
             "$CONTROLLED_ROLLOUT_HOME or ~/.controlled-rollout.",
         ),
+        "records": _field(
+            "Records",
+            "Where the records of decisions are, if the workers share no folder: an address in Azure Blob Storage, "
+            "https://<account>.blob.core.windows.net/<container>/<prefix>.",
+        ),
     }
 
 

@@ -20,6 +20,10 @@ DEFAULT_HOME = "~/.controlled-rollout"
 
 DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+RECORDS: Final = (
+    r"^(https://[a-z0-9]{3,24}\.blob\.core\.[a-z.]+|https?://(127\.0\.0\.1|localhost):\d+/[a-z0-9]+)"
+    r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?$"
+)
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
 )
@@ -34,6 +38,8 @@ class Workspace(BaseModel):
             Gateway API and Envoy Gateway.
         root: This machine's folder of the workspace: records and caches; for the local workspace also revisions, keys,
             logs and telemetry.
+        records: Where the records of decisions are, if workers and triggerer share no `root`: an address in Azure Blob
+            Storage, `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for `root`.
         telemetry_endpoint: Base URL of the Log Analytics query API; None means Azure's, or asks the local supervisor.
         telemetry_workspace_id: The Log Analytics workspace that the queries go to; None asks the local supervisor.
         telemetry_token_file: Where the token of a telemetry store on this machine lies.
@@ -72,6 +78,7 @@ class Workspace(BaseModel):
     name: str = "local"
     target: Literal["local", "kubernetes"] = "local"
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
+    records: Annotated[str, Field(pattern=RECORDS)] | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
     telemetry_token_file: Path | None = None

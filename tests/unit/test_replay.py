@@ -14,8 +14,7 @@ from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.evidence import Reading
 from controlled_rollout.gate import Counts, Gate
-from controlled_rollout.record import file as record_files
-from controlled_rollout.record import series
+from controlled_rollout.record import place, series
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
 from unit.record_lines import MINUTE, T0, append, bins
@@ -156,17 +155,17 @@ def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None
 def test_a_full_file_is_put_aside_and_each_file_can_be_replayed_alone(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_files, "MAX_FILE_BYTES", 40_000)
-    monkeypatch.setattr(record_files, "KEPT_FILES", 2)
+    monkeypatch.setattr(place, "MAX_PART_BYTES", 40_000)
+    monkeypatch.setattr(place, "KEPT_PARTS", 2)
     everything = bins(60)
     for number in range(1, 61):
         append(workspace, everything[:number])
 
-    files = record_files.files_of(workspace.records_folder / "digits.jsonl")
-    assert len(files) == 3
-    assert all(file.stat().st_size < 40_000 for file in files)
-    for file in files:
-        found = list(replay(record.read_file(file)))
+    parts = place.place_of(workspace, "digits").parts()
+    assert len(parts) == 3
+    assert all(sum(map(len, part.lines())) < 40_000 for part in parts)
+    for part in parts:
+        found = list(replay(record.read_part(part)))
         assert found
         assert all(not look.difference for look in found)
     assert record.last(workspace, "digits", "v2a") is not None

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
 from controlled_rollout.cli.view import print_table, say
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import ControlledRolloutError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from controlled_rollout.record.place import Part
     from controlled_rollout.record.replay import Replayed
 
 __all__ = ["add_to"]
@@ -35,15 +37,16 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
 
 
-def _files(options: argparse.Namespace) -> list[Path]:
-    from controlled_rollout.record.file import files_of, record_file
+def _parts(options: argparse.Namespace) -> "Sequence[Part]":
+    from controlled_rollout.record.file import FilePart
+    from controlled_rollout.record.place import place_of
 
     named = Path(options.record)
     if named.is_file():
-        return [named]
+        return [FilePart(named)]
     if named.suffix or named.parent != Path():
         raise ControlledRolloutError(f"there is no record {options.record}: give a file, or an endpoint's name")
-    found = files_of(record_file(workspace_of(options), check_name(options.record)))
+    found = place_of(workspace_of(options), options.record).parts()
     if not found:
         raise ControlledRolloutError(
             f"there is neither a file {options.record!r} nor a record of an endpoint of that name: nothing was decided "
@@ -53,13 +56,13 @@ def _files(options: argparse.Namespace) -> list[Path]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from controlled_rollout.record import read_file
+    from controlled_rollout.record import read_part
     from controlled_rollout.record.replay import replay
 
     looks = [
         look
-        for file in _files(options)
-        for look in replay(read_file(file))
+        for part in _parts(options)
+        for look in replay(read_part(part))
         if options.version in (None, look.decision.version)
     ]
     for look in looks:
@@ -72,12 +75,12 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from controlled_rollout.record import read_file
+    from controlled_rollout.record import read_part
     from controlled_rollout.record.course import course_of
     from controlled_rollout.record.picture import draw
     from controlled_rollout.record.text import text_report
 
-    course = course_of((one for file in _files(options) for one in read_file(file)), version=options.version)
+    course = course_of((one for part in _parts(options) for one in read_part(part)), version=options.version)
     say(text_report(course).rstrip("\n"))
     if options.picture is not None:
         draw(course, options.picture)

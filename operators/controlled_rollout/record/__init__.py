@@ -1,21 +1,24 @@
-"""The record: every step and every look at the evidence, appended to one file per endpoint, oldest first."""
+"""The record: every step and every look at the evidence, appended, oldest first, for each endpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from controlled_rollout.evidence import Reading
 from controlled_rollout.gate import Bin
+from controlled_rollout.record import place
 from controlled_rollout.record.decision import Counted, Decision, LookEvidence, Stretch
-from controlled_rollout.record.file import appending, files_of, record_file
-from controlled_rollout.record.series import Series, follow, name_of
+from controlled_rollout.record.place import Appender, OvertakenError, Part, place_of
+from controlled_rollout.record.series import Followed, Series, follow, name_of
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Decision", "LookEvidence", "Seen", "Stretch", "append", "append_look", "last", "read", "read_file"]
+__all__ = ["Decision", "LookEvidence", "Seen", "Stretch", "append", "append_look", "last", "read", "read_part"]
+
+# Of many writers at once each is overtaken a few times; more than this is no accident.
+MOST_TRIES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,13 @@ class Seen:
 
 
 def append(workspace: Workspace, decision: Decision) -> None:
-    """Append one decision; it is on disk when this returns."""
-    file = record_file(workspace, decision.endpoint)
+    """Append one decision; it is kept for good when this returns.
+
+    Raises:
+        OSError: It cannot be kept.
+    """
     line = decision.model_dump_json(exclude_none=True).encode()
-    with appending(file) as appender:
-        if not appender.is_full(len(line)):
-            appender.write(line)
-            return
-        appender.retire()
-    append(workspace, decision)
+    _append(workspace, decision.endpoint, lambda appender: (line, None))
 
 
 def append_look(workspace: Workspace, decision: Decision, seen: Seen) -> None:
@@ -60,37 +61,70 @@ def append_look(workspace: Workspace, decision: Decision, seen: Seen) -> None:
         workspace: Where the record is.
         decision: The look, without its evidence.
         seen: What it saw.
+
+    Raises:
+        OSError: It cannot be kept.
     """
     from controlled_rollout import __version__
 
     name = name_of(seen.settings, decision.version)
-    with appending(record_file(workspace, decision.endpoint)) as appender:
+
+    def line_after(appender: Appender) -> tuple[bytes, Followed]:
         followed = follow(appender)
         begins = name not in followed.series
         series = followed.series.setdefault(name, Series())
+        evidence = LookEvidence(
+            series=name,
+            until=seen.until,
+            thresholds_ms=seen.thresholds_ms,
+            bins=series.bins.stretch_to(seen.bins),
+            baseline=series.baseline.stretch_to(seen.baseline),
+            lag_s=None if seen.lag is None else seen.lag.total_seconds(),
+            router=tuple(Counted(at=one.at, requests=dict(one.requests)) for one in seen.router),
+            settings=seen.settings if begins else None,
+            software=__version__ if begins else None,
+        )
+        values = evidence.model_dump(mode="json", exclude_none=True)
+        return decision.model_copy(update={"evidence": values}).model_dump_json(exclude_none=True).encode(), followed
+
+    _append(workspace, decision.endpoint, line_after)
+
+
+def _append(
+    workspace: Workspace, endpoint: str, line_after: Callable[[Appender], tuple[bytes, Followed | None]]
+) -> None:
+    """Append the line that follows from what the record holds; begin again if somebody else was faster."""
+    where = place_of(workspace, endpoint)
+    tried: tuple[str, int, bytes] | None = None
+    for _ in range(MOST_TRIES):
+        followed: Followed | None = None
+        written = False
         try:
-            evidence = LookEvidence(
-                series=name,
-                until=seen.until,
-                thresholds_ms=seen.thresholds_ms,
-                bins=series.bins.stretch_to(seen.bins),
-                baseline=series.baseline.stretch_to(seen.baseline),
-                lag_s=None if seen.lag is None else seen.lag.total_seconds(),
-                router=tuple(Counted(at=one.at, requests=dict(one.requests)) for one in seen.router),
-                settings=seen.settings if begins else None,
-                software=__version__ if begins else None,
-            )
-            values = evidence.model_dump(mode="json", exclude_none=True)
-            line = decision.model_copy(update={"evidence": values}).model_dump_json(exclude_none=True).encode()
-            if not appender.is_full(len(line)):
-                followed.offset = appender.write(line)
-                return
-        except BaseException:
-            # What was not written must not count as written: the file is read anew next time.
-            followed.inode = 0
-            raise
-        appender.retire()
-    append_look(workspace, decision, seen)
+            with where.appending() as appender:
+                if tried is not None and _has(appender, *tried):
+                    return
+                line, followed = line_after(appender)
+                if appender.size and appender.size + len(line) >= place.MAX_PART_BYTES:
+                    appender.retire()
+                    continue
+                tried = appender.identity, appender.size, line
+                length = appender.write(line)
+                written = True
+            if followed is not None:
+                followed.offset = length
+            return
+        except OvertakenError:
+            continue
+        finally:
+            if followed is not None and not written:
+                # What was not written must not count as written: the part is read anew next time.
+                followed.identity = ""
+    raise OSError(f"the record in {where.name} is being appended to by others all the time: nothing was appended")
+
+
+def _has(appender: Appender, identity: str, offset: int, line: bytes) -> bool:
+    """Whether a line stands where it was to be appended: its answer had got lost on the way."""
+    return appender.identity == identity and appender.read_from(offset).startswith(line + b"\n")
 
 
 def read(
@@ -100,24 +134,19 @@ def read(
 
     A line that a crash cut short is passed over.
     """
-    for file in files_of(record_file(workspace, endpoint)):
-        for decision in read_file(file, step=step):
+    for part in place_of(workspace, endpoint).parts():
+        for decision in read_part(part, step=step):
             if version is None or decision.version == version:
                 yield decision
 
 
-def read_file(file: Path, *, step: str | None = None) -> Iterator[Decision]:
-    """Yield the decisions in one file of a record (or those of one step), oldest first; other lines are passed over."""
+def read_part(part: Part, *, step: str | None = None) -> Iterator[Decision]:
+    """Yield the decisions in one part of a record (or those of one step), oldest first; other lines are passed over."""
     wanted = b'"step":"%b"' % step.encode() if step else b""
-    try:
-        lines = file.open("rb")
-    except FileNotFoundError:  # put aside and deleted in between
-        return
-    with lines:
-        for line in lines:
-            # Most lines are looks: who asks for something else need not take them apart.
-            if wanted in line and (decision := _decision(line)) is not None and step in (None, decision.step):
-                yield decision
+    for line in part.lines():
+        # Most lines are looks: who asks for something else need not take them apart.
+        if wanted in line and (decision := _decision(line)) is not None and step in (None, decision.step):
+            yield decision
 
 
 def _decision(line: bytes) -> Decision | None:
@@ -129,8 +158,8 @@ def _decision(line: bytes) -> Decision | None:
 
 def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
     """Return the newest decision about a version, or None."""
-    for file in reversed(files_of(record_file(workspace, endpoint))):
-        for line in reversed(file.read_bytes().splitlines()):
+    for part in reversed(place_of(workspace, endpoint).parts()):
+        for line in reversed(list(part.lines())):
             if (decision := _decision(line)) is not None and decision.version == version:
                 return decision
     return None

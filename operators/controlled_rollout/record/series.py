@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
@@ -19,14 +18,14 @@ from pydantic import TypeAdapter, ValidationError
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Bin
 from controlled_rollout.record.decision import Decision, Stretch
-from controlled_rollout.record.file import Appender
+from controlled_rollout.record.place import Appender
 
 __all__ = ["Marks", "bins_from_json", "bins_to_json", "canonical", "follow", "name_of"]
 
 # Eight bytes tell two versions of one bin apart; the digest over all of them is what proves anything.
 MARK_BYTES: Final = 8
-# How many files are followed: as many endpoints may have a gate in one triggerer without reading a file again.
-MOST_FILES: Final = 4_096
+# How many are followed: as many endpoints may have a gate in one triggerer without reading a record again.
+MOST_RECORDS: Final = 4_096
 
 
 def canonical(value: Any) -> bytes:
@@ -119,25 +118,25 @@ class Series:
 
 @dataclass(slots=True)
 class Followed:
-    """How far a file has been read, and which series it holds."""
+    """How far a part has been read, and which series it holds."""
 
-    inode: int = 0
+    identity: str = ""
     offset: int = 0
     series: dict[str, Series] = field(default_factory=dict)
 
 
-_followed: OrderedDict[Path, Followed] = OrderedDict()
+_followed: OrderedDict[str, Followed] = OrderedDict()
 _guard = Lock()
 
 
 def follow(appender: Appender) -> Followed:
-    """Return what a held file says now; only what was appended since the last time is read."""
+    """Return what the open part of a record says now; only what was appended since the last time is read."""
     with _guard:
-        found = _followed.pop(appender.file, None)
-        if found is None or found.inode != appender.inode or found.offset > appender.size:
-            found = Followed(appender.inode)
-        _followed[appender.file] = found
-        while len(_followed) > MOST_FILES:
+        found = _followed.pop(appender.name, None)
+        if found is None or found.identity != appender.identity or found.offset > appender.size:
+            found = Followed(appender.identity)
+        _followed[appender.name] = found
+        while len(_followed) > MOST_RECORDS:
             _followed.popitem(last=False)
     for line in appender.read_from(found.offset).splitlines():
         _take(found, line)

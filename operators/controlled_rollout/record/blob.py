@@ -1,0 +1,200 @@
+"""A record in Azure Blob Storage, for workers and triggerers that share no disk: append blobs, no locks.
+
+An append says at which length it expects the blob to be; the service refuses it when somebody else was faster. So each
+line follows from all those before it, as in a file that is held.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.record import place
+from controlled_rollout.record.place import OvertakenError
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+__all__ = ["BlobPart", "BlobPlace"]
+
+# As Azure's own tools have it: who has no identity there, such as a test, signs in by this.
+CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
+FIRST: Final = 1
+FULL: Final = "BlockCountExceedsLimit"
+OVERTAKEN: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
+
+
+@dataclass(frozen=True)
+class BlobPart:
+    """A blob of a record."""
+
+    container: "ContainerClient"
+    name: str
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield its lines, the oldest first."""
+        with _storage_errors(self.name):
+            content = _read(self.container, self.name)
+        yield from content.splitlines(keepends=True)
+
+
+@dataclass(frozen=True)
+class BlobPlace:
+    """A record in a container: blobs that are numbered, of which the last is open.
+
+    Attributes:
+        address: Where a workspace's records are: `https://<account>.blob.core.windows.net/<container>/<prefix>`.
+        endpoint: The endpoint's name.
+    """
+
+    address: str
+    endpoint: str
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return f"{self.address.rstrip('/')}/{self.endpoint}"
+
+    def parts(self) -> list[BlobPart]:
+        """Return the blobs, the oldest first."""
+        with _storage_errors(self.name):
+            container, prefix = self._open()
+            return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
+
+    @contextmanager
+    def appending(self) -> "Iterator[_Appender]":
+        """Look at the last blob for one append; whoever appends in between is found out when this one does."""
+        with _storage_errors(self.name):
+            container, prefix = self._open()
+            last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
+            if last is None:
+                _create(container, f"{prefix}{FIRST:06d}.jsonl")
+                raise OvertakenError
+            identity = f"{last.name} {last.creation_time}"
+            yield _Appender(self.name, container, prefix, last.name, identity, int(last.size))
+
+    def _open(self) -> "tuple[ContainerClient, str]":
+        container, prefix = _container(self.address, os.getpid())
+        return container, f"{prefix}{self.endpoint}/"
+
+
+@dataclass(frozen=True)
+class _Appender:
+    """The last blob, as it was when it was looked at."""
+
+    name: str
+    container: "ContainerClient"
+    prefix: str
+    blob: str
+    identity: str
+    size: int
+
+    def read_from(self, offset: int) -> bytes:
+        return _read(self.container, self.blob, offset, self.size) if offset < self.size else b""
+
+    def write(self, line: bytes) -> int:
+        from azure.core.exceptions import HttpResponseError
+
+        try:
+            # One block is appended whole or not at all: no crash cuts a line.
+            self.container.get_blob_client(self.blob).append_block(line + b"\n", appendpos_condition=self.size)
+        except HttpResponseError as error:
+            if _code(error) == FULL:
+                self.retire()
+            if _code(error) in (FULL, *OVERTAKEN):
+                raise OvertakenError from None
+            raise
+        return self.size + len(line) + 1
+
+    def retire(self) -> None:
+        number = int(self.blob.removeprefix(self.prefix).partition(".")[0])
+        _create(self.container, f"{self.prefix}{number + 1:06d}.jsonl")
+        names = sorted(blob.name for blob in self.container.list_blobs(name_starts_with=self.prefix))
+        for old in names[: -place.KEPT_PARTS - 1]:
+            _unless_gone(lambda old=old: self.container.delete_blob(old))
+
+
+def _create(container: "ContainerClient", name: str) -> None:
+    """Create a blob, unless somebody has."""
+    from azure.core import MatchConditions
+    from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
+
+    try:
+        # Without the condition an existing blob would be emptied.
+        container.get_blob_client(name).create_append_blob(match_condition=MatchConditions.IfMissing)
+    except (ResourceExistsError, ResourceModifiedError):
+        return
+
+
+def _read(container: "ContainerClient", name: str, offset: int = 0, end: int | None = None) -> bytes:
+    """Return what stands in a blob from `offset` to `end`, None for all of it."""
+    length = None if end is None else end - offset
+    start = None if length is None else offset
+    found = _unless_gone(lambda: container.download_blob(name, offset=start, length=length).readall())
+    return bytes(found or b"")
+
+
+def _unless_gone(call: Any) -> Any:
+    """Return what a call gives, None for a blob that was deleted in between."""
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        return call()
+    except ResourceNotFoundError:
+        return None
+
+
+def _code(error: Any) -> str:
+    code = getattr(error, "error_code", "")
+    return str(getattr(code, "value", code))
+
+
+@lru_cache(maxsize=8)
+def _container(address: str, process: int) -> "tuple[ContainerClient, str]":
+    """Return the container of an address, and the prefix in it; a process that was forked opens its own."""
+    try:
+        from azure.identity import DefaultAzureCredential
+        from azure.storage.blob import ContainerClient
+    except ImportError as error:
+        raise WorkspaceError(
+            f"records are kept in {address}, which needs a package that is missing ({error.name}): install "
+            "airflow-provider-controlled-rollout with the extra azure"
+        ) from None
+    parts = urlsplit(address)
+    # The emulator has the account in its path.
+    names = parts.path.strip("/").split("/")
+    above = 0 if parts.scheme == "https" else 1
+    account = f"{parts.scheme}://{'/'.join([parts.netloc, *names[:above]])}"
+    container, prefix = names[above], "".join(f"{name}/" for name in names[above + 1 :])
+    known = os.environ.get(CONNECTION_STRING)
+    if known:
+        by_string = ContainerClient.from_connection_string(known, container)
+        if by_string.url.startswith(f"{account}/"):
+            return by_string, prefix
+    if parts.scheme != "https":
+        raise WorkspaceError(
+            f"records are to be kept in {address}: an identity is told to https only; an emulator on this machine is "
+            f"signed in to by {CONNECTION_STRING}"
+        )
+    return ContainerClient(account, container, credential=DefaultAzureCredential()), prefix
+
+
+@contextmanager
+def _storage_errors(where: str) -> Iterator[None]:
+    """Turn what Azure's client raises into what a disk would raise: the record cannot be read or kept."""
+    from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+
+    try:
+        yield
+    except AzureError as error:
+        said = str(getattr(error, "message", error)).partition("\n")[0]
+        hint = ""
+        if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
+            hint = "; this identity needs the role Storage Blob Data Contributor on the container"
+        elif isinstance(error, HttpResponseError) and _code(error) == "ContainerNotFound":
+            hint = "; create the container first"
+        raise OSError(f"the record in {where} cannot be reached: {said}{hint}") from None

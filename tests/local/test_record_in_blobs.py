@@ -1,0 +1,154 @@
+"""The record in Azure Blob Storage, for workers that share no disk: the same lines, by a real Azurite."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import BlobServiceClient
+
+from azurite import ACCOUNT, serving_blobs
+from controlled_rollout import cli, record
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.record import Decision, blob, place, series
+from controlled_rollout.record.replay import replay
+from controlled_rollout.workspace import Workspace
+from unit.record_lines import append, bins
+
+CONTAINER = "rollouts"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
+    with serving_blobs(tmp_path_factory.mktemp("blobs")) as connection_string, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(blob.CONNECTION_STRING, connection_string)
+        with BlobServiceClient.from_connection_string(connection_string) as client:
+            client.create_container(CONTAINER)
+            yield client
+
+
+@pytest.fixture
+def workspace(storage: BlobServiceClient, tmp_path: Path) -> Workspace:
+    return Workspace.from_settings(
+        {"root": str(tmp_path), "records": f"{storage.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}"}
+    )
+
+
+def decision(why: str, version: str = "v2a") -> Decision:
+    return Decision(
+        time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version=version, step="shift", who="somebody", why=why
+    )
+
+
+def test_decisions_are_read_back_in_order_and_nothing_is_on_the_disk(workspace: Workspace) -> None:
+    for why in ("1", "2", "3"):
+        record.append(workspace, decision(why))
+
+    assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
+    assert record.last(workspace, "digits", "v2a") == decision("3")
+    assert list(record.read(workspace, "letters")) == []
+    assert not workspace.records_folder.exists()
+
+
+def test_looks_of_a_killed_worker_go_on_elsewhere_and_all_replay_to_the_same_verdicts(workspace: Workspace) -> None:
+    everything = bins(30)
+    for number in range(1, 31):
+        append(workspace, everything[:number])
+        if number % 10 == 0:
+            series._followed.clear()  # as in another process
+
+    found = list(replay(record.read(workspace, "digits")))
+
+    assert len(found) == 30
+    assert [look.difference for look in found] == [""] * 30
+    assert cli.main(["replay", "digits", *_options(workspace)]) == 0
+
+
+def _options(workspace: Workspace) -> list[str]:
+    file = workspace.root / "workspace.yaml"
+    file.write_text(f"root: {workspace.root}\nrecords: {workspace.records}\n")
+    return ["--workspace", str(file)]
+
+
+def test_many_writers_at_once_lose_no_line(workspace: Workspace) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda number: record.append(workspace, decision(str(number))), range(48)))
+
+    assert sorted(int(one.why) for one in record.read(workspace, "digits")) == list(range(48))
+
+
+def test_a_full_blob_is_closed_and_only_the_newest_are_kept(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "MAX_PART_BYTES", 1_000)
+    monkeypatch.setattr(place, "KEPT_PARTS", 2)
+    for number in range(40):
+        record.append(workspace, decision(str(number)))
+
+    parts = place.place_of(workspace, "digits").parts()
+    assert len(parts) == 3
+    assert all(sum(map(len, part.lines())) <= 1_000 for part in parts)
+    kept = [int(one.why) for one in record.read(workspace, "digits")]
+    assert kept == list(range(kept[0], 40))
+
+
+def test_an_append_whose_answer_got_lost_is_not_made_twice(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.append(workspace, decision("1"))
+    write = blob._Appender.write
+    lost = iter([True])
+
+    def loses_its_answer(appender: blob._Appender, line: bytes) -> int:
+        length = write(appender, line)
+        if next(lost, False):
+            raise place.OvertakenError  # what the client's own second try is told
+        return length
+
+    monkeypatch.setattr(blob._Appender, "write", loses_its_answer)
+    record.append(workspace, decision("2"))
+    record.append(workspace, decision("3"))
+
+    assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
+
+
+def test_a_container_that_is_not_there_is_said_and_what_to_do(storage: BlobServiceClient, tmp_path: Path) -> None:
+    nowhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{storage.url.rstrip('/')}/nothing"})
+
+    with pytest.raises(OSError, match=r"record in .*/nothing/digits cannot be reached: .*create the container first"):
+        record.append(nowhere, decision("1"))
+
+
+def test_the_key_of_one_account_is_not_tried_on_another(storage: BlobServiceClient, tmp_path: Path) -> None:
+    other = storage.url.rstrip("/").replace(ACCOUNT, "another")
+    elsewhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{other}/{CONTAINER}"})
+
+    with pytest.raises(WorkspaceError, match="an identity is told to https only"):
+        record.append(elsewhere, decision("1"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://account.blob.core.windows.net",
+        "http://account.blob.core.windows.net/rollouts",
+        "https://account.blob.core.windows.net/rollouts?sig=secret",
+        "https://example.com/rollouts",
+    ],
+)
+def test_an_address_that_is_no_container_or_holds_a_signature_is_refused(address: str) -> None:
+    with pytest.raises(WorkspaceError, match="records"):
+        Workspace.from_settings({"records": address})
+
+
+def test_files_need_no_client_of_azure(tmp_path: Path) -> None:
+    code = (
+        "import sys; from controlled_rollout.record.place import place_of; "
+        "from controlled_rollout.workspace import Workspace; place_of(Workspace.local(sys.argv[1]), 'digits').parts(); "
+        "print([name for name in sys.modules if name.startswith('azure')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
