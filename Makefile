@@ -1,13 +1,13 @@
 # Every target installs what it needs by itself: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test check format bench constraints clean
+.PHONY: help install demo up down test check format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
 TREATMENT ?=
 METRICS ?=
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 install:
 	@scripts/install
@@ -33,6 +33,9 @@ format: install  ## Format the code
 
 bench: install  ## Measure the router, the scoring runtime, shifts, the cache and the import time
 	@.venv/bin/python -m tests.benchmarks
+
+bench-gate: install  ## Simulate 5,000 rollouts of every kind under the gate and other tools' rules
+	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate
 
 constraints: install  ## Resolve the dependencies anew
 	@.venv/bin/uv pip compile --quiet --upgrade $(shell scripts/constraints-arguments)

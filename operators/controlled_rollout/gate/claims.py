@@ -12,7 +12,16 @@ from controlled_rollout.gate.columns import Columns, Metric, columns
 from controlled_rollout.gate.mixture import Evidence, log_sum, mix, more_needed, settle
 from controlled_rollout.gate.model import Bin, Claim, Gate
 from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
-from controlled_rollout.gate.ratio import ABOVE, BETTER, OddsRatio, burstiness, first_difference, rate_difference
+from controlled_rollout.gate.ratio import (
+    ABOVE,
+    ABOVE_WEIGHTS,
+    BETTER,
+    OddsRatio,
+    burstiness,
+    first_difference,
+    rate_difference,
+)
+from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness
 from controlled_rollout.gate.split import split_evidence, split_served
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "better",
     "claim_of",
     "judged_metrics",
+    "latency_weights",
     "rate_of",
     "weigh",
 ]
@@ -81,7 +91,7 @@ def weigh(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Findings:
     alarms = [_errors_higher(gate, errors)]
     passes = [_errors_not_worse(gate, errors)]
     if slow:
-        alarms.append(_latency_higher(gate, slow))
+        alarms.append(_latency_higher(gate, slow, _shift(judged, before, gate)))
         passes.append(_latency_not_worse(gate, slow))
     splits = [_split_wrong(everything, gate)]
     own = custom.weigh(judged, gate)
@@ -168,7 +178,7 @@ def _errors_higher(gate: Gate, errors: _Event) -> Finding:
     judged, metric = errors.judged, errors.metric
     threshold = alarm_threshold(gate, "errors", judged_metrics(judged, gate))
     evidence = settle(
-        lambda bins: mix(errors.odds.paths(gate.error_ratio, ABOVE, bins), _equal(ABOVE), math.log(threshold), bins),
+        lambda bins: mix(errors.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS, math.log(threshold), bins),
         errors.bins,
         math.log(threshold),
     )
@@ -183,13 +193,30 @@ def _errors_higher(gate: Gate, errors: _Event) -> Finding:
     return Finding(claim_of("errors are higher", "alarm", evidence.peak, threshold, first is not None, detail), first)
 
 
-def _latency_higher(gate: Gate, slow: Sequence[_Event]) -> Finding:
-    """Alarm: control's quantiles are exceeded more often; e-values may be averaged whatever their dependence."""
+def _shift(judged: Columns, before: Columns, gate: Gate) -> Shift:
+    """Return the durations as a whole, ready to be weighed; half of the latency alarm's weight is theirs."""
+    burst = 1.0
+    if before.slow and gate.burst_cap is None:
+        burst = score_burstiness(before.control, [metric.control for metric in before.slow], gate.latency_quantiles)
+    return Shift(judged.treatment, judged.control, judged.slow, gate.latency_quantiles, burst=burst, cap=gate.burst_cap)
+
+
+def latency_weights(quantiles: int) -> list[float]:
+    """Return the weights of the latency alarm's components: every quantile's ratios, then the tilts of the whole."""
+    by_quantile = [weight / (2 * quantiles) for _ in range(quantiles) for weight in ABOVE_WEIGHTS]
+    return by_quantile + [1 / (2 * len(TILTS))] * len(TILTS)
+
+
+def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> Finding:
+    """Alarm: durations exceed control's quantiles more often, one of them or as a whole.
+
+    E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
+    """
     threshold = alarm_threshold(gate, "latency", judged_metrics(slow[0].judged, gate))
 
     def weigh_first(bins: int) -> Evidence:
         paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]
-        return mix(paths, _equal(paths), math.log(threshold), bins)
+        return mix([*paths, *shift.paths(bins)], latency_weights(len(slow)), math.log(threshold), bins)
 
     evidence = settle(weigh_first, slow[0].bins, math.log(threshold))
     parts = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, pairwise
 from math import isfinite
-from operator import attrgetter
+from operator import attrgetter, ge
 from typing import Final, NoReturn
 
 import numpy as np
@@ -118,20 +118,17 @@ def columns(
         EvidenceError: A count cannot be, two bins begin at the same moment, or a time has no zone.
     """
     rows = list(bins)
-    naive = next((row for row in rows if row.start.utcoffset() is None), None)
-    if naive is not None:
-        raise EvidenceError(f"bin start {naive.start.isoformat()} has no time zone: give every bin an aware datetime")
-    rows.sort(key=attrgetter("start"))
     starts = [row.start for row in rows]
-    twice = next((start for start, other in pairwise(starts) if start == other), None)
-    if twice is not None:
-        raise EvidenceError(f"two bins begin at {twice.isoformat()}: merge them, or drop the one that was read twice")
-    shares = [row.share for row in rows]
-    for start, share in zip(starts, shares, strict=True):
-        if share is not None and not 0 <= share <= 1:
+    naive = next((start for start in starts if start.utcoffset() is None), None)
+    if naive is not None:
+        raise EvidenceError(f"bin start {naive.isoformat()} has no time zone: give every bin an aware datetime")
+    if any(map(ge, starts, starts[1:])):
+        rows.sort(key=attrgetter("start"))
+        starts = [row.start for row in rows]
+        twice = next((start for start, other in pairwise(starts) if start == other), None)
+        if twice is not None:
             raise EvidenceError(
-                f"bin {start.isoformat()}: share = {share!r} is not between 0 and 1 (it is a fraction, not per cent); "
-                "use None where it is not known"
+                f"two bins begin at {twice.isoformat()}: merge them, or drop the one that was read twice"
             )
     treatment = [row.treatment for row in rows]
     control = [row.control for row in rows]
@@ -144,10 +141,26 @@ def columns(
         requests_c,
         Metric(errors_t, errors_c),
         tuple(map(Metric, slow_t, slow_c)) if counted else (),
-        np.array(shares, dtype=np.float64),
+        _shares(starts, [row.share for row in rows]),
         _means(starts, treatment, control, list(means)),
         _categories(starts, treatment, control, list(categories)),
     )
+
+
+def _shares(starts: Sequence[datetime], shares: Sequence[float | None]) -> Floats:
+    """Return the set parts, not a number where they are not known."""
+    result = np.array(shares, dtype=np.float64)
+    if int(((result >= 0) & (result <= 1)).sum()) + shares.count(None) < len(shares):
+        start, wrong = next(
+            (start, share)
+            for start, share in zip(starts, shares, strict=True)
+            if share is not None and not 0 <= share <= 1
+        )
+        raise EvidenceError(
+            f"bin {start.isoformat()}: share = {wrong!r} is not between 0 and 1 (it is a fraction, not per cent); "
+            "use None where it is not known"
+        )
+    return result
 
 
 def _counts(
@@ -206,6 +219,9 @@ def _latency_is_counted(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], quantiles: int
 ) -> bool:
     """Return whether the bins carry counts of slow requests; a version without requests may leave them out."""
+    every = set(map(len, [counts.slow for counts in chain(treatment, control)]))
+    if every == {quantiles} and quantiles:
+        return True
     lengths = {len(counts.slow) for counts in chain(treatment, control) if counts.requests or counts.slow}
     if lengths <= {0}:
         return False

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "follow", "log_sum", "mix", "more_needed", "settle"]
+__all__ = ["Evidence", "alive_bins", "follow", "log_sum", "mix", "more_needed", "settle"]
 
 Floats = NDArray[np.float64]
 
@@ -21,9 +21,11 @@ DEAD: Final = -40.0
 # Evidence this much beyond its threshold (a million times) is followed no further ...
 BEYOND_DOUBT: Final = math.log(1e6)
 # ... which is asked after so many bins, and then of all.
-STAGES: Final = (512, 4096)
+STAGES: Final = (256, 1024)
 # What will not arrive within so many requests will not arrive by waiting.
 FAR: Final = 10**12
+# exp() of more might not fit into a float.
+CEILING: Final = 600.0
 # How many points a search looks at in one go.
 POINTS: Final = 33
 
@@ -57,7 +59,18 @@ def settle(weigh: Callable[[int], Evidence], bins: int, log_threshold: float) ->
     return weigh(bins)
 
 
-def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], Floats]) -> list[Floats]:
+def alive_bins(path: Floats) -> int:
+    """Return how many bins there are up to the last after which the path is not yet too low to matter."""
+    living = np.flatnonzero(path >= DEAD)
+    return int(living[-1]) + 1 if len(living) else 0
+
+
+def follow(
+    ratios: Sequence[float],
+    bins: int,
+    gain: Callable[[float, int], Floats],
+    can_matter: Callable[[float, int], int] | None = None,
+) -> list[Floats]:
     """Return the path of every ratio, each only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
@@ -67,14 +80,15 @@ def follow(ratios: Sequence[float], bins: int, gain: Callable[[float, int], Floa
         ratios: The ratios g of the alternative's odds to the null's; none of them 1.
         bins: How many bins there are.
         gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
+        can_matter: From the ratio nearest above 1 and a number of bins to how many of them its path, by a bound that
+            is cheaper than the path, can be alive in.
     """
     paths: dict[float, Floats] = {}
     for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
-        alive = bins
+        alive = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
         for g in side:
             path = np.cumsum(gain(g, alive))
-            living = np.flatnonzero(path >= DEAD)
-            alive = int(living[-1]) + 1 if len(living) else 0
+            alive = alive_bins(path)
             paths[g] = path[:alive]
     return [paths[g] for g in ratios]
 
@@ -94,25 +108,17 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
     parts = tuple(
         float(path[-1]) + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True)
     )
-    length = max(map(len, paths))
-    if not length:
-        return Evidence(0.0, None, parts)
-    shifted = np.full((len(paths), length), -math.inf)
-    for row, path, log in zip(shifted, paths, logs, strict=True):
-        row[: len(path)] = path + log
-    # The sum of k terms lies between the largest term and k times that: only bins where it matters are summed.
-    slack = math.log(len(paths))
-    largest = shifted.max(axis=0)
-    highest = float(largest.max())
-    if highest + slack <= 0:
-        return Evidence(0.0, None, parts)
-    peak = max(0.0, float(log_sum(shifted[:, largest + slack >= highest]).max()))
-    first = None
-    if peak >= log_threshold:
-        candidates = np.flatnonzero(largest + slack >= log_threshold)
-        reached = np.flatnonzero(log_sum(shifted[:, candidates]) >= log_threshold)
-        first = int(candidates[reached[0]])
-    return Evidence(peak, first, parts)
+    highest = max(
+        (float(path.max()) + log for path, log in zip(paths, logs, strict=True) if len(path)), default=-math.inf
+    )
+    total = np.zeros(max(map(len, paths)))
+    for path, log in zip(paths, logs, strict=True):
+        total[: len(path)] += np.exp(np.minimum(path + log, CEILING))
+    peak = math.log(max(1.0, float(total.max(initial=0.0))))
+    if highest >= CEILING:  # so far beyond any threshold that the largest component may stand for the sum
+        peak = highest
+    reached = np.flatnonzero(total >= math.exp(log_threshold))
+    return Evidence(peak, int(reached[0]) if len(reached) else None, parts)
 
 
 def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:

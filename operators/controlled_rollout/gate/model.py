@@ -188,6 +188,11 @@ class Moments:
     variance: float = 0.0
 
 
+# One for all: a look may carry tens of thousands of counts.
+NO_MEANS: Final[Mapping[str, Moments]] = {}
+NO_CATEGORIES: Final[Mapping[str, Mapping[str, int]]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What callers saw of one version in one bin.
@@ -205,8 +210,8 @@ class Counts:
     requests: int
     errors: int
     slow: tuple[int, ...] = ()
-    means: Mapping[str, Moments] = field(default_factory=dict)
-    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    means: Mapping[str, Moments] = field(default_factory=lambda: NO_MEANS)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: NO_CATEGORIES)
 
 
 @dataclass(frozen=True, slots=True)

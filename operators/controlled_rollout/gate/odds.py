@@ -17,12 +17,13 @@ Three forms, by the number of events:
 """
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Margins"]
+__all__ = ["FEW_EVENTS", "LEAST_VARIANCE", "Margins", "binomials", "saddle_point_value"]
 
 # Events are rare, and the binomial limit good enough, up to one in so many requests.
 RARE: Final = 20
@@ -92,54 +93,76 @@ class Margins:
 
 def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
     """Return C(a, x) C(c, k - x) for x = 0 .. FEW_EVENTS, one row per bin; 0 where there is no such x."""
-    of_a, of_c = np.ones((len(a), FEW_EVENTS + 1)), np.ones((len(a), FEW_EVENTS + 1))
-    for x in range(1, FEW_EVENTS + 1):
-        of_a[:, x] = of_a[:, x - 1] * (a - x + 1) / x
-        of_c[:, x] = of_c[:, x - 1] * (c - x + 1) / x
+    of_a, of_c = binomials(a), binomials(c)
     others = k[:, np.newaxis] - np.arange(FEW_EVENTS + 1)
     gathered = np.take_along_axis(of_c, np.maximum(others, 0).astype(np.intp), axis=1)
     result: Floats = of_a * np.where(others >= 0, gathered, 0.0)
     return result
 
 
+def binomials(n: Floats) -> Floats:
+    """Return C(n, x) for x = 0 .. FEW_EVENTS, one row per n."""
+    result = np.ones((len(n), FEW_EVENTS + 1))
+    for x in range(1, FEW_EVENTS + 1):
+        result[:, x] = result[:, x - 1] * (n - x + 1) / x
+    return result
+
+
 def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -> Floats:
     """Return log Z(psi) where there are many events and many non-events."""
-    odds: Floats | float = np.where(turned, 1 / psi, psi)
+    odds = np.where(turned, 1 / psi, psi)
     # The saddle point z makes the expected number of events k: quadratic z² + linear z - k = 0.
     linear = odds * a + c - k * (1 + odds)
     quadratic = odds * (a + c - k)
     root = np.sqrt(linear * linear + 4 * quadratic * k)
     z = np.where(linear >= 0, 2 * k / (linear + root), (root - linear) / (2 * quadratic))
-    w = odds * z
-    p, q = 1 / (1 + w), 1 / (1 + z)
-    pp, qq = w * p * p, z * q * q
-    v_a, v_c = a * pp, c * qq
-    variance = v_a + v_c
-    skew_a, skew_c = v_a * (1 - w) * p, v_c * (1 - z) * q
-    third = skew_a + skew_c
-    square = variance * variance
-    fourth = (v_a * (1 - 6 * pp) + v_c * (1 - 6 * qq)) / square
-    skewness = third * third / (square * variance)
-    fifth = (skew_a * (1 - 12 * pp) + skew_c * (1 - 12 * qq)) * third / (square * square)
-    sixth = (v_a * (1 - 30 * pp + 120 * pp * pp) + v_c * (1 - 30 * qq + 120 * qq * qq)) / (square * variance)
-    correction = (
-        fourth / 8
-        - 5 * skewness / 24
-        + 7 * fifth / 48
-        - sixth / 48
-        + 35 * fourth * fourth / 384
-        - 35 * skewness * fourth / 64
-        + 385 * skewness * skewness / 1152
-    )
-    constant = np.where(turned, a * math.log(psi), 0.0) - HALF_LOG_TWO_PI
-    result: Floats = (
-        constant + a * np.log1p(w) + c * np.log1p(z) - k * np.log(z) - 0.5 * np.log(variance) + np.log1p(correction)
-    )
+    value, variance = saddle_point_value(((a, odds * z), (c, z)), k, z)
+    result: Floats = np.where(turned, a * math.log(psi), 0.0) + value
     for index in np.flatnonzero(variance < LEAST_VARIANCE):
         shift = a[index] * math.log(psi) if turned[index] else 0.0
         own = 1 / psi if turned[index] else psi
         result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), own)
     return result
+
+
+def saddle_point_value(groups: Iterable[tuple[Floats, Floats]], k: Floats, z: Floats) -> tuple[Floats, Floats]:
+    """Return the log of the coefficient of z^k in the product of (1 + weight z)^size over the groups, and a variance.
+
+    Args:
+        groups: By group its size and its weight times the saddle point.
+        k: The power.
+        z: The saddle point, where the sum of size w / (1 + w) is k.
+
+    Returns:
+        The expansion with two correction terms, good where the variance that comes with it is 12 or more.
+    """
+    total = variance = third = fourth = fifth = sixth = np.zeros_like(k)
+    for size, w in groups:
+        p = 1 / (1 + w)
+        pp = w * p * p
+        v = size * pp
+        skew = v * (1 - w) * p
+        total = total + size * np.log1p(w)
+        variance = variance + v
+        third = third + skew
+        fourth = fourth + v * (1 - 6 * pp)
+        fifth = fifth + skew * (1 - 12 * pp)
+        sixth = sixth + v * (1 - pp * (30 - 120 * pp))
+    square = variance * variance
+    cube = square * variance
+    fourth = fourth / square
+    skewness = third * third / cube
+    correction = (
+        fourth / 8
+        - 5 * skewness / 24
+        + 7 * fifth * third / (48 * square * square)
+        - sixth / (48 * cube)
+        + fourth * (35 / 384 * fourth - 35 / 64 * skewness)
+        + 385 / 1152 * skewness * skewness
+    )
+    with np.errstate(invalid="ignore"):  # where the variance is too small for the expansion
+        value = total - k * np.log(z) - 0.5 * np.log(variance) - HALF_LOG_TWO_PI + np.log1p(correction)
+    return value, variance
 
 
 def _near_the_mode(a: int, c: int, k: int, psi: float) -> float:

@@ -7,7 +7,7 @@ nothing is known of them beforehand.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate.claims import alarm_threshold, better, rate_of
+from controlled_rollout.gate.claims import alarm_threshold, better, latency_weights, rate_of
 from controlled_rollout.gate.mixture import log_sum, more_needed
 from controlled_rollout.gate.model import Gate, Power
 from controlled_rollout.gate.odds import Margins
 from controlled_rollout.gate.rate import log_evidence
-from controlled_rollout.gate.ratio import ABOVE
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
 
 __all__ = ["power"]
 
@@ -62,15 +62,15 @@ def power(
     seen = per_second * within.total_seconds()
     goal = math.log(alarm_threshold(gate, "errors", metrics))
     error = _smallest(
-        lambda rate: _alarm(seen, share, error_rate, rate, gate.error_ratio, len(ABOVE)) >= goal,
+        lambda rate: _alarm(seen, share, error_rate, rate, gate.error_ratio, ABOVE_WEIGHTS) >= goal,
         error_rate + gate.error_difference,
     )
     slow = usual = None
     if quantiles:
         usual = min(quantiles, key=lambda quantile: abs(quantile - USUAL_QUANTILE))
-        normal, components = 1 - usual, len(ABOVE) * len(quantiles)
+        normal, weights = 1 - usual, latency_weights(len(quantiles))[: len(ABOVE)]
         goal = math.log(alarm_threshold(gate, "latency", metrics))
-        slow = _smallest(lambda part: _alarm(seen, share, normal, part, 1.0, components) >= goal, normal)
+        slow = _smallest(lambda part: _alarm(seen, share, normal, part, 1.0, weights) >= goal, normal)
     passes = None if time is None else timedelta(seconds=math.ceil(time))
     return Power(share, requests_per_second, error_rate, within, passes, requests, error, slow, usual)
 
@@ -99,10 +99,13 @@ def _needed(gate: Gate, share: float, rate: float, acceptable_rate: float) -> in
     return more_needed(expected, -math.log(gate.beta))
 
 
-def _alarm(requests: float, share: float, rate: float, own_rate: float, null: float, components: int) -> float:
+def _alarm(requests: float, share: float, rate: float, own_rate: float, null: float, weights: Sequence[float]) -> float:
     """Return the log of an alarm's evidence after so many requests of the treatment, at its own rate."""
-    grown = [requests * _growth(share, rate, own_rate, null, ratio) for ratio in ABOVE]
-    return float(log_sum(np.array(grown))) - math.log(components)
+    grown = [
+        math.log(weight) + requests * _growth(share, rate, own_rate, null, ratio)
+        for ratio, weight in zip(ABOVE, weights, strict=True)
+    ]
+    return float(log_sum(np.array(grown)))
 
 
 def _growth(share: float, rate: float, own_rate: float, null: float, ratio: float) -> float:

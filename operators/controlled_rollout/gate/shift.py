@@ -1,0 +1,170 @@
+"""Whether the treatment's durations as a whole are longer: one number per request instead of one event per quantile.
+
+Control's frozen quantiles cut the durations into classes. A request counts with its class's normal score: the mean of a
+standard normal variable between the same quantiles. In a bin let S be the sum of the treatment's scores. Given how many
+requests of both versions fell into each class, and that the versions are alike, every choice of the treatment's n_T
+requests among all is as likely as any other, so that
+
+    LR(h) = exp(h S) / E[exp(h S)],    E[exp(h S)] = Z(h) / Z(0),
+    Z(h) = the coefficient of z^n_T in the product over the classes of (1 + z exp(h score))^(requests in the class)
+
+has mean 1, whatever the distribution of the durations: a rank test with normal scores (Hájek, Šidák, Sen, Theory of
+Rank Tests, 1999, ch. 4), tilted by h. One more slow request of the treatment, or one less of control, never lowers it,
+so its mean is at most 1 as well while the treatment exceeds no quantile more often than control.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.columns import Metric
+from controlled_rollout.gate.mixture import follow
+from controlled_rollout.gate.odds import FEW_EVENTS, binomials, saddle_point_value
+
+__all__ = ["TILTS", "Shift", "score_burstiness", "scores"]
+
+Floats = NDArray[np.float64]
+
+# A log-normal duration with a spread of 0.6 that is 6, 13, 27, 62 or 160 % longer shifts by so many of its spreads.
+TILTS: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
+NEWTON_STEPS: Final = 5
+LONGEST_STEP: Final = 1.0
+
+
+class Shift:
+    """The likelihood-ratio processes of the whole distribution."""
+
+    def __init__(
+        self,
+        treatment: Floats,
+        control: Floats,
+        slow: Sequence[Metric],
+        quantiles: Sequence[float],
+        *,
+        burst: float = 1.0,
+        cap: float | None = None,
+    ) -> None:
+        """Take the bins in which both versions have requests.
+
+        Args:
+            treatment: The treatment's requests, per bin.
+            control: Control's requests, per bin.
+            slow: The exceedances, one metric per quantile.
+            quantiles: Control's quantiles, in the same order.
+            burst: By how much the scores vary more than those of independent requests; gains are divided by it.
+            cap: The largest likelihood ratio that one bin may contribute; None for no cap.
+        """
+        self._burst = burst
+        self._log_cap = math.inf if cap is None else math.log(cap)
+        says = (treatment > 0) & (control > 0)
+        own = _classes(np.where(says, treatment, 0.0), [np.where(says, m.treatment, 0.0) for m in slow], quantiles)
+        others = _classes(np.where(says, control, 0.0), [np.where(says, m.control, 0.0) for m in slow], quantiles)
+        self._scores = scores(quantiles)
+        self._sizes = own + others
+        # The fewer requests are drawn: choosing the treatment's is leaving out control's.
+        self._turned = control < treatment
+        self._drawn = np.where(self._turned, others.sum(axis=0), own.sum(axis=0))
+        self._sum = self._scores @ np.where(self._turned, -others, own)
+        self._one_class = self._sizes.max(axis=0) == self._sizes.sum(axis=0)
+        self._zero = self._log_z(0.0, len(treatment))
+
+    def paths(self, bins: int) -> list[Floats]:
+        """Return one path per tilt: the log of the evidence that durations are longer by so much."""
+        # In `follow` a ratio of 1 says nothing; here that is a tilt of 0.
+        return follow([math.exp(tilt) for tilt in TILTS], bins, lambda ratio, alive: self.gains(math.log(ratio), alive))
+
+    def gains(self, tilt: float, bins: int) -> Floats:
+        """Return each bin's log likelihood ratio of the tilt, tempered or capped."""
+        gains = tilt * self._sum[:bins] - self._log_z(tilt, bins) + self._zero[:bins]
+        gains = np.where(self._one_class[:bins], 0.0, gains)
+        if self._burst > 1:
+            gains /= self._burst
+        return np.minimum(gains, self._log_cap) if self._log_cap < math.inf else gains
+
+    def _log_z(self, tilt: float, bins: int) -> Floats:
+        """Return log Z of the first so many bins, for the scores' tilt (control's is the opposite)."""
+        sizes, drawn = self._sizes[:, :bins], self._drawn[:bins]
+        signed = np.where(self._turned[:bins], -tilt, tilt)
+        result = np.zeros(bins)
+        few = np.flatnonzero((drawn <= FEW_EVENTS) & (drawn > 0))
+        if len(few):
+            result[few] = self._polynomial(few, signed[few])
+        many = np.flatnonzero(drawn > FEW_EVENTS)
+        if len(many):
+            result[many] = self._saddle_point(sizes[:, many], drawn[many], signed[many])
+        return result
+
+    def _polynomial(self, few: NDArray[np.intp], tilt: Floats) -> Floats:
+        """Return log Z where few requests are drawn: the polynomials of the classes, multiplied as far as needed."""
+        degree = int(self._drawn[few].max())
+        powers = np.arange(degree + 1)
+        product = np.zeros((len(few), degree + 1))
+        product[:, 0] = 1.0
+        for size, score in zip(self._sizes, self._scores, strict=True):
+            factor = binomials(size[few])[:, : degree + 1] * np.exp(np.outer(tilt * score, powers))
+            product = np.stack([(product[:, : x + 1] * factor[:, x::-1]).sum(axis=1) for x in powers], axis=1)
+        result: Floats = np.log(np.take_along_axis(product, self._drawn[few].astype(np.intp)[:, None], axis=1)[:, 0])
+        return result
+
+    def _saddle_point(self, sizes: Floats, drawn: Floats, tilt: Floats) -> Floats:
+        """Return log Z where many are drawn (odds.py has the expansion); Newton's method finds the saddle point."""
+        h, up = float(np.abs(tilt).max()), tilt > 0
+        weights = [np.where(up, np.exp(h * score), np.exp(-h * score)) for score in self._scores]
+        total = sizes.sum(axis=0)
+        # Exact at a tilt of 0, and right to the first order beside it.
+        u = np.log(drawn / (total - drawn)) - tilt * (self._scores @ sizes) / total
+        for _ in range(NEWTON_STEPS if tilt.any() else 0):
+            z = np.exp(u)
+            mean = variance = np.zeros_like(u)
+            for size, weight in zip(sizes, weights, strict=True):
+                p = 1 / (1 + 1 / (weight * z))
+                mean = mean + size * p
+                variance = variance + size * p * (1 - p)
+            step = np.clip((drawn - mean) / variance, -LONGEST_STEP, LONGEST_STEP)
+            u = u + step
+            # A step leaves an error of about its square, and the value is flat at the saddle point.
+            if (variance * step**4).max() < 1e-10:
+                break
+        z = np.exp(u)
+        pairs = [(size, weight * z) for size, weight in zip(sizes, weights, strict=True)]
+        value, _ = saddle_point_value(pairs, drawn, z)
+        return value
+
+
+def scores(quantiles: Sequence[float]) -> Floats:
+    """Return the normal score of each class of durations, the fastest first."""
+    normal = NormalDist()
+    edges = [0.0, *sorted(quantiles), 1.0]
+    heights = [0.0, *(normal.pdf(normal.inv_cdf(q)) for q in edges[1:-1]), 0.0]
+    found: Floats = -np.diff(heights) / np.diff(edges)
+    return found
+
+
+def score_burstiness(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> float:
+    """Return how much more the bins' mean scores vary than those of independent requests would, never below 1."""
+    served = requests > 0
+    counts = _classes(requests[served], [events[served] for events in slow], quantiles)
+    n, values = counts.sum(axis=0), scores(quantiles)
+    if len(n) < 2:
+        return 1.0
+    mean = float((values @ counts).sum() / n.sum())
+    variance = float(((values - mean) ** 2 @ counts).sum() / n.sum())
+    if variance <= 0:
+        return 1.0
+    return max(1.0, float((n * (values @ counts / n - mean) ** 2).sum()) / variance / (len(n) - 1))
+
+
+def _classes(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> Floats:
+    """Return the requests between neighbouring quantiles, one row per class.
+
+    What exceeds a quantile exceeds every lower one: counts that say otherwise (they were sampled) are raised to that.
+    """
+    order = sorted(range(len(quantiles)), key=lambda index: quantiles[index])
+    above = np.array([requests, *(slow[index] for index in order), np.zeros_like(requests)])
+    above = np.maximum.accumulate(above[::-1], axis=0)[::-1]
+    between: Floats = above[:-1] - above[1:]
+    return between

@@ -1,0 +1,256 @@
+"""The benchmark's page and pictures, from what the cells came to."""
+
+import math
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.gate.peers import PEERS
+from benchmarks.gate.picture import bars
+from benchmarks.gate.run import GATE, RULES, Chunk
+from benchmarks.gate.traffic import BASELINE_MINUTES, CELLS, MINUTES
+
+ALPHA = BETA = 0.05
+HEALTHY = {cell.name for cell in CELLS if cell.healthy}
+INTRODUCTION = f"""\
+# The gate against other tools' rules
+
+Written by `make bench-gate`. Every rule judges the same simulated rollouts: {MINUTES} one-minute looks,
+{BASELINE_MINUTES} minutes of control before them. Requests arrive at random (Poisson) and fall to the treatment with
+the set share, 10 % unless the split moves. Durations are log-normal (median 100 ms, p95 268 ms), kept in a histogram
+as a metric store keeps them. The gate has its default settings and judges errors and latency; where the start is cold,
+it, Argo, Kayenta and AsympCS leave five minutes out. The split is the one that was set, and is not checked.
+"""
+
+
+def text(cells: Sequence[Chunk], elapsed: float, looks: Mapping[str, float]) -> str:
+    """Return the page.
+
+    Args:
+        cells: What the cells came to.
+        elapsed: How long they took, in seconds by the clock.
+        looks: By kind of rollout the processor seconds of one look at 10,000 bins.
+    """
+    return (
+        "\n".join(
+            [INTRODUCTION, *_rules(), *_bars(cells), *_healthy(cells), *_bad(cells), *_about(cells, elapsed, looks)]
+        )
+        + "\n"
+    )
+
+
+def write(folder: Path, cells: Sequence[Chunk], page: str) -> None:
+    """Write the page and its pictures."""
+    (folder / "gate-benchmark.md").write_text(page)
+    healthy = [cell for cell in cells if cell.cell in HEALTHY]
+    bad = [cell for cell in cells if cell.cell not in HEALTHY and cell.cell.endswith(" 300/min")]
+    (folder / "gate-benchmark-false-roll-backs.svg").write_text(
+        bars(
+            "Healthy treatments rolled back (%)",
+            [cell.cell for cell in healthy],
+            {rule: [100 * _found(cell, rule) for cell in healthy] for rule in RULES},
+            highest=100,
+            line=100 * ALPHA,
+        )
+    )
+    (folder / "gate-benchmark-delays.svg").write_text(
+        bars(
+            f"Median minutes until a bad treatment is rolled back, 300 requests a minute ({MINUTES}: never)",
+            [cell.cell for cell in bad],
+            {rule: [min(MINUTES, statistics.median(cell.minutes[rule])) for cell in bad] for rule in RULES},
+            highest=MINUTES,
+        )
+    )
+
+
+def _rules() -> Iterator[str]:
+    yield "The other rules, from documentation and source; they promote what they have not rolled back by the end:\n"
+    for peer in PEERS:
+        yield f"- **{peer.name}**: {peer.what}."
+    yield ""
+
+
+def _healthy(cells: Sequence[Chunk]) -> Iterator[str]:
+    yield "## Healthy treatments rolled back\n"
+    yield (
+        "Per cent of the runs in which any look rolled back; bold where that is above "
+        f"{100 * ALPHA:g} % by more than three standard errors.\n"
+    )
+    yield "![Healthy treatments rolled back](gate-benchmark-false-roll-backs.svg)\n"
+    yield from _header("", *RULES, "the gate: passed %", "minutes until the pass", "not enough evidence %")
+    for cell in cells:
+        if cell.cell in HEALTHY:
+            rates = [_found(cell, rule) for rule in RULES]
+            shown = [f"**{100 * rate:.1f}**" if rate > _most(cell) else f"{100 * rate:.1f}" for rate in rates]
+            yield _row(
+                cell.cell,
+                *shown,
+                f"{100 * _passed(cell):.1f}",
+                _minutes(statistics.median(cell.passed)),
+                f"{100 * _undecided(cell):.1f}",
+            )
+    yield ""
+
+
+def _bad(cells: Sequence[Chunk]) -> Iterator[str]:
+    valid = _valid(cells)
+    yield "## Bad treatments\n"
+    yield f"Rules that keep {100 * ALPHA:g} % in every healthy cell: {', '.join(valid) or 'none'}.\n"
+    yield (
+        "Delay, requests and bad answers of the treatment until the roll-back are medians over all runs (a run without "
+        f"one lasts {MINUTES} minutes). A bad answer is an error, in the latency cells one later than control's p95. "
+        "*Lost*: another rule is faster although it, too, keeps its level in the healthy cell of the same traffic "
+        "(A/A); in bold where it keeps it in every healthy cell.\n"
+    )
+    yield "![Delays](gate-benchmark-delays.svg)\n"
+    yield from _header(
+        "", "rule", "rolled back %", "minutes (90 %)", "requests", "bad answers", "undecided %", "promoted %", ""
+    )
+    for cell in cells:
+        if cell.cell in HEALTHY:
+            continue
+        for rule in RULES:
+            yield _row(
+                cell.cell if rule == GATE else "",
+                rule,
+                *_columns(cell, rule),
+                _lost(cell, cells, valid) if rule == GATE else "",
+            )
+    yield ""
+
+
+def _columns(cell: Chunk, rule: str) -> Iterator[str]:
+    minutes = cell.minutes[rule]
+    yield f"{100 * _found(cell, rule):.1f}"
+    yield f"{_minutes(statistics.median(minutes))} ({_minutes(_tenth(minutes))})"
+    yield f"{statistics.median(cell.requests[rule]):,.0f}"
+    yield f"{statistics.median(cell.bad[rule]):,.0f}"
+    if rule == GATE:
+        yield f"{100 * _undecided(cell):.1f}"
+        yield f"{100 * _passed(cell):.1f}"
+    else:
+        yield "0.0"
+        yield f"{100 * (1 - _found(cell, rule)):.1f}"
+
+
+def _bars(cells: Sequence[Chunk]) -> Iterator[str]:
+    """What the gate has to reach, and whether it does."""
+    named = {cell.cell: cell for cell in cells}
+    yield "## What it has to reach\n"
+    yield from _header("", "asked", "found", "")
+    healthy = [cell for cell in cells if cell.cell in HEALTHY]
+    if healthy:
+        worst = max(healthy, key=lambda cell: _found(cell, GATE) - _most(cell))
+        yield _asked(
+            f"every healthy cell (worst: {worst.cell})",
+            f"<= {100 * _most(worst):.1f} %",
+            100 * _found(worst, GATE),
+            100 * _most(worst),
+            " %",
+        )
+    for name, most in (("errors 1 -> 5 %, 300/min", 10), ("p95 +50 %, 300/min", 8)):
+        if name in named:
+            yield _asked(
+                f"{name}: median", f"<= {most} min", statistics.median(named[name].minutes[GATE]), most, " min"
+            )
+    if (cell := named.get("errors 1 -> 5 %, 300/min")) is not None:
+        yield _asked(f"{cell.cell}: bad answers, median", "<= 9", statistics.median(cell.bad[GATE]), 9, "")
+    if (cell := named.get("p95 +20 %, 300/min")) is not None and healthy:
+        rivals = [rule for rule in RULES[1:] if rule in _valid_beside(cell, cells)]
+        best = min((statistics.median(cell.minutes[rule]) for rule in rivals), default=math.inf)
+        yield _asked(
+            f"{cell.cell}: median",
+            f"<= {_minutes(best)} min, the best rule that is valid in A/A",
+            statistics.median(cell.minutes[GATE]),
+            best,
+            " min",
+        )
+    for name in (
+        "errors 0.5 -> 1 %, 30/min",
+        "errors 0.5 -> 1 %, 300/min",
+        "errors 0.5 -> 1 %, 3,000/min",
+        "errors 2 -> 4 %, 3,000/min",
+    ):
+        if (cell := named.get(name)) is not None:
+            yield _asked(f"{name}: passed by mistake", f"<= {100 * BETA:g} %", 100 * _passed(cell), 100 * BETA, " %")
+    yield ""
+
+
+def _asked(what: str, asked: str, found: float, most: float, unit: str) -> str:
+    return _row(what, asked, f"{found:.3g}{unit}", "reached" if found <= most else "**missed**")
+
+
+def _about(cells: Sequence[Chunk], elapsed: float, looks: Mapping[str, float]) -> Iterator[str]:
+    runs = {len(cell.passed) for cell in cells}
+    yield "## How it was measured\n"
+    yield (
+        f"{max(runs):,} runs of each of {len(cells)} cells; {sum(cell.checked for cell in cells)} of them were judged "
+        "one by one by `judge` as well, with the same outcome at every look at which it changes. "
+        f"{sum(cell.seconds for cell in cells) / 60:.0f} min of processor time in two processes, "
+        f"{elapsed / 60:.0f} min by the clock of a machine that was busy with other work "
+        f"({os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"{datetime.now(UTC):%Y-%m-%d})."
+    )
+    yield "\n## One look\n"
+    yield (
+        "Processor time of `judge` on a week of minutes, the least of several calls: 10,000 bins, errors, latency at "
+        "four quantiles and as a whole, the split, and both pass claims.\n"
+    )
+    yield from _header("rollout", "ms")
+    for name, seconds in looks.items():
+        yield _row(name, f"{1000 * seconds:.0f}")
+
+
+def _lost(cell: Chunk, cells: Sequence[Chunk], valid: Sequence[str]) -> str:
+    own = statistics.median(cell.minutes[GATE])
+    faster = [rule for rule in _valid_beside(cell, cells) if statistics.median(cell.minutes[rule]) < own]
+    return ("lost to " + ", ".join(f"**{rule}**" if rule in valid else rule for rule in faster)) if faster else ""
+
+
+def _valid_beside(cell: Chunk, cells: Sequence[Chunk]) -> list[str]:
+    """Return the other rules that keep their level in the A/A cell of the same traffic."""
+    traffic = cell.cell.rpartition(", ")[2]
+    beside = next((other for other in cells if other.cell == f"A/A, {traffic}"), None)
+    return [rule for rule in RULES[1:] if beside is not None and _found(beside, rule) <= _most(beside)]
+
+
+def _valid(cells: Sequence[Chunk]) -> list[str]:
+    healthy = [cell for cell in cells if cell.cell in HEALTHY]
+    return [rule for rule in RULES if all(_found(cell, rule) <= _most(cell) for cell in healthy)]
+
+
+def _found(cell: Chunk, rule: str) -> float:
+    return sum(minute < math.inf for minute in cell.minutes[rule]) / len(cell.minutes[rule])
+
+
+def _passed(cell: Chunk) -> float:
+    return sum(minute < math.inf for minute in cell.passed) / len(cell.passed)
+
+
+def _undecided(cell: Chunk) -> float:
+    pairs = zip(cell.minutes[GATE], cell.passed, strict=True)
+    return sum(failed == passed == math.inf for failed, passed in pairs) / len(cell.passed)
+
+
+def _most(cell: Chunk) -> float:
+    return ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / len(cell.passed))
+
+
+def _tenth(minutes: Sequence[float]) -> float:
+    return sorted(minutes)[math.ceil(0.9 * len(minutes)) - 1]
+
+
+def _minutes(value: float) -> str:
+    return f"> {MINUTES}" if value == math.inf else f"{value:g}"
+
+
+def _header(*names: str) -> Iterator[str]:
+    yield _row(*names)
+    yield "|" + "---|" * len(names)
+
+
+def _row(*values: str) -> str:
+    return "| " + " | ".join(values) + " |"

@@ -1,0 +1,154 @@
+"""Categories: an exact two-sided test per category, a tolerance for predictions, and what follows from either."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import nchypergeom_fisher
+
+from controlled_rollout.errors import EvidenceError
+from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Verdict, judge
+from unit.gate.rollouts import BEGIN, MINUTE
+
+NAMES = ("de", "fr", "it", "us")
+INPUTS = Gate(categories={"country": Category()})
+PREDICTIONS = Gate(categories={"label": Category(tolerance=0.1, on_difference="fail")})
+
+
+def rollout(
+    own: Sequence[Sequence[int]], others: Sequence[Sequence[int]], name: str = "country", names: Sequence[str] = NAMES
+) -> list[Bin]:
+    """Return one bin per row of counts."""
+
+    def counts(row: Sequence[int]) -> Counts:
+        tally = {category: int(count) for category, count in zip(names, row, strict=True) if count}
+        return Counts(int(sum(row)), 0, categories={name: tally})
+
+    return [Bin(BEGIN + i * MINUTE, counts(y), counts(x)) for i, (x, y) in enumerate(zip(own, others, strict=True))]
+
+
+def drawn(
+    rng: np.random.Generator, bins: int, own: Sequence[float], others: Sequence[float], name: str = "country"
+) -> list[Bin]:
+    return rollout(rng.multinomial(30, own, bins), rng.multinomial(90, others, bins), name)
+
+
+def claim(verdict: Verdict, kind: str) -> Claim:
+    return next(
+        found for found in verdict.claims if found.kind == kind and ("country" in found.name or "label" in found.name)
+    )
+
+
+ALIKE = (0.5, 0.3, 0.15, 0.05)
+
+
+def test_evidence_is_the_exact_two_sided_test_averaged_over_categories_and_ratios() -> None:
+    own, others = (6, 3, 1, 0), (4, 9, 6, 1)
+    ratios = (1.25, 1.5, 2, 3, 5, 10, 20)
+    expected = []
+    for x, y in zip(own, others, strict=True):
+        null = nchypergeom_fisher(30, 10, x + y, 1.0).pmf(x)
+        for g in (*(1 / ratio for ratio in ratios), *ratios):
+            if x + y > 1:
+                expected.append(nchypergeom_fisher(30, 10, x + y, g).pmf(x) / null)
+            else:  # one event in thirty requests: the binomial limit
+                expected.append((g if x else 1) * 30 / (g * 10 + 20))
+
+    found = claim(judge(rollout([own], [others]), INPUTS), "split")
+
+    # The first categories have half of the weight; later ones share the rest.
+    assert found.e_value == pytest.approx(max(1.0, math.fsum(expected) / len(expected) / 2), rel=1e-6)
+
+
+def test_inputs_that_differ_hold_the_rollout_and_never_roll_it_back() -> None:
+    verdict = judge(drawn(np.random.default_rng(1), 60, (0.3, 0.5, 0.15, 0.05), ALIKE), INPUTS)
+
+    assert verdict.outcome == "split_is_wrong"
+    assert "country differs" in verdict.reason
+
+
+def test_category_that_only_one_version_sees_is_found_even_when_it_comes_late() -> None:
+    rng = np.random.default_rng(2)
+    before = drawn(rng, 30, ALIKE, ALIKE)
+    after = rollout(
+        np.column_stack([rng.multinomial(25, ALIKE, 20), np.full(20, 5)]),
+        np.column_stack([rng.multinomial(90, ALIKE, 20), np.zeros(20, int)]),
+        names=(*NAMES, "unknown"),
+    )
+    bins = before + [Bin(b.start + 30 * MINUTE, b.control, b.treatment) for b in after]
+
+    assert judge(before, INPUTS).outcome != "split_is_wrong"
+    assert judge(bins, INPUTS).outcome == "split_is_wrong"
+
+
+def test_alike_inputs_are_doubted_at_most_as_often_as_said() -> None:
+    rng, runs, level = np.random.default_rng(3), 150, 0.1
+    gate = Gate(split_alpha=level, categories={"country": Category()})
+
+    wrong = sum(claim(judge(drawn(rng, 40, ALIKE, ALIKE), gate), "split").reached for _ in range(runs))
+
+    assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
+
+
+def test_predictions_fail_only_beyond_the_tolerance() -> None:
+    rng = np.random.default_rng(4)
+    within, beyond = (0.43, 0.37, 0.15, 0.05), (0.2, 0.6, 0.15, 0.05)
+
+    assert not claim(judge(drawn(rng, 200, within, ALIKE, "label"), PREDICTIONS), "alarm").reached
+    verdict = judge(drawn(rng, 200, beyond, ALIKE, "label"), PREDICTIONS)
+    assert verdict.outcome == "fail"
+    assert "label differs by more than 0.1" in verdict.reason
+    assert "total variation 0.3" in verdict.reason
+
+
+def test_predictions_at_the_tolerance_fail_at_most_as_often_as_said() -> None:
+    rng, runs, level = np.random.default_rng(5), 150, 0.1
+    at_the_limit = (0.4, 0.4, 0.15, 0.05)
+    gate = Gate(alpha=2 * level, categories={"label": Category(tolerance=0.1, on_difference="fail")})
+
+    wrong = sum(claim(judge(drawn(rng, 60, at_the_limit, ALIKE, "label"), gate), "alarm").reached for _ in range(runs))
+
+    assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
+
+
+@pytest.mark.parametrize("gate", [INPUTS, Gate(categories={"country": Category(tolerance=0.05)})])
+def test_what_was_reached_stays_reached_when_new_categories_appear(gate: Gate) -> None:
+    rng = np.random.default_rng(6)
+    early = drawn(rng, 40, (0.2, 0.6, 0.15, 0.05), ALIKE)
+    late = rollout(rng.multinomial(30, ALIKE, 20), rng.multinomial(90, ALIKE, 20), names=("at", "be", "ch", "dk"))
+    bins = early + [Bin(b.start + 40 * MINUTE, b.control, b.treatment) for b in late]
+    looks = [claim(judge(bins[:count], gate), "split").e_value for count in range(1, 61)]
+
+    assert looks == sorted(looks)
+    assert judge(bins[::-1], gate) == judge(bins, gate)
+
+
+def test_alpha_is_shared_only_with_categories_that_can_fail() -> None:
+    rng = np.random.default_rng(7)
+    holding, failing = (
+        judge(drawn(rng, 2, ALIKE, ALIKE), INPUTS),
+        judge(drawn(rng, 2, ALIKE, ALIKE, "label"), PREDICTIONS),
+    )
+
+    assert holding.claims[0].threshold == pytest.approx(20)
+    assert failing.claims[0].threshold == pytest.approx(40)
+    assert claim(holding, "split").threshold == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True])
+def test_impossible_tallies_are_refused(count: float) -> None:
+    bins = [Bin(BEGIN, Counts(5, 0, categories={"country": {"de": count}}), Counts(5, 0))]  # type: ignore[dict-item]
+
+    with pytest.raises(EvidenceError, match=r"control categories\['country'\]\['de'\] ="):
+        judge(bins, INPUTS)
+
+
+def test_metric_that_no_bin_carries_is_named_in_the_reason() -> None:
+    assert "country is not judged" in judge([Bin(BEGIN, Counts(5, 0), Counts(5, 0))], INPUTS).reason
+
+
+def test_empty_tallies_say_nothing() -> None:
+    verdict = judge([Bin(BEGIN, Counts(5, 0, categories={"country": {}}), Counts(5, 0))], INPUTS)
+
+    assert claim(verdict, "split").e_value == 1

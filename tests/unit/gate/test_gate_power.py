@@ -1,0 +1,110 @@
+"""What a step is said to show beforehand is about what it then shows."""
+
+import math
+import subprocess
+import sys
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from benchmarks.gate import ours
+from benchmarks.gate.traffic import Cell, constant, simulate
+from controlled_rollout.errors import EvidenceError
+from controlled_rollout.gate import Gate
+
+HOUR = timedelta(hours=1)
+
+
+def median_minutes(cell: Cell, kind: str) -> float:
+    traffic = simulate(cell, 150, np.random.default_rng(7))
+    found = getattr(ours.looks(traffic), kind)
+    return float(np.median(np.where(found < ours.NEVER, found + 1.0, math.inf)))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_time_to_pass_is_about_the_median_of_simulated_rollouts(share: float) -> None:
+    cell = Cell("healthy", 300, True, share=constant(share), latency=constant(0.97), minutes=240)
+    said = Gate().power(share=share, requests_per_second=5)
+
+    assert said.time_to_pass is not None
+    # The simulated treatment is slow a little less often than control: a tolerance of 5 % is in its favour.
+    found = median_minutes(cell, "passed")
+    assert 0.6 * found <= said.time_to_pass.total_seconds() / 60 <= 1.6 * found
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_error_rate_that_is_said_to_be_found_in_half_an_hour_is_found_in_about_half_an_hour(share: float) -> None:
+    said = Gate().power(share=share, requests_per_second=5, within=timedelta(minutes=30))
+    assert said.detectable_error_rate is not None
+    ratio = said.detectable_error_rate / 0.005
+
+    found = median_minutes(Cell("worse", 300, False, ratio=ratio, share=constant(share)), "failed")
+
+    assert 18 <= found <= 50
+
+
+def test_more_traffic_shows_more() -> None:
+    few, many = (Gate().power(share=0.1, requests_per_second=rate) for rate in (2, 20))
+
+    assert few.time_to_pass > many.time_to_pass
+    assert few.detectable_error_rate > many.detectable_error_rate
+    assert few.detectable_slow_share > many.detectable_slow_share
+
+
+def test_step_with_hardly_any_traffic_says_that_it_shows_nothing() -> None:
+    found = Gate().power(share=0.01, requests_per_second=0.01, within=timedelta(minutes=1))
+
+    assert (found.time_to_pass, found.treatment_requests_to_pass) == (None, None)
+    assert (found.detectable_error_rate, found.detectable_slow_share) == (None, None)
+    assert "does not pass within 30 days" in str(found)
+    assert "no higher error rate" in str(found)
+
+
+def test_without_latency_nothing_is_said_of_it() -> None:
+    found = Gate().power(share=0.1, requests_per_second=5, latency=False)
+
+    assert (found.detectable_slow_share, found.slow_quantile) == (None, None)
+    assert "p95" not in str(found)
+    # All of alpha is the errors'.
+    assert found.detectable_error_rate < Gate().power(share=0.1, requests_per_second=5).detectable_error_rate
+
+
+def test_sentence_names_the_numbers() -> None:
+    sentence = str(Gate().power(share=0.1, requests_per_second=5, within=HOUR))
+
+    assert sentence.startswith("10 % of 5 requests/s: a treatment like control passes after about 1")
+    assert "(control 0.5 %)" in sentence
+    assert "beyond control's p95 (normally 5 %)" in sentence
+
+
+def test_control_without_errors_passes_by_the_rate_alone() -> None:
+    found = Gate().power(share=0.1, requests_per_second=5, error_rate=0, latency=False)
+
+    assert found.treatment_requests_to_pass == 751
+    assert found.detectable_error_rate >= 0.002
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"share": 0},
+        {"share": 1},
+        {"share": 10},
+        {"share": math.nan},
+        {"requests_per_second": 0},
+        {"requests_per_second": math.inf},
+        {"error_rate": 1},
+        {"error_rate": -0.1},
+        {"within": timedelta(0)},
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_what_to_give(values: dict[str, float]) -> None:
+    with pytest.raises(EvidenceError, match=f"{next(iter(values))} = .* cannot be: give one that is"):
+        Gate().power(**{"share": 0.1, "requests_per_second": 5, **values})
+
+
+def test_importing_the_gate_does_not_import_numpy() -> None:
+    script = "import sys, controlled_rollout.gate; sys.exit('numpy' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
