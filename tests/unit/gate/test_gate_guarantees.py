@@ -4,9 +4,13 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from controlled_rollout.gate import Bin, Gate, judge
+from controlled_rollout.gate.columns import Metric
+from controlled_rollout.gate.ratio import ABOVE, BOTH_SIDES, OddsRatio
+from controlled_rollout.gate.shift import TILTS, Shift
 from unit.gate.rollouts import binomial, minute, odds_times
 
 RUNS = 250
@@ -108,3 +112,47 @@ def test_healthy_treatment_whose_errors_come_in_bursts_is_spared_by_the_baseline
 
     assert plain / RUNS > most(0.1)
     assert tempered / RUNS <= most(0.1)
+
+
+RATES = ((0.003, 0.02), (0.2, 0.5))
+
+
+@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize(("null", "ratios"), [(1.1, ABOVE[:3]), (1.0, BOTH_SIDES[4:10]), (2.0, (0.5, 0.75))])
+def test_mean_of_the_evidence_is_one_under_its_null_whatever_base_rate_and_split_do(
+    rates: tuple[float, float], null: float, ratios: tuple[float, ...]
+) -> None:
+    """Alternatives far from the null are left out: their mean rests on runs that are too rare to simulate."""
+    rng, runs, bins = np.random.default_rng(8), 20_000, 12
+    base = np.linspace(*rates, bins)
+    worse = null * base / (1 - base + null * base)
+    own, others = np.full(runs, 15), np.full(runs, 15)
+    columns = []
+    for index in range(bins):
+        x, y = rng.binomial(own, worse[index]), rng.binomial(others, base[index])
+        columns.append((own, others, x, y))
+        # A ramp that looks at what was seen: more traffic after a good minute.
+        own = np.where(x <= y, 20, 6)
+        others = 30 - own
+    a, c, x, y = (np.stack(column, axis=1).astype(float) for column in zip(*columns, strict=True))
+    odds = OddsRatio(a.ravel(), c.ravel(), Metric(x.ravel(), y.ravel()))
+
+    for ratio in ratios:
+        values = np.exp(odds.gains(null, ratio, a.size).reshape(runs, bins).sum(axis=1))
+        # The binomial limit may overstate a pass a little (docs/gate.md).
+        assert values.mean() <= 1 + 4 * values.std() / math.sqrt(runs) + (0.02 if ratio < 1 else 0)
+
+
+@pytest.mark.parametrize("sizes", [(12, 48), (40, 20)])
+def test_mean_of_the_whole_distributions_evidence_is_one_when_versions_are_alike(sizes: tuple[int, int]) -> None:
+    rng, runs, bins = np.random.default_rng(9), 5_000, 6
+    chances = (0.5, 0.4, 0.05, 0.04, 0.01)
+    arms = [rng.multinomial(size, chances, runs * bins).astype(float) for size in sizes]
+    above = [np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] for counts in arms]
+    slow = [Metric(above[0][:, k], above[1][:, k]) for k in range(1, 5)]
+    shift = Shift(above[0][:, 0], above[1][:, 0], slow, (0.5, 0.9, 0.95, 0.99))
+
+    for tilt in TILTS[:3]:
+        values = np.exp(shift.gains(tilt, runs * bins).reshape(runs, bins).sum(axis=1))
+        assert values.mean() <= 1 + 4 * values.std() / math.sqrt(runs)
+        assert values.mean() >= 1 - 4 * values.std() / math.sqrt(runs)

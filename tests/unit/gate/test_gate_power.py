@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,18 @@ def test_control_without_errors_passes_by_the_rate_alone() -> None:
 
     assert found.treatment_requests_to_pass == 751
     assert found.detectable_error_rate >= 0.002
+
+
+def test_page_states_what_power_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "gate.md").read_text()
+    tenth, half = (Gate().power(share=share, requests_per_second=5) for share in (0.1, 0.5))
+
+    for found in (tenth, half):
+        minutes = math.ceil(found.time_to_pass.total_seconds() / 60)
+        assert f"{minutes} min" in page
+        assert f"{found.treatment_requests_to_pass:,}" in page
+    assert f"errors of {100 * tenth.detectable_error_rate:.2g} % or more" in page
+    assert f"{100 * tenth.detectable_slow_share:.2g} % or more of its requests beyond control's p95" in page
 
 
 @pytest.mark.parametrize(
