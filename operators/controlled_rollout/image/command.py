@@ -55,10 +55,14 @@ async def run(
 
 
 def essence(lines: list[str], start: str = r"\s*(error:|×)") -> str:
-    """Return the part of a failed command's lines that says what is wrong: from the first that matches `start` on."""
-    first = next((at for at, line in enumerate(lines) if re.match(start, line)), 0)
-    said = [line for line in lines[first:] if line.strip()]
-    return "\n".join(said[:TOLD_LINES]).strip() or "it said nothing"
+    """Return the part of a failed command's lines that says what is wrong.
+
+    From the first that matches `start` on; the last ones, where none does.
+    """
+    first = next((at for at, line in enumerate(lines) if re.match(start, line)), None)
+    said = [line for line in lines[first or 0 :] if line.strip()]
+    told = said[-TOLD_LINES:] if first is None else said[:TOLD_LINES]
+    return "\n".join(told).strip() or "it said nothing"
 
 
 @contextlib.asynccontextmanager
