@@ -40,7 +40,8 @@ def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(
         [old] = asyncio.run(place.target.endpoint(place.endpoint)).versions
         second, load = asyncio.run(_under_load(place, dags, conf))
 
-    assert second["state"] == "success", states(second)
+    decisions = list(record.read(place.workspace, place.endpoint))
+    assert second["state"] == "success", (states(second), decisions[-1].why)
     assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
     found = asyncio.run(place.target.endpoint(place.endpoint))
     [new] = found.versions
@@ -49,7 +50,7 @@ def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(
     assert found.control.name == new
     assert load.failed == {}
     assert set(load.versions) == {old, new}
-    looks = [entry.outcome for entry in record.read(place.workspace, place.endpoint) if entry.step == "look"]
+    looks = [entry.outcome for entry in decisions if entry.step == "look"]
     assert looks[-1] == "pass"
     log = (place.workspace.root / "dags.log").read_text()
     assert asyncio.run(place.key()) not in log
