@@ -30,7 +30,6 @@ __all__ = [
     "alarm_threshold",
     "better",
     "claim_of",
-    "judged_metrics",
     "latency_weights",
     "rate_of",
     "weigh",
@@ -105,18 +104,19 @@ def weigh(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Findings:
     )
 
 
-def judged_metrics(judged: Columns, gate: Gate) -> list[str]:
-    """Return the metrics that can fail the treatment and that the bins carry: alpha is shared out over them."""
-    metrics = ["errors"]
-    if judged.slow:
-        metrics.append("latency")
-    metrics += judged.means
-    metrics += [name for name in judged.categories if gate.categories[name].on_difference == "fail"]
-    return metrics
+def alarm_threshold(gate: Gate, metric: str, *, latency: bool) -> float:
+    """Return 1 / alpha, with alpha shared out over the metrics that can fail the treatment and over the treatments.
 
+    The author's metrics have their part from the beginning, whether bins carry them yet or not: a threshold that moved
+    when one appears would take back what was established.
 
-def alarm_threshold(gate: Gate, metric: str, metrics: Iterable[str]) -> float:
-    """Return 1 / alpha, with alpha shared out over the metrics that are judged and over the treatments."""
+    Args:
+        gate: The shares.
+        metric: Which one.
+        latency: Whether latency is judged.
+    """
+    metrics = ["errors", *(["latency"] if latency else []), *gate.means]
+    metrics += [name for name, category in gate.categories.items() if category.on_difference == "fail"]
     total = sum(gate.weights.get(name, 1.0) for name in metrics)
     return gate.treatments * total / (gate.alpha * gate.weights.get(metric, 1.0))
 
@@ -176,7 +176,7 @@ class _Event:
 def _errors_higher(gate: Gate, errors: _Event) -> Finding:
     """Alarm: the odds of an error are above the tolerated ratio, and the rates differ by more than is tolerated."""
     judged, metric = errors.judged, errors.metric
-    threshold = alarm_threshold(gate, "errors", judged_metrics(judged, gate))
+    threshold = alarm_threshold(gate, "errors", latency=bool(judged.slow))
     evidence = settle(
         lambda bins: mix(errors.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS, math.log(threshold), bins),
         errors.bins,
@@ -212,7 +212,7 @@ def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> Finding
 
     E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
     """
-    threshold = alarm_threshold(gate, "latency", judged_metrics(slow[0].judged, gate))
+    threshold = alarm_threshold(gate, "latency", latency=True)
 
     def weigh_first(bins: int) -> Evidence:
         paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]

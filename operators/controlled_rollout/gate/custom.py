@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.categories import any_difference, difference_beyond, total_variation
-from controlled_rollout.gate.claims import Finding, alarm_threshold, claim_of, judged_metrics
+from controlled_rollout.gate.claims import Finding, alarm_threshold, claim_of
 from controlled_rollout.gate.columns import Columns, Values
 from controlled_rollout.gate.means import LEAST_BINS, LEAST_VALUES, Differences, differences, log_mixture, scale_of
 from controlled_rollout.gate.mixture import more_needed
@@ -36,7 +36,7 @@ def weigh(judged: Columns, gate: Gate) -> Custom:
         if name in judged.means:
             found = differences(*judged.means[name])
             alarms.append(
-                _mean_worse(name, setting, found, judged, alarm_threshold(gate, name, judged_metrics(judged, gate)))
+                _mean_worse(name, setting, found, judged, alarm_threshold(gate, name, latency=bool(judged.slow)))
             )
             if setting.pass_margin is not None:
                 passes.append(_mean_not_worse(name, setting.worse, setting.pass_margin, found, judged, gate))
@@ -81,7 +81,7 @@ def _category_differs(name: str, judged: Columns, gate: Gate) -> Finding:
     """Split or alarm: the categories are not distributed alike, or differ by more than is tolerated."""
     setting, found = gate.categories[name], judged.categories[name]
     fails = setting.on_difference == "fail"
-    threshold = alarm_threshold(gate, name, judged_metrics(judged, gate)) if fails else 1 / gate.split_alpha
+    threshold = alarm_threshold(gate, name, latency=bool(judged.slow)) if fails else 1 / gate.split_alpha
     if setting.tolerance:
         evidence = difference_beyond(found, setting.tolerance, math.log(threshold))
         claimed = f"{name} differs by more than {setting.tolerance:g}"

@@ -68,7 +68,7 @@ class Gate(BaseModel):
             burstiness; None divides.
         treatments: How many treatments are judged against the same control at the same time.
         weights: How `alpha` is shared out over `errors`, `latency`, the means and the categories that can fail, as
-            parts of their sum; a metric that is not named has 1, one that is not judged gives its part to the others.
+            parts of their sum; one that is not named has 1; latency gives its part to the others where not judged.
         means: The author's numeric metrics, by name.
         categories: The author's categorical metrics, by name.
     """

@@ -86,25 +86,25 @@ class Margins:
     def _polynomial(self, psi: float, turned: Truths) -> Floats:
         powers = np.array([psi**x for x in range(FEW_EVENTS + 1)])
         inverse = np.array([psi**-x for x in range(FEW_EVENTS + 1)])
-        coefficients = self._coefficients[: len(turned)]
-        total: Floats = np.log(np.where(turned, coefficients @ inverse, coefficients @ powers))
+        coefficients = self._coefficients[:, : len(turned)]
+        total: Floats = np.log(np.where(turned, inverse @ coefficients, powers @ coefficients))
         return total
 
 
 def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
-    """Return C(a, x) C(c, k - x) for x = 0 .. FEW_EVENTS, one row per bin; 0 where there is no such x."""
-    of_a, of_c = binomials(a), binomials(c)
-    others = k[:, np.newaxis] - np.arange(FEW_EVENTS + 1)
-    gathered = np.take_along_axis(of_c, np.maximum(others, 0).astype(np.intp), axis=1)
+    """Return C(a, x) C(c, k - x), one row per x = 0 .. FEW_EVENTS; 0 where there is no such x."""
+    of_a, of_c = binomials(a, FEW_EVENTS), binomials(c, FEW_EVENTS)
+    others = k - np.arange(FEW_EVENTS + 1)[:, np.newaxis]
+    gathered = np.take_along_axis(of_c, np.maximum(others, 0).astype(np.intp), axis=0)
     result: Floats = of_a * np.where(others >= 0, gathered, 0.0)
     return result
 
 
-def binomials(n: Floats) -> Floats:
-    """Return C(n, x) for x = 0 .. FEW_EVENTS, one row per n."""
-    result = np.ones((len(n), FEW_EVENTS + 1))
-    for x in range(1, FEW_EVENTS + 1):
-        result[:, x] = result[:, x - 1] * (n - x + 1) / x
+def binomials(n: Floats, most: int) -> Floats:
+    """Return C(n, x), one row per x = 0 .. most."""
+    result = np.ones((most + 1, len(n)))
+    for x in range(1, most + 1):
+        result[x] = result[x - 1] * (n - x + 1) / x
     return result
 
 

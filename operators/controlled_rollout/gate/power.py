@@ -48,9 +48,6 @@ def power(
     """
     _check(share, requests_per_second, error_rate, within)
     quantiles = gate.latency_quantiles if latency else ()
-    metrics = ["errors", *(["latency"] if quantiles else []), *gate.means]
-    metrics += [name for name, category in gate.categories.items() if category.on_difference == "fail"]
-
     per_second = share * requests_per_second
     needed = [_needed(gate, share, error_rate, gate.acceptable_error_rate)]
     needed += [_needed(gate, share, 1 - q, rate_of(gate.pass_ratio * (1 - q) / q)) for q in quantiles]
@@ -60,7 +57,7 @@ def power(
         requests = time = None
 
     seen = per_second * within.total_seconds()
-    goal = math.log(alarm_threshold(gate, "errors", metrics))
+    goal = math.log(alarm_threshold(gate, "errors", latency=bool(quantiles)))
     error = _smallest(
         lambda rate: _alarm(seen, share, error_rate, rate, gate.error_ratio, ABOVE_WEIGHTS) >= goal,
         error_rate + gate.error_difference,
@@ -69,7 +66,7 @@ def power(
     if quantiles:
         usual = min(quantiles, key=lambda quantile: abs(quantile - USUAL_QUANTILE))
         normal, weights = 1 - usual, latency_weights(len(quantiles))[: len(ABOVE)]
-        goal = math.log(alarm_threshold(gate, "latency", metrics))
+        goal = math.log(alarm_threshold(gate, "latency", latency=True))
         slow = _smallest(lambda part: _alarm(seen, share, normal, part, 1.0, weights) >= goal, normal)
     passes = None if time is None else timedelta(seconds=math.ceil(time))
     return Power(share, requests_per_second, error_rate, within, passes, requests, error, slow, usual)

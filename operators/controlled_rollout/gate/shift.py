@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.mixture import follow
 from controlled_rollout.gate.odds import FEW_EVENTS, binomials, saddle_point_value
+from controlled_rollout.gate.rate import log_gamma
 
 __all__ = ["TILTS", "Shift", "score_burstiness", "scores"]
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 # A log-normal duration with a spread of 0.6 that is 6, 13, 27, 62 or 160 % longer shifts by so many of its spreads.
 TILTS: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -70,7 +72,8 @@ class Shift:
         self._drawn = np.where(self._turned, others.sum(axis=0), own.sum(axis=0))
         self._sum = self._scores @ np.where(self._turned, -others, own)
         self._one_class = self._sizes.max(axis=0) == self._sizes.sum(axis=0)
-        self._zero = self._log_z(0.0, len(treatment))
+        total = self._sizes.sum(axis=0)
+        self._zero = log_gamma(total + 1) - log_gamma(self._drawn + 1) - log_gamma(total - self._drawn + 1)
 
     def paths(self, bins: int) -> list[Floats]:
         """Return one path per tilt: the log of the evidence that durations are longer by so much."""
@@ -98,16 +101,18 @@ class Shift:
             result[many] = self._saddle_point(sizes[:, many], drawn[many], signed[many])
         return result
 
-    def _polynomial(self, few: NDArray[np.intp], tilt: Floats) -> Floats:
+    def _polynomial(self, few: Indices, tilt: Floats) -> Floats:
         """Return log Z where few requests are drawn: the polynomials of the classes, multiplied as far as needed."""
-        degree = int(self._drawn[few].max())
-        powers = np.arange(degree + 1)
-        product = np.zeros((len(few), degree + 1))
-        product[:, 0] = 1.0
+        drawn = self._drawn[few].astype(np.intp)
+        degree = int(drawn.max())
+        product = np.zeros((degree + 1, len(few)))
+        product[0] = 1.0
         for size, score in zip(self._sizes, self._scores, strict=True):
-            factor = binomials(size[few])[:, : degree + 1] * np.exp(np.outer(tilt * score, powers))
-            product = np.stack([(product[:, : x + 1] * factor[:, x::-1]).sum(axis=1) for x in powers], axis=1)
-        result: Floats = np.log(np.take_along_axis(product, self._drawn[few].astype(np.intp)[:, None], axis=1)[:, 0])
+            factor, weight = binomials(size[few], degree), np.exp(tilt * score)
+            for power in range(1, degree + 1):
+                factor[power:] *= weight
+            product = np.stack([(product[: x + 1] * factor[x::-1]).sum(axis=0) for x in range(degree + 1)])
+        result: Floats = np.log(np.take_along_axis(product, drawn[np.newaxis], axis=0)[0])
         return result
 
     def _saddle_point(self, sizes: Floats, drawn: Floats, tilt: Floats) -> Floats:
@@ -117,7 +122,7 @@ class Shift:
         total = sizes.sum(axis=0)
         # Exact at a tilt of 0, and right to the first order beside it.
         u = np.log(drawn / (total - drawn)) - tilt * (self._scores @ sizes) / total
-        for _ in range(NEWTON_STEPS if tilt.any() else 0):
+        for _ in range(NEWTON_STEPS):
             z = np.exp(u)
             mean = variance = np.zeros_like(u)
             for size, weight in zip(sizes, weights, strict=True):

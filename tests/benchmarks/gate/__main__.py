@@ -32,8 +32,8 @@ def main() -> None:
     given = parser.parse_args()
     if not given.page:
         simulate(given.runs, given.processes, given.only)
-    cells, elapsed = load()
-    text = page.text(cells, elapsed, look.seconds())
+    cells, took = load()
+    text = page.text(cells, took, look.seconds())
     if given.only:
         print(text)
         return
@@ -46,21 +46,25 @@ def simulate(runs: int, processes: int, only: str) -> None:
     wanted = [index for index, cell in enumerate(CELLS) if only in cell.name]
     jobs = [(index, part) for index in wanted for part in range(-(-runs // CHUNK))]
     done: dict[int, list[Chunk]] = {index: [] for index in wanted}
+    cells: list[dict[str, object]] = []
+    RESULTS.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         running = [(index, pool.submit(chunk, index, min(CHUNK, runs), (index, part))) for index, part in jobs]
         for index, future in running:
             done[index].append(future.result())
             if len(done[index]) == -(-runs // CHUNK):
+                cells.append(asdict(merged(done.pop(index))))
+                RESULTS.write_text(
+                    json.dumps({"cells": cells, "elapsed": time.monotonic() - begin, "processes": processes})
+                )
                 print(f"{CELLS[index].name}: {time.monotonic() - begin:.0f} s", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    cells = [asdict(merged(chunks)) for chunks in done.values()]
-    RESULTS.write_text(json.dumps({"cells": cells, "elapsed": time.monotonic() - begin}))
 
 
-def load() -> tuple[list[Chunk], float]:
-    """Return the last results, and how long they took in seconds."""
+def load() -> tuple[list[Chunk], str]:
+    """Return the last results, and how long they took."""
     kept = json.loads(RESULTS.read_text())
-    return [Chunk(**cell) for cell in kept["cells"]], kept["elapsed"]
+    took = f"{kept['elapsed'] / 60:.0f} min by the clock in {kept['processes']} processes"
+    return [Chunk(**cell) for cell in kept["cells"]], took
 
 
 if __name__ == "__main__":

@@ -52,16 +52,15 @@ def looks(traffic: Traffic) -> Looks:
     own, others, before = slow_counts(traffic)
     errors = _Events(traffic, traffic.treatment.errors, traffic.control.errors, traffic.before.errors, skip)
     slow = [_Events(traffic, own[..., k], others[..., k], before[..., k], skip) for k in range(len(QUANTILES))]
-    metrics = ("errors", "latency")
 
     alarm = _mixed(errors.paths(gate.error_ratio, ABOVE), ABOVE_WEIGHTS) >= math.log(
-        alarm_threshold(gate, "errors", metrics)
+        alarm_threshold(gate, "errors", latency=True)
     )
     alarm = _ever(alarm) & errors.differs(gate.error_difference)
     paths = [path for event in slow for path in event.paths(1.0, ABOVE)] + _shift_paths(
         traffic, own, others, before, skip
     )
-    latency = _mixed(paths, latency_weights(len(slow))) >= math.log(alarm_threshold(gate, "latency", metrics))
+    latency = _mixed(paths, latency_weights(len(slow))) >= math.log(alarm_threshold(gate, "latency", latency=True))
     failed = _first(alarm | latency)
 
     passes = _ever(errors.not_worse(gate, gate.acceptable_error_rate))

@@ -26,18 +26,16 @@ it, Argo, Kayenta and AsympCS leave five minutes out. The split is the one that 
 """
 
 
-def text(cells: Sequence[Chunk], elapsed: float, looks: Mapping[str, float]) -> str:
+def text(cells: Sequence[Chunk], took: str, looks: Mapping[str, float]) -> str:
     """Return the page.
 
     Args:
         cells: What the cells came to.
-        elapsed: How long they took, in seconds by the clock.
+        took: How long they took, in words.
         looks: By kind of rollout the processor seconds of one look at 10,000 bins.
     """
     return (
-        "\n".join(
-            [INTRODUCTION, *_rules(), *_bars(cells), *_healthy(cells), *_bad(cells), *_about(cells, elapsed, looks)]
-        )
+        "\n".join([INTRODUCTION, *_rules(), *_bars(cells), *_healthy(cells), *_bad(cells), *_about(cells, took, looks)])
         + "\n"
     )
 
@@ -103,7 +101,8 @@ def _bad(cells: Sequence[Chunk]) -> Iterator[str]:
         "Delay, requests and bad answers of the treatment until the roll-back are medians over all runs (a run without "
         f"one lasts {MINUTES} minutes). A bad answer is an error, in the latency cells one later than control's p95. "
         "*Lost*: another rule is faster although it, too, keeps its level in the healthy cell of the same traffic "
-        "(A/A); in bold where it keeps it in every healthy cell.\n"
+        "(A/A); in bold where it keeps it in every healthy cell. A fixed threshold is fast where it happens to lie "
+        "between the two rates; at another base rate it rolls back everything, or nothing.\n"
     )
     yield "![Delays](gate-benchmark-delays.svg)\n"
     yield from _header(
@@ -183,14 +182,14 @@ def _asked(what: str, asked: str, found: float, most: float, unit: str) -> str:
     return _row(what, asked, f"{found:.3g}{unit}", "reached" if found <= most else "**missed**")
 
 
-def _about(cells: Sequence[Chunk], elapsed: float, looks: Mapping[str, float]) -> Iterator[str]:
+def _about(cells: Sequence[Chunk], took: str, looks: Mapping[str, float]) -> Iterator[str]:
     runs = {len(cell.passed) for cell in cells}
     yield "## How it was measured\n"
     yield (
         f"{max(runs):,} runs of each of {len(cells)} cells; {sum(cell.checked for cell in cells)} of them were judged "
         "one by one by `judge` as well, with the same outcome at every look at which it changes. "
-        f"{sum(cell.seconds for cell in cells) / 60:.0f} min of processor time in two processes, "
-        f"{elapsed / 60:.0f} min by the clock of a machine that was busy with other work "
+        f"{sum(cell.seconds for cell in cells) / 60:.0f} min of processor time, {took}, on a machine that was busy "
+        "with other work "
         f"({os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"{datetime.now(UTC):%Y-%m-%d})."
     )

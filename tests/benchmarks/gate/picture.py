@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#0b6e4f", "#d1495b", "#f08a9b", "#7a1f2b", "#edae49", "#8d6a9f", "#66a5ad")
-GROUP, HEIGHT, LEFT, TOP, BOTTOM = 150, 260, 50, 70, 80
+GROUP, HEIGHT, LEFT, TOP, BOTTOM = 190, 260, 50, 90, 60
 
 
 def bars(
@@ -28,11 +28,9 @@ def bars(
     bar = (GROUP - 24) / len(series)
     parts = [_text(LEFT, 20, title, size=15, anchor="start")]
     for index, name in enumerate(series):
-        x = LEFT + index * 150
-        parts += [
-            f'<rect x="{x}" y="34" width="12" height="12" fill="{COLOURS[index]}"/>',
-            _text(x + 17, 44, name, anchor="start"),
-        ]
+        x, y = LEFT + index % 4 * 180, 34 + index // 4 * 20
+        parts.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{COLOURS[index]}"/>')
+        parts.append(_text(x + 17, y + 10, name, anchor="start"))
     for tick in range(5):
         y = TOP + HEIGHT * (1 - tick / 4)
         parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y}" y2="{y}" stroke="#ddd"/>')

@@ -26,7 +26,7 @@ def thresholds_ms(quantiles: tuple[float, ...] = QUANTILES) -> Floats:
     return np.array([MEDIAN_MS * np.exp(SPREAD * norm.ppf(q)) for q in quantiles])
 
 
-_GRID = MEDIAN_MS * np.exp(SPREAD * np.linspace(-2.5, 4.5, 29))
+_GRID = MEDIAN_MS * np.exp(SPREAD * np.linspace(-2.4, 4.2, 23))
 EDGES_MS: Floats = np.unique(np.concatenate([_GRID, thresholds_ms(), thresholds_ms() * (1 + TOLERANCE)]))
 
 
@@ -167,6 +167,7 @@ def incident(usual: float, then: float) -> Callable[[Floats], Floats]:
 
 CELLS = (
     *(Cell(f"A/A, {rate:,}/min", rate, True) for rate in (30, 300, 3_000)),
+    Cell("4 % errors in both, 300/min", 300, True, errors=constant(0.04)),
     Cell("base rate rises, split moves", 300, True, errors=wave(0.002, 0.03), latency=wave(1, 1.6), share=ramp),
     Cell("incident hits both, split moves", 300, True, errors=incident(0.005, 0.3), latency=incident(1, 3), share=ramp),
     Cell("errors in bursts", 300, True, bursts=True),
