@@ -14,12 +14,10 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
 
 TESTS = Path(__file__).parent
-# What waits more than it computes; the rest fills the gaps at the end.
-WAITING = ("cluster", "local", "registry", "prometheus")
 # Their tests share what takes long to make.
 ONE_PROCESS = ("prometheus", "registry")
 # Their tests share nothing but the cluster.
-EACH_BY_ITSELF = ("cluster/test_rollout.py", "cluster/test_outages.py")
+EACH_BY_ITSELF = ("cluster/test_builder_pod.py", "cluster/test_outages.py", "cluster/test_rollout.py")
 BREAKS_LAB = "breaks_lab"
 LAB_WAS_UP = pytest.StashKey[bool]()
 
@@ -53,10 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
         groups[folder][group].append(item)
     first = groups.pop(BREAKS_LAB, {}).values()
-    waiting = (groups.pop(folder, {}).values() for folder in WAITING)
-    turns = chain.from_iterable(zip_longest(*waiting, fillvalue=[]))
-    rest = chain.from_iterable(folder.values() for folder in groups.values())
-    items[:] = chain.from_iterable(chain(first, turns, rest))
+    turns = chain.from_iterable(zip_longest(*(folder.values() for folder in groups.values()), fillvalue=[]))
+    items[:] = chain.from_iterable(chain(first, turns))
 
 
 def _place(item: pytest.Item) -> tuple[str, str]:

@@ -17,11 +17,9 @@ from typing import Final
 import psutil
 from scripts.demo.report import write_atomically
 
-__all__ = ["Processes", "Started"]
+__all__ = ["Processes", "Started", "started_at"]
 
 POLL_S: Final = 0.05
-# create_time() is read from clock ticks.
-SAME_START_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,12 @@ class Started:
     Attributes:
         name: What it is, for people.
         pid: Its id, and that of its session.
-        created: Its start, in seconds since 1970: with it, another process that got the same id is told apart.
+        ticks: Its start, in clock ticks since the machine's: tells another process apart that got the same id.
     """
 
     name: str
     pid: int
-    created: float
+    ticks: int
 
 
 class Processes:
@@ -68,7 +66,7 @@ class Processes:
                 start_new_session=True,
             )
         self._popen[process.pid] = process
-        started = Started(name, process.pid, psutil.Process(process.pid).create_time())
+        started = Started(name, process.pid, started_at(process.pid))
         self._write([*self.started(), started])
         return started
 
@@ -122,10 +120,9 @@ class Processes:
 
     def _is_leader(self, started: Started) -> bool:
         try:
-            leader = psutil.Process(started.pid)
-            same = abs(leader.create_time() - started.created) < SAME_START_S
-            return same and leader.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            same = started_at(started.pid) == started.ticks
+            return same and psutil.Process(started.pid).status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, OSError):
             return False
 
     def _members(self, started: Started) -> Iterator[psutil.Process]:
@@ -138,7 +135,7 @@ class Processes:
                 if os.getsid(process_id) != started.pid:
                     continue
                 member = psutil.Process(process_id)
-                if member.status() == psutil.STATUS_ZOMBIE or member.create_time() < started.created - SAME_START_S:
+                if member.status() == psutil.STATUS_ZOMBIE or started_at(process_id) < started.ticks:
                     continue
                 if led or Path(member.cwd()).is_relative_to(self._folder):
                     yield member
@@ -148,3 +145,14 @@ class Processes:
             write_atomically(self._ledger, json.dumps([asdict(entry) for entry in entries]))
         else:
             self._ledger.unlink(missing_ok=True)
+
+
+def started_at(process_id: int) -> int:
+    """Return a process's start in clock ticks since the machine's (proc(5)).
+
+    In seconds since 1970 it would jump whenever the clock is set, and a process would not be known again.
+
+    Raises:
+        OSError: There is no such process.
+    """
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -12,10 +13,8 @@ from .commands import until
 from .layout import Layout
 from .state import Process, State
 
-__all__ = ["end", "end_all", "is_running", "start"]
+__all__ = ["end", "end_all", "is_running", "start", "started_at"]
 
-# create_time() is read from clock ticks.
-SAME_START_S = 0.05
 ENTER = 'echo $$ >"$0" && cd "$1" && shift && exec "$@"'
 
 
@@ -35,7 +34,7 @@ def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
         setsid=True,
         setsigdef=[signal.SIGPIPE],
     )
-    state.processes[name] = Process(process_id, psutil.Process(process_id).create_time())
+    state.processes[name] = Process(process_id, started_at(process_id))
     state.write()
 
 
@@ -46,11 +45,18 @@ def is_running(process: Process | None) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.created) < SAME_START_S
-        return same and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+        same = started_at(process.pid) == process.started
+        return same and psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
         return False
+
+
+def started_at(process_id: int) -> int:
+    """Return a process's start in clock ticks since the machine's (proc(5)).
+
+    In seconds since 1970 it would jump whenever the clock is set, and a process would not be known again.
+    """
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def end(state: State, names: Iterable[str], *, how: signal.Signals = signal.SIGTERM, grace_s: float = 10.0) -> None:

@@ -13,11 +13,11 @@ class Process:
 
     Attributes:
         pid: Its id.
-        created: Its start, in seconds since 1970: with it, another process that got the same id is told apart.
+        started: Its start, in clock ticks since the machine's: tells another process apart that got the same id.
     """
 
     pid: int
-    created: float
+    started: int
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripts.demo.processes import Processes, Started
+from scripts.demo.processes import Processes, Started, started_at
 
 # A leader with a child in a process group of its own, as Airflow has its tasks; both say when they are there.
 FAMILY = """
@@ -92,7 +92,7 @@ def test_another_process_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
     # The ledger's process is long gone, and its id now belongs to somebody else.
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as other:
         processes = Processes(tmp_path)
-        processes._write([Started("gone", other.pid, psutil.Process(other.pid).create_time() - 1000)])
+        processes._write([Started("gone", other.pid, started_at(other.pid) - 1000)])
 
         processes.end_all(grace_s=0.2)
 
