@@ -1,6 +1,8 @@
 """Evidence from a real Prometheus that scrapes the real Envoy of a local workspace."""
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,7 +48,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def prometheus(lab: Lab) -> Iterator[RunningPrometheus]:
     with forwarding(admin_socket(lab)) as port:
         with scraping(lab.folder / "prometheus", f"127.0.0.1:{port}") as found:
+            asyncio.run(until(lambda: has_sample(found.url), "the first sample"))
             yield found
+
+
+def has_sample(url: str) -> bool:
+    with urllib.request.urlopen(f"{url}/api/v1/query?query=envoy_server_uptime", timeout=10) as answer:
+        return bool(json.load(answer)["data"]["result"])
 
 
 def admin_socket(lab: Lab) -> Path:
