@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.lab import Lab, LabError
+from cluster.lab.cache import locked
 from cluster.lab.machine import why_not_here
 from cluster.lab.network import owner
 from cluster.lab.turns import turn
@@ -33,13 +34,15 @@ def _is_required() -> bool:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """The lab that is up, or one that is brought up for this run (and taken down at its end)."""
-    try:
-        return Lab.connect()
-    except LabError:
-        why_not = why_not_here()
-    if why_not and not _is_required():
-        pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, CONTROLLED_ROLLOUT_CLUSTER=required to insist")
-    return Lab.up(owner())
+    # One process brings it up and the others wait: `up` on a lab that another's test is breaking would fail.
+    with locked("first-use"):
+        try:
+            return Lab.connect()
+        except LabError:
+            why_not = why_not_here()
+        if why_not and not _is_required():
+            pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, or CONTROLLED_ROLLOUT_CLUSTER=required")
+        return Lab.up(owner())
 
 
 @pytest.fixture(autouse=True)
