@@ -216,3 +216,44 @@ def test_the_author_s_metrics_are_read_by_bin_and_a_query_that_fails_blinds_only
     assert first.control.requests == 10
     with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'revenue'.*answered 400"):
         read(source(store), name, gate=broken)
+
+
+def test_categories_of_the_authors_are_counted_by_bin_and_version(store: Process) -> None:
+    name = "categories"
+    store.send(*({"endpoint": name, "at": STARTED + n * S} for n in range(20)))
+    seen = [("control", name) for name in ("CH", "DE", "CH")]
+    seen += [("treatment", "it's"), ("treatment", ""), ("another", "FR")]
+    envelopes = [
+        {
+            "time": (STARTED + 2 * S).isoformat(),
+            "iKey": store.key,
+            "data": {
+                "baseType": "EventData",
+                "baseData": {"ver": 2, "name": "asked", "properties": {"version": version, "country": country}},
+            },
+        }
+        for version, country in seen
+    ]
+    assert store.http.post("/v2.1/track", content=json.dumps(envelopes)).status_code == 200
+    kql = """
+        AppEvents
+        | where Name == 'asked'
+        | project TimeGenerated, Version = tostring(Properties.version), Value = tostring(Properties.country);
+    """
+    numbers = kql.replace("tostring(Properties.country)", "strlen(tostring(Properties.country))")
+    gate = Gate(latency_quantiles=(), categories={"country": {"kql": kql}, "length": {"kql": numbers}})
+
+    evidence = read(source(store), name, gate=gate)
+
+    first = evidence.bins[0]
+    assert first.control.categories == {"country": {"CH": 2, "DE": 1}, "length": {"2": 3}}
+    assert first.treatment.categories == {"country": {"it's": 1}, "length": {"4": 1, "0": 1}}
+    assert first.control.requests == 10
+    assert "Category = Value" in evidence.queries[-1]
+
+
+def test_a_query_of_categories_that_cannot_be_run_is_named(store: Process) -> None:
+    broken = Gate(latency_quantiles=(), categories={"country": {"kql": "AppEvents | where"}})
+
+    with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'country'.*answered 400"):
+        read(source(store), "categories", gate=broken)

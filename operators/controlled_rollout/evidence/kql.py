@@ -13,7 +13,15 @@ from controlled_rollout.endpoint import check_name
 from controlled_rollout.evidence.bins import BUCKETS_PER_E, FASTEST_MS
 from controlled_rollout.evidence.model import Ask
 
-__all__ = ["arrivals_query", "baseline_query", "counts_query", "mean_query", "newest_query", "until_line"]
+__all__ = [
+    "arrivals_query",
+    "baseline_query",
+    "category_query",
+    "counts_query",
+    "mean_query",
+    "newest_query",
+    "until_line",
+]
 
 # No duration reaches it: stands where one gate has fewer thresholds than another in the same query.
 NEVER_MS: Final = 1e18
@@ -94,16 +102,39 @@ def mean_query(kql: str, ask: Ask, *, until: datetime | None, bin_width: timedel
         until: How far to read; None leaves it open, for `until_line`.
         bin_width: The length of a bin.
     """
+    return _summarized(
+        kql, "Count = count(), Mean = avg(Value), Variance = variance(Value)", "Version", ask, until, bin_width
+    )
+
+
+def category_query(kql: str, ask: Ask, *, until: datetime | None, bin_width: timedelta) -> str:
+    """Return the KQL of one categorical metric: how often each version had each category by bin.
+
+    Args:
+        kql: The author's query: one row a value, with TimeGenerated, Version and Value; an empty one is none.
+        ask: Whose versions, and since when.
+        until: How far to read; None leaves it open, for `until_line`.
+        bin_width: The length of a bin.
+    """
+    text = f"{_one_statement(kql)}\n| extend Value = tostring(Value)\n| where isnotempty(Value)"
+    return _summarized(text, "Count = count()", "Version, Category = Value", ask, until, bin_width)
+
+
+def _summarized(kql: str, values: str, by: str, ask: Ask, until: datetime | None, bin_width: timedelta) -> str:
     end = "Until" if until is None else _datetime(until)
     versions = f"'{check_name(ask.subject.control)}', '{check_name(ask.subject.treatment)}'"
     return (
-        f"{kql.strip().rstrip(';')}\n"
+        f"{_one_statement(kql)}\n"
         f"| where TimeGenerated >= {_datetime(ask.since)} and TimeGenerated < {end}\n"
         f"| where Version in ({versions}) and isnotnull(Value)\n"
-        "| summarize Count = count(), Mean = avg(Value), Variance = variance(Value)\n"
-        f"    by Version, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}),"
+        f"| summarize {values}\n"
+        f"    by {by}, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}),"
         f" Before = TimeGenerated < {_datetime(ask.subject.started)}"
     )
+
+
+def _one_statement(kql: str) -> str:
+    return kql.strip().rstrip(";")
 
 
 def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:

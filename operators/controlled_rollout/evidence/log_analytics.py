@@ -12,7 +12,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import kql
 from controlled_rollout.evidence.bins import thresholds
 from controlled_rollout.evidence.model import Arrival, Ask, Evidence, Question, ThrottledError, TooMuchError
-from controlled_rollout.evidence.rows import CountRow, MeanRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
 from controlled_rollout.gate import Counts, Moments
 
@@ -82,19 +82,25 @@ class LogAnalyticsEvidence:
             found[number].append(_count_row(row, slow[: len(asks[number].thresholds_ms)]))
         return found
 
-    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
-        """Return the values of the author's metrics by bin and version; see `Store.means`."""
-        found = []
+    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
+        """Return what the author's metrics were by bin and version; see `Store.metrics`."""
+        found: list[MetricRow] = []
         for name, author in ask.subject.means:
             query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.bin_width)
-            try:
-                rows = await self._ask(query, "Version", "Bin", "Before", "Count", "Mean", "Variance")
-            except ThrottledError:
-                raise
-            except EvidenceUnavailableError as error:
-                raise EvidenceUnavailableError(f"the query of the metric {name!r}: {error}") from None
+            rows = await self._ask_for(name, query, "Count", "Mean", "Variance")
             found += [_mean_row(name, row) for row in rows]
+        for name, author in ask.subject.categories:
+            query = kql.category_query(author, ask, until=until, bin_width=ask.subject.bin_width)
+            found += _category_rows(name, await self._ask_for(name, query, "Category", "Count"))
         return found
+
+    async def _ask_for(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
+        try:
+            return await self._ask(query, "Version", "Bin", "Before", *columns)
+        except ThrottledError:
+            raise
+        except EvidenceUnavailableError as error:
+            raise EvidenceUnavailableError(f"the query of the metric {metric!r}: {error}") from None
 
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
@@ -116,12 +122,14 @@ class LogAnalyticsEvidence:
 
     def queries(self, ask: Ask) -> tuple[str, ...]:
         """Return the queries that give the same numbers for this gate alone; see `Store.queries`."""
-        counts = kql.counts_query([ask], bin_width=ask.subject.bin_width)
-        means = [
-            kql.mean_query(author, ask, until=None, bin_width=ask.subject.bin_width) for _, author in ask.subject.means
+        width = ask.subject.bin_width
+        counts = kql.counts_query([ask], bin_width=width)
+        means = [kql.mean_query(author, ask, until=None, bin_width=width) for _, author in ask.subject.means]
+        categories = [
+            kql.category_query(author, ask, until=None, bin_width=width) for _, author in ask.subject.categories
         ]
         baseline = [kql.baseline_query([ask])] if ask.subject.quantiles else []
-        return (*baseline, counts, *means)
+        return (*baseline, counts, *means, *categories)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none.
@@ -233,11 +241,19 @@ def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
     return CountRow(*_bin_of(row), counts)
 
 
-def _mean_row(name: str, row: Mapping[str, Any]) -> MeanRow:
+def _mean_row(name: str, row: Mapping[str, Any]) -> MetricRow:
     count = _whole(row["Count"])
     # The sample variance of a single value is none: null, or NaN as text.
     variance = _number(name, row["Variance"]) if count > 1 else 0.0
-    return MeanRow(*_bin_of(row), name, Moments(count, _number(name, row["Mean"]) if count else 0.0, variance))
+    return MetricRow(*_bin_of(row), name, Moments(count, _number(name, row["Mean"]) if count else 0.0, variance))
+
+
+def _category_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
+    """Put the categories of one version and bin together: the store gives each a row of its own, in any order."""
+    found: dict[tuple[datetime, str, bool], dict[str, int]] = {}
+    for row in sorted(rows, key=lambda row: str(row["Category"])):
+        found.setdefault(_bin_of(row), {})[str(row["Category"])] = _whole(row["Count"])
+    return [MetricRow(*key, name, tally) for key, tally in found.items()]
 
 
 def _number(name: str, value: object) -> float:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.rows import CountRow, MeanRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.gate import Bin, Gate
 
 __all__ = [
@@ -146,7 +146,7 @@ class Subject:
         allowed_lag: How late a row may arrive.
         quantiles: The latency quantiles that are judged.
         tolerance: The relative slow-down of the treatment that is tolerated.
-        means: The author's queries for numeric metrics, as (name, KQL).
+        means, categories: The author's queries for numeric and for categorical metrics, as (name, KQL).
         clusters: What the router calls control's and the treatment's replicas.
     """
 
@@ -160,7 +160,13 @@ class Subject:
     quantiles: tuple[float, ...]
     tolerance: float
     means: tuple[tuple[str, str], ...] = ()
+    categories: tuple[tuple[str, str], ...] = ()
     clusters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the author's metrics that are asked for."""
+        return tuple(name for name, _ in (*self.means, *self.categories))
 
     def cluster_of(self, version: str) -> str:
         """Return what the router calls a version's replicas."""
@@ -181,6 +187,7 @@ class Subject:
             quantiles=tuple(question.gate.latency_quantiles),
             tolerance=question.gate.latency_tolerance,
             means=tuple((name, mean.kql) for name, mean in question.gate.means.items() if mean.kql),
+            categories=tuple((name, one.kql) for name, one in question.gate.categories.items() if one.kql),
             clusters=tuple((name, question.clusters[name]) for name in versions if name in question.clusters),
         )
 
@@ -227,8 +234,8 @@ class Store(Protocol):
         """Return each ask's counts by bin and version, from its `since` until `until`."""
         ...
 
-    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
-        """Return the values of an ask's numeric metrics by bin and version, from its `since` until `until`.
+    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
+        """Return what the author's metrics were by bin and version, from the ask's `since` until `until`.
 
         Raises:
             EvidenceUnavailableError: Also where the author's query cannot be run; only this gate is blind then.

@@ -16,7 +16,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
 from controlled_rollout.evidence.increments import Sample, binned, bound_at_least, growths, quantile_bounds
 from controlled_rollout.evidence.model import Arrival, Ask, Evidence, Question, TooMuchError
-from controlled_rollout.evidence.rows import CountRow, MeanRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
 from controlled_rollout.gate import Counts
 
@@ -125,11 +125,11 @@ class PrometheusEvidence:
         counters = (_by_cluster(requests), _by_cluster(times))
         return [_rows(ask, *counters, scrapes, until=until, width=bin_width) for ask in asks]
 
-    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
+    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
         """Refuse: the author's queries are KQL."""
         raise EvidenceUnavailableError(
-            f"the metrics {', '.join(name for name, _ in ask.subject.means)} are asked for in KQL, and the evidence is "
-            "read from Prometheus: leave the gate's means out, or give the workspace a Log Analytics workspace"
+            f"the metrics {', '.join(ask.subject.metrics)} are asked for in KQL, and the evidence is read from "
+            "Prometheus: leave the gate's means and categories out, or give the workspace a Log Analytics workspace"
         )
 
     async def arrivals(

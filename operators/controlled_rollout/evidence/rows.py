@@ -1,12 +1,12 @@
-"""Counts and means as they come from a metric store, and how the two are put together."""
+"""Counts and the author's metrics as they come from a metric store, and how the two are put together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlled_rollout.gate import Counts, Moments
 
-__all__ = ["CountRow", "MeanRow", "with_means"]
+__all__ = ["CountRow", "MetricRow", "with_metrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +20,38 @@ class CountRow:
 
 
 @dataclass(frozen=True, slots=True)
-class MeanRow:
-    """The values that one version had of one metric in one bin; `before` as in `CountRow`."""
+class MetricRow:
+    """What one version had of one of the author's metrics in one bin; `before` as in `CountRow`.
+
+    Attributes:
+        name: The metric's.
+        found: The moments of its values, or how often each of its categories was seen.
+    """
 
     start: datetime
     version: str
     before: bool
     name: str
-    moments: Moments
+    found: Moments | Mapping[str, int]
 
 
-def with_means(rows: Iterable[CountRow], means: Iterable[MeanRow], *, kinds: int) -> list[CountRow]:
+def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, kinds: int) -> list[CountRow]:
     """Return the counts with the metrics of the same bin and version in them.
 
     Args:
         rows: The counts.
-        means: The metrics; a bin in which a version has values but no request is kept too.
+        metrics: The metrics; a bin in which a version has values but no request is kept too.
         kinds: How many latency thresholds each count has.
     """
     found = {(row.start, row.version, row.before): row for row in rows}
-    for mean in means:
-        key = (mean.start, mean.version, mean.before)
+    for metric in metrics:
+        key = (metric.start, metric.version, metric.before)
         row = found.get(key) or CountRow(*key, Counts(requests=0, errors=0, slow=(0,) * kinds))
-        found[key] = replace(row, counts=replace(row.counts, means={**row.counts.means, mean.name: mean.moments}))
+        found[key] = replace(row, counts=_with_metric(row.counts, metric))
     return list(found.values())
+
+
+def _with_metric(counts: Counts, metric: MetricRow) -> Counts:
+    if isinstance(metric.found, Moments):
+        return replace(counts, means={**counts.means, metric.name: metric.found})
+    return replace(counts, categories={**counts.categories, metric.name: metric.found})

@@ -26,7 +26,7 @@ from controlled_rollout.evidence.model import (
     ThrottledError,
     TooMuchError,
 )
-from controlled_rollout.evidence.rows import CountRow, with_means
+from controlled_rollout.evidence.rows import CountRow, with_metrics
 
 __all__ = ["Series", "SharedReader", "read_shared", "shared_reader"]
 
@@ -181,14 +181,14 @@ class SharedReader:
             return
         for ask, rows in zip(asks, counted, strict=True):
             try:
-                means = await self._store.means(ask, until=until) if ask.subject.means else []
+                metrics = await self._store.metrics(ask, until=until) if ask.subject.metrics else []
             except ThrottledError:
                 raise
             except EvidenceUnavailableError as error:
                 # An author's query that fails is this gate's alone.
                 self._failures[ask.subject] = error
                 continue
-            complete = with_means(rows, means, kinds=len(ask.thresholds_ms)) if means else rows
+            complete = with_metrics(rows, metrics, kinds=len(ask.thresholds_ms)) if metrics else rows
             self._take(ask, complete, arrivals.get(ask.subject.endpoint), until, began)
 
     def _ask(self, subject: Subject, arrival: Arrival | None) -> Ask:

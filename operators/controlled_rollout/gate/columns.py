@@ -22,6 +22,8 @@ NOT_AN_INTEGER: Final = "is not a whole number"
 # Up to here every whole number is a float.
 LARGEST: Final = 2**53
 NOTHING: Final = Moments(0)
+# Each takes two numbers a bin; names that hardly repeat (a user, a request) are no categories.
+MOST_CATEGORIES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,8 @@ def _categories(
                     where = f"bin {starts[index].isoformat()}: {arm}"
                     _check_count(where, f"categories[{name!r}][{category!r}]", count)
                     if category not in seen:
+                        if len(seen) == MOST_CATEGORIES:
+                            _refuse(where, f"categories[{name!r}]", category, f"is one more than {MOST_CATEGORIES}")
                         seen[category] = Metric(np.zeros(len(starts)), np.zeros(len(starts)))
                     getattr(seen[category], arm)[index] = count
         if any(tally is not None for column in tallies for tally in column):

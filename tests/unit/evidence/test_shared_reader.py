@@ -13,7 +13,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import shared
 from controlled_rollout.evidence.bins import closed_until, floor_to_bin
 from controlled_rollout.evidence.model import Arrival, Ask, Subject, ThrottledError
-from controlled_rollout.evidence.rows import CountRow, MeanRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.shared import Series, SharedReader
 from controlled_rollout.gate import Counts
 
@@ -64,7 +64,7 @@ class MemoryStore:
         lag = max(arrived - floor_to_bin(began, WIDTH) - WIDTH for began, arrived, _ in fresh)
         return {"digits": Arrival(min(row[0] for row in fresh), max(lag, timedelta(0)))}
 
-    async def means(self, ask: Ask, *, until: datetime) -> list[MeanRow]:
+    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
         return []
 
     def queries(self, ask: Ask) -> tuple[str, ...]:

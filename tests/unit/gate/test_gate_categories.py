@@ -144,6 +144,14 @@ def test_impossible_tallies_are_refused(count: float) -> None:
         judge(bins, INPUTS)
 
 
+def test_names_that_hardly_repeat_are_refused_as_categories() -> None:
+    users = {f"user-{number}": 1 for number in range(201)}
+    bins = [Bin(BEGIN, Counts(201, 0, categories={"country": users}), Counts(5, 0))]
+
+    with pytest.raises(EvidenceError, match=r"categories\['country'\] = 'user-200'.*is one more than 200"):
+        judge(bins, INPUTS)
+
+
 def test_metric_that_no_bin_carries_is_named_in_the_reason() -> None:
     assert "country is not judged" in judge([Bin(BEGIN, Counts(5, 0), Counts(5, 0))], INPUTS).reason
 
