@@ -1,5 +1,7 @@
 # Every target installs what it needs by itself: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
+# Most of what runs here is many processes that import the same thousand modules: each would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo up down test check format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
