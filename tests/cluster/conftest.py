@@ -1,5 +1,6 @@
 """What the tests on a cluster get: the lab, and a namespace of their own."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -60,8 +61,8 @@ def its_turn(request: pytest.FixtureRequest) -> Iterator[None]:
 def fresh_namespace(lab: Lab) -> Iterator[str]:
     """Create a namespace, and delete it afterwards with all that is in it."""
     name = f"test-{secrets.token_hex(4)}"
-    lab.kubectl("create", "namespace", name)
-    lab.kubectl("label", "namespace", name, f"{LABEL}=true")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {LABEL: "true"}}}
+    lab.kubectl("create", "-f", "-", input=json.dumps(namespace))
     yield name
     lab.kubectl("delete", "namespace", name, "--wait=false")
 

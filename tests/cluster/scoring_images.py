@@ -18,13 +18,16 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from controlled_rollout.image import build_container
+from controlled_rollout.image.runtime import recipe_files, runtime_folder, runtime_requirements
+from registry.real_registry import serving
 
-from .lab.cache import cache_folder
+from .lab.cache import cache_folder, digest_of, locked, made_once
 from .lab.images import base_image
 
 __all__ = ["MODELS", "build", "build_all", "project"]
@@ -53,8 +56,23 @@ def project(model: str, into: Path, **changes: Any) -> Path:
     return into
 
 
-def build(registry: str, model: str, *, progress: Callable[[str], None] = lambda line: None, **changes: Any) -> str:
-    """Build a model's image in a registry on this machine, or find it, and return its reference `name@sha256:…`."""
+def build(
+    registry: str,
+    model: str,
+    *,
+    shared: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> str:
+    """Build a model's image in a registry on this machine, or find it, and return its reference `name@sha256:…`.
+
+    Args:
+        registry: Its host and port.
+        model: One of `MODELS`.
+        shared: Where the environment's image may be already, as `host:port/prefix`.
+        progress: Called with a line for each step.
+        **changes: As for `project`.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = project(model, Path(temporary) / model, **changes)
         reference = asyncio.run(
@@ -62,6 +80,7 @@ def build(registry: str, model: str, *, progress: Callable[[str], None] = lambda
                 folder,
                 name=str(changes.get("version", model)),
                 registry=f"{registry}/models",
+                shared_registry=shared,
                 cache=cache_folder() / "images",
                 base_image=base_image(registry),
                 progress=progress,
@@ -83,7 +102,29 @@ def build_all(
     Returns:
         The reference `name@sha256:…` of each.
     """
-    return {model: build(registry, model, progress=progress) for model in models}
+    with _kept_environment(progress) as shared:
+        return {model: build(registry, model, shared=shared, progress=progress) for model in models}
+
+
+@contextmanager
+def _kept_environment(progress: Callable[[str], None]) -> Iterator[str | None]:
+    """Serve the models' environment as it was built once on this machine: a lab begins with an empty registry.
+
+    Where it turns out to be another environment than is asked for, that one is built in the lab's registry as well.
+    """
+    if shutil.which("docker-registry") is None:
+        yield None
+        return
+
+    def make(folder: Path) -> None:
+        with serving(folder) as registry:
+            build(registry.address, "steady", progress=progress)
+
+    files = [FOLDER / "environment.yml", *sorted(runtime_folder().rglob("*.py")), *recipe_files().values()]
+    contents = [file.read_text() for file in (*files, runtime_requirements())]
+    folder = made_once("registries", "environment", digest_of(*contents), make)
+    with locked("registries"), serving(folder, read_only=True) as kept:
+        yield f"{kept.address}/models"
 
 
 def main() -> None:

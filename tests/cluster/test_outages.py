@@ -16,7 +16,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from local.local_target_lab import steady_load
 
-RATE = 110.0
+RATE = 50.0
 OUTAGE_S = 30.0
 OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,services,deployments"
 
@@ -35,7 +35,7 @@ async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift
             await load.more(50)
         await asyncio.to_thread(place.lab.start, "kube-apiserver")
         stored = await shifting
-        await load.more(1000)
+        await load.more(500)
 
     assert load.failed == {}, load.refusals
     assert stored.effective_traffic() == {"one": 70.0, "two": 30.0}
@@ -51,10 +51,10 @@ async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Plac
         await load.more(100)
         await asyncio.to_thread(place.lab.kill, "envoy-gateway")
         shifting = asyncio.create_task(place.shift("two", 30))
-        await load.more(1000)
+        await load.more(500)
         await asyncio.to_thread(place.lab.start, "envoy-gateway")
         stored = await shifting
-        await load.more(1000)
+        await load.more(500)
 
     assert load.failed == {}, load.refusals
     assert load.versions["two"] > 0

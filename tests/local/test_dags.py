@@ -82,6 +82,12 @@ def dags(lab: Lab) -> Iterator[Dags]:
         yield dags
 
 
+@pytest.fixture(scope="module")
+def first(dags: Dags) -> dict[str, Any]:
+    """What the first deployment of the digits came to."""
+    return dags.run("retrain_and_deploy", **QUICK, part="first")
+
+
 def endpoint(lab: Lab, name: str = ENDPOINT) -> Endpoint:
     return asyncio.run(lab.target.endpoint(name))
 
@@ -114,9 +120,7 @@ def test_all_dag_files_are_loaded_without_errors(dags):
 
 
 @pytest.mark.timeout(600)
-def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(lab, dags):
-    first = dags.run("retrain_and_deploy", **QUICK, part="first")
-
+def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(lab, dags, first):
     assert first["state"] == "success"
     assert states(first) == {
         "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
@@ -138,6 +142,31 @@ def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(lab, dag
         assert status == 400
         assert "expected" in answer["error"] or "Expecting" in answer["error"]
 
+
+@pytest.mark.timeout(600)
+def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab, dags, first, tmp_path):
+    script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
+    faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
+    quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2}}
+    before = endpoint(lab)
+
+    answer, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **quick, **faulty))
+
+    assert answer["state"] == "failed"
+    assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
+    found = endpoint(lab)
+    assert dict(found.versions) == dict(before.versions)
+    assert found.rollout is None
+    [back] = [entry for entry in record.read(lab.workspace, ENDPOINT) if entry.step == "roll_back"]
+    assert back.why.startswith("fail: ")
+    assert "errors" in back.why
+    assert set(load.failed) == {"500"}
+
+
+@pytest.mark.timeout(600)
+def test_the_digits_are_retrained_and_promoted_under_load(lab, dags, first):
+    old = endpoint(lab).control.name
+
     second, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **QUICK))
 
     assert second["state"] == "success"
@@ -154,28 +183,6 @@ def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(lab, dag
     keys = asyncio.run(lab.target.keys(ENDPOINT))
     assert keys.primary not in log
     assert keys.secondary not in log
-
-
-@pytest.mark.timeout(600)
-def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab, dags, tmp_path):
-    name = "faulty"
-    script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
-    faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
-    quick = QUICK | {"endpoint": name, "gate": QUICK["gate"] | {"alpha": 0.2}}
-    assert dags.run("retrain_and_deploy", **quick, part="first")["state"] == "success"
-    before = endpoint(lab, name)
-
-    answer, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **quick, **faulty))
-
-    assert answer["state"] == "failed"
-    assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
-    found = endpoint(lab, name)
-    assert dict(found.versions) == dict(before.versions)
-    assert found.rollout is None
-    [back] = [entry for entry in record.read(lab.workspace, name) if entry.step == "roll_back"]
-    assert back.why.startswith("fail: ")
-    assert "errors" in back.why
-    assert set(load.failed) == {"500"}
 
 
 def test_people_end_a_rollout_and_go_back(lab, dags):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,11 @@ from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
 from controlled_rollout.evidence import Question, SplitChange, evidence_source
 from controlled_rollout.gate import Counts, Gate, Moments
 from controlled_rollout.workspace import Workspace
-from local.telemetry_lab import Process, source, stores
+from local.telemetry_lab import Process, source
 
 STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
 STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
 S = timedelta(seconds=1)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    with stores(tmp_path / "data") as start_store:
-        yield start_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = Process(tmp_path_factory.mktemp("shared"))
-    yield process
-    process.http.close()
-    assert process.end()[0] == 0
 
 
 def read(source: Any, endpoint: str, **changes: Any) -> Any:

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,21 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from local.telemetry_lab import PROTOBUF, Process, export, stores
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    with stores(tmp_path / "data") as start_store:
-        yield start_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = Process(tmp_path_factory.mktemp("shared"))
-    yield process
-    process.http.close()
-    assert process.end()[0] == 0
+from local.telemetry_lab import PROTOBUF, Process, export
 
 
 def test_a_span_is_seen_by_the_next_query_of_the_stock_client(store: Process) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -204,7 +205,7 @@ class Lab:
         """
         seconds = int(duration.total_seconds())
         token = self.kubectl("--namespace", namespace, "create", "token", service_account, f"--duration={seconds}s")
-        shown = yaml.safe_load(self.kubectl("config", "view", "--minify", "--raw"))
+        shown = self._shown()
         file = self.folder / "kubeconfigs" / f"{namespace}-{service_account}"
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".new")
@@ -212,6 +213,12 @@ class Lab:
         draft.write_text(kubeconfig(shown["clusters"][0]["cluster"], {"token": token.strip()}, namespace))
         draft.replace(file)
         return file
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the kubeconfig's current context, as it is used."""
+        if self.is_ours:
+            return dict(yaml.safe_load(self.kubeconfig.read_text()))
+        return dict(yaml.safe_load(self.kubectl("config", "view", "--minify", "--raw")))
 
     def facts(self) -> dict[str, str]:
         """Return what a person needs to use it, by name."""

@@ -1,0 +1,24 @@
+"""Telemetry stores for the tests that speak to one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from local.telemetry_lab import Process, stores
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start stores of one's own; what was not given another folder shares one."""
+    with stores(tmp_path / "data") as start_store:
+        yield start_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A store that a module's tests share: each has an endpoint of its own."""
+    process = Process(tmp_path_factory.mktemp("shared"))
+    yield process
+    process.http.close()
+    assert process.end()[0] == 0
