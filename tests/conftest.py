@@ -25,6 +25,8 @@ BREAK_THE_LAB = (
     "test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift",
     "test_the_gateways_controller_dies_in_the_middle_of_a_shift",
 )
+# So many groups that need no lab take about as long as those four.
+WITHOUT_LAB = 8
 LAB_WAS_UP = pytest.StashKey[bool]()
 
 
@@ -56,9 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every process something to wait for from the beginning.
+    """Give every process something to do from the beginning, and something to wait for beside what computes.
 
-    Who breaks the lab comes first, while the others are at something else: later, all would have to wait for it.
+    Who breaks the lab comes first, and the others are meanwhile at what needs no lab: they would wait for it.
     """
     groups: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
@@ -66,9 +68,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("breaks_lab") and folder != "first":
             raise pytest.UsageError(f"{item.name} breaks the lab: name it among those in tests/conftest.py")
         groups[folder][group].append(item)
-    first = groups.pop("first", {}).values()
-    turns = chain.from_iterable(zip_longest(*(folder.values() for folder in groups.values()), fillvalue=[]))
-    items[:] = chain.from_iterable(chain(first, turns))
+    first, cluster, unit = (list(groups.pop(folder, {}).values()) for folder in ("first", "cluster", "unit"))
+    others = _in_turn(*(list(folder.values()) for folder in groups.values()))
+    begin, later = others[:WITHOUT_LAB], others[WITHOUT_LAB:]
+    items[:] = chain.from_iterable([*first, *begin, *_in_turn(cluster, later, unit)])
+
+
+def _in_turn(*lists: list[list[pytest.Item]]) -> list[list[pytest.Item]]:
+    """Return the first of each, the second of each, and so on."""
+    return [group for turn in zip_longest(*lists, fillvalue=[]) for group in turn if group]
 
 
 def _place(node_id: str) -> tuple[str, str]:

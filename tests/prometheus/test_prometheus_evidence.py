@@ -174,7 +174,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         return asyncio.run(source.read(replace(question, **changes)))
 
     assert read().bins == ()
-    results = asyncio.run(check(seeing(lab, prometheus)))
+    results = asyncio.run(check(seeing(lab, prometheus), {}))
     assert [one.found for one in results if one.name == "telemetry store"] == [
         f"{prometheus.url} scrapes {prometheus.targets[0]}"
     ]

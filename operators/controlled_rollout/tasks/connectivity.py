@@ -3,19 +3,23 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.tasks.reach import ask
+from controlled_rollout.tasks.registry_users import registry_users
 from controlled_rollout.tasks.step import RolloutOperator
+from controlled_rollout.tasks.workspace import WorkspaceHook
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from controlled_rollout.image import Credentials
     from controlled_rollout.target.local.state import State
 
 __all__ = ["CheckConnectivityOperator", "CheckResult", "check", "table"]
@@ -42,11 +46,16 @@ class CheckResult:
     found: str
 
 
-async def check(workspace: Workspace) -> list[CheckResult]:
-    """Check everything that a rollout needs of a workspace; a failed check is a result, not an error."""
+async def check(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[CheckResult]:
+    """Check everything that a rollout needs of a workspace; a failed check is a result, not an error.
+
+    Args:
+        workspace: What is checked.
+        users: Who signs in to the registries, by host: see `registry_users`.
+    """
     # One after the other: importing the cluster's client keeps everything else in this process waiting.
     cluster = await _check_cluster(workspace)
-    here = (_result(name, probe(workspace)) for name, probe in PROBES[workspace.target])
+    here = (_result(name, probe(workspace)) for name, probe in _probes(workspace.target, users))
     return [*cluster, *await asyncio.gather(*here)]
 
 
@@ -73,11 +82,17 @@ class CheckConnectivityOperator(RolloutOperator):
         super().__init__(**kwargs)
         self.plan = plan
 
-    async def step(self, context: "Context", workspace: Workspace) -> None:
+    def execute(self, context: "Context") -> None:
         """Check. What does not answer now may answer at the next try."""
+        # The connections of the registries are read before the event loop runs.
+        self.call(
+            context, lambda workspace: self._check(workspace, registry_users(workspace, WorkspaceHook.get_connection))
+        )
+
+    async def _check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
         if self.plan:
             self.say(self.plan)
-        results = await check(workspace)
+        results = await check(workspace, users)
         self.say(f"workspace {workspace.name!r}\n{table(results)}")
         if missing := [result for result in results if not result.works]:
             raise TargetUnavailableError(
@@ -153,11 +168,17 @@ async def _metric_store(workspace: Workspace) -> str:
     return f"{source.endpoint}: workspace {source.workspace_id} answers" + (f" ({newest})" if newest else "")
 
 
-async def _registry(workspace: Workspace) -> str:
+async def _registry(workspace: Workspace, users: "Mapping[str, Credentials]") -> str:
     if not workspace.registry:
         return "none is set: images are not built, only deployed by their reference"
-    from controlled_rollout.image.registry import Repository
+    from controlled_rollout.image.reference import registry_host
+    from controlled_rollout.image.registry import Registry, Repository
 
+    if user := users.get(registry_host(workspace.registry)):
+        async with Registry(users) as registry:
+            # Whether there is such an image does not matter: the answer comes after signing in.
+            await registry.digest(Repository.parse(f"{workspace.registry}/{NO_ENDPOINT}"), "any")
+        return f"{workspace.registry} lets {user.username} in"
     url = Repository.parse(f"{workspace.registry}/{NO_ENDPOINT}").url.partition("/v2/")[0] + "/v2/"
     answer = await ask(url)
     if answer.status_code not in (200, 401):
@@ -187,18 +208,19 @@ def _state(workspace: Workspace) -> "State":
     return state
 
 
-# What each kind of target needs here; a new kind brings its own list.
-PROBES: dict[str, tuple[tuple[str, Callable[[Workspace], Awaitable[str]]], ...]] = {
-    "local": (
-        ("supervisor", _supervisor),
-        ("router", _router),
-        ("telemetry store", _telemetry_store),
-        ("cache folder", _cache_folder),
-    ),
-    # Beside what is asked of the cluster itself.
-    "kubernetes": (
+def _probes(
+    target: str, users: "Mapping[str, Credentials]"
+) -> Sequence[tuple[str, Callable[[Workspace], Awaitable[str]]]]:
+    """Return what a kind of target needs here, beside what is asked of the cluster itself."""
+    if target == "local":
+        return (
+            ("supervisor", _supervisor),
+            ("router", _router),
+            ("telemetry store", _telemetry_store),
+            ("cache folder", _cache_folder),
+        )
+    return (
         ("metric store", _metric_store),
-        ("registry", _registry),
+        ("registry", partial(_registry, users=users)),
         ("cache folder", _cache_folder),
-    ),
-}
+    )

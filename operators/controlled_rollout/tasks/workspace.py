@@ -93,10 +93,12 @@ class WorkspaceHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
         from controlled_rollout.tasks.connectivity import check, table
+        from controlled_rollout.tasks.registry_users import registry_users
         from controlled_rollout.tasks.step import quieten_clients
 
         quieten_clients()
-        results = asyncio.run(check(self.get_workspace()))
+        workspace = self.get_workspace()
+        results = asyncio.run(check(workspace, registry_users(workspace, self.get_connection)))
         return all(result.works for result in results), table(results)
 
     def _missing(self) -> Workspace:

@@ -115,7 +115,7 @@ async def test_what_is_no_address_is_refused(url: str) -> None:
 async def test_a_registry_is_known_by_its_answer(answer: bytes, found: str, tmp_path: Path) -> None:
     async with await serve(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
         workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port_of(server)}/models/team")
-        result = await _result("registry", _registry(workspace))
+        result = await _result("registry", _registry(workspace, {}))
     assert result.works == ("404" not in found)
     assert result.found.endswith(found)
 
@@ -211,7 +211,7 @@ def test_without_an_api_server_nothing_is_asked_of_it_and_the_rest_is(tmp_path: 
     settings = {"root": str(tmp_path), "target": "kubernetes", "gateway": "infra/shared", "kubeconfig": str(kubeconfig)}
     workspace = Workspace.from_settings({**settings, "registry": f"127.0.0.1:{closed_port}/models"})
 
-    results = {result.name: result for result in asyncio.run(check(workspace))}
+    results = {result.name: result for result in asyncio.run(check(workspace, {}))}
 
     assert results["API server"].found.startswith(f"TCP: 127.0.0.1:{closed_port} does not accept connections")
     assert results["gateway"].found == "not asked: the API server comes first"

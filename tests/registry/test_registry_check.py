@@ -1,0 +1,39 @@
+"""The check before a rollout, at a real registry that asks for a user."""
+
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.image import Credentials
+from controlled_rollout.tasks.connectivity import _registry, _result
+from controlled_rollout.workspace import Workspace
+from registry.real_registry import RunningRegistry
+
+
+@pytest.mark.parametrize(
+    ("password", "works", "found"),
+    [
+        ("hunter2", True, "lets robot in"),
+        ("hunter3", False, "check the user, the password and its permissions"),
+    ],
+)
+async def test_a_password_is_tried_before_anything_is_built(
+    password: str, works: bool, found: str, with_password: RunningRegistry, tmp_path: Path
+) -> None:
+    workspace = Workspace(root=tmp_path, registry=f"{with_password.address}/models")
+    users = {with_password.address: Credentials("robot", password)}
+
+    result = await _result("registry", _registry(workspace, users))
+
+    assert result.works is works
+    assert result.found.endswith(found)
+    assert password not in result.found
+
+
+async def test_without_a_user_the_registry_only_has_to_answer(with_password: RunningRegistry, tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, registry=f"{with_password.address}/models")
+
+    result = await _result("registry", _registry(workspace, {}))
+
+    assert result.works, "who only deploys needs no user here"
+    assert result.found.endswith("/v2/ answers, and asks for a user")
