@@ -30,7 +30,7 @@ __all__ = ["Performance"]
 
 T = TypeVar("T")
 
-REFRESH_S: Final = 0.5
+REFRESH_S: Final = 1.0
 RUN_WITHIN_S: Final = 600.0
 LOAD_GRACE_S: Final = 8.0
 FIRST: Final = "first"

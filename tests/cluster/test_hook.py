@@ -193,7 +193,7 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
 ) -> None:
     workspace = connect_to(by_path(signed_in, tmp_path)).get_workspace()
 
-    results = {result.name: result for result in asyncio.run(check(workspace))}
+    results = {result.name: result for result in asyncio.run(check(workspace, {}))}
 
     assert {name: result.found for name, result in results.items() if not result.works} == {}
     assert list(results) == [
@@ -206,7 +206,7 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
 
 
 def failures(workspace: Workspace) -> dict[str, str]:
-    return {result.name: result.found for result in asyncio.run(check(workspace)) if not result.works}
+    return {result.name: result.found for result in asyncio.run(check(workspace, {})) if not result.works}
 
 
 def test_what_is_missing_is_named_before_anything_is_changed(

@@ -125,7 +125,7 @@ def running(folder: Path) -> Iterator[Lab]:
         assert supervisor.down(lab.workspace) == 0
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> object:
+async def until(condition: Callable[[], object], what: str, seconds: float = 30.0, every_s: float = 0.02) -> object:
     """Return the first true value of a condition, which may be a coroutine function."""
     end = time.monotonic() + seconds
     while True:
@@ -135,7 +135,7 @@ async def until(condition: Callable[[], object], what: str, seconds: float = 30.
         if value:
             return value
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every_s)
 
 
 def is_folder_free(workspace: Workspace) -> bool:

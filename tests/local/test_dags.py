@@ -1,3 +1,5 @@
+"""The shipped DAGs, each run with `dag.test()`; a promotion under load is the demo's (test_demo.py)."""
+
 import asyncio
 import json
 import os
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,12 +54,19 @@ class Dags:
         return json.loads(self.answers.readline())
 
 
+@cache
+def migrate_database() -> None:
+    """Give the session's Airflow its database, once."""
+    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
+    done = subprocess.run(migrate, env=os.environ | {"AIRFLOW_HOME": str(HOME)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @contextmanager
 def dag_runner(root: Path, log: Path) -> Iterator[Dags]:
+    migrate_database()
     environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
-    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
     with log.open("wb") as output:
-        subprocess.run(migrate, env=environment, stdout=output, stderr=output, check=True)
         read, write = os.pipe()
         os.set_inheritable(write, True)
         script = f'exec 3>&{write} {write}>&-; exec "$0" "$1"'
@@ -161,24 +171,6 @@ def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab
     assert back.why.startswith("fail: ")
     assert "errors" in back.why
     assert set(load.failed) == {"500"}
-
-
-@pytest.mark.timeout(600)
-def test_the_digits_are_retrained_and_promoted_under_load(lab, dags, first):
-    old = endpoint(lab).control.name
-
-    second, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **QUICK))
-
-    assert second["state"] == "success"
-    assert set(states(second).values()) == {"success", "skipped"}
-    assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
-    found = endpoint(lab)
-    [new] = found.versions
-    assert new != old
-    assert found.control.name == new
-    assert found.rollout is None
-    assert load.failed == {}
-    assert set(load.versions) == {old, new}
     log = (lab.folder / "dags.log").read_text()
     keys = asyncio.run(lab.target.keys(ENDPOINT))
     assert keys.primary not in log

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local.local_target_lab import CACHE
+
 REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(700)
@@ -35,6 +37,9 @@ def left_running(folder: Path) -> list[str]:
 
 def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
+    # The environment may have been built by another test; the demo keeps its cache beside its folder.
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").symlink_to(CACHE)
 
     ended = run_demo(folder)
 

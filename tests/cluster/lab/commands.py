@@ -11,7 +11,7 @@ from .errors import LabError
 
 __all__ = ["run", "until"]
 
-POLL_S = 0.1
+POLL_S = 0.25
 Found = TypeVar("Found")
 
 
