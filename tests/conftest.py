@@ -25,6 +25,8 @@ BREAK_THE_LAB = (
     "test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift",
     "test_the_gateways_controller_dies_in_the_middle_of_a_shift",
 )
+# Those of them that take longest, so that nobody waits for one at the end.
+LONGEST = ("test_dags_on_cluster.py", "test_rollout.py", "test_docs_aks.py", "test_prometheus_on_cluster.py")
 # So many groups that need no lab take about as long as those four.
 WITHOUT_LAB = 8
 LAB_WAS_UP = pytest.StashKey[bool]()
@@ -70,6 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         groups[folder][group].append(item)
     first, cluster, unit = (list(groups.pop(folder, {}).values()) for folder in ("first", "cluster", "unit"))
     others = _in_turn(*(list(folder.values()) for folder in groups.values()))
+    cluster.sort(key=lambda group: group[0].path.name not in LONGEST)
     begin, later = others[:WITHOUT_LAB], others[WITHOUT_LAB:]
     items[:] = chain.from_iterable([*first, *begin, *_in_turn(cluster, later, unit)])
 

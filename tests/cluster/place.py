@@ -98,7 +98,8 @@ class Place:
 def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Place:
     """Give a namespace the ServiceAccount and the Roles of docs/aks/role.yaml, and a workspace that signs in as it."""
     gateway_namespace, _ = lab.gateway.split("/")
-    lab.kubectl("apply", "-f", "-", input=as_yaml(namespace, gateway_namespace, service_account=ACCOUNT))
+    roles = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
+    lab.kubectl("apply", "--validate=ignore", "-f", "-", input=roles)
     # The API server's own view of Roles is a moment behind.
     commands.until(lambda: _may_list(lab, namespace), f"{namespace}/{ACCOUNT} may do what its Roles say", 20)
     return Place(

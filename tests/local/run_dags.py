@@ -20,6 +20,7 @@ def main() -> None:
     print(json.dumps({"import_errors": dict(bag.import_errors), "dags": dags}), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
+        os.environ.update(request["environment"])
         print(json.dumps(_run(bag.dags[request["dag"]], request["conf"])), file=answers)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,8 +49,9 @@ class Dags:
     answers: IO[str]
     loaded: dict[str, Any]
 
-    def run(self, dag: str, **conf: Any) -> dict[str, Any]:
-        print(json.dumps({"dag": dag, "conf": conf}), file=self.stdin, flush=True)
+    def run(self, dag: str, *, environment: Mapping[str, str] | None = None, **conf: Any) -> dict[str, Any]:
+        request = {"dag": dag, "conf": conf, "environment": dict(environment or {})}
+        print(json.dumps(request), file=self.stdin, flush=True)
         return json.loads(self.answers.readline())
 
 

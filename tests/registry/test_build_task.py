@@ -25,29 +25,36 @@ PASSWORD = "hunter2"
 Run = Callable[..., tuple[dict[str, Any], str]]
 
 
+@pytest.fixture(scope="module")
+def runner(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Dags, Path]]:
+    """A process that runs the DAG, and what it logs."""
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "dags").mkdir()
+    (folder / "dags" / "build.py").write_text(DAG.format(source=str(built.source)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder / "dags"))
+        with dag_runner(folder / "workspace", folder / "log") as dags:
+            assert dags.loaded["import_errors"] == {}
+            yield dags, folder / "log"
+
+
 @pytest.fixture
-def run(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(runner: tuple[Dags, Path], built: Built, tmp_path: Path) -> Run:
     """Run a DAG that builds, with the given settings and connections; return its end and everything it logged."""
-    folder = tmp_path / "dags"
-    folder.mkdir()
-    (folder / "build.py").write_text(DAG.format(source=str(built.source)))
-    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
+    dags, log = runner
 
     def run(settings: dict[str, str], **connections: dict[str, str]) -> tuple[dict[str, Any], str]:
         workspace = {"root": str(tmp_path / "workspace"), "base_image": built.base_image, **settings}
         described = {"controlled_rollout_default": {"conn_type": "controlled_rollout", "extra": workspace}}
-        for conn_id, connection in {**described, **connections}.items():
-            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
-        with dag_runner(tmp_path / "workspace", tmp_path / "log") as dags:
-            ended = _ended(dags)
-        return ended, (tmp_path / "log").read_text()
+        environment = {
+            f"AIRFLOW_CONN_{conn_id.upper()}": json.dumps(connection)
+            for conn_id, connection in {**described, **connections}.items()
+        }
+        before = log.stat().st_size
+        ended = dags.run("build", environment=environment)
+        return ended, log.read_bytes()[before:].decode()
 
-    yield run
-
-
-def _ended(dags: Dags) -> dict[str, Any]:
-    assert dags.loaded["import_errors"] == {}
-    return dags.run("build")
+    return run
 
 
 def kept() -> bytes:
