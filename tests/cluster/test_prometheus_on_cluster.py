@@ -51,7 +51,7 @@ async def test_a_failing_treatment_is_found_by_the_counters_of_the_gateways_envo
                 place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
                 return look if look.verdict.outcome is Outcome.FAIL else None
 
-            look = await until(verdict, f"a verdict; {place.said}", seconds=120)
+            look = await until(verdict, f"a verdict; {place.said}", seconds=120, every_s=0.5)
             assert isinstance(look, looks.Look)
             await place.roll_back("two", look.verdict.reason)
 

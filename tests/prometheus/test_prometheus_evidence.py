@@ -99,7 +99,7 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
                 found = await looks.look(workspace, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", **READ)
                 return found if found.verdict.outcome == "fail" else None
 
-            found = await until(look, "the gate fails", seconds=90)
+            found = await until(look, "the gate fails", seconds=90, every_s=0.5)
             assert isinstance(found, looks.Look)
             return found, load.failed.get("500", 0)
 
@@ -139,7 +139,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
             seen = sum(one.control.requests + one.treatment.requests for one in evidence.bins)
             return evidence if seen >= load.sent else None
 
-        evidence = await until(read, "all requests are counted", seconds=30)
+        evidence = await until(read, "all requests are counted", seconds=30, every_s=0.5)
         sent = {name: load.versions[name] for name in ("v1a", "v2a")}
         # The scrape after the rollout's beginning also tells of what control had answered just before.
         assert 0 <= sum(one.control.requests for one in evidence.bins) - sent["v1a"] <= 40
@@ -226,6 +226,6 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
             async def said() -> bool:
                 return "has scraped no router since" in await silent() or "no sample of" in await silent()
 
-            await until(said, "it says so", seconds=60)
+            await until(said, "it says so", seconds=60, every_s=0.5)
 
     asyncio.run(steps_())

@@ -15,8 +15,6 @@ from .state import Process, State
 
 __all__ = ["end", "end_all", "is_running", "start", "started_at"]
 
-# Go's programs look for garbage less often: on two processors that work is missed elsewhere, and memory is not.
-SETTINGS = {"GOGC": "300"}
 ENTER = 'echo $$ >"$0" && cd "$1" && shift && exec "$@"'
 
 
@@ -27,7 +25,7 @@ def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
     process_id = os.posix_spawn(
         "/bin/sh",
         ["sh", "-c", ENTER, str(groups.create()), str(layout.folder), *argv],
-        {**os.environ, **SETTINGS, "TMPDIR": str(layout.data("tmp"))},
+        {**os.environ, "TMPDIR": str(layout.data("tmp"))},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
