@@ -25,9 +25,9 @@ BREAK_THE_LAB = (
     "test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift",
     "test_the_gateways_controller_dies_in_the_middle_of_a_shift",
 )
-# Those of them that take longest, so that nobody waits for one at the end.
+# The tests on the cluster that take longest come before its others, so that nobody waits for one at the end.
 LONGEST = ("test_dags_on_cluster.py", "test_rollout.py", "test_docs_aks.py", "test_prometheus_on_cluster.py")
-# So many groups that need no lab take about as long as those four.
+# So many groups that need no lab take about as long as the four that break it.
 WITHOUT_LAB = 8
 LAB_WAS_UP = pytest.StashKey[bool]()
 
