@@ -1,10 +1,13 @@
 """Environment images built in the cluster: by a pod, with no right on the node, of files that lie in the registry."""
 
 import asyncio
+import hashlib
 import http.client
+import io
 import json
 import signal
 import sys
+import tarfile
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,7 +29,7 @@ from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
 from registry.conftest import HTPASSWD
-from registry.real_registry import serving
+from registry.real_registry import MANIFEST, serving
 
 DEADLINE_S = 240
 PASSWORD = "hunter2"
@@ -94,16 +97,34 @@ async def until(condition: Any, what: str) -> Any:
     return found
 
 
-def tags(lab: Lab, place: Place) -> list[str]:
+def read(lab: Lab, path: str) -> bytes:
     with closing(http.client.HTTPConnection(lab.registry, timeout=30)) as connection:
-        connection.request("GET", f"/v2/{place.namespace}/environments/tags/list")
+        connection.request("GET", f"/v2/{path}", headers={"Accept": MANIFEST})
         with connection.getresponse() as answer:
-            return list(json.loads(answer.read()).get("tags") or [])
+            return answer.read()
+
+
+def tags(lab: Lab, place: Place) -> list[str]:
+    return list(json.loads(read(lab, f"{place.namespace}/environments/tags/list")).get("tags") or [])
+
+
+def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
+    """Return every entry of an environment image's own layer, but for what buildah before 1.35 adds in a pod."""
+    manifest = json.loads(read(lab, f"{repository}/environments/manifests/{tag}"))
+    layer = read(lab, f"{repository}/environments/blobs/{manifest['layers'][-1]['digest']}")
+    entries = []
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        for entry in archive:
+            attributes = {name for name in entry.pax_headers if ".user.overlay." not in name}
+            content = archive.extractfile(entry).read() if entry.isreg() else entry.linkname.encode()  # type: ignore[union-attr]
+            digest = hashlib.sha256(content).hexdigest()
+            entries.append((entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.mtime, digest, attributes))
+    return entries
 
 
 @pytest.mark.timeout(900)
-async def test_of_two_builds_at_once_one_makes_the_pod_and_the_image_serves(
-    place: Place, workspace: Workspace, source: Path
+async def test_of_two_builds_at_once_one_makes_the_pod_and_the_image_is_a_worker_s_and_serves(
+    lab: Lab, place: Place, workspace: Workspace, source: Path
 ) -> None:
     said: tuple[list[str], list[str]] = ([], [])
 
@@ -119,6 +140,9 @@ async def test_of_two_builds_at_once_one_makes_the_pod_and_the_image_serves(
     assert any("STEP 2/" in line for lines in said for line in lines), "the build's log is the task's"
     assert pods(place) == []
     assert await until(lambda: not secrets(place), "the Secret goes with its pod")
+    # A worker has built the same environment for the other tests.
+    [tag] = tags(lab, place)
+    assert installed(lab, place.namespace, tag) == installed(lab, "models", tag)
     answer = await scored(place)
     assert answer["version"] == "pod"
     # What the replica itself says of who it is, and of its root file system.

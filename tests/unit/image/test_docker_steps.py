@@ -13,7 +13,11 @@ def test_steps_come_after_the_base_image_and_before_the_installation() -> None:
     lines = with_docker_steps(DOCKERFILE, ["RUN first", "ENV A=b"]).splitlines()
 
     assert lines.index("FROM ${BASE_IMAGE}") < lines.index("RUN first") < lines.index("ENV A=b")
-    assert lines.index("ENV A=b") < lines.index("COPY runtime /opt/runtime")
+    assert lines.index("ENV A=b") < lines.index('ARG PYTHON=">=3.10"'), "which only the installation needs"
+
+
+def test_nothing_is_copied_whose_digest_would_depend_on_the_names_of_the_builder_s_users() -> None:
+    assert not [line for line in DOCKERFILE.splitlines() if line.startswith(("COPY", "ADD"))]
 
 
 def test_without_steps_nothing_changes() -> None:
