@@ -49,6 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         Lab.down()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """Keep in one process what shares fixtures; xdist's own groups get lost with pytest 9.2."""
 
