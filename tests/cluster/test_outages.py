@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -114,7 +115,14 @@ def work(place: Place, script: Path, step: str, arguments: dict[str, object]) ->
     script.write_text(textwrap.dedent(WORKER))
     settings = place.workspace.model_dump(mode="json", exclude_none=True)
     what = [str(script.with_suffix(".seen")), step, place.endpoint, json.dumps(settings), json.dumps(arguments)]
-    done = subprocess.run([sys.executable, str(script), *what], capture_output=True, text=True, timeout=240)
+    # Who is killed leaves its temporary files (certificates) behind.
+    done = subprocess.run(
+        [sys.executable, str(script), *what],
+        env={**os.environ, "TMPDIR": str(script.parent)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
