@@ -308,8 +308,6 @@ async def retire(
     except EndpointNotFoundError:
         return None
     await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    # Only now does nothing lead to the version any more, and what it ran on can be deleted.
-    await patiently(lambda: target.carry_on(endpoint), timeout=timeout, progress=progress)
     _append(workspace, stored, version, "retire", change)
     progress(f"{version!r} is deleted; endpoint {endpoint!r} has {', '.join(stored.versions)}")
     return stored

@@ -193,21 +193,19 @@ class Target(Protocol):
         """
         ...
 
-    async def carry_on(self, name: str) -> None:
-        """Go on making the newest revision so, as far as that is possible now; harmless at any time.
-
-        Whoever waits calls it when something has changed. A target with a supervisor of its own has nothing to do.
-        """
-        ...
-
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
         ...
 
-    def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+    def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield how the endpoint is: once at once, then whenever something has changed, until the caller has enough.
 
         Request counts may be left at 0: watching is for readiness and for the served revision.
+
+        Args:
+            name: The endpoint's name.
+            carry_on: Whether to go on making the newest revision so meanwhile: whoever waits does the work. A target
+                with a supervisor of its own has nothing to do.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Waiting on a target, in bounded time, with progress: until it answers, a version is ready, a split is served.
 
-The one who waits does the work: each time something has changed, the target is asked to carry on.
+The one who waits does the work: a target that is watched by somebody who waits carries on meanwhile.
 """
 
 import asyncio
@@ -144,7 +144,7 @@ async def _first(
     timeout: timedelta,
     progress: Progress,
 ) -> Result:
-    """Return the first thing that `wanted` makes of the endpoint's status; ask the target to carry on until then.
+    """Return the first thing that `wanted` makes of the endpoint's status; the target carries on until then.
 
     Raises:
         TargetUnavailableError: The target did not answer when the time was over.
@@ -159,7 +159,6 @@ async def _first(
                         async for status in statuses:
                             if (found := wanted(status)) is not None:
                                 return found
-                            await target.carry_on(endpoint)
                             outage.ended()
                 except TargetUnavailableError as error:
                     outage.began(error)
@@ -193,7 +192,7 @@ class _Outage:
 @contextlib.asynccontextmanager
 async def _watched(target: Target, endpoint: str) -> AsyncIterator[AsyncIterator[EndpointStatus]]:
     """Watch an endpoint, and let go of it at once at the end instead of whenever the interpreter gets there."""
-    statuses = target.watch(endpoint)
+    statuses = target.watch(endpoint, carry_on=True)
     try:
         yield statuses
     finally:

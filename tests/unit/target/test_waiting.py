@@ -45,14 +45,13 @@ def status(*versions: VersionStatus, served: int = 1, revision: int = 2, trouble
 class Play:
     """A target that is, one after the other, what the script says, and stays at the last; an error ends a watch."""
 
-    def __init__(self, *script: EndpointStatus | Exception, carries_on: tuple[Exception | None, ...] = ()) -> None:
+    def __init__(self, *script: EndpointStatus | Exception) -> None:
         self.watches = 0
         self.open = 0
-        self.carried_on = 0
         self._script = list(script)
-        self._carries_on = list(carries_on)
 
-    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
+        assert carry_on, "who waits does the work"
         self.watches += 1
         self.open += 1
         try:
@@ -68,11 +67,6 @@ class Play:
         finally:
             self.open -= 1
 
-    async def carry_on(self, name: str) -> None:
-        self.carried_on += 1
-        if self._carries_on and (error := self._carries_on.pop(0)):
-            raise error
-
     @property
     def target(self) -> Target:
         return cast("Target", self)
@@ -86,21 +80,21 @@ async def served(play: Play, said: list[str], timeout: timedelta = LATE) -> Endp
     return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=said.append)
 
 
-async def test_each_change_is_carried_on_with_and_said_once_until_the_version_is_ready() -> None:
+async def test_one_watch_lasts_and_each_change_is_said_once_until_the_version_is_ready() -> None:
     play, said = Play(status(starting()), status(starting(), starting("two")), status(READY)), []
 
     assert await ready(play, said) == READY
 
     assert said == ["version 'one': 1 starting"]
-    assert (play.carried_on, play.watches, play.open) == (2, 1, 0)
+    assert (play.watches, play.open) == (1, 0)
 
 
-async def test_what_is_ready_or_served_at_once_needs_no_carrying_on() -> None:
+async def test_what_is_ready_or_served_at_once_is_not_waited_for() -> None:
     play = Play(status(READY, served=3))
 
     assert await ready(play, []) == READY
     assert (await served(play, [])).served_revision == 3
-    assert (play.carried_on, play.open) == (0, 0)
+    assert play.open == 0
 
 
 async def test_a_version_that_fails_ends_the_wait_at_once_with_its_last_words() -> None:
@@ -149,11 +143,11 @@ async def test_a_router_that_does_not_confirm_in_time_is_said_with_the_failure_t
 
 async def test_a_target_that_is_away_for_a_while_only_delays() -> None:
     said: list[str] = []
-    play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2), carries_on=(None, AWAY))
+    play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))
 
     assert await served(play, said)
 
-    # Away while watching, away again while carrying on: said once for each of the two times, not for every try.
+    # Said once for each of the two times, not for every try.
     assert said == ["trying again: the API server is away"] * 2
     assert play.open == 0
 
@@ -174,7 +168,7 @@ async def test_every_other_error_ends_the_wait(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         await ready(Play(error), [])
     with pytest.raises(type(error), match=str(error)):
-        await served(Play(status(READY), carries_on=(error,)), [])
+        await served(Play(status(READY), error), [])
 
 
 async def test_a_call_is_made_again_until_it_is_answered() -> None:

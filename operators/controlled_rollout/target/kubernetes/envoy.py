@@ -2,16 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from controlled_rollout.target import counters
 from controlled_rollout.target.counters import Counters
-from controlled_rollout.target.kubernetes.api import Api, ApiError
-from controlled_rollout.target.kubernetes.names import POD, selector
+from controlled_rollout.target.kubernetes.api import Api, ApiError, Object
+from controlled_rollout.target.kubernetes.names import POD, route_name, selector
+from controlled_rollout.workspace import Workspace
 
-__all__ = ["Envoys", "look"]
+__all__ = ["Envoys", "ask", "look", "pod_selector", "ready"]
 
 # Where Envoy Gateway lets Prometheus read an Envoy's counters.
 STATS_PORT: Final = 19001
@@ -85,23 +86,46 @@ class Envoys:
         return counters.total(envoy.clusters for envoy in self.pods.values())
 
 
-async def look(api: Api, *, gateway: str, gateway_namespace: str, namespace: str, route: str) -> Envoys:
-    """Ask every Envoy of a Gateway for its counters of one route, and of routes of that name in other namespaces.
+def pod_selector(workspace: Workspace) -> str:
+    """Return the labels of the pods, in the workspace's `envoy_namespace`, that are Envoys of its Gateway."""
+    namespace, name, *_ = workspace.gateway.split("/")
+    return selector(
+        {
+            "gateway.envoyproxy.io/owning-gateway-name": name,
+            "gateway.envoyproxy.io/owning-gateway-namespace": namespace,
+        }
+    )
+
+
+async def look(api: Api, workspace: Workspace, endpoint: str) -> Envoys:
+    """Find every Envoy of the workspace's Gateway, and ask it as `ask` does."""
+    pods = await api.items(POD.path(workspace.envoy_namespace), labelSelector=pod_selector(workspace))
+    return await ask(api, workspace, endpoint, pods)
+
+
+def ready(pods: Iterable[Object]) -> list[str]:
+    """Return the names of the Envoys that can be asked."""
+    return [pod["metadata"]["name"] for pod in pods if _ready(pod)]
+
+
+def _ready(pod: Object) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    leaving = "deletionTimestamp" in pod["metadata"]
+    return not leaving and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+async def ask(api: Api, workspace: Workspace, endpoint: str, pods: Iterable[Object]) -> Envoys:
+    """Ask Envoys for their counters of an endpoint's route, and of routes of that name in other namespaces.
 
     Args:
         api: The cluster.
-        gateway: The Gateway's name.
-        gateway_namespace: Its namespace.
-        namespace: Where its Envoys run.
-        route: The route, as `namespace/name`.
+        workspace: Where in it endpoints and Envoys are.
+        endpoint: The endpoint's name.
+        pods: The Envoys; those that are not ready are not asked.
     """
-    labels = {
-        "gateway.envoyproxy.io/owning-gateway-name": gateway,
-        "gateway.envoyproxy.io/owning-gateway-namespace": gateway_namespace,
-    }
-    pods = await api.items(POD.path(namespace), labelSelector=selector(labels))
-    names = [pod["metadata"]["name"] for pod in pods if _ready(pod)]
-    found = await asyncio.gather(*(_ask(api, namespace, name, route) for name in names))
+    names = ready(pods)
+    route = f"{workspace.namespace}/{route_name(endpoint)}"
+    found = await asyncio.gather(*(_ask(api, workspace.envoy_namespace, name, route) for name in names))
     return Envoys({name: envoy for name, envoy in zip(names, found, strict=True) if envoy is not None})
 
 
@@ -117,11 +141,3 @@ async def _ask(api: Api, namespace: str, pod: str, route: str) -> Envoy | None:
             return None
         raise
     return Envoy.parse(text.decode(errors="replace"))
-
-
-def _ready(pod: dict[str, object]) -> bool:
-    status = pod.get("status") or {}
-    conditions = status.get("conditions") or [] if isinstance(status, dict) else []
-    metadata = pod["metadata"]
-    leaving = isinstance(metadata, dict) and "deletionTimestamp" in metadata
-    return not leaving and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

@@ -64,7 +64,7 @@ GATEWAY_NAMESPACE: Final = (Permission("gateway.networking.k8s.io", "gateways", 
 
 # Where its Envoy pods run.
 ENVOY_NAMESPACE: Final = (
-    Permission("", "pods", ("list",), "the router's replicas"),
+    Permission("", "pods", ("list", "watch"), "the router's replicas"),
     Permission("", "pods/proxy", ("get",), "their counters: which split is served, how much load there is"),
 )
 

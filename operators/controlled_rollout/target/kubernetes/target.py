@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -41,7 +42,7 @@ from controlled_rollout.target.kubernetes.names import (
     version_labels,
     version_object,
 )
-from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST, changed_by_hand, desired, needs_policy
+from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST, changed_by_hand
 from controlled_rollout.target.kubernetes.view import View
 from controlled_rollout.workspace import Workspace
 
@@ -55,7 +56,6 @@ LOAD_WINDOW_S: Final = 1.0
 DELETE_TIMEOUT_S: Final = 600.0
 DELETE_POLL_S: Final = 0.25
 WRITES: Final = 5
-SAY_AGAIN_S: Final = 5.0
 
 
 class KubernetesTarget:
@@ -100,40 +100,37 @@ class KubernetesTarget:
             await self._carry_on(api, newest)
             return newest
 
-    async def carry_on(self, name: str) -> None:
-        """Go on with the newest revision: a route that was waiting for a version, a version that nobody needs."""
-        async with self._open() as api:
-            await self._carry_on(api, (await self._history(api, name))[-1].endpoint)
-
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
         async with self._open() as api:
             newest = (await self._history(api, name))[-1].endpoint
-            seen = await self._look(api, newest)
+            seen = await view.look(api, self._workspace, newest)
             return await self._with_logs(api, seen.status(self._url_base(await self._gateway(api)), datetime.now(UTC)))
 
-    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield how the endpoint is, whenever that has changed, from the API server's own watches."""
         async with self._open() as api:
             base = self._url_base(await self._gateway(api))
+
+            async def go_on(seen: View) -> View:
+                return await self._go_on(api, seen) if carry_on else seen
+
             said: EndpointStatus | None = None
-            said_at = 0.0
-            async for seen in view.changes(api, self._workspace, name, self._look_at_envoys):
-                status = seen.status(base, datetime.now(UTC))
-                now = asyncio.get_running_loop().time()
-                # Said again after a while: whoever waits carries on then, should a change have slipped through.
-                if status != said or now > said_at + SAY_AGAIN_S:
-                    said, said_at = status, now
-                    yield await self._with_logs(api, status)
+            async with aclosing(view.changes(api, self._workspace, name, go_on)) as changes:
+                async for seen in changes:
+                    status = seen.status(base, datetime.now(UTC))
+                    if status != said:
+                        said = status
+                        yield await self._with_logs(api, status)
 
     async def load(self, name: str) -> Mapping[str, Load]:
         """Return the load of each version, from two looks at every Envoy one second apart."""
         async with self._open() as api:
             newest = (await self._history(api, name))[-1].endpoint
             route = await api.find(self._path(HTTP_ROUTE, route_name(name)))
-            before = await self._look_at_envoys(api, name)
+            before = await envoy.look(api, self._workspace, name)
             await asyncio.sleep(LOAD_WINDOW_S)
-            after = await self._look_at_envoys(api, name)
+            after = await envoy.look(api, self._workspace, name)
         clusters = view.clusters(route, newest, by_name=False) | view.clusters(route, newest, by_name=True)
         return view.loads(before, after, clusters, LOAD_WINDOW_S)
 
@@ -225,7 +222,7 @@ class KubernetesTarget:
 
     async def _check_path(self, api: Api, name: str) -> None:
         """Refuse an endpoint whose path on the Gateway another namespace has: the older route would get its callers."""
-        others = (await self._look_at_envoys(api, name)).namespaces() - {self._namespace}
+        others = (await envoy.look(api, self._workspace, name)).namespaces() - {self._namespace}
         if others:
             raise ConflictError(
                 f"Gateway {self._workspace.gateway!r} serves an endpoint {name!r} of namespace "
@@ -333,29 +330,40 @@ class KubernetesTarget:
         await api.merge(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
 
     async def _carry_on(self, api: Api, endpoint: Endpoint) -> None:
-        """Give the route the rules that it can have now, and delete what no router refers to any more."""
+        """Do what can be done now, whoever else is at the route."""
         for _ in range(WRITES):
-            seen = await self._look(api, endpoint)
+            seen = await view.look(api, self._workspace, endpoint)
             if changed := changed_by_hand(seen.route):
                 log.warning("%s", changed)
                 return
-            wanted = desired(
-                endpoint,
-                seen.rules,
-                serving=seen.serving,
-                ready=seen.ready,
-                proven=seen.proven,
-                live=seen.live,
-                confirmed=seen.confirmed,
-                closed=needs_policy(endpoint) and not seen.policy_ack.done,
-            )
-            merged = routes.merge(seen.rules, wanted)
-            if merged == seen.rules:
-                if seen.served_revision == endpoint.revision:
-                    await self._prune(api, seen)
+            if await self._work(api, seen):
                 return
-            if await self._write_route(api, endpoint.name, seen.route, merged):
-                return
+
+    async def _go_on(self, api: Api, seen: View) -> View:
+        """Do what can be done as things were seen; the next look will show whether somebody else was faster."""
+        if not seen.has_work:
+            return seen
+        # Two who wait for two revisions would undo each other's rules.
+        newest = (await self._history(api, seen.endpoint.name))[-1].endpoint
+        if newest != seen.endpoint:
+            seen = replace(seen, endpoint=newest)
+        if seen.has_work:
+            await self._work(api, seen)
+        return seen
+
+    async def _work(self, api: Api, seen: View) -> bool:
+        """Give the route the rules that it can have now, or else delete what no router refers to any more.
+
+        Returns:
+            False if somebody has changed the route since it was seen: nothing was done.
+        """
+        if seen.next_rules != seen.rules:
+            return await self._write_route(api, seen.endpoint.name, seen.route, seen.next_rules)
+        for name in seen.left_over:
+            await api.delete(self._path(SERVICE, name))
+            # Last, because it is what is found.
+            await api.delete(self._path(DEPLOYMENT, name))
+        return True
 
     async def _write_route(self, api: Api, name: str, found: Object | None, rules: Sequence[Object]) -> bool:
         """Write all rules of a route; return False, and write nothing, if somebody has changed it since it was read."""
@@ -370,14 +378,6 @@ class KubernetesTarget:
             metadata["ownerReferences"] = []
         change = {"metadata": metadata, "spec": {"rules": list(rules)}}
         return await api.merge_if_unchanged(self._path(HTTP_ROUTE, route_name(name)), found, change) is not None
-
-    async def _prune(self, api: Api, seen: view.View) -> None:
-        """Delete the workloads of versions that are gone; their Deployments go last, because they are what is found."""
-        for deployment in seen.objects[DEPLOYMENT].values():
-            version = deployment["metadata"]["labels"].get(VERSION_LABEL)
-            if version not in seen.endpoint.versions and "deletionTimestamp" not in deployment["metadata"]:
-                await api.delete(self._path(SERVICE, deployment["metadata"]["name"]))
-                await api.delete(self._path(DEPLOYMENT, deployment["metadata"]["name"]))
 
     async def _leave_route(self, api: Api, name: str) -> None:
         path = self._path(HTTP_ROUTE, route_name(name))
@@ -408,19 +408,6 @@ class KubernetesTarget:
         if not found:
             raise refusals.not_found(name, await revisions.endpoints_of(api, self._namespace))
         return found
-
-    async def _look(self, api: Api, endpoint: Endpoint) -> View:
-        return await view.look(api, self._workspace, endpoint, self._look_at_envoys)
-
-    async def _look_at_envoys(self, api: Api, name: str) -> envoy.Envoys:
-        namespace, gateway = self._gateway_name
-        return await envoy.look(
-            api,
-            gateway=gateway,
-            gateway_namespace=namespace,
-            namespace=self._workspace.envoy_namespace,
-            route=f"{self._namespace}/{route_name(name)}",
-        )
 
     async def _with_logs(self, api: Api, status: EndpointStatus) -> EndpointStatus:
         """Add the last log lines of the versions that have failed."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Final
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target import EndpointStatus, Load, VersionStatus
-from controlled_rollout.target.kubernetes import health, revisions
+from controlled_rollout.target.kubernetes import envoy, health, revisions
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.api import Api, ApiError, Kind, Object
 from controlled_rollout.target.kubernetes.envoy import Envoys
@@ -30,6 +30,7 @@ from controlled_rollout.target.kubernetes.plan import (
     Ack,
     acknowledged,
     changed_by_hand,
+    desired,
     disagreement,
     needs_policy,
     services,
@@ -49,7 +50,7 @@ CLOCK_INTERVAL_S: Final = 5.0
 COMPARISON_S: Final = 0.5
 COMPARISONS: Final = 3
 
-LookAtEnvoys = Callable[[Api, str], Awaitable[Envoys]]
+CarryOn = Callable[["View"], Awaitable["View"]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class View:
         endpoint: The newest revision.
         gateway: Namespace and name of the Gateway.
         objects: The endpoint's Deployments, pods, HTTPRoute and SecurityPolicy, by kind and name.
-        envoys: What the Envoys say.
+        envoy_pods: The Gateway's Envoys, by name.
+        envoys: What they say.
         counted: Whether their counters were compared with the split since they took it over, or need not be.
         disagrees: How they contradict it.
     """
@@ -68,6 +70,7 @@ class View:
     endpoint: Endpoint
     gateway: tuple[str, str]
     objects: Mapping[Kind, Mapping[str, Object]]
+    envoy_pods: Mapping[str, Object] = field(default_factory=dict)
     envoys: Envoys = field(default_factory=Envoys)
     counted: bool = True
     disagrees: str | None = None
@@ -137,6 +140,37 @@ class View:
         return self.serving.mark.revision - (0 if whole and self.confirmed and self.counted else 1)
 
     @cached_property
+    def next_rules(self) -> list[Object]:
+        """All rules of the route, as ours among them can be now on the way to the newest revision's split."""
+        wanted = desired(
+            self.endpoint,
+            self.rules,
+            serving=self.serving,
+            ready=self.ready,
+            proven=self.proven,
+            live=self.live,
+            confirmed=self.confirmed,
+            closed=needs_policy(self.endpoint) and not self.policy_ack.done,
+        )
+        return routes.merge(self.rules, wanted)
+
+    @cached_property
+    def left_over(self) -> tuple[str, ...]:
+        """The names of the Deployments and Services of deleted versions, once no router refers to them any more."""
+        if not self.split_is_served or self.serving is None or self.serving.mark.revision != self.endpoint.revision:
+            return ()
+        return tuple(
+            name
+            for name, deployment in self.objects[DEPLOYMENT].items()
+            if _version(deployment) not in self.endpoint.versions and "deletionTimestamp" not in deployment["metadata"]
+        )
+
+    @cached_property
+    def has_work(self) -> bool:
+        """Whether something can be done now for the newest revision."""
+        return not changed_by_hand(self.route) and (self.next_rules != self.rules or bool(self.left_over))
+
+    @cached_property
     def split_is_served(self) -> bool:
         """Whether the rules on every Envoy are the whole split of a revision."""
         return self.serving is not None and self.serving.mark.phase is Phase.WHOLE and self.confirmed
@@ -144,10 +178,15 @@ class View:
     @cached_property
     def asks_envoys(self) -> bool:
         """Whether something is missing that only the Envoys can tell."""
-        return bool(self.ready - self.proven) or (
-            self.serving is not None
-            and self.route_ack.done
-            and (not self.confirmed or self.serving.mark.phase in (Phase.ENTERING, Phase.LEAVING))
+        come_or_gone = set(self.envoys.pods) != set(envoy.ready(self.envoy_pods.values()))
+        return (
+            come_or_gone
+            or bool(self.ready - self.proven)
+            or (
+                self.serving is not None
+                and self.route_ack.done
+                and (not self.confirmed or self.serving.mark.phase in (Phase.ENTERING, Phase.LEAVING))
+            )
         )
 
     @cached_property
@@ -209,29 +248,35 @@ class View:
         return health.version_status(name, deployment, pods, now=now)
 
 
-async def look(api: Api, workspace: Workspace, endpoint: Endpoint, look_at_envoys: LookAtEnvoys) -> View:
+async def look(api: Api, workspace: Workspace, endpoint: Endpoint) -> View:
     """Return how an endpoint is now."""
-    return (await _list(api, workspace, endpoint, look_at_envoys))[0]
+    return (await _list(api, workspace, endpoint))[0]
 
 
-async def changes(api: Api, workspace: Workspace, name: str, look_at_envoys: LookAtEnvoys) -> AsyncIterator[View]:
+async def changes(api: Api, workspace: Workspace, name: str, carry_on: CarryOn) -> AsyncGenerator[View]:
     """Yield how an endpoint is, once at once and then whenever something may have changed.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints live.
+        name: The endpoint.
+        carry_on: Does what can be done as things are, and returns what it saw: with a newer revision, maybe.
 
     Raises:
         TargetUnavailableError: The API server has gone away: begin again.
     """
-    queue: asyncio.Queue[tuple[Kind, Object] | BaseException] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[_Source, Object] | BaseException] = asyncio.Queue()
     newest = (await revisions.history(api, workspace.namespace, name))[-1].endpoint
+    seen, versions = await _list(api, workspace, newest)
+    seen = await carry_on(replace(seen, counted=False))
+    yield seen
+    # Only now: the first look is often enough.
     async with contextlib.AsyncExitStack() as stack:
-        seen, versions = await _list(api, workspace, newest, look_at_envoys)
-        for kind in _KINDS:
-            task = asyncio.create_task(_follow(api, kind, workspace.namespace, name, versions[kind], queue))
-            stack.push_async_callback(_end, task)
-        seen = replace(seen, counted=False)
-        yield seen
+        for source, version in versions.items():
+            stack.push_async_callback(_end, asyncio.create_task(_follow(api, source, version, queue)))
         while True:
             if seen.split_is_served and not seen.counted and seen.disagrees is None:
-                seen = replace(seen, counted=True, disagrees=await _disagreement(api, seen, look_at_envoys))
+                seen = replace(seen, counted=True, disagrees=await _disagreement(api, workspace, seen))
                 yield seen
             event = None
             with contextlib.suppress(TimeoutError):
@@ -249,17 +294,22 @@ async def changes(api: Api, workspace: Workspace, name: str, look_at_envoys: Loo
                 history = await revisions.history(api, workspace.namespace, name)
                 seen = replace(seen, endpoint=history[-1].endpoint)
             if seen.asks_envoys:
-                seen = replace(seen, envoys=await look_at_envoys(api, name))
+                seen = replace(seen, envoys=await _asked(api, workspace, seen))
+            seen = await carry_on(seen)
             yield seen
 
 
-async def _disagreement(api: Api, seen: View, look_at_envoys: LookAtEnvoys) -> str | None:
+async def _asked(api: Api, workspace: Workspace, seen: View) -> Envoys:
+    return await envoy.ask(api, workspace, seen.endpoint.name, seen.envoy_pods.values())
+
+
+async def _disagreement(api: Api, workspace: Workspace, seen: View) -> str | None:
     """Compare what the Envoys count with the split that they serve; say what they contradict it in, every time."""
     found = None
     for _ in range(COMPARISONS):
-        before = await look_at_envoys(api, seen.endpoint.name)
+        before = await _asked(api, workspace, seen)
         await asyncio.sleep(COMPARISON_S)
-        grown = (await look_at_envoys(api, seen.endpoint.name)).since(before)
+        grown = (await _asked(api, workspace, seen)).since(before)
         counted: dict[str, int] = {}
         for cluster, version in seen.shares.items():
             counted[version] = counted.get(version, 0) + (grown[cluster].requests if cluster in grown else 0)
@@ -324,45 +374,60 @@ def address(gateway: Object, section: str | None) -> str:
     return f"{scheme}://{host}" + ("" if port == {"https": 443, "http": 80}[scheme] else f":{port}")
 
 
-_KINDS: Final = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
+@dataclass(frozen=True)
+class _Source:
+    """Objects of one kind that a view is made of.
+
+    Attributes:
+        kind: Their kind.
+        namespace: Where they are.
+        labels: Which of them, as a selector.
+        are_envoys: Whether they are the Gateway's and not the endpoint's.
+    """
+
+    kind: Kind
+    namespace: str
+    labels: str
+    are_envoys: bool = False
+
+    @property
+    def path(self) -> str:
+        return self.kind.path(self.namespace)
 
 
-async def _list(
-    api: Api, workspace: Workspace, endpoint: Endpoint, look_at_envoys: LookAtEnvoys
-) -> tuple[View, dict[Kind, str]]:
+def _sources(workspace: Workspace, endpoint: str) -> list[_Source]:
+    labels = selector(endpoint_labels(endpoint))
+    kinds = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
+    return [
+        *(_Source(kind, workspace.namespace, labels) for kind in kinds),
+        _Source(POD, workspace.envoy_namespace, envoy.pod_selector(workspace), are_envoys=True),
+    ]
+
+
+async def _list(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[View, dict[_Source, str]]:
     """List everything once, and say from where on it can be watched."""
-    labels = selector(endpoint_labels(endpoint.name))
-    asked = [api.get(kind.path(workspace.namespace), labelSelector=labels) for kind in _KINDS]
-    lists, envoys = await asyncio.gather(asyncio.gather(*asked), look_at_envoys(api, endpoint.name))
-    objects: dict[Kind, dict[str, Object]] = {}
-    versions: dict[Kind, str] = {}
-    for kind, found in zip(_KINDS, lists, strict=True):
-        objects[kind] = {one["metadata"]["name"]: _typed(one, kind) for one in found.get("items") or []}
-        versions[kind] = found["metadata"]["resourceVersion"]
-    return View(endpoint, _gateway(workspace), objects, envoys), versions
+    sources = _sources(workspace, endpoint.name)
+    lists = await asyncio.gather(*(api.get(source.path, labelSelector=source.labels) for source in sources))
+    view = View(endpoint, _gateway(workspace), {source.kind: {} for source in sources})
+    for source, found in zip(sources, lists, strict=True):
+        view = _with(view, source, {one["metadata"]["name"]: _typed(one, source.kind) for one in found["items"] or []})
+    versions = {source: found["metadata"]["resourceVersion"] for source, found in zip(sources, lists, strict=True)}
+    return replace(view, envoys=await _asked(api, workspace, view)), versions
 
 
 async def _follow(
-    api: Api,
-    kind: Kind,
-    namespace: str,
-    endpoint: str,
-    version: str,
-    queue: "asyncio.Queue[tuple[Kind, Object] | BaseException]",
+    api: Api, source: _Source, version: str, queue: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
 ) -> None:
-    """Put what happens to one kind of an endpoint's objects into a queue, and the error that ends it."""
-    labels = selector(endpoint_labels(endpoint))
+    """Put what happens to the objects of a source into a queue, and the error that ends it."""
     try:
         while True:
-            async for event in api.watch(
-                kind.path(namespace), version, labelSelector=labels, allowWatchBookmarks="true"
-            ):
+            async for event in api.watch(source.path, version, labelSelector=source.labels, allowWatchBookmarks="true"):
                 version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
-                    queue.put_nowait((kind, {**event, "object": _typed(event["object"], kind)}))
+                    queue.put_nowait((source, {**event, "object": _typed(event["object"], source.kind)}))
     except ApiError as error:
         if error.status == 410:
-            queue.put_nowait(TargetUnavailableError(f"the watch of {kind.plural} was too slow: {error}"))
+            queue.put_nowait(TargetUnavailableError(f"the watch of {source.kind.plural} was too slow: {error}"))
         else:
             queue.put_nowait(error)
     except Exception as error:
@@ -375,13 +440,20 @@ async def _end(task: "asyncio.Task[None]") -> None:
         await task
 
 
-def _after(seen: View, kind: Kind, event: Object) -> View:
+def _after(seen: View, source: _Source, event: Object) -> View:
     """Return the view after one event."""
+    before = seen.envoy_pods if source.are_envoys else seen.objects[source.kind]
     found = event["object"]
-    others = {name: one for name, one in seen.objects[kind].items() if name != found["metadata"]["name"]}
+    after = {name: one for name, one in before.items() if name != found["metadata"]["name"]}
     if event["type"] != "DELETED":
-        others[found["metadata"]["name"]] = found
-    return replace(seen, objects={**seen.objects, kind: others})
+        after[found["metadata"]["name"]] = found
+    return _with(seen, source, after)
+
+
+def _with(seen: View, source: _Source, objects: Mapping[str, Object]) -> View:
+    if source.are_envoys:
+        return replace(seen, envoy_pods=objects)
+    return replace(seen, objects={**seen.objects, source.kind: objects})
 
 
 def _typed(found: Object, kind: Kind) -> Object:

@@ -60,14 +60,11 @@ class LocalTarget:
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
         return Endpoint.model_validate_json((await self._ask("POST", "/endpoints", body)).content)
 
-    async def carry_on(self, name: str) -> None:
-        """Do nothing: the supervisor carries on by itself."""
-
     async def status(self, name: str) -> EndpointStatus:
         """Return how the endpoint and its versions are now."""
         return EndpointStatus.model_validate_json((await self._ask("GET", _path(name, "status"))).content)
 
-    async def watch(self, name: str) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield how the endpoint is: once at once, then whenever something but its requests has changed."""
         before: EndpointStatus | None = None
         changed = time.monotonic()

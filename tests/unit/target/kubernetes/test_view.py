@@ -1,0 +1,123 @@
+"""What there is to do for an endpoint as it was seen."""
+
+from dataclasses import replace
+from typing import Any
+
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.target.kubernetes import manifests
+from controlled_rollout.target.kubernetes import route as routes
+from controlled_rollout.target.kubernetes.envoy import Envoy, Envoys
+from controlled_rollout.target.kubernetes.names import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
+from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST
+from controlled_rollout.target.kubernetes.route import Mark
+from controlled_rollout.target.kubernetes.view import View, clusters
+
+NAMESPACE = "models"
+GATEWAY = ("gateway", "envoy")
+OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "root", "uid": "1"}}
+IMAGE = "registry.example/digits@sha256:" + "0" * 64
+
+
+def endpoint(*names: str, revision: int = 1) -> Endpoint:
+    made = Endpoint(name="digits", revision=revision, auth=Auth.NONE)
+    for name in names:
+        made = made.create_version(name, image=IMAGE)
+    return made
+
+
+def deployment(of: Endpoint, version: str) -> dict[str, Any]:
+    body = manifests.deployment(of, of.versions[version], namespace=NAMESPACE, owner=OWNER, image_pull_secret=None)
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), 1)
+    body["metadata"]["generation"] = 1
+    return {**body, "spec": {**body["spec"], "replicas": 1}, "status": {"observedGeneration": 1, **counts}}
+
+
+def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
+    """The route as Envoy Gateway has accepted it."""
+    parent = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
+    made = manifests.http_route(
+        "digits", parent, rules, {DIGEST: routes.digest(rules)}, namespace=NAMESPACE, owner=OWNER
+    )
+    made["metadata"]["generation"] = 1
+    conditions = [
+        {"type": kind, "status": "True", "observedGeneration": 1, "reason": kind}
+        for kind in ("Accepted", "ResolvedRefs")
+    ]
+    said = {"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions}
+    return {**made, "status": {"parents": [said]}}
+
+
+def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> View:
+    """An endpoint with the Deployments of some versions, and one Envoy that serves the rules of a mark."""
+    everything = endpoint("one", "two")
+    objects = {
+        DEPLOYMENT: {name: deployment(everything, name) for name in versions},
+        POD: {},
+        HTTP_ROUTE: {"digits": route(rules)} if rules else {},
+        SECURITY_POLICY: {},
+    }
+    served = frozenset({mark.stat(NAMESPACE, "digits")} if mark else ())
+    view = View(of, GATEWAY, objects, Envoys({"envoy-1": Envoy(rules=served)}))
+    known = [*view.shares, *clusters(view.route, of, by_name=True)]
+    return replace(view, envoys=Envoys({"envoy-1": Envoy(healthy=dict.fromkeys(known, 1), rules=served)}))
+
+
+def settled(of: Endpoint, *versions: str) -> View:
+    """An endpoint after all steps that it needs, every one of them confirmed."""
+    rules: list[dict[str, Any]] = []
+    mark: Mark | None = None
+    for _ in range(10):
+        view = seen(of, rules, *versions, mark=mark)
+        if view.next_rules == rules:
+            return view
+        rules = view.next_rules
+        found = seen(of, rules, *versions).serving
+        assert found is not None
+        mark = found.mark
+    raise AssertionError("it does not come to an end")
+
+
+def test_a_new_endpoint_has_a_route_to_be_written_that_lets_nobody_in() -> None:
+    view = seen(endpoint("one"), [])
+
+    assert view.has_work
+    assert [routes.is_weights(rule) for rule in view.next_rules].count(True) == 1
+    served = seen(endpoint("one"), view.next_rules).serving
+    assert served is not None
+    assert served.weights == {}
+
+
+def test_an_endpoint_that_is_served_as_it_should_be_has_no_work() -> None:
+    view = settled(endpoint("one"), "one")
+
+    assert view.split_is_served
+    assert (view.has_work, view.left_over) == (False, ())
+
+
+def test_a_deleted_versions_workload_is_left_over_only_once_every_envoy_serves_the_split_without_it() -> None:
+    view = settled(endpoint("one", revision=2), "one", "two")
+    assert (view.has_work, view.left_over) == (True, ("two",))
+
+    late = replace(view, envoys=Envoys({**view.envoys.pods, "envoy-2": Envoy()}))
+    assert (late.has_work, late.left_over) == (False, ())
+
+    # A newer revision may have it again.
+    newer = replace(view, endpoint=endpoint("one", revision=3))
+    assert newer.left_over == ()
+
+
+def test_a_workload_that_is_on_its_way_out_is_not_deleted_again() -> None:
+    view = settled(endpoint("one", revision=2), "one", "two")
+    view.objects[DEPLOYMENT]["two"]["metadata"]["deletionTimestamp"] = "2026-11-26T00:00:00Z"
+
+    assert replace(view).left_over == ()
+
+
+def test_a_route_that_somebody_has_changed_is_left_alone() -> None:
+    view = settled(endpoint("one"), "one")
+    found = view.objects[HTTP_ROUTE]["digits"]
+    changed = [{**rule, "timeouts": {"request": "1s"}} for rule in found["spec"]["rules"]]
+    objects = {**view.objects, HTTP_ROUTE: {"digits": {**found, "spec": {**found["spec"], "rules": changed}}}}
+
+    # A newer revision would be something to do.
+    assert not replace(view, objects=objects, endpoint=endpoint("one", "two", revision=2)).has_work
