@@ -5,14 +5,19 @@ import json
 import urllib.error
 import urllib.request
 from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 
-from cluster.place import Place
+from cluster.place import DEADLINE, Place
 from controlled_rollout import looks, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError
 from controlled_rollout.gate import Gate, Outcome
+from controlled_rollout.target import Change
+from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.target import KubernetesTarget
+from controlled_rollout.target.waiting import wait_until_served
 from local.local_target_lab import steady_load, until
 
 RATE = 110.0
@@ -89,6 +94,36 @@ async def test_a_key_opens_an_endpoint_and_a_header_reaches_one_version(place: P
         return (await ask(place, key=key))[0] == 401
 
     await until(is_refused, "the old key is refused")
+
+
+async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_deletes_nothing_of_it(
+    place: Place,
+) -> None:
+    """A version comes back, and whoever brings it back ends before the route knows of it."""
+    await place.roll_out("one")
+    await place.roll_out("two")
+    await place.promote("two")
+    retired = await place.retire("one")
+    assert retired is not None
+    waits = wait_until_served(place.target, place.endpoint, retired.revision + 1, timeout=DEADLINE, progress=print)
+    bystander = asyncio.create_task(waits)
+    await until(lambda: uid_of(place, "one") == "", "the retired version is gone", every_s=0.5)
+
+    again = retired.create_version("one", image=place.images["steady"], cpu_cores=0.05, memory_gb=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KubernetesTarget, "_carry_on", AsyncMock())
+        await place.target.apply(again, Change(who="a test", why="bring it back"))
+    made = uid_of(place, "one")
+    served = await bystander
+
+    assert set(served.versions) == {"one", "two"}
+    assert uid_of(place, "one") == made, "it was not deleted in between"
+
+
+def uid_of(place: Place, version: str) -> str:
+    """Return the uid of a version's Deployment; empty for none."""
+    name = version_object(place.endpoint, version)
+    return place.kubectl("get", "deployment", name, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}")
 
 
 async def test_the_share_that_was_set_is_the_share_that_is_served(place: Place) -> None:
