@@ -39,8 +39,8 @@ bench: install  ## Measure the router, the scoring runtime, shifts, the cache an
 bench-gate: install  ## Simulate 5,000 rollouts of every kind under the gate and other tools' rules
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate
 
-constraints: install  ## Resolve the dependencies anew
-	@.venv/bin/uv pip compile --quiet --upgrade $(shell scripts/constraints-arguments)
+constraints: install  ## Pin what pyproject.toml asks for (UPGRADE=1: everything anew)
+	@.venv/bin/uv pip compile --quiet $(if $(UPGRADE),--upgrade) $(shell scripts/constraints-arguments)
 
 clean:  ## Remove what was installed and built here
 	@rm -rf .venv .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
