@@ -17,13 +17,15 @@ from controlled_rollout.evidence import Evidence, Question, Reading, SplitChange
 from controlled_rollout.evidence.conclusion import conclude
 from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_to_dict
 from controlled_rollout.record import Decision, Seen
-from controlled_rollout.target import Revision, connect
+from controlled_rollout.target import EndpointStatus, ReplicaState, Revision, VersionStatus, connect
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Look", "check_owner", "created_at", "hold", "look", "settings_of", "splits_since"]
+__all__ = ["Look", "check_owner", "created_at", "down_beside", "hold", "look", "settings_of", "splits_since"]
 
 # Of how many gates this process remembers what their routers had counted before.
 MOST_GATES: Final = 4_096
+# A node that starts again takes its replicas along for less than that.
+DOWN_FOR: Final = timedelta(minutes=2)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ async def look(
     )
     evidence: Evidence | None = None
     readings: tuple[Reading, ...] = ()
+    down = down_beside(status, control=control.name, treatment=version, now=now)
     try:
         evidence = await evidence_source(workspace).read(question)
         counted = {name: one.requests for name, one in status.versions.items()}
@@ -119,6 +122,7 @@ async def look(
             bin_width=bin_width,
             allowed_lag=allowed_lag,
             router=readings,
+            down=down,
         )
     except EvidenceUnavailableError as error:
         verdict = cannot_see(str(error))
@@ -136,7 +140,7 @@ async def look(
         revision=found.revision,
     )
     try:
-        await asyncio.to_thread(_append, workspace, decision, question, evidence, readings)
+        await asyncio.to_thread(_append, workspace, decision, question, evidence, readings, down)
     except OSError as error:
         # What nobody could replay decides nothing, and a full disk says nothing about the model.
         where = workspace.records or workspace.records_folder
@@ -152,6 +156,7 @@ def _append(
     question: Question,
     evidence: Evidence | None,
     readings: tuple[Reading, ...],
+    down: str,
 ) -> None:
     if evidence is None:
         record.append(workspace, decision)
@@ -164,8 +169,37 @@ def _append(
         thresholds_ms=evidence.thresholds_ms,
         lag=evidence.lag,
         router=readings,
+        down=down,
     )
     record.append_look(workspace, decision, seen)
+
+
+def down_beside(status: EndpointStatus, *, control: str, treatment: str, now: datetime) -> str:
+    """Say that a treatment has had no ready replica for a while, beside a control that has; empty if it is not so.
+
+    A router without a replica to send to answers by itself, and what it answers may not say whose share it was.
+
+    Args:
+        status: How the endpoint is.
+        control: Control's name.
+        treatment: The treatment's name.
+        now: The time of the look.
+    """
+    one, other = status.versions.get(treatment), status.versions.get(control)
+    if one is None or other is None or _has_ready(one) or not _has_ready(other):
+        return ""
+    lasts = one.down_since is not None and now - one.down_since >= DOWN_FOR
+    if not (one.failed or lasts):
+        return ""
+    since = f" since {one.down_since:%H:%M:%S}" if one.down_since else ""
+    return (
+        f"version {treatment!r} has no ready replica{since} and cannot answer its share, and {control!r} has: "
+        f"{one.cause or 'it does not say why'}"
+    )
+
+
+def _has_ready(version: VersionStatus) -> bool:
+    return any(replica.state is ReplicaState.READY for replica in version.replicas)
 
 
 def settings_of(question: Question, queries: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import urllib.error
 import urllib.request
 from datetime import timedelta
@@ -10,11 +11,12 @@ from unittest.mock import AsyncMock
 import pytest
 
 from cluster.place import DEADLINE, Place
-from controlled_rollout import looks, steps
+from controlled_rollout import looks, record, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError
 from controlled_rollout.gate import Gate, Outcome
-from controlled_rollout.target import Change
+from controlled_rollout.record.replay import replay
+from controlled_rollout.target import Change, ReplicaState
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.waiting import wait_until_served
@@ -159,7 +161,7 @@ async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(place:
     [
         ("failing", "errors are higher", LITTLE),
         ("slow", "latency is higher", LITTLE),
-        ("dies", "errors are higher", RATE),
+        ("dies", "errors are higher|has no ready replica", RATE),
     ],
 )
 async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_is_unharmed(
@@ -181,7 +183,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
 
         look = await until(verdict, f"a verdict; {place.said}", seconds=120)
         assert isinstance(look, looks.Look)
-        assert why in look.verdict.reason
+        assert re.search(why, look.verdict.reason)
         await place.roll_back("two", look.verdict.reason)
         failed_until_then = load.failed
         versions_until_then = load.versions["two"]
@@ -191,6 +193,34 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
     # What was already on its way when the split changed may still be answered by it.
     assert load.versions["two"] - versions_until_then <= 2
     assert set(load.failed) <= {"500", "503"}
+
+
+async def test_a_treatment_whose_only_replica_dies_again_and_again_is_found_although_no_answer_names_it(
+    place: Place,
+) -> None:
+    """Envoy Gateway itself answers for a version without a replica, and its answers do not say whose share it was."""
+    await place.roll_out("one")
+    async with steady_load(place.url, await place.key(), rate=LITTLE) as load:
+        await place.roll_out("two", "dies")
+        await place.shift("two", 50)
+
+        async def is_down() -> bool:
+            found = (await place.target.status(place.endpoint)).versions["two"]
+            return found.failed and not any(one.state is ReplicaState.READY for one in found.replicas)
+
+        await until(is_down, "its replica waits for its fourth start", seconds=120, every_s=0.5)
+        look = await looks.look(
+            place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
+        )
+        assert look.verdict.outcome is Outcome.FAIL
+        assert re.search(r"'two' has no ready replica .* exited with code 1; failed \d+ times", look.verdict.reason)
+        await place.roll_back("two", look.verdict.reason)
+        failed_until_then = load.failed
+        await load.more(200)
+
+    assert load.failed == failed_until_then
+    [seen] = [one for one in replay(record.read(place.workspace, place.endpoint)) if one.verdict is not None]
+    assert seen.difference == ""
 
 
 async def test_a_treatment_that_crashes_at_its_start_gets_no_request(place: Place) -> None:

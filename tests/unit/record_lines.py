@@ -39,11 +39,19 @@ def append(
     at: datetime | None = None,
     lag: timedelta | None = None,
     router: tuple[Reading, ...] = (),
+    down: str = "",
 ) -> Decision:
     until = at or (seen[-1].start + MINUTE if seen else T0)
     evidence = Evidence(tuple(seen), tuple(baseline), (10.0, 50.0), until, ("AppRequests",), lag)
     verdict = conclude(
-        evidence, gate, control="v1a", treatment=version, bin_width=MINUTE, allowed_lag=3 * MINUTE, router=router
+        evidence,
+        gate,
+        control="v1a",
+        treatment=version,
+        bin_width=MINUTE,
+        allowed_lag=3 * MINUTE,
+        router=router,
+        down=down,
     )
     settings = {
         "control": "v1a", "started": T0.isoformat(), "bin_width_s": 60.0, "allowed_lag_s": 180.0,
@@ -53,6 +61,6 @@ def append(
         time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate", why="",
         outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
     )  # fmt: skip
-    seen_values = Seen(settings, evidence.bins, evidence.baseline, until, evidence.thresholds_ms, lag, router)
+    seen_values = Seen(settings, evidence.bins, evidence.baseline, until, evidence.thresholds_ms, lag, router, down)
     record.append_look(workspace, decision, seen_values)
     return decision

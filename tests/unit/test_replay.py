@@ -139,6 +139,17 @@ def test_a_changed_gate_gives_other_verdicts_and_is_found(workspace: Workspace, 
     assert "outcome fail, now" in capsys.readouterr().out
 
 
+def test_a_look_that_found_the_treatment_down_is_replayed_to_its_failure(workspace: Workspace) -> None:
+    assert append(workspace, bins(5)).outcome == "not_enough_evidence"
+    assert append(workspace, bins(5), down="version 'v2a' has no ready replica").outcome == "fail"
+
+    found = list(replay(record.read(workspace, "digits")))
+
+    assert [look.difference for look in found] == ["", ""]
+    assert found[-1].verdict is not None
+    assert found[-1].verdict.reason == "version 'v2a' has no ready replica"
+
+
 def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None:
     seen = bins(5)
     counted = (

@@ -1,12 +1,13 @@
 """What a look concludes from what it read: the gate's verdict, or that it cannot see. Pure: it can be replayed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.evidence.model import Evidence, Reading
-from controlled_rollout.gate import Bin, Gate, Verdict, cannot_see, judge
+from controlled_rollout.gate import Bin, Gate, Outcome, Verdict, cannot_see, judge
 
 __all__ = ["conclude", "unseen"]
 
@@ -23,8 +24,11 @@ def conclude(
     bin_width: timedelta,
     allowed_lag: timedelta,
     router: Sequence[Reading] = (),
+    down: str = "",
 ) -> Verdict:
     """Judge what a look read, unless it is not all that there is.
+
+    A treatment that is down fails, whatever was read: whom it cannot answer it cannot be seen to answer badly.
 
     Args:
         evidence: What was read.
@@ -34,7 +38,21 @@ def conclude(
         bin_width: The length of a bin.
         allowed_lag: How late telemetry may come.
         router: What the router had counted at some moments, oldest first.
+        down: That the treatment is down, in a sentence; empty if it is not.
     """
+    verdict = _judged(evidence, gate, control, treatment, bin_width, allowed_lag, router)
+    return replace(verdict, outcome=Outcome.FAIL, reason=down) if down else verdict
+
+
+def _judged(
+    evidence: Evidence,
+    gate: Gate,
+    control: str,
+    treatment: str,
+    bin_width: timedelta,
+    allowed_lag: timedelta,
+    router: Sequence[Reading],
+) -> Verdict:
     blind = late(evidence, allowed_lag) or unseen(
         evidence, router, control=control, treatment=treatment, bin_width=bin_width
     )

@@ -33,6 +33,7 @@ class Seen:
         thresholds_ms: Control's latency quantiles before the rollout, in milliseconds.
         lag: How late telemetry has come; None where the store does not tell.
         router: What the router had counted, at the moments that the verdict rests on.
+        down: That the treatment was down, in a sentence; empty if it was not.
     """
 
     settings: dict[str, Any]
@@ -42,6 +43,7 @@ class Seen:
     thresholds_ms: tuple[float, ...] = ()
     lag: timedelta | None = None
     router: tuple[Reading, ...] = ()
+    down: str = ""
 
 
 def append(workspace: Workspace, decision: Decision) -> None:
@@ -81,6 +83,7 @@ def append_look(workspace: Workspace, decision: Decision, seen: Seen) -> None:
             baseline=series.baseline.stretch_to(seen.baseline),
             lag_s=None if seen.lag is None else seen.lag.total_seconds(),
             router=tuple(Counted(at=one.at, requests=dict(one.requests)) for one in seen.router),
+            down=seen.down,
             settings=seen.settings if begins else None,
             software=__version__ if begins else None,
         )

@@ -45,6 +45,7 @@ class LookEvidence(BaseModel):
         baseline: Control's bins before it.
         lag_s: How late telemetry has come, in seconds; None where the store does not tell.
         router: What the router had counted, at the moments that the verdict rests on, oldest first.
+        down: That the treatment was down, in a sentence; empty if it was not.
         settings: What is the same for the whole series (gate, control, how evidence is read, the queries); only on its
             first line.
         software: The version of this package that judged; likewise.
@@ -59,6 +60,7 @@ class LookEvidence(BaseModel):
     baseline: Stretch
     lag_s: float | None = None
     router: tuple[Counted, ...] = ()
+    down: str = ""
     settings: dict[str, Any] | None = None
     software: str | None = None
 

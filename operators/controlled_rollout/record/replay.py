@@ -115,6 +115,7 @@ class _Series:
             bin_width=timedelta(seconds=self.settings["bin_width_s"]),
             allowed_lag=timedelta(seconds=self.settings["allowed_lag_s"]),
             router=tuple(Reading(one.at, one.requests) for one in look.router),
+            down=look.down,
         )
 
 

@@ -92,6 +92,8 @@ class VersionStatus(_Message):
         ready: All the replicas that it should have answer.
         wanted_replicas: How many replicas it should have now.
         failed: It will not become ready by waiting; `cause` says why, `log_tail` holds the container's last lines.
+        down_since: Since when it has had fewer ready replicas than it can do with; None while it has enough, or where
+            the target does not say.
         requests: Requests that the router has sent to it since the router started.
         active: Requests that it is answering now.
     """
@@ -100,6 +102,7 @@ class VersionStatus(_Message):
     ready: bool
     wanted_replicas: int = 0
     failed: bool = False
+    down_since: AwareDatetime | None = None
     cause: str | None = None
     log_tail: str = ""
     replicas: tuple[ReplicaStatus, ...] = ()

@@ -6,7 +6,7 @@ import pytest
 
 from controlled_rollout.evidence import Evidence, Reading
 from controlled_rollout.evidence.conclusion import conclude, unseen
-from controlled_rollout.gate import Bin, Counts, Gate, Verdict
+from controlled_rollout.gate import Bin, Counts, Gate, Outcome, Verdict
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -79,6 +79,23 @@ def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_
     assert "up to 240 s late" in found.reason
     assert "allowed_lag" in found.reason
     assert verdict(evidence((90, 10), lag=3 * MINUTE)).outcome == "not_enough_evidence"
+
+
+def test_a_treatment_that_is_down_fails_whatever_was_read() -> None:
+    down = "version 'new' has no ready replica"
+    nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
+    for seen in (nothing_came, late):
+        found = conclude(
+            seen,
+            GATE,
+            control="old",
+            treatment="new",
+            bin_width=MINUTE,
+            allowed_lag=3 * MINUTE,
+            router=[reading(1, 90, 10)],
+            down=down,
+        )
+        assert (found.outcome, found.reason) == (Outcome.FAIL, down)
 
 
 def test_counts_that_cannot_be_are_the_stores_fault_and_not_the_models() -> None:

@@ -54,9 +54,18 @@ def version_status(
         ready=ready,
         wanted_replicas=wanted,
         failed=failed,
+        down_since=_down_since(deployment),
         cause=cause,
         replicas=tuple(_replica(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
     )
+
+
+def _down_since(deployment: Object) -> datetime | None:
+    """Return since when the Deployment's controller has called it unavailable."""
+    for one in (deployment.get("status") or {}).get("conditions") or []:
+        if one["type"] == "Available" and one["status"] == "False" and "lastTransitionTime" in one:
+            return datetime.fromisoformat(one["lastTransitionTime"])
+    return None
 
 
 def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:

@@ -71,6 +71,14 @@ def test_a_container_that_ends_by_itself_fails_after_three_starts() -> None:
     assert [replica.state for replica in found.replicas] == [ReplicaState.WAITING]
 
 
+def test_since_when_too_few_replicas_are_ready_is_what_the_deployments_controller_says() -> None:
+    since = {"type": "Available", "status": "False", "lastTransitionTime": "2026-05-01T11:58:00Z"}
+
+    assert status(deployment(conditions=[since])).down_since == NOW - timedelta(minutes=2)
+    assert status(deployment(conditions=[{**since, "status": "True"}])).down_since is None
+    assert status(deployment()).down_since is None
+
+
 def test_out_of_memory_is_said() -> None:
     killed = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "ready": False}
 
