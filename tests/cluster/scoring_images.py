@@ -33,7 +33,7 @@ from .lab.images import base_image
 __all__ = ["MODELS", "build", "build_all", "project"]
 
 FOLDER = Path(__file__).with_name("models")
-HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "dies_after": 0}
+HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "init_s": 0, "dies_after": 0}
 MODELS = ("steady", "steady2", "failing", "slow", "crash", "dies")
 
 
@@ -44,7 +44,7 @@ def project(model: str, into: Path, **changes: Any) -> Path:
         model: One of `MODELS`.
         into: A folder that is made.
         **changes: Behaviour other than the model's own: `version`, `delay_ms`, `failing_share`, `init_error`,
-            `dies_after` (requests of one process).
+            `init_s` (how long `init()` takes), `dies_after` (requests of one process).
     """
     behaviour = {"version": model, **HARMLESS, **json.loads((FOLDER / f"{model}.json").read_text())}
     if unknown := set(changes) - set(behaviour):

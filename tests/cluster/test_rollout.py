@@ -10,7 +10,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from cluster.place import DEADLINE, Place
+from cluster.place import DEADLINE, SMALL, Place
+from cluster.scoring_images import build
 from controlled_rollout import looks, record, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError
@@ -252,6 +253,29 @@ async def test_a_treatment_that_no_node_has_room_for_fails_in_bounded_time_and_s
         )
     await place.roll_back("two", "no room")
     assert (await ask(place, key=await place.key()))[:2] == (200, "one")
+
+
+async def test_a_treatment_that_does_not_pass_its_probe_in_time_says_so_and_what_kubernetes_saw(place: Place) -> None:
+    late = await asyncio.to_thread(build, place.lab.registry, "steady", version="late", init_s=600)
+
+    with pytest.raises(DeploymentError) as failure:
+        await steps.roll_out(
+            place.workspace,
+            place.endpoint,
+            "one",
+            image=late,
+            owner="run",
+            who="a test",
+            settings=SMALL,
+            timeout=timedelta(seconds=10),
+            progress=place.said.append,
+        )
+
+    assert re.search(
+        r"not ready after 10 s: pod \S+-one-\S+ runs and has not passed its startup probe yet; "
+        r"Kubernetes: Startup probe failed: .*503\nlast lines of its log:\n",
+        str(failure.value),
+    )
 
 
 async def test_a_treatment_whose_image_is_not_there_fails_and_says_why(place: Place) -> None:

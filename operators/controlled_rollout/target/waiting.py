@@ -86,6 +86,9 @@ async def wait_until_ready(
         return await _first(ready, target, endpoint, timeout, progress)
     except _NotInTimeError:
         late = f"not ready after {timeout.total_seconds():g} s"
+        # A look at leisure says more than one in passing.
+        with contextlib.suppress(TargetUnavailableError):
+            seen = (await target.status(endpoint)).versions.get(version, seen)
         if seen is None:
             raise DeploymentError(
                 f"version {version!r} of endpoint {endpoint!r}: {late}, nor was its state seen"

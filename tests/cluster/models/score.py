@@ -11,6 +11,7 @@ requests = 0
 
 
 def init():
+    time.sleep(behaviour["init_s"])
     if behaviour["init_error"]:
         raise RuntimeError(behaviour["init_error"])
 

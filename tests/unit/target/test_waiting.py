@@ -45,10 +45,11 @@ def status(*versions: VersionStatus, served: int = 1, revision: int = 2, trouble
 class Play:
     """A target that is, one after the other, what the script says, and stays at the last; an error ends a watch."""
 
-    def __init__(self, *script: EndpointStatus | Exception) -> None:
+    def __init__(self, *script: EndpointStatus | Exception, leisure: EndpointStatus | None = None) -> None:
         self.watches = 0
         self.open = 0
         self._script = list(script)
+        self._leisure = leisure
 
     async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
         assert carry_on, "who waits does the work"
@@ -66,6 +67,11 @@ class Play:
                 self._script.pop(0)
         finally:
             self.open -= 1
+
+    async def status(self, name: str) -> EndpointStatus:
+        if not self._leisure:
+            raise AWAY
+        return self._leisure
 
     @property
     def target(self) -> Target:
@@ -111,6 +117,11 @@ async def test_a_version_that_is_deleted_or_not_ready_in_time_is_said() -> None:
         await ready(Play(status(starting()), status()), [])
     with pytest.raises(DeploymentError, match=r"not ready after 0.2 s: 1 starting\nit has logged nothing"):
         await ready(Play(status(starting())), [], SOON)
+    told = status(starting(cause="it waits for its weights", log_tail="loading"))
+    with pytest.raises(
+        DeploymentError, match=r"not ready after 0.2 s: it waits for its weights\nlast lines .*\nloading"
+    ):
+        await ready(Play(status(starting()), leisure=told), [], SOON)
 
 
 async def test_trouble_that_will_not_go_away_ends_the_wait_for_its_revision_only() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from controlled_rollout.target import ReplicaState, ReplicaStatus, VersionStatus
 from controlled_rollout.target.kubernetes.api import Object
 
-__all__ = ["pod_held_by", "version_status"]
+__all__ = ["newest_warning", "pod_held_by", "version_status"]
 
 # As many starts that end by themselves, and waiting will not help.
 MOST_FAILED_STARTS: Final = 3
@@ -23,6 +23,8 @@ HOPELESS_WORDS: Final = (
     "invalid reference",
     "no match for platform",
 )
+# What these events say, the pod's own status says better.
+SAID_BETTER: Final = ("BackOff", "Failed", "FailedScheduling")
 NOT_CREATED: Final = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
@@ -110,7 +112,17 @@ def pod_held_by(pod: Object, now: datetime | None) -> tuple[str, bool] | None:
             starts = container.get("restartCount", 0) + ("waiting" in (container.get("state") or {}))
             times = f"; failed {starts} times" if starts > 1 else ""
             return f"pod {name} {ended}{times}", reason == "CrashLoopBackOff" and starts >= MOST_FAILED_STARTS
+        if "running" in (container.get("state") or {}) and not container.get("ready"):
+            probe = "fails its readiness probe" if container.get("started") else "has not passed its startup probe yet"
+            return f"pod {name} runs and {probe}", False
     return None
+
+
+def newest_warning(events: Sequence[Object]) -> str | None:
+    """Return what the newest warning among a pod's events says that its status does not; None if there is none."""
+    warnings = [one for one in events if one.get("type") == "Warning" and one.get("reason") not in SAID_BETTER]
+    newest = max(warnings, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""), default=None)
+    return str(newest.get("message", "")).strip() or None if newest else None
 
 
 def _replica(pod: Object) -> ReplicaStatus:

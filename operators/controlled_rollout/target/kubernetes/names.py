@@ -13,6 +13,7 @@ __all__ = [
     "CONTROLLER_REVISION",
     "DEPLOYMENT",
     "ENDPOINT_LABEL",
+    "EVENT",
     "GATEWAY",
     "HTTP_ROUTE",
     "HTTP_ROUTE_FILTER",
@@ -34,6 +35,7 @@ CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")
 SECRET: Final = Kind("Secret", "v1", "secrets")
 SERVICE: Final = Kind("Service", "v1", "services")
 POD: Final = Kind("Pod", "v1", "pods")
+EVENT: Final = Kind("Event", "v1", "events")
 DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
 CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
 GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")

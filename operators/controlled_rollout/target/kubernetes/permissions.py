@@ -43,6 +43,7 @@ NAMESPACE: Final = (
     Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys"),
     Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
     Permission("", "pods/log", ("get",), "a version's log"),
+    Permission("", "events", ("list",), "the same, in Kubernetes' words; not needed"),
     Permission(
         "gateway.networking.k8s.io",
         "httproutes",

@@ -18,8 +18,17 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
     WorkspaceError,
 )
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, refusals
-from controlled_rollout.target.kubernetes import envoy, manifests, revisions, view
+from controlled_rollout.target import (
+    Change,
+    EndpointStatus,
+    Keys,
+    Load,
+    ReplicaState,
+    Revision,
+    VersionStatus,
+    refusals,
+)
+from controlled_rollout.target.kubernetes import envoy, health, manifests, revisions, view
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.api import FIELD_MANAGER, Api, ApiError, Object
 from controlled_rollout.target.kubernetes.names import (
@@ -27,6 +36,7 @@ from controlled_rollout.target.kubernetes.names import (
     CONFIG_MAP,
     DEPLOYMENT,
     ENDPOINT_LABEL,
+    EVENT,
     GATEWAY,
     HTTP_ROUTE,
     HTTP_ROUTE_FILTER,
@@ -105,7 +115,8 @@ class KubernetesTarget:
         async with self._open() as api:
             newest = (await self._history(api, name))[-1].endpoint
             seen = await view.look(api, self._workspace, newest)
-            return await self._with_logs(api, seen.status(self._url_base(await self._gateway(api)), datetime.now(UTC)))
+            status = seen.status(self._url_base(await self._gateway(api)), datetime.now(UTC))
+            return await self._told(api, status, [one for one in status.versions.values() if not one.ready])
 
     async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield how the endpoint is, whenever that has changed, from the API server's own watches."""
@@ -121,7 +132,7 @@ class KubernetesTarget:
                     status = seen.status(base, datetime.now(UTC))
                     if status != said:
                         said = status
-                        yield await self._with_logs(api, status)
+                        yield await self._told(api, status, [one for one in status.versions.values() if one.failed])
 
     async def load(self, name: str) -> Mapping[str, Load]:
         """Return the load of each version, from two looks at every Envoy one second apart."""
@@ -409,14 +420,28 @@ class KubernetesTarget:
             raise refusals.not_found(name, await revisions.endpoints_of(api, self._namespace))
         return found
 
-    async def _with_logs(self, api: Api, status: EndpointStatus) -> EndpointStatus:
-        """Add the last log lines of the versions that have failed."""
-        failed = [version for version in status.versions.values() if version.failed]
-        if not failed:
+    async def _told(self, api: Api, status: EndpointStatus, versions: Sequence[VersionStatus]) -> EndpointStatus:
+        """Add to some versions their last log lines, and what Kubernetes warns of their pods."""
+        if not versions:
             return status
-        tails = {one.name: await self._logs(api, status.name, one.name, view.LOG_TAIL) for one in failed}
-        told = {one.name: one.model_copy(update={"log_tail": tails[one.name]}) for one in failed}
+        told = {}
+        for one in versions:
+            tail = await self._logs(api, status.name, one.name, view.LOG_TAIL)
+            warning = await self._warning(api, one)
+            cause = f"{one.cause}; Kubernetes: {warning}" if one.cause and warning else warning or one.cause
+            told[one.name] = one.model_copy(update={"log_tail": tail, "cause": cause})
         return status.model_copy(update={"versions": {**status.versions, **told}})
+
+    async def _warning(self, api: Api, version: VersionStatus) -> str | None:
+        """Return the newest warning of the first pod that is not ready."""
+        pod = next((one.name for one in version.replicas if one.state is not ReplicaState.READY), None)
+        if pod is None:
+            return None
+        of_it = f"type=Warning,involvedObject.kind=Pod,involvedObject.name={pod}"
+        try:
+            return health.newest_warning(await api.items(EVENT.path(self._namespace), fieldSelector=of_it))
+        except AccessError:
+            return None  # a Role without events only means fewer words
 
     async def _logs(self, api: Api, name: str, version: str, tail: int) -> str:
         labels = selector(version_labels(name, version))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlled_rollout.target import ReplicaState, VersionStatus
-from controlled_rollout.target.kubernetes.health import version_status
+from controlled_rollout.target.kubernetes.health import newest_warning, version_status
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -77,6 +77,29 @@ def test_since_when_too_few_replicas_are_ready_is_what_the_deployments_controlle
     assert status(deployment(conditions=[since])).down_since == NOW - timedelta(minutes=2)
     assert status(deployment(conditions=[{**since, "status": "True"}])).down_since is None
     assert status(deployment()).down_since is None
+
+
+def test_a_container_that_runs_and_is_not_ready_names_the_probe() -> None:
+    runs = {"image": "i", "state": {"running": {"startedAt": NOW.isoformat()}}, "ready": False}
+
+    starts = status(deployment(), pod(container={**runs, "started": False}))
+    assert (starts.cause, starts.failed) == ("pod pod-a runs and has not passed its startup probe yet", False)
+    fails = status(deployment(), pod(container={**runs, "started": True}))
+    assert (fails.cause, fails.failed) == ("pod pod-a runs and fails its readiness probe", False)
+
+
+def test_of_a_pods_warnings_the_newest_is_said_that_its_status_does_not_say() -> None:
+    def event(at: str, reason: str, message: str, kind: str = "Warning") -> dict[str, str]:
+        return {"type": kind, "reason": reason, "message": message, "lastTimestamp": f"2026-05-01T{at}Z"}
+
+    old = event("11:00:00", "FailedMount", "no secret")
+    new = event("11:02:00", "Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503\n")
+    known = event("11:03:00", "BackOff", "Back-off restarting failed container")
+
+    said = newest_warning([new, old, known, event("11:04:00", "Pulled", "pulled", "Normal")])
+    assert said == "Startup probe failed: HTTP probe failed with statuscode: 503"
+    assert newest_warning([known]) is None
+    assert newest_warning([]) is None
 
 
 def test_out_of_memory_is_said() -> None:
