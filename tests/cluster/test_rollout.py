@@ -14,7 +14,7 @@ from cluster.place import DEADLINE, SMALL, Place
 from cluster.scoring_images import build
 from controlled_rollout import looks, record, steps
 from controlled_rollout.endpoint import Auth
-from controlled_rollout.errors import ConflictError, DeploymentError
+from controlled_rollout.errors import ConflictError, DeploymentError, EndpointNotFoundError
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target import Change, ReplicaState
@@ -121,6 +121,11 @@ async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_de
 
     assert set(served.versions) == {"one", "two"}
     assert uid_of(place, "one") == made, "it was not deleted in between"
+
+
+async def test_who_waits_for_an_endpoint_that_is_not_there_is_told(place: Place) -> None:
+    with pytest.raises(EndpointNotFoundError, match=place.endpoint):
+        await wait_until_served(place.target, place.endpoint, 1, timeout=DEADLINE, progress=place.said.append)
 
 
 def uid_of(place: Place, version: str) -> str:

@@ -40,29 +40,15 @@ def conclude(
         router: What the router had counted at some moments, oldest first.
         down: That the treatment is down, in a sentence; empty if it is not.
     """
-    verdict = _judged(evidence, gate, control, treatment, bin_width, allowed_lag, router)
-    return replace(verdict, outcome=Outcome.FAIL, reason=down) if down else verdict
-
-
-def _judged(
-    evidence: Evidence,
-    gate: Gate,
-    control: str,
-    treatment: str,
-    bin_width: timedelta,
-    allowed_lag: timedelta,
-    router: Sequence[Reading],
-) -> Verdict:
     blind = late(evidence, allowed_lag) or unseen(
         evidence, router, control=control, treatment=treatment, bin_width=bin_width
     )
-    if blind:
-        return cannot_see(blind)
     try:
-        return judge(evidence.bins, gate, baseline=evidence.baseline)
+        verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
     except EvidenceError as error:
         # Counts that cannot be say something about the store, nothing about the model.
-        return cannot_see(str(error))
+        verdict = cannot_see(str(error))
+    return replace(verdict, outcome=Outcome.FAIL, reason=down) if down else verdict
 
 
 def late(evidence: Evidence, allowed_lag: timedelta) -> str | None:

@@ -126,8 +126,9 @@ class KubernetesTarget:
             async def go_on(seen: View) -> View:
                 return await self._go_on(api, seen) if carry_on else seen
 
+            newest = (await self._history(api, name))[-1].endpoint
             said: EndpointStatus | None = None
-            async with aclosing(view.changes(api, self._workspace, name, go_on)) as changes:
+            async with aclosing(view.changes(api, self._workspace, newest, go_on)) as changes:
                 async for seen in changes:
                     status = seen.status(base, datetime.now(UTC))
                     if status != said:

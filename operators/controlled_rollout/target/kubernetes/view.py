@@ -253,21 +253,20 @@ async def look(api: Api, workspace: Workspace, endpoint: Endpoint) -> View:
     return (await _list(api, workspace, endpoint))[0]
 
 
-async def changes(api: Api, workspace: Workspace, name: str, carry_on: CarryOn) -> AsyncGenerator[View]:
+async def changes(api: Api, workspace: Workspace, endpoint: Endpoint, carry_on: CarryOn) -> AsyncGenerator[View]:
     """Yield how an endpoint is, once at once and then whenever something may have changed.
 
     Args:
         api: The cluster.
         workspace: Where in it endpoints live.
-        name: The endpoint.
+        endpoint: Its newest revision.
         carry_on: Does what can be done as things are, and returns what it saw: with a newer revision, maybe.
 
     Raises:
         TargetUnavailableError: The API server has gone away: begin again.
     """
     queue: asyncio.Queue[tuple[_Source, Object] | BaseException] = asyncio.Queue()
-    newest = (await revisions.history(api, workspace.namespace, name))[-1].endpoint
-    seen, versions = await _list(api, workspace, newest)
+    seen, versions = await _list(api, workspace, endpoint)
     seen = await carry_on(replace(seen, counted=False))
     yield seen
     # Only now: the first look is often enough.
@@ -291,8 +290,8 @@ async def changes(api: Api, workspace: Workspace, name: str, carry_on: CarryOn) 
             if seen.serving != before:
                 seen = replace(seen, counted=False, disagrees=None)
             if seen.serving is not None and seen.serving.mark.revision > seen.endpoint.revision:
-                history = await revisions.history(api, workspace.namespace, name)
-                seen = replace(seen, endpoint=history[-1].endpoint)
+                for newest in (await revisions.history(api, workspace.namespace, endpoint.name))[-1:]:
+                    seen = replace(seen, endpoint=newest.endpoint)
             if seen.asks_envoys:
                 seen = replace(seen, envoys=await _asked(api, workspace, seen))
             seen = await carry_on(seen)
