@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import signal
 import sys
 import tarfile
@@ -220,10 +221,12 @@ asyncio.run(build_for(workspace, sys.argv[2], name="pod", environment=asked, own
 
 @pytest.mark.timeout(600)
 async def test_a_build_that_was_killed_is_taken_up_by_the_same_task_and_its_pod_is_removed(
-    place: Place, workspace: Workspace, source: Path
+    place: Place, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", KILLED, workspace.model_dump_json(), str(source)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", KILLED, workspace.model_dump_json(), str(source)),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE,
     )
     assert killed.stdout is not None
     async for line in killed.stdout:
