@@ -143,6 +143,18 @@ class Workspace(BaseModel):
                 f"{', '.join(name for name in cls.model_fields if name != 'open_cluster')}"
             ) from None
 
+    @property
+    def gateway_name(self) -> tuple[str, str]:
+        """Namespace and name of the Gateway."""
+        namespace, name, *_ = self.gateway.split("/")
+        return namespace, name
+
+    @property
+    def gateway_listener(self) -> str | None:
+        """The one listener of the Gateway that serves the endpoints; None for all."""
+        _, _, *listener = self.gateway.split("/")
+        return listener[0] if listener else None
+
     # The local workspace's layout: one place that knows it.
 
     @property

@@ -173,7 +173,7 @@ async def _gateway(api: Api, workspace: Workspace) -> str:
 
 
 async def _gateway_object(api: Api, workspace: Workspace) -> Object:
-    namespace, name, *_ = workspace.gateway.split("/")
+    namespace, name = workspace.gateway_name
     gateway = await api.find(GATEWAY.path(namespace, name))
     if gateway is None:
         raise WorkspaceError(
@@ -184,12 +184,12 @@ async def _gateway_object(api: Api, workspace: Workspace) -> Object:
 
 def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
     """Say why a workspace's routes would not be served by its Gateway; None if they would."""
-    namespace, _, *section = workspace.gateway.split("/")
+    (namespace, _), section = workspace.gateway_name, workspace.gateway_listener
     if fault := _unprogrammed(gateway.get("status") or {}):
         return fault
-    listeners = [one for one in gateway["spec"].get("listeners") or [] if not section or one.get("name") == section[0]]
+    listeners = [one for one in gateway["spec"].get("listeners") or [] if section in (None, one.get("name"))]
     if not listeners:
-        return f"it has no listener {section[0]!r}: correct the setting gateway" if section else "it has no listeners"
+        return f"it has no listener {section!r}: correct the setting gateway" if section else "it has no listeners"
     states = {one.get("name"): one for one in (gateway.get("status") or {}).get("listeners") or []}
     faults = [_unprogrammed(states.get(one.get("name")) or {}) for one in listeners]
     if all(faults):
@@ -227,8 +227,7 @@ async def _endpoints_address(api: Api, workspace: Workspace) -> str:
 
 
 def _address(gateway: Object, workspace: Workspace) -> str:
-    section = workspace.gateway.split("/")[2:]
-    return workspace.endpoint_url or address(gateway, section[0] if section else None)
+    return workspace.endpoint_url or address(gateway, workspace.gateway_listener)
 
 
 CLUSTER_PROBES: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (

@@ -88,7 +88,7 @@ class Envoys:
 
 def pod_selector(workspace: Workspace) -> str:
     """Return the labels of the pods, in the workspace's `envoy_namespace`, that are Envoys of its Gateway."""
-    namespace, name, *_ = workspace.gateway.split("/")
+    namespace, name = workspace.gateway_name
     return selector(
         {
             "gateway.envoyproxy.io/owning-gateway-name": name,

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any, Final, Literal
 
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
@@ -257,7 +256,7 @@ class KubernetesTarget:
             )
 
     async def _gateway(self, api: Api) -> Object:
-        namespace, name = self._gateway_name
+        namespace, name = self._workspace.gateway_name
         found = await api.find(GATEWAY.path(namespace, name))
         if found is None:
             raise WorkspaceError(
@@ -480,19 +479,14 @@ class KubernetesTarget:
     def _path(self, kind: Any, name: str, subresource: str = "") -> str:
         return str(kind.path(self._namespace, name, subresource))
 
-    @cached_property
-    def _gateway_name(self) -> tuple[str, str]:
-        namespace, name, *_ = self._workspace.gateway.split("/")
-        return namespace, name
-
-    @cached_property
+    @property
     def _parent(self) -> Object:
-        namespace, name, *section = self._workspace.gateway.split("/")
-        listener = {"sectionName": section[0]} if section else {}
-        return {"group": GATEWAY.group, "kind": GATEWAY.name, "namespace": namespace, "name": name, **listener}
+        (namespace, name), listener = self._workspace.gateway_name, self._workspace.gateway_listener
+        section = {"sectionName": listener} if listener else {}
+        return {"group": GATEWAY.group, "kind": GATEWAY.name, "namespace": namespace, "name": name, **section}
 
     def _url_base(self, gateway: Object) -> str:
-        return self._workspace.endpoint_url or view.address(gateway, self._parent.get("sectionName"))
+        return self._workspace.endpoint_url or view.address(gateway, self._workspace.gateway_listener)
 
 
 def _keys(secret: Object) -> Keys:

@@ -290,8 +290,9 @@ async def changes(api: Api, workspace: Workspace, endpoint: Endpoint, carry_on: 
             if seen.serving != before:
                 seen = replace(seen, counted=False, disagrees=None)
             if seen.serving is not None and seen.serving.mark.revision > seen.endpoint.revision:
-                for newest in (await revisions.history(api, workspace.namespace, endpoint.name))[-1:]:
-                    seen = replace(seen, endpoint=newest.endpoint)
+                history = await revisions.history(api, workspace.namespace, endpoint.name)
+                # None are left when the endpoint is being deleted.
+                seen = replace(seen, endpoint=history[-1].endpoint if history else seen.endpoint)
             if seen.asks_envoys:
                 seen = replace(seen, envoys=await _asked(api, workspace, seen))
             seen = await carry_on(seen)
@@ -407,10 +408,12 @@ async def _list(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[Vie
     """List everything once, and say from where on it can be watched."""
     sources = _sources(workspace, endpoint.name)
     lists = await asyncio.gather(*(api.get(source.path, labelSelector=source.labels) for source in sources))
-    view = View(endpoint, _gateway(workspace), {source.kind: {} for source in sources})
+    view = View(endpoint, workspace.gateway_name, {source.kind: {} for source in sources})
+    versions: dict[_Source, str] = {}
     for source, found in zip(sources, lists, strict=True):
-        view = _with(view, source, {one["metadata"]["name"]: _typed(one, source.kind) for one in found["items"] or []})
-    versions = {source: found["metadata"]["resourceVersion"] for source, found in zip(sources, lists, strict=True)}
+        objects = {one["metadata"]["name"]: _typed(one, source.kind) for one in found.get("items") or []}
+        view = _with(view, source, objects)
+        versions[source] = found["metadata"]["resourceVersion"]
     return replace(view, envoys=await _asked(api, workspace, view)), versions
 
 
@@ -462,8 +465,3 @@ def _typed(found: Object, kind: Kind) -> Object:
 
 def _version(found: Object) -> str:
     return str(found["metadata"]["labels"].get(VERSION_LABEL, ""))
-
-
-def _gateway(workspace: Workspace) -> tuple[str, str]:
-    namespace, name, *_ = workspace.gateway.split("/")
-    return namespace, name
