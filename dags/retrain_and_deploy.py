@@ -11,7 +11,7 @@ from pathlib import Path
 from airflow.sdk import DAG, Param, task
 
 from controlled_rollout import BuildImageOperator, ControlledRollout
-from controlled_rollout.tasks.version_name import version_of_run
+from controlled_rollout.version_name import version_of_run
 
 FOLDER = Path(__file__).parent
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ with DAG(
     @task(retries=2)
     def train(endpoint: str, version: str, part: str) -> str:
         """Train, and return the model's file, in a folder of the run's own: a retry writes the same again."""
-        from controlled_rollout.tasks.workspace import WorkspaceHook
+        from controlled_rollout.hooks.workspace import WorkspaceHook
 
         code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))
         folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from controlled_rollout.gate import Gate
-    from controlled_rollout.tasks.approval import ApproveRolloutOperator
-    from controlled_rollout.tasks.connectivity import CheckConnectivityOperator
-    from controlled_rollout.tasks.gate import TreatmentGateSensor
-    from controlled_rollout.tasks.image_build import BuildImageOperator
-    from controlled_rollout.tasks.image_scan import ScanImageOperator
-    from controlled_rollout.tasks.promotion import PromoteToControlOperator, RollBackOperator
-    from controlled_rollout.tasks.rollout import DeleteVersionOperator, RolloutVersionOperator
-    from controlled_rollout.tasks.task_group import ControlledRollout
-    from controlled_rollout.tasks.traffic_shift import ShiftTrafficOperator
+    from controlled_rollout.operators.approval import ApproveRolloutOperator
+    from controlled_rollout.operators.connectivity import CheckConnectivityOperator
+    from controlled_rollout.operators.image_build import BuildImageOperator
+    from controlled_rollout.operators.image_scan import ScanImageOperator
+    from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
+    from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
+    from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
+    from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
+    from controlled_rollout.task_group import ControlledRollout
 
 __all__ = [
     "ApproveRolloutOperator",
@@ -36,18 +36,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ApproveRolloutOperator": "controlled_rollout.tasks.approval",
-    "BuildImageOperator": "controlled_rollout.tasks.image_build",
-    "CheckConnectivityOperator": "controlled_rollout.tasks.connectivity",
-    "ControlledRollout": "controlled_rollout.tasks.task_group",
-    "DeleteVersionOperator": "controlled_rollout.tasks.rollout",
+    "ApproveRolloutOperator": "controlled_rollout.operators.approval",
+    "BuildImageOperator": "controlled_rollout.operators.image_build",
+    "CheckConnectivityOperator": "controlled_rollout.operators.connectivity",
+    "ControlledRollout": "controlled_rollout.task_group",
+    "DeleteVersionOperator": "controlled_rollout.operators.rollout",
     "Gate": "controlled_rollout.gate",
-    "PromoteToControlOperator": "controlled_rollout.tasks.promotion",
-    "RollBackOperator": "controlled_rollout.tasks.promotion",
-    "RolloutVersionOperator": "controlled_rollout.tasks.rollout",
-    "ScanImageOperator": "controlled_rollout.tasks.image_scan",
-    "ShiftTrafficOperator": "controlled_rollout.tasks.traffic_shift",
-    "TreatmentGateSensor": "controlled_rollout.tasks.gate",
+    "PromoteToControlOperator": "controlled_rollout.operators.promotion",
+    "RollBackOperator": "controlled_rollout.operators.promotion",
+    "RolloutVersionOperator": "controlled_rollout.operators.rollout",
+    "ScanImageOperator": "controlled_rollout.operators.image_scan",
+    "ShiftTrafficOperator": "controlled_rollout.operators.traffic_shift",
+    "TreatmentGateSensor": "controlled_rollout.sensors.treatment_gate",
 }
 
 

@@ -16,20 +16,22 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": INTEGRATION,
                 "python-modules": [
-                    "controlled_rollout.tasks.approval",
-                    "controlled_rollout.tasks.connectivity",
-                    "controlled_rollout.tasks.image_build",
-                    "controlled_rollout.tasks.image_scan",
-                    "controlled_rollout.tasks.plan",
-                    "controlled_rollout.tasks.promotion",
-                    "controlled_rollout.tasks.rollout",
-                    "controlled_rollout.tasks.traffic_shift",
+                    "controlled_rollout.operators.approval",
+                    "controlled_rollout.operators.connectivity",
+                    "controlled_rollout.operators.image_build",
+                    "controlled_rollout.operators.image_scan",
+                    "controlled_rollout.operators.plan",
+                    "controlled_rollout.operators.promotion",
+                    "controlled_rollout.operators.rollout",
+                    "controlled_rollout.operators.traffic_shift",
                 ],
             }
         ],
-        "sensors": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.tasks.gate"]}],
-        "triggers": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.tasks.gate"]}],
-        "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.tasks.workspace"]}],
+        "sensors": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}],
+        "triggers": [
+            {"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}
+        ],
+        "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.hooks.workspace"]}],
         "connection-types": [_connection_type()],
     }
 
@@ -37,7 +39,7 @@ def get_provider_info() -> dict[str, Any]:
 def _connection_type() -> dict[str, Any]:
     return {
         "connection-type": "controlled_rollout",
-        "hook-class-name": "controlled_rollout.tasks.workspace.WorkspaceHook",
+        "hook-class-name": "controlled_rollout.hooks.workspace.WorkspaceHook",
         "hook-name": "Controlled Rollout workspace",
         "conn-fields": {
             **_place_fields(),

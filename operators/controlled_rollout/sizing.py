@@ -10,13 +10,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from controlled_rollout.endpoint import Endpoint, Version
-from controlled_rollout.target import Load
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Size", "plan", "replicas_for"]
+from controlled_rollout.endpoint import Endpoint, Version
+
+__all__ = ["Load", "Size", "plan", "replicas_for"]
 
 # What floating point adds to a product of a few factors must not cost a replica, nor make a share grow.
 ROUNDING: Final = 1e-9
+
+
+class Load(BaseModel):
+    """What a version has to do now, as its router measures it.
+
+    Attributes:
+        requests_per_s: Requests per second that the router sends to it.
+        request_time_s: Mean seconds from the router's sending a request to the end of the answer; None where it has
+            answered none in the time that was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_s: float
+    request_time_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

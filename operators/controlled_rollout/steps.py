@@ -18,10 +18,11 @@ from typing import Any, Literal
 from controlled_rollout import record
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
-from controlled_rollout.looks import check_owner
+from controlled_rollout.evaluation.look import check_owner
 from controlled_rollout.record import Decision
-from controlled_rollout.scaling import scale_before, scale_before_going_back
-from controlled_rollout.target import Change, Revision, Target, connect
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.protocol import Change, Revision, Target
+from controlled_rollout.target.scaling import scale_before, scale_before_going_back
 from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
 

@@ -11,7 +11,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.record import Decision
-from controlled_rollout.target import connect
+from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Watcher", "in_order"]

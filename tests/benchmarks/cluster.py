@@ -18,7 +18,7 @@ from cluster import place as places
 from cluster.lab import Lab
 from cluster.place import Place
 from cluster.scoring_images import build_all
-from controlled_rollout.target.kubernetes.api import Api
+from controlled_rollout.cluster.api import Api
 
 NAMESPACE = "benchmark"
 SHIFTS = 10

@@ -113,7 +113,7 @@ def send(store: Process, spans: list[tuple[datetime, str, str]]) -> None:
 async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asyncio.Server:
     """Tell the history and the state of every endpoint, as the supervisor of a local workspace does."""
     from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.target import Change, EndpointStatus, Revision, VersionStatus
+    from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, VersionStatus
 
     first = Endpoint(name="model").create_version("v1a", is_control=True)
     created = first.create_version("v2a")
@@ -151,7 +151,7 @@ async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asy
 async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Cost:
     """Run the triggers of some gates in this process, as a triggerer does; look at what that costs."""
     from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-    from controlled_rollout.tasks import gate
+    from controlled_rollout.sensors import treatment_gate as gate
 
     sent: list[float] = []
     looks: list[float] = []

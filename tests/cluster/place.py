@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from cluster.lab import commands
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.target import Change
 from controlled_rollout.target.kubernetes.permissions import as_yaml
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
+from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:

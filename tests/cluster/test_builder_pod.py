@@ -22,10 +22,10 @@ from cluster.lab.builder_image import builder_image
 from cluster.lab.images import base_image
 from cluster.place import ACCOUNT, Place
 from cluster.scoring_images import project
-from controlled_rollout.builders import build_for
 from controlled_rollout.errors import AccessError, ImageError
 from controlled_rollout.image import Credentials, Environment, ImageReference
-from controlled_rollout.target.kubernetes.builder_pod import SELECTOR
+from controlled_rollout.image.builders.choice import build_for
+from controlled_rollout.image.builders.pod.pod import SELECTOR
 from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
@@ -208,7 +208,7 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
 
 KILLED = """
 import asyncio, pathlib, sys
-from controlled_rollout.builders import build_for
+from controlled_rollout.image.builders.choice import build_for
 from controlled_rollout.image import Environment
 from controlled_rollout.workspace import Workspace
 

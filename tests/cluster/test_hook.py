@@ -18,13 +18,13 @@ from cluster.lab.commands import until
 from cluster.lab.images import base_image
 from cluster.place import ACCOUNT, Place, forget_role, make
 from controlled_rollout import CheckConnectivityOperator
+from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
+from controlled_rollout.evaluation.decision import GateTerms
 from controlled_rollout.gate import Gate
-from controlled_rollout.target import connect
-from controlled_rollout.tasks.connectivity import check
-from controlled_rollout.tasks.gate import TreatmentGateTrigger
-from controlled_rollout.tasks.gate_decision import GateTerms
-from controlled_rollout.tasks.workspace import WorkspaceHook
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
+from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
 from local.task_lab import context
 
@@ -145,8 +145,8 @@ def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed
     connection = json.dumps({"conn_type": "controlled_rollout", "extra": settings | {"root": "/tmp/workspace"}})  # noqa: S108
     program = (
         "import asyncio\n"
-        "from controlled_rollout.target import connect\n"
-        "from controlled_rollout.tasks.workspace import WorkspaceHook\n"
+        "from controlled_rollout.target.connect import connect\n"
+        "from controlled_rollout.hooks.workspace import WorkspaceHook\n"
         "print('endpoints:', asyncio.run(connect(WorkspaceHook('ml').get_workspace()).endpoints()))\n"
     )
     borrowed = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])}

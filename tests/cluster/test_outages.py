@@ -70,7 +70,7 @@ import asyncio, json, os, signal, sys
 from datetime import timedelta
 import aiohttp, kubernetes_asyncio.client, kubernetes_asyncio.config
 from controlled_rollout import steps
-from controlled_rollout.target.kubernetes.api import Api
+from controlled_rollout.cluster.api import Api
 from controlled_rollout.workspace import Workspace
 
 file, step, endpoint = sys.argv[1], sys.argv[2], sys.argv[3]

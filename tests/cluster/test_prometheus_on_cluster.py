@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.place import Place
-from controlled_rollout import looks, record
+from controlled_rollout import record
+from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace

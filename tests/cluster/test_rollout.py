@@ -12,14 +12,15 @@ import pytest
 
 from cluster.place import DEADLINE, SMALL, Place
 from cluster.scoring_images import build
-from controlled_rollout import looks, record, steps
+from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError, EndpointNotFoundError
+from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
-from controlled_rollout.target import Change, ReplicaState
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
+from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
 from local.local_target_lab import steady_load, until
 

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.target import Change, EndpointStatus
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.state import State
+from controlled_rollout.target.protocol import Change, EndpointStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
 

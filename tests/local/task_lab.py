@@ -16,7 +16,7 @@ CONNECTION = "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT"
 
 # Imports Airflow once and forks from there: a child is at work after milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["controlled_rollout.tasks.task_group", "controlled_rollout.steps"])
+processes.set_forkserver_preload(["controlled_rollout.task_group", "controlled_rollout.steps"])
 
 
 @dataclass

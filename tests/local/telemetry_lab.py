@@ -23,7 +23,7 @@ PROGRAM = """
 import sys
 from datetime import timedelta
 from pathlib import Path
-from controlled_rollout.evidence.store.server import serve
+from controlled_rollout.telemetry_store.server import serve
 port, data, token, faults = sys.argv[1:5]
 sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None,
     faults_file=Path(faults) if faults else None))

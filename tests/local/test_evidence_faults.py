@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evaluation.conclusion import conclude
 from controlled_rollout.evidence import Evidence, Question, SplitChange
 from controlled_rollout.evidence import shared as shared_module
-from controlled_rollout.evidence.conclusion import conclude
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.gate import Gate
 from local.telemetry_lab import Process, source, stores

@@ -14,7 +14,7 @@ import pytest
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
-from controlled_rollout.target.local import supervisor, warden
+from controlled_rollout.target.local import reaper, supervisor
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import MARK
 from controlled_rollout.workspace import Workspace
@@ -206,7 +206,7 @@ async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_ever
         keys = await lab.target.keys("restored")
         old = lab.state
         os.kill(old.pid, signal.SIGKILL)
-        await until(lambda: not warden.marked_processes(f"{MARK}={old.runtime}"), "no orphan", seconds=10)
+        await until(lambda: not reaper.marked_processes(f"{MARK}={old.runtime}"), "no orphan", seconds=10)
         await until(lambda: not old.runtime.exists(), "its sockets are gone", seconds=10)
         with pytest.raises(TargetUnavailableError, match="local up"):
             await lab.target.status("restored")
@@ -235,7 +235,7 @@ async def test_down_answers_what_is_in_flight_and_leaves_no_process_and_no_socke
         assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
 
         assert (await slow).status_code == 200
-    assert not warden.marked_processes(f"{MARK}={state.runtime}")
+    assert not reaper.marked_processes(f"{MARK}={state.runtime}")
     assert not state.runtime.exists()
     assert not lab.workspace.state_file.exists()
     with pytest.raises(TargetUnavailableError, match="is not running"):

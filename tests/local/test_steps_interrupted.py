@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout import looks, record, steps
+from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate
-from controlled_rollout.target import Change, Target, connect
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.protocol import Change, Target
 from local.local_target_lab import Lab, running
 
 OWNER = "weekly/run-1"

@@ -14,8 +14,9 @@ import pytest_asyncio
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.target import Change, Target, connect
+from controlled_rollout.target.connect import connect
 from controlled_rollout.target.local import supervisor
+from controlled_rollout.target.protocol import Change, Target
 from local.local_target_lab import Lab, start
 
 OWNER = "weekly/run-1"

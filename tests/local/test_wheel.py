@@ -28,7 +28,7 @@ def test_the_wheel_carries_the_scoring_runtime_and_announces_the_provider(tmp_pa
     }
     assert "requirements.txt" in {Path(name).name for name in expected}
     assert expected <= names
-    assert {"controlled_rollout/py.typed", "controlled_rollout/tasks/task_group.py"} <= names
+    assert {"controlled_rollout/py.typed", "controlled_rollout/task_group.py"} <= names
     assert not [name for name in names if name.endswith(".pyc") or name.startswith(("tests/", "scripts/"))]
     assert (
         "[apache_airflow_provider]\nprovider_info = controlled_rollout.provider_info:get_provider_info" in entry_points

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import airflow_home  # noqa: F401 - before anything of Airflow
-from controlled_rollout import looks, record, steps
+from controlled_rollout import record, steps
+from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import Question, evidence_source
 from controlled_rollout.gate import Gate
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
-from controlled_rollout.tasks.connectivity import check
 from controlled_rollout.workspace import Workspace
 from local.local_target_lab import Lab, running, steady_load, until
 from prometheus.real_prometheus import RunningPrometheus, forwarding, scraping

@@ -84,7 +84,7 @@ def test_it_is_airflow_with_this_provider(storage: Storage, container: str) -> N
     assert "airflow-provider-controlled-rollout" in {provider["package_name"] for provider in listed}
     assert run(storage, container, "airflow", "version").strip().startswith("3.3")
     operators = run(storage, container, "python", "-c", "from controlled_rollout import *; print(BuildImageOperator)")
-    assert "controlled_rollout.tasks.image_build" in operators
+    assert "controlled_rollout.operators.image_build" in operators
 
 
 def test_it_runs_as_an_unprivileged_user_who_owns_only_airflows_home(storage: Storage, container: str) -> None:

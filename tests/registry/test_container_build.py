@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from controlled_rollout.builders import build_for
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import (
     Environment,
@@ -28,6 +27,7 @@ from controlled_rollout.image import (
     RegistryUnavailableError,
     build_container,
 )
+from controlled_rollout.image.builders.choice import build_for
 from controlled_rollout.image.container import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
 from registry.conftest import Built, write_source

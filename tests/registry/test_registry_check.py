@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout.checks.connectivity import _registry, _result
 from controlled_rollout.image import Credentials
-from controlled_rollout.tasks.connectivity import _registry, _result
 from controlled_rollout.workspace import Workspace
 from registry.real_registry import RunningRegistry
 

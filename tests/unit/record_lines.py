@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout import record
+from controlled_rollout.evaluation.conclusion import conclude
 from controlled_rollout.evidence import Evidence, Reading
-from controlled_rollout.evidence.conclusion import conclude
 from controlled_rollout.gate import Bin, Counts, Gate, verdict_to_dict
 from controlled_rollout.record import Decision, Seen
 from controlled_rollout.workspace import Workspace

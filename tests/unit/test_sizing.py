@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.sizing import plan, replicas_for
-from controlled_rollout.target import Load
+from controlled_rollout.sizing import Load, plan, replicas_for
 
 rates = st.floats(0, 10_000)
 times = st.floats(0, 60)

@@ -14,7 +14,7 @@ from controlled_rollout.errors import ControlledRolloutError, EndpointError, Tar
 if TYPE_CHECKING:
     import httpx
 
-    from controlled_rollout.target import Target
+    from controlled_rollout.target.protocol import Target
 
 __all__ = ["add_to"]
 
@@ -71,7 +71,7 @@ def _add_endpoint(commands: Commands) -> None:
 
 
 def _target(options: argparse.Namespace) -> "Target":
-    from controlled_rollout.target import connect
+    from controlled_rollout.target.connect import connect
 
     return connect(workspace_of(options))
 
@@ -116,7 +116,7 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    from controlled_rollout.target import Change
+    from controlled_rollout.target.protocol import Change
 
     change = Change(who=caller(), why=options.why or f"delete the endpoint {options.endpoint}")
     asyncio.run(_target(options).delete(options.endpoint, change))

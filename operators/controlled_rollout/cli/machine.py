@@ -110,7 +110,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _telemetry_store(options: argparse.Namespace) -> int:
-    from controlled_rollout.evidence.store.server import serve
+    from controlled_rollout.telemetry_store.server import serve
 
     return serve(
         port=options.port,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.target import EndpointStatus
+    from controlled_rollout.target.protocol import EndpointStatus
 
 __all__ = ["document", "plain_lines", "print_endpoint", "print_json", "print_table", "say"]
 

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.buildah import BuildahBuilder
 from controlled_rollout.image.builder import Builder, Order
+from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
 from controlled_rollout.image.dockerfile import with_docker_steps
 from controlled_rollout.image.environment import Environment, environment_hash
 from controlled_rollout.image.layer import APP_ROOT, MODELS_FOLDER, layer_of, streamed

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from controlled_rollout.errors import EvidenceError
+from controlled_rollout.evaluation.conclusion import conclude
 from controlled_rollout.evidence import Evidence, Reading
-from controlled_rollout.evidence.conclusion import conclude
 from controlled_rollout.gate import Bin, Gate, Verdict, verdict_from_dict
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.series import Marks, bins_from_json

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from controlled_rollout.target import Load
+from controlled_rollout.sizing import Load
 
 __all__ = ["Counters", "growth", "loads", "parse", "total"]
 

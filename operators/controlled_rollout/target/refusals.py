@@ -5,7 +5,7 @@ from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
-from controlled_rollout.target import Revision
+from controlled_rollout.target.protocol import Revision
 
 __all__ = ["already_stored", "check_replicas", "check_supported", "conflict", "not_found"]
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
-from controlled_rollout.target import EndpointStatus, Target, VersionStatus
+from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
 
 __all__ = ["Progress", "patiently", "wait_until_ready", "wait_until_served"]
 

@@ -66,7 +66,7 @@ CONTROLLERS = (
 UNUSED_SNAPSHOTTERS = ("aufs", "btrfs", "devmapper", "zfs")
 CNI_PLUGINS = "/usr/lib/cni"
 SERVE_TELEMETRY = (
-    "import sys, pathlib; from controlled_rollout.evidence.store.server import serve; "
+    "import sys, pathlib; from controlled_rollout.telemetry_store.server import serve; "
     "sys.exit(serve(host=sys.argv[1], port=int(sys.argv[2]), data=pathlib.Path(sys.argv[3]),"
     " token_file=pathlib.Path(sys.argv[4])))"
 )

@@ -17,7 +17,7 @@ from controlled_rollout.evidence.kql import arrivals_query, baseline_query, coun
 from controlled_rollout.evidence.local import is_this_machine
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.model import Ask, Subject
-from controlled_rollout.evidence.store.kql import translate
+from controlled_rollout.telemetry_store.kql import translate
 from controlled_rollout.workspace import Workspace
 
 T0 = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image import Credentials, Order, context
-from controlled_rollout.image.acr_tasks import AcrTasksBuilder
+from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 from controlled_rollout.image.registry import Repository
 from controlled_rollout.image.runtime import recipe_files
 from unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.target import Load
+from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters, growth, loads, parse, total
 
 # As Envoy 1.40 writes it: the histogram is merged later than the counter.

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from controlled_rollout.errors import AccessError, DeploymentError, EndpointNotFoundError, TargetUnavailableError
-from controlled_rollout.target import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus, waiting
+from controlled_rollout.target import waiting
+from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus
 from controlled_rollout.target.waiting import patiently, wait_until_ready, wait_until_served
 
 SOON = timedelta(seconds=0.2)

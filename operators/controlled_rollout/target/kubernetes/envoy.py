@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from controlled_rollout.cluster.api import Api, ApiError, Object
+from controlled_rollout.cluster.kinds import POD
 from controlled_rollout.target import counters
 from controlled_rollout.target.counters import Counters
-from controlled_rollout.target.kubernetes.api import Api, ApiError, Object
-from controlled_rollout.target.kubernetes.names import POD, route_name, selector
+from controlled_rollout.target.kubernetes.names import route_name, selector
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Envoys", "ask", "look", "pod_selector", "ready"]

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from controlled_rollout.endpoint import VERSION_HEADER, Endpoint, Version
-from controlled_rollout.target import Keys
-from controlled_rollout.target.kubernetes.api import Kind, Object
-from controlled_rollout.target.kubernetes.names import (
+from controlled_rollout.cluster.api import Object
+from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
     CONFIG_MAP,
     DEPLOYMENT,
@@ -15,12 +13,17 @@ from controlled_rollout.target.kubernetes.names import (
     SECRET,
     SECURITY_POLICY,
     SERVICE,
+    Kind,
+)
+from controlled_rollout.endpoint import VERSION_HEADER, Endpoint, Version
+from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
     endpoint_object,
     route_name,
     version_labels,
     version_object,
 )
+from controlled_rollout.target.protocol import Keys
 
 __all__ = [
     "CONTAINER",

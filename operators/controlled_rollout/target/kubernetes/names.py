@@ -4,24 +4,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
+from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.endpoint import check_name
-from controlled_rollout.target.kubernetes.api import Kind
 
 __all__ = [
-    "BACKEND_TRAFFIC_POLICY",
-    "CONFIG_MAP",
-    "CONTROLLER_REVISION",
-    "DEPLOYMENT",
     "ENDPOINT_LABEL",
-    "EVENT",
-    "GATEWAY",
-    "HTTP_ROUTE",
-    "HTTP_ROUTE_FILTER",
-    "MANAGED_BY",
-    "POD",
-    "SECRET",
-    "SECURITY_POLICY",
-    "SERVICE",
     "VERSION_LABEL",
     "endpoint_labels",
     "endpoint_object",
@@ -31,20 +18,7 @@ __all__ = [
     "version_object",
 ]
 
-CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")
-SECRET: Final = Kind("Secret", "v1", "secrets")
-SERVICE: Final = Kind("Service", "v1", "services")
-POD: Final = Kind("Pod", "v1", "pods")
-EVENT: Final = Kind("Event", "v1", "events")
-DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
-CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
-GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
-HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
-SECURITY_POLICY: Final = Kind("SecurityPolicy", "gateway.envoyproxy.io/v1alpha1", "securitypolicies")
-BACKEND_TRAFFIC_POLICY: Final = Kind("BackendTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", "backendtrafficpolicies")
-HTTP_ROUTE_FILTER: Final = Kind("HTTPRouteFilter", "gateway.envoyproxy.io/v1alpha1", "httproutefilters")
 
-MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "controlled-rollout"}
 ENDPOINT_LABEL: Final = "controlled-rollout/endpoint"
 VERSION_LABEL: Final = "controlled-rollout/version"
 

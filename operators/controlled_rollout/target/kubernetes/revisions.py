@@ -4,18 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from controlled_rollout.cluster.api import Api, Object
+from controlled_rollout.cluster.kinds import CONTROLLER_REVISION, MANAGED_BY
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.target import Change, Revision, refusals
-from controlled_rollout.target.kubernetes.api import Api, Object
+from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes.manifests import owner_reference
-from controlled_rollout.target.kubernetes.names import (
-    CONTROLLER_REVISION,
-    ENDPOINT_LABEL,
-    MANAGED_BY,
-    endpoint_labels,
-    endpoint_object,
-    selector,
-)
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object, selector
+from controlled_rollout.target.protocol import Change, Revision
 
 __all__ = ["endpoints_of", "history", "store"]
 

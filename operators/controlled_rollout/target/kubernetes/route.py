@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from controlled_rollout.cluster.api import Object
+from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
-from controlled_rollout.target.kubernetes.api import Object
 from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER, SERVICE_PORT
-from controlled_rollout.target.kubernetes.names import HTTP_ROUTE_FILTER, endpoint_object, version_object
+from controlled_rollout.target.kubernetes.names import endpoint_object, version_object
 
 __all__ = [
     "PREFIX",

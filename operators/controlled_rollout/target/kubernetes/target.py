@@ -10,31 +10,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
-from controlled_rollout.errors import (
-    AccessError,
-    ConflictError,
-    TargetUnavailableError,
-    WorkspaceError,
-)
-from controlled_rollout.target import (
-    Change,
-    EndpointStatus,
-    Keys,
-    Load,
-    ReplicaState,
-    Revision,
-    VersionStatus,
-    refusals,
-)
-from controlled_rollout.target.kubernetes import envoy, health, manifests, revisions, view
-from controlled_rollout.target.kubernetes import route as routes
-from controlled_rollout.target.kubernetes.api import FIELD_MANAGER, Api, ApiError, Object
-from controlled_rollout.target.kubernetes.names import (
+from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
     CONFIG_MAP,
     DEPLOYMENT,
-    ENDPOINT_LABEL,
     EVENT,
     GATEWAY,
     HTTP_ROUTE,
@@ -43,6 +23,21 @@ from controlled_rollout.target.kubernetes.names import (
     SECRET,
     SECURITY_POLICY,
     SERVICE,
+)
+from controlled_rollout.cluster.pods import newest_warning
+from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
+from controlled_rollout.errors import (
+    AccessError,
+    ConflictError,
+    TargetUnavailableError,
+    WorkspaceError,
+)
+from controlled_rollout.sizing import Load
+from controlled_rollout.target import refusals
+from controlled_rollout.target.kubernetes import envoy, manifests, revisions, view
+from controlled_rollout.target.kubernetes import route as routes
+from controlled_rollout.target.kubernetes.names import (
+    ENDPOINT_LABEL,
     VERSION_LABEL,
     endpoint_labels,
     endpoint_object,
@@ -51,8 +46,9 @@ from controlled_rollout.target.kubernetes.names import (
     version_labels,
     version_object,
 )
-from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST, changed_by_hand
+from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST, changed_by_hand
 from controlled_rollout.target.kubernetes.view import View
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, ReplicaState, Revision, VersionStatus
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["KubernetesTarget"]
@@ -439,7 +435,7 @@ class KubernetesTarget:
             return None
         of_it = f"type=Warning,involvedObject.kind=Pod,involvedObject.name={pod}"
         try:
-            return health.newest_warning(await api.items(EVENT.path(self._namespace), fieldSelector=of_it))
+            return newest_warning(await api.items(EVENT.path(self._namespace), fieldSelector=of_it))
         except AccessError:
             return None  # a Role without events only means fewer words
 

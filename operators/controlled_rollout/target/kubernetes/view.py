@@ -8,25 +8,23 @@ from datetime import datetime
 from functools import cached_property
 from typing import Final
 
+from controlled_rollout.cluster.api import Api, ApiError, Object
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.target import EndpointStatus, Load, VersionStatus
+from controlled_rollout.sizing import Load
 from controlled_rollout.target.kubernetes import envoy, health, revisions
 from controlled_rollout.target.kubernetes import route as routes
-from controlled_rollout.target.kubernetes.api import Api, ApiError, Kind, Object
 from controlled_rollout.target.kubernetes.envoy import Envoys
 from controlled_rollout.target.kubernetes.names import (
-    DEPLOYMENT,
-    HTTP_ROUTE,
-    POD,
-    SECURITY_POLICY,
     VERSION_LABEL,
     endpoint_labels,
     endpoint_object,
     route_name,
     selector,
 )
-from controlled_rollout.target.kubernetes.plan import (
+from controlled_rollout.target.kubernetes.route import Phase, Served
+from controlled_rollout.target.kubernetes.route_transition import (
     Ack,
     acknowledged,
     changed_by_hand,
@@ -35,7 +33,7 @@ from controlled_rollout.target.kubernetes.plan import (
     needs_policy,
     services,
 )
-from controlled_rollout.target.kubernetes.route import Phase, Served
+from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["LOG_TAIL", "View", "address", "changes", "clusters", "loads", "look"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from controlled_rollout.target.local.household import serve
+from controlled_rollout.target.local.supervisor_process import serve
 from controlled_rollout.workspace import Workspace
 
 

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
+from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.operations import Operations
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
 
 __all__ = ["create_app"]
 

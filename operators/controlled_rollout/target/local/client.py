@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint, check_name
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision
+from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.state import State
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:

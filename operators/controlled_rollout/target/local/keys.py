@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final, Literal
 
-from controlled_rollout.target import Keys
 from controlled_rollout.target.local import files
+from controlled_rollout.target.protocol import Keys
 
 __all__ = ["create_if_missing", "read", "regenerate"]
 

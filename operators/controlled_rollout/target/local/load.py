@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.target import Load
+from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters, loads
 
 __all__ = ["LoadMeter"]

@@ -9,15 +9,17 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint, Version, check_name
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.runtime import runtime_folder
-from controlled_rollout.target import Change, EndpointStatus, Keys, Load, Revision, VersionStatus, refusals
-from controlled_rollout.target.local import keys, router
-from controlled_rollout.target.local.envoy import Router
+from controlled_rollout.sizing import Load
+from controlled_rollout.target import refusals
+from controlled_rollout.target.local import envoy_config, keys
+from controlled_rollout.target.local.envoy_process import Router
 from controlled_rollout.target.local.load import LoadMeter
 from controlled_rollout.target.local.processes import LogFile
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.replicas import Launch
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.telemetry import TelemetryStore
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
 
 __all__ = ["Operations", "launch_from_cache"]
 
@@ -112,7 +114,7 @@ class Operations:
         versions = {}
         for version in endpoint.versions:
             running = self._reconciler.running.get((name, version))
-            cluster = router.cluster_name(name, version)
+            cluster = envoy_config.cluster_name(name, version)
             refused = self._reconciler.refused.get((name, version))
             if running is None or running.retiring:
                 versions[version] = VersionStatus(name=version, ready=False, failed=refused is not None, cause=refused)
@@ -127,13 +129,13 @@ class Operations:
             revision=endpoint.revision,
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
-            clusters={version: router.cluster_name(name, version) for version in versions},
+            clusters={version: envoy_config.cluster_name(name, version) for version in versions},
         )
 
     def load(self, name: str) -> dict[str, Load]:
         """Return the load of the versions of an endpoint, also of one that is on its way out."""
         self.endpoint(name)
-        here = router.cluster_name(name, "")
+        here = envoy_config.cluster_name(name, "")
         return {
             cluster.removeprefix(here): load
             for cluster, load in self._meter.loads().items()
@@ -183,7 +185,7 @@ class Operations:
             if not await self._reconciler.remove(name, DELETE_TIMEOUT_S):
                 raise TargetUnavailableError(
                     f"endpoint {name!r} is deleted, but its replicas have not ended within {DELETE_TIMEOUT_S:g} s: "
-                    "call again to go on waiting, and look into supervisor.log and router.log"
+                    "call again to go on waiting, and look into supervisor.log and envoy_config.log"
                 )
 
     async def set_telemetry(self, running: bool) -> None:

@@ -10,11 +10,11 @@ from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import ControlledRolloutError
-from controlled_rollout.target import Keys
-from controlled_rollout.target.local import router
-from controlled_rollout.target.local.envoy import Activity, Published, Router
-from controlled_rollout.target.local.plan import Split, split
+from controlled_rollout.target.local import envoy_config
+from controlled_rollout.target.local.envoy_process import Activity, Published, Router
 from controlled_rollout.target.local.replicas import Launch, RunningVersion
+from controlled_rollout.target.local.split import Split, split
+from controlled_rollout.target.protocol import Keys
 
 __all__ = ["Reconciler"]
 
@@ -138,8 +138,11 @@ class Reconciler:
         }
         leaving = [(running, running.off_the_list()) for running in self.running.values()]
         published = await self._router.publish(
-            [router.ClusterSpec(*place, running.spec.scoring_timeout_ms) for place, running in self.running.items()],
-            {router.cluster_name(*place): running.sockets() for place, running in self.running.items()},
+            [
+                envoy_config.ClusterSpec(*place, running.spec.scoring_timeout_ms)
+                for place, running in self.running.items()
+            ],
+            {envoy_config.cluster_name(*place): running.sockets() for place, running in self.running.items()},
             [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
         )
         self.prepared = published is not Published.BEHIND and all(
@@ -199,15 +202,16 @@ class Reconciler:
         proven = {name for name, running in self._of(endpoint.name) if running.proven and not running.retiring}
         return split(endpoint, proven=proven, served=self._served.get(endpoint.name, {}))
 
-    def _route(self, endpoint: Endpoint, now: Split) -> router.EndpointRoute:
+    def _route(self, endpoint: Endpoint, now: Split) -> envoy_config.EndpointRoute:
         """Return the endpoint's route; a version that loses its share keeps it until the new split is served."""
         specs = {name: running.spec for name, running in self._of(endpoint.name)} | dict(endpoint.versions)
         names = [*endpoint.versions, *(name for name in now.weights if name not in endpoint.versions)]
         keys = None if endpoint.auth is Auth.NONE else self._keys(endpoint.name)
-        return router.EndpointRoute(
+        return envoy_config.EndpointRoute(
             name=endpoint.name,
             versions=tuple(
-                router.VersionRoute(name, now.weights.get(name, 0), specs[name].scoring_timeout_ms) for name in names
+                envoy_config.VersionRoute(name, now.weights.get(name, 0), specs[name].scoring_timeout_ms)
+                for name in names
             ),
             keys=(keys.primary, keys.secondary) if keys else None,
             traced=endpoint.enable_app_insights,
@@ -228,7 +232,7 @@ class Reconciler:
     async def _retire(self, place: Place) -> None:
         running = self.running[place]
         try:
-            await self._drained(router.cluster_name(*place), running.spec.scoring_timeout_ms / 1000)
+            await self._drained(envoy_config.cluster_name(*place), running.spec.scoring_timeout_ms / 1000)
             await running.stop()
             del self.running[place]
         finally:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.endpoint import Version
-from controlled_rollout.target import ReplicaState, ReplicaStatus, VersionStatus
 from controlled_rollout.target.local.probe import status_of
 from controlled_rollout.target.local.processes import (
     MARK,
@@ -20,6 +19,7 @@ from controlled_rollout.target.local.processes import (
     how_it_ended,
     inherited_environment,
 )
+from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
 __all__ = ["Launch", "Replica", "RunningVersion"]
 

@@ -8,8 +8,9 @@ from typing import Final
 
 from controlled_rollout.endpoint import Endpoint, check_name
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError
-from controlled_rollout.target import Change, Revision, refusals
+from controlled_rollout.target import refusals
 from controlled_rollout.target.local import files, keys
+from controlled_rollout.target.protocol import Change, Revision
 
 __all__ = ["RevisionStore"]
 

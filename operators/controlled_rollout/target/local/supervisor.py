@@ -52,7 +52,7 @@ def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: st
 
 def run(workspace: Workspace, port: int, host: str) -> int:
     """Run the local workspace in this process until it is told to end; return the exit code."""
-    from controlled_rollout.target.local.household import serve
+    from controlled_rollout.target.local.supervisor_process import serve
 
     return serve(workspace, port=port, host=host, tell=lambda message: _say(message["message"]))
 

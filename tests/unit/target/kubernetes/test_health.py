@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controlled_rollout.target import ReplicaState, VersionStatus
-from controlled_rollout.target.kubernetes.health import newest_warning, version_status
+from controlled_rollout.cluster.pods import newest_warning
+from controlled_rollout.target.kubernetes.health import version_status
+from controlled_rollout.target.protocol import ReplicaState, VersionStatus
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

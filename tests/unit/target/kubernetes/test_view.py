@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.envoy import Envoy, Envoys
-from controlled_rollout.target.kubernetes.names import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
-from controlled_rollout.target.kubernetes.plan import CONTROLLER, DIGEST
 from controlled_rollout.target.kubernetes.route import Mark
+from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST
 from controlled_rollout.target.kubernetes.view import View, clusters
 
 NAMESPACE = "models"

@@ -1,0 +1,1 @@
+"""What has to work before a rollout, and what its steps can show."""

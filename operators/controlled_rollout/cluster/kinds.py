@@ -1,0 +1,63 @@
+"""The kinds of objects that we read or write, where the API server has them, and the label that all of ours carry."""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "BACKEND_TRAFFIC_POLICY",
+    "CONFIG_MAP",
+    "CONTROLLER_REVISION",
+    "DEPLOYMENT",
+    "EVENT",
+    "GATEWAY",
+    "HTTP_ROUTE",
+    "HTTP_ROUTE_FILTER",
+    "MANAGED_BY",
+    "POD",
+    "SECRET",
+    "SECURITY_POLICY",
+    "SERVICE",
+    "Kind",
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object and where the API server has it.
+
+    Attributes:
+        name: Such as `Deployment`.
+        version: Such as `apps/v1`.
+        plural: Such as `deployments`.
+    """
+
+    name: str
+    version: str
+    plural: str
+
+    @property
+    def group(self) -> str:
+        """The API group; empty for the core."""
+        return self.version.rpartition("/")[0]
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """Return the path of one object, or of all in a namespace."""
+        root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
+        parts = [root, "namespaces", namespace, self.plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+
+CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")
+SECRET: Final = Kind("Secret", "v1", "secrets")
+SERVICE: Final = Kind("Service", "v1", "services")
+POD: Final = Kind("Pod", "v1", "pods")
+EVENT: Final = Kind("Event", "v1", "events")
+DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
+CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
+GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
+HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+SECURITY_POLICY: Final = Kind("SecurityPolicy", "gateway.envoyproxy.io/v1alpha1", "securitypolicies")
+BACKEND_TRAFFIC_POLICY: Final = Kind("BackendTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", "backendtrafficpolicies")
+HTTP_ROUTE_FILTER: Final = Kind("HTTPRouteFilter", "gateway.envoyproxy.io/v1alpha1", "httproutefilters")
+
+MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "controlled-rollout"}

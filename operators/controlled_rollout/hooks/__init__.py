@@ -1,0 +1,1 @@
+"""The Airflow hooks: connections become workspaces, users and clusters."""

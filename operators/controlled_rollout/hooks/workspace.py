@@ -1,0 +1,118 @@
+"""The hook: an Airflow connection becomes a `Workspace`."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
+
+# What a task would not look at, because its way into a cluster is a connection.
+ONLY_WITHOUT_AIRFLOW = ("kubeconfig", "kube_context")
+
+# Writes every header of each request into the task's log, in which a look's table would drown.
+CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"
+
+
+def quieten_clients() -> None:
+    """Keep Azure's client from writing each of its requests into the task's log."""
+    logging.getLogger(CHATTY_LOGGER).setLevel(logging.WARNING)
+
+
+def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
+    """Return the workspace that a connection's extras describe; fields that the form left empty count as not set.
+
+    Raises:
+        WorkspaceError: A setting is unknown or not valid.
+    """
+    settings = {name: value for name, value in extras.items() if value not in (None, "")}
+    if foreign := [name for name in ONLY_WITHOUT_AIRFLOW if name in settings]:
+        raise WorkspaceError(
+            f"the connection {conn_id!r} sets {' and '.join(foreign)}, which are for the command line: say in "
+            "kubernetes_conn_id which connection of the type 'kubernetes' leads to the cluster"
+        )
+    return Workspace.from_settings({"name": conn_id, **settings})
+
+
+class WorkspaceHook(BaseHook):
+    """Gives the workspace of a connection.
+
+    A connection of the default name that nobody has made means the local workspace: a first run needs no
+    configuration. Any other name has to exist, so that a typing error does not deploy to the wrong place.
+
+    Args:
+        conn_id: The connection.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "controlled_rollout_default"
+    conn_type = "controlled_rollout"
+    hook_name = "Controlled Rollout workspace"
+
+    def __init__(self, conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conn_id = conn_id
+
+    def get_conn(self) -> Workspace:
+        """Return the workspace: what a connection leads to."""
+        return self.get_workspace()
+
+    def get_workspace(self) -> Workspace:
+        """Return the connection's workspace.
+
+        On Kubernetes its `open_cluster` goes by the connection `kubernetes_conn_id`, which is read here.
+
+        Raises:
+            AirflowNotFoundException: There is no such connection, and it is not the default one.
+            WorkspaceError: Its settings are not valid, or its Kubernetes connection is missing.
+        """
+        try:
+            connection = self.get_connection(self.conn_id)
+        except AirflowNotFoundException:
+            return self._missing()
+        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        if (cluster := cluster_conn_id(workspace)) is None:
+            return workspace
+        try:
+            return with_cluster(workspace, self.get_connection(cluster))
+        except AirflowNotFoundException:
+            return with_own_cluster(workspace)
+
+    async def aget_workspace(self) -> Workspace:
+        """Like `get_workspace`, for the event loop of a trigger."""
+        try:
+            connection = await self.aget_connection(self.conn_id)
+        except AirflowNotFoundException:
+            return self._missing()
+        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        if (cluster := cluster_conn_id(workspace)) is None:
+            return workspace
+        try:
+            return with_cluster(workspace, await self.aget_connection(cluster))
+        except AirflowNotFoundException:
+            return with_own_cluster(workspace)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
+        from controlled_rollout.checks.connectivity import check, table
+        from controlled_rollout.hooks.registry_users import registry_users
+
+        quieten_clients()
+        workspace = self.get_workspace()
+        results = asyncio.run(check(workspace, registry_users(workspace, self.get_connection)))
+        return all(result.works for result in results), table(results)
+
+    def _missing(self) -> Workspace:
+        if self.conn_id != self.default_conn_name:
+            raise AirflowNotFoundException(
+                f"connection {self.conn_id!r} was asked for and does not exist: create it with the type "
+                f"{self.conn_type!r}, or use {self.default_conn_name!r}, which means the local workspace when missing"
+            )
+        return Workspace.local()

@@ -1,0 +1,103 @@
+"""Where a workspace's images are built: on this machine, in its cluster, or by its registry."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.image import Builder, Credentials, Environment, ImageReference, ModelSource
+from controlled_rollout.image.azure_sign_in import with_own_identity
+from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
+from controlled_rollout.image.container import build_container
+from controlled_rollout.image.local import build
+from controlled_rollout.image.project import Progress
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["build_for", "builder_of"]
+
+
+def builder_of(workspace: Workspace, *, owner: str) -> Builder:
+    """Return who builds a workspace's environment images.
+
+    Args:
+        workspace: Its setting `builder` says who.
+        owner: Who asks. The same one, after it was killed, takes up what it had begun.
+
+    Raises:
+        WorkspaceError: A setting that the builder needs is missing.
+    """
+    if workspace.builder == "kubernetes":
+        from controlled_rollout.image.builders.pod.builder import PodBuilder
+
+        _needs(workspace, "builder_image")
+        return PodBuilder(workspace, owner=owner)
+    if workspace.builder == "acr_tasks":
+        from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
+
+        _needs(workspace, "acr_id")
+        return AcrTasksBuilder(workspace.acr_id or "")
+    return BuildahBuilder(workspace.cache_folder)
+
+
+def _needs(workspace: Workspace, setting: str) -> None:
+    if not getattr(workspace, setting):
+        raise WorkspaceError(
+            f"workspace {workspace.name!r} has the builder {workspace.builder!r}, which needs the setting {setting}"
+        )
+
+
+async def build_for(
+    workspace: Workspace,
+    source_dir: str | Path,
+    *,
+    name: str,
+    environment: Path | str | Environment | None = None,
+    entry_script: str = "score.py",
+    models: Sequence[ModelSource] = (),
+    credentials: Mapping[str, Credentials] | None = None,
+    owner: str = "",
+    progress: Progress = lambda line: None,
+) -> ImageReference:
+    """Build a project folder's image where the workspace's versions run from, or find it.
+
+    Args:
+        workspace: With `registry`, the image is pushed there; without, it is for the local target.
+        source_dir: The project folder.
+        name: The image's name.
+        environment: See `build`.
+        entry_script: See `build`.
+        models: See `build`.
+        credentials: A user for each registry that asks for one, by host. An Azure Container Registry that has none is
+            signed in to as this process's own identity.
+        owner: Who asks, such as a task of a run: see `builder_of`.
+        progress: Called with a line for each step.
+
+    Raises:
+        ImageError: See `build` and `build_container`.
+        WorkspaceError: A setting that the workspace's builder needs is missing.
+    """
+    if workspace.registry is None:
+        return await build(
+            source_dir,
+            name=name,
+            cache=workspace.cache_folder,
+            environment=environment,
+            entry_script=entry_script,
+            models=models,
+            progress=progress,
+        )
+    places = (workspace.registry, workspace.shared_registry, workspace.base_image)
+    users = await with_own_identity(credentials or {}, places)
+    return await build_container(
+        source_dir,
+        name=name,
+        registry=workspace.registry,
+        cache=workspace.cache_folder,
+        base_image=workspace.base_image,
+        shared_registry=workspace.shared_registry,
+        environment=environment,
+        entry_script=entry_script,
+        models=models,
+        credentials=users,
+        builder=builder_of(workspace, owner=owner),
+        progress=progress,
+    )

@@ -1,0 +1,1 @@
+"""Builds in a pod of the cluster."""

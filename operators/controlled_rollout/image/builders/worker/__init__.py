@@ -1,0 +1,1 @@
+"""Builds on the machine that runs the task."""

@@ -1,0 +1,1 @@
+"""The Airflow operators: arguments in, engine called, decision out."""

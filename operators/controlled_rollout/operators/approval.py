@@ -1,0 +1,128 @@
+"""A person decides: with the evidence in front of them, when the gate could not, or before the promotion."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from controlled_rollout.evaluation.decision import GateTerms, Next, take_look
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.operators.base import StepCalls, task_of
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+__all__ = ["ApproveRolloutOperator", "body_of", "person_of"]
+
+SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
+
+
+class ApproveRolloutOperator(StepCalls, ApprovalOperator):
+    """Asks a person whether a rollout goes on, with the gate's evidence as the question's text.
+
+    Skipped when the gate before it has decided by itself, unless `always`. *Approve* goes on, unless an alarm has come
+    while the person was thinking; *Reject* fails without retries, so that the roll-back follows. Both are in the record
+    with the person's name.
+
+    Args:
+        endpoint: The endpoint's name.
+        version: The treatment.
+        gate_task_id: The `TreatmentGateSensor` whose evidence is shown.
+        always: Whether to ask even when the gate has passed.
+        conn_id: The connection that describes the workspace; missing, it is the local one.
+        **kwargs: What `ApprovalOperator` takes: `assigned_users`, `response_timeout`, `notifiers`, …
+    """
+
+    template_fields = (*ApprovalOperator.template_fields, "endpoint", "version", "conn_id")
+    ui_color = "#e3dcf5"
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        version: str,
+        gate_task_id: str,
+        always: bool = False,
+        conn_id: str = WorkspaceHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"subject": SUBJECT.format(version=version, endpoint=endpoint), **kwargs})
+        self.endpoint = endpoint
+        self.version = version
+        self.gate_task_id = gate_task_id
+        self.always = always
+        self.conn_id = conn_id
+
+    def execute(self, context: "Context") -> None:
+        """Ask, with the gate's last look as the text."""
+        result = self._gate_result(context)
+        if not (self.always or result.get("asks")):
+            raise AirflowSkipException(f"the gate has decided by itself: {result.get('reason', '')}")
+        if not self.body:
+            self.body = body_of(result)
+        self._record(context, "ask", task_of(context), str(result.get("reason", "")))
+        super().execute(context)
+
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
+        """Do what the person has decided."""
+        if "error" in event:
+            self.fail(context, f"nobody answered: {event.get('error_type')}: {event['error']}")
+        answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
+        who = person_of(answer.get("responded_by_user"))
+        if answer["chosen_options"] != [self.APPROVE]:
+            self._record(context, "reject", who, f"{who} answered {self.REJECT}")
+            self.fail(context, f"{who} rejected version {self.version!r} of endpoint {self.endpoint!r}")
+        self._look_again(context)
+        self._record(context, "approve", who, f"{who} answered {self.APPROVE}")
+        return {"approved_by": who}
+
+    def _gate_result(self, context: "Context") -> Mapping[str, Any]:
+        found = context["ti"].xcom_pull(task_ids=self.gate_task_id)
+        return found if isinstance(found, Mapping) else {}
+
+    def _look_again(self, context: "Context") -> None:
+        """A person's yes is to what they saw: an alarm since then outweighs it."""
+        terms = self._gate_result(context).get("terms")
+        if not terms:
+            return
+        asked = GateTerms.model_validate({**terms, "who": task_of(context), "asked": datetime.now(UTC)})
+        answer = self.call(context, lambda workspace: take_look(workspace, asked, self.say))
+        if answer.next in (Next.FAIL, Next.CONFLICT):
+            self.fail(context, f"{answer.next.value}: {answer.reason}\n{answer.table}")
+
+    def _record(self, context: "Context", step: Any, who: str, why: str) -> None:
+        from controlled_rollout import record
+
+        decision = record.Decision(
+            time=datetime.now(UTC), endpoint=self.endpoint, version=self.version, step=step, who=who, why=why
+        )
+
+        async def append(workspace: Workspace) -> None:
+            record.append(workspace, decision)
+
+        self.call(context, append)
+
+    def fail(self, context: "Context", reason: str) -> NoReturn:
+        """Fail without retries: what a person has said is not asked a second time."""
+        super().fail(context, reason)
+
+
+def body_of(result: Mapping[str, Any]) -> str:
+    """Return the question's text, in Markdown: why a person is asked, and the evidence."""
+    why = str(result.get("reason") or "The gate has not looked.")
+    table = str(result.get("table") or "")
+    shown = f"\n\n```\n{table}\n```" if table else ""
+    return (
+        f"{why}{shown}\n\n**Approve** goes on with the rollout, unless a claim has alarmed in the meantime. "
+        "**Reject** takes the version's traffic back."
+    )
+
+
+def person_of(user: Any) -> str:
+    """Return the name of whoever answered, for the record."""
+    if isinstance(user, Mapping):
+        return str(user.get("name") or user.get("id") or "somebody")
+    return str(getattr(user, "name", None) or getattr(user, "id", None) or user or "somebody")

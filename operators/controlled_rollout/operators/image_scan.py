@@ -1,0 +1,134 @@
+"""The step between build and rollout: what is known to be vulnerable in an image, and whether it may go on."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from controlled_rollout.arguments import ArgumentError, choice, duration, flag
+from controlled_rollout.hooks.registry_users import registry_users, signed_in
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.operators.base import StepCalls
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from controlled_rollout.image import Credentials
+    from controlled_rollout.image.scan import ScanSettings
+
+__all__ = ["ScanImageOperator"]
+
+SUMMARY_KEY = "scan"
+
+
+class ScanImageOperator(StepCalls, BaseOperator):
+    """Looks at an image before it is rolled out, and fails if something above a chosen severity is found.
+
+    The workspace's scanner (Trivy or Grype, installed on the worker) looks at the whole image by its digest, pip-audit
+    at its Python environment. A scanner or a database that is missing or too old, a service that does not answer, and
+    packages that could not be looked at fail the task too: they are no pass. The registry is signed in to
+    as for a build.
+
+    Returns the image's reference: hand `task.output` to the rollout, and no image gets there that was not looked at.
+
+    Args:
+        image: The image by its digest, such as `BuildImageOperator(…).output`.
+        max_severity: The worst severity that may pass: `none`, `negligible`, `low`, `medium`, `high` or `critical`.
+            Findings above it, and findings that nobody has rated, fail the task.
+        accept: Names of vulnerabilities (`CVE-…`, `GHSA-…`) that were judged and may pass; also of packages and
+            distributions that cannot be looked at. A list, or text with commas.
+        only_fixed: Whether findings without a fixed version may pass.
+        max_database_age: How old the scanner's database may be: a timedelta, seconds, or text such as `5 d`.
+        scanner: `trivy` or `grype`; by default the workspace's.
+        timeout: How long each program may take.
+        attach_bill: Whether an image in a registry gets its bill of materials (CycloneDX) attached, whatever is found.
+        conn_id: The connection that describes the workspace; missing, it is the local one.
+        **kwargs: What every operator takes.
+    """
+
+    template_fields = (
+        "conn_id",
+        "image",
+        "max_severity",
+        "accept",
+        "only_fixed",
+        "max_database_age",
+        "scanner",
+        "timeout",
+        "attach_bill",
+    )
+    ui_color = "#e3dcf5"
+
+    def __init__(
+        self,
+        *,
+        image: Any,
+        max_severity: str = "medium",
+        accept: Sequence[str] | str = (),
+        only_fixed: bool | str = False,
+        max_database_age: timedelta | float | str = timedelta(days=5),
+        scanner: str | None = None,
+        timeout: timedelta | float | str = timedelta(minutes=10),
+        attach_bill: bool | str = True,
+        conn_id: str = WorkspaceHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image = image
+        self.max_severity = max_severity
+        self.accept = accept
+        self.only_fixed = only_fixed
+        self.max_database_age = max_database_age
+        self.scanner = scanner
+        self.timeout = timeout
+        self.attach_bill = attach_bill
+        self.conn_id = conn_id
+
+    def execute(self, context: "Context") -> str:
+        """Look, and return the image's reference."""
+        return self.call(context, lambda workspace: self._scan(context, workspace, self._users(workspace)))
+
+    def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
+        return registry_users(workspace, WorkspaceHook.get_connection)
+
+    async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
+        from controlled_rollout.image.scan import scan
+
+        image = str(self.image)
+        credentials = await signed_in(workspace, users) if workspace.registry else None
+        decision = await scan(workspace, image, self._settings(), credentials=credentials, progress=self.say)
+        context["ti"].xcom_push(key=SUMMARY_KEY, value=decision.summary())
+        return image
+
+    def _settings(self) -> "ScanSettings":
+        from controlled_rollout.image.scan import Policy, ScanSettings, Severity
+
+        severities = [str(severity) for severity in Severity if severity is not Severity.UNKNOWN]
+        scanner = self.scanner or None
+        if scanner is not None:
+            choice("scanner", scanner, "trivy", "grype")
+        return ScanSettings(
+            scanner=scanner,
+            policy=Policy(
+                max_severity=Severity.parse(choice("max_severity", str(self.max_severity).lower(), *severities)),
+                accepted=frozenset(names_of("accept", self.accept)),
+                only_fixed=flag("only_fixed", self.only_fixed),
+                max_database_age=duration("max_database_age", self.max_database_age),
+            ),
+            timeout=duration("timeout", self.timeout),
+            attach_bill=flag("attach_bill", self.attach_bill),
+        )
+
+
+def names_of(argument: str, value: Sequence[str] | str | None) -> list[str]:
+    """Return names that are given as a list, or as text with commas.
+
+    Raises:
+        ArgumentError: They are neither.
+    """
+    names = value.split(",") if isinstance(value, str) else list(value or ())
+    if not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"{argument} = {value!r} is not a list of names, nor text with commas")
+    return [name.strip() for name in names if name.strip()]

@@ -1,0 +1,215 @@
+"""The steps that begin and end a version's life: roll it out at 0 %, delete it once nobody needs it."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from airflow.sdk import conf
+from airflow.sdk.exceptions import AirflowSkipException
+
+from controlled_rollout.arguments import choice, duration, mapping_of
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.operators.base import RolloutOperator, run_of, task_of
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+__all__ = ["DeleteVersionOperator", "RolloutVersionOperator"]
+
+
+class RolloutVersionOperator(RolloutOperator):
+    """Creates a version at 0 % and waits until it is ready; creates the endpoint if there is none.
+
+    From here on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
+    new endpoint becomes default and control and takes all the traffic at once.
+
+    Args:
+        version: The new version's name.
+        image: What it runs: `name@sha256:…`.
+        settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
+            its JSON text.
+        auth: How callers of a new endpoint show that they may call: `key`, `token`, `none`.
+        on_conflict: `fail` or `wait`, while another run holds the endpoint.
+        conflict_timeout: How long to wait for that.
+        timeout: How long the version may take to become ready.
+        reason: Why, for the history.
+        **kwargs: `endpoint`, `conn_id` (see `RolloutOperator`), and what every operator takes.
+    """
+
+    template_fields = (
+        *RolloutOperator.template_fields,
+        "version",
+        "image",
+        "settings",
+        "auth",
+        "on_conflict",
+        "conflict_timeout",
+        "timeout",
+        "reason",
+    )
+    ui_color = "#d6e9f8"
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        image: str,
+        settings: Mapping[str, Any] | str | None = None,
+        auth: str = "key",
+        on_conflict: str = "fail",
+        conflict_timeout: timedelta | float | str = timedelta(hours=1),
+        timeout: timedelta | float | str = timedelta(minutes=10),
+        reason: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.version = version
+        self.image = image
+        self.settings = settings
+        self.auth = auth
+        self.on_conflict = on_conflict
+        self.conflict_timeout = conflict_timeout
+        self.timeout = timeout
+        self.reason = reason
+
+    async def step(self, context: "Context", workspace: Workspace) -> dict[str, Any]:
+        """Roll out, and return the version, its role and the endpoint's revision."""
+        from controlled_rollout import steps
+        from controlled_rollout.image.reference import ImageReference
+
+        stored = await steps.roll_out(
+            workspace,
+            self.endpoint,
+            self.version,
+            image=str(ImageReference.parse(self.image)),
+            owner=run_of(context),
+            who=task_of(context),
+            why=self.reason,
+            auth=Auth(choice("auth", self.auth, *Auth)),
+            settings=mapping_of("settings", self.settings),
+            on_conflict=cast("Literal['fail', 'wait']", choice("on_conflict", self.on_conflict, "fail", "wait")),
+            conflict_timeout=duration("conflict_timeout", self.conflict_timeout),
+            timeout=duration("timeout", self.timeout),
+            progress=self.say,
+        )
+        version = stored.versions[self.version]
+        if version.is_control:
+            self.say(f"{self.version!r} is the control of endpoint {self.endpoint!r}: nothing to compare it with")
+        return {"version": self.version, "type": version.type.value, "revision": stored.revision}
+
+
+class DeleteVersionOperator(RolloutOperator):
+    """Deletes a version that has no traffic: a given one, or the control that a promoted version has replaced.
+
+    Deleting what is gone is no error.
+
+    Args:
+        version: The version to delete.
+        replaced_by: Instead of `version`: delete the version that was control before this one. Skipped when somebody
+            has gone back to it, or uses it again.
+        keep_warm: How long after the promotion of `replaced_by` the former control stays, ready to take the traffic
+            back.
+        reason: Why, for the history.
+        timeout: How long the deletion may take.
+        deferrable: Whether to spend `keep_warm` in the triggerer, without a worker slot.
+        **kwargs: `endpoint`, `conn_id` (see `RolloutOperator`), and what every operator takes.
+    """
+
+    template_fields = (*RolloutOperator.template_fields, "version", "replaced_by", "keep_warm", "reason", "timeout")
+    ui_color = "#e6e6e6"
+
+    def __init__(
+        self,
+        *,
+        version: str | None = None,
+        replaced_by: str | None = None,
+        keep_warm: timedelta | float | str = timedelta(0),
+        reason: str = "",
+        timeout: timedelta | float | str = timedelta(minutes=5),
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        if (version is None) == (replaced_by is None):
+            raise ValueError(f"give version or replaced_by, not both and not neither: {version=}, {replaced_by=}")
+        super().__init__(**kwargs)
+        self.version = version
+        self.replaced_by = replaced_by
+        self.keep_warm = keep_warm
+        self.reason = reason
+        self.timeout = timeout
+        self.deferrable = deferrable
+
+    def execute(self, context: "Context") -> str | None:
+        """Wait until the version may go, then delete it; return its name, or None if there is no endpoint."""
+        due = self.call(context, self._due)
+        if due is not None and due > datetime.now(UTC):
+            self.say(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
+            if self.deferrable:
+                from airflow.providers.standard.triggers.temporal import DateTimeTrigger
+
+                self.defer(trigger=DateTimeTrigger(moment=due), method_name=self.execute_complete.__name__)
+            self.call(context, lambda _: asyncio.sleep((due - datetime.now(UTC)).total_seconds()))
+        return self.execute_complete(context)
+
+    def execute_complete(self, context: "Context", event: Any = None) -> str | None:
+        """Delete the version, if that is still right: somebody may have gone back to it in the meantime."""
+        return self.call(context, lambda workspace: self.step(context, workspace))
+
+    async def step(self, context: "Context", workspace: Workspace) -> str | None:
+        """Delete the version."""
+        from controlled_rollout import steps
+
+        version = self.version
+        if self.replaced_by is not None:
+            version, _ = await self._former_control(workspace, self.replaced_by)
+        assert version is not None  # noqa: S101 - __init__ asks for one of the two
+        deleted = await steps.retire(
+            workspace,
+            self.endpoint,
+            version,
+            who=task_of(context),
+            why=self.reason,
+            timeout=duration("timeout", self.timeout),
+            progress=self.say,
+        )
+        return version if deleted is not None else None
+
+    async def _due(self, workspace: Workspace) -> datetime | None:
+        if self.replaced_by is None:
+            return None
+        _, promoted = await self._former_control(workspace, self.replaced_by)
+        return promoted + duration("keep_warm", self.keep_warm)
+
+    async def _former_control(self, workspace: Workspace, promoted: str) -> tuple[str, datetime]:
+        """Return the version that `promoted` has replaced, and when.
+
+        Raises:
+            AirflowSkipException: There is none that could be deleted.
+        """
+        from controlled_rollout.steps import promotion_of
+        from controlled_rollout.target.connect import connect
+
+        history = await connect(workspace).history(self.endpoint)
+        promotion = promotion_of(history, promoted)
+        if promotion is None:
+            raise AirflowSkipException(
+                f"version {promoted!r} is not the control of endpoint {self.endpoint!r} (any more)"
+            )
+        if promotion.former_control is None:
+            raise AirflowSkipException(f"version {promoted!r} is the first control: there is none before it to retire")
+        if reason := in_use(history[-1].endpoint, promotion.former_control):
+            raise AirflowSkipException(reason)
+        return promotion.former_control, promotion.at
+
+
+def in_use(endpoint: Endpoint, version: str) -> str | None:
+    """Say why a former control is not to be deleted; None if nobody uses it."""
+    if version not in endpoint.versions:
+        return None
+    if share := endpoint.effective_traffic()[version]:
+        return f"version {version!r} has {share:g} % of the traffic of endpoint {endpoint.name!r} again: it stays"
+    if endpoint.rollout is not None and endpoint.rollout.version == version:
+        return f"version {version!r} is being rolled out again by {endpoint.rollout.owner}: it stays"
+    return None

@@ -1,0 +1,74 @@
+"""The step that moves traffic: a version gets its percentile, and the router confirms that it serves it."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowSkipException
+
+from controlled_rollout.arguments import duration, number
+from controlled_rollout.operators.base import RolloutOperator, task_of
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+__all__ = ["ShiftTrafficOperator"]
+
+
+class ShiftTrafficOperator(RolloutOperator):
+    """Sets a version's percentile once the version is ready, and waits until the router serves the new split.
+
+    In a rollout of this run the task is skipped when the version is control already: the first version of a new
+    endpoint has all the traffic.
+
+    Args:
+        version: The version.
+        percentile: Per cent of the endpoint's requests, 0 to 100.
+        reason: Why, for the history.
+        timeout: How long the version may take to be ready, and the router to confirm.
+        **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
+    """
+
+    template_fields = (*RolloutOperator.template_fields, "version", "percentile", "reason", "timeout")
+    ui_color = "#d6e9f8"
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        percentile: float | str,
+        reason: str = "",
+        timeout: timedelta | float | str = timedelta(minutes=2),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.version = version
+        self.percentile = percentile
+        self.reason = reason
+        self.timeout = timeout
+
+    async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
+        """Shift, and return every version's effective per cent."""
+        from controlled_rollout import steps
+        from controlled_rollout.target.connect import connect
+
+        percentile = number("percentile", self.percentile)
+        timeout = duration("timeout", self.timeout)
+        found = await connect(workspace).endpoint(self.endpoint)
+        if self.own_rollout and found.control is not None and found.control.name == self.version:
+            raise AirflowSkipException(
+                f"version {self.version!r} is the control of endpoint {self.endpoint!r} and has the traffic already"
+                + (": first version, nothing to compare with" if len(found.versions) == 1 else "")
+            )
+        stored = await steps.shift(
+            workspace,
+            self.endpoint,
+            self.version,
+            percentile=percentile,
+            who=task_of(context),
+            why=self.reason,
+            owner=self.holder(context),
+            timeout=timeout,
+            progress=self.say,
+        )
+        return stored.effective_traffic()

@@ -1,0 +1,194 @@
+"""The gate as a task: looks at a treatment's evidence until it may go on, must go back, or a person has to decide."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk.exceptions import AirflowSkipException
+
+from controlled_rollout.arguments import ArgumentError, choice, duration, flag, gate_of, whole_number
+from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, take_look
+from controlled_rollout.gate import Gate
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.operators.approval import ApproveRolloutOperator
+from controlled_rollout.operators.base import StepCalls, run_of, task_of
+from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+__all__ = ["TreatmentGateSensor"]
+
+
+class TreatmentGateSensor(StepCalls, BaseSensorOperator):
+    """Waits until a treatment has shown that it is as good as control, or fails.
+
+    Every look reads all the evidence anew, so a task that was killed comes to the same decision. The task succeeds
+    when the gate passes (or, with `require_pass=False`, when nothing alarms) after `bake` and `min_requests`; it fails
+    without retries when a claim alarms, and it holds (fails, but nothing is rolled back) at the deadline. A metric
+    store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On the
+    first version of an endpoint there is nothing to compare: the task is skipped and says so.
+
+    Times may be timedeltas, seconds, or text such as `5 min`, and like all arguments may be templates.
+
+    Args:
+        endpoint: The endpoint's name.
+        version: The treatment.
+        gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
+        bake: The least time at the present share of traffic.
+        min_requests: The fewest treatment requests at the present share.
+        require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
+        deadline: How long to wait after the split was set.
+        on_deadline: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`: the
+            task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
+        interval: The time between two looks.
+        bin_width: The length of a time bin of the evidence.
+        allowed_lag: How late telemetry may arrive.
+        baseline_length: How far before the rollout control's latency is taken from.
+        own_rollout: Whether this DAG run has to hold the endpoint.
+        conn_id: The connection that describes the workspace; missing, it is the local one.
+        deferrable: Whether to wait in the triggerer, without a worker slot.
+        **kwargs: What every sensor takes, but for those that would hide a failed gate.
+    """
+
+    template_fields = (
+        "conn_id",
+        "endpoint",
+        "version",
+        "gate",
+        "bake",
+        "min_requests",
+        "require_pass",
+        "deadline",
+        "on_deadline",
+        "interval",
+        "bin_width",
+        "allowed_lag",
+        "baseline_length",
+    )
+    ui_color = "#f4e8c1"
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        version: str,
+        gate: Gate | dict[str, Any] | str | None = None,
+        bake: timedelta | float | str = timedelta(0),
+        min_requests: int | str = 0,
+        require_pass: bool | str = True,
+        deadline: timedelta | float | str = timedelta(days=1),
+        on_deadline: str = "hold",
+        interval: timedelta | float | str = timedelta(minutes=1),
+        bin_width: timedelta | float | str = timedelta(minutes=1),
+        allowed_lag: timedelta | float | str = timedelta(minutes=3),
+        baseline_length: timedelta | float | str = timedelta(hours=1),
+        own_rollout: bool = True,
+        conn_id: str = WorkspaceHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        for hides in ("soft_fail", "never_fail", "silent_fail"):
+            if kwargs.get(hides):
+                raise ValueError(f"{hides}=True would let a treatment go on that the gate has stopped: leave it out")
+        super().__init__(**kwargs)
+        self.endpoint = endpoint
+        self.version = version
+        self.gate = gate
+        self.bake = bake
+        self.min_requests = min_requests
+        self.require_pass = require_pass
+        self.deadline = deadline
+        self.on_deadline = on_deadline
+        self.interval = interval
+        self.bin_width = bin_width
+        self.allowed_lag = allowed_lag
+        self.baseline_length = baseline_length
+        self.own_rollout = own_rollout
+        self.conn_id = conn_id
+        self.deferrable = deferrable
+
+    def execute(self, context: "Context") -> Any:
+        """Defer to the trigger, or look from the worker until there is something to do."""
+        terms = self.call(context, lambda workspace: self._terms(context, workspace))
+        if self.deferrable:
+            self.defer(
+                trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
+                method_name=self.execute_complete.__name__,
+            )
+        self.poke_interval = terms.interval.total_seconds()
+        self.timeout = float("inf")  # the deadline counts from the shift, and is the gate's to keep
+        return super().execute(context)
+
+    def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what the trigger's look led to."""
+        terms = self.call(context, lambda workspace: self._terms(context, workspace))
+        return self._finish(context, Answer.from_event(event), terms)
+
+    def poke(self, context: "Context") -> PokeReturnValue:
+        """Look once; what the trigger does too."""
+
+        async def look_once(workspace: Workspace) -> tuple[Answer, GateTerms]:
+            terms = await self._terms(context, workspace)
+            return await take_look(workspace, terms, self.say), terms
+
+        answer, terms = self.call(context, look_once)
+        if answer.next is Next.WAIT:
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, answer, terms))
+
+    async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
+        from controlled_rollout import record
+
+        held = [one.time for one in record.read(workspace, self.endpoint, version=self.version, step="hold")]
+        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
+        if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
+            raise ArgumentError(
+                "on_deadline = 'ask', and no ApproveRolloutOperator comes after this task: nobody would be asked"
+            )
+        return GateTerms(
+            endpoint=self.endpoint,
+            version=self.version,
+            who=task_of(context),
+            owner=run_of(context) if self.own_rollout else None,
+            gate=gate_of(self.gate),
+            bake=duration("bake", self.bake),
+            min_requests=whole_number("min_requests", self.min_requests),
+            require_pass=flag("require_pass", self.require_pass),
+            deadline=duration("deadline", self.deadline),
+            on_deadline=cast("Literal['hold', 'roll_back', 'ask']", on_deadline),
+            interval=duration("interval", self.interval),
+            bin_width=duration("bin_width", self.bin_width),
+            allowed_lag=duration("allowed_lag", self.allowed_lag),
+            baseline_length=duration("baseline_length", self.baseline_length),
+            asked=datetime.now(UTC),
+            held=max(held, default=None),
+        )
+
+    def _finish(self, context: "Context", answer: Answer, terms: GateTerms) -> dict[str, Any]:
+        if answer.next is Next.NOTHING_TO_COMPARE:
+            raise AirflowSkipException(answer.reason)
+        if answer.next is Next.HOLD:
+            self._hold(context, answer)
+        if answer.next not in (Next.GO_ON, Next.ASK):
+            self.fail(context, f"{answer.next.value}: {answer.reason}" + (f"\n{answer.table}" if answer.table else ""))
+        self.log.info("%s\n%s", answer.reason, answer.table)
+        return {
+            "outcome": answer.outcome,
+            "reason": answer.reason,
+            "table": answer.table,
+            "asks": answer.next is Next.ASK,
+            "terms": terms.model_dump(mode="json"),
+        }
+
+    def _hold(self, context: "Context", answer: Answer) -> NoReturn:
+        from controlled_rollout.evaluation import look as looks
+
+        looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=answer.reason)
+        self.fail(
+            context,
+            f"on hold: {answer.reason}. Nothing is rolled back: clear this task to wait on, or run the DAG promote or "
+            f"roll_back for version {self.version!r} of endpoint {self.endpoint!r}",
+        )

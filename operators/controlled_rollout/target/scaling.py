@@ -1,0 +1,73 @@
+"""Scaling the versions of an endpoint before their traffic moves: measure, calculate, scale, wait."""
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+from controlled_rollout import sizing
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError, DeploymentError
+from controlled_rollout.target.protocol import Target
+from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready
+
+__all__ = ["scale_before", "scale_before_going_back"]
+
+# Going back is for callers who are being failed: only so much of its time is spent on replicas first.
+WAY_BACK_PART: Final = 0.25
+
+
+async def scale_before(
+    target: Target,
+    before: Endpoint,
+    after: Endpoint,
+    *,
+    timeout: timedelta,
+    progress: Progress,
+    going_back: bool = False,
+) -> None:
+    """Give every version the replicas for its share of the measured load, and wait for those whose share grows.
+
+    Args:
+        target: Where the endpoint lives.
+        before: The endpoint as it is.
+        after: The endpoint as it is to be.
+        timeout: How long the target may not answer, and how long the replicas may take.
+        progress: Called with a sentence when something changes.
+        going_back: Whether to do what can be done now, without refusing, and without trying twice.
+
+    Raises:
+        DeploymentError: A version would need more replicas than it may have, or they did not become ready.
+        TargetUnavailableError: The target did not answer in time.
+    """
+    ask = partial(patiently, timeout=timedelta(0) if going_back else timeout, progress=progress)
+    loads = await ask(lambda: target.load(before.name))
+    if not any(load.requests_per_s for load in loads.values()):
+        return
+    versions = (await ask(lambda: target.status(before.name))).versions
+    running = {name: version.wanted_replicas for name, version in versions.items()}
+    sizes = sizing.plan(before, after, loads, running).values()
+    refused = [size.in_words for size in sizes if size.grows and not size.enough]
+    if refused and not going_back:
+        raise DeploymentError("; ".join(refused))
+    for size in sizes:
+        progress(size.in_words)
+    larger = [size for size in sizes if size.replicas > size.running]
+    for size in larger:
+        await ask(partial(target.scale, before.name, size.version, size.replicas))
+    for size in larger:
+        if size.grows:
+            await wait_until_ready(target, before.name, size.version, timeout=timeout, progress=progress)
+
+
+async def scale_before_going_back(
+    target: Target, before: Endpoint, after: Endpoint, *, timeout: timedelta, progress: Progress
+) -> None:
+    """Scale as far as that goes in a quarter of `timeout`; whatever is in the way, the traffic may go back then."""
+    limit = timeout * WAY_BACK_PART
+    try:
+        async with asyncio.timeout(limit.total_seconds()):
+            await scale_before(target, before, after, timeout=limit, progress=progress, going_back=True)
+    except (ControlledRolloutError, TimeoutError) as error:
+        cause = str(error).partition("\n")[0] or f"this took longer than {limit.total_seconds():g} s"
+        progress(f"going back without waiting for more replicas: {cause}")

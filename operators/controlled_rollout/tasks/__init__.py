@@ -1,1 +1,0 @@
-"""Airflow: one module per step of a deployment."""

@@ -1,0 +1,164 @@
+"""The rows on disk: one DuckDB file that queries can read and nothing but this module can change."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import duckdb  # noqa: TID253 - runs only inside the store's own process
+
+from controlled_rollout.telemetry_store.schema import TABLES, Row
+
+__all__ = ["Database", "DatabaseError"]
+
+log = logging.getLogger(__name__)
+
+FILE_NAME: Final = "telemetry.duckdb"
+# Rows deleted in one transaction: uploads wait no longer than one of these.
+DELETE_CHUNK: Final = 50_000
+# Of the size limit, what is left after rows were deleted for it: not every pass should have to delete.
+SIZE_AFTER_TRIM: Final = 0.8
+
+
+class DatabaseError(Exception):
+    """The file cannot be opened."""
+
+
+class Database:
+    """The store's tables.
+
+    Writes come from one thread; every query gets a cursor of its own and sees a consistent snapshot.
+
+    Args:
+        folder: Where the file lies.
+        memory_limit: What DuckDB may use, such as `512MB`; larger queries spill to `folder`/spill.
+    """
+
+    def __init__(self, folder: Path, *, memory_limit: str = "1GB") -> None:
+        self.file = folder / FILE_NAME
+        # No query may reach a file, the network or another database, load an extension, or change any of this.
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "enable_external_access": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "memory_limit": memory_limit,
+            "temp_directory": str(folder / "spill"),
+            "max_temp_directory_size": "2GB",
+            "threads": 4,
+            "checkpoint_threshold": "64MB",
+        }
+        try:
+            self._connection = duckdb.connect(str(self.file), config=config)
+            for table in TABLES.values():
+                self._connection.execute(table.create_sql())
+            # KQL knows no time zone but UTC. GLOBAL: for every cursor that is opened later.
+            self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
+            self._connection.execute("SET lock_configuration = true")
+        except duckdb.Error as error:
+            raise DatabaseError(f"{self.file} cannot be opened as the store's database: {error}") from None
+        self._check_columns()
+        self._inserts = {name: table.insert_sql() for name, table in TABLES.items()}
+        self._cursors: set[duckdb.DuckDBPyConnection] = set()
+        self._lock = threading.Lock()
+
+    def _check_columns(self) -> None:
+        """A file of another version must not be filled with values in the wrong columns."""
+        for table in TABLES.values():
+            found = self._connection.execute(f'SELECT * FROM main."{table.name}" LIMIT 0').description or []  # noqa: S608
+            if [column[0] for column in found] != [column.name for column in table.stored]:
+                self._connection.close()
+                raise DatabaseError(
+                    f"{self.file} was written by another version of the store (table {table.name} has other columns): "
+                    "use an empty data folder"
+                )
+
+    @contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a connection for one query."""
+        cursor = self._connection.cursor()
+        with self._lock:
+            self._cursors.add(cursor)
+        try:
+            yield cursor
+        finally:
+            with self._lock:
+                self._cursors.discard(cursor)
+            cursor.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a query holds a cursor."""
+        return bool(self._cursors)
+
+    def interrupt_queries(self) -> None:
+        """Stop every running query."""
+        with self._lock:
+            for cursor in self._cursors:
+                cursor.interrupt()
+
+    def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Append rows to their tables in one transaction; on disk when this returns.
+
+        Raises:
+            duckdb.Error: Nothing was written.
+        """
+        self._connection.execute("BEGIN TRANSACTION")
+        try:
+            for name, batch in rows.items():
+                self._connection.execute(self._inserts[name], [list(values) for values in zip(*batch, strict=True)])
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        try:
+            self._connection.execute("ROLLBACK")
+        except duckdb.Error as error:  # a failed COMMIT has already ended the transaction
+            log.debug("nothing to roll back: %s", error)
+
+    def used_bytes(self) -> int:
+        """Return the size of the live data; DuckDB reuses freed space and seldom shrinks the file."""
+        row = self._connection.execute("SELECT block_size * used_blocks FROM pragma_database_size()").fetchone()
+        log_file = self.file.with_name(self.file.name + ".wal")
+        return int(row[0] if row else 0) + (log_file.stat().st_size if log_file.exists() else 0)
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete one chunk of rows older than `moment`; return how many, 0 when none is left."""
+        naive = moment.replace(tzinfo=None)
+        for name in TABLES:
+            deleted = self._connection.execute(
+                f'DELETE FROM main."{name}" WHERE rowid IN '  # noqa: S608 - our own names
+                f'(SELECT rowid FROM main."{name}" WHERE "TimeGenerated" < ? LIMIT {DELETE_CHUNK})',
+                [naive],
+            ).fetchone()
+            if deleted and deleted[0]:
+                return int(deleted[0])
+        return 0
+
+    def age_limit_for(self, max_bytes: int) -> datetime | None:
+        """Return before which moment rows must go so that the data fits in `max_bytes`; None when it fits."""
+        used = self.used_bytes()
+        if used <= max_bytes:
+            return None
+        union = " UNION ALL ".join(f'SELECT "TimeGenerated" AS t FROM main."{name}"' for name in TABLES)  # noqa: S608
+        part = min(1.0, max(0.0, 1 - SIZE_AFTER_TRIM * max_bytes / used))
+        row = self._connection.execute(f"SELECT quantile_disc(t, {part}) FROM ({union})").fetchone()  # noqa: S608
+        limit: datetime | None = row[0] if row else None
+        # Later than the quantile by the least step: the delete must make progress.
+        return None if limit is None else limit + timedelta(microseconds=1)
+
+    def checkpoint(self) -> None:
+        """Fold the log into the file, which also frees the space of deleted rows; skipped while queries prevent it."""
+        try:
+            self._connection.execute("CHECKPOINT")
+        except duckdb.TransactionException as error:
+            log.debug("checkpoint postponed: %s", error)
+
+    def close(self) -> None:
+        """Fold the log into the file and close it."""
+        self._connection.close()

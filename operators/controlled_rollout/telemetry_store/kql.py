@@ -1,0 +1,274 @@
+"""KQL -> one SELECT over the store's tables, or the error that Azure would give."""
+
+import atexit
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+
+import duckdb  # noqa: TID253 - runs only inside the store's own process
+import duckdb_kql
+from duckdb_kql.types import kusto_type
+
+from controlled_rollout.telemetry_store.schema import TABLES
+
+__all__ = ["QueryRefusedError", "Statement", "parse_timespan", "translate"]
+
+# The parser is Python: a query of this length keeps it busy for seconds. What stands in quotes is one word to it.
+MAX_QUERY_LENGTH: Final = 32_768
+MAX_TEXT_LENGTH: Final = 1_000_000
+# Longer ones are translated anew each time: a few hundred of them would fill the memory.
+MAX_KEPT_LENGTH: Final = 16_384
+QUOTED: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|//[^\n]*)""")
+# Azure's function; its own table has the column, and so have ours.
+INGESTION_TIME: Final = re.compile(r"\bingestion_time\s*\(\s*\)")
+SCHEMA: Final = {name: table.column_names for name, table in TABLES.items()}
+
+DURATION: Final = re.compile(
+    r"P(?=[\dT])(?:(\d+(?:\.\d+)?)W)?(?:(\d+(?:\.\d+)?)D)?"
+    r"(?:T(?=\d)(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?)?",
+    re.ASCII,
+)
+
+# What makes rows out of a query's own values.
+TABLE_FUNCTIONS: Final = frozenset({"unnest", "range", "generate_series"})
+
+# Only one translation at a time: the parser shares a growing cache between its instances.
+_translating = threading.Lock()
+
+
+class QueryRefusedError(Exception):
+    """The query cannot be run.
+
+    Attributes:
+        kind: The inner error's code: SyntaxError, SemanticError, NotSupportedError or one of ours.
+        inner: Azure's code of the fault (SYN0002, SEM0100, …) with its message and position.
+    """
+
+    def __init__(self, kind: str, message: str, **inner: Any) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.inner = {"message": message, **inner}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a query became.
+
+    Attributes:
+        sql: One SELECT in which the tables' names stand for what the caller puts in their place.
+        parameters: Values that DuckDB binds.
+        tables: The store's tables that it reads.
+    """
+
+    sql: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+
+    def over(
+        self,
+        workspace_id: str,
+        start: datetime | None,
+        end: datetime | None,
+        visible: Callable[[str], str] = lambda sql: sql,
+    ) -> str:
+        """Return the statement that reads the store's tables, rows within [start, end] and what is visible of them."""
+        if not self.tables:
+            return self.sql
+        views = ", ".join(
+            f'"{name}" AS NOT MATERIALIZED ({visible(TABLES[name].view_sql(workspace_id, start, end))})'
+            for name in self.tables
+        )
+        return f"WITH {views} SELECT * FROM ({self.sql}\n)"  # noqa: S608 - translated, checked, from our own names
+
+
+def translate(query: str) -> Statement:
+    """Translate a query and prove that the result only reads the store's tables.
+
+    Raises:
+        QueryRefusedError: It is no KQL, not supported, or reads something else.
+    """
+    return _translate_kept(query) if len(query) <= MAX_KEPT_LENGTH else _translate(query)
+
+
+@lru_cache(maxsize=256)
+def _translate_kept(query: str) -> Statement:
+    return _translate(query)
+
+
+def _translate(query: str) -> Statement:
+    length = len(QUOTED.sub("", query)) if len(query) <= MAX_TEXT_LENGTH else len(query)
+    if length > MAX_QUERY_LENGTH:
+        raise QueryRefusedError(
+            "QueryTooLong",
+            f"the query has {length} characters outside quotes, {MAX_QUERY_LENGTH} are taken, {MAX_TEXT_LENGTH} in all",
+        )
+    query = _with_arrival(query)
+    if not query.strip():
+        raise QueryRefusedError("SyntaxError", "the query is empty", code="SYN0001")
+    if _uncommented(query).startswith("."):
+        raise QueryRefusedError("NotSupportedError", "control commands are not allowed in queries", code="SYN0002")
+    try:
+        with _translating:
+            translated = duckdb_kql.to_sql(query, schema=SCHEMA, allow_write=False, clusters={}, functions=[])
+    except duckdb_kql.KqlSyntaxError as error:
+        raise _syntax_error(query, error) from None
+    except duckdb_kql.KqlUnsupportedError as error:
+        message = f"{error}: Azure may know it, this store does not (docs/telemetry-store.md lists what it knows)"
+        raise QueryRefusedError("NotSupportedError", message, code="NotSupported") from None
+    except duckdb_kql.KqlError as error:
+        raise QueryRefusedError("SemanticError", str(error), code="SEM0100") from None
+    except RecursionError:
+        raise QueryRefusedError("SyntaxError", "the query is nested too deeply", code="SYN0003") from None
+    if translated.unbound:
+        names = ", ".join(translated.unbound)
+        raise QueryRefusedError("SemanticError", f"query parameters without a value: {names}", code="SEM0100")
+    sql = str(translated)
+    return Statement(sql, dict(translated.parameters), _tables_read(sql))
+
+
+def _with_arrival(query: str) -> str:
+    """Return the query with the column that says when a row arrived, where it asks for `ingestion_time()`.
+
+    Padded to the same length, so that the place of a fault is still right.
+    """
+    if "ingestion_time" not in query:
+        return query
+    parts = QUOTED.split(query)
+    for place in range(0, len(parts), 2):
+        parts[place] = INGESTION_TIME.sub(lambda found: "_TimeReceived".ljust(len(found[0])), parts[place])
+    return "".join(parts)
+
+
+def _uncommented(query: str) -> str:
+    """Return the query from its first character that is neither space nor comment."""
+    return re.sub(r"\A(?:\s+|//[^\n]*(?:\n|\Z))*", "", query)
+
+
+def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedError:
+    if not error.diagnostics:
+        return QueryRefusedError("SyntaxError", str(error), code="SYN0002")
+    span = error.diagnostics[0].span
+    lines = query.splitlines() or [""]
+    line = lines[min(span.line, len(lines)) - 1]
+    found = re.match(r"\w+|\S|\Z", line[span.column :])
+    token = found[0] if found else ""
+    where = f"'{token}'" if token else "the end"
+    return QueryRefusedError(
+        "SyntaxError",
+        f"Query could not be parsed at {where} on line [{span.line},{span.column + 1}]",
+        code="SYN0002",
+        line=span.line,
+        pos=span.column + 1,
+        token=token,
+    )
+
+
+def _tables_read(sql: str) -> tuple[str, ...]:
+    """Return the store's tables that a translated query reads.
+
+    The translator already refuses what is not KQL. This is the second lock, on DuckDB's own reading of the SQL: one
+    statement, a SELECT, over our tables by their exact names, and no function that makes a table of something else.
+
+    Raises:
+        QueryRefusedError: It reads anything else.
+    """
+    parser, built_in = _parser()
+    try:
+        with parser.cursor() as cursor:
+            # DuckDB serializes nothing but SELECT statements.
+            [(serialized,)] = cursor.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
+        document = json.loads(serialized)
+    except (duckdb.Error, RecursionError) as error:
+        raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
+    if document.get("error") or len(document["statements"]) != 1:
+        raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
+    names, defined = _names_in(document)
+    for name in sorted(names - TABLES.keys()):
+        # What the query itself defines may be read, unless it hides behind a name of the database's own.
+        if name not in defined or name.lower() in built_in:
+            raise QueryRefusedError(
+                "SemanticError",
+                f"Failed to resolve table or column expression named '{name}'. Kept are: {', '.join(TABLES)}",
+                code="SEM0100",
+            )
+    return tuple(sorted(names & TABLES.keys()))
+
+
+@lru_cache(maxsize=1)
+def _parser() -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
+    """Return an empty database that reads SQL, and the names that every database brings along."""
+    parser = duckdb.connect(":memory:", config={"enable_external_access": False, "threads": 1})
+    # DuckDB complains on stderr about what is still open when the interpreter ends.
+    atexit.register(_parser.cache_clear)
+    views = parser.execute("SELECT view_name FROM duckdb_views()").fetchall()
+    return parser, frozenset(name.lower() for (name,) in views)
+
+
+def _names_in(document: object) -> tuple[set[str], set[str]]:
+    """Return the tables that a serialized statement names, and those that it defines itself."""
+    names: set[str] = set()
+    defined: set[str] = set()
+    nodes = [document]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list):
+            nodes.extend(node)
+        if not isinstance(node, dict):
+            continue
+        nodes.extend(node.values())
+        if isinstance(node.get("cte_map"), dict):
+            defined.update(entry["key"] for entry in node["cte_map"]["map"])
+        if node.get("type") == "BASE_TABLE":
+            names.add(".".join(part for part in node["qualified_name"]["path"] if part))
+        elif node.get("type") == "TABLE_FUNCTION":
+            called = str(node["function"]["function_name"]).lower()
+            if called not in TABLE_FUNCTIONS:
+                raise QueryRefusedError("NotSupportedError", f"function {called!r} is not allowed", code="NotSupported")
+    return names, defined
+
+
+def column_type(duckdb_type: object) -> str:
+    """Return the type that Azure's answer names for a column."""
+    return kusto_type(duckdb_type)
+
+
+def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """Read an ISO 8601 duration or interval as the first and the last moment that a query may see.
+
+    Raises:
+        QueryRefusedError: It is neither.
+    """
+    if not text:
+        return None, None
+    first, slash, second = text.partition("/")
+    try:
+        if not slash:
+            return now - _duration(first), now
+        if first.startswith("P"):
+            end = _moment(second)
+            return end - _duration(first), end
+        start = _moment(first)
+        end = start + _duration(second) if second.startswith("P") else _moment(second)
+    except (ValueError, OverflowError):
+        raise QueryRefusedError(
+            "InvalidTimespan", f"timespan {text[:80]!r} is no ISO 8601 duration or interval"
+        ) from None
+    return start, end
+
+
+def _duration(text: str) -> timedelta:
+    match = DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    weeks, days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text, flags=re.ASCII))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,251 @@
+"""The Log Analytics query API: a KQL query in, tables of Azure's shape out."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+import duckdb  # noqa: TID253 - runs only inside the store's own process
+
+from controlled_rollout.telemetry_store.answer import Answer, error_answer
+from controlled_rollout.telemetry_store.database import Database
+from controlled_rollout.telemetry_store.faults import NO_FAULT, Fault
+from controlled_rollout.telemetry_store.kql import QueryRefusedError, column_type, parse_timespan, translate
+
+__all__ = ["QueryLimits", "run_query"]
+
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE: Final = 2_000
+INTERRUPT_EVERY_S: Final = 0.02
+# A store that is told to answer in part stops after the first row.
+HALF_AN_ANSWER: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QueryLimits:
+    """Azure's limits of one query."""
+
+    max_rows: int = 500_000
+    max_bytes: int = 100 * 2**20
+    timeout_s: float = 180.0
+    max_timeout_s: float = 600.0
+
+
+def _refused(error: QueryRefusedError) -> Answer:
+    """A fault of the query itself, nested as Azure nests it."""
+    message = {
+        "SyntaxError": "A recognition error occurred in the query.",
+        "SemanticError": "A semantic error occurred.",
+    }.get(error.kind, str(error))
+    inner: dict[str, Any] = {"code": error.kind, "message": message}
+    if error.kind in ("SyntaxError", "SemanticError"):
+        inner["innererror"] = error.inner
+    return error_answer(400, "BadArgumentError", "The request had some invalid properties", inner)
+
+
+def run_query(
+    database: Database,
+    query: object,
+    *,
+    timespan: object,
+    workspace_id: str,
+    timeout_s: float,
+    limits: QueryLimits,
+    fault: Fault = NO_FAULT,
+    statistics: bool = False,
+) -> Answer:
+    """Translate, run and encode one query; every failure becomes an answer.
+
+    Args:
+        database: Where the rows are.
+        query: The KQL.
+        timespan: ISO 8601 duration or interval, laid over TimeGenerated; None for all.
+        workspace_id: What the column TenantId says.
+        timeout_s: The query is stopped after so long.
+        limits: Rows and bytes beyond which the result is partial.
+        fault: What the store was told to do wrong.
+        statistics: Whether the answer tells how long it took.
+    """
+    if not isinstance(query, str) or not isinstance(timespan, str | None):
+        return error_answer(400, "BadArgumentError", "query must be text, timespan text or nothing")
+    began = time.monotonic()
+    try:
+        statement = translate(query)
+        start, end = parse_timespan(timespan, datetime.now(UTC))
+    except QueryRefusedError as error:
+        return _refused(error)
+    deadline = began + timeout_s
+    with database.cursor() as cursor, _stopped_at(deadline, cursor):
+        try:
+            # Nothing that is run here can write; DuckDB is told so as well.
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            cursor.execute(statement.over(workspace_id, start, end, fault.view), statement.parameters or None)
+            if fault.is_partial:
+                limits = replace(limits, max_rows=HALF_AN_ANSWER)
+            return _encode(cursor, limits, began, deadline, statistics=statistics)
+        except duckdb.Error as error:
+            return _failed(error, timeout_s)
+
+
+@contextmanager
+def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Interrupt what runs on a cursor from `deadline` on.
+
+    Again and again: an interrupt that comes between two statements is forgotten.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        if done.wait(max(0.0, deadline - time.monotonic())):
+            return
+        while not done.wait(INTERRUPT_EVERY_S):
+            cursor.interrupt()
+
+    watcher = threading.Thread(target=watch, name="query deadline", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
+    message = str(error).partition("\n")[0]
+    if isinstance(error, duckdb.InterruptException):
+        return error_answer(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        inner = {"code": "E_LOW_MEMORY_CONDITION", "message": message}
+        return error_answer(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
+    resolved = not isinstance(error, duckdb.BinderException | duckdb.CatalogException)
+    if resolved:
+        log.info("query failed: %s", message)
+    return _refused(QueryRefusedError("SemanticError", message, code="SEM0000" if resolved else "SEM0100"))
+
+
+def _encode(
+    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, began: float, deadline: float, *, statistics: bool
+) -> Answer:
+    description = cursor.description or []
+    types = [column_type(column[1]) for column in description]
+    columns = [{"name": column[0], "type": kind} for column, kind in zip(description, types, strict=True)]
+    encoders = [_ENCODERS.get(kind, _as_text) for kind in types]
+    parts: list[bytes] = []
+    count = size = 0
+    cut = ""
+    while rows := cursor.fetchmany(min(ROWS_AT_ONCE, limits.max_rows + 1 - count)):
+        if time.monotonic() > deadline:
+            raise duckdb.InterruptException("stopped while the rows were read")
+        if count + len(rows) > limits.max_rows:
+            rows = rows[: limits.max_rows - count]
+            cut = f"The results of this query exceed the set limit of {limits.max_rows} records."
+        encoded = _rows(rows, encoders)
+        if size + len(encoded) > limits.max_bytes:
+            cut = f"The results of this query exceed the set limit of {limits.max_bytes} bytes."
+            break
+        count += len(rows)
+        size += len(encoded)
+        if encoded:
+            parts.append(encoded)
+        if cut:
+            break
+    tail: dict[str, Any] = {}
+    if statistics:
+        tail["statistics"] = {"query": {"executionTime": round(time.monotonic() - began, 6)}}
+    if cut:
+        tail["error"] = _partial_error(cut)
+    head = json.dumps({"name": "PrimaryResult", "columns": columns})[:-1]
+    end = json.dumps(tail)[1:]
+    body = b'{"tables":[' + head.encode() + b',"rows":[' + b",".join(parts) + b"]}]"
+    return Answer(200, body + (b"," + end.encode() if tail else b"}"))
+
+
+def _partial_error(message: str) -> dict[str, Any]:
+    return {
+        "code": "PartialError",
+        "message": "There were some errors when processing your query.",
+        "details": [
+            {
+                "code": "EngineError",
+                "message": "Something went wrong processing your query on the server.",
+                "innererror": {"code": "-2133196797", "message": message, "severity": 2, "severityName": "Error"},
+            }
+        ],
+    }
+
+
+def _rows(rows: Sequence[Sequence[Any]], encoders: Sequence[Callable[[Any], Any]]) -> bytes:
+    encoded = [
+        [_null(encode) if value is None else encode(value) for encode, value in zip(encoders, row, strict=True)]
+        for row in rows
+    ]
+    return json.dumps(encoded, separators=(",", ":"))[1:-1].encode()
+
+
+def _null(encode: Callable[[Any], Any]) -> str | None:
+    """KQL's strings are never null."""
+    return "" if encode is _as_text else None
+
+
+def _as_text(value: Any) -> str:
+    return str(value)
+
+
+def _as_guid(value: Any) -> str:
+    return str(value)
+
+
+def _as_datetime(value: Any) -> str:
+    if isinstance(value, datetime):
+        moment = value.astimezone(UTC) if value.tzinfo else value
+        # Seven digits at most, as Azure writes them, and none where there is nothing to say.
+        fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
+        return moment.replace(tzinfo=None).isoformat(timespec="seconds") + fraction + "Z"
+    return f"{value.isoformat()}T00:00:00Z" if isinstance(value, date) else str(value)
+
+
+def _as_timespan(value: Any) -> str:
+    if not isinstance(value, timedelta):
+        return str(value)
+    sign, value = ("-", -value) if value < timedelta(0) else ("", value)
+    clock = f"{value.seconds // 3600:02d}:{value.seconds // 60 % 60:02d}:{value.seconds % 60:02d}"
+    fraction = f".{value.microseconds:06d}0" if value.microseconds else ""
+    return f"{sign}{f'{value.days}.' if value.days else ''}{clock}{fraction}"
+
+
+def _as_real(value: Any) -> float | str:
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _as_dynamic(value: Any) -> str:
+    """Azure gives dynamic values as JSON text."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
+
+
+def _as_decimal(value: Any) -> str:
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+_ENCODERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "string": _as_text,
+    "guid": _as_guid,
+    "datetime": _as_datetime,
+    "timespan": _as_timespan,
+    "real": _as_real,
+    "decimal": _as_decimal,
+    "long": int,
+    "int": int,
+    "bool": bool,
+    "dynamic": _as_dynamic,
+}

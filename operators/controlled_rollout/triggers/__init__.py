@@ -1,0 +1,1 @@
+"""The triggers that wait in the triggerer."""

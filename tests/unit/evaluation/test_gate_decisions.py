@@ -1,0 +1,153 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, decide, ended, unreachable
+from controlled_rollout.evaluation.look import Look
+from controlled_rollout.gate import Gate, Outcome, Verdict
+
+NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def terms(**changes) -> GateTerms:
+    return GateTerms(
+        **{
+            "endpoint": "digits",
+            "version": "v2a",
+            "who": "dag/run/gate",
+            "owner": "dag/run",
+            "gate": Gate(),
+            "bake": 10 * MINUTE,
+            "min_requests": 100,
+            "require_pass": True,
+            "deadline": 60 * MINUTE,
+            "on_deadline": "hold",
+            "interval": MINUTE,
+            "bin_width": MINUTE,
+            "allowed_lag": MINUTE,
+            "baseline_length": MINUTE,
+            "asked": NOW - 30 * MINUTE,
+            **changes,
+        }
+    )
+
+
+def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) -> Look:
+    verdict = Verdict(Outcome(outcome), reason=f"because of {outcome}")
+    return Look(verdict, started=NOW - since, since_shift=since, requests_since_shift=requests, share=10.0)
+
+
+def test_a_pass_goes_on():
+    assert decide(look("pass"), terms(), now=NOW).next is Next.GO_ON
+
+
+def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing():
+    answer = decide(look("fail", since=MINUTE, requests=0), terms(), now=NOW)
+    assert (answer.next, answer.reason) == (Next.FAIL, "because of fail")
+
+
+@pytest.mark.parametrize(("since", "requests"), [(9 * MINUTE, 1000), (30 * MINUTE, 99)])
+def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since, requests):
+    assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).next is Next.WAIT
+
+
+def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests():
+    assert decide(look("not_enough_evidence"), terms(), now=NOW).next is Next.WAIT
+    easy = terms(require_pass=False)
+    assert decide(look("not_enough_evidence"), easy, now=NOW).next is Next.GO_ON
+    early = decide(look("not_enough_evidence", since=4 * MINUTE, requests=7), easy, now=NOW)
+    assert early.next is Next.WAIT
+    assert "0:04:00 of 0:10:00" in early.reason
+    assert "7 of 100 requests" in early.reason
+
+
+@pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])
+@pytest.mark.parametrize("require_pass", [True, False])
+def test_blindness_and_a_wrong_split_never_go_on(outcome, require_pass):
+    answer = decide(look(outcome), terms(require_pass=require_pass), now=NOW)
+    assert answer.next is Next.WAIT
+    assert outcome.replace("_", " ") in answer.reason
+
+
+def test_the_deadline_counts_from_the_shift_so_that_a_retry_does_not_move_it():
+    late = look("not_enough_evidence", since=60 * MINUTE)
+    assert decide(late, terms(asked=NOW), now=NOW).next is Next.HOLD
+    assert decide(look("not_enough_evidence", since=59 * MINUTE), terms(), now=NOW).next is Next.WAIT
+
+
+def test_the_author_may_roll_back_at_the_deadline_if_the_evidence_was_seen():
+    late = terms(on_deadline="roll_back")
+    assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).next is Next.FAIL
+    assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).next is Next.FAIL
+
+
+@given(
+    outcome=st.sampled_from(["cannot_see", "split_is_wrong"]),
+    minutes=st.integers(0, 10**6),
+    requests=st.integers(0, 10**6),
+    require_pass=st.booleans(),
+    on_deadline=st.sampled_from(["hold", "roll_back"]),
+)
+def test_an_outage_of_any_length_neither_passes_nor_rolls_back(outcome, minutes, requests, require_pass, on_deadline):
+    answer = decide(
+        look(outcome, since=minutes * MINUTE, requests=requests),
+        terms(require_pass=require_pass, on_deadline=on_deadline),
+        now=NOW,
+    )
+    assert answer.next in (Next.WAIT, Next.HOLD)
+
+
+def test_clearing_a_held_gate_grants_another_deadline():
+    late = look("not_enough_evidence", since=600 * MINUTE)
+    assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).next is Next.WAIT
+    assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).next is Next.HOLD
+
+
+def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one():
+    assert decide(look("not_enough_evidence"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.WAIT
+    assert decide(look("pass"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.GO_ON
+
+
+def test_a_target_that_does_not_answer_is_waited_for_and_then_held():
+    assert unreachable(terms(), "no socket", now=NOW).next is Next.WAIT
+    held = unreachable(terms(asked=NOW - 60 * MINUTE, on_deadline="roll_back"), "no socket", now=NOW)
+    assert held.next is Next.HOLD
+    assert "no socket" in held.reason
+
+
+def test_the_first_version_has_nothing_to_be_compared_with():
+    first = Endpoint(name="digits").create_version("v2a", is_control=True)
+    answer = ended(first, terms(), "nobody holds it")
+    assert answer.next is Next.NOTHING_TO_COMPARE
+    assert answer.reason.startswith("first version")
+
+
+def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with():
+    promoted = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a").promote("v2a")
+    answer = ended(promoted, terms(), "nobody holds it")
+    assert answer.next is Next.NOTHING_TO_COMPARE
+    assert "control" in answer.reason
+
+
+def test_a_rollout_that_somebody_else_has_ended_is_a_conflict():
+    endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
+    taken = endpoint.claim("v3a", owner="other/run", at=NOW)
+    for found in (endpoint, taken, None):
+        assert ended(found, terms(), "other/run holds it") == Answer(Next.CONFLICT, "other/run holds it")
+
+
+def test_an_answer_survives_json_strict_enough_for_any_database():
+    answer = decide(look("fail"), terms(), now=NOW, table="claim  inf")
+    event = json.loads(json.dumps(answer.to_event(), allow_nan=False))
+    assert Answer.from_event(event) == answer
+
+
+def test_terms_survive_json():
+    asked = terms(gate=Gate(alpha=0.01, warm_up=5 * MINUTE, burst_cap=3.0), held=NOW)
+    carried = json.loads(json.dumps(asked.model_dump(mode="json"), allow_nan=False))
+    assert GateTerms.model_validate(carried) == asked

@@ -1,0 +1,166 @@
+"""The pod that builds images, as a value. On a real cluster: tests/cluster/test_builder_pod.py."""
+
+import base64
+import json
+import subprocess
+
+import pytest
+
+from controlled_rollout.errors import ImageError, WorkspaceError
+from controlled_rollout.image import Credentials, Order
+from controlled_rollout.image.builders.pod.builder import _end, _ended_at, _outcome, _padded
+from controlled_rollout.image.builders.pod.pod import BEGIN, BUILD, pod, read_template, secret, secret_of
+from controlled_rollout.image.registry import Repository
+
+ORDER = Order(
+    target=Repository.parse("registry.example/models/environments"),
+    tag="ab" * 32,
+    base_image="docker.io/library/python@sha256:" + "0" * 64,
+    python=">=3.10",
+    requirements=("six==1.17.0",),
+    recipe={},
+    credentials={"registry.example": Credentials("robot", "hunter2")},
+)
+
+
+def made(**more):
+    return pod(
+        ORDER,
+        context="registry.example/models/environments@sha256:" + "1" * 64,
+        namespace="models",
+        image="quay.io/buildah/stable:v1.41",
+        owner="dag/run/build",
+        secret_name="build-environment-1",
+        secrets={"settings": b"export UV_INDEX_PRIVATE_PASSWORD=secret", "netrc": b"secret"},
+        **more,
+    )
+
+
+def test_the_hash_names_the_pod_so_that_there_is_one():
+    assert made()["metadata"]["name"] == "build-environment-" + "ab" * 16
+    assert len(made()["metadata"]["name"]) <= 63
+
+
+def test_no_secret_is_in_the_pod():
+    text = json.dumps(made())
+
+    assert "hunter2" not in text
+    assert "PASSWORD" not in text
+    assert base64.b64encode(b"robot:hunter2").decode() not in text
+
+
+def test_it_has_no_right_on_the_node_and_none_in_the_cluster():
+    spec = made()["spec"]
+    [container] = spec["containers"]
+
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["SETUID", "SETGID"]}
+    assert "privileged" not in json.dumps(spec)
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+
+
+def test_an_orphan_ends_by_itself_and_is_not_started_twice():
+    assert made()["spec"]["activeDeadlineSeconds"] == 3600
+    assert made()["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_secret_goes_with_its_pod():
+    there = made() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
+
+    found = secret(secret_of(there), "models", there, {"users.json": "e30="})
+
+    assert found["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Pod", "name": "build-environment-1", "uid": "some-uid"}
+    ]
+
+
+def test_a_template_adds_to_the_pod_and_to_its_container():
+    template = {
+        "metadata": {"labels": {"team": "models"}},
+        "spec": {
+            "nodeSelector": {"pool": "builds"},
+            "tolerations": [{"key": "builds", "operator": "Exists"}],
+            "containers": [
+                {
+                    "name": "build",
+                    "resources": {"limits": {"memory": "4Gi"}},
+                    "env": [{"name": "HTTPS_PROXY", "value": "p"}],
+                },
+                {"name": "proxy", "image": "proxy:1"},
+            ],
+        },
+    }
+
+    found = made(template=template)
+
+    build, proxy = found["spec"]["containers"]
+    assert found["metadata"]["labels"]["team"] == "models"
+    assert found["metadata"]["labels"]["controlled-rollout/builds"] == "environment"
+    assert found["spec"]["nodeSelector"] == {"pool": "builds"}
+    assert found["spec"]["tolerations"] == [{"key": "builds", "operator": "Exists"}]
+    assert build["resources"] == {"limits": {"memory": "4Gi"}}
+    assert build["command"] == made()["spec"]["containers"][0]["command"]
+    assert {one["name"] for one in build["env"]} > {"HTTPS_PROXY", "CONTEXT", "TARGET"}
+    assert proxy["image"] == "proxy:1"
+
+
+@pytest.mark.parametrize("text", ["kind: Deployment", "- a", "{"])
+def test_a_template_that_is_no_pod_is_refused(tmp_path, text):
+    (tmp_path / "pod.yaml").write_text(text)
+
+    with pytest.raises(WorkspaceError, match=r"builder_pod_template .*pod\.yaml"):
+        read_template(tmp_path / "pod.yaml")
+
+
+def test_a_template_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(WorkspaceError, match="cannot be read"):
+        read_template(tmp_path / "pod.yaml")
+
+
+def test_the_script_is_one_that_a_shell_reads():
+    for script in (BEGIN, BUILD):
+        subprocess.run(["sh", "-n", "-c", script], check=True)
+
+
+def test_log_times_sort_although_their_zeros_are_left_out():
+    times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
+
+    assert sorted(times, key=_padded) == [times[2], times[1], times[0]]
+
+
+def ended(code, *, phase="Failed", reason="Error"):
+    terminated = {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}
+    return {
+        "metadata": {"name": "build-environment-1"},
+        "status": {"phase": phase, "containerStatuses": [{"name": "build", "state": {"terminated": terminated}}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "lines", "message"),
+    [
+        (ended(91), ["STEP 2/13", "error: no luck"], r"cannot be built on docker\.io/library/python.*no luck"),
+        (ended(91), ["Error: name unknown"], r"base image .* cannot be had: Error: name unknown"),
+        (ended(92), ["Error: denied"], "cannot be pushed to registry.example/models/environments: Error: denied"),
+        (ended(90), ["Error: denied"], "the pod cannot read the build's files from registry.example"),
+        (ended(137, reason="OOMKilled"), [], r"failed \(exit code 137 OOMKilled\)"),
+        (
+            {"metadata": {}, "status": {"phase": "Failed", "message": "Pod was active longer than the deadline"}},
+            [],
+            r"failed \(Pod was active longer than",
+        ),
+    ],
+)
+def test_how_a_pod_ended_is_told(pod, lines, message):
+    with pytest.raises(ImageError, match=f"(?s){message}"):
+        _outcome(ORDER, _end(pod), lines)
+
+
+def test_a_pod_that_succeeded_has_built():
+    assert _outcome(ORDER, _end(ended(0, phase="Succeeded", reason="Completed")), []) is True
+
+
+def test_a_finished_pod_says_when_and_a_running_one_does_not():
+    assert _ended_at(ended(0)).year == 2026
+    assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

@@ -1,0 +1,105 @@
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from controlled_rollout import ControlledRollout, TreatmentGateSensor, record
+from controlled_rollout.operators.approval import ApproveRolloutOperator, body_of, person_of
+from controlled_rollout.workspace import Workspace
+
+GROUP = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
+
+
+class TaskInstance(SimpleNamespace):
+    def xcom_push(self, key, value):
+        self.pushed = {key: value}
+
+    def xcom_pull(self, task_ids):
+        return self.result
+
+
+def context(result):
+    ti = TaskInstance(dag_id="weekly", run_id="run-1", task_id="ask_50", result=result)
+    return {"ti": ti, "task_instance": ti}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
+    return Workspace.local(tmp_path)
+
+
+def operator(**arguments):
+    return ApproveRolloutOperator(
+        task_id="ask_50", endpoint="digits", version="v2a", gate_task_id="gate_50", **arguments
+    )
+
+
+def test_nobody_is_asked_when_the_gate_has_decided():
+    with pytest.raises(AirflowSkipException, match="decided by itself: errors are fine"):
+        operator().execute(context({"asks": False, "reason": "errors are fine"}))
+
+
+def test_the_question_shows_why_and_the_evidence():
+    body = body_of({"reason": "no decision after 1 h", "table": "claim  e-value"})
+    assert body.startswith("no decision after 1 h")
+    assert "```\nclaim  e-value\n```" in body
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [({"id": "1", "name": "Ada"}, "Ada"), (SimpleNamespace(id="2", name=""), "2"), (None, "somebody")],
+)
+def test_whoever_answered_is_named(user, name):
+    assert person_of(user) == name
+
+
+def test_a_no_fails_without_retries_and_is_in_the_record(home):
+    import datetime
+
+    event = {
+        "chosen_options": ["Reject"], "params_input": {}, "responded_at": datetime.datetime.now(datetime.UTC),
+        "responded_by_user": {"id": "1", "name": "Ada"},
+    }  # fmt: skip
+    with pytest.raises(AirflowFailException, match="Ada rejected version 'v2a'"):
+        operator().execute_complete(context({}), event)
+    [line] = record.read(home, "digits")
+    assert (line.step, line.who) == ("reject", "Ada")
+
+
+def test_no_answer_in_time_fails_too(home):
+    with pytest.raises(AirflowFailException, match="nobody answered: timeout"):
+        operator().execute_complete(context({}), {"error": "late", "error_type": "timeout"})
+
+
+def test_a_gate_that_asks_needs_somebody_who_asks():
+    from controlled_rollout.arguments import ArgumentError
+
+    with DAG("weekly", schedule=None):
+        gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
+
+    async def terms():
+        return await gate._terms(context({}), Workspace.local("/nonexistent"))
+
+    import asyncio
+
+    with pytest.raises(ArgumentError, match="nobody would be asked"):
+        asyncio.run(terms())
+
+
+def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked():
+    with DAG("weekly", schedule=None):
+        rollout = ControlledRollout(**GROUP, on_deadline="ask")
+    assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
+    assert rollout.gates[0].downstream_task_ids == {"rollout.ask_10", "rollout.roll_back"}
+    assert [shift.trigger_rule for shift in rollout.shifts] == ["all_success", "none_failed"]
+    assert rollout.promote.upstream_task_ids == {"rollout.ask_50"}
+    assert [task.gate_task_id for task in rollout.approvals] == ["rollout.gate_10", "rollout.gate_50"]
+
+
+def test_an_approval_before_the_promotion_is_always_asked_for():
+    with DAG("weekly", schedule=None):
+        rollout = ControlledRollout(**GROUP, approval=True, approval_settings={"response_timeout": None})
+    [ask] = rollout.approvals
+    assert (ask.task_id, ask.always) == ("rollout.ask_50", True)

@@ -1,0 +1,130 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import EndpointError
+from controlled_rollout.operators.promotion import (
+    check_is_treatment,
+    check_replacement,
+    created_endpoint,
+    creator,
+    why_left,
+)
+from controlled_rollout.operators.rollout import in_use
+from controlled_rollout.record import Decision
+from controlled_rollout.target.protocol import Change, Revision
+
+NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
+MINE = "weekly/run-2"
+OTHERS = "weekly/run-1"
+
+
+def history(*states: tuple[Endpoint, str]) -> list[Revision]:
+    return [
+        Revision(
+            number=number,
+            endpoint=endpoint.model_copy(update={"revision": number}),
+            change=Change(who=who, why=""),
+            created=NOW,
+        )
+        for number, (endpoint, who) in enumerate(states, start=1)
+    ]
+
+
+FIRST = Endpoint(name="digits").create_version("v1a", is_control=True)
+ROLLING = FIRST.claim("v2a", owner=MINE, at=NOW).create_version("v2a")
+SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
+MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
+
+
+def test_this_runs_treatment_is_rolled_back():
+    assert why_left(MY_ROLLOUT, None, "v2a", MINE) is None
+
+
+def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own():
+    done = history((FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), "a/b/c"))
+    assert why_left(done, None, "v2a", MINE) is None
+
+
+@pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
+def test_what_was_never_rolled_out_is_left(revisions):
+    assert "was not rolled out" in why_left(revisions, None, "v2a", MINE)
+
+
+def test_another_runs_rollout_of_the_same_name_is_left():
+    assert f"in the rollout of {MINE}" in why_left(MY_ROLLOUT, None, "v2a", "weekly/run-3")
+
+
+def test_a_warm_version_of_the_same_name_that_another_run_made_is_left():
+    warm = history((FIRST, f"{OTHERS}/roll_out"), (FIRST.create_version("v2a"), f"{OTHERS}/roll_out"))
+    assert "was created by weekly/run-1/roll_out" in why_left(warm, None, "v2a", MINE)
+
+
+def test_a_run_whose_name_begins_like_anothers_is_not_that_other():
+    warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/roll_out"))
+    assert why_left(warm, None, "v2a", MINE) is not None
+
+
+def test_a_version_that_was_promoted_stays():
+    promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
+    assert "is the control" in why_left(promoted, None, "v2a", MINE)
+
+
+def test_a_rollout_on_hold_is_left_to_a_person():
+    held = Decision(time=NOW, endpoint="digits", version="v2a", step="hold", who="a/b/c", why="no decision in time")
+    assert "no decision in time" in why_left(MY_ROLLOUT, held, "v2a", MINE)
+
+
+def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts():
+    failed = Decision(time=NOW, endpoint="digits", version="v2a", step="look", who="a/b/c", outcome="fail")
+    assert why_left(MY_ROLLOUT, failed, "v2a", MINE) is None
+
+
+def test_the_creator_is_who_made_the_version_that_is_there_now():
+    twice = history(
+        (FIRST, "first/run/roll_out"),
+        (FIRST.create_version("v2a"), "old/run/roll_out"),
+        (FIRST, "old/run/retire"),
+        (ROLLING, f"{MINE}/roll_out"),
+        (SHIFTED, "somebody"),
+    )
+    assert creator(twice, "v2a") == f"{MINE}/roll_out"
+
+
+def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone():
+    created = history((FIRST, f"{MINE}/roll_out"))
+    assert created_endpoint(created, "v1a", MINE)
+    assert not created_endpoint(created, "v1a", OTHERS)
+    assert not created_endpoint([], "v1a", MINE)
+    assert not created_endpoint(history((FIRST, f"{MINE}/a"), (ROLLING, f"{OTHERS}/b")), "v1a", MINE)
+    kept_short = [revision.model_copy(update={"number": revision.number + 5}) for revision in created]
+    assert not created_endpoint(kept_short, "v1a", MINE)
+
+
+def test_rolling_back_a_control_names_the_version_before_it():
+    promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
+    with pytest.raises(EndpointError, match=r"name the version that takes its place in `to` \('v1a' was control"):
+        check_is_treatment(promoted, "v2a")
+    check_is_treatment(promoted, "v1a")
+
+
+def test_a_replacement_is_for_controls_only_and_may_be_asked_for_again():
+    promoted = history((SHIFTED.promote("v2a"), "x/y/z"))
+    check_replacement(promoted, "v2a", "v1a")
+    check_replacement(history((SHIFTED.promote("v1a"), "x/y/z")), "v2a", "v1a")
+    with pytest.raises(EndpointError, match="is a treatment: leave `to` out"):
+        check_replacement(history((SHIFTED.create_version("v3a"), "x/y/z")), "v2a", "v3a")
+    with pytest.raises(EndpointError, match="has no version 'v9a'"):
+        check_replacement(promoted, "v2a", "v9a")
+    with pytest.raises(EndpointError, match="no such endpoint"):
+        check_replacement([], "v2a", "v1a")
+
+
+def test_a_former_control_that_is_used_again_is_not_retired():
+    after = SHIFTED.promote("v2a").release("v2a")
+    assert in_use(after, "v1a") is None
+    assert in_use(after, "gone") is None
+    shared = after.update_version("v2a", traffic_percentile=90).update_version("v1a", traffic_percentile=10)
+    assert "10 % of the traffic" in in_use(shared, "v1a")
+    assert "rolled out again by" in in_use(after.claim("v1a", owner=OTHERS, at=NOW), "v1a")

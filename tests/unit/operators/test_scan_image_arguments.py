@@ -1,0 +1,62 @@
+from datetime import timedelta
+
+import pytest
+
+from controlled_rollout import ScanImageOperator
+from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.image.scan import Severity
+
+IMAGE = "local/digits@sha256:" + "0" * 64
+
+
+def settings(**arguments):
+    return ScanImageOperator(task_id="scan", image=IMAGE, **arguments)._settings()
+
+
+def test_without_arguments_findings_above_medium_stop_the_image():
+    found = settings()
+    assert found.policy.max_severity is Severity.MEDIUM
+    assert found.policy.accepted == frozenset()
+    assert not found.policy.only_fixed
+    assert found.policy.max_database_age == timedelta(days=5)
+    assert found.scanner is None
+    assert found.attach_bill
+
+
+def test_arguments_may_be_the_text_that_templates_make_of_them():
+    found = settings(
+        max_severity="High",
+        accept="CVE-2026-1, ghsa-2 ,",
+        only_fixed="True",
+        max_database_age="7 d",
+        scanner="grype",
+        timeout="90 s",
+        attach_bill="false",
+    )
+    assert found.policy.max_severity is Severity.HIGH
+    assert found.policy.accepted == {"CVE-2026-1", "ghsa-2"}
+    assert found.policy.only_fixed
+    assert found.policy.max_database_age == timedelta(days=7)
+    assert (found.scanner, found.timeout, found.attach_bill) == ("grype", timedelta(seconds=90), False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_severity": "severe"},
+        {"max_severity": "unknown"},
+        {"scanner": "clair"},
+        {"only_fixed": "perhaps"},
+        {"max_database_age": "a week"},
+        {"accept": [1]},
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))} = "):
+        settings(**wrong)
+
+
+def test_every_argument_may_be_a_template():
+    operator = ScanImageOperator(task_id="scan", image="{{ ti.xcom_pull('build') }}")
+    arguments = {"image", "max_severity", "accept", "only_fixed", "max_database_age", "scanner", "timeout"}
+    assert arguments | {"attach_bill", "conn_id"} == set(operator.template_fields)

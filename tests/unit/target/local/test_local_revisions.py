@@ -1,0 +1,134 @@
+"""The stored state: numbers without gaps, one winner, nothing half written."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.target.local import keys, revisions
+from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.protocol import Change
+
+ANNA = Change(who="anna", why="the new model is better")
+BERT = Change(who="bert", why="the old model was better")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RevisionStore:
+    return RevisionStore(tmp_path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_stored_is_read_again_with_number_author_and_reason(store: RevisionStore) -> None:
+    first = store.store(Endpoint(name="digits"), ANNA)
+    second = store.store(first.endpoint.create_version("one"), BERT)
+
+    assert [revision.number for revision in store.history("digits")] == [1, 2]
+    assert store.newest("digits") == second
+    assert (second.change, second.endpoint.revision) == (BERT, 2)
+    assert store.endpoints() == ["digits"]
+
+
+def test_a_change_of_an_old_revision_is_refused_with_who_when_and_why(store: RevisionStore, tmp_path: Path) -> None:
+    first = store.store(Endpoint(name="digits"), ANNA).endpoint
+    store.store(first.create_version("one"), ANNA)
+    before = files_of(tmp_path)
+
+    with pytest.raises(ConflictError, match=r"anna stored it at \d{4}-.* \(the new model is better\)"):
+        store.check(first.create_version("two"))
+    with pytest.raises(ConflictError, match="anna"):
+        store.store(first.create_version("two"), BERT)
+
+    assert files_of(tmp_path) == before
+
+
+def test_what_is_stored_already_is_stored_once(store: RevisionStore) -> None:
+    stored = store.store(Endpoint(name="digits").create_version("one"), ANNA).endpoint
+
+    assert store.check(Endpoint(name="digits").create_version("one")) == stored
+    assert store.check(stored.create_version("two")) is None
+
+
+def test_a_change_of_a_deleted_endpoint_is_refused(store: RevisionStore, tmp_path: Path) -> None:
+    stored = store.store(Endpoint(name="digits"), ANNA).endpoint
+    store.delete("digits")
+
+    with pytest.raises(ConflictError, match="deleted"):
+        store.check(stored.create_version("one"))
+    assert store.endpoints() == []
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EndpointNotFoundError, match="it has none"):
+        store.history("digits")
+    store.delete("digits")
+
+
+def test_old_revisions_are_forgotten_and_numbers_go_on(store: RevisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "KEPT", 3)
+    endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
+    for number in range(5):
+        endpoint = store.store(endpoint.model_copy(update={"description": str(number)}), ANNA).endpoint
+
+    assert [revision.number for revision in store.history("digits")] == [4, 5, 6]
+
+
+def test_the_remains_of_a_killed_writer_are_swept_and_never_read(store: RevisionStore, tmp_path: Path) -> None:
+    store.store(Endpoint(name="digits"), ANNA)
+    remains = tmp_path / "digits" / "revisions" / ".00000002.json.xyz"
+    remains.write_text("{")
+    (tmp_path / ".deleted-other-00").mkdir()
+
+    assert store.endpoints() == ["digits"]
+    store.sweep()
+
+    assert not remains.exists()
+    assert not (tmp_path / ".deleted-other-00").exists()
+    assert len(store.history("digits")) == 1
+
+
+def test_files_are_private_and_keys_are_made_once(store: RevisionStore, tmp_path: Path) -> None:
+    endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
+    made = keys.read(store.endpoint_folder("digits"))
+    store.store(endpoint.create_version("one"), ANNA)
+    changed = keys.regenerate(store.endpoint_folder("digits"), "secondary")
+
+    assert changed.primary == made.primary
+    assert changed.secondary != made.secondary
+    assert keys.read(store.endpoint_folder("digits")) == changed
+    assert made.primary not in repr(made)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "digits").rglob("*"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_said_clearly_and_changes_nothing(tiny_disk: Path) -> None:
+    store = RevisionStore(tiny_disk)
+    endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
+    with pytest.raises(OSError, match="No space"), (tiny_disk / "ballast").open("wb") as ballast:
+        while True:
+            ballast.write(b"0" * 4096)
+            ballast.flush()
+    before = files_of(tiny_disk)
+
+    with pytest.raises(TargetUnavailableError, match="No space left on device; nothing was changed: free some room"):
+        store.store(endpoint.create_version("one"), ANNA)
+    with pytest.raises(TargetUnavailableError, match="No space left"):
+        store.store(Endpoint(name="letters"), ANNA)
+
+    assert files_of(tiny_disk) == before
+    assert store.endpoints() == ["digits"]
+    (tiny_disk / "ballast").unlink()
+    assert store.store(endpoint.create_version("one"), ANNA).number == 2

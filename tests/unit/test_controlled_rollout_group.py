@@ -1,0 +1,101 @@
+import pytest
+from airflow.sdk import DAG, TriggerRule
+from airflow.serialization.serialized_objects import DagSerialization
+
+from controlled_rollout import ControlledRollout, Gate
+from controlled_rollout.operators.plan import plan_in_words
+
+MINIMUM = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
+
+
+def group(dag_arguments=None, **arguments) -> ControlledRollout:
+    with DAG("weekly", schedule=None, default_args=dag_arguments or {}):
+        return ControlledRollout(**{**MINIMUM, **arguments})
+
+
+def edges(rollout: ControlledRollout) -> dict[str, set[str]]:
+    return {
+        task.task_id.removeprefix("rollout."): {t.removeprefix("rollout.") for t in task.downstream_task_ids}
+        for task in rollout
+    }
+
+
+def test_the_way_forward_and_the_way_back():
+    found = edges(group())
+    back = {"roll_back"}
+    assert found == {
+        "check": {"roll_out"} | back,
+        "roll_out": {"shift_10"} | back,
+        "shift_10": {"gate_10"} | back,
+        "gate_10": {"shift_50"} | back,
+        "shift_50": {"gate_50"} | back,
+        "gate_50": {"promote"} | back,
+        "promote": {"retire_old"} | back,
+        "retire_old": set(),
+        "roll_back": {"retire_treatment"},
+        "retire_treatment": set(),
+    }
+
+
+def test_what_decides_between_the_two():
+    rollout = group()
+    assert rollout.roll_back.trigger_rule == TriggerRule.ONE_FAILED
+    assert rollout.promote.trigger_rule == TriggerRule.NONE_FAILED  # a first version skips its gates
+    assert [gate.require_pass for gate in rollout.gates] == [False, True]
+    assert [gate.require_pass for gate in group(pass_every_step=True).gates] == [True, True]
+
+
+def test_a_treatment_may_be_kept_to_be_looked_at():
+    assert "retire_treatment" not in edges(group(keep_treatment=True))
+
+
+def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created():
+    rollout = group(scan={"max_severity": "high"})
+    found = edges(rollout)
+    assert found["check"] == {"scan", "roll_back"}
+    assert found["scan"] == {"roll_out", "roll_back"}
+    assert rollout.scan.max_severity == "high"
+    assert rollout.scan.image == MINIMUM["image"]
+    # What it rolls out is what the scan hands on: no other image gets there.
+    assert rollout.roll_out.image.operator is rollout.scan
+
+
+def test_steps_may_be_parts_of_a_per_cent():
+    assert list(edges(group(steps=(0.5, 2.5, 100))))[2:8] == [
+        "shift_0_5", "gate_0_5", "shift_2_5", "gate_2_5", "shift_100", "gate_100",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [(), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)])
+def test_steps_that_are_no_ladder_are_refused(steps):
+    with pytest.raises(ValueError, match="give ascending percentiles"):
+        group(steps=steps)
+
+
+def test_killed_tasks_are_retried_unless_the_author_says_otherwise():
+    assert {task.retries for task in group()} == {3}
+    assert {task.retries for task in group(dag_arguments={"retries": 7})} == {7}
+    assert {task.retries for task in group(dag_arguments={"retries": 7}, default_args={"retries": 0})} == {0}
+
+
+def test_the_group_is_a_task_group_to_airflow():
+    with DAG("weekly", schedule=None) as dag:
+        ControlledRollout(**MINIMUM, gate=Gate(), group_id="digits_rollout")
+    stored = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    assert "digits_rollout.promote" in stored.task_dict
+    assert stored.task_group.children["digits_rollout"].children.keys() == {t.task_id for t in dag.tasks}
+
+
+def test_the_plan_says_every_step_in_order():
+    plan = plan_in_words(
+        "digits", "v2a", (10, 50), bake="10 min", min_requests=500, deadline="1 d", on_deadline="hold", keep_warm="1 d",
+        keep_treatment=False,
+    )  # fmt: skip
+    lines = plan.splitlines()
+    assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]
+    assert "send 10 %" in lines[2]
+    assert "unless a claim alarms" in lines[2]
+    assert "send 50 %" in lines[3]
+    assert "when the gate passes" in lines[3]
+    assert "promote" in lines[4]
+    assert "steps 2 to 3 are left out" in lines[1]

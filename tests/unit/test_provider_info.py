@@ -1,0 +1,73 @@
+import importlib
+import json
+from importlib.resources import files
+from typing import get_args
+
+import jsonschema
+import pytest
+
+from controlled_rollout.hooks.cluster import DEFAULT_CONN_ID
+from controlled_rollout.hooks.workspace import ONLY_WITHOUT_AIRFLOW, WorkspaceHook, workspace_from
+from controlled_rollout.provider_info import get_provider_info
+from controlled_rollout.workspace import Workspace
+
+
+@pytest.mark.parametrize("schema", ["provider_info.schema.json", "provider.yaml.schema.json"])
+def test_provider_info_is_what_airflow_asks_for(schema):
+    loaded = json.loads(files("airflow").joinpath(schema).read_text())
+    if schema == "provider.yaml.schema.json":  # the stricter one; of it only what concerns the connection's form
+        loaded = loaded["properties"]["connection-types"]
+        jsonschema.validate(get_provider_info()["connection-types"], loaded)
+    else:
+        jsonschema.validate(get_provider_info(), loaded)
+
+
+def test_every_module_that_is_named_is_there():
+    info = get_provider_info()
+    kinds = ("operators", "sensors", "triggers", "hooks")
+    named = [module for kind in kinds for entry in info[kind] for module in entry["python-modules"]]
+    assert named
+    for module in named:
+        importlib.import_module(module)
+
+
+def test_the_form_has_a_field_for_every_setting_of_a_workspace_that_a_connection_may_have():
+    [connection] = get_provider_info()["connection-types"]
+    # The connection's own name; what is for the command line; what only code can set.
+    elsewhere = {"name", *ONLY_WITHOUT_AIRFLOW, "open_cluster"}
+    assert set(connection["conn-fields"]) == set(Workspace.model_fields) - elsewhere
+    assert set(connection["ui-field-behaviour"]["placeholders"]) <= set(connection["conn-fields"])
+    assert connection["connection-type"] == WorkspaceHook.conn_type
+    module, _, name = connection["hook-class-name"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is WorkspaceHook
+
+
+def test_every_field_says_what_it_is_for_and_may_be_left_empty():
+    [connection] = get_provider_info()["connection-types"]
+    for name, field in connection["conn-fields"].items():
+        assert field["label"], name
+        assert field["description"].endswith("."), name
+        assert "null" in field["schema"]["type"], name
+    form = connection["conn-fields"]
+    assert form["target"]["schema"]["enum"] == list(get_args(Workspace.model_fields["target"].annotation))
+    for name, shown in connection["ui-field-behaviour"]["placeholders"].items():
+        default = DEFAULT_CONN_ID if name == "kubernetes_conn_id" else Workspace.model_fields[name].default
+        assert shown == str(default) or default in (None, ""), name
+
+
+def test_a_form_that_was_saved_empty_is_the_local_workspace():
+    [connection] = get_provider_info()["connection-types"]
+    saved = dict.fromkeys(connection["conn-fields"], None) | {"namespace": "", "target": "local"}
+    assert workspace_from("ml", saved) == Workspace.local().model_copy(update={"name": "ml"})
+
+
+def test_airflow_finds_the_connection_type_and_its_form():
+    from airflow.providers_manager import ProvidersManager
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
+
+    manager = ProvidersManager()
+    assert manager.providers["airflow-provider-controlled-rollout"].data["name"] == "Controlled Rollout"
+    [connection] = get_provider_info()["connection-types"]
+    for name in connection["conn-fields"]:
+        assert f"extra__controlled_rollout__{name}" in manager.connection_form_widgets
+    assert ProvidersManagerTaskRuntime().hooks[WorkspaceHook.conn_type].hook_name == WorkspaceHook.hook_name

@@ -1,0 +1,100 @@
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.arguments import (
+    ArgumentError,
+    choice,
+    duration,
+    flag,
+    gate_of,
+    mapping_of,
+    number,
+    whole_number,
+)
+from controlled_rollout.gate import Gate
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        (timedelta(minutes=3), timedelta(minutes=3)),
+        (timedelta(0), timedelta(0)),
+        (90, timedelta(seconds=90)),
+        (0.5, timedelta(seconds=0.5)),
+        ("90", timedelta(seconds=90)),
+        ("1 s", timedelta(seconds=1)),
+        ("5 min", timedelta(minutes=5)),
+        ("5min", timedelta(minutes=5)),
+        (" 1.5 h ", timedelta(minutes=90)),
+        ("2 d", timedelta(days=2)),
+    ],
+)
+def test_a_length_of_time_is_read_in_every_form_that_an_author_may_use(given_, expected):
+    assert duration("bake", given_) == expected
+
+
+@pytest.mark.parametrize(
+    "given_", ["", "soon", "-5 min", -1, float("nan"), float("inf"), timedelta(seconds=-1), True, None, "5 m", "1e3 s"]
+)
+def test_what_is_no_length_of_time_is_refused_by_name(given_):
+    with pytest.raises(ArgumentError, match="bake"):
+        duration("bake", given_)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("d", 86400)]))
+def test_number_and_unit_multiply(count, unit):
+    assert duration("bake", f"{count} {unit[0]}") == timedelta(seconds=count * unit[1])
+
+
+def test_numbers_may_be_text_and_must_be_numbers():
+    assert number("percentile", "12.5") == 12.5
+    assert whole_number("min_requests", "500") == 500
+    for wrong in ("ten", "nan", "inf", True, None):
+        with pytest.raises(ArgumentError, match="percentile"):
+            number("percentile", wrong)
+    for wrong in ("1.5", -1, "-1"):
+        with pytest.raises(ArgumentError, match="min_requests"):
+            whole_number("min_requests", wrong)
+
+
+def test_flags_and_choices_take_what_a_template_renders():
+    assert flag("require_pass", "True") is True
+    assert flag("require_pass", False) is False
+    with pytest.raises(ArgumentError, match="neither true nor false"):
+        flag("require_pass", "yes")
+    assert choice("on_conflict", "wait", "fail", "wait") == "wait"
+    with pytest.raises(ArgumentError, match="'retry' is not known: choose one of fail, wait"):
+        choice("on_conflict", "retry", "fail", "wait")
+
+
+def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out():
+    gate = Gate(alpha=0.01, warm_up=timedelta(minutes=5))
+    assert gate_of(gate) is gate
+    assert gate_of({"alpha": "0.01", "warm_up": "5 min"}) == gate
+    assert gate_of('{"alpha": 0.01, "warm_up": "300 s"}') == gate
+    assert gate_of(None) == gate_of("") == gate_of({}) == Gate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"alpha": 2}, r"gate\.alpha = 2"),
+        ({"alfa": 0.1}, r"gate\.alfa.*known are alpha"),
+        ({"warm_up": "a while"}, r"gate\.warm_up = 'a while'"),
+        ("[1]", "not a mapping"),
+        ("{", "not a mapping"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused_by_field(fields, message):
+    with pytest.raises(ArgumentError, match=message):
+        gate_of(fields)
+
+
+def test_settings_may_be_json_text():
+    assert mapping_of("settings", '{"cpu_cores": 0.5}') == {"cpu_cores": 0.5}
+    assert mapping_of("settings", None) == mapping_of("settings", "") == {}
+    with pytest.raises(ArgumentError, match="settings"):
+        mapping_of("settings", "0.5 cores")
