@@ -45,9 +45,9 @@ class ControlledRollout(TaskGroup):
         bake: The least time at each step.
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
-        deadline: How long each gate may wait.
-        on_deadline: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`, which
-            adds a task after each gate that asks a person, with the evidence, when the gate could not decide.
+        decision_timeout: How long each gate may wait.
+        on_no_decision: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`,
+            which adds a task after each gate that asks a person, with the evidence, when the gate could not decide.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: What the tasks that ask take besides (see `ApproveRolloutOperator`), such as
             `assigned_users`, `notifiers` or `response_timeout`.
@@ -89,8 +89,8 @@ class ControlledRollout(TaskGroup):
         bake: Time = timedelta(minutes=10),
         min_requests: int | str = 0,
         pass_every_step: bool | str = False,
-        deadline: Time = timedelta(days=1),
-        on_deadline: str = "hold",
+        decision_timeout: Time = timedelta(days=1),
+        on_no_decision: str = "hold",
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
         interval: Time = timedelta(minutes=1),
@@ -121,8 +121,8 @@ class ControlledRollout(TaskGroup):
             "gate": gate,
             "bake": bake,
             "min_requests": min_requests,
-            "deadline": deadline,
-            "on_deadline": on_deadline,
+            "decision_timeout": decision_timeout,
+            "on_no_decision": on_no_decision,
             "interval": interval,
             "bin_width": bin_width,
             "allowed_lag": allowed_lag,
@@ -136,12 +136,14 @@ class ControlledRollout(TaskGroup):
                 version=version,
                 steps=tuple(steps),
                 plan=plan_in_words(
-                    endpoint, version, steps, bake=bake, min_requests=min_requests, deadline=deadline,
-                    on_deadline=on_deadline, keep_warm=keep_warm, keep_treatment=keep_treatment, approval=approval,
+                    endpoint, version, steps, bake=bake, min_requests=min_requests,
+                    decision_timeout=decision_timeout,
+                    on_no_decision=on_no_decision, keep_warm=keep_warm,
+                    keep_treatment=keep_treatment, approval=approval,
                 ),
                 gate=gate,
                 bake=bake,
-                deadline=deadline,
+                decision_timeout=decision_timeout,
                 bin_width=bin_width,
                 allowed_lag=allowed_lag,
                 baseline_length=baseline_length,
@@ -186,7 +188,7 @@ class ControlledRollout(TaskGroup):
                 self.shifts.append(shift)
                 self.gates.append(gate_task)
                 forward += [shift, gate_task]
-                if on_deadline == "ask" or (approval and last):
+                if on_no_decision == "ask" or (approval and last):
                     ask = ApproveRolloutOperator(
                         task_id=f"ask_{name}",
                         **where,

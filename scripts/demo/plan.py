@@ -49,7 +49,7 @@ def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[
         # A treatment that dies after 30 s of traffic has to be watched for longer than that.
         "bake": "25 s" if fault is Fault.FLAKY else "8 s",
         "min_requests": 30,
-        "deadline": "10 min",
+        "decision_timeout": "10 min",
         "keep_warm": "1 s",
         "gate": GATE,
         "interval": "2 s",

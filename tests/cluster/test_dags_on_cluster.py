@@ -16,7 +16,7 @@ from local.test_dags import QUICK, Dags, dag_runner, states
 # Telemetry takes a longer way than on one machine's local target.
 QUICK_ON_CLUSTER = QUICK | {
     "settings": {"cpu_cores": 0.05, "memory_gb": 0.4, "num_replicas": 1, "max_request_wait_time": 5_000},
-    "deadline": "180 s",
+    "decision_timeout": "180 s",
     "allowed_lag": "10 s",
 }
 

@@ -1,4 +1,4 @@
-"""A person is asked at the deadline, by a real Airflow, and answers through its API."""
+"""A person is asked when a gate has waited long enough, by a real Airflow, and answers through its API."""
 
 import asyncio
 import json
@@ -29,7 +29,8 @@ from controlled_rollout import ControlledRollout
 with DAG("ask", schedule=None):
     ControlledRollout(
         endpoint="digits", version="{{{{ params.version }}}}", image="{image}", steps=(50,),
-        settings={{"num_replicas": 1}}, gate={{"latency_quantiles": []}}, bake="1 s", deadline="4 s", on_deadline="ask",
+        settings={{"num_replicas": 1}}, gate={{"latency_quantiles": []}}, bake="1 s", decision_timeout="4 s",
+        on_no_decision="ask",
         interval="1 s", bin_width="1 s", allowed_lag="2 s", baseline_length="10 s", keep_warm="0 s",
         approval_settings={{"body": None}},
     )

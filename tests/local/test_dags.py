@@ -31,7 +31,7 @@ QUICK = {
     "settings": {"num_replicas": 1, "max_request_wait_time": 5_000},
     "bake": "1 s",
     "min_requests": 5,
-    "deadline": "90 s",
+    "decision_timeout": "90 s",
     "keep_warm": "1 s",
     "interval": "0.5 s",
     "bin_width": "1 s",

@@ -178,7 +178,8 @@ def test_a_rollout_on_hold_waits_for_a_person(lab, connection):
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
     shift = {"endpoint": name, "version": "v2a", "percentile": 10}
     assert run(Task("ShiftTrafficOperator", "shift_10", shift, "run-2"), connection) == "done"
-    waiting = {"endpoint": name, "version": "v2a", "deadline": "0.5 s", "interval": "0.1 s", "deferrable": False}
+    times = {"decision_timeout": "0.5 s", "interval": "0.1 s"}
+    waiting = {"endpoint": name, "version": "v2a", **times, "deferrable": False}
 
     answer = run(Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
     assert answer.startswith("AirflowFailException: on hold: no decision")

@@ -88,8 +88,8 @@ def test_the_group_is_a_task_group_to_airflow():
 
 def test_the_plan_says_every_step_in_order():
     plan = plan_in_words(
-        "digits", "v2a", (10, 50), bake="10 min", min_requests=500, deadline="1 d", on_deadline="hold", keep_warm="1 d",
-        keep_treatment=False,
+        "digits", "v2a", (10, 50), bake="10 min", min_requests=500, decision_timeout="1 d", on_no_decision="hold",
+        keep_warm="1 d", keep_treatment=False,
     )  # fmt: skip
     lines = plan.splitlines()
     assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]

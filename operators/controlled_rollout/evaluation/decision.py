@@ -42,12 +42,12 @@ class GateTerms(BaseModel):
         bake: The least time at the present share.
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; else it is enough that nothing alarms.
-        deadline: How long to wait at the present share.
-        on_deadline: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
+        decision_timeout: How long to wait at the present share.
+        on_no_decision: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
         bin_width, allowed_lag, baseline_length: How the evidence is read.
         asked: When the task began to wait.
-        held: When the rollout was last put on hold: whoever clears the task grants it another deadline.
+        held: When the rollout was last put on hold: whoever clears the task gives it another `decision_timeout`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,8 +60,8 @@ class GateTerms(BaseModel):
     bake: timedelta
     min_requests: int
     require_pass: bool
-    deadline: timedelta
-    on_deadline: Literal["hold", "roll_back", "ask"]
+    decision_timeout: timedelta
+    on_no_decision: Literal["hold", "roll_back", "ask"]
     interval: timedelta
     bin_width: timedelta
     allowed_lag: timedelta
@@ -99,7 +99,7 @@ class Answer:
 def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> Answer:
     """Return what to do after a look that was possible.
 
-    An outage never passes and never rolls back, however long it lasts: at the deadline it holds, or asks.
+    An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
     """
     verdict = look.verdict
 
@@ -112,13 +112,14 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     if not missing:
         return answer(Next.GO_ON, verdict.reason)
     since = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
-    if since < terms.deadline:
+    if since < terms.decision_timeout:
         return answer(Next.WAIT, missing)
-    late = f"no decision {_text(since)} after the split was set (deadline {_text(terms.deadline)}): {missing}"
+    limit = _text(terms.decision_timeout)
+    late = f"no decision {_text(since)} after the split was set (decision_timeout {limit}): {missing}"
     may_roll_back = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
-    if terms.on_deadline == "roll_back" and may_roll_back:
+    if terms.on_no_decision == "roll_back" and may_roll_back:
         return answer(Next.FAIL, late)
-    if terms.on_deadline == "ask":
+    if terms.on_no_decision == "ask":
         return answer(Next.ASK, late)
     return answer(Next.HOLD, late)
 
@@ -159,10 +160,10 @@ def ended(found: "Endpoint | None", terms: GateTerms, problem: str) -> Answer:
 
 def unreachable(terms: GateTerms, problem: str, *, now: datetime) -> Answer:
     """Return what to do while the target does not answer: it says nothing about the model."""
-    if now - terms.asked < terms.deadline:
+    if now - terms.asked < terms.decision_timeout:
         return Answer(Next.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return Answer(
-        Next.ASK if terms.on_deadline == "ask" else Next.HOLD,
+        Next.ASK if terms.on_no_decision == "ask" else Next.HOLD,
         f"no decision {_text(now - terms.asked)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )

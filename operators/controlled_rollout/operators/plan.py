@@ -53,7 +53,7 @@ class PlanRolloutOperator(CheckConnectivityOperator):
         version: The version that will be rolled out.
         steps: The treatment's per cent at each step.
         gate: What the treatment has to show.
-        bake, deadline: How long a gate looks at least, and at most.
+        bake, decision_timeout: How long a gate looks at least, and at most.
         bin_width, allowed_lag, baseline_length: How the evidence is read.
         **kwargs: What `CheckConnectivityOperator` takes.
     """
@@ -63,7 +63,7 @@ class PlanRolloutOperator(CheckConnectivityOperator):
         "version",
         "gate",
         "bake",
-        "deadline",
+        "decision_timeout",
         "bin_width",
         "allowed_lag",
         "baseline_length",
@@ -76,7 +76,7 @@ class PlanRolloutOperator(CheckConnectivityOperator):
         steps: Sequence[float],
         gate: Gate | dict[str, Any] | str | None = None,
         bake: Time = timedelta(minutes=10),
-        deadline: Time = timedelta(days=1),
+        decision_timeout: Time = timedelta(days=1),
         bin_width: Time = timedelta(minutes=1),
         allowed_lag: Time = timedelta(minutes=3),
         baseline_length: Time = timedelta(hours=1),
@@ -87,14 +87,15 @@ class PlanRolloutOperator(CheckConnectivityOperator):
         self.steps = steps
         self.gate = gate
         self.bake = bake
-        self.deadline = deadline
+        self.decision_timeout = decision_timeout
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
         self.baseline_length = baseline_length
 
     async def step(self, context: "Context", workspace: Workspace) -> None:
         """Log the plan, then check."""
-        gate, bake, deadline = gate_of(self.gate), duration("bake", self.bake), duration("deadline", self.deadline)
+        gate, bake = gate_of(self.gate), duration("bake", self.bake)
+        decision_timeout = duration("decision_timeout", self.decision_timeout)
         try:
             traffic = await traffic_of(
                 workspace,
@@ -105,7 +106,7 @@ class PlanRolloutOperator(CheckConnectivityOperator):
                 allowed_lag=duration("allowed_lag", self.allowed_lag),
                 baseline_length=duration("baseline_length", self.baseline_length),
             )
-            shown = power_in_words(gate, self.steps, traffic, bake=bake, deadline=deadline)
+            shown = power_in_words(gate, self.steps, traffic, bake=bake, decision_timeout=decision_timeout)
         except ControlledRolloutError as error:
             # Nothing depends on the forecast: the checks below say what is missing.
             first_line, _, _ = str(error).partition("\n")
@@ -164,7 +165,7 @@ async def traffic_of(
 
 
 def power_in_words(
-    gate: Gate, steps: Sequence[float], traffic: Traffic | None, *, bake: timedelta, deadline: timedelta
+    gate: Gate, steps: Sequence[float], traffic: Traffic | None, *, bake: timedelta, decision_timeout: timedelta
 ) -> str:
     """Return what each step can show at the present traffic, one line a step."""
     if traffic is None:
@@ -185,7 +186,7 @@ def power_in_words(
                 share=step / 100,
                 requests_per_second=per_second,
                 error_rate=rate,
-                within=bake or deadline,
+                within=bake or decision_timeout,
                 latency=bool(gate.latency_quantiles),
             )
         except EvidenceError as error:
@@ -202,8 +203,8 @@ def plan_in_words(
     *,
     bake: Time,
     min_requests: int | str,
-    deadline: Time,
-    on_deadline: str,
+    decision_timeout: Time,
+    on_no_decision: str,
     keep_warm: Time,
     keep_treatment: bool,
     approval: bool = False,
@@ -222,7 +223,7 @@ def plan_in_words(
         f"{stops}\n"
         f"  {after}. {'when a person approves, ' if approval else ''}promote it to control with all the traffic\n"
         f"  {after + 1}. delete the former control after {keep_warm}\n"
-        f"A gate without a decision after {deadline}: {IN_WORDS.get(on_deadline, on_deadline)}. "
+        f"A gate without a decision after {decision_timeout}: {IN_WORDS.get(on_no_decision, on_no_decision)}. "
         "After a failure: back to 0 % at once"
         + (", and the version stays to be looked at." if keep_treatment else ", and the version is deleted.")
     )

@@ -27,9 +27,9 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
 
     Every look reads all the evidence anew, so a task that was killed comes to the same decision. The task succeeds
     when the gate passes (or, with `require_pass=False`, when nothing alarms) after `bake` and `min_requests`; it fails
-    without retries when a claim alarms, and it holds (fails, but nothing is rolled back) at the deadline. A metric
-    store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On the
-    first version of an endpoint there is nothing to compare: the task is skipped and says so.
+    without retries when a claim alarms, and it holds (fails, but nothing is rolled back) after `decision_timeout`. A
+    metric store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On
+    the first version of an endpoint there is nothing to compare: the task is skipped and says so.
 
     Times may be timedeltas, seconds, or text such as `5 min`, and like all arguments may be templates.
 
@@ -40,8 +40,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         bake: The least time at the present share of traffic.
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
-        deadline: How long to wait after the split was set.
-        on_deadline: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`: the
+        decision_timeout: How long to wait after the split was set.
+        on_no_decision: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
@@ -61,8 +61,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         "bake",
         "min_requests",
         "require_pass",
-        "deadline",
-        "on_deadline",
+        "decision_timeout",
+        "on_no_decision",
         "interval",
         "bin_width",
         "allowed_lag",
@@ -79,8 +79,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         bake: timedelta | float | str = timedelta(0),
         min_requests: int | str = 0,
         require_pass: bool | str = True,
-        deadline: timedelta | float | str = timedelta(days=1),
-        on_deadline: str = "hold",
+        decision_timeout: timedelta | float | str = timedelta(days=1),
+        on_no_decision: str = "hold",
         interval: timedelta | float | str = timedelta(minutes=1),
         bin_width: timedelta | float | str = timedelta(minutes=1),
         allowed_lag: timedelta | float | str = timedelta(minutes=3),
@@ -100,8 +100,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         self.bake = bake
         self.min_requests = min_requests
         self.require_pass = require_pass
-        self.deadline = deadline
-        self.on_deadline = on_deadline
+        self.decision_timeout = decision_timeout
+        self.on_no_decision = on_no_decision
         self.interval = interval
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
@@ -119,7 +119,7 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
                 method_name=self.execute_complete.__name__,
             )
         self.poke_interval = terms.interval.total_seconds()
-        self.timeout = float("inf")  # the deadline counts from the shift, and is the gate's to keep
+        self.timeout = float("inf")  # decision_timeout counts from the shift: the gate itself ends the wait
         return super().execute(context)
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,10 +143,11 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         from controlled_rollout import record
 
         held = [one.time for one in record.read(workspace, self.endpoint, version=self.version, step="hold")]
-        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
-        if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
+        on_no_decision = choice("on_no_decision", self.on_no_decision, "hold", "roll_back", "ask")
+        asked_next = any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list)
+        if on_no_decision == "ask" and not asked_next:
             raise ArgumentError(
-                "on_deadline = 'ask', and no ApproveRolloutOperator comes after this task: nobody would be asked"
+                "on_no_decision = 'ask', and no ApproveRolloutOperator comes after this task: nobody would be asked"
             )
         return GateTerms(
             endpoint=self.endpoint,
@@ -157,8 +158,8 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
             bake=duration("bake", self.bake),
             min_requests=whole_number("min_requests", self.min_requests),
             require_pass=flag("require_pass", self.require_pass),
-            deadline=duration("deadline", self.deadline),
-            on_deadline=cast("Literal['hold', 'roll_back', 'ask']", on_deadline),
+            decision_timeout=duration("decision_timeout", self.decision_timeout),
+            on_no_decision=cast("Literal['hold', 'roll_back', 'ask']", on_no_decision),
             interval=duration("interval", self.interval),
             bin_width=duration("bin_width", self.bin_width),
             allowed_lag=duration("allowed_lag", self.allowed_lag),

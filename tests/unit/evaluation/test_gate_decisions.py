@@ -25,8 +25,8 @@ def terms(**changes) -> GateTerms:
             "bake": 10 * MINUTE,
             "min_requests": 100,
             "require_pass": True,
-            "deadline": 60 * MINUTE,
-            "on_deadline": "hold",
+            "decision_timeout": 60 * MINUTE,
+            "on_no_decision": "hold",
             "interval": MINUTE,
             "bin_width": MINUTE,
             "allowed_lag": MINUTE,
@@ -74,14 +74,14 @@ def test_blindness_and_a_wrong_split_never_go_on(outcome, require_pass):
     assert outcome.replace("_", " ") in answer.reason
 
 
-def test_the_deadline_counts_from_the_shift_so_that_a_retry_does_not_move_it():
+def test_the_decision_timeout_counts_from_the_shift_so_that_a_retry_does_not_move_it():
     late = look("not_enough_evidence", since=60 * MINUTE)
     assert decide(late, terms(asked=NOW), now=NOW).next is Next.HOLD
     assert decide(look("not_enough_evidence", since=59 * MINUTE), terms(), now=NOW).next is Next.WAIT
 
 
-def test_the_author_may_roll_back_at_the_deadline_if_the_evidence_was_seen():
-    late = terms(on_deadline="roll_back")
+def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was_seen():
+    late = terms(on_no_decision="roll_back")
     assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).next is Next.FAIL
     assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).next is Next.FAIL
 
@@ -91,18 +91,20 @@ def test_the_author_may_roll_back_at_the_deadline_if_the_evidence_was_seen():
     minutes=st.integers(0, 10**6),
     requests=st.integers(0, 10**6),
     require_pass=st.booleans(),
-    on_deadline=st.sampled_from(["hold", "roll_back"]),
+    on_no_decision=st.sampled_from(["hold", "roll_back"]),
 )
-def test_an_outage_of_any_length_neither_passes_nor_rolls_back(outcome, minutes, requests, require_pass, on_deadline):
+def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
+    outcome, minutes, requests, require_pass, on_no_decision
+):
     answer = decide(
         look(outcome, since=minutes * MINUTE, requests=requests),
-        terms(require_pass=require_pass, on_deadline=on_deadline),
+        terms(require_pass=require_pass, on_no_decision=on_no_decision),
         now=NOW,
     )
     assert answer.next in (Next.WAIT, Next.HOLD)
 
 
-def test_clearing_a_held_gate_grants_another_deadline():
+def test_clearing_a_held_gate_gives_another_decision_timeout():
     late = look("not_enough_evidence", since=600 * MINUTE)
     assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).next is Next.WAIT
     assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).next is Next.HOLD
@@ -115,7 +117,7 @@ def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one():
 
 def test_a_target_that_does_not_answer_is_waited_for_and_then_held():
     assert unreachable(terms(), "no socket", now=NOW).next is Next.WAIT
-    held = unreachable(terms(asked=NOW - 60 * MINUTE, on_deadline="roll_back"), "no socket", now=NOW)
+    held = unreachable(terms(asked=NOW - 60 * MINUTE, on_no_decision="roll_back"), "no socket", now=NOW)
     assert held.next is Next.HOLD
     assert "no socket" in held.reason
 

@@ -77,7 +77,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks():
     from controlled_rollout.arguments import ArgumentError
 
     with DAG("weekly", schedule=None):
-        gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
+        gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_no_decision="ask")
 
     async def terms():
         return await gate._terms(context({}), Workspace.local("/nonexistent"))
@@ -90,7 +90,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks():
 
 def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked():
     with DAG("weekly", schedule=None):
-        rollout = ControlledRollout(**GROUP, on_deadline="ask")
+        rollout = ControlledRollout(**GROUP, on_no_decision="ask")
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
     assert rollout.gates[0].downstream_task_ids == {"rollout.ask_10", "rollout.roll_back"}
     assert [shift.trigger_rule for shift in rollout.shifts] == ["all_success", "none_failed"]

@@ -10,7 +10,7 @@ HOUR = timedelta(hours=1)
 
 
 def shown(traffic: Traffic | None, steps=(10, 50), bake=10 * MINUTE) -> list[str]:
-    return power_in_words(Gate(), steps, traffic, bake=bake, deadline=HOUR).splitlines()
+    return power_in_words(Gate(), steps, traffic, bake=bake, decision_timeout=HOUR).splitlines()
 
 
 def test_every_step_says_what_it_can_show_at_the_present_traffic():
@@ -42,10 +42,10 @@ def test_with_all_the_traffic_there_is_nothing_to_compare_with():
     assert "no requests to compare with" in shown(Traffic(3_600, 18, HOUR), steps=(100,))[1]
 
 
-@pytest.mark.parametrize(("on_deadline", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
-def test_the_plan_says_what_happens_at_the_deadline_and_who_approves(on_deadline, words):
+@pytest.mark.parametrize(("on_no_decision", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
+def test_the_plan_says_what_happens_without_a_decision_and_who_approves(on_no_decision, words):
     plan = plan_in_words(
-        "digits", "v2a", (10,), bake="10 min", min_requests=500, deadline="1 d", on_deadline=on_deadline,
+        "digits", "v2a", (10,), bake="10 min", min_requests=500, decision_timeout="1 d", on_no_decision=on_no_decision,
         keep_warm="1 d", keep_treatment=False, approval=True,
     )  # fmt: skip
     assert words in plan
