@@ -35,15 +35,15 @@ LAB_WAS_UP = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Remember whether the machine carries a lab, in the process that outlives all others."""
     if not hasattr(config, "workerinput"):
-        from cluster.lab.network import owner
+        from tests.cluster.lab.network import owner
 
         config.stash[LAB_WAS_UP] = owner() is not None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Take the lab down that was brought up for this run."""
-    from cluster.lab import Lab
-    from cluster.lab.network import owner
+    from tests.cluster.lab import Lab
+    from tests.cluster.lab.network import owner
 
     if not config.stash.get(LAB_WAS_UP, True) and owner() is not None:
         Lab.down()

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+
+from controlled_rollout.errors import ControlledRolloutError
 from scripts.demo.airflow import REPOSITORY
 from scripts.demo.outcome import End
 from scripts.demo.performance import Performance
 from scripts.demo.plan import Fault
 from scripts.demo.problem import DemoError
 from scripts.demo.view import View
-
-from controlled_rollout.errors import ControlledRolloutError
 
 FOLDER: Final = REPOSITORY / ".work" / "demo"
 INTERRUPTED: Final = 130

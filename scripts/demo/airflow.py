@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx  # noqa: TID253 - a program of its own, that no DAG imports
+
 from scripts.demo.problem import DemoError
 from scripts.demo.processes import Processes, Started
 

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from controlled_rollout.errors import ControlledRolloutError
 from scripts.demo.problem import DemoError
 from scripts.demo.stage import Stage
 from scripts.demo.up import FOLDER
-
-from controlled_rollout.errors import ControlledRolloutError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.demo.plan import Fault
-from scripts.demo.report import LoadReport
-
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
+from scripts.demo.plan import Fault
+from scripts.demo.report import LoadReport
 
 __all__ = ["End", "Ending", "conclude"]
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from controlled_rollout import image, steps
+from controlled_rollout.image import ModelSource
+from controlled_rollout.target.local.client import LocalTarget
 from scripts.demo import control
 from scripts.demo.airflow import HOST, Airflow
 from scripts.demo.outcome import End, Ending, conclude
@@ -21,10 +24,6 @@ from scripts.demo.report import read_report
 from scripts.demo.stage import Stage, environment, free_ports, run_quietly
 from scripts.demo.view import Preparation, Snapshot, View
 from scripts.demo.watch import Watcher
-
-from controlled_rollout import image, steps
-from controlled_rollout.image import ModelSource
-from controlled_rollout.target.local.client import LocalTarget
 
 __all__ = ["Performance"]
 

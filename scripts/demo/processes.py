@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+
 from scripts.demo.report import write_atomically
 
 __all__ = ["Processes", "Started", "started_at"]

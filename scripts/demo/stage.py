@@ -12,12 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.workspace import Workspace
 from scripts.demo.airflow import AIRFLOW, HOST, REPOSITORY, Airflow
 from scripts.demo.problem import DemoError
 from scripts.demo.processes import Processes
-
-from controlled_rollout.target.local.client import LocalTarget
-from controlled_rollout.workspace import Workspace
 
 __all__ = ["EVERYTHING", "Stage", "free_ports", "run_quietly"]
 

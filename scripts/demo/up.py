@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.errors import ControlledRolloutError
 from scripts.demo.airflow import HOST, REPOSITORY, Airflow
 from scripts.demo.problem import DemoError
 from scripts.demo.stage import EVERYTHING, Stage
-
-from controlled_rollout.errors import ControlledRolloutError
 
 FOLDER: Final = REPOSITORY / ".work" / "up"
 AIRFLOW_PORT: Final = 8080

@@ -10,12 +10,12 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from scripts.demo.airflow import TaskState
-from scripts.demo.outcome import number
-from scripts.demo.report import LoadReport
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
+from scripts.demo.airflow import TaskState
+from scripts.demo.outcome import number
+from scripts.demo.report import LoadReport
 
 __all__ = ["Preparation", "Snapshot", "View", "changes", "draw"]
 

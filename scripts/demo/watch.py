@@ -5,7 +5,6 @@ import graphlib
 from typing import Any
 
 import httpx  # noqa: TID253 - a program of its own, that no DAG imports
-from scripts.demo.airflow import Airflow, TaskState
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
@@ -13,6 +12,7 @@ from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.record import Decision
 from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
+from scripts.demo.airflow import Airflow, TaskState
 
 __all__ = ["Watcher", "in_order"]
 

@@ -4,15 +4,12 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks import cluster, container_images, environment_cache, gates, import_time, router, scoring_runtime
-from benchmarks.load import Figures
+from tests.benchmarks import cluster, container_images, environment_cache, gates, import_time, router, scoring_runtime
+from tests.benchmarks.load import Figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from benchmarks import load
-from cluster import place as places
-from cluster.lab import Lab
-from cluster.place import Place
-from cluster.scoring_images import build_all
 from controlled_rollout.cluster.api import Api
+from tests.benchmarks import load
+from tests.cluster import place as places
+from tests.cluster.lab import Lab
+from tests.cluster.place import Place
+from tests.cluster.scoring_images import build_all
 
 NAMESPACE = "benchmark"
 SHIFTS = 10

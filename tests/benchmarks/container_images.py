@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.local_workspace import SCRIPT, silent
-from cluster.lab.images import base_image
 from controlled_rollout import image
 from controlled_rollout.image.host_settings import build_secrets
 from controlled_rollout.image.runtime import runtime_requirements
-from registry.real_registry import serving
+from tests.benchmarks.local_workspace import SCRIPT, silent
+from tests.cluster.lab.images import base_image
+from tests.registry.real_registry import serving
 
 REQUIREMENTS = "scikit-learn\nnumpy\njoblib\n"
 MODEL_BYTES = 20_000_000

@@ -5,8 +5,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.local_workspace import SCRIPT, silent
 from controlled_rollout import image
+from tests.benchmarks.local_workspace import SCRIPT, silent
 
 REQUIREMENTS = "scikit-learn\nnumpy\njoblib\n"
 

@@ -18,13 +18,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import psutil
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from local.telemetry_lab import PROTOBUF, Process, stores
+from tests.local.telemetry_lab import PROTOBUF, Process, stores
 
+REPOSITORY = Path(__file__).parents[2]
 GATES = 1_000
 # Each endpoint's requests in a minute: every row is read, whoever asks.
 RATE = 4
@@ -229,14 +228,14 @@ def cost_of(gates: int, store: Process, root: Path, started: datetime, seconds: 
     """Run some gates in a process of their own."""
     home = root / f"home-{gates}"
     home.mkdir()
-    program = [sys.executable, __file__, str(home), str(gates), str(seconds), started.isoformat()]
+    program = [sys.executable, "-m", "tests.benchmarks.gates", str(home), str(gates), str(seconds), started.isoformat()]
     program += [store.url, store.workspace, str(store.popen.pid)]
     connection = {"conn_type": "controlled_rollout", "extra": {"target": "local", "root": str(home)}}
     environment = os.environ | {
         "AIRFLOW_HOME": str(root / "airflow"),
         "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT": json.dumps(connection),
     }
-    done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(program, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 

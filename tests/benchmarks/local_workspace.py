@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from controlled_rollout import steps
-from local.local_target_lab import Lab, running
+from tests.local.local_target_lab import Lab, running
 
 ENDPOINT = "bench"
 SCRIPT = "def init():\n    pass\n\n\ndef run(data):\n    return {'length': len(data)}\n"

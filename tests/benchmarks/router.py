@@ -13,9 +13,9 @@ from typing import Any
 import envoy
 import httpx
 
-from benchmarks import load
-from benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, roll_out, silent
 from controlled_rollout import steps
+from tests.benchmarks import load
+from tests.benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, roll_out, silent
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 SCORE = f"/api/v1/service/{ENDPOINT}/score"

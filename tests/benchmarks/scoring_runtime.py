@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks import load
-from local.scoring_environment import environment_python, free_port, refuses, replica, runtime_environment, wait_for
+from tests.benchmarks import load
+from tests.local.scoring_environment import (
+    environment_python,
+    free_port,
+    refuses,
+    replica,
+    runtime_environment,
+    wait_for,
+)
 
 SCRIPT = "def init():\n    pass\n\ndef run(data):\n    return {'length': len(data)}\n"
 BODY = '{"data": [[5.1, 3.5, 1.4, 0.2]]}'

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lab import Lab, LabError
-from cluster.lab.cache import locked
-from cluster.lab.machine import why_not_here
-from cluster.lab.network import owner
-from cluster.lab.turns import turn
-from cluster.place import Place, forget_role, make
-from cluster.scoring_images import build_all
+from tests.cluster.lab import Lab, LabError
+from tests.cluster.lab.cache import locked
+from tests.cluster.lab.machine import why_not_here
+from tests.cluster.lab.network import owner
+from tests.cluster.lab.turns import turn
+from tests.cluster.place import Place, forget_role, make
+from tests.cluster.scoring_images import build_all
 
 TIMEOUT_S = 300
 LABEL = "controlled-rollout/test"

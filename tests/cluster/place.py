@@ -7,16 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.lab import commands
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes.permissions import as_yaml
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
+from tests.cluster.lab import commands
 
 if TYPE_CHECKING:
-    from cluster.lab import Lab
+    from tests.cluster.lab import Lab
 
 CHANGE = Change(who="a test", why="to see what happens")
 OWNER = "retrain/run-1"

@@ -25,7 +25,7 @@ from typing import Any
 
 from controlled_rollout.image import build_container
 from controlled_rollout.image.runtime import recipe_files, runtime_folder, runtime_requirements
-from registry.real_registry import serving
+from tests.registry.real_registry import serving
 
 from .lab.cache import cache_folder, digest_of, locked, made_once
 from .lab.images import base_image

@@ -17,11 +17,6 @@ from typing import Any
 
 import pytest
 
-from cluster.lab import Lab, LabError
-from cluster.lab.builder_image import builder_image
-from cluster.lab.images import base_image
-from cluster.place import ACCOUNT, Place
-from cluster.scoring_images import project
 from controlled_rollout.errors import AccessError, ImageError
 from controlled_rollout.image import Credentials, Environment, ImageReference
 from controlled_rollout.image.builders.choice import build_for
@@ -29,8 +24,13 @@ from controlled_rollout.image.builders.pod.pod import SELECTOR
 from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
-from registry.conftest import HTPASSWD
-from registry.real_registry import MANIFEST, serving
+from tests.cluster.lab import Lab, LabError
+from tests.cluster.lab.builder_image import builder_image
+from tests.cluster.lab.images import base_image
+from tests.cluster.place import ACCOUNT, Place
+from tests.cluster.scoring_images import project
+from tests.registry.conftest import HTPASSWD
+from tests.registry.real_registry import MANIFEST, serving
 
 DEADLINE_S = 240
 PASSWORD = "hunter2"

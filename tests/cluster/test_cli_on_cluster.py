@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
-from cluster.place import Place
 from controlled_rollout.cli import main
+from tests.cluster.place import Place
 
 SMALL = ["--set", "cpu_cores=0.02", "--set", "memory_gb=0.2", "--set", "num_replicas=1"]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.lab.images import base_image
-from cluster.place import Place
 from controlled_rollout import record
-from local.local_target_lab import Load, steady_load
-from local.test_dags import QUICK, Dags, dag_runner, states
+from tests.cluster.lab.images import base_image
+from tests.cluster.place import Place
+from tests.local.local_target_lab import Load, steady_load
+from tests.local.test_dags import QUICK, Dags, dag_runner, states
 
 # Telemetry takes a longer way than on one machine's local target.
 QUICK_ON_CLUSTER = QUICK | {

@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import airflow_home  # noqa: F401 - before anything of Airflow
-from cluster.lab import Lab, LabError
-from cluster.lab.binaries import chart, program
-from cluster.lab.images import base_image
-from cluster.place import forget_role
-from cluster.scoring_images import build, project
+import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout.target.kubernetes.permissions import as_yaml
+from tests.cluster.lab import Lab, LabError
+from tests.cluster.lab.binaries import chart, program
+from tests.cluster.lab.images import base_image
+from tests.cluster.place import forget_role
+from tests.cluster.scoring_images import build, project
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "aks.md"

@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-import airflow_home  # noqa: F401 - before anything of Airflow
-from cluster.lab import Lab
-from cluster.lab.commands import until
-from cluster.lab.images import base_image
-from cluster.place import ACCOUNT, Place, forget_role, make
+import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import CheckConnectivityOperator
 from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
@@ -26,7 +22,11 @@ from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
-from local.task_lab import context
+from tests.cluster.lab import Lab
+from tests.cluster.lab.commands import until
+from tests.cluster.lab.images import base_image
+from tests.cluster.place import ACCOUNT, Place, forget_role, make
+from tests.local.task_lab import context
 
 Connect = Callable[..., WorkspaceHook]
 

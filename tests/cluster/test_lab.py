@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.lab import Lab, LabError
-from cluster.lab.commands import until
-from cluster.lab.existing import Existing
-from cluster.lab.network import rules_without_chains
+from tests.cluster.lab import Lab, LabError
+from tests.cluster.lab.commands import until
+from tests.cluster.lab.existing import Existing
+from tests.cluster.lab.network import rules_without_chains
 
 REPOSITORY = Path(__file__).parents[2]
 ASK = "import urllib.request; print(urllib.request.urlopen('http://{host}/', timeout=5).status)"

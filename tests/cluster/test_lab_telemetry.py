@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from cluster.lab import Lab
-from cluster.lab.commands import until
+from tests.cluster.lab import Lab
+from tests.cluster.lab.commands import until
 
 # Ends the address of a request that a test counts; those that wait for the route have none.
 COUNTED = "?counted"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lab.components import BARE_APISERVER, BARE_PORT
-from cluster.place import CHANGE, Place
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
-from local.local_target_lab import steady_load
+from tests.cluster.lab.components import BARE_APISERVER, BARE_PORT
+from tests.cluster.place import CHANGE, Place
+from tests.local.local_target_lab import steady_load
 
 RATE = 50.0
 OUTAGE_S = 30.0

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.place import Place
 from controlled_rollout import record
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
-from local.local_target_lab import steady_load, until
-from prometheus.real_prometheus import require_program, scraping
+from tests.cluster.place import Place
+from tests.local.local_target_lab import steady_load, until
+from tests.prometheus.real_prometheus import require_program, scraping
 
 BIN = timedelta(seconds=2)
 GATE = Gate(alpha=0.001, latency_quantiles=(0.5,), latency_tolerance=0, burst_cap=4.0)

@@ -10,8 +10,6 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from cluster.place import DEADLINE, SMALL, Place
-from cluster.scoring_images import build
 from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError, EndpointNotFoundError
@@ -22,7 +20,9 @@ from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
-from local.local_target_lab import steady_load, until
+from tests.cluster.place import DEADLINE, SMALL, Place
+from tests.cluster.scoring_images import build
+from tests.local.local_target_lab import steady_load, until
 
 RATE = 110.0
 # Enough for the gate, and the machine has other tests to run.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from local.telemetry_lab import Process, stores
+from tests.local.telemetry_lab import Process, stores
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import airflow_home  # noqa: F401 - before anything of Airflow
+import tests.airflow_home  # noqa: F401 - before anything of Airflow
 
 DAG_ID = "weekly"
 CONNECTION = "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts.demo.airflow import Airflow, environment
-from scripts.demo.processes import Processes
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from local.local_target_lab import Lab, running, until
+from scripts.demo.airflow import Airflow, environment
+from scripts.demo.processes import Processes
+from tests.local.local_target_lab import Lab, running, until
 
 ENDPOINT = "digits"
 READING_S = 4.0

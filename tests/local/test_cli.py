@@ -16,7 +16,7 @@ from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.cli.arguments import caller
 from controlled_rollout.endpoint import Endpoint
-from local.local_target_lab import CRASHING, Lab, running
+from tests.local.local_target_lab import CRASHING, Lab, running
 
 ONE_REPLICA = ["--set", "num_replicas=1"]
 

@@ -17,12 +17,12 @@ from typing import IO, Any
 
 import pytest
 
-from airflow_home import DAGS, HOME
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from faults import project
-from local import run_dags
-from local.local_target_lab import Lab, Load, running, steady_load
+from tests.airflow_home import DAGS, HOME
+from tests.faults import project
+from tests.local import run_dags
+from tests.local.local_target_lab import Lab, Load, running, steady_load
 
 ENDPOINT = "digits"
 # Times short enough for a test; errors alone are judged, since two cores under test say little about latency.

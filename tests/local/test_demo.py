@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.local_target_lab import CACHE
+from tests.local.local_target_lab import CACHE
 
 REPOSITORY = Path(__file__).parents[2]
 

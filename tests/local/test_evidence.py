@@ -14,7 +14,7 @@ from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
 from controlled_rollout.evidence import Question, SplitChange, evidence_source
 from controlled_rollout.gate import Counts, Gate, Moments
 from controlled_rollout.workspace import Workspace
-from local.telemetry_lab import Process, source
+from tests.local.telemetry_lab import Process, source
 
 STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
 STARTED -= timedelta(seconds=STARTED.timestamp() % 60)

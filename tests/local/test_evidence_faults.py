@@ -16,7 +16,7 @@ from controlled_rollout.evidence import Evidence, Question, SplitChange
 from controlled_rollout.evidence import shared as shared_module
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.gate import Gate
-from local.telemetry_lab import Process, source, stores
+from tests.local.telemetry_lab import Process, source, stores
 
 S = timedelta(seconds=1)
 STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)

@@ -6,8 +6,8 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from local.local_target_lab import CRASHING, Lab, running
-from local.task_lab import Task, run
+from tests.local.local_target_lab import CRASHING, Lab, running
+from tests.local.task_lab import Task, run
 
 SETTINGS = {"num_replicas": 1}
 

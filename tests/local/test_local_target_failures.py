@@ -18,7 +18,7 @@ from controlled_rollout.target.local import reaper, supervisor
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import MARK
 from controlled_rollout.workspace import Workspace
-from local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load, until
+from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load, until
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from azurite import serving_blobs
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.model_sources import on_this_machine
+from tests.azurite import serving_blobs
 
 
 async def fetch(address: str | Path, cache: Path, said: list[str] | None = None) -> Path:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from azure.storage.blob import BlobServiceClient
 
-from azurite import ACCOUNT, serving_blobs
 from controlled_rollout import cli, record
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.record import Decision, blob, place, series
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
-from unit.record_lines import append, bins
+from tests.azurite import ACCOUNT, serving_blobs
+from tests.unit.record_lines import append, bins
 
 CONTAINER = "rollouts"
 

@@ -14,9 +14,9 @@ from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image import ImageReference, build
 from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
-from local.task_lab import context
-from registry.osv_service import osv_service, vulnerability
-from registry.scanner_programs import scanner_or_skip
+from tests.local.task_lab import context
+from tests.registry.osv_service import osv_service, vulnerability
+from tests.registry.scanner_programs import scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
 KNOWN = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}

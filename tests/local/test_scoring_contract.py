@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from local.scoring_environment import environment_python, replica
+from tests.local.scoring_environment import environment_python, replica
 
 PLAIN = """
 import os

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.scoring_environment import (
+from tests.local.scoring_environment import (
     DEADLINE_S,
     HOLD,
     environment_python,

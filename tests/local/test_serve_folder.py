@@ -13,7 +13,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.score import serve_folder
-from local.scoring_environment import REPOSITORY, free_port, refuses, wait_for
+from tests.local.scoring_environment import REPOSITORY, free_port, refuses, wait_for
 
 SCRIPT = """
 import os

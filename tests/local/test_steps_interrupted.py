@@ -14,7 +14,7 @@ from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Target
-from local.local_target_lab import Lab, running
+from tests.local.local_target_lab import Lab, running
 
 OWNER = "weekly/run-1"
 DEADLINE = timedelta(seconds=60)

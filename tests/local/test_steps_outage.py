@@ -17,7 +17,7 @@ from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.protocol import Change, Target
-from local.local_target_lab import Lab, start
+from tests.local.local_target_lab import Lab, start
 
 OWNER = "weekly/run-1"
 

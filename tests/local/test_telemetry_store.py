@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from local.telemetry_lab import PROTOBUF, Process, export
+from tests.local.telemetry_lab import PROTOBUF, Process, export
 
 
 def test_a_span_is_seen_by_the_next_query_of_the_stock_client(store: Process) -> None:

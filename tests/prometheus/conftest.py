@@ -2,7 +2,7 @@
 
 import pytest
 
-from prometheus.real_prometheus import require_program
+from tests.prometheus.real_prometheus import require_program
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import airflow_home  # noqa: F401 - before anything of Airflow
+import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import record, steps
 from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import EvidenceUnavailableError
@@ -19,8 +19,8 @@ from controlled_rollout.gate import Gate
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
 from controlled_rollout.workspace import Workspace
-from local.local_target_lab import Lab, running, steady_load, until
-from prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
+from tests.local.local_target_lab import Lab, running, steady_load, until
+from tests.prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
 
 S = timedelta(seconds=1)
 # Half of the errors come from the script: 500, through the router.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lab.images import base_image
 from controlled_rollout.image import ImageReference, build_container
-from registry.real_registry import RunningRegistry, serving
+from tests.cluster.lab.images import base_image
+from tests.registry.real_registry import RunningRegistry, serving
 
 Start = Callable[..., RunningRegistry]
 # The password is hunter2.

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cluster.lab.binaries import MODULES, program
-from cluster.lab.cache import cache_folder
+from tests.cluster.lab.binaries import MODULES, program
+from tests.cluster.lab.cache import cache_folder
 
 __all__ = ["Scanner", "scanner_or_skip"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from cluster.lab.images import base_image
 from controlled_rollout.image.host_settings import build_secrets
-from registry.real_registry import RunningRegistry
+from tests.cluster.lab.images import base_image
+from tests.registry.real_registry import RunningRegistry
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("AIRFLOW_IMAGE_TESTS") != "1",

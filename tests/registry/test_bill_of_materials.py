@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lab.binaries import program
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
@@ -18,8 +17,9 @@ from controlled_rollout.image.manifest import Manifest
 from controlled_rollout.image.referrers import attach, attached, tag_of
 from controlled_rollout.image.registry import Registry, Repository
 from controlled_rollout.image.sbom import CYCLONEDX, attach_bill_of_materials
-from registry.conftest import Built
-from registry.real_registry import RunningRegistry
+from tests.cluster.lab.binaries import program
+from tests.registry.conftest import Built
+from tests.registry.real_registry import RunningRegistry
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from airflow_home import HOME
-from local.test_dags import Dags, dag_runner
-from registry.conftest import Built, Start
-from registry.real_registry import RunningRegistry
+from tests.airflow_home import HOME
+from tests.local.test_dags import Dags, dag_runner
+from tests.registry.conftest import Built, Start
+from tests.registry.real_registry import RunningRegistry
 
 DAG = """
 from airflow.sdk import DAG

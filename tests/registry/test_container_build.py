@@ -30,8 +30,8 @@ from controlled_rollout.image import (
 from controlled_rollout.image.builders.choice import build_for
 from controlled_rollout.image.container import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
-from registry.conftest import Built, write_source
-from registry.real_registry import RunningRegistry
+from tests.registry.conftest import Built, write_source
+from tests.registry.real_registry import RunningRegistry
 
 DEADLINE_S = 180
 

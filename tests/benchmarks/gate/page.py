@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.gate.peers import PEERS
-from benchmarks.gate.picture import bars
-from benchmarks.gate.run import GATE, RULES, Chunk
-from benchmarks.gate.traffic import BASELINE_MINUTES, CELLS, MINUTES
+from tests.benchmarks.gate.peers import PEERS
+from tests.benchmarks.gate.picture import bars
+from tests.benchmarks.gate.run import GATE, RULES, Chunk
+from tests.benchmarks.gate.traffic import BASELINE_MINUTES, CELLS, MINUTES
 
 ALPHA = BETA = 0.05
 HEALTHY = {cell.name for cell in CELLS if cell.healthy}

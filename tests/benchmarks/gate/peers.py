@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from benchmarks.gate.traffic import EDGES_MS, Arm, Floats, Traffic, bucket_means, thresholds_ms
+from tests.benchmarks.gate.traffic import EDGES_MS, Arm, Floats, Traffic, bucket_means, thresholds_ms
 
 NEVER = np.iinfo(np.int64).max
 DELAY = 5  # minutes left out where the start is cold, by the rules that have such a setting

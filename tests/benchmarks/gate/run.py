@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.gate import ours
-from benchmarks.gate.peers import PEERS
-from benchmarks.gate.traffic import CELLS, Traffic, simulate, thresholds_ms
 from controlled_rollout.gate import judge
+from tests.benchmarks.gate import ours
+from tests.benchmarks.gate.peers import PEERS
+from tests.benchmarks.gate.traffic import CELLS, Traffic, simulate, thresholds_ms
 
 GATE = "this gate"
 RULES = (GATE, *(peer.name for peer in PEERS))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from airflow_home import DAGS
-from faults import FAULTS, project
+from tests.airflow_home import DAGS
+from tests.faults import FAULTS, project
 
 DIGITS = DAGS / "models" / "digits"
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+
 from scripts.demo.load import Answer, Load, Settings, fault_of
 from scripts.demo.report import LoadReport, read_report
 

@@ -3,12 +3,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from scripts.demo.outcome import Ending, conclude, number
-from scripts.demo.plan import Fault
-from scripts.demo.report import LoadReport, VersionReport
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
+from scripts.demo.outcome import Ending, conclude, number
+from scripts.demo.plan import Fault
+from scripts.demo.report import LoadReport, VersionReport
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 BEFORE = Endpoint(name="digits").create_version("first", is_control=True).create_version("second")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from scripts.demo.processes import Processes, Started, started_at
 
 # A leader with a child in a process group of its own, as Airflow has its tasks; both say when they are there.

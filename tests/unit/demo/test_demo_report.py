@@ -2,6 +2,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from scripts.demo.report import LatencyHistogram, LoadReport, VersionReport, read_report, write_atomically
 
 

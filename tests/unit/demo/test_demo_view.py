@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console
-from scripts.demo.airflow import TaskState
-from scripts.demo.report import LoadReport, VersionReport
-from scripts.demo.view import Preparation, Snapshot, View, draw
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
+from scripts.demo.airflow import TaskState
+from scripts.demo.report import LoadReport, VersionReport
+from scripts.demo.view import Preparation, Snapshot, View, draw
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 CLAIM = {"e_value": 1.0, "threshold": 2000.0, "reached": False, "needed_requests": None, "detail": ""}

@@ -9,7 +9,7 @@ from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Verdict, judge
-from unit.gate.rollouts import BEGIN, MINUTE
+from tests.unit.gate.rollouts import BEGIN, MINUTE
 
 NAMES = ("de", "fr", "it", "us")
 INPUTS = Gate(categories={"country": Category()})

@@ -8,7 +8,7 @@ import pytest
 
 from controlled_rollout.errors import ControlledRolloutError, EvidenceError
 from controlled_rollout.gate import Bin, Counts, Gate, judge
-from unit.gate.rollouts import BEGIN, MINUTE
+from tests.unit.gate.rollouts import BEGIN, MINUTE
 
 GOOD = Bin(BEGIN, Counts(100, 1, (50, 10, 5, 1)), Counts(100, 1, (50, 10, 5, 1)), 0.5)
 

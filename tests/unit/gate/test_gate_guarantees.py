@@ -11,7 +11,7 @@ from controlled_rollout.gate import Bin, Gate, judge
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.ratio import ABOVE, BOTH_SIDES, OddsRatio
 from controlled_rollout.gate.shift import TILTS, Shift
-from unit.gate.rollouts import binomial, minute, odds_times
+from tests.unit.gate.rollouts import binomial, minute, odds_times
 
 RUNS = 250
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher, norm
 
 from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
-from unit.gate.rollouts import BEGIN, MINUTE, binomial, log_normalisers, minute, odds_times, simulated
+from tests.unit.gate.rollouts import BEGIN, MINUTE, binomial, log_normalisers, minute, odds_times, simulated
 
 arms = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (max(pair), min(pair)))
 rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Bin, Claim, Counts, Gate, Mean, Moments, Verdict, judge
 from controlled_rollout.gate.means import log_mixture
-from unit.gate.rollouts import BEGIN, MINUTE
+from tests.unit.gate.rollouts import BEGIN, MINUTE
 
 REVENUE = Gate(means={"revenue": Mean(worse="lower", margin=0.1, pass_margin=1.0)})
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.gate import odds
-from unit.gate.rollouts import log_normalisers
+from tests.unit.gate.rollouts import log_normalisers
 
 
 def exact_log_z(a: int, c: int, t: int, psi: Fraction) -> float:

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from benchmarks.gate.peers import is_high
+from tests.benchmarks.gate.peers import is_high
 
 
 def kayenta_is_high(experiment: np.ndarray, control: np.ndarray) -> bool:

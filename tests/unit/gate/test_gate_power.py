@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gate import ours
-from benchmarks.gate.traffic import Cell, constant, simulate
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Gate
+from tests.benchmarks.gate import ours
+from tests.benchmarks.gate.traffic import Cell, constant, simulate
 
 HOUR = timedelta(hours=1)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from controlled_rollout.gate import Bin, Claim, Gate, Verdict, judge
-from unit.gate.rollouts import binomial, minute, simulated
+from tests.unit.gate.rollouts import binomial, minute, simulated
 
 
 def split(verdict: Verdict) -> Claim:

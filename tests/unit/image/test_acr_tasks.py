@@ -16,7 +16,7 @@ from controlled_rollout.image import Credentials, Order, context
 from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 from controlled_rollout.image.registry import Repository
 from controlled_rollout.image.runtime import recipe_files
-from unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
+from tests.unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
 
 ORDER = Order(
     target=Repository.parse("mine.azurecr.io/models/environments"),

@@ -1,1 +1,1 @@
-import airflow_home  # noqa: F401 - before anything of Airflow
+import tests.airflow_home  # noqa: F401 - before anything of Airflow

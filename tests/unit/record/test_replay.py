@@ -17,7 +17,7 @@ from controlled_rollout.gate import Counts, Gate
 from controlled_rollout.record import place, series
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
-from unit.record_lines import MINUTE, T0, append, bins
+from tests.unit.record_lines import MINUTE, T0, append, bins
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from controlled_rollout.record import Decision
 from controlled_rollout.record.course import course_of, spans_of
 from controlled_rollout.record.text import text_report
 from controlled_rollout.workspace import Workspace
-from unit.record_lines import MINUTE, T0, append, bins
+from tests.unit.record_lines import MINUTE, T0, append, bins
 
 
 @pytest.fixture
