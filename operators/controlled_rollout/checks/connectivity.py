@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from controlled_rollout.checks.reach import ask
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ async def check(workspace: Workspace, users: "Mapping[str, Credentials]") -> lis
 
 def table(results: Sequence[CheckResult]) -> str:
     """Return the results as lines of text, one a check."""
-    width = max(len(result.name) for result in results)
-    return "\n".join(
-        f"{result.name:<{width}}  {'works' if result.works else 'FAILS'}  {result.found}" for result in results
-    )
+    return text_table([(result.name, "works" if result.works else "FAILS", result.found) for result in results])
 
 
 async def _result(name: str, probe: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:

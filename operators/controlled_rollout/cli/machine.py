@@ -6,8 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from controlled_rollout.cli.arguments import Commands, add_root, port
-from controlled_rollout.cli.view import print_endpoint, print_table, say
+from controlled_rollout.cli.view import print_endpoint, say
 from controlled_rollout.errors import ImageError
+from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to"]
@@ -89,7 +90,7 @@ def _local_status(options: argparse.Namespace) -> int:
             print_endpoint(await target.endpoint(name), await target.status(name))
             say("")
         processes = await target.processes()
-        print_table(("process", "pid"), [(name, str(pid)) for name, pid in processes.items()])
+        say(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))
 
     asyncio.run(show())
     return 0

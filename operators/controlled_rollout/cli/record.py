@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
-from controlled_rollout.cli.view import print_table, say
+from controlled_rollout.cli.view import say
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.text_table import text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,9 +93,9 @@ def _summarise(looks: "list[Replayed]") -> None:
     counted: Counter[tuple[str, str, str]] = Counter(
         (look.decision.version, look.decision.who, look.decision.outcome or "") for look in looks
     )
-    rows: list[tuple[str, ...]] = [(*key, str(number)) for key, number in counted.items()]
-    if rows:
-        print_table(("version", "who", "outcome", "looks"), rows)
+    if counted:
+        rows = ((*key, str(number)) for key, number in counted.items())
+        say(text_table([("version", "who", "outcome", "looks"), *rows]))
 
 
 def _moment(look: "Replayed") -> str:

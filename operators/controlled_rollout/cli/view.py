@@ -1,14 +1,16 @@
-"""What the commands print: sentences, and tables that stay readable in a pipe."""
+"""Prints what commands show: sentences, JSON documents, and endpoints as tables."""
 
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from controlled_rollout.text_table import text_table
+
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import EndpointStatus
 
-__all__ = ["document", "plain_lines", "print_endpoint", "print_json", "print_table", "say"]
+__all__ = ["document", "print_endpoint", "print_json", "say"]
 
 
 def say(sentence: str) -> None:
@@ -39,10 +41,8 @@ def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
         say(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
     if endpoint.rollout:
         say(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
-    print_table(
-        ("version", "role", "set", "traffic", "replicas", "state", "requests", "active"),
-        [_version_row(endpoint, name, status) for name in endpoint.versions],
-    )
+    headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
+    say(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
 
 
 def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> tuple[str, ...]:
@@ -63,29 +63,3 @@ def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> t
         str(found.requests),
         str(found.active),
     )
-
-
-def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print rows under their columns; in a pipe without frames, each on one line however long it is."""
-    if not sys.stdout.isatty():
-        say("\n".join(plain_lines([columns, *rows])))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for number, column in enumerate(columns):
-        # A name is what one copies into the next command.
-        table.add_column(column, no_wrap=number == 0)
-    for row in rows:
-        # As text: a cause may have brackets, which would be taken for markup.
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def plain_lines(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return rows as lines of text with two spaces or more between columns."""
-    flat = [[" ".join(cell.split()) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*flat, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in flat]

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate.model import Power, Verdict
+from controlled_rollout.text_table import text_table
 
 __all__ = ["describe", "describe_power", "verdict_from_dict", "verdict_to_dict"]
 
@@ -52,15 +53,10 @@ def describe(verdict: Verdict) -> str:
         else:
             needed = "not known" if claim.needed_requests is None else f"{claim.needed_requests:,}"
         rows.append((claim.name, _number(claim.e_value), _number(claim.threshold), needed))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = [
-        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {threshold:>{widths[2]}}  {needed:>{widths[3]}}"
-        for name, value, threshold, needed in rows
-    ]
-    if not verdict.claims:
-        lines = [f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"]
     requests = f"treatment {verdict.treatment_requests:,} requests, control {verdict.control_requests:,}"
-    return "\n".join([*lines, requests])
+    if not verdict.claims:
+        return f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}\n{requests}"
+    return f"{text_table(rows, left_columns=1)}\n{requests}"
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ from typing import Final
 
 from controlled_rollout.gate import Claim, Counts, describe
 from controlled_rollout.record.course import Course, spans_of
+from controlled_rollout.text_table import text_table
 
 __all__ = ["text_report"]
 
@@ -31,7 +32,7 @@ def _steps(course: Course) -> str:
     rows: list[tuple[str, ...]] = [("time", "step", "by", "why"), *(
         (_clock(event.time), event.label, event.who, event.why.partition("\n")[0][:80]) for event in course.events
     )]  # fmt: skip
-    return _table(rows, left=4)
+    return text_table(rows, left_columns=4)
 
 
 def _traffic(course: Course) -> str:
@@ -52,7 +53,7 @@ def _traffic(course: Course) -> str:
         if slow is not None:
             row += [_part(one.slow[slow], one) if one.slow else "" for one in (span.treatment, span.control)]
         rows.append(tuple(row))
-    return _table(rows, left=1)
+    return text_table(rows, left_columns=1)
 
 
 def _looks(course: Course) -> str:
@@ -71,7 +72,7 @@ def _looks(course: Course) -> str:
             )
     thresholds = {claim.name: claim.threshold for look in course.looks for claim in look.verdict.claims}
     rows.append(("", "threshold", *(f"{thresholds[name]:,.4g}" for name in names)))
-    return _table(rows, left=2)
+    return text_table(rows, left_columns=2)
 
 
 def _evidence(claim: Claim | None) -> str:
@@ -84,15 +85,3 @@ def _part(events: int, counts: Counts) -> str:
 
 def _clock(moment: datetime) -> str:
     return f"{moment:%H:%M:%S}"
-
-
-def _table(rows: list[tuple[str, ...]], *, left: int) -> str:
-    """Lines with columns; the first `left` of them begin at the left, the others end at the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -8,7 +8,6 @@ import pytest
 
 from controlled_rollout.cli import main
 from controlled_rollout.cli.arguments import caller, workspace_of
-from controlled_rollout.cli.view import plain_lines
 from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.workspace import Workspace
@@ -188,12 +187,3 @@ def test_who_changes_something_is_a_user_on_a_host_even_without_a_name(monkeypat
     assert caller().startswith(f"{getpass.getuser()}@")
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert caller().partition("@")[0].isdigit()
-
-
-def test_in_a_pipe_each_row_is_one_line_whatever_its_cells_hold() -> None:
-    rows = [("version", "state", "active"), ("one", "failed: exit code 1\n[last line]", "0"), ("a-longer-one", "", "")]
-    assert plain_lines(rows) == [
-        "version       state                            active",
-        "one           failed: exit code 1 [last line]  0",
-        "a-longer-one",
-    ]

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Final, Self
 
 from controlled_rollout.errors import ScanError, ScanUnavailableError
+from controlled_rollout.text_table import text_table
 
 __all__ = ["Decision", "Finding", "Policy", "Report", "Severity", "check_age", "decide", "table"]
 
@@ -230,10 +231,8 @@ def table(findings: Sequence[Finding]) -> list[str]:
     rows = [("severity", "vulnerability", "package", "installed", "fixed in", "found by")]
     for finding in findings[:TOLD_FINDINGS]:
         fixed = ", ".join(finding.fixed_in) or "-"
-        row = (str(finding.severity), finding.id, finding.package, finding.version, fixed, finding.source)
-        rows.append(tuple(" ".join(cell.split()) for cell in row))  # type: ignore[arg-type]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        rows.append((str(finding.severity), finding.id, finding.package, finding.version, fixed, finding.source))
+    lines = text_table(rows).splitlines()
     more = len(findings) - TOLD_FINDINGS
     return [*lines, f"and {more} more"] if more > 0 else lines
 
