@@ -17,6 +17,7 @@ from controlled_rollout import CheckConnectivityOperator
 from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.decision import GateTerms
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
@@ -119,9 +120,9 @@ def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Pla
         decision_timeout=timedelta(0),
         on_no_decision="hold",
         interval=timedelta(0),
-        bin_width=timedelta(seconds=1),
-        allowed_lag=timedelta(0),
-        baseline_length=timedelta(minutes=1),
+        window=EvidenceWindow(
+            bin_width=timedelta(seconds=1), allowed_lag=timedelta(0), baseline_length=timedelta(minutes=1)
+        ),
         asked=datetime.now(UTC),
     )
 

@@ -8,6 +8,7 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
@@ -15,7 +16,9 @@ from tests.cluster.place import Place
 from tests.local.local_target_lab import steady_load, until
 from tests.prometheus.real_prometheus import require_program, scraping
 
-BIN = timedelta(seconds=2)
+WINDOW = EvidenceWindow(
+    bin_width=timedelta(seconds=2), allowed_lag=timedelta(seconds=2), baseline_length=timedelta(seconds=15)
+)
 GATE = Gate(alpha=0.001, latency_quantiles=(0.5,), latency_tolerance=0, burst_cap=4.0)
 
 
@@ -46,8 +49,7 @@ async def test_a_failing_treatment_is_found_by_the_counters_of_the_gateways_envo
 
             async def verdict() -> looks.Look | None:
                 look = await looks.look(
-                    workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN,
-                    allowed_lag=timedelta(seconds=2), baseline_length=timedelta(seconds=15),
+                    workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW,
                 )  # fmt: skip
                 place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
                 return look if look.verdict.outcome is Outcome.FAIL else None

@@ -14,6 +14,7 @@ from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ConflictError, DeploymentError, EndpointNotFoundError
 from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.kubernetes.names import version_object
@@ -27,8 +28,7 @@ from tests.local.local_target_lab import steady_load, until
 RATE = 110.0
 # Enough for the gate, and the machine has other tests to run.
 LITTLE = 40.0
-BIN = timedelta(seconds=2)
-LAG = timedelta(seconds=8)
+WINDOW = EvidenceWindow(bin_width=timedelta(seconds=2), allowed_lag=timedelta(seconds=8))
 # Small numbers, so that a test takes seconds: what they mean is docs/gate.md's business.
 GATE = Gate(alpha=0.001, latency_quantiles=(0.5, 0.9), latency_tolerance=0.25, burst_cap=4.0)
 
@@ -181,9 +181,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
         await place.shift("two", 50)
 
         async def verdict() -> looks.Look | None:
-            look = await looks.look(
-                place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
-            )
+            look = await looks.look(place.workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW)
             place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
             await asyncio.sleep(1)
             return look if look.verdict.outcome is Outcome.FAIL else None
@@ -216,9 +214,7 @@ async def test_a_treatment_whose_only_replica_dies_again_and_again_is_found_alth
             return found.failed and not any(one.state is ReplicaState.READY for one in found.replicas)
 
         await until(is_down, "its replica waits for its fourth start", seconds=120, every_s=0.5)
-        look = await looks.look(
-            place.workspace, place.endpoint, "two", gate=GATE, who="a test", bin_width=BIN, allowed_lag=LAG
-        )
+        look = await looks.look(place.workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW)
         assert look.verdict.outcome is Outcome.FAIL
         assert re.search(r"'two' has no ready replica .* exited with code 1; failed \d+ times", look.verdict.reason)
         await place.roll_back("two", look.verdict.reason)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
-from controlled_rollout.evidence import Question, SplitChange, evidence_source
+from controlled_rollout.evidence import EvidenceWindow, Question, SplitChange, evidence_source
 from controlled_rollout.gate import Counts, Gate, Moments
 from controlled_rollout.workspace import Workspace
 from tests.local.telemetry_lab import Process, source
@@ -27,9 +27,7 @@ def read(source: Any, endpoint: str, **changes: Any) -> Any:
         "treatment": "treatment",
         "started": STARTED,
         "now": STARTED + 32 * S,
-        "bin_width": 10 * S,
-        "allowed_lag": 2 * S,
-        "baseline_length": timedelta(minutes=10),
+        "window": EvidenceWindow(bin_width=10 * S, allowed_lag=2 * S, baseline_length=timedelta(minutes=10)),
         "splits": [SplitChange(STARTED, 0.1), SplitChange(STARTED + 25 * S, 0.5)],
         "gate": Gate(),
     } | changes

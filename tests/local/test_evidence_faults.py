@@ -12,7 +12,7 @@ import pytest
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, Question, SplitChange
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, SplitChange
 from controlled_rollout.evidence import shared as shared_module
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.gate import Gate
@@ -22,6 +22,8 @@ S = timedelta(seconds=1)
 STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
 STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
 GATE = Gate(latency_quantiles=(0.5, 0.95))
+WINDOW = EvidenceWindow(bin_width=10 * S, allowed_lag=2 * S, baseline_length=timedelta(minutes=2))
+ANY_LAG = EvidenceWindow(bin_width=10 * S, allowed_lag=timedelta(days=1))
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +75,13 @@ def fill(process: Process, endpoint: str, *, bad: bool = False) -> None:
 def question(endpoint: str, *, seconds: float = 123, **changes: Any) -> Question:
     return Question(**{
         "endpoint": endpoint, "control": "control", "treatment": "treatment", "started": STARTED,
-        "now": STARTED + seconds * S, "bin_width": 10 * S, "allowed_lag": 2 * S,
-        "baseline_length": timedelta(minutes=2), "splits": [SplitChange(STARTED - S, 1 / 3)], "gate": GATE, **changes,
+        "now": STARTED + seconds * S, "window": WINDOW,
+        "splits": [SplitChange(STARTED - S, 1 / 3)], "gate": GATE, **changes,
     })  # fmt: skip
 
 
 class Counting(LogAnalyticsEvidence):
-    """The same window, counting the queries that go through it."""
+    """The same reader, counting the queries that go through it."""
 
     def __init__(self, process: Process) -> None:
         ours = source(process)
@@ -123,7 +125,11 @@ def test_whatever_a_store_answers_instead_of_everything_is_no_evidence_even_of_a
     tell()
     evidence = read(process, "clear")
     found = conclude(
-        evidence, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=timedelta(days=1)
+        evidence,
+        GATE,
+        control="control",
+        treatment="treatment",
+        window=ANY_LAG,
     )
     assert found.outcome == "fail"
 
@@ -132,21 +138,21 @@ def test_what_the_store_says_of_its_next_answer_is_kept_by_every_gate(
     process: Process, tell: Callable[..., None]
 ) -> None:
     fill(process, "throttled")
-    window = Counting(process)
+    reader = Counting(process)
 
     async def steps() -> None:
         tell(answer="throttle", retry_after="2")
         with pytest.raises(EvidenceUnavailableError, match="429"):
-            await window.read(question("throttled"))
-        began, sent = time.monotonic(), len(window.queries_sent)
+            await reader.read(question("throttled"))
+        began, sent = time.monotonic(), len(reader.queries_sent)
         tell()
         while True:
             try:
-                evidence = await window.read(question("throttled"))
+                evidence = await reader.read(question("throttled"))
                 break
             except EvidenceUnavailableError as error:
                 assert "left alone for another" in str(error)
-                assert len(window.queries_sent) == sent
+                assert len(reader.queries_sent) == sent
                 await asyncio.sleep(0.1)
         assert time.monotonic() - began > 1.5
         assert evidence.bins
@@ -174,22 +180,21 @@ def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins
     name = "late"
     now = datetime.now(UTC)
     started = now - timedelta(seconds=100)
-    changes = {"started": started, "bin_width": 10 * S, "allowed_lag": 20 * S, "splits": [SplitChange(started, 0.5)]}
+    window = WINDOW.model_copy(update={"allowed_lag": 20 * S})
+    changes = {"started": started, "window": window, "splits": [SplitChange(started, 0.5)]}
     process.send(*({"at": started + n * S, "endpoint": name} for n in range(60)))
-    window = source(process)
+    reader = source(process)
 
     async def steps() -> None:
-        early = await window.read(question(name, **changes, now=now))
+        early = await reader.read(question(name, **changes, now=now))
         assert sum(b.treatment.requests for b in early.bins) == 0
         # An exporter that was cut off sends what it has kept: most of it belongs into bins that are closed.
         process.send(*({"at": started + n * S, "endpoint": name, "version": "treatment"} for n in range(60)))
-        later = await window.read(question(name, **changes, now=now + 10 * S))
+        later = await reader.read(question(name, **changes, now=now + 10 * S))
         assert sum(b.treatment.requests for b in later.bins) == 60
         assert later.lag is not None
         assert timedelta(seconds=50) < later.lag < timedelta(seconds=120)
-        found = conclude(
-            later, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=20 * S
-        )  # fmt: skip
+        found = conclude(later, GATE, control="control", treatment="treatment", window=window)
         assert found.outcome == "cannot_see"
         assert "late" in found.reason
         assert later.bins == (await source(process).read(question(name, **changes, now=now + 10 * S))).bins
@@ -203,15 +208,15 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
     name = "delayed"
     fill(process, name)
     tell(late_s=3.0)
-    window = source(process)
+    reader = source(process)
 
     async def steps() -> None:
-        empty = await window.read(question(name, seconds=63))
+        empty = await reader.read(question(name, seconds=63))
         assert sum(b.treatment.requests for b in empty.bins) == 0
         deadline = time.monotonic() + 30
         seconds = 73.0
         while True:
-            found = await window.read(question(name, seconds=seconds))
+            found = await reader.read(question(name, seconds=seconds))
             if sum(b.treatment.requests for b in found.bins) >= 70:
                 break
             assert time.monotonic() < deadline
@@ -231,7 +236,7 @@ def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Proc
     evidence = read(process, "lossy")
 
     found = conclude(
-        evidence, GATE, control="control", treatment="treatment", bin_width=10 * S, allowed_lag=timedelta(days=1),
+        evidence, GATE, control="control", treatment="treatment", window=ANY_LAG,
         router=[Reading(STARTED + 123 * S, {"control": 240, "treatment": 120})],
     )  # fmt: skip
 
@@ -245,14 +250,14 @@ def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_th
     names = [f"gate-{number:02d}" for number in range(20)]
     for name in names:
         fill(process, name, bad=name.endswith("7"))
-    window = Counting(process)
+    reader = Counting(process)
 
     async def steps() -> None:
         for seconds in (63, 73, 83, 93):
-            looks = [window.read(question(name, seconds=seconds)) for name in names for _ in range(10)]
+            looks = [reader.read(question(name, seconds=seconds)) for name in names for _ in range(10)]
             found = await asyncio.gather(*looks)
         # The first round: what arrived, the thresholds, the counts; each later one: what arrived and the counts.
-        assert len(window.queries_sent) == 3 + 3 * 2
+        assert len(reader.queries_sent) == 3 + 3 * 2
         alone = await asyncio.to_thread(read, process, "gate-07", seconds=93)
         assert found[70].bins == alone.bins
         assert found[70].baseline == alone.baseline
@@ -269,15 +274,15 @@ def test_gates_that_look_at_other_moments_of_the_same_bin_need_no_query_of_their
     names = ["phase-a", "phase-b", "phase-c"]
     for name in names:
         fill(process, name)
-    window = Counting(process)
+    reader = Counting(process)
 
     async def steps() -> None:
         for name in names:
-            await window.read(question(name, seconds=63))
-        sent = len(window.queries_sent)
+            await reader.read(question(name, seconds=63))
+        sent = len(reader.queries_sent)
         for number, name in enumerate(names):
-            await window.read(question(name, seconds=72 + 3 * number))
-        assert len(window.queries_sent) == sent + 2
+            await reader.read(question(name, seconds=72 + 3 * number))
+        assert len(reader.queries_sent) == sent + 2
 
     in_one_process(steps())
 
@@ -288,18 +293,18 @@ def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind
     names = [f"half-{number}" for number in range(8)]
     for name in names:
         fill(process, name)
-    window = Counting(process)
+    reader = Counting(process)
 
     async def steps() -> None:
-        looks = [window.read(question(name, seconds=63)) for name in names]
+        looks = [reader.read(question(name, seconds=63)) for name in names]
         assert all(evidence.bins for evidence in await asyncio.gather(*looks))
-        longest = max(map(len, window.queries_sent))
+        longest = max(map(len, reader.queries_sent))
         tell(answer="time_out", longer_than=longest * 2 // 3)
-        looks = [window.read(question(name, seconds=73)) for name in names]
+        looks = [reader.read(question(name, seconds=73)) for name in names]
         assert all(evidence.bins for evidence in await asyncio.gather(*looks))
         monkeypatch.setattr(shared_module, "MOST_HALVINGS", 0)
         with pytest.raises(EvidenceUnavailableError, match="504"):
-            await asyncio.gather(*(window.read(question(name, seconds=83)) for name in names))
+            await asyncio.gather(*(reader.read(question(name, seconds=83)) for name in names))
 
     in_one_process(steps())
 
@@ -307,11 +312,11 @@ def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind
 def test_a_gate_that_is_stopped_does_not_take_the_others_query_with_it(process: Process) -> None:
     fill(process, "stays")
     fill(process, "goes")
-    window = source(process)
+    reader = source(process)
 
     async def steps() -> None:
-        goes = asyncio.create_task(window.read(question("goes")))
-        stays = asyncio.create_task(window.read(question("stays")))
+        goes = asyncio.create_task(reader.read(question("goes")))
+        stays = asyncio.create_task(reader.read(question("stays")))
         await asyncio.sleep(0)
         goes.cancel()
         assert (await stays).bins

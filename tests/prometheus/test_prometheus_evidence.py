@@ -14,7 +14,7 @@ from controlled_rollout import record, steps
 from controlled_rollout.checks.connectivity import check
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
-from controlled_rollout.evidence import Question, evidence_source
+from controlled_rollout.evidence import EvidenceWindow, Question, evidence_source
 from controlled_rollout.gate import Gate
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
@@ -36,7 +36,7 @@ def run(data):
     return {}
 """
 GATE = Gate(latency_quantiles=(0.5,), latency_tolerance=0, burst_cap=3)
-READ = {"bin_width": 2 * S, "allowed_lag": 1 * S, "baseline_length": 15 * S}
+WINDOW = EvidenceWindow(bin_width=2 * S, allowed_lag=1 * S, baseline_length=15 * S)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,9 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
             await steps.shift(workspace, "failing", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
 
             async def look() -> looks.Look | None:
-                found = await looks.look(workspace, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", **READ)
+                found = await looks.look(
+                    workspace, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", window=WINDOW
+                )
                 return found if found.verdict.outcome == "fail" else None
 
             found = await until(look, "the gate fails", seconds=90, every_s=0.5)
@@ -134,7 +136,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
             question = Question(
                 endpoint="counted", control="v1a", treatment="v2a", started=started, now=now, gate=GATE,
                 splits=looks.splits_since(history, started, control="v1a", treatment="v2a"),
-                clusters=(await lab.target.status("counted")).clusters, **READ,
+                clusters=(await lab.target.status("counted")).clusters, window=WINDOW,
             )  # fmt: skip
             evidence = await evidence_source(workspace).read(question)
             # Each by itself: control's surplus (below) must not stand for what is not scraped yet of the treatment.
@@ -165,8 +167,8 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
 ) -> None:
     now = datetime.now(UTC)
     question = Question(
-        endpoint="other", control="v1a", treatment="v2a", started=now - 30 * S, now=now, splits=(), gate=GATE, **READ,
-        clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
+        endpoint="other", control="v1a", treatment="v2a", started=now - 30 * S, now=now, splits=(), gate=GATE,
+        window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
     )  # fmt: skip
 
     def read(selector: str = 'job="envoy"', url: str = prometheus.url, **changes: object):  # type: ignore[no-untyped-def]
@@ -204,7 +206,7 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
                 now = datetime.now(UTC)
                 question = Question(
                     endpoint="other", control="v1a", treatment="v2a", started=now, now=now, splits=(), gate=GATE,
-                    **READ, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
+                    window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
                 )  # fmt: skip
                 from dataclasses import replace
 

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 from controlled_rollout import record
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, Reading
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
 from controlled_rollout.gate import Bin, Counts, Gate, verdict_to_dict
 from controlled_rollout.record import Decision, Seen
 from controlled_rollout.workspace import Workspace
 
 T0 = datetime(2026, 1, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+WINDOW = EvidenceWindow(bin_width=MINUTE, allowed_lag=3 * MINUTE)
 GATE = Gate(latency_quantiles=(0.5, 0.95))
 
 
@@ -48,14 +49,13 @@ def append(
         gate,
         control="v1a",
         treatment=version,
-        bin_width=MINUTE,
-        allowed_lag=3 * MINUTE,
+        window=WINDOW,
         router=router,
         down=down,
     )
     settings = {
-        "control": "v1a", "started": T0.isoformat(), "bin_width_s": 60.0, "allowed_lag_s": 180.0,
-        "baseline_length_s": 3600.0, "gate": gate.model_dump(mode="json"), "queries": ["AppRequests"],
+        "control": "v1a", "started": T0.isoformat(), "window": WINDOW.model_dump(mode="json"),
+        "gate": gate.model_dump(mode="json"), "queries": ["AppRequests"],
     }  # fmt: skip
     decision = Decision(
         time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate", why="",

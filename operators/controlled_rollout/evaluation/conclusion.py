@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.evidence.model import Evidence, Reading
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
 from controlled_rollout.gate import Bin, Gate, Outcome, Verdict, cannot_see, judge
 
 __all__ = ["conclude", "unseen"]
@@ -21,8 +21,7 @@ def conclude(
     *,
     control: str,
     treatment: str,
-    bin_width: timedelta,
-    allowed_lag: timedelta,
+    window: EvidenceWindow,
     router: Sequence[Reading] = (),
     down: str = "",
 ) -> Verdict:
@@ -35,14 +34,11 @@ def conclude(
         gate: What the treatment has to show.
         control: Control's name.
         treatment: The treatment's name.
-        bin_width: The length of a bin.
-        allowed_lag: How late telemetry may come.
+        window: How the evidence was read.
         router: What the router had counted at some moments, oldest first.
         down: That the treatment is down, in a sentence; empty if it is not.
     """
-    blind = late(evidence, allowed_lag) or unseen(
-        evidence, router, control=control, treatment=treatment, bin_width=bin_width
-    )
+    blind = late(evidence, window) or unseen(evidence, router, control=control, treatment=treatment, window=window)
     try:
         verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
     except EvidenceError as error:
@@ -51,19 +47,19 @@ def conclude(
     return replace(verdict, outcome=Outcome.FAIL, reason=down) if down else verdict
 
 
-def late(evidence: Evidence, allowed_lag: timedelta) -> str | None:
+def late(evidence: Evidence, window: EvidenceWindow) -> str | None:
     """Say that bins were closed too early; None if telemetry comes in time, or the store does not tell."""
-    if evidence.lag is None or evidence.lag <= allowed_lag:
+    if evidence.lag is None or evidence.lag <= window.allowed_lag:
         return None
-    seconds = evidence.lag.total_seconds()
+    lag_s, allowed_lag_s = evidence.lag.total_seconds(), window.allowed_lag.total_seconds()
     return (
-        f"telemetry comes up to {seconds:,.0f} s late, and bins are closed after {allowed_lag.total_seconds():,.0f} s: "
+        f"telemetry comes up to {lag_s:,.0f} s late, and bins are closed after {allowed_lag_s:,.0f} s: "
         "wait until the way to the store is free again, or allow more with allowed_lag"
     )
 
 
 def unseen(
-    evidence: Evidence, router: Sequence[Reading], *, control: str, treatment: str, bin_width: timedelta
+    evidence: Evidence, router: Sequence[Reading], *, control: str, treatment: str, window: EvidenceWindow
 ) -> str | None:
     """Say which version the router has sent requests to and the store knows nothing of; None if it sees both.
 
@@ -79,7 +75,7 @@ def unseen(
         if sent and not seen:
             return _sentence(name, sent, f"in {len(evidence.bins)} bins")
         newest = max((one.start for one in evidence.bins if _requests(one, name == treatment)), default=None)
-        if newest is not None and (silent := _silent(name, newest + bin_width, router, evidence.until)):
+        if newest is not None and (silent := _silent(name, newest + window.bin_width, router, evidence.until)):
             return silent
     return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.workspace import Workspace
 
@@ -45,7 +46,7 @@ class GateTerms(BaseModel):
         decision_timeout: How long to wait at the present share.
         on_no_decision: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
-        bin_width, allowed_lag, baseline_length: How the evidence is read.
+        window: How the evidence is read.
         asked: When the task began to wait.
         held: When the rollout was last put on hold: whoever clears the task gives it another `decision_timeout`.
     """
@@ -63,9 +64,7 @@ class GateTerms(BaseModel):
     decision_timeout: timedelta
     on_no_decision: Literal["hold", "roll_back", "ask"]
     interval: timedelta
-    bin_width: timedelta
-    allowed_lag: timedelta
-    baseline_length: timedelta
+    window: EvidenceWindow = EvidenceWindow()
     asked: AwareDatetime
     held: AwareDatetime | None = None
 
@@ -183,9 +182,7 @@ async def take_look(workspace: Workspace, terms: GateTerms, say: Callable[[str],
             gate=terms.gate,
             who=terms.who,
             owner=terms.owner,
-            bin_width=terms.bin_width,
-            allowed_lag=terms.allowed_lag,
-            baseline_length=terms.baseline_length,
+            window=terms.window,
         )
     except TargetUnavailableError as error:
         answer = unreachable(terms, str(error), now=datetime.now(UTC))

@@ -14,7 +14,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EvidenceUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, Question, Reading, SplitChange, evidence_source
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, Reading, SplitChange, evidence_source
 from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_to_dict
 from controlled_rollout.record import Decision, Seen
 from controlled_rollout.target.connect import connect
@@ -27,6 +27,7 @@ __all__ = ["Look", "check_owner", "created_at", "down_beside", "hold", "look", "
 MOST_GATES: Final = 4_096
 # A node that starts again takes its replicas along for less than that.
 DOWN_FOR: Final = timedelta(minutes=2)
+DEFAULT_WINDOW: Final = EvidenceWindow()
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ async def look(
     gate: Gate,
     who: str,
     owner: str | None = None,
-    bin_width: timedelta = timedelta(minutes=1),
-    allowed_lag: timedelta = timedelta(minutes=3),
-    baseline_length: timedelta = timedelta(hours=1),
+    window: EvidenceWindow = DEFAULT_WINDOW,
     now: datetime | None = None,
 ) -> Look:
     """Judge a treatment against control on everything seen since its rollout began, and append the look to the record.
@@ -72,9 +71,7 @@ async def look(
         gate: What the treatment has to show.
         who: Who looks, for the record.
         owner: The run that should hold the endpoint; None does not check.
-        bin_width: Length of a time bin.
-        allowed_lag: How late evidence may arrive; bins younger than this are not looked at.
-        baseline_length: How far before the rollout control's latency quantiles are taken from.
+        window: How the evidence is read.
         now: The time of the look; None for the present.
 
     Raises:
@@ -101,9 +98,7 @@ async def look(
         treatment=version,
         started=started,
         now=now,
-        bin_width=bin_width,
-        allowed_lag=allowed_lag,
-        baseline_length=baseline_length,
+        window=window,
         splits=splits_since(history, started, control=control.name, treatment=version),
         gate=gate,
         clusters=status.clusters,
@@ -120,8 +115,7 @@ async def look(
             gate,
             control=control.name,
             treatment=version,
-            bin_width=bin_width,
-            allowed_lag=allowed_lag,
+            window=window,
             router=readings,
             down=down,
         )
@@ -204,13 +198,11 @@ def _has_ready(version: VersionStatus) -> bool:
 
 
 def settings_of(question: Question, queries: Sequence[str]) -> dict[str, Any]:
-    """Return what is the same for all looks of one gate on one rollout, as JSON: lengths of time in seconds."""
+    """Return what is the same for all looks of one gate on one rollout, as JSON: lengths of time in ISO 8601."""
     return {
         "control": question.control,
         "started": question.started.isoformat(),
-        "bin_width_s": question.bin_width.total_seconds(),
-        "allowed_lag_s": question.allowed_lag.total_seconds(),
-        "baseline_length_s": question.baseline_length.total_seconds(),
+        "window": question.window.model_dump(mode="json"),
         "gate": question.gate.model_dump(mode="json"),
         "queries": list(queries),
     }
@@ -227,7 +219,7 @@ def _readings(workspace: Workspace, question: Question, now: Reading, until: dat
     key = (workspace.root, question.endpoint, question.treatment, question.started)
     known = _counted.pop(key, [])
     # As much as the store holds back, and five bins before that to compare.
-    oldest = until - 5 * question.bin_width
+    oldest = until - 5 * question.window.bin_width
     kept = [reading for reading in known if reading.at >= oldest]
     _counted[key] = [*kept, now]
     while len(_counted) > MOST_GATES:

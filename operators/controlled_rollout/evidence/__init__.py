@@ -2,9 +2,10 @@
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.evidence.model import Evidence, EvidenceSource, Question, Reading, SplitChange
+from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Evidence", "EvidenceSource", "Question", "Reading", "SplitChange", "evidence_source"]
+__all__ = ["Evidence", "EvidenceSource", "EvidenceWindow", "Question", "Reading", "SplitChange", "evidence_source"]
 
 
 def evidence_source(workspace: Workspace) -> EvidenceSource:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.evidence.model import SplitChange
 from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.gate import Bin, Counts
@@ -16,7 +15,6 @@ __all__ = [
     "MIN_BASELINE_REQUESTS",
     "SPLIT_GUARD",
     "bins_of",
-    "check_bin_width",
     "closed_until",
     "floor_to_bin",
     "share_in",
@@ -34,22 +32,7 @@ MIN_BASELINE_REQUESTS: Final = 100
 SPLIT_GUARD: Final = timedelta(seconds=5)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_DAY: Final = timedelta(days=1)
 _NO_REQUESTS: Final = Counts(requests=0, errors=0)
-
-
-def check_bin_width(width: timedelta) -> None:
-    """Refuse a width that does not divide a day.
-
-    KQL counts bins from the year 1 and other engines from 1970: for a part of a day the two agree.
-
-    Raises:
-        ControlledRolloutError: The width does not divide a day, or has parts of a millisecond.
-    """
-    if width <= timedelta(0) or _DAY % width or width.microseconds % 1_000:
-        raise ControlledRolloutError(
-            f"bin width {width} cannot be used: give a part of a day in whole milliseconds, such as 10 s or 1 min"
-        )
 
 
 def floor_to_bin(moment: datetime, width: timedelta) -> datetime:

@@ -86,11 +86,11 @@ class LogAnalyticsEvidence:
         """Return what the author's metrics were by bin and version; see `Store.metrics`."""
         found: list[MetricRow] = []
         for name, author in ask.subject.means:
-            query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.bin_width)
+            query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.window.bin_width)
             rows = await self._ask_for(name, query, "Count", "Mean", "Variance")
             found += [_mean_row(name, row) for row in rows]
         for name, author in ask.subject.categories:
-            query = kql.category_query(author, ask, until=until, bin_width=ask.subject.bin_width)
+            query = kql.category_query(author, ask, until=until, bin_width=ask.subject.window.bin_width)
             found += _category_rows(name, await self._ask_for(name, query, "Category", "Count"))
         return found
 
@@ -122,7 +122,7 @@ class LogAnalyticsEvidence:
 
     def queries(self, ask: Ask) -> tuple[str, ...]:
         """Return the queries that give the same numbers for this gate alone; see `Store.queries`."""
-        width = ask.subject.bin_width
+        width = ask.subject.window.bin_width
         counts = kql.counts_query([ask], bin_width=width)
         means = [kql.mean_query(author, ask, until=None, bin_width=width) for _, author in ask.subject.means]
         categories = [

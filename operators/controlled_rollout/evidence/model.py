@@ -7,6 +7,7 @@ from typing import Protocol
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.gate import Bin, Gate
 
 __all__ = [
@@ -85,9 +86,7 @@ class Question:
         treatment: The treatment's name.
         started: When the rollout began: the baseline ends here.
         now: The time of the look.
-        bin_width: The length of a bin.
-        allowed_lag: How late a row may arrive: bins that end later than `now - allowed_lag` are not closed.
-        baseline_length: How far before `started` the baseline reaches.
+        window: How the evidence is read.
         splits: The splits that were set, oldest first.
         gate: Gives the latency quantiles and the tolerance.
         clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
@@ -98,9 +97,7 @@ class Question:
     treatment: str
     started: datetime
     now: datetime
-    bin_width: timedelta
-    allowed_lag: timedelta
-    baseline_length: timedelta
+    window: EvidenceWindow
     splits: Sequence[SplitChange]
     gate: Gate
     clusters: Mapping[str, str] = field(default_factory=dict)
@@ -141,9 +138,7 @@ class Subject:
     Attributes:
         endpoint, control, treatment: Whose requests.
         started: When the rollout began.
-        first: Where the baseline begins.
-        bin_width: The length of a bin.
-        allowed_lag: How late a row may arrive.
+        window: How the evidence is read.
         quantiles: The latency quantiles that are judged.
         tolerance: The relative slow-down of the treatment that is tolerated.
         means, categories: The author's queries for numeric and for categorical metrics, as (name, KQL).
@@ -154,14 +149,17 @@ class Subject:
     control: str
     treatment: str
     started: datetime
-    first: datetime
-    bin_width: timedelta
-    allowed_lag: timedelta
+    window: EvidenceWindow
     quantiles: tuple[float, ...]
     tolerance: float
     means: tuple[tuple[str, str], ...] = ()
     categories: tuple[tuple[str, str], ...] = ()
     clusters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def first(self) -> datetime:
+        """Where the baseline begins."""
+        return self.started - self.window.baseline_length
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -181,9 +179,7 @@ class Subject:
             control=question.control,
             treatment=question.treatment,
             started=question.started,
-            first=question.started - question.baseline_length,
-            bin_width=question.bin_width,
-            allowed_lag=question.allowed_lag,
+            window=question.window,
             quantiles=tuple(question.gate.latency_quantiles),
             tolerance=question.gate.latency_tolerance,
             means=tuple((name, mean.kql) for name, mean in question.gate.means.items() if mean.kql),

@@ -71,7 +71,7 @@ class PrometheusEvidence:
             )
         reader = shared_reader((type(self), self.url, self.selector), self)
         # A scrape tells of the time before it, which may reach back into the bin before.
-        return await read_shared(reader, self, question, split_guard=question.bin_width)
+        return await read_shared(reader, self, question, split_guard=question.window.bin_width)
 
     async def routers(self) -> list[str]:
         """Return the routers that were scraped within the last minutes, as Prometheus calls them.
@@ -95,13 +95,15 @@ class PrometheusEvidence:
     async def _cumulative(self, ask: Ask) -> dict[float, int]:
         """How many of control's requests before the rollout took at most each bound."""
         subject = ask.subject
-        until, since = subject.started, subject.first - subject.bin_width
+        until, since = subject.started, subject.first - subject.window.bin_width
         cluster = _cluster_matcher([subject.cluster_of(subject.control)])
         series = await self._ask(f"{TIMES}{self._braces(cluster)}{_range(since, until)}", until)
         scrapes = await self._scrapes(since, until)
         cumulative: dict[float, int] = {}
         for one in series:
-            grown = growths(one.samples, scrapes.get(one.labels.get("instance", ""), ()), longest=subject.bin_width)
+            grown = growths(
+                one.samples, scrapes.get(one.labels.get("instance", ""), ()), longest=subject.window.bin_width
+            )
             number = sum(growth.number for growth in grown if growth.at > subject.first)
             bound = float(one.labels["le"])
             cumulative[bound] = cumulative.get(bound, 0) + number

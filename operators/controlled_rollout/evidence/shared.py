@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, check_bin_width, closed_until, floor_to_bin
+from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, closed_until, floor_to_bin
 from controlled_rollout.evidence.model import (
     Arrival,
     Ask,
@@ -130,12 +130,12 @@ class SharedReader:
             return
         groups: dict[tuple[timedelta, timedelta, datetime], list[Subject]] = {}
         for subject, until in wanted.items():
-            groups.setdefault((subject.bin_width, subject.allowed_lag, until), []).append(subject)
+            groups.setdefault((subject.window.bin_width, subject.window.allowed_lag, until), []).append(subject)
         for (bin_width, lag, until), subjects in groups.items():
             alike = [
                 known
                 for known, series in self._series.items()
-                if (known.bin_width, known.allowed_lag) == (bin_width, lag) and series.until < until
+                if (known.window.bin_width, known.window.allowed_lag) == (bin_width, lag) and series.until < until
             ]
             await self._read_group(list(dict.fromkeys([*subjects, *alike])), until, bin_width)
 
@@ -151,11 +151,11 @@ class SharedReader:
 
     async def _arrivals(self, subjects: Sequence[Subject], until: datetime) -> Mapping[str, Arrival]:
         """Ask what has arrived since the store was asked for these subjects; at first, how late things come lately."""
-        lately = self._clock() - max(LATELY, 2 * max(subject.bin_width for subject in subjects))
+        lately = self._clock() - max(LATELY, 2 * max(subject.window.bin_width for subject in subjects))
         reads = [self._series[subject].read for subject in subjects if subject in self._series]
         since = min(reads, default=lately) - ARRIVAL_OVERLAP
         first = min(subject.first for subject in subjects)
-        return await self._store.arrivals(first=first, until=until, since=since, bin_width=subjects[0].bin_width)
+        return await self._store.arrivals(first=first, until=until, since=since, bin_width=subjects[0].window.bin_width)
 
     async def _read_part(
         self,
@@ -200,7 +200,7 @@ class SharedReader:
             return Ask(subject, known.until, known.thresholds_ms)
         if arrival.oldest < subject.started:
             return Ask(subject, subject.first)
-        return Ask(subject, floor_to_bin(arrival.oldest, subject.bin_width), known.thresholds_ms)
+        return Ask(subject, floor_to_bin(arrival.oldest, subject.window.bin_width), known.thresholds_ms)
 
     async def _with_thresholds(self, asks: list[Ask]) -> list[Ask]:
         """Freeze control's quantiles for those that are read from the beginning."""
@@ -223,7 +223,7 @@ class SharedReader:
 
     def _forget(self, now: datetime) -> None:
         for subject, series in list(self._series.items()):
-            if now - series.asked > max(FORGET_AFTER, FORGET_AFTER_BINS * subject.bin_width):
+            if now - series.asked > max(FORGET_AFTER, FORGET_AFTER_BINS * subject.window.bin_width):
                 del self._series[subject]
 
 
@@ -232,17 +232,17 @@ async def read_shared(
 ) -> Evidence:
     """Answer one gate's question from what is read for all; `split_guard` as in `bins.share_in`."""
     # Before anybody shares a query with it: what is wrong with one question is not the others' problem.
-    check_bin_width(question.bin_width)
     for name in (question.endpoint, question.control, question.treatment):
         check_name(name)
-    until = closed_until(question.now, allowed_lag=question.allowed_lag, width=question.bin_width)
+    window = question.window
+    until = closed_until(question.now, allowed_lag=window.allowed_lag, width=window.bin_width)
     subject = Subject.of(question)
     series = await reader.read(subject, until)
     bins, baseline = bins_of(
         series.counts.values(),
         control=question.control,
         treatment=question.treatment,
-        width=question.bin_width,
+        width=window.bin_width,
         started=question.started,
         until=until,
         splits=question.splits,

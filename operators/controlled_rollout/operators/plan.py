@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.arguments import duration, gate_of
 from controlled_rollout.errors import ControlledRolloutError, EvidenceError
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.workspace import Workspace
@@ -102,9 +103,11 @@ class PlanRolloutOperator(CheckConnectivityOperator):
                 self.endpoint,
                 self.version,
                 gate=gate,
-                bin_width=duration("bin_width", self.bin_width),
-                allowed_lag=duration("allowed_lag", self.allowed_lag),
-                baseline_length=duration("baseline_length", self.baseline_length),
+                window=EvidenceWindow(
+                    bin_width=duration("bin_width", self.bin_width),
+                    allowed_lag=duration("allowed_lag", self.allowed_lag),
+                    baseline_length=duration("baseline_length", self.baseline_length),
+                ),
             )
             shown = power_in_words(gate, self.steps, traffic, bake=bake, decision_timeout=decision_timeout)
         except ControlledRolloutError as error:
@@ -122,9 +125,7 @@ async def traffic_of(
     version: str,
     *,
     gate: Gate,
-    bin_width: timedelta,
-    allowed_lag: timedelta,
-    baseline_length: timedelta,
+    window: EvidenceWindow,
 ) -> Traffic | None:
     """Return what control has had to do lately; None for an endpoint that does not exist or is at its first version.
 
@@ -151,16 +152,14 @@ async def traffic_of(
         treatment=version,
         started=now,
         now=now,
-        bin_width=bin_width,
-        allowed_lag=allowed_lag,
-        baseline_length=baseline_length,
+        window=window,
         splits=(),
         gate=gate.model_copy(update={"means": {}, "categories": {}}),
         clusters={version: "-", **clusters},  # the version is not there yet: nothing is counted under this name
     )
     evidence = await evidence_source(workspace).read(question)
     counted = [one.control for one in evidence.baseline]
-    length = evidence.until - (now - baseline_length)
+    length = evidence.until - (now - window.baseline_length)
     return Traffic(sum(one.requests for one in counted), sum(one.errors for one in counted), length)
 
 

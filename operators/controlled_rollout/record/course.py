@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controlled_rollout.errors import ControlledRolloutError, EvidenceError
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Bin, Counts, Gate, Verdict, verdict_from_dict
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.replay import Replayed, replay
@@ -102,7 +103,7 @@ def course_of(decisions: Iterable[Decision], *, version: str | None = None) -> C
         version=name,
         control=settings["control"],
         started=started,
-        bin_width=timedelta(seconds=settings["bin_width_s"]),
+        bin_width=EvidenceWindow.model_validate(settings["window"]).bin_width,
         gate=Gate.model_validate(settings["gate"]),
         thresholds_ms=evidence.thresholds_ms,
         bins=evidence.bins,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, Reading
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
 from controlled_rollout.gate import Bin, Gate, Verdict, verdict_from_dict
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.series import Marks, bins_from_json
@@ -112,8 +112,7 @@ class _Series:
             Gate.model_validate(self.settings["gate"]),
             control=self.settings["control"],
             treatment=decision.version,
-            bin_width=timedelta(seconds=self.settings["bin_width_s"]),
-            allowed_lag=timedelta(seconds=self.settings["allowed_lag_s"]),
+            window=EvidenceWindow.model_validate(self.settings["window"]),
             router=tuple(Reading(one.at, one.requests) for one in look.router),
             down=look.down,
         )

@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import ArgumentError, choice, duration, flag, gate_of, whole_number
 from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, take_look
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
@@ -161,9 +162,11 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
             decision_timeout=duration("decision_timeout", self.decision_timeout),
             on_no_decision=cast("Literal['hold', 'roll_back', 'ask']", on_no_decision),
             interval=duration("interval", self.interval),
-            bin_width=duration("bin_width", self.bin_width),
-            allowed_lag=duration("allowed_lag", self.allowed_lag),
-            baseline_length=duration("baseline_length", self.baseline_length),
+            window=EvidenceWindow(
+                bin_width=duration("bin_width", self.bin_width),
+                allowed_lag=duration("allowed_lag", self.allowed_lag),
+                baseline_length=duration("baseline_length", self.baseline_length),
+            ),
             asked=datetime.now(UTC),
             held=max(held, default=None),
         )

@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from controlled_rollout.evaluation.conclusion import conclude, unseen
-from controlled_rollout.evidence import Evidence, Reading
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
 from controlled_rollout.gate import Bin, Counts, Gate, Outcome, Verdict
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 GATE = Gate(latency_quantiles=())
+WINDOW = EvidenceWindow(bin_width=MINUTE, allowed_lag=3 * MINUTE)
 
 
 def at(minute: float) -> datetime:
@@ -32,11 +33,11 @@ def reading(minute: float, old: int, new: int) -> Reading:
 
 
 def blindness(seen: Evidence, *router: Reading) -> str | None:
-    return unseen(seen, router, control="old", treatment="new", bin_width=MINUTE)
+    return unseen(seen, router, control="old", treatment="new", window=WINDOW)
 
 
 def verdict(seen: Evidence, *router: Reading, gate: Gate = GATE) -> Verdict:
-    return conclude(seen, gate, control="old", treatment="new", bin_width=MINUTE, allowed_lag=3 * MINUTE, router=router)
+    return conclude(seen, gate, control="old", treatment="new", window=WINDOW, router=router)
 
 
 def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know_is_not_seen() -> None:
@@ -90,8 +91,7 @@ def test_a_treatment_that_is_down_fails_whatever_was_read() -> None:
             GATE,
             control="old",
             treatment="new",
-            bin_width=MINUTE,
-            allowed_lag=3 * MINUTE,
+            window=WINDOW,
             router=[reading(1, 90, 10)],
             down=down,
         )

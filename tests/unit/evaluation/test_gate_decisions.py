@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, decide, ended, unreachable
 from controlled_rollout.evaluation.look import Look
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome, Verdict
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -28,9 +29,7 @@ def terms(**changes) -> GateTerms:
             "decision_timeout": 60 * MINUTE,
             "on_no_decision": "hold",
             "interval": MINUTE,
-            "bin_width": MINUTE,
-            "allowed_lag": MINUTE,
-            "baseline_length": MINUTE,
+            "window": EvidenceWindow(bin_width=MINUTE, allowed_lag=MINUTE, baseline_length=MINUTE),
             "asked": NOW - 30 * MINUTE,
             **changes,
         }

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ControlledRolloutError
-from controlled_rollout.evidence import SplitChange
+from controlled_rollout.evidence import EvidenceWindow, SplitChange
 from controlled_rollout.evidence.bins import (
     bins_of,
-    check_bin_width,
     closed_until,
     floor_to_bin,
     share_in,
@@ -69,7 +68,7 @@ def test_bins_are_aligned_as_kql_aligns_them_and_only_past_ones_are_closed() -> 
 @pytest.mark.parametrize("width", [timedelta(0), 7 * S, -WIDTH, timedelta(microseconds=500), timedelta(days=2)])
 def test_a_width_that_kql_and_duckdb_would_align_differently_is_refused(width: timedelta) -> None:
     with pytest.raises(ControlledRolloutError, match="part of a day"):
-        check_bin_width(width)
+        EvidenceWindow(bin_width=width)
 
 
 def test_the_share_is_the_last_one_set_before_the_bin() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from controlled_rollout.endpoint import EndpointError
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
-from controlled_rollout.evidence import evidence_source
+from controlled_rollout.evidence import EvidenceWindow, evidence_source
 from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
 from controlled_rollout.evidence.local import is_this_machine
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
@@ -99,10 +99,12 @@ def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:
 
 
 def ask(*thresholds_ms: float, **changes: Any) -> Ask:
+    window = EvidenceWindow(
+        bin_width=timedelta(seconds=1.5), allowed_lag=timedelta(0), baseline_length=timedelta(hours=1)
+    )
     subject = Subject(**{
         "endpoint": "digits", "control": "control", "treatment": "treatment", "started": T0 + timedelta(hours=1),
-        "first": T0, "bin_width": timedelta(seconds=1.5), "allowed_lag": timedelta(0), "quantiles": (0.5,),
-        "tolerance": 0.05, **changes,
+        "window": window, "quantiles": (0.5,), "tolerance": 0.05, **changes,
     })  # fmt: skip
     return Ask(subject, subject.first, thresholds_ms)
 
@@ -143,7 +145,7 @@ def test_a_threshold_that_is_no_number_is_never_sent(threshold: float) -> None:
 
 def test_a_time_without_a_zone_and_a_name_that_is_none_are_never_sent() -> None:
     with pytest.raises(ValueError, match="no time zone"):
-        baseline_query([ask(first=T0.replace(tzinfo=None), started=T0.replace(tzinfo=None))])
+        baseline_query([ask(started=T0.replace(tzinfo=None))])
     with pytest.raises(EndpointError):
         baseline_query([ask(endpoint="digits' or 1==1 //")])
     with pytest.raises(EndpointError):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence import shared
+from controlled_rollout.evidence import EvidenceWindow, shared
 from controlled_rollout.evidence.bins import closed_until, floor_to_bin
 from controlled_rollout.evidence.model import Arrival, Ask, Subject, ThrottledError
 from controlled_rollout.evidence.rows import CountRow, MetricRow
@@ -20,6 +20,7 @@ from controlled_rollout.gate import Counts
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 S = timedelta(seconds=1)
 WIDTH, LAG = 10 * S, 5 * S
+WINDOW = EvidenceWindow(bin_width=WIDTH, allowed_lag=LAG, baseline_length=60 * S)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class MemoryStore:
 
 
 def subject(treatment: str = "treatment") -> Subject:
-    return Subject("digits", "control", treatment, T0 + 60 * S, T0, WIDTH, LAG, (0.5,), 0.0)
+    return Subject("digits", "control", treatment, T0 + 60 * S, WINDOW, (0.5,), 0.0)
 
 
 async def look(reader: SharedReader, store: MemoryStore, at: int, *, treatment: str = "treatment") -> Series:
