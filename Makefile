@@ -24,7 +24,7 @@ down: install  ## Stop what `make up` started
 	@.venv/bin/python -m scripts.demo.down
 
 test: install  ## Run the tests
-	@.venv/bin/pytest --quiet --numprocesses=3 --dist=loadscope --no-loadscope-reorder --durations=25
+	@.venv/bin/pytest --quiet --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --durations=25
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check

@@ -1,93 +1,68 @@
-"""How all tests run: in which order, which of them in one process, and with which generated examples."""
+"""How all tests run: with which generated examples, which of them in one process, in which order."""
 
 import os
-from collections import defaultdict
-from itertools import chain, zip_longest
-from typing import Any
+import uuid
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from xdist.scheduler import LoadScopeScheduling
 
-# Timings on a busy machine say nothing about the code; CI has the same examples in every run.
-settings.register_profile("everywhere", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "everywhere")
+# Timings on a busy machine say nothing about the code, and a failure must be repeatable: the examples are the same
+# in every run. `make fuzz` tries others.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=1_000, print_blob=True)
+settings.load_profile("same")
 
-# Their tests share what takes long to make.
-ONE_PROCESS = ("prometheus", "registry")
-# Their tests share nothing but the cluster.
-EACH_BY_ITSELF = ("cluster/test_builder_pod.py", "cluster/test_outages.py", "cluster/test_rollout.py")
-# Those marked `breaks_lab`, by name: who hands out the tests sees no marks.
-BREAK_THE_LAB = (
-    "test_a_killed_api_server_comes_back_with_everything",
-    "test_the_gateways_controller_is_killed_and_started_by_name",
-    "test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift",
-    "test_the_gateways_controller_dies_in_the_middle_of_a_shift",
-)
-# The tests on the cluster that take longest come before its others, so that nobody waits for one at the end.
-LONGEST = ("test_dags_on_cluster.py", "test_rollout.py", "test_docs_aks.py", "test_prometheus_on_cluster.py")
-# So many groups that need no lab take about as long as the four that break it.
-WITHOUT_LAB = 8
-LAB_WAS_UP = pytest.StashKey[bool]()
+TESTS = Path(__file__).parent
+# Slow folders first, so that no process is left with a long test at the end. Tests on the cluster come after those
+# that need no cluster: while one test breaks the lab, the tests beside it must not be waiting for the lab.
+FOLDERS = ("registry", "local", "prometheus", "cluster", "unit")
+# Names this run to all of its processes: the run that has started the lab takes it down.
+RUN_ID = "CONTROLLED_ROLLOUT_TEST_RUN"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember whether the machine carries a lab, in the process that outlives all others."""
+    """Name this run, in the process that starts the others."""
     if not hasattr(config, "workerinput"):
-        from tests.cluster.lab.network import owner
-
-        config.stash[LAB_WAS_UP] = owner() is not None
+        os.environ[RUN_ID] = uuid.uuid4().hex
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Take the lab down that was brought up for this run."""
+    """Take the lab down if this run has brought it up."""
     from tests.cluster.lab import Lab
-    from tests.cluster.lab.network import owner
 
-    if not config.stash.get(LAB_WAS_UP, True) and owner() is not None:
+    if not hasattr(config, "workerinput") and Lab.started_by() == os.environ[RUN_ID]:
         Lab.down()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Keep in one process what shares fixtures; xdist's own groups get lost with pytest 9.2."""
-
-    class Groups(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return _place(nodeid)[1]
-
-    return Groups(config, log)
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every process something to do from the beginning, and something to wait for beside what computes.
-
-    Who breaks the lab comes first, and the others are meanwhile at what needs no lab: they would wait for it.
-    """
-    groups: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    """Group the tests that share a process, before xdist looks for groups; and put them in order."""
     for item in items:
-        folder, group = _place(item.nodeid)
-        if item.get_closest_marker("breaks_lab") and folder != "first":
-            raise pytest.UsageError(f"{item.name} breaks the lab: name it among those in tests/conftest.py")
-        groups[folder][group].append(item)
-    first, cluster, unit = (list(groups.pop(folder, {}).values()) for folder in ("first", "cluster", "unit"))
-    others = _in_turn(*(list(folder.values()) for folder in groups.values()))
-    cluster.sort(key=lambda group: group[0].path.name not in LONGEST)
-    begin, later = others[:WITHOUT_LAB], others[WITHOUT_LAB:]
-    items[:] = chain.from_iterable([*first, *begin, *_in_turn(cluster, later, unit)])
+        group = _group(item)
+        if group and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_rank)
 
 
-def _in_turn(*lists: list[list[pytest.Item]]) -> list[list[pytest.Item]]:
-    """Return the first of each, the second of each, and so on."""
-    return [group for turn in zip_longest(*lists, fillvalue=[]) for group in turn if group]
+def _group(item: pytest.Item) -> str | None:
+    """Return the name that a test shares with all tests of its process; None for a test that shares nothing."""
+    if item.get_closest_marker("breaks_lab"):
+        return "breaks_lab"
+    folder = _folder(item)
+    if folder == "cluster":
+        # Its tests have nothing in common but the lab.
+        return None
+    return folder if folder == "registry" else item.path.relative_to(TESTS).as_posix()
 
 
-def _place(node_id: str) -> tuple[str, str]:
-    """Return the folder of a test, and the name that it shares with all tests that one process has to run."""
-    file, _, name = node_id.partition("::")
-    if name in BREAK_THE_LAB:
-        return "first", "first"
-    path = file.removeprefix("tests/")
-    folder = path.partition("/")[0]
-    return folder, folder if folder in ONE_PROCESS else node_id if path in EACH_BY_ITSELF else path
+def _rank(item: pytest.Item) -> int:
+    """Return a test's place in the order: those that break the lab wait for each other, so they come first."""
+    folder = _folder(item)
+    if item.get_closest_marker("breaks_lab"):
+        return -1
+    return FOLDERS.index(folder) if folder in FOLDERS else 0
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]

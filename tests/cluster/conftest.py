@@ -34,7 +34,7 @@ def _is_required() -> bool:
 
 @pytest.fixture(scope="session")
 def lab() -> Lab:
-    """The lab that is up, or one that is brought up for this run (and taken down at its end)."""
+    """The lab that is up, or one that is brought up for this run; tests/conftest.py takes it down."""
     # One process brings it up and the others wait: `up` on a lab that another's test is breaking would fail.
     with locked("first-use"):
         try:
@@ -43,7 +43,7 @@ def lab() -> Lab:
             why_not = why_not_here()
         if why_not and not _is_required():
             pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, or CONTROLLED_ROLLOUT_CLUSTER=required")
-        return Lab.up(owner())
+        return Lab.up(owner(), started_by=os.environ["CONTROLLED_ROLLOUT_TEST_RUN"])
 
 
 @pytest.fixture(autouse=True)

@@ -56,13 +56,14 @@ class Lab:
     # Life
 
     @classmethod
-    def up(cls, folder: Path | None = None) -> "Lab":
+    def up(cls, folder: Path | None = None, started_by: str = "") -> "Lab":
         """Bring a lab up; what runs already is left alone.
 
         With `KUBECONFIG` set, that cluster is used instead: nothing is installed there, only looked at.
 
         Args:
             folder: Where it lives; None for that of the lab that is up, or the usual place.
+            started_by: The test run that has to take it down at its end.
 
         Raises:
             LabError: Something did not start, this machine cannot run a lab, or the cluster of `KUBECONFIG` lacks
@@ -74,7 +75,7 @@ class Lab:
         made = images()
         with locked("lab"):
             layout = _layout(folder)
-            state = machine.prepare(layout)
+            state = machine.prepare(layout, started_by)
             with ThreadPoolExecutor() as pool:
                 # The registry takes the images while the API server takes its time.
                 machine.start(layout, state, "registry")
@@ -108,6 +109,13 @@ class Lab:
         if state is None or not state.gateway_port or not processes.is_running(state.processes.get("etcd")):
             raise LabError(f"no lab is up in {layout.folder}: start it with `python -m tests.cluster.lab up`")
         return cls._of(layout, state)
+
+    @staticmethod
+    def started_by() -> str | None:
+        """Return the test run that has started the lab of this machine; None where no lab is up."""
+        folder = network.owner()
+        state = State.read(Layout(folder).state) if folder else None
+        return state.started_by if state else None
 
     @staticmethod
     def down(folder: Path | None = None) -> bool:

@@ -72,8 +72,13 @@ def install_packages() -> None:
         run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env)
 
 
-def prepare(layout: Layout) -> State:
-    """Make the folder, the keys and the network, unless they are there; return the lab's state."""
+def prepare(layout: Layout, started_by: str = "") -> State:
+    """Make the folder, the keys and the network, unless they are there; return the lab's state.
+
+    Args:
+        layout: The lab's folder.
+        started_by: The test run that has to take the lab down, if this call creates it.
+    """
     if len(str(layout.containerd_socket)) > SOCKET_PATH_MAX:
         raise LabError(f"the folder {layout.folder} is too long a name for a unix socket in it: use a shorter one")
     for folder in (layout.folder, layout.logs, layout.configuration, layout.data("tmp"), layout.certificates):
@@ -81,7 +86,7 @@ def prepare(layout: Layout) -> State:
     state = State.read(layout.state)
     if state is None:
         absent = [str(place) for place in STRAY if not place.exists()]
-        state = State(layout.state, ports=_free_ports(ON_LOOPBACK), absent=absent)
+        state = State(layout.state, ports=_free_ports(ON_LOOPBACK), absent=absent, started_by=started_by)
         state.write()
     certificates.create(layout)
     if not layout.telemetry_token.exists():

@@ -31,6 +31,7 @@ class State:
         absent: Folders of the system that were not there before.
         kernel: Kernel settings as they were before, by name.
         gateway_port: The node port of the gateway; 0 before there is one.
+        started_by: The test run that has started the lab and has to take it down; empty for a person's.
     """
 
     file: Path
@@ -39,6 +40,7 @@ class State:
     absent: list[str] = field(default_factory=list)
     kernel: dict[str, str] = field(default_factory=dict)
     gateway_port: int = 0
+    started_by: str = ""
 
     @classmethod
     def read(cls, file: Path) -> "State | None":
