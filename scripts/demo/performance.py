@@ -111,7 +111,7 @@ class Performance:
             self._timed("local workspace", self._stage.start_workspace(port=router_port)),
             self._timed("control trained", training),
         )
-        built = image.build(
+        built = image.build_local_image(
             control.PROJECT,
             name=ENDPOINT,
             cache=self._stage.workspace.cache_folder,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlled_rollout import image
-from controlled_rollout.image.host_settings import build_secrets
-from controlled_rollout.image.runtime import runtime_requirements
+from controlled_rollout.image.builders.build_secrets import build_secrets
+from controlled_rollout.image.scoring_runtime import runtime_requirements
 from tests.benchmarks.local_workspace import SCRIPT, silent
 from tests.cluster.lab.images import base_image
 from tests.registry.real_registry import serving
@@ -76,7 +76,7 @@ class _Bench:
 
     def ours(self) -> None:
         asyncio.run(
-            image.build_container(
+            image.build_container_image(
                 self.source,
                 name="ours",
                 registry=f"{self.registry}/bench",

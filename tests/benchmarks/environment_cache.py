@@ -14,7 +14,7 @@ REQUIREMENTS = "scikit-learn\nnumpy\njoblib\n"
 def seconds_to_build(source: Path, cache: Path, model: Path) -> float:
     began = time.perf_counter()
     models = [image.ModelSource("digits", model)]
-    asyncio.run(image.build(source, name="bench", cache=cache, models=models, progress=silent))
+    asyncio.run(image.build_local_image(source, name="bench", cache=cache, models=models, progress=silent))
     return time.perf_counter() - began
 
 

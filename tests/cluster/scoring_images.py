@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from controlled_rollout.image import build_container
-from controlled_rollout.image.runtime import recipe_files, runtime_folder, runtime_requirements
+from controlled_rollout.image import build_container_image
+from controlled_rollout.image.scoring_runtime import recipe_files, runtime_folder, runtime_requirements
 from tests.registry.real_registry import serving
 
 from .lab.cache import cache_folder, digest_of, locked, made_once
@@ -76,7 +76,7 @@ def build(
     with tempfile.TemporaryDirectory() as temporary:
         folder = project(model, Path(temporary) / model, **changes)
         reference = asyncio.run(
-            build_container(
+            build_container_image(
                 folder,
                 name=str(changes.get("version", model)),
                 registry=f"{registry}/models",

@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from controlled_rollout.errors import AccessError, ImageError
-from controlled_rollout.image import Credentials, Environment, ImageReference
-from controlled_rollout.image.builders.choice import build_for
-from controlled_rollout.image.builders.pod.pod import SELECTOR
+from controlled_rollout.image import Credentials, Environment, ImageReference, build_image
+from controlled_rollout.image.builders.pod.manifest import SELECTOR
 from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
@@ -78,7 +77,7 @@ def environment(*requirements: str) -> Environment:
 
 
 async def build(workspace: Workspace, source: Path, said: list[str], **more: Any) -> ImageReference:
-    return await build_for(
+    return await build_image(
         workspace, source, name="pod", owner=more.pop("owner", "a test"), progress=said.append, **more
     )
 
@@ -208,14 +207,13 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
 
 KILLED = """
 import asyncio, pathlib, sys
-from controlled_rollout.image.builders.choice import build_for
-from controlled_rollout.image import Environment
+from controlled_rollout.image import Environment, build_image
 from controlled_rollout.workspace import Workspace
 
 workspace = Workspace.model_validate_json(sys.argv[1])
 asked = Environment(requirements=("six==1.15.0",))
 say = lambda line: print(line, flush=True)
-asyncio.run(build_for(workspace, sys.argv[2], name="pod", environment=asked, owner="dag/run/build", progress=say))
+asyncio.run(build_image(workspace, sys.argv[2], name="pod", environment=asked, owner="dag/run/build", progress=say))
 """
 
 

@@ -61,7 +61,7 @@ def build(folder: Path, script: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "score.py").write_text(script)
     (folder / "environment.yml").write_text(ENVIRONMENT)
-    return str(asyncio.run(image.build(folder, name="test", cache=CACHE)))
+    return str(asyncio.run(image.build_local_image(folder, name="test", cache=CACHE)))
 
 
 @dataclass

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import Environment, ImageReference, ModelSource, build, load
-from controlled_rollout.image.package import package
-from controlled_rollout.image.runtime import runtime_folder
+from controlled_rollout.image import Environment, ImageReference, ModelSource, build_local_image, load_local_image
+from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.scoring_runtime import runtime_folder
 
 SCRIPT = "def init(): ...\ndef run(data): return data\n"
 DEADLINE_S = 120
@@ -51,12 +51,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("built")
     source = write_source(folder / "source")
     lines: list[str] = []
-    reference = asyncio.run(build(source, name="digits", cache=folder / "cache", progress=lines.append))
+    reference = asyncio.run(build_local_image(source, name="digits", cache=folder / "cache", progress=lines.append))
     return Project(source, folder / "cache", reference, lines)
 
 
 def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built: Project) -> None:
-    image = load(str(built.reference), built.cache)
+    image = load_local_image(str(built.reference), built.cache)
 
     found = subprocess.run(
         [image.python, "-c", "import controlled_rollout_scoring, granian, sys; print(sys.prefix)"],
@@ -72,7 +72,7 @@ def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built
 
 
 def test_the_image_holds_the_source_and_says_what_it_is_made_of(built: Project) -> None:
-    image = load(built.reference, built.cache)
+    image = load_local_image(built.reference, built.cache)
 
     document = json.loads((image.app_root.parent / "image.json").read_text())
 
@@ -90,7 +90,10 @@ async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Pro
 
     for _ in range(3):
         began = time.perf_counter()
-        assert await build(built.source, name="digits", cache=built.cache, progress=lines.append) == built.reference
+        assert (
+            await build_local_image(built.source, name="digits", cache=built.cache, progress=lines.append)
+            == built.reference
+        )
         times.append(time.perf_counter() - began)
 
     assert min(times) < 0.5
@@ -105,13 +108,17 @@ async def test_a_changed_model_alone_builds_an_image_but_no_environment(built: P
         model.write_bytes(content)
         models = [ModelSource("digits", model, version="3")]
         references.append(
-            await build(built.source, name="digits", cache=built.cache, models=models, progress=lines.append)
+            await build_local_image(
+                built.source, name="digits", cache=built.cache, models=models, progress=lines.append
+            )
         )
 
-    images = [load(reference, built.cache) for reference in references]
+    images = [load_local_image(reference, built.cache) for reference in references]
 
     assert len({built.reference, *references}) == 3
-    assert {image.environment_hash for image in images} == {load(built.reference, built.cache).environment_hash}
+    assert {image.environment_hash for image in images} == {
+        load_local_image(built.reference, built.cache).environment_hash
+    }
     assert [line for line in lines if "building" in line] == []
     assert [(image.model_dir / "model.pkl").read_bytes() for image in images] == [b"1", b"2"]
     assert images[0].model_dir.parts[-2:] == ("digits", "3")
@@ -126,38 +133,38 @@ async def test_the_image_changes_with_source_entry_script_and_model_version(buil
         return [ModelSource("digits", tmp_path / "model.pkl", version=version)]
 
     references = [
-        await build(source, name="digits", cache=built.cache),
-        await build(source, name="digits", cache=built.cache, entry_script="other.py"),
-        await build(source, name="digits", cache=built.cache, models=models("1")),
-        await build(source, name="digits", cache=built.cache, models=models("2")),
+        await build_local_image(source, name="digits", cache=built.cache),
+        await build_local_image(source, name="digits", cache=built.cache, entry_script="other.py"),
+        await build_local_image(source, name="digits", cache=built.cache, models=models("1")),
+        await build_local_image(source, name="digits", cache=built.cache, models=models("2")),
     ]
     (source / "score.py").write_text(SCRIPT + "\n")
-    references.append(await build(source, name="digits", cache=built.cache))
+    references.append(await build_local_image(source, name="digits", cache=built.cache))
 
     assert len({reference.sha256 for reference in references}) == 5
-    assert len({load(reference, built.cache).environment_hash for reference in references}) == 1
+    assert len({load_local_image(reference, built.cache).environment_hash for reference in references}) == 1
 
 
 async def test_what_is_in_the_shared_cache_is_not_built(built: Project, tmp_path: Path) -> None:
     lines: list[str] = []
 
-    reference = await build(
+    reference = await build_local_image(
         built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache, progress=lines.append
     )
 
     assert reference == built.reference
     assert any("found in the shared cache" in line for line in lines)
     assert not any("building" in line for line in lines)
-    subprocess.run([load(reference, tmp_path / "cache").python, "-c", "import granian"], check=True)
+    subprocess.run([load_local_image(reference, tmp_path / "cache").python, "-c", "import granian"], check=True)
 
 
 async def test_an_image_whose_environment_is_gone_is_told(built: Project, tmp_path: Path) -> None:
-    reference = await build(built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache)
-    image = load(reference, tmp_path / "cache")
+    reference = await build_local_image(built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache)
+    image = load_local_image(reference, tmp_path / "cache")
     (tmp_path / "cache" / "environments" / image.environment_hash).unlink()
 
     with pytest.raises(ImageError, match=r"but not its environment .*: build the image again"):
-        load(reference, tmp_path / "cache")
+        load_local_image(reference, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ async def test_an_environment_that_cannot_be_solved_says_why_and_leaves_nothing(
     source, cache = write_source(tmp_path / "source", requirements=requirements), tmp_path / "cache"
 
     with pytest.raises(ImageError, match=rf"(?s){said}"):
-        await build(source, name="digits", cache=cache)
+        await build_local_image(source, name="digits", cache=cache)
 
     assert entries(cache, "environments") == []
     assert entries(cache, "images") == []
@@ -188,7 +195,7 @@ async def test_a_python_that_is_not_there_is_told(tmp_path: Path, monkeypatch: p
     source = write_source(tmp_path / "source")
 
     with pytest.raises(ImageError, match=r"(?s)no Python 3\.5 for the environment: .*Install that version"):
-        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.5"))
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.5"))
 
     assert entries(tmp_path / "cache", "environments") == []
 
@@ -201,9 +208,9 @@ async def test_syntax_of_a_newer_python_is_not_judged_by_an_older_one(
     (source / "score.py").write_text("a syntax that only the future knows")
 
     with pytest.raises(ImageError, match=r"no Python 3\.99"):
-        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.99"))
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.99"))
     with pytest.raises(ImageError, match="does not compile"):
-        await build(source, name="digits", cache=tmp_path / "cache", environment=Environment())
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment())
 
 
 async def test_without_uv_a_hit_works_and_a_build_says_what_to_install(
@@ -211,9 +218,9 @@ async def test_without_uv_a_hit_works_and_a_build_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "uv", None)
 
-    assert await build(built.source, name="digits", cache=built.cache) == built.reference
+    assert await build_local_image(built.source, name="digits", cache=built.cache) == built.reference
     with pytest.raises(ImageError, match=r"uv is needed .* pip install 'airflow-provider-controlled-rollout\[local\]'"):
-        await build(built.source, name="digits", cache=tmp_path / "cache")
+        await build_local_image(built.source, name="digits", cache=tmp_path / "cache")
 
     assert entries(tmp_path / "cache", "environments") == []
 
@@ -221,7 +228,7 @@ async def test_without_uv_a_hit_works_and_a_build_says_what_to_install(
 async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Project, tmp_path: Path) -> None:
     resolved = asyncio.Event()
     task = asyncio.create_task(
-        build(
+        build_local_image(
             built.source,
             name="digits",
             cache=tmp_path / "cache",
@@ -247,8 +254,9 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Pr
 def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(built: Project, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     script = (
-        "import asyncio\nfrom controlled_rollout.image import build\n"
-        f"print(asyncio.run(build({str(built.source)!r}, name='digits', cache={str(cache)!r}, progress=print)))\n"
+        "import asyncio\nfrom controlled_rollout.image import build_local_image\n"
+        f"source, cache = {str(built.source)!r}, {str(cache)!r}\n"
+        "print(asyncio.run(build_local_image(source, name='digits', cache=cache, progress=print)))\n"
     )
 
     def start() -> subprocess.Popen[str]:
@@ -267,7 +275,7 @@ def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(built: Projec
     assert sum("building with Python" in text for text in said) == 1
     assert [text.splitlines()[-1] for text in said] == [str(built.reference)] * 2
     assert [name for name in entries(cache, "environments") if name.startswith(".")] == []
-    subprocess.run([load(built.reference, cache).python, "-c", "import granian"], check=True)
+    subprocess.run([load_local_image(built.reference, cache).python, "-c", "import granian"], check=True)
 
 
 @pytest.fixture
@@ -287,7 +295,7 @@ async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_di
     source = write_source(tmp_path / "source")
 
     with pytest.raises(ImageError, match=rf"disk is full: .*{small_disk}/cache needs more than the 1[\d.]+ MB"):
-        await build(source, name="digits", cache=small_disk / "cache")
+        await build_local_image(source, name="digits", cache=small_disk / "cache")
 
     assert entries(small_disk / "cache", "environments") == []
 
@@ -296,29 +304,29 @@ async def test_models_that_do_not_fit_are_refused_before_they_are_copied_and_the
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
     cache, model = small_disk / "cache", tmp_path / "model.pkl"
-    first = await build(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    first = await build_local_image(built.source, name="digits", cache=cache, shared_cache=built.cache)
     model.touch()
     os.truncate(model, 20_000_000)
 
     with pytest.raises(ImageError, match=r"the models: 20\.0 MB are needed, and there is room for 1[\d.]+ MB in"):
-        await build(built.source, name="digits", cache=cache, models=[ModelSource("digits", model)])
+        await build_local_image(built.source, name="digits", cache=cache, models=[ModelSource("digits", model)])
 
     assert entries(cache, "images") == [first.sha256]
-    assert load(first, cache).app_root.is_dir()
+    assert load_local_image(first, cache).app_root.is_dir()
 
 
 async def test_a_read_only_cache_serves_hits_and_refuses_builds(
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
     cache = small_disk / "cache"
-    first = await build(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    first = await build_local_image(built.source, name="digits", cache=cache, shared_cache=built.cache)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     changed = write_source(tmp_path / "changed")
     (changed / "more.py").touch()
 
-    assert await build(built.source, name="digits", cache=cache) == first
+    assert await build_local_image(built.source, name="digits", cache=cache) == first
     with pytest.raises(ImageError, match=rf"cache folder {cache} cannot be written: .*Read-only"):
-        await build(changed, name="digits", cache=cache)
+        await build_local_image(changed, name="digits", cache=cache)
 
 
 def test_a_hundred_thousand_files_are_refused_quickly(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.model_sources import on_this_machine
+from controlled_rollout.image.inputs.remote_models import on_this_machine
 from tests.azurite import serving_blobs
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image import ImageReference, build
+from controlled_rollout.image import ImageReference, build_local_image
 from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from tests.local.task_lab import context
@@ -33,7 +33,7 @@ def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReferenc
     source = tmp_path_factory.mktemp("source")
     (source / "score.py").write_text(SCRIPT)
     (source / "requirements.txt").write_text("")
-    return asyncio.run(build(source, name="digits", cache=Workspace.local(root).cache_folder))
+    return asyncio.run(build_local_image(source, name="digits", cache=Workspace.local(root).cache_folder))
 
 
 def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.image import ImageReference, build_container
+from controlled_rollout.image import ImageReference, build_container_image
 from tests.cluster.lab.images import base_image
 from tests.registry.real_registry import RunningRegistry, serving
 
@@ -83,7 +83,7 @@ def built(programs: None, stock: RunningRegistry, tmp_path_factory: pytest.TempP
         patch.setenv("PIP_TRUSTED_HOST", "secret.host.example")
         registry = f"{stock.address}/models"
         reference = asyncio.run(
-            build_container(
+            build_container_image(
                 source,
                 name="digits",
                 registry=registry,

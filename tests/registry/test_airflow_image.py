@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from controlled_rollout.image.host_settings import build_secrets
+from controlled_rollout.image.builders.build_secrets import build_secrets
 from tests.cluster.lab.images import base_image
 from tests.registry.real_registry import RunningRegistry
 

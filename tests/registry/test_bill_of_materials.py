@@ -12,11 +12,11 @@ import pytest
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.contents import Contents, contents_of
-from controlled_rollout.image.manifest import Manifest
-from controlled_rollout.image.referrers import attach, attached, tag_of
-from controlled_rollout.image.registry import Registry, Repository
-from controlled_rollout.image.sbom import CYCLONEDX, attach_bill_of_materials
+from controlled_rollout.image.oci.manifest import Manifest
+from controlled_rollout.image.oci.referrers import attach, attached, tag_of
+from controlled_rollout.image.oci.registry_client import Registry, Repository
+from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
+from controlled_rollout.image.scan.installed_packages import Contents, contents_of
 from tests.cluster.lab.binaries import program
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry

@@ -19,16 +19,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image import (
     Environment,
     ImageReference,
     ModelSource,
-    RegistryUnavailableError,
-    build_container,
+    build_container_image,
+    build_image,
 )
-from controlled_rollout.image.builders.choice import build_for
-from controlled_rollout.image.container import ENVIRONMENTS
+from controlled_rollout.image.container_image import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
 from tests.registry.conftest import Built, write_source
 from tests.registry.real_registry import RunningRegistry
@@ -39,7 +38,7 @@ DEADLINE_S = 180
 async def build(built: Built, registry: str, cache: Path, **arguments: object) -> ImageReference:
     """Build the stock project with what is given otherwise; its environment is in the shared registry."""
     settings = {"base_image": built.base_image, "shared_registry": built.registry, "name": "digits", **arguments}
-    return await build_container(settings.pop("source", built.source), registry=registry, cache=cache, **settings)
+    return await build_container_image(settings.pop("source", built.source), registry=registry, cache=cache, **settings)
 
 
 def model(path: Path, content: bytes, version: str = "3") -> list[ModelSource]:
@@ -227,9 +226,10 @@ def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(
     cache = tmp_path / "cache"
     source = write_source(tmp_path / "source", requirements="six==1.17.0\n")
     script = (
-        "import asyncio\nfrom controlled_rollout.image import build_container\n"
-        f"print(asyncio.run(build_container({str(source)!r}, name='digits', registry='{registry.address}/models', "
-        f"base_image={built.base_image!r}, cache={str(cache)!r}, progress=print)))\n"
+        "import asyncio\nfrom controlled_rollout.image import build_container_image\n"
+        f"print(asyncio.run(build_container_image({str(source)!r}, name='digits', "
+        f"registry='{registry.address}/models', base_image={built.base_image!r}, cache={str(cache)!r}, "
+        "progress=print)))\n"
     )
 
     def start() -> "subprocess.Popen[str]":
@@ -390,7 +390,7 @@ async def test_a_workspace_with_a_registry_builds_there(
         }
     )
 
-    reference = await build_for(workspace, built.source, name="digits")
+    reference = await build_image(workspace, built.source, name="digits")
 
     assert reference == ImageReference(f"{registry.address}/models/digits", built.reference.sha256)
 

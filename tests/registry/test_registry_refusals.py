@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import Credentials, ImageReference, build_container
+from controlled_rollout.image import Credentials, ImageReference, build_container_image
 from tests.registry.conftest import Built, Start
 from tests.registry.real_registry import RunningRegistry
 
@@ -24,7 +24,7 @@ ROBOT = Credentials("robot", "hunter2")
 
 
 async def push(built: Built, registry: RunningRegistry, cache: Path, user: Credentials | None = None) -> ImageReference:
-    return await build_container(
+    return await build_container_image(
         built.source,
         name="digits",
         registry=f"{registry.address}/models",
@@ -74,7 +74,7 @@ async def test_buildah_gets_the_password_in_a_file_that_is_removed(
             except psutil.Error:
                 continue
 
-    await build_container(
+    await build_container_image(
         built.source,
         name="digits",
         registry=f"{with_password.address}/models",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image import ImageReference, ModelSource, build_container
+from controlled_rollout.image import ImageReference, ModelSource, build_container_image
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry, serving
 
@@ -43,7 +43,7 @@ def model(path: Path, size: int) -> list[ModelSource]:
 
 
 async def push(built: Built, registry: str, cache: Path, models: list[ModelSource] | None = None) -> ImageReference:
-    return await build_container(
+    return await build_container_image(
         built.source,
         name="digits",
         registry=f"{registry}/models",
@@ -174,14 +174,14 @@ async def test_a_moved_tag_of_a_base_image_means_another_environment(
     said: list[str] = []
 
     with pytest.raises(ImageError, match=r"base image .*:another cannot be had"):
-        await build_container(
+        await build_container_image(
             built.source,
             name="digits",
             registry=built.registry,
             cache=tmp_path / "cache",
             base_image=f"{name}:another",
         )
-    by_tag = await build_container(
+    by_tag = await build_container_image(
         built.source,
         name="digits",
         registry=built.registry,

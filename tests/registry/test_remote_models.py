@@ -10,13 +10,13 @@ import fsspec
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import ImageReference, ModelSource, build_container
+from controlled_rollout.image import ImageReference, ModelSource, build_container_image
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry
 
 
 async def build(built: Built, registry: RunningRegistry, cache: Path, address: str) -> ImageReference:
-    return await build_container(
+    return await build_container_image(
         built.source,
         name="digits",
         registry=f"{registry.address}/m",

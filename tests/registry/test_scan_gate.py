@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from controlled_rollout.errors import ImageError, ScanError, ScanUnavailableError
-from controlled_rollout.image import Credentials, ImageReference, build_container
+from controlled_rollout.image import Credentials, ImageReference, build_container_image
 from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from tests.registry.conftest import Built
@@ -185,7 +185,7 @@ ROBOT = Credentials("robot", "hunter2")
 
 
 async def pushed(built: Built, registry: RunningRegistry, cache: Path) -> ImageReference:
-    return await build_container(
+    return await build_container_image(
         built.source,
         name="digits",
         registry=f"{registry.address}/models",

@@ -130,8 +130,8 @@ async def _metric_store(workspace: Workspace) -> str:
 async def _registry(workspace: Workspace, users: "Mapping[str, Credentials]") -> str:
     if not workspace.registry:
         return "none is set: images are not built, only deployed by their reference"
+    from controlled_rollout.image.oci.registry_client import Registry, Repository
     from controlled_rollout.image.reference import registry_host
-    from controlled_rollout.image.registry import Registry, Repository
 
     if user := users.get(registry_host(workspace.registry)):
         async with Registry(users) as registry:

@@ -123,7 +123,7 @@ def _telemetry_store(options: argparse.Namespace) -> int:
 
 
 def _model(text: str) -> tuple[str, Path | str]:
-    from controlled_rollout.image.model_sources import located
+    from controlled_rollout.image.inputs.remote_models import located
 
     name, separator, path = text.partition("=")
     if not (name and separator and path):

@@ -34,7 +34,7 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
         WorkspaceError: A connection is for a registry that the workspace does not name, lacks login or password, or
             two of them mean different users of one registry.
     """
-    from controlled_rollout.image.azure_sign_in import is_azure
+    from controlled_rollout.image.oci.azure_sign_in import is_azure
     from controlled_rollout.image.reference import registry_host
 
     users: dict[str, Credentials] = {}
@@ -97,7 +97,7 @@ async def signed_in(workspace: Workspace, users: "Mapping[str, Credentials]") ->
     """
     from airflow.sdk.log import mask_secret
 
-    from controlled_rollout.image.azure_sign_in import with_own_identity
+    from controlled_rollout.image.oci.azure_sign_in import with_own_identity
 
     found = await with_own_identity(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
     for user in found.values():

@@ -1,23 +1,25 @@
-"""Project folder + environment -> image reference with digest."""
+"""A project folder and its environment become an image, which is deployed by its digest.
 
-from controlled_rollout.image.builder import Builder, Order
-from controlled_rollout.image.container import build_container
-from controlled_rollout.image.environment import Environment, environment_hash
-from controlled_rollout.image.local import LocalImage, build, load
+`build.py` is the entry point. It reads the `inputs/` and the `environment/`, has one of the `builders/` build the
+environment, and stores the image in the workspace's cache (`local_image.py`) or pushes it to a registry
+(`container_image.py`, with the client in `oci/`). `scan/` checks an image before it is rolled out.
+"""
+
+from controlled_rollout.image.build import build_image
+from controlled_rollout.image.container_image import build_container_image
+from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.local_image import LocalImage, build_local_image, load_local_image
+from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import ImageReference, ModelSource
-from controlled_rollout.image.registry import Credentials, RegistryUnavailableError
 
 __all__ = [
-    "Builder",
     "Credentials",
     "Environment",
     "ImageReference",
     "LocalImage",
     "ModelSource",
-    "Order",
-    "RegistryUnavailableError",
-    "build",
-    "build_container",
-    "environment_hash",
-    "load",
+    "build_container_image",
+    "build_image",
+    "build_local_image",
+    "load_local_image",
 ]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.stoppable import in_thread
+from controlled_rollout.image.cancellable_thread import in_thread
 
 __all__ = ["Cache", "DiskFullError", "EnvironmentPlace", "SharedCache", "check_room", "find_environment"]
 

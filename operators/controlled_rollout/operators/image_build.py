@@ -67,7 +67,7 @@ class BuildImageOperator(StepCalls, BaseOperator):
         return registry_users(workspace, WorkspaceHook.get_connection)
 
     async def _build(self, workspace: Workspace, context: "Context", users: "dict[str, Credentials]") -> str:
-        from controlled_rollout.image.builders.choice import build_for
+        from controlled_rollout.image import build_image
 
         folder = Path(context["dag"].folder)
         source = folder / Path(self.source_dir).expanduser()
@@ -75,7 +75,7 @@ class BuildImageOperator(StepCalls, BaseOperator):
         if self.environment:
             beside = folder / Path(self.environment).expanduser()
             environment = beside if beside.is_file() else self.environment
-        reference = await build_for(
+        reference = await build_image(
             workspace,
             source,
             name=self.name,
@@ -100,7 +100,7 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
         ArgumentError: A model has no name or no path, or fields that are not known.
     """
     from controlled_rollout.image import ModelSource
-    from controlled_rollout.image.model_sources import located
+    from controlled_rollout.image.inputs.remote_models import located
 
     described: Sequence[Mapping[str, Any]] = (
         [{"name": name, "path": path} for name, path in models.items()] if isinstance(models, Mapping) else models

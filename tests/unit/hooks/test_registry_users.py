@@ -77,7 +77,7 @@ def test_an_azure_registry_without_a_password_is_left_to_the_worker_s_identity()
 
 
 def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(monkeypatch):
-    from controlled_rollout.image import azure_sign_in
+    from controlled_rollout.image.oci import azure_sign_in
 
     asked = []
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image import Credentials, Order, context
+from controlled_rollout.image import Credentials
+from controlled_rollout.image.builders import build_context
+from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
-from controlled_rollout.image.registry import Repository
-from controlled_rollout.image.runtime import recipe_files
+from controlled_rollout.image.oci.registry_client import Repository
+from controlled_rollout.image.scoring_runtime import recipe_files
 from tests.unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
 
-ORDER = Order(
+ORDER = BuildRequest(
     target=Repository.parse("mine.azurecr.io/models/environments"),
     tag="ab" * 32,
     base_image="docker.io/library/python@sha256:" + "0" * 64,
@@ -37,13 +39,13 @@ def small_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that installs is big, and nothing of these tests."""
     uv = tmp_path / "uv"
     uv.write_bytes(random.Random(1).randbytes(1_500_000))
-    monkeypatch.setattr(context, "find_uv", lambda: str(uv))
+    monkeypatch.setattr(build_context, "find_uv", lambda: str(uv))
 
 
 async def build(
     at: Management,
     *,
-    order: Order = ORDER,
+    order: BuildRequest = ORDER,
     is_there: Callable[[], bool] = lambda: False,
     said: list[str] | None = None,
     acr_id: str = ACR_ID,

@@ -7,7 +7,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.azure_sign_in import is_azure, sign_in
+from controlled_rollout.image.oci.azure_sign_in import is_azure, sign_in
 
 
 class Identity:

@@ -1,6 +1,6 @@
 """What a failed command's lines are boiled down to."""
 
-from controlled_rollout.image.command import TOLD_LINES, essence
+from controlled_rollout.image.run_command import TOLD_LINES, essence
 
 STEPS = [f"STEP {number}/40: RUN something" for number in range(1, 41)]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from controlled_rollout.image.host_settings import build_secrets
+from controlled_rollout.image.builders.build_secrets import build_secrets
 
 NOWHERE = Path("/nonexistent")
 

@@ -7,12 +7,13 @@ import subprocess
 import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
-from controlled_rollout.image import Credentials, Order
+from controlled_rollout.image import Credentials
+from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.pod.builder import _end, _ended_at, _outcome, _padded
-from controlled_rollout.image.builders.pod.pod import BEGIN, BUILD, pod, read_template, secret, secret_of
-from controlled_rollout.image.registry import Repository
+from controlled_rollout.image.builders.pod.manifest import BEGIN, BUILD, pod, read_template, secret, secret_of
+from controlled_rollout.image.oci.registry_client import Repository
 
-ORDER = Order(
+ORDER = BuildRequest(
     target=Repository.parse("registry.example/models/environments"),
     tag="ab" * 32,
     base_image="docker.io/library/python@sha256:" + "0" * 64,

@@ -3,7 +3,7 @@
 import pytest
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.image.builders.choice import builder_of
+from controlled_rollout.image.build import builder_for
 from controlled_rollout.image.builders.pod.builder import PodBuilder
 from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
@@ -23,13 +23,13 @@ ACR_ID = "/subscriptions/0/resourceGroups/models/providers/Microsoft.ContainerRe
     ],
 )
 def test_the_workspace_says_who_builds(settings: dict[str, str], kind: type) -> None:
-    assert isinstance(builder_of(Workspace.from_settings(settings), owner="a test"), kind)
+    assert isinstance(builder_for(Workspace.from_settings(settings), owner="a test"), kind)
 
 
 @pytest.mark.parametrize(("builder", "missing"), [("kubernetes", "builder_image"), ("acr_tasks", "acr_id")])
 def test_a_builder_that_lacks_a_setting_says_which(builder: str, missing: str) -> None:
     with pytest.raises(WorkspaceError, match=f"has the builder '{builder}', which needs the setting {missing}"):
-        builder_of(Workspace.from_settings({"builder": builder}), owner="a test")
+        builder_for(Workspace.from_settings({"builder": builder}), owner="a test")
 
 
 @pytest.mark.parametrize("setting", [{"builder": "docker"}, {"acr_id": "mine"}, {"builder_namespace": "No_Label"}])

@@ -3,8 +3,8 @@
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.dockerfile import with_docker_steps
-from controlled_rollout.image.runtime import recipe_files
+from controlled_rollout.image.environment.docker_steps import with_docker_steps
+from controlled_rollout.image.scoring_runtime import recipe_files
 
 DOCKERFILE = recipe_files()["Dockerfile"].read_text()
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.entry_script import EntryScriptSyntaxError, check_entry_script
-from controlled_rollout.image.package import package
+from controlled_rollout.image.inputs.entry_script import EntryScriptSyntaxError, check_entry_script
+from controlled_rollout.image.inputs.files import package
 
 
 def check(folder: Path, text: str, *, entry_script: str = "score.py") -> None:

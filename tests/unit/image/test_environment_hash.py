@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import Environment, environment_hash, runtime
+from controlled_rollout.image import Environment, scoring_runtime
+from controlled_rollout.image.environment.environment import environment_hash
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=5)
 REQUIREMENTS = st.lists(NAMES, max_size=4).map(tuple)
@@ -76,7 +77,7 @@ def test_an_upgrade_of_the_runtimes_requirements_changes_the_hash(
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "requirements.txt").write_text("granian==99\n")
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    monkeypatch.setattr(scoring_runtime, "__file__", str(tmp_path / "scoring_runtime.py"))
 
     assert environment_hash(Environment()) != before
 

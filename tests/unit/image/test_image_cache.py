@@ -259,7 +259,7 @@ def test_an_environment_whose_interpreter_was_removed_is_not_found(tmp_path: Pat
 
 
 async def test_a_thread_has_ended_when_its_cancelled_task_has(tmp_path: Path) -> None:
-    from controlled_rollout.image.stoppable import Stop, in_thread
+    from controlled_rollout.image.cancellable_thread import Stop, in_thread
 
     running, ended = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()

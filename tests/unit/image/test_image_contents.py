@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
-from controlled_rollout.image.contents import Contents, Installed, overlaid, read_layer
-from controlled_rollout.image.manifest import INDEX, MANIFEST, Manifest
-from controlled_rollout.image.referrers import referring, tag_of, with_referrer
-from controlled_rollout.image.sbom import bill_of_materials
-from controlled_rollout.image.stoppable import never
+from controlled_rollout.image.cancellable_thread import never
+from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Manifest
+from controlled_rollout.image.oci.referrers import referring, tag_of, with_referrer
+from controlled_rollout.image.scan.bill_of_materials import bill_of_materials
+from controlled_rollout.image.scan.installed_packages import Contents, Installed, overlaid, read_layer
 
 SITE = "opt/environment/lib/python3.11/site-packages"
 IMAGE = ImageReference("registry.example/models/digits", "a" * 64)
@@ -206,7 +206,7 @@ SUBJECT = Manifest(b'{"schemaVersion":2}', MANIFEST)
 
 
 def artifact(name: str) -> Manifest:
-    from controlled_rollout.image.manifest import Descriptor
+    from controlled_rollout.image.oci.manifest import Descriptor
 
     return referring(SUBJECT, Descriptor.of("application/x", name.encode()), name)
 

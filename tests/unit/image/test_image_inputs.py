@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import ImageReference, ModelSource, build, load
-from controlled_rollout.image.runtime import runtime_folder, runtime_requirements
+from controlled_rollout.image import ImageReference, ModelSource, build_local_image, load_local_image
+from controlled_rollout.image.scoring_runtime import runtime_folder, runtime_requirements
 
 SCRIPT = "def init(): ...\ndef run(data): ...\n"
 
@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["", "Digits", "-a", "a@b", "a b", "a/b", "a" * 129])
 async def test_a_name_that_is_no_repository_is_refused(source: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match=r"image name .* is not valid"):
-        await build(source, name=name, cache=tmp_path / "cache")
+        await build_local_image(source, name=name, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,16 @@ async def test_bad_input_is_refused_and_the_cache_is_not_touched(
     (source / file).write_text(text)
 
     with pytest.raises(ImageError, match=message):
-        await build(source, name="digits", cache=tmp_path / "cache")
+        await build_local_image(source, name="digits", cache=tmp_path / "cache")
 
     assert not (tmp_path / "cache").exists()
 
 
 async def test_a_model_that_is_not_there_is_refused_and_the_cache_is_not_touched(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no file or folder"):
-        await build(source, name="digits", cache=tmp_path / "cache", models=[ModelSource("m", tmp_path / "missing")])
+        await build_local_image(
+            source, name="digits", cache=tmp_path / "cache", models=[ModelSource("m", tmp_path / "missing")]
+        )
 
     assert not (tmp_path / "cache").exists()
 
@@ -63,7 +65,7 @@ async def test_a_model_that_is_not_there_is_refused_and_the_cache_is_not_touched
 )
 def test_an_image_that_is_not_there_is_told(tmp_path: Path, reference: str | ImageReference, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        load(reference, tmp_path)
+        load_local_image(reference, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": [1], "environment_hash": "", "entry_script": ""}', "\0"])
@@ -73,7 +75,7 @@ def test_an_image_that_cannot_be_read_is_told(tmp_path: Path, text: str) -> None
     (folder / "image.json").write_text(text)
 
     with pytest.raises(ImageError, match=r"cannot be read .* remove that folder, build again"):
-        load(ImageReference("local/digits", "a" * 64), tmp_path)
+        load_local_image(ImageReference("local/digits", "a" * 64), tmp_path)
 
 
 def test_the_runtime_is_found_with_requirements_that_are_pinned() -> None:

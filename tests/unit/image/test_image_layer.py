@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
-from controlled_rollout.image.layer import layer_of
-from controlled_rollout.image.models import package_models
-from controlled_rollout.image.package import Package, SourceFile, package
+from controlled_rollout.image.inputs.files import Package, SourceFile, package
+from controlled_rollout.image.inputs.models import package_models
+from controlled_rollout.image.oci.layer import layer_of
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

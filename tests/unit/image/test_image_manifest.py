@@ -5,7 +5,7 @@ import json
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.manifest import CONFIG, LAYER, MANIFEST, Descriptor, Manifest, encoded, with_layer
+from controlled_rollout.image.oci.manifest import CONFIG, LAYER, MANIFEST, Descriptor, Manifest, encoded, with_layer
 
 BASE_CONFIG = encoded(
     {

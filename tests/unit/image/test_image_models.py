@@ -4,7 +4,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
-from controlled_rollout.image.models import check_models, copy_models, model_dir, package_models
+from controlled_rollout.image.inputs.models import check_models, copy_models, model_dir, package_models
 
 
 def test_a_thousand_models_are_taken_and_one_more_is_refused(tmp_path: Path) -> None:

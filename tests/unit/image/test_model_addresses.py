@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image import ModelSource, build
+from controlled_rollout.image import ModelSource, build_local_image
 from controlled_rollout.image.cache import Cache, check_room
-from controlled_rollout.image.model_sources import is_remote, located, on_this_machine
+from controlled_rollout.image.inputs.remote_models import is_remote, located, on_this_machine
 
 PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -148,7 +148,7 @@ async def test_an_image_is_built_of_a_model_from_elsewhere(tmp_path: Path) -> No
     # The environment is what fails here: by then the model has been read.
     with pytest.raises(ImageError, match="cannot be installed"):
         models = [ModelSource("digits", "memory://trained/model.joblib")]
-        await build(source, name="digits", cache=tmp_path / "cache", models=models, progress=said.append)
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", models=models, progress=said.append)
 
     assert any("fetching memory://trained/model.joblib (1 files, 0.0 MB)" in line for line in said)
 
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
 
 
 def test_names_in_the_cache_do_not_depend_on_the_order_of_files() -> None:
-    from controlled_rollout.image.model_sources import RemoteFile, _key
+    from controlled_rollout.image.inputs.remote_models import RemoteFile, _key
 
     files = [RemoteFile("a", "x/a", 1, "etag 1"), RemoteFile("b", "x/b", 2, "etag 2")]
 

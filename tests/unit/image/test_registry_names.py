@@ -3,8 +3,8 @@
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.container import build_container
-from controlled_rollout.image.registry import Repository, is_loopback
+from controlled_rollout.image.container_image import build_container_image
+from controlled_rollout.image.oci.registry_client import Repository, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_a_name_that_only_looks_like_this_machine_is_not(host: str) -> None:
 
 async def test_the_environments_name_is_taken(tmp_path: "pytest.TempPathFactory") -> None:
     with pytest.raises(ImageError, match="'environments' is taken"):
-        await build_container(str(tmp_path), name="environments", registry="r.example/a", cache=tmp_path)  # type: ignore[arg-type]
+        await build_container_image(str(tmp_path), name="environments", registry="r.example/a", cache=tmp_path)  # type: ignore[arg-type]

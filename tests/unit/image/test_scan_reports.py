@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image.scan import Policy, Report, Severity, decide
-from controlled_rollout.image.scan.reports import grype_report, pip_audit_report, trivy_database, trivy_report
+from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
 
 IMAGE = "registry.example/models/digits@sha256:" + "a" * 64
 BUILT = datetime(2026, 3, 1, tzinfo=UTC)

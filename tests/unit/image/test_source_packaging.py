@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.package import MAX_FILES, Package, copy_package, package, package_model
+from controlled_rollout.image.inputs.files import MAX_FILES, Package, copy_package, package, package_model
 
 Tree = dict[str, bytes]
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint, Version, check_name
 from controlled_rollout.errors import ImageError, TargetUnavailableError
-from controlled_rollout.image.runtime import runtime_folder
+from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import envoy_config, keys
@@ -34,7 +34,7 @@ def launch_from_cache(version: Version, cache: Path) -> Launch:
     """
     if not version.image:
         raise ImageError(f"version {version.name!r} names no image: build one and give its reference")
-    found = image.load(image.ImageReference.parse(version.image), cache)
+    found = image.load_local_image(image.ImageReference.parse(version.image), cache)
     return Launch(
         image=version.image,
         python=found.python,

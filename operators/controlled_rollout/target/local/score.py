@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.image import LocalImage, ModelSource, build, load
-from controlled_rollout.image.runtime import runtime_folder
+from controlled_rollout.image import LocalImage, ModelSource, build_local_image, load_local_image
+from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.target.local.ports import reserve
 from controlled_rollout.target.local.probe import status_of
 from controlled_rollout.target.local.processes import inherited_environment
@@ -76,7 +76,7 @@ async def _build_and_serve(
     models: Sequence[ModelSource],
     entry_script: str,
 ) -> int:
-    reference = await build(
+    reference = await build_local_image(
         folder,
         name=_image_name(folder),
         cache=cache,
@@ -86,7 +86,7 @@ async def _build_and_serve(
         progress=_progress,
     )
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as sockets:
-        return await _serve(folder, load(reference, cache), port, Path(sockets) / "health")
+        return await _serve(folder, load_local_image(reference, cache), port, Path(sockets) / "health")
 
 
 async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> int:

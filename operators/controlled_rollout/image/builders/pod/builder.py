@@ -14,12 +14,12 @@ from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import POD, SECRET
 from controlled_rollout.cluster.pods import pod_held_by
 from controlled_rollout.errors import ImageError, TargetUnavailableError
-from controlled_rollout.image import Order
-from controlled_rollout.image.builders.pod import pod as builder_pod
-from controlled_rollout.image.command import CREDENTIALS, KEPT_LINES, essence
-from controlled_rollout.image.context import ERROR_LINE, failure, users_file
-from controlled_rollout.image.context_image import push_context
-from controlled_rollout.image.host_settings import build_secrets
+from controlled_rollout.image.builders.build_context import ERROR_LINE, failure, users_file
+from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.image.builders.build_secrets import build_secrets
+from controlled_rollout.image.builders.pod import manifest as pod_manifest
+from controlled_rollout.image.builders.pod.context_image import push_context
+from controlled_rollout.image.run_command import CREDENTIALS, KEPT_LINES, essence
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["PodBuilder"]
@@ -50,7 +50,7 @@ class PodBuilder:
         self._namespace = workspace.builder_namespace or workspace.namespace
 
     async def build(
-        self, order: Order, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """See `Builder`.
 
@@ -78,16 +78,16 @@ class PodBuilder:
         """Make the pod, or find the one that somebody has made; None if it has gone again."""
         workspace, order = self._workspace, run.order
         template = workspace.builder_pod_template
-        made = builder_pod.pod(
+        made = pod_manifest.pod(
             order,
             context=await push_context(order),
             namespace=self._namespace,
             image=workspace.builder_image or "",
             owner=self._owner,
-            secret_name=f"{builder_pod.pod_name(order)}-{random.token_hex(4)}",
+            secret_name=f"{pod_manifest.pod_name(order)}-{random.token_hex(4)}",
             secrets=build_secrets(order.requirements),
             image_pull_secret=workspace.image_pull_secret,
-            template=await asyncio.to_thread(builder_pod.read_template, template) if template else None,
+            template=await asyncio.to_thread(pod_manifest.read_template, template) if template else None,
         )
         if pod := await run.api.create(POD.path(self._namespace), made):
             run.progress(f"{order.short}: building on {order.base_image} in pod {run.name}")
@@ -103,7 +103,7 @@ class PodBuilder:
         try:
             yield
         finally:
-            if pod["metadata"].get("annotations", {}).get(builder_pod.OWNER) == self._owner:
+            if pod["metadata"].get("annotations", {}).get(pod_manifest.OWNER) == self._owner:
                 await asyncio.shield(run.remove(pod))
 
 
@@ -120,30 +120,30 @@ class _Run:
     """One pod, from its making to its end."""
 
     api: Api
-    order: Order
+    order: BuildRequest
     namespace: str
     progress: Callable[[str], None]
 
     @property
     def name(self) -> str:
-        return builder_pod.pod_name(self.order)
+        return pod_manifest.pod_name(self.order)
 
     def path(self, subresource: str = "") -> str:
         return POD.path(self.namespace, self.name, subresource)
 
     async def sweep(self) -> None:
         """Remove pods that were left by builds that were killed and never tried again."""
-        for pod in await self.api.items(POD.path(self.namespace), labelSelector=builder_pod.SELECTOR):
+        for pod in await self.api.items(POD.path(self.namespace), labelSelector=pod_manifest.SELECTOR):
             ended = _ended_at(pod)
             if ended and datetime.now(UTC) - ended > LEFT_BEHIND:
                 await self.api.delete(POD.path(self.namespace, pod["metadata"]["name"]))
 
     async def give(self, pod: Object) -> None:
         """Give a pod the Secret that it waits for, unless it has it."""
-        name = builder_pod.secret_of(pod)
-        files = {**build_secrets(self.order.requirements), builder_pod.USERS: users_file(self.order.credentials)}
+        name = pod_manifest.secret_of(pod)
+        files = {**build_secrets(self.order.requirements), pod_manifest.USERS: users_file(self.order.credentials)}
         encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-        await self.api.create(SECRET.path(self.namespace), builder_pod.secret(name, self.namespace, pod, encoded))
+        await self.api.create(SECRET.path(self.namespace), pod_manifest.secret(name, self.namespace, pod, encoded))
 
     async def follow(self) -> tuple[list[str], _End | None]:
         """Hand on the pod's log until it ends; return its last lines and how it ended, None if it was removed.
@@ -185,7 +185,7 @@ class _Run:
 
     async def _read_log(self, seen: str, lines: "deque[str]") -> str:
         """Hand on the lines after the time `seen` for as long as they come, and return the last one's time."""
-        query = {"container": builder_pod.CONTAINER, "follow": "true", "timestamps": "true"}
+        query = {"container": pod_manifest.CONTAINER, "follow": "true", "timestamps": "true"}
         if seen:
             query["sinceTime"] = seen.partition(".")[0] + "Z"
         try:
@@ -215,7 +215,7 @@ class _Run:
             await asyncio.sleep(POLL_S)
 
 
-def _outcome(order: Order, end: _End, lines: list[str]) -> bool:
+def _outcome(order: BuildRequest, end: _End, lines: list[str]) -> bool:
     """Return that the image was built.
 
     Raises:
@@ -224,11 +224,11 @@ def _outcome(order: Order, end: _End, lines: list[str]) -> bool:
     if end.code == 0:
         return True
     said = essence(lines, ERROR_LINE)
-    if end.code == builder_pod.NOT_BUILT:
+    if end.code == pod_manifest.NOT_BUILT:
         raise failure(order, lines)
-    if end.code == builder_pod.NOT_PUSHED:
+    if end.code == pod_manifest.NOT_PUSHED:
         raise ImageError(f"the environment image cannot be pushed to {order.target}: {said}")
-    if end.code == builder_pod.NO_CONTEXT:
+    if end.code == pod_manifest.NO_CONTEXT:
         raise ImageError(f"the pod cannot read the build's files from {order.target}: {said}")
     raise ImageError(f"the pod that builds the environment image failed ({end.why}): {said}")
 
@@ -237,7 +237,7 @@ def _end(pod: Object) -> _End:
     status = pod["status"]
     for container in status.get("containerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
-        if container["name"] == builder_pod.CONTAINER and ended:
+        if container["name"] == pod_manifest.CONTAINER and ended:
             reason = ended.get("reason", "")
             return _End(ended.get("exitCode"), f"exit code {ended.get('exitCode')} {reason}".strip())
     return _End(None, status.get("message") or status.get("reason") or f"phase {status.get('phase')}")

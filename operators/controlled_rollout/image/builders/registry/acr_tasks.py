@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.builder import Order
-from controlled_rollout.image.command import CREDENTIALS, KEPT_LINES
-from controlled_rollout.image.context import failure, write_context
-from controlled_rollout.image.host_settings import VARIABLE, build_secrets
-from controlled_rollout.image.layer import layer_of_files
-from controlled_rollout.image.manifest import architecture
-from controlled_rollout.image.package import package
-from controlled_rollout.image.runtime import DOCKERFILE
-from controlled_rollout.image.stoppable import in_thread
+from controlled_rollout.image.builders.build_context import failure, write_context
+from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.image.builders.build_secrets import VARIABLE, build_secrets
+from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.oci.layer import layer_of_files
+from controlled_rollout.image.oci.manifest import architecture
+from controlled_rollout.image.run_command import CREDENTIALS, KEPT_LINES
+from controlled_rollout.image.scoring_runtime import DOCKERFILE
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -98,7 +98,7 @@ class AcrTasksBuilder:
         self._poll_s = poll_s
 
     async def build(
-        self, order: Order, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """See `Builder`.
 
@@ -122,7 +122,7 @@ class AcrTasksBuilder:
         if status != SUCCEEDED:
             raise _failure(order, run_id, status, lines)
 
-    def _check(self, order: Order, progress: Callable[[str], None]) -> None:
+    def _check(self, order: BuildRequest, progress: Callable[[str], None]) -> None:
         if order.target.host.partition(".")[0].lower() != self._place.name.lower():
             raise ImageError(
                 f"the builder acr_tasks builds in the registry {self._place.name} (acr_id), and the image is for "
@@ -162,7 +162,7 @@ class _Run:
 
     client: Any
     place: _Place
-    order: Order
+    order: BuildRequest
     progress: Callable[[str], None]
     transport: Any
     poll_s: float
@@ -286,7 +286,7 @@ class _Run:
         await (await self.client.runs.begin_cancel(*self.at, run_id)).wait()
 
 
-def _archive(order: Order) -> bytes:
+def _archive(order: BuildRequest) -> bytes:
     """Return the files of the build as a `.tar.gz`, with what is asked for written into the Dockerfile."""
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as temporary:
         folder = Path(temporary) / "context"
@@ -300,7 +300,7 @@ def _archive(order: Order) -> bytes:
         return gzip.compress(b"".join(layer_of_files(files).chunks()), compresslevel=1, mtime=0)
 
 
-def _failure(order: Order, run_id: str, status: str, lines: list[str]) -> ImageError:
+def _failure(order: BuildRequest, run_id: str, status: str, lines: list[str]) -> ImageError:
     if status in ("canceled", "timeout"):
         how = "was cancelled" if status == "canceled" else f"took more than {TIMEOUT_S} s"
         return ImageError(f"run {run_id}, which builds the environment image, {how}: no tag was pushed")

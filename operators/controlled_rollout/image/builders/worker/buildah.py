@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.builder import Order
+from controlled_rollout.image.builders.build_context import ERROR_LINE, failure, users_file, write_context
+from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.command import essence, run
-from controlled_rollout.image.context import ERROR_LINE, failure, users_file, write_context
-from controlled_rollout.image.host_settings import build_secrets
-from controlled_rollout.image.registry import is_loopback
-from controlled_rollout.image.stoppable import in_thread
+from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.oci.registry_client import is_loopback
+from controlled_rollout.image.run_command import essence, run
 
 __all__ = ["BUILD_OPTIONS", "BuildahBuilder"]
 
@@ -38,7 +38,7 @@ class BuildahBuilder:
         self._cache = Cache(Path(cache).expanduser().absolute())
 
     async def build(
-        self, order: Order, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """See `Builder`."""
         waiting = f"{order.short}: this machine is at another build, waiting"
@@ -50,7 +50,7 @@ class BuildahBuilder:
             await _build_and_push(order, folder, lock, progress)
 
 
-async def _build_and_push(order: Order, folder: Path, lock: int, progress: Callable[[str], None]) -> None:
+async def _build_and_push(order: BuildRequest, folder: Path, lock: int, progress: Callable[[str], None]) -> None:
     buildah = _Buildah(folder, lock, progress)
     await buildah.forget()
     work = folder / "build"
@@ -109,7 +109,7 @@ class _Buildah:
         await in_thread(lambda stop: shutil.rmtree(self._folder / "build", ignore_errors=True))
 
 
-def _write(order: Order, work: Path) -> Mapping[str, Path]:
+def _write(order: BuildRequest, work: Path) -> Mapping[str, Path]:
     """Write all files of the build, and return the secret ones: they are not where the build's own files are."""
     work.mkdir(mode=0o700)
     write_context(order, work / "context")

@@ -7,20 +7,20 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.image.builder import Order
-from controlled_rollout.image.context import UV, write_context
-from controlled_rollout.image.layer import Layer, layer_of_files, streamed
-from controlled_rollout.image.manifest import LAYER, Descriptor, of_layers
-from controlled_rollout.image.package import package
-from controlled_rollout.image.registry import Registry
-from controlled_rollout.image.stoppable import in_thread
+from controlled_rollout.image.builders.build_context import UV, write_context
+from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.oci.layer import Layer, layer_of_files, streamed
+from controlled_rollout.image.oci.manifest import LAYER, Descriptor, of_layers
+from controlled_rollout.image.oci.registry_client import Registry
 
 __all__ = ["push_context"]
 
 FOLDER: Final = "context"
 
 
-async def push_context(order: Order) -> str:
+async def push_context(order: BuildRequest) -> str:
     """Push the files of a build beside what is to be built of them, and return the reference `name@sha256:…`.
 
     Raises:
@@ -39,7 +39,7 @@ async def push_context(order: Order) -> str:
     return f"{order.target}@{manifest.digest}"
 
 
-def _layers(order: Order, folder: Path) -> list[tuple[Layer, Descriptor]]:
+def _layers(order: BuildRequest, folder: Path) -> list[tuple[Layer, Descriptor]]:
     write_context(order, folder)
     files = package(folder).files
     found = []

@@ -10,9 +10,9 @@ from typing import Final
 from packaging.version import Version
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.command import essence, run
-from controlled_rollout.image.environment import Environment
-from controlled_rollout.image.runtime import runtime_requirements
+from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.run_command import essence, run
+from controlled_rollout.image.scoring_runtime import runtime_requirements
 
 __all__ = ["create_virtual_environment", "find_uv", "runtime_pins"]
 

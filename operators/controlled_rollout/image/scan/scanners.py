@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image.command import run
+from controlled_rollout.image.oci.registry_client import Credentials, is_loopback
 from controlled_rollout.image.reference import ImageReference
-from controlled_rollout.image.registry import Credentials, is_loopback
+from controlled_rollout.image.run_command import run
 from controlled_rollout.image.scan.findings import Report
-from controlled_rollout.image.scan.reports import grype_report, pip_audit_report, trivy_database, trivy_report
+from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
 
 __all__ = ["SCANNERS", "Bench", "Subject", "audit", "scanner"]
 

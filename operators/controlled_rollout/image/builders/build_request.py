@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from controlled_rollout.image.registry import Credentials, Repository
+from controlled_rollout.image.oci.registry_client import Credentials, Repository
 
-__all__ = ["Builder", "Order"]
+__all__ = ["BuildRequest", "Builder"]
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildRequest:
     """An environment image that nobody has built yet.
 
     Attributes:
@@ -41,7 +41,7 @@ class Builder(Protocol):
     """Builds environment images."""
 
     async def build(
-        self, order: Order, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """Build an image and push it. Of several builds of one tag at once, one builds and the others wait for it.
 

@@ -7,9 +7,9 @@ from typing import Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import check_room
-from controlled_rollout.image.package import Package, copy_package, package_model
+from controlled_rollout.image.cancellable_thread import Stop, never
+from controlled_rollout.image.inputs.files import Package, copy_package, package_model
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.image.stoppable import Stop, never
 
 __all__ = ["MAX_MODELS", "check_models", "copy_models", "model_dir", "package_models"]
 

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.entry_script import EntryScriptSyntaxError, check_entry_script
-from controlled_rollout.image.environment import Environment, find_environment_file, read_environment
-from controlled_rollout.image.model_sources import on_this_machine
-from controlled_rollout.image.models import check_models, package_models
-from controlled_rollout.image.package import Package, package
+from controlled_rollout.image.cancellable_thread import Stop, in_thread
+from controlled_rollout.image.environment.environment import Environment, find_environment_file, read_environment
+from controlled_rollout.image.inputs.entry_script import EntryScriptSyntaxError, check_entry_script
+from controlled_rollout.image.inputs.files import Package, package
+from controlled_rollout.image.inputs.models import check_models, package_models
+from controlled_rollout.image.inputs.remote_models import on_this_machine
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.image.stoppable import Stop, in_thread
 
 __all__ = ["Progress", "Project", "read_project"]
 

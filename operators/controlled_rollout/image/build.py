@@ -4,18 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.image import Builder, Credentials, Environment, ImageReference, ModelSource
-from controlled_rollout.image.azure_sign_in import with_own_identity
+from controlled_rollout.image.builders.build_request import Builder
 from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
-from controlled_rollout.image.container import build_container
-from controlled_rollout.image.local import build
-from controlled_rollout.image.project import Progress
+from controlled_rollout.image.container_image import build_container_image
+from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.inputs.read import Progress
+from controlled_rollout.image.local_image import build_local_image
+from controlled_rollout.image.oci.azure_sign_in import with_own_identity
+from controlled_rollout.image.oci.registry_client import Credentials
+from controlled_rollout.image.reference import ImageReference, ModelSource
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["build_for", "builder_of"]
+__all__ = ["build_image", "builder_for"]
 
 
-def builder_of(workspace: Workspace, *, owner: str) -> Builder:
+def builder_for(workspace: Workspace, *, owner: str) -> Builder:
     """Return who builds a workspace's environment images.
 
     Args:
@@ -45,7 +48,7 @@ def _needs(workspace: Workspace, setting: str) -> None:
         )
 
 
-async def build_for(
+async def build_image(
     workspace: Workspace,
     source_dir: str | Path,
     *,
@@ -68,15 +71,15 @@ async def build_for(
         models: See `build`.
         credentials: A user for each registry that asks for one, by host. An Azure Container Registry that has none is
             signed in to as this process's own identity.
-        owner: Who asks, such as a task of a run: see `builder_of`.
+        owner: Who asks, such as a task of a run: see `builder_for`.
         progress: Called with a line for each step.
 
     Raises:
-        ImageError: See `build` and `build_container`.
+        ImageError: See `build` and `build_container_image`.
         WorkspaceError: A setting that the workspace's builder needs is missing.
     """
     if workspace.registry is None:
-        return await build(
+        return await build_local_image(
             source_dir,
             name=name,
             cache=workspace.cache_folder,
@@ -87,7 +90,7 @@ async def build_for(
         )
     places = (workspace.registry, workspace.shared_registry, workspace.base_image)
     users = await with_own_identity(credentials or {}, places)
-    return await build_container(
+    return await build_container_image(
         source_dir,
         name=name,
         registry=workspace.registry,
@@ -98,6 +101,6 @@ async def build_for(
         entry_script=entry_script,
         models=models,
         credentials=users,
-        builder=builder_of(workspace, owner=owner),
+        builder=builder_for(workspace, owner=owner),
         progress=progress,
     )

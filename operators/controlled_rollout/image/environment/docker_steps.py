@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.command import CREDENTIALS
+from controlled_rollout.image.run_command import CREDENTIALS
 
 __all__ = ["with_docker_steps"]
 

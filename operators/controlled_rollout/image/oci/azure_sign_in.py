@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
+from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import registry_host
-from controlled_rollout.image.registry import Credentials
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential

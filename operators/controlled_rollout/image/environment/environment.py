@@ -20,9 +20,13 @@ from pydantic import (
 )
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.conda import from_conda, python_from_conda, split_conda
-from controlled_rollout.image.requirements import check_requirement, read_requirement_lines, read_requirements
-from controlled_rollout.image.runtime import runtime_requirements
+from controlled_rollout.image.environment.conda import from_conda, python_from_conda, split_conda
+from controlled_rollout.image.environment.requirements import (
+    check_requirement,
+    read_requirement_lines,
+    read_requirements,
+)
+from controlled_rollout.image.scoring_runtime import runtime_requirements
 
 __all__ = ["DEFAULT_FILES", "Environment", "environment_hash", "find_environment_file", "read_environment"]
 

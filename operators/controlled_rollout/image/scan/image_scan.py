@@ -10,13 +10,13 @@ from typing import Final
 
 from controlled_rollout.errors import ScanError, ScanUnavailableError
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.contents import ENVIRONMENT, Contents, contents_of, contents_of_folder
-from controlled_rollout.image.local import load
+from controlled_rollout.image.local_image import load_local_image
+from controlled_rollout.image.oci.registry_client import Credentials, Registry, Repository
 from controlled_rollout.image.reference import ImageReference
-from controlled_rollout.image.registry import Credentials, Registry, Repository
-from controlled_rollout.image.sbom import attach_bill_of_materials
+from controlled_rollout.image.scan.bill_of_materials import attach_bill_of_materials
 from controlled_rollout.image.scan.findings import TOLD_FINDINGS, Decision, Policy, check_age, decide, table
-from controlled_rollout.image.scan.programs import Bench, Subject, audit, scanner
+from controlled_rollout.image.scan.installed_packages import ENVIRONMENT, Contents, contents_of, contents_of_folder
+from controlled_rollout.image.scan.scanners import Bench, Subject, audit, scanner
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["ScanSettings", "scan"]
@@ -74,7 +74,7 @@ async def scan(
     program.find()
     cache = Cache(workspace.cache_folder)
     if image.name.startswith(LOCAL):
-        environment = load(image, workspace.cache_folder).python.parent.parent.resolve()
+        environment = load_local_image(image, workspace.cache_folder).python.parent.parent.resolve()
         subject: Subject = environment
         contents, root = contents_of_folder(environment), PurePosixPath(environment)
     else:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.contents import Contents, Installed
-from controlled_rollout.image.manifest import Manifest
+from controlled_rollout.image.oci.manifest import Manifest
+from controlled_rollout.image.oci.referrers import attach
+from controlled_rollout.image.oci.registry_client import Registry, Repository
 from controlled_rollout.image.reference import ImageReference
-from controlled_rollout.image.referrers import attach
-from controlled_rollout.image.registry import Registry, Repository
+from controlled_rollout.image.scan.installed_packages import Contents, Installed
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component

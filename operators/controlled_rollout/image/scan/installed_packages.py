@@ -18,9 +18,9 @@ from typing import IO, Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache, check_room
-from controlled_rollout.image.manifest import Descriptor, Manifest
-from controlled_rollout.image.registry import Registry, Repository
-from controlled_rollout.image.stoppable import Stop, in_thread
+from controlled_rollout.image.cancellable_thread import Stop, in_thread
+from controlled_rollout.image.oci.manifest import Descriptor, Manifest
+from controlled_rollout.image.oci.registry_client import Registry, Repository
 
 __all__ = ["ENVIRONMENT", "Contents", "Installed", "contents_of", "contents_of_folder", "overlaid", "read_layer"]
 

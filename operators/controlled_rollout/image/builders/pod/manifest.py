@@ -9,9 +9,9 @@ import yaml
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.image import Order
+from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.worker.buildah import BUILD_OPTIONS
-from controlled_rollout.image.registry import is_loopback
+from controlled_rollout.image.oci.registry_client import is_loopback
 
 __all__ = [
     "CONTAINER",
@@ -74,13 +74,13 @@ buildah push --authfile {GIVEN}/{USERS} --tls-verify="$TARGET_TLS" environment "
 """
 
 
-def pod_name(order: Order) -> str:
+def pod_name(order: BuildRequest) -> str:
     """Return the name of the one pod that builds an image: the API server takes it once."""
     return f"build-environment-{order.tag[:32]}"
 
 
 def pod(
-    order: Order,
+    order: BuildRequest,
     *,
     context: str,
     namespace: str,

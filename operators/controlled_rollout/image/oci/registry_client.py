@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.manifest import ACCEPTED, INDEX, Descriptor, Manifest
+from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, Descriptor, Manifest
 
 if TYPE_CHECKING:
     import httpx

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.manifest import INDEX, MANIFEST, Descriptor, Manifest, encoded
-from controlled_rollout.image.registry import Registry, Repository
+from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, encoded
+from controlled_rollout.image.oci.registry_client import Registry, Repository
 
 __all__ = ["attach", "attached", "referring", "tag_of", "with_referrer"]
 

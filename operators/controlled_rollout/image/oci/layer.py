@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.package import CHUNK_BYTES, Package, SourceFile
+from controlled_rollout.image.cancellable_thread import Stop, in_thread, never
+from controlled_rollout.image.inputs.files import CHUNK_BYTES, Package, SourceFile
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.image.stoppable import Stop, in_thread, never
 
 __all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_of", "layer_of_files", "streamed"]
 

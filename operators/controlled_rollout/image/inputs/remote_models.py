@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache, check_room
+from controlled_rollout.image.cancellable_thread import Stop, in_thread
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.image.stoppable import Stop, in_thread
 
 __all__ = ["is_remote", "located", "on_this_machine"]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.builders.worker.virtual_environment import create_virtual_environment
 from controlled_rollout.image.cache import Cache, EnvironmentPlace, SharedCache, find_environment
-from controlled_rollout.image.environment import Environment, environment_hash
-from controlled_rollout.image.models import copy_models, model_dir
-from controlled_rollout.image.package import copy_package
-from controlled_rollout.image.project import Progress, Project, read_project
+from controlled_rollout.image.cancellable_thread import Stop, in_thread
+from controlled_rollout.image.environment.environment import Environment, environment_hash
+from controlled_rollout.image.inputs.files import copy_package
+from controlled_rollout.image.inputs.models import copy_models, model_dir
+from controlled_rollout.image.inputs.read import Progress, Project, read_project
 from controlled_rollout.image.reference import ImageReference, ModelSource
-from controlled_rollout.image.stoppable import Stop, in_thread
-from controlled_rollout.image.virtual_environment import create_virtual_environment
 
-__all__ = ["LocalImage", "build", "load"]
+__all__ = ["LocalImage", "build_local_image", "load_local_image"]
 
 IMAGE_SCHEMA: Final = 1
 IMAGE_FILE: Final = "image.json"
@@ -59,7 +59,7 @@ class _Parts:
         return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
 
 
-async def build(
+async def build_local_image(
     source_dir: str | Path,
     *,
     name: str,
@@ -110,7 +110,7 @@ async def build(
     return reference
 
 
-def load(reference: str | ImageReference, cache: Path) -> LocalImage:
+def load_local_image(reference: str | ImageReference, cache: Path) -> LocalImage:
     """Return an image that was built into the cache.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.package import Package
+from controlled_rollout.image.inputs.files import Package
 
 __all__ = ["EntryScriptSyntaxError", "check_entry_script"]
 

@@ -12,21 +12,21 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.builder import Builder, Order
+from controlled_rollout.image.builders.build_request import Builder, BuildRequest
 from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
-from controlled_rollout.image.dockerfile import with_docker_steps
-from controlled_rollout.image.environment import Environment, environment_hash
-from controlled_rollout.image.layer import APP_ROOT, MODELS_FOLDER, layer_of, streamed
-from controlled_rollout.image.manifest import LAYER, Descriptor, Manifest, architecture, with_layer
-from controlled_rollout.image.models import model_dir
-from controlled_rollout.image.package import package
-from controlled_rollout.image.project import Progress, Project, read_project
+from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.environment.docker_steps import with_docker_steps
+from controlled_rollout.image.environment.environment import Environment, environment_hash
+from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.inputs.models import model_dir
+from controlled_rollout.image.inputs.read import Progress, Project, read_project
+from controlled_rollout.image.oci.layer import APP_ROOT, MODELS_FOLDER, layer_of, streamed
+from controlled_rollout.image.oci.manifest import LAYER, Descriptor, Manifest, architecture, with_layer
+from controlled_rollout.image.oci.registry_client import Credentials, Registry, RegistryUnavailableError, Repository
 from controlled_rollout.image.reference import ImageReference, ModelSource, full_name
-from controlled_rollout.image.registry import Credentials, Registry, RegistryUnavailableError, Repository
-from controlled_rollout.image.runtime import DOCKERFILE, PACKAGE, recipe_files, runtime_folder
-from controlled_rollout.image.stoppable import in_thread
+from controlled_rollout.image.scoring_runtime import DOCKERFILE, PACKAGE, recipe_files, runtime_folder
 
-__all__ = ["ENVIRONMENTS", "build_container"]
+__all__ = ["ENVIRONMENTS", "build_container_image"]
 
 ENVIRONMENTS: Final = "environments"
 LATEST: Final = "latest"
@@ -34,7 +34,7 @@ ANY_PYTHON: Final = ">=3.10"
 LAYER_SCHEMA: Final = 1
 
 
-async def build_container(
+async def build_container_image(
     source_dir: str | Path,
     *,
     name: str,
@@ -131,7 +131,7 @@ class _EnvironmentBuild:
             return found
         raise ImageError(f"{order.short} was pushed to {repository}, and the registry does not have it: build again")
 
-    def _order(self, repository: Repository, base_image: str) -> Order:
+    def _order(self, repository: Repository, base_image: str) -> BuildRequest:
         """Return what would be built, under the hash over all that it is built from."""
         environment = self._environment
         recipe = {name: path.read_text("utf-8") for name, path in recipe_files().items()}
@@ -139,7 +139,7 @@ class _EnvironmentBuild:
         # What is in the image besides the environment counts in its hash too.
         others = json.dumps([recipe, package(runtime_folder() / PACKAGE).digest], sort_keys=True)
         python = environment.python or ANY_PYTHON
-        return Order(
+        return BuildRequest(
             target=repository,
             tag=environment_hash(
                 # The same base image under another name, such as a mirror's, is the same base image.
@@ -155,7 +155,7 @@ class _EnvironmentBuild:
             credentials=self._credentials,
         )
 
-    async def _copied(self, client: Registry, order: Order, shared: Repository) -> Manifest | None:
+    async def _copied(self, client: Registry, order: BuildRequest, shared: Repository) -> Manifest | None:
         """Copy the image from the shared registry, if that has it and answers."""
         try:
             manifest = await client.manifest(shared, order.tag)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.stoppable import Stop, never
+from controlled_rollout.image.cancellable_thread import Stop, never
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "Package", "SourceFile", "copy_package", "package", "package_model"]
 

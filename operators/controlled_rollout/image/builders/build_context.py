@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.builder import Order
-from controlled_rollout.image.command import essence
-from controlled_rollout.image.package import copy_package, package
-from controlled_rollout.image.registry import Credentials
-from controlled_rollout.image.runtime import PACKAGE, runtime_folder
-from controlled_rollout.image.virtual_environment import find_uv, runtime_pins
+from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.image.builders.worker.virtual_environment import find_uv, runtime_pins
+from controlled_rollout.image.inputs.files import copy_package, package
+from controlled_rollout.image.oci.registry_client import Credentials
+from controlled_rollout.image.run_command import essence
+from controlled_rollout.image.scoring_runtime import PACKAGE, runtime_folder
 
 __all__ = ["ERROR_LINE", "UV", "failure", "users_file", "write_context"]
 
@@ -25,7 +25,7 @@ EPILOGUE: Final = ("subprocess exited with status", "Error: building at STEP")
 UV_DOES_NOT_RUN, NO_SUCH_PYTHON, NOT_INSTALLED = 81, 82, 83
 
 
-def write_context(order: Order, folder: Path) -> None:
+def write_context(order: BuildRequest, folder: Path) -> None:
     """Write all files of a build into a folder that is made; none of them is secret."""
     folder.mkdir()
     for name, text in order.recipe.items():
@@ -45,7 +45,7 @@ def users_file(credentials: Mapping[str, Credentials]) -> bytes:
     return json.dumps({"auths": users}).encode()
 
 
-def failure(order: Order, lines: Sequence[str]) -> ImageError:
+def failure(order: BuildRequest, lines: Sequence[str]) -> ImageError:
     """Return the error that a failed build's last lines amount to."""
     base_image = order.base_image
     last = next((line for line in reversed(lines) if "exit status" in line), "")
