@@ -27,7 +27,7 @@ from tests.cluster.lab import Lab
 from tests.cluster.lab.commands import until
 from tests.cluster.lab.images import base_image
 from tests.cluster.place import ACCOUNT, Place, forget_role, make
-from tests.local.task_lab import context
+from tests.local.task_lab import TaskInstance, context
 
 Connect = Callable[..., WorkspaceHook]
 
@@ -202,7 +202,9 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
         "registry", "cache folder",
     ]  # fmt: skip
     assert "Kubernetes v1." in results["API server"].found
-    CheckConnectivityOperator(task_id="check", endpoint="digits", conn_id="ml").execute(context("run-1", "check"))
+    CheckConnectivityOperator(task_id="check", endpoint="digits", conn_id="ml").execute(
+        context(TaskInstance("run-1", "check"))
+    )
     assert WorkspaceHook("ml").test_connection()[0] is True
 
 

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from uv import find_uv_bin
 
@@ -24,6 +25,7 @@ REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
 # What the scripts of the tests need; a user's environment file would name it.
 USERS_PACKAGES = ("numpy", "pandas")
 DEADLINE_S = 60.0
+Value = TypeVar("Value")
 
 # Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
 HOLD = """
@@ -66,7 +68,7 @@ def environment_python() -> Path:
     return python
 
 
-def wait_for(condition, what: str, seconds: float = DEADLINE_S):
+def wait_for(condition: Callable[[], Value | None], what: str, seconds: float = DEADLINE_S) -> Value:
     """Return the condition's first true value; fail with `what` when it has none in time."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -82,7 +84,7 @@ class Answer:
     body: bytes
 
     @property
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.body)
 
 
@@ -90,7 +92,7 @@ class Answer:
 class Replica:
     """A running replica and its log."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     log_file: Path
     port: int = 0
 
@@ -98,7 +100,9 @@ class Replica:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def request(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> Answer:
+    def request(
+        self, method: str, path: str, body: bytes | str | Iterable[bytes] | None = None, **headers: str
+    ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -107,7 +111,7 @@ class Replica:
         finally:
             connection.close()
 
-    def score(self, body: bytes | str = b"{}", **headers: str) -> Answer:
+    def score(self, body: bytes | str | Iterable[bytes] = b"{}", **headers: str) -> Answer:
         return self.request("POST", "/score", body, **{"Content_Type": "application/json", **headers})
 
     def workers(self) -> list[int]:
@@ -127,17 +131,18 @@ def replica(
     bind: str = "127.0.0.1:0",
     options: tuple[str, ...] = (),
     ready: bool = True,
+    environment: Mapping[str, str] | None = None,
     **settings: str,
 ) -> Iterator[Replica]:
-    """Serve a script; a setting's name is an environment variable's. Killed at the end if it still runs."""
+    """Serve a script; `settings` are environment variables, as `environment` is. Killed at the end if it still runs."""
     app = folder / "app"
     app.mkdir(exist_ok=True)
     (app / "score.py").write_text(script)
     command = [str(python), "-m", "controlled_rollout_scoring", "--bind", bind, *options]
-    environment = runtime_environment(app, settings)
+    variables = runtime_environment(app, {**(environment or {}), **settings})
     log_file = folder / "replica.log"
     with log_file.open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=app)
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=app)
     running = Replica(process, log_file)
     try:
         if ready:
@@ -189,7 +194,7 @@ def fetch(address: str, path: str) -> tuple[int, str]:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def refuses(port: int) -> bool:

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 DAG_ID = "weekly"
 CONNECTION = "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT"
@@ -35,12 +38,12 @@ class TaskInstance:
         return [None for _ in task_ids]
 
 
-def context(run_id: str, task_id: str) -> dict[str, Any]:
+def context(ti: TaskInstance) -> "Context":
     """Return what Airflow hands to `execute`, as far as our tasks use it."""
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
-    ti = TaskInstance(run_id, task_id)
-    return {"ti": ti, "outlet_events": OutletEventAccessors(), "dag": SimpleNamespace(folder="/")}
+    content = {"ti": ti, "outlet_events": OutletEventAccessors(), "dag": SimpleNamespace(folder="/")}
+    return cast("Context", content)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Task:
         import controlled_rollout
 
         operator = getattr(controlled_rollout, self.operator)(task_id=self.task_id, **self.arguments)
-        return operator.execute(context(self.run_id, self.task_id))
+        return operator.execute(context(TaskInstance(self.run_id, self.task_id)))
 
 
 def run(task: Task, connection: str, *, kill_after_s: float | None = None) -> str:
@@ -74,9 +77,10 @@ def run(task: Task, connection: str, *, kill_after_s: float | None = None) -> st
     try:
         assert ours.recv() == "began"
         if kill_after_s is not None and not ours.poll(kill_after_s):
+            assert child.pid
             os.kill(child.pid, signal.SIGKILL)
         try:
-            return ours.recv()
+            return str(ours.recv())
         except EOFError:
             return "killed"
     finally:

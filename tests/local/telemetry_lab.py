@@ -34,7 +34,7 @@ PROTOBUF = {"Content-Type": "application/x-protobuf"}
 class Credential:
     """A bearer token as the Azure client wants it."""
 
-    def __init__(self, token: str = "any") -> None:  # noqa: S107
+    def __init__(self, token: str = "any") -> None:
         self.token = token
 
     def get_token(self, *scopes: str, **kwargs: Any) -> AccessToken:
@@ -61,7 +61,7 @@ class Process:
             self.key, self.url, self.workspace = found.groups()
             self.http = httpx.Client(base_url=self.url, timeout=30)
 
-    def client(self, token: str = "any") -> LogsQueryClient:  # noqa: S107
+    def client(self, token: str = "any") -> LogsQueryClient:
         return LogsQueryClient(Credential(token), endpoint=f"{self.url}/v1", retry_total=0)
 
     def rows(self, query: str, timespan: Any = None) -> list[list[Any]]:

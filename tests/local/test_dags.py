@@ -124,14 +124,16 @@ def states(answer: dict[str, Any]) -> dict[str, str]:
     return {task.removeprefix("rollout."): state for task, state in answer["tasks"].items()}
 
 
-def test_all_dag_files_are_loaded_without_errors(dags):
+def test_all_dag_files_are_loaded_without_errors(dags: Dags) -> None:
     assert dags.loaded["import_errors"] == {}
     assert set(dags.loaded["dags"]) == {"retrain_and_deploy", "promote", "roll_back"}
     assert sorted(path.stem for path in DAGS.glob("*.py")) == sorted(dags.loaded["dags"])
 
 
 @pytest.mark.timeout(600)
-def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(lab, dags, first):
+def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
+    lab: Lab, dags: Dags, first: dict[str, Any]
+) -> None:
     assert first["state"] == "success"
     assert states(first) == {
         "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
@@ -155,7 +157,9 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(lab, dags,
 
 
 @pytest.mark.timeout(600)
-def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab, dags, first, tmp_path):
+def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(
+    lab: Lab, dags: Dags, first: dict[str, Any], tmp_path: Path
+) -> None:
     script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
     faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
     quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2}}
@@ -178,7 +182,7 @@ def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(lab
     assert keys.secondary not in log
 
 
-def test_people_end_a_rollout_and_go_back(lab, dags):
+def test_people_end_a_rollout_and_go_back(lab: Lab, dags: Dags) -> None:
     name = "by-hand"
 
     async def begin() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,9 @@ def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object
 
 
 @pytest.mark.parametrize("kill_after_s", [None, 0.0, 0.03, 0.1, 0.3])
-def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revisions(lab, connection, kill_after_s):
+def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revisions(
+    lab: Lab, connection: str, kill_after_s: float | None
+) -> None:
     name = f"killed-{kill_after_s}".replace(".", "-").lower()
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     rollout = [
@@ -69,7 +72,7 @@ def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revi
 
 
 @pytest.mark.parametrize("kill_after_s", [0.0, 0.05])
-def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab, connection, kill_after_s):
+def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab: Lab, connection: str, kill_after_s: float) -> None:
     name = f"back-{kill_after_s}".replace(".", "-")
     back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
@@ -89,7 +92,7 @@ def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab, connection, kill_
     assert found.rollout is None
 
 
-def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alone(lab, connection):
+def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alone(lab: Lab, connection: str) -> None:
     name = "conflict"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -107,7 +110,7 @@ def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alo
     assert endpoint(lab, name) == before
 
 
-def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab, connection):
+def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab: Lab, connection: str) -> None:
     name = "waiting"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -121,7 +124,7 @@ def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab, connectio
     assert endpoint(lab, name).rollout.owner == "weekly/run-3"
 
 
-def test_what_a_person_ended_is_not_gone_on_with(lab, connection):
+def test_what_a_person_ended_is_not_gone_on_with(lab: Lab, connection: str) -> None:
     name = "ended"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -140,7 +143,7 @@ def test_what_a_person_ended_is_not_gone_on_with(lab, connection):
     assert asyncio.run(lab.target.history(name))[-1].change.why == "wrong model"
 
 
-def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab, connection):
+def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab: Lab, connection: str) -> None:
     name = "crash"
     crash = roll_out(lab, name, "v1a", "run-1", image=image(lab, "crash", CRASHING))
 
@@ -156,7 +159,7 @@ def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab
     assert endpoint(lab, name).control.name == "v2a"
 
 
-def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab, connection):
+def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab: Lab, connection: str) -> None:
     name = "bad-treatment"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     crash = roll_out(lab, name, "v2a", "run-2", image=image(lab, "crash", CRASHING))
@@ -172,7 +175,7 @@ def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab, conne
     assert endpoint(lab, name).effective_traffic() == {"v1a": 100.0}
 
 
-def test_a_rollout_on_hold_waits_for_a_person(lab, connection):
+def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None:
     name = "held"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -194,7 +197,7 @@ def test_a_rollout_on_hold_waits_for_a_person(lab, connection):
     assert endpoint(lab, name).rollout is None
 
 
-def test_a_promotion_called_again_does_not_end_the_next_rollout(lab, connection):
+def test_a_promotion_called_again_does_not_end_the_next_rollout(lab: Lab, connection: str) -> None:
     name = "again"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -208,7 +211,7 @@ def test_a_promotion_called_again_does_not_end_the_next_rollout(lab, connection)
     assert endpoint(lab, name) == before
 
 
-def test_the_rollout_after_a_promotion_can_shift(lab, connection):
+def test_the_rollout_after_a_promotion_can_shift(lab: Lab, connection: str) -> None:
     name = "next"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -222,7 +225,7 @@ def test_the_rollout_after_a_promotion_can_shift(lab, connection):
     assert endpoint(lab, name).effective_traffic() == {"v1a": 0.0, "v2a": 90.0, "v3a": 10.0}
 
 
-def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab, connection):
+def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab: Lab, connection: str) -> None:
     name = "back-again"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -240,7 +243,7 @@ def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab, conne
     assert endpoint(lab, name).control.name == "v1a"
 
 
-def test_a_failing_check_says_what_fails_and_nothing_else(lab, connection, tmp_path):
+def test_a_failing_check_says_what_fails_and_nothing_else(lab: Lab, connection: str, tmp_path: Path) -> None:
     check = {"endpoint": "digits", "plan": "the plan"}
     assert run(Task("CheckConnectivityOperator", "check", check), connection) == "done"
 
@@ -252,7 +255,7 @@ def test_a_failing_check_says_what_fails_and_nothing_else(lab, connection, tmp_p
     assert "cache folder" not in answer
 
 
-def test_arguments_that_make_no_sense_fail_without_retries_and_change_nothing(lab, connection):
+def test_arguments_that_make_no_sense_fail_without_retries_and_change_nothing(lab: Lab, connection: str) -> None:
     name = "wrong"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     before = endpoint(lab, name)

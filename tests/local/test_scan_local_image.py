@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,7 @@ from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image import ImageReference, build_local_image
 from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
-from tests.local.task_lab import context
+from tests.local.task_lab import TaskInstance, context
 from tests.registry.osv_service import osv_service, vulnerability
 from tests.registry.scanner_programs import scanner_or_skip
 
@@ -57,7 +58,7 @@ def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime
 
 @pytest.mark.parametrize("name", ["grype", "trivy"])
 async def test_the_environment_of_a_local_image_is_looked_at(
-    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Literal["grype", "trivy"]
 ) -> None:
     scanner = scanner_or_skip(name, tmp_path, monkeypatch)
     scanner.knows(datetime.now(UTC), [KNOWN])
@@ -102,18 +103,18 @@ def test_the_task_hands_on_the_image_that_passed(
         extras = f'{{"root": "{root}", "scanner": "grype", "osv_url": "{osv.url}"}}'
         connection = f'{{"conn_type": "controlled_rollout", "extra": {extras}}}'
         monkeypatch.setenv("AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT", connection)
-        told = context("run-1", "scan")
-        passed = ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+        ti = TaskInstance("run-1", "scan")
+        passed = ScanImageOperator(task_id="scan", image=str(image)).execute(context(ti))
         osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", fixed="99.0.0")]
         with pytest.raises(AirflowFailException, match="PYSEC-2026-1"):
-            ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+            ScanImageOperator(task_id="scan", image=str(image)).execute(context(ti))
         osv.status = 503
         with pytest.raises(ScanUnavailableError):
-            ScanImageOperator(task_id="scan", image=str(image)).execute(told)
+            ScanImageOperator(task_id="scan", image=str(image)).execute(context(ti))
 
     assert passed == str(image)
-    assert told["ti"].pushed["scan"] == "no findings"
-    assert "pip-audit wrote no report" in told["ti"].pushed["failure"]
+    assert ti.pushed["scan"] == "no findings"
+    assert "pip-audit wrote no report" in ti.pushed["failure"]
 
 
 def test_the_command_ends_with_1_when_something_stops_the_image(

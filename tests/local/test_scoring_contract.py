@@ -113,7 +113,7 @@ def python() -> Path:
     return environment_python()
 
 
-def test_plain_run_gets_the_body_as_text_and_its_return_value_is_sent_as_json(python, tmp_path):
+def test_plain_run_gets_the_body_as_text_and_its_return_value_is_sent_as_json(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.score("[[1, 2]]")
 
@@ -127,7 +127,7 @@ def test_plain_run_gets_the_body_as_text_and_its_return_value_is_sent_as_json(py
     assert "run got str" in served.log
 
 
-def test_request_ids_come_back_and_too_long_ones_are_refused(python, tmp_path):
+def test_request_ids_come_back_and_too_long_ones_are_refused(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         named = served.score(x_request_id="mine", x_ms_client_request_id="theirs")
         too_long = served.score(x_request_id="x" * 101)
@@ -136,7 +136,7 @@ def test_request_ids_come_back_and_too_long_ones_are_refused(python, tmp_path):
     assert too_long.status == 431
 
 
-def test_run_that_raises_is_a_500_in_the_stock_form_and_the_traceback_is_logged(python, tmp_path):
+def test_run_that_raises_is_a_500_in_the_stock_form_and_the_traceback_is_logged(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.score("raise")
         after = served.score("fine")
@@ -148,7 +148,7 @@ def test_run_that_raises_is_a_500_in_the_stock_form_and_the_traceback_is_logged(
     assert after.status == 200
 
 
-def test_return_value_that_is_no_json_is_a_500(python, tmp_path):
+def test_return_value_that_is_no_json_is_a_500(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.score("unserialisable")
 
@@ -156,14 +156,14 @@ def test_return_value_that_is_no_json_is_a_500(python, tmp_path):
     assert "not JSON serializable" in served.log
 
 
-def test_body_of_5_mb_arrives_whole(python, tmp_path):
+def test_body_of_5_mb_arrives_whole(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.score("a" * 5_000_000)
 
     assert answer.json["length"] == 5_000_000
 
 
-def test_body_sent_as_a_form_reaches_run_whole(python, tmp_path):
+def test_body_sent_as_a_form_reaches_run_whole(python: Path, tmp_path: Path) -> None:
     """The stock server hands run() an empty string here: `curl -d` sends this content type."""
     body = '{"data": "x=1&y=2"}'
     with replica(python, tmp_path, PLAIN) as served:
@@ -172,21 +172,21 @@ def test_body_sent_as_a_form_reaches_run_whole(python, tmp_path):
     assert answer.json["length"] == len(body)
 
 
-def test_chunked_body_arrives_whole(python, tmp_path):
+def test_chunked_body_arrives_whole(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.request("POST", "/score", iter([b"abc", b"defgh"]))
 
     assert answer.json["length"] == 8
 
 
-def test_get_passes_the_query_as_json(python, tmp_path):
+def test_get_passes_the_query_as_json(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         answer = served.request("GET", "/score?a=1")
 
     assert answer.json["length"] == len(json.dumps({"a": 1}))
 
 
-def test_unknown_paths_and_methods_are_answered_as_the_stock_server_does(python, tmp_path):
+def test_unknown_paths_and_methods_are_answered_as_the_stock_server_does(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PLAIN) as served:
         unknown = served.request("GET", "/nothing")
         wrong = served.request("PUT", "/score", "x")
@@ -196,7 +196,7 @@ def test_unknown_paths_and_methods_are_answered_as_the_stock_server_does(python,
     assert "not found" in unknown.json["message"]
 
 
-def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(python, tmp_path):
+def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, RAW) as served:
         reversed_bytes = served.score(b"\x00\xffabc", Content_Type="application/octet-stream")
         not_found = served.score(X_Want="404")
@@ -211,14 +211,14 @@ def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(pyth
     assert query.body == b"q=v"
 
 
-def test_rawhttp_script_still_gets_its_form_fields(python, tmp_path):
+def test_rawhttp_script_still_gets_its_form_fields(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, RAW) as served:
         answer = served.score("a=1&b=2", Content_Type="application/x-www-form-urlencoded")
 
     assert answer.json["form"] == "1"
 
 
-def test_rawhttp_script_may_stream_its_answer(python, tmp_path):
+def test_rawhttp_script_may_stream_its_answer(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, RAW) as served:
         answer = served.score(X_Stream="yes")
         after = served.score(X_Stream="yes")
@@ -227,7 +227,7 @@ def test_rawhttp_script_may_stream_its_answer(python, tmp_path):
     assert answer.headers["Content-Type"].startswith("text/csv")
 
 
-def test_numpy_schema_converts_the_input_and_describes_itself(python, tmp_path):
+def test_numpy_schema_converts_the_input_and_describes_itself(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, NUMPY) as served:
         answer = served.score('{"data": [[1, 2], [3, 4]]}')
         not_json = served.score("1", Content_Type="text/plain")
@@ -243,7 +243,7 @@ def test_numpy_schema_converts_the_input_and_describes_itself(python, tmp_path):
     assert unknown.status == 404
 
 
-def test_pandas_and_standard_schemas_convert_and_defaults_hold(python, tmp_path):
+def test_pandas_and_standard_schemas_convert_and_defaults_hold(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, PANDAS) as served:
         both = served.score('{"table": [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "factor": 2}')
         default = served.score('{"table": [{"a": 1, "b": 2}]}')
@@ -252,7 +252,7 @@ def test_pandas_and_standard_schemas_convert_and_defaults_hold(python, tmp_path)
     assert default.json == [10]
 
 
-def test_run_may_ask_for_the_request_headers(python, tmp_path):
+def test_run_may_ask_for_the_request_headers(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HEADERS, SECRET_IN_ENVIRONMENT="x", HTTP_FROM_ENVIRONMENT="x") as served:
         answer = served.score("d", X_Caller="tests").json
 
@@ -260,7 +260,7 @@ def test_run_may_ask_for_the_request_headers(python, tmp_path):
     assert "From-Environment" not in answer["others"]
 
 
-def test_init_and_run_share_the_main_thread_and_the_project_folder(python, tmp_path):
+def test_init_and_run_share_the_main_thread_and_the_project_folder(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
     with replica(python, tmp_path, SAME_THREAD) as served:
@@ -269,7 +269,7 @@ def test_init_and_run_share_the_main_thread_and_the_project_folder(python, tmp_p
     assert answer.json == {"same": True, "main": True, "loop": "ran", "folder": "app", "neighbour": "beside score.py"}
 
 
-def test_project_files_named_like_the_standard_library_do_not_stop_the_runtime(python, tmp_path):
+def test_project_files_named_like_the_standard_library_do_not_stop_the_runtime(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     for name in ("queue", "selectors", "socket", "argparse", "log", "server"):
         (tmp_path / "app" / f"{name}.py").write_text("raise RuntimeError('not the one that is meant')")
@@ -279,7 +279,7 @@ def test_project_files_named_like_the_standard_library_do_not_stop_the_runtime(p
     assert answer.status == 200
 
 
-def test_project_folder_is_not_written(python, tmp_path):
+def test_project_folder_is_not_written(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
     with replica(python, tmp_path, SAME_THREAD) as served:

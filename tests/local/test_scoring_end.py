@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.local.scoring_environment import (
     DEADLINE_S,
     HOLD,
+    Replica,
     environment_python,
     free_port,
     held,
@@ -30,12 +32,14 @@ def python() -> Path:
 
 
 @pytest.fixture
-def pool():
+def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(32) as threads:
         yield threads
 
 
-def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(python, tmp_path, pool):
+def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="60000") as served:
         idle = socket.create_connection(("127.0.0.1", served.port))
@@ -66,7 +70,7 @@ def sent(port: int) -> socket.socket:
     return connection
 
 
-def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python, tmp_path):
+def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python: Path, tmp_path: Path) -> None:
     script = (
         "import atexit, threading, time\n"
         "def init():\n"
@@ -82,7 +86,9 @@ def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python, tmp_
     assert "tidied up" in served.log
 
 
-def test_drain_ends_after_its_time_even_if_a_model_does_not(python, tmp_path, pool):
+def test_drain_ends_after_its_time_even_if_a_model_does_not(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     with replica(python, tmp_path, HOLD, DRAIN_TIMEOUT_S="1") as served:
         request = held(served, pool, tmp_path / "never")
         started = time.monotonic()
@@ -97,7 +103,7 @@ def test_drain_ends_after_its_time_even_if_a_model_does_not(python, tmp_path, po
     assert "cut off" in served.log
 
 
-def test_signal_to_the_whole_process_group_drains_too(python, tmp_path, pool):
+def test_signal_to_the_whole_process_group_drains_too(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD) as served:
         request = held(served, pool, gate)
@@ -110,7 +116,7 @@ def test_signal_to_the_whole_process_group_drains_too(python, tmp_path, pool):
     assert (request.result().status, code) == (200, 0)
 
 
-def test_sigterm_during_init_ends_the_replica_at_once(python, tmp_path):
+def test_sigterm_during_init_ends_the_replica_at_once(python: Path, tmp_path: Path) -> None:
     gate = tmp_path / "never"
     with replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as served:
         wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
@@ -131,7 +137,9 @@ def test_sigterm_during_init_ends_the_replica_at_once(python, tmp_path):
     ],
     ids=["exit 7", "exit 0", "SIGKILL", "segmentation fault", "sys.exit"],
 )
-def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(python, tmp_path, script, reason):
+def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(
+    python: Path, tmp_path: Path, script: str, reason: str
+) -> None:
     with replica(python, tmp_path, script) as served:
         try:
             status = served.score().status
@@ -145,7 +153,7 @@ def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(python, tm
     assert "the replica ends" in served.log
 
 
-def test_other_workers_finish_when_one_dies(python, tmp_path, pool):
+def test_other_workers_finish_when_one_dies(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
         request = held(served, pool, gate)
@@ -158,12 +166,12 @@ def test_other_workers_finish_when_one_dies(python, tmp_path, pool):
         assert served.wait() == 1
 
 
-def idle_worker(served) -> int | None:
+def idle_worker(served: Replica) -> int | None:
     answer = served.score("pid")
     return answer.json if answer.status == 200 else None
 
 
-def test_workers_die_with_a_parent_that_is_killed(python, tmp_path):
+def test_workers_die_with_a_parent_that_is_killed(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
         workers = served.workers()
         served.process.kill()
@@ -179,7 +187,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python, tmp_path):
+def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python: Path, tmp_path: Path) -> None:
     starter = tmp_path / "starter.py"
     starter.write_text(
         "import subprocess, sys, time\n"

@@ -4,6 +4,7 @@ import http.client
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def python() -> Path:
 
 
 @pytest.fixture
-def pool():
+def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(32) as threads:
         yield threads
 
@@ -35,7 +36,7 @@ def pool():
 # Starting
 
 
-def test_nothing_is_answered_before_init_has_succeeded(python, tmp_path):
+def test_nothing_is_answered_before_init_has_succeeded(python: Path, tmp_path: Path) -> None:
     gate, health, port = tmp_path / "gate", f"unix:{tmp_path}/health", free_port()
     with replica(
         python,
@@ -73,7 +74,9 @@ def test_nothing_is_answered_before_init_has_succeeded(python, tmp_path):
     ],
     ids=["init raises", "syntax error", "no init", "no run", "missing package", "init exits"],
 )
-def test_script_that_cannot_be_served_ends_the_replica_with_its_traceback_last(python, tmp_path, script, last_line):
+def test_script_that_cannot_be_served_ends_the_replica_with_its_traceback_last(
+    python: Path, tmp_path: Path, script: str, last_line: str
+) -> None:
     with replica(python, tmp_path, script, ready=False, WORKER_COUNT="1") as served:
         code = served.wait()
 
@@ -82,7 +85,7 @@ def test_script_that_cannot_be_served_ends_the_replica_with_its_traceback_last(p
     assert served.log.count("Traceback (most recent call last)") == 1
 
 
-def test_worker_that_vanishes_during_init_is_named_in_the_log(python, tmp_path):
+def test_worker_that_vanishes_during_init_is_named_in_the_log(python: Path, tmp_path: Path) -> None:
     script = "import os\ndef init(): os.kill(os.getpid(), 9)\ndef run(data): pass"
     with replica(python, tmp_path, script, ready=False) as served:
         code = served.wait()
@@ -100,15 +103,17 @@ def test_worker_that_vanishes_during_init_is_named_in_the_log(python, tmp_path):
         ({"AML_APP_ROOT": "/nowhere"}, "AML_APP_ROOT='/nowhere' is not a folder"),
     ],
 )
-def test_setting_that_makes_no_sense_is_named_and_nothing_starts(python, tmp_path, setting, message):
-    with replica(python, tmp_path, HOLD, ready=False, **setting) as served:
+def test_setting_that_makes_no_sense_is_named_and_nothing_starts(
+    python: Path, tmp_path: Path, setting: dict[str, str], message: str
+) -> None:
+    with replica(python, tmp_path, HOLD, ready=False, environment=setting) as served:
         code = served.wait()
 
     assert code == 2
     assert message in served.log
 
 
-def test_taken_port_is_an_error_that_names_it(python, tmp_path):
+def test_taken_port_is_an_error_that_names_it(python: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -120,7 +125,7 @@ def test_taken_port_is_an_error_that_names_it(python, tmp_path):
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in served.log
 
 
-def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_the_end(python, tmp_path):
+def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_the_end(python: Path, tmp_path: Path) -> None:
     path = tmp_path / "score.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -136,7 +141,7 @@ def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_the_end(p
     assert not path.exists()
 
 
-def test_unix_socket_that_another_server_answers_on_is_left_alone(python, tmp_path):
+def test_unix_socket_that_another_server_answers_on_is_left_alone(python: Path, tmp_path: Path) -> None:
     path = tmp_path / "score.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -151,7 +156,9 @@ def test_unix_socket_that_another_server_answers_on_is_left_alone(python, tmp_pa
 # Busy
 
 
-def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(python, tmp_path, pool):
+def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate, health = tmp_path / "gate", f"127.0.0.1:{free_port()}"
     with replica(python, tmp_path, HOLD, options=("--health", health), MAX_REQUEST_WAIT_TIME_MS="60000") as served:
         first = held(served, pool, gate)
@@ -171,7 +178,9 @@ def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(python
     assert results == [200] * 6
 
 
-def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(python, tmp_path, pool):
+def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     script = (
         "import ctypes\ndef init(): pass\n"
         "def run(data):\n    open(data, 'w').close()\n    ctypes.PyDLL(None).sleep(2)\n    return 'woke'"
@@ -189,7 +198,9 @@ def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(python,
     assert woke.status == 200
 
 
-def test_request_that_waits_too_long_for_its_turn_is_a_503_that_says_so(python, tmp_path, pool):
+def test_request_that_waits_too_long_for_its_turn_is_a_503_that_says_so(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="200") as served:
         first = held(served, pool, gate)
@@ -204,7 +215,7 @@ def test_request_that_waits_too_long_for_its_turn_is_a_503_that_says_so(python, 
     assert 0.2 <= waited < 5
 
 
-def test_request_beyond_the_queue_is_a_503_at_once(python, tmp_path, pool):
+def test_request_beyond_the_queue_is_a_503_at_once(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD, MAX_QUEUED_REQUESTS="2", MAX_REQUEST_WAIT_TIME_MS="60000") as served:
         first = held(served, pool, gate)
@@ -218,7 +229,9 @@ def test_request_beyond_the_queue_is_a_503_at_once(python, tmp_path, pool):
     assert statuses == [200, 200, 503, 503, 503, 503]
 
 
-def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(python, tmp_path, pool):
+def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gates = [tmp_path / f"gate{number}" for number in range(3)]
     with replica(python, tmp_path, HOLD, REPLICA_MAX_CONCURRENT_REQUESTS="3") as served:
         requests = [held(served, pool, gate) for gate in gates]
@@ -228,15 +241,20 @@ def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(python, tmp_p
         assert [request.result().status for request in requests] == [200] * 3
 
 
-def test_worker_count_is_the_number_of_processes_that_score(python, tmp_path):
+def test_worker_count_is_the_number_of_processes_that_score(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
-        seen = set()
-        wait_for(lambda: seen.add(served.score("pid").json) or len(seen) == 2, "both workers have scored")
+        workers: set[int] = set()
 
-        assert seen == set(served.workers())
+        def both_have_scored() -> bool:
+            workers.add(served.score("pid").json)
+            return len(workers) == 2
+
+        wait_for(both_have_scored, "both workers have scored")
+
+        assert workers == set(served.workers())
 
 
-def test_body_over_the_limit_is_a_413(python, tmp_path):
+def test_body_over_the_limit_is_a_413(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HOLD, MAX_BODY_BYTES="1000000") as served:
         declared = served.score(b"x" * 1_500_000)
         chunked = served.score(iter([b"x" * 750_000] * 2))
@@ -246,7 +264,7 @@ def test_body_over_the_limit_is_a_413(python, tmp_path):
     assert declared.json == {"message": "the request's body exceeds 1,000,000 bytes"}
 
 
-def test_upload_that_is_cut_off_is_not_scored(python, tmp_path):
+def test_upload_that_is_cut_off_is_not_scored(python: Path, tmp_path: Path) -> None:
     script = "def init(): pass\ndef run(data):\n    print('SCORED', data)\n    return 1"
     with replica(python, tmp_path, script) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as caller:
@@ -260,7 +278,7 @@ def test_upload_that_is_cut_off_is_not_scored(python, tmp_path):
     assert served.log.count("SCORED") == served.log.count("SCORED whole") == 1
 
 
-def test_slow_upload_takes_no_slot(python, tmp_path):
+def test_slow_upload_takes_no_slot(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HOLD) as served, socket.create_connection(("127.0.0.1", served.port)) as slow:
         slow.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
         answer = served.score()
@@ -268,7 +286,7 @@ def test_slow_upload_takes_no_slot(python, tmp_path):
     assert answer.status == 200
 
 
-def test_connections_are_kept_alive(python, tmp_path):
+def test_connections_are_kept_alive(python: Path, tmp_path: Path) -> None:
     with replica(python, tmp_path, HOLD) as served:
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=DEADLINE_S)
         ports = set()
@@ -284,7 +302,7 @@ def test_connections_are_kept_alive(python, tmp_path):
 # Time-outs
 
 
-def test_scoring_beyond_the_time_out_is_a_504_and_python_code_is_interrupted(python, tmp_path):
+def test_scoring_beyond_the_time_out_is_a_504_and_python_code_is_interrupted(python: Path, tmp_path: Path) -> None:
     script = (
         "import time\ndef init(): pass\ndef run(data):\n    while data == 'loop': time.sleep(0.01)\n    return 'fine'"
     )
@@ -296,13 +314,15 @@ def test_scoring_beyond_the_time_out_is_a_504_and_python_code_is_interrupted(pyt
     assert after.status == 200
 
 
-def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_stays_taken(python, tmp_path, pool):
+def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_stays_taken(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     script = (
         "import ctypes\ndef init(): pass\n"
         "def run(data):\n    if data: ctypes.CDLL(None).usleep(1500000)\n    return 'fine'"
     )
     settings = {"SCORING_TIMEOUT_MS": "200", "MAX_REQUEST_WAIT_TIME_MS": "200", "REPLICA_MAX_CONCURRENT_REQUESTS": "2"}
-    with replica(python, tmp_path, script, **settings) as served:
+    with replica(python, tmp_path, script, environment=settings) as served:
         started = time.monotonic()
         late = [pool.submit(served.score, "sleep") for _ in range(2)]
         answers = [future.result().status for future in late]

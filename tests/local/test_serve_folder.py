@@ -50,7 +50,9 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_folder_is_served_with_its_model_until_it_is_stopped(folder, tmp_path, cache, port, stop):
+def test_folder_is_served_with_its_model_until_it_is_stopped(
+    folder: Path, tmp_path: Path, cache: Path, port: int, stop: signal.Signals
+) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from controlled_rollout.image import ModelSource\n"
@@ -61,7 +63,8 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(folder, tmp_path, c
     command = [sys.executable, "-c", program, str(folder), str(port), str(cache), str(tmp_path / "weights.txt")]
     log = tmp_path / "log"
     with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as served:
-        lines = []
+        assert served.stdout
+        lines: list[str] = []
         while not (lines and lines[-1].startswith("serving")):
             lines.append(served.stdout.readline())
             assert lines[-1], log.read_text()
@@ -77,7 +80,7 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(folder, tmp_path, c
     assert "image: local/my-model@sha256:" in log.read_text()
 
 
-def test_taken_port_is_an_error_before_anything_is_built(folder, tmp_path, port):
+def test_taken_port_is_an_error_before_anything_is_built(folder: Path, tmp_path: Path, port: int) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
@@ -87,7 +90,9 @@ def test_taken_port_is_an_error_before_anything_is_built(folder, tmp_path, port)
     assert not (tmp_path / "cache").exists()
 
 
-def test_script_that_fails_in_init_gives_its_exit_code(folder, tmp_path, cache, port, capfd):
+def test_script_that_fails_in_init_gives_its_exit_code(
+    folder: Path, tmp_path: Path, cache: Path, port: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     code = serve_folder(folder, port=port, cache=cache)
 
     assert code == 3
@@ -96,12 +101,12 @@ def test_script_that_fails_in_init_gives_its_exit_code(folder, tmp_path, cache, 
     assert "serving" not in output.out
 
 
-def test_missing_entry_script_is_an_error(folder, tmp_path, port):
+def test_missing_entry_script_is_an_error(folder: Path, tmp_path: Path, port: int) -> None:
     with pytest.raises(ImageError, match=r"other\.py"):
         serve_folder(folder, port=port, cache=tmp_path / "cache", entry_script="other.py")
 
 
-def test_replica_ends_when_the_command_is_killed(folder, tmp_path, cache, port):
+def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, cache: Path, port: int) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from controlled_rollout.target.local.score import serve_folder\n"

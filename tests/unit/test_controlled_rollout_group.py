@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from airflow.sdk import DAG, TriggerRule
 from airflow.serialization.serialized_objects import DagSerialization
@@ -8,7 +10,7 @@ from controlled_rollout.operators.plan import plan_in_words
 MINIMUM = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
 
-def group(dag_arguments=None, **arguments) -> ControlledRollout:
+def group(dag_arguments: dict[str, Any] | None = None, **arguments: Any) -> ControlledRollout:
     with DAG("weekly", schedule=None, default_args=dag_arguments or {}):
         return ControlledRollout(**{**MINIMUM, **arguments})
 
@@ -20,7 +22,7 @@ def edges(rollout: ControlledRollout) -> dict[str, set[str]]:
     }
 
 
-def test_the_way_forward_and_the_way_back():
+def test_the_way_forward_and_the_way_back() -> None:
     found = edges(group())
     back = {"roll_back"}
     assert found == {
@@ -37,7 +39,7 @@ def test_the_way_forward_and_the_way_back():
     }
 
 
-def test_what_decides_between_the_two():
+def test_what_decides_between_the_two() -> None:
     rollout = group()
     assert rollout.roll_back.trigger_rule == TriggerRule.ONE_FAILED
     assert rollout.promote.trigger_rule == TriggerRule.NONE_FAILED  # a first version skips its gates
@@ -45,11 +47,11 @@ def test_what_decides_between_the_two():
     assert [gate.require_pass for gate in group(pass_every_step=True).gates] == [True, True]
 
 
-def test_a_treatment_may_be_kept_to_be_looked_at():
+def test_a_treatment_may_be_kept_to_be_looked_at() -> None:
     assert "retire_treatment" not in edges(group(keep_treatment=True))
 
 
-def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created():
+def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created() -> None:
     rollout = group(scan={"max_severity": "high"})
     found = edges(rollout)
     assert found["check"] == {"scan", "roll_back"}
@@ -60,25 +62,25 @@ def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created
     assert rollout.roll_out.image.operator is rollout.scan
 
 
-def test_steps_may_be_parts_of_a_per_cent():
+def test_steps_may_be_parts_of_a_per_cent() -> None:
     assert list(edges(group(steps=(0.5, 2.5, 100))))[2:8] == [
         "shift_0_5", "gate_0_5", "shift_2_5", "gate_2_5", "shift_100", "gate_100",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [(), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)])
-def test_steps_that_are_no_ladder_are_refused(steps):
+def test_steps_that_are_no_ladder_are_refused(steps) -> None:
     with pytest.raises(ValueError, match="give ascending percentiles"):
         group(steps=steps)
 
 
-def test_killed_tasks_are_retried_unless_the_author_says_otherwise():
+def test_killed_tasks_are_retried_unless_the_author_says_otherwise() -> None:
     assert {task.retries for task in group()} == {3}
     assert {task.retries for task in group(dag_arguments={"retries": 7})} == {7}
     assert {task.retries for task in group(dag_arguments={"retries": 7}, default_args={"retries": 0})} == {0}
 
 
-def test_the_group_is_a_task_group_to_airflow():
+def test_the_group_is_a_task_group_to_airflow() -> None:
     with DAG("weekly", schedule=None) as dag:
         ControlledRollout(**MINIMUM, gate=Gate(), group_id="digits_rollout")
     stored = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
@@ -86,7 +88,7 @@ def test_the_group_is_a_task_group_to_airflow():
     assert stored.task_group.children["digits_rollout"].children.keys() == {t.task_id for t in dag.tasks}
 
 
-def test_the_plan_says_every_step_in_order():
+def test_the_plan_says_every_step_in_order() -> None:
     plan = plan_in_words(
         "digits", "v2a", (10, 50), bake="10 min", min_requests=500, decision_timeout="1 d", on_no_decision="hold",
         keep_warm="1 d", keep_treatment=False,

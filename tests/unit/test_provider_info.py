@@ -13,7 +13,7 @@ from controlled_rollout.workspace import Workspace
 
 
 @pytest.mark.parametrize("schema", ["provider_info.schema.json", "provider.yaml.schema.json"])
-def test_provider_info_is_what_airflow_asks_for(schema):
+def test_provider_info_is_what_airflow_asks_for(schema: str) -> None:
     loaded = json.loads(files("airflow").joinpath(schema).read_text())
     if schema == "provider.yaml.schema.json":  # the stricter one; of it only what concerns the connection's form
         loaded = loaded["properties"]["connection-types"]
@@ -22,7 +22,7 @@ def test_provider_info_is_what_airflow_asks_for(schema):
         jsonschema.validate(get_provider_info(), loaded)
 
 
-def test_every_module_that_is_named_is_there():
+def test_every_module_that_is_named_is_there() -> None:
     info = get_provider_info()
     kinds = ("operators", "sensors", "triggers", "hooks")
     named = [module for kind in kinds for entry in info[kind] for module in entry["python-modules"]]
@@ -31,7 +31,7 @@ def test_every_module_that_is_named_is_there():
         importlib.import_module(module)
 
 
-def test_the_form_has_a_field_for_every_setting_of_a_workspace_that_a_connection_may_have():
+def test_the_form_has_a_field_for_every_setting_of_a_workspace_that_a_connection_may_have() -> None:
     [connection] = get_provider_info()["connection-types"]
     # The connection's own name; what is for the command line; what only code can set.
     elsewhere = {"name", *ONLY_WITHOUT_AIRFLOW, "open_cluster"}
@@ -42,7 +42,7 @@ def test_the_form_has_a_field_for_every_setting_of_a_workspace_that_a_connection
     assert getattr(importlib.import_module(module), name) is WorkspaceHook
 
 
-def test_every_field_says_what_it_is_for_and_may_be_left_empty():
+def test_every_field_says_what_it_is_for_and_may_be_left_empty() -> None:
     [connection] = get_provider_info()["connection-types"]
     for name, field in connection["conn-fields"].items():
         assert field["label"], name
@@ -55,13 +55,13 @@ def test_every_field_says_what_it_is_for_and_may_be_left_empty():
         assert shown == str(default) or default in (None, ""), name
 
 
-def test_a_form_that_was_saved_empty_is_the_local_workspace():
+def test_a_form_that_was_saved_empty_is_the_local_workspace() -> None:
     [connection] = get_provider_info()["connection-types"]
     saved = dict.fromkeys(connection["conn-fields"], None) | {"namespace": "", "target": "local"}
     assert workspace_from("ml", saved) == Workspace.local().model_copy(update={"name": "ml"})
 
 
-def test_airflow_finds_the_connection_type_and_its_form():
+def test_airflow_finds_the_connection_type_and_its_form() -> None:
     from airflow.providers_manager import ProvidersManager
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 

@@ -21,30 +21,29 @@ def fresh_python(code: str) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def test_public_names_are_sorted_and_each_is_there():
+def test_public_names_are_sorted_and_each_is_there() -> None:
     assert controlled_rollout.__all__ == sorted(controlled_rollout.__all__)
     for name in controlled_rollout.__all__:
         assert getattr(controlled_rollout, name).__name__ == name
     assert set(controlled_rollout.__all__) <= set(dir(controlled_rollout))
 
 
-def test_every_home_belongs_to_a_public_name():
+def test_every_home_belongs_to_a_public_name() -> None:
     assert sorted(controlled_rollout._HOMES) == controlled_rollout.__all__
 
 
-def test_unknown_name_is_refused_and_the_known_are_listed():
+def test_unknown_name_is_refused_and_the_known_are_listed() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'Gatekeeper'.*TreatmentGateSensor"):
         _ = controlled_rollout.Gatekeeper
 
 
-def test_a_dag_file_pays_little_for_the_operators():
+def test_a_dag_file_pays_little_for_the_operators() -> None:
     """What it pays in time is measured by `make bench`; what it must not load decides that."""
     code = """
 import json, sys
 import airflow.sdk
 before = set(sys.modules)
 import controlled_rollout
-from tests import airflow_home
 for name in controlled_rollout.__all__:
     getattr(controlled_rollout, name)
 print(json.dumps(sorted(set(sys.modules) - before)))
@@ -54,11 +53,10 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     assert not [module for module in loaded if module.startswith(ENGINE)]
 
 
-def test_importing_the_package_imports_neither_airflow_nor_an_operator():
+def test_importing_the_package_imports_neither_airflow_nor_an_operator() -> None:
     code = """
 import json, sys
 import controlled_rollout
-from tests import airflow_home
 print(json.dumps([name for name in sys.modules if name.startswith(("airflow", "controlled_rollout.", "pydantic"))]))
 """
     assert fresh_python(code) == []

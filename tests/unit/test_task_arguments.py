@@ -32,24 +32,24 @@ from controlled_rollout.gate import Gate
         ("2 d", timedelta(days=2)),
     ],
 )
-def test_a_length_of_time_is_read_in_every_form_that_an_author_may_use(given_, expected):
+def test_a_length_of_time_is_read_in_every_form_that_an_author_may_use(given_, expected) -> None:
     assert duration("bake", given_) == expected
 
 
 @pytest.mark.parametrize(
     "given_", ["", "soon", "-5 min", -1, float("nan"), float("inf"), timedelta(seconds=-1), True, None, "5 m", "1e3 s"]
 )
-def test_what_is_no_length_of_time_is_refused_by_name(given_):
+def test_what_is_no_length_of_time_is_refused_by_name(given_) -> None:
     with pytest.raises(ArgumentError, match="bake"):
         duration("bake", given_)
 
 
 @given(st.integers(0, 10**6), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("d", 86400)]))
-def test_number_and_unit_multiply(count, unit):
+def test_number_and_unit_multiply(count, unit) -> None:
     assert duration("bake", f"{count} {unit[0]}") == timedelta(seconds=count * unit[1])
 
 
-def test_numbers_may_be_text_and_must_be_numbers():
+def test_numbers_may_be_text_and_must_be_numbers() -> None:
     assert number("percentile", "12.5") == 12.5
     assert whole_number("min_requests", "500") == 500
     for wrong in ("ten", "nan", "inf", True, None):
@@ -60,7 +60,7 @@ def test_numbers_may_be_text_and_must_be_numbers():
             whole_number("min_requests", wrong)
 
 
-def test_flags_and_choices_take_what_a_template_renders():
+def test_flags_and_choices_take_what_a_template_renders() -> None:
     assert flag("require_pass", "True") is True
     assert flag("require_pass", False) is False
     with pytest.raises(ArgumentError, match="neither true nor false"):
@@ -70,7 +70,7 @@ def test_flags_and_choices_take_what_a_template_renders():
         choice("on_conflict", "retry", "fail", "wait")
 
 
-def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out():
+def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out() -> None:
     gate = Gate(alpha=0.01, warm_up=timedelta(minutes=5))
     assert gate_of(gate) is gate
     assert gate_of({"alpha": "0.01", "warm_up": "5 min"}) == gate
@@ -88,12 +88,14 @@ def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out():
         ("{", "not a mapping"),
     ],
 )
-def test_a_gate_that_makes_no_sense_is_refused_by_field(fields, message):
+def test_a_gate_that_makes_no_sense_is_refused_by_field(
+    fields: dict[str, float] | dict[str, int] | dict[str, str] | str, message: str
+) -> None:
     with pytest.raises(ArgumentError, match=message):
         gate_of(fields)
 
 
-def test_settings_may_be_json_text():
+def test_settings_may_be_json_text() -> None:
     assert mapping_of("settings", '{"cpu_cores": 0.5}') == {"cpu_cores": 0.5}
     assert mapping_of("settings", None) == mapping_of("settings", "") == {}
     with pytest.raises(ArgumentError, match="settings"):

@@ -10,7 +10,7 @@ behaviour = json.loads(Path(__file__).with_name("behaviour.json").read_text())
 requests = 0
 
 
-def init():
+def init() -> None:
     time.sleep(behaviour["init_s"])
     if behaviour["init_error"]:
         raise RuntimeError(behaviour["init_error"])

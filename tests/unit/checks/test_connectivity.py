@@ -196,7 +196,9 @@ def gateway(
         ({"spec": {}, "status": gateway()["status"]}, "infra/shared", "has no listeners"),
     ],
 )
-def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(found, setting, fault) -> None:
+def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(
+    found, setting: str, fault: str | None
+) -> None:
     workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)
     said = gateway_fault(found, workspace)
     assert said is None if fault is None else fault in str(said)

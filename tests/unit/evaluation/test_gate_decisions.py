@@ -41,21 +41,21 @@ def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) 
     return Look(verdict, started=NOW - since, since_shift=since, requests_since_shift=requests, share=10.0)
 
 
-def test_a_pass_goes_on():
+def test_a_pass_goes_on() -> None:
     assert decide(look("pass"), terms(), now=NOW).next is Next.GO_ON
 
 
-def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing():
+def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing() -> None:
     answer = decide(look("fail", since=MINUTE, requests=0), terms(), now=NOW)
     assert (answer.next, answer.reason) == (Next.FAIL, "because of fail")
 
 
 @pytest.mark.parametrize(("since", "requests"), [(9 * MINUTE, 1000), (30 * MINUTE, 99)])
-def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since, requests):
+def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since, requests: int) -> None:
     assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).next is Next.WAIT
 
 
-def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests():
+def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
     assert decide(look("not_enough_evidence"), terms(), now=NOW).next is Next.WAIT
     easy = terms(require_pass=False)
     assert decide(look("not_enough_evidence"), easy, now=NOW).next is Next.GO_ON
@@ -67,19 +67,19 @@ def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests():
 
 @pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])
 @pytest.mark.parametrize("require_pass", [True, False])
-def test_blindness_and_a_wrong_split_never_go_on(outcome, require_pass):
+def test_blindness_and_a_wrong_split_never_go_on(outcome: str, require_pass: bool) -> None:
     answer = decide(look(outcome), terms(require_pass=require_pass), now=NOW)
     assert answer.next is Next.WAIT
     assert outcome.replace("_", " ") in answer.reason
 
 
-def test_the_decision_timeout_counts_from_the_shift_so_that_a_retry_does_not_move_it():
+def test_the_decision_timeout_counts_from_the_shift_so_that_a_retry_does_not_move_it() -> None:
     late = look("not_enough_evidence", since=60 * MINUTE)
     assert decide(late, terms(asked=NOW), now=NOW).next is Next.HOLD
     assert decide(look("not_enough_evidence", since=59 * MINUTE), terms(), now=NOW).next is Next.WAIT
 
 
-def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was_seen():
+def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was_seen() -> None:
     late = terms(on_no_decision="roll_back")
     assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).next is Next.FAIL
     assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).next is Next.FAIL
@@ -94,7 +94,7 @@ def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was
 )
 def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
     outcome, minutes, requests, require_pass, on_no_decision
-):
+) -> None:
     answer = decide(
         look(outcome, since=minutes * MINUTE, requests=requests),
         terms(require_pass=require_pass, on_no_decision=on_no_decision),
@@ -103,52 +103,52 @@ def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
     assert answer.next in (Next.WAIT, Next.HOLD)
 
 
-def test_clearing_a_held_gate_gives_another_decision_timeout():
+def test_clearing_a_held_gate_gives_another_decision_timeout() -> None:
     late = look("not_enough_evidence", since=600 * MINUTE)
     assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).next is Next.WAIT
     assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).next is Next.HOLD
 
 
-def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one():
+def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
     assert decide(look("not_enough_evidence"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.WAIT
     assert decide(look("pass"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.GO_ON
 
 
-def test_a_target_that_does_not_answer_is_waited_for_and_then_held():
+def test_a_target_that_does_not_answer_is_waited_for_and_then_held() -> None:
     assert unreachable(terms(), "no socket", now=NOW).next is Next.WAIT
     held = unreachable(terms(asked=NOW - 60 * MINUTE, on_no_decision="roll_back"), "no socket", now=NOW)
     assert held.next is Next.HOLD
     assert "no socket" in held.reason
 
 
-def test_the_first_version_has_nothing_to_be_compared_with():
+def test_the_first_version_has_nothing_to_be_compared_with() -> None:
     first = Endpoint(name="digits").create_version("v2a", is_control=True)
     answer = ended(first, terms(), "nobody holds it")
     assert answer.next is Next.NOTHING_TO_COMPARE
     assert answer.reason.startswith("first version")
 
 
-def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with():
+def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with() -> None:
     promoted = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a").promote("v2a")
     answer = ended(promoted, terms(), "nobody holds it")
     assert answer.next is Next.NOTHING_TO_COMPARE
     assert "control" in answer.reason
 
 
-def test_a_rollout_that_somebody_else_has_ended_is_a_conflict():
+def test_a_rollout_that_somebody_else_has_ended_is_a_conflict() -> None:
     endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
     taken = endpoint.claim("v3a", owner="other/run", at=NOW)
     for found in (endpoint, taken, None):
         assert ended(found, terms(), "other/run holds it") == Answer(Next.CONFLICT, "other/run holds it")
 
 
-def test_an_answer_survives_json_strict_enough_for_any_database():
+def test_an_answer_survives_json_strict_enough_for_any_database() -> None:
     answer = decide(look("fail"), terms(), now=NOW, table="claim  inf")
     event = json.loads(json.dumps(answer.to_event(), allow_nan=False))
     assert Answer.from_event(event) == answer
 
 
-def test_terms_survive_json():
+def test_terms_survive_json() -> None:
     asked = terms(gate=Gate(alpha=0.01, warm_up=5 * MINUTE, burst_cap=3.0), held=NOW)
     carried = json.loads(json.dumps(asked.model_dump(mode="json"), allow_nan=False))
     assert GateTerms.model_validate(carried) == asked

@@ -1,6 +1,7 @@
 """Which user a task is to which registry. With Airflow and real registries: tests/registry/test_build_task.py."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from airflow.sdk import Connection
@@ -13,17 +14,17 @@ from controlled_rollout.workspace import Workspace
 ROBOT = Credentials("robot", "hunter2")
 
 
-def connection(conn_id="mine", **fields):
-    return Connection(conn_id=conn_id, conn_type="docker", **{"login": "robot", "password": "hunter2", **fields})
+def connection(login: str | None = "robot", password: str | None = "hunter2", host: str | None = None) -> Connection:
+    return Connection(conn_id="mine", conn_type="docker", login=login, password=password, host=host)
 
 
-def users(settings, **connections):
+def users(settings: dict[str, Any], **connections: Connection) -> dict[str, Credentials]:
     workspace = Workspace.from_settings(settings)
     return registry_users(workspace, lambda conn_id: connections[conn_id])
 
 
-def test_each_registry_has_the_user_of_its_connection():
-    found = users(
+def test_each_registry_has_the_user_of_its_connection() -> None:
+    credentials = users(
         {
             "registry": "one.example/models",
             "registry_conn_id": "one",
@@ -37,14 +38,14 @@ def test_each_registry_has_the_user_of_its_connection():
         hub=connection(host="https://index.docker.io/v1/", login="me"),
     )
 
-    assert found == {
+    assert credentials == {
         "one.example": ROBOT,
         "two.example:5000": Credentials("reader", "hunter2"),
         "docker.io": Credentials("me", "hunter2"),
     }
 
 
-def test_without_connections_nobody_signs_in():
+def test_without_connections_nobody_signs_in() -> None:
     assert users({"registry": "one.example/models"}) == {}
 
 
@@ -63,12 +64,12 @@ def test_without_connections_nobody_signs_in():
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings, message):
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, str], message: str) -> None:
     with pytest.raises(WorkspaceError, match=message):
         users(settings, one=connection(), two=connection(login="other"))
 
 
-def test_an_azure_registry_without_a_password_is_left_to_the_worker_s_identity():
+def test_an_azure_registry_without_a_password_is_left_to_the_worker_s_identity() -> None:
     settings = {"registry": "mine.azurecr.io/models", "registry_conn_id": "one"}
 
     assert users(settings, one=connection(login=None, password=None)) == {}
@@ -76,13 +77,13 @@ def test_an_azure_registry_without_a_password_is_left_to_the_worker_s_identity()
         users(settings, one=connection(password=None))
 
 
-def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(monkeypatch):
+def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     from controlled_rollout.image.oci import azure_sign_in
 
-    asked = []
+    hosts = []
 
-    async def sign_in(host, credential):
-        asked.append(host)
+    async def sign_in(host: str, credential: object) -> Credentials:
+        hosts.append(host)
         return Credentials("0", f"token of {host}")
 
     monkeypatch.setattr(azure_sign_in, "sign_in", sign_in)
@@ -94,7 +95,7 @@ def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(mon
         }
     )
 
-    found = asyncio.run(signed_in(workspace, {"mine.azurecr.io": ROBOT}))
+    credentials = asyncio.run(signed_in(workspace, {"mine.azurecr.io": ROBOT}))
 
-    assert asked == ["all.azurecr.io"]
-    assert found["mine.azurecr.io"] == ROBOT
+    assert hosts == ["all.azurecr.io"]
+    assert credentials["mine.azurecr.io"] == ROBOT

@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,9 +16,12 @@ from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks import cluster
 from controlled_rollout.hooks.cluster import cluster_settings
 from controlled_rollout.hooks.workspace import WorkspaceHook, workspace_from
+from controlled_rollout.workspace import Workspace
 
+# The connections by id, each with its type and its extra fields, to the hook of the connection `ml`.
+Connect = Callable[..., WorkspaceHook]
 SECRET = "a-token-that-nobody-may-see"
-KUBE_CONFIG = {
+KUBE_CONFIG: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Config",
     "current-context": "there",
@@ -33,10 +38,10 @@ KUBE_CONFIG = {
 
 
 @pytest.fixture
-def connect(monkeypatch, tmp_path):
+def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connect:
     """Make connections as Airflow reads them from the environment; return the workspace hook."""
 
-    def connect(**connections):
+    def connect(**connections: tuple[str, dict[str, Any]]) -> WorkspaceHook:
         for conn_id, (conn_type, extra) in connections.items():
             value = json.dumps({"conn_type": conn_type, "extra": extra})
             monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", value)
@@ -47,18 +52,22 @@ def connect(monkeypatch, tmp_path):
     return connect
 
 
-def on_kubernetes(**more):
+def on_kubernetes(**more: str) -> tuple[str, dict[str, Any]]:
     return "controlled_rollout", {"target": "kubernetes", "gateway": "infra/shared", **more}
 
 
-async def opened(workspace):
+async def opened(workspace: Workspace) -> tuple[str, str, bool]:
+    """Open the workspace's cluster; return its address, the token, and whether certificates are checked."""
+    assert workspace.open_cluster
     async with workspace.open_cluster() as client:
         configuration = client.configuration
         return configuration.host, configuration.api_key.get("BearerToken"), configuration.verify_ssl
 
 
 @pytest.mark.parametrize("form", [KUBE_CONFIG, json.dumps(KUBE_CONFIG), yaml.safe_dump(KUBE_CONFIG)])
-def test_a_kube_config_in_the_connection_opens_its_cluster_from_a_worker(connect, form):
+def test_a_kube_config_in_the_connection_opens_its_cluster_from_a_worker(
+    connect: Connect, form: str | dict[str, Any]
+) -> None:
     hook = connect(ml=on_kubernetes(namespace="models"), kubernetes_default=("kubernetes", {"kube_config": form}))
 
     workspace = hook.get_workspace()
@@ -69,17 +78,19 @@ def test_a_kube_config_in_the_connection_opens_its_cluster_from_a_worker(connect
     assert asyncio.run(opened(workspace))[0] == "https://far.example:6443"
 
 
-def test_a_path_a_context_and_unchecked_certificates_are_taken_from_the_named_connection(connect, tmp_path):
+def test_a_path_a_context_and_unchecked_certificates_are_taken_from_the_named_connection(
+    connect: Connect, tmp_path: Path
+) -> None:
     path = tmp_path / "config"
     path.write_text(yaml.safe_dump(KUBE_CONFIG))
-    extra = {"kube_config_path": str(path), "cluster_context": "here", "disable_verify_ssl": "true"}
+    extra: dict[str, Any] = {"kube_config_path": str(path), "cluster_context": "here", "disable_verify_ssl": "true"}
     extra |= {"kube_config": "", "in_cluster": False, "namespace": None}
     hook = connect(ml=on_kubernetes(kubernetes_conn_id="aks"), aks=("kubernetes", extra))
 
     assert asyncio.run(opened(hook.get_workspace())) == ("https://near.example:6443", f"Bearer {SECRET}", False)
 
 
-def test_a_program_for_signing_in_is_asked_at_every_opening(connect, tmp_path):
+def test_a_program_for_signing_in_is_asked_at_every_opening(connect: Connect, tmp_path: Path) -> None:
     program = tmp_path / "sign-in"
     program.write_text(
         f"#!{sys.executable}\nimport json, pathlib\n"
@@ -98,13 +109,15 @@ def test_a_program_for_signing_in_is_asked_at_every_opening(connect, tmp_path):
     assert [asyncio.run(opened(workspace))[1] for _ in range(2)] == ["Bearer token-1", "Bearer token-2"]
 
 
-def test_a_trigger_reads_both_connections_without_a_synchronous_call(connect, monkeypatch):
+def test_a_trigger_reads_both_connections_without_a_synchronous_call(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hook = connect(ml=on_kubernetes(), kubernetes_default=("kubernetes", {"kube_config": KUBE_CONFIG}))
 
-    def blocks(conn_id):
+    def blocks(conn_id: str) -> None:
         raise AssertionError(f"{conn_id} was asked for in the event loop")
 
-    async def trigger():
+    async def trigger() -> tuple[str, str, bool]:
         workspace = await hook.aget_workspace()
         return await opened(workspace)
 
@@ -112,7 +125,7 @@ def test_a_trigger_reads_both_connections_without_a_synchronous_call(connect, mo
     assert asyncio.run(trigger())[0] == "https://far.example:6443"
 
 
-def test_without_a_kubernetes_connection_the_workspace_says_what_to_make(connect):
+def test_without_a_kubernetes_connection_the_workspace_says_what_to_make(connect: Connect) -> None:
     for hook in (connect(ml=on_kubernetes()), connect(ml=on_kubernetes(kubernetes_conn_id="aks"))):
         with pytest.raises(WorkspaceError, match=r"connection '\w+' does not exist: create it with the type 'kuberne"):
             hook.get_workspace()
@@ -120,7 +133,9 @@ def test_without_a_kubernetes_connection_the_workspace_says_what_to_make(connect
             asyncio.run(hook.aget_workspace())
 
 
-def test_in_a_pod_the_default_connection_may_be_missing_or_empty_another_may_not(connect, monkeypatch, tmp_path):
+def test_in_a_pod_the_default_connection_may_be_missing_or_empty_another_may_not(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     token = tmp_path / "token"
     token.write_text("t")
     monkeypatch.setattr(cluster, "SERVICE_ACCOUNT_TOKEN", token)
@@ -137,7 +152,7 @@ def test_in_a_pod_the_default_connection_may_be_missing_or_empty_another_may_not
         connect(ml=on_kubernetes(kubernetes_conn_id="aks")).get_workspace()
 
 
-def test_a_connection_of_another_type_is_refused(connect):
+def test_a_connection_of_another_type_is_refused(connect: Connect) -> None:
     hook = connect(ml=on_kubernetes(kubernetes_conn_id="db"), db=("postgres", {}))
     with pytest.raises(WorkspaceError, match="'db', which is of the type 'postgres'"):
         hook.get_workspace()
@@ -153,7 +168,9 @@ def test_a_connection_of_another_type_is_refused(connect):
         ({"kube_config": {"token": SECRET}}, "workspace 'ml' cannot open"),
     ],
 )
-def test_a_kube_config_that_leads_nowhere_is_an_error_without_its_content(connect, caplog, extra, problem):
+def test_a_kube_config_that_leads_nowhere_is_an_error_without_its_content(
+    connect: Connect, caplog: pytest.LogCaptureFixture, extra: dict[str, Any], problem: str
+) -> None:
     caplog.set_level(logging.INFO)
     workspace = connect(ml=on_kubernetes(), kubernetes_default=("kubernetes", extra)).get_workspace()
 
@@ -166,20 +183,20 @@ def test_a_kube_config_that_leads_nowhere_is_an_error_without_its_content(connec
 
 
 @pytest.mark.parametrize("text", [f"token: {SECRET}: {SECRET}", f"[{SECRET}]", SECRET])
-def test_a_kube_config_that_is_none_is_refused_without_its_content(text):
+def test_a_kube_config_that_is_none_is_refused_without_its_content(text: str) -> None:
     with pytest.raises(WorkspaceError, match="neither JSON nor YAML") as refused:
         cluster_settings("aks", {"kube_config": text})
     assert SECRET not in str(refused.value)
 
 
-def test_fields_under_their_old_names_count_and_empty_ones_do_not():
+def test_fields_under_their_old_names_count_and_empty_ones_do_not() -> None:
     extras = {"extra__kubernetes__kube_config_path": "/old", "extra__kubernetes__in_cluster": False}
     assert cluster_settings("aks", extras) == {"kube_config_path": "/old"}
     assert cluster_settings("aks", {**extras, "kube_config_path": "/new"}) == {"kube_config_path": "/new"}
     assert cluster_settings("aks", {"in_cluster": "False", "disable_verify_ssl": None, "cluster_context": ""}) == {}
 
 
-def test_a_missing_package_says_which_extra_to_install(connect, monkeypatch):
+def test_a_missing_package_says_which_extra_to_install(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = connect(ml=on_kubernetes(), kubernetes_default=("kubernetes", {"kube_config": KUBE_CONFIG}))
     monkeypatch.setitem(sys.modules, "airflow.providers.cncf.kubernetes.hooks.kubernetes", None)
 
@@ -187,24 +204,24 @@ def test_a_missing_package_says_which_extra_to_install(connect, monkeypatch):
         asyncio.run(opened(hook.get_workspace()))
 
 
-def test_a_local_workspace_asks_for_no_kubernetes_connection(connect, tmp_path):
+def test_a_local_workspace_asks_for_no_kubernetes_connection(connect: Connect, tmp_path: Path) -> None:
     workspace = connect(ml=("controlled_rollout", {"root": str(tmp_path / "x")})).get_workspace()
     assert workspace.open_cluster is None
     assert workspace.root == tmp_path / "x"
 
 
-def test_only_the_default_workspace_may_be_missing(connect, tmp_path):
+def test_only_the_default_workspace_may_be_missing(connect: Connect, tmp_path: Path) -> None:
     assert connect().default_conn_name == "controlled_rollout_default"
     assert WorkspaceHook().get_workspace().root == Path(tmp_path)
     with pytest.raises(AirflowNotFoundException, match="'ml' was asked for and does not exist"):
         connect().get_workspace()
 
 
-def test_a_connection_names_its_cluster_by_a_connection():
+def test_a_connection_names_its_cluster_by_a_connection() -> None:
     with pytest.raises(WorkspaceError, match="sets kubeconfig and kube_context, which are for the command line"):
         workspace_from("ml", {**on_kubernetes()[1], "kubeconfig": "/x", "kube_context": "y"})
 
 
-def test_a_cluster_without_a_gateway_is_refused():
+def test_a_cluster_without_a_gateway_is_refused() -> None:
     with pytest.raises(WorkspaceError, match="needs the setting gateway"):
         workspace_from("ml", {"target": "kubernetes"})

@@ -13,7 +13,7 @@ from controlled_rollout.image.oci.azure_sign_in import is_azure, sign_in
 class Identity:
     """What azure-identity's credentials are asked for."""
 
-    def __init__(self, error=None):
+    def __init__(self, error=None) -> None:
         self.error = error
         self.scopes = []
 
@@ -27,7 +27,7 @@ class Identity:
 async def exchange(answer, identity=None):
     asked = []
 
-    def handle(request):
+    def handle(request: pytest.FixtureRequest):
         asked.append(request)
         if isinstance(answer, Exception):
             raise answer
@@ -37,7 +37,7 @@ async def exchange(answer, identity=None):
         return await sign_in("mine.azurecr.io", identity or Identity(), client=client), asked
 
 
-async def test_the_identity_s_token_becomes_a_password_of_nobody():
+async def test_the_identity_s_token_becomes_a_password_of_nobody() -> None:
     identity = Identity()
 
     user, [request] = await exchange(httpx.Response(200, json={"refresh_token": "token-of-acr"}), identity)
@@ -58,14 +58,14 @@ async def test_the_identity_s_token_becomes_a_password_of_nobody():
         (httpx.ConnectError("refused"), RegistryUnavailableError, "mine.azurecr.io does not answer .refused"),
     ],
 )
-async def test_what_goes_wrong_is_told_without_the_token(answer, kind, message):
+async def test_what_goes_wrong_is_told_without_the_token(answer, kind, message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
         await exchange(answer)
 
     assert "token-of-entra" not in str(caught.value)
 
 
-async def test_a_worker_without_an_identity_is_told_what_to_do():
+async def test_a_worker_without_an_identity_is_told_what_to_do() -> None:
     error = ClientAuthenticationError("DefaultAzureCredential failed\nand a long story")
 
     with pytest.raises(ImageError, match=r"no identity .*DefaultAzureCredential failed\).*registry_conn_id"):
@@ -75,5 +75,5 @@ async def test_a_worker_without_an_identity_is_told_what_to_do():
 @pytest.mark.parametrize(
     ("host", "azure"), [("a.azurecr.io", True), ("azurecr.io.example", False), ("127.0.0.1", False)]
 )
-def test_azure_s_registries_are_known_by_their_names(host, azure):
+def test_azure_s_registries_are_known_by_their_names(host: str, azure: bool) -> None:
     assert is_azure(host) is azure

@@ -3,6 +3,7 @@
 import base64
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -37,12 +38,12 @@ def made(**more):
     )
 
 
-def test_the_hash_names_the_pod_so_that_there_is_one():
+def test_the_hash_names_the_pod_so_that_there_is_one() -> None:
     assert made()["metadata"]["name"] == "build-environment-" + "ab" * 16
     assert len(made()["metadata"]["name"]) <= 63
 
 
-def test_no_secret_is_in_the_pod():
+def test_no_secret_is_in_the_pod() -> None:
     text = json.dumps(made())
 
     assert "hunter2" not in text
@@ -50,7 +51,7 @@ def test_no_secret_is_in_the_pod():
     assert base64.b64encode(b"robot:hunter2").decode() not in text
 
 
-def test_it_has_no_right_on_the_node_and_none_in_the_cluster():
+def test_it_has_no_right_on_the_node_and_none_in_the_cluster() -> None:
     spec = made()["spec"]
     [container] = spec["containers"]
 
@@ -61,12 +62,12 @@ def test_it_has_no_right_on_the_node_and_none_in_the_cluster():
     assert not any("hostPath" in volume for volume in spec["volumes"])
 
 
-def test_an_orphan_ends_by_itself_and_is_not_started_twice():
+def test_an_orphan_ends_by_itself_and_is_not_started_twice() -> None:
     assert made()["spec"]["activeDeadlineSeconds"] == 3600
     assert made()["spec"]["restartPolicy"] == "Never"
 
 
-def test_the_secret_goes_with_its_pod():
+def test_the_secret_goes_with_its_pod() -> None:
     there = made() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
 
     found = secret(secret_of(there), "models", there, {"users.json": "e30="})
@@ -76,7 +77,7 @@ def test_the_secret_goes_with_its_pod():
     ]
 
 
-def test_a_template_adds_to_the_pod_and_to_its_container():
+def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
     template = {
         "metadata": {"labels": {"team": "models"}},
         "spec": {
@@ -107,24 +108,24 @@ def test_a_template_adds_to_the_pod_and_to_its_container():
 
 
 @pytest.mark.parametrize("text", ["kind: Deployment", "- a", "{"])
-def test_a_template_that_is_no_pod_is_refused(tmp_path, text):
+def test_a_template_that_is_no_pod_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "pod.yaml").write_text(text)
 
     with pytest.raises(WorkspaceError, match=r"builder_pod_template .*pod\.yaml"):
         read_template(tmp_path / "pod.yaml")
 
 
-def test_a_template_that_is_not_there_is_refused(tmp_path):
+def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="cannot be read"):
         read_template(tmp_path / "pod.yaml")
 
 
-def test_the_script_is_one_that_a_shell_reads():
+def test_the_script_is_one_that_a_shell_reads() -> None:
     for script in (BEGIN, BUILD):
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
-def test_log_times_sort_although_their_zeros_are_left_out():
+def test_log_times_sort_although_their_zeros_are_left_out() -> None:
     times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
 
     assert sorted(times, key=_padded) == [times[2], times[1], times[0]]
@@ -153,15 +154,15 @@ def ended(code, *, phase="Failed", reason="Error"):
         ),
     ],
 )
-def test_how_a_pod_ended_is_told(pod, lines, message):
+def test_how_a_pod_ended_is_told(pod, lines, message: str) -> None:
     with pytest.raises(ImageError, match=f"(?s){message}"):
         _outcome(ORDER, _end(pod), lines)
 
 
-def test_a_pod_that_succeeded_has_built():
+def test_a_pod_that_succeeded_has_built() -> None:
     assert _outcome(ORDER, _end(ended(0, phase="Succeeded", reason="Completed")), []) is True
 
 
-def test_a_finished_pod_says_when_and_a_running_one_does_not():
+def test_a_finished_pod_says_when_and_a_running_one_does_not() -> None:
     assert _ended_at(ended(0)).year == 2026
     assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

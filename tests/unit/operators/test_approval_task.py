@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ GROUP = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:"
 
 
 class TaskInstance(SimpleNamespace):
-    def xcom_push(self, key, value):
+    def xcom_push(self, key, value) -> None:
         self.pushed = {key: value}
 
     def xcom_pull(self, task_ids):
@@ -25,7 +26,7 @@ def context(result):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
     return Workspace.local(tmp_path)
 
@@ -36,12 +37,12 @@ def operator(**arguments):
     )
 
 
-def test_nobody_is_asked_when_the_gate_has_decided():
+def test_nobody_is_asked_when_the_gate_has_decided() -> None:
     with pytest.raises(AirflowSkipException, match="decided by itself: errors are fine"):
         operator().execute(context({"asks": False, "reason": "errors are fine"}))
 
 
-def test_the_question_shows_why_and_the_evidence():
+def test_the_question_shows_why_and_the_evidence() -> None:
     body = body_of({"reason": "no decision after 1 h", "table": "claim  e-value"})
     assert body.startswith("no decision after 1 h")
     assert "```\nclaim  e-value\n```" in body
@@ -51,11 +52,11 @@ def test_the_question_shows_why_and_the_evidence():
     ("user", "name"),
     [({"id": "1", "name": "Ada"}, "Ada"), (SimpleNamespace(id="2", name=""), "2"), (None, "somebody")],
 )
-def test_whoever_answered_is_named(user, name):
+def test_whoever_answered_is_named(user, name: str) -> None:
     assert person_of(user) == name
 
 
-def test_a_no_fails_without_retries_and_is_in_the_record(home):
+def test_a_no_fails_without_retries_and_is_in_the_record(home) -> None:
     import datetime
 
     event = {
@@ -68,12 +69,12 @@ def test_a_no_fails_without_retries_and_is_in_the_record(home):
     assert (line.step, line.who) == ("reject", "Ada")
 
 
-def test_no_answer_in_time_fails_too(home):
+def test_no_answer_in_time_fails_too(home) -> None:
     with pytest.raises(AirflowFailException, match="nobody answered: timeout"):
         operator().execute_complete(context({}), {"error": "late", "error_type": "timeout"})
 
 
-def test_a_gate_that_asks_needs_somebody_who_asks():
+def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
     from controlled_rollout.arguments import ArgumentError
 
     with DAG("weekly", schedule=None):
@@ -88,7 +89,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks():
         asyncio.run(terms())
 
 
-def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked():
+def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked() -> None:
     with DAG("weekly", schedule=None):
         rollout = ControlledRollout(**GROUP, on_no_decision="ask")
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
@@ -98,7 +99,7 @@ def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked(
     assert [task.gate_task_id for task in rollout.approvals] == ["rollout.gate_10", "rollout.gate_50"]
 
 
-def test_an_approval_before_the_promotion_is_always_asked_for():
+def test_an_approval_before_the_promotion_is_always_asked_for() -> None:
     with DAG("weekly", schedule=None):
         rollout = ControlledRollout(**GROUP, approval=True, approval_settings={"response_timeout": None})
     [ask] = rollout.approvals

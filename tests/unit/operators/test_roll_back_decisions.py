@@ -38,50 +38,50 @@ SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
 MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
 
 
-def test_this_runs_treatment_is_rolled_back():
+def test_this_runs_treatment_is_rolled_back() -> None:
     assert why_left(MY_ROLLOUT, None, "v2a", MINE) is None
 
 
-def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own():
+def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
     done = history((FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), "a/b/c"))
     assert why_left(done, None, "v2a", MINE) is None
 
 
 @pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
-def test_what_was_never_rolled_out_is_left(revisions):
+def test_what_was_never_rolled_out_is_left(revisions) -> None:
     assert "was not rolled out" in why_left(revisions, None, "v2a", MINE)
 
 
-def test_another_runs_rollout_of_the_same_name_is_left():
+def test_another_runs_rollout_of_the_same_name_is_left() -> None:
     assert f"in the rollout of {MINE}" in why_left(MY_ROLLOUT, None, "v2a", "weekly/run-3")
 
 
-def test_a_warm_version_of_the_same_name_that_another_run_made_is_left():
+def test_a_warm_version_of_the_same_name_that_another_run_made_is_left() -> None:
     warm = history((FIRST, f"{OTHERS}/roll_out"), (FIRST.create_version("v2a"), f"{OTHERS}/roll_out"))
     assert "was created by weekly/run-1/roll_out" in why_left(warm, None, "v2a", MINE)
 
 
-def test_a_run_whose_name_begins_like_anothers_is_not_that_other():
+def test_a_run_whose_name_begins_like_anothers_is_not_that_other() -> None:
     warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/roll_out"))
     assert why_left(warm, None, "v2a", MINE) is not None
 
 
-def test_a_version_that_was_promoted_stays():
+def test_a_version_that_was_promoted_stays() -> None:
     promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
     assert "is the control" in why_left(promoted, None, "v2a", MINE)
 
 
-def test_a_rollout_on_hold_is_left_to_a_person():
+def test_a_rollout_on_hold_is_left_to_a_person() -> None:
     held = Decision(time=NOW, endpoint="digits", version="v2a", step="hold", who="a/b/c", why="no decision in time")
     assert "no decision in time" in why_left(MY_ROLLOUT, held, "v2a", MINE)
 
 
-def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts():
+def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts() -> None:
     failed = Decision(time=NOW, endpoint="digits", version="v2a", step="look", who="a/b/c", outcome="fail")
     assert why_left(MY_ROLLOUT, failed, "v2a", MINE) is None
 
 
-def test_the_creator_is_who_made_the_version_that_is_there_now():
+def test_the_creator_is_who_made_the_version_that_is_there_now() -> None:
     twice = history(
         (FIRST, "first/run/roll_out"),
         (FIRST.create_version("v2a"), "old/run/roll_out"),
@@ -92,7 +92,7 @@ def test_the_creator_is_who_made_the_version_that_is_there_now():
     assert creator(twice, "v2a") == f"{MINE}/roll_out"
 
 
-def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone():
+def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone() -> None:
     created = history((FIRST, f"{MINE}/roll_out"))
     assert created_endpoint(created, "v1a", MINE)
     assert not created_endpoint(created, "v1a", OTHERS)
@@ -102,14 +102,14 @@ def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_
     assert not created_endpoint(kept_short, "v1a", MINE)
 
 
-def test_rolling_back_a_control_names_the_version_before_it():
+def test_rolling_back_a_control_names_the_version_before_it() -> None:
     promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
     with pytest.raises(EndpointError, match=r"name the version that takes its place in `to` \('v1a' was control"):
         check_is_treatment(promoted, "v2a")
     check_is_treatment(promoted, "v1a")
 
 
-def test_a_replacement_is_for_controls_only_and_may_be_asked_for_again():
+def test_a_replacement_is_for_controls_only_and_may_be_asked_for_again() -> None:
     promoted = history((SHIFTED.promote("v2a"), "x/y/z"))
     check_replacement(promoted, "v2a", "v1a")
     check_replacement(history((SHIFTED.promote("v1a"), "x/y/z")), "v2a", "v1a")
@@ -121,7 +121,7 @@ def test_a_replacement_is_for_controls_only_and_may_be_asked_for_again():
         check_replacement([], "v2a", "v1a")
 
 
-def test_a_former_control_that_is_used_again_is_not_retired():
+def test_a_former_control_that_is_used_again_is_not_retired() -> None:
     after = SHIFTED.promote("v2a").release("v2a")
     assert in_use(after, "v1a") is None
     assert in_use(after, "gone") is None

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,11 @@ from controlled_rollout.image.scan import Severity
 IMAGE = "local/digits@sha256:" + "0" * 64
 
 
-def settings(**arguments):
+def settings(**arguments: Any):
     return ScanImageOperator(task_id="scan", image=IMAGE, **arguments)._settings()
 
 
-def test_without_arguments_findings_above_medium_stop_the_image():
+def test_without_arguments_findings_above_medium_stop_the_image() -> None:
     found = settings()
     assert found.policy.max_severity is Severity.MEDIUM
     assert found.policy.accepted == frozenset()
@@ -23,7 +24,7 @@ def test_without_arguments_findings_above_medium_stop_the_image():
     assert found.attach_bill
 
 
-def test_arguments_may_be_the_text_that_templates_make_of_them():
+def test_arguments_may_be_the_text_that_templates_make_of_them() -> None:
     found = settings(
         max_severity="High",
         accept="CVE-2026-1, ghsa-2 ,",
@@ -51,12 +52,12 @@ def test_arguments_may_be_the_text_that_templates_make_of_them():
         {"accept": [1]},
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(wrong):
+def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, list[int]] | dict[str, str]) -> None:
     with pytest.raises(ArgumentError, match=f"^{next(iter(wrong))} = "):
         settings(**wrong)
 
 
-def test_every_argument_may_be_a_template():
+def test_every_argument_may_be_a_template() -> None:
     operator = ScanImageOperator(task_id="scan", image="{{ ti.xcom_pull('build') }}")
     arguments = {"image", "max_severity", "accept", "only_fixed", "max_database_age", "scanner", "timeout"}
     assert arguments | {"attach_bill", "conn_id"} == set(operator.template_fields)

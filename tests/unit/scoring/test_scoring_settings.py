@@ -1,4 +1,5 @@
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,12 +9,12 @@ from controlled_rollout_scoring.settings import Address, SettingError, Settings,
 
 
 @pytest.fixture
-def contract(tmp_path):
+def contract(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "score.py").touch()
     return {"AML_APP_ROOT": str(tmp_path), "AZUREML_ENTRY_SCRIPT": "score.py"}
 
 
-def test_defaults_are_those_of_the_old_service(contract):
+def test_defaults_are_those_of_the_old_service(contract: dict[str, str]) -> None:
     settings = Settings.from_environment(contract)
 
     assert (settings.workers, settings.slots) == (1, 1)
@@ -21,7 +22,7 @@ def test_defaults_are_those_of_the_old_service(contract):
     assert settings.max_body_bytes == 100_000_000
 
 
-def test_milliseconds_become_seconds(contract):
+def test_milliseconds_become_seconds(contract: dict[str, str]) -> None:
     settings = Settings.from_environment(
         {**contract, "SCORING_TIMEOUT_MS": "1500", "MAX_REQUEST_WAIT_TIME_MS": "20", "DRAIN_TIMEOUT_S": "7"}
     )
@@ -30,7 +31,7 @@ def test_milliseconds_become_seconds(contract):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", " 1"])
-def test_number_that_is_none_is_refused_by_its_name(contract, value):
+def test_number_that_is_none_is_refused_by_its_name(contract: dict[str, str], value: str) -> None:
     with pytest.raises(SettingError, match="WORKER_COUNT="):
         Settings.from_environment({**contract, "WORKER_COUNT": value})
 
@@ -44,31 +45,31 @@ def test_number_that_is_none_is_refused_by_its_name(contract, value):
         ("localhost:65535", Address(host="localhost", port=65535)),
     ],
 )
-def test_address_is_read_and_written_the_same_way(text, address):
+def test_address_is_read_and_written_the_same_way(text: str, address: Address) -> None:
     assert Address.parse(text) == address
     assert str(address) == text
 
 
 @pytest.mark.parametrize("text", ["", "80", ":80", "unix:", "unix:a.sock", "host:", "host:65536", "host:-1", "host:٣"])
-def test_address_that_is_none_is_refused(text):
+def test_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="address"):
         Address.parse(text)
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_refused(text):
+def test_any_text_is_an_address_or_refused(text: str) -> None:
     try:
         Address.parse(text)
     except SettingError:
         pass
 
 
-def test_any_free_port_is_found_and_told():
+def test_any_free_port_is_found_and_told() -> None:
     with Address.parse("127.0.0.1:0").bind() as listener:
         assert bound_address(listener).port > 0
 
 
-def test_file_that_is_no_socket_is_not_removed(tmp_path):
+def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("kept")
     with pytest.raises(SettingError, match="Address already in use"):
@@ -77,12 +78,12 @@ def test_file_that_is_no_socket_is_not_removed(tmp_path):
     assert path.read_text() == "kept"
 
 
-def test_path_too_long_for_a_socket_is_refused(tmp_path):
+def test_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="too long"):
         Address(path=str(tmp_path / ("x" * 200))).bind()
 
 
-def test_port_is_not_shared_with_another_server():
+def test_port_is_not_shared_with_another_server() -> None:
     with Address.parse("127.0.0.1:0").bind() as first:
         first.listen()
         with pytest.raises(SettingError, match="already in use"):

@@ -23,7 +23,7 @@ class Caller:
     """Keeps the first answer only, as the server does."""
 
     def __init__(self) -> None:
-        self.status = None
+        self.status: int | None = None
 
     def __call__(self, answer: Answer) -> None:
         self.status = self.status or answer.status
@@ -42,25 +42,32 @@ def begin(turns: Turns) -> tuple[Request, Caller]:
     return request, caller
 
 
-def test_requests_are_scored_in_the_order_in_which_they_came(clock):
+def answer(turns: Turns) -> None:
+    """Score the next request that waits."""
+    request = turns.take()
+    assert request
+    turns.done(request, GOOD)
+
+
+def test_requests_are_scored_in_the_order_in_which_they_came(clock: Clock) -> None:
     turns = Turns(1, 5, 0.5, 60, clock)
     requests = [begin(turns)[0] for _ in range(3)]
 
     assert [turns.take() for _ in range(3)] == requests
 
 
-def test_place_is_free_again_once_a_request_is_answered(clock):
+def test_place_is_free_again_once_a_request_is_answered(clock: Clock) -> None:
     turns = Turns(1, 0, 0.5, 60, clock)
     _, first = begin(turns)
     _, refused = begin(turns)
-    turns.done(turns.take(), GOOD)
+    answer(turns)
     _, second = begin(turns)
-    turns.done(turns.take(), GOOD)
+    answer(turns)
 
     assert (first.status, refused.status, second.status) == (200, 503, 200)
 
 
-def test_refused_upload_gives_its_place_back(clock):
+def test_refused_upload_gives_its_place_back(clock: Clock) -> None:
     turns = Turns(1, 0, 0.5, 60, clock)
     turns.admit(Caller())
     turns.leave()
@@ -68,7 +75,7 @@ def test_refused_upload_gives_its_place_back(clock):
     assert turns.in_flight == 0
 
 
-def test_next_look_is_when_the_first_time_is_over(clock):
+def test_next_look_is_when_the_first_time_is_over(clock: Clock) -> None:
     turns = Turns(1, 5, 0.5, 60, clock)
     begin(turns)
     clock.now += 0.2
@@ -76,17 +83,18 @@ def test_next_look_is_when_the_first_time_is_over(clock):
     assert turns.expire() == pytest.approx(0.3)
 
 
-def test_answer_after_the_deadline_is_a_time_out_even_if_nobody_looked(clock):
+def test_answer_after_the_deadline_is_a_time_out_even_if_nobody_looked(clock: Clock) -> None:
     turns = Turns(1, 5, 0.5, 60, clock)
     _, caller = begin(turns)
     request = turns.take()
+    assert request
     clock.now += 60
     turns.done(request, GOOD)
 
     assert caller.status == 504
 
 
-def test_stopping_lets_what_waits_be_scored_first(clock):
+def test_stopping_lets_what_waits_be_scored_first(clock: Clock) -> None:
     turns = Turns(1, 5, 0.5, 60, clock)
     request, _ = begin(turns)
     turns.stop(1)
@@ -95,7 +103,7 @@ def test_stopping_lets_what_waits_be_scored_first(clock):
     assert turns.take() is None
 
 
-def test_take_waits_for_a_request(clock):
+def test_take_waits_for_a_request(clock: Clock) -> None:
     turns = Turns(1, 5, 0.5, 60, clock)
     taken: list[Request | None] = []
     thread = threading.Thread(target=lambda: taken.append(turns.take()))
@@ -138,7 +146,7 @@ class TurnsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.scoring)
     @rule(data=st.data())
-    def done(self, data) -> None:
+    def done(self, data: st.DataObject) -> None:
         request, caller = self.scoring.pop(data.draw(st.integers(0, len(self.scoring) - 1)))
         late = self.clock() >= request.deadline
         self.turns.done(request, GOOD)

@@ -11,7 +11,7 @@ from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
 TERMS = {"endpoint": "digits", "version": "v2a", "gate": {"alpha": 0.05, "warm_up": "PT5M"}}
 
 
-def test_a_trigger_is_the_same_in_another_process():
+def test_a_trigger_is_the_same_in_another_process() -> None:
     from airflow.sdk.module_loading import import_string
 
     path, arguments = TreatmentGateTrigger("controlled_rollout_default", TERMS).serialize()
@@ -23,12 +23,12 @@ def test_a_trigger_is_the_same_in_another_process():
 
 
 @pytest.mark.parametrize("hides", ["soft_fail", "never_fail", "silent_fail"])
-def test_what_would_hide_a_failed_gate_is_refused(hides):
+def test_what_would_hide_a_failed_gate_is_refused(hides: str) -> None:
     with pytest.raises(ValueError, match="would let a treatment go on"):
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **{hides: True})
 
 
-def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed():
+def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed() -> None:
     def parsed() -> dict:
         with DAG("weekly", schedule=None) as dag:
             TreatmentGateSensor(
