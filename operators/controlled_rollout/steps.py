@@ -85,46 +85,46 @@ async def roll_out(
         DeploymentError: The version did not become ready.
         EndpointError: A rule was broken.
     """
-    target = connect(workspace)
-    change = Change(who=who, why=why or f"roll out {version}")
+    async with connect(workspace) as target:
+        change = Change(who=who, why=why or f"roll out {version}")
 
-    def edit(found: Endpoint) -> Endpoint:
-        if version in found.versions:
-            if found.versions[version].image != image:
-                raise ConflictError(
-                    f"endpoint {endpoint!r} already has a version {version!r} with image "
-                    f"{found.versions[version].image!r}, not {image!r}: choose another name"
-                )
-            if found.versions[version].is_control:
-                return found
-            return found.claim(version, owner=owner, at=datetime.now(UTC))
-        if not found.versions:
-            return found.create_version(version, is_control=True, image=image, **(settings or {}))
-        held = found.claim(version, owner=owner, at=datetime.now(UTC))
-        return held.create_version(version, image=image, **(settings or {}))
+        def edit(found: Endpoint) -> Endpoint:
+            if version in found.versions:
+                if found.versions[version].image != image:
+                    raise ConflictError(
+                        f"endpoint {endpoint!r} already has a version {version!r} with image "
+                        f"{found.versions[version].image!r}, not {image!r}: choose another name"
+                    )
+                if found.versions[version].is_control:
+                    return found
+                return found.claim(version, owner=owner, at=datetime.now(UTC))
+            if not found.versions:
+                return found.create_version(version, is_control=True, image=image, **(settings or {}))
+            held = found.claim(version, owner=owner, at=datetime.now(UTC))
+            return held.create_version(version, image=image, **(settings or {}))
 
-    deadline = time.monotonic() + conflict_timeout.total_seconds()
-    said = ""
-    while True:
-        try:
-            new = Endpoint(name=endpoint, auth=auth)
-            stored = await _change(target, endpoint, edit, change, new=new, timeout=timeout, progress=progress)
-            break
-        except ConflictError as conflict:
-            if on_conflict == "fail" or time.monotonic() > deadline:
-                raise
-            if str(conflict) != said:
-                said = str(conflict)
-                progress(f"waiting: {said}")
-            await asyncio.sleep(CONFLICT_INTERVAL_S)
-    _append(workspace, stored, version, "roll_out", change)
-    progress(
-        f"version {version!r} is in revision {stored.revision} of endpoint {endpoint!r}; waiting until it is ready"
-    )
-    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
-    progress(f"version {version!r} is ready")
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    return stored
+        deadline = time.monotonic() + conflict_timeout.total_seconds()
+        said = ""
+        while True:
+            try:
+                new = Endpoint(name=endpoint, auth=auth)
+                stored = await _change(target, endpoint, edit, change, new=new, timeout=timeout, progress=progress)
+                break
+            except ConflictError as conflict:
+                if on_conflict == "fail" or time.monotonic() > deadline:
+                    raise
+                if str(conflict) != said:
+                    said = str(conflict)
+                    progress(f"waiting: {said}")
+                await asyncio.sleep(CONFLICT_INTERVAL_S)
+        _append(workspace, stored, version, "roll_out", change)
+        progress(
+            f"version {version!r} is in revision {stored.revision} of endpoint {endpoint!r}; waiting until it is ready"
+        )
+        await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+        progress(f"version {version!r} is ready")
+        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        return stored
 
 
 async def shift(
@@ -147,22 +147,22 @@ async def shift(
             may have, or the router did not confirm the split in time.
         EndpointError: A rule was broken.
     """
-    target = connect(workspace)
-    change = Change(who=who, why=why or f"send {percentile:g} % to {version}")
+    async with connect(workspace) as target:
+        change = Change(who=who, why=why or f"send {percentile:g} % to {version}")
 
-    def edit(found: Endpoint) -> Endpoint:
-        check_owner(found, version, owner)
-        return found.shift(version, percentile)
+        def edit(found: Endpoint) -> Endpoint:
+            check_owner(found, version, owner)
+            return found.shift(version, percentile)
 
-    before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-    after = edit(before)  # what is refused is refused before anything is waited for
-    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
-    await scale_before(target, before, after, timeout=timeout, progress=progress)
-    stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
-    status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    _append(workspace, stored, version, "shift", change)
-    progress(f"the router serves revision {status.served_revision}: {_split(stored)}")
-    return stored
+        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        after = edit(before)  # what is refused is refused before anything is waited for
+        await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+        await scale_before(target, before, after, timeout=timeout, progress=progress)
+        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+        status = await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        _append(workspace, stored, version, "shift", change)
+        progress(f"the router serves revision {status.served_revision}: {_split(stored)}")
+        return stored
 
 
 async def promote(
@@ -197,30 +197,30 @@ async def promote(
             the router did not confirm the split in time.
         EndpointError: There is no such version.
     """
-    target = connect(workspace)
-    change = Change(who=who, why=why or f"promote {version} to control")
+    async with connect(workspace) as target:
+        change = Change(who=who, why=why or f"promote {version} to control")
 
-    def edit(found: Endpoint) -> Endpoint:
-        if owner is not None and found.version(version).is_control:
-            # Promoted before the run was killed, or by a person: what others have begun since is not the run's to end.
-            return found.release(version)
-        promoted = found.promote(version)
-        if promoted is found:
-            return found.release(version)
-        check_owner(found, version, owner)
-        # Whatever rollout was under way has ended: all other versions are at 0 now.
-        return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
+        def edit(found: Endpoint) -> Endpoint:
+            if owner is not None and found.version(version).is_control:
+                # Promoted before the run was killed, or by a person: a rollout that began since then is not the run's.
+                return found.release(version)
+            promoted = found.promote(version)
+            if promoted is found:
+                return found.release(version)
+            check_owner(found, version, owner)
+            # Whatever rollout was under way has ended: all other versions are at 0 now.
+            return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
 
-    before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-    after = edit(before)  # what is refused is refused before anything is waited for
-    await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
-    scale = scale_before_going_back if going_back else scale_before
-    await scale(target, before, after, timeout=timeout, progress=progress)
-    stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    _append(workspace, stored, version, "promote", change)
-    progress(f"{version!r} is default and control of endpoint {endpoint!r}: {_split(stored)}")
-    return stored
+        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        after = edit(before)  # what is refused is refused before anything is waited for
+        await wait_until_ready(target, endpoint, version, timeout=timeout, progress=progress)
+        scale = scale_before_going_back if going_back else scale_before
+        await scale(target, before, after, timeout=timeout, progress=progress)
+        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        _append(workspace, stored, version, "promote", change)
+        progress(f"{version!r} is default and control of endpoint {endpoint!r}: {_split(stored)}")
+        return stored
 
 
 async def roll_back(
@@ -247,26 +247,26 @@ async def roll_back(
         DeploymentError: The router did not confirm the split in time.
         EndpointError: The version is the default or the control.
     """
-    target = connect(workspace)
-    change = Change(who=who, why=why)
+    async with connect(workspace) as target:
+        change = Change(who=who, why=why)
 
-    def edit(found: Endpoint) -> Endpoint:
-        if found.rollout is not None and found.rollout.version == version:
-            check_owner(found, version, owner)
-        return found.roll_back(version).release(version)
+        def edit(found: Endpoint) -> Endpoint:
+            if found.rollout is not None and found.rollout.version == version:
+                check_owner(found, version, owner)
+            return found.roll_back(version).release(version)
 
-    try:
-        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-        if version not in before.versions:
+        try:
+            before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+            if version not in before.versions:
+                return None
+            await scale_before_going_back(target, before, edit(before), timeout=timeout, progress=progress)
+            stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+        except EndpointNotFoundError:
             return None
-        await scale_before_going_back(target, before, edit(before), timeout=timeout, progress=progress)
-        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
-    except EndpointNotFoundError:
-        return None
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    _append(workspace, stored, version, "roll_back", change)
-    progress(f"{version!r} is rolled back: {_split(stored)}")
-    return stored
+        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        _append(workspace, stored, version, "roll_back", change)
+        progress(f"{version!r} is rolled back: {_split(stored)}")
+        return stored
 
 
 async def retire(
@@ -285,33 +285,34 @@ async def retire(
         ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
         EndpointError: The version is the default.
     """
-    target = connect(workspace)
-    change = Change(who=who, why=why or f"retire {version}")
+    async with connect(workspace) as target:
+        change = Change(who=who, why=why or f"retire {version}")
 
-    def edit(found: Endpoint) -> Endpoint:
-        if version not in found.versions:
-            return found
-        share = found.effective_traffic()[version]
-        if share > 0 and not found.versions[version].is_default:
-            raise ConflictError(
-                f"version {version!r} has {share:g} % of the traffic of {endpoint!r}: shift it away first"
-            )
-        if found.rollout is not None and found.rollout.version == version:
-            raise ConflictError(
-                f"version {version!r} is being rolled out by {found.rollout.owner}: promote it or roll it back first"
-            )
-        return found.delete_version(version)
+        def edit(found: Endpoint) -> Endpoint:
+            if version not in found.versions:
+                return found
+            share = found.effective_traffic()[version]
+            if share > 0 and not found.versions[version].is_default:
+                raise ConflictError(
+                    f"version {version!r} has {share:g} % of the traffic of {endpoint!r}: shift it away first"
+                )
+            if found.rollout is not None and found.rollout.version == version:
+                raise ConflictError(
+                    f"version {version!r} is being rolled out by {found.rollout.owner}: promote it or roll it back "
+                    "first"
+                )
+            return found.delete_version(version)
 
-    try:
-        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-        await scale_before(target, before, edit(before), timeout=timeout, progress=progress)
-        stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
-    except EndpointNotFoundError:
-        return None
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
-    _append(workspace, stored, version, "retire", change)
-    progress(f"{version!r} is deleted; endpoint {endpoint!r} has {', '.join(stored.versions)}")
-    return stored
+        try:
+            before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+            await scale_before(target, before, edit(before), timeout=timeout, progress=progress)
+            stored = await _change(target, endpoint, edit, change, timeout=timeout, progress=progress)
+        except EndpointNotFoundError:
+            return None
+        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        _append(workspace, stored, version, "retire", change)
+        progress(f"{version!r} is deleted; endpoint {endpoint!r} has {', '.join(stored.versions)}")
+        return stored
 
 
 def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:

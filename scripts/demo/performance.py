@@ -133,11 +133,12 @@ class Performance:
         await self._start_load()
 
     async def _start_load(self) -> None:
-        target = LocalTarget(self._stage.workspace)
-        url = urlsplit((await target.status(ENDPOINT)).url)
+        async with LocalTarget.open(self._stage.workspace) as target:
+            url = urlsplit((await target.status(ENDPOINT)).url)
+            key = (await target.keys(ENDPOINT)).primary
         key_file = self._stage.folder / "load.key"
         key_file.touch(mode=0o600)
-        key_file.write_text((await target.keys(ENDPOINT)).primary, encoding="ascii")
+        key_file.write_text(key, encoding="ascii")
         settings = {
             "host": url.hostname or HOST,
             "port": url.port,
@@ -193,16 +194,16 @@ class Performance:
         """Stop the telemetry store while a gate is looking, and start it again after a while."""
         while watcher.look is None:
             await asyncio.sleep(REFRESH_S)
-        target = LocalTarget(self._stage.workspace)
-        await target.set_telemetry(False)
-        back = time.monotonic() + OUTAGE_S
-        try:
-            while (left := back - time.monotonic()) > 0:
-                self._notice = f"the telemetry store is stopped: {left:.0f} s to go"
-                await asyncio.sleep(min(REFRESH_S, left))
-        finally:
-            self._notice = ""
-            await target.set_telemetry(True)
+        async with LocalTarget.open(self._stage.workspace) as target:
+            await target.set_telemetry(False)
+            back = time.monotonic() + OUTAGE_S
+            try:
+                while (left := back - time.monotonic()) > 0:
+                    self._notice = f"the telemetry store is stopped: {left:.0f} s to go"
+                    await asyncio.sleep(min(REFRESH_S, left))
+            finally:
+                self._notice = ""
+                await target.set_telemetry(True)
 
     def _check_alive(self) -> None:
         for started in self._stage.processes.started():

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local import supervisor
 from controlled_rollout.workspace import Workspace
 from scripts.demo.airflow import AIRFLOW, HOST, REPOSITORY, Airflow
 from scripts.demo.problem import DemoError
@@ -145,7 +145,7 @@ class Stage:
     async def running(self) -> list[str]:
         """Return the names of what runs here."""
         names = [started.name for started in self.processes.started() if self.processes.alive(started)]
-        return names + ([WORKSPACE] if await LocalTarget(self.workspace).healthy() else [])
+        return names + ([WORKSPACE] if await supervisor.is_running(self.workspace) else [])
 
     async def end(self) -> None:
         """End everything that was started here."""

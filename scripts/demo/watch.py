@@ -34,7 +34,6 @@ class Watcher:
     def __init__(self, airflow: Airflow, workspace: Workspace, *, dag_id: str, run_id: str, endpoint: str) -> None:
         self._airflow = airflow
         self._workspace = workspace
-        self._target = connect(workspace)
         self._dag_id = dag_id
         self._run_id = run_id
         self._name = endpoint
@@ -61,7 +60,8 @@ class Watcher:
     async def refresh_endpoint(self) -> None:
         """Look at the endpoint and its record."""
         try:
-            self.endpoint = await self._target.endpoint(self._name)
+            async with connect(self._workspace) as target:
+                self.endpoint = await target.endpoint(self._name)
         except ControlledRolloutError:
             return
         self.decisions = await asyncio.to_thread(lambda: list(record.read(self._workspace, self._name)))

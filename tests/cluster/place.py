@@ -14,6 +14,7 @@ from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import commands
+from tests.target_per_call import target_per_call
 
 if TYPE_CHECKING:
     from tests.cluster.lab import Lab
@@ -39,7 +40,7 @@ class Place:
 
     @property
     def target(self) -> KubernetesTarget:
-        return KubernetesTarget(self.workspace)
+        return target_per_call(lambda: KubernetesTarget.open(self.workspace))
 
     @property
     def url(self) -> str:

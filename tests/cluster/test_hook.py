@@ -81,6 +81,11 @@ def without_checking_certificates(place: Place, folder: Path) -> dict[str, Any]:
     return {"kube_config": json.dumps(content), "disable_verify_ssl": True}
 
 
+async def endpoints(workspace: Workspace) -> list[str]:
+    async with connect(workspace) as target:
+        return await target.endpoints()
+
+
 @pytest.mark.parametrize("way", [by_path, by_content, by_program, without_checking_certificates])
 def test_every_way_that_a_kubernetes_connection_knows_opens_the_cluster(
     way: Callable[[Place, Path], dict[str, Any]], connect_to: Connect, signed_in: Place, tmp_path: Path
@@ -88,12 +93,12 @@ def test_every_way_that_a_kubernetes_connection_knows_opens_the_cluster(
     hook = connect_to(way(signed_in, tmp_path))
 
     async def in_the_triggerer() -> list[str]:
-        return await connect(await hook.aget_workspace()).endpoints()
+        return await endpoints(await hook.aget_workspace())
 
     workspace = hook.get_workspace()
     assert workspace.namespace == signed_in.namespace
     # A worker's tasks have an event loop each.
-    assert [asyncio.run(connect(workspace).endpoints()) for _ in range(2)] == [[], []]
+    assert [asyncio.run(endpoints(workspace)) for _ in range(2)] == [[], []]
     assert asyncio.run(in_the_triggerer()) == []
 
 
@@ -103,7 +108,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     extras = without_checking_certificates(signed_in, tmp_path) | {"disable_verify_ssl": False}
 
     with pytest.raises(TargetUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-        asyncio.run(connect(connect_to(extras).get_workspace()).endpoints())
+        asyncio.run(endpoints(connect_to(extras).get_workspace()))
 
 
 def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Place, tmp_path: Path) -> None:
@@ -148,7 +153,10 @@ def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed
         "import asyncio\n"
         "from controlled_rollout.target.connect import connect\n"
         "from controlled_rollout.hooks.workspace import WorkspaceHook\n"
-        "print('endpoints:', asyncio.run(connect(WorkspaceHook('ml').get_workspace()).endpoints()))\n"
+        "async def endpoints():\n"
+        "    async with connect(WorkspaceHook('ml').get_workspace()) as target:\n"
+        "        return await target.endpoints()\n"
+        "print('endpoints:', asyncio.run(endpoints()))\n"
     )
     borrowed = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])}
     mounts = [{"name": f"m{number}", "mountPath": path, "readOnly": True} for number, path in enumerate(borrowed)]
@@ -273,4 +281,4 @@ def test_a_connection_that_leads_nowhere_says_which_part_of_the_way_it_is(
     found = failures(connect_to({"kube_config_path": str(tmp_path / "none")}).get_workspace())
     assert f"kube_config_path {tmp_path}/none, which does not exist here" in found["API server"]
     with pytest.raises(WorkspaceError, match="which does not exist here"):
-        asyncio.run(connect(WorkspaceHook("ml").get_workspace()).endpoints())
+        asyncio.run(endpoints(WorkspaceHook("ml").get_workspace()))

@@ -49,7 +49,7 @@ async def test_a_failing_treatment_is_found_by_the_counters_of_the_gateways_envo
 
             async def verdict() -> looks.Look | None:
                 look = await looks.look(
-                    workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW,
+                    workspace, place.target, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW,
                 )  # fmt: skip
                 place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
                 return look if look.verdict.outcome is Outcome.FAIL else None

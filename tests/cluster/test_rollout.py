@@ -181,7 +181,9 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
         await place.shift("two", 50)
 
         async def verdict() -> looks.Look | None:
-            look = await looks.look(place.workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW)
+            look = await looks.look(
+                place.workspace, place.target, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW
+            )
             place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
             await asyncio.sleep(1)
             return look if look.verdict.outcome is Outcome.FAIL else None
@@ -214,7 +216,9 @@ async def test_a_treatment_whose_only_replica_dies_again_and_again_is_found_alth
             return found.failed and not any(one.state is ReplicaState.READY for one in found.replicas)
 
         await until(is_down, "its replica waits for its fourth start", seconds=120, every_s=0.5)
-        look = await looks.look(place.workspace, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW)
+        look = await looks.look(
+            place.workspace, place.target, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW
+        )
         assert look.verdict.outcome is Outcome.FAIL
         assert re.search(r"'two' has no ready replica .* exited with code 1; failed \d+ times", look.verdict.reason)
         await place.roll_back("two", look.verdict.reason)

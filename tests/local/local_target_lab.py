@@ -20,6 +20,7 @@ from controlled_rollout.target.local.state import State
 from controlled_rollout.target.protocol import Change, EndpointStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
+from tests.target_per_call import target_per_call
 
 CACHE = Path(__file__).parents[2] / ".work" / "test-cache" / "local-target"
 CHANGE = Change(who="a test", why="to see what happens")
@@ -112,7 +113,7 @@ def start(folder: Path) -> Lab:
     (root / "cache").symlink_to(CACHE)
     workspace = Workspace.local(root)
     assert supervisor.up(workspace, port=0, detach=True) == 0
-    return Lab(workspace, LocalTarget(workspace), folder)
+    return Lab(workspace, target_per_call(lambda: LocalTarget.open(workspace)), folder)
 
 
 @contextmanager

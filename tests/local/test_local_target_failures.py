@@ -15,7 +15,6 @@ import pytest
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
 from controlled_rollout.target.local import reaper, supervisor
-from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import MARK
 from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load, until
@@ -239,7 +238,7 @@ async def test_down_answers_what_is_in_flight_and_leaves_no_process_and_no_socke
     assert not state.runtime.exists()
     assert not lab.workspace.state_file.exists()
     with pytest.raises(TargetUnavailableError, match="is not running"):
-        await LocalTarget(lab.workspace).endpoints()
+        await lab.target.endpoints()
     assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
 
 

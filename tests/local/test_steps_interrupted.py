@@ -1,7 +1,8 @@
 """The steps of a rollout on a real local workspace: killed anywhere and called again, they come to the same end."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, running
 
 OWNER = "weekly/run-1"
@@ -70,7 +72,7 @@ async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
     """Everything that a run does, each step from its beginning, as a retried task would."""
     who = f"{OWNER}/task"
     common: dict[str, Any] = {"who": who, "timeout": DEADLINE, "progress": quiet}
-    new = await connect(lab.workspace).endpoint(endpoint)
+    new = await lab.target.endpoint(endpoint)
     promoted = new.control is not None and new.control.name == "new"
     if not promoted:
         await steps.roll_out(lab.workspace, endpoint, "new", image=image, owner=OWNER, **common)
@@ -85,7 +87,13 @@ async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_
     old, new = await lab.image("old"), await lab.image("new")
     await steps.roll_out(lab.workspace, "killed", "old", image=old, owner=OWNER, who="setup", progress=quiet)
     deaths = Deaths()
-    monkeypatch.setattr(steps, "connect", lambda workspace: DyingTarget(connect(workspace), deaths))
+
+    @asynccontextmanager
+    async def connect_to_dying(workspace: Workspace) -> AsyncIterator[DyingTarget]:
+        async with connect(workspace) as target:
+            yield DyingTarget(target, deaths)
+
+    monkeypatch.setattr(steps, "connect", connect_to_dying)
 
     lives = 1
     while True:
@@ -95,7 +103,7 @@ async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_
         except Killed:
             lives += 1
 
-    end = await connect(lab.workspace).endpoint("killed")
+    end = await lab.target.endpoint("killed")
     assert lives > 4, "the run was hardly killed"
     assert {name: version.image for name, version in end.versions.items()} == {"new": new}
     assert end.effective_traffic() == {"new": 100}
@@ -146,10 +154,10 @@ async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> Non
     await steps.promote(lab.workspace, "helped", "new", who="somebody", why="it is good", progress=quiet)
 
     with pytest.raises(ConflictError, match="b/1 no longer holds"):
-        await looks.look(lab.workspace, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
+        await looks.look(lab.workspace, lab.target, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
     with pytest.raises(EndpointError, match="is the default"):
         await steps.roll_back(lab.workspace, "helped", "new", who="b/1/roll_back", why="", progress=quiet)
-    newest = (await connect(lab.workspace).history("helped"))[-1]
+    newest = (await lab.target.history("helped"))[-1]
     assert (newest.change.who, newest.change.why) == ("somebody", "it is good")
     decisions = [decision.step for decision in record.read(lab.workspace, "helped", version="new")]
     assert decisions == ["roll_out", "promote"]
@@ -163,7 +171,7 @@ async def test_a_look_that_cannot_be_recorded_decides_nothing(lab: Lab) -> None:
     full.unlink()
     full.mkdir()  # nobody can append to it, whoever they are
 
-    look = await looks.look(lab.workspace, "unkept", "new", gate=Gate(), who="d/1/gate", owner="d/1")
+    look = await looks.look(lab.workspace, lab.target, "unkept", "new", gate=Gate(), who="d/1/gate", owner="d/1")
 
     assert look.verdict.outcome == "cannot_see"
     assert "cannot be recorded" in look.verdict.reason

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, start
 
 OWNER = "weekly/run-1"
@@ -67,8 +69,12 @@ class LosingTarget:
 async def test_a_supervisor_that_dies_in_the_middle_of_a_shift_and_comes_back_only_delays_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
-    losing = LosingTarget(connect(lab.workspace), lab, before=before)
-    monkeypatch.setattr(steps, "connect", lambda workspace: losing)
+    @asynccontextmanager
+    async def connect_to_losing(workspace: Workspace) -> AsyncIterator[LosingTarget]:
+        async with connect(workspace) as target:
+            yield LosingTarget(target, lab, before=before)
+
+    monkeypatch.setattr(steps, "connect", connect_to_losing)
     said: list[str] = []
     noticed = asyncio.Event()
 

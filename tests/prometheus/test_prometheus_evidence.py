@@ -98,7 +98,7 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
 
             async def look() -> looks.Look | None:
                 found = await looks.look(
-                    workspace, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", window=WINDOW
+                    workspace, lab.target, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", window=WINDOW
                 )
                 return found if found.verdict.outcome == "fail" else None
 

@@ -95,7 +95,8 @@ async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
 async def _supervisor(workspace: Workspace) -> str:
     from controlled_rollout.target.connect import connect
 
-    endpoints = await connect(workspace).endpoints()
+    async with connect(workspace) as target:
+        endpoints = await target.endpoints()
     return f"{workspace.root}: {len(endpoints)} endpoints"
 
 

@@ -12,9 +12,11 @@ from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, TargetUnavailableError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     import httpx
 
-    from controlled_rollout.target.protocol import Target
+    from controlled_rollout.target.protocol import Keys, Target
 
 __all__ = ["add_to"]
 
@@ -70,7 +72,7 @@ def _add_endpoint(commands: Commands) -> None:
     score.set_defaults(run=_score)
 
 
-def _target(options: argparse.Namespace) -> "Target":
+def _target(options: argparse.Namespace) -> "AbstractAsyncContextManager[Target]":
     from controlled_rollout.target.connect import connect
 
     return connect(workspace_of(options))
@@ -78,9 +80,9 @@ def _target(options: argparse.Namespace) -> "Target":
 
 def _status(options: argparse.Namespace) -> int:
     async def show() -> None:
-        target = _target(options)
-        names = [options.endpoint] if options.endpoint else await target.endpoints()
-        found = [(await target.endpoint(name), await target.status(name)) for name in names]
+        async with _target(options) as target:
+            names = [options.endpoint] if options.endpoint else await target.endpoints()
+            found = [(await target.endpoint(name), await target.status(name)) for name in names]
         if options.json:
             documents = [document(endpoint, status) for endpoint, status in found]
             print_json(documents[0] if options.endpoint else documents)
@@ -96,18 +98,22 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    say(asyncio.run(_target(options).logs(options.endpoint, options.version, tail=options.tail)))
+    async def read() -> str:
+        async with _target(options) as target:
+            return await target.logs(options.endpoint, options.version, tail=options.tail)
+
+    say(asyncio.run(read()))
     return 0
 
 
 def _keys(options: argparse.Namespace) -> int:
-    target = _target(options)
-    asked = (
-        target.regenerate_key(options.endpoint, options.regenerate)
-        if options.regenerate
-        else target.keys(options.endpoint)
-    )
-    keys = asyncio.run(asked)
+    async def read() -> "Keys":
+        async with _target(options) as target:
+            if options.regenerate:
+                return await target.regenerate_key(options.endpoint, options.regenerate)
+            return await target.keys(options.endpoint)
+
+    keys = asyncio.run(read())
     if options.json:
         print_json(keys.model_dump())
     else:
@@ -118,8 +124,12 @@ def _keys(options: argparse.Namespace) -> int:
 def _delete(options: argparse.Namespace) -> int:
     from controlled_rollout.target.protocol import Change
 
-    change = Change(who=caller(), why=options.why or f"delete the endpoint {options.endpoint}")
-    asyncio.run(_target(options).delete(options.endpoint, change))
+    async def delete() -> None:
+        change = Change(who=caller(), why=options.why or f"delete the endpoint {options.endpoint}")
+        async with _target(options) as target:
+            await target.delete(options.endpoint, change)
+
+    asyncio.run(delete())
     say(f"endpoint {options.endpoint!r} is deleted")
     return 0
 
@@ -128,16 +138,17 @@ def _score(options: argparse.Namespace) -> int:
     body = _body(options.data)
 
     async def score() -> "httpx.Response":
-        target = _target(options)
-        endpoint = await target.endpoint(options.endpoint)
-        if endpoint.auth is Auth.TOKEN:
-            raise EndpointError(f"endpoint {endpoint.name!r} asks for a token: only keys are known here")
         headers = {"Content-Type": "application/json"}
-        if endpoint.auth is Auth.KEY:
-            headers["Authorization"] = f"Bearer {(await target.keys(endpoint.name)).primary}"
+        async with _target(options) as target:
+            endpoint = await target.endpoint(options.endpoint)
+            if endpoint.auth is Auth.TOKEN:
+                raise EndpointError(f"endpoint {endpoint.name!r} asks for a token: only keys are known here")
+            if endpoint.auth is Auth.KEY:
+                headers["Authorization"] = f"Bearer {(await target.keys(endpoint.name)).primary}"
+            url = (await target.status(endpoint.name)).url
         if options.version:
             headers[VERSION_HEADER] = options.version
-        return await _post((await target.status(endpoint.name)).url, body, headers)
+        return await _post(url, body, headers)
 
     answer = asyncio.run(score())
     by = answer.headers.get(VERSION_HEADER, "the router")

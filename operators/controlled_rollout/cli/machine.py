@@ -85,11 +85,11 @@ def _local_status(options: argparse.Namespace) -> int:
     from controlled_rollout.target.local.client import LocalTarget
 
     async def show() -> None:
-        target = LocalTarget(Workspace.local(options.root))
-        for name in await target.endpoints():
-            print_endpoint(await target.endpoint(name), await target.status(name))
-            say("")
-        processes = await target.processes()
+        async with LocalTarget.open(Workspace.local(options.root)) as target:
+            for name in await target.endpoints():
+                print_endpoint(await target.endpoint(name), await target.status(name))
+                say("")
+            processes = await target.processes()
         say(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))
 
     asyncio.run(show())

@@ -4,8 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from controlled_rollout.errors import (
@@ -62,24 +62,34 @@ class Api:
 
     Args:
         client: An open `kubernetes_asyncio` client.
+        sign_in: Opens another client of the same cluster with fresh credentials. It is called once when the server no
+            longer accepts credentials that it has accepted before: a token may expire while a step waits.
     """
 
-    def __init__(self, client: "ApiClient") -> None:
+    def __init__(self, client: "ApiClient", sign_in: Callable[[], Awaitable["ApiClient"]]) -> None:
         self._client = client
+        self._sign_in = sign_in
+        self._signing_in = asyncio.Lock()
+        self._was_accepted = False
 
     @classmethod
     @asynccontextmanager
     async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
-        """Open the cluster of a workspace.
+        """Open the cluster of a workspace: sign in, but send no request yet.
 
         Raises:
             WorkspaceError: The workspace does not lead to a cluster.
         """
         # At DEBUG this library writes whole answers into the log, Secrets too.
         logging.getLogger("kubernetes_asyncio.client.rest").setLevel(logging.INFO)
-        opening = workspace.open_cluster() if workspace.open_cluster else _from_kubeconfig(workspace)
-        async with opening as client:
-            yield cls(client)
+        async with AsyncExitStack() as clients:
+
+            async def sign_in() -> "ApiClient":
+                opening = workspace.open_cluster() if workspace.open_cluster else _from_kubeconfig(workspace)
+                client: ApiClient = await clients.enter_async_context(opening)
+                return client
+
+            yield cls(await sign_in(), sign_in)
 
     @property
     def server(self) -> str:
@@ -236,8 +246,28 @@ class Api:
         finally:
             response.close()
 
-    async def _send(
+    async def _send(self, method: str, path: str, *request: Any) -> Any:
+        """Send a request; when the server no longer accepts our credentials, sign in again and send it once more."""
+        client = self._client
+        response = await self._send_as(client, method, path, *request)
+        if response.status != 401:
+            self._was_accepted = True
+        elif await self._renew(client):
+            response.close()
+            response = await self._send_as(self._client, method, path, *request)
+        return response
+
+    async def _renew(self, refused: "ApiClient") -> bool:
+        """Sign in again, unless another request has done so or credentials were never accepted; return if it helps."""
+        async with self._signing_in:
+            if self._client is refused and self._was_accepted:
+                # The old client stays open until the end: other requests may still be reading from it.
+                self._client, self._was_accepted = await self._sign_in(), False
+            return self._client is not refused
+
+    async def _send_as(
         self,
+        client: "ApiClient",
         method: str,
         path: str,
         body: Any,
@@ -248,8 +278,8 @@ class Api:
     ) -> Any:
         headers = {"Content-Type": content_type, "Accept": accept}
         try:
-            await self._client.update_params_for_auth(headers, [], ["BearerToken"])
-            return await self._client.rest_client.request(
+            await client.update_params_for_auth(headers, [], ["BearerToken"])
+            return await client.rest_client.request(
                 method,
                 self.server + path,
                 query_params=dict(query or {}),

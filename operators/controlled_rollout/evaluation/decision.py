@@ -174,28 +174,30 @@ async def take_look(workspace: Workspace, terms: GateTerms, say: Callable[[str],
     from controlled_rollout.gate import describe
     from controlled_rollout.target.connect import connect
 
-    try:
-        look = await looks.look(
-            workspace,
-            terms.endpoint,
-            terms.version,
-            gate=terms.gate,
-            who=terms.who,
-            owner=terms.owner,
-            window=terms.window,
-        )
-    except TargetUnavailableError as error:
-        answer = unreachable(terms, str(error), now=datetime.now(UTC))
-    except EndpointNotFoundError as error:
-        answer = ended(None, terms, str(error))
-    except (ConflictError, EndpointError) as error:
-        answer = ended(await connect(workspace).endpoint(terms.endpoint), terms, str(error))
-    else:
-        answer = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
-        say(
-            f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} requests: "
-            f"{look.verdict.outcome.value.replace('_', ' ')}\n{answer.table}"
-        )
+    async with connect(workspace) as target:
+        try:
+            look = await looks.look(
+                workspace,
+                target,
+                terms.endpoint,
+                terms.version,
+                gate=terms.gate,
+                who=terms.who,
+                owner=terms.owner,
+                window=terms.window,
+            )
+        except TargetUnavailableError as error:
+            answer = unreachable(terms, str(error), now=datetime.now(UTC))
+        except EndpointNotFoundError as error:
+            answer = ended(None, terms, str(error))
+        except (ConflictError, EndpointError) as error:
+            answer = ended(await target.endpoint(terms.endpoint), terms, str(error))
+        else:
+            answer = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
+            say(
+                f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} "
+                f"requests: {look.verdict.outcome.value.replace('_', ' ')}\n{answer.table}"
+            )
     say(f"{answer.next.value.replace('_', ' ')}: {answer.reason}")
     return answer
 

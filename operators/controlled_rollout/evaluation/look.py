@@ -17,8 +17,7 @@ from controlled_rollout.evaluation.conclusion import conclude
 from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, Reading, SplitChange, evidence_source
 from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_to_dict
 from controlled_rollout.record import Decision, Seen
-from controlled_rollout.target.connect import connect
-from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, Revision, VersionStatus
+from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, Revision, Target, VersionStatus
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Look", "check_owner", "created_at", "down_beside", "hold", "look", "settings_of", "splits_since"]
@@ -51,6 +50,7 @@ class Look:
 
 async def look(
     workspace: Workspace,
+    target: Target,
     endpoint: str,
     version: str,
     *,
@@ -65,7 +65,8 @@ async def look(
     A store that cannot be read gives the outcome `cannot_see`, never an exception.
 
     Args:
-        workspace: Where the endpoint and its evidence are.
+        workspace: Where the evidence and the record are.
+        target: Where the endpoint is: the workspace's target, open.
         endpoint: The endpoint's name.
         version: The treatment.
         gate: What the treatment has to show.
@@ -78,7 +79,6 @@ async def look(
         ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
         EndpointError: There is no such version.
     """
-    target = connect(workspace)
     now = now or datetime.now(UTC)
     history = await target.history(endpoint)
     found = history[-1].endpoint if history else await target.endpoint(endpoint)

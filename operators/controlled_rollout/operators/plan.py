@@ -137,14 +137,14 @@ async def traffic_of(
     from controlled_rollout.evidence import Question, evidence_source
     from controlled_rollout.target.connect import connect
 
-    try:
-        target = connect(workspace)
-        control = (await target.endpoint(endpoint)).control
-    except EndpointNotFoundError:
-        return None
-    if control is None or control.name == version:
-        return None
-    clusters = (await target.status(endpoint)).clusters
+    async with connect(workspace) as target:
+        try:
+            control = (await target.endpoint(endpoint)).control
+        except EndpointNotFoundError:
+            return None
+        if control is None or control.name == version:
+            return None
+        clusters = (await target.status(endpoint)).clusters
     now = datetime.now(UTC)
     question = Question(
         endpoint=endpoint,

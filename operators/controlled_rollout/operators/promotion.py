@@ -115,7 +115,8 @@ class RollBackOperator(RolloutOperator):
         from controlled_rollout.target.connect import connect
 
         try:
-            history = await connect(workspace).history(self.endpoint)
+            async with connect(workspace) as target:
+                history = await target.history(self.endpoint)
         except EndpointNotFoundError:
             history = []
         if self.own_rollout and created_endpoint(history, self.version, run_of(context)):
@@ -157,12 +158,12 @@ class RollBackOperator(RolloutOperator):
         from controlled_rollout.target.connect import connect
         from controlled_rollout.target.protocol import Change
 
-        target = connect(workspace)
-        if (await target.status(self.endpoint)).versions[self.version].ready:
-            raise AirflowSkipException(
-                f"version {self.version!r} is the first of endpoint {self.endpoint!r} and answers: it stays"
-            )
-        await target.delete(self.endpoint, Change(who=task_of(context), why=self.reason or self._causes(context)))
+        async with connect(workspace) as target:
+            if (await target.status(self.endpoint)).versions[self.version].ready:
+                raise AirflowSkipException(
+                    f"version {self.version!r} is the first of endpoint {self.endpoint!r} and answers: it stays"
+                )
+            await target.delete(self.endpoint, Change(who=task_of(context), why=self.reason or self._causes(context)))
         self.say(f"endpoint {self.endpoint!r} is deleted: its first version {self.version!r} never became ready")
 
     def _causes(self, context: "Context") -> str:

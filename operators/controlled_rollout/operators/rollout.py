@@ -191,7 +191,8 @@ class DeleteVersionOperator(RolloutOperator):
         from controlled_rollout.steps import promotion_of
         from controlled_rollout.target.connect import connect
 
-        history = await connect(workspace).history(self.endpoint)
+        async with connect(workspace) as target:
+            history = await target.history(self.endpoint)
         promotion = promotion_of(history, promoted)
         if promotion is None:
             raise AirflowSkipException(

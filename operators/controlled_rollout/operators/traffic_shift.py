@@ -54,7 +54,8 @@ class ShiftTrafficOperator(RolloutOperator):
 
         percentile = number("percentile", self.percentile)
         timeout = duration("timeout", self.timeout)
-        found = await connect(workspace).endpoint(self.endpoint)
+        async with connect(workspace) as target:
+            found = await target.endpoint(self.endpoint)
         if self.own_rollout and found.control is not None and found.control.name == self.version:
             raise AirflowSkipException(
                 f"version {self.version!r} is the control of endpoint {self.endpoint!r} and has the traffic already"

@@ -1,17 +1,26 @@
 """Which target a workspace has."""
 
+from contextlib import AbstractAsyncContextManager
+
 from controlled_rollout.target.protocol import Target
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["connect"]
 
 
-def connect(workspace: Workspace) -> Target:
-    """Return the target of a workspace. The only place that knows them all."""
+def connect(workspace: Workspace) -> AbstractAsyncContextManager[Target]:
+    """Open the target of a workspace for the length of an `async with`. The only place that knows them all.
+
+    One opening does for a whole step: on Kubernetes every opening signs in, which may run a program such as kubelogin.
+    Opening sends no request, so an API server or a supervisor that is away does not keep it from being opened.
+
+    Raises:
+        WorkspaceError: The workspace does not lead to a cluster.
+    """
     if workspace.target == "kubernetes":
         from controlled_rollout.target.kubernetes.target import KubernetesTarget
 
-        return KubernetesTarget(workspace)
+        return KubernetesTarget.open(workspace)
     from controlled_rollout.target.local.client import LocalTarget
 
-    return LocalTarget(workspace)
+    return LocalTarget.open(workspace)

@@ -150,7 +150,10 @@ class Keys(_Message):
 
 
 class Target(Protocol):
-    """A place where endpoints live. All methods raise `TargetUnavailableError` when it does not answer."""
+    """A place where endpoints live, opened by `connect`.
+
+    All methods raise `TargetUnavailableError` when it does not answer. It is used inside its `async with` only.
+    """
 
     async def endpoints(self) -> list[str]:
         """Return the names of all endpoints, sorted."""

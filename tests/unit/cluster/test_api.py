@@ -1,12 +1,20 @@
-"""Opening a cluster."""
+"""Opening a cluster's API server, and signing in again when it no longer accepts a token."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 
 from controlled_rollout.cluster.api import Api
-from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.errors import AccessError, WorkspaceError
 from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kubernetes_asyncio.client import ApiClient
 
 UNFINISHED = """
 apiVersion: v1
@@ -18,6 +26,52 @@ users: [{name: u, token: a-secret}]
 """
 
 
+class Cluster:
+    """An API server that accepts one token at a time, and the way to sign in that gives the token of the moment."""
+
+    def __init__(self) -> None:
+        self.accepted = "token-1"
+        self.offered: str | None = None
+        self.sign_ins = 0
+        self.url = ""
+
+    @property
+    def workspace(self) -> Workspace:
+        workspace = Workspace.from_settings({"target": "kubernetes", "gateway": "a/b"})
+        return workspace.model_copy(update={"open_cluster": self.open})
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["ApiClient"]:
+        from kubernetes_asyncio.client import ApiClient, Configuration
+
+        self.sign_ins += 1
+        configuration = Configuration(
+            host=self.url,
+            api_key={"BearerToken": self.offered or self.accepted},
+            api_key_prefix={"BearerToken": "Bearer"},
+        )
+        async with ApiClient(configuration) as client:
+            yield client
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {self.accepted}":
+            return web.json_response({"message": "Unauthorized", "reason": "Unauthorized"}, status=401)
+        return web.json_response({"kind": "Anything"})
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    cluster = Cluster()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", cluster.answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    cluster.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield cluster
+    await runner.cleanup()
+
+
 async def test_what_is_wrong_with_a_kubeconfig_is_said_without_its_secrets(tmp_path: Path) -> None:
     file = tmp_path / "kubeconfig"
     file.write_text(UNFINISHED)
@@ -27,3 +81,47 @@ async def test_what_is_wrong_with_a_kubeconfig_is_said_without_its_secrets(tmp_p
         async with Api.open(workspace):
             pass
     assert "a-secret" not in str(refused.value)
+
+
+async def test_many_requests_need_one_sign_in(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await asyncio.gather(*(api.get("/api") for _ in range(5)))
+
+    assert cluster.sign_ins == 1
+
+
+async def test_a_token_that_expires_is_renewed_once_for_all_requests(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await api.get("/api")
+        cluster.accepted = "token-2"
+        await asyncio.gather(*(api.create("/api", {}) for _ in range(5)))
+
+    assert cluster.sign_ins == 2
+
+
+async def test_a_renewed_token_that_is_refused_too_is_an_access_error(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await api.get("/api")
+        cluster.offered, cluster.accepted = "token-1", "token-2"
+        with pytest.raises(AccessError):
+            await api.get("/api")
+        with pytest.raises(AccessError):
+            await api.get("/api")
+
+    assert cluster.sign_ins == 2
+
+
+async def test_a_token_that_was_never_accepted_is_not_renewed(cluster: Cluster) -> None:
+    cluster.offered = "wrong"
+    async with Api.open(cluster.workspace) as api:
+        with pytest.raises(AccessError):
+            await api.get("/api")
+
+    assert cluster.sign_ins == 1
+
+
+async def test_a_closed_api_is_not_used(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await api.get("/api")

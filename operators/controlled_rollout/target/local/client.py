@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import TypeAdapter
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalTarget"]
 
 TIMEOUT_S: Final = 30.0
+# Less than the supervisor keeps an unused connection (5 s): it must not close one that is about to be used.
+KEEP_ALIVE_S: Final = 2.0
 # Deleting waits for answers that replicas still owe; the supervisor bounds that itself.
 DELETE_TIMEOUT_S: Final = 900.0
 
@@ -43,6 +47,20 @@ class LocalTarget:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self._clients: dict[Path, httpx.AsyncClient] = {}
+        self._is_open = True
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
+        """Open the target of a workspace; whether its supervisor runs shows at the first call."""
+        target = cls(workspace)
+        try:
+            yield target
+        finally:
+            target._is_open = False
+            for client in target._clients.values():
+                await client.aclose()
 
     async def endpoints(self) -> list[str]:
         """Return the names of all endpoints, sorted."""
@@ -113,28 +131,22 @@ class LocalTarget:
         """Ask the supervisor to end; it answers before it has."""
         await self._ask("POST", "/shutdown")
 
-    async def healthy(self) -> bool:
-        """Whether a supervisor answers."""
-        try:
-            await self._ask("GET", "/healthz")
-        except TargetUnavailableError:
-            return False
-        return True
+    async def check_health(self) -> None:
+        """Return if a supervisor answers.
+
+        Raises:
+            TargetUnavailableError: None does.
+        """
+        await self._ask("GET", "/healthz")
 
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> "httpx.Response":
         import httpx
 
-        state = State.read(self._workspace)
-        if state is None:
-            raise self._unavailable("is not running")
-        transport = httpx.AsyncHTTPTransport(uds=str(state.socket), verify=False)
+        client = self._client()
         try:
-            async with httpx.AsyncClient(
-                transport=transport, base_url="http://supervisor", timeout=timeout_s
-            ) as client:
-                answer = await client.request(method, path, json=body)
+            answer = await client.request(method, path, json=body, timeout=timeout_s)
         except httpx.TimeoutException:
             raise self._unavailable(f"did not answer {method} {path} within {timeout_s:g} s") from None
         except httpx.TransportError as error:
@@ -142,6 +154,21 @@ class LocalTarget:
         if answer.is_error:
             raise _as_raised_there(answer)
         return answer
+
+    def _client(self) -> "httpx.AsyncClient":
+        """Return the client of the supervisor that runs now: one that was started again has another socket."""
+        import httpx
+
+        if not self._is_open:
+            raise RuntimeError("this target is closed: call it inside `async with connect(workspace) as target`")
+        state = State.read(self._workspace)
+        if state is None:
+            raise self._unavailable("is not running")
+        if state.socket not in self._clients:
+            limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
+            transport = httpx.AsyncHTTPTransport(uds=str(state.socket), verify=False, limits=limits)
+            self._clients[state.socket] = httpx.AsyncClient(transport=transport, base_url="http://supervisor")
+        return self._clients[state.socket]
 
     def _unavailable(self, what: str) -> TargetUnavailableError:
         return TargetUnavailableError(

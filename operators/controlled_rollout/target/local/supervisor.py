@@ -18,7 +18,7 @@ from controlled_rollout.target.local.processes import LogFile
 from controlled_rollout.target.local.state import FolderLock, State
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["down", "run", "up"]
+__all__ = ["down", "is_running", "run", "up"]
 
 DEFAULT_PORT: Final = 8088
 UP_TIMEOUT_S: Final = 90.0
@@ -44,7 +44,7 @@ def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: st
         The exit code: 0 running (also if it already was), 1 failed, 2 refused.
     """
     state = State.read(workspace)
-    if state and asyncio.run(LocalTarget(workspace).healthy()):
+    if state and asyncio.run(is_running(workspace)):
         _say(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
         return OK
     return _start_in_background(workspace, port, host) if detach else run(workspace, port, host)
@@ -123,7 +123,7 @@ def down(workspace: Workspace) -> int:
         return OK
     state = State.read(workspace)
     try:
-        asyncio.run(LocalTarget(workspace).shut_down())
+        asyncio.run(_shut_down(workspace))
     except TargetUnavailableError:
         # It holds the lock and does not answer: it is starting, or stuck. Ask the kernel to ask it.
         if state:
@@ -140,6 +140,21 @@ def down(workspace: Workspace) -> int:
     lock.release()
     _say(f"stopped (workspace {workspace.root})")
     return OK
+
+
+async def is_running(workspace: Workspace) -> bool:
+    """Return whether the supervisor of a local workspace answers."""
+    async with LocalTarget.open(workspace) as target:
+        try:
+            await target.check_health()
+        except TargetUnavailableError:
+            return False
+    return True
+
+
+async def _shut_down(workspace: Workspace) -> None:
+    async with LocalTarget.open(workspace) as target:
+        await target.shut_down()
 
 
 def _say(text: str) -> None:

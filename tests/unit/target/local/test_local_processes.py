@@ -155,7 +155,8 @@ def test_one_process_owns_a_folder(tmp_path: Path) -> None:
 
 async def test_without_a_supervisor_the_client_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
-        await LocalTarget(Workspace.local(tmp_path)).endpoints()
+        async with LocalTarget.open(Workspace.local(tmp_path)) as target:
+            await target.endpoints()
 
 
 def test_importing_the_client_imports_no_server() -> None:

@@ -1,0 +1,89 @@
+"""The client of the local supervisor: opened once, and not lost when the supervisor starts again."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local.state import State
+from controlled_rollout.workspace import Workspace
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
+        yield Workspace.local(folder)
+
+
+class Supervisor:
+    """Answers every request with the list of its own endpoints, and counts its connections."""
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        self._workspace = workspace
+        self._name = name
+        self.connections: list[asyncio.StreamWriter] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Supervisor"]:
+        socket = self._workspace.root / f"{self._name}.sock"
+        State(
+            pid=1,
+            runtime=self._workspace.root,
+            socket=socket,
+            router_url="",
+            telemetry_url="",
+            telemetry_workspace_id=None,
+            telemetry_token_file=Path(),
+            envoy_admin=Path(),
+        ).write(self._workspace)
+        server = await asyncio.start_unix_server(self._serve, str(socket))
+        try:
+            yield self
+        finally:
+            server.close()
+            for connection in self.connections:
+                connection.close()
+            await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(writer)
+        body = f'["{self._name}"]'.encode()
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+
+async def test_all_calls_of_one_opening_share_a_connection(workspace: Workspace) -> None:
+    async with Supervisor(workspace, "one").running() as supervisor, LocalTarget.open(workspace) as target:
+        for _ in range(5):
+            assert await target.endpoints() == ["one"]
+
+    assert len(supervisor.connections) == 1
+
+
+async def test_an_open_target_follows_a_supervisor_that_starts_again(workspace: Workspace) -> None:
+    async with LocalTarget.open(workspace) as target:
+        with pytest.raises(TargetUnavailableError, match="is not running"):
+            await target.endpoints()
+        async with Supervisor(workspace, "one").running():
+            assert await target.endpoints() == ["one"]
+        with pytest.raises(TargetUnavailableError, match="does not answer"):
+            await target.endpoints()
+        async with Supervisor(workspace, "two").running():
+            assert await target.endpoints() == ["two"]
+
+
+async def test_a_closed_target_is_not_used(workspace: Workspace) -> None:
+    async with Supervisor(workspace, "one").running():
+        async with LocalTarget.open(workspace) as target:
+            pass
+        with pytest.raises(RuntimeError, match="closed"):
+            await target.endpoints()
