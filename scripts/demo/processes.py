@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 
 import psutil
 
+from controlled_rollout.polling import block_until
 from scripts.demo.report import write_atomically
 
 __all__ = ["Processes", "Started", "started_at"]
@@ -112,12 +112,7 @@ class Processes:
             process.poll()
 
     def _gone_within(self, started: Started, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while any(self._members(started)):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(POLL_S)
-        return True
+        return block_until(lambda: not any(self._members(started)), seconds, interval_s=POLL_S)
 
     def _is_leader(self, started: Started) -> bool:
         try:

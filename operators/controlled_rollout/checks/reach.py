@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ async def ask(url: str) -> "httpx.Response":
         TargetUnavailableError: It does not answer, or says that it cannot; the message has which part of the way it is.
     """
     import httpx
-
-    from controlled_rollout.evidence.local import is_this_machine
 
     try:
         async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.cli.arguments import Commands, add_workspace, caller, workspace_of
 from controlled_rollout.cli.view import document, print_endpoint, print_json, say
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
@@ -159,8 +160,6 @@ def _score(options: argparse.Namespace) -> int:
 
 async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Response":
     import httpx
-
-    from controlled_rollout.evidence.local import is_this_machine
 
     try:
         async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -15,6 +14,7 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
     WorkspaceError,
 )
+from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -293,12 +293,12 @@ class Api:
 
     async def _until_ready(self) -> None:
         """Wait until the API server says that it is ready; for a moment only: not everybody may ask it that."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
+
+        async def is_ready() -> bool:
             status, _ = await self._ask("GET", READY, None, None, JSON, "*/*", REQUEST_TIMEOUT_S)
-            if status == 200:
-                return
-            await asyncio.sleep(START_POLL_S)
+            return status == 200
+
+        await until(is_ready, START_S, interval_s=START_POLL_S)
 
     def _unavailable(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
         what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"

@@ -1,9 +1,7 @@
 """Evidence from the local workspace's store, wherever its supervisor says that it is now."""
 
 import asyncio
-import ipaddress
 import json
-import socket
 import time
 import urllib.request
 from datetime import datetime
@@ -12,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.model import Evidence, Question
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["StateFileEvidence", "configured", "is_this_machine"]
+__all__ = ["StateFileEvidence", "configured"]
 
 # What a store that was started without a token takes: any.
 ANY_TOKEN: Final = "local"  # noqa: S105 - a placeholder, not a secret
@@ -92,20 +91,6 @@ class StateFileEvidence:
         )
 
 
-def is_this_machine(url: str) -> bool:
-    """Whether what is sent to a URL stays on this machine: a loopback address, or another one of its own."""
-    try:
-        host = urlsplit(url).hostname or ""
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return True
-        kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(kind, socket.SOCK_DGRAM) as nothing_is_sent:
-            nothing_is_sent.connect((host, 9))
-            return bool(nothing_is_sent.getsockname()[0] == host)
-    except (ValueError, OSError):
-        return False
-
-
 def _on_this_machine(url: str) -> str:
     if not is_this_machine(url):
         raise EvidenceUnavailableError(f"the telemetry store at {url!r} is not on this machine: its token stays here")
@@ -114,8 +99,10 @@ def _on_this_machine(url: str) -> str:
 
 def _workspace_id_at(url: str) -> str:
     """Ask a store which workspace it plays."""
+    # Without the proxies that the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=2) as answer:  # noqa: S310 - loopback, checked
+        with opener.open(f"{url}/healthz", timeout=2) as answer:
             return str(json.load(answer)["workspace_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvidenceUnavailableError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
 from controlled_rollout.evidence.increments import Sample, binned, bound_at_least, growths, quantile_bounds
@@ -170,8 +171,6 @@ class PrometheusEvidence:
     async def _ask(self, query: str, at: datetime) -> list[Series]:
         """Return the raw samples that a range selector gives; anything but a complete answer is an error."""
         import httpx
-
-        from controlled_rollout.evidence.local import is_this_machine
 
         form = {"query": query, "time": f"{at.timestamp():.3f}", "timeout": f"{TIMEOUT_S:g}s"}
         try:

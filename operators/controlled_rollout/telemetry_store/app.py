@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.telemetry_store import otlp, track
 from controlled_rollout.telemetry_store.answer import Answer, error_answer
 from controlled_rollout.telemetry_store.body import BodyError, read_body
@@ -34,7 +35,6 @@ UNAVAILABLE: Final = 14  # google.rpc.Code
 MAX_QUERY_BODY: Final = 1 * 2**20
 MAX_BATCH: Final = 100
 RESOURCE_ID: Final = re.compile(r"subscriptions/[^/]+(/resourcegroups/[^/]+(/providers/[^/]+(/[^/]+/[^/]+)+)?)?", re.I)
-LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(slots=True)
@@ -248,7 +248,7 @@ def _flush_and_run(store: Store, body: dict[str, Any], timeout_s: float, statist
 def _refused_caller(store: Store, request: Request) -> Answer | None:
     """Who may not ask: no bearer token, the wrong one, or a web page that made its own name point at this machine."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    if store.token is None and host not in LOOPBACK_NAMES:
+    if store.token is None and not is_loopback(host or ""):
         return error_answer(403, "InsufficientAccessError", f"host {host!r}: without a token only loopback is served")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given.strip():

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.polling import block_until
 from controlled_rollout.telemetry_store.faults import Faults
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def serve(
 
 
 def _check_settings(host: str, retention: timedelta, max_bytes: int, *, has_token: bool) -> None:
-    if host not in ("127.0.0.1", "::1", "localhost") and not has_token:
+    if not is_loopback(host) and not has_token:
         raise StartError(f"listening on {host} without a token would serve everybody: give a token file, or 127.0.0.1")
     if retention <= timedelta(0) or max_bytes <= 0:
         raise StartError(f"retention {retention} and size limit {max_bytes} bytes must be above zero")
@@ -204,10 +205,12 @@ def _run(
 
 def _end_queries(store: "Store") -> None:
     """Interrupt what still runs, until it has ended: an interrupt between two statements is forgotten."""
-    deadline = time.monotonic() + QUERY_END_S
-    while store.database.busy and time.monotonic() < deadline:
+
+    def have_ended() -> bool:
         store.database.interrupt_queries()
-        time.sleep(0.02)
+        return not store.database.busy
+
+    block_until(have_ended, QUERY_END_S)
 
 
 def _ready_line(listener: socket.socket, identity: Identity) -> str:

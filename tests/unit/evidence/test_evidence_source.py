@@ -2,7 +2,6 @@
 
 import asyncio
 import http.server
-import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,6 @@ from controlled_rollout.endpoint import EndpointError
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence import EvidenceWindow, evidence_source
 from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
-from controlled_rollout.evidence.local import is_this_machine
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.model import Ask, Subject
 from controlled_rollout.telemetry_store.kql import translate
@@ -69,26 +67,6 @@ def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tm
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, str], problem: str) -> None:
     with pytest.raises(WorkspaceError, match=problem):
         evidence_source(workspace(tmp_path, **settings))
-
-
-def own_address() -> str:
-    """The address under which other machines know this one; where there are none, the loopback one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nothing_is_sent:
-        try:
-            nothing_is_sent.connect(("203.0.113.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(nothing_is_sent.getsockname()[0])
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]", own_address()])
-def test_an_address_of_this_machine_is_known_as_such(host: str) -> None:
-    assert is_this_machine(f"http://{host}:8080/v1")
-
-
-@pytest.mark.parametrize("host", ["203.0.113.1", "models.example", "localhost.example", "[2001:db8::1]", ""])
-def test_an_address_elsewhere_or_one_that_a_name_server_chooses_is_not(host: str) -> None:
-    assert not is_this_machine(f"http://{host}:8080/v1")
 
 
 def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:

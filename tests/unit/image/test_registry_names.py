@@ -4,7 +4,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.container_image import build_container_image
-from controlled_rollout.image.oci.registry_client import Repository, is_loopback
+from controlled_rollout.image.oci.registry_client import Repository
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,6 @@ def test_plain_http_is_spoken_with_this_machine_only(text: str, url: str) -> Non
 def test_what_is_no_repository_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match=r"repository .* (does not begin with a registry|is not valid)"):
         Repository.parse(text)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1.example", "localhost.example:5000", "10.0.0.1", "128.0.0.1:5000"])
-def test_a_name_that_only_looks_like_this_machine_is_not(host: str) -> None:
-    assert not is_loopback(host)
 
 
 async def test_the_environments_name_is_taken(tmp_path: "pytest.TempPathFactory") -> None:

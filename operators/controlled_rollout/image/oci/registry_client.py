@@ -5,7 +5,6 @@ Source: OCI distribution specification 1.1; token authentication as Docker's reg
 
 import base64
 import contextlib
-import ipaddress
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
+from controlled_rollout.addresses import is_loopback, is_this_machine
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, Descriptor, Manifest
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Credentials", "Registry", "RegistryUnavailableError", "Repository", "is_loopback"]
+__all__ = ["Credentials", "Registry", "RegistryUnavailableError", "Repository"]
 
 CONNECT_TIMEOUT_S: Final = 10.0
 # A registry in front of an object store answers the end of an upload only when it has moved the blob.
@@ -82,14 +82,6 @@ class Repository:
         """The repository's base address. Plain http is spoken with this machine only."""
         scheme = "http" if is_loopback(self.host) else "https"
         return f"{scheme}://{DOCKER_HUB_API if self.host == DOCKER_HUB else self.host}/v2/{self.path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, with or without a port, is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name).is_loopback
-    return name == "localhost"
 
 
 class Registry:
@@ -289,7 +281,7 @@ class Registry:
         import httpx
 
         # A proxy that the environment names leads out of this machine.
-        local = is_loopback(repository.host)
+        local = is_this_machine(repository.url)
         if local not in self._clients:
             timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
             client = httpx.AsyncClient(timeout=timeout, trust_env=not local)

@@ -19,8 +19,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image.oci.registry_client import Credentials, is_loopback
+from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.run_command import run
 from controlled_rollout.image.scan.findings import Report

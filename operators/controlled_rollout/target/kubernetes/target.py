@@ -32,6 +32,7 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
     WorkspaceError,
 )
+from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy, manifests, revisions, view
@@ -179,15 +180,16 @@ class KubernetesTarget:
         path = self._path(CONFIG_MAP, endpoint_object(name))
         await self._leave_route(name)
         await self._api.delete(path, propagation="Foreground")
-        deadline = asyncio.get_running_loop().time() + DELETE_TIMEOUT_S
-        while await self._api.find(path) is not None:
-            if asyncio.get_running_loop().time() > deadline:
-                raise TargetUnavailableError(
-                    f"endpoint {name!r} is being deleted, and its objects are not gone within "
-                    f"{DELETE_TIMEOUT_S:g} s: call again to go on waiting; `kubectl get all -n {self._namespace} "
-                    f"-l {ENDPOINT_LABEL}={name}` shows what is left"
-                )
-            await asyncio.sleep(DELETE_POLL_S)
+
+        async def is_gone() -> bool:
+            return await self._api.find(path) is None
+
+        if not await until(is_gone, DELETE_TIMEOUT_S, interval_s=DELETE_POLL_S):
+            raise TargetUnavailableError(
+                f"endpoint {name!r} is being deleted, and its objects are not gone within "
+                f"{DELETE_TIMEOUT_S:g} s: call again to go on waiting; `kubectl get all -n {self._namespace} "
+                f"-l {ENDPOINT_LABEL}={name}` shows what is left"
+            )
         log.info("endpoint %s was deleted by %s: %s", name, change.who, change.why)
 
     # What is refused before anything is changed

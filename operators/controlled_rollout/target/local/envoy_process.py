@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
+from controlled_rollout.polling import until
 from controlled_rollout.target.counters import Counters, parse
 from controlled_rollout.target.local import envoy_config, files
 from controlled_rollout.target.local.layout import Layout
@@ -128,12 +129,11 @@ class Router:
         await self._admin.aclose()
 
     async def _until_idle(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        async def is_idle() -> bool:
             activity = await self.activity()
-            if activity is None or activity.downstream == 0:
-                return
-            await asyncio.sleep(CONFIRM_POLL_S * 4)
+            return activity is None or activity.downstream == 0
+
+        await until(is_idle, timeout_s)
 
     async def _keep_running(self) -> None:
         pauses = BackOff(first_s=0.05, longest_s=5.0, healthy_s=10.0)
@@ -241,13 +241,16 @@ class Router:
 
     async def _confirm(self, expected: Mapping[str, str]) -> bool:
         """Wait until Envoy reports these versions as taken over and no cluster as still unknown to its threads."""
-        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
-        while time.monotonic() < deadline and self._child is not None:
+
+        async def has_taken_over() -> bool:
             stats = await self._stats(r"version_text$|^cluster_manager\.warming_clusters$")
-            if stats.get(_WARMING) == 0 and all(stats.get(name) == text for name, text in expected.items()):
-                return True
-            await asyncio.sleep(CONFIRM_POLL_S)
-        return False
+            return stats.get(_WARMING) == 0 and all(stats.get(name) == text for name, text in expected.items())
+
+        async def has_taken_over_or_ended() -> bool:
+            return self._child is None or await has_taken_over()
+
+        confirmed = await until(has_taken_over_or_ended, CONFIRM_TIMEOUT_S, interval_s=CONFIRM_POLL_S)
+        return confirmed and self._child is not None
 
     # What it does
 

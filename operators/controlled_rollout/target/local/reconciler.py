@@ -10,6 +10,7 @@ from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.polling import until
 from controlled_rollout.target.local import envoy_config
 from controlled_rollout.target.local.envoy_process import Activity, Published, Router
 from controlled_rollout.target.local.replicas import Launch, RunningVersion
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 # A look without an event, for what failed last time.
 LOOK_AGAIN_S: Final = 0.25
-DRAIN_POLL_S: Final = 0.02
 # A caller may be slow to send a body that the router collects before it asks a replica: until no request at all was
 # open once, or for so long, a version that lost its route goes on answering.
 LINGER_S: Final = 10.0
@@ -85,12 +85,11 @@ class Reconciler:
         for place in [place for place in self.refused if place[0] == endpoint]:
             del self.refused[place]
         self.changed()
-        deadline = time.monotonic() + timeout_s
-        while any(place[0] == endpoint for place in self.running) or endpoint in self._served:
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(DRAIN_POLL_S)
-        return True
+
+        def is_gone() -> bool:
+            return endpoint not in self._served and all(place[0] != endpoint for place in self.running)
+
+        return await until(is_gone, timeout_s)
 
     async def stop(self) -> None:
         """Stop looking, then end all replicas."""
@@ -241,14 +240,17 @@ class Reconciler:
 
     async def _drained(self, cluster: str, scoring_timeout_s: float) -> None:
         """Wait until no request can be on its way to a cluster that has lost its route; bounded."""
-        began = time.monotonic()
-        seen_idle = False
-        while (passed := time.monotonic() - began) < LINGER_S + scoring_timeout_s:
+        linger_until = time.monotonic() + LINGER_S
+        was_idle = False
+
+        async def is_drained() -> bool:
+            nonlocal was_idle
             activity = await self._router.activity()
-            seen_idle = seen_idle or activity is None or activity.downstream == 0 or passed > LINGER_S
-            if seen_idle and _active(activity, cluster) == 0:
-                return
-            await asyncio.sleep(DRAIN_POLL_S)
+            is_idle = activity is None or activity.downstream == 0
+            was_idle = was_idle or is_idle or time.monotonic() > linger_until
+            return was_idle and _active(activity, cluster) == 0
+
+        await until(is_drained, LINGER_S + scoring_timeout_s)
 
 
 def _active(activity: Activity | None, cluster: str) -> int:

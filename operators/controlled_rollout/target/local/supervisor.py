@@ -13,6 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.polling import block_until
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import LogFile
 from controlled_rollout.target.local.state import FolderLock, State
@@ -128,15 +129,12 @@ def down(workspace: Workspace) -> int:
         # It holds the lock and does not answer: it is starting, or stuck. Ask the kernel to ask it.
         if state:
             os.kill(state.pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_TIMEOUT_S
-    while not lock.take():
-        if time.monotonic() > deadline:
-            _complain(
-                f"the supervisor in {workspace.root} (process {state.pid if state else 'unknown'}) did not end within "
-                f"{DOWN_TIMEOUT_S:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
-            )
-            return FAILED
-        time.sleep(POLL_S)
+    if not block_until(lock.take, DOWN_TIMEOUT_S, interval_s=POLL_S):
+        _complain(
+            f"the supervisor in {workspace.root} (process {state.pid if state else 'unknown'}) did not end within "
+            f"{DOWN_TIMEOUT_S:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
+        )
+        return FAILED
     lock.release()
     _say(f"stopped (workspace {workspace.root})")
     return OK

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from typing import Any, Final
 import uvicorn  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.polling import until
 from controlled_rollout.target.local import files, keys, ports, reaper
 from controlled_rollout.target.local.api import create_app
 from controlled_rollout.target.local.envoy_process import Router
@@ -44,7 +44,6 @@ RESTORE_S: Final = 30.0
 ROUTER_START_S: Final = 15.0
 TELEMETRY_START_S: Final = 10.0
 DRAIN_S: Final = 15.0
-POLL_S: Final = 0.02
 # The router sends its spans every half a second: the last ones should still find the store.
 LAST_SPANS_S: Final = 0.6
 
@@ -240,9 +239,9 @@ class _Household:
         self._reconciler.start()
         # From here on clients can look, and a killed supervisor's children can be found again.
         self._tell_clients()
-        await _until(lambda: self._reconciler.prepared, RESTORE_S)
+        await until(lambda: self._reconciler.prepared, RESTORE_S)
         await self._router.listen()
-        if not await _until_true(self._router.listens, ROUTER_START_S):
+        if not await until(self._router.listens, ROUTER_START_S):
             tail = "\n".join(LogFile(self._workspace.logs_folder / "router.log").tail(15))
             return f"the router does not answer on {self._host}:{self._port}; the last lines of its log:\n{tail}"
         if not await self._telemetry.wait_until_healthy(TELEMETRY_START_S):
@@ -264,21 +263,3 @@ class _Household:
         await self._router.stop(DRAIN_S, LAST_SPANS_S)
         await self._reconciler.stop()
         await self._telemetry.set_running(False)
-
-
-async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(POLL_S)
-    return True
-
-
-async def _until_true(condition: Callable[[], Any], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not await condition():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(POLL_S)
-    return True

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.polling import until
 from controlled_rollout.target.local.probe import status_of_port
 from controlled_rollout.target.local.processes import (
     MARK,
@@ -65,18 +66,20 @@ class TelemetryStore:
 
     async def wait_until_healthy(self, timeout_s: float) -> bool:
         """Wait until the store answers; learn its workspace id."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if await status_of_port(HOST, self.port, "/healthz", timeout_s=1.0) == 200:
-                self.workspace_id = await asyncio.to_thread(self._ask_workspace_id)
-                return True
-            await asyncio.sleep(PROBE_S)
-        return False
+
+        async def answers() -> bool:
+            return await status_of_port(HOST, self.port, "/healthz", timeout_s=1.0) == 200
+
+        if not await until(answers, timeout_s, interval_s=PROBE_S):
+            return False
+        self.workspace_id = await asyncio.to_thread(self._ask_workspace_id)
+        return True
 
     def _ask_workspace_id(self) -> str | None:
-        with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:  # noqa: S310 - a fixed http address
-            found = json.load(answer)
-        workspace_id = found.get("workspaceId") or found.get("workspace_id")
+        # Without the proxies that the environment names.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}/healthz", timeout=2) as answer:
+            workspace_id = json.load(answer).get("workspace_id")
         return str(workspace_id) if workspace_id else None
 
     async def _keep_running(self) -> None:

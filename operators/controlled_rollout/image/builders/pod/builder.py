@@ -20,6 +20,7 @@ from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.builders.pod import manifest as pod_manifest
 from controlled_rollout.image.builders.pod.context_image import push_context
 from controlled_rollout.image.run_command import CREDENTIALS, KEPT_LINES, essence
+from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["PodBuilder"]
@@ -207,12 +208,17 @@ class _Run:
         """Remove a pod that we have seen, and wait until it is gone; not another one that has its name by now."""
         if pod is None:
             return
-        uid, deadline = pod["metadata"]["uid"], asyncio.get_running_loop().time() + REMOVAL_S
-        while (found := await self.api.find(self.path())) and found["metadata"]["uid"] == uid:
-            if asyncio.get_running_loop().time() > deadline:
-                raise TargetUnavailableError(f"pod {self.name} does not go away: is its node still there?")
+        uid = pod["metadata"]["uid"]
+
+        async def is_gone() -> bool:
+            current = await self.api.find(self.path())
+            if current is None or current["metadata"]["uid"] != uid:
+                return True
             await self.api.delete_only(self.path(), uid, grace_s=0)
-            await asyncio.sleep(POLL_S)
+            return False
+
+        if not await until(is_gone, REMOVAL_S, interval_s=POLL_S):
+            raise TargetUnavailableError(f"pod {self.name} does not go away: is its node still there?")
 
 
 def _outcome(order: BuildRequest, end: _End, lines: list[str]) -> bool:

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import yaml
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.worker.buildah import BUILD_OPTIONS
-from controlled_rollout.image.oci.registry_client import is_loopback
 
 __all__ = [
     "CONTAINER",

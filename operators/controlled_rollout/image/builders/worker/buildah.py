@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.build_context import ERROR_LINE, failure, users_file, write_context
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.cancellable_thread import in_thread
-from controlled_rollout.image.oci.registry_client import is_loopback
 from controlled_rollout.image.run_command import essence, run
 
 __all__ = ["BUILD_OPTIONS", "BuildahBuilder"]

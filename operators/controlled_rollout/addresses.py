@@ -1,0 +1,48 @@
+"""Tell whether a host or a URL leads to this machine: no proxy applies there, and loopback may use plain http."""
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+__all__ = ["is_loopback", "is_this_machine"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is `localhost` or a loopback address; other names are never resolved.
+
+    Args:
+        host: A name or an address, with or without a port; an IPv6 address with a port is in brackets.
+    """
+    name = _name(host)
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether a URL leads to this machine: to a loopback address or to an address of one of its interfaces.
+
+    A request to such a URL must not go through a proxy.
+    """
+    try:
+        name = urlsplit(url).hostname or ""
+        if is_loopback(name):
+            return True
+        family = socket.AF_INET6 if ipaddress.ip_address(name).version == 6 else socket.AF_INET
+        # Connecting a datagram socket sends nothing; it chooses the address that this machine would send from.
+        with socket.socket(family, socket.SOCK_DGRAM) as unsent:
+            unsent.connect((name, 9))
+            return bool(unsent.getsockname()[0] == name)
+    except (ValueError, OSError):
+        return False
+
+
+def _name(host: str) -> str:
+    """Return a host without its port and without the brackets of an IPv6 address."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host.lower()
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,40 @@
+"""Wait for a condition, in bounded time."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+
+__all__ = ["block_until", "until"]
+
+INTERVAL_S = 0.02
+
+
+async def until(condition: Callable[[], object], timeout_s: float, *, interval_s: float = INTERVAL_S) -> bool:
+    """Wait until a condition holds; return False if it still does not after `timeout_s` seconds.
+
+    Args:
+        condition: A function or a coroutine function; any true value means that it holds. It is checked at least once.
+        timeout_s: How long to wait, in seconds; 0 checks once.
+        interval_s: The pause between two checks, in seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(interval_s)
+
+
+def block_until(condition: Callable[[], object], timeout_s: float, *, interval_s: float = INTERVAL_S) -> bool:
+    """Wait like `until`, in a thread without an event loop; `condition` is a function."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(interval_s)
+    return True
