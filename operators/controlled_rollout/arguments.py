@@ -1,42 +1,34 @@
-"""A task's arguments: what a template renders as text becomes the number, the time or the gate that was meant."""
+"""Reads the arguments of a task or a command: text from a template or a shell becomes a number, a duration, a gate."""
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
+from controlled_rollout.duration import parse_duration
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.gate import Gate
 
 __all__ = ["ArgumentError", "choice", "duration", "flag", "gate_of", "mapping_of", "number", "whole_number"]
 
-DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|min|h|d)?")
-SECONDS = {None: 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
-
 
 class ArgumentError(ControlledRolloutError):
-    """An argument of a task does not make sense; nothing was changed."""
+    """An argument of a task is not valid; nothing was changed."""
 
 
 def duration(name: str, value: timedelta | float | str) -> timedelta:
-    """Return a length of time given as a timedelta, as seconds, or as text such as `90 s`, `5 min`, `2 h`, `1 d`.
+    """Return a length of time that `parse_duration` reads.
 
     Raises:
-        ArgumentError: It is none of these, or negative.
+        ArgumentError: It is not one.
     """
-    if isinstance(value, timedelta) and value >= timedelta(0):
-        return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return timedelta(seconds=value)
-    if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
-        return timedelta(seconds=float(found["number"]) * SECONDS[found["unit"]])
-    raise ArgumentError(
-        f"{name} = {value!r} is not a length of time: give a timedelta, seconds, or text such as '5 min'"
-    )
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ArgumentError(f"{name} = {error}") from None
 
 
 def number(name: str, value: float | str) -> float:
@@ -46,12 +38,12 @@ def number(name: str, value: float | str) -> float:
         ArgumentError: It is not a finite number.
     """
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        result = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        result = math.nan
+    if not math.isfinite(result):
         raise ArgumentError(f"{name} = {value!r} is not a number")
-    return found
+    return result
 
 
 def whole_number(name: str, value: int | str) -> int:
@@ -60,10 +52,10 @@ def whole_number(name: str, value: int | str) -> int:
     Raises:
         ArgumentError: It is not a whole number, or negative.
     """
-    found = number(name, value)
-    if found < 0 or found != int(found):
+    result = number(name, value)
+    if result < 0 or not result.is_integer():
         raise ArgumentError(f"{name} = {value!r} is not a whole number of 0 or more")
-    return int(found)
+    return int(result)
 
 
 def flag(name: str, value: bool | str) -> bool:
@@ -72,20 +64,20 @@ def flag(name: str, value: bool | str) -> bool:
     Raises:
         ArgumentError: It is neither true nor false.
     """
-    found = {"true": True, "false": False}.get(str(value).strip().lower())
-    if found is None:
+    result = {"true": True, "false": False}.get(str(value).strip().lower())
+    if result is None:
         raise ArgumentError(f"{name} = {value!r} is neither true nor false")
-    return found
+    return result
 
 
-def choice(name: str, value: str, *known: str) -> str:
-    """Return `value` if it is one of the known ones.
+def choice(name: str, value: str, *allowed: str) -> str:
+    """Return a value that is one of the allowed ones.
 
     Raises:
         ArgumentError: It is not.
     """
-    if value not in known:
-        raise ArgumentError(f"{name} = {value!r} is not known: choose one of {', '.join(known)}")
+    if value not in allowed:
+        raise ArgumentError(f"{name} = {value!r} is not known: choose one of {', '.join(allowed)}")
     return value
 
 
@@ -98,8 +90,6 @@ def gate_of(value: Gate | Mapping[str, Any] | str | None) -> Gate:
     if isinstance(value, Gate):
         return value
     fields = mapping_of("gate", value)
-    if "warm_up" in fields:
-        fields["warm_up"] = duration("gate.warm_up", fields["warm_up"])
     try:
         return Gate.model_validate(fields)
     except ValidationError as error:
@@ -116,12 +106,12 @@ def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, An
     Raises:
         ArgumentError: It is no mapping.
     """
-    found: Any = value or {}
-    if isinstance(found, str):
+    fields: Any = value or {}
+    if isinstance(fields, str):
         try:
-            found = json.loads(found)
+            fields = json.loads(fields)
         except json.JSONDecodeError:
-            found = None
-    if not isinstance(found, Mapping):
+            fields = None
+    if not isinstance(fields, Mapping):
         raise ArgumentError(f"{name} = {value!r} is not a mapping of fields, nor the JSON text of one")
-    return dict(found)
+    return dict(fields)

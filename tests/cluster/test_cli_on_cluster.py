@@ -44,7 +44,7 @@ def test_a_rollout_by_hand_on_a_cluster(
     assert new["primary"] == old["primary"]
     assert new["secondary"] != old["secondary"]
 
-    assert run("rollback", name, "two", "--why", "not today")[0] == 0
+    assert run("rollback", name, "two", "--reason", "not today")[0] == 0
     assert run("promote", name, "two")[0] == 0
     assert run("retire", name, "one")[0] == 0
     lines = run("status", name)[1].splitlines()

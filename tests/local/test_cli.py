@@ -58,7 +58,7 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     name = "by-hand"
     first, second = image(lab, "first"), image(lab, "second")
 
-    assert shell("deploy", name, "one", "--image", first, *ONE_REPLICA, "--why", "begin")[0] == 0
+    assert shell("deploy", name, "one", "--image", first, *ONE_REPLICA, "--reason", "begin")[0] == 0
     code, out, _ = shell("deploy", name, "two", "--image", second, *ONE_REPLICA, "--set", "tags={model: new}")
     assert code == 0
     assert "version 'two' is ready" in out
@@ -69,12 +69,12 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     code, out, _ = shell("shift", name, "two", "25")
     assert code == 0
     assert "one 75 %, two 25 %" in out
-    assert shell("rollback", name, "two", "--why", "too slow")[0] == 0
+    assert shell("rollback", name, "two", "--reason", "too slow")[0] == 0
     assert endpoint(lab, name).effective_traffic()["two"] == 0
     assert endpoint(lab, name).rollout is None
-    assert shell("promote", name, "two", "--why", "not so slow")[0] == 0
-    assert shell("promote", name, "one", "--going-back", "--why", "slower still")[0] == 0
-    assert shell("promote", name, "two", "--why", "back and forth")[0] == 0
+    assert shell("promote", name, "two", "--reason", "not so slow")[0] == 0
+    assert shell("promote", name, "one", "--going-back", "--reason", "slower still")[0] == 0
+    assert shell("promote", name, "two", "--reason", "back and forth")[0] == 0
     assert shell("retire", name, "one")[0] == 0
     assert list(endpoint(lab, name).versions) == ["two"]
 
@@ -161,8 +161,8 @@ def test_what_does_not_fit_the_endpoint_s_state_is_refused_and_changes_nothing(l
     for command, problem in (
         (["shift", name, "two", "10"], "has no version 'two'"),
         (["shift", name, "one", "101"], "less than or equal to 100"),
-        (["rollback", name, "one", "--why", "x"], "cannot be rolled back to nothing"),
-        (["rollback", name, "two", "--why", "x"], "no version 'two' of an endpoint 'refusing' to roll back"),
+        (["rollback", name, "one", "--reason", "x"], "cannot be rolled back to nothing"),
+        (["rollback", name, "two", "--reason", "x"], "no version 'two' of an endpoint 'refusing' to roll back"),
         (["retire", name, "one"], "is the default"),
         (["deploy", name, "two", "--image", image(lab), "--set", "cpu_cores=-1"], "cpu_cores = -1"),
         (["deploy", name, "one", "--image", image(lab, "second")], "already has a version 'one'"),

@@ -1,16 +1,18 @@
-"""What several commands are told, and how it is read."""
+"""Options that several commands share, and how their values are read."""
 
 import argparse
 import getpass
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.duration import parse_duration
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Commands", "add_root", "add_workspace", "caller", "port", "workspace_of"]
+__all__ = ["Commands", "add_root", "add_workspace", "caller", "duration", "port", "workspace_of"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -59,6 +61,18 @@ def caller() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def duration(text: str) -> timedelta:
+    """Return a length of time.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not one.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def port(text: str) -> int:

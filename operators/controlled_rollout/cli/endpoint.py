@@ -51,7 +51,7 @@ def add_to(commands: Commands) -> None:
 
     delete = commands.add_parser("delete", help="delete an endpoint with its versions and keys")
     delete.add_argument("endpoint")
-    delete.add_argument("--why", default="", help="the reason, for the history")
+    delete.add_argument("--reason", default="", help="the reason, for the history")
     delete.add_argument("--yes", action="store_true", required=True, help="really: nothing brings it back")
     add_workspace(delete)
     delete.set_defaults(run=_delete)
@@ -126,7 +126,7 @@ def _delete(options: argparse.Namespace) -> int:
     from controlled_rollout.target.protocol import Change
 
     async def delete() -> None:
-        change = Change(who=caller(), why=options.why or f"delete the endpoint {options.endpoint}")
+        change = Change(who=caller(), why=options.reason or f"delete the endpoint {options.endpoint}")
         async with _target(options) as target:
             await target.delete(options.endpoint, change)
 

@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
-from datetime import timedelta
 from typing import Final
 
-from controlled_rollout.cli.arguments import Commands, add_workspace, workspace_of
+from controlled_rollout.cli.arguments import Commands, add_workspace, duration, workspace_of
 from controlled_rollout.cli.registry_users import registry_users
 from controlled_rollout.cli.view import say
+from controlled_rollout.defaults import MAX_DATABASE_AGE
+from controlled_rollout.duration import format_duration
 
 __all__ = ["add_to"]
 
@@ -34,7 +35,11 @@ def add_to(commands: Commands) -> None:
     scan.add_argument("--only-fixed", action="store_true", help="let findings without a fixed version pass")
     scan.add_argument("--scanner", choices=["trivy", "grype"], help="default: the workspace's")
     scan.add_argument(
-        "--max-database-age", type=_days, default=timedelta(days=5), metavar="DAYS", help="default 5 days"
+        "--max-database-age",
+        type=duration,
+        default=MAX_DATABASE_AGE,
+        metavar="DURATION",
+        help=f"how old the scanner's database may be, such as '12 h' (default {format_duration(MAX_DATABASE_AGE)})",
     )
     scan.add_argument(
         "--attach-bill",
@@ -58,13 +63,3 @@ def _scan(options: argparse.Namespace) -> int:
     users = registry_users()
     asyncio.run(scan(workspace_of(options), options.image, settings, credentials=users, progress=say))
     return 0
-
-
-def _days(text: str) -> timedelta:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not 0 < days <= 3650:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days, above 0 and up to 3650")
-    return timedelta(days=days)

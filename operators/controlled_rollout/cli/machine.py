@@ -5,7 +5,7 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from controlled_rollout.cli.arguments import Commands, add_root, port
+from controlled_rollout.cli.arguments import Commands, add_root, duration, port
 from controlled_rollout.cli.view import print_endpoint, say
 from controlled_rollout.errors import ImageError
 from controlled_rollout.text_table import text_table
@@ -63,7 +63,13 @@ def _add_telemetry_store(commands: Commands) -> None:
     )
     store.add_argument("--port", type=port, required=True, help="port on 127.0.0.1")
     store.add_argument("--data", type=Path, required=True, help="folder that keeps the telemetry")
-    store.add_argument("--retention-days", type=float, default=30.0, help="delete older rows (default %(default)s)")
+    store.add_argument(
+        "--retention",
+        type=duration,
+        default=timedelta(days=30),
+        metavar="DURATION",
+        help="delete rows older than this, such as '12 h' (default 30 d)",
+    )
     store.add_argument("--token-file", type=Path, help="ask queries for the bearer token in this file")
     store.add_argument("--faults", type=Path, metavar="FILE", help="do wrong what this file tells: for tests")
     store.set_defaults(run=_telemetry_store)
@@ -116,7 +122,7 @@ def _telemetry_store(options: argparse.Namespace) -> int:
     return serve(
         port=options.port,
         data=options.data,
-        retention=timedelta(days=options.retention_days),
+        retention=options.retention,
         token_file=options.token_file,
         faults_file=options.faults,
     )

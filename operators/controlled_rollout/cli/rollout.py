@@ -2,14 +2,15 @@
 
 import argparse
 import asyncio
-import math
 from datetime import timedelta
 from typing import Any, Final
 
 import yaml
 
-from controlled_rollout.cli.arguments import Commands, add_workspace, caller, workspace_of
+from controlled_rollout.cli.arguments import Commands, add_workspace, caller, duration, workspace_of
 from controlled_rollout.cli.view import say
+from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth, Version
 from controlled_rollout.errors import EndpointNotFoundError
 
@@ -22,32 +23,32 @@ NOT_SETTINGS: Final = ("name", "image", "traffic_percentile", "is_default", "is_
 def add_to(commands: Commands) -> None:
     """Add `deploy`, `shift`, `promote`, `rollback` and `retire`."""
     _add_deploy(commands)
-    shift = _add_step(commands, "shift", _shift, "send a part of the requests to a version", timeout_s=120)
+    shift = _add_step(commands, "shift", _shift, "send a part of the requests to a version", timeout=SERVED_TIMEOUT)
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
     promote = "make a version default and control with all the traffic"
-    _add_step(commands, "promote", _promote, promote, timeout_s=120).add_argument(
+    _add_step(commands, "promote", _promote, promote, timeout=SERVED_TIMEOUT).add_argument(
         "--going-back",
         action="store_true",
         help="to a former control, at once: neither refused nor kept waiting long for want of replicas",
     )
     rollback = "set a version to 0 %% at once and end its rollout"
-    _add_step(commands, "rollback", _rollback, rollback, timeout_s=120, why_required=True)
-    _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout_s=300)
+    _add_step(commands, "rollback", _rollback, rollback, timeout=SERVED_TIMEOUT, reason_required=True)
+    _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout=RETIRE_TIMEOUT)
 
 
 def _add_step(
-    commands: Commands, name: str, run: Any, purpose: str, *, timeout_s: float, why_required: bool = False
+    commands: Commands, name: str, run: Any, purpose: str, *, timeout: timedelta, reason_required: bool = False
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=purpose)
     parser.add_argument("endpoint", help="the endpoint's name")
     parser.add_argument("version", help="the version's name")
-    parser.add_argument("--why", default="", required=why_required, help="the reason, for the endpoint's history")
+    parser.add_argument("--reason", default="", required=reason_required, help="the reason, for the endpoint's history")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
-        default=timedelta(seconds=timeout_s),
-        metavar="SECONDS",
-        help=f"how long to wait until it is so (default {timeout_s:g})",
+        type=duration,
+        default=timeout,
+        metavar="DURATION",
+        help=f"how long to wait until it is done, such as '5 min' (default {format_duration(timeout)})",
     )
     add_workspace(parser)
     parser.set_defaults(run=run)
@@ -56,7 +57,11 @@ def _add_step(
 
 def _add_deploy(commands: Commands) -> None:
     deploy = _add_step(
-        commands, "deploy", _deploy, "create a version at 0 %%; the first of a new endpoint gets all", timeout_s=600
+        commands,
+        "deploy",
+        _deploy,
+        "create a version at 0 %%; the first of a new endpoint gets all",
+        timeout=READY_TIMEOUT,
     )
     deploy.add_argument("--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest")
     deploy.add_argument(
@@ -93,7 +98,7 @@ def _deploy(options: argparse.Namespace) -> int:
         image=str(ImageReference.parse(options.image)),
         owner=caller(),
         who=caller(),
-        why=options.why,
+        why=options.reason,
         auth=Auth(options.auth),
         settings=dict(options.settings),
         on_conflict=options.on_conflict,
@@ -143,17 +148,7 @@ def _on(options: argparse.Namespace) -> tuple[Any, str, str]:
 
 
 def _by(options: argparse.Namespace) -> dict[str, Any]:
-    return {"who": caller(), "why": options.why, "timeout": options.timeout, "progress": say}
-
-
-def _seconds(text: str) -> timedelta:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= 7 * 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, from 0 to a week")
-    return timedelta(seconds=seconds)
+    return {"who": caller(), "why": options.reason, "timeout": options.timeout, "progress": say}
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from controlled_rollout.duration import parse_duration
 
 __all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "Mean", "Moments", "Outcome", "Power", "Verdict"]
 
@@ -83,7 +85,7 @@ class Gate(BaseModel):
     acceptable_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     latency_tolerance: Annotated[float, Field(ge=0)] = 0.05
     latency_quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.9, 0.95, 0.99)
-    warm_up: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(0)
+    warm_up: Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))] = timedelta(0)
     split_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     burst_cap: Annotated[float, Field(gt=1)] | None = None
     treatments: Annotated[int, Field(ge=1, le=5)] = 1

@@ -1,8 +1,7 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from controlled_rollout.arguments import (
     ArgumentError,
@@ -17,36 +16,10 @@ from controlled_rollout.arguments import (
 from controlled_rollout.gate import Gate
 
 
-@pytest.mark.parametrize(
-    ("given_", "expected"),
-    [
-        (timedelta(minutes=3), timedelta(minutes=3)),
-        (timedelta(0), timedelta(0)),
-        (90, timedelta(seconds=90)),
-        (0.5, timedelta(seconds=0.5)),
-        ("90", timedelta(seconds=90)),
-        ("1 s", timedelta(seconds=1)),
-        ("5 min", timedelta(minutes=5)),
-        ("5min", timedelta(minutes=5)),
-        (" 1.5 h ", timedelta(minutes=90)),
-        ("2 d", timedelta(days=2)),
-    ],
-)
-def test_a_length_of_time_is_read_in_every_form_that_an_author_may_use(given_, expected) -> None:
-    assert duration("bake", given_) == expected
-
-
-@pytest.mark.parametrize(
-    "given_", ["", "soon", "-5 min", -1, float("nan"), float("inf"), timedelta(seconds=-1), True, None, "5 m", "1e3 s"]
-)
-def test_what_is_no_length_of_time_is_refused_by_name(given_) -> None:
-    with pytest.raises(ArgumentError, match="bake"):
-        duration("bake", given_)
-
-
-@given(st.integers(0, 10**6), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("d", 86400)]))
-def test_number_and_unit_multiply(count, unit) -> None:
-    assert duration("bake", f"{count} {unit[0]}") == timedelta(seconds=count * unit[1])
+def test_a_wrong_length_of_time_is_refused_by_the_argument_s_name() -> None:
+    assert duration("bake", "5 min") == duration("bake", "PT5M") == timedelta(minutes=5)
+    with pytest.raises(ArgumentError, match="bake = '10m' is not a length of time"):
+        duration("bake", "10m")
 
 
 def test_numbers_may_be_text_and_must_be_numbers() -> None:
@@ -88,9 +61,7 @@ def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out() -> None:
         ("{", "not a mapping"),
     ],
 )
-def test_a_gate_that_makes_no_sense_is_refused_by_field(
-    fields: dict[str, float] | dict[str, int] | dict[str, str] | str, message: str
-) -> None:
+def test_a_gate_that_makes_no_sense_is_refused_by_field(fields: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         gate_of(fields)
 

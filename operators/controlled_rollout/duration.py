@@ -1,0 +1,56 @@
+"""Reads and writes lengths of time as people write them: `5 min`, `1.5 h`, `PT5M`."""
+
+import math
+import re
+from datetime import timedelta
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+__all__ = ["format_duration", "parse_duration"]
+
+SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+NUMBER_AND_UNIT: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})?")
+ISO_8601: Final = TypeAdapter(timedelta)
+
+
+def parse_duration(value: timedelta | float | str) -> timedelta:
+    """Return a length of time.
+
+    Args:
+        value: A timedelta; a number of seconds; or text: a number with the unit `s`, `min`, `h` or `d` (none means
+            seconds), or an ISO 8601 duration such as `PT1H30M`.
+
+    Raises:
+        ValueError: It is none of these, or negative.
+    """
+    length: timedelta | None = None
+    try:
+        if isinstance(value, timedelta):
+            length = value
+        elif isinstance(value, str):
+            length = _parse_text(value.strip())
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            length = timedelta(seconds=value)
+    except (ValidationError, OverflowError):
+        length = None
+    if length is None or length < timedelta(0):
+        raise ValueError(
+            f"{value!r} is not a length of time: give a timedelta, seconds, or text such as '5 min' or 'PT5M'"
+        )
+    return length
+
+
+def _parse_text(text: str) -> timedelta | None:
+    if match := NUMBER_AND_UNIT.fullmatch(text):
+        return timedelta(seconds=float(match[1]) * SECONDS[match[2] or "s"])
+    return ISO_8601.validate_python(text) if text.startswith("P") else None
+
+
+def format_duration(length: timedelta) -> str:
+    """Return a length of time in its largest whole unit, such as `90 s`, `5 min`, `1 d`; `parse_duration` reads it."""
+    seconds = length.total_seconds()
+    for unit, unit_seconds in reversed(SECONDS.items()):
+        if seconds and seconds % unit_seconds == 0:
+            return f"{seconds / unit_seconds:g} {unit}"
+    return f"{seconds:g} s"

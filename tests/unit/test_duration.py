@@ -1,0 +1,64 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.duration import format_duration, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (timedelta(minutes=3), timedelta(minutes=3)),
+        (timedelta(0), timedelta(0)),
+        (90, timedelta(seconds=90)),
+        (0.5, timedelta(seconds=0.5)),
+        ("90", timedelta(seconds=90)),
+        ("1 s", timedelta(seconds=1)),
+        ("5 min", timedelta(minutes=5)),
+        ("5min", timedelta(minutes=5)),
+        (" 1.5 h ", timedelta(minutes=90)),
+        ("2 d", timedelta(days=2)),
+        ("PT5M", timedelta(minutes=5)),
+        ("PT1H30M", timedelta(minutes=90)),
+        ("P2D", timedelta(days=2)),
+        ("PT0S", timedelta(0)),
+    ],
+)
+def test_a_length_of_time_is_read_in_every_documented_form(value: Any, expected: timedelta) -> None:
+    assert parse_duration(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "soon", "-5 min", "5 m", "10m", "1e3 s", "05:00", "P", "-PT5M", "PT5"),
+        *(-1, 1e20, float("nan"), float("inf"), timedelta(seconds=-1), True, None, []),
+    ],
+)
+def test_anything_else_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="not a length of time"):
+        parse_duration(value)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("d", 86400)]))
+def test_number_and_unit_multiply(count: int, unit: tuple[str, int]) -> None:
+    assert parse_duration(f"{count} {unit[0]}") == timedelta(seconds=count * unit[1])
+
+
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (timedelta(0), "0 s"),
+        (timedelta(seconds=0.5), "0.5 s"),
+        (timedelta(seconds=90), "90 s"),
+        (timedelta(minutes=5), "5 min"),
+        (timedelta(hours=36), "36 h"),
+        (timedelta(days=1), "1 d"),
+    ],
+)
+def test_a_length_of_time_is_written_in_its_largest_whole_unit(length: timedelta, text: str) -> None:
+    assert format_duration(length) == text
+    assert parse_duration(text) == length
