@@ -1,13 +1,14 @@
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, TriggerRule
+from airflow.sdk import DAG, TriggerRule, XComArg
+from airflow.serialization.definitions.taskgroup import SerializedTaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
 from controlled_rollout.operators.plan import plan_in_words
 
-MINIMUM = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
+MINIMUM: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
 
 def group(dag_arguments: dict[str, Any] | None = None, **arguments: Any) -> ControlledRollout:
@@ -56,10 +57,13 @@ def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created
     found = edges(rollout)
     assert found["check"] == {"scan", "roll_back"}
     assert found["scan"] == {"roll_out", "roll_back"}
+    assert rollout.scan
     assert rollout.scan.max_severity == "high"
     assert rollout.scan.image == MINIMUM["image"]
     # What it rolls out is what the scan hands on: no other image gets there.
-    assert rollout.roll_out.image.operator is rollout.scan
+    image: object = rollout.roll_out.image
+    assert isinstance(image, XComArg)
+    assert [operator for operator, _ in image.iter_references()] == [rollout.scan]
 
 
 def test_steps_may_be_parts_of_a_per_cent() -> None:
@@ -69,7 +73,7 @@ def test_steps_may_be_parts_of_a_per_cent() -> None:
 
 
 @pytest.mark.parametrize("steps", [(), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)])
-def test_steps_that_are_no_ladder_are_refused(steps) -> None:
+def test_steps_that_are_no_ladder_are_refused(steps: tuple[object, ...]) -> None:
     with pytest.raises(ValueError, match="give ascending percentiles"):
         group(steps=steps)
 
@@ -85,7 +89,9 @@ def test_the_group_is_a_task_group_to_airflow() -> None:
         ControlledRollout(**MINIMUM, gate=Gate(), group_id="digits_rollout")
     stored = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     assert "digits_rollout.promote" in stored.task_dict
-    assert stored.task_group.children["digits_rollout"].children.keys() == {t.task_id for t in dag.tasks}
+    stored_group = stored.task_group.children["digits_rollout"]
+    assert isinstance(stored_group, SerializedTaskGroup)
+    assert stored_group.children.keys() == {task.task_id for task in dag.tasks}
 
 
 def test_the_plan_says_every_step_in_order() -> None:

@@ -65,9 +65,11 @@ def test_airflow_finds_the_connection_type_and_its_form() -> None:
     from airflow.providers_manager import ProvidersManager
     from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
-    manager = ProvidersManager()
+    manager = ProvidersManager()  # type: ignore[no-untyped-call]
     assert manager.providers["airflow-provider-controlled-rollout"].data["name"] == "Controlled Rollout"
     [connection] = get_provider_info()["connection-types"]
     for name in connection["conn-fields"]:
         assert f"extra__controlled_rollout__{name}" in manager.connection_form_widgets
-    assert ProvidersManagerTaskRuntime().hooks[WorkspaceHook.conn_type].hook_name == WorkspaceHook.hook_name
+    hook = ProvidersManagerTaskRuntime().hooks[WorkspaceHook.conn_type]  # type: ignore[no-untyped-call]
+    assert hook
+    assert hook.hook_name == WorkspaceHook.hook_name

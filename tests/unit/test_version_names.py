@@ -10,7 +10,7 @@ from controlled_rollout.version_name import version_of_run
 TEXT = st.characters(codec="utf-8")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     dag_id: str
     run_id: str

@@ -1,40 +1,51 @@
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout import ControlledRollout, TreatmentGateSensor, record
+from controlled_rollout.arguments import ArgumentError
 from controlled_rollout.operators.approval import ApproveRolloutOperator, body_of, person_of
 from controlled_rollout.workspace import Workspace
 
-GROUP = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
+GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
 
-class TaskInstance(SimpleNamespace):
-    def xcom_push(self, key, value) -> None:
-        self.pushed = {key: value}
+@dataclass
+class TaskInstance:
+    """What the task asks of its task instance; `result` is what the gate's task has returned."""
 
-    def xcom_pull(self, task_ids):
+    result: dict[str, Any]
+    dag_id: str = "weekly"
+    run_id: str = "run-1"
+    task_id: str = "ask_50"
+
+    def xcom_push(self, key: str, value: object) -> None:
+        pass
+
+    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
         return self.result
 
 
-def context(result):
-    ti = TaskInstance(dag_id="weekly", run_id="run-1", task_id="ask_50", result=result)
-    return {"ti": ti, "task_instance": ti}
+def context(result: dict[str, Any]) -> Context:
+    ti = TaskInstance(result)
+    return cast(Context, {"ti": ti, "task_instance": ti})
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
     return Workspace.local(tmp_path)
 
 
-def operator(**arguments):
-    return ApproveRolloutOperator(
-        task_id="ask_50", endpoint="digits", version="v2a", gate_task_id="gate_50", **arguments
-    )
+def operator() -> ApproveRolloutOperator:
+    return ApproveRolloutOperator(task_id="ask_50", endpoint="digits", version="v2a", gate_task_id="gate_50")
 
 
 def test_nobody_is_asked_when_the_gate_has_decided() -> None:
@@ -52,15 +63,13 @@ def test_the_question_shows_why_and_the_evidence() -> None:
     ("user", "name"),
     [({"id": "1", "name": "Ada"}, "Ada"), (SimpleNamespace(id="2", name=""), "2"), (None, "somebody")],
 )
-def test_whoever_answered_is_named(user, name: str) -> None:
+def test_whoever_answered_is_named(user: object, name: str) -> None:
     assert person_of(user) == name
 
 
-def test_a_no_fails_without_retries_and_is_in_the_record(home) -> None:
-    import datetime
-
+def test_a_no_fails_without_retries_and_is_in_the_record(home: Workspace) -> None:
     event = {
-        "chosen_options": ["Reject"], "params_input": {}, "responded_at": datetime.datetime.now(datetime.UTC),
+        "chosen_options": ["Reject"], "params_input": {}, "responded_at": datetime.now(UTC),
         "responded_by_user": {"id": "1", "name": "Ada"},
     }  # fmt: skip
     with pytest.raises(AirflowFailException, match="Ada rejected version 'v2a'"):
@@ -69,24 +78,18 @@ def test_a_no_fails_without_retries_and_is_in_the_record(home) -> None:
     assert (line.step, line.who) == ("reject", "Ada")
 
 
-def test_no_answer_in_time_fails_too(home) -> None:
+def test_no_answer_in_time_fails_too(home: Workspace) -> None:
     with pytest.raises(AirflowFailException, match="nobody answered: timeout"):
         operator().execute_complete(context({}), {"error": "late", "error_type": "timeout"})
 
 
 def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
-    from controlled_rollout.arguments import ArgumentError
 
     with DAG("weekly", schedule=None):
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_no_decision="ask")
 
-    async def terms():
-        return await gate._terms(context({}), Workspace.local("/nonexistent"))
-
-    import asyncio
-
     with pytest.raises(ArgumentError, match="nobody would be asked"):
-        asyncio.run(terms())
+        asyncio.run(gate._terms(context({}), Workspace.local("/nonexistent")))
 
 
 def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked() -> None:

@@ -38,6 +38,13 @@ SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
 MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
 
 
+def reason_to_leave(revisions: list[Revision], *, last: Decision | None = None, run: str = MINE) -> str:
+    """Return why the run's roll-back leaves version v2a alone."""
+    reason = why_left(revisions, last, "v2a", run)
+    assert reason is not None
+    return reason
+
+
 def test_this_runs_treatment_is_rolled_back() -> None:
     assert why_left(MY_ROLLOUT, None, "v2a", MINE) is None
 
@@ -48,32 +55,32 @@ def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
 
 
 @pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
-def test_what_was_never_rolled_out_is_left(revisions) -> None:
-    assert "was not rolled out" in why_left(revisions, None, "v2a", MINE)
+def test_what_was_never_rolled_out_is_left(revisions: list[Revision]) -> None:
+    assert "was not rolled out" in reason_to_leave(revisions)
 
 
 def test_another_runs_rollout_of_the_same_name_is_left() -> None:
-    assert f"in the rollout of {MINE}" in why_left(MY_ROLLOUT, None, "v2a", "weekly/run-3")
+    assert f"in the rollout of {MINE}" in reason_to_leave(MY_ROLLOUT, run="weekly/run-3")
 
 
 def test_a_warm_version_of_the_same_name_that_another_run_made_is_left() -> None:
     warm = history((FIRST, f"{OTHERS}/roll_out"), (FIRST.create_version("v2a"), f"{OTHERS}/roll_out"))
-    assert "was created by weekly/run-1/roll_out" in why_left(warm, None, "v2a", MINE)
+    assert "was created by weekly/run-1/roll_out" in reason_to_leave(warm)
 
 
 def test_a_run_whose_name_begins_like_anothers_is_not_that_other() -> None:
     warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/roll_out"))
-    assert why_left(warm, None, "v2a", MINE) is not None
+    assert reason_to_leave(warm)
 
 
 def test_a_version_that_was_promoted_stays() -> None:
     promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
-    assert "is the control" in why_left(promoted, None, "v2a", MINE)
+    assert "is the control" in reason_to_leave(promoted)
 
 
 def test_a_rollout_on_hold_is_left_to_a_person() -> None:
     held = Decision(time=NOW, endpoint="digits", version="v2a", step="hold", who="a/b/c", why="no decision in time")
-    assert "no decision in time" in why_left(MY_ROLLOUT, held, "v2a", MINE)
+    assert "no decision in time" in reason_to_leave(MY_ROLLOUT, last=held)
 
 
 def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts() -> None:
@@ -126,5 +133,5 @@ def test_a_former_control_that_is_used_again_is_not_retired() -> None:
     assert in_use(after, "v1a") is None
     assert in_use(after, "gone") is None
     shared = after.update_version("v2a", traffic_percentile=90).update_version("v1a", traffic_percentile=10)
-    assert "10 % of the traffic" in in_use(shared, "v1a")
-    assert "rolled out again by" in in_use(after.claim("v1a", owner=OTHERS, at=NOW), "v1a")
+    assert "10 % of the traffic" in (in_use(shared, "v1a") or "")
+    assert "rolled out again by" in (in_use(after.claim("v1a", owner=OTHERS, at=NOW), "v1a") or "")

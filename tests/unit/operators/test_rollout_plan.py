@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -9,8 +10,8 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 
 
-def shown(traffic: Traffic | None, steps=(10, 50), bake=10 * MINUTE) -> list[str]:
-    return power_in_words(Gate(), steps, traffic, bake=bake, decision_timeout=HOUR).splitlines()
+def shown(traffic: Traffic | None, steps: Sequence[float] = (10, 50)) -> list[str]:
+    return power_in_words(Gate(), steps, traffic, bake=10 * MINUTE, decision_timeout=HOUR).splitlines()
 
 
 def test_every_step_says_what_it_can_show_at_the_present_traffic() -> None:
@@ -33,7 +34,7 @@ def test_with_few_requests_the_error_rate_is_taken_to_be_usual() -> None:
         (Traffic(10, 0, timedelta(0)), "not known"),
     ],
 )
-def test_without_traffic_there_is_nothing_to_say(traffic, words: str) -> None:
+def test_without_traffic_there_is_nothing_to_say(traffic: Traffic | None, words: str) -> None:
     [line] = shown(traffic)
     assert words in line
 

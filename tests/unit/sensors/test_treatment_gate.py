@@ -1,18 +1,19 @@
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
 
 from controlled_rollout import Gate, TreatmentGateSensor
-from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
+from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 
 TERMS = {"endpoint": "digits", "version": "v2a", "gate": {"alpha": 0.05, "warm_up": "PT5M"}}
 
 
 def test_a_trigger_is_the_same_in_another_process() -> None:
-    from airflow.sdk.module_loading import import_string
+    from airflow.sdk._shared.module_loading import import_string
 
     path, arguments = TreatmentGateTrigger("controlled_rollout_default", TERMS).serialize()
     json.dumps(arguments, allow_nan=False)
@@ -22,14 +23,15 @@ def test_a_trigger_is_the_same_in_another_process() -> None:
     assert again.serialize() == (path, arguments)
 
 
-@pytest.mark.parametrize("hides", ["soft_fail", "never_fail", "silent_fail"])
-def test_what_would_hide_a_failed_gate_is_refused(hides: str) -> None:
+@pytest.mark.parametrize("argument", ["soft_fail", "never_fail", "silent_fail"])
+def test_argument_that_would_hide_a_failed_gate_is_refused(argument: str) -> None:
+    arguments: dict[str, Any] = {argument: True}
     with pytest.raises(ValueError, match="would let a treatment go on"):
-        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **{hides: True})
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **arguments)
 
 
 def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed() -> None:
-    def parsed() -> dict:
+    def parsed() -> dict[str, Any]:
         with DAG("weekly", schedule=None) as dag:
             TreatmentGateSensor(
                 task_id="gate",
