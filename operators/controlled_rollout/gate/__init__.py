@@ -1,8 +1,9 @@
 """Bins -> verdict: whether the treatment is as good as control. Pure mathematics (docs/gate.md)."""
 
 from controlled_rollout.gate.judgement import cannot_see, judge
-from controlled_rollout.gate.model import Bin, Category, Claim, Counts, Gate, Mean, Moments, Outcome, Power, Verdict
+from controlled_rollout.gate.model import Bin, Category, Claim, Counts, Gate, Mean, Moments, Outcome, Verdict
 from controlled_rollout.gate.report import describe, verdict_from_dict, verdict_to_dict
+from controlled_rollout.gate.step_power import Power, power
 
 __all__ = [
     "Bin",
@@ -18,6 +19,7 @@ __all__ = [
     "cannot_see",
     "describe",
     "judge",
+    "power",
     "verdict_from_dict",
     "verdict_to_dict",
 ]

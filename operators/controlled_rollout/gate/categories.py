@@ -19,23 +19,24 @@ Floats = NDArray[np.float64]
 SCALE: Final = (4 * 0.1) ** 2
 
 
-def any_difference(found: Mapping[str, Metric], log_threshold: float) -> Evidence:
+def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Evidence:
     """Return the evidence that a category's odds differ between the versions, in either direction.
 
     Given how often a category was seen in a bin, how often the treatment had it is hypergeometric while the versions
     are alike: the exact two-sided test of every category in every bin (ratio.py), mixed over categories and ratios.
     The categories that appear first share half of the weight, those that appear in the next such bin a sixth, and so on
-    by 1 / (j (j + 1)): a category nobody thought of can be judged, and what was established stays so when one appears.
+    by 1 / (j (j + 1)): a category that was not known beforehand is judged too, and when one appears, what was
+    established stays so.
 
     Args:
-        found: By category how often each version had it, per bin.
+        counts: By category how often each version had it, per bin.
         log_threshold: The value to reach.
     """
-    treatment, control = _totals(found)
+    treatment, control = _totals(counts)
     bins = len(treatment)
-    weights = _weights(found)
+    weights = _weights(counts)
     paths, shares = [], []
-    for category, metric in found.items():
+    for category, metric in counts.items():
         if category in weights:
             odds = OddsRatio(treatment, control, metric)
             paths += odds.paths(1.0, BOTH_SIDES, bins)
@@ -43,45 +44,43 @@ def any_difference(found: Mapping[str, Metric], log_threshold: float) -> Evidenc
     return mix(paths, shares, log_threshold, bins) if paths else Evidence(0.0, None, ())
 
 
-def difference_beyond(found: Mapping[str, Metric], tolerance: float, log_threshold: float) -> Evidence:
+def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_threshold: float) -> Evidence:
     """Return the evidence that the total variation between the versions is above `tolerance`.
 
     Total variation is the largest difference of the probabilities of any set of categories. The set is chosen before
     each bin, from the bins before it: the categories that the treatment had more often. The difference of its shares
     in the bin, less the tolerance, has a mean of at most 0 while the tolerance is kept, and deviates from its mean as
     little as a normal variable of variance (1 / n_T + 1 / n_C) / 4 (Hoeffding, 1963): the mixture of means.py with that
-    variance, which nothing has to be estimated for.
+    variance, for which nothing has to be estimated.
 
     Args:
-        found: By category how often each version had it, per bin.
+        counts: By category how often each version had it, per bin.
         tolerance: The total variation that is tolerated.
         log_threshold: The value to reach.
     """
-    treatment, control = _totals(found)
-    says = (treatment > 0) & (control > 0)
-    n, m = np.where(says, treatment, 1.0), np.where(says, control, 1.0)
-    own = np.array([metric.treatment for metric in found.values()])
-    others = np.array([metric.control for metric in found.values()])
-    before_own, before_others = _before(own), _before(others)
-    size_own, size_others = np.maximum(before_own.sum(axis=0), 1.0), np.maximum(before_others.sum(axis=0), 1.0)
-    chosen = before_own / size_own > before_others / size_others
-    difference = (own * chosen).sum(axis=0) / n - (others * chosen).sum(axis=0) / m - tolerance
-    weight = np.where(says, n * m / (n + m), 0.0)
+    treatment, control = _totals(counts)
+    comparable = (treatment > 0) & (control > 0)
+    n, m = np.where(comparable, treatment, 1.0), np.where(comparable, control, 1.0)
+    of_treatment = np.array([metric.treatment for metric in counts.values()])
+    of_control = np.array([metric.control for metric in counts.values()])
+    chosen = _shares_before(of_treatment) > _shares_before(of_control)
+    difference = (of_treatment * chosen).sum(axis=0) / n - (of_control * chosen).sum(axis=0) / m - tolerance
+    weight = np.where(comparable, n * m / (n + m), 0.0)
     path = log_mixture(np.cumsum(weight * difference), np.cumsum(weight / 4), SCALE)
     return mix([path], [1.0], log_threshold, len(path))
 
 
-def total_variation(found: Mapping[str, Metric]) -> float | None:
+def total_variation(counts: Mapping[str, Metric]) -> float | None:
     """Return half the sum of the absolute differences of the shares, over all bins; None without values of both."""
-    own = np.array([metric.treatment.sum() for metric in found.values()])
-    others = np.array([metric.control.sum() for metric in found.values()])
-    if not own.sum() or not others.sum():
+    treatment = np.array([metric.treatment.sum() for metric in counts.values()])
+    control = np.array([metric.control.sum() for metric in counts.values()])
+    if not treatment.sum() or not control.sum():
         return None
-    return 0.5 * float(np.abs(own / own.sum() - others / others.sum()).sum())
+    return 0.5 * float(np.abs(treatment / treatment.sum() - control / control.sum()).sum())
 
 
-def _totals(found: Mapping[str, Metric]) -> tuple[Floats, Floats]:
-    metrics = list(found.values())
+def _totals(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
+    metrics = list(counts.values())
     if not metrics:
         return np.zeros(0), np.zeros(0)
     return (
@@ -90,13 +89,13 @@ def _totals(found: Mapping[str, Metric]) -> tuple[Floats, Floats]:
     )
 
 
-def _weights(found: Mapping[str, Metric]) -> dict[str, float]:
-    """Return every seen category's weight, by the bin in which it first appeared."""
+def _weights(counts: Mapping[str, Metric]) -> dict[str, float]:
+    """Return the weight of every category that occurs, by the bin in which it first appears."""
     first: dict[int, list[str]] = {}
-    for category, metric in found.items():
-        seen = np.flatnonzero(metric.treatment + metric.control)
-        if len(seen):
-            first.setdefault(int(seen[0]), []).append(category)
+    for category, metric in counts.items():
+        occurrences = np.flatnonzero(metric.treatment + metric.control)
+        if len(occurrences):
+            first.setdefault(int(occurrences[0]), []).append(category)
     return {
         category: 1 / (group * (group + 1) * len(first[bin_]))
         for group, bin_ in enumerate(sorted(first), start=1)
@@ -104,7 +103,8 @@ def _weights(found: Mapping[str, Metric]) -> dict[str, float]:
     }
 
 
-def _before(counts: Floats) -> Floats:
-    """Return the sums over all earlier bins."""
-    total: Floats = np.cumsum(counts, axis=1) - counts
-    return total
+def _shares_before(counts: Floats) -> Floats:
+    """Return each category's share over all earlier bins, per bin; one row per category."""
+    before = np.cumsum(counts, axis=1) - counts
+    shares: Floats = before / np.maximum(before.sum(axis=0), 1.0)
+    return shares

@@ -22,8 +22,8 @@ NOT_AN_INTEGER: Final = "is not a whole number"
 # Up to here every whole number is a float.
 LARGEST: Final = 2**53
 NOTHING: Final = Moments(0)
-# Each takes two numbers a bin; names that hardly repeat (a user, a request) are no categories.
-MOST_CATEGORIES: Final = 200
+# Each takes two numbers a bin; values that hardly repeat (a user, a request) are not categories.
+MAX_CATEGORIES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ class Columns:
             self.errors.since(first),
             tuple(metric.since(first) for metric in self.slow),
             self.shares[first:],
-            {name: (own.since(first), others.since(first)) for name, (own, others) in self.means.items()},
+            {name: (treatment.since(first), control.since(first)) for name, (treatment, control) in self.means.items()},
             {
-                name: {category: metric.since(first) for category, metric in found.items()}
-                for name, found in self.categories.items()
+                name: {category: metric.since(first) for category, metric in metrics.items()}
+                for name, metrics in self.categories.items()
             },
         )
 
@@ -117,7 +117,7 @@ def columns(
         categories: The categorical metrics to take.
 
     Raises:
-        EvidenceError: A count cannot be, two bins begin at the same moment, or a time has no zone.
+        EvidenceError: Counts are inconsistent, two bins begin at the same moment, or a time has no zone.
     """
     rows = list(bins)
     starts = [row.start for row in rows]
@@ -166,9 +166,9 @@ def _shares(starts: Sequence[datetime], shares: Sequence[float | None]) -> Float
 
 
 def _counts(
-    starts: Sequence[datetime], arm: str, column: Sequence[Counts], quantiles: int
+    starts: Sequence[datetime], version: str, column: Sequence[Counts], quantiles: int
 ) -> tuple[Floats, Floats, list[Floats]]:
-    """Return requests, errors and slow requests; refuse counts that cannot be, a whole column at once.
+    """Return requests, errors and slow requests; refuse inconsistent counts, a whole column at once.
 
     Slow requests that a version leaves out are 0: it has none, or latency is not counted at all.
     """
@@ -181,12 +181,12 @@ def _counts(
             raise ValueError(NOT_AN_INTEGER)
         total = _floats(requests)
         events = np.vstack([_floats(errors), _floats(slow).reshape(len(column), quantiles).T])
-        possible = bool((events >= 0).all() and (events <= total).all() and (total <= LARGEST).all())
+        consistent = bool((events >= 0).all() and (events <= total).all() and (total <= LARGEST).all())
     except (ValueError, OverflowError):
-        possible = False
-    if not possible:
+        consistent = False
+    if not consistent:
         for start, counts in zip(starts, column, strict=True):
-            _explain(f"bin {start.isoformat()}: {arm}", counts)
+            _raise_if_inconsistent(f"bin {start.isoformat()}: {version}", counts)
     return total, events[0], list(events[1:])
 
 
@@ -194,8 +194,8 @@ def _floats(column: Sequence[float]) -> Floats:
     return np.array(column, dtype=np.float64)
 
 
-def _explain(where: str, counts: Counts) -> None:
-    """Raise the error that says what is wrong with the counts, if anything is."""
+def _raise_if_inconsistent(where: str, counts: Counts) -> None:
+    """Raise an error that names the inconsistent count, if there is one."""
     named = [("requests", counts.requests), ("errors", counts.errors)]
     named += [(f"slow[{index}]", count) for index, count in enumerate(counts.slow)]
     for name, count in named:
@@ -228,15 +228,15 @@ def _latency_is_counted(
     if lengths <= {0}:
         return False
     if lengths != {quantiles}:
-        start, arm, found = next(
-            (start, arm, len(counts.slow))
-            for arm, column in (("treatment", treatment), ("control", control))
+        start, version, n_counts = next(
+            (start, version, len(counts.slow))
+            for version, column in (("treatment", treatment), ("control", control))
             for start, counts in zip(starts, column, strict=True)
             if (counts.requests or counts.slow) and len(counts.slow) != quantiles
         )
         raise EvidenceError(
-            f"bin {start.isoformat()}: {arm} has {found} counts of slow requests, the gate has {quantiles} latency "
-            "quantiles: count one for each in every bin, or none in any"
+            f"bin {start.isoformat()}: {version} has {n_counts} counts of slow requests, the gate has {quantiles} "
+            "latency quantiles: count one for each in every bin, or none in any"
         )
     return True
 
@@ -245,15 +245,20 @@ def _means(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
 ) -> dict[str, tuple[Values, Values]]:
     """Return by metric both versions' values; a metric that no bin carries is left out."""
-    found = {}
+    means = {}
     for name in names:
-        arms = [[counts.means.get(name, NOTHING) for counts in column] for column in (treatment, control)]
-        if any(moments is not NOTHING for moments in chain(*arms)):
-            for arm, column in zip(("treatment", "control"), arms, strict=True):
-                _check_moments(starts, f"{arm} means[{name!r}]", column)
-            own, others = (Values(*(_floats([of(moments) for moments in column]) for of in MOMENTS)) for column in arms)
-            found[name] = own, others
-    return found
+        of_treatment, of_control = (
+            [counts.means.get(name, NOTHING) for counts in column] for column in (treatment, control)
+        )
+        if any(moments is not NOTHING for moments in chain(of_treatment, of_control)):
+            _check_moments(starts, f"treatment means[{name!r}]", of_treatment)
+            _check_moments(starts, f"control means[{name!r}]", of_control)
+            means[name] = _values(of_treatment), _values(of_control)
+    return means
+
+
+def _values(column: Sequence[Moments]) -> Values:
+    return Values(*(_floats([field(moments) for moments in column]) for field in MOMENTS))
 
 
 MOMENTS: Final[tuple[Callable[[Moments], float], ...]] = tuple(map(attrgetter, ("count", "mean", "variance")))
@@ -273,20 +278,20 @@ def _categories(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
 ) -> dict[str, dict[str, Metric]]:
     """Return by metric and category how often each version had it, categories in the order of their appearance."""
-    found: dict[str, dict[str, Metric]] = {}
+    categories: dict[str, dict[str, Metric]] = {}
     for name in names:
         tallies = [[counts.categories.get(name) for counts in column] for column in (treatment, control)]
-        seen: dict[str, Metric] = {}
+        metrics: dict[str, Metric] = {}
         for index, pair in enumerate(zip(*tallies, strict=True)):
-            for arm, tally in zip(("treatment", "control"), pair, strict=True):
+            for version, tally in zip(("treatment", "control"), pair, strict=True):
                 for category, count in (tally or {}).items():
-                    where = f"bin {starts[index].isoformat()}: {arm}"
+                    where = f"bin {starts[index].isoformat()}: {version}"
                     _check_count(where, f"categories[{name!r}][{category!r}]", count)
-                    if category not in seen:
-                        if len(seen) == MOST_CATEGORIES:
-                            _refuse(where, f"categories[{name!r}]", category, f"is one more than {MOST_CATEGORIES}")
-                        seen[category] = Metric(np.zeros(len(starts)), np.zeros(len(starts)))
-                    getattr(seen[category], arm)[index] = count
+                    if category not in metrics:
+                        if len(metrics) == MAX_CATEGORIES:
+                            _refuse(where, f"categories[{name!r}]", category, f"is one more than {MAX_CATEGORIES}")
+                        metrics[category] = Metric(np.zeros(len(starts)), np.zeros(len(starts)))
+                    getattr(metrics[category], version)[index] = count
         if any(tally is not None for column in tallies for tally in column):
-            found[name] = seen
-    return found
+            categories[name] = metrics
+    return categories

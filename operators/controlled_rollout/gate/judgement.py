@@ -1,4 +1,4 @@
-"""From bins to a verdict: which claims are asked, what each has reached, and what follows.
+"""From bins to a verdict.
 
 Nothing is kept between looks: every look recomputes everything from all closed bins. "Ever reached" is answered bin by
 bin, so the same bins give the same verdict however many looks there were (docs/gate.md).
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from controlled_rollout.gate.model import Bin, Claim, Gate, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from controlled_rollout.gate.claims import Findings
+    from controlled_rollout.gate.assessment import Assessment
+    from controlled_rollout.gate.claims import ClaimResult
 
 __all__ = ["cannot_see", "judge"]
 
@@ -27,51 +28,52 @@ def judge(bins: Iterable[Bin], gate: Gate, *, baseline: Iterable[Bin] = ()) -> V
         Pass, fail, not enough evidence, or split is wrong. (`cannot_see` is for callers whose evidence cannot be read.)
 
     Raises:
-        EvidenceError: The counts cannot be: negative, more errors than requests, two bins at one time, ...
+        EvidenceError: The counts are inconsistent: negative, more errors than requests, two bins at one time, ...
     """
-    from controlled_rollout.gate.claims import weigh  # numpy comes with it
+    from controlled_rollout.gate.assessment import assess  # imports numpy
 
-    return _conclude(weigh(bins, gate, baseline))
+    return _verdict(assess(bins, gate, baseline))
 
 
-def cannot_see(
-    reason: str, *, claims: tuple[Claim, ...] = (), control_requests: int = 0, treatment_requests: int = 0
-) -> Verdict:
+def cannot_see(reason: str) -> Verdict:
     """Return the verdict of a look whose evidence could not be read, or only in part: never a pass, never a fail.
 
     Args:
         reason: What could not be read, and why.
-        claims: What was known before, if it should be shown.
-        control_requests: How many of control's requests were seen all the same.
-        treatment_requests: Likewise the treatment's.
     """
-    return Verdict(Outcome.CANNOT_SEE, claims, reason, control_requests, treatment_requests)
+    return Verdict(Outcome.CANNOT_SEE, reason=reason)
 
 
-def _conclude(found: "Findings") -> Verdict:
-    """Weigh the claims: an alarm fails unless the split was known to be wrong by then; passing needs every pass."""
-    first_alarm = min((alarm.first for alarm in found.alarms if alarm.first is not None), default=None)
-    first_split = min((split.first for split in found.splits if split.first is not None), default=None)
+def _verdict(assessment: "Assessment") -> Verdict:
+    """Decide: an alarm fails unless the split was known to be wrong by then; passing needs every pass claim."""
+    alarms = [alarm for alarm in assessment.alarms if alarm.established_at is not None]
+    splits = [split for split in assessment.splits if split.established_at is not None]
+    first_alarm, first_split = _first(alarms), _first(splits)
     if first_split is not None and (first_alarm is None or first_split <= first_alarm):
         outcome = Outcome.SPLIT_IS_WRONG
-        reason = "; ".join(_sentence(split.claim) for split in found.splits if split.first is not None)
-        reason += ": the comparison is not to be trusted, so nothing is rolled back for it"
+        reason = "; ".join(_sentence(split.claim) for split in splits)
+        reason += ": the two versions cannot be compared, nothing is rolled back because of it"
     elif first_alarm is not None:
         outcome = Outcome.FAIL
-        reason = "; ".join(_sentence(alarm.claim) for alarm in found.alarms if alarm.first is not None)
-    elif all(finding.claim.reached for finding in found.passes):
+        reason = "; ".join(_sentence(alarm.claim) for alarm in alarms)
+    elif all(result.claim.reached for result in assessment.passes):
         outcome = Outcome.PASS
-        reason = "; ".join(_sentence(finding.claim) for finding in found.passes)
+        reason = "; ".join(_sentence(result.claim) for result in assessment.passes)
     else:
         outcome = Outcome.NOT_ENOUGH_EVIDENCE
-        reason = _still_needed([finding.claim for finding in found.passes if not finding.claim.reached])
+        reason = _still_needed([result.claim for result in assessment.passes if not result.claim.reached])
     return Verdict(
         outcome,
-        tuple(finding.claim for finding in (*found.alarms, *found.splits, *found.passes)),
-        "; ".join([reason, *found.notes]),
-        found.control_requests,
-        found.treatment_requests,
+        tuple(result.claim for result in (*assessment.alarms, *assessment.splits, *assessment.passes)),
+        "; ".join([reason, *assessment.notes]),
+        assessment.control_requests,
+        assessment.treatment_requests,
     )
+
+
+def _first(results: Iterable["ClaimResult"]) -> int | None:
+    """Return the index of the bin that established the first of the claims; None if none is established."""
+    return min((result.established_at for result in results if result.established_at is not None), default=None)
 
 
 def _sentence(claim: Claim) -> str:

@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from controlled_rollout.gate.columns import Values
 
-__all__ = ["LEAST_BINS", "LEAST_VALUES", "Differences", "differences", "log_mixture", "scale_of"]
+__all__ = ["MIN_BINS", "MIN_VALUES", "Differences", "differences", "log_mixture", "scale_of"]
 
 Floats = NDArray[np.float64]
 
-LEAST_BINS: Final = 20
-LEAST_VALUES: Final = 100
+MIN_BINS: Final = 20
+MIN_VALUES: Final = 100
 # The difference, in standard deviations, that the mixture is aimed at.
 AIM: Final = 0.1
 # Below this Phi is computed by its leading term; erfc would underflow.
@@ -33,10 +33,10 @@ FAR_BELOW: Final = -30.0
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What the bins say about the difference of two means.
+    """The difference of two means, bin by bin.
 
     Attributes:
-        weight: w, per bin; 0 where the bin says nothing.
+        weight: w, per bin; 0 where the bin cannot be used.
         difference: The treatment's mean less control's, per bin.
         variance: w² times the variance of that difference, per bin.
         ready: The first bin from which on something may be concluded; None if there is none.
@@ -49,36 +49,37 @@ class Differences:
 
 
 def differences(treatment: Values, control: Values) -> Differences:
-    """Return what each bin says.
+    """Return the difference of the two means in each bin.
 
     A version with a single value in a bin has no variance of its own: it is taken to have the other's. A bin with one
-    value of each says nothing.
+    value of each cannot be used.
     """
     n, m = treatment.count, control.count
-    says = (n >= 1) & (m >= 1) & (n + m >= 3)
-    n, m = np.where(says, n, 2.0), np.where(says, m, 2.0)
-    own = np.where(n >= 2, treatment.variance, control.variance)
-    others = np.where(m >= 2, control.variance, treatment.variance)
-    weight = np.where(says, n * m / (n + m), 0.0)
-    difference = np.where(says, treatment.mean - control.mean, 0.0)
+    usable = (n >= 1) & (m >= 1) & (n + m >= 3)
+    n, m = np.where(usable, n, 2.0), np.where(usable, m, 2.0)
+    variance_t = np.where(n >= 2, treatment.variance, control.variance)
+    variance_c = np.where(m >= 2, control.variance, treatment.variance)
+    weight = np.where(usable, n * m / (n + m), 0.0)
+    difference = np.where(usable, treatment.mean - control.mean, 0.0)
     enough = (
-        (np.cumsum(says) >= LEAST_BINS)
-        & (np.cumsum(np.where(says, n, 0.0)) >= LEAST_VALUES)
-        & (np.cumsum(np.where(says, m, 0.0)) >= LEAST_VALUES)
+        (np.cumsum(usable) >= MIN_BINS)
+        & (np.cumsum(np.where(usable, n, 0.0)) >= MIN_VALUES)
+        & (np.cumsum(np.where(usable, m, 0.0)) >= MIN_VALUES)
     )
     ready = np.flatnonzero(enough)
-    return Differences(weight, difference, weight**2 * (own / n + others / m), int(ready[0]) if len(ready) else None)
+    variance = weight**2 * (variance_t / n + variance_c / m)
+    return Differences(weight, difference, variance, int(ready[0]) if len(ready) else None)
 
 
-def scale_of(found: Differences) -> float:
+def scale_of(by_bin: Differences) -> float:
     """Return the mixture's k: aimed at a difference of `AIM` standard deviations, as the first bins tell them.
 
     Only bins up to the first from which something may be concluded count, so that k does not change between looks.
     """
-    if found.ready is None:
+    if by_bin.ready is None:
         return 0.0
-    weight = float(found.weight[: found.ready + 1].sum())
-    variance = float(found.variance[: found.ready + 1].sum())
+    weight = float(by_bin.weight[: by_bin.ready + 1].sum())
+    variance = float(by_bin.variance[: by_bin.ready + 1].sum())
     return AIM**2 * weight / variance if variance > 0 else 0.0
 
 

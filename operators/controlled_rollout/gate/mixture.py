@@ -20,9 +20,9 @@ Floats = NDArray[np.float64]
 DEAD: Final = -40.0
 # Evidence this much beyond its threshold (a million times) is followed no further ...
 BEYOND_DOUBT: Final = math.log(1e6)
-# ... which is asked after so many bins, and then of all.
+# ... which is checked after so many bins, and then after all.
 STAGES: Final = (256, 1024)
-# What will not arrive within so many requests will not arrive by waiting.
+# Evidence that does not reach its threshold within so many requests never will.
 FAR: Final = 10**12
 # exp() of more might not fit into a float.
 CEILING: Final = 600.0
@@ -45,18 +45,18 @@ class Evidence:
     parts: tuple[float, ...]
 
 
-def settle(weigh: Callable[[int], Evidence], bins: int, log_threshold: float) -> Evidence:
-    """Return the evidence of all bins, or of the first ones where those are a million times enough.
+def settle(evidence_after: Callable[[int], Evidence], bins: int, log_threshold: float) -> Evidence:
+    """Return the evidence of all bins, or of the first ones where that is a million times the threshold.
 
     Args:
-        weigh: From a number of bins to the evidence of the first so many.
+        evidence_after: From a number of bins to the evidence of the first so many.
         bins: How many there are.
         log_threshold: The value to reach.
     """
     for stage in STAGES:
-        if stage < bins and (evidence := weigh(stage)).peak >= log_threshold + BEYOND_DOUBT:
+        if stage < bins and (evidence := evidence_after(stage)).peak >= log_threshold + BEYOND_DOUBT:
             return evidence
-    return weigh(bins)
+    return evidence_after(bins)
 
 
 def alive_bins(path: Floats) -> int:
@@ -122,7 +122,7 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
 
 
 def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:
-    """Return about how many more requests bring the evidence to the threshold, None if it does not come.
+    """Return about how many more requests bring the evidence to the threshold, None if it never gets there.
 
     Args:
         log_value: From numbers of further requests to the evidence expected then.

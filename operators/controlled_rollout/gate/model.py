@@ -1,4 +1,4 @@
-"""The gate's vocabulary: what is asked, what was counted, what is concluded."""
+"""The gate's values: its settings, the counts that it judges, and the verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from controlled_rollout.duration import parse_duration
 
-__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "Mean", "Moments", "Outcome", "Power", "Verdict"]
+__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "Mean", "Moments", "Outcome", "Verdict"]
 
 ALWAYS: Final = frozenset({"errors", "latency"})
 
@@ -22,7 +22,7 @@ class Mean(BaseModel):
         worse: The direction that is worse.
         margin: How much worse the treatment's mean may be, in the metric's unit.
         pass_margin: A pass has to rule out that the mean is worse by so much, in the metric's unit; None: the metric
-            can stop a rollout but needs to show nothing for a pass.
+            can stop a rollout, and a pass does not depend on it.
         kql: The query that yields the values, for the evidence source; the gate does not read it.
     """
 
@@ -104,75 +104,6 @@ class Gate(BaseModel):
             raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
         return self
 
-    def power(
-        self,
-        *,
-        share: float,
-        requests_per_second: float,
-        error_rate: float = 0.005,
-        within: timedelta = timedelta(hours=1),
-        latency: bool = True,
-    ) -> "Power":
-        """Say before a rollout how long a step has to last for a pass, and which regression it can see.
-
-        Args:
-            share: The treatment's part of the two versions' traffic, above 0 and below 1.
-            requests_per_second: Requests to both versions together.
-            error_rate: The share of control's requests that are errors, 0 or more and below 1.
-            within: How long the step looks.
-            latency: Whether latency is judged too.
-
-        Returns:
-            What is typical: times and sizes that about half of the rollouts need or see (docs/gate.md).
-
-        Raises:
-            EvidenceError: A value cannot be.
-        """
-        from controlled_rollout.gate.power import power  # numpy comes with it
-
-        return power(
-            self,
-            share=share,
-            requests_per_second=requests_per_second,
-            error_rate=error_rate,
-            within=within,
-            latency=latency,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Power:
-    """What a step of a rollout can show, typically.
-
-    Attributes:
-        share: The treatment's part of the two versions' traffic.
-        requests_per_second: Requests to both versions together.
-        error_rate: The share of control's requests that are errors.
-        within: How long the step looks.
-        time_to_pass: Until a treatment that is like control passes; None: not within 30 days.
-        treatment_requests_to_pass: The same in requests of the treatment.
-        detectable_error_rate: The smallest error rate of the treatment that is found within `within`; None: none is.
-        detectable_slow_share: The smallest part of the treatment's requests beyond control's `slow_quantile` that is
-            found within `within`; None: none is, or latency is not judged.
-        slow_quantile: p95, or the quantile of the gate that is nearest to it; None: latency is not judged.
-    """
-
-    share: float
-    requests_per_second: float
-    error_rate: float
-    within: timedelta
-    time_to_pass: timedelta | None
-    treatment_requests_to_pass: int | None
-    detectable_error_rate: float | None
-    detectable_slow_share: float | None
-    slow_quantile: float | None
-
-    def __str__(self) -> str:
-        """Say it in a sentence, for a log."""
-        from controlled_rollout.gate.report import describe_power
-
-        return describe_power(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -246,7 +177,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One question asked of the evidence, and how far it is answered.
+    """One claim about the treatment or the split, and the evidence for it.
 
     Attributes:
         name: What is claimed, such as `errors are higher` or `latency is not twice as often exceeded`.

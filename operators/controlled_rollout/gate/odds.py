@@ -68,19 +68,19 @@ class Margins:
     def log_z(self, psi: float, bins: int) -> Floats:
         """Return log Z(psi) of the first so many bins, up to a constant that is the same for every `psi`."""
         result = np.zeros(min(bins, self._bins))
-        todo = int(np.searchsorted(self._rare, bins))
-        if todo:
+        n_bins = int(np.searchsorted(self._rare, bins))
+        if n_bins:
             a, c, t = self._rare_of
-            result[self._rare[:todo]] = t[:todo] * np.log(psi * a[:todo] + c[:todo])
-        todo = int(np.searchsorted(self._few, bins))
-        if todo:
+            result[self._rare[:n_bins]] = t[:n_bins] * np.log(psi * a[:n_bins] + c[:n_bins])
+        n_bins = int(np.searchsorted(self._few, bins))
+        if n_bins:
             a, turned = self._few_of
-            shift = np.where(turned[:todo], a[:todo] * math.log(psi), 0.0)
-            result[self._few[:todo]] = shift + self._polynomial(psi, turned[:todo])
-        todo = int(np.searchsorted(self._many, bins))
-        if todo:
+            shift = np.where(turned[:n_bins], a[:n_bins] * math.log(psi), 0.0)
+            result[self._few[:n_bins]] = shift + self._polynomial(psi, turned[:n_bins])
+        n_bins = int(np.searchsorted(self._many, bins))
+        if n_bins:
             a, c, k, turned = self._many_of
-            result[self._many[:todo]] = _saddle_point(a[:todo], c[:todo], k[:todo], turned[:todo], psi)
+            result[self._many[:n_bins]] = _saddle_point(a[:n_bins], c[:n_bins], k[:n_bins], turned[:n_bins], psi)
         return result
 
     def _polynomial(self, psi: float, turned: Truths) -> Floats:
@@ -94,9 +94,9 @@ class Margins:
 def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
     """Return C(a, x) C(c, k - x), one row per x = 0 .. FEW_EVENTS; 0 where there is no such x."""
     of_a, of_c = binomials(a, FEW_EVENTS), binomials(c, FEW_EVENTS)
-    others = k - np.arange(FEW_EVENTS + 1)[:, np.newaxis]
-    gathered = np.take_along_axis(of_c, np.maximum(others, 0).astype(np.intp), axis=0)
-    result: Floats = of_a * np.where(others >= 0, gathered, 0.0)
+    rest = k - np.arange(FEW_EVENTS + 1)[:, np.newaxis]
+    gathered = np.take_along_axis(of_c, np.maximum(rest, 0).astype(np.intp), axis=0)
+    result: Floats = of_a * np.where(rest >= 0, gathered, 0.0)
     return result
 
 
@@ -120,8 +120,8 @@ def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -
     result: Floats = np.where(turned, a * math.log(psi), 0.0) + value
     for index in np.flatnonzero(variance < LEAST_VARIANCE):
         shift = a[index] * math.log(psi) if turned[index] else 0.0
-        own = 1 / psi if turned[index] else psi
-        result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), own)
+        counted_odds = 1 / psi if turned[index] else psi
+        result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), counted_odds)
     return result
 
 
@@ -166,7 +166,7 @@ def saddle_point_value(groups: Iterable[tuple[Floats, Floats]], k: Floats, z: Fl
 
 
 def _near_the_mode(a: int, c: int, k: int, psi: float) -> float:
-    """Return log Z(psi), summed outwards from the mode until the terms no longer count."""
+    """Return log Z(psi), summed outwards from the mode until the terms are too small to matter."""
     low, high = max(0, k - c), min(k, a)
     mode = min(high, max(low, _mode(a, c, k, psi)))
     total = 1.0

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from controlled_rollout.gate.mixture import POINTS, more_needed
+from controlled_rollout.gate.mixture import POINTS
 
-__all__ = ["evidence_path", "log_evidence", "log_gamma", "requests_without_error", "upper_bound"]
+__all__ = ["evidence_path", "log_evidence", "log_gamma", "upper_bound"]
 
 Floats = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -
 
 
 def upper_bound(errors: float, requests: float, level: float) -> float:
-    """Return the rate that, at every look together, the true rate exceeds with probability `level` at most."""
+    """Return a bound that the true rate exceeds with probability `level` at most, over all looks together."""
     goal = -math.log(level)
     low, high = (errors / requests if requests else 1.0), 1.0
     while high - low > 1e-15 * high:
@@ -67,13 +67,6 @@ def upper_bound(errors: float, requests: float, level: float) -> float:
             break
         low, high = float(points[index - 1]), float(points[index])
     return high
-
-
-def requests_without_error(rate: float, level: float) -> int:
-    """Return after how many requests without a single error the upper bound is at `rate`."""
-    needed = more_needed(lambda requests: log_evidence(rate, np.zeros(len(requests)), requests), -math.log(level))
-    assert needed is not None  # noqa: S101 - the evidence grows without end
-    return needed
 
 
 def log_gamma(x: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""One kind of event judged by its odds ratio: the evidence that it is above a value, or below another."""
+"""One kind of event tested by its odds ratio: the evidence that the ratio is above a value, or below another."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class OddsRatio:
     def __init__(
         self, treatment: Floats, control: Floats, metric: Metric, *, burst: float = 1.0, cap: float | None = None
     ) -> None:
-        """Take the bins that say something: both versions have requests, and neither all nor none are events.
+        """Take the bins that can be used: both versions have requests, and not all requests are events.
 
         Args:
             treatment: The treatment's requests, per bin.
@@ -50,10 +50,10 @@ class OddsRatio:
         self._burst = burst
         self._log_cap = math.inf if cap is None else math.log(cap)
         events = metric.treatment + metric.control
-        says = (treatment > 0) & (control > 0) & (events < treatment + control)
+        usable = (treatment > 0) & (control > 0) & (events < treatment + control)
         self._treatment, self._control = treatment, control
-        self._events = np.where(says, events, 0.0)
-        self._hits = np.where(says, metric.treatment, 0.0)
+        self._events = np.where(usable, events, 0.0)
+        self._hits = np.where(usable, metric.treatment, 0.0)
         self._margins = Margins(treatment, control, self._events)
         self._moments: tuple[Floats, Floats] | None = None
         self._normalisers: dict[float, Floats] = {}
@@ -108,7 +108,7 @@ class OddsRatio:
 def burstiness(requests: Floats, events: Floats) -> float:
     """Return how much more the counts vary than independent events would: Pearson's chi-square per degree of freedom.
 
-    Never below 1. One where there are fewer than two bins with requests, or no events, or nothing else.
+    Never below 1. It is 1 with fewer than two bins with requests, and where none or all of the requests are events.
     """
     served = requests > 0
     n, x = requests[served], events[served]
@@ -121,7 +121,7 @@ def burstiness(requests: Floats, events: Floats) -> float:
 
 
 def rate_difference(columns: Columns, metric: Metric) -> float | None:
-    """Return treatment's rate less control's, compared inside each bin (Mantel-Haenszel); None if nothing compares."""
+    """Return treatment's rate less control's, compared inside each bin (Mantel-Haenszel); None if no bin has both."""
     excess, weight = _differences(columns, metric)
     total = float(weight.sum())
     return float(excess.sum()) / total if total else None
@@ -130,8 +130,8 @@ def rate_difference(columns: Columns, metric: Metric) -> float | None:
 def first_difference(columns: Columns, metric: Metric, least: float, since: int) -> int | None:
     """Return the first bin, `since` or later, after which the difference of the rates is `least` or more."""
     excess, weight = (np.cumsum(values) for values in _differences(columns, metric))
-    found = np.flatnonzero((weight[since:] > 0) & (excess[since:] >= least * weight[since:]))
-    return since + int(found[0]) if len(found) else None
+    reached = np.flatnonzero((weight[since:] > 0) & (excess[since:] >= least * weight[since:]))
+    return since + int(reached[0]) if len(reached) else None
 
 
 def _differences(columns: Columns, metric: Metric) -> tuple[Floats, Floats]:

@@ -1,19 +1,17 @@
-"""A verdict for people and for the wire: a plain-text table, and values that JSON can carry."""
+"""A verdict as a plain-text table, and as values that JSON can carry."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate.model import Power, Verdict
+from controlled_rollout.gate.model import Verdict
 from controlled_rollout.text_table import text_table
 
-__all__ = ["describe", "describe_power", "verdict_from_dict", "verdict_to_dict"]
-
+__all__ = ["describe", "verdict_from_dict", "verdict_to_dict"]
 
 INFINITE: Final = "Infinity"
 HEADINGS: Final = ("claim", "e-value", "of", "requests still needed")
@@ -39,7 +37,9 @@ def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
         return TypeAdapter(Verdict).validate_python(dict(values))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise EvidenceError(f"this is not a verdict: {faults}; give the values that verdict_to_dict returned") from None
+        raise EvidenceError(
+            f"this is not a verdict: {faults}; give the values that verdict_to_dict returned"
+        ) from error
 
 
 def describe(verdict: Verdict) -> str:
@@ -63,35 +63,3 @@ def _number(value: float) -> str:
     if value == math.inf:
         return "inf"
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
-
-
-def describe_power(power: Power) -> str:
-    """Return what a step can show, in a sentence."""
-    passes = "does not pass within 30 days"
-    if power.time_to_pass is not None:
-        passes = (
-            f"passes after about {_length(power.time_to_pass)} ({power.treatment_requests_to_pass:,} of its requests)"
-        )
-    seen = [f"no higher error rate than control's {_percent(power.error_rate)}"]
-    if power.detectable_error_rate is not None:
-        seen = [f"errors of {_percent(power.detectable_error_rate)} or more (control {_percent(power.error_rate)})"]
-    if power.slow_quantile is not None:
-        beyond = f"of its requests beyond control's p{100 * power.slow_quantile:g}"
-        normally = f"(normally {_percent(1 - power.slow_quantile)})"
-        least = power.detectable_slow_share
-        seen.append(f"no share {beyond}" if least is None else f"{_percent(least)} or more {beyond} {normally}")
-    traffic = f"{100 * power.share:.3g} % of {power.requests_per_second:,.3g} requests/s"
-    return f"{traffic}: a treatment like control {passes}; found within {_length(power.within)}: {', '.join(seen)}"
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.2g} %"
-
-
-def _length(length: timedelta) -> str:
-    minutes = length.total_seconds() / 60
-    if minutes < 1:
-        return f"{length.total_seconds():.0f} s"
-    if minutes < 120:
-        return f"{math.ceil(minutes)} min"
-    return f"{minutes / 60:.2g} h" if minutes < 48 * 60 else f"{minutes / 1440:.2g} d"

@@ -38,7 +38,7 @@ LONGEST_STEP: Final = 1.0
 
 
 class Shift:
-    """The likelihood-ratio processes of the whole distribution."""
+    """The likelihood-ratio processes that the treatment's durations as a whole are longer than control's."""
 
     def __init__(
         self,
@@ -62,22 +62,24 @@ class Shift:
         """
         self._burst = burst
         self._log_cap = math.inf if cap is None else math.log(cap)
-        says = (treatment > 0) & (control > 0)
-        own = _classes(np.where(says, treatment, 0.0), [np.where(says, m.treatment, 0.0) for m in slow], quantiles)
-        others = _classes(np.where(says, control, 0.0), [np.where(says, m.control, 0.0) for m in slow], quantiles)
+        both = (treatment > 0) & (control > 0)
+        of_treatment = _classes(
+            np.where(both, treatment, 0.0), [np.where(both, m.treatment, 0.0) for m in slow], quantiles
+        )
+        of_control = _classes(np.where(both, control, 0.0), [np.where(both, m.control, 0.0) for m in slow], quantiles)
         self._scores = scores(quantiles)
-        self._sizes = own + others
+        self._sizes = of_treatment + of_control
         # The fewer requests are drawn: choosing the treatment's is leaving out control's.
         self._turned = control < treatment
-        self._drawn = np.where(self._turned, others.sum(axis=0), own.sum(axis=0))
-        self._sum = self._scores @ np.where(self._turned, -others, own)
+        self._drawn = np.where(self._turned, of_control.sum(axis=0), of_treatment.sum(axis=0))
+        self._sum = self._scores @ np.where(self._turned, -of_control, of_treatment)
         self._one_class = self._sizes.max(axis=0) == self._sizes.sum(axis=0)
         total = self._sizes.sum(axis=0)
         self._zero = log_gamma(total + 1) - log_gamma(self._drawn + 1) - log_gamma(total - self._drawn + 1)
 
     def paths(self, bins: int) -> list[Floats]:
         """Return one path per tilt: the log of the evidence that durations are longer by so much."""
-        # In `follow` a ratio of 1 says nothing; here that is a tilt of 0.
+        # `follow` takes ratios, of which 1 is no difference; here that is a tilt of 0.
         return follow([math.exp(tilt) for tilt in TILTS], bins, lambda ratio, alive: self.gains(math.log(ratio), alive))
 
     def gains(self, tilt: float, bins: int) -> Floats:
@@ -145,8 +147,8 @@ def scores(quantiles: Sequence[float]) -> Floats:
     normal = NormalDist()
     edges = [0.0, *sorted(quantiles), 1.0]
     heights = [0.0, *(normal.pdf(normal.inv_cdf(q)) for q in edges[1:-1]), 0.0]
-    found: Floats = -np.diff(heights) / np.diff(edges)
-    return found
+    result: Floats = -np.diff(heights) / np.diff(edges)
+    return result
 
 
 def score_burstiness(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> float:
@@ -166,7 +168,7 @@ def score_burstiness(requests: Floats, slow: Sequence[Floats], quantiles: Sequen
 def _classes(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> Floats:
     """Return the requests between neighbouring quantiles, one row per class.
 
-    What exceeds a quantile exceeds every lower one: counts that say otherwise (they were sampled) are raised to that.
+    A request that exceeds a quantile exceeds every lower one: smaller counts (they were sampled) are raised to that.
     """
     order = sorted(range(len(quantiles)), key=lambda index: quantiles[index])
     above = np.array([requests, *(slow[index] for index in order), np.zeros_like(requests)])

@@ -38,13 +38,13 @@ def split_evidence(columns: Columns, log_threshold: float) -> tuple[Evidence, ND
 
 
 def _step(share: Floats, ratio: float) -> Floats:
-    """Return what each of the treatment's requests adds; 0 where no alternative on this side is possible."""
+    """Return the gain of each of the treatment's requests; 0 where no alternative on this side is possible."""
     impossible = (share == 0) if ratio < 1 else (share == 1)
     return np.where(impossible, 0.0, math.log(ratio))
 
 
 def _cost(share: Floats, ratio: float) -> Floats:
-    """Return log(1 + w (g - 1)); where a version should have no request, stray ones are forgiven on one side."""
+    """Return log(1 + w (g - 1)); where a version should have no request, stray ones are tolerated on one side."""
     if ratio > 1:
         stray = np.where(share == 0, math.log1p(STRAY * (ratio - 1)), np.log1p(share * (ratio - 1)))
         return np.where(share == 1, 0.0, stray)

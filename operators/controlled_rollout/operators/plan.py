@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from controlled_rollout.arguments import duration, gate_of
 from controlled_rollout.errors import ControlledRolloutError, EvidenceError
 from controlled_rollout.evidence import EvidenceWindow
-from controlled_rollout.gate import Gate
+from controlled_rollout.gate import Gate, power
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.workspace import Workspace
 
@@ -181,7 +181,8 @@ def power_in_words(
             lines.append(f"  at {step:g} %: nothing, because control has no requests to compare with")
             continue
         try:
-            power = gate.power(
+            shown = power(
+                gate,
                 share=step / 100,
                 requests_per_second=per_second,
                 error_rate=rate,
@@ -191,7 +192,7 @@ def power_in_words(
         except EvidenceError as error:
             lines.append(f"  at {step:g} %: {error}")
         else:
-            lines.append(f"  {power}")
+            lines.append(f"  {shown}")
     return "\n".join(lines)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate import Bin, Counts, Gate
-from controlled_rollout.gate.claims import alarm_threshold, better, latency_weights, rate_of
+from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.mixture import log_sum
 from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.shift import TILTS, Shift, scores
+from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Floats, Traffic, thresholds_ms
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -65,7 +66,7 @@ def looks(traffic: Traffic) -> Looks:
 
     passes = _ever(errors.not_worse(gate, gate.acceptable_error_rate))
     for event, q in zip(slow, QUANTILES, strict=True):
-        passes &= _ever(event.not_worse(gate, rate_of(gate.pass_ratio * (1 - q) / q)))
+        passes &= _ever(event.not_worse(gate, rate_of_odds(gate.pass_ratio * (1 - q) / q)))
     passed = _first(passes)
     later = NEVER - skip
     failed, passed = (np.where(first < later, first + skip, NEVER) for first in (failed, passed))
@@ -94,7 +95,7 @@ class _Events:
         return (weight > 0) & (excess >= least * weight)
 
     def not_worse(self, gate: Gate, acceptable: float) -> NDArray[np.bool_]:
-        ratios = better(gate)
+        ratios = pass_ratios(gate)
         parts = [path + math.log(0.5 / len(ratios)) for path in self.paths(gate.pass_ratio, ratios)]
         x, n = (np.cumsum(counts, axis=1) / self.burst for counts in (self.x, self.a))
         parts.append(log_evidence(acceptable, x, n) + math.log(0.5))

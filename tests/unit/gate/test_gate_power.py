@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate import Gate
+from controlled_rollout.gate import Gate, power
 from tests.benchmarks.gate import ours
 from tests.benchmarks.gate.traffic import Cell, constant, simulate
 
@@ -26,19 +26,19 @@ def median_minutes(cell: Cell, kind: str) -> float:
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_time_to_pass_is_about_the_median_of_simulated_rollouts(share: float) -> None:
     cell = Cell("healthy", 300, True, share=constant(share), latency=constant(0.97), minutes=240)
-    said = Gate().power(share=share, requests_per_second=5)
+    forecast = power(Gate(), share=share, requests_per_second=5)
 
-    assert said.time_to_pass is not None
+    assert forecast.time_to_pass is not None
     # The simulated treatment is slow a little less often than control: a tolerance of 5 % is in its favour.
     found = median_minutes(cell, "passed")
-    assert 0.6 * found <= said.time_to_pass.total_seconds() / 60 <= 1.6 * found
+    assert 0.6 * found <= forecast.time_to_pass.total_seconds() / 60 <= 1.6 * found
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_error_rate_that_is_said_to_be_found_in_half_an_hour_is_found_in_about_half_an_hour(share: float) -> None:
-    said = Gate().power(share=share, requests_per_second=5, within=timedelta(minutes=30))
-    assert said.detectable_error_rate is not None
-    ratio = said.detectable_error_rate / 0.005
+    forecast = power(Gate(), share=share, requests_per_second=5, within=timedelta(minutes=30))
+    assert forecast.detectable_error_rate is not None
+    ratio = forecast.detectable_error_rate / 0.005
 
     found = median_minutes(Cell("worse", 300, False, ratio=ratio, share=constant(share)), "failed")
 
@@ -46,7 +46,7 @@ def test_error_rate_that_is_said_to_be_found_in_half_an_hour_is_found_in_about_h
 
 
 def test_more_traffic_shows_more() -> None:
-    few, many = (Gate().power(share=0.1, requests_per_second=rate) for rate in (2, 20))
+    few, many = (power(Gate(), share=0.1, requests_per_second=rate) for rate in (2, 20))
 
     assert few.time_to_pass > many.time_to_pass
     assert few.detectable_error_rate > many.detectable_error_rate
@@ -54,25 +54,25 @@ def test_more_traffic_shows_more() -> None:
 
 
 def test_step_with_hardly_any_traffic_says_that_it_shows_nothing() -> None:
-    found = Gate().power(share=0.01, requests_per_second=0.01, within=timedelta(minutes=1))
+    forecast = power(Gate(), share=0.01, requests_per_second=0.01, within=timedelta(minutes=1))
 
-    assert (found.time_to_pass, found.treatment_requests_to_pass) == (None, None)
-    assert (found.detectable_error_rate, found.detectable_slow_share) == (None, None)
-    assert "does not pass within 30 days" in str(found)
-    assert "no higher error rate" in str(found)
+    assert (forecast.time_to_pass, forecast.treatment_requests_to_pass) == (None, None)
+    assert (forecast.detectable_error_rate, forecast.detectable_slow_share) == (None, None)
+    assert "does not pass within 30 days" in str(forecast)
+    assert "no higher error rate" in str(forecast)
 
 
 def test_without_latency_nothing_is_said_of_it() -> None:
-    found = Gate().power(share=0.1, requests_per_second=5, latency=False)
+    forecast = power(Gate(), share=0.1, requests_per_second=5, latency=False)
 
-    assert (found.detectable_slow_share, found.slow_quantile) == (None, None)
-    assert "p95" not in str(found)
+    assert (forecast.detectable_slow_share, forecast.slow_quantile) == (None, None)
+    assert "p95" not in str(forecast)
     # All of alpha is the errors'.
-    assert found.detectable_error_rate < Gate().power(share=0.1, requests_per_second=5).detectable_error_rate
+    assert forecast.detectable_error_rate < power(Gate(), share=0.1, requests_per_second=5).detectable_error_rate
 
 
 def test_sentence_names_the_numbers() -> None:
-    sentence = str(Gate().power(share=0.1, requests_per_second=5, within=HOUR))
+    sentence = str(power(Gate(), share=0.1, requests_per_second=5, within=HOUR))
 
     assert sentence.startswith("10 % of 5 requests/s: a treatment like control passes after about 1")
     assert "(control 0.5 %)" in sentence
@@ -80,20 +80,20 @@ def test_sentence_names_the_numbers() -> None:
 
 
 def test_control_without_errors_passes_by_the_rate_alone() -> None:
-    found = Gate().power(share=0.1, requests_per_second=5, error_rate=0, latency=False)
+    forecast = power(Gate(), share=0.1, requests_per_second=5, error_rate=0, latency=False)
 
-    assert found.treatment_requests_to_pass == 751
-    assert found.detectable_error_rate >= 0.002
+    assert forecast.treatment_requests_to_pass == 751
+    assert forecast.detectable_error_rate >= 0.002
 
 
 def test_page_states_what_power_says() -> None:
     page = (Path(__file__).parents[3] / "docs" / "gate.md").read_text()
-    tenth, half = (Gate().power(share=share, requests_per_second=5) for share in (0.1, 0.5))
+    tenth, half = (power(Gate(), share=share, requests_per_second=5) for share in (0.1, 0.5))
 
-    for found in (tenth, half):
-        minutes = math.ceil(found.time_to_pass.total_seconds() / 60)
+    for forecast in (tenth, half):
+        minutes = math.ceil(forecast.time_to_pass.total_seconds() / 60)
         assert f"{minutes} min" in page
-        assert f"{found.treatment_requests_to_pass:,}" in page
+        assert f"{forecast.treatment_requests_to_pass:,}" in page
     assert f"errors of {100 * tenth.detectable_error_rate:.2g} % or more" in page
     assert f"{100 * tenth.detectable_slow_share:.2g} % or more of its requests beyond control's p95" in page
 
@@ -112,9 +112,9 @@ def test_page_states_what_power_says() -> None:
         {"within": timedelta(0)},
     ],
 )
-def test_values_that_cannot_be_are_refused_with_what_to_give(values: dict[str, float]) -> None:
-    with pytest.raises(EvidenceError, match=f"{next(iter(values))} = .* cannot be: give one that is"):
-        Gate().power(**{"share": 0.1, "requests_per_second": 5, **values})
+def test_values_out_of_range_are_refused_with_what_to_give(values: dict[str, float]) -> None:
+    with pytest.raises(EvidenceError, match=f"{next(iter(values))} = .* is out of range: give one that is"):
+        power(Gate(), **{"share": 0.1, "requests_per_second": 5, **values})
 
 
 def test_importing_the_gate_does_not_import_numpy() -> None:

@@ -58,10 +58,10 @@ def test_table_shows_e_value_threshold_and_what_is_still_needed() -> None:
 
 
 def test_table_of_a_blind_look_says_why() -> None:
-    verdict = cannot_see("the store does not answer", control_requests=5)
+    verdict = cannot_see("the store does not answer")
 
     assert verdict.outcome == "cannot_see"
     assert describe(verdict).splitlines() == [
         "cannot see: the store does not answer",
-        "treatment 0 requests, control 5",
+        "treatment 0 requests, control 0",
     ]

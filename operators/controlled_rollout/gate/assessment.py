@@ -1,0 +1,74 @@
+"""All claims of one look: errors, latency, split, and the author's own metrics."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from controlled_rollout.gate.claims import ClaimResult
+from controlled_rollout.gate.columns import Columns, columns
+from controlled_rollout.gate.metric_claims import metric_claims
+from controlled_rollout.gate.model import Bin, Gate
+from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
+
+__all__ = ["Assessment", "assess"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """Every claim of one look; bins are counted from the first one, warm-up included.
+
+    Attributes:
+        alarms: Claims that fail the treatment.
+        splits: Claims that the two versions did not get the same kind of traffic as was set.
+        passes: Claims that a pass needs, all of them.
+        notes: What was left out, in words.
+        control_requests, treatment_requests: How many requests were counted, warm-up left out.
+    """
+
+    alarms: tuple[ClaimResult, ...]
+    splits: tuple[ClaimResult, ...]
+    passes: tuple[ClaimResult, ...]
+    notes: tuple[str, ...]
+    control_requests: int
+    treatment_requests: int
+
+
+def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessment:
+    """Test every claim on the bins.
+
+    Args:
+        bins: All closed bins since the rollout began, in any order.
+        gate: What the treatment has to show.
+        baseline: Control's bins before the rollout.
+
+    Raises:
+        EvidenceError: The counts are inconsistent.
+    """
+    n_quantiles = len(gate.latency_quantiles)
+    all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=gate.categories)
+    before = columns(baseline, quantiles=n_quantiles)
+    warm_up = all_bins.warm_up_bins(gate.warm_up)
+    judged = all_bins.since(warm_up)
+
+    traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
+    metrics = metric_claims(judged, gate)
+    alarms, splits = (*traffic_alarms, *metrics.alarms), metrics.splits
+    return Assessment(
+        tuple(alarm.later(warm_up) for alarm in alarms),
+        # The split is checked during warm-up too.
+        (split_wrong(all_bins, gate), *(split.later(warm_up) for split in splits)),
+        (*traffic_passes, *metrics.passes),
+        tuple(_notes(judged, gate, warm_up)),
+        int(judged.control.sum()),
+        int(judged.treatment.sum()),
+    )
+
+
+def _notes(judged: Columns, gate: Gate, warm_up: int) -> Iterable[str]:
+    if judged.starts:
+        if gate.latency_quantiles and not judged.slow:
+            yield "latency is not judged: the bins carry no counts of slow requests"
+        for name in (*gate.means, *gate.categories):
+            if name not in judged.means and name not in judged.categories:
+                yield f"{name} is not judged: the bins carry no values of it"
+    if warm_up:
+        yield f"{warm_up} {'bin' if warm_up == 1 else 'bins'} of warm-up left out"

@@ -1,0 +1,109 @@
+"""How fast evidence grows at constant rates: requests until a pass, and the smallest regressions that are found.
+
+The log of every likelihood-ratio process grows, on average, by a constant per request (the difference of the two odds
+ratios' Kullback-Leibler divergences from the truth). When the evidence expected after a time reaches the threshold,
+about half of the rollouts have reached it (Wald, 1945). The author's own metrics and bursts are left out: they are not
+known beforehand.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.claims import alarm_threshold
+from controlled_rollout.gate.mixture import log_sum, more_needed
+from controlled_rollout.gate.model import Gate
+from controlled_rollout.gate.odds import Margins
+from controlled_rollout.gate.rate import log_evidence
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
+from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
+
+__all__ = ["detectable_error_rate", "detectable_slow_share", "requests_to_pass"]
+
+Floats = NDArray[np.float64]
+
+# The growth per request is that of so large a bin.
+LARGE: Final = 1e7
+
+
+def requests_to_pass(gate: Gate, share: float, error_rate: float, quantiles: Sequence[float]) -> int | None:
+    """Return about how many treatment requests a pass needs when the treatment is like control; None if it never comes.
+
+    Args:
+        gate: What the treatment has to show.
+        share: The treatment's part of the two versions' traffic.
+        error_rate: The share of control's requests that are errors.
+        quantiles: The latency quantiles that are judged.
+    """
+    needed = [_requests_needed(gate, share, error_rate, gate.acceptable_error_rate)]
+    needed += [_requests_needed(gate, share, 1 - q, rate_of_odds(gate.pass_ratio * (1 - q) / q)) for q in quantiles]
+    known = [number for number in needed if number is not None]
+    return max(known) if len(known) == len(needed) else None
+
+
+def detectable_error_rate(
+    gate: Gate, share: float, error_rate: float, requests: float, *, latency: bool
+) -> float | None:
+    """Return about the smallest error rate of the treatment that alarms within so many of its requests; None: none."""
+    goal = math.log(alarm_threshold(gate, "errors", latency=latency))
+    return _smallest(
+        lambda rate: _alarm(requests, share, error_rate, rate, gate.error_ratio, ABOVE_WEIGHTS) >= goal,
+        error_rate + gate.error_difference,
+    )
+
+
+def detectable_slow_share(gate: Gate, share: float, quantile: float, requests: float, n_quantiles: int) -> float | None:
+    """Return about the smallest part of requests beyond control's quantile that alarms within so many; None: none."""
+    normal, weights = 1 - quantile, latency_weights(n_quantiles)[: len(ABOVE)]
+    goal = math.log(alarm_threshold(gate, "latency", latency=True))
+    return _smallest(lambda part: _alarm(requests, share, normal, part, 1.0, weights) >= goal, normal)
+
+
+def _requests_needed(gate: Gate, share: float, rate: float, acceptable_rate: float) -> int | None:
+    """Return about how many requests of the treatment a pass claim needs when it is as good as control."""
+    ratios = pass_ratios(gate)
+    gains = [_growth(share, rate, rate, gate.pass_ratio, ratio) for ratio in ratios]
+
+    def expected(requests: Floats) -> Floats:
+        by_ratio = [math.log(0.5 / len(ratios)) + gain * requests for gain in gains]
+        absolute = log_evidence(acceptable_rate, rate * requests, requests) + math.log(0.5)
+        return log_sum(np.array([*by_ratio, absolute]))
+
+    return more_needed(expected, -math.log(gate.beta))
+
+
+def _alarm(
+    requests: float, share: float, control_rate: float, treatment_rate: float, null: float, weights: Sequence[float]
+) -> float:
+    """Return the log of an alarm's expected evidence after so many requests of the treatment."""
+    grown = [
+        math.log(weight) + requests * _growth(share, control_rate, treatment_rate, null, ratio)
+        for ratio, weight in zip(ABOVE, weights, strict=True)
+    ]
+    return float(log_sum(np.array(grown)))
+
+
+def _growth(share: float, control_rate: float, treatment_rate: float, null: float, ratio: float) -> float:
+    """Return by how much the log likelihood ratio of odds `null * ratio` to `null` grows per treatment request."""
+    a, c = LARGE * share, LARGE * (1 - share)
+    events = a * treatment_rate + c * control_rate
+    margins = Margins(*(np.array([value]) for value in (a, c, events)))
+    gain = a * treatment_rate * math.log(ratio) - float((margins.log_z(null * ratio, 1) - margins.log_z(null, 1))[0])
+    return gain / a
+
+
+def _smallest(alarms: Callable[[float], bool], low: float) -> float | None:
+    """Return about the smallest rate from `low` up that alarms, to a thousandth of itself."""
+    high = 1 - 1e-6
+    if low >= high or not alarms(high):
+        return None
+    while high > low * 1.001:
+        middle = math.sqrt(low * high)
+        if alarms(middle):
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,132 @@
+"""The claims about the author's own metrics: means and categories."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.categories import any_difference, difference_beyond, total_variation
+from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
+from controlled_rollout.gate.columns import Columns, Values
+from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, scale_of
+from controlled_rollout.gate.mixture import more_needed
+from controlled_rollout.gate.model import Gate, Mean
+
+__all__ = ["MetricClaims", "metric_claims"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricClaims:
+    """The claims about the author's metrics; bins are counted from the first judged one."""
+
+    alarms: tuple[ClaimResult, ...]
+    splits: tuple[ClaimResult, ...]
+    passes: tuple[ClaimResult, ...]
+
+
+def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
+    """Test the claims about every metric that the bins carry; a pass also waits for one that they do not carry yet.
+
+    Args:
+        judged: The rollout's bins, warm-up left out.
+        gate: Which metrics, and what is tolerated.
+    """
+    alarms: list[ClaimResult] = []
+    splits: list[ClaimResult] = []
+    passes: list[ClaimResult] = []
+    for name, setting in gate.means.items():
+        if name in judged.means:
+            by_bin = differences(*judged.means[name])
+            threshold = alarm_threshold(gate, name, latency=bool(judged.slow))
+            alarms.append(_mean_worse(name, setting, by_bin, judged, threshold))
+            if setting.pass_margin is not None:
+                passes.append(_mean_not_worse(name, setting.worse, setting.pass_margin, by_bin, judged, gate))
+        elif setting.pass_margin is not None:
+            claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
+            passes.append(ClaimResult(claim))
+    for name in judged.categories:
+        result = _category_differs(name, judged, gate)
+        (alarms if result.claim.kind == "alarm" else splits).append(result)
+    return MetricClaims(tuple(alarms), tuple(splits), tuple(passes))
+
+
+def _mean_worse(name: str, setting: Mean, by_bin: Differences, judged: Columns, threshold: float) -> ClaimResult:
+    """Alarm: the treatment's mean is worse than control's by more than the margin."""
+    path = _path(by_bin, 1.0 if setting.worse == "higher" else -1.0, setting.margin)
+    peak, first = _reached(path, math.log(threshold))
+    detail = f"{_means(by_bin, judged.means[name])}, {setting.margin:.3g} tolerated"
+    claim = claim_from(f"{name} is {setting.worse}", "alarm", peak, threshold, first is not None, detail)
+    return ClaimResult(claim, first)
+
+
+def _mean_not_worse(
+    name: str, worse: str, margin: float, by_bin: Differences, judged: Columns, gate: Gate
+) -> ClaimResult:
+    """Pass: the treatment's mean is worse than control's by less than the pass margin."""
+    sign, goal = (1.0 if worse == "lower" else -1.0), -math.log(gate.beta)
+    path = _path(by_bin, sign, -margin)
+    peak, first = _reached(path, goal)
+    needed: int | None = 0
+    if first is None:
+        total, variance = _sums(by_bin, sign, -margin)
+        served, scale = float(judged.treatment.sum()), scale_of(by_bin)
+
+        def expected(more: Floats) -> Floats:
+            grown = 1 + more / served
+            return log_mixture(total[-1] * grown, variance[-1] * grown, scale)
+
+        needed = more_needed(expected, goal) if served and len(path) and by_bin.ready is not None else None
+    detail = f"{_means(by_bin, judged.means[name])}, {margin:.3g} worse to be ruled out"
+    return ClaimResult(
+        claim_from(f"{name} is not worse", "pass", peak, 1 / gate.beta, first is not None, detail, needed)
+    )
+
+
+def _category_differs(name: str, judged: Columns, gate: Gate) -> ClaimResult:
+    """Split or alarm: the categories are not distributed alike, or differ by more than is tolerated."""
+    setting, counts = gate.categories[name], judged.categories[name]
+    fails = setting.on_difference == "fail"
+    threshold = alarm_threshold(gate, name, latency=bool(judged.slow)) if fails else 1 / gate.split_alpha
+    if setting.tolerance:
+        evidence = difference_beyond(counts, setting.tolerance, math.log(threshold))
+        claimed = f"{name} differs by more than {setting.tolerance:g}"
+    else:
+        evidence = any_difference(counts, math.log(threshold))
+        claimed = f"{name} differs"
+    variation = total_variation(counts)
+    detail = f"{len(counts)} categories, total variation "
+    detail += "not known" if variation is None else f"{variation:.3g}"
+    reached = evidence.first is not None
+    claim = claim_from(claimed, "alarm" if fails else "split", evidence.peak, threshold, reached, detail)
+    return ClaimResult(claim, evidence.first)
+
+
+def _sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:
+    """Return S and V after every bin, for the claim that `sign` times the difference is above `margin`."""
+    return np.cumsum(by_bin.weight * (sign * by_bin.difference - margin)), np.cumsum(by_bin.variance)
+
+
+def _path(by_bin: Differences, sign: float, margin: float) -> Floats:
+    """Return the log of the evidence after every bin; none before there are values enough."""
+    total, variance = _sums(by_bin, sign, margin)
+    if by_bin.ready is None:
+        return np.zeros(len(total))
+    path = log_mixture(total, variance, scale_of(by_bin))
+    path[: by_bin.ready] = 0.0
+    return path
+
+
+def _reached(path: Floats, goal: float) -> tuple[float, int | None]:
+    first = np.flatnonzero(path >= goal)
+    return max(0.0, float(path.max(initial=0.0))), int(first[0]) if len(first) else None
+
+
+def _means(by_bin: Differences, values: tuple[Values, Values]) -> str:
+    if by_bin.ready is None:
+        return f"fewer than {MIN_BINS} bins or {MIN_VALUES} values of each version"
+    treatment, control = (float((version.count * version.mean).sum() / version.count.sum()) for version in values)
+    difference = float((by_bin.weight * by_bin.difference).sum() / by_bin.weight.sum())
+    return f"{treatment:.4g} against control's {control:.4g}, difference {difference:+.3g}"

@@ -1,0 +1,253 @@
+"""The claims about what every request tells: errors, latency and the split (the author's metrics: metric_claims.py)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
+from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.mixture import Evidence, log_sum, mix, more_needed, settle
+from controlled_rollout.gate.model import Gate
+from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
+from controlled_rollout.gate.ratio import (
+    ABOVE,
+    ABOVE_WEIGHTS,
+    BETTER,
+    OddsRatio,
+    burstiness,
+    first_difference,
+    rate_difference,
+)
+from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness
+from controlled_rollout.gate.split import split_evidence, split_served
+
+__all__ = ["latency_weights", "pass_ratios", "rate_of_odds", "split_wrong", "traffic_claims"]
+
+Floats = NDArray[np.float64]
+
+
+def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
+    """Return the alarms and the pass claims about errors and, where the bins count it, latency.
+
+    Args:
+        judged: The rollout's bins, warm-up left out.
+        before: Control's bins before the rollout: they tell how much events come in bursts.
+        gate: What the treatment has to show.
+    """
+    errors = _Event(judged, judged.errors, gate, _burst(before, before.errors, gate))
+    alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, errors)]
+    if judged.slow:
+        bursts = [_burst(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
+        slow = [_Event(judged, metric, gate, burst) for metric, burst in zip(judged.slow, bursts, strict=True)]
+        alarms.append(_latency_higher(gate, slow, _shift(judged, before, gate)))
+        passes.append(_latency_not_worse(gate, slow))
+    return alarms, passes
+
+
+def _burst(before: Columns, metric: Metric, gate: Gate) -> float:
+    """Return by how much gains are divided: a cap on every bin's gain is the other way to bear bursts."""
+    return 1.0 if gate.burst_cap is not None else burstiness(before.control, metric.control)
+
+
+class _Event:
+    """One kind of event (errors, or requests slower than one quantile) in the judged bins, with its odds-ratio test."""
+
+    def __init__(self, judged: Columns, metric: Metric, gate: Gate, burst: float) -> None:
+        self.judged = judged
+        self.metric = metric
+        self.burst = burst
+        self.odds = OddsRatio(judged.treatment, judged.control, metric, burst=burst, cap=gate.burst_cap)
+        self.n_bins = len(judged.starts)
+
+    def rates(self) -> str:
+        treatment = _rate(self.metric.treatment, self.judged.treatment)
+        return f"{treatment} against control's {_rate(self.metric.control, self.judged.control)}"
+
+    def bursts(self) -> str:
+        return f", discounted {self.burst:.3g} times for bursts" if self.burst > 1 else ""
+
+
+def _errors_higher(gate: Gate, errors: _Event) -> ClaimResult:
+    """Alarm: the odds of an error are above the tolerated ratio, and the rates differ by more than is tolerated."""
+    judged, metric = errors.judged, errors.metric
+    threshold = alarm_threshold(gate, "errors", latency=bool(judged.slow))
+    evidence = settle(
+        lambda bins: mix(errors.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS, math.log(threshold), bins),
+        errors.n_bins,
+        math.log(threshold),
+    )
+    first = evidence.first
+    if first is not None:
+        first = first_difference(judged, metric, gate.error_difference, first)
+    difference = rate_difference(judged, metric)
+    detail = errors.rates()
+    if difference is not None:
+        detail += f", difference {100 * difference:+.3g} points, {100 * gate.error_difference:.3g} tolerated"
+    detail += errors.bursts()
+    return ClaimResult(
+        claim_from("errors are higher", "alarm", evidence.peak, threshold, first is not None, detail), first
+    )
+
+
+def _shift(judged: Columns, before: Columns, gate: Gate) -> Shift:
+    """Return the test of the durations as a whole; half of the latency alarm's weight is its."""
+    burst = 1.0
+    if before.slow and gate.burst_cap is None:
+        burst = score_burstiness(before.control, [metric.control for metric in before.slow], gate.latency_quantiles)
+    return Shift(judged.treatment, judged.control, judged.slow, gate.latency_quantiles, burst=burst, cap=gate.burst_cap)
+
+
+def latency_weights(n_quantiles: int) -> list[float]:
+    """Return the weights of the latency alarm's components: every quantile's ratios, then the tilts of the whole."""
+    by_quantile = [weight / (2 * n_quantiles) for _ in range(n_quantiles) for weight in ABOVE_WEIGHTS]
+    return by_quantile + [1 / (2 * len(TILTS))] * len(TILTS)
+
+
+def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimResult:
+    """Alarm: durations exceed control's quantiles more often, one of them or as a whole.
+
+    E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
+    """
+    threshold = alarm_threshold(gate, "latency", latency=True)
+
+    def evidence_after(bins: int) -> Evidence:
+        paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]
+        return mix([*paths, *shift.paths(bins)], latency_weights(len(slow)), math.log(threshold), bins)
+
+    evidence = settle(evidence_after, slow[0].n_bins, math.log(threshold))
+    parts = [
+        f"{_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
+        for quantile, event in zip(gate.latency_quantiles, slow, strict=True)
+    ]
+    reached = evidence.first is not None
+    claim = claim_from("latency is higher", "alarm", evidence.peak, threshold, reached, ", ".join(parts))
+    return ClaimResult(claim, evidence.first)
+
+
+def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
+    """Return the split claim: requests do not fall to the two versions in the shares that were set."""
+    threshold = 1 / gate.split_alpha
+    evidence, checked = split_evidence(all_bins, math.log(threshold))
+    shares = split_served(all_bins)
+    detail = (
+        "not checked: no bin with a known split"
+        if shares is None
+        else f"{100 * shares[0]:.3g} % served, {100 * shares[1]:.3g} % set"
+    )
+    first = None if evidence.first is None else int(checked[evidence.first])
+    claim = claim_from("split is wrong", "split", evidence.peak, threshold, first is not None, detail)
+    return ClaimResult(claim, first)
+
+
+def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
+    """Pass: the odds of an error are below `pass_ratio` times control's, or the rate is acceptable as it is."""
+    result = _not_worse(gate, errors, gate.acceptable_error_rate)
+    hits, requests = float(errors.metric.treatment.sum()), float(errors.judged.treatment.sum())
+    bound = upper_bound(hits / errors.burst, requests / errors.burst, gate.beta / 2)
+    detail = (
+        f"odds below {gate.pass_ratio:g} times control's, or rate below {100 * gate.acceptable_error_rate:.3g} %; "
+        f"rate now at most {100 * bound:.3g} %"
+    )
+    return ClaimResult(
+        claim_from("errors are not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
+    )
+
+
+def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
+    """Pass: at no quantile are the odds of exceeding it `pass_ratio` times control's, or times what they were before.
+
+    Control's frozen quantile q was exceeded with odds (1 - q) / q before the rollout. When no request exceeds it any
+    more (a quieter hour) the ratio of the two versions stays unknown; the treatment's own rate then decides.
+
+    Every quantile has to reach it by itself, so the weakest counts: an average would let the median's many events pass
+    a tail without any. Each at 1 / beta is enough, because a false pass needs the bad one to be wrong.
+    """
+    results = [
+        _not_worse(gate, event, rate_of_odds(gate.pass_ratio * (1 - quantile) / quantile))
+        for event, quantile in zip(slow, gate.latency_quantiles, strict=True)
+    ]
+    weakest = min(range(len(results)), key=lambda index: results[index].peak)
+    needed = [result.needed for result in results]
+    known = [number for number in needed if number is not None]
+    detail = (
+        f"odds of exceeding below {gate.pass_ratio:g} times control's, or times those before the rollout, at every "
+        f"quantile; least sure of {_quantile(gate.latency_quantiles[weakest])}"
+    )
+    reached = all(result.reached for result in results)
+    more = max(known) if len(known) == len(needed) else None
+    claim = claim_from("latency is not worse", "pass", results[weakest].peak, 1 / gate.beta, reached, detail, more)
+    return ClaimResult(claim)
+
+
+@dataclass(frozen=True, slots=True)
+class _NotWorse:
+    """How far one kind of event is shown not to be worse.
+
+    Attributes:
+        peak: The log of the evidence.
+        reached: Whether it was ever enough.
+        needed: How many more treatment requests it needs; 0 when reached, None when it will not come by waiting.
+    """
+
+    peak: float
+    reached: bool
+    needed: int | None
+
+
+def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
+    """Test both ways to pass: by the ratio to control, and by the treatment's own rate.
+
+    The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
+    """
+    goal, ratios = -math.log(gate.beta), pass_ratios(gate)
+    weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
+    hits, requests = event.metric.treatment, event.judged.treatment
+
+    def evidence_after(bins: int) -> Evidence:
+        absolute = evidence_path(acceptable_rate, hits[:bins], requests[:bins], event.burst)
+        return mix([*event.odds.paths(gate.pass_ratio, ratios, bins), absolute], weights, goal, bins)
+
+    evidence = settle(evidence_after, event.n_bins, goal)
+    if evidence.first is not None:
+        return _NotWorse(evidence.peak, True, 0)
+    total, served = float(hits.sum()), float(requests.sum())
+
+    def expected(more: Floats) -> Floats:
+        grown = 1 + more / served if served else np.ones_like(more)
+        parts = [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, weights, strict=True)]
+        absolute = log_evidence(acceptable_rate, total * grown / event.burst, (served + more) / event.burst)
+        return log_sum(np.array([*parts[:-1], absolute + math.log(0.5)]))
+
+    return _NotWorse(evidence.peak, False, more_needed(expected, goal))
+
+
+def pass_ratios(gate: Gate) -> list[float]:
+    """Return a pass claim's alternatives as ratios to its null: all below 1, others would be evidence for worse."""
+    return [odds / gate.pass_ratio for odds in BETTER if odds < gate.pass_ratio]
+
+
+def rate_of_odds(odds: float) -> float:
+    """Return the probability that has these odds."""
+    return odds / (1 + odds)
+
+
+def _equal(parts: Sequence[object]) -> list[float]:
+    return [1 / len(parts)] * len(parts)
+
+
+def _extrapolate(part: float, weight: float, grown: Floats) -> Floats:
+    """Return a component's value at `grown` times as many requests, if it goes on growing as it has on average."""
+    start = math.log(weight)
+    return start + (part - start) * grown
+
+
+def _rate(events: Floats, requests: Floats) -> str:
+    total = float(requests.sum())
+    return f"{100 * float(events.sum()) / total:.3g} %" if total else "nothing"
+
+
+def _quantile(quantile: float) -> str:
+    return f"p{100 * quantile:g}"
