@@ -13,8 +13,8 @@ from tests.local.scoring_environment import (
     refuses,
     replica,
     runtime_environment,
-    wait_for,
 )
+from tests.polling import wait_until
 
 SCRIPT = "def init():\n    pass\n\ndef run(data):\n    return {'length': len(data)}\n"
 BODY = '{"data": [[5.1, 3.5, 1.4, 0.2]]}'
@@ -54,7 +54,7 @@ def stock_server(python: Path, folder: Path) -> Iterator[int]:
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: not refuses(port) or process.poll() is not None, "the stock server answers")
+        wait_until(lambda: not refuses(port) or process.poll() is not None, "the stock server answers")
         assert process.poll() is None, (folder / "stock.log").read_text()
         yield port
     finally:

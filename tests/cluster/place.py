@@ -13,7 +13,7 @@ from controlled_rollout.target.kubernetes.permissions import as_yaml
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
-from tests.cluster.lab import commands
+from tests.polling import wait_until
 from tests.target_per_call import target_per_call
 
 if TYPE_CHECKING:
@@ -102,7 +102,12 @@ def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Pl
     roles = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
     lab.kubectl("apply", "--validate=ignore", "-f", "-", input=roles)
     # The API server's own view of Roles is a moment behind.
-    commands.until(lambda: _may_list(lab, namespace), f"{namespace}/{ACCOUNT} may do what its Roles say", 20)
+    wait_until(
+        lambda: _may_list(lab, namespace),
+        f"{namespace}/{ACCOUNT} may do what its Roles say",
+        timeout_s=20,
+        interval_s=0.25,
+    )
     return Place(
         lab,
         namespace,

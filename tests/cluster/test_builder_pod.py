@@ -28,6 +28,7 @@ from tests.cluster.lab.builder_image import builder_image
 from tests.cluster.lab.images import base_image
 from tests.cluster.place import ACCOUNT, Place
 from tests.cluster.scoring_images import project
+from tests.polling import until
 from tests.registry.conftest import HTPASSWD
 from tests.registry.real_registry import MANIFEST, serving
 
@@ -90,11 +91,11 @@ def secrets(place: Place) -> list[str]:
     return place.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
 
 
-async def until(condition: Any, what: str) -> Any:
-    async with asyncio.timeout(DEADLINE_S):
-        while not (found := await asyncio.to_thread(condition)):
-            await asyncio.sleep(0.5)
-    return found
+async def until_secrets_are_gone(place: Place) -> None:
+    async def are_gone() -> bool:
+        return not await asyncio.to_thread(secrets, place)
+
+    await until(are_gone, "the Secret goes with its pod", timeout_s=DEADLINE_S, interval_s=0.5)
 
 
 def read(lab: Lab, path: str) -> bytes:
@@ -139,7 +140,7 @@ async def test_of_two_builds_at_once_one_makes_the_pod_and_the_image_is_a_worker
     assert sum("is building it, waiting" in line for lines in said for line in lines) == 1
     assert any("STEP 2/" in line for lines in said for line in lines), "the build's log is the task's"
     assert pods(place) == []
-    assert await until(lambda: not secrets(place), "the Secret goes with its pod")
+    await until_secrets_are_gone(place)
     # A worker has built the same environment for the other tests.
     [tag] = tags(lab, place)
     assert installed(lab, place.namespace, tag) == installed(lab, "models", tag)
@@ -193,7 +194,11 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
 ) -> None:
     said: list[str] = []
     task = asyncio.create_task(build(workspace, source, said, environment=environment("six==1.16.0")))
-    await until(lambda: any("Resolved" in line or "STEP 6" in line for line in said) or task.done(), "it is at work")
+    await until(
+        lambda: any("Resolved" in line or "STEP 6" in line for line in said) or task.done(),
+        "the build is at work",
+        timeout_s=DEADLINE_S,
+    )
     assert not task.done(), said
 
     task.cancel()
@@ -201,7 +206,7 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
         await task
 
     assert pods(place) == []
-    assert await until(lambda: not secrets(place), "the Secret goes with its pod")
+    await until_secrets_are_gone(place)
     assert tags(lab, place) == []
 
 

@@ -24,10 +24,10 @@ from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import Lab
-from tests.cluster.lab.commands import until
 from tests.cluster.lab.images import base_image
 from tests.cluster.place import ACCOUNT, Place, forget_role, make
 from tests.local.task_lab import TaskInstance, context
+from tests.polling import wait_until
 
 Connect = Callable[..., WorkspaceHook]
 
@@ -192,7 +192,7 @@ def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed
         found = signed_in.kubectl("get", "pod", "worker", "-o", "jsonpath={.status.phase}").strip()
         return found if found in ("Succeeded", "Failed") else None
 
-    ended = until(phase, "the worker's pod ends", 150)
+    ended = wait_until(phase, "the worker's pod ends", timeout_s=150, interval_s=0.25)
 
     assert (ended, signed_in.kubectl("logs", "worker").splitlines()[-1:]) == ("Succeeded", ["endpoints: []"])
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.cluster.lab import Lab, LabError
-from tests.cluster.lab.commands import until
 from tests.cluster.lab.existing import Existing
 from tests.cluster.lab.network import rules_without_chains
+from tests.polling import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 ASK = "import urllib.request; print(urllib.request.urlopen('http://{host}/', timeout=5).status)"
@@ -51,7 +51,15 @@ def test_a_pod_reaches_a_service_by_its_name(lab: Lab, namespace: str, server: s
     """Pulled from the registry, resolved by the cluster's DNS, routed by kube-proxy; logs and exec work."""
     for host in ("front", f"front.{namespace}", f"front.{namespace}.svc.cluster.local"):
         ask = ASK.format(host=host)
-        assert until(lambda ask=ask: _answer(lab, namespace, server, ask), f"an answer of {host}", 20) == "200"
+        assert (
+            wait_until(
+                lambda ask=ask: _answer(lab, namespace, server, ask),
+                f"an answer of {host}",
+                timeout_s=20,
+                interval_s=0.25,
+            )
+            == "200"
+        )
 
     assert '"GET / HTTP/1.1" 200' in lab.kubectl("--namespace", namespace, "logs", server)
 
@@ -107,7 +115,7 @@ def test_a_killed_api_server_comes_back_with_everything(ours: Lab, namespace: st
 @pytest.mark.breaks_lab
 def test_the_gateways_controller_is_killed_and_started_by_name(ours: Lab) -> None:
     ours.kill("envoy-gateway")
-    until(lambda: not ours.is_running("envoy-gateway"), "the controller's end")
+    wait_until(lambda: not ours.is_running("envoy-gateway"), "the controller's end", timeout_s=60, interval_s=0.25)
 
     ours.start("envoy-gateway")
 

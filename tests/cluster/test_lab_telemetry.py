@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.cluster.lab import Lab
-from tests.cluster.lab.commands import until
+from tests.polling import wait_until
 
 # Ends the address of a request that a test counts; those that wait for the route have none.
 COUNTED = "?counted"
@@ -104,7 +104,12 @@ def _serve(lab: Lab, namespace: str, *, routing: str = "Endpoint") -> None:
     text = yaml.safe_dump_all(_objects(namespace, f"{lab.registry}/base/python:3.11", routing))
     lab.kubectl("--namespace", namespace, "apply", "-f", "-", input=text)
     lab.kubectl("--namespace", namespace, "wait", "pod/one", "--for=condition=Ready", "--timeout=120s")
-    until(lambda: _ask(lab, namespace, "/200") == 200, "an answer of the version through the gateway")
+    wait_until(
+        lambda: _ask(lab, namespace, "/200") == 200,
+        "an answer of the version through the gateway",
+        timeout_s=60,
+        interval_s=0.25,
+    )
 
 
 def _ask(lab: Lab, endpoint: str, path: str, headers: dict[str, str] | None = None) -> int:
@@ -139,7 +144,7 @@ def _arrived(lab: Lab, endpoint: str, requests: int) -> list[dict[str, Any]]:
         found = _query(lab, f"AppRequests | where {about} | order by TimeGenerated asc")
         return found if len(found) >= requests else []
 
-    found = until(rows, f"{requests} rows of AppRequests", 30)
+    found = wait_until(rows, f"{requests} rows of AppRequests", interval_s=0.25)
     assert len(found) == requests
     return [row | json.loads(row["Properties"]) for row in found]
 
@@ -184,7 +189,12 @@ def test_a_version_without_replicas_is_answered_by_the_gateway_which_does_not_sa
 ) -> None:
     """Envoy Gateway takes a backend without ready endpoints out, and with it what names the version."""
     _serve(lab, namespace)
-    until(lambda: _ask(lab, namespace, f"{path}/200") == 503, "an answer for a version without replicas")
+    wait_until(
+        lambda: _ask(lab, namespace, f"{path}/200") == 503,
+        "an answer for a version without replicas",
+        timeout_s=60,
+        interval_s=0.25,
+    )
 
     sent = [_ask(lab, namespace, f"{path}/200{COUNTED}") for _ in range(20)]
 
@@ -197,7 +207,12 @@ def test_a_version_without_replicas_is_answered_by_the_gateway_which_does_not_sa
 def test_routing_by_service_says_whose_replicas_are_missing(lab: Lab, namespace: str) -> None:
     """The backend stays then, and the connection is refused: 503, or 504 where the kernel's refusal comes too late."""
     _serve(lab, namespace, routing="Service")
-    until(lambda: _ask(lab, namespace, "/gone/200") == 503, "an answer for a version without replicas")
+    wait_until(
+        lambda: _ask(lab, namespace, "/gone/200") == 503,
+        "an answer for a version without replicas",
+        timeout_s=60,
+        interval_s=0.25,
+    )
 
     assert _ask(lab, namespace, f"/gone/200{COUNTED}") in (503, 504)
 

@@ -13,7 +13,8 @@ from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
 from tests.cluster.place import Place
-from tests.local.local_target_lab import steady_load, until
+from tests.local.local_target_lab import steady_load
+from tests.polling import until
 from tests.prometheus.real_prometheus import require_program, scraping
 
 WINDOW = EvidenceWindow(
@@ -54,7 +55,7 @@ async def test_a_failing_treatment_is_found_by_the_counters_of_the_gateways_envo
                 place.said.append(f"{look.verdict.outcome}: {look.verdict.reason}")
                 return look if look.verdict.outcome is Outcome.FAIL else None
 
-            look = await until(verdict, f"a verdict; {place.said}", seconds=120, every_s=0.5)
+            look = await until(verdict, f"a verdict; {place.said}", timeout_s=120, interval_s=0.5)
             assert isinstance(look, looks.Look)
             await place.roll_back("two", look.verdict.reason)
 

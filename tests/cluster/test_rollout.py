@@ -23,7 +23,8 @@ from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
 from tests.cluster.place import DEADLINE, SMALL, Place
 from tests.cluster.scoring_images import build
-from tests.local.local_target_lab import steady_load, until
+from tests.local.local_target_lab import steady_load
+from tests.polling import until
 
 RATE = 110.0
 # Enough for the gate, and the machine has other tests to run.
@@ -111,7 +112,7 @@ async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_de
     assert retired is not None
     waits = wait_until_served(place.target, place.endpoint, retired.revision + 1, timeout=DEADLINE, progress=print)
     bystander = asyncio.create_task(waits)
-    await until(lambda: uid_of(place, "one") == "", "the retired version is gone", every_s=0.5)
+    await until(lambda: uid_of(place, "one") == "", "the retired version is gone", interval_s=0.5)
 
     again = retired.create_version("one", image=place.images["steady"], cpu_cores=0.05, memory_gb=0.2)
     with pytest.MonkeyPatch.context() as patch:
@@ -188,7 +189,7 @@ async def test_a_treatment_that_does_worse_is_found_and_rolled_back_and_control_
             await asyncio.sleep(1)
             return look if look.verdict.outcome is Outcome.FAIL else None
 
-        look = await until(verdict, f"a verdict; {place.said}", seconds=120)
+        look = await until(verdict, f"a verdict; {place.said}", timeout_s=120)
         assert isinstance(look, looks.Look)
         assert re.search(why, look.verdict.reason)
         await place.roll_back("two", look.verdict.reason)
@@ -215,7 +216,7 @@ async def test_a_treatment_whose_only_replica_dies_again_and_again_is_found_alth
             found = (await place.target.status(place.endpoint)).versions["two"]
             return found.failed and not any(one.state is ReplicaState.READY for one in found.replicas)
 
-        await until(is_down, "its replica waits for its fourth start", seconds=120, every_s=0.5)
+        await until(is_down, "its replica waits for its fourth start", timeout_s=120, interval_s=0.5)
         look = await looks.look(
             place.workspace, place.target, place.endpoint, "two", gate=GATE, who="a test", window=WINDOW
         )

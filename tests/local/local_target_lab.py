@@ -5,7 +5,7 @@ import fcntl
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +20,7 @@ from controlled_rollout.target.local.state import State
 from controlled_rollout.target.protocol import Change, EndpointStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
+from tests.polling import until
 from tests.target_per_call import target_per_call
 
 CACHE = Path(__file__).parents[2] / ".work" / "test-cache" / "local-target"
@@ -126,19 +127,6 @@ def running(folder: Path) -> Iterator[Lab]:
         assert supervisor.down(lab.workspace) == 0
 
 
-async def until(condition: Callable[[], object], what: str, seconds: float = 30.0, every_s: float = 0.02) -> object:
-    """Return the first true value of a condition, which may be a coroutine function."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(every_s)
-
-
 def is_folder_free(workspace: Workspace) -> bool:
     """Whether no supervisor holds the folder's lock."""
     with (workspace.root / "lock").open("w") as lock:
@@ -171,7 +159,7 @@ class Load:
     async def more(self, requests: int) -> None:
         """Return when so many more requests have been answered."""
         goal = self.sent + requests
-        await until(lambda: self.sent >= goal, f"{requests} more requests", seconds=60)
+        await until(lambda: self.sent >= goal, f"{requests} more requests", timeout_s=60)
 
 
 @asynccontextmanager

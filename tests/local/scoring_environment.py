@@ -9,15 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from uv import find_uv_bin
+
+from tests.polling import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 RUNTIME = REPOSITORY / "docker" / "scoring"
@@ -25,7 +26,6 @@ REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
 # What the scripts of the tests need; a user's environment file would name it.
 USERS_PACKAGES = ("numpy", "pandas")
 DEADLINE_S = 60.0
-Value = TypeVar("Value")
 
 # Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
 HOLD = """
@@ -66,15 +66,6 @@ def environment_python() -> Path:
             subprocess.run([uv, "pip", "install", "-q", "-p", python, "-r", REQUIREMENTS, *USERS_PACKAGES], check=True)
             (folder / "complete").touch()
     return python
-
-
-def wait_for(condition: Callable[[], Value | None], what: str, seconds: float = DEADLINE_S) -> Value:
-    """Return the condition's first true value; fail with `what` when it has none in time."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not in {seconds:g} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,9 @@ def replica(
     running = Replica(process, log_file)
     try:
         if ready:
-            wait_for(lambda: "ready: listening on" in running.log or process.poll() is not None, "the replica is ready")
+            wait_until(
+                lambda: "ready: listening on" in running.log or process.poll() is not None, "the replica is ready"
+            )
             assert process.poll() is None, running.log
             running.port = listening_port(running.log)
         yield running
@@ -171,7 +164,7 @@ def listening_port(log: str) -> int:
 def held(served: Replica, pool: Executor, file: Path) -> Future[Answer]:
     """Send a request that is being scored when this returns, until `file` is made."""
     future = pool.submit(served.score, str(file))
-    wait_for(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
+    wait_until(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
     return future
 
 

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -96,12 +94,3 @@ def _child(task: Task, connection: str, pipe: Any) -> None:
         pipe.send(f"{type(error).__name__}: {error}")
     else:
         pipe.send("done")
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """Return the first true value of a condition."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return value

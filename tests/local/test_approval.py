@@ -18,7 +18,8 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from scripts.demo.airflow import Airflow, environment
 from scripts.demo.processes import Processes
-from tests.local.local_target_lab import Lab, running, until
+from tests.local.local_target_lab import Lab, running
+from tests.polling import until
 
 ENDPOINT = "digits"
 READING_S = 4.0
@@ -101,7 +102,7 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
         found = await api.run_state("ask", run)
         return found if found in ("success", "failed") else None
 
-    found = await until(ended, "the run ends", seconds=240, every_s=0.5)
+    found = await until(ended, "the run ends", timeout_s=240, interval_s=0.5)
     tasks = {task.task.removeprefix("rollout."): task.state for task in await api.tasks("ask", run)}
     return questions[0], str(found), tasks
 

@@ -17,7 +17,8 @@ from controlled_rollout.errors import DeploymentError, TargetUnavailableError
 from controlled_rollout.target.local import reaper, supervisor
 from controlled_rollout.target.local.processes import MARK
 from controlled_rollout.workspace import Workspace
-from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load, until
+from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load
+from tests.polling import until
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ async def test_a_killed_router_is_replaced_on_its_port_with_its_split_and_keys(l
 
     os.kill(old, signal.SIGKILL)
 
-    await until(lambda: _is(answers(url, key), 200), "the router answers again", seconds=10)
+    await until(lambda: _is(answers(url, key), 200), "the router answers again", timeout_s=10)
     assert (await lab.target.processes())["router"] != old
     assert await answers(url, "wrong") == 401
     endpoint, _ = await lab.serve(endpoint.create_version("two", image=await lab.image("second")))
@@ -205,8 +206,8 @@ async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_ever
         keys = await lab.target.keys("restored")
         old = lab.state
         os.kill(old.pid, signal.SIGKILL)
-        await until(lambda: not reaper.marked_processes(f"{MARK}={old.runtime}"), "no orphan", seconds=10)
-        await until(lambda: not old.runtime.exists(), "its sockets are gone", seconds=10)
+        await until(lambda: not reaper.marked_processes(f"{MARK}={old.runtime}"), "no orphan", timeout_s=10)
+        await until(lambda: not old.runtime.exists(), "its sockets are gone", timeout_s=10)
         with pytest.raises(TargetUnavailableError, match="local up"):
             await lab.target.status("restored")
 

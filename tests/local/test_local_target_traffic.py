@@ -14,7 +14,8 @@ import pytest_asyncio
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError, ImageError
 from controlled_rollout.sizing import Load as Measured
-from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running, steady_load, until
+from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running, steady_load
+from tests.polling import until
 
 
 @pytest.fixture(scope="module")

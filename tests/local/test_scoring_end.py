@@ -22,8 +22,8 @@ from tests.local.scoring_environment import (
     refuses,
     replica,
     runtime_environment,
-    wait_for,
 )
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(
         # Connections are accepted in their order: once this one is answered, the request before it has been taken in.
         served.request("GET", "/")
         served.process.terminate()
-        wait_for(lambda: refuses(served.port), "new connections are refused")
+        wait_until(lambda: refuses(served.port), "new connections are refused")
         still_scoring = not scored.done()
         gate.touch()
         code = served.wait()
@@ -109,7 +109,7 @@ def test_signal_to_the_whole_process_group_drains_too(python: Path, tmp_path: Pa
         request = held(served, pool, gate)
         for pid in [*served.workers(), served.process.pid]:
             os.kill(pid, signal.SIGINT)
-        wait_for(lambda: refuses(served.port), "new connections are refused")
+        wait_until(lambda: refuses(served.port), "new connections are refused")
         gate.touch()
         code = served.wait()
 
@@ -119,7 +119,7 @@ def test_signal_to_the_whole_process_group_drains_too(python: Path, tmp_path: Pa
 def test_sigterm_during_init_ends_the_replica_at_once(python: Path, tmp_path: Path) -> None:
     gate = tmp_path / "never"
     with replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as served:
-        wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
+        wait_until(lambda: Path(f"{gate}.begun").exists(), "init() runs")
         served.process.terminate()
         code = served.wait()
 
@@ -157,9 +157,9 @@ def test_other_workers_finish_when_one_dies(python: Path, tmp_path: Path, pool: 
     gate = tmp_path / "gate"
     with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
         request = held(served, pool, gate)
-        idle = wait_for(lambda: idle_worker(served), "the idle worker has answered")
+        idle = wait_until(lambda: idle_worker(served), "the idle worker has answered")
         os.kill(idle, signal.SIGKILL)
-        wait_for(lambda: "the replica ends" in served.log, "the death is noticed")
+        wait_until(lambda: "the replica ends" in served.log, "the death is noticed")
         gate.touch()
 
         assert request.result().status == 200
@@ -175,7 +175,7 @@ def test_workers_die_with_a_parent_that_is_killed(python: Path, tmp_path: Path) 
     with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
         workers = served.workers()
         served.process.kill()
-        wait_for(lambda: not any(runs(pid) for pid in workers), "the workers are gone")
+        wait_until(lambda: not any(runs(pid) for pid in workers), "the workers are gone")
 
     assert len(workers) == 2
 
@@ -202,8 +202,8 @@ def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python: 
     with subprocess.Popen(command, env=runtime_environment(app, {}), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        wait_for(lambda: not refuses(port), "the replica is ready")
+        wait_until(lambda: not refuses(port), "the replica is ready")
         parent.kill()
-        wait_for(lambda: not runs(pid), "the replica is gone")
+        wait_until(lambda: not runs(pid), "the replica is gone")
 
     assert refuses(port)

@@ -18,8 +18,8 @@ from tests.local.scoring_environment import (
     free_port,
     held,
     replica,
-    wait_for,
 )
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def test_nothing_is_answered_before_init_has_succeeded(python: Path, tmp_path: P
         INIT_WAITS_FOR=str(gate),
         WORKER_COUNT="2",
     ) as served:
-        wait_for(lambda: Path(f"{gate}.begun").exists(), "init() runs")
+        wait_until(lambda: Path(f"{gate}.begun").exists(), "init() runs")
         live, ready = fetch(health, "/live"), fetch(health, "/ready")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
         gate.touch()
-        wait_for(lambda: fetch(health, "/ready")[0] == 200, "the replica is ready")
+        wait_until(lambda: fetch(health, "/ready")[0] == 200, "the replica is ready")
         served.port = port
         answer = served.request("GET", "/")
 
@@ -188,7 +188,7 @@ def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(
     begun, health = tmp_path / "begun", f"unix:{tmp_path}/health"
     with replica(python, tmp_path, script, options=("--health", health)) as served:
         request = pool.submit(served.score, str(begun))
-        wait_for(begun.exists, "the model holds the lock")
+        wait_until(begun.exists, "the model holds the lock")
         answers = [fetch(health, "/live"), fetch(health, "/ready")]
         still_held = not request.done()
         woke = request.result()
@@ -221,7 +221,7 @@ def test_request_beyond_the_queue_is_a_503_at_once(python: Path, tmp_path: Path,
         first = held(served, pool, gate)
         # Two wait, the others are refused: those are the only ones that can be done while the slot is held.
         others = [pool.submit(served.score) for _ in range(6)]
-        wait_for(lambda: sum(future.done() for future in others) == 4, "four of six are refused")
+        wait_until(lambda: sum(future.done() for future in others) == 4, "four of six are refused")
         gate.touch()
         statuses = sorted(future.result().status for future in others)
 
@@ -249,7 +249,7 @@ def test_worker_count_is_the_number_of_processes_that_score(python: Path, tmp_pa
             workers.add(served.score("pid").json)
             return len(workers) == 2
 
-        wait_for(both_have_scored, "both workers have scored")
+        wait_until(both_have_scored, "both workers have scored")
 
         assert workers == set(served.workers())
 
@@ -328,7 +328,7 @@ def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_st
         answers = [future.result().status for future in late]
         took = time.monotonic() - started
         meanwhile = served.score("")
-        wait_for(lambda: served.score("").status == 200, "a slot is free again")
+        wait_until(lambda: served.score("").status == 200, "a slot is free again")
 
     assert answers == [504, 504]
     assert took < 1.5

@@ -13,7 +13,8 @@ import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.score import serve_folder
-from tests.local.scoring_environment import REPOSITORY, free_port, refuses, wait_for
+from tests.local.scoring_environment import REPOSITORY, free_port, refuses
+from tests.polling import wait_until
 
 SCRIPT = """
 import os
@@ -120,4 +121,4 @@ def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, c
             assert served.poll() is None
         served.kill()
 
-        wait_for(lambda: refuses(port), "nothing listens any more")
+        wait_until(lambda: refuses(port), "nothing listens any more")

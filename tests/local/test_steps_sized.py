@@ -10,7 +10,8 @@ import pytest
 
 from controlled_rollout import steps
 from controlled_rollout.errors import DeploymentError
-from tests.local.local_target_lab import Lab, running, steady_load, until
+from tests.local.local_target_lab import Lab, running, steady_load
+from tests.polling import until
 
 # One replica answers 20 requests/s: 40/s keep two of them busy, and ask for three or four at 70 %.
 SLOW = """

@@ -19,7 +19,8 @@ from controlled_rollout.gate import Gate
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
 from controlled_rollout.workspace import Workspace
-from tests.local.local_target_lab import Lab, running, steady_load, until
+from tests.local.local_target_lab import Lab, running, steady_load
+from tests.polling import until
 from tests.prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
 
 S = timedelta(seconds=1)
@@ -102,7 +103,7 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
                 )
                 return found if found.verdict.outcome == "fail" else None
 
-            found = await until(look, "the gate fails", seconds=90, every_s=0.5)
+            found = await until(look, "the gate fails", timeout_s=90, interval_s=0.5)
             assert isinstance(found, looks.Look)
             return found, load.failed.get("500", 0)
 
@@ -144,7 +145,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
             treatment = sum(one.treatment.requests for one in evidence.bins)
             return evidence if control >= load.versions["v1a"] and treatment >= load.versions["v2a"] else None
 
-        evidence = await until(read, "all requests are counted", seconds=30, every_s=0.5)
+        evidence = await until(read, "all requests are counted", timeout_s=30, interval_s=0.5)
         sent = {name: load.versions[name] for name in ("v1a", "v2a")}
         # The scrape after the rollout's beginning also tells of what control had answered just before.
         assert 0 <= sum(one.control.requests for one in evidence.bins) - sent["v1a"] <= 40
@@ -231,6 +232,6 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
             async def said() -> bool:
                 return "has scraped no router since" in await silent() or "no sample of" in await silent()
 
-            await until(said, "it says so", seconds=60, every_s=0.5)
+            await until(said, "it says so", timeout_s=60, interval_s=0.5)
 
     asyncio.run(steps_())

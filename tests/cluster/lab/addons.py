@@ -5,8 +5,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from tests.polling import wait_until
+
 from .binaries import chart
-from .commands import until
 from .errors import LabError
 from .images import ENVOY_GATEWAY
 from .layout import CLUSTER_DOMAIN, DNS_ADDRESS, GATEWAY_NAMESPACE, Layout
@@ -36,7 +37,13 @@ def install(lab: "Lab") -> None:
     _apply(lab, _manifest(lab, "collector.yaml"))
     _install_controller(lab)
     _apply(lab, _manifest(lab, "gateway.yaml"))
-    until(lambda: '"lab"' in lab.kubectl("get", "nodes", "-o=json"), "the node's registration", 60)
+    wait_until(
+        lambda: '"lab"' in lab.kubectl("get", "nodes", "-o=json"),
+        "the node's registration",
+        timeout_s=60,
+        interval_s=0.25,
+        error=LabError,
+    )
     lab.kubectl("wait", "node/lab", "--for=condition=Ready", READY)
     for name, where in DEPLOYMENTS.items():
         lab.kubectl("--namespace", where, "rollout", "status", f"deployment/{name}", READY)

@@ -2,17 +2,12 @@
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from .errors import LabError
 
-__all__ = ["run", "until"]
-
-POLL_S = 0.25
-Found = TypeVar("Found")
+__all__ = ["run"]
 
 
 def run(
@@ -36,17 +31,3 @@ def run(
         said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-20:])
         raise LabError(f"`{' '.join(command)[:300]}` ended with {done.returncode}:\n{said}")
     return done.stdout
-
-
-def until(condition: Callable[[], Found], what: str, seconds: float = 60.0) -> Found:
-    """Return the first true value of a condition.
-
-    Raises:
-        LabError: There was none in time.
-    """
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise LabError(f"not within {seconds:g} s: {what}")
-        time.sleep(POLL_S)
-    return value

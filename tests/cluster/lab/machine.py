@@ -8,8 +8,10 @@ import signal
 import socket
 from pathlib import Path
 
+from tests.polling import wait_until
+
 from . import certificates, groups, network, processes
-from .commands import run, until
+from .commands import run
 from .components import ON_LOOPBACK, STARTED, component
 from .errors import LabError
 from .layout import Layout
@@ -124,7 +126,7 @@ def start(layout: Layout, state: State, name: str, *, wait: bool = True) -> None
             return what.is_ready() or not processes.is_running(state.processes.get(name))
 
         with contextlib.suppress(LabError):
-            until(ready_or_ended, name, READY_S)
+            wait_until(ready_or_ended, name, timeout_s=READY_S, interval_s=0.25, error=LabError)
         if not what.is_ready():
             said = (layout.logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:]
             raise LabError(f"{name} was started and is not ready; its last words:\n" + "\n".join(said))

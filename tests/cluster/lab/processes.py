@@ -8,8 +8,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.polling import wait_until
+
 from . import groups
-from .commands import until
+from .errors import LabError
 from .layout import Layout
 from .state import Process, State
 
@@ -67,8 +69,10 @@ def end(state: State, names: Iterable[str], *, how: signal.Signals = signal.SIGT
             if is_running(process):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, sent)
-        with contextlib.suppress(Exception):
-            until(lambda: not any(map(is_running, ending.values())), "end of processes", grace_s)
+        with contextlib.suppress(LabError):
+            wait_until(
+                lambda: not any(map(is_running, ending.values())), "end of processes", timeout_s=grace_s, error=LabError
+            )
     for name in ending:
         del state.processes[name]
     state.write()
@@ -84,4 +88,4 @@ def end_all() -> None:
                 os.kill(process_id, signal.SIGKILL)
         return not left
 
-    until(none_left, "end of the processes in the lab's control group", 30)
+    wait_until(none_left, "end of the processes in the lab's control group", error=LabError)

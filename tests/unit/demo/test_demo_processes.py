@@ -1,14 +1,14 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from scripts.demo.processes import Processes, Started, started_at
+from tests.polling import wait_until
 
 # A leader with a child in a process group of its own, as Airflow has its tasks; both say when they are there.
 FAMILY = """
@@ -32,17 +32,13 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     found.end_all(grace_s=0)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def start_family(processes: Processes, folder: Path, *, child: str = "", leader: str = "") -> tuple[Started, list[int]]:
     code = FAMILY.format(child=child or "pass", leader=leader)
     started = processes.start("family", [sys.executable, "-c", code], env=os.environ, log=folder / "log")
-    wait_for(lambda: all((folder / name).exists() and (folder / name).read_text() for name in ("child", "leader")))
+    wait_until(
+        lambda: all((folder / name).exists() and (folder / name).read_text() for name in ("child", "leader")),
+        "the family has started",
+    )
     return started, [int((folder / name).read_text()) for name in ("child", "leader")]
 
 
@@ -82,7 +78,7 @@ def test_the_next_run_ends_what_a_killed_one_has_left(processes: Processes, tmp_
 def test_children_are_found_when_their_leader_is_gone(processes: Processes, tmp_path: Path) -> None:
     started, (child, leader) = start_family(processes, tmp_path)
     os.kill(leader, 9)
-    wait_for(lambda: gone([leader]))
+    wait_until(lambda: gone([leader]), "the leader has ended")
 
     assert processes.alive(started)
     Processes(tmp_path).end_all(grace_s=10)
@@ -106,7 +102,7 @@ def test_the_output_is_in_the_log(processes: Processes, tmp_path: Path) -> None:
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
     started = processes.start("short", [sys.executable, "-c", code], env=os.environ, log=tmp_path / "log")
 
-    wait_for(lambda: processes.exit_code(started) is not None)
+    wait_until(lambda: processes.exit_code(started) is not None, "the process has ended")
 
     assert processes.exit_code(started) == 3
     assert sorted((tmp_path / "log").read_text().split()) == ["err", "out"]

@@ -1,7 +1,6 @@
 """The buffer before the disk: what is accepted is written, seen, bounded and in time deleted."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from controlled_rollout.telemetry_store.database import FILE_NAME, Database, DatabaseError
 from controlled_rollout.telemetry_store.schema import TABLES, Row
 from controlled_rollout.telemetry_store.writer import BufferFullError, NotWrittenError, Writer
+from tests.polling import wait_until
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 MAX_BYTES = 2**40
@@ -34,13 +34,6 @@ def count(database: Database) -> int:
         row = cursor.execute('SELECT count(*) FROM main."AppEvents"').fetchone()
     assert row
     return int(row[0])
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_rows_are_written_without_a_flush_after_the_delay(database: Database, st
 
     writer.add(events(timedelta(0)), 10)
 
-    wait_until(lambda: count(database) == 1)
+    wait_until(lambda: count(database) == 1, "the rows are on disk")
 
 
 def test_stopping_writes_what_was_accepted_and_takes_nothing_more(
@@ -181,7 +174,7 @@ def test_rows_older_than_the_retention_are_deleted_and_the_others_are_kept(
 
     start(retention=30 * day)
 
-    wait_until(lambda: count(database) == 2)
+    wait_until(lambda: count(database) == 2, "the rows are on disk")
 
 
 def test_above_the_size_limit_the_oldest_rows_go(database: Database, start: Callable[..., Writer]) -> None:
@@ -193,7 +186,7 @@ def test_above_the_size_limit_the_oldest_rows_go(database: Database, start: Call
 
     start(max_bytes=used // 2)
 
-    wait_until(lambda: count(database) < 500)
+    wait_until(lambda: count(database) < 500, "the rows are on disk")
     with database.cursor() as cursor:
         row = cursor.execute('SELECT max("TimeGenerated"), min("TimeGenerated") FROM main."AppEvents"').fetchone()
     assert row

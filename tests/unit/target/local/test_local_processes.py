@@ -1,10 +1,8 @@
 """Child processes, their logs, and what is left of them."""
 
-import asyncio
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.processes import BackOff, Child, LogFile, how_it_ended, inherited_environment
 from controlled_rollout.target.local.state import FolderLock
 from controlled_rollout.workspace import Workspace
+from tests.polling import until
 
 
 def test_a_log_stays_below_its_limit_and_keeps_the_newest_lines(tmp_path: Path) -> None:
@@ -72,7 +71,7 @@ async def test_a_child_that_does_not_listen_is_ended_in_bounded_time(tmp_path: P
     child = await run(
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)", log
     )
-    await _until(lambda: "ready" in log.tail(1))
+    await until(lambda: "ready" in log.tail(1), "the child is ready")
 
     assert await child.stop(grace_s=0.1) == -9
     assert "was killed" in log.tail(1)[0]
@@ -86,14 +85,7 @@ async def test_what_a_child_leaves_behind_ends_with_it(tmp_path: Path) -> None:
 
     assert await child.wait() == 1
     grandchild = int(log.tail(1)[0])
-    await _until(lambda: not _runs(grandchild))
-
-
-async def _until(condition) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
+    await until(lambda: not _runs(grandchild), "the grandchild has ended")
 
 
 def _runs(pid: int) -> bool:
