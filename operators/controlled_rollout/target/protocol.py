@@ -119,7 +119,9 @@ class EndpointStatus(_Message):
         versions: By name.
         trouble: What keeps the newest revision from being served and will not go away by waiting, in a sentence: the
             router refuses the route, somebody has changed it by hand. None while there is nothing of that kind.
-        waiting_for: What the newest revision still waits for in the router, for the reader of a time-out.
+        waiting_for: What the newest revision still waits for, for the reader of a time-out.
+        weight_ppm: Parts of a million of the requests that the router has confirmed to send to each version now; empty
+            while it sends requests to none, or has not confirmed.
         clusters: What the router calls the replicas of each version that shares the traffic, in its own counters.
     """
 
@@ -130,6 +132,7 @@ class EndpointStatus(_Message):
     versions: dict[str, VersionStatus] = Field(default_factory=dict)
     trouble: str | None = None
     waiting_for: str | None = None
+    weight_ppm: dict[str, int] = Field(default_factory=dict)
     clusters: dict[str, str] = Field(default_factory=dict)
 
 

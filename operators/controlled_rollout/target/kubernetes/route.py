@@ -4,8 +4,10 @@ The list of rules is atomic, so it cannot be shared by server-side apply: our ru
 are kept as they are, and the whole list is patched under the resource version that it was read at.
 
 The rule for unknown versions carries a mark in its name: the revision that all our rules were made from, and how far
-they have come. It has no backends, so that its name touches no cluster, and its counters have that name: an Envoy that
-has them has taken the rules over.
+they are on the way to its split. It has no backends, so that its name touches no cluster, and its counters have that
+name: an Envoy that has them has taken the rules over. So every split has a name of its own, for example
+`controlled-rollout-unknown-7-2-entering-5-one`: the third split of revision 7, in the phase `entering`; revision 5 was
+the last that was wholly served, and version `one` takes what no other version has.
 
 A place in the list is an identity. Envoy Gateway calls the cluster of a rule's backend by the places of both
 (`…/rule/2/backend/1`): a rule or a backend that moved to another place would, for a moment, get the requests of the one
@@ -17,7 +19,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
 from controlled_rollout.cluster.api import Object
@@ -26,12 +27,13 @@ from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER, SERVICE_PORT
 from controlled_rollout.target.kubernetes.names import endpoint_object, version_object
+from controlled_rollout.target.kubernetes.phases import Phase, shares
+from controlled_rollout.target.transition import Split
 
 __all__ = [
     "PREFIX",
     "WEIGHTS",
     "Mark",
-    "Phase",
     "Served",
     "clusters",
     "digest",
@@ -52,38 +54,32 @@ PREFIX: Final = "controlled-rollout-"
 WEIGHTS: Final = "weights"
 UNKNOWN: Final = "unknown"
 FREE: Final = "free"
-MARK_NAME: Final = re.compile(rf"{PREFIX}{UNKNOWN}-(\d+)(?:-([a-z]+))?")
-
-
-class Phase(StrEnum):
-    """How far a split is on its way.
-
-    Envoy Gateway makes a cluster for a backend with a weight only, and Envoy may follow a route before it has the
-    cluster, or lose a cluster before it has the route: a version comes and goes with one request in a million.
-    """
-
-    CLOSED = "closed"  # nobody is let in
-    ENTERING = "entering"  # the split is the old one, and those who will get a share have one part of a million
-    LEAVING = "leaving"  # the split is the new one, and those who lose theirs have one part of a million
-    WHOLE = ""
+MARK_NAME: Final = re.compile(rf"{PREFIX}{UNKNOWN}-(\d+)-(\d+)-({'|'.join(Phase)})-(\d+)(?:-(.+))?")
 
 
 @dataclass(frozen=True)
 class Mark:
-    """From what our rules were made.
+    """From what our rules were made, and how far they are on the way to the revision's split.
 
     Attributes:
         revision: The endpoint's revision.
-        phase: How far its split is on its way.
+        phase: The phase of the split.
+        step: Counts the splits of this revision, so that no two have the same name.
+        served_revision: The last revision whose whole split every Envoy served before; 0 for none.
+        default: The version that takes what no other version has; None while nobody is let in.
     """
 
     revision: int
     phase: Phase = Phase.WHOLE
+    step: int = 0
+    served_revision: int = 0
+    default: str | None = None
 
     @property
     def rule(self) -> str:
         """The name of the rule that carries it."""
-        return f"{PREFIX}{UNKNOWN}-{self.revision}" + (f"-{self.phase}" if self.phase else "")
+        name = f"{PREFIX}{UNKNOWN}-{self.revision}-{self.step}-{self.phase}-{self.served_revision}"
+        return f"{name}-{self.default}" if self.default else name
 
     def stat(self, namespace: str, route: str) -> str:
         """What Envoy calls the counters of that rule."""
@@ -104,6 +100,11 @@ class Served:
     weights: Mapping[str, int] = field(default_factory=dict)
     reachable: frozenset[str] = frozenset()
 
+    @property
+    def split(self) -> Split:
+        """The split that is served, without the minimal weights of versions that enter."""
+        return Split(shares(self.weights, self.mark.phase), self.mark.default)
+
 
 def rules(
     endpoint: Endpoint,
@@ -111,7 +112,7 @@ def rules(
     *,
     weights: Mapping[str, int],
     reachable: Iterable[str],
-    phase: Phase = Phase.WHOLE,
+    mark: Mark,
 ) -> dict[str, Object]:
     """Return our rules for an endpoint's revision, by key.
 
@@ -120,13 +121,13 @@ def rules(
         current: The route's present rules: backends keep their places.
         weights: Parts of a million by version; empty lets nobody in.
         reachable: The versions that callers can reach by name.
-        phase: How far the split is on its way.
+        mark: What the rule for unknown versions is to say.
     """
     made = {WEIGHTS: _weights_rule(endpoint, current, weights)}
     for version in sorted(reachable):
         made[f"version-{version}"] = _version_rule(endpoint, version)
     made[UNKNOWN] = {
-        "name": Mark(endpoint.revision, phase).rule,
+        "name": mark.rule,
         "matches": [_match(endpoint.name, {"type": "RegularExpression", "value": ".+"})],
         "filters": [_answer(endpoint.name, UNKNOWN)],
     }
@@ -193,10 +194,11 @@ def served(current: Iterable[Object], versions: Mapping[str, str]) -> Served | N
 
 def mark_of(rule: str) -> Mark | None:
     """Return the mark in a rule's name, or None if that rule carries none."""
-    found = MARK_NAME.fullmatch(rule)
-    if found is None or (found[2] or "") not in list(Phase):
+    match = MARK_NAME.fullmatch(rule)
+    if match is None:
         return None
-    return Mark(int(found[1]), Phase(found[2] or ""))
+    revision, step, phase, served_revision, default = match.groups()
+    return Mark(int(revision), Phase(phase), int(step), int(served_revision), default)
 
 
 def digest(current: Iterable[Object]) -> str:

@@ -9,7 +9,9 @@ from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.names import version_object
-from controlled_rollout.target.kubernetes.route import Mark, Phase, Served
+from controlled_rollout.target.kubernetes.phases import Phase, RouteState, next_weights
+from controlled_rollout.target.kubernetes.route import Mark, Served
+from controlled_rollout.target.transition import Split
 
 __all__ = [
     "CONTROLLER",
@@ -17,10 +19,9 @@ __all__ = [
     "Ack",
     "acknowledged",
     "changed_by_hand",
-    "desired",
     "disagreement",
     "needs_policy",
-    "next_weights",
+    "next_rules",
     "services",
 ]
 
@@ -50,72 +51,56 @@ def services(versions: Collection[str], endpoint: str) -> dict[str, str]:
     return {version_object(endpoint, version): version for version in versions}
 
 
-def desired(
+def next_rules(
     endpoint: Endpoint,
     current: Sequence[Object],
+    goal: Split,
     *,
     serving: Served | None,
-    ready: Collection[str],
-    proven: Collection[str],
-    live: Collection[str],
+    available: Collection[str],
+    connected: Collection[str],
     confirmed: bool,
-    closed: bool,
 ) -> dict[str, Object]:
-    """Return the rules that the route should have now, by key, while not everything may be ready.
+    """Return the rules that the route should have next, by key, on the way to a split.
 
-    A version can be reached by its name from the moment that it is ready, and gets a share, or a bigger one, only once
-    the router itself sees it ready: until then the split stays as it is. What it has it keeps, whatever happens to its
-    replicas: a version that fails must be seen to fail.
+    A version can be reached by its name from the moment that it has a replica, for good.
 
     Args:
         endpoint: The newest revision.
         current: The route's present rules.
-        serving: What ours among them say; None if there are none.
-        ready: The versions whose Deployments are ready.
-        proven: The versions that every Envoy sees ready in full size, where they are reached by name.
-        live: The versions that every Envoy has a replica for, where the traffic is shared.
+        goal: The split that may be served.
+        serving: What our rules among the present ones say; None if there are none.
+        available: The versions that have a replica.
+        connected: The versions of which every Envoy has a replica in the cluster that shares the traffic.
         confirmed: Every Envoy serves the present rules.
-        closed: Nobody may be let in yet: the policy that asks callers for their keys is not in force.
     """
-    before = serving.weights if serving else {}
-    known = serving.reachable if serving else frozenset()
-    reachable = [name for name in endpoint.versions if name in ready or name in known]
-    wanted = endpoint.weights()
-    may_move = not closed and all(weight <= before.get(name, 0) or name in proven for name, weight in wanted.items())
-    if not may_move and before and not closed and serving is not None:
-        # The present split stays, word for word, and so does its mark.
-        made = routes.rules(endpoint, current, weights={}, reachable=reachable)
-        present = {routes.WEIGHTS: routes.is_weights, routes.UNKNOWN: _carries_mark}
-        return made | {key: next(rule for rule in current if is_it(rule)) for key, is_it in present.items()}
-    if not may_move:
-        return routes.rules(endpoint, current, weights={}, reachable=reachable, phase=Phase.CLOSED)
-    phase = serving.mark.phase if serving else Phase.CLOSED
-    left = confirmed and serving is not None and serving.mark == Mark(endpoint.revision, Phase.LEAVING)
-    weights, phase = next_weights(before, wanted, phase=phase, live=live, left=left)
-    return routes.rules(endpoint, current, weights=weights, reachable=reachable, phase=phase)
+    before = serving or Served(Mark(0, Phase.CLOSED))
+    phase, weights = next_weights(RouteState(before.weights, before.mark.phase, confirmed, connected, goal))
+    reachable = [name for name in endpoint.versions if name in available or name in before.reachable]
+    mark = _next_mark(endpoint.revision, phase, weights, goal, before=before, confirmed=confirmed)
+    return routes.rules(endpoint, current, weights=weights, reachable=reachable, mark=mark)
 
 
-def next_weights(
-    before: Mapping[str, int], wanted: Mapping[str, int], *, phase: Phase, live: Collection[str], left: bool
-) -> tuple[dict[str, int], Phase]:
-    """Return the split to serve next on the way from one to another, and how far that is; see `Phase`.
+def _next_mark(
+    revision: int, phase: Phase, weights: Mapping[str, int], goal: Split, *, before: Served, confirmed: bool
+) -> Mark:
+    """Return the present mark if split and revision stay what they are; else one that no rules had before."""
+    mark = before.mark
+    default = mark.default if phase is Phase.ENTERING else goal.default
+    if (mark.revision, mark.phase, mark.default) == (revision, phase, default) and _some(weights) == _some(
+        before.weights
+    ):
+        return mark
+    step = mark.step + 1 if mark.revision == revision else 0
+    if phase is Phase.CLOSED:
+        return Mark(revision, phase, step)
+    is_served = confirmed and mark.phase is Phase.WHOLE
+    served_revision = mark.revision if is_served else mark.served_revision
+    return Mark(revision, phase, step, served_revision, default)
 
-    Args:
-        before: The present parts of a million by version, those of versions that are deleted too; empty while nobody
-            is let in.
-        wanted: Those to come to.
-        phase: How far the present split is on its way.
-        live: The versions that every Envoy has a replica for, where the traffic is shared.
-        left: Every Envoy serves the split in which those who lose their share have next to nothing.
-    """
-    there = {name for name, weight in before.items() if weight > (1 if phase is Phase.ENTERING else 0)}
-    entering = [name for name, weight in wanted.items() if weight and name not in there and name not in live]
-    if entering and there:
-        return {**dict.fromkeys(wanted, 0), **before, **dict.fromkeys(entering, 1)}, Phase.ENTERING
-    leaving = [name for name, weight in before.items() if weight and not wanted.get(name)]
-    if leaving and not left:
-        return {**wanted, **dict.fromkeys(leaving, 1)}, Phase.LEAVING
-    return dict(wanted), Phase.WHOLE
+
+def _some(weights: Mapping[str, int]) -> dict[str, int]:
+    return {version: weight for version, weight in weights.items() if weight}
 
 
 def disagreement(weights: Mapping[str, int], counted: Mapping[str, int]) -> str | None:
@@ -138,10 +123,6 @@ def disagreement(weights: Mapping[str, int], counted: Mapping[str, int]) -> str 
                 f"were given it should be about {expected:.0f}"
             )
     return None
-
-
-def _carries_mark(rule: Object) -> bool:
-    return routes.mark_of(rule.get("name", "")) is not None
 
 
 def acknowledged(found: Object | None, parents: str, *, gateway: tuple[str, str], conditions: Sequence[str]) -> Ack:

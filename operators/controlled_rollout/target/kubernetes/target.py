@@ -47,7 +47,7 @@ from controlled_rollout.target.kubernetes.names import (
     version_labels,
     version_object,
 )
-from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST, changed_by_hand
+from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST, changed_by_hand, services
 from controlled_rollout.target.kubernetes.view import View
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, ReplicaState, Revision, VersionStatus
 from controlled_rollout.workspace import Workspace
@@ -149,7 +149,8 @@ class KubernetesTarget:
         before = await envoy.look(self._api, self._workspace, name)
         await asyncio.sleep(LOAD_WINDOW_S)
         after = await envoy.look(self._api, self._workspace, name)
-        clusters = view.clusters(route, newest, by_name=False) | view.clusters(route, newest, by_name=True)
+        names = services(newest.versions, name)
+        clusters = view.clusters(route, names, by_name=False) | view.clusters(route, names, by_name=True)
         return view.loads(before, after, clusters, LOAD_WINDOW_S)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:

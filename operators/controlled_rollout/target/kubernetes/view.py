@@ -23,17 +23,19 @@ from controlled_rollout.target.kubernetes.names import (
     route_name,
     selector,
 )
-from controlled_rollout.target.kubernetes.route import Phase, Served
+from controlled_rollout.target.kubernetes.phases import SETTLED, Phase
+from controlled_rollout.target.kubernetes.route import Served
 from controlled_rollout.target.kubernetes.route_transition import (
     Ack,
     acknowledged,
     changed_by_hand,
-    desired,
     disagreement,
     needs_policy,
+    next_rules,
     services,
 )
 from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
+from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["LOG_TAIL", "View", "address", "changes", "clusters", "loads", "look"]
@@ -84,10 +86,16 @@ class View:
         return list(self.route["spec"].get("rules") or []) if self.route else []
 
     @cached_property
+    def services(self) -> dict[str, str]:
+        """The versions by the names of their Services, also those that are deleted and still there."""
+        return services(
+            {*self.endpoint.versions, *map(_version, self.objects[DEPLOYMENT].values())}, self.endpoint.name
+        )
+
+    @cached_property
     def serving(self) -> Served | None:
         """What our rules say."""
-        names = {*self.endpoint.versions, *map(_version, self.objects[DEPLOYMENT].values())}
-        return routes.served(self.rules, services(names, self.endpoint.name))
+        return routes.served(self.rules, self.services)
 
     @cached_property
     def route_ack(self) -> Ack:
@@ -106,20 +114,32 @@ class View:
         return frozenset(name for name in self.endpoint.versions if self._of_version(name).ready)
 
     @cached_property
-    def proven(self) -> frozenset[str]:
-        """The ready versions that every Envoy sees ready in full size."""
-        found = clusters(self.route, self.endpoint, by_name=True)
-        cluster_of = {version: cluster for cluster, version in found.items()}
+    def available(self) -> frozenset[str]:
+        """The versions of which a pod is ready, also those that are deleted and still there."""
         return frozenset(
-            name
-            for name in self.ready
-            if name in cluster_of and self.envoys.healthy(cluster_of[name]) >= self._of_version(name).wanted_replicas
+            _version(deployment)
+            for deployment in self.objects[DEPLOYMENT].values()
+            if (deployment.get("status") or {}).get("readyReplicas", 0)
         )
 
     @cached_property
-    def live(self) -> frozenset[str]:
-        """The versions that every Envoy has a replica for, where the traffic is shared."""
+    def proven(self) -> frozenset[str]:
+        """The ready versions that every Envoy sees ready in full size."""
+        return frozenset(
+            version
+            for cluster, version in self.by_name.items()
+            if version in self.ready and self.envoys.healthy(cluster) >= self._of_version(version).wanted_replicas
+        )
+
+    @cached_property
+    def connected(self) -> frozenset[str]:
+        """The versions of which every Envoy has a replica in the cluster that shares the traffic."""
         return frozenset(version for cluster, version in self.shares.items() if self.envoys.healthy(cluster))
+
+    @cached_property
+    def live(self) -> frozenset[str]:
+        """The versions of which every Envoy has a replica."""
+        return self.connected | {version for cluster, version in self.by_name.items() if self.envoys.healthy(cluster)}
 
     @cached_property
     def confirmed(self) -> bool:
@@ -132,35 +152,49 @@ class View:
     @cached_property
     def served_revision(self) -> int:
         """The newest revision whose whole split the gateway has acknowledged and every Envoy serves; 0 for none."""
-        if self.serving is None or self.serving.mark.phase is Phase.CLOSED:
+        if self.serving is None:
             return 0
-        whole = self.serving.mark.phase is Phase.WHOLE
-        return self.serving.mark.revision - (0 if whole and self.confirmed and self.counted else 1)
+        mark = self.serving.mark
+        return mark.revision if self.split_is_served and self.counted else mark.served_revision
+
+    @cached_property
+    def goal(self) -> Split:
+        """The split that may be served now."""
+        return allowed_split(
+            self.endpoint,
+            served=self.serving.split if self.serving else CLOSED,
+            ready=self.proven,
+            live=self.live,
+            closed=needs_policy(self.endpoint) and not self.policy_ack.done,
+        )
 
     @cached_property
     def next_rules(self) -> list[Object]:
-        """All rules of the route, as ours among them can be now on the way to the newest revision's split."""
-        wanted = desired(
+        """All rules of the route, as ours among them can be now on the way to that split."""
+        wanted = next_rules(
             self.endpoint,
             self.rules,
+            self.goal,
             serving=self.serving,
-            ready=self.ready,
-            proven=self.proven,
-            live=self.live,
+            available=self.available,
+            connected=self.connected,
             confirmed=self.confirmed,
-            closed=needs_policy(self.endpoint) and not self.policy_ack.done,
         )
         return routes.merge(self.rules, wanted)
 
     @cached_property
     def left_over(self) -> tuple[str, ...]:
-        """The names of the Deployments and Services of deleted versions, once no router refers to them any more."""
-        if not self.split_is_served or self.serving is None or self.serving.mark.revision != self.endpoint.revision:
+        """The names of the Deployments and Services of deleted versions that no Envoy refers to any more."""
+        if self.serving is None or self.serving.mark.revision != self.endpoint.revision or not self.confirmed:
+            return ()
+        if self.serving.mark.phase not in SETTLED:
             return ()
         return tuple(
             name
             for name, deployment in self.objects[DEPLOYMENT].items()
-            if _version(deployment) not in self.endpoint.versions and "deletionTimestamp" not in deployment["metadata"]
+            if (version := _version(deployment)) not in self.endpoint.versions
+            and version not in self.serving.split.weights
+            and "deletionTimestamp" not in deployment["metadata"]
         )
 
     @cached_property
@@ -177,20 +211,27 @@ class View:
     def asks_envoys(self) -> bool:
         """Whether something is missing that only the Envoys can tell."""
         come_or_gone = set(self.envoys.pods) != set(envoy.ready(self.envoy_pods.values()))
+        routed = frozenset(self.by_name.values())
         return (
             come_or_gone
             or bool(self.ready - self.proven)
+            or self.available & routed != self.live & routed
             or (
                 self.serving is not None
                 and self.route_ack.done
-                and (not self.confirmed or self.serving.mark.phase in (Phase.ENTERING, Phase.LEAVING))
+                and (not self.confirmed or self.serving.mark.phase not in SETTLED)
             )
         )
 
     @cached_property
     def shares(self) -> dict[str, str]:
         """The versions by what Envoy calls their clusters, where the traffic is shared."""
-        return clusters(self.route, self.endpoint, by_name=False)
+        return clusters(self.route, self.services, by_name=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, str]:
+        """The versions by what Envoy calls their clusters, where they are asked for by name."""
+        return clusters(self.route, self.services, by_name=True)
 
     def status(self, url_base: str, now: datetime) -> EndpointStatus:
         """Return the endpoint's status.
@@ -209,6 +250,7 @@ class View:
             or (self.route_ack.why if self.route_ack.refused else None)
             or self.disagrees,
             waiting_for=self._waiting_for(),
+            weight_ppm=_some(self.serving.weights) if self.serving and self.confirmed else {},
             clusters={version: cluster for cluster, version in self.shares.items()},
         )
 
@@ -223,10 +265,12 @@ class View:
         if not self.confirmed:
             return "not every Envoy serves the newest rules yet"
         if self.serving is not None and self.serving.mark.phase is Phase.ENTERING:
-            without = sorted(set(self.serving.weights) - self.live)
+            without = sorted(set(self.serving.weights) - self.connected)
             return f"revision {self.serving.mark.revision} is on its way; Envoy has no replica of {without} yet"
         if self.serving is not None and self.serving.mark.phase is Phase.LEAVING:
             return f"revision {self.serving.mark.revision} is on its way; what loses its share is being left"
+        if self.goal.waiting_for:
+            return self.goal.waiting_for
         return None if self.counted else "the Envoys' counters are compared with the split"
 
     def _version_status(self, name: str, now: datetime) -> VersionStatus:
@@ -319,15 +363,21 @@ async def _disagreement(api: Api, workspace: Workspace, seen: View) -> str | Non
     return found
 
 
-def clusters(route: Object | None, endpoint: Endpoint, *, by_name: bool) -> dict[str, str]:
-    """Return the versions by what Envoy calls their clusters; see `route.clusters`."""
+def clusters(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
+    """Return the versions by what Envoy calls their clusters; see `route.clusters`.
+
+    Args:
+        route: The endpoint's HTTPRoute.
+        services: The versions by the names of their Services.
+        by_name: See there.
+    """
     if route is None:
         return {}
     return routes.clusters(
         route["metadata"]["namespace"],
         route["metadata"]["name"],
         route["spec"].get("rules") or [],
-        services(endpoint.versions, endpoint.name),
+        services,
         by_name=by_name,
     )
 
@@ -459,6 +509,10 @@ def _with(seen: View, source: _Source, objects: Mapping[str, Object]) -> View:
 def _typed(found: Object, kind: Kind) -> Object:
     """Lists leave out what kind their objects are."""
     return {"apiVersion": kind.version, "kind": kind.name, **found}
+
+
+def _some(weights: Mapping[str, int]) -> dict[str, int]:
+    return {version: weight for version, weight in weights.items() if weight}
 
 
 def _version(found: Object) -> str:

@@ -425,7 +425,7 @@ def _weighted(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
         "typed_per_filter_config": auth,
     }
     if not weighted:
-        body = {"inline_string": f"endpoint {endpoint.name} has no version yet"}
+        body = {"inline_string": f"endpoint {endpoint.name} has no version that is ready yet"}
         return {**route, "direct_response": {"status": 503, "body": body}}
     clusters = [
         {

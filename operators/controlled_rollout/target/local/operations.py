@@ -20,6 +20,7 @@ from controlled_rollout.target.local.replicas import Launch
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.telemetry import TelemetryStore
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
+from controlled_rollout.target.transition import CLOSED
 
 __all__ = ["Operations", "launch_from_cache"]
 
@@ -123,12 +124,15 @@ class Operations:
                 requests=activity.requests.get(cluster, 0) if activity else 0,
                 active=activity.active.get(cluster, 0) if activity else 0,
             )
+        split = self._reconciler.served.get(name, CLOSED)
         return EndpointStatus(
             name=name,
             url=f"{self.router_url}/api/v1/service/{name}/score",
             revision=endpoint.revision,
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
+            weight_ppm={version: weight for version, weight in split.weights.items() if weight},
+            waiting_for=split.waiting_for,
             clusters={version: envoy_config.cluster_name(name, version) for version in versions},
         )
 

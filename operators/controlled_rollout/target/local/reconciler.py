@@ -14,8 +14,8 @@ from controlled_rollout.polling import until
 from controlled_rollout.target.local import envoy_config
 from controlled_rollout.target.local.envoy_process import Activity, Published, Router
 from controlled_rollout.target.local.replicas import Launch, RunningVersion
-from controlled_rollout.target.local.split import Split, split
 from controlled_rollout.target.protocol import Keys
+from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 
 __all__ = ["Reconciler"]
 
@@ -36,6 +36,7 @@ class Reconciler:
     Attributes:
         desired: The newest revision of every endpoint.
         running: The versions that have processes, also those on their way out.
+        served: By endpoint: the split that the router has confirmed.
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
         refused: Why a wanted version has no processes, or still those of its old definition.
         prepared: Whether the router has been given every endpoint's whole split, except where a version with traffic
@@ -61,7 +62,7 @@ class Reconciler:
         self._logs_folder = logs_folder
         self._launch = launch
         self._keys = keys
-        self._served: dict[str, dict[str, int]] = {}
+        self.served: dict[str, Split] = {}
         self._event = asyncio.Event()
         self._retirements: dict[Place, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -87,7 +88,7 @@ class Reconciler:
         self.changed()
 
         def is_gone() -> bool:
-            return endpoint not in self._served and all(place[0] != endpoint for place in self.running)
+            return endpoint not in self.served and all(place[0] != endpoint for place in self.running)
 
         return await until(is_gone, timeout_s)
 
@@ -100,14 +101,15 @@ class Reconciler:
                     await task
         await asyncio.gather(*(running.stop() for running in self.running.values()))
 
-    def _hopeless(self, endpoint: Endpoint) -> bool:
-        """Whether every version with traffic that is not ready cannot become ready by waiting."""
-        unproven = []
-        for name, weight in endpoint.weights().items():
-            running = self.running.get((endpoint.name, name))
-            if weight and (running is None or not running.proven):
-                unproven.append(running.failed if running else (endpoint.name, name) in self.refused)
-        return bool(unproven) and all(unproven)
+    def _is_prepared(self, endpoint: str, split: Split) -> bool:
+        """Whether a split is complete, or as near to it as waiting can bring it."""
+        failed = [
+            running.failed
+            if (running := self.running.get((endpoint, version)))
+            else (endpoint, version) in self.refused
+            for version in split.waits_for
+        ]
+        return split.complete or all(failed)
 
     async def _run(self) -> None:
         said = ""
@@ -145,14 +147,14 @@ class Reconciler:
             [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
         )
         self.prepared = published is not Published.BEHIND and all(
-            found.complete or self._hopeless(desired[name]) for name, found in splits.items()
+            self._is_prepared(name, split) for name, split in splits.items()
         )
         if published is not Published.SERVED:
             return False
-        self._served = {name: dict(found.weights) for name, found in splits.items()}
+        self.served = splits
         self.served_revision = {
-            name: desired[name].revision if found.complete and name in current else self.served_revision.get(name, 0)
-            for name, found in splits.items()
+            name: desired[name].revision if split.complete and name in current else self.served_revision.get(name, 0)
+            for name, split in splits.items()
         }
         for running, replicas in leaving:
             running.end(replicas)
@@ -198,18 +200,23 @@ class Reconciler:
         return running is not None and not running.retiring and running.up_to_date
 
     def _split(self, endpoint: Endpoint) -> Split:
-        proven = {name for name, running in self._of(endpoint.name) if running.proven and not running.retiring}
-        return split(endpoint, proven=proven, served=self._served.get(endpoint.name, {}))
+        running = {name: version for name, version in self._of(endpoint.name) if not version.retiring}
+        return allowed_split(
+            endpoint,
+            served=self.served.get(endpoint.name, CLOSED),
+            ready=[name for name, version in running.items() if version.ready],
+            live=[name for name, version in running.items() if version.sockets()],
+        )
 
-    def _route(self, endpoint: Endpoint, now: Split) -> envoy_config.EndpointRoute:
+    def _route(self, endpoint: Endpoint, split: Split) -> envoy_config.EndpointRoute:
         """Return the endpoint's route; a version that loses its share keeps it until the new split is served."""
         specs = {name: running.spec for name, running in self._of(endpoint.name)} | dict(endpoint.versions)
-        names = [*endpoint.versions, *(name for name in now.weights if name not in endpoint.versions)]
+        names = [*endpoint.versions, *(name for name in split.weights if name not in endpoint.versions)]
         keys = None if endpoint.auth is Auth.NONE else self._keys(endpoint.name)
         return envoy_config.EndpointRoute(
             name=endpoint.name,
             versions=tuple(
-                envoy_config.VersionRoute(name, now.weights.get(name, 0), specs[name].scoring_timeout_ms)
+                envoy_config.VersionRoute(name, split.weights.get(name, 0), specs[name].scoring_timeout_ms)
                 for name in names
             ),
             keys=(keys.primary, keys.secondary) if keys else None,
@@ -223,7 +230,7 @@ class Reconciler:
         for place in self.running:
             endpoint, version = place
             wanted = endpoint in self.desired and version in self.desired[endpoint].versions
-            if wanted or version in self._served.get(endpoint, {}) or place in self._retirements:
+            if wanted or version in self.served.get(endpoint, CLOSED).weights or place in self._retirements:
                 continue
             self.running[place].retiring = True
             self._retirements[place] = asyncio.create_task(self._retire(place), name=f"retire {version}")

@@ -253,13 +253,11 @@ class RunningVersion:
 
     Attributes:
         spec: The version as it is wanted now.
-        proven: Whether all its replicas have been ready at the same time.
         retiring: Whether it is on its way out.
     """
 
     def __init__(self, spec: Version, launch: Launch, *, runtime: Path, logs_folder: Path, changed: Changed) -> None:
         self.spec = spec
-        self.proven = False
         self.retiring = False
         self._launch = launch
         self._wanted = spec.replicas_at_start
@@ -323,10 +321,9 @@ class RunningVersion:
         self._changed()
 
     def look(self) -> None:
-        """Conclude from the replicas' states: is the version proven, may the old ones leave?"""
+        """Let the replicas of the old definition leave once those of the new one are all ready."""
         if not self.ready or self.retiring:
             return
-        self.proven = True
         for replica in self._leaving:
             replica.leave()
 

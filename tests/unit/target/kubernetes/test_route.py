@@ -10,6 +10,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes import route
 from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.phases import Phase
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
 
@@ -30,7 +31,9 @@ def services(*names: str) -> dict[str, str]:
 
 
 def written(found: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = route.rules(found, current, weights=found.weights(), reachable=found.versions)
+    wanted = route.rules(
+        found, current, weights=found.weights(), reachable=found.versions, mark=route.Mark(found.revision)
+    )
     return route.merge(current, wanted)
 
 
@@ -45,10 +48,10 @@ def test_a_route_says_again_what_it_was_made_from() -> None:
 
 
 def test_nobody_is_let_in_without_weights() -> None:
-    made = route.rules(endpoint("one"), [], weights={}, reachable=[], phase=route.Phase.CLOSED)
+    made = route.rules(endpoint("one"), [], weights={}, reachable=[], mark=route.Mark(1, Phase.CLOSED))
 
     assert not any("backendRefs" in rule for rule in made.values())
-    assert route.served(made.values(), {}) == route.Served(route.Mark(1, route.Phase.CLOSED))
+    assert route.served(made.values(), {}) == route.Served(route.Mark(1, Phase.CLOSED))
 
 
 def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_changes() -> None:

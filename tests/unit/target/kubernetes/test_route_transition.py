@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.kubernetes import route
 from controlled_rollout.target.kubernetes.names import version_object
-from controlled_rollout.target.kubernetes.route import Mark, Phase, Served
+from controlled_rollout.target.kubernetes.phases import Phase
+from controlled_rollout.target.kubernetes.route import Mark, Served
 from controlled_rollout.target.kubernetes.route_transition import (
     CONTROLLER,
     DIGEST,
     acknowledged,
     changed_by_hand,
-    desired,
     disagreement,
-    next_weights,
+    next_rules,
 )
+from controlled_rollout.target.transition import CLOSED, allowed_split
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
 GATEWAY = ("gateway", "models")
@@ -41,81 +42,111 @@ def served(rules: Rules) -> Served:
     return found
 
 
-def carry_on(
+def after(
     wanted: Endpoint, current: Rules, *, ready: tuple[str, ...], proven: tuple[str, ...] | None = None, **others: Any
 ) -> Rules:
     """The route after one more step, with Envoys that are quick unless told otherwise."""
     present = route.served(current, SERVICES)
-    live = {name for name, weight in present.weights.items() if weight} if present else set()
-    seen: dict[str, Any] = {"live": live & set(ready), "confirmed": True, "closed": False, **others}
     proven = ready if proven is None else proven
-    return route.merge(current, desired(wanted, current, serving=present, ready=ready, proven=proven, **seen))
+    goal = allowed_split(
+        wanted,
+        served=present.split if present else CLOSED,
+        ready=proven,
+        live=proven,
+        closed=others.pop("closed", False),
+    )
+    connected = {name for name, weight in present.weights.items() if weight} & set(ready) if present else set()
+    envoys: dict[str, Any] = {"connected": connected, "confirmed": True, **others}
+    return route.merge(current, next_rules(wanted, current, goal, serving=present, available=ready, **envoys))
 
 
 def settled(wanted: Endpoint, current: Rules, *, ready: tuple[str, ...]) -> tuple[Rules, list[Served]]:
     """The route when there is nothing more to do, and every split on the way."""
     way = []
-    while (after := carry_on(wanted, current, ready=ready)) != current:
-        current = after
-        way.append(served(after))
+    while (later := after(wanted, current, ready=ready)) != current:
+        current = later
+        way.append(served(later))
     return current, way
 
 
 def test_the_first_version_is_let_in_when_the_router_sees_it() -> None:
-    waiting = carry_on(endpoint("one"), [], ready=("one",), proven=())
+    waiting = after(endpoint("one"), [], ready=("one",), proven=())
     assert (served(waiting).mark, served(waiting).weights) == (Mark(1, Phase.CLOSED), {})
     assert served(waiting).reachable == {"one"}  # so that the router can prove it
 
-    done = carry_on(endpoint("one"), waiting, ready=("one",))
-    assert (served(done).mark, served(done).weights) == (Mark(1), {"one": 1_000_000})
+    done = after(endpoint("one"), waiting, ready=("one",))
+    assert (served(done).mark, served(done).weights) == (Mark(1, step=1, default="one"), {"one": 1_000_000})
 
 
 def test_nobody_is_let_in_while_the_policy_is_not_in_force() -> None:
-    found = carry_on(endpoint("one"), [], ready=("one",), closed=True)
+    found = after(endpoint("one"), [], ready=("one",), closed=True)
 
     assert (served(found).mark.phase, served(found).weights) == (Phase.CLOSED, {})
 
 
-def test_a_version_that_is_not_ready_gets_nothing_and_the_split_stays_word_for_word() -> None:
+def test_a_version_that_is_not_ready_gets_nothing_and_the_revision_before_is_still_the_one_that_is_served() -> None:
     before, _ = settled(endpoint("one"), [], ready=("one",))
     two = endpoint("one", "two", revision=2).shift("two", 50)
 
-    found = carry_on(two, before, ready=("one",))
+    [step] = settled(two, before, ready=("one",))[1]
 
-    assert found == before
+    assert step.mark == Mark(2, Phase.PARTIAL, served_revision=1, default="one")
+    assert (dict(step.weights), step.reachable) == ({"one": 1_000_000, "two": 0}, {"one"})
 
 
-def test_a_version_comes_and_goes_with_one_request_in_a_million() -> None:
-    before, _ = settled(endpoint("one", "two"), [], ready=("one", "two"))
-    all_to_two = endpoint("one", "two", revision=2).promote("two")
+def test_every_split_on_a_way_has_a_mark_of_its_own() -> None:
+    """Envoys keep the counters of rules that they have served: a mark that came again would be confirmed too early."""
+    rules, way = settled(endpoint("one"), [], ready=("one",))
+    three = endpoint("one", "two", "three", revision=2).shift("two", 20).shift("three", 30)
+    for ready in (("one",), ("one", "two"), ("one", "two", "three")):
+        rules, steps = settled(three, rules, ready=ready)
+        way += steps
 
-    _, way = settled(all_to_two, before, ready=("one", "two"))
-
-    assert [(step.mark.phase, dict(step.weights)) for step in way] == [
+    assert [(step.mark.phase, {name: weight for name, weight in step.weights.items() if weight}) for step in way] == [
+        (Phase.WHOLE, {"one": 1_000_000}),
+        (Phase.PARTIAL, {"one": 1_000_000}),
         (Phase.ENTERING, {"one": 1_000_000, "two": 1}),
-        (Phase.LEAVING, {"one": 1, "two": 1_000_000}),
-        (Phase.WHOLE, {"one": 0, "two": 1_000_000}),
+        (Phase.PARTIAL, {"one": 800_000, "two": 200_000}),
+        (Phase.ENTERING, {"one": 800_000, "two": 200_000, "three": 1}),
+        (Phase.WHOLE, {"one": 500_000, "two": 200_000, "three": 300_000}),
     ]
+    assert len({step.mark.rule for step in way}) == len(way)
+    assert [step.mark.served_revision for step in way] == [0, 1, 1, 1, 1, 1]
 
 
 def test_no_step_is_taken_before_every_envoy_has_followed_the_one_before() -> None:
     before, _ = settled(endpoint("one", "two"), [], ready=("one", "two"))
     two = endpoint("one", "two", revision=2).promote("two")
-    entering = carry_on(two, before, ready=("one", "two"))
-    assert carry_on(two, entering, ready=("one", "two"), live={"one"}) == entering
+    entering = after(two, before, ready=("one", "two"))
+    assert after(two, entering, ready=("one", "two"), connected={"one"}) == entering
 
-    leaving = carry_on(two, entering, ready=("one", "two"))
-    assert carry_on(two, leaving, ready=("one", "two"), confirmed=False) == leaving
+    leaving = after(two, entering, ready=("one", "two"))
+    assert after(two, leaving, ready=("one", "two"), confirmed=False) == leaving
+
+
+def test_a_promotion_names_its_default_when_it_is_served_and_not_before() -> None:
+    before, _ = settled(endpoint("one", "two"), [], ready=("one", "two"))
+
+    _, way = settled(endpoint("one", "two", revision=2).promote("two"), before, ready=("one", "two"))
+
+    assert [(step.mark.phase, step.mark.default) for step in way] == [
+        (Phase.ENTERING, "one"),
+        (Phase.LEAVING, "two"),
+        (Phase.WHOLE, "two"),
+    ]
 
 
 def test_a_version_that_fails_keeps_its_share_and_one_that_shrinks_needs_not_be_ready() -> None:
     two = endpoint("one", "two", revision=2).shift("two", 50)
     before, _ = settled(two, [], ready=("one", "two"))
-    assert carry_on(two, before, ready=("one",)) == before
+    assert after(two, before, ready=("one",)) == before
 
     less = two.shift("two", 10).model_copy(update={"revision": 3})
-    back = carry_on(less, before, ready=("one",))
-    assert (served(back).mark, served(back).weights) == (Mark(3), {"one": 900_000, "two": 100_000})
+    back = served(after(less, before, ready=()))
+    assert (back.mark, back.weights) == (
+        Mark(3, served_revision=2, default="one"),
+        {"one": 900_000, "two": 100_000},
+    )
 
 
 def test_a_version_that_is_deleted_with_its_share_is_left_first() -> None:
@@ -125,33 +156,25 @@ def test_a_version_that_is_deleted_with_its_share_is_left_first() -> None:
 
     _, way = settled(one, before, ready=("one", "two"))
 
-    assert [(step.mark, dict(step.weights)) for step in way] == [
-        (Mark(3, Phase.LEAVING), {"one": 1_000_000, "two": 1}),
-        (Mark(3), {"one": 1_000_000}),
+    assert [(step.mark.phase, step.mark.revision, dict(step.weights)) for step in way] == [
+        (Phase.LEAVING, 3, {"one": 1_000_000, "two": 1}),
+        (Phase.WHOLE, 3, {"one": 1_000_000}),
     ]
 
 
-SPLITS = st.dictionaries(
-    st.sampled_from(("one", "two", "three")), st.sampled_from((0, 1, 250_000, 1_000_000)), min_size=1
+@given(
+    revision=st.integers(0, 10**6),
+    phase=st.sampled_from(Phase),
+    step=st.integers(0, 100),
+    served_revision=st.integers(0, 10**6),
+    default=st.none() | st.sampled_from(("one", "closed", "v-20260101-1", "a" * 32)),
 )
+def test_a_mark_is_read_back_from_its_rules_name(
+    revision: int, phase: Phase, step: int, served_revision: int, default: str | None
+) -> None:
+    mark = Mark(revision, phase, step, served_revision, default)
 
-
-@given(before=SPLITS, wanted=SPLITS)
-def test_every_way_ends_and_no_share_jumps_from_or_to_nothing(before: dict[str, int], wanted: dict[str, int]) -> None:
-    if not any(wanted.values()) or not any(before.values()):
-        return
-    phase, left = Phase.WHOLE, False
-    for _ in range(4):
-        after, next_phase = next_weights(
-            before, wanted, phase=phase, live={n for n, w in before.items() if w}, left=left
-        )
-        for name in {*before, *after}:
-            some, next_some = before.get(name, 0), after.get(name, 0)
-            assert some or next_some <= 1 or not any(before.values())
-            assert next_some or some <= 1
-        left = next_phase is Phase.LEAVING
-        before, phase = after, next_phase
-    assert (phase, before) == (Phase.WHOLE, wanted)
+    assert route.mark_of(mark.rule) == mark
 
 
 def test_counters_that_contradict_the_split_are_noticed_and_chance_is_not() -> None:

@@ -10,7 +10,7 @@ from controlled_rollout.target.kubernetes import route as routes
 from controlled_rollout.target.kubernetes.envoy import Envoy, Envoys
 from controlled_rollout.target.kubernetes.route import Mark
 from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST
-from controlled_rollout.target.kubernetes.view import View, clusters
+from controlled_rollout.target.kubernetes.view import View
 
 NAMESPACE = "models"
 GATEWAY = ("gateway", "envoy")
@@ -58,7 +58,7 @@ def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark |
     }
     served = frozenset({mark.stat(NAMESPACE, "digits")} if mark else ())
     view = View(of, GATEWAY, objects, Envoys({"envoy-1": Envoy(rules=served)}))
-    known = [*view.shares, *clusters(view.route, of, by_name=True)]
+    known = [*view.shares, *view.by_name]
     return replace(view, envoys=Envoys({"envoy-1": Envoy(healthy=dict.fromkeys(known, 1), rules=served)}))
 
 

@@ -1,0 +1,110 @@
+"""Which version may have which share of the traffic now: one pure decision, for every target.
+
+A new revision says how the traffic is to be split. Until all its versions are ready, the router serves the nearest
+split that sends no additional request to a version that is not ready. A target calls `allowed_split` whenever a
+version's readiness, the revision or what the router serves has changed, and makes the router serve the result.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from controlled_rollout.endpoint import WEIGHT_TOTAL, Endpoint
+
+__all__ = ["CLOSED", "Split", "allowed_split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the requests of one endpoint are shared among its versions.
+
+    Attributes:
+        weights: Parts of a million by version. They add up to a million, or there are none: then the router itself
+            answers every request with 503.
+        default: The version that takes what no other version has; None if there are no weights.
+        waits_for: The versions that have to become ready before they get their share of the newest revision.
+        complete: Whether this is the split that the newest revision asks for.
+    """
+
+    weights: Mapping[str, int] = field(default_factory=dict)
+    default: str | None = None
+    waits_for: tuple[str, ...] = ()
+    complete: bool = False
+
+    @property
+    def waiting_for(self) -> str | None:
+        """A sentence for people on what keeps the split from being complete; None if no version does."""
+        if not self.waits_for:
+            return None
+        versions = ", ".join(map(repr, self.waits_for))
+        who = f"version {versions} is not ready" if len(self.waits_for) == 1 else f"versions {versions} are not ready"
+        return f"{who}: " + (
+            f"{self.default!r} serves the rest of the traffic meanwhile"
+            if self.default
+            else "all requests are answered with 503 meanwhile"
+        )
+
+
+CLOSED: Final = Split()
+
+
+def allowed_split(
+    endpoint: Endpoint, *, served: Split, ready: Collection[str], live: Collection[str], closed: bool = False
+) -> Split:
+    """Return the split that the router may serve now, as near to the newest revision's as the versions allow.
+
+    | version                                   | its share                                                         |
+    |-------------------------------------------|-------------------------------------------------------------------|
+    | ready                                     | what the revision asks for                                        |
+    | not ready, and its share grows            | what it has: a version without a share gets none                  |
+    | not ready, and its share stays or shrinks | what the revision asks for: a failing version must be seen to     |
+    |                                           | fail, and going back must never wait                              |
+    | deleted                                   | none, unless it is the default that is served until its successor |
+    |                                           | is ready                                                          |
+    | the default                               | the rest, whatever becomes of its replicas                        |
+
+    A new default replaces the served one when it is ready, or needs no more than it has, or has a replica while the
+    served one has none. Until then the served default takes the rest, also of a revision that has deleted it. Where no
+    split is served yet, nobody is let in until the default has a replica.
+
+    Args:
+        endpoint: The newest revision.
+        served: The split that the router serves now, deleted versions included; `CLOSED` if it serves none.
+        ready: The versions of which every replica answers the router.
+        live: The versions of which at least one replica answers the router.
+        closed: Nobody may be let in, because the router does not ask callers for their keys yet.
+    """
+    wanted = endpoint.weights()
+    if endpoint.default is None:
+        return Split(complete=True)
+    if closed:
+        return CLOSED
+    # What each version may have if it is not the default.
+    allowed = {
+        name: weight if name in ready else min(weight, served.weights.get(name, 0)) for name, weight in wanted.items()
+    }
+    default = _default(endpoint.default.name, allowed, served=served, ready=ready, live=live)
+    if default is None:
+        return Split(waits_for=tuple(name for name, weight in wanted.items() if weight and name not in ready))
+    rest = _rest(default, allowed)
+    # An order that does not depend on what was served before.
+    weights = {name: rest if name == default else weight for name, weight in allowed.items()} | {default: rest}
+    waits_for = tuple(name for name, weight in wanted.items() if weights[name] < weight)
+    return Split(weights, default, waits_for, complete=not waits_for)
+
+
+def _default(
+    new: str, allowed: Mapping[str, int], *, served: Split, ready: Collection[str], live: Collection[str]
+) -> str | None:
+    """Return which version takes what no other version may have; None if nobody can be let in."""
+    may_replace = (
+        new == served.default
+        or new in ready
+        or _rest(new, allowed) <= served.weights.get(new, 0)
+        or (new in live and served.default not in live)
+    )
+    return new if may_replace else served.default
+
+
+def _rest(default: str, allowed: Mapping[str, int]) -> int:
+    return WEIGHT_TOTAL - sum(weight for name, weight in allowed.items() if name != default)

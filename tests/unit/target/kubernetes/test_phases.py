@@ -1,0 +1,154 @@
+"""How a route comes from one split to another: what each state is entered and left by, and that every way ends."""
+
+import itertools
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout.endpoint import WEIGHT_TOTAL
+from controlled_rollout.target.kubernetes.phases import MINIMAL, Phase, RouteState, next_weights, shares
+from controlled_rollout.target.transition import CLOSED, Split
+
+ALL = WEIGHT_TOTAL
+HALF = WEIGHT_TOTAL // 2
+
+
+def state(
+    weights: dict[str, int],
+    goal: dict[str, int],
+    phase: Phase = Phase.WHOLE,
+    *,
+    confirmed: bool = True,
+    connected: tuple[str, ...] = (),
+    complete: bool = True,
+) -> RouteState:
+    split = Split(goal, max(goal, key=lambda name: goal[name]), complete=complete) if goal else CLOSED
+    return RouteState(weights, phase, confirmed, connected, split)
+
+
+# Each state: what it is entered by, and what it is left by
+
+
+def test_closed_is_entered_when_the_goal_lets_nobody_in_and_left_when_it_does() -> None:
+    assert next_weights(state({"one": ALL}, {})) == (Phase.CLOSED, {})
+    # Nobody is served, so there is no request that a version could enter with.
+    assert next_weights(state({}, {"one": ALL}, Phase.CLOSED)) == (Phase.WHOLE, {"one": ALL})
+
+
+def test_an_endpoint_without_versions_is_wholly_served() -> None:
+    assert next_weights(RouteState({}, Phase.CLOSED, True, (), Split(complete=True))) == (Phase.WHOLE, {})
+
+
+def test_entering_keeps_the_present_split_until_every_envoy_has_a_replica_of_the_new_version() -> None:
+    goal = {"one": HALF, "two": HALF}
+    entering = (Phase.ENTERING, {"one": ALL, "two": MINIMAL})
+
+    assert next_weights(state({"one": ALL, "two": 0}, goal)) == entering
+    now = state(entering[1], goal, Phase.ENTERING)
+    assert next_weights(now) == entering
+    assert next_weights(replace(now, connected=("two",), confirmed=False)) == entering
+    assert next_weights(replace(now, connected=("two",))) == (Phase.WHOLE, goal)
+
+
+def test_leaving_serves_the_new_split_until_every_envoy_has_followed() -> None:
+    goal = {"one": 0, "two": ALL}
+    leaving = (Phase.LEAVING, {"one": MINIMAL, "two": ALL})
+
+    assert next_weights(state({"one": HALF, "two": HALF}, goal)) == leaving
+    now = state(leaving[1], goal, Phase.LEAVING, confirmed=False)
+    assert next_weights(now) == leaving
+    assert next_weights(replace(now, confirmed=True)) == (Phase.WHOLE, goal)
+
+
+def test_partial_is_entered_while_a_version_is_not_ready_and_left_when_the_goal_changes() -> None:
+    partial = state({"one": ALL}, {"one": ALL, "two": 0}, complete=False)
+
+    assert next_weights(partial) == (Phase.PARTIAL, {"one": ALL, "two": 0})
+    ready = state({"one": ALL, "two": 0}, {"one": HALF, "two": HALF}, Phase.PARTIAL)
+    assert next_weights(ready) == (Phase.ENTERING, {"one": ALL, "two": MINIMAL})
+
+
+def test_a_version_that_dies_while_it_enters_leaves_again() -> None:
+    """Its share is not the goal any more, and it does not delay what else the revision asks for."""
+    now = state({"one": ALL, "two": MINIMAL}, {"one": ALL, "two": 0}, Phase.ENTERING, complete=False)
+
+    assert next_weights(replace(now, confirmed=False)) == (Phase.LEAVING, {"one": ALL, "two": MINIMAL})
+    assert next_weights(now) == (Phase.PARTIAL, {"one": ALL, "two": 0})
+
+
+def test_a_version_enters_and_leaves_with_one_request_in_a_million() -> None:
+    assert way({"one": ALL}, {"one": 0, "two": ALL}) == [
+        (Phase.ENTERING, {"one": ALL, "two": MINIMAL}),
+        (Phase.LEAVING, {"one": MINIMAL, "two": ALL}),
+        (Phase.WHOLE, {"one": 0, "two": ALL}),
+    ]
+
+
+def test_a_shift_between_versions_that_have_a_share_is_one_step() -> None:
+    assert way({"one": HALF, "two": HALF}, {"one": ALL // 4, "two": 3 * ALL // 4}) == [
+        (Phase.WHOLE, {"one": ALL // 4, "two": 3 * ALL // 4})
+    ]
+
+
+def test_a_minimal_weight_is_no_share_while_a_version_enters() -> None:
+    assert shares({"one": ALL, "two": MINIMAL}, Phase.ENTERING) == {"one": ALL}
+    assert shares({"one": ALL - MINIMAL, "two": MINIMAL}, Phase.WHOLE) == {"one": ALL - MINIMAL, "two": MINIMAL}
+
+
+def test_a_version_that_is_wanted_again_while_it_leaves_has_its_cluster_still() -> None:
+    now = state({"one": MINIMAL, "two": ALL}, {"one": HALF, "two": HALF}, Phase.LEAVING, confirmed=False)
+
+    assert next_weights(now) == (Phase.WHOLE, {"one": HALF, "two": HALF})
+
+
+# What holds for every way
+
+
+def way(
+    weights: dict[str, int], goal: dict[str, int], phase: Phase = Phase.WHOLE
+) -> list[tuple[Phase, dict[str, int]]]:
+    """All splits on the way to a goal, with Envoys that follow each of them."""
+    steps = []
+    for _ in range(10):
+        now = state(weights, goal, phase, connected=tuple(name for name, weight in weights.items() if weight))
+        if next_weights(now) == (phase, weights):
+            return steps
+        phase, weights = next_weights(now)
+        steps.append((phase, weights))
+    raise AssertionError(f"it does not come to an end: {steps}")
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> dict[str, int]:
+    names = draw(st.lists(st.sampled_from(("one", "two", "three")), min_size=1, unique=True))
+    weights = {name: draw(st.sampled_from((0, MINIMAL, ALL // 4))) for name in names[1:]}
+    return {names[0]: ALL - sum(weights.values()), **weights}
+
+
+PHASES = st.sampled_from(sorted(set(Phase) - {Phase.CLOSED}))
+
+
+@given(before=splits(), phase=PHASES, goal=splits())
+def test_every_way_ends_at_its_goal_and_no_share_jumps_from_or_to_nothing(
+    before: dict[str, int], phase: Phase, goal: dict[str, int]
+) -> None:
+    steps = [(phase, before), *way(before, goal, phase)]
+
+    assert steps[-1] == (Phase.WHOLE, goal)
+    assert len(steps) <= 4
+    for (_, earlier), (_, later) in itertools.pairwise(steps):
+        for name in {*earlier, *later}:
+            assert earlier.get(name, 0) or later.get(name, 0) <= MINIMAL
+            assert later.get(name, 0) or earlier.get(name, 0) <= MINIMAL
+
+
+@given(before=splits(), phase=PHASES, goal=splits(), confirmed=st.booleans(), complete=st.booleans())
+def test_exactly_one_state_is_next_and_it_does_not_change_by_itself(
+    before: dict[str, int], phase: Phase, goal: dict[str, int], confirmed: bool, complete: bool
+) -> None:
+    now = state(before, goal, phase, confirmed=confirmed, complete=complete)
+    next_phase, weights = next_weights(now)
+
+    after = replace(now, phase=next_phase, weights=weights, confirmed=False)
+    assert next_weights(after) == (next_phase, weights)
