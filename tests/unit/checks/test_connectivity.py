@@ -3,9 +3,10 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,6 +19,9 @@ from controlled_rollout.checks.reach import ask, reach
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
 from controlled_rollout.workspace import Workspace
+
+# One of the two ways to ask a server for a sign of life.
+Probe = Callable[[str], Coroutine[Any, Any, object]]
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def port_of(server: asyncio.Server) -> int:
 
 
 @pytest.mark.parametrize("go", [reach, ask])
-async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(go, closed_port: int) -> None:
+async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(go: Probe, closed_port: int) -> None:
     with pytest.raises(TargetUnavailableError, match=r"^DNS: the name no-such-host\.invalid is not known here"):
         await go("http://no-such-host.invalid")
     with pytest.raises(TargetUnavailableError, match=r"^DNS: the name a{64}\.example is not known here"):
@@ -76,7 +80,7 @@ async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(go, c
 
 
 @pytest.mark.parametrize("go", [reach, ask])
-async def test_a_certificate_that_nobody_trusts_is_told_from_both(go, self_signed: ssl.SSLContext) -> None:
+async def test_a_certificate_that_nobody_trusts_is_told_from_both(go: Probe, self_signed: ssl.SSLContext) -> None:
     async with await serve(b"", ssl=self_signed) as server:
         url = f"https://127.0.0.1:{port_of(server)}"
         with pytest.raises(
@@ -140,7 +144,7 @@ PODS = (Permission("", "pods", ("list", "watch"), ""), Permission("", "pods/log"
         ([{"verbs": ["*"], "resources": ["*"]}], ["list pods", "watch pods", "get pods/log"]),
     ],
 )
-def test_rules_grant_what_they_say_and_nothing_for_single_objects(rules, left) -> None:
+def test_rules_grant_what_they_say_and_nothing_for_single_objects(rules: list[dict[str, Any]], left: list[str]) -> None:
     assert [f"{verb} {resource}" for verb, _, resource in not_granted(PODS, rules)] == left
 
 
@@ -197,7 +201,7 @@ def gateway(
     ],
 )
 def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(
-    found, setting: str, fault: str | None
+    found: dict[str, Any], setting: str, fault: str | None
 ) -> None:
     workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)
     said = gateway_fault(found, workspace)

@@ -1,5 +1,6 @@
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def terms(**changes) -> GateTerms:
+def terms(**changes: Any) -> GateTerms:
     return GateTerms(
         **{
             "endpoint": "digits",
@@ -51,7 +52,7 @@ def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing() -> None
 
 
 @pytest.mark.parametrize(("since", "requests"), [(9 * MINUTE, 1000), (30 * MINUTE, 99)])
-def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since, requests: int) -> None:
+def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since: timedelta, requests: int) -> None:
     assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).next is Next.WAIT
 
 
@@ -93,7 +94,7 @@ def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was
     on_no_decision=st.sampled_from(["hold", "roll_back"]),
 )
 def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
-    outcome, minutes, requests, require_pass, on_no_decision
+    outcome: str, minutes: int, requests: int, require_pass: bool, on_no_decision: str
 ) -> None:
     answer = decide(
         look(outcome, since=minutes * MINUTE, requests=requests),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.errors import EvidenceError
@@ -12,26 +13,27 @@ from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Verdict,
 from tests.unit.gate.rollouts import BEGIN, MINUTE
 
 NAMES = ("de", "fr", "it", "us")
+Counted = Sequence[Sequence[int]] | NDArray[np.int64]
 INPUTS = Gate(categories={"country": Category()})
 PREDICTIONS = Gate(categories={"label": Category(tolerance=0.1, on_difference="fail")})
 
 
-def rollout(
-    own: Sequence[Sequence[int]], others: Sequence[Sequence[int]], name: str = "country", names: Sequence[str] = NAMES
-) -> list[Bin]:
-    """Return one bin per row of counts."""
+def rollout(treatment: Counted, control: Counted, name: str = "country", names: Sequence[str] = NAMES) -> list[Bin]:
+    """Return one bin per row of counts, a row per minute and a column per category."""
 
-    def counts(row: Sequence[int]) -> Counts:
+    def counts(row: Sequence[int] | NDArray[np.int64]) -> Counts:
         tally = {category: int(count) for category, count in zip(names, row, strict=True) if count}
         return Counts(int(sum(row)), 0, categories={name: tally})
 
-    return [Bin(BEGIN + i * MINUTE, counts(y), counts(x)) for i, (x, y) in enumerate(zip(own, others, strict=True))]
+    rows = enumerate(zip(treatment, control, strict=True))
+    return [Bin(BEGIN + i * MINUTE, treatment=counts(x), control=counts(y)) for i, (x, y) in rows]
 
 
 def drawn(
-    rng: np.random.Generator, bins: int, own: Sequence[float], others: Sequence[float], name: str = "country"
+    rng: np.random.Generator, bins: int, treatment: Sequence[float], control: Sequence[float], name: str = "country"
 ) -> list[Bin]:
-    return rollout(rng.multinomial(30, own, bins), rng.multinomial(90, others, bins), name)
+    """Return bins with counts drawn from the two distributions over the categories."""
+    return rollout(rng.multinomial(30, treatment, bins), rng.multinomial(90, control, bins), name)
 
 
 def claim(verdict: Verdict, kind: str) -> Claim:

@@ -33,7 +33,8 @@ def counts(requests: Any = 100, errors: Any = 1, slow: Any = (50, 10, 5, 1)) -> 
 )
 @pytest.mark.parametrize("arm", ["treatment", "control"])
 def test_impossible_counts_are_refused_with_time_version_and_number(bad: Counts, said: str, arm: str) -> None:
-    bins = [GOOD, replace(GOOD, start=BEGIN + MINUTE, **{arm: bad})]
+    arms = {"treatment": GOOD.treatment, "control": GOOD.control} | {arm: bad}
+    bins = [GOOD, Bin(BEGIN + MINUTE, control=arms["control"], treatment=arms["treatment"])]
 
     with pytest.raises(EvidenceError, match=rf"12:01:00\+00:00: {arm} {said}"):
         judge(bins, Gate())

@@ -126,16 +126,16 @@ def test_mean_of_the_evidence_is_one_under_its_null_whatever_base_rate_and_split
     rng, runs, bins = np.random.default_rng(8), 20_000, 12
     base = np.linspace(*rates, bins)
     worse = null * base / (1 - base + null * base)
-    own, others = np.full(runs, 15), np.full(runs, 15)
+    treatment_requests, control_requests = np.full(runs, 15), np.full(runs, 15)
     columns = []
     for index in range(bins):
-        x, y = rng.binomial(own, worse[index]), rng.binomial(others, base[index])
-        columns.append((own, others, x, y))
+        x, y = rng.binomial(treatment_requests, worse[index]), rng.binomial(control_requests, base[index])
+        columns.append((treatment_requests, control_requests, x, y))
         # A ramp that looks at what was seen: more traffic after a good minute.
-        own = np.where(x <= y, 20, 6)
-        others = 30 - own
-    a, c, x, y = (np.stack(column, axis=1).astype(float) for column in zip(*columns, strict=True))
-    odds = OddsRatio(a.ravel(), c.ravel(), Metric(x.ravel(), y.ravel()))
+        treatment_requests = np.where(x <= y, 20, 6)
+        control_requests = 30 - treatment_requests
+    a, c, bad, control_bad = (np.stack(column, axis=1).astype(float) for column in zip(*columns, strict=True))
+    odds = OddsRatio(a.ravel(), c.ravel(), Metric(bad.ravel(), control_bad.ravel()))
 
     for ratio in ratios:
         values = np.exp(odds.gains(null, ratio, a.size).reshape(runs, bins).sum(axis=1))

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate import Bin, Claim, Counts, Gate, Mean, Moments, Verdict, judge
+from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Mean, Moments, Verdict, judge
 from controlled_rollout.gate.means import log_mixture
 from tests.unit.gate.rollouts import BEGIN, MINUTE
 
@@ -54,7 +54,8 @@ def test_mixture_is_the_integral_over_a_half_normal(total: float, variance: floa
     scale = 0.3
 
     def density(tilt: float) -> float:
-        return 2 * norm.pdf(tilt, scale=math.sqrt(scale)) * math.exp(tilt * total - tilt * tilt * variance / 2)
+        density = float(norm.pdf(tilt, scale=math.sqrt(scale)))
+        return 2 * density * math.exp(tilt * total - tilt * tilt * variance / 2)
 
     expected, _ = quad(density, 0, 12)
 
@@ -179,7 +180,7 @@ def test_impossible_moments_are_refused_with_where_they_are(bad: Moments, said: 
 @pytest.mark.parametrize("means", [{"errors": Mean(worse="lower")}, {"a": Mean(worse="lower", margin=0)}])
 def test_names_that_mean_two_things_are_refused(means: dict[str, Mean]) -> None:
     with pytest.raises(ValueError, match="would name two metrics"):
-        Gate(means=means, categories={"a": {}})
+        Gate(means=means, categories={"a": Category()})
 
 
 def test_constant_metric_is_no_evidence() -> None:

@@ -19,7 +19,7 @@ def kayenta_is_high(experiment: np.ndarray, control: np.ndarray) -> bool:
         ties = np.unique(ranks, return_counts=True)[1].astype(float)
         dz = ranks[:m].sum() - m * (m + 1) / 2 - m * n / 2
         sigma = np.sqrt(m * n / 12 * (m + n + 1 - (ties**3 - ties).sum() / ((m + n) * (m + n - 1))))
-        return (dz - 0.5 * np.sign(dz)) / sigma - quantile
+        return float((dz - 0.5 * np.sign(dz)) / sigma - quantile)
 
     low, high = experiment.min() - control.max(), experiment.max() - control.min()
     z = norm.ppf(1 - (1 - 0.98) / 2)

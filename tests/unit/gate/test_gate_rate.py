@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
@@ -41,13 +42,13 @@ def test_rate_at_the_limit_is_accepted_by_mistake_at_most_as_often_as_said() -> 
     wrong = 0
     for _ in range(runs):
         errors = [sum(rng.random() < rate for _ in range(20)) for _ in range(40)]
-        wrong += max(evidence_path(rate, errors, [20] * 40, 1.0)) >= -math.log(level)
+        wrong += max(evidence_path(rate, np.array(errors, float), np.full(40, 20.0), 1.0)) >= -math.log(level)
 
     assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
 
 
 def test_bursts_discount_the_evidence() -> None:
-    plain, discounted = (evidence_path(0.01, [0] * 10, [100] * 10, burst)[-1] for burst in (1.0, 4.0))
+    plain, discounted = (evidence_path(0.01, np.zeros(10), np.full(10, 100.0), burst)[-1] for burst in (1.0, 4.0))
 
     assert discounted == pytest.approx(log_evidence(0.01, 0, 250))
     assert discounted < plain

@@ -6,12 +6,13 @@ There is no Azure where the tests run. The client is the real one: its requests 
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from azure.core.credentials import AccessToken
 
 RUN_ID = "cf1"
 ROOT = "/subscriptions/0/resourceGroups/models/providers/Microsoft.ContainerRegistry/registries/mine"
@@ -145,16 +146,27 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-class Identity:
-    """A credential of nobody."""
+class Identity(AbstractAsyncContextManager["Identity"]):
+    """A credential as azure-identity's are used: its token is always the same, or it raises `error`."""
 
-    async def get_token(self, *scopes: str, **how: object) -> object:
-        return SimpleNamespace(token="token-of-entra", expires_on=2**33)
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.scopes: list[str] = []
+
+    async def get_token(
+        self,
+        *scopes: str,
+        claims: str | None = None,
+        tenant_id: str | None = None,
+        enable_cae: bool = False,
+        **options: Any,
+    ) -> AccessToken:
+        self.scopes += scopes
+        if self.error:
+            raise self.error
+        return AccessToken(token="token-of-entra", expires_on=2**33)
 
     async def close(self) -> None: ...
-
-    async def __aenter__(self) -> "Identity":
-        return self
 
     async def __aexit__(self, *args: object) -> None: ...
 
@@ -169,7 +181,7 @@ def answering(at: Management) -> Iterator[Any]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
-    class ToServer(AioHttpTransport):
+    class ToServer(AioHttpTransport):  # type: ignore[misc] # untyped without the package aiohttp's stubs
         async def send(self, request: Any, **config: Any) -> Any:
             assert request.url.startswith("https://")
             request.url = request.url.replace("https://", f"http://127.0.0.1:{server.server_port}/", 1)

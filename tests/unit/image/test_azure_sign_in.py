@@ -1,43 +1,32 @@
 """The exchange of an identity's token for a registry's, as Microsoft documents it. Entra ID cannot run here."""
 
-from types import SimpleNamespace
-
 import httpx
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
+from controlled_rollout.image import Credentials
 from controlled_rollout.image.oci.azure_sign_in import is_azure, sign_in
+from tests.unit.image.acr_management import Identity
 
 
-class Identity:
-    """What azure-identity's credentials are asked for."""
+async def exchange(
+    answer: httpx.Response | Exception, identity: Identity | None = None
+) -> tuple[Credentials, list[httpx.Request]]:
+    """Sign in to a registry that answers so; return the user and the requests that it received."""
+    requests = []
 
-    def __init__(self, error=None) -> None:
-        self.error = error
-        self.scopes = []
-
-    async def get_token(self, *scopes):
-        self.scopes += scopes
-        if self.error:
-            raise self.error
-        return SimpleNamespace(token="token-of-entra")
-
-
-async def exchange(answer, identity=None):
-    asked = []
-
-    def handle(request: pytest.FixtureRequest):
-        asked.append(request)
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
-        return await sign_in("mine.azurecr.io", identity or Identity(), client=client), asked
+        return await sign_in("mine.azurecr.io", identity or Identity(), client=client), requests
 
 
-async def test_the_identity_s_token_becomes_a_password_of_nobody() -> None:
+async def test_token_of_the_identity_becomes_the_password_of_the_null_user() -> None:
     identity = Identity()
 
     user, [request] = await exchange(httpx.Response(200, json={"refresh_token": "token-of-acr"}), identity)
@@ -51,21 +40,23 @@ async def test_the_identity_s_token_becomes_a_password_of_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "message"),
+    ("answer", "error", "message"),
     [
         (httpx.Response(401, json={"errors": []}), ImageError, "does not let this identity in .401.*AcrPush"),
         (httpx.Response(503), RegistryUnavailableError, "cannot sign anybody in now: 503"),
         (httpx.ConnectError("refused"), RegistryUnavailableError, "mine.azurecr.io does not answer .refused"),
     ],
 )
-async def test_what_goes_wrong_is_told_without_the_token(answer, kind, message: str) -> None:
-    with pytest.raises(kind, match=message) as caught:
+async def test_failed_exchange_is_an_error_without_the_token(
+    answer: httpx.Response | Exception, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
         await exchange(answer)
 
     assert "token-of-entra" not in str(caught.value)
 
 
-async def test_a_worker_without_an_identity_is_told_what_to_do() -> None:
+async def test_worker_without_an_identity_is_an_error_that_names_the_setting() -> None:
     error = ClientAuthenticationError("DefaultAzureCredential failed\nand a long story")
 
     with pytest.raises(ImageError, match=r"no identity .*DefaultAzureCredential failed\).*registry_conn_id"):
@@ -75,5 +66,5 @@ async def test_a_worker_without_an_identity_is_told_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("host", "azure"), [("a.azurecr.io", True), ("azurecr.io.example", False), ("127.0.0.1", False)]
 )
-def test_azure_s_registries_are_known_by_their_names(host: str, azure: bool) -> None:
+def test_azure_registries_are_recognised_by_their_host_names(host: str, azure: bool) -> None:
     assert is_azure(host) is azure

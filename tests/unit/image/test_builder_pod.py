@@ -3,7 +3,9 @@
 import base64
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ ORDER = BuildRequest(
 )
 
 
-def made(**more):
+def made(template: dict[str, Any] | None = None) -> dict[str, Any]:
     return pod(
         ORDER,
         context="registry.example/models/environments@sha256:" + "1" * 64,
@@ -34,7 +36,7 @@ def made(**more):
         owner="dag/run/build",
         secret_name="build-environment-1",
         secrets={"settings": b"export UV_INDEX_PRIVATE_PASSWORD=secret", "netrc": b"secret"},
-        **more,
+        template=template,
     )
 
 
@@ -131,7 +133,7 @@ def test_log_times_sort_although_their_zeros_are_left_out() -> None:
     assert sorted(times, key=_padded) == [times[2], times[1], times[0]]
 
 
-def ended(code, *, phase="Failed", reason="Error"):
+def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[str, Any]:
     terminated = {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}
     return {
         "metadata": {"name": "build-environment-1"},
@@ -154,7 +156,7 @@ def ended(code, *, phase="Failed", reason="Error"):
         ),
     ],
 )
-def test_how_a_pod_ended_is_told(pod, lines, message: str) -> None:
+def test_how_a_pod_ended_is_told(pod: dict[str, Any], lines: list[str], message: str) -> None:
     with pytest.raises(ImageError, match=f"(?s){message}"):
         _outcome(ORDER, _end(pod), lines)
 
@@ -164,5 +166,5 @@ def test_a_pod_that_succeeded_has_built() -> None:
 
 
 def test_a_finished_pod_says_when_and_a_running_one_does_not() -> None:
-    assert _ended_at(ended(0)).year == 2026
+    assert _ended_at(ended(0)) == datetime(2026, 1, 1, tzinfo=UTC)
     assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

@@ -85,10 +85,10 @@ def test_any_names_and_contents_come_out_as_they_went_in(
         digest = hashlib.sha256(content).hexdigest()
         packaged.append(SourceFile(f"inner/{name * 20}", folder / str(number), len(content), False, digest))
 
-    with archive(Package(tuple(packaged), "")) as found:
-        content = {entry.name: found.extractfile(entry).read() for entry in found if entry.isfile()}  # type: ignore[union-attr]
+    with archive(Package(tuple(packaged), "")) as tar:
+        contents = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.isfile()}  # type: ignore[union-attr]
 
-    assert content == {f"opt/app/inner/{name * 20}": data for name, data in files.items()}
+    assert contents == {f"opt/app/inner/{name * 20}": data for name, data in files.items()}
 
 
 def test_the_digest_is_that_of_the_archive_and_the_same_for_a_copy(tmp_path: Path) -> None:

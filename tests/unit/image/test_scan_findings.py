@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,8 +31,8 @@ POLICIES = st.builds(
 )
 
 
-def finding(name: str = "CVE-2026-1", severity: Severity = Severity.HIGH, **fields: object) -> Finding:
-    return Finding(name, **{"package": "flask", "version": "1.0", "severity": severity, "source": "grype", **fields})
+def finding(name: str = "CVE-2026-1", severity: Severity = Severity.HIGH, **fields: Any) -> Finding:
+    return replace(Finding(name, "flask", "1.0", severity, source="grype"), **fields)
 
 
 def audited(name: str, *aliases: str) -> Report:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.evidence import Reading
-from controlled_rollout.gate import Counts, Gate
+from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.record import place, series
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
@@ -202,7 +202,8 @@ def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_repl
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8))
 def test_stretches_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
-    writer, reader, read_back = series.Marks(), series.Marks(), []
+    writer, reader = series.Marks(), series.Marks()
+    read_back: list[Bin] = []
     for number, seed in cuts:
         wanted = bins(number, seed=seed)
         stretch = writer.stretch_to(wanted)

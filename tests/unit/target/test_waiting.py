@@ -88,7 +88,8 @@ async def served(play: Play, said: list[str], timeout: timedelta = LATE) -> Endp
 
 
 async def test_one_watch_lasts_and_each_change_is_said_once_until_the_version_is_ready() -> None:
-    play, said = Play(status(starting()), status(starting(), starting("two")), status(READY)), []
+    play = Play(status(starting()), status(starting(), starting("two")), status(READY))
+    said: list[str] = []
 
     assert await ready(play, said) == READY
 

@@ -48,8 +48,8 @@ def start(database: Database) -> Iterator[Callable[..., Writer]]:
     started: list[Writer] = []
 
     def start_writer(**settings: Any) -> Writer:
-        settings = {"retention": timedelta(days=30), "max_bytes": MAX_BYTES, "clock": lambda: NOW} | settings
-        writer = Writer(database, **settings)
+        defaults: dict[str, Any] = {"retention": timedelta(days=30), "max_bytes": MAX_BYTES, "clock": lambda: NOW}
+        writer = Writer(database, **{**defaults, **settings})
         writer.start()
         started.append(writer)
         return writer

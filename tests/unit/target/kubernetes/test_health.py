@@ -61,9 +61,9 @@ def test_an_image_that_is_not_there_fails_at_once_and_a_silent_registry_only_aft
 
 
 def test_a_container_that_ends_by_itself_fails_after_three_starts() -> None:
-    ended = {"lastState": {"terminated": {"exitCode": 3, "reason": "Error"}}}
-    once = waiting("CrashLoopBackOff", restartCount=0, **ended)
-    thrice = waiting("CrashLoopBackOff", restartCount=2, **ended)
+    ended = {"terminated": {"exitCode": 3, "reason": "Error"}}
+    once = waiting("CrashLoopBackOff", restartCount=0, lastState=ended)
+    thrice = waiting("CrashLoopBackOff", restartCount=2, lastState=ended)
 
     assert not status(deployment(), pod(container=once)).failed
     found = status(deployment(), pod(container=thrice))

@@ -57,7 +57,7 @@ def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark |
         SECURITY_POLICY: {},
     }
     served = frozenset({mark.stat(NAMESPACE, "digits")} if mark else ())
-    view = View(of, GATEWAY, objects, Envoys({"envoy-1": Envoy(rules=served)}))
+    view = View(of, GATEWAY, objects, envoys=Envoys({"envoy-1": Envoy(rules=served)}))
     known = [*view.shares, *view.by_name]
     return replace(view, envoys=Envoys({"envoy-1": Envoy(healthy=dict.fromkeys(known, 1), rules=served)}))
 
