@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 # Most of what runs here is many processes that import the same thousand modules: each would compile them anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo up down test check format bench bench-gate constraints clean
+.PHONY: help install demo up down lab test check format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
 TREATMENT ?=
@@ -23,7 +23,10 @@ up: install  ## Start the local workspace and Airflow with its UI on 127.0.0.1
 down: install  ## Stop what `make up` started
 	@.venv/bin/python -m scripts.demo.down
 
-test: install  ## Run the tests
+lab: install  ## Install and compile what the tests need: once, the first time for half an hour
+	@.venv/bin/python -m tests.prepare
+
+test: lab  ## Run all tests that this machine can run
 	@.venv/bin/pytest --quiet --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --durations=25
 
 check: install  ## Lint, types, import rules, and that the lock file fits

@@ -5,12 +5,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.needs import skip
 
 VERSION = "3.35.0"
 DEADLINE_S = 60.0
@@ -19,36 +20,52 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
-def azurite_or_skip() -> Path:
-    """Return the program that serves blobs, installed first if nobody has; skip the test where there is no npm."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        why = "Azurite needs Node and npm"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+def why_no_azurite() -> str | None:
+    """Return why Azurite cannot be installed on this machine; None where it can."""
+    missing = [name for name in ("node", "npm") if not shutil.which(name)]
+    return f"Azurite takes {' and '.join(missing)}, not installed here" if missing else None
+
+
+def install_azurite() -> None:
+    """Install Azurite from npm, unless it is there."""
+    with _locked():
+        if not _program().exists():
+            sys.stderr.write(f"lab: installing Azurite {VERSION} from npm\n")
+            options = ["--silent", "--no-audit", "--no-fund", "--prefix", str(_folder())]
+            subprocess.run(["npm", "install", *options, f"azurite@{VERSION}"], check=True)
+
+
+def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "controlled-rollout" / f"azurite-{VERSION}"
-    program = folder / "node_modules" / ".bin" / "azurite-blob"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    return Path(base) / "controlled-rollout" / f"azurite-{VERSION}"
+
+
+def _program() -> Path:
+    return _folder() / "node_modules" / ".bin" / "azurite-blob"
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    _folder().mkdir(parents=True, exist_ok=True)
+    with (_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            quiet = ["--silent", "--no-audit", "--no-fund"]
-            subprocess.run([npm, "install", *quiet, "--prefix", folder, f"azurite@{VERSION}"], check=True)
-    return program
+        yield
 
 
 @contextmanager
 def serving_blobs(folder: Path) -> Iterator[str]:
-    """Serve blobs in the block and give the connection string that leads there."""
+    """Serve blobs in the block and give their connection string; skip the test where Azurite is not installed."""
+    if why_not := why_no_azurite() or (None if _program().exists() else "Azurite is not installed: run `make lab`"):
+        skip(why_not)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     where = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
-    # Clients are newer than the emulator.
+    # The clients speak a newer version of the protocol than the emulator knows.
     how = ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([azurite_or_skip(), *where, *how], stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen([_program(), *where, *how], stdout=log, stderr=log, cwd=folder)
     try:
         end = time.monotonic() + DEADLINE_S
         while True:

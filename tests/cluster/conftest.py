@@ -1,5 +1,6 @@
 """What the tests on a cluster get: the lab, and a namespace of their own."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -11,38 +12,36 @@ import pytest
 
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.cache import locked
-from tests.cluster.lab.machine import why_not_here
 from tests.cluster.lab.network import owner
+from tests.cluster.lab.preparation import why_not_prepared
 from tests.cluster.lab.turns import turn
 from tests.cluster.place import Place, forget_role, make
 from tests.cluster.scoring_images import build_all
+from tests.needs import skip
 
 TIMEOUT_S = 300
 LABEL = "controlled-rollout/test"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count only the test itself against its time: the first one may have to wait for compilers."""
+    """Count only the test itself against its time: the first one has to wait for the lab and the models' images."""
     for item in items:
         if "lab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S, func_only=True))
 
 
-def _is_required() -> bool:
-    return os.environ.get("CI") == "true" or os.environ.get("CONTROLLED_ROLLOUT_CLUSTER") == "required"
-
-
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """The lab that is up, or one that is brought up for this run; tests/conftest.py takes it down."""
-    # One process brings it up and the others wait: `up` on a lab that another's test is breaking would fail.
+    # One process brings it up and the others wait: `up` on a lab that a test of another process breaks would fail.
     with locked("first-use"):
-        try:
+        with contextlib.suppress(LabError):
             return Lab.connect()
-        except LabError:
-            why_not = why_not_here()
-        if why_not and not _is_required():
-            pytest.skip(f"no cluster: {why_not}; set KUBECONFIG to use one, or CONTROLLED_ROLLOUT_CLUSTER=required")
+        if why_not := why_not_prepared():
+            message = f"no cluster: {why_not}; or set KUBECONFIG to use one"
+            if os.environ.get("CONTROLLED_ROLLOUT_CLUSTER") == "required":
+                pytest.fail(message)
+            skip(message)
         return Lab.up(owner(), started_by=os.environ["CONTROLLED_ROLLOUT_TEST_RUN"])
 
 

@@ -27,7 +27,7 @@ from controlled_rollout.image import build_container_image
 from controlled_rollout.image.scoring_runtime import recipe_files, runtime_folder, runtime_requirements
 from tests.registry.real_registry import serving
 
-from .lab.cache import cache_folder, digest_of, locked, made_once
+from .lab.cache import cache_folder, digest_of, find_or_make, locked
 from .lab.images import base_image
 
 __all__ = ["MODELS", "build", "build_all", "project"]
@@ -122,7 +122,7 @@ def _kept_environment(progress: Callable[[str], None]) -> Iterator[str | None]:
 
     files = [FOLDER / "environment.yml", *sorted(runtime_folder().rglob("*.py")), *recipe_files().values()]
     contents = [file.read_text() for file in (*files, runtime_requirements())]
-    folder = made_once("registries", "environment", digest_of(*contents), make)
+    folder = find_or_make("registries", "environment", digest_of(*contents), make)
     with locked("registries"), serving(folder, read_only=True) as kept:
         yield f"{kept.address}/models"
 

@@ -1,4 +1,4 @@
-"""What the tests with a real Prometheus need: the program, or a skip that says so."""
+"""The tests with a real Prometheus need the program."""
 
 import pytest
 

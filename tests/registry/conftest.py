@@ -1,9 +1,6 @@
 """What the tests of images in registries need: real registries, a base image, and one environment image, built once."""
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.image import ImageReference, build_container_image
-from tests.cluster.lab.images import base_image
+from tests.cluster.lab import packages
+from tests.cluster.lab.images import base_image, debian_is_made
+from tests.needs import skip
 from tests.registry.real_registry import RunningRegistry, serving
 
 Start = Callable[..., RunningRegistry]
 # The password is hunter2.
 HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n"
 
-PACKAGES = {"buildah": "buildah", "docker-registry": "docker-registry", "mmdebstrap": "mmdebstrap", "runc": "runc"}
 SCRIPT = """
 import os
 
@@ -35,16 +33,11 @@ def run(data):
 
 @pytest.fixture(scope="session", autouse=True)
 def programs() -> None:
-    """Skip where images cannot be built; a CI run installs what is missing, and fails if it cannot."""
-    missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
-    required = os.environ.get("CI") == "true"
-    if os.geteuid() == 0 and missing and required:
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
-        return
-    if os.geteuid() != 0 or missing:
-        why = f"they need {', '.join(missing)}" if missing else "they need root"
-        (pytest.fail if required else pytest.skip)(f"no tests of images in registries: {why} (Debian, as root)")
+    """Skip where images cannot be built."""
+    if why_not := packages.why_not_here(packages.IMAGES):
+        skip(f"no images can be built here: {why_not}")
+    if packages.missing(packages.IMAGES) or not debian_is_made():
+        skip("no images can be built here: run `make lab`")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Scanners, and small vulnerability databases for them, made by hand with their own writers.
 
-Compiling a scanner takes minutes. Grype is used where it was compiled before, and compiled when SCANNER_TESTS=1 asks
-for that; Trivy is used where it is on the PATH.
+`make lab` compiles Grype. Trivy is used where it is on the PATH, and `make lab` has compiled the program that makes its
+database.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.lab.binaries import MODULES, program
-from tests.cluster.lab.cache import cache_folder
+from tests.cluster.lab.binaries import is_compiled, program
+from tests.needs import skip
 
 __all__ = ["Scanner", "scanner_or_skip"]
 
@@ -57,13 +57,13 @@ def scanner_or_skip(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Return a scanner, on the PATH from now on, with an empty folder for its database; or skip the test."""
     scanner = Scanner(name, folder / "database")
     if name == "trivy":
-        if not shutil.which("trivy"):
-            pytest.skip("Trivy is not on the PATH")
+        if not shutil.which("trivy") or not is_compiled("trivy-database"):
+            pytest.skip("Trivy is not on the PATH (if it is: run `make lab`)")
         monkeypatch.setenv("TRIVY_CACHE_DIR", str(scanner.database))
         monkeypatch.setenv("TRIVY_SKIP_DB_UPDATE", "true")
         return scanner
-    if not any((cache_folder() / "programs").glob("grype-*/grype")) and os.environ.get("SCANNER_TESTS") != "1":
-        pytest.skip(f"Grype is not compiled yet ({MODULES / 'grype'}): SCANNER_TESTS=1 compiles it, for minutes")
+    if not is_compiled("grype"):
+        skip("Grype is not compiled: run `make lab`")
     monkeypatch.setenv("PATH", f"{program('grype', of='grype').parent}:{os.environ['PATH']}")
     monkeypatch.setenv("GRYPE_DB_CACHE_DIR", str(scanner.database))
     monkeypatch.setenv("GRYPE_DB_AUTO_UPDATE", "false")

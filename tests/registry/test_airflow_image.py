@@ -1,7 +1,6 @@
-"""The image of Airflow with this provider, built for real: for minutes, when AIRFLOW_IMAGE_TESTS=1 asks for it."""
+"""The image of Airflow with this provider, built for real, which takes a minute."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,8 @@ from controlled_rollout.image.builders.build_secrets import build_secrets
 from tests.cluster.lab.images import base_image
 from tests.registry.real_registry import RunningRegistry
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("AIRFLOW_IMAGE_TESTS") != "1",
-    reason="AIRFLOW_IMAGE_TESTS=1 builds the image of Airflow, for minutes",
-)
+# Beside the other tests of images: it shares nothing with them but a base image.
+pytestmark = pytest.mark.xdist_group("airflow_image")
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = "localhost/airflow-controlled-rollout"

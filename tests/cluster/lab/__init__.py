@@ -1,6 +1,6 @@
 """A real one-node Kubernetes for the tests: real containers, a gateway, a registry and a telemetry store, no Docker.
 
-`python -m tests.cluster.lab up` brings it up, `down` takes it down and leaves nothing behind but the build cache.
+`python -m tests.cluster.lab up` brings it up; `down` removes everything of it except the cache.
 """
 
 from .cluster import Lab

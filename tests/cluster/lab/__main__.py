@@ -5,24 +5,24 @@ import sys
 import time
 from pathlib import Path
 
-from .binaries import COMPONENTS, component
 from .cluster import Lab
 from .errors import LabError
-from .images import base_image, images
-from .machine import install_packages
+from .existing import Existing
+from .images import base_image, make_debian
+from .preparation import prepare
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit code."""
+    """Run the command of the arguments and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.lab", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="bring the lab up; what runs is left alone")
+    up = commands.add_parser("up", help="bring the lab up; processes that run already are left alone")
     down = commands.add_parser("down", help="end exactly what `up` started, and remove it")
-    status = commands.add_parser("status", help="say where everything is, and what runs")
+    status = commands.add_parser("status", help="print its addresses, and which parts run")
     for command, run in ((up, _up), (down, _down), (status, _status)):
-        command.add_argument("--folder", type=Path, help="where the lab lives (default: the one that is up)")
+        command.add_argument("--folder", type=Path, help="the lab's folder (default: that of the lab that is up)")
         command.set_defaults(run=run)
-    build = commands.add_parser("build", help="compile and make everything that `up` needs, into the cache")
+    build = commands.add_parser("build", help="install and compile what `up` needs, into the cache")
     build.set_defaults(run=_build)
     base = commands.add_parser("base-image", help="push the base image for Python environments, print its reference")
     base.add_argument("--registry", required=True, help="host:port of a registry that takes plain HTTP")
@@ -37,48 +37,44 @@ def main() -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
+    if not Existing.of():
+        prepare()
     began = time.monotonic()
     lab = Lab.up(options.folder)
-    _say(lab.facts())
-    _say({"up within": f"{time.monotonic() - began:.0f} s"})
+    _print(lab.facts())
+    _print({"up within": f"{time.monotonic() - began:.0f} s"})
     return 0
 
 
 def _down(options: argparse.Namespace) -> int:
     began = time.monotonic()
     if Lab.down(options.folder):
-        _say({"down within": f"{time.monotonic() - began:.1f} s"})
+        _print({"down within": f"{time.monotonic() - began:.1f} s"})
     else:
-        _say({"down": "there was no lab"})
+        _print({"down": "there was no lab"})
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
     lab = Lab.connect(options.folder)
-    _say(lab.facts())
+    _print(lab.facts())
     parts = lab.parts()
-    _say({name: "running" if runs else "not running" for name, runs in parts.items()})
+    _print({name: "running" if runs else "not running" for name, runs in parts.items()})
     return 0 if all(parts.values()) else 3
 
 
 def _build(options: argparse.Namespace) -> int:
-    install_packages()
-    for name in COMPONENTS:
-        began = time.monotonic()
-        component(name)
-        _say({name: f"{time.monotonic() - began:.1f} s"})
-    began = time.monotonic()
-    images()
-    _say({"images": f"{time.monotonic() - began:.1f} s"})
+    prepare()
     return 0
 
 
 def _base_image(options: argparse.Namespace) -> int:
+    make_debian()
     sys.stdout.write(f"{base_image(options.registry)}\n")
     return 0
 
 
-def _say(lines: dict[str, str]) -> None:
+def _print(lines: dict[str, str]) -> None:
     sys.stdout.write("".join(f"{name:<24}{value}\n" for name, value in lines.items()))
 
 

@@ -1,19 +1,19 @@
 """An image with buildah in it, of Debian's packages: what pods that build images run."""
 
 import platform
-import sys
 from pathlib import Path
 
-from .cache import digest_of, made_once
+from .cache import digest_of, find, find_or_make
 from .commands import run
-from .images import PATH, SUITE, UNREAD, Image, Layer, _seal, push
+from .errors import LabError
+from .images import EXCLUDED, PATH, SUITE, Image, Layer, bootstrap_options, push, seal
 
-__all__ = ["BUILDER", "builder_image"]
+__all__ = ["BUILDER", "builder_image", "builder_is_made", "make_builder"]
 
 BUILDER = "lab/buildah:1"
 PACKAGES = ("buildah", "ca-certificates", "uidmap", "libcap2-bin")
-# As in quay.io/buildah/stable: an ordinary user with sub-ids, and the two programs that hand them out with no more
-# rights than that takes. As Debian has them, they would have to be root of the node.
+# As in quay.io/buildah/stable: an ordinary user with subordinate ids, and newuidmap and newgidmap with just the file
+# capabilities they need. As Debian installs them, they are setuid root.
 USER = """
 echo build:x:1000:1000::/home/build:/bin/sh >>"$1/etc/passwd"
 echo build:x:1000: >>"$1/etc/group"
@@ -32,20 +32,33 @@ def builder_image(registry: str) -> str:
         registry: Host and port of a registry that takes plain HTTP.
 
     Raises:
-        LabError: The image cannot be made, or the registry refuses it.
+        LabError: The image has not been made by `make lab`, or the registry refuses it.
     """
-    return push(Image(BUILDER, (_layer(),), {"Env": [PATH], "Cmd": ["buildah"], "User": "1000:1000"}), registry)
+    folder = find("layers", "buildah", _digest())
+    if folder is None:
+        raise LabError("the image with buildah was asked for, and it has not been made: run `make lab` first")
+    config = {"Env": [PATH], "Cmd": ["buildah"], "User": "1000:1000"}
+    return push(Image(BUILDER, (Layer.read(folder),), config), registry)
 
 
-def _layer() -> Layer:
-    key = digest_of(SUITE, *PACKAGES, USER, *UNREAD, platform.machine())
-    return Layer.made(made_once("layers", "buildah", key, _bootstrap))
+def builder_is_made() -> bool:
+    """Whether the image's layer is in the cache."""
+    return find("layers", "buildah", _digest()) is not None
 
 
-def _bootstrap(to: Path) -> None:
-    sys.stderr.write(f"making a Debian {SUITE} with buildah\n")
-    without = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in UNREAD]
-    packages = f"--include={','.join(PACKAGES)}"
-    options = ["--variant=minbase", packages, "--aptopt=Acquire::Languages none", f"--customize-hook={USER}", *without]
-    run(["mmdebstrap", *options, SUITE, to / "layer.tar"])
-    _seal(to)
+def make_builder() -> None:
+    """Make the image's layer, unless it is in the cache.
+
+    Raises:
+        LabError: mmdebstrap failed; the message has its last lines.
+    """
+    find_or_make("layers", "buildah", _digest(), _bootstrap)
+
+
+def _digest() -> str:
+    return digest_of(SUITE, *PACKAGES, USER, *EXCLUDED, platform.machine())
+
+
+def _bootstrap(folder: Path) -> None:
+    run(["mmdebstrap", *bootstrap_options(PACKAGES), f"--customize-hook={USER}", SUITE, folder / "layer.tar"])
+    seal(folder)

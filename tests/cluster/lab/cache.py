@@ -1,4 +1,4 @@
-"""Where what is slow to make is kept, and how it is made once."""
+"""Results that take long to make (programs, images), kept outside every checkout and made once."""
 
 import fcntl
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["cache_folder", "digest_of", "locked", "made_once"]
+__all__ = ["cache_folder", "digest_of", "find", "find_or_make", "locked"]
 
 
 def cache_folder() -> Path:
@@ -25,41 +25,59 @@ def digest_of(*parts: str, folder: Path | None = None) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() + b"\0")
-    for file in sorted(folder.rglob("*")) if folder else ():
-        if file.is_file():
+    if folder:
+        for file in filter(Path.is_file, sorted(folder.rglob("*"))):
             digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lock that all runs on this machine share; it goes with the process, however that ends."""
+    """Hold a lock across all processes of this machine; the kernel releases it when the process ends."""
     with (cache_folder() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def made_once(kind: str, name: str, digest: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder that `make` fills, from the cache if it has been made before, by this run or another.
+def find(kind: str, name: str, digest: str) -> Path | None:
+    """Return the cached folder of a result; None where it has not been made.
 
-    One thing is made at a time: two runs would only take the processors from each other. What an older recipe made
-    under the same name is removed.
+    Args:
+        kind: The sort of result: `programs`, `layers`, `registries`.
+        name: Its name.
+        digest: The digest of everything that it is made from.
     """
-    place = cache_folder() / kind / f"{name}-{digest}"
-    if place.is_dir():
-        return place
+    folder = cache_folder() / kind / f"{name}-{digest}"
+    return folder if folder.is_dir() else None
+
+
+def find_or_make(kind: str, name: str, digest: str, make: Callable[[Path], None]) -> Path:
+    """Return the cached folder of a result; create it with `make` first where it is missing.
+
+    Only one process of this machine makes something at a time: a second one would just compete for the processors.
+    Folders that an older digest left under the same name are removed.
+
+    Args:
+        kind: The sort of result: `programs`, `layers`, `registries`.
+        name: Its name.
+        digest: The digest of everything that it is made from.
+        make: Fills the empty folder that it is given.
+    """
+    if cached := find(kind, name, digest):
+        return cached
     with locked("build"):
-        if place.is_dir():
-            return place
-        place.parent.mkdir(exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
+        if cached := find(kind, name, digest):
+            return cached
+        folder = cache_folder() / kind / f"{name}-{digest}"
+        folder.parent.mkdir(exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         try:
             make(draft)
             draft.chmod(0o755)
-            draft.rename(place)
+            draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        for other in place.parent.glob(f"{name}-" + "[0-9a-f]" * 16):
-            if other != place:
-                shutil.rmtree(other, ignore_errors=True)
-    return place
+        for outdated in folder.parent.glob(f"{name}-" + "[0-9a-f]" * 16):
+            if outdated != folder:
+                shutil.rmtree(outdated, ignore_errors=True)
+    return folder

@@ -1,4 +1,4 @@
-"""The lab as its users see it: a cluster with all that is around it, and a way to break things."""
+"""The lab: a cluster with a registry, a gateway and a telemetry store, and ways to use and to break it."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from .errors import LabError
 from .existing import Existing, lacks
 from .images import images, push
 from .layout import GATEWAY, NODE_ADDRESS, TELEMETRY_PORT, Layout, default_folder
+from .preparation import why_not_prepared
 from .state import State
 
 __all__ = ["Lab"]
@@ -29,18 +30,18 @@ __all__ = ["Lab"]
 
 @dataclass(frozen=True)
 class Lab:
-    """A running cluster with everything around it.
+    """A running cluster with a registry, a gateway and a telemetry store.
 
     Attributes:
         folder: The lab's folder.
-        kubeconfig: The way in for who may do everything.
-        registry: Host and port of the registry, for who pushes and for the cluster; plain HTTP.
+        kubeconfig: The administrator's kubeconfig.
+        registry: Host and port of the registry, for this machine and for the cluster; plain HTTP.
         gateway: Namespace and name of the gateway that serves models.
-        gateway_url: Where callers reach it.
-        telemetry_url: The telemetry store, for this machine and for pods.
-        telemetry_workspace_id: The workspace to query there.
-        telemetry_token_file: Holds the bearer token that queries must bring.
-        is_ours: Whether it is a lab of this machine; False for somebody's cluster by KUBECONFIG.
+        gateway_url: Its URL for callers on this machine.
+        telemetry_url: URL of the telemetry store, for this machine and for pods.
+        telemetry_workspace_id: Its Log Analytics workspace.
+        telemetry_token_file: File with the bearer token of its queries.
+        is_ours: Whether it is a lab of this machine; False for the cluster of `KUBECONFIG`.
     """
 
     folder: Path
@@ -53,37 +54,37 @@ class Lab:
     telemetry_token_file: Path
     is_ours: bool = True
 
-    # Life
+    # Start and end
 
     @classmethod
     def up(cls, folder: Path | None = None, started_by: str = "") -> "Lab":
-        """Bring a lab up; what runs already is left alone.
+        """Bring a lab up. Processes that run already are left alone.
 
         With `KUBECONFIG` set, that cluster is used instead: nothing is installed there, only looked at.
 
         Args:
-            folder: Where it lives; None for that of the lab that is up, or the usual place.
+            folder: Its folder; None for that of the lab that is up, or else the default folder.
             started_by: The test run that has to take it down at its end.
 
         Raises:
-            LabError: Something did not start, this machine cannot run a lab, or the cluster of `KUBECONFIG` lacks
-                something; the message says what.
+            LabError: `make lab` has not prepared this machine, a process did not start, or the cluster of
+                `KUBECONFIG` lacks something; the message says what.
         """
         if existing := Existing.of():
             return cls._checked(existing)
-        machine.install_packages()
-        made = images()
+        _check_prepared()
+        to_push = images()
         with locked("lab"):
             layout = _layout(folder)
             state = machine.prepare(layout, started_by)
             with ThreadPoolExecutor() as pool:
-                # The registry takes the images while the API server takes its time.
+                # The images are pushed while the API server starts.
                 machine.start(layout, state, "registry")
-                pushed = pool.submit(lambda: [push(image, _registry(state)) for image in made])
-                for together in (FIRST, THEN):
-                    for name in together:
+                pushed = pool.submit(lambda: [push(image, _registry(state)) for image in to_push])
+                for group in (FIRST, THEN):
+                    for name in group:
                         machine.start(layout, state, name, wait=False)
-                    for name in together:
+                    for name in group:
                         machine.start(layout, state, name)
                 pushed.result()
             lab = cls._of(layout, state)
@@ -97,10 +98,10 @@ class Lab:
         """Return a lab that is up; with `KUBECONFIG` set, that cluster.
 
         Args:
-            folder: Where it lives; None for the one that this machine carries.
+            folder: Its folder; None for the one that is up on this machine.
 
         Raises:
-            LabError: There is none, or it has not come up whole.
+            LabError: There is none, or it has not come up completely.
         """
         if existing := Existing.of():
             return cls._of_existing(existing)
@@ -136,26 +137,26 @@ class Lab:
 
     @classmethod
     def _checked(cls, existing: Existing) -> "Lab":
-        lab = cls._of_existing(existing, unset_is_fine=True)
+        lab = cls._of_existing(existing, allow_unset=True)
         if missing := [*existing.unset(), *lacks(lab)]:
             lines = "".join(f"\n  - {line}" for line in missing)
             raise LabError(f"the cluster of KUBECONFIG={existing.kubeconfig} was asked for, and it lacks:{lines}")
         return lab
 
     @classmethod
-    def _of_existing(cls, existing: Existing, *, unset_is_fine: bool = False) -> "Lab":
-        if (unset := existing.unset()) and not unset_is_fine:
+    def _of_existing(cls, existing: Existing, *, allow_unset: bool = False) -> "Lab":
+        if (unset := existing.unset()) and not allow_unset:
             raise LabError(f"the cluster of KUBECONFIG={existing.kubeconfig} was asked for: {'; '.join(unset)}")
-        said = existing.settings
+        settings = existing.settings
         return cls(
             folder=existing.folder,
             kubeconfig=existing.kubeconfig,
-            registry=said["REGISTRY"],
-            gateway=said["GATEWAY"],
-            gateway_url=said["GATEWAY_URL"].rstrip("/"),
-            telemetry_url=said["TELEMETRY_URL"].rstrip("/"),
-            telemetry_workspace_id=said["TELEMETRY_WORKSPACE_ID"],
-            telemetry_token_file=Path(said["TELEMETRY_TOKEN_FILE"]),
+            registry=settings["REGISTRY"],
+            gateway=settings["GATEWAY"],
+            gateway_url=settings["GATEWAY_URL"].rstrip("/"),
+            telemetry_url=settings["TELEMETRY_URL"].rstrip("/"),
+            telemetry_workspace_id=settings["TELEMETRY_WORKSPACE_ID"],
+            telemetry_token_file=Path(settings["TELEMETRY_TOKEN_FILE"]),
             is_ours=False,
         )
 
@@ -179,7 +180,7 @@ class Lab:
         """Run kubectl as administrator and return what it printed.
 
         Raises:
-            LabError: It failed; the message has what it said.
+            LabError: It failed; the message has its last lines.
         """
         return run([self._tool("kubectl", of="kubernetes"), "--kubeconfig", self.kubeconfig, *args], input=input)
 
@@ -187,76 +188,76 @@ class Lab:
         """Run helm as administrator and return what it printed.
 
         Raises:
-            LabError: It failed; the message has what it said.
+            LabError: It failed; the message has its last lines.
         """
-        # helm looks for plugins and repositories in its user's home otherwise.
+        # By default helm looks for plugins and repositories in the user's home.
         homes = {f"HELM_{kind}_HOME": str(self.folder / "helm" / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
         return run([self._tool("helm", of="helm"), "--kubeconfig", self.kubeconfig, *args], env={**os.environ, **homes})
 
     def _tool(self, name: str, *, of: str) -> Path:
-        """Return a program: who brings a cluster usually brings the tools that fit it."""
-        found = None if self.is_ours else shutil.which(name)
-        return Path(found) if found else program(name, of=of)
+        """Return a program: for the cluster of `KUBECONFIG` the one on the PATH, which should fit it."""
+        installed = None if self.is_ours else shutil.which(name)
+        return Path(installed) if installed else program(name, of=of)
 
     def kubeconfig_for(self, namespace: str, service_account: str, duration: timedelta = timedelta(hours=1)) -> Path:
-        """Return a kubeconfig that lets in as a service account, by a token for a limited time (TokenRequest).
+        """Return a kubeconfig with a token of a service account, valid for a limited time (TokenRequest).
 
-        Called again for the same account, it renews the token in the same file.
+        A second call for the same account renews the token in the same file.
 
         Args:
-            namespace: The service account's, and the default of who uses the file.
+            namespace: The service account's namespace, and the default namespace of the kubeconfig.
             service_account: Its name.
-            duration: How long the token is good for; clusters give no less than ten minutes.
+            duration: How long the token is valid; clusters accept no less than ten minutes.
 
         Raises:
             LabError: There is no such account.
         """
         seconds = int(duration.total_seconds())
         token = self.kubectl("--namespace", namespace, "create", "token", service_account, f"--duration={seconds}s")
-        shown = self._shown()
+        context = self._current_context()
         file = self.folder / "kubeconfigs" / f"{namespace}-{service_account}"
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".new")
         draft.touch(mode=0o600)
-        draft.write_text(kubeconfig(shown["clusters"][0]["cluster"], {"token": token.strip()}, namespace))
+        draft.write_text(kubeconfig(context["clusters"][0]["cluster"], {"token": token.strip()}, namespace))
         draft.replace(file)
         return file
 
-    def _shown(self) -> dict[str, Any]:
-        """Return the kubeconfig's current context, as it is used."""
+    def _current_context(self) -> dict[str, Any]:
+        """Return the part of the kubeconfig that is in use."""
         if self.is_ours:
             return dict(yaml.safe_load(self.kubeconfig.read_text()))
         return dict(yaml.safe_load(self.kubectl("config", "view", "--minify", "--raw")))
 
     def facts(self) -> dict[str, str]:
-        """Return what a person needs to use it, by name."""
+        """Return its addresses and files, by name, for a person."""
         names = [field.name for field in fields(self) if field.name != "is_ours"]
         return {name: str(getattr(self, name)) for name in names}
 
     def parts(self) -> dict[str, bool]:
-        """Return whether each part that can be killed runs; empty for somebody's own cluster.
+        """Return whether each part that can be killed runs; empty for the cluster of `KUBECONFIG`.
 
-        What only the API server could tell counts as not running while that does not answer.
+        While the API server does not answer, Deployments count as not running.
         """
-        return {name: self._seems_to_run(name) for name in (*STARTED, *addons.DEPLOYMENTS)} if self.is_ours else {}
+        return {name: self._is_known_to_run(name) for name in (*STARTED, *addons.DEPLOYMENTS)} if self.is_ours else {}
 
-    def _seems_to_run(self, name: str) -> bool:
+    def _is_known_to_run(self, name: str) -> bool:
         try:
             return self.is_running(name)
         except LabError:
             return False
 
-    # Breaking things
+    # Breaking parts
 
     def kill(self, name: str) -> None:
-        """Kill a part without a warning; it stays away until it is started.
+        """Kill a part with SIGKILL; it stays away until `start`.
 
         Args:
             name: A process of the node (`components.STARTED`), or a Deployment of the lab (`addons.DEPLOYMENTS`):
                 `envoy-gateway` is the gateway's controller, not the proxy.
 
         Raises:
-            LabError: There is no such part, or the cluster is not ours to break.
+            LabError: There is no such part, or the cluster is that of `KUBECONFIG`.
         """
         if name in addons.DEPLOYMENTS:
             addons.kill(self, name)
@@ -267,7 +268,7 @@ class Lab:
         """Start a part that was killed, and wait until it can be used.
 
         Raises:
-            LabError: It is not ready in time, there is no such part, or the cluster is not ours.
+            LabError: It is not ready in time, there is no such part, or the cluster is that of `KUBECONFIG`.
         """
         if name in addons.DEPLOYMENTS:
             addons.start(self, name)
@@ -278,7 +279,7 @@ class Lab:
         """Whether a part runs.
 
         Raises:
-            LabError: There is no such part, or the cluster is not ours.
+            LabError: There is no such part, or the cluster is that of `KUBECONFIG`.
         """
         if name in addons.DEPLOYMENTS:
             return addons.is_running(self, name)
@@ -297,6 +298,11 @@ class Lab:
 
 def _layout(folder: Path | None) -> Layout:
     return Layout(folder.absolute() if folder else network.owner() or default_folder())
+
+
+def _check_prepared() -> None:
+    if why_not := why_not_prepared():
+        raise LabError(f"a lab was asked for, and this machine cannot run one: {why_not}")
 
 
 def _registry(state: State) -> str:

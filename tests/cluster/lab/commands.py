@@ -1,4 +1,4 @@
-"""Running a command, and waiting for what it has set going."""
+"""Run a command."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a command and return what it printed.
+    """Run a command and return its standard output.
 
     Raises:
         LabError: It failed; the message has its last lines.
@@ -26,8 +26,8 @@ def run(
     try:
         done = subprocess.run(command, input=input, cwd=cwd, env=env, capture_output=True, text=True)
     except OSError as error:
-        raise LabError(f"{command[0]} could not be started: {error}") from None
+        raise LabError(f"{command[0]} could not be started: {error}") from error
     if done.returncode:
-        said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-20:])
-        raise LabError(f"`{' '.join(command)[:300]}` ended with {done.returncode}:\n{said}")
+        last_lines = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-20:])
+        raise LabError(f"`{' '.join(command)[:300]}` ended with {done.returncode}:\n{last_lines}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The control group that holds all processes of a lab: whoever was born in it is ours, and nobody else is."""
+"""The control group that holds all processes of a lab, so that all of them can be found and ended."""
 
 import contextlib
 from pathlib import Path
@@ -19,47 +19,48 @@ def _hierarchies() -> list[Path]:
 
 
 def _tracking() -> Path:
-    """Return the hierarchy whose membership is asked for; the kernel passes it on to children in any of them."""
-    found = _hierarchies()
-    return next((path for path in found if path.name == "pids"), found[0])
+    """Return the hierarchy in which the processes are counted; children inherit membership in every hierarchy."""
+    hierarchies = _hierarchies()
+    return next((path for path in hierarchies if path.name == "pids"), hierarchies[0])
 
 
 def create() -> Path:
-    """Make the groups; return the file that takes a process in.
+    """Create the groups; return the file to which a process id is written to add the process.
 
     Raises:
-        LabError: This machine's kernel or its own container does not let us.
+        LabError: The kernel, or the container that this machine is, does not permit it.
     """
     try:
         return _create()
     except OSError as error:
         raise LabError(
-            f"the control group {SLICE} was asked for, and cannot be made: {error}. A lab needs a machine of its"
+            f"the control group {SLICE} was asked for, and cannot be created: {error}. A lab needs a machine of its"
             " own, or a container that may write /sys/fs/cgroup"
-        ) from None
+        ) from error
 
 
 def _create() -> Path:
     for hierarchy in _hierarchies():
         group = hierarchy / SLICE
         group.mkdir(exist_ok=True)
-        # Version 1 lets nobody into a group of processors that has not been told which.
+        # Version 1 accepts no process in a cpuset whose processors and memory nodes are not set.
         for name in CPUSET_FILES:
-            own = group / name
-            if hierarchy.name == "cpuset" and not own.read_text().strip():
-                own.write_text((hierarchy / name).read_text())
+            setting = group / name
+            if hierarchy.name == "cpuset" and not setting.read_text().strip():
+                setting.write_text((hierarchy / name).read_text())
     system = _tracking() / SYSTEM
     system.mkdir(exist_ok=True)
     return system / "cgroup.procs"
 
 
 def members() -> set[int]:
-    """Return the ids of all processes of the lab, pods' included."""
-    found = set()
-    for listed in (_tracking() / SLICE).rglob("cgroup.procs"):
+    """Return the ids of all processes of the lab, including those of its pods."""
+    process_ids: set[int] = set()
+    for file in (_tracking() / SLICE).rglob("cgroup.procs"):
+        # A group may end meanwhile.
         with contextlib.suppress(OSError):
-            found.update(int(line) for line in listed.read_text().split())
-    return found
+            process_ids.update(int(line) for line in file.read_text().split())
+    return process_ids
 
 
 def remove() -> None:

