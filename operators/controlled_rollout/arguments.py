@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -10,9 +10,22 @@ from pydantic import ValidationError
 
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 
-__all__ = ["ArgumentError", "choice", "duration", "flag", "gate_of", "mapping_of", "number", "whole_number"]
+__all__ = [
+    "ArgumentError",
+    "choice",
+    "duration",
+    "evidence_window",
+    "flag",
+    "gate_of",
+    "mapping_of",
+    "number",
+    "read_all",
+    "text",
+    "whole_number",
+]
 
 
 class ArgumentError(ControlledRolloutError):
@@ -29,6 +42,36 @@ def duration(name: str, value: timedelta | float | str) -> timedelta:
         return parse_duration(value)
     except ValueError as error:
         raise ArgumentError(f"{name} = {error}") from None
+
+
+def evidence_window(
+    bin_width: timedelta | float | str, allowed_lag: timedelta | float | str, baseline_length: timedelta | float | str
+) -> EvidenceWindow:
+    """Return how evidence is read.
+
+    Raises:
+        ArgumentError: One of the three is not a length of time, or `bin_width` does not divide a day.
+    """
+    lengths = {
+        "bin_width": duration("bin_width", bin_width),
+        "allowed_lag": duration("allowed_lag", allowed_lag),
+        "baseline_length": duration("baseline_length", baseline_length),
+    }
+    try:
+        return EvidenceWindow(**lengths)
+    except ControlledRolloutError as error:
+        raise ArgumentError(str(error)) from None
+
+
+def text(name: str, value: Any) -> str:
+    """Return a text that native rendering may have made a number of.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if value is None:
+        raise ArgumentError(f"{name} = None: give a text")
+    return str(value)
 
 
 def number(name: str, value: float | str) -> float:
@@ -115,3 +158,21 @@ def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, An
     if not isinstance(fields, Mapping):
         raise ArgumentError(f"{name} = {value!r} is not a mapping of fields, nor the JSON text of one")
     return dict(fields)
+
+
+def read_all(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Call every reader, and return what each returned, by its name.
+
+    Raises:
+        ArgumentError: Some failed; the message has the reasons of all of them.
+    """
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, read in readers.items():
+        try:
+            values[name] = read()
+        except ControlledRolloutError as error:
+            faults.append(str(error))
+    if faults:
+        raise ArgumentError("\n".join(faults))
+    return values

@@ -20,9 +20,9 @@ def get_provider_info() -> dict[str, Any]:
                     "controlled_rollout.operators.connectivity",
                     "controlled_rollout.operators.image_build",
                     "controlled_rollout.operators.image_scan",
-                    "controlled_rollout.operators.plan",
                     "controlled_rollout.operators.promotion",
                     "controlled_rollout.operators.rollout",
+                    "controlled_rollout.operators.rollout_check",
                     "controlled_rollout.operators.traffic_shift",
                 ],
             }

@@ -2,24 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
-from airflow.sdk import TaskGroup, TriggerRule
+from airflow.sdk import BaseOperator, TaskGroup, TriggerRule, chain
 
+from controlled_rollout.defaults import (
+    BAKE,
+    CONFLICT_TIMEOUT,
+    DECISION_TIMEOUT,
+    KEEP_WARM,
+    LOOK_INTERVAL,
+    READY_TIMEOUT,
+)
+from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.image_scan import ScanImageOperator
-from controlled_rollout.operators.plan import PlanRolloutOperator, Time, plan_in_words
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
+from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
 from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
 
 __all__ = ["ControlledRollout"]
 
-# A worker may be killed at any moment: what fails for good fails without retries anyway.
-RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+Time = timedelta | float | str
+
+# A worker may be killed at any moment. Errors that would come again fail the task without retries anyway.
+RETRIES: Final = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+VERSION_OF_RUN: Final = "{{ task.version_of_run(dag_run) }}"
+WINDOW: Final = EvidenceWindow()
 
 
 class ControlledRollout(TaskGroup):
@@ -30,33 +43,36 @@ class ControlledRollout(TaskGroup):
     is on hold, or that somebody else has ended, is not rolled back. On the first version of a new endpoint the shifts
     and gates are skipped: there is nothing to compare with.
 
-    Times may be timedeltas, seconds, or text such as `5 min`; all arguments but `steps`, `keep_treatment`, `deferrable`
-    and the group's own may be templates.
+    Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
+    `keep_treatment`, `deferrable` and the group's own may be templates.
 
     Args:
         group_id: The group's name, and the prefix of its tasks' names.
         endpoint: The endpoint's name; created if there is none.
-        version: The version's name: the same for all retries of a run, such as `version_of_run` makes.
+        version: The version's name, the same for all retries of a DAG run. None: the name that `version_of_run` makes
+            of the DAG run.
         image: What it runs: `name@sha256:…`, such as `BuildImageOperator(…).output`.
-        scan: Arguments of `ScanImageOperator`, such as `{"max_severity": "high"}`: the image is looked at before the
-            version is created, and what stops it ends the rollout there. None looks at nothing.
+        scan: Arguments of `ScanImageOperator`, such as `{"max_severity": "high"}`: the image is scanned before the
+            version is created, and a scan that fails ends the rollout there. None scans nothing.
         steps: The treatment's per cent at each step, ascending.
         gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
         bake: The least time at each step.
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
         decision_timeout: How long each gate may wait.
-        on_no_decision: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`,
-            which adds a task after each gate that asks a person, with the evidence, when the gate could not decide.
+        on_no_decision: What a gate does after that: `hold`; `roll_back` when the evidence was seen and was not enough
+            (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
         approval: Whether a person has to approve the promotion even after a pass.
-        approval_settings: What the tasks that ask take besides (see `ApproveRolloutOperator`), such as
+        approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
             `assigned_users`, `notifiers` or `response_timeout`.
         interval: The time between two looks at the evidence.
-        bin_width, allowed_lag, baseline_length: How the evidence is read (see `TreatmentGateSensor`).
+        bin_width: The length of a time bin of the evidence.
+        allowed_lag: How late telemetry may arrive.
+        baseline_length: How far before the rollout control's latency is taken from.
         keep_warm: How long the former control stays after the promotion.
-        keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be looked at.
+        keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
         settings: Further fields of the version (see `RolloutVersionOperator`).
-        auth: How callers of a new endpoint show that they may call.
+        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         on_conflict: `fail` or `wait`, while another run holds the endpoint.
         conflict_timeout: How long to wait for that.
         ready_timeout: How long the version may take to become ready.
@@ -66,7 +82,7 @@ class ControlledRollout(TaskGroup):
         **kwargs: What every task group takes.
     """
 
-    check: PlanRolloutOperator
+    check: CheckRolloutOperator
     scan: ScanImageOperator | None
     roll_out: RolloutVersionOperator
     shifts: list[ShiftTrafficOperator]
@@ -76,34 +92,35 @@ class ControlledRollout(TaskGroup):
     retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
 
+    # Longer than 60 lines: every argument of a rollout has a line, with its default.
     def __init__(
         self,
         group_id: str = "rollout",
         *,
         endpoint: str,
-        version: str,
+        version: str | None = None,
         image: Any,
         scan: Mapping[str, Any] | None = None,
         steps: Sequence[float] = (10, 50),
         gate: Gate | dict[str, Any] | str | None = None,
-        bake: Time = timedelta(minutes=10),
+        bake: Time = BAKE,
         min_requests: int | str = 0,
         pass_every_step: bool | str = False,
-        decision_timeout: Time = timedelta(days=1),
+        decision_timeout: Time = DECISION_TIMEOUT,
         on_no_decision: str = "hold",
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
-        interval: Time = timedelta(minutes=1),
-        bin_width: Time = timedelta(minutes=1),
-        allowed_lag: Time = timedelta(minutes=3),
-        baseline_length: Time = timedelta(hours=1),
-        keep_warm: Time = timedelta(days=1),
+        interval: Time = LOOK_INTERVAL,
+        bin_width: Time = WINDOW.bin_width,
+        allowed_lag: Time = WINDOW.allowed_lag,
+        baseline_length: Time = WINDOW.baseline_length,
+        keep_warm: Time = KEEP_WARM,
         keep_treatment: bool = False,
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
         on_conflict: str = "fail",
-        conflict_timeout: Time = timedelta(hours=1),
-        ready_timeout: Time = timedelta(minutes=10),
+        conflict_timeout: Time = CONFLICT_TIMEOUT,
+        ready_timeout: Time = READY_TIMEOUT,
         conn_id: str = WorkspaceHook.default_conn_name,
         deferrable: bool = True,
         default_args: dict[str, Any] | None = None,
@@ -116,8 +133,9 @@ class ControlledRollout(TaskGroup):
             **kwargs,
         )
         self.default_args = {**RETRIES, **self.dag.default_args, **self.default_args, **(default_args or {})}
-        where: dict[str, Any] = {"endpoint": endpoint, "conn_id": conn_id}
-        evidence: dict[str, Any] = {
+        version = VERSION_OF_RUN if version is None else version
+        on_endpoint: dict[str, Any] = {"endpoint": endpoint, "conn_id": conn_id, "version": version}
+        looks: dict[str, Any] = {
             "gate": gate,
             "bake": bake,
             "min_requests": min_requests,
@@ -127,103 +145,138 @@ class ControlledRollout(TaskGroup):
             "bin_width": bin_width,
             "allowed_lag": allowed_lag,
             "baseline_length": baseline_length,
-            "deferrable": deferrable,
+        }
+        creation: dict[str, Any] = {
+            "settings": settings,
+            "auth": auth,
+            "on_conflict": on_conflict,
+            "conflict_timeout": conflict_timeout,
         }
         with self:
-            self.check = PlanRolloutOperator(
-                task_id="check",
-                **where,
-                version=version,
+            self._add_checks(
+                image,
+                scan,
+                on_endpoint,
+                {
+                    **looks,
+                    **creation,
+                    "pass_every_step": pass_every_step,
+                    "keep_warm": keep_warm,
+                    "ready_timeout": ready_timeout,
+                },
                 steps=tuple(steps),
-                plan=plan_in_words(
-                    endpoint, version, steps, bake=bake, min_requests=min_requests,
-                    decision_timeout=decision_timeout,
-                    on_no_decision=on_no_decision, keep_warm=keep_warm,
-                    keep_treatment=keep_treatment, approval=approval,
-                ),
-                gate=gate,
-                bake=bake,
-                decision_timeout=decision_timeout,
-                bin_width=bin_width,
-                allowed_lag=allowed_lag,
-                baseline_length=baseline_length,
-            )  # fmt: skip
-            self.scan = (
-                None if scan is None else ScanImageOperator(task_id="scan", image=image, conn_id=conn_id, **scan)
+                approval=approval,
+                keep_treatment=keep_treatment,
             )
-            scanned: Any = self.scan.output if self.scan else image
+            scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
             self.roll_out = RolloutVersionOperator(
                 task_id="roll_out",
-                **where,
-                version=version,
+                **on_endpoint,
+                **creation,
                 image=scanned,
-                settings=settings,
-                auth=auth,
-                on_conflict=on_conflict,
-                conflict_timeout=conflict_timeout,
                 timeout=ready_timeout,
             )
-            self.shifts = []
-            self.gates = []
-            self.approvals = []
-            forward: list[Any] = [self.check, *([self.scan] if self.scan else []), self.roll_out]
-            for percentile in steps:
-                name = f"{percentile:g}".replace(".", "_")
-                # A person who was not asked leaves a skipped task behind, after which one goes on.
-                shift = ShiftTrafficOperator(
-                    task_id=f"shift_{name}",
-                    **where,
-                    version=version,
-                    percentile=percentile,
-                    trigger_rule=TriggerRule.NONE_FAILED if self.approvals else TriggerRule.ALL_SUCCESS,
-                )
-                last = percentile == steps[-1]
-                gate_task = TreatmentGateSensor(
-                    task_id=f"gate_{name}",
-                    **where,
-                    version=version,
-                    require_pass=True if last else pass_every_step,
-                    **evidence,
-                )
-                self.shifts.append(shift)
-                self.gates.append(gate_task)
-                forward += [shift, gate_task]
-                if on_no_decision == "ask" or (approval and last):
-                    ask = ApproveRolloutOperator(
-                        task_id=f"ask_{name}",
-                        **where,
-                        version=version,
-                        gate_task_id=gate_task.task_id,
-                        always=approval and last,
-                        **(approval_settings or {}),
-                    )
-                    self.approvals.append(ask)
-                    forward.append(ask)
-            # Skipped gates mean a first version, which promotion leaves as it is and announces; failed ones stop it.
-            self.promote = PromoteToControlOperator(
-                task_id="promote", **where, version=version, trigger_rule=TriggerRule.NONE_FAILED
+            self._add_steps(
+                steps,
+                on_endpoint,
+                {**looks, "deferrable": deferrable},
+                pass_every_step=pass_every_step,
+                approval=approval,
+                approval_settings=approval_settings or {},
             )
-            self.retire_old = DeleteVersionOperator(
-                task_id="retire_old", **where, replaced_by=version, keep_warm=keep_warm, deferrable=deferrable
+            self._add_endings(on_endpoint, keep_warm=keep_warm, keep_treatment=keep_treatment, deferrable=deferrable)
+
+    def _add_checks(
+        self,
+        image: Any,
+        scan: Mapping[str, Any] | None,
+        on_endpoint: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        **options: Any,
+    ) -> None:
+        """Add the tasks `check` and, if asked for, `scan`."""
+        self.scan = None
+        if scan is not None:
+            self.scan = ScanImageOperator(task_id="scan", image=image, conn_id=on_endpoint["conn_id"], **scan)
+        self.check = CheckRolloutOperator(
+            task_id="check",
+            **on_endpoint,
+            **options,
+            arguments={**arguments, "scan": self.scan.arguments() if self.scan else None},
+        )
+
+    def _add_steps(
+        self,
+        steps: Sequence[float],
+        on_endpoint: Mapping[str, Any],
+        looks: Mapping[str, Any],
+        *,
+        pass_every_step: bool | str,
+        approval: bool,
+        approval_settings: Mapping[str, Any],
+    ) -> None:
+        """Add a shift and a gate for each step, and where a person may be asked a task that asks."""
+        self.shifts, self.gates, self.approvals = [], [], []
+        for percentile in steps:
+            name = f"{percentile:g}".replace(".", "_")
+            is_last = percentile == steps[-1]
+            shift = ShiftTrafficOperator(
+                task_id=f"shift_{name}",
+                **on_endpoint,
+                percentile=percentile,
+                # A task that did not need to ask is skipped, and the rollout goes on after it.
+                trigger_rule=TriggerRule.NONE_FAILED if self.approvals else TriggerRule.ALL_SUCCESS,
             )
-            self.roll_back = RollBackOperator(
-                task_id="roll_back", **where, version=version, trigger_rule=TriggerRule.ONE_FAILED
+            gate = TreatmentGateSensor(
+                task_id=f"gate_{name}", **on_endpoint, require_pass=True if is_last else pass_every_step, **looks
             )
-            forward.append(self.promote)
-            for before, after in zip(forward, [*forward[1:], self.retire_old], strict=True):
-                before >> after
-            forward >> self.roll_back
-            if not keep_treatment:
-                self.roll_back >> DeleteVersionOperator(
-                    task_id="retire_treatment", **where, version=version, reason="rolled back"
+            self.shifts.append(shift)
+            self.gates.append(gate)
+            if looks["on_no_decision"] == "ask" or (approval and is_last):
+                ask = ApproveRolloutOperator(
+                    task_id=f"ask_{name}",
+                    **on_endpoint,
+                    gate_task_id=gate.task_id,
+                    always=approval and is_last,
+                    **approval_settings,
                 )
+                self.approvals.append(ask)
+
+    def _add_endings(
+        self, on_endpoint: Mapping[str, Any], *, keep_warm: Time, keep_treatment: bool, deferrable: bool
+    ) -> None:
+        """Add the two ends of a rollout, and connect all tasks."""
+        endpoint = {name: value for name, value in on_endpoint.items() if name != "version"}
+        # The gates of a first version are skipped, and it is promoted; a failed gate keeps this task from running.
+        self.promote = PromoteToControlOperator(task_id="promote", **on_endpoint, trigger_rule=TriggerRule.NONE_FAILED)
+        self.retire_old = DeleteVersionOperator(
+            task_id="retire_old",
+            **endpoint,
+            replaced_by=on_endpoint["version"],
+            keep_warm=keep_warm,
+            deferrable=deferrable,
+        )
+        self.roll_back = RollBackOperator(task_id="roll_back", **on_endpoint, trigger_rule=TriggerRule.ONE_FAILED)
+        forward = [*self._forward(), self.promote]
+        chain(*forward, self.retire_old)
+        forward >> self.roll_back
+        if not keep_treatment:
+            self.roll_back >> DeleteVersionOperator(task_id="retire_treatment", **on_endpoint, reason="rolled back")
+
+    def _forward(self) -> list[BaseOperator]:
+        """Return the tasks before the promotion in the order in which they run."""
+        by_gate = {ask.gate_task_id: ask for ask in self.approvals}
+        steps: list[BaseOperator] = []
+        for shift, gate in zip(self.shifts, self.gates, strict=True):
+            steps += [shift, gate, *([by_gate[gate.task_id]] if gate.task_id in by_gate else [])]
+        return [self.check, *([self.scan] if self.scan else []), self.roll_out, *steps]
 
 
 def check_steps(steps: Sequence[float]) -> None:
-    """Refuse steps that are not a ladder of percentiles.
+    """Check that the steps are ascending percentiles.
 
     Raises:
-        ValueError: They are none, not numbers, not ascending, or not between 0 and 100.
+        ValueError: There are none, or they are not numbers, not ascending, or not between 0 and 100.
     """
     numbers = all(isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps)
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):

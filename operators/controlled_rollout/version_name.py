@@ -1,4 +1,4 @@
-"""Names a version after the run that deploys it: the same for every retry, another one for every run."""
+"""Names a version after the DAG run that rolls it out: all retries of a run give the same name, every run another."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ __all__ = ["RunLike", "version_of_run"]
 
 
 class RunLike(Protocol):
-    """What a template's `dag_run` offers."""
+    """The fields of a DAG run that make the name; `dag_run` in a task's context has them."""
 
     dag_id: str
     run_id: str
@@ -18,10 +18,11 @@ class RunLike(Protocol):
 def version_of_run(dag_run: RunLike) -> str:
     """Return a version name such as `v20260105t020000-1f0c9ab3`: when the run was due, and a hash of its name.
 
-    Hand it to a DAG's `user_defined_macros` and write `version="{{ version_of_run(dag_run) }}"`.
+    `ControlledRollout` gives this name to a version without one; in a task of your own, call it with the `dag_run` of
+    the task's context.
 
     Args:
-        dag_run: The run.
+        dag_run: The DAG run.
     """
     due = dag_run.run_after.astimezone(UTC)
     digest = hashlib.sha256(f"{dag_run.dag_id}/{dag_run.run_id}".encode()).hexdigest()

@@ -14,7 +14,7 @@ import yaml
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import CheckConnectivityOperator
-from controlled_rollout.checks.connectivity import check
+from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.decision import GateTerms
 from controlled_rollout.evidence import EvidenceWindow
@@ -202,14 +202,14 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
 ) -> None:
     workspace = connect_to(by_path(signed_in, tmp_path)).get_workspace()
 
-    results = {result.name: result for result in asyncio.run(check(workspace, {}))}
+    results = {result.name: result for result in asyncio.run(check_connectivity(workspace, {}))}
 
-    assert {name: result.found for name, result in results.items() if not result.works} == {}
+    assert {name: result.message for name, result in results.items() if not result.works} == {}
     assert list(results) == [
         "API server", "permissions", "namespace", "Gateway API", "gateway", "endpoints' address", "metric store",
         "registry", "cache folder",
     ]  # fmt: skip
-    assert "Kubernetes v1." in results["API server"].found
+    assert "Kubernetes v1." in results["API server"].message
     CheckConnectivityOperator(task_id="check", endpoint="digits", conn_id="ml").execute(
         context(TaskInstance("run-1", "check"))
     )
@@ -217,7 +217,9 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
 
 
 def failures(workspace: Workspace) -> dict[str, str]:
-    return {result.name: result.found for result in asyncio.run(check(workspace, {})) if not result.works}
+    return {
+        result.name: result.message for result in asyncio.run(check_connectivity(workspace, {})) if not result.works
+    }
 
 
 def test_what_is_missing_is_named_before_anything_is_changed(

@@ -11,7 +11,7 @@ import pytest
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import record, steps
-from controlled_rollout.checks.connectivity import check
+from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import EvidenceWindow, Question, evidence_source
@@ -180,8 +180,8 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         return asyncio.run(source.read(replace(question, **changes)))
 
     assert read().bins == ()
-    results = asyncio.run(check(seeing(lab, prometheus), {}))
-    assert [one.found for one in results if one.name == "telemetry store"] == [
+    results = asyncio.run(check_connectivity(seeing(lab, prometheus), {}))
+    assert [result.message for result in results if result.name == "telemetry store"] == [
         f"{prometheus.url} scrapes {prometheus.targets[0]}"
     ]
     with pytest.raises(EvidenceUnavailableError, match="no sample of envoy_server_uptime"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.checks.connectivity import _registry, _result
+from controlled_rollout.checks.connectivity import check_registry, run_check
 from controlled_rollout.image import Credentials
 from controlled_rollout.workspace import Workspace
 from tests.registry.real_registry import RunningRegistry
@@ -23,17 +23,17 @@ async def test_a_password_is_tried_before_anything_is_built(
     workspace = Workspace(root=tmp_path, registry=f"{with_password.address}/models")
     users = {with_password.address: Credentials("robot", password)}
 
-    result = await _result("registry", _registry(workspace, users))
+    result = await run_check("registry", check_registry(workspace, users))
 
     assert result.works is works
-    assert result.found.endswith(found)
-    assert password not in result.found
+    assert result.message.endswith(found)
+    assert password not in result.message
 
 
 async def test_without_a_user_the_registry_only_has_to_answer(with_password: RunningRegistry, tmp_path: Path) -> None:
     workspace = Workspace(root=tmp_path, registry=f"{with_password.address}/models")
 
-    result = await _result("registry", _registry(workspace, {}))
+    result = await run_check("registry", check_registry(workspace, {}))
 
     assert result.works, "who only deploys needs no user here"
-    assert result.found.endswith("/v2/ answers, and asks for a user")
+    assert result.message.endswith("/v2/ answers, and asks for a user")

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -6,7 +8,7 @@ from airflow.serialization.definitions.taskgroup import SerializedTaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
-from controlled_rollout.operators.plan import plan_in_words
+from controlled_rollout.version_name import version_of_run
 
 MINIMUM: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
@@ -94,16 +96,11 @@ def test_the_group_is_a_task_group_to_airflow() -> None:
     assert stored_group.children.keys() == {task.task_id for task in dag.tasks}
 
 
-def test_the_plan_says_every_step_in_order() -> None:
-    plan = plan_in_words(
-        "digits", "v2a", (10, 50), bake="10 min", min_requests=500, decision_timeout="1 d", on_no_decision="hold",
-        keep_warm="1 d", keep_treatment=False,
-    )  # fmt: skip
-    lines = plan.splitlines()
-    assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]
-    assert "send 10 %" in lines[2]
-    assert "unless a claim alarms" in lines[2]
-    assert "send 50 %" in lines[3]
-    assert "when the gate passes" in lines[3]
-    assert "promote" in lines[4]
-    assert "steps 2 to 3 are left out" in lines[1]
+def test_a_version_without_a_name_has_that_of_the_dag_run() -> None:
+    rollout = group(version=None)
+    names = {task.task_id: str(getattr(task, "version", None) or task.replaced_by) for task in rollout}
+    assert set(names.values()) == {"{{ task.version_of_run(dag_run) }}"}
+    run = SimpleNamespace(dag_id="weekly", run_id="manual-1", run_after=datetime(2026, 1, 5, 2, tzinfo=UTC))
+    for task in rollout:
+        task.render_template_fields({"task": task, "dag_run": run})
+        assert (getattr(task, "version", None) or task.replaced_by) == version_of_run(run)

@@ -1,4 +1,4 @@
-"""The check before anything is changed: does everything that a rollout needs answer, seen from the worker?"""
+"""The connectivity check: does everything that a rollout needs of a workspace answer, seen from this process?"""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from controlled_rollout.checks.reach import ask
+from controlled_rollout.checks.reachability import get
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
@@ -18,51 +18,52 @@ if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
     from controlled_rollout.target.local.state import State
 
-__all__ = ["CheckResult", "check", "table"]
+__all__ = ["CheckResult", "check_connectivity", "check_registry", "results_table", "run_check"]
 
 TIMEOUT_S = 10.0
-# The client takes seconds to import, and signing in may be another program's work.
+# The client takes seconds to import, and signing in may start another program.
 OPENING_TIMEOUT_S = 60.0
-# Hardly anybody calls an endpoint so: the answer is empty, and quick.
-NO_ENDPOINT = "check-connectivity"
+# A name that no endpoint and no image has: the answer is empty, and quick.
+UNUSED_NAME = "check-connectivity"
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: What a rollout needs.
-        works: Whether it is there.
-        found: The address and the answer, or what went wrong.
+        name: What was checked.
+        works: Whether it works.
+        message: The address and the answer, or what went wrong.
     """
 
     name: str
     works: bool
-    found: str
+    message: str
 
 
-async def check(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[CheckResult]:
-    """Check everything that a rollout needs of a workspace; a failed check is a result, not an error.
+async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[CheckResult]:
+    """Check everything that a rollout needs of a workspace; a failed check is a result, not an exception.
 
     Args:
         workspace: What is checked.
-        users: Who signs in to the registries, by host: such as the connections of a task.
+        users: The user of each registry, by host.
     """
-    # One after the other: importing the cluster's client keeps everything else in this process waiting.
+    # The cluster first: importing its client blocks everything else in this process.
     cluster = await _check_cluster(workspace)
-    here = (_result(name, probe(workspace)) for name, probe in _probes(workspace.target, users))
-    return [*cluster, *await asyncio.gather(*here)]
+    others = (run_check(name, check(workspace)) for name, check in _checks(workspace.target, users))
+    return [*cluster, *await asyncio.gather(*others)]
 
 
-def table(results: Sequence[CheckResult]) -> str:
-    """Return the results as lines of text, one a check."""
-    return text_table([(result.name, "works" if result.works else "FAILS", result.found) for result in results])
+def results_table(results: Sequence[CheckResult]) -> str:
+    """Return the results as a table of text, one line a check."""
+    return text_table([(result.name, "works" if result.works else "FAILS", result.message) for result in results])
 
 
-async def _result(name: str, probe: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:
+async def run_check(name: str, check: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:
+    """Wait for a check, at most `timeout_s`, and return what it said or why it failed."""
     try:
-        return CheckResult(name, True, await asyncio.wait_for(probe, timeout_s))
+        return CheckResult(name, True, await asyncio.wait_for(check, timeout_s))
     except TimeoutError:
         return CheckResult(name, False, f"no answer after {timeout_s:g} s")
     except (ControlledRolloutError, OSError) as error:
@@ -70,26 +71,26 @@ async def _result(name: str, probe: Awaitable[str], timeout_s: float = TIMEOUT_S
 
 
 async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
-    """Check what only the cluster knows; when its API server does not answer, nothing else is asked of it."""
+    """Check what only the cluster knows; without an answer of its API server the other checks are not made."""
     if workspace.target != "kubernetes":
         return []
-    from controlled_rollout.checks.cluster_probes import CLUSTER_PROBES, api_server
+    from controlled_rollout.checks.cluster import CLUSTER_CHECKS, api_server
     from controlled_rollout.cluster.api import Api
 
     api: Api | None = None
     async with AsyncExitStack() as stack:
 
-        async def open_and_ask() -> str:
+        async def open_api() -> str:
             nonlocal api
             api = await stack.enter_async_context(Api.open(workspace))
             return await api_server(api)
 
-        server = await _result("API server", open_and_ask(), OPENING_TIMEOUT_S)
+        server = await run_check("API server", open_api(), OPENING_TIMEOUT_S)
         if api is None or not server.works:
-            unknown = "not asked: the API server comes first"
-            return [server, *(CheckResult(name, False, unknown) for name, _ in CLUSTER_PROBES)]
-        asked = (_result(name, probe(api, workspace)) for name, probe in CLUSTER_PROBES)
-        return [server, *await asyncio.gather(*asked)]
+            message = "not checked: the API server does not work"
+            return [server, *(CheckResult(name, False, message) for name, _ in CLUSTER_CHECKS)]
+        others = (run_check(name, check(api, workspace)) for name, check in CLUSTER_CHECKS)
+        return [server, *await asyncio.gather(*others)]
 
 
 async def _supervisor(workspace: Workspace) -> str:
@@ -102,7 +103,7 @@ async def _supervisor(workspace: Workspace) -> str:
 
 async def _router(workspace: Workspace) -> str:
     url = _state(workspace).router_url
-    await ask(url)
+    await get(url)
     return f"{url} answers"
 
 
@@ -110,7 +111,7 @@ async def _telemetry_store(workspace: Workspace) -> str:
     if workspace.prometheus_url:
         return await _metric_store(workspace)
     url = workspace.telemetry_endpoint or _state(workspace).telemetry_url
-    await ask(url)
+    await get(url)
     return f"{url} answers"
 
 
@@ -123,12 +124,18 @@ async def _metric_store(workspace: Workspace) -> str:
         routers = await PrometheusEvidence(workspace.prometheus_url, workspace.prometheus_selector).routers()
         return f"{workspace.prometheus_url} scrapes {', '.join(routers)}"
     source = configured(workspace)
-    # Any query shows that the store can be reached, lets us in, and has the table.
-    newest = await source.newest(NO_ENDPOINT)
+    # Any query shows that the store can be reached, accepts our identity, and has the table.
+    newest = await source.newest(UNUSED_NAME)
     return f"{source.endpoint}: workspace {source.workspace_id} answers" + (f" ({newest})" if newest else "")
 
 
-async def _registry(workspace: Workspace, users: "Mapping[str, Credentials]") -> str:
+async def check_registry(workspace: Workspace, users: "Mapping[str, Credentials]") -> str:
+    """Check that the workspace's registry answers, and accepts its user where there is one; return a sentence.
+
+    Raises:
+        TargetUnavailableError: It does not answer as a registry does.
+        ImageError: It does not accept the user.
+    """
     if not workspace.registry:
         return "none is set: images are not built, only deployed by their reference"
     from controlled_rollout.image.oci.registry_client import Registry, Repository
@@ -136,14 +143,14 @@ async def _registry(workspace: Workspace, users: "Mapping[str, Credentials]") ->
 
     if user := users.get(registry_host(workspace.registry)):
         async with Registry(users) as registry:
-            # Whether there is such an image does not matter: the answer comes after signing in.
-            await registry.digest(Repository.parse(f"{workspace.registry}/{NO_ENDPOINT}"), "any")
+            # Whether there is such an image does not matter: the registry answers only after signing in.
+            await registry.digest(Repository.parse(f"{workspace.registry}/{UNUSED_NAME}"), "any")
         return f"{workspace.registry} lets {user.username} in"
-    url = Repository.parse(f"{workspace.registry}/{NO_ENDPOINT}").url.partition("/v2/")[0] + "/v2/"
-    answer = await ask(url)
-    if answer.status_code not in (200, 401):
-        raise TargetUnavailableError(f"{url} answers {answer.status_code}: this is no registry")
-    return f"{url} answers" + (", and asks for a user" if answer.status_code == 401 else "")
+    url = Repository.parse(f"{workspace.registry}/{UNUSED_NAME}").url.partition("/v2/")[0] + "/v2/"
+    response = await get(url)
+    if response.status_code not in (200, 401):
+        raise TargetUnavailableError(f"{url} answers {response.status_code}: this is not a registry")
+    return f"{url} answers" + (", and asks for a user" if response.status_code == 401 else "")
 
 
 async def _cache_folder(workspace: Workspace) -> str:
@@ -168,10 +175,10 @@ def _state(workspace: Workspace) -> "State":
     return state
 
 
-def _probes(
+def _checks(
     target: str, users: "Mapping[str, Credentials]"
 ) -> Sequence[tuple[str, Callable[[Workspace], Awaitable[str]]]]:
-    """Return what a kind of target needs here, beside what is asked of the cluster itself."""
+    """Return the checks for a kind of target, beside those of the cluster itself."""
     if target == "local":
         return (
             ("supervisor", _supervisor),
@@ -181,6 +188,6 @@ def _probes(
         )
     return (
         ("metric store", _metric_store),
-        ("registry", partial(_registry, users=users)),
+        ("registry", partial(check_registry, users=users)),
         ("cache folder", _cache_folder),
     )

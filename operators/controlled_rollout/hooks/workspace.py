@@ -101,13 +101,13 @@ class WorkspaceHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
-        from controlled_rollout.checks.connectivity import check, table
+        from controlled_rollout.checks.connectivity import check_connectivity, results_table
         from controlled_rollout.hooks.registry_users import registry_users
 
         quieten_clients()
         workspace = self.get_workspace()
-        results = asyncio.run(check(workspace, registry_users(workspace, self.get_connection)))
-        return all(result.works for result in results), table(results)
+        results = asyncio.run(check_connectivity(workspace, registry_users(workspace, self.get_connection)))
+        return all(result.works for result in results), results_table(results)
 
     def _missing(self) -> Workspace:
         if self.conn_id != self.default_conn_name:

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.evaluation.decision import GateTerms, Next, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import StepCalls, task_of
+from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["ApproveRolloutOperator", "body_of", "person_of"]
 SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
 
 
-class ApproveRolloutOperator(StepCalls, ApprovalOperator):
+class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     """Asks a person whether a rollout goes on, with the gate's evidence as the question's text.
 
     Skipped when the gate before it has decided by itself, unless `always`. *Approve* goes on, unless an alarm has come
@@ -89,7 +89,7 @@ class ApproveRolloutOperator(StepCalls, ApprovalOperator):
         if not terms:
             return
         asked = GateTerms.model_validate({**terms, "who": task_of(context), "asked": datetime.now(UTC)})
-        answer = self.call(context, lambda workspace: take_look(workspace, asked, self.say))
+        answer = self.call(context, lambda workspace: take_look(workspace, asked, self.log_progress))
         if answer.next in (Next.FAIL, Next.CONFLICT):
             self.fail(context, f"{answer.next.value}: {answer.reason}\n{answer.table}")
 

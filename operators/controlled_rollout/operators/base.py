@@ -1,4 +1,4 @@
-"""What every task of a rollout has in common: its workspace, its name in the history, and how it calls the engine."""
+"""What all tasks share: the workspace of their connection, their name in the history, and how they call the engine."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,19 +15,20 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
 )
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
+from controlled_rollout.version_name import RunLike, version_of_run
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["FAILURE_KEY", "RolloutOperator", "StepCalls", "run_of", "task_of"]
+__all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "run_of", "task_of"]
 
 Result = TypeVar("Result")
 
-# Under this XCom key a failing task leaves its cause in one line, for the history of the roll-back that follows.
+# The XCom key under which a failed task leaves its reason in one line; the roll-back that follows gives it as its own.
 FAILURE_KEY = "failure"
-# Whatever else goes wrong on purpose will go wrong again: trying it again only delays the roll-back.
-WORTH_ANOTHER_TRY = (
+# These errors may be gone at the next try. All others would come again: a retry would only delay the roll-back.
+TEMPORARY_ERRORS = (
     TargetUnavailableError,
     EvidenceUnavailableError,
     RegistryUnavailableError,
@@ -36,18 +37,18 @@ WORTH_ANOTHER_TRY = (
 
 
 def run_of(context: "Context") -> str:
-    """Return `dag/run`: who holds an endpoint during a rollout."""
+    """Return `dag/run`: the owner of a rollout."""
     ti = context["ti"]
     return f"{ti.dag_id}/{ti.run_id}"
 
 
 def task_of(context: "Context") -> str:
-    """Return `dag/run/task`: who changes something, for the history."""
+    """Return `dag/run/task`: the author of a change, for the history."""
     return f"{run_of(context)}/{context['ti'].task_id}"
 
 
-class StepCalls:
-    """Calls the engine's coroutines from a worker: every call may be killed, and called again by a retry."""
+class EngineCalls:
+    """Runs the engine's coroutines in a task. A worker may be killed during a call; the retry makes the call again."""
 
     conn_id: str
     log: Any
@@ -57,29 +58,35 @@ class StepCalls:
         """Return the workspace of the task's connection."""
         return WorkspaceHook(self.conn_id).get_workspace()
 
-    def say(self, sentence: str) -> None:
-        """Write what the engine reports into the task's log."""
-        self.log.info("%s", sentence)
+    @staticmethod
+    def version_of_run(dag_run: RunLike) -> str:
+        """Return the version name of a DAG run, for templates: `{{ task.version_of_run(dag_run) }}`."""
+        return version_of_run(dag_run)
+
+    def log_progress(self, message: str) -> None:
+        """Write a message of the engine into the task's log."""
+        self.log.info("%s", message)
 
     def call(self, context: "Context", step: Callable[[Workspace], Coroutine[Any, Any, Result]]) -> Result:
-        """Run one step of the engine on the task's workspace, to its end.
+        """Run a coroutine of the engine on the task's workspace, to its end.
 
         Raises:
-            AirflowFailException: The step failed and would fail again: the task is not retried.
+            AirflowFailException: It failed and would fail again: the task is not retried.
+            ControlledRolloutError: It failed for a reason that may be gone at the next try.
         """
         quieten_clients()
         try:
             return asyncio.run(self._cancellable(step(self.workspace())))
         except ControlledRolloutError as error:
-            if isinstance(error, WORTH_ANOTHER_TRY):
-                leave_cause(context, str(error))
+            push_failure(context, str(error))
+            if isinstance(error, TEMPORARY_ERRORS):
                 raise
-            self.fail(context, str(error))
+            raise AirflowFailException(str(error)) from error
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
-        """Fail the task without retries, and leave the reason's first line for the roll-back."""
-        leave_cause(context, reason)
-        raise AirflowFailException(reason) from None  # our errors say everything: the log need not say it twice
+        """Fail the task without retries, by a decision and not by an error."""
+        push_failure(context, reason)
+        raise AirflowFailException(reason) from None
 
     async def _cancellable(self, step: Coroutine[Any, Any, Result]) -> Result:
         task = asyncio.current_task()
@@ -91,19 +98,19 @@ class StepCalls:
             self._call = None
 
     def on_kill(self) -> None:
-        """Stop waiting. What was begun is stored with the endpoint; the task carries on there when it runs again."""
+        """Cancel the call. The endpoint keeps what was begun, and the task continues there when it runs again."""
         if self._call is not None:
             loop, task = self._call
             loop.call_soon_threadsafe(task.cancel)
 
 
-class RolloutOperator(StepCalls, BaseOperator):
+class RolloutOperator(EngineCalls, BaseOperator):
     """A task that works on one endpoint of one workspace.
 
     Args:
         endpoint: The endpoint's name.
-        own_rollout: True for a step of a rollout that this very DAG run has begun: it is refused once somebody else
-            has ended or taken over that rollout. False works on whatever is there, for DAGs that people trigger.
+        own_rollout: Whether the task belongs to a rollout of this DAG run, and fails once somebody else has ended that
+            rollout or taken it over. False is for DAGs that people trigger: they may act on any rollout.
         conn_id: The connection that describes the workspace; missing, it is the local one.
         **kwargs: What every operator takes.
     """
@@ -128,14 +135,14 @@ class RolloutOperator(StepCalls, BaseOperator):
         return self.call(context, lambda workspace: self.step(context, workspace))
 
     async def step(self, context: "Context", workspace: Workspace) -> Any:
-        """Do what the task is for. May be killed anywhere and called again."""
+        """Do the task's work on the endpoint; safe to repeat, as the worker may be killed at any point."""
         raise NotImplementedError
 
     def holder(self, context: "Context") -> str | None:
-        """Return the run that must hold the endpoint, or None where anybody's rollout will do."""
+        """Return the run that must hold the endpoint; None where any rollout is accepted."""
         return run_of(context) if self.own_rollout else None
 
 
-def leave_cause(context: "Context", reason: str) -> None:
-    """Push the first line of a failure's reason; what follows it may be a container's log."""
+def push_failure(context: "Context", reason: str) -> None:
+    """Push the first line of a failure's reason to XCom; the other lines may be a container's log."""
     context["ti"].xcom_push(key=FAILURE_KEY, value=reason.partition("\n")[0])

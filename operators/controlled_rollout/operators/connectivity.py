@@ -1,13 +1,15 @@
-"""The check before anything is changed, as a task: does everything that a rollout needs answer from this worker?"""
+"""The connectivity check as a task: does everything that a rollout needs answer from this worker?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from controlled_rollout.checks.connectivity import check, table
+from airflow.sdk import BaseOperator
+
+from controlled_rollout.checks.connectivity import check_connectivity, results_table
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.hooks.registry_users import registry_users
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import RolloutOperator
+from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -18,35 +20,42 @@ if TYPE_CHECKING:
 __all__ = ["CheckConnectivityOperator"]
 
 
-class CheckConnectivityOperator(RolloutOperator):
+class CheckConnectivityOperator(EngineCalls, BaseOperator):
     """Checks that everything a rollout needs answers from this worker, and fails with a table of what does not.
 
     Args:
-        plan: What is going to happen, in words; logged before the checks.
-        **kwargs: `endpoint`, `conn_id` (see `RolloutOperator`), and what every operator takes.
+        conn_id: The connection that describes the workspace; missing, it is the local one.
+        **kwargs: What every operator takes.
     """
 
-    template_fields = (*RolloutOperator.template_fields, "plan")
+    template_fields: Sequence[str] = ("conn_id",)
     ui_color = "#e6e6e6"
 
-    def __init__(self, *, plan: str = "", **kwargs: Any) -> None:
+    def __init__(self, *, conn_id: str = WorkspaceHook.default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.plan = plan
+        self.conn_id = conn_id
 
     def execute(self, context: "Context") -> None:
-        """Check. What does not answer now may answer at the next try."""
-        # The connections of the registries are read before the event loop runs.
+        """Check, and log the results. What does not answer now may answer when the task is retried."""
+        # The connections of the registries are read before the event loop runs: they block.
         self.call(
-            context, lambda workspace: self._check(workspace, registry_users(workspace, WorkspaceHook.get_connection))
+            context, lambda workspace: self.check(workspace, registry_users(workspace, WorkspaceHook.get_connection))
         )
 
-    async def _check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
-        if self.plan:
-            self.say(self.plan)
-        results = await check(workspace, users)
-        self.say(f"workspace {workspace.name!r}\n{table(results)}")
-        if missing := [result for result in results if not result.works]:
+    async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
+        """Check everything that a rollout needs of the workspace.
+
+        Args:
+            workspace: The workspace.
+            users: The user of each registry, by host.
+
+        Raises:
+            TargetUnavailableError: Something does not work.
+        """
+        results = await check_connectivity(workspace, users)
+        self.log_progress(f"workspace {workspace.name!r}\n{results_table(results)}")
+        if failed := [result for result in results if not result.works]:
             raise TargetUnavailableError(
-                f"workspace {workspace.name!r} cannot be used from here: "
-                + "; ".join(f"{result.name}: {result.found}" for result in missing)
+                f"workspace {workspace.name!r} cannot be used from this worker: "
+                + "; ".join(f"{result.name}: {result.message}" for result in failed)
             )

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 from controlled_rollout.arguments import ArgumentError
 from controlled_rollout.hooks.registry_users import registry_users, signed_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import StepCalls, task_of
+from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildImageOperator"]
 
 
-class BuildImageOperator(StepCalls, BaseOperator):
+class BuildImageOperator(EngineCalls, BaseOperator):
     """Builds a project folder's image, or finds it: what has been built before is not built again.
 
     A workspace with a registry gets a container image there, any other one an image in its cache. The registry is
@@ -84,7 +84,7 @@ class BuildImageOperator(StepCalls, BaseOperator):
             models=model_sources(self.models, folder),
             credentials=await signed_in(workspace, users) if workspace.registry else None,
             owner=task_of(context),
-            progress=self.say,
+            progress=self.log_progress,
         )
         return str(reference)
 

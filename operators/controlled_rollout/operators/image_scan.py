@@ -1,15 +1,16 @@
-"""The step between build and rollout: what is known to be vulnerable in an image, and whether it may go on."""
+"""The task that scans an image for known vulnerabilities before it is rolled out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
 from controlled_rollout.arguments import ArgumentError, choice, duration, flag
+from controlled_rollout.defaults import MAX_DATABASE_AGE, SCAN_TIMEOUT
 from controlled_rollout.hooks.registry_users import registry_users, signed_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import StepCalls
+from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -18,27 +19,28 @@ if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
     from controlled_rollout.image.scan import ScanSettings
 
-__all__ = ["ScanImageOperator"]
+__all__ = ["ScanImageOperator", "scan_settings"]
 
 SUMMARY_KEY = "scan"
+SETTINGS = ("max_severity", "accept", "only_fixed", "max_database_age", "scanner", "timeout", "attach_bill")
 
 
-class ScanImageOperator(StepCalls, BaseOperator):
-    """Looks at an image before it is rolled out, and fails if something above a chosen severity is found.
+class ScanImageOperator(EngineCalls, BaseOperator):
+    """Scans an image before it is rolled out, and fails if a vulnerability above a chosen severity is found.
 
-    The workspace's scanner (Trivy or Grype, installed on the worker) looks at the whole image by its digest, pip-audit
-    at its Python environment. A scanner or a database that is missing or too old, a service that does not answer, and
-    packages that could not be looked at fail the task too: they are no pass. The registry is signed in to
-    as for a build.
+    The workspace's scanner (Trivy or Grype, installed on the worker) scans the whole image by its digest, pip-audit its
+    Python environment. A scanner or a database that is missing or too old, a service that does not answer, and packages
+    that could not be scanned fail the task too: a missing scan is a failure. The task signs in to the registry as for a
+    build.
 
-    Returns the image's reference: hand `task.output` to the rollout, and no image gets there that was not looked at.
+    Returns the image's reference: hand `task.output` to the rollout, and only a scanned image gets there.
 
     Args:
         image: The image by its digest, such as `BuildImageOperator(…).output`.
         max_severity: The worst severity that may pass: `none`, `negligible`, `low`, `medium`, `high` or `critical`.
-            Findings above it, and findings that nobody has rated, fail the task.
+            Findings above it, and findings without a rating, fail the task.
         accept: Names of vulnerabilities (`CVE-…`, `GHSA-…`) that were judged and may pass; also of packages and
-            distributions that cannot be looked at. A list, or text with commas.
+            distributions that cannot be scanned. A list, or text with commas.
         only_fixed: Whether findings without a fixed version may pass.
         max_database_age: How old the scanner's database may be: a timedelta, seconds, or text such as `5 d`.
         scanner: `trivy` or `grype`; by default the workspace's.
@@ -48,17 +50,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         **kwargs: What every operator takes.
     """
 
-    template_fields = (
-        "conn_id",
-        "image",
-        "max_severity",
-        "accept",
-        "only_fixed",
-        "max_database_age",
-        "scanner",
-        "timeout",
-        "attach_bill",
-    )
+    template_fields = ("conn_id", "image", *SETTINGS)
     ui_color = "#e3dcf5"
 
     def __init__(
@@ -68,9 +60,9 @@ class ScanImageOperator(StepCalls, BaseOperator):
         max_severity: str = "medium",
         accept: Sequence[str] | str = (),
         only_fixed: bool | str = False,
-        max_database_age: timedelta | float | str = timedelta(days=5),
+        max_database_age: timedelta | float | str = MAX_DATABASE_AGE,
         scanner: str | None = None,
-        timeout: timedelta | float | str = timedelta(minutes=10),
+        timeout: timedelta | float | str = SCAN_TIMEOUT,
         attach_bill: bool | str = True,
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
@@ -87,7 +79,7 @@ class ScanImageOperator(StepCalls, BaseOperator):
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> str:
-        """Look, and return the image's reference."""
+        """Scan, and return the image's reference."""
         return self.call(context, lambda workspace: self._scan(context, workspace, self._users(workspace)))
 
     def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
@@ -98,28 +90,40 @@ class ScanImageOperator(StepCalls, BaseOperator):
 
         image = str(self.image)
         credentials = await signed_in(workspace, users) if workspace.registry else None
-        decision = await scan(workspace, image, self._settings(), credentials=credentials, progress=self.say)
+        decision = await scan(
+            workspace, image, scan_settings(self.arguments()), credentials=credentials, progress=self.log_progress
+        )
         context["ti"].xcom_push(key=SUMMARY_KEY, value=decision.summary())
         return image
 
-    def _settings(self) -> "ScanSettings":
-        from controlled_rollout.image.scan import Policy, ScanSettings, Severity
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that `scan_settings` reads."""
+        return {name: getattr(self, name) for name in SETTINGS}
 
-        severities = [str(severity) for severity in Severity if severity is not Severity.UNKNOWN]
-        scanner = self.scanner or None
-        if scanner is not None:
-            choice("scanner", scanner, "trivy", "grype")
-        return ScanSettings(
-            scanner=scanner,
-            policy=Policy(
-                max_severity=Severity.parse(choice("max_severity", str(self.max_severity).lower(), *severities)),
-                accepted=frozenset(names_of("accept", self.accept)),
-                only_fixed=flag("only_fixed", self.only_fixed),
-                max_database_age=duration("max_database_age", self.max_database_age),
-            ),
-            timeout=duration("timeout", self.timeout),
-            attach_bill=flag("attach_bill", self.attach_bill),
-        )
+
+def scan_settings(arguments: Mapping[str, Any]) -> "ScanSettings":
+    """Read the arguments of a scan, by the names of `ScanImageOperator`'s.
+
+    Raises:
+        ArgumentError: One of them cannot be used.
+    """
+    from controlled_rollout.image.scan import Policy, ScanSettings, Severity
+
+    severities = [str(severity) for severity in Severity if severity is not Severity.UNKNOWN]
+    scanner = arguments["scanner"] or None
+    if scanner is not None:
+        choice("scanner", scanner, "trivy", "grype")
+    return ScanSettings(
+        scanner=scanner,
+        policy=Policy(
+            max_severity=Severity.parse(choice("max_severity", str(arguments["max_severity"]).lower(), *severities)),
+            accepted=frozenset(names_of("accept", arguments["accept"])),
+            only_fixed=flag("only_fixed", arguments["only_fixed"]),
+            max_database_age=duration("max_database_age", arguments["max_database_age"]),
+        ),
+        timeout=duration("timeout", arguments["timeout"]),
+        attach_bill=flag("attach_bill", arguments["attach_bill"]),
+    )
 
 
 def names_of(argument: str, value: Sequence[str] | str | None) -> list[str]:

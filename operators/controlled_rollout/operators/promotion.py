@@ -8,6 +8,7 @@ from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import duration
+from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.errors import EndpointError, EndpointNotFoundError
 from controlled_rollout.operators.base import FAILURE_KEY, RolloutOperator, run_of, task_of
 from controlled_rollout.workspace import Workspace
@@ -49,7 +50,7 @@ class PromoteToControlOperator(RolloutOperator):
         *,
         version: str,
         reason: str = "",
-        timeout: timedelta | float | str = timedelta(minutes=2),
+        timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
@@ -69,7 +70,7 @@ class PromoteToControlOperator(RolloutOperator):
             why=self.reason,
             owner=self.holder(context),
             timeout=duration("timeout", self.timeout),
-            progress=self.say,
+            progress=self.log_progress,
         )
         announce(context, self.endpoint, self.version)
         return stored.effective_traffic()
@@ -100,7 +101,7 @@ class RollBackOperator(RolloutOperator):
         version: str,
         to: str | None = None,
         reason: str = "",
-        timeout: timedelta | float | str = timedelta(minutes=2),
+        timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
@@ -137,7 +138,7 @@ class RollBackOperator(RolloutOperator):
                 why=why,
                 going_back=True,
                 timeout=timeout,
-                progress=self.say,
+                progress=self.log_progress,
             )
             announce(context, self.endpoint, self.to)
             return stored.effective_traffic()
@@ -150,7 +151,7 @@ class RollBackOperator(RolloutOperator):
             why=why,
             owner=self.holder(context),
             timeout=timeout,
-            progress=self.say,
+            progress=self.log_progress,
         )
         return rolled_back.effective_traffic() if rolled_back is not None else None
 
@@ -164,7 +165,9 @@ class RollBackOperator(RolloutOperator):
                     f"version {self.version!r} is the first of endpoint {self.endpoint!r} and answers: it stays"
                 )
             await target.delete(self.endpoint, Change(who=task_of(context), why=self.reason or self._causes(context)))
-        self.say(f"endpoint {self.endpoint!r} is deleted: its first version {self.version!r} never became ready")
+        self.log_progress(
+            f"endpoint {self.endpoint!r} is deleted: its first version {self.version!r} never became ready"
+        )
 
     def _causes(self, context: "Context") -> str:
         """Return what the failed tasks before this one have left."""

@@ -9,6 +9,7 @@ from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import choice, duration, mapping_of
+from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.operators.base import RolloutOperator, run_of, task_of
 from controlled_rollout.workspace import Workspace
@@ -59,8 +60,8 @@ class RolloutVersionOperator(RolloutOperator):
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
         on_conflict: str = "fail",
-        conflict_timeout: timedelta | float | str = timedelta(hours=1),
-        timeout: timedelta | float | str = timedelta(minutes=10),
+        conflict_timeout: timedelta | float | str = CONFLICT_TIMEOUT,
+        timeout: timedelta | float | str = READY_TIMEOUT,
         reason: str = "",
         **kwargs: Any,
     ) -> None:
@@ -92,11 +93,13 @@ class RolloutVersionOperator(RolloutOperator):
             on_conflict=cast("Literal['fail', 'wait']", choice("on_conflict", self.on_conflict, "fail", "wait")),
             conflict_timeout=duration("conflict_timeout", self.conflict_timeout),
             timeout=duration("timeout", self.timeout),
-            progress=self.say,
+            progress=self.log_progress,
         )
         version = stored.versions[self.version]
         if version.is_control:
-            self.say(f"{self.version!r} is the control of endpoint {self.endpoint!r}: nothing to compare it with")
+            self.log_progress(
+                f"{self.version!r} is the control of endpoint {self.endpoint!r}: nothing to compare it with"
+            )
         return {"version": self.version, "type": version.type.value, "revision": stored.revision}
 
 
@@ -109,7 +112,7 @@ class DeleteVersionOperator(RolloutOperator):
         version: The version to delete.
         replaced_by: Instead of `version`: delete the version that was control before this one. Skipped when somebody
             has gone back to it, or uses it again.
-        keep_warm: How long after the promotion of `replaced_by` the former control stays, ready to take the traffic
+        keep_warm: With `replaced_by`: how long after the promotion the former control stays, ready to take the traffic
             back.
         reason: Why, for the history.
         timeout: How long the deletion may take.
@@ -125,9 +128,9 @@ class DeleteVersionOperator(RolloutOperator):
         *,
         version: str | None = None,
         replaced_by: str | None = None,
-        keep_warm: timedelta | float | str = timedelta(0),
+        keep_warm: timedelta | float | str = KEEP_WARM,
         reason: str = "",
-        timeout: timedelta | float | str = timedelta(minutes=5),
+        timeout: timedelta | float | str = RETIRE_TIMEOUT,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -145,7 +148,7 @@ class DeleteVersionOperator(RolloutOperator):
         """Wait until the version may go, then delete it; return its name, or None if there is no endpoint."""
         due = self.call(context, self._due)
         if due is not None and due > datetime.now(UTC):
-            self.say(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
+            self.log_progress(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
             if self.deferrable:
                 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
@@ -172,7 +175,7 @@ class DeleteVersionOperator(RolloutOperator):
             who=task_of(context),
             why=self.reason,
             timeout=duration("timeout", self.timeout),
-            progress=self.say,
+            progress=self.log_progress,
         )
         return version if deleted is not None else None
 

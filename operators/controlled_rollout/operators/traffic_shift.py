@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import duration, number
+from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.operators.base import RolloutOperator, task_of
 from controlled_rollout.workspace import Workspace
 
@@ -38,7 +39,7 @@ class ShiftTrafficOperator(RolloutOperator):
         version: str,
         percentile: float | str,
         reason: str = "",
-        timeout: timedelta | float | str = timedelta(minutes=2),
+        timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,6 +71,6 @@ class ShiftTrafficOperator(RolloutOperator):
             why=self.reason,
             owner=self.holder(context),
             timeout=timeout,
-            progress=self.say,
+            progress=self.log_progress,
         )
         return stored.effective_traffic()

@@ -1,19 +1,20 @@
-"""The gate as a task: looks at a treatment's evidence until it may go on, must go back, or a person has to decide."""
+"""The gate as a task: looks at a treatment's evidence until the rollout goes on, is rolled back, or is held."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
-from controlled_rollout.arguments import ArgumentError, choice, duration, flag, gate_of, whole_number
+from controlled_rollout.arguments import ArgumentError, choice, duration, evidence_window, flag, gate_of, whole_number
+from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, LOOK_INTERVAL
 from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, take_look
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
-from controlled_rollout.operators.base import StepCalls, run_of, task_of
+from controlled_rollout.operators.base import EngineCalls, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.workspace import Workspace
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TreatmentGateSensor"]
 
+WINDOW: Final = EvidenceWindow()
 
-class TreatmentGateSensor(StepCalls, BaseSensorOperator):
+
+class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     """Waits until a treatment has shown that it is as good as control, or fails.
 
     Every look reads all the evidence anew, so a task that was killed comes to the same decision. The task succeeds
@@ -32,7 +35,7 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
     metric store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On
     the first version of an endpoint there is nothing to compare: the task is skipped and says so.
 
-    Times may be timedeltas, seconds, or text such as `5 min`, and like all arguments may be templates.
+    Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`, and like all arguments may be templates.
 
     Args:
         endpoint: The endpoint's name.
@@ -77,23 +80,23 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         endpoint: str,
         version: str,
         gate: Gate | dict[str, Any] | str | None = None,
-        bake: timedelta | float | str = timedelta(0),
+        bake: timedelta | float | str = BAKE,
         min_requests: int | str = 0,
         require_pass: bool | str = True,
-        decision_timeout: timedelta | float | str = timedelta(days=1),
+        decision_timeout: timedelta | float | str = DECISION_TIMEOUT,
         on_no_decision: str = "hold",
-        interval: timedelta | float | str = timedelta(minutes=1),
-        bin_width: timedelta | float | str = timedelta(minutes=1),
-        allowed_lag: timedelta | float | str = timedelta(minutes=3),
-        baseline_length: timedelta | float | str = timedelta(hours=1),
+        interval: timedelta | float | str = LOOK_INTERVAL,
+        bin_width: timedelta | float | str = WINDOW.bin_width,
+        allowed_lag: timedelta | float | str = WINDOW.allowed_lag,
+        baseline_length: timedelta | float | str = WINDOW.baseline_length,
         own_rollout: bool = True,
         conn_id: str = WorkspaceHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        for hides in ("soft_fail", "never_fail", "silent_fail"):
-            if kwargs.get(hides):
-                raise ValueError(f"{hides}=True would let a treatment go on that the gate has stopped: leave it out")
+        for name in ("soft_fail", "never_fail", "silent_fail"):
+            if kwargs.get(name):
+                raise ValueError(f"{name}=True would let a treatment go on that the gate has stopped: leave it out")
         super().__init__(**kwargs)
         self.endpoint = endpoint
         self.version = version
@@ -112,7 +115,7 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         self.deferrable = deferrable
 
     def execute(self, context: "Context") -> Any:
-        """Defer to the trigger, or look from the worker until there is something to do."""
+        """Defer to the trigger, or look from the worker until there is a decision."""
         terms = self.call(context, lambda workspace: self._terms(context, workspace))
         if self.deferrable:
             self.defer(
@@ -124,16 +127,16 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         return super().execute(context)
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what the trigger's look led to."""
+        """Finish as the trigger's last look decided."""
         terms = self.call(context, lambda workspace: self._terms(context, workspace))
         return self._finish(context, Answer.from_event(event), terms)
 
     def poke(self, context: "Context") -> PokeReturnValue:
-        """Look once; what the trigger does too."""
+        """Look once, as the trigger does, and finish if there is a decision."""
 
         async def look_once(workspace: Workspace) -> tuple[Answer, GateTerms]:
             terms = await self._terms(context, workspace)
-            return await take_look(workspace, terms, self.say), terms
+            return await take_look(workspace, terms, self.log_progress), terms
 
         answer, terms = self.call(context, look_once)
         if answer.next is Next.WAIT:
@@ -143,12 +146,12 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
     async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
         from controlled_rollout import record
 
-        held = [one.time for one in record.read(workspace, self.endpoint, version=self.version, step="hold")]
+        holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
         on_no_decision = choice("on_no_decision", self.on_no_decision, "hold", "roll_back", "ask")
-        asked_next = any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list)
-        if on_no_decision == "ask" and not asked_next:
+        has_approval = any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list)
+        if on_no_decision == "ask" and not has_approval:
             raise ArgumentError(
-                "on_no_decision = 'ask', and no ApproveRolloutOperator comes after this task: nobody would be asked"
+                "on_no_decision = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
             )
         return GateTerms(
             endpoint=self.endpoint,
@@ -162,13 +165,9 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
             decision_timeout=duration("decision_timeout", self.decision_timeout),
             on_no_decision=cast("Literal['hold', 'roll_back', 'ask']", on_no_decision),
             interval=duration("interval", self.interval),
-            window=EvidenceWindow(
-                bin_width=duration("bin_width", self.bin_width),
-                allowed_lag=duration("allowed_lag", self.allowed_lag),
-                baseline_length=duration("baseline_length", self.baseline_length),
-            ),
+            window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
             asked=datetime.now(UTC),
-            held=max(held, default=None),
+            held=max(holds, default=None),
         )
 
     def _finish(self, context: "Context", answer: Answer, terms: GateTerms) -> dict[str, Any]:
@@ -193,6 +192,6 @@ class TreatmentGateSensor(StepCalls, BaseSensorOperator):
         looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=answer.reason)
         self.fail(
             context,
-            f"on hold: {answer.reason}. Nothing is rolled back: clear this task to wait on, or run the DAG promote or "
-            f"roll_back for version {self.version!r} of endpoint {self.endpoint!r}",
+            f"on hold: {answer.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "
+            f"or roll_back for version {self.version!r} of endpoint {self.endpoint!r}",
         )

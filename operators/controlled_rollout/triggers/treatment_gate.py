@@ -1,4 +1,4 @@
-"""The gate's trigger: sleeps, looks, reports."""
+"""The gate's trigger: looks at the evidence in the triggerer until there is a decision."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ FIRST_LOOK_AFTER_S = 6.0
 
 
 class TreatmentGateTrigger(BaseTrigger):
-    """Sleeps, looks, reports; fires once there is something to do. A restarted triggerer begins again.
+    """Looks at the evidence at intervals; fires once there is a decision. After a restart it begins again.
 
     Args:
         conn_id: The connection that describes the workspace.
@@ -29,18 +29,18 @@ class TreatmentGateTrigger(BaseTrigger):
         self.terms = terms
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what another process needs to go on."""
+        """Return the class and the arguments with which any triggerer can run this trigger."""
         return f"{type(self).__module__}.{type(self).__qualname__}", {"conn_id": self.conn_id, "terms": self.terms}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until there is something to do."""
+        """Look until there is a decision, and yield it as the only event."""
         quieten_clients()
         terms = GateTerms.model_validate(self.terms)
         workspace = await WorkspaceHook(self.conn_id).aget_workspace()
-        # Not at once: an event that comes before the executor has noticed the deferral looks like a task that died.
+        # Not at once: if the event came before the executor notices the deferral, the task would look dead.
         await asyncio.sleep(min(terms.interval.total_seconds(), FIRST_LOOK_AFTER_S))
         while True:
-            answer = await take_look(workspace, terms, lambda sentence: self.log.info("%s", sentence))
+            answer = await take_look(workspace, terms, lambda message: self.log.info("%s", message))
             if answer.next is not Next.WAIT:
                 yield TriggerEvent(answer.to_event())  # type: ignore[no-untyped-call] # Airflow's
                 return

@@ -88,7 +88,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
     with DAG("weekly", schedule=None):
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_no_decision="ask")
 
-    with pytest.raises(ArgumentError, match="nobody would be asked"):
+    with pytest.raises(ArgumentError, match="no ApproveRolloutOperator comes directly after"):
         asyncio.run(gate._terms(context({}), Workspace.local("/nonexistent")))
 
 

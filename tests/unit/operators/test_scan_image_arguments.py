@@ -6,12 +6,13 @@ import pytest
 from controlled_rollout import ScanImageOperator
 from controlled_rollout.arguments import ArgumentError
 from controlled_rollout.image.scan import ScanSettings, Severity
+from controlled_rollout.operators.image_scan import scan_settings
 
 IMAGE = "local/digits@sha256:" + "0" * 64
 
 
 def settings(**arguments: Any) -> ScanSettings:
-    return ScanImageOperator(task_id="scan", image=IMAGE, **arguments)._settings()
+    return scan_settings(ScanImageOperator(task_id="scan", image=IMAGE, **arguments).arguments())
 
 
 def test_without_arguments_findings_above_medium_stop_the_image() -> None:

@@ -1,11 +1,11 @@
-"""What a rollout needs of a cluster, asked of its API server with this worker's identity; nothing is changed."""
+"""Checks what a rollout needs of a cluster, at its API server and with this worker's identity; changes nothing."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from controlled_rollout.checks.reach import reach
+from controlled_rollout.checks.reachability import check_reachable
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
@@ -27,10 +27,10 @@ from controlled_rollout.target.kubernetes.permissions import (
 from controlled_rollout.target.kubernetes.view import address
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["CLUSTER_PROBES", "api_server", "gateway_fault", "in_words", "not_granted", "not_served"]
+__all__ = ["CLUSTER_CHECKS", "actions_text", "api_server", "gateway_fault", "not_granted", "not_served"]
 
 REVIEWS: Final = "authorization.k8s.io/v1"
-SERVED: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
+NEEDED_KINDS: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
 
 # A verb, an API group, and a resource with its subresource.
 Action = tuple[str, str, str]
@@ -40,19 +40,19 @@ async def api_server(api: Api) -> str:
     """Return the API server's address and version.
 
     Raises:
-        TargetUnavailableError: It does not answer; the message says whether its name or its port is to blame.
+        TargetUnavailableError: The API server does not answer; the message says whether its name or port is to blame.
     """
     try:
         version = await api.get("/version")
     except TargetUnavailableError:
-        # Its certificate is the kube config's business: authorities of this machine say nothing about it.
-        await reach(api.server, tls=False)
+        # The kube config says which certificate to trust, so this machine's authorities do not count.
+        await check_reachable(api.server, tls=False)
         raise
     return f"{api.server}: Kubernetes {version.get('gitVersion')}"
 
 
 async def _permissions(api: Api, workspace: Workspace) -> str:
-    """Ask for the rules of each namespace at once, and for what they leave open one by one: only that is binding."""
+    """Review the rules of each namespace at once, then each action that they do not grant: only that is binding."""
     needed = (
         (workspace.namespace, NAMESPACE),
         (workspace.gateway.partition("/")[0], GATEWAY_NAMESPACE),
@@ -61,7 +61,7 @@ async def _permissions(api: Api, workspace: Workspace) -> str:
     )
     refused = await asyncio.gather(*(_refused(api, namespace, permissions) for namespace, permissions in needed))
     faults = [
-        f"in namespace {namespace}: {in_words(actions)}"
+        f"in namespace {namespace}: {actions_text(actions)}"
         for (namespace, _), actions in zip(needed, refused, strict=True)
         if actions
     ]
@@ -74,9 +74,9 @@ async def _permissions(api: Api, workspace: Workspace) -> str:
 
 async def _refused(api: Api, namespace: str, permissions: Sequence[Permission]) -> list[Action]:
     review = await _review(api, "SelfSubjectRulesReview", {"namespace": namespace})
-    asked = not_granted(permissions, review["status"].get("resourceRules") or [])
-    allowed = await asyncio.gather(*(_is_allowed(api, namespace, action) for action in asked))
-    return [action for action, may in zip(asked, allowed, strict=True) if not may]
+    open_actions = not_granted(permissions, review["status"].get("resourceRules") or [])
+    allowed = await asyncio.gather(*(_is_allowed(api, namespace, action) for action in open_actions))
+    return [action for action, is_allowed in zip(open_actions, allowed, strict=True) if not is_allowed]
 
 
 async def _is_allowed(api: Api, namespace: str, action: Action) -> bool:
@@ -96,11 +96,11 @@ def not_granted(permissions: Iterable[Permission], rules: Iterable[Mapping[str, 
     """Return the actions that a namespace's rules do not grant; rules for objects of certain names grant nothing.
 
     Args:
-        permissions: What is needed.
+        permissions: The permissions that are needed.
         rules: `resourceRules` of a SelfSubjectRulesReview.
     """
     rules = [rule for rule in rules if not rule.get("resourceNames")]
-    actions = [(verb, one.group, one.resource) for one in permissions for verb in one.verbs]
+    actions = [(verb, permission.group, permission.resource) for permission in permissions for verb in permission.verbs]
     return [action for action in actions if not any(_grants(rule, *action) for rule in rules)]
 
 
@@ -114,16 +114,16 @@ def _grants(rule: Mapping[str, Any], verb: str, group: str, resource: str) -> bo
     )
 
 
-def in_words(actions: Iterable[Action]) -> str:
-    """Return actions in one line, resource by resource."""
+def actions_text(actions: Iterable[Action]) -> str:
+    """Return actions as one line of text, grouped by resource."""
     verbs: dict[str, list[str]] = {}
     for verb, group, resource in actions:
         verbs.setdefault(f"{resource}.{group}" if group else resource, []).append(verb)
-    return "; ".join(f"{', '.join(its)} {resource}" for resource, its in verbs.items())
+    return "; ".join(f"{', '.join(of_resource)} {resource}" for resource, of_resource in verbs.items())
 
 
 async def _namespace(api: Api, workspace: Workspace) -> str:
-    """Create an object as a trial: that it cannot be is seen before a rollout begins."""
+    """Create an object as a dry run, so that quotas and admission rules refuse now and not during the rollout."""
     body = {
         "apiVersion": CONFIG_MAP.version,
         "kind": CONFIG_MAP.name,
@@ -135,35 +135,35 @@ async def _namespace(api: Api, workspace: Workspace) -> str:
         if error.status == 404:
             raise WorkspaceError(
                 f"the cluster has no namespace {workspace.namespace!r}: create it, or correct the setting namespace"
-            ) from None
+            ) from error
         raise
-    return f"{workspace.namespace}: takes objects"
+    return f"{workspace.namespace}: objects can be created"
 
 
 async def _gateway_api(api: Api, workspace: Workspace) -> str:
-    versions = dict.fromkeys(kind.version for kind in SERVED)
-    found = await asyncio.gather(*(api.find(f"/apis/{version}") for version in versions))
-    missing = not_served(dict(zip(versions, found, strict=True)))
+    versions = dict.fromkeys(kind.version for kind in NEEDED_KINDS)
+    resources = await asyncio.gather(*(api.find(f"/apis/{version}") for version in versions))
+    missing = not_served(dict(zip(versions, resources, strict=True)))
     if missing:
-        both = any(kind.group == GATEWAY.group for kind in missing)
-        what = "the Gateway API and Envoy Gateway" if both else "Envoy Gateway"
+        needs_both = any(kind.group == GATEWAY.group for kind in missing)
+        products = "the Gateway API and Envoy Gateway" if needs_both else "Envoy Gateway"
         names = ", ".join(f"{kind.plural}.{kind.version}" for kind in missing)
-        raise WorkspaceError(f"the cluster does not know {names}: install {what}, docs/aks.md says how")
+        raise WorkspaceError(f"the cluster does not serve {names}: install {products} as docs/aks.md says")
     return ", ".join(versions)
 
 
 def not_served(versions: Mapping[str, Object | None]) -> list[Kind]:
-    """Return the kinds that a cluster does not know.
+    """Return the kinds that a rollout needs and a cluster does not serve.
 
     Args:
-        versions: By group and version, what the API server says of it; None for what it does not know.
+        versions: The API server's resource list of each group and version; None for one that it does not serve.
     """
-    known = {
+    served = {
         (version, resource["name"])
-        for version, found in versions.items()
-        for resource in (found or {}).get("resources") or []
+        for version, resource_list in versions.items()
+        for resource in (resource_list or {}).get("resources") or []
     }
-    return [kind for kind in SERVED if (kind.version, kind.plural) not in known]
+    return [kind for kind in NEEDED_KINDS if (kind.version, kind.plural) not in served]
 
 
 async def _gateway(api: Api, workspace: Workspace) -> str:
@@ -184,19 +184,21 @@ async def _gateway_object(api: Api, workspace: Workspace) -> Object:
 
 
 def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
-    """Say why a workspace's routes would not be served by its Gateway; None if they would."""
+    """Return why a Gateway would not serve a workspace's routes; None if it would."""
     (namespace, _), section = workspace.gateway_name, workspace.gateway_listener
-    if fault := _unprogrammed(gateway.get("status") or {}):
+    if fault := _not_programmed(gateway.get("status") or {}):
         return fault
-    listeners = [one for one in gateway["spec"].get("listeners") or [] if section in (None, one.get("name"))]
+    listeners = [
+        listener for listener in gateway["spec"].get("listeners") or [] if section in (None, listener.get("name"))
+    ]
     if not listeners:
         return f"it has no listener {section!r}: correct the setting gateway" if section else "it has no listeners"
-    states = {one.get("name"): one for one in (gateway.get("status") or {}).get("listeners") or []}
-    faults = [_unprogrammed(states.get(one.get("name")) or {}) for one in listeners]
+    statuses = {status.get("name"): status for status in (gateway.get("status") or {}).get("listeners") or []}
+    faults = [_not_programmed(statuses.get(listener.get("name")) or {}) for listener in listeners]
     if all(faults):
         return f"listener {listeners[0].get('name')!r}: {faults[0]}"
-    # Of a selector one would have to know the namespace's labels, which the Role need not show.
-    if workspace.namespace != namespace and all(_takes_from(one) == "Same" for one in listeners):
+    # A selector is not checked: that needs the namespace's labels, which the Role need not allow to read.
+    if workspace.namespace != namespace and all(_allows_from(listener) == "Same" for listener in listeners):
         return (
             f"it takes routes from its own namespace only, and the endpoints live in {workspace.namespace}: set "
             "allowedRoutes.namespaces of its listener"
@@ -204,15 +206,15 @@ def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
     return None
 
 
-def _takes_from(listener: Object) -> str:
+def _allows_from(listener: Object) -> str:
     return str(((listener.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same"))
 
 
-def _unprogrammed(status: Object) -> str | None:
-    conditions = {one["type"]: one for one in status.get("conditions") or []}
+def _not_programmed(status: Object) -> str | None:
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
     programmed = conditions.get("Programmed")
     if programmed is None:
-        return "no controller has programmed it yet: see that Envoy Gateway runs, and the Gateway's class"
+        return "no controller has programmed it yet: check that Envoy Gateway runs, and the Gateway's class"
     if programmed["status"] != "True":
         return f"it is not programmed ({programmed.get('reason')}: {programmed.get('message')})"
     return None
@@ -220,18 +222,18 @@ def _unprogrammed(status: Object) -> str | None:
 
 async def _endpoints_address(api: Api, workspace: Workspace) -> str:
     if workspace.endpoint_url:
-        return await reach(workspace.endpoint_url)
+        return await check_reachable(workspace.endpoint_url)
     gateway = await _gateway_object(api, workspace)
     if not (gateway.get("status") or {}).get("addresses"):
         raise WorkspaceError(f"Gateway {workspace.gateway} has no address: give one, or set endpoint_url")
-    return await reach(_address(gateway, workspace))
+    return await check_reachable(_address(gateway, workspace))
 
 
 def _address(gateway: Object, workspace: Workspace) -> str:
     return workspace.endpoint_url or address(gateway, workspace.gateway_listener)
 
 
-CLUSTER_PROBES: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (
+CLUSTER_CHECKS: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (
     ("permissions", _permissions),
     ("namespace", _namespace),
     ("Gateway API", _gateway_api),

@@ -1,0 +1,68 @@
+"""The plan: what a rollout will do, step by step, for a person to read before it happens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Literal
+
+from controlled_rollout.duration import format_duration
+
+__all__ = ["RolloutPlan"]
+
+WITHOUT_DECISION: Final = {
+    "hold": "it holds, and a person decides",
+    "roll_back": "it rolls back, or holds if the evidence could not be read",
+    "ask": "it asks a person",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPlan:
+    """The steps of a rollout; `str()` gives the text.
+
+    Attributes:
+        endpoint, version: What is rolled out, and where.
+        steps: The treatment's per cent at each step.
+        bake, min_requests: The least time, and the fewest treatment requests, at each step.
+        pass_every_step: Whether every gate has to pass, not only the last.
+        decision_timeout, on_no_decision: The most time at each step, and what follows it.
+        approval: Whether a person approves the promotion.
+        keep_warm: How long the former control stays.
+        keep_treatment: Whether a treatment that was rolled back stays.
+    """
+
+    endpoint: str
+    version: str
+    steps: Sequence[float]
+    bake: timedelta
+    min_requests: int
+    pass_every_step: bool
+    decision_timeout: timedelta
+    on_no_decision: Literal["hold", "roll_back", "ask"]
+    approval: bool
+    keep_warm: timedelta
+    keep_treatment: bool
+
+    def __str__(self) -> str:
+        promotion = len(self.steps) + 2
+        lines = [
+            f"Plan for version {self.version} of endpoint {self.endpoint}:",
+            "  1. create it at 0 % and wait until it is ready (the first version of an endpoint gets all the traffic "
+            f"at once, and steps 2 to {promotion - 1} are skipped)",
+            *(f"  {number}. {self._shift(percentile)}" for number, percentile in enumerate(self.steps, start=2)),
+            f"  {promotion}. {'when a person approves, ' if self.approval else ''}promote it to control with all the "
+            "traffic",
+            f"  {promotion + 1}. retire the former control after {format_duration(self.keep_warm)}",
+            f"If a gate has no decision after {format_duration(self.decision_timeout)}, "
+            f"{WITHOUT_DECISION[self.on_no_decision]}. After a failure the version is rolled back at once and "
+            f"{'kept at 0 %' if self.keep_treatment else 'retired'}.",
+        ]
+        return "\n".join(lines)
+
+    def _shift(self, percentile: float) -> str:
+        must_pass = self.pass_every_step or percentile == self.steps[-1]
+        condition = "when the gate passes" if must_pass else "unless a claim alarms"
+        return (
+            f"shift {percentile:g} % of the traffic to it; go on after {format_duration(self.bake)} and "
+            f"{self.min_requests} requests, {condition}"
+        )

@@ -1,0 +1,103 @@
+"""Tells apart why a server cannot be reached: its name, its port, its certificate, or its answer."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from controlled_rollout.addresses import is_this_machine
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["check_reachable", "get"]
+
+# Together less than a connectivity check may take, so that its result names the part that failed.
+PART_TIMEOUT_S: Final = 3.0
+ANSWER_TIMEOUT_S: Final = 6.0
+PORTS: Final = {"http": 80, "https": 443}
+
+
+async def check_reachable(url: str, *, tls: bool = True) -> str:
+    """Connect to the server of a URL and disconnect; return its host, port and addresses.
+
+    Args:
+        url: Where the server is.
+        tls: Whether to check the certificate of an https server too, against this machine's certificate authorities.
+
+    Raises:
+        TargetUnavailableError: The name is unknown, the port refuses, or the certificate is not trusted; the message
+            begins with `DNS:`, `TCP:` or `TLS:`.
+        WorkspaceError: The URL is not the address of a server.
+    """
+    scheme, host, port = _server(url)
+    try:
+        async with asyncio.timeout(PART_TIMEOUT_S):
+            resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise TargetUnavailableError(f"DNS: the name {host} is not known here{_because(error)}") from error
+    addresses = ", ".join(dict.fromkeys(str(address[4][0]) for address in resolved))
+    place = f"{host}:{port}" if host == addresses else f"{host}:{port} ({addresses})"
+    try:
+        await _connect(host, port)
+    except OSError as error:
+        raise TargetUnavailableError(f"TCP: {place} does not accept connections{_because(error)}") from error
+    if tls and scheme == "https":
+        try:
+            await _connect(host, port, ssl=ssl.create_default_context(), server_hostname=host)
+        except OSError as error:
+            raise TargetUnavailableError(f"TLS: {place} is not trusted{_because(error)}") from error
+    return place
+
+
+async def get(url: str) -> "httpx.Response":
+    """Send a GET request and return the response, whatever its status below 500.
+
+    Raises:
+        TargetUnavailableError: The server does not answer, or answers with 500 or more; the message says whether name,
+            port, certificate or answer is to blame.
+    """
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
+            response = await client.get(url)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if not isinstance(error, httpx.ProxyError):
+            await check_reachable(url)
+        raise TargetUnavailableError(f"{url} does not answer{_because(error)}") from error
+    if response.status_code >= 500:
+        raise TargetUnavailableError(f"{url} answers {response.status_code}")
+    return response
+
+
+def _server(url: str) -> tuple[str, str, int]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port or PORTS[parts.scheme]
+        if not parts.hostname:
+            raise ValueError("no host")
+    except (ValueError, KeyError):
+        raise WorkspaceError(f"{url!r} is not the address of a server: give https://host or http://host:port") from None
+    return parts.scheme, parts.hostname, port
+
+
+async def _connect(host: str, port: int, **tls: Any) -> None:
+    async with asyncio.timeout(PART_TIMEOUT_S):
+        _, writer = await asyncio.open_connection(host, port, **tls)
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(PART_TIMEOUT_S):
+            await writer.wait_closed()
+
+
+def _because(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f" ({error.verify_message})"
+    if isinstance(error, TimeoutError):
+        return f" (no answer within {PART_TIMEOUT_S:g} s)"
+    message = error.strerror if isinstance(error, OSError) else str(error)
+    return f" ({message or str(error) or type(error).__name__})"

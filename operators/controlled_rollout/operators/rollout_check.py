@@ -1,0 +1,140 @@
+"""The first task of a rollout: reads all its arguments, logs plan and forecast, and checks what the rollout needs."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from controlled_rollout.arguments import (
+    choice,
+    duration,
+    evidence_window,
+    flag,
+    gate_of,
+    mapping_of,
+    read_all,
+    whole_number,
+)
+from controlled_rollout.checks.forecast import forecast, read_control_traffic
+from controlled_rollout.checks.plan import RolloutPlan
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.gate import Gate
+from controlled_rollout.operators.connectivity import CheckConnectivityOperator
+from controlled_rollout.operators.image_scan import scan_settings
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.image import Credentials
+
+__all__ = ["CheckRolloutOperator"]
+
+READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "bake": duration,
+    "min_requests": whole_number,
+    "pass_every_step": flag,
+    "decision_timeout": duration,
+    "on_no_decision": lambda name, value: choice(name, value, "hold", "roll_back", "ask"),
+    "interval": duration,
+    "keep_warm": duration,
+    "auth": lambda name, value: choice(name, value, *Auth),
+    "on_conflict": lambda name, value: choice(name, value, "fail", "wait"),
+    "conflict_timeout": duration,
+    "ready_timeout": duration,
+}
+
+
+class CheckRolloutOperator(CheckConnectivityOperator):
+    """Checks a rollout before anything is changed: its arguments, what its steps can show, and what it needs.
+
+    Every argument that a later task will read is read here, so that a mistake is found now and not after the promotion.
+    The forecast depends on control's present traffic, which is read from the metric store; where there is none, the log
+    says so and the task goes on.
+
+    Args:
+        endpoint: The endpoint's name.
+        version: The version that will be rolled out.
+        steps: The treatment's per cent at each step.
+        arguments: The other arguments of the rollout by the names of `ControlledRollout`'s; they may be templates.
+        approval: Whether a person approves the promotion.
+        keep_treatment: Whether a treatment that was rolled back stays.
+        **kwargs: What `CheckConnectivityOperator` takes.
+    """
+
+    template_fields = (*CheckConnectivityOperator.template_fields, "endpoint", "version", "arguments")
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        version: str,
+        steps: tuple[float, ...],
+        arguments: Mapping[str, Any],
+        approval: bool = False,
+        keep_treatment: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.endpoint = endpoint
+        self.version = version
+        self.steps = steps
+        self.arguments = arguments
+        self.approval = approval
+        self.keep_treatment = keep_treatment
+
+    async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
+        """Read the arguments, log plan and forecast, then check what the rollout needs.
+
+        Raises:
+            ArgumentError: An argument cannot be used; the message names all of them.
+            TargetUnavailableError: Something that the rollout needs does not work.
+        """
+        plan, gate, window = self.read_arguments()
+        self.log_progress(str(plan))
+        self.log_progress(await self._forecast(workspace, plan, gate, window))
+        await super().check(workspace, users)
+
+    def read_arguments(self) -> tuple[RolloutPlan, Gate, EvidenceWindow]:
+        """Read all arguments of the rollout, and return what they describe.
+
+        Raises:
+            ArgumentError: Some cannot be used; the message names all of them.
+        """
+        given = self.arguments
+
+        def create_version() -> Endpoint:
+            settings = mapping_of("settings", given["settings"])
+            return Endpoint(name=self.endpoint).create_version(self.version, **settings)
+
+        values = read_all(
+            {
+                **{name: partial(read, name, given[name]) for name, read in READERS.items()},
+                "gate": lambda: gate_of(given["gate"]),
+                "window": lambda: evidence_window(given["bin_width"], given["allowed_lag"], given["baseline_length"]),
+                "version": create_version,
+                "scan": lambda: given["scan"] and scan_settings(given["scan"]),
+            }
+        )
+        plan = RolloutPlan(
+            endpoint=self.endpoint,
+            version=self.version,
+            steps=self.steps,
+            bake=values["bake"],
+            min_requests=values["min_requests"],
+            pass_every_step=values["pass_every_step"],
+            decision_timeout=values["decision_timeout"],
+            on_no_decision=values["on_no_decision"],
+            approval=self.approval,
+            keep_warm=values["keep_warm"],
+            keep_treatment=self.keep_treatment,
+        )
+        return plan, values["gate"], values["window"]
+
+    async def _forecast(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
+        try:
+            traffic = await read_control_traffic(workspace, plan.endpoint, plan.version, gate=gate, window=window)
+        except ControlledRolloutError as error:
+            # The rollout does not need the forecast: the connectivity check says what does not work.
+            reason, _, _ = str(error).partition("\n")
+            return f"Forecast: not known: {reason}"
+        return forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)

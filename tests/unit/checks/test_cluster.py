@@ -1,0 +1,95 @@
+"""What the checks of a cluster make of its answers. On a real cluster: tests/cluster."""
+
+from typing import Any
+
+import pytest
+
+from controlled_rollout.checks.cluster import NEEDED_KINDS, actions_text, gateway_fault, not_granted, not_served
+from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
+from controlled_rollout.workspace import Workspace
+
+
+def rule(*verbs: str, groups: tuple[str, ...] = ("",), resources: tuple[str, ...], **more: object) -> dict[str, object]:
+    return {"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources), **more}
+
+
+PODS = (Permission("", "pods", ("list", "watch"), ""), Permission("", "pods/log", ("get",), ""))
+
+
+@pytest.mark.parametrize(
+    ("rules", "left"),
+    [
+        ([], ["list pods", "watch pods", "get pods/log"]),
+        ([rule("list", resources=("pods",)), rule("watch", resources=("pods", "pods/log"))], ["get pods/log"]),
+        ([rule("*", resources=("pods",))], ["get pods/log"]),
+        ([rule("*", resources=("*/log",))], ["list pods", "watch pods"]),
+        ([rule("*", groups=("*",), resources=("*",))], []),
+        ([rule("*", groups=("apps",), resources=("*",))], ["list pods", "watch pods", "get pods/log"]),
+        ([rule("*", resources=("*",), resourceNames=["mine"])], ["list pods", "watch pods", "get pods/log"]),
+        ([{"verbs": ["*"], "resources": ["*"]}], ["list pods", "watch pods", "get pods/log"]),
+    ],
+)
+def test_rules_grant_what_they_say_and_nothing_for_single_objects(rules: list[dict[str, Any]], left: list[str]) -> None:
+    assert [f"{verb} {resource}" for verb, _, resource in not_granted(PODS, rules)] == left
+
+
+def test_the_rules_that_a_role_is_made_of_grant_all_that_it_is_for() -> None:
+    rules = [rule(*one.verbs, groups=(one.group,), resources=(one.resource,)) for one in NAMESPACE]
+    assert not_granted(NAMESPACE, rules) == []
+    assert {action[2] for action in not_granted(NAMESPACE, rules[1:])} == {NAMESPACE[0].resource}
+
+
+def test_what_is_not_allowed_is_said_resource_by_resource() -> None:
+    needed = (Permission("apps", "deployments/scale", ("patch",), ""), *PODS)
+    assert actions_text(not_granted(needed, [])) == "patch deployments/scale.apps; list, watch pods; get pods/log"
+
+
+def test_a_cluster_knows_a_kind_only_in_the_version_that_is_asked_for() -> None:
+    everything = {kind.version: {"resources": [{"name": one.plural} for one in NEEDED_KINDS]} for kind in NEEDED_KINDS}
+    assert not_served(everything) == []
+    assert not_served({**everything, NEEDED_KINDS[0].version: None}) == [
+        one for one in NEEDED_KINDS if "networking" in one.group
+    ]
+    assert not_served({}) == list(NEEDED_KINDS)
+
+
+def gateway(
+    *, programmed: str = "True", listener: str = "True", takes_from: str | None = "All", name: str = "https"
+) -> dict[str, object]:
+    def conditions(status: str) -> list[dict[str, str]]:
+        said = {"type": "Programmed", "status": status, "reason": "Pending", "message": "no address yet"}
+        return [said] if status else []
+
+    allowed = {"namespaces": {"from": takes_from}} if takes_from else {}
+    return {
+        "spec": {"listeners": [{"name": name, "allowedRoutes": allowed}]},
+        "status": {
+            "conditions": conditions(programmed),
+            "listeners": [{"name": name, "conditions": conditions(listener)}],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "setting", "fault"),
+    [
+        (gateway(), "infra/shared", None),
+        (gateway(), "infra/shared/https", None),
+        (gateway(takes_from=None), "models/shared", None),
+        (gateway(takes_from="Selector"), "infra/shared", None),
+        (gateway(takes_from=None), "infra/shared", "takes routes from its own namespace only"),
+        (gateway(takes_from="Same"), "infra/shared/https", "takes routes from its own namespace only"),
+        (gateway(), "infra/shared/http", "has no listener 'http'"),
+        (gateway(programmed=""), "infra/shared", "no controller has programmed it yet"),
+        (gateway(programmed="False"), "infra/shared", "not programmed (Pending: no address yet)"),
+        (gateway(listener="False"), "infra/shared", "listener 'https': it is not programmed (Pending"),
+        ({"spec": {}}, "infra/shared", "no controller"),
+        ({"spec": {}, "status": gateway()["status"]}, "infra/shared", "has no listeners"),
+    ],
+)
+def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(
+    found: dict[str, Any], setting: str, fault: str | None
+) -> None:
+    workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)
+    said = gateway_fault(found, workspace)
+    assert said is None if fault is None else fault in str(said)

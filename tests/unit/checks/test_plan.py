@@ -1,0 +1,41 @@
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from controlled_rollout.checks.plan import RolloutPlan
+
+PLAN = RolloutPlan(
+    endpoint="digits", version="v2a", steps=(10, 50), bake=timedelta(minutes=10), min_requests=500,
+    pass_every_step=False, decision_timeout=timedelta(days=1), on_no_decision="hold", approval=False,
+    keep_warm=timedelta(days=1), keep_treatment=False,
+)  # fmt: skip
+
+
+def test_the_plan_says_every_step_in_order() -> None:
+    lines = str(PLAN).splitlines()
+    assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]
+    assert "shift 10 %" in lines[2]
+    assert "after 10 min and 500 requests, unless a claim alarms" in lines[2]
+    assert "shift 50 %" in lines[3]
+    assert "when the gate passes" in lines[3]
+    assert "promote" in lines[4]
+    assert "after 1 d" in lines[5]
+    assert "steps 2 to 3 are skipped" in lines[1]
+
+
+def test_the_plan_says_which_gates_have_to_pass() -> None:
+    assert str(PLAN).count("when the gate passes") == 1
+    assert str(replace(PLAN, pass_every_step=True)).count("when the gate passes") == 2
+
+
+@pytest.mark.parametrize(("on_no_decision", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
+def test_the_plan_says_what_happens_without_a_decision_and_who_approves(on_no_decision: str, words: str) -> None:
+    plan = str(replace(PLAN, on_no_decision=on_no_decision, approval=True))
+    assert words in plan
+    assert "4. when a person approves, promote" in plan
+
+
+def test_the_plan_says_what_becomes_of_a_version_that_fails() -> None:
+    assert str(PLAN).endswith("rolled back at once and retired.")
+    assert str(replace(PLAN, keep_treatment=True)).endswith("rolled back at once and kept at 0 %.")

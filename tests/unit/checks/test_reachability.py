@@ -1,0 +1,81 @@
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from controlled_rollout.checks.reachability import check_reachable, get
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
+from tests.unit.checks.server import port_of, serve
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "both.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    return context
+
+
+@pytest.mark.parametrize("go", [check_reachable, get])
+async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(
+    go: Callable[[str], Awaitable[Any]], closed_port: int
+) -> None:
+    with pytest.raises(TargetUnavailableError, match=r"^DNS: the name no-such-host\.invalid is not known here"):
+        await go("http://no-such-host.invalid")
+    with pytest.raises(TargetUnavailableError, match=r"^DNS: the name a{64}\.example is not known here"):
+        await check_reachable(f"http://{'a' * 64}.example")
+    with pytest.raises(TargetUnavailableError, match=rf"^TCP: 127\.0\.0\.1:{closed_port} does not accept connections"):
+        await go(f"http://127.0.0.1:{closed_port}")
+
+
+@pytest.mark.parametrize("go", [check_reachable, get])
+async def test_a_certificate_that_nobody_trusts_is_told_from_both(
+    go: Callable[[str], Awaitable[Any]], self_signed: ssl.SSLContext
+) -> None:
+    async with await serve(b"", ssl=self_signed) as server:
+        url = f"https://127.0.0.1:{port_of(server)}"
+        with pytest.raises(
+            TargetUnavailableError, match=rf"^TLS: 127\.0\.0\.1:{port_of(server)} is not trusted \(self"
+        ):
+            await go(url)
+        assert await check_reachable(url, tls=False) == f"127.0.0.1:{port_of(server)}"
+
+
+async def test_a_server_that_accepts_and_does_not_speak_http_is_told_from_all() -> None:
+    async with await serve(b"220 mail\r\n") as server:
+        url = f"http://127.0.0.1:{port_of(server)}"
+        with pytest.raises(TargetUnavailableError, match=rf"^{url} does not answer"):
+            await get(url)
+    async with await serve(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n") as server:
+        with pytest.raises(TargetUnavailableError, match="answers 503"):
+            await get(f"http://127.0.0.1:{port_of(server)}")
+    async with await serve(b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n") as server:
+        assert (await get(f"http://127.0.0.1:{port_of(server)}")).status_code == 401
+
+
+@pytest.mark.parametrize("url", ["models.example", "ftp://models.example", "https://", "http://host:port"])
+async def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(WorkspaceError, match=r"not the address of a server"):
+        await check_reachable(url)

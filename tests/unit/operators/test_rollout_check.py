@@ -1,0 +1,69 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from controlled_rollout import ControlledRollout
+from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.gate import Gate
+from controlled_rollout.operators.rollout_check import CheckRolloutOperator
+
+
+def check_of(**arguments: Any) -> CheckRolloutOperator:
+    with DAG("weekly", schedule=None):
+        rollout = ControlledRollout(
+            **{"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64, **arguments}
+        )
+    return rollout.check
+
+
+def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> None:
+    check = check_of(bake="PT5M", min_requests="500", gate='{"warm_up": "1 min"}', bin_width="10 s", keep_warm="2 h")
+    plan, gate, window = check.read_arguments()
+    assert (plan.bake, plan.min_requests, plan.keep_warm) == (timedelta(minutes=5), 500, timedelta(hours=2))
+    assert gate == Gate(warm_up=timedelta(minutes=1))
+    assert window.bin_width == timedelta(seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("min_requests", "a few"),
+        ("keep_warm", "10m"),
+        ("bin_width", "7 s"),
+        ("bake", "soon"),
+        ("decision_timeout", -1),
+        ("on_no_decision", "promote"),
+        ("interval", "now and then"),
+        ("pass_every_step", "maybe"),
+        ("allowed_lag", "late"),
+        ("baseline_length", "long"),
+        ("gate", {"alpha": 2}),
+        ("settings", {"cpu_cores": -1}),
+        ("settings", "0.5 cores"),
+        ("auth", "password"),
+        ("on_conflict", "retry"),
+        ("conflict_timeout", "1 week"),
+        ("ready_timeout", None),
+        ("scan", {"max_severity": "mild"}),
+        ("scan", {"max_database_age": "old"}),
+    ],
+)
+def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argument: str, value: Any) -> None:
+    faulty = next(iter(value)) if argument == "scan" else argument
+    with pytest.raises(ArgumentError, match=faulty if argument != "settings" else "cpu_cores|settings"):
+        check_of(**{argument: value}).read_arguments()
+
+
+def test_names_that_are_not_allowed_are_refused_by_the_first_task() -> None:
+    with pytest.raises(ArgumentError, match="v2"):
+        check_of(version="v2").read_arguments()
+    with pytest.raises(ArgumentError, match="Digits"):
+        check_of(endpoint="Digits").read_arguments()
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    with pytest.raises(ArgumentError) as refused:
+        check_of(bake="soon", min_requests="a few", keep_warm="10m").read_arguments()
+    assert len(str(refused.value).splitlines()) == 3
