@@ -103,7 +103,7 @@ def export(*spans: dict[str, Any]) -> bytes:
         for key, value in tags.items():
             if value is not None:
                 span.attributes.add(key=key).value.string_value = value
-    return request.SerializeToString()
+    return bytes(request.SerializeToString())
 
 
 @contextmanager

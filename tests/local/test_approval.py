@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import secrets
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from scripts.demo.airflow import Airflow, environment
 from scripts.demo.processes import Processes
+from scripts.demo.stage import free_ports
 from tests.local.local_target_lab import Lab, running
 from tests.polling import until
 
@@ -38,16 +38,6 @@ with DAG("ask", schedule=None):
 """
 
 
-def free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @asynccontextmanager
 async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
     """A standalone Airflow with one DAG, on the lab's workspace."""
@@ -59,7 +49,7 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
     found.password_file.touch(mode=0o600)
     found.password_file.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
     settings = environment(
-        home, port=port, log_ports=tuple(log_ports), workspace_root=lab.workspace.root, schedules=False,
+        home, port=port, log_ports=(log_ports[0], log_ports[1]), workspace_root=lab.workspace.root, schedules=False,
         outside=os.environ,
     )  # fmt: skip
     settings["AIRFLOW__CORE__DAGS_FOLDER"] = str(home / "dags")

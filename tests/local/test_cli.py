@@ -64,7 +64,8 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     assert "version 'two' is ready" in out
     assert endpoint(lab, name).versions["two"].tags == {"model": "new"}
     assert endpoint(lab, name).effective_traffic() == {"one": 100.0, "two": 0.0}
-    assert endpoint(lab, name).rollout.owner == caller()
+    rollout = endpoint(lab, name).rollout
+    assert rollout and rollout.owner == caller()
 
     code, out, _ = shell("shift", name, "two", "25")
     assert code == 0

@@ -26,7 +26,7 @@ from tests.local.local_target_lab import Lab, Load, running, steady_load
 
 ENDPOINT = "digits"
 # Times short enough for a test; errors alone are judged, since two cores under test say little about latency.
-QUICK = {
+QUICK: dict[str, Any] = {
     "endpoint": ENDPOINT,
     "settings": {"num_replicas": 1, "max_request_wait_time": 5_000},
     "bake": "1 s",
@@ -52,7 +52,8 @@ class Dags:
     def run(self, dag: str, *, environment: Mapping[str, str] | None = None, **conf: Any) -> dict[str, Any]:
         request = {"dag": dag, "conf": conf, "environment": dict(environment or {})}
         print(json.dumps(request), file=self.stdin, flush=True)
-        return json.loads(self.answers.readline())
+        answer: dict[str, Any] = json.loads(self.answers.readline())
+        return answer
 
 
 @cache
@@ -77,6 +78,7 @@ def dag_runner(root: Path, log: Path) -> Iterator[Dags]:
         )  # fmt: skip
         os.close(write)
         with os.fdopen(read) as answers, process:
+            assert process.stdin
             yield Dags(process.stdin, answers, json.loads(answers.readline()))
             process.stdin.close()
 
@@ -140,10 +142,11 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
         "shift_10": "skipped", "gate_10": "skipped", "shift_50": "skipped", "gate_50": "skipped",
         "promote": "success", "retire_old": "skipped", "roll_back": "skipped", "retire_treatment": "skipped",
     }  # fmt: skip
-    old = endpoint(lab).control.name
-    assert endpoint(lab).effective_traffic() == {old: 100.0}
+    control = endpoint(lab).control
+    assert control
+    assert endpoint(lab).effective_traffic() == {control.name: 100.0}
     who = f"retrain_and_deploy/{first['run_id']}/rollout.promote"
-    extra = {"endpoint": ENDPOINT, "version": old, "who": who}
+    extra = {"endpoint": ENDPOINT, "version": control.name, "who": who}
     [event] = first["assets"]
     assert event["uri"] == "controlled-rollout://digits/control"
     assert event["extra"].items() >= extra.items()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
-from controlled_rollout.evidence import EvidenceWindow, Question, SplitChange, evidence_source
-from controlled_rollout.gate import Counts, Gate, Moments
+from controlled_rollout.evidence import Evidence, EvidenceSource, EvidenceWindow, Question, SplitChange, evidence_source
+from controlled_rollout.gate import Category, Counts, Gate, Mean, Moments
 from controlled_rollout.workspace import Workspace
 from tests.local.telemetry_lab import Process, source
 
@@ -21,8 +21,8 @@ STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
 S = timedelta(seconds=1)
 
 
-def read(source: Any, endpoint: str, **changes: Any) -> Any:
-    arguments = {
+def read(source: EvidenceSource, endpoint: str, **changes: Any) -> Evidence:
+    arguments: dict[str, Any] = {
         "control": "control",
         "treatment": "treatment",
         "started": STARTED,
@@ -188,8 +188,8 @@ def test_the_author_s_metrics_are_read_by_bin_and_a_query_that_fails_blinds_only
         | where Name == 'sold'
         | project TimeGenerated, Version = tostring(Properties.version), Value = toreal(Measurements.euros);
     """
-    gate = Gate(latency_quantiles=(), means={"revenue": {"worse": "lower", "kql": kql}})
-    broken = Gate(latency_quantiles=(), means={"revenue": {"worse": "lower", "kql": "AppEvents | where"}})
+    gate = Gate(latency_quantiles=(), means={"revenue": Mean(worse="lower", kql=kql)})
+    broken = Gate(latency_quantiles=(), means={"revenue": Mean(worse="lower", kql="AppEvents | where")})
 
     evidence = read(source(store), name, gate=gate)
 
@@ -225,7 +225,7 @@ def test_categories_of_the_authors_are_counted_by_bin_and_version(store: Process
         | project TimeGenerated, Version = tostring(Properties.version), Value = tostring(Properties.country);
     """
     numbers = kql.replace("tostring(Properties.country)", "strlen(tostring(Properties.country))")
-    gate = Gate(latency_quantiles=(), categories={"country": {"kql": kql}, "length": {"kql": numbers}})
+    gate = Gate(latency_quantiles=(), categories={"country": Category(kql=kql), "length": Category(kql=numbers)})
 
     evidence = read(source(store), name, gate=gate)
 
@@ -237,7 +237,7 @@ def test_categories_of_the_authors_are_counted_by_bin_and_version(store: Process
 
 
 def test_a_query_of_categories_that_cannot_be_run_is_named(store: Process) -> None:
-    broken = Gate(latency_quantiles=(), categories={"country": {"kql": "AppEvents | where"}})
+    broken = Gate(latency_quantiles=(), categories={"country": Category(kql="AppEvents | where")})
 
     with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'country'.*answered 400"):
         read(source(store), "categories", gate=broken)

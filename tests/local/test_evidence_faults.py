@@ -181,7 +181,7 @@ def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins
     now = datetime.now(UTC)
     started = now - timedelta(seconds=100)
     window = WINDOW.model_copy(update={"allowed_lag": 20 * S})
-    changes = {"started": started, "window": window, "splits": [SplitChange(started, 0.5)]}
+    changes: dict[str, Any] = {"started": started, "window": window, "splits": [SplitChange(started, 0.5)]}
     process.send(*({"at": started + n * S, "endpoint": name} for n in range(60)))
     reader = source(process)
 

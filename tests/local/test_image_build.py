@@ -103,7 +103,8 @@ async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Pro
 
 async def test_a_changed_model_alone_builds_an_image_but_no_environment(built: Project, tmp_path: Path) -> None:
     model = tmp_path / "model.pkl"
-    references, lines = [], []
+    references = []
+    lines: list[str] = []
     for content in (b"1", b"2"):
         model.write_bytes(content)
         models = [ModelSource("digits", model, version="3")]
@@ -283,7 +284,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")

@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,12 @@ def image(lab: Lab, note: str, script: str | None = None) -> str:
 
 def endpoint(lab: Lab, name: str) -> Endpoint:
     return asyncio.run(lab.target.endpoint(name))
+
+
+def control(lab: Lab, name: str) -> str:
+    version = endpoint(lab, name).control
+    assert version
+    return version.name
 
 
 def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object) -> Task:
@@ -121,7 +128,8 @@ def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab: Lab, conn
     assert run(back, connection) == "done"
     assert run(roll_out(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="30 s"), connection) == "done"
 
-    assert endpoint(lab, name).rollout.owner == "weekly/run-3"
+    rollout = endpoint(lab, name).rollout
+    assert rollout and rollout.owner == "weekly/run-3"
 
 
 def test_what_a_person_ended_is_not_gone_on_with(lab: Lab, connection: str) -> None:
@@ -156,7 +164,7 @@ def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab
 
     assert name not in asyncio.run(lab.target.endpoints())
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
-    assert endpoint(lab, name).control.name == "v2a"
+    assert control(lab, name) == "v2a"
 
 
 def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab: Lab, connection: str) -> None:
@@ -186,7 +194,8 @@ def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None
 
     answer = run(Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
     assert answer.startswith("AirflowFailException: on hold: no decision")
-    assert record.last(lab.workspace, name, "v2a").step == "hold"
+    decision = record.last(lab.workspace, name, "v2a")
+    assert decision and decision.step == "hold"
     skipped = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
     assert skipped.startswith("AirflowSkipException")
     assert "a person decides" in skipped
@@ -240,7 +249,7 @@ def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab: Lab, 
     )
 
     assert retire.startswith("AirflowSkipException")
-    assert endpoint(lab, name).control.name == "v1a"
+    assert control(lab, name) == "v1a"
 
 
 def test_a_failing_check_says_what_fails_and_nothing_else(lab: Lab, connection: str, tmp_path: Path) -> None:
@@ -259,14 +268,15 @@ def test_arguments_that_make_no_sense_fail_without_retries_and_change_nothing(la
     name = "wrong"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     before = endpoint(lab, name)
-    for wrong, message in (
+    invalid: tuple[tuple[dict[str, Any], str], ...] = (
         ({"image": "digits:latest"}, "deploy by digest"),
         ({"version": "V2"}, "not valid"),
         ({"settings": {"cpus": 1}}, "cpus"),
         ({"auth": "password"}, "choose one of key, token, none"),
         ({"timeout": "soon"}, "not a length of time"),
-    ):
-        answer = run(roll_out(lab, name, **{"version": "v2a", "run_id": "run-2", **wrong}), connection)
+    )
+    for arguments, message in invalid:
+        answer = run(roll_out(lab, name, **{"version": "v2a", "run_id": "run-2", **arguments}), connection)
         assert answer.startswith("AirflowFailException")
         assert message in answer
     assert endpoint(lab, name) == before

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -36,7 +37,7 @@ async def answers(url: str, key: str) -> int | None:
             return None
 
 
-async def serve_one(lab: Lab, name: str, **settings: object) -> tuple[Endpoint, str, str]:
+async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str, str]:
     endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), **settings)
     stored, status = await lab.serve(endpoint)
     return stored, status.url, (await lab.target.keys(name)).primary
@@ -70,15 +71,14 @@ async def test_a_killed_router_is_replaced_on_its_port_with_its_split_and_keys(l
 
     os.kill(old, signal.SIGKILL)
 
-    await until(lambda: _is(answers(url, key), 200), "the router answers again", timeout_s=10)
+    async def router_answers() -> bool:
+        return await answers(url, key) == 200
+
+    await until(router_answers, "the router answers again", timeout_s=10)
     assert (await lab.target.processes())["router"] != old
     assert await answers(url, "wrong") == 401
     endpoint, _ = await lab.serve(endpoint.create_version("two", image=await lab.image("second")))
     assert endpoint.revision == 2
-
-
-async def _is(found: object, wanted: object) -> bool:
-    return await found == wanted  # type: ignore[misc]
 
 
 async def test_a_version_that_dies_in_init_has_failed_with_its_last_words(lab: Lab) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +31,7 @@ async def caller() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def serve_one(lab: Lab, name: str, **settings: object) -> tuple[Endpoint, str, dict[str, str]]:
+async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str, dict[str, str]]:
     """Serve an endpoint with one version; return it, its URL and the header that opens it."""
     endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), is_control=True, **settings)
     stored, status = await lab.serve(endpoint)
@@ -125,17 +126,17 @@ async def test_a_key_is_asked_for_and_either_can_be_replaced_while_the_other_wor
     async with steady_load(url, keys.secondary) as load:
         await load.more(50)
         changed = await lab.target.regenerate_key("keys", "primary")
-        await until(lambda: _is(answers(changed.primary), 200), "the new key opens")
+
+        async def opens() -> bool:
+            return await answers(changed.primary) == 200
+
+        await until(opens, "the new key opens")
         await load.more(50)
 
     assert load.failed == {}
     assert changed.secondary == keys.secondary
     assert changed.primary != keys.primary
     assert await answers(keys.primary) == 401
-
-
-async def _is(found: object, wanted: object) -> bool:
-    return await found == wanted  # type: ignore[misc]
 
 
 async def test_the_key_reaches_neither_the_version_nor_any_log(lab: Lab, caller: httpx.AsyncClient) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -17,7 +16,7 @@ from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
 from tests.local.task_lab import TaskInstance, context
 from tests.registry.osv_service import osv_service, vulnerability
-from tests.registry.scanner_programs import scanner_or_skip
+from tests.registry.scanner_programs import ScannerName, scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
 KNOWN = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}
@@ -58,7 +57,7 @@ def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime
 
 @pytest.mark.parametrize("name", ["grype", "trivy"])
 async def test_the_environment_of_a_local_image_is_looked_at(
-    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Literal["grype", "trivy"]
+    root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: ScannerName
 ) -> None:
     scanner = scanner_or_skip(name, tmp_path, monkeypatch)
     scanner.knows(datetime.now(UTC), [KNOWN])

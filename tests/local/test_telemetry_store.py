@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from azure.core.exceptions import HttpResponseError
-from azure.monitor.query import LogsBatchQuery, LogsQueryPartialResult
+from azure.monitor.query import LogsBatchQuery, LogsQueryError, LogsQueryPartialResult, LogsQueryResult
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -105,8 +105,13 @@ def test_resources_batches_and_statistics_are_answered_too(store: Process) -> No
             enforce_https=False,
         )
 
+    assert isinstance(by_resource, LogsQueryResult)
+    assert isinstance(whole, LogsQueryResult)
+    assert isinstance(broken, LogsQueryError)
+    assert isinstance(unknown, LogsQueryError)
     assert list(by_resource.tables[0].rows[0]) == [1]
     assert list(whole.tables[0].rows[0]) == [1]
+    assert whole.statistics
     assert whole.statistics["query"]["executionTime"] >= 0
     assert broken.code == "BadArgumentError"
     assert "nosuch" in broken.message
@@ -123,9 +128,9 @@ def test_errors_have_azure_s_statuses(store: Process) -> None:
             store.workspace, "range x from 1 to 500001 step 1", timespan=None, enforce_https=False
         )
     assert (bad.value.status_code, unknown.value.status_code) == (400, 404)
-    assert bad.value.error.code == "BadArgumentError"
+    assert bad.value.error and bad.value.error.code == "BadArgumentError"
     assert isinstance(partial, LogsQueryPartialResult)
-    assert partial.partial_error.code == "PartialError"
+    assert partial.partial_error and partial.partial_error.code == "PartialError"
     assert len(partial.partial_data[0].rows) == 500_000
     assert store.http.post(f"/v1/workspaces/{store.workspace}/query", json={"query": "print 1"}).status_code == 401
     rebound = {"Host": "evil.example", "Authorization": "Bearer x"}

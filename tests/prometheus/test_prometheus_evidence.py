@@ -4,8 +4,10 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,8 @@ from controlled_rollout import record, steps
 from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
-from controlled_rollout.evidence import EvidenceWindow, Question, evidence_source
-from controlled_rollout.gate import Gate
+from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, evidence_source
+from controlled_rollout.gate import Gate, Mean
 from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.layout import Layout
 from controlled_rollout.workspace import Workspace
@@ -132,7 +134,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
             await load.more(600)
         history = await lab.target.history("counted")
 
-        async def read():  # type: ignore[no-untyped-def]
+        async def read() -> Evidence | None:
             now = datetime.now(UTC)
             question = Question(
                 endpoint="counted", control="v1a", treatment="v2a", started=started, now=now, gate=GATE,
@@ -172,9 +174,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
     )  # fmt: skip
 
-    def read(selector: str = 'job="envoy"', url: str = prometheus.url, **changes: object):  # type: ignore[no-untyped-def]
-        from dataclasses import replace
-
+    def read(selector: str = 'job="envoy"', url: str = prometheus.url, **changes: Any) -> Evidence:
         settings = {"root": str(lab.workspace.root), "prometheus_url": url, "prometheus_selector": selector}
         source = evidence_source(Workspace.from_settings(settings))
         return asyncio.run(source.read(replace(question, **changes)))
@@ -192,9 +192,9 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         read(url="http://127.0.0.1:9")
     with pytest.raises(EvidenceUnavailableError, match="under which name it counts v2a"):
         read(clusters={"v1a": "other/v1a"})
-    kql = {"revenue": {"worse": "lower", "kql": "AppEvents"}}
+    revenue = Gate(latency_quantiles=(), means={"revenue": Mean(worse="lower", kql="AppEvents")})
     with pytest.raises(EvidenceUnavailableError, match="revenue are asked for in KQL"):
-        read(gate=Gate(latency_quantiles=(), means=kql))
+        read(gate=revenue)
 
 
 @pytest.mark.timeout(200)
@@ -209,7 +209,6 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
                     endpoint="other", control="v1a", treatment="v2a", started=now, now=now, splits=(), gate=GATE,
                     window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
                 )  # fmt: skip
-                from dataclasses import replace
 
                 async def read() -> bool:
                     try:

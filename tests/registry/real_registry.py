@@ -41,7 +41,8 @@ class RunningRegistry:
         return self.blob_file(digest).read_bytes()
 
     def manifest(self, digest: str) -> dict[str, Any]:
-        return json.loads(self.blob(digest))
+        manifest: dict[str, Any] = json.loads(self.blob(digest))
+        return manifest
 
     def files(self) -> dict[str, int]:
         """What it keeps, and when each was written."""

@@ -11,15 +11,16 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tests.cluster.lab.binaries import is_compiled, program
 from tests.needs import skip
 
-__all__ = ["Scanner", "scanner_or_skip"]
+__all__ = ["Scanner", "ScannerName", "scanner_or_skip"]
 
+ScannerName = Literal["trivy", "grype"]
 BOOKWORM = {"system": "debian", "major": "12", "codename": "bookworm"}
 
 
@@ -32,7 +33,7 @@ class Scanner:
         database: The folder in which it looks for its database.
     """
 
-    name: str
+    name: ScannerName
     database: Path
 
     def knows(self, built: datetime, vulnerabilities: list[dict[str, Any]]) -> None:
@@ -53,7 +54,7 @@ class Scanner:
         subprocess.run([maker, place], input=document, text=True, check=True)
 
 
-def scanner_or_skip(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scanner:
+def scanner_or_skip(name: ScannerName, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scanner:
     """Return a scanner, on the PATH from now on, with an empty folder for its database; or skip the test."""
     scanner = Scanner(name, folder / "database")
     if name == "trivy":

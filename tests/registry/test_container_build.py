@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -35,10 +36,14 @@ from tests.registry.real_registry import RunningRegistry
 DEADLINE_S = 180
 
 
-async def build(built: Built, registry: str, cache: Path, **arguments: object) -> ImageReference:
+async def build(
+    built: Built, registry: str, cache: Path, source: Path | None = None, **arguments: Any
+) -> ImageReference:
     """Build the stock project with what is given otherwise; its environment is in the shared registry."""
-    settings = {"base_image": built.base_image, "shared_registry": built.registry, "name": "digits", **arguments}
-    return await build_container_image(settings.pop("source", built.source), registry=registry, cache=cache, **settings)
+    defaults = {"base_image": built.base_image, "shared_registry": built.registry, "name": "digits"}
+    return await build_container_image(
+        source or built.source, registry=registry, cache=cache, **{**defaults, **arguments}
+    )
 
 
 def model(path: Path, content: bytes, version: str = "3") -> list[ModelSource]:
@@ -55,7 +60,7 @@ def layers(registry: RunningRegistry, reference: ImageReference) -> list[str]:
 
 
 def containers_left(cache: Path) -> list[str]:
-    storage = ["--root", cache / "containers" / "images", "--runroot", cache / "containers" / "containers"]
+    storage = [f"--root={cache / 'containers' / 'images'}", f"--runroot={cache / 'containers' / 'containers'}"]
     listed = subprocess.run(["buildah", *storage, "containers", "-q"], capture_output=True, text=True, check=True)
     return listed.stdout.split()
 
@@ -95,9 +100,9 @@ def test_nothing_of_the_machine_that_builds_is_in_the_image(built: Built, stock:
 
 
 @contextmanager
-def unpacked(reference: ImageReference, cache: Path) -> Iterator[tuple[Path, dict[str, object]]]:
+def unpacked(reference: ImageReference, cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Give the root folder of an image and its configuration."""
-    buildah = ["buildah", "--root", cache / "root", "--runroot", cache / "run"]
+    buildah = ["buildah", f"--root={cache / 'root'}", f"--runroot={cache / 'run'}"]
 
     def call(*arguments: str) -> str:
         return subprocess.run([*buildah, *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -159,16 +164,17 @@ async def scored(port: int, running: "subprocess.Popen[bytes]", log: Path) -> ob
 
 
 async def test_a_hit_pushes_nothing_and_takes_less_than_a_second(built: Built, stock: RunningRegistry) -> None:
-    before, said, times = stock.files(), [], []
+    before, times = stock.files(), []
+    progress: list[str] = []
 
     for _ in range(3):
         began = time.perf_counter()
-        found = await build(built, built.registry, built.cache, shared_registry=None, progress=said.append)
+        found = await build(built, built.registry, built.cache, shared_registry=None, progress=progress.append)
         times.append(time.perf_counter() - began)
         assert found == built.reference
 
     assert min(times) < 1
-    assert [line for line in said if "build" in line or "pushed" in line] == []
+    assert [line for line in progress if "build" in line or "pushed" in line] == []
     assert stock.files() == before
 
 

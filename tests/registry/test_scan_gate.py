@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,12 +18,12 @@ from controlled_rollout.workspace import Workspace
 from tests.registry.conftest import Built
 from tests.registry.osv_service import OsvService, osv_service, vulnerability
 from tests.registry.real_registry import RunningRegistry
-from tests.registry.scanner_programs import Scanner, scanner_or_skip
+from tests.registry.scanner_programs import Scanner, ScannerName, scanner_or_skip
 
 SERVER = "azureml-inference-server-http"
 IN_PYTHON = {"id": "CVE-2026-1000", "severity": "high", "package": SERVER, "fixed": "99.0.0"}
 IN_DEBIAN = {"id": "CVE-2026-2000", "severity": "low", "package": "bash", "fixed": "6.0", "debian": True}
-KNOWN = [IN_PYTHON, IN_DEBIAN]
+KNOWN: list[dict[str, Any]] = [IN_PYTHON, IN_DEBIAN]
 
 
 @pytest.fixture
@@ -43,15 +44,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workspace")
 
 
-def workspace(root: Path, osv: OsvService, scanner: str = "grype") -> Workspace:
+def workspace(root: Path, osv: OsvService, scanner: ScannerName = "grype") -> Workspace:
     return Workspace(root=root, scanner=scanner, osv_url=osv.url)
 
 
 async def look(
-    built: Built, root: Path, osv: OsvService, policy: Policy | None = None, *, by: str = "grype", **settings: object
+    built: Built,
+    root: Path,
+    osv: OsvService,
+    policy: Policy | None = None,
+    *,
+    by: ScannerName = "grype",
+    **settings: Any,
 ) -> Decision:
-    settings = {"policy": policy or Policy(), **settings}
-    return await scan(workspace(root, osv, by), built.reference, ScanSettings(**settings))
+    return await scan(workspace(root, osv, by), built.reference, ScanSettings(policy=policy or Policy(), **settings))
 
 
 async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(

@@ -148,8 +148,9 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
         holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
         on_no_decision = choice("on_no_decision", self.on_no_decision, "hold", "roll_back", "ask")
-        has_approval = any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list)
-        if on_no_decision == "ask" and not has_approval:
+        if on_no_decision == "ask" and not any(
+            isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
+        ):
             raise ArgumentError(
                 "on_no_decision = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
             )

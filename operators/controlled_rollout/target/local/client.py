@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -83,7 +83,7 @@ class LocalTarget:
         """Return how the endpoint and its versions are now."""
         return EndpointStatus.model_validate_json((await self._ask("GET", _path(name, "status"))).content)
 
-    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncGenerator[EndpointStatus, None]:
         """Yield how the endpoint is: once at once, then whenever something but its requests has changed."""
         before: EndpointStatus | None = None
         changed = time.monotonic()

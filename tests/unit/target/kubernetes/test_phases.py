@@ -109,7 +109,7 @@ def way(
     weights: dict[str, int], goal: dict[str, int], phase: Phase = Phase.WHOLE
 ) -> list[tuple[Phase, dict[str, int]]]:
     """All splits on the way to a goal, with Envoys that follow each of them."""
-    steps = []
+    steps: list[tuple[Phase, dict[str, int]]] = []
     for _ in range(10):
         now = state(weights, goal, phase, connected=tuple(name for name, weight in weights.items() if weight))
         if next_weights(now) == (phase, weights):
