@@ -1,60 +1,116 @@
 """Rolls out machine-learning models from Apache Airflow: canary traffic, a statistical gate, promotion or roll-back.
 
-The public names are imported when they are first used: DAG files are parsed all day.
+A public name is imported when it is first used, because DAG files are parsed all day.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from controlled_rollout.gate import Gate
+    from controlled_rollout.errors import (
+        AccessError,
+        ArgumentError,
+        ConflictError,
+        ControlledRolloutError,
+        DeploymentError,
+        EndpointError,
+        EndpointNotFoundError,
+        EvidenceError,
+        EvidenceUnavailableError,
+        ImageError,
+        RegistryUnavailableError,
+        ScanError,
+        ScanUnavailableError,
+        TargetUnavailableError,
+        WorkspaceError,
+    )
+    from controlled_rollout.gate import Category, Gate, Mean
     from controlled_rollout.operators.approval import ApproveRolloutOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
     from controlled_rollout.operators.image_build import BuildImageOperator
     from controlled_rollout.operators.image_scan import ScanImageOperator
-    from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
+    from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator, control_asset
     from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
     from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
     from controlled_rollout.task_group import ControlledRollout
+    from controlled_rollout.version_name import version_of_run
 
 __all__ = [
+    "AccessError",
     "ApproveRolloutOperator",
+    "ArgumentError",
     "BuildImageOperator",
+    "Category",
     "CheckConnectivityOperator",
+    "ConflictError",
     "ControlledRollout",
+    "ControlledRolloutError",
     "DeleteVersionOperator",
+    "DeploymentError",
+    "EndpointError",
+    "EndpointNotFoundError",
+    "EvidenceError",
+    "EvidenceUnavailableError",
     "Gate",
+    "ImageError",
+    "Mean",
     "PromoteToControlOperator",
+    "RegistryUnavailableError",
     "RollBackOperator",
     "RolloutVersionOperator",
+    "ScanError",
     "ScanImageOperator",
+    "ScanUnavailableError",
     "ShiftTrafficOperator",
+    "TargetUnavailableError",
     "TreatmentGateSensor",
+    "WorkspaceError",
+    "control_asset",
+    "version_of_run",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
+    "AccessError": "controlled_rollout.errors",
     "ApproveRolloutOperator": "controlled_rollout.operators.approval",
+    "ArgumentError": "controlled_rollout.errors",
     "BuildImageOperator": "controlled_rollout.operators.image_build",
+    "Category": "controlled_rollout.gate",
     "CheckConnectivityOperator": "controlled_rollout.operators.connectivity",
+    "ConflictError": "controlled_rollout.errors",
     "ControlledRollout": "controlled_rollout.task_group",
+    "ControlledRolloutError": "controlled_rollout.errors",
     "DeleteVersionOperator": "controlled_rollout.operators.rollout",
+    "DeploymentError": "controlled_rollout.errors",
+    "EndpointError": "controlled_rollout.errors",
+    "EndpointNotFoundError": "controlled_rollout.errors",
+    "EvidenceError": "controlled_rollout.errors",
+    "EvidenceUnavailableError": "controlled_rollout.errors",
     "Gate": "controlled_rollout.gate",
+    "ImageError": "controlled_rollout.errors",
+    "Mean": "controlled_rollout.gate",
     "PromoteToControlOperator": "controlled_rollout.operators.promotion",
+    "RegistryUnavailableError": "controlled_rollout.errors",
     "RollBackOperator": "controlled_rollout.operators.promotion",
     "RolloutVersionOperator": "controlled_rollout.operators.rollout",
+    "ScanError": "controlled_rollout.errors",
     "ScanImageOperator": "controlled_rollout.operators.image_scan",
+    "ScanUnavailableError": "controlled_rollout.errors",
     "ShiftTrafficOperator": "controlled_rollout.operators.traffic_shift",
+    "TargetUnavailableError": "controlled_rollout.errors",
     "TreatmentGateSensor": "controlled_rollout.sensors.treatment_gate",
+    "WorkspaceError": "controlled_rollout.errors",
+    "control_asset": "controlled_rollout.operators.promotion",
+    "version_of_run": "controlled_rollout.version_name",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(__all__)}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -9,12 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from controlled_rollout.duration import parse_duration
-from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 
 __all__ = [
-    "ArgumentError",
     "choice",
     "duration",
     "evidence_window",
@@ -26,10 +25,6 @@ __all__ = [
     "text",
     "whole_number",
 ]
-
-
-class ArgumentError(ControlledRolloutError):
-    """An argument of a task is not valid; nothing was changed."""
 
 
 def duration(name: str, value: timedelta | float | str) -> timedelta:

@@ -5,6 +5,10 @@ class ControlledRolloutError(Exception):
     """The root of every error that this package raises on purpose."""
 
 
+class ArgumentError(ControlledRolloutError):
+    """An argument of a task is not valid; nothing was changed."""
+
+
 class EndpointError(ControlledRolloutError):
     """A rule of the endpoint was broken; the endpoint is as it was before the call."""
 

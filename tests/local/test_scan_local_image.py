@@ -1,8 +1,6 @@
 """The scan gate on the local target: its images are folders; the operator and the command line call the same gate."""
 
 import asyncio
-import os
-import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -14,6 +12,7 @@ from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image import ImageReference, build_local_image
 from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
 from controlled_rollout.workspace import Workspace
+from tests.local.empty_scanner import empty_scanner
 from tests.local.task_lab import TaskInstance, context
 from tests.registry.osv_service import osv_service, vulnerability
 from tests.registry.scanner_programs import ScannerName, scanner_or_skip
@@ -34,25 +33,6 @@ def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReferenc
     (source / "score.py").write_text(SCRIPT)
     (source / "requirements.txt").write_text("")
     return asyncio.run(build_local_image(source, name="digits", cache=Workspace.local(root).cache_folder))
-
-
-def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime) -> Path:
-    """A scanner that finds nothing, and what it was told: for what happens around it."""
-    folder.mkdir()
-    program = folder / "grype"
-    report = (
-        '{"matches": [], "source": {"type": "directory", "target": "%s"}, '
-        '"descriptor": {"db": {"status": {"valid": true, "built": "%s"}}}}'
-    )
-    program.write_text(
-        f"#!{sys.executable}\n"
-        "import os, sys\n"
-        f"open({str(folder / 'told')!r}, 'w').write(repr((sys.argv, dict(os.environ))))\n"
-        f"open(sys.argv[5], 'w').write({report!r} % (sys.argv[1].removeprefix('dir:'), {built.isoformat()!r}))\n"
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder / "told"
 
 
 @pytest.mark.parametrize("name", ["grype", "trivy"])

@@ -3,16 +3,8 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.arguments import (
-    ArgumentError,
-    choice,
-    duration,
-    flag,
-    gate_of,
-    mapping_of,
-    number,
-    whole_number,
-)
+from controlled_rollout.arguments import choice, duration, flag, gate_of, mapping_of, number, whole_number
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.gate import Gate
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import controlled_rollout
+import controlled_rollout.errors
 from tests import airflow_home
 
 READERS = ("evidence.kql", "evidence.local", "evidence.log_analytics", "evidence.prometheus", "evidence.shared")
@@ -30,8 +30,13 @@ def test_public_names_are_sorted_and_each_is_there() -> None:
     assert set(controlled_rollout.__all__) <= set(dir(controlled_rollout))
 
 
-def test_every_home_belongs_to_a_public_name() -> None:
-    assert sorted(controlled_rollout._HOMES) == controlled_rollout.__all__
+def test_every_public_name_has_a_module() -> None:
+    assert sorted(controlled_rollout._MODULES) == controlled_rollout.__all__
+
+
+def test_every_error_is_public() -> None:
+    errors = {name for name, value in vars(controlled_rollout.errors).items() if isinstance(value, type)}
+    assert errors <= set(controlled_rollout.__all__)
 
 
 def test_unknown_name_is_refused_and_the_known_are_listed() -> None:

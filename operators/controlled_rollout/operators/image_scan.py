@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from controlled_rollout.arguments import ArgumentError, choice, duration, flag
+from controlled_rollout.arguments import choice, duration, flag
 from controlled_rollout.defaults import MAX_DATABASE_AGE, SCAN_TIMEOUT
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.hooks.registry_users import registry_users, signed_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
-from controlled_rollout.arguments import ArgumentError, choice, duration, evidence_window, flag, gate_of, whole_number
+from controlled_rollout.arguments import choice, duration, evidence_window, flag, gate_of, whole_number
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, LOOK_INTERVAL
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, take_look
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate

@@ -10,7 +10,7 @@ from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout import ControlledRollout, TreatmentGateSensor, record
-from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.operators.approval import ApproveRolloutOperator, body_of, person_of
 from controlled_rollout.workspace import Workspace
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.operators.image_build import model_sources
 

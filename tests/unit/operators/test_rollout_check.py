@@ -5,7 +5,7 @@ import pytest
 from airflow.sdk import DAG
 
 from controlled_rollout import ControlledRollout
-from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.gate import Gate
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from controlled_rollout import ScanImageOperator
-from controlled_rollout.arguments import ArgumentError
+from controlled_rollout.errors import ArgumentError
 from controlled_rollout.image.scan import ScanSettings, Severity
 from controlled_rollout.operators.image_scan import scan_settings
 
