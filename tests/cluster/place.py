@@ -2,6 +2,8 @@
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 CHANGE = Change(who="a test", why="to see what happens")
 OWNER = "retrain/run-1"
 ACCOUNT = "controlled-rollout"
+LABEL = "controlled-rollout/test"
 DEADLINE = timedelta(seconds=180)
 # Many fit on two cores; and a replica that gets no core for half a second must not count as overloaded.
 SMALL = {"cpu_cores": 0.05, "memory_gb": 0.2, "max_request_wait_time": 5_000}
@@ -94,6 +97,24 @@ class Place:
         return await steps.retire(
             self.workspace, self.endpoint, version, who="a test", timeout=DEADLINE, progress=self.said.append
         )
+
+
+@contextmanager
+def fresh_namespace(lab: "Lab") -> Iterator[str]:
+    """Create a namespace, and delete it afterwards with all that is in it."""
+    name = f"test-{secrets.token_hex(4)}"
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {LABEL: "true"}}}
+    lab.kubectl("create", "-f", "-", input=json.dumps(namespace))
+    yield name
+    lab.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@contextmanager
+def fresh_place(lab: "Lab", images: dict[str, str], folder: Path) -> Iterator[Place]:
+    """Make a place in a namespace of its own, and delete it afterwards."""
+    with fresh_namespace(lab) as namespace:
+        yield make(lab, namespace, images, folder)
+        forget_role(lab, namespace)
 
 
 def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Place:

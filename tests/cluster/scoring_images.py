@@ -6,6 +6,7 @@
 | `steady2` | the same, as another version                                                             |
 | `failing` | 30 % of the answers are 500                                                              |
 | `slow`    | every answer takes 60 ms                                                                 |
+| `late`    | the version is ready 3 s after its start, at the earliest                                |
 | `crash`   | the version never becomes ready: `init()` raises                                         |
 | `dies`    | a replica's process exits, without a word, at its 51st request, each time it is started  |
 
@@ -34,7 +35,7 @@ __all__ = ["MODELS", "build", "build_all", "project"]
 
 FOLDER = Path(__file__).with_name("models")
 HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "init_s": 0, "dies_after": 0}
-MODELS = ("steady", "steady2", "failing", "slow", "crash", "dies")
+MODELS = ("steady", "steady2", "failing", "slow", "late", "crash", "dies")
 
 
 def project(model: str, into: Path, **changes: Any) -> Path:

@@ -1,4 +1,7 @@
-"""Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides."""
+"""Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides.
+
+A request `{"sleep_s": 1}` takes that long.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ def init() -> None:
     time.sleep(behaviour["init_s"])
     if behaviour["init_error"]:
         raise RuntimeError(behaviour["init_error"])
+    print("loaded", behaviour["version"])
 
 
 def run(data):
@@ -21,7 +25,7 @@ def run(data):
     requests += 1
     if behaviour["dies_after"] and requests > behaviour["dies_after"]:
         os._exit(70)
-    time.sleep(behaviour["delay_ms"] / 1000)
+    time.sleep(behaviour["delay_ms"] / 1000 + json.loads(data or "{}").get("sleep_s", 0))
     if random.random() < behaviour["failing_share"]:
         raise RuntimeError("injected: this request fails")
     return {"version": behaviour["version"], "data": data}
