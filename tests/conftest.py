@@ -65,4 +65,8 @@ def _rank(item: pytest.Item) -> int:
 
 
 def _folder(item: pytest.Item) -> str:
-    return item.path.relative_to(TESTS).parts[0]
+    """Return a test's folder; what a conformance test needs depends on its target."""
+    folder = item.path.relative_to(TESTS).parts[0]
+    if folder != "conformance":
+        return folder
+    return "cluster" if "kubernetes" in item.name else "local"

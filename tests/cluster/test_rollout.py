@@ -11,8 +11,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from controlled_rollout import record, steps
-from controlled_rollout.endpoint import Auth
-from controlled_rollout.errors import ConflictError, DeploymentError, EndpointNotFoundError
+from controlled_rollout.errors import ConflictError, DeploymentError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
@@ -53,54 +52,6 @@ async def ask(place: Place, *, key: str | None = None, version: str | None = Non
     return await asyncio.to_thread(call)
 
 
-async def test_create_shift_promote_and_retire_lose_no_request(place: Place) -> None:
-    await place.roll_out("one", num_replicas=2)
-    async with steady_load(place.url, await place.key(), rate=RATE) as load:
-        await load.more(100)
-        await place.roll_out("two", num_replicas=2)
-        await load.more(100)
-        for percentile in (10, 50):
-            await place.shift("two", percentile)
-            await load.more(300)
-        await place.promote("two")
-        await load.more(200)
-        await place.retire("one")
-        await load.more(1000)
-
-    assert load.failed == {}, load.refusals
-    assert set(load.versions) == {"one", "two"}
-    assert (await place.target.status(place.endpoint)).served_revision == (
-        await place.target.endpoint(place.endpoint)
-    ).revision
-    assert "one" not in place.kubectl("get", "deployments,services", "-o", "name")
-
-
-async def test_a_key_opens_an_endpoint_and_a_header_reaches_one_version(place: Place) -> None:
-    await place.roll_out("one")
-    await place.roll_out("two")
-    key = await place.key()
-
-    assert (await ask(place))[0] == 401
-    assert (await ask(place, key="wrong"))[0] == 401
-    assert (await ask(place, key=key))[:2] == (200, "one")
-    assert (await ask(place, key=key, version="two"))[:2] == (200, "two")
-    status, _, body = await ask(place, key=key, version="three")
-    assert (status, "one, two" in body) == (404, True)
-
-    new = await place.target.regenerate_key(place.endpoint, "primary")
-    assert (await ask(place, key=new.secondary))[0] == 200
-
-    async def opens(with_key: str) -> bool:
-        return (await ask(place, key=with_key))[0] == 200
-
-    await until(lambda: opens(new.primary), "the new key opens")
-
-    async def is_refused() -> bool:
-        return (await ask(place, key=key))[0] == 401
-
-    await until(is_refused, "the old key is refused")
-
-
 async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_deletes_nothing_of_it(
     place: Place,
 ) -> None:
@@ -125,26 +76,10 @@ async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_de
     assert uid_of(place, "one") == made, "it was not deleted in between"
 
 
-async def test_who_waits_for_an_endpoint_that_is_not_there_is_told(place: Place) -> None:
-    with pytest.raises(EndpointNotFoundError, match=place.endpoint):
-        await wait_until_served(place.target, place.endpoint, 1, timeout=DEADLINE, progress=place.said.append)
-
-
 def uid_of(place: Place, version: str) -> str:
     """Return the uid of a version's Deployment; empty for none."""
     name = version_object(place.endpoint, version)
     return place.kubectl("get", "deployment", name, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}")
-
-
-async def test_the_share_that_was_set_is_the_share_that_is_served(place: Place) -> None:
-    await place.roll_out("one", num_replicas=2)
-    await place.roll_out("two", num_replicas=2)
-    await place.shift("two", 30)
-    async with steady_load(place.url, await place.key(), rate=RATE) as load:
-        await load.more(1500)
-
-    assert load.failed == {}, load.refusals
-    assert load.versions["two"] / load.sent == pytest.approx(0.30, abs=0.06)
 
 
 async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(place: Place) -> None:
@@ -229,18 +164,6 @@ async def test_a_treatment_whose_only_replica_dies_again_and_again_is_found_alth
     assert load.failed == failed_until_then
     [seen] = [one for one in replay(record.read(place.workspace, place.endpoint)) if one.verdict is not None]
     assert seen.difference == ""
-
-
-async def test_a_treatment_that_crashes_at_its_start_gets_no_request(place: Place) -> None:
-    await place.roll_out("one")
-    async with steady_load(place.url, await place.key(), rate=LITTLE) as load:
-        with pytest.raises(DeploymentError, match=r"exited with code \d+; failed 3 times[\s\S]*last lines of its log"):
-            await place.roll_out("two", "crash")
-        await place.roll_back("two", "it crashes")
-        await place.retire("two")
-
-    assert load.failed == {}, load.refusals
-    assert set(load.versions) == {"one"}
 
 
 async def test_a_treatment_that_no_node_has_room_for_fails_in_bounded_time_and_says_why(place: Place) -> None:
@@ -347,7 +270,7 @@ async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_e
         ]
 
     assert rules()[0] == "theirs"
-    await place.target.delete(place.endpoint, steps.Change(who="a test", why="done"))
+    await place.target.delete(place.endpoint, Change(who="a test", why="done"))
     assert rules() == ["theirs"]
     left = place.kubectl(
         "get",
@@ -374,12 +297,6 @@ async def test_a_route_that_somebody_edits_by_hand_is_reported_and_not_overwritt
     assert "somebody" in ((await place.target.status(place.endpoint)).trouble or "")
     assert place.kubectl("get", "httproute", place.endpoint, "-o", "jsonpath={.metadata.generation}") == before
     assert (await place.target.endpoint(place.endpoint)).revision == revision
-
-
-async def test_an_open_endpoint_is_open_only_when_asked_for_by_name(place: Place) -> None:
-    await place.roll_out("one", auth=Auth.NONE)
-
-    assert (await ask(place))[:2] == (200, "one")
 
 
 async def test_an_endpoint_of_the_same_name_in_another_namespace_keeps_its_path(place: Place, other: Place) -> None:

@@ -174,7 +174,13 @@ class KubernetesTarget:
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Set the number of replicas that run now, without a new revision."""
         refusals.check_replicas(version, replicas)
-        await self._scale(name, version, replicas)
+        try:
+            await self._scale(name, version, replicas)
+        except ApiError as error:
+            if error.status == 404:
+                # Say which is missing, the endpoint or the version.
+                (await self.endpoint(name)).version(version)
+            raise
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint: our rules in its route first, then, by their owner, all objects that are ours."""

@@ -1,0 +1,148 @@
+"""One interface for the conformance tests to the two places that endpoints live in: a local workspace and a cluster."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from controlled_rollout import image
+from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint
+from controlled_rollout.target.protocol import Change, EndpointStatus, Target, VersionStatus
+from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from tests.cluster.lab import Lab
+from tests.cluster.lab.turns import turn
+from tests.cluster.place import SMALL, fresh_place
+from tests.cluster.scoring_images import MODELS, build_all, project
+from tests.local import local_target_lab
+from tests.local.local_target_lab import Load, steady_load
+from tests.polling import until
+
+__all__ = ["CHANGE", "MAX_WAIT", "Answer", "TargetLab", "cluster_lab", "local_lab"]
+
+CHANGE = Change(who="a test", why="to see what happens")
+MAX_WAIT = timedelta(seconds=120)
+# Requests per second: both targets and the caller share the machine with other tests.
+RATE = 110.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request came back with."""
+
+    status: int
+    version: str
+    body: str
+
+
+@dataclass(frozen=True)
+class TargetLab:
+    """A target that a module's tests share, each with endpoints of its own.
+
+    Attributes:
+        target: The target, opened anew for each call.
+        images: The references of the images of tests/cluster/models, by model.
+        settings: What every version is given, so that many fit on the machine.
+        turn: Held while a test uses the target: another may want to break it.
+    """
+
+    target: Target
+    images: Mapping[str, str]
+    settings: Mapping[str, Any]
+    turn: Callable[[], AbstractContextManager[None]]
+
+    def endpoint(self, name: str, *, auth: Auth = Auth.KEY) -> Endpoint:
+        """Return an endpoint that no other test has: all endpoints of a Gateway share its paths."""
+        return Endpoint(name=f"{name}-{secrets.token_hex(3)}", auth=auth)
+
+    def with_version(self, endpoint: Endpoint, version: str, model: str = "steady", **settings: Any) -> Endpoint:
+        """Return the endpoint with one more version."""
+        return endpoint.create_version(version, image=self.images[model], **{**self.settings, **settings})
+
+    async def apply(self, endpoint: Endpoint) -> Endpoint:
+        return await self.target.apply(endpoint, CHANGE)
+
+    async def serve(self, endpoint: Endpoint) -> Endpoint:
+        """Apply, and wait until the router serves it and every version is ready."""
+        stored = await self.apply(endpoint)
+        await self.served(stored)
+        for version in stored.versions:
+            await self.ready(stored, version)
+        return stored
+
+    async def served(self, endpoint: Endpoint) -> EndpointStatus:
+        return await wait_until_served(self.target, endpoint.name, endpoint.revision, timeout=MAX_WAIT)
+
+    async def ready(self, endpoint: Endpoint, version: str) -> VersionStatus:
+        return await wait_until_ready(
+            self.target, endpoint.name, version, timeout=MAX_WAIT, progress=lambda sentence: None
+        )
+
+    async def until(self, endpoint: Endpoint, condition: Callable[[EndpointStatus], object], what: str) -> None:
+        """Wait for a condition on the status, as a step that waits would: on Kubernetes that moves the traffic."""
+        async with asyncio.timeout(MAX_WAIT.total_seconds()):
+            async for status in self.target.watch(endpoint.name, carry_on=True):
+                if condition(status):
+                    return
+        raise AssertionError(f"the watch has ended before {what}")
+
+    async def ask(
+        self, endpoint: Endpoint, *, key: str | None = None, version: str | None = None, sleep_s: float = 0.0
+    ) -> Answer:
+        """Send one request, on a connection of its own."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if version:
+            headers[VERSION_HEADER] = version
+        url = (await self.target.status(endpoint.name)).url
+        async with httpx.AsyncClient(timeout=30) as caller:
+            answer = await caller.post(url, json={"sleep_s": sleep_s}, headers=headers)
+        return Answer(answer.status_code, answer.headers.get(VERSION_HEADER, ""), answer.text)
+
+    @asynccontextmanager
+    async def load(self, endpoint: Endpoint, rate: float = RATE) -> AsyncIterator[Load]:
+        """Send requests at a steady rate for as long as the block runs."""
+        url = (await self.target.status(endpoint.name)).url
+        key = (await self.target.keys(endpoint.name)).primary
+        async with steady_load(url, key, rate=rate) as load:
+            yield load
+
+    async def answers(self, endpoint: Endpoint, status: int, *, key: str) -> None:
+        """Wait until a request with a key is answered with a status."""
+
+        async def does() -> bool:
+            return (await self.ask(endpoint, key=key)).status == status
+
+        await until(does, f"{endpoint.name} answers {status}")
+
+
+@contextmanager
+def local_lab(folder: Path) -> Iterator[TargetLab]:
+    """Start a local workspace in a folder, and stop it at the end."""
+    images = {model: _build(model, folder / "sources" / model) for model in MODELS}
+    with local_target_lab.running(folder) as lab:
+        yield TargetLab(lab.target, images, {}, nullcontext)
+
+
+@contextmanager
+def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
+    """Make a namespace with exactly the shipped Role in the lab, and delete it at the end."""
+
+    def use_lab() -> AbstractContextManager[None]:
+        return turn(alone=False)
+
+    with ExitStack() as stack:
+        with use_lab():
+            images = build_all(lab.registry)
+            place = stack.enter_context(fresh_place(lab, images, folder))
+        yield TargetLab(place.target, images, SMALL, use_lab)
+        with use_lab():
+            stack.close()
+
+
+def _build(model: str, source: Path) -> str:
+    return str(asyncio.run(image.build_local_image(project(model, source), name=model, cache=local_target_lab.CACHE)))

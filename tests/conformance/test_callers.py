@@ -1,0 +1,197 @@
+"""What callers and writers may do: keys, one version by its name, conflicts, scaling, logs, and what is not there."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import pytest
+
+from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError
+from controlled_rollout.target.protocol import EndpointStatus, Target
+from controlled_rollout.target.waiting import wait_until_served
+from tests.conformance.target_lab import CHANGE, MAX_WAIT, TargetLab
+from tests.polling import until
+
+
+@pytest.fixture(scope="module")
+def shared(target_lab: TargetLab) -> str:
+    """The name of an endpoint with a default, `one`, and a version without traffic, `two`."""
+    first = target_lab.with_version(target_lab.endpoint("shared"), "one")
+    with target_lab.turn():
+        return asyncio.run(target_lab.serve(target_lab.with_version(first, "two", "steady2"))).name
+
+
+async def test_a_key_is_asked_for_and_either_can_be_replaced_while_the_other_works(
+    target_lab: TargetLab, shared: str
+) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+    keys = await lab.target.keys(shared)
+
+    without = [(await lab.ask(endpoint, key=key)).status for key in (None, "wrong")]
+    both = [(await lab.ask(endpoint, key=key)).status for key in (keys.primary, keys.secondary)]
+    changed = await lab.target.regenerate_key(shared, "primary")
+    meanwhile = (await lab.ask(endpoint, key=keys.secondary)).status
+    await lab.answers(endpoint, 200, key=changed.primary)
+    await lab.answers(endpoint, 401, key=keys.primary)
+
+    assert (without, both, meanwhile) == ([401, 401], [200, 200], 200)
+    assert await lab.target.keys(shared) == changed
+    assert changed.secondary == keys.secondary
+
+
+async def test_one_version_is_reached_by_its_name_and_every_answer_says_which_gave_it(
+    target_lab: TargetLab, shared: str
+) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+    key = (await lab.target.keys(shared)).primary
+
+    by_weight = await lab.ask(endpoint, key=key)
+    by_name = await lab.ask(endpoint, key=key, version="two")
+    unknown = await lab.ask(endpoint, key=key, version="three")
+    without_key = await lab.ask(endpoint, version="three")
+    url = (await lab.target.status(shared)).url.replace("/score", "/swagger.json")
+    async with httpx.AsyncClient() as caller:
+        swagger = await caller.get(url, headers={"Authorization": f"Bearer {key}"})
+
+    assert (by_weight.status, by_weight.version, '"steady"' in by_weight.body) == (200, "one", True)
+    assert (by_name.status, by_name.version, '"steady2"' in by_name.body) == (200, "two", True)
+    assert (unknown.status, "one, two" in unknown.body) == (404, True)
+    assert (without_key.status, "two" in without_key.body) == (401, False)
+    assert swagger.status_code == 200
+
+
+async def test_an_endpoint_is_open_only_when_that_is_asked_for_by_name(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("open", auth=Auth.NONE), "one"))
+
+    assert (await lab.ask(endpoint)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"auth": Auth.TOKEN}, "use auth='key'"), ({"collect_model_data": True}, "cannot collect inputs and predictions")],
+)
+async def test_what_no_target_can_do_yet_is_refused_and_nothing_is_stored(
+    target_lab: TargetLab, change: dict[str, Any], why: str
+) -> None:
+    lab = target_lab
+    auth = change.pop("auth", Auth.KEY)
+    refused = lab.with_version(lab.endpoint("refused", auth=auth), "one", **change)
+
+    with pytest.raises(EndpointError, match=why):
+        await lab.apply(refused)
+
+    assert refused.name not in await lab.target.endpoints()
+
+
+async def test_of_two_writers_one_wins_and_the_other_learns_who_and_why(target_lab: TargetLab, shared: str) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+    changes = [endpoint.model_copy(update={"description": text}) for text in ("mine", "yours")]
+
+    results = await asyncio.gather(*map(lab.apply, changes), return_exceptions=True)
+
+    [winner] = [result for result in results if isinstance(result, Endpoint)]
+    [loser] = [result for result in results if isinstance(result, ConflictError)]
+    assert (CHANGE.who in str(loser), CHANGE.why in str(loser)) == (True, True)
+    assert await lab.target.endpoint(shared) == winner
+    assert winner.revision == endpoint.revision + 1
+
+
+async def test_applying_what_is_stored_again_stores_nothing(target_lab: TargetLab, shared: str) -> None:
+    lab = target_lab
+    before = await lab.target.history(shared)
+
+    again = await lab.apply(before[-1].endpoint)
+
+    assert again == before[-1].endpoint
+    assert await lab.target.history(shared) == before
+    assert [revision.number for revision in before] == list(range(1, len(before) + 1))
+
+
+async def test_what_a_version_prints_is_its_log(target_lab: TargetLab, shared: str) -> None:
+    log = await target_lab.target.logs(shared, "two")
+
+    assert "loaded steady2" in log
+    assert len((await target_lab.target.logs(shared, "two", tail=1)).splitlines()) == 1
+
+
+async def test_a_version_is_scaled_without_a_new_revision_and_who_watches_learns_of_it(
+    target_lab: TargetLab, shared: str
+) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+
+    async with lab.load(endpoint) as load, aclosing(lab.target.watch(shared)) as statuses:  # type: ignore[type-var]
+        seen = [await anext(statuses)]
+        for replicas in (2, 1):
+            await lab.target.scale(shared, "one", replicas)
+            async for status in statuses:
+                seen.append(status)
+                version = status.versions["one"]
+                if version.ready and (version.wanted_replicas, len(version.replicas)) == (replicas, replicas):
+                    break
+        await load.more(50)
+
+    assert (seen[0].versions["one"].wanted_replicas, seen[0].versions["one"].ready) == (1, True)
+    assert all(before != after for before, after in itertools.pairwise(seen))
+    assert load.failed == {}, load.refusals
+    assert (await lab.target.endpoint(shared)).revision == endpoint.revision
+    with pytest.raises(EndpointError, match="0 replicas"):
+        await lab.target.scale(shared, "one", 0)
+
+
+async def test_the_load_of_a_version_is_what_it_is_sent_and_how_long_it_takes(
+    target_lab: TargetLab, shared: str
+) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+
+    async def is_measured() -> bool:
+        return abs((await lab.target.load(shared))["one"].requests_per_s - 40) < 10
+
+    async with lab.load(endpoint, rate=40):
+        await until(is_measured, "the load is the load that is sent")
+        found = await lab.target.load(shared)
+
+    assert found["one"].request_time_s is not None
+    assert 0.005 <= found["one"].request_time_s < 1
+    assert found["two"].requests_per_s < 1
+
+
+def served(target: Target, name: str) -> Coroutine[Any, Any, EndpointStatus]:
+    return wait_until_served(target, name, 1, timeout=MAX_WAIT)
+
+
+async def first_status(target: Target, name: str) -> EndpointStatus:
+    return await anext(aiter(target.watch(name)))
+
+
+CALLS: dict[str, Callable[[Target, str], Coroutine[Any, Any, object]]] = {
+    "endpoint": lambda target, name: target.endpoint(name),
+    "history": lambda target, name: target.history(name),
+    "status": lambda target, name: target.status(name),
+    "load": lambda target, name: target.load(name),
+    "keys": lambda target, name: target.keys(name),
+    "regenerate_key": lambda target, name: target.regenerate_key(name, "primary"),
+    "scale": lambda target, name: target.scale(name, "one", 1),
+    "watch": first_status,
+    "wait_until_served": served,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_endpoint_that_is_not_there_is_said_to_be_missing(target_lab: TargetLab, call: str) -> None:
+    with pytest.raises(EndpointNotFoundError, match="no-such-endpoint"):
+        await CALLS[call](target_lab.target, "no-such-endpoint")
+
+
+async def test_a_version_that_is_not_there_cannot_be_scaled(target_lab: TargetLab, shared: str) -> None:
+    with pytest.raises(EndpointError, match="no version 'nine'"):
+        await target_lab.target.scale(shared, "nine", 1)
