@@ -16,7 +16,7 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.local.client import LocalTarget
-from controlled_rollout.target.local.state import State
+from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
 from controlled_rollout.workspace import Workspace
@@ -76,8 +76,8 @@ class Lab:
     images: dict[str, str] = field(default_factory=dict)
 
     @property
-    def state(self) -> State:
-        found = State.read(self.workspace)
+    def state(self) -> SupervisorState:
+        found = SupervisorState.read(self.workspace)
         assert found is not None
         return found
 

@@ -16,7 +16,7 @@ import pytest
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.local import reaper, supervisor
-from controlled_rollout.target.local.processes import MARK
+from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
 from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load
 from tests.polling import until
@@ -131,7 +131,7 @@ async def test_a_second_supervisor_on_the_folder_is_refused_and_the_first_unharm
     assert again == 0
     assert "already running" in capsys.readouterr().out
     assert second.returncode == 2
-    assert "is taken" in second.stdout + second.stderr
+    assert "is in use" in second.stdout + second.stderr
     assert await _of(lab, "unharmed") == before
 
 
@@ -179,7 +179,7 @@ async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_ever
         keys = await lab.target.keys("restored")
         old = lab.state
         os.kill(old.pid, signal.SIGKILL)
-        await until(lambda: not reaper.marked_processes(f"{MARK}={old.runtime}"), "no orphan", timeout_s=10)
+        await until(lambda: not reaper.marked_processes(f"{RUNTIME_VARIABLE}={old.runtime}"), "no orphan", timeout_s=10)
         await until(lambda: not old.runtime.exists(), "its sockets are gone", timeout_s=10)
         with pytest.raises(TargetUnavailableError, match="local up"):
             await lab.target.status("restored")
@@ -208,7 +208,7 @@ async def test_down_answers_what_is_in_flight_and_leaves_no_process_and_no_socke
         assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
 
         assert (await slow).status_code == 200
-    assert not reaper.marked_processes(f"{MARK}={state.runtime}")
+    assert not reaper.marked_processes(f"{RUNTIME_VARIABLE}={state.runtime}")
     assert not state.runtime.exists()
     assert not lab.workspace.state_file.exists()
     with pytest.raises(TargetUnavailableError, match="is not running"):

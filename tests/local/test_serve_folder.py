@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
-from controlled_rollout.target.local.score import serve_folder
+from controlled_rollout.target.local.serve_folder import serve_folder
 from tests.local.scoring_environment import REPOSITORY, free_port, refuses
 from tests.polling import wait_until
 
@@ -57,7 +57,7 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from controlled_rollout.image import ModelSource\n"
-        "from controlled_rollout.target.local.score import serve_folder\n"
+        "from controlled_rollout.target.local.serve_folder import serve_folder\n"
         "sys.exit(serve_folder(Path(sys.argv[1]), port=int(sys.argv[2]), cache=Path(sys.argv[3]),\n"
         "    models=[ModelSource('m', Path(sys.argv[4]))]))"
     )
@@ -110,7 +110,7 @@ def test_missing_entry_script_is_an_error(folder: Path, tmp_path: Path, port: in
 def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, cache: Path, port: int) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from controlled_rollout.target.local.score import serve_folder\n"
+        "from controlled_rollout.target.local.serve_folder import serve_folder\n"
         "sys.exit(serve_folder(Path(sys.argv[1]), port=int(sys.argv[2]), cache=Path(sys.argv[3])))"
     )
     (folder / "score.py").write_text("def init(): pass\ndef run(data): return 1")

@@ -19,7 +19,7 @@ from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, evidence_source
 from controlled_rollout.gate import Gate, Mean
 from controlled_rollout.record.replay import replay
-from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, running, steady_load
 from tests.polling import until
@@ -62,7 +62,7 @@ def has_sample(url: str) -> bool:
 
 
 def admin_socket(lab: Lab) -> Path:
-    return Layout(lab.state.socket.parent / "envoy").admin_socket
+    return EnvoyFiles(lab.state.socket.parent / "envoy").admin_socket
 
 
 def seeing(lab: Lab, prometheus: RunningPrometheus) -> Workspace:

@@ -16,7 +16,7 @@ from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
-    from controlled_rollout.target.local.state import State
+    from controlled_rollout.target.local.supervisor_state import SupervisorState
 
 __all__ = ["CheckResult", "check_connectivity", "check_registry", "results_table", "run_check"]
 
@@ -164,10 +164,10 @@ async def _cache_folder(workspace: Workspace) -> str:
     return f"{workspace.cache_folder}: can be written"
 
 
-def _state(workspace: Workspace) -> "State":
-    from controlled_rollout.target.local.state import State
+def _state(workspace: Workspace) -> "SupervisorState":
+    from controlled_rollout.target.local.supervisor_state import SupervisorState
 
-    state = State.read(workspace)
+    state = SupervisorState.read(workspace)
     if state is None:
         raise TargetUnavailableError(
             f"the local workspace {workspace.root} is not running: controlled-rollout local up"

@@ -104,7 +104,7 @@ def _local_status(options: argparse.Namespace) -> int:
 
 def _score(options: argparse.Namespace) -> int:
     from controlled_rollout.image import ModelSource
-    from controlled_rollout.target.local.score import serve_folder
+    from controlled_rollout.target.local.serve_folder import serve_folder
 
     return serve_folder(
         options.folder,

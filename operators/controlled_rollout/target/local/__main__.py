@@ -6,21 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from controlled_rollout.target.local.supervisor_process import serve
+from controlled_rollout.target.local.supervisor_process import StartReport, serve
 from controlled_rollout.workspace import Workspace
 
 
 def main(settings: dict[str, Any]) -> int:
-    """Serve, and tell whoever started this how the start went, in one line of JSON on a pipe."""
-    pipe = os.fdopen(settings["tell"], "wb")
+    """Run the supervisor; report how the start went as one line of JSON on a pipe.
 
-    def tell(message: dict[str, Any]) -> None:
+    Args:
+        settings: `root` (the workspace's folder), `host` and `port` of the router, `report_pipe` (a file descriptor).
+    """
+    pipe = os.fdopen(settings["report_pipe"], "wb")
+
+    def report(start: StartReport) -> None:
         with pipe:
-            pipe.write(json.dumps(message).encode() + b"\n")
+            pipe.write(json.dumps(start).encode() + b"\n")
 
-    # Children must not hold the pipe open.
-    os.set_inheritable(settings["tell"], False)
-    return serve(Workspace.local(Path(settings["root"])), port=settings["port"], host=settings["host"], tell=tell)
+    # A child that held the pipe open would keep its reader waiting.
+    os.set_inheritable(settings["report_pipe"], False)
+    return serve(Workspace.local(Path(settings["root"])), port=settings["port"], host=settings["host"], report=report)
 
 
 if __name__ == "__main__":

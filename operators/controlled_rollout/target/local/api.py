@@ -1,4 +1,4 @@
-"""The supervisor's interface on its unix socket: JSON in, JSON out, errors with the name of their class."""
+"""The supervisor's HTTP API on its unix socket: JSON bodies; an error names its exception class."""
 
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -22,32 +22,37 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Application(_Body):
+class _ApplyBody(_Body):
     endpoint: dict[str, Any]
     change: Change
 
 
-class _Scale(_Body):
+class _ScaleBody(_Body):
     replicas: int
 
 
-class _Running(_Body):
+class _TelemetryBody(_Body):
     running: bool
 
 
 def create_app(operations: Operations, *, shut_down: Callable[[], None]) -> FastAPI:
-    """Return the application; `shut_down` asks the supervisor to end."""
+    """Return the API's application.
+
+    Args:
+        operations: What the API offers.
+        shut_down: Asks the supervisor to end.
+    """
     app = FastAPI(title="controlled-rollout local workspace", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(ControlledRolloutError, _answer_error)
+    app.add_exception_handler(ControlledRolloutError, _error_response)
     _add_endpoint_routes(app, operations)
     _add_version_routes(app, operations)
     _add_workspace_routes(app, operations, shut_down)
     return app
 
 
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    code = next((code for kind, code in STATUS_CODES.items() if isinstance(error, kind)), 400)
-    return JSONResponse({"error": type(error).__name__, "message": str(error)}, code)
+async def _error_response(request: Request, error: Exception) -> JSONResponse:
+    status = next((status for error_class, status in STATUS_CODES.items() if isinstance(error, error_class)), 400)
+    return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
 
 
 def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
@@ -60,7 +65,7 @@ def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
         return operations.endpoint(name)
 
     @app.post("/endpoints")
-    async def apply(body: _Application) -> Endpoint:
+    async def apply(body: _ApplyBody) -> Endpoint:
         return await operations.apply(Endpoint.model_validate(body.endpoint), body.change)
 
     @app.delete("/endpoints/{name}")
@@ -94,7 +99,7 @@ def _add_version_routes(app: FastAPI, operations: Operations) -> None:
         return operations.logs(name, version, tail)
 
     @app.post("/endpoints/{name}/versions/{version}/scale")
-    async def scale(name: str, version: str, body: _Scale) -> None:
+    async def scale(name: str, version: str, body: _ScaleBody) -> None:
         operations.scale(name, version, body.replicas)
 
 
@@ -108,7 +113,7 @@ def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Calla
         return operations.processes()
 
     @app.post("/telemetry")
-    async def telemetry(body: _Running) -> None:
+    async def telemetry(body: _TelemetryBody) -> None:
         await operations.set_telemetry(body.running)
 
     @app.post("/shutdown")

@@ -1,52 +1,52 @@
-"""What Envoy is told: endpoints and versions as values in, Envoy's own configuration as dictionaries out. No I/O.
+"""Envoy's configuration but for its routes: bootstrap, listener and clusters as dictionaries. Pure.
 
-The configuration is split so that a change touches as little as it can: the listener never changes, a new weight or a
-new key changes only the routes, a replica that comes or goes changes only its cluster's assignment.
+The configuration is split so that a change touches as little as possible: the listener never changes, a new weight or
+a new key changes only the routes, a replica that is added or removed changes only its cluster's assignment.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
-from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.target.local.envoy_files import EnvoyFiles
 
 __all__ = [
+    "API_KEY_AUTH",
+    "ENVOY_TYPE",
     "ROUTES",
+    "STAT_PREFIX",
     "ClusterSpec",
-    "EndpointRoute",
-    "VersionRoute",
+    "Json",
     "assignment",
     "bootstrap",
     "cluster",
     "cluster_name",
     "discovery",
+    "duration",
     "listener",
-    "routes",
 ]
 
 Json = dict[str, Any]
 
+# The name of the route configuration, and the prefix of the listener's counters.
 ROUTES: Final = "endpoints"
 STAT_PREFIX: Final = "router"
-PAYLOAD_LIMIT: Final = 100_000_000
+MAX_PAYLOAD_BYTES: Final = 100_000_000
 TELEMETRY_CLUSTER: Final = "telemetry"
 
-# Below the replicas' keep-alive, so that it is always the router that ends an idle connection: a request never meets
-# a connection that its replica is just closing.
-UPSTREAM_IDLE_S: Final = 10
+# Shorter than the replicas' keep-alive: only the router closes idle connections, so that it never sends a request on a
+# connection that its replica is closing.
+UPSTREAM_IDLE_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 2
-# Generous, bounded: a replica refuses what it cannot queue long before this.
-MAX_IN_FLIGHT: Final = 4096
-# A version's own time-out is enforced per request by its cluster; the route's is only the fence behind it.
-ROUTE_TIMEOUT_MARGIN_MS: Final = 1000
+# Far above what replicas queue: they refuse requests long before this.
+MAX_OPEN_REQUESTS: Final = 4096
 
-_AUTH: Final = "envoy.filters.http.api_key_auth"
-_BUFFER: Final = "envoy.filters.http.buffer"
-_TYPE: Final = "type.googleapis.com/envoy."
-# What a caller could otherwise use to set time-outs and retries for itself.
-_CALLERS_ENVOY_HEADERS: Final = (
+API_KEY_AUTH: Final = "envoy.filters.http.api_key_auth"
+ENVOY_TYPE: Final = "type.googleapis.com/envoy."
+# Request headers with which a caller could set time-outs and retries for itself.
+_REMOVED_REQUEST_HEADERS: Final = (
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-alt-stat-name",
@@ -64,40 +64,14 @@ _CALLERS_ENVOY_HEADERS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class VersionRoute:
-    """A version as the router sees it.
-
-    Attributes:
-        name: The version's name.
-        weight: Its part of a million; 0 for a version that is reached only by name.
-        timeout_ms: After so long a request is answered 504.
-    """
-
-    name: str
-    weight: int
-    timeout_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointRoute:
-    """An endpoint as the router sees it.
-
-    Attributes:
-        name: The endpoint's name.
-        versions: Those that can be reached; the weights add up to a million, or there are none.
-        keys: The keys that open it; None only for an endpoint whose author asked for no authentication.
-        traced: Whether its requests are reported to the telemetry store.
-    """
-
-    name: str
-    versions: tuple[VersionRoute, ...]
-    keys: tuple[str, ...] | None = field(repr=False)
-    traced: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """The replicas of one version, as far as Envoy has to know them before any of them runs."""
+    """The cluster of one version's replicas.
+
+    Attributes:
+        endpoint: The endpoint's name.
+        version: The version's name.
+        timeout_ms: After so many milliseconds a request is answered 504.
+    """
 
     endpoint: str
     version: str
@@ -115,7 +89,7 @@ def cluster_name(endpoint: str, version: str) -> str:
 
 
 def discovery(version: str, resources: Iterable[Json]) -> Json:
-    """Return a discovery response; Envoy reports `version` back once it has taken the resources over."""
+    """Return a discovery response; Envoy reports `version` once it has taken over the resources."""
     return {"version_info": version, "resources": list(resources)}
 
 
@@ -126,18 +100,23 @@ def _source(path: Path) -> Json:
 # Start
 
 
-def bootstrap(layout: Layout, *, telemetry_port: int | None) -> Json:
-    """Return what Envoy is started with: where the rest is found, and where spans go."""
+def bootstrap(files: EnvoyFiles, *, telemetry_port: int | None) -> Json:
+    """Return the configuration that Envoy is started with: where the discovery files are, and where spans are sent.
+
+    Args:
+        files: The router's files.
+        telemetry_port: The telemetry store's port on 127.0.0.1; None sends no spans.
+    """
     return {
         "node": {"id": "router", "cluster": "controlled-rollout"},
-        "admin": {"address": {"pipe": {"path": str(layout.admin_socket), "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
         "dynamic_resources": {
-            "lds_config": _source(layout.listeners_file),
-            "cds_config": _source(layout.clusters_file),
+            "lds_config": _source(files.listeners),
+            "cds_config": _source(files.clusters),
         },
         "static_resources": {"clusters": [_telemetry_cluster(telemetry_port)] if telemetry_port else []},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
-        # How late request times come to be counted.
+        # Request times are added to the counters once per interval.
         "stats_flush_interval": "1s",
     }
 
@@ -152,7 +131,7 @@ def _telemetry_cluster(port: int) -> Json:
         "name": TELEMETRY_CLUSTER,
         "type": "STATIC",
         "connect_timeout": "1s",
-        # Spans are dropped, not hoarded, while the store is down.
+        # While the store is down spans are dropped.
         "circuit_breakers": {
             "thresholds": [{"max_connections": 4, "max_pending_requests": 64, "max_requests": 64, "max_retries": 0}]
         },
@@ -171,29 +150,30 @@ def _tcp_host(host: str, port: int) -> Json:
 def _http_options(*, idle_timeout_s: float, max_stream_ms: int | None = None) -> Json:
     common: Json = {"idle_timeout": f"{idle_timeout_s}s"}
     if max_stream_ms is not None:
-        common["max_stream_duration"] = _duration(max_stream_ms)
+        common["max_stream_duration"] = duration(max_stream_ms)
     return {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": _TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
+            "@type": ENVOY_TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
             "common_http_protocol_options": common,
             "explicit_http_config": {"http_protocol_options": {}},
         }
     }
 
 
-def _duration(milliseconds: int) -> str:
+def duration(milliseconds: int) -> str:
+    """Return a duration in protobuf's JSON form, such as `1.500s`."""
     return f"{milliseconds / 1000:.3f}s"
 
 
 # Listener
 
 
-def listener(layout: Layout, *, host: str, port: int, traced: bool) -> Json:
-    """Return the one listener of all endpoints; nothing in it ever changes while the router runs."""
+def listener(files: EnvoyFiles, *, host: str, port: int, traced: bool) -> Json:
+    """Return the listener that all endpoints share; it stays the same as long as the router runs."""
     connection_manager: Json = {
-        "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": ENVOY_TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
-        "rds": {"route_config_name": ROUTES, "config_source": _source(layout.routes_file)},
+        "rds": {"route_config_name": ROUTES, "config_source": _source(files.routes)},
         "use_remote_address": True,
         "normalize_path": True,
         "merge_slashes": True,
@@ -205,14 +185,14 @@ def listener(layout: Layout, *, host: str, port: int, traced: bool) -> Json:
         "stream_idle_timeout": "0s",
         "request_timeout": "300s",
         "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
-        "early_header_mutation_extensions": [_without_callers_envoy_headers()],
+        "early_header_mutation_extensions": [_remove_request_headers()],
         "local_reply_config": _local_replies(),
         "http_filters": _http_filters(),
     }
     if traced:
         connection_manager["tracing"] = _tracing()
     return {
-        "@type": _TYPE + "config.listener.v3.Listener",
+        "@type": ENVOY_TYPE + "config.listener.v3.Listener",
         "name": "router",
         "address": {"socket_address": {"address": host, "port_value": port}},
         # Two routers must never share a port by accident.
@@ -228,18 +208,18 @@ def listener(layout: Layout, *, host: str, port: int, traced: bool) -> Json:
     }
 
 
-def _without_callers_envoy_headers() -> Json:
+def _remove_request_headers() -> Json:
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
-            "@type": _TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            "mutations": [{"remove": header} for header in _CALLERS_ENVOY_HEADERS],
+            "@type": ENVOY_TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [{"remove": header} for header in _REMOVED_REQUEST_HEADERS],
         },
     }
 
 
 def _local_replies() -> Json:
-    """Return how the router's own answers look: JSON, and 504 where a version's own time-out ended a request."""
+    """Return the form of the router's own answers: JSON, with status 504 where the version's scoring timeout passed."""
     return {
         "mappers": [
             {
@@ -255,24 +235,24 @@ def _local_replies() -> Json:
 def _http_filters() -> list[Json]:
     return [
         {
-            "name": _AUTH,
-            # Without credentials of its own: a route that brings none is closed, never open by mistake.
+            "name": API_KEY_AUTH,
+            # Without credentials here, a route without credentials of its own lets nobody in.
             "typed_config": {
-                "@type": _TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuth",
+                "@type": ENVOY_TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuth",
                 "key_sources": [{"header": "Authorization"}],
             },
         },
         {
-            "name": _BUFFER,
+            "name": "envoy.filters.http.buffer",
             "typed_config": {
-                "@type": _TYPE + "extensions.filters.http.buffer.v3.Buffer",
-                "max_request_bytes": PAYLOAD_LIMIT,
+                "@type": ENVOY_TYPE + "extensions.filters.http.buffer.v3.Buffer",
+                "max_request_bytes": MAX_PAYLOAD_BYTES,
             },
         },
         {
             "name": "envoy.filters.http.router",
             "typed_config": {
-                "@type": _TYPE + "extensions.filters.http.router.v3.Router",
+                "@type": ENVOY_TYPE + "extensions.filters.http.router.v3.Router",
                 "suppress_envoy_headers": True,
             },
         },
@@ -280,7 +260,7 @@ def _http_filters() -> list[Json]:
 
 
 def _tracing() -> Json:
-    """Return one span per request, whatever the caller's own trace says about sampling."""
+    """Return the setting that sends one span per request, whatever the caller's trace header says about sampling."""
     return {
         "random_sampling": {"value": 100},
         "client_sampling": {"value": 100},
@@ -291,7 +271,7 @@ def _tracing() -> Json:
         "provider": {
             "name": "envoy.tracers.opentelemetry",
             "typed_config": {
-                "@type": _TYPE + "config.trace.v3.OpenTelemetryConfig",
+                "@type": ENVOY_TYPE + "config.trace.v3.OpenTelemetryConfig",
                 "service_name": "controlled-rollout-router",
                 "http_service": {
                     "http_uri": {
@@ -303,7 +283,7 @@ def _tracing() -> Json:
                 "sampler": {
                     "name": "envoy.tracers.opentelemetry.samplers.always_on",
                     "typed_config": {
-                        "@type": _TYPE + "extensions.tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig"
+                        "@type": ENVOY_TYPE + "extensions.tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig"
                     },
                 },
             },
@@ -314,187 +294,35 @@ def _tracing() -> Json:
 # Clusters
 
 
-def cluster(layout: Layout, spec: ClusterSpec) -> Json:
-    """Return a version's cluster; its replicas come and go in a file of their own."""
+def cluster(files: EnvoyFiles, spec: ClusterSpec) -> Json:
+    """Return a version's cluster; its replicas are listed in a file of their own, see `assignment`."""
     return {
-        "@type": _TYPE + "config.cluster.v3.Cluster",
+        "@type": ENVOY_TYPE + "config.cluster.v3.Cluster",
         "name": spec.name,
         "type": "EDS",
-        "eds_cluster_config": {"eds_config": _source(layout.assignment_file(spec.name))},
+        "eds_cluster_config": {"eds_config": _source(files.assignment(spec.name))},
         "lb_policy": "LEAST_REQUEST",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "circuit_breakers": {
             "thresholds": [
                 {
-                    "max_connections": MAX_IN_FLIGHT,
-                    "max_pending_requests": MAX_IN_FLIGHT,
-                    "max_requests": MAX_IN_FLIGHT,
+                    "max_connections": MAX_OPEN_REQUESTS,
+                    "max_pending_requests": MAX_OPEN_REQUESTS,
+                    "max_requests": MAX_OPEN_REQUESTS,
                     "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 10},
                 }
             ]
         },
         "typed_extension_protocol_options": _http_options(
-            idle_timeout_s=UPSTREAM_IDLE_S, max_stream_ms=spec.timeout_ms
+            idle_timeout_s=UPSTREAM_IDLE_TIMEOUT_S, max_stream_ms=spec.timeout_ms
         ),
     }
 
 
 def assignment(cluster: str, sockets: Sequence[Path]) -> Json:
-    """Return the replicas of a cluster that may get requests."""
+    """Return the list of a cluster's replicas that may get requests, by their unix sockets."""
     return {
-        "@type": _TYPE + "config.endpoint.v3.ClusterLoadAssignment",
+        "@type": ENVOY_TYPE + "config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": cluster,
         "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(path)}}}} for path in sockets]}],
-    }
-
-
-# Routes
-
-
-def routes(endpoints: Iterable[EndpointRoute]) -> Json:
-    """Return the routes of all endpoints, with their weights and keys."""
-    return {
-        "@type": _TYPE + "config.route.v3.RouteConfiguration",
-        "name": ROUTES,
-        "virtual_hosts": [
-            {
-                "name": ROUTES,
-                "domains": ["*"],
-                "routes": [
-                    _answer({"path": "/healthz"}, 200, "ok"),
-                    *(route for endpoint in endpoints for route in _endpoint_routes(endpoint)),
-                    _answer({"prefix": "/"}, 404, "there is no such endpoint here"),
-                ],
-            }
-        ],
-        "response_headers_to_remove": ["server"],
-        "validate_clusters": False,
-    }
-
-
-def _answer(match: Json, status: int, text: str) -> Json:
-    """Return a route that the router answers itself, to anybody, untraced."""
-    return {
-        "match": match,
-        "direct_response": {"status": status, "body": {"inline_string": text}},
-        "tracing": _untraced(),
-        "typed_per_filter_config": {_AUTH: _switched_off()},
-    }
-
-
-def _untraced() -> Json:
-    none = {"numerator": 0}
-    return {"client_sampling": none, "random_sampling": none, "overall_sampling": none}
-
-
-def _switched_off() -> Json:
-    return {"@type": _TYPE + "config.route.v3.FilterConfig", "disabled": True}
-
-
-def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
-    prefix = f"/api/v1/service/{endpoint.name}/"
-    auth = _auth(endpoint)
-    names = ", ".join(version.name for version in endpoint.versions) or "none"
-    by_name = [
-        {
-            "match": {"prefix": prefix, "headers": [_header_is(version.name)]},
-            "route": _action([version], {"cluster": cluster_name(endpoint.name, version.name)}),
-            **_version_headers(version.name),
-            "tracing": _traced(endpoint, "header"),
-            "typed_per_filter_config": auth,
-        }
-        for version in endpoint.versions
-    ]
-    unknown = {
-        "match": {"prefix": prefix, "headers": [{"name": VERSION_HEADER, "present_match": True}]},
-        "direct_response": {
-            "status": 404,
-            "body": {"inline_string": f"endpoint {endpoint.name} has no version of that name: it has {names}"},
-        },
-        "tracing": _untraced(),
-        "typed_per_filter_config": auth,
-    }
-    return [*by_name, unknown, _weighted(endpoint, prefix, auth)]
-
-
-def _weighted(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
-    weighted = [version for version in endpoint.versions if version.weight]
-    route: Json = {
-        "match": {"prefix": prefix},
-        "tracing": _traced(endpoint, "weights"),
-        "typed_per_filter_config": auth,
-    }
-    if not weighted:
-        body = {"inline_string": f"endpoint {endpoint.name} has no version that is ready yet"}
-        return {**route, "direct_response": {"status": 503, "body": body}}
-    clusters = [
-        {
-            "name": cluster_name(endpoint.name, version.name),
-            "weight": version.weight,
-            **_version_headers(version.name),
-        }
-        for version in weighted
-    ]
-    return {**route, "route": _action(weighted, {"weighted_clusters": {"clusters": clusters}})}
-
-
-def _auth(endpoint: EndpointRoute) -> Json:
-    if endpoint.keys is None:
-        return {_AUTH: _switched_off()}
-    return {
-        _AUTH: {
-            "@type": _TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute",
-            "credentials": [{"key": key, "client": f"key-{number}"} for number, key in enumerate(endpoint.keys, 1)],
-            "key_sources": [{"header": "Authorization"}],
-            "forwarding": {"hide_credentials": True},
-        }
-    }
-
-
-def _header_is(version: str) -> Json:
-    return {"name": VERSION_HEADER, "string_match": {"exact": version}}
-
-
-def _version_headers(version: str) -> Json:
-    said = {
-        "header": {"key": VERSION_HEADER, "value": version},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
-    return {"request_headers_to_add": [said], "response_headers_to_add": [said]}
-
-
-def _action(versions: Sequence[VersionRoute], target: Mapping[str, Any]) -> Json:
-    return {
-        **target,
-        "prefix_rewrite": "/",
-        "timeout": _duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
-        "idle_timeout": "0s",
-        # Only what certainly never reached a replica's code is sent again.
-        "retry_policy": {
-            "retry_on": "connect-failure,reset-before-request,refused-stream",
-            "num_retries": 2,
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {"@type": _TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
-                }
-            ],
-            "host_selection_retry_max_attempts": 5,
-            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
-        },
-    }
-
-
-def _traced(endpoint: EndpointRoute, routed_by: str) -> Json:
-    if not endpoint.traced:
-        return _untraced()
-    every = {"numerator": 100}
-    return {
-        "client_sampling": every,
-        "random_sampling": every,
-        "overall_sampling": every,
-        "custom_tags": [
-            {"tag": "endpoint", "literal": {"value": endpoint.name}},
-            {"tag": "routed_by", "literal": {"value": routed_by}},
-        ],
     }

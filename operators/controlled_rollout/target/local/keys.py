@@ -1,9 +1,9 @@
-"""An endpoint's two keys: made with its first revision, kept in one private file, never logged."""
+"""The file of an endpoint's two keys: created with the first revision, readable by its owner, never logged."""
 
 from pathlib import Path
 from typing import Final, Literal
 
-from controlled_rollout.target.local import files
+from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.protocol import Keys
 
 __all__ = ["create_if_missing", "read", "regenerate"]
@@ -11,12 +11,11 @@ __all__ = ["create_if_missing", "read", "regenerate"]
 FILE_NAME: Final = "keys.json"
 
 
-def create_if_missing(endpoint_folder: Path) -> Keys:
-    """Return the endpoint's keys, made now if it has none."""
+def create_if_missing(endpoint_folder: Path) -> None:
+    """Create the endpoint's keys unless it has some."""
     path = endpoint_folder / FILE_NAME
     if not path.exists():
-        files.replace(path, Keys.new().model_dump_json().encode())
-    return read(endpoint_folder)
+        atomic_files.replace(path, Keys.new().model_dump_json().encode())
 
 
 def read(endpoint_folder: Path) -> Keys:
@@ -25,7 +24,7 @@ def read(endpoint_folder: Path) -> Keys:
 
 
 def regenerate(endpoint_folder: Path, which: Literal["primary", "secondary"]) -> Keys:
-    """Replace one of the keys; the other stays."""
+    """Replace one of the two keys, and return both."""
     keys = read(endpoint_folder).renewed(which)
-    files.replace(endpoint_folder / FILE_NAME, keys.model_dump_json().encode())
+    atomic_files.replace(endpoint_folder / FILE_NAME, keys.model_dump_json().encode())
     return keys

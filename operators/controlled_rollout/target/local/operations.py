@@ -1,4 +1,4 @@
-"""What clients can ask of a running supervisor: the methods of `Target`, on this side of the socket."""
+"""The operations that a running supervisor offers its clients: the methods of `Target` and a few for the workspace."""
 
 import asyncio
 from collections import defaultdict
@@ -11,23 +11,24 @@ from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
-from controlled_rollout.target.local import envoy_config, keys
-from controlled_rollout.target.local.envoy_process import Router
-from controlled_rollout.target.local.load import LoadMeter
-from controlled_rollout.target.local.processes import LogFile
-from controlled_rollout.target.local.reconciler import Reconciler
-from controlled_rollout.target.local.replicas import Launch
+from controlled_rollout.target.local import keys
+from controlled_rollout.target.local.envoy_config import cluster_name
+from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
+from controlled_rollout.target.local.load_meter import LoadMeter
+from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
+from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.revisions import RevisionStore
-from controlled_rollout.target.local.telemetry import TelemetryStore
+from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
 from controlled_rollout.target.transition import CLOSED
 
-__all__ = ["Operations", "launch_from_cache"]
+__all__ = ["Operations", "launch_spec_from_cache"]
 
 DELETE_TIMEOUT_S: Final = 600.0
 
 
-def launch_from_cache(version: Version, cache: Path) -> Launch:
+def launch_spec_from_cache(version: Version, cache: Path) -> LaunchSpec:
     """Return how a version's replicas are started, from the image in the cache.
 
     Raises:
@@ -35,14 +36,14 @@ def launch_from_cache(version: Version, cache: Path) -> Launch:
     """
     if not version.image:
         raise ImageError(f"version {version.name!r} names no image: build one and give its reference")
-    found = image.load_local_image(image.ImageReference.parse(version.image), cache)
-    return Launch(
+    local_image = image.load_local_image(image.ImageReference.parse(version.image), cache)
+    return LaunchSpec(
         image=version.image,
-        python=found.python,
+        python=local_image.python,
         runtime_folder=runtime_folder(),
-        app_root=found.app_root,
-        entry_script=found.entry_script,
-        model_dir=found.model_dir,
+        app_root=local_image.app_root,
+        entry_script=local_image.entry_script,
+        model_dir=local_image.model_dir,
         worker_count=version.worker_count,
         concurrency=version.replica_max_concurrent_requests,
         scoring_timeout_ms=version.scoring_timeout_ms,
@@ -51,79 +52,82 @@ def launch_from_cache(version: Version, cache: Path) -> Launch:
 
 
 class Operations:
-    """The endpoints of a local workspace, as its supervisor sees them."""
+    """The operations of a local workspace.
+
+    Args:
+        revisions: The stored endpoints.
+        reconciler: Makes the newest revisions run.
+        envoy: The router.
+        telemetry: The telemetry store.
+        load_meter: Measures the load of every version.
+        cache_folder: The folder of the images.
+        logs_folder: The folder of the replicas' logs.
+    """
 
     def __init__(
         self,
-        store: RevisionStore,
+        revisions: RevisionStore,
         reconciler: Reconciler,
-        the_router: Router,
-        telemetry: TelemetryStore,
-        meter: LoadMeter,
+        envoy: EnvoyProcess,
+        telemetry: TelemetryStoreProcess,
+        load_meter: LoadMeter,
         *,
         cache_folder: Path,
         logs_folder: Path,
     ) -> None:
-        self._store = store
+        self._revisions = revisions
         self._reconciler = reconciler
-        self._router = the_router
+        self._envoy = envoy
         self._telemetry = telemetry
-        self._meter = meter
+        self._load_meter = load_meter
         self._cache_folder = cache_folder
         self._logs_folder = logs_folder
+        # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def endpoints(self) -> list[str]:
-        """Return the names of all endpoints."""
-        return self._store.endpoints()
+        """Return the names of all endpoints, sorted."""
+        return self._revisions.endpoints()
 
     def endpoint(self, name: str) -> Endpoint:
         """Return an endpoint's newest revision."""
-        newest = self._store.newest(name)
+        newest = self._revisions.newest(name)
         if newest is None:
-            raise self._store.not_found(name)
+            raise self._revisions.not_found(name)
         return newest.endpoint
 
     def history(self, name: str) -> list[Revision]:
-        """Return an endpoint's revisions."""
-        return self._store.history(name)
+        """Return all kept revisions of an endpoint, oldest first."""
+        return self._revisions.history(name)
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
-        """Store an endpoint as its next revision and begin to make it so."""
+        """Store an endpoint as its next revision and begin to serve it; see `Target.apply`."""
         refusals.check_supported(endpoint, "local")
         async with self._locks[endpoint.name]:
-            if already := self._store.check(endpoint):
-                self._reconciler.want(already)
-                return already
-            await asyncio.to_thread(self._check_images, endpoint)
-            stored = self._store.store(endpoint, change).endpoint
-            self._reconciler.want(stored)
+            stored = self._revisions.check(endpoint)
+            if stored is None:
+                await asyncio.to_thread(self._check_images, endpoint)
+                stored = self._revisions.store(endpoint, change).endpoint
+            self._reconciler.set_desired(stored)
             return stored
 
     def _check_images(self, endpoint: Endpoint) -> None:
-        """Refuse images that cannot be run; those that run already are known to be there."""
-        newest = self._store.newest(endpoint.name)
-        known = {version.image for version in newest.endpoint.versions.values()} if newest else set()
+        """Check that the images that the newest revision does not use yet can be run.
+
+        Raises:
+            ImageError: One cannot.
+        """
+        newest = self._revisions.newest(endpoint.name)
+        used = {version.image for version in newest.endpoint.versions.values()} if newest else set()
         for version in endpoint.versions.values():
-            if not version.image or version.image not in known:
-                launch_from_cache(version, self._cache_folder)
+            if not version.image or version.image not in used:
+                launch_spec_from_cache(version, self._cache_folder)
 
     async def status(self, name: str) -> EndpointStatus:
-        """Return how an endpoint is."""
+        """Return the state of an endpoint and its versions."""
         endpoint = self.endpoint(name)
-        activity = await self._router.activity()
-        versions = {}
-        for version in endpoint.versions:
-            running = self._reconciler.running.get((name, version))
-            cluster = envoy_config.cluster_name(name, version)
-            refused = self._reconciler.refused.get((name, version))
-            if running is None or running.retiring:
-                versions[version] = VersionStatus(name=version, ready=False, failed=refused is not None, cause=refused)
-                continue
-            versions[version] = running.status(
-                requests=activity.requests.get(cluster, 0) if activity else 0,
-                active=activity.active.get(cluster, 0) if activity else 0,
-            )
+        activity = await self._envoy.activity()
+        versions = {version: self._version_status(VersionKey(name, version), activity) for version in endpoint.versions}
         split = self._reconciler.served.get(name, CLOSED)
         return EndpointStatus(
             name=name,
@@ -133,27 +137,37 @@ class Operations:
             versions=versions,
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             waiting_for=split.waiting_for,
-            clusters={version: envoy_config.cluster_name(name, version) for version in versions},
+            clusters={version: cluster_name(name, version) for version in versions},
+        )
+
+    def _version_status(self, key: VersionKey, activity: EnvoyActivity | None) -> VersionStatus:
+        running = self._reconciler.running.get(key)
+        if running is None or running.retiring:
+            start_error = self._reconciler.start_errors.get(key)
+            return VersionStatus(name=key.version, ready=False, failed=start_error is not None, cause=start_error)
+        cluster = cluster_name(*key)
+        return running.status(
+            requests=activity.requests.get(cluster, 0) if activity else 0,
+            active=activity.active.get(cluster, 0) if activity else 0,
         )
 
     def load(self, name: str) -> dict[str, Load]:
-        """Return the load of the versions of an endpoint, also of one that is on its way out."""
+        """Return the load of the versions of an endpoint, also of one that is being removed."""
         self.endpoint(name)
-        here = envoy_config.cluster_name(name, "")
+        prefix = cluster_name(name, "")
         return {
-            cluster.removeprefix(here): load
-            for cluster, load in self._meter.loads().items()
-            if cluster.startswith(here)
+            cluster.removeprefix(prefix): load
+            for cluster, load in self._load_meter.loads().items()
+            if cluster.startswith(prefix)
         }
 
     @property
     def router_url(self) -> str:
-        """Where callers reach the router."""
-        host = f"[{self._router.host}]" if ":" in self._router.host else self._router.host
-        return f"http://{host}:{self._router.port}"
+        """The router's address for callers."""
+        return self._envoy.url
 
     def logs(self, name: str, version: str, tail: int) -> str:
-        """Return the last lines of a version's log; the replica that wrote last comes last."""
+        """Return the last `tail` lines of a version's log; the replica that wrote last comes last."""
         folder = self._logs_folder / check_name(name) / check_name(version)
         paths = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         lines: list[str] = []
@@ -165,40 +179,40 @@ class Operations:
     def keys(self, name: str) -> Keys:
         """Return an endpoint's keys."""
         self.endpoint(name)
-        return keys.read(self._store.endpoint_folder(name))
+        return keys.read(self._revisions.endpoint_folder(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        """Replace one key of an endpoint."""
+        """Replace one key of an endpoint; the other keeps working."""
         async with self._locks[name]:
             self.endpoint(name)
-            made = keys.regenerate(self._store.endpoint_folder(name), which)
-            self._reconciler.changed()
-            return made
+            renewed = keys.regenerate(self._revisions.endpoint_folder(name), which)
+            self._reconciler.wake()
+            return renewed
 
     def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of a version's replicas."""
+        """Set the number of replicas that a version runs now."""
         self.endpoint(name).version(version)
         refusals.check_replicas(version, replicas)
-        if running := self._reconciler.running.get((name, version)):
+        if running := self._reconciler.running.get(VersionKey(name, version)):
             running.scale(replicas)
 
     async def delete(self, name: str) -> None:
-        """Delete an endpoint; return when its last replica has answered what it was asked and has ended."""
+        """Delete an endpoint; return when its replicas have answered the requests that they had and have ended."""
         async with self._locks[check_name(name)]:
-            self._store.delete(name)
+            self._revisions.delete(name)
             if not await self._reconciler.remove(name, DELETE_TIMEOUT_S):
                 raise TargetUnavailableError(
                     f"endpoint {name!r} is deleted, but its replicas have not ended within {DELETE_TIMEOUT_S:g} s: "
-                    "call again to go on waiting, and look into supervisor.log and envoy_config.log"
+                    "delete it again to go on waiting, and look into supervisor.log and router.log"
                 )
 
     async def set_telemetry(self, running: bool) -> None:
         """Start or stop the telemetry store."""
-        await self._telemetry.set_running(running)
+        await (self._telemetry.start() if running else self._telemetry.stop())
 
     def processes(self) -> dict[str, int]:
-        """Return the child processes by name."""
-        found = {"router": self._router.pid, "telemetry store": self._telemetry.pid}
-        for (endpoint, _), running in self._reconciler.running.items():
-            found |= {f"{endpoint}/{replica.name}": replica.pid for replica in running.replicas}
-        return {name: pid for name, pid in found.items() if pid}
+        """Return the process ids of the router, the telemetry store and all replicas, by name."""
+        pids = {"router": self._envoy.pid, "telemetry store": self._telemetry.pid}
+        for key, running in self._reconciler.running.items():
+            pids |= {f"{key.endpoint}/{replica.name}": replica.pid for replica in running.replicas}
+        return {name: pid for name, pid in pids.items() if pid}

@@ -1,4 +1,4 @@
-"""Ports that are kept from others for as long as the supervisor lives."""
+"""Reserve a TCP port for a child process."""
 
 import socket
 
@@ -8,29 +8,31 @@ __all__ = ["reserve"]
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound and never listens: our own child may listen there, a stranger may not.
+    """Return a socket that is bound to a port and never listens, so that only a child process can listen there.
 
-    Linux lets a second socket with SO_REUSEADDR bind the same port as long as no other one listens, so the port
-    stays ours while the child is being replaced.
+    Linux lets a second socket with SO_REUSEADDR bind the same port as long as no other one listens. The port therefore
+    stays reserved while the child is restarted.
 
     Args:
         host: The address to listen on.
         port: The port; 0 for any free one.
 
     Raises:
-        WorkspaceError: Somebody listens there, or the address is not ours.
+        WorkspaceError: Another process uses the port, or the address does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        held = socket.socket(family, kind, protocol)
+        reserved = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise WorkspaceError(f"{host} is no address to listen on: {error}") from None
+        raise WorkspaceError(
+            f"cannot listen on {host}: {error}: choose an address of this machine, such as 127.0.0.1"
+        ) from error
     try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(address)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(address)
     except OSError as error:
-        held.close()
+        reserved.close()
         raise WorkspaceError(
             f"port {port} on {host} cannot be used: {error.strerror}: choose another with --port, or end what uses it"
-        ) from None
-    return held
+        ) from error
+    return reserved

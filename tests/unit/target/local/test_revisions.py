@@ -68,8 +68,8 @@ def test_a_change_of_a_deleted_endpoint_is_refused(store: RevisionStore, tmp_pat
     store.delete("digits")
 
 
-def test_old_revisions_are_forgotten_and_numbers_go_on(store: RevisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revisions, "KEPT", 3)
+def test_old_revisions_are_deleted_and_numbers_go_on(store: RevisionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "KEPT_REVISIONS", 3)
     endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
     for number in range(5):
         endpoint = store.store(endpoint.model_copy(update={"description": str(number)}), ANNA).endpoint
@@ -77,16 +77,16 @@ def test_old_revisions_are_forgotten_and_numbers_go_on(store: RevisionStore, mon
     assert [revision.number for revision in store.history("digits")] == [4, 5, 6]
 
 
-def test_the_remains_of_a_killed_writer_are_swept_and_never_read(store: RevisionStore, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_and_never_read(store: RevisionStore, tmp_path: Path) -> None:
     store.store(Endpoint(name="digits"), ANNA)
-    remains = tmp_path / "digits" / "revisions" / ".00000002.json.xyz"
-    remains.write_text("{")
+    leftover = tmp_path / "digits" / "revisions" / ".00000002.json.xyz"
+    leftover.write_text("{")
     (tmp_path / ".deleted-other-00").mkdir()
 
     assert store.endpoints() == ["digits"]
-    store.sweep()
+    store.remove_leftovers()
 
-    assert not remains.exists()
+    assert not leftover.exists()
     assert not (tmp_path / ".deleted-other-00").exists()
     assert len(store.history("digits")) == 1
 
@@ -114,7 +114,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_said_clearly_and_changes_nothing(tiny_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_changes_nothing(tiny_disk: Path) -> None:
     store = RevisionStore(tiny_disk)
     endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
     with pytest.raises(OSError, match="No space"), (tiny_disk / "ballast").open("wb") as ballast:
@@ -123,7 +123,7 @@ def test_a_full_disk_is_said_clearly_and_changes_nothing(tiny_disk: Path) -> Non
             ballast.flush()
     before = files_of(tiny_disk)
 
-    with pytest.raises(TargetUnavailableError, match="No space left on device; nothing was changed: free some room"):
+    with pytest.raises(TargetUnavailableError, match="No space left on device; nothing was changed: free disk space"):
         store.store(endpoint.create_version("one"), ANNA)
     with pytest.raises(TargetUnavailableError, match="No space left"):
         store.store(Endpoint(name="letters"), ANNA)

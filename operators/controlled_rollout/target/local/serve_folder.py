@@ -1,4 +1,4 @@
-"""Serve a project folder on this machine as a version would be served, for debugging before it goes anywhere."""
+"""Serve a project folder on this machine as a version would be served, to debug it before a rollout."""
 
 import asyncio
 import os
@@ -12,17 +12,17 @@ from typing import Final
 
 from controlled_rollout.image import LocalImage, ModelSource, build_local_image, load_local_image
 from controlled_rollout.image.scoring_runtime import runtime_folder
+from controlled_rollout.target.local.child_process import inherited_environment
 from controlled_rollout.target.local.ports import reserve
 from controlled_rollout.target.local.probe import status_of
-from controlled_rollout.target.local.processes import inherited_environment
 
 __all__ = ["serve_folder"]
 
 HOST: Final = "127.0.0.1"
 PROBE_INTERVAL_S: Final = 0.05
 PROBE_TIMEOUT_S: Final = 2.0
-INTERRUPTED: Final = 128 + signal.SIGINT
-# What a version's own settings would say; here they may be tried out.
+EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
+# Environment variables that stand for the settings of a version, and that the caller may set here.
 SETTINGS: Final = (
     "WORKER_COUNT",
     "SCORING_TIMEOUT_MS",
@@ -42,30 +42,30 @@ def serve_folder(
     models: Sequence[ModelSource] = (),
     entry_script: str = "score.py",
 ) -> int:
-    """Build the folder's image, or find it, and serve it on 127.0.0.1 until Ctrl-C or SIGTERM, which drain.
+    """Build the folder's image unless it exists, and serve it on 127.0.0.1 until Ctrl-C or SIGTERM, which drain it.
 
     Args:
         folder: The project folder.
-        port: Where to serve.
-        cache: Where images and environments are kept.
+        port: The port to serve on; 0 for any free one.
+        cache: The folder of images and environments.
         environment: The environment's file; None for the one in the folder.
         models: The files under AZUREML_MODEL_DIR.
         entry_script: Relative to the folder.
 
     Returns:
-        The process's exit code: 0 after a drain, not 0 if the script could not be served; its log says why.
+        The exit code: 0 after a drain; not 0 if the script could not be served, its output says why.
 
     Raises:
-        WorkspaceError: The port is taken; nothing has been built.
-        ImageError: The folder or its environment cannot be made into an image.
+        WorkspaceError: The port is in use; nothing has been built.
+        ImageError: No image can be built from the folder and its environment.
     """
-    # Held from here on: nobody else can begin to listen there while the image is being built.
-    with reserve(HOST, port) as held:
-        chosen = held.getsockname()[1]
+    # No other process can begin to listen on the port while the image is being built.
+    with reserve(HOST, port) as reserved:
+        reserved_port = reserved.getsockname()[1]
         try:
-            return asyncio.run(_build_and_serve(folder, chosen, cache, environment, models, entry_script))
+            return asyncio.run(_build_and_serve(folder, reserved_port, cache, environment, models, entry_script))
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
 
 
 async def _build_and_serve(
@@ -90,9 +90,12 @@ async def _build_and_serve(
 
 
 async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> int:
-    command = [str(image.python), "-m", "controlled_rollout_scoring", "--bind", f"{HOST}:{port}"]
     process = await asyncio.create_subprocess_exec(
-        *command,
+        str(image.python),
+        "-m",
+        "controlled_rollout_scoring",
+        "--bind",
+        f"{HOST}:{port}",
         "--health",
         f"unix:{health}",
         "--exit-with-parent",
@@ -100,15 +103,15 @@ async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> in
         cwd=image.app_root,
         stdin=asyncio.subprocess.DEVNULL,
     )
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(stop, _stop, process)
-    ended = asyncio.create_task(process.wait())
-    while not ended.done() and await status_of(health, "/ready", PROBE_TIMEOUT_S) != 200:
-        await asyncio.wait([ended], timeout=PROBE_INTERVAL_S)
-    if not ended.done():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _stop, process)
+    exited = asyncio.create_task(process.wait())
+    while not exited.done() and await status_of(health, "/ready", PROBE_TIMEOUT_S) != 200:
+        await asyncio.wait([exited], timeout=PROBE_INTERVAL_S)
+    if not exited.done():
         sys.stdout.write(f"serving {folder} at http://{HOST}:{port}/score (Ctrl-C stops)\n")
         sys.stdout.flush()
-    code = await ended
+    code = await exited
     return code if code >= 0 else 128 - code
 
 
@@ -118,10 +121,10 @@ def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _environment(image: LocalImage) -> dict[str, str]:
-    tried = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return {
         **inherited_environment(),
-        **tried,
+        **settings,
         "PYTHONPATH": str(runtime_folder()),
         "AML_APP_ROOT": str(image.app_root),
         "AZUREML_ENTRY_SCRIPT": image.entry_script,

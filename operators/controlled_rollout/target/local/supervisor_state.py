@@ -1,4 +1,4 @@
-"""What a running supervisor tells its clients, and the lock that lets one supervisor own a folder."""
+"""The state file by which clients find a running supervisor, and the lock on its folder."""
 
 import fcntl
 import os
@@ -7,24 +7,24 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from controlled_rollout.target.local import files
+from controlled_rollout.target.local import atomic_files
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["FolderLock", "State"]
+__all__ = ["FolderLock", "SupervisorState"]
 
 
-class State(BaseModel):
-    """The content of `workspace.state_file`.
+class SupervisorState(BaseModel):
+    """The addresses of a running supervisor: the content of `workspace.state_file`.
 
     Attributes:
         pid: The supervisor's process id.
         runtime: Its private folder of sockets.
-        socket: Where it takes requests.
-        router_url: Where callers reach the router.
-        telemetry_url: Base address of the telemetry store.
-        telemetry_workspace_id: The workspace that queries go to; None until the store has said it.
-        telemetry_token_file: Holds the bearer token of queries.
-        envoy_admin: The router's administration socket.
+        socket: The unix socket of its API.
+        router_url: The router's address for callers.
+        telemetry_url: The telemetry store's base address.
+        telemetry_workspace_id: The workspace that queries name; None until the store has answered once.
+        telemetry_token_file: Holds the bearer token that queries must bring.
+        envoy_admin: The unix socket of the router's administration interface.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,26 +40,26 @@ class State(BaseModel):
 
     @classmethod
     def read(cls, workspace: Workspace) -> Self | None:
-        """Return the state that the folder's last supervisor wrote, or None if it ended in order."""
+        """Return the state of the supervisor that runs or was killed; None if none ran or the last one ended itself."""
         try:
             return cls.model_validate_json(workspace.state_file.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
     def write(self, workspace: Workspace) -> None:
-        """Tell everybody who may read the folder."""
-        files.replace(workspace.state_file, self.model_dump_json(indent=1).encode())
+        """Write the state file of a workspace."""
+        atomic_files.replace(workspace.state_file, self.model_dump_json(indent=1).encode())
 
 
 class FolderLock:
-    """The lock on a workspace's folder; it goes with the process that holds it."""
+    """The lock on a workspace's folder; the kernel releases it when its process ends."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.root / "lock"
         self._descriptor = -1
 
     def take(self) -> bool:
-        """Return whether the folder is now this process's own."""
+        """Lock the folder; return False if another process has locked it."""
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,6 +69,6 @@ class FolderLock:
         return True
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Unlock the folder."""
         os.close(self._descriptor)
         self._descriptor = -1

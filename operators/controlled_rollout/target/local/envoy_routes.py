@@ -1,0 +1,204 @@
+"""Envoy's routes: who is let in to an endpoint, and which version answers. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from controlled_rollout.endpoint import VERSION_HEADER
+from controlled_rollout.target.local.envoy_config import (
+    API_KEY_AUTH,
+    ENVOY_TYPE,
+    ROUTES,
+    Json,
+    cluster_name,
+    duration,
+)
+
+__all__ = ["EndpointRoute", "VersionRoute", "route_configuration"]
+
+# A version's cluster enforces its scoring timeout; the route's timeout is longer and only a safeguard.
+ROUTE_TIMEOUT_MARGIN_MS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRoute:
+    """The routes to one version.
+
+    Attributes:
+        name: The version's name.
+        weight: Its share of the traffic in parts per million; 0 for a version that callers reach only by its name.
+        timeout_ms: After so many milliseconds a request is answered 504.
+    """
+
+    name: str
+    weight: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRoute:
+    """The routes of one endpoint.
+
+    Attributes:
+        name: The endpoint's name.
+        versions: The versions that can be reached. Their weights add up to a million, or there are none.
+        keys: The keys that are accepted; None only for an endpoint whose `auth` is `none`.
+        traced: Whether spans of its requests are sent to the telemetry store.
+    """
+
+    name: str
+    versions: tuple[VersionRoute, ...]
+    keys: tuple[str, ...] | None = field(repr=False)
+    traced: bool = True
+
+
+def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
+    """Return the routes of all endpoints, with their weights and keys."""
+    return {
+        "@type": ENVOY_TYPE + "config.route.v3.RouteConfiguration",
+        "name": ROUTES,
+        "virtual_hosts": [
+            {
+                "name": ROUTES,
+                "domains": ["*"],
+                "routes": [
+                    _direct_response({"path": "/healthz"}, 200, "ok"),
+                    *(route for endpoint in endpoints for route in _endpoint_routes(endpoint)),
+                    _direct_response({"prefix": "/"}, 404, "there is no such endpoint here"),
+                ],
+            }
+        ],
+        "response_headers_to_remove": ["server"],
+        "validate_clusters": False,
+    }
+
+
+def _direct_response(match: Json, status: int, text: str) -> Json:
+    """Return a route that the router answers itself, without a key and without a span."""
+    return {
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+        "tracing": _untraced(),
+        "typed_per_filter_config": {API_KEY_AUTH: _auth_disabled()},
+    }
+
+
+def _untraced() -> Json:
+    no_request = {"numerator": 0}
+    return {"client_sampling": no_request, "random_sampling": no_request, "overall_sampling": no_request}
+
+
+def _auth_disabled() -> Json:
+    return {"@type": ENVOY_TYPE + "config.route.v3.FilterConfig", "disabled": True}
+
+
+def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
+    prefix = f"/api/v1/service/{endpoint.name}/"
+    auth = _auth(endpoint)
+    names = ", ".join(version.name for version in endpoint.versions) or "none"
+    by_name = [
+        {
+            "match": {"prefix": prefix, "headers": [_header_is(version.name)]},
+            "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name)}),
+            **_version_headers(version.name),
+            "tracing": _tracing(endpoint, "header"),
+            "typed_per_filter_config": auth,
+        }
+        for version in endpoint.versions
+    ]
+    unknown = {
+        "match": {"prefix": prefix, "headers": [{"name": VERSION_HEADER, "present_match": True}]},
+        "direct_response": {
+            "status": 404,
+            "body": {"inline_string": f"endpoint {endpoint.name} has no version of that name: it has {names}"},
+        },
+        "tracing": _untraced(),
+        "typed_per_filter_config": auth,
+    }
+    return [*by_name, unknown, _weighted(endpoint, prefix, auth)]
+
+
+def _weighted(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
+    weighted = [version for version in endpoint.versions if version.weight]
+    route: Json = {
+        "match": {"prefix": prefix},
+        "tracing": _tracing(endpoint, "weights"),
+        "typed_per_filter_config": auth,
+    }
+    if not weighted:
+        body = {"inline_string": f"endpoint {endpoint.name} has no version that is ready yet"}
+        return {**route, "direct_response": {"status": 503, "body": body}}
+    clusters = [
+        {
+            "name": cluster_name(endpoint.name, version.name),
+            "weight": version.weight,
+            **_version_headers(version.name),
+        }
+        for version in weighted
+    ]
+    return {**route, "route": _route_action(weighted, {"weighted_clusters": {"clusters": clusters}})}
+
+
+def _auth(endpoint: EndpointRoute) -> Json:
+    if endpoint.keys is None:
+        return {API_KEY_AUTH: _auth_disabled()}
+    return {
+        API_KEY_AUTH: {
+            "@type": ENVOY_TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute",
+            "credentials": [{"key": key, "client": f"key-{number}"} for number, key in enumerate(endpoint.keys, 1)],
+            "key_sources": [{"header": "Authorization"}],
+            "forwarding": {"hide_credentials": True},
+        }
+    }
+
+
+def _header_is(version: str) -> Json:
+    return {"name": VERSION_HEADER, "string_match": {"exact": version}}
+
+
+def _version_headers(version: str) -> Json:
+    """Return the header that names the version, for the replica and for the caller."""
+    header = {
+        "header": {"key": VERSION_HEADER, "value": version},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    return {"request_headers_to_add": [header], "response_headers_to_add": [header]}
+
+
+def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any]) -> Json:
+    return {
+        **target,
+        "prefix_rewrite": "/",
+        "timeout": duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
+        "idle_timeout": "0s",
+        # Only requests that certainly reached no replica are sent again.
+        "retry_policy": {
+            "retry_on": "connect-failure,reset-before-request,refused-stream",
+            "num_retries": 2,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": ENVOY_TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                    },
+                }
+            ],
+            "host_selection_retry_max_attempts": 5,
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
+        },
+    }
+
+
+def _tracing(endpoint: EndpointRoute, routed_by: str) -> Json:
+    if not endpoint.traced:
+        return _untraced()
+    all_requests = {"numerator": 100}
+    return {
+        "client_sampling": all_requests,
+        "random_sampling": all_requests,
+        "overall_sampling": all_requests,
+        "custom_tags": [
+            {"tag": "endpoint", "literal": {"value": endpoint.name}},
+            {"tag": "routed_by", "literal": {"value": routed_by}},
+        ],
+    }

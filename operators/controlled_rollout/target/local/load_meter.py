@@ -1,0 +1,81 @@
+"""Measures the load of every version: reads the router's counters once a second and keeps the last ten seconds."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.sizing import Load
+from controlled_rollout.target.counters import Counters, loads
+
+__all__ = ["LoadMeter"]
+
+INTERVAL_S: Final = 1.0
+WINDOW_S: Final = 10.0
+
+ReadCounters = Callable[[], Awaitable[Mapping[str, Counters] | None]]
+
+
+class LoadMeter:
+    """Samples the router's counters all the time, so that the load of the last seconds is known at once.
+
+    Args:
+        read_counters: Returns the router's counters by cluster, or None while it does not answer.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, read_counters: ReadCounters, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._read_counters = read_counters
+        self._clock = clock
+        self._samples: deque[tuple[float, Mapping[str, Counters]]] = deque()
+        self._started = clock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._started = self._clock()
+        self._task = asyncio.create_task(self._keep_sampling(), name="load meter")
+
+    async def stop(self) -> None:
+        """Stop sampling."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def loads(self) -> dict[str, Load]:
+        """Return the load of every cluster over the last seconds; empty before there are two samples.
+
+        Raises:
+            TargetUnavailableError: The router has not answered for so long that its load is not known.
+        """
+        self._drop_old_samples()
+        if not self._samples and self._clock() - self._started > WINDOW_S:
+            raise TargetUnavailableError(
+                f"the router has not answered for {WINDOW_S:g} s, and its load is not known: "
+                "look into router.log in the workspace's logs folder"
+            )
+        if len(self._samples) < 2:
+            return {}
+        (first_time, before), (last_time, after) = self._samples[0], self._samples[-1]
+        return loads(before, after, last_time - first_time)
+
+    async def sample(self) -> None:
+        """Read the counters once."""
+        if (counters := await self._read_counters()) is not None:
+            self._samples.append((self._clock(), counters))
+        self._drop_old_samples()
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            await self.sample()
+            await asyncio.sleep(INTERVAL_S)
+
+    def _drop_old_samples(self) -> None:
+        """Drop samples that are too old, the newest one too: a router that has ended has no load now."""
+        oldest = self._clock() - WINDOW_S - INTERVAL_S / 2
+        while self._samples and self._samples[0][0] < oldest:
+            self._samples.popleft()

@@ -1,0 +1,228 @@
+"""A replica: one process of a version, started, probed, restarted and drained."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.endpoint import Version
+from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
+from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.probe import status_of
+from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
+from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
+
+__all__ = ["LaunchSpec", "Replica"]
+
+STARTUP_PROBE_INTERVAL_S: Final = 0.05
+PROBE_TIMEOUT_S: Final = 2.0
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+HEALTHY_S: Final = 60.0
+# How much longer than its scoring timeout a replica may take to end after SIGTERM.
+STOP_MARGIN_S: Final = 5.0
+
+_socket_numbers: Iterator[int] = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """How the replicas of a version are started. A version whose spec stays equal keeps its replicas.
+
+    Attributes:
+        image: The image's reference.
+        python: The interpreter of the image's environment.
+        runtime_folder: The folder of the scoring runtime's package.
+        app_root: The folder of the user's code.
+        entry_script: The script in it that has `init()` and `run()`.
+        model_dir: The folder of the models.
+        worker_count: Processes that score.
+        concurrency: Requests that the replica scores or queues at once.
+        scoring_timeout_ms: The longest that one request may be scored.
+        max_wait_ms: The longest that one request may be queued.
+    """
+
+    image: str
+    python: Path
+    runtime_folder: Path
+    app_root: Path
+    entry_script: str
+    model_dir: Path
+    worker_count: int
+    concurrency: int
+    scoring_timeout_ms: int
+    max_wait_ms: int
+
+    def command(self, runtime: Path, socket: Path, health: Path) -> Command:
+        """Return the command of one replica.
+
+        Args:
+            runtime: The supervisor's runtime folder.
+            socket: The unix socket that takes requests.
+            health: The unix socket that answers probes.
+        """
+        arguments = [
+            str(self.python),
+            "-m",
+            "controlled_rollout_scoring",
+            "--bind",
+            f"unix:{socket}",
+            "--health",
+            f"unix:{health}",
+        ]
+        environment = inherited_environment() | {
+            RUNTIME_VARIABLE: str(runtime),
+            "PYTHONPATH": str(self.runtime_folder),
+            "PYTHONUNBUFFERED": "1",
+            "AML_APP_ROOT": str(self.app_root),
+            "AZUREML_ENTRY_SCRIPT": self.entry_script,
+            "AZUREML_MODEL_DIR": str(self.model_dir),
+            "WORKER_COUNT": str(self.worker_count),
+            "REPLICA_MAX_CONCURRENT_REQUESTS": str(self.concurrency),
+            "SCORING_TIMEOUT_MS": str(self.scoring_timeout_ms),
+            "MAX_REQUEST_WAIT_TIME_MS": str(self.max_wait_ms),
+            "DRAIN_TIMEOUT_S": str(math.ceil(self.scoring_timeout_ms / 1000)),
+        }
+        return Command(arguments, environment, self.app_root)
+
+
+class Replica:
+    """One process of a version, started again when it ends or hangs, until `stop` is called.
+
+    Attributes:
+        name: Unique in its version.
+        spec: How it is started.
+        log: Its log.
+        state: Where it is in its life.
+            last_exit: How it ended last, in words; None if it never did.
+        failed_starts: Starts in a row that ended before the replica was ready.
+        socket: The unix socket that takes requests; another one after every start.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: LaunchSpec,
+        version: Version,
+        *,
+        runtime: Path,
+        log: LogFile,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.log = log
+        self.state = ReplicaState.STARTING
+        self._starts = 0
+        self.last_exit: str | None = None
+        self.failed_starts = 0
+        self.socket = self._health_socket = runtime / "unused"
+        self._version = version
+        self._runtime = runtime
+        self._on_change = on_change
+        self._was_ready = False
+        self._process = SupervisedProcess(
+            f"replica {name}",
+            self._next_command,
+            log=log,
+            back_off=BackOff(FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S),
+            watch=self._watch,
+            on_exit=self._exited,
+        )
+        self._process.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may get requests."""
+        return self.state is ReplicaState.READY
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(0, self._starts - 1)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None while no process runs."""
+        return self._process.pid
+
+    def status(self) -> ReplicaStatus:
+        """Return its state for clients."""
+        return ReplicaStatus(name=self.name, state=self.state, restarts=self.restarts, last_exit=self.last_exit)
+
+    def use_probes_of(self, version: Version) -> None:
+        """Take over the probe settings of a changed version; the process goes on running."""
+        self._version = version
+
+    def begin_stopping(self) -> None:
+        """Take it off the router's list for good; it goes on answering requests until `stop`."""
+        self._set_state(ReplicaState.STOPPING)
+        self._process.do_not_restart()
+
+    async def stop(self) -> None:
+        """Let the process answer the requests that it has, then end it."""
+        self.begin_stopping()
+        await self._process.stop(self.spec.scoring_timeout_ms / 1000 + STOP_MARGIN_S)
+
+    def _next_command(self) -> Command:
+        number = next(_socket_numbers)
+        self.socket = self._runtime / f"r{number}.sock"
+        self._health_socket = self._runtime / f"h{number}.sock"
+        self._starts += 1
+        self._was_ready = False
+        self._set_state(ReplicaState.STARTING)
+        self.log.note(f"replica {self.name} starts, image {self.spec.image}")
+        return self.spec.command(self._runtime, self.socket, self._health_socket)
+
+    def _exited(self, reason: str) -> None:
+        for path in (self.socket, self._health_socket):
+            path.unlink(missing_ok=True)
+        if self._process.is_stopping:
+            return
+        self.last_exit = reason
+        self.failed_starts = 0 if self._was_ready else self.failed_starts + 1
+        self._set_state(ReplicaState.WAITING)
+        self._on_change()
+
+    async def _watch(self, exited: "asyncio.Task[int]") -> str | None:
+        """Return why the process has to end; None if it ends by itself."""
+        startup_s = self._version.initial_delay_seconds
+        deadline = time.monotonic() + startup_s
+        successes = 0
+        while not exited.done():
+            is_ready = await status_of(self._health_socket, "/ready", PROBE_TIMEOUT_S) == 200
+            successes = successes + 1 if is_ready else 0
+            if successes >= self._version.success_threshold:
+                break
+            if time.monotonic() > deadline:
+                return f"was not ready within {startup_s} s"
+            await asyncio.wait([exited], timeout=STARTUP_PROBE_INTERVAL_S)
+        if exited.done():
+            return None
+        self._was_ready = True
+        self.failed_starts = 0
+        self._set_state(ReplicaState.READY)
+        return await self._watch_liveness(exited)
+
+    async def _watch_liveness(self, exited: "asyncio.Task[int]") -> str | None:
+        failures = 0
+        while not exited.done():
+            await asyncio.wait([exited], timeout=self._version.period_seconds)
+            if exited.done() or self._process.is_stopping:
+                break
+            is_alive = await status_of(self._health_socket, "/live", self._version.timeout_seconds) == 200
+            failures = 0 if is_alive else failures + 1
+            if failures >= self._version.failure_threshold:
+                self._set_state(ReplicaState.WAITING)
+                return f"did not answer its health check {failures} times in a row"
+        return None
+
+    def _set_state(self, state: ReplicaState) -> None:
+        """Change the state; a replica that is stopping stays so."""
+        if self.state not in (state, ReplicaState.STOPPING):
+            self.state = state
+            self._on_change()

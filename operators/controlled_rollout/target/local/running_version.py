@@ -1,0 +1,173 @@
+"""The replicas of one version: how many there are, which of them get requests, which are being replaced."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.endpoint import Version
+from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.replica import LaunchSpec, Replica
+from controlled_rollout.target.protocol import ReplicaState, VersionStatus
+
+__all__ = ["RunningVersion"]
+
+# After so many starts in a row that ended before the replica was ready, the version has failed.
+MAX_FAILED_STARTS: Final = 3
+# A worker thread of the router may still route a request to a replica that has just left its list.
+SETTLE_S: Final = 0.2
+STATUS_LOG_LINES: Final = 40
+
+
+class RunningVersion:
+    """The replicas of one version, from its first to its last.
+
+    Attributes:
+        version: The version as it should run now.
+        retiring: Whether it is being removed.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        launch_spec: LaunchSpec,
+        *,
+        runtime: Path,
+        logs_folder: Path,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.version = version
+        self.retiring = False
+        self._launch_spec = launch_spec
+        self._required_replicas = version.replicas_at_start
+        self._runtime = runtime
+        self._logs_folder = logs_folder
+        self._on_change = on_change
+        self._replica_numbers = itertools.count(1)
+        self._current: list[Replica] = []
+        self._outgoing: list[Replica] = []
+        self._stops: set[asyncio.Task[None]] = set()
+        self._start_missing()
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """All replicas, the outgoing ones last."""
+        return [*self._current, *self._outgoing]
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether no outgoing replica may get requests any more."""
+        return all(not replica.ready for replica in self._outgoing)
+
+    @property
+    def ready(self) -> bool:
+        """Whether as many replicas as it should have may get requests."""
+        return sum(replica.ready for replica in self._current) >= self._required_replicas
+
+    @property
+    def failed(self) -> bool:
+        """Whether a replica has ended `MAX_FAILED_STARTS` times in a row before it was ready.
+
+        It is still started again, with the longest pause in between: the cause may go away.
+        """
+        return any(replica.failed_starts >= MAX_FAILED_STARTS for replica in self._current)
+
+    def sockets(self) -> list[Path]:
+        """Return the sockets of the replicas that may get requests."""
+        return [replica.socket for replica in self.replicas if replica.ready]
+
+    def update(self, version: Version, launch_spec: LaunchSpec) -> None:
+        """Take over a changed version; replicas that need another process serve until the new ones are ready."""
+        if version.replicas_at_start != self.version.replicas_at_start:
+            self._required_replicas = version.replicas_at_start
+        self.version = version
+        if launch_spec != self._launch_spec:
+            self._launch_spec = launch_spec
+            self._outgoing += self._current
+            self._current = []
+        for replica in self._current:
+            replica.use_probes_of(version)
+        self._start_missing()
+
+    def scale(self, replicas: int) -> None:
+        """Set the number of replicas that should run."""
+        self._required_replicas = replicas
+        while len(self._current) > replicas:
+            surplus = self._current.pop()
+            surplus.begin_stopping()
+            self._outgoing.append(surplus)
+        self._start_missing()
+        self._on_change()
+
+    def release_outgoing(self) -> None:
+        """Take the outgoing replicas off the router's list once all current ones are ready."""
+        if not self.ready or self.retiring:
+            return
+        for replica in self._outgoing:
+            replica.begin_stopping()
+
+    def stopping_replicas(self) -> list[Replica]:
+        """Return the replicas that must leave the router's list before `stop_replicas` ends them."""
+        return [replica for replica in self._outgoing if replica.state is ReplicaState.STOPPING]
+
+    def stop_replicas(self, replicas: Iterable[Replica]) -> None:
+        """Begin to end replicas that the router has taken off its list."""
+        for replica in replicas:
+            self._outgoing.remove(replica)
+            stop = asyncio.create_task(_settle_and_stop(replica))
+            self._stops.add(stop)
+            stop.add_done_callback(self._stops.discard)
+
+    async def stop(self) -> None:
+        """End all replicas, each after it has answered the requests that it has."""
+        self.retiring = True
+        await asyncio.gather(*(replica.stop() for replica in self.replicas), *self._stops)
+        self._current, self._outgoing = [], []
+
+    def status(self, *, requests: int, active: int) -> VersionStatus:
+        """Return the version's state for clients.
+
+        Args:
+            requests: Requests that the router has sent to it.
+            active: Requests that it is answering now.
+        """
+        worst = max(self._current, key=lambda replica: replica.failed_starts, default=None)
+        failing = worst if worst and worst.failed_starts else None
+        return VersionStatus(
+            name=self.version.name,
+            ready=self.ready and self.up_to_date,
+            wanted_replicas=self._required_replicas,
+            failed=self.failed,
+            cause=None if self.ready else self._cause(failing),
+            log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
+            replicas=tuple(replica.status() for replica in self.replicas),
+            requests=requests,
+            active=active,
+        )
+
+    def _cause(self, failing: Replica | None) -> str | None:
+        """Return why the version is not ready, as far as an end of one of its replicas explains it."""
+        if failing:
+            times = f"{failing.failed_starts} times" if failing.failed_starts > 1 else "once"
+            return f"replica {failing.name} {failing.last_exit}; failed {times} during start"
+        ended = (replica for replica in self._current if not replica.ready and replica.last_exit)
+        return next((f"replica {replica.name} {replica.last_exit}" for replica in ended), None)
+
+    def _start_missing(self) -> None:
+        while len(self._current) < self._required_replicas:
+            name = f"{self.version.name}-{next(self._replica_numbers)}"
+            replica = Replica(
+                name,
+                self._launch_spec,
+                self.version,
+                runtime=self._runtime,
+                log=LogFile(self._logs_folder / f"{name}.log"),
+                on_change=self._on_change,
+            )
+            self._current.append(replica)
+
+
+async def _settle_and_stop(replica: Replica) -> None:
+    await asyncio.sleep(SETTLE_S)
+    await replica.stop()
