@@ -1,4 +1,4 @@
-"""What Airflow shows of this provider: its operators, sensors, triggers, hook and connection form."""
+"""Describes this provider to Airflow: its operators, sensors, triggers, hook and connection form."""
 
 from typing import Any
 
@@ -12,6 +12,14 @@ def get_provider_info() -> dict[str, Any]:
         "name": INTEGRATION,
         "description": "Rolls out machine-learning models safely: canary traffic, a statistical gate, "
         "promotion or roll-back.",
+        "integrations": [
+            {
+                "integration-name": INTEGRATION,
+                "external-doc-url": "https://pypi.org/project/airflow-provider-controlled-rollout/",
+                "how-to-guide": ["/docs/airflow.md"],
+                "tags": ["machine-learning", "software"],
+            }
+        ],
         "operators": [
             {
                 "integration-name": INTEGRATION,
@@ -29,7 +37,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}],
         "triggers": [
-            {"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}
+            {"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.triggers.treatment_gate"]}
         ],
         "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.hooks.workspace"]}],
         "connection-types": [_connection_type()],
@@ -65,7 +73,7 @@ def _connection_type() -> dict[str, Any]:
 
 
 def _field(label: str, description: str, **schema: Any) -> dict[str, Any]:
-    """A field of the connection's form; all may be left empty."""
+    """Return a field of the connection's form; every field may be left empty."""
     return {"label": label, "schema": {"type": ["string", "null"], **schema}, "description": description}
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from controlled_rollout import record
+from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.evaluation.look import check_owner
@@ -59,8 +60,8 @@ async def roll_out(
     auth: Auth = Auth.KEY,
     settings: dict[str, Any] | None = None,
     on_conflict: Literal["fail", "wait"] = "fail",
-    conflict_timeout: timedelta = timedelta(hours=1),
-    timeout: timedelta = timedelta(minutes=10),
+    conflict_timeout: timedelta = CONFLICT_TIMEOUT,
+    timeout: timedelta = READY_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
     """Create a version at 0 % and wait until it is ready; the first version of a new endpoint takes all the traffic.
@@ -136,7 +137,7 @@ async def shift(
     who: str,
     why: str = "",
     owner: str | None = None,
-    timeout: timedelta = timedelta(minutes=2),
+    timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
     """Set a version's percentile once it is ready and large enough, and wait until the router serves the new split.
@@ -174,7 +175,7 @@ async def promote(
     why: str = "",
     owner: str | None = None,
     going_back: bool = False,
-    timeout: timedelta = timedelta(minutes=2),
+    timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
     """Make a version default and control with all the traffic; the old control stays, ready, at 0 %.
@@ -231,7 +232,7 @@ async def roll_back(
     who: str,
     why: str,
     owner: str | None = None,
-    timeout: timedelta = timedelta(minutes=2),
+    timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
     """Set a treatment to 0 % and let go of the endpoint; everything else stays as it is.
@@ -276,7 +277,7 @@ async def retire(
     *,
     who: str,
     why: str = "",
-    timeout: timedelta = timedelta(minutes=5),
+    timeout: timedelta = RETIRE_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
     """Delete a version that has no traffic; one that is gone already is no error, and None means that all is gone.

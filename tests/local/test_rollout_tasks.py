@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.providers.standard.operators import hitl
@@ -21,6 +21,9 @@ from controlled_rollout.endpoint import Endpoint
 from tests.local.empty_scanner import empty_scanner
 from tests.local.local_target_lab import CRASHING, Lab, running, steady_load
 from tests.registry.osv_service import osv_service
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
 
 ENDPOINT = "digits"
 DAG_ID = "weekly"
@@ -85,7 +88,9 @@ class Run:
         self.version = version_of_run(self.dag_run)
 
     def task(self, name: str) -> BaseOperator:
-        return self.dag.get_task(f"rollout.{name}")
+        task = self.dag.get_task(f"rollout.{name}")
+        assert isinstance(task, BaseOperator)
+        return task
 
     def execute(self, name: str) -> str:
         """Execute a task as a worker would, keep its result, and return what it has logged."""
@@ -104,7 +109,7 @@ class Run:
     def _log(self, name: str, call: Any) -> str:
         task = self.task(name)
         log = Log()
-        task._cached_logger = log
+        task._cached_logger = cast("Logger", log)
         context = self._context(task)
         task.render_template_fields(context)
         try:

@@ -1,6 +1,7 @@
 import importlib
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import get_args
 
 import jsonschema
@@ -11,15 +12,27 @@ from controlled_rollout.hooks.workspace import ONLY_WITHOUT_AIRFLOW, WorkspaceHo
 from controlled_rollout.provider_info import get_provider_info
 from controlled_rollout.workspace import Workspace
 
+REPOSITORY = Path(__file__).parents[2]
 
-@pytest.mark.parametrize("schema", ["provider_info.schema.json", "provider.yaml.schema.json"])
-def test_provider_info_is_what_airflow_asks_for(schema: str) -> None:
-    loaded = json.loads(files("airflow").joinpath(schema).read_text())
-    if schema == "provider.yaml.schema.json":  # the stricter one; of it only what concerns the connection's form
-        loaded = loaded["properties"]["connection-types"]
-        jsonschema.validate(get_provider_info()["connection-types"], loaded)
-    else:
-        jsonschema.validate(get_provider_info(), loaded)
+
+def test_provider_info_is_valid_by_airflow_s_schema() -> None:
+    schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+@pytest.mark.parametrize("part", ["connection-types", "integrations"])
+def test_the_parts_that_airflow_shows_are_valid_by_the_stricter_schema_of_its_own_providers(part: str) -> None:
+    schema = json.loads(files("airflow").joinpath("provider.yaml.schema.json").read_text())
+    jsonschema.validate(get_provider_info()[part], schema["properties"][part])
+
+
+def test_everything_belongs_to_an_integration_with_a_guide() -> None:
+    info = get_provider_info()
+    [integration] = info["integrations"]
+    parts = [entry for kind in ("operators", "sensors", "triggers", "hooks") for entry in info[kind]]
+    assert {entry["integration-name"] for entry in parts} == {integration["integration-name"]}
+    for guide in integration["how-to-guide"]:
+        assert (REPOSITORY / guide.lstrip("/")).is_file()
 
 
 def test_every_module_that_is_named_is_there() -> None:

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from controlled_rollout.cli import endpoint, image, machine, record, rollout
 from controlled_rollout.errors import ControlledRolloutError
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What stands behind the program's name; None takes the process's own.
+        arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
-        The exit code: 0 for success, 1 for an error of ours, 2 for a call that makes no sense.
+        The exit code: 0 for success, 1 for a `ControlledRolloutError`, 2 for invalid arguments.
     """
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except ControlledRolloutError as error:
@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read has enough (`| head`): nor is there anything to flush at the end.
+        # The reader has closed the pipe (`| head`): what is left is not to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="controlled-rollout", description="Roll out machine-learning models: canary traffic, a gate, promotion."
     )

@@ -29,7 +29,6 @@ def add_to(commands: Commands) -> None:
         "--accept",
         metavar="NAME",
         action="append",
-        default=[],
         help="a vulnerability, or a package that cannot be looked at, that was judged and may pass; may be repeated",
     )
     scan.add_argument("--only-fixed", action="store_true", help="let findings without a fixed version pass")
@@ -43,8 +42,9 @@ def add_to(commands: Commands) -> None:
     )
     scan.add_argument(
         "--attach-bill",
-        action="store_true",
-        help="attach the image's bill of materials (CycloneDX) to it in its registry, whatever is found",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="attach the bill of materials (CycloneDX) to an image in a registry, whatever is found (default: yes)",
     )
     add_workspace(scan)
     scan.set_defaults(run=_scan)
@@ -55,7 +55,7 @@ def _scan(options: argparse.Namespace) -> int:
 
     policy = Policy(
         max_severity=Severity.parse(options.max_severity),
-        accepted=frozenset(options.accept),
+        accepted=frozenset(options.accept or ()),
         only_fixed=options.only_fixed,
         max_database_age=options.max_database_age,
     )

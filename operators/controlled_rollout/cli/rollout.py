@@ -9,7 +9,7 @@ import yaml
 
 from controlled_rollout.cli.arguments import Commands, add_workspace, caller, duration, workspace_of
 from controlled_rollout.cli.view import say
-from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth, Version
 from controlled_rollout.errors import EndpointNotFoundError
@@ -69,7 +69,6 @@ def _add_deploy(commands: Commands) -> None:
         metavar="FIELD=VALUE",
         type=_setting,
         action="append",
-        default=[],
         dest="settings",
         help="a field of the version, such as cpu_cores=0.5; may be repeated",
     )
@@ -84,6 +83,13 @@ def _add_deploy(commands: Commands) -> None:
         choices=["fail", "wait"],
         default="fail",
         help="while somebody else's rollout holds the endpoint (default %(default)s)",
+    )
+    deploy.add_argument(
+        "--conflict-timeout",
+        type=duration,
+        default=CONFLICT_TIMEOUT,
+        metavar="DURATION",
+        help=f"how long to wait for that (default {format_duration(CONFLICT_TIMEOUT)})",
     )
 
 
@@ -100,8 +106,9 @@ def _deploy(options: argparse.Namespace) -> int:
         who=caller(),
         why=options.reason,
         auth=Auth(options.auth),
-        settings=dict(options.settings),
+        settings=dict(options.settings or ()),
         on_conflict=options.on_conflict,
+        conflict_timeout=options.conflict_timeout,
         timeout=options.timeout,
         progress=say,
     )

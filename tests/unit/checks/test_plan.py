@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import timedelta
+from typing import Literal
 
 import pytest
 
@@ -30,7 +31,9 @@ def test_the_plan_says_which_gates_have_to_pass() -> None:
 
 
 @pytest.mark.parametrize(("on_no_decision", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
-def test_the_plan_says_what_happens_without_a_decision_and_who_approves(on_no_decision: str, words: str) -> None:
+def test_the_plan_says_what_happens_without_a_decision_and_who_approves(
+    on_no_decision: Literal["hold", "ask"], words: str
+) -> None:
     plan = str(replace(PLAN, on_no_decision=on_no_decision, approval=True))
     assert words in plan
     assert "4. when a person approves, promote" in plan

@@ -1,0 +1,108 @@
+"""One default for one thing: wherever the same argument is taken, leaving it out means the same."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import controlled_rollout
+from controlled_rollout import steps
+from controlled_rollout.cli import command_parser
+from controlled_rollout.duration import parse_duration
+from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.image.scan import Policy, ScanSettings
+from controlled_rollout.operators.rollout_check import CheckRolloutOperator
+
+# Airflow's own convention, [operators] default_deferrable; the group waits for days and defers unless told otherwise.
+AIRFLOW_DECIDES = {"deferrable"}
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def defaults_of_task(task: type) -> dict[str, Any]:
+    """Return the defaults of a task's arguments, those of its bases in this package included."""
+    ours = [base for base in task.__mro__ if base.__module__.startswith("controlled_rollout.")]
+    return {
+        name: value
+        for base in reversed(ours)
+        for name, value in defaults_of(vars(base).get("__init__", object)).items()
+    }
+
+
+def options_of(command: str) -> dict[str, Any]:
+    """Return the defaults of a command's options."""
+    [commands] = [action for action in command_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return {action.dest: action.default for action in commands.choices[command]._actions if action.option_strings}
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    shared = one.keys() & other.keys() - AIRFLOW_DECIDES
+    assert shared
+    assert {name: given(one[name]) for name in shared} == {name: given(other[name]) for name in shared}
+
+
+def given(default: Any) -> Any:
+    """Return a default; an empty collection is as good as None."""
+    return default or None if isinstance(default, (tuple, list, dict)) else default
+
+
+GROUP = defaults_of(controlled_rollout.ControlledRollout.__init__)
+TASKS = {
+    name: defaults_of_task(getattr(controlled_rollout, name))
+    for name in controlled_rollout.__all__
+    if name.endswith(("Operator", "Sensor"))
+} | {"CheckRolloutOperator": defaults_of_task(CheckRolloutOperator)}
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_group_and_its_tasks_have_the_same_defaults(task: str) -> None:
+    assert_same(GROUP, TASKS[task])
+
+
+@pytest.mark.parametrize(
+    ("task", "command", "step"),
+    [
+        ("RolloutVersionOperator", "deploy", steps.roll_out),
+        ("ShiftTrafficOperator", "shift", steps.shift),
+        ("PromoteToControlOperator", "promote", steps.promote),
+        ("RollBackOperator", "rollback", steps.roll_back),
+        ("DeleteVersionOperator", "retire", steps.retire),
+    ],
+)
+def test_a_task_its_command_and_its_step_have_the_same_defaults(
+    task: str, command: str, step: Callable[..., Any]
+) -> None:
+    assert_same(TASKS[task], options_of(command))
+    assert_same(TASKS[task], defaults_of(step))
+
+
+def test_the_evidence_is_read_in_the_same_way_everywhere() -> None:
+    window = EvidenceWindow().model_dump()
+    assert_same(window, GROUP)
+    assert_same(window, TASKS["TreatmentGateSensor"])
+
+
+def test_a_scan_has_the_same_defaults_everywhere() -> None:
+    settings, task, command = ScanSettings(), TASKS["ScanImageOperator"], options_of("scan")
+    assert_same(task, command)
+    engine = {field.name: getattr(settings, field.name) for field in fields(ScanSettings)}
+    policy = {field.name: getattr(settings.policy, field.name) for field in fields(Policy)}
+    assert_same(task, engine)
+    assert_same({**task, "max_severity": policy["max_severity"]}, policy)
+    assert task["max_severity"] == str(policy["max_severity"])
+
+
+def test_every_length_of_time_has_a_default_that_is_one() -> None:
+    lengths = ("bake", "decision_timeout", "interval", "keep_warm", "conflict_timeout", "ready_timeout")
+    for name in lengths:
+        assert parse_duration(GROUP[name]) >= timedelta(0)
