@@ -6,12 +6,13 @@ Also the way to end a rollout that is on hold, and the way back after a promotio
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 from airflow.sdk import DAG, Param
 
 from controlled_rollout import DeleteVersionOperator, PromoteToControlOperator
 
-NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
 with DAG(
     "promote",

@@ -7,6 +7,7 @@ import logging
 import runpy
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
@@ -15,8 +16,8 @@ from controlled_rollout.version_name import version_of_run
 
 FOLDER = Path(__file__).parent
 log = logging.getLogger(__name__)
-TIME = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(s|min|h|d)$"}
-NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+TIME: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(s|min|h|d)$"}
+NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
 VERSION = "{{ version_of_run(dag_run) }}"
 

@@ -5,12 +5,13 @@ place: it becomes default and control with all the traffic.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 from airflow.sdk import DAG, Param
 
 from controlled_rollout import RollBackOperator
 
-NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
 with DAG(
     "roll_back",

@@ -4,7 +4,7 @@ import argparse
 import os
 import platform
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ that a noisy moment hits all of them. Compare ratios, not absolute figures: clie
 """
 
 
-def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> Iterator[str]:
+def table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> Iterator[str]:
     yield ""
     yield "| " + " | ".join(header) + " |"
     yield "|" + "---|" * len(header)

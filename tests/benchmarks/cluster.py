@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import httpx
@@ -81,11 +82,8 @@ class Meter:
             found.envoy += "/proxy/stats/" in path
             return await send(api, method, path, body, query, *rest)
 
-        Api._send = counted  # type: ignore[method-assign]
-        try:
+        with patch.object(Api, "_send", counted):
             yield
-        finally:
-            Api._send = send  # type: ignore[method-assign]
 
 
 async def rollout(at: Place, requests: Meter) -> tuple[float, list[float]]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from controlled_rollout.workspace import Workspace
 from tests.local.telemetry_lab import PROTOBUF, Process, stores
 
 REPOSITORY = Path(__file__).parents[2]
@@ -149,8 +151,9 @@ async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asy
 
 async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Cost:
     """Run the triggers of some gates in this process, as a triggerer does; look at what that costs."""
+    from controlled_rollout.evaluation.decision import Answer, GateTerms, take_look
     from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-    from controlled_rollout.sensors import treatment_gate as gate
+    from controlled_rollout.triggers import treatment_gate as trigger
 
     sent: list[float] = []
     looks: list[float] = []
@@ -161,19 +164,18 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
         return ask(self, kql, columns)
 
     LogAnalyticsEvidence._ask_now = counting  # type: ignore[method-assign]
-    original = gate.take_look
 
-    async def take_look(*arguments: Any) -> Any:
-        answer = await original(*arguments)
+    async def counted_look(workspace: Workspace, terms: GateTerms, say: Callable[[str], None]) -> Answer:
+        answer = await take_look(workspace, terms, say)
         assert answer.outcome != "cannot_see", answer.reason
         looks.append(time.monotonic())
         return answer
 
-    gate.take_look = take_look
+    vars(trigger)["take_look"] = counted_look
 
     async def one(number: int) -> None:
         terms = {**TERMS, "endpoint": name_of(number), "asked": datetime.now(UTC).isoformat()}
-        async for _ in gate.TreatmentGateTrigger("controlled_rollout_default", terms).run():
+        async for _ in trigger.TreatmentGateTrigger("controlled_rollout_default", terms).run():
             raise AssertionError("nothing ends these gates")
 
     tasks = [asyncio.create_task(one(number)) for number in range(gates)]

@@ -49,7 +49,7 @@ def stock_server(python: Path, folder: Path) -> Iterator[int]:
     app.mkdir()
     (app / "score.py").write_text(SCRIPT)
     port = free_port()
-    command = [python.parent / "azmlinfsrv", "--entry_script", "score.py", "--port", str(port)]
+    command = [str(python.parent / "azmlinfsrv"), "--entry_script", "score.py", "--port", str(port)]
     environment = runtime_environment(app, {})
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -20,8 +20,8 @@ from controlled_rollout.evaluation.decision import GateTerms
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.sensors.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.target.connect import connect
+from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import Lab
 from tests.cluster.lab.images import base_image

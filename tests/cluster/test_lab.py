@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_pod_reaches_a_service_by_its_name(lab: Lab, namespace: str, server: s
         ask = ASK.format(host=host)
         assert (
             wait_until(
-                lambda ask=ask: _answer(lab, namespace, server, ask),
+                partial(_answer, lab, namespace, server, ask),
                 f"an answer of {host}",
                 timeout_s=20,
                 interval_s=0.25,

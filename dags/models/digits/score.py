@@ -7,7 +7,7 @@ from typing import Any
 
 import joblib
 import numpy as np
-from azureml.contrib.services.aml_response import AMLResponse  # the inference server provides it
+from azureml.contrib.services.aml_response import AMLResponse  # from azureml-inference-server-http, inside a version
 
 MOST_ROWS = 1_000
 model: Any = None

@@ -16,7 +16,7 @@ from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.shift import TILTS, Shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
-from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Floats, Traffic, thresholds_ms
+from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -123,7 +123,8 @@ def _score_burstiness(requests: Floats, slow: Floats) -> Floats:
     served = requests > 0
     deviation = counts @ values / np.maximum(requests, 1) - mean[:, None]
     spread = np.where(served, requests * deviation**2, 0.0).sum(axis=1)
-    return np.maximum(1.0, spread / variance / np.maximum(served.sum(axis=1) - 1, 1))
+    burst: Floats = np.maximum(1.0, spread / variance / np.maximum(served.sum(axis=1) - 1, 1))
+    return burst
 
 
 def _burstiness(requests: Floats, events: Floats) -> Floats:
@@ -150,7 +151,7 @@ def bins_of(traffic: Traffic, run: int) -> tuple[list[Bin], list[Bin]]:
     """Return one run as `judge` takes it: the rollout's bins and the baseline."""
     own, others, before = slow_counts(traffic)
 
-    def counts(arm: object, slow: Floats, minute: int) -> Counts:
+    def counts(arm: Arm, slow: Floats, minute: int) -> Counts:
         return Counts(
             int(arm.requests[run, minute]),
             int(arm.errors[run, minute]),

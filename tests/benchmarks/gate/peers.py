@@ -43,7 +43,10 @@ def argo(
     if slowest is not None:
         worst = slowest * thresholds_ms((0.95,))[0]
         missed.append(np.stack([quantile_ms(own.durations[:, w].sum(axis=1), 0.95) > worst for w in windows], axis=1))
-    return np.minimum.reduce([_first(np.cumsum(misses, axis=1) > limit, ends - 1) for misses in missed])
+    failed: NDArray[np.int64] = np.minimum.reduce(
+        [_first(np.cumsum(misses, axis=1) > limit, ends - 1) for misses in missed]
+    )
+    return failed
 
 
 def flagger(traffic: Traffic) -> NDArray[np.int64]:
@@ -94,7 +97,7 @@ def is_high(experiment: Floats, control: Floats) -> NDArray[np.bool_]:
         bound = 0.25 * abs(np.median(pairs))
         high[run] = (pairs > bound).sum() >= needed[run] if needed[run] <= m * n else pairs.min() > bound
     means = experiment.mean(axis=1), control.mean(axis=1)
-    comparable = (means[0] == 0) | (means[1] == 0) | (means[0] >= means[1])
+    comparable: NDArray[np.bool_] = (means[0] == 0) | (means[1] == 0) | (means[0] >= means[1])
     return high & comparable
 
 
@@ -103,8 +106,9 @@ def _ties(values: Floats) -> Floats:
     ordered = np.sort(values, axis=1)
     new = np.concatenate([np.ones((len(values), 1), dtype=bool), np.diff(ordered, axis=1) != 0], axis=1)
     group = np.cumsum(new, axis=1) - 1 + np.arange(len(values))[:, None] * values.shape[1]
-    sizes = np.bincount(group.ravel(), minlength=values.size).reshape(values.shape).astype(float)
-    return (sizes**3 - sizes).sum(axis=1)
+    sizes: Floats = np.bincount(group.ravel(), minlength=values.size).reshape(values.shape).astype(float)
+    ties: Floats = (sizes**3 - sizes).sum(axis=1)
+    return ties
 
 
 def asymptotic(traffic: Traffic) -> NDArray[np.int64]:
@@ -119,12 +123,13 @@ def asymptotic(traffic: Traffic) -> NDArray[np.int64]:
     looks = (n >= 30) & (m >= 30)
     n, m = np.maximum(n, 2), np.maximum(m, 2)
     aim = 30.0 / (1 / np.maximum(n[:, 29:30], 1) + 1 / m[:, 29:30])
-    alarm = np.zeros(n.shape, dtype=bool)
+    alarm: NDArray[np.bool_] = np.zeros(n.shape, dtype=bool)
     for total, square, tolerance in (
         ("errors", "errors", lambda mean: 0.002),
         ("duration", "duration_squared", lambda mean: 0.05 * mean),
     ):
-        means, variances = [], []
+        means: list[Floats] = []
+        variances: list[Floats] = []
         for arm, size in ((own, n), (others, m)):
             mean = np.cumsum(arm[total], axis=1) / size
             means.append(mean)
@@ -158,7 +163,8 @@ def quantile_ms(histogram: Floats, q: float) -> Floats:
     before = np.where(bucket > 0, np.take_along_axis(below, np.maximum(bucket - 1, 0)[..., None], -1)[..., 0], 0.0)
     inside = np.take_along_axis(histogram, bucket[..., None], -1)[..., 0]
     part = np.where(inside > 0, (rank[..., 0] - before) / np.maximum(inside, 1), 0.0)
-    return edges[bucket] + part * (edges[bucket + 1] - edges[bucket])
+    quantile: Floats = edges[bucket] + part * (edges[bucket + 1] - edges[bucket])
+    return quantile
 
 
 def _arms(traffic: Traffic) -> tuple[Arm, Arm]:
@@ -170,7 +176,8 @@ def _delay(traffic: Traffic) -> int:
 
 
 def _sum(values: Floats, window: slice) -> Floats:
-    return values[:, window].sum(axis=1)
+    sums: Floats = values[:, window].sum(axis=1)
+    return sums
 
 
 def _first(truths: NDArray[np.bool_], minutes: NDArray[np.int64]) -> NDArray[np.int64]:

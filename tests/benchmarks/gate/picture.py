@@ -28,9 +28,9 @@ def bars(
     bar = (GROUP - 24) / len(series)
     parts = [_text(LEFT, 20, title, size=15, anchor="start")]
     for index, name in enumerate(series):
-        x, y = LEFT + index % 4 * 180, 34 + index // 4 * 20
-        parts.append(f'<rect x="{x}" y="{y}" width="12" height="12" fill="{COLOURS[index]}"/>')
-        parts.append(_text(x + 17, y + 10, name, anchor="start"))
+        left, top = LEFT + index % 4 * 180, 34 + index // 4 * 20
+        parts.append(f'<rect x="{left}" y="{top}" width="12" height="12" fill="{COLOURS[index]}"/>')
+        parts.append(_text(left + 17, top + 10, name, anchor="start"))
     for tick in range(5):
         y = TOP + HEIGHT * (1 - tick / 4)
         parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y}" y2="{y}" stroke="#ddd"/>')

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlled_rollout.gate import judge
 from tests.benchmarks.gate import ours
@@ -103,5 +104,5 @@ def merged(chunks: Sequence[Chunk]) -> Chunk:
     )
 
 
-def _minutes(first: np.ndarray) -> list[float]:
-    return np.where(first < ours.NEVER, first + 1.0, np.inf).tolist()
+def _minutes(first: NDArray[np.int64]) -> list[float]:
+    return [float(minute) for minute in np.where(first < ours.NEVER, first + 1.0, np.inf)]

@@ -43,7 +43,8 @@ def bucket_means() -> Floats:
     whole = np.concatenate([[-np.inf], inner, [np.inf]])
     mass = np.diff(norm.cdf(whole))
     part = np.diff(norm.cdf(whole - SPREAD))
-    return MEDIAN_MS * np.exp(SPREAD**2 / 2) * part / mass
+    means: Floats = MEDIAN_MS * np.exp(SPREAD**2 / 2) * part / mass
+    return means
 
 
 def constant(value: float) -> Callable[[Floats], Floats]:
@@ -152,7 +153,7 @@ def _bursts(requests: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
 
 def ramp(minute: Floats) -> Floats:
     """Return a split that moves in steps: 5, 10, 25 and 50 %, half an hour each."""
-    return np.array([0.05, 0.1, 0.25, 0.5])[np.minimum(minute // 30, 3).astype(int)]
+    return np.take(np.array([0.05, 0.1, 0.25, 0.5]), np.minimum(minute // 30, 3).astype(int))
 
 
 def wave(low: float, high: float) -> Callable[[Floats], Floats]:

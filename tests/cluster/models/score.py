@@ -20,7 +20,7 @@ def init() -> None:
     print("loaded", behaviour["version"])  # noqa: T201 - what a model prints is its log
 
 
-def run(data):
+def run(data: str) -> dict[str, str]:
     global requests
     requests += 1
     if behaviour["dies_after"] and requests > behaviour["dies_after"]:

@@ -8,15 +8,16 @@ import pytest
 from controlled_rollout import record
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.record import Decision
+from controlled_rollout.record.decision import Step
 from controlled_rollout.workspace import Workspace
 
 
-def decision(version: str, why: str = "", step: str = "look") -> Decision:
+def decision(version: str, why: str = "", step: Step = "look") -> Decision:
     return Decision(
         time=datetime(2026, 1, 5, tzinfo=UTC),
         endpoint="digits",
         version=version,
-        step=step,  # type: ignore[arg-type]
+        step=step,
         who="somebody",
         why=why,
         verdict={"claims": [{"e_value": 3.5}]},
@@ -35,7 +36,8 @@ def test_decisions_are_read_back_in_order_and_by_version(tmp_path: Path) -> None
     assert record.last(workspace, "digits", "v9x") is None
     record.append(workspace, decision("v1a", "4", step="hold"))
     assert [d.why for d in record.read(workspace, "digits", step="hold")] == ["4"]
-    assert record.last(workspace, "digits", "v1a").why == "4"  # type: ignore[union-attr]
+    last = record.last(workspace, "digits", "v1a")
+    assert last and last.why == "4"
     assert list(record.read(workspace, "letters")) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.evidence import Reading
-from controlled_rollout.gate import Bin, Counts, Gate
+from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
 from controlled_rollout.record import place, series
 from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
@@ -99,6 +100,10 @@ def test_gates_with_other_settings_and_other_treatments_do_not_mix(workspace: Wo
     assert all(not look.difference for look in found)
 
 
+# What is done to the lines of a record.
+Damage = Callable[[list[str]], list[str]]
+
+
 def changed(line: str, **fields: object) -> str:
     return json.dumps({**json.loads(line), **fields})
 
@@ -115,7 +120,9 @@ def changed(line: str, **fields: object) -> str:
         (lambda found: [*found[:-1], changed(found[-1], evidence={"series": "x"})], "cannot be read"),
     ],
 )
-def test_what_was_changed_in_a_record_is_found(workspace: Workspace, damage, problem, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_changed_in_a_record_is_found(
+    workspace: Workspace, damage: Damage, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     everything = bins(5)
     for number in range(1, 6):
         append(workspace, everything[:number])
@@ -128,7 +135,9 @@ def test_what_was_changed_in_a_record_is_found(workspace: Workspace, damage, pro
     assert problem in capsys.readouterr().out
 
 
-def test_a_changed_gate_gives_other_verdicts_and_is_found(workspace: Workspace, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_changed_gate_gives_other_verdicts_and_is_found(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     append(workspace, bins(60, treatment_errors=0.2))
     [line] = lines(workspace)
     document = json.loads(line)
@@ -213,7 +222,7 @@ def test_stretches_lead_to_the_same_bins_whatever_changed_between_looks(cuts: li
         assert reader.digest == stretch.digest
 
 
-def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "letters", "--root", str(workspace.root)]) == 1
     assert "nothing was decided" in capsys.readouterr().err
     assert main(["replay", "./nowhere.jsonl"]) == 1
@@ -221,12 +230,11 @@ def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys) ->
 
 
 def test_metrics_of_the_author_s_are_recorded_and_replayed_too(workspace: Workspace) -> None:
-    from controlled_rollout.gate import Moments
 
     gate = Gate(
         latency_quantiles=(0.5, 0.95),
-        means={"revenue": {"worse": "lower", "kql": "AppEvents"}},  # type: ignore[dict-item]
-        categories={"country": {}},  # type: ignore[dict-item]
+        means={"revenue": Mean(worse="lower", kql="AppEvents")},
+        categories={"country": Category()},
     )
 
     def measured(counts: Counts, mean: float) -> Counts:

@@ -65,7 +65,9 @@ def test_spans_hold_every_request_once(workspace: Workspace, most: int) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])
-def test_the_picture_is_drawn(workspace: Workspace, tmp_path: Path, ending: str, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_the_picture_is_drawn(
+    workspace: Workspace, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / f"rollout{ending}"
 
     assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(file)]) == 0
@@ -75,7 +77,7 @@ def test_the_picture_is_drawn(workspace: Workspace, tmp_path: Path, ending: str,
     assert head.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in file.read_bytes()[:1000]
 
 
-def test_what_cannot_be_drawn_is_said(workspace: Workspace, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_drawn_is_said(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(tmp_path / "a.doc")]) == 1
     assert ".png" in capsys.readouterr().err
     with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):
