@@ -27,7 +27,7 @@ lab: install  ## Install and compile what the tests need: once, the first time f
 	@.venv/bin/python -m tests.prepare
 
 test: lab  ## Run all tests that this machine can run
-	@.venv/bin/pytest --quiet --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --durations=25
+	@scripts/test
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check

@@ -22,8 +22,8 @@ import yaml
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout.target.kubernetes.permissions import as_yaml
 from tests.cluster.lab import Lab, LabError
-from tests.cluster.lab.binaries import chart, program
 from tests.cluster.lab.images import base_image
+from tests.cluster.lab.programs import chart, program
 from tests.cluster.place import forget_role
 from tests.cluster.scoring_images import build, project
 

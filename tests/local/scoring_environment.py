@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ RUNTIME = REPOSITORY / "docker" / "scoring"
 REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
 # What the scripts of the tests need; a user's environment file would name it.
 USERS_PACKAGES = ("numpy", "pandas")
+# Measures the runtime where the tests themselves are measured, which this variable passes on to every process.
+COVERAGE = f"coverage=={version('coverage')}"
+COVERAGE_SETTING = "COVERAGE_PROCESS_CONFIG"
 DEADLINE_S = 60.0
 
 # Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
@@ -51,7 +55,8 @@ def run(data):
 
 def environment_python() -> Path:
     """Return the interpreter of an environment with the runtime's requirements; builds it the first time."""
-    content = "\n".join([sys.version, *USERS_PACKAGES, REQUIREMENTS.read_text()])
+    packages = (*USERS_PACKAGES, COVERAGE)
+    content = "\n".join([sys.version, *packages, REQUIREMENTS.read_text()])
     folder = REPOSITORY / ".work" / "test-cache" / f"scoring-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     python = folder / "environment" / "bin" / "python"
@@ -63,7 +68,7 @@ def environment_python() -> Path:
                 [uv, "venv", "-q", "--clear", "-p", sys.executable, folder / "environment"],
                 check=True,
             )
-            subprocess.run([uv, "pip", "install", "-q", "-p", python, "-r", REQUIREMENTS, *USERS_PACKAGES], check=True)
+            subprocess.run([uv, "pip", "install", "-q", "-p", python, "-r", REQUIREMENTS, *packages], check=True)
             (folder / "complete").touch()
     return python
 
@@ -150,7 +155,7 @@ def replica(
 
 
 def runtime_environment(app: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", COVERAGE_SETTING) if name in os.environ}
     contract = {"PYTHONPATH": str(RUNTIME), "AML_APP_ROOT": str(app), "AZUREML_ENTRY_SCRIPT": "score.py"}
     return {**inherited, **contract, "AZUREML_MODEL_DIR": str(app), **settings}
 

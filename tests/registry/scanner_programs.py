@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.cluster.lab.binaries import is_compiled, program
+from tests.cluster.lab.programs import is_compiled, program
 from tests.needs import skip
 
 __all__ = ["Scanner", "ScannerName", "scanner_or_skip"]

@@ -17,7 +17,7 @@ from controlled_rollout.image.oci.referrers import attach, attached, tag_of
 from controlled_rollout.image.oci.registry_client import Registry, Repository
 from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
 from controlled_rollout.image.scan.installed_packages import Contents, contents_of
-from tests.cluster.lab.binaries import program
+from tests.cluster.lab.programs import program
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry
 

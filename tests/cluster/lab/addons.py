@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tests.polling import wait_until
 
-from .binaries import chart
 from .errors import LabError
 from .images import ENVOY_GATEWAY
 from .layout import CLUSTER_DOMAIN, DNS_ADDRESS, GATEWAY_NAMESPACE, Layout
+from .programs import chart
 
 if TYPE_CHECKING:
     from .cluster import Lab

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from . import addons, machine, network, processes
-from .binaries import program
 from .cache import locked
 from .certificates import kubeconfig
 from .commands import run
@@ -23,6 +22,7 @@ from .existing import Existing, lacks
 from .images import images, push
 from .layout import GATEWAY, NODE_ADDRESS, TELEMETRY_PORT, Layout, default_folder
 from .preparation import why_not_prepared
+from .programs import program
 from .state import State
 
 __all__ = ["Lab"]

@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 
-from .binaries import program
 from .layout import (
     API_SERVER,
     CLUSTER_DOMAIN,
@@ -29,6 +28,7 @@ from .layout import (
     TELEMETRY_PORT,
     Layout,
 )
+from .programs import program
 from .state import State
 
 __all__ = ["FIRST", "ON_LOOPBACK", "STARTED", "THEN", "Component", "component"]

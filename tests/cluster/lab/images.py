@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .binaries import program
 from .cache import digest_of, find, find_or_make
 from .commands import run
 from .errors import LabError
+from .programs import program
 
 __all__ = [
     "BASE",

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from . import packages
-from .binaries import CLUSTER, compile_component, is_compiled
 from .builder_image import builder_is_made, make_builder
 from .images import debian_is_made, make_debian
+from .programs import CLUSTER, compile_component, is_compiled
 
 __all__ = ["compile_program", "install", "prepare", "step", "why_not_prepared"]
 

@@ -21,13 +21,15 @@ ENTER = 'echo $$ >"$0" && cd "$1" && shift && exec "$@"'
 
 
 def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
-    """Start a process that outlives this one, its output in the lab's logs, and write it down."""
+    """Start a process that outlives this one, its output in the lab's logs, and record it in the lab's state."""
     log = str(layout.logs / f"{name}.log")
-    # Not subprocess: nobody here is to wait for its end.
+    # Its coverage is not measured: it is killed in the end, which loses the data.
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    # Not subprocess, which expects this process to wait for the end of the other one.
     process_id = os.posix_spawn(
         "/bin/sh",
         ["sh", "-c", ENTER, str(groups.create()), str(layout.folder), *argv],
-        {**os.environ, "TMPDIR": str(layout.data("tmp"))},
+        {**variables, "TMPDIR": str(layout.data("tmp"))},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
