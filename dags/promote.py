@@ -26,7 +26,7 @@ with DAG(
         "version": Param(title="Version", description="Gets all the traffic.", **NAME),
         "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
         "keep_warm": Param(
-            "1 d", type="string", pattern=r"^\d+(\.\d+)?\s*(s|min|h|d)$", title="The former control stays for"
+            "1 d", type="string", pattern=r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$", title="The former control stays for"
         ),
     },
     default_args={"retries": 3, "endpoint": "{{ params.endpoint }}", "own_rollout": False},

@@ -11,15 +11,12 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from controlled_rollout import BuildImageOperator, ControlledRollout
-from controlled_rollout.version_name import version_of_run
+from controlled_rollout import BuildImageOperator, ControlledRollout, version_of_run
 
 FOLDER = Path(__file__).parent
 log = logging.getLogger(__name__)
-TIME: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(s|min|h|d)$"}
+DURATION: dict[str, Any] = {"type": "string", "pattern": r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$"}
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
-
-VERSION = "{{ version_of_run(dag_run) }}"
 
 PARAMS = {
     "endpoint": Param("digits", title="Endpoint", description="Created if there is none.", **NAME),
@@ -33,21 +30,21 @@ PARAMS = {
     "part": Param("all", enum=["first", "all"], title="Training data", description="The first half of it, or all."),
     "settings": Param({}, type="object", title="Settings", description='Of the version, such as {"cpu_cores": 0.5}.'),
     "on_conflict": Param("wait", enum=["wait", "fail"], title="While another run rolls out on this endpoint"),
-    "bake": Param("10 min", title="Least time at each step", **TIME),
+    "bake": Param("10 min", title="Least time at each step", **DURATION),
     "min_requests": Param(500, type="integer", minimum=0, title="Fewest treatment requests at each step"),
-    "decision_timeout": Param("1 d", title="Most time at each step", **TIME),
+    "decision_timeout": Param("1 d", title="Most time at each step", **DURATION),
     "on_no_decision": Param("hold", enum=["hold", "roll_back"], title="Without a decision by then"),
-    "keep_warm": Param("1 d", title="The former control stays for", **TIME),
+    "keep_warm": Param("1 d", title="The former control stays for", **DURATION),
     "gate": Param(
         {"warm_up": "5 min"},
         type="object",
         title="Gate",
         description="What the treatment has to show: fields of controlled_rollout.Gate.",
     ),
-    "interval": Param("1 min", title="Between two looks", **TIME),
-    "bin_width": Param("1 min", title="Width of a time bin", **TIME),
-    "allowed_lag": Param("3 min", title="How late telemetry may be", **TIME),
-    "baseline_length": Param("1 h", title="Control's latency is taken from the last", **TIME),
+    "interval": Param("1 min", title="Between two looks", **DURATION),
+    "bin_width": Param("1 min", title="Width of a time bin", **DURATION),
+    "allowed_lag": Param("3 min", title="How late telemetry may be", **DURATION),
+    "baseline_length": Param("1 h", title="Control's latency is taken from the last", **DURATION),
 }
 
 with DAG(
@@ -61,21 +58,20 @@ with DAG(
     # retired, and must not keep the next one from being triggered by hand.
     max_active_runs=3,
     params=PARAMS,
-    user_defined_macros={"version_of_run": version_of_run},
     tags=["controlled-rollout", "digits"],
 ) as dag:
 
     @task(retries=2)
-    def train(endpoint: str, version: str, part: str) -> str:
-        """Train, and return the model's file, in a folder of the run's own: a retry writes the same again."""
+    def train(endpoint: str, part: str, dag_run: Any = None) -> str:
+        """Train, and return the model's file, in a folder of this run: a retry writes the same file again."""
         from controlled_rollout.hooks.workspace import WorkspaceHook
 
         code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))
-        folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version
+        folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version_of_run(dag_run)
         log.info("trained: %s", code["train"](folder, part=part))
         return str(folder / "model.joblib")
 
-    trained = train(endpoint="{{ params.endpoint }}", version=VERSION, part="{{ params.part }}")
+    trained = train(endpoint="{{ params.endpoint }}", part="{{ params.part }}")
 
     build = BuildImageOperator(
         task_id="build_image",
@@ -89,7 +85,6 @@ with DAG(
     rollout = ControlledRollout(
         "rollout",
         endpoint="{{ params.endpoint }}",
-        version=VERSION,
         image=build.output,
         steps=(10, 50),
         settings="{{ params.settings | tojson }}",
