@@ -19,6 +19,8 @@ TESTS = Path(__file__).parent
 FOLDERS = ("registry", "local", "prometheus", "cluster", "unit")
 # Names this run to all of its processes: the run that has started the lab takes it down.
 RUN_ID = "CONTROLLED_ROLLOUT_TEST_RUN"
+# Environments that tests build are kept between runs, and apart from those of this machine's user.
+os.environ["CONTROLLED_ROLLOUT_CACHE"] = str(TESTS.parent / ".work" / "test-cache" / "images")
 
 
 def pytest_configure(config: pytest.Config) -> None:

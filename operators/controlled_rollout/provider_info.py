@@ -88,8 +88,13 @@ def _place_fields() -> dict[str, Any]:
         ),
         "root": _field(
             "Folder",
-            "The workspace's folder on the workers: records and caches, for the local target everything; empty for "
+            "The workspace's folder on the workers: records, for the local target everything but the cache; empty for "
             "$CONTROLLED_ROLLOUT_HOME or ~/.controlled-rollout.",
+        ),
+        "cache_folder": _field(
+            "Cache folder",
+            "The workers' folder of built environments, local images and fetched models; empty for the user's own, "
+            "$CONTROLLED_ROLLOUT_CACHE or ~/.cache/controlled-rollout/images.",
         ),
         "records": _field(
             "Records",

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from controlled_rollout.errors import WorkspaceError
 
-__all__ = ["DNS_LABEL", "Workspace"]
+__all__ = ["DNS_LABEL", "Workspace", "user_cache"]
 
 HOME_VARIABLE = "CONTROLLED_ROLLOUT_HOME"
 DEFAULT_HOME = "~/.controlled-rollout"
+CACHE_VARIABLE = "CONTROLLED_ROLLOUT_CACHE"
 
 DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
@@ -29,6 +30,17 @@ ACR_ID: Final = (
 )
 
 
+def user_cache() -> Path:
+    """Return the cache folder of every workspace that sets no other: what one has built, the others need not build.
+
+    It is `$CONTROLLED_ROLLOUT_CACHE`, else `controlled-rollout/images` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser().absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches).absolute() / "controlled-rollout" / "images"
+
+
 class Workspace(BaseModel):
     """A workspace: where endpoints live, where their telemetry is read, where builds are kept.
 
@@ -36,8 +48,10 @@ class Workspace(BaseModel):
         name: What people call it.
         target: Where versions run. `local` is one laptop with nothing installed; `kubernetes` any cluster with the
             Gateway API and Envoy Gateway.
-        root: This machine's folder of the workspace: records and caches; for the local workspace also revisions, keys,
-            logs and telemetry.
+        root: This machine's folder of the workspace: records; for the local workspace also revisions, keys, logs and
+            telemetry.
+        cache_folder: This machine's folder of built environments, local images and fetched models, addressed by their
+            content. By default all workspaces of a user share one, see `user_cache`.
         records: Where the records of decisions are, if workers and triggerer share no `root`: an address in Azure Blob
             Storage, `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for `root`.
         telemetry_endpoint: Base URL of the Log Analytics query API; None means Azure's, or asks the local supervisor.
@@ -78,6 +92,7 @@ class Workspace(BaseModel):
     name: str = "local"
     target: Literal["local", "kubernetes"] = "local"
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
+    cache_folder: Path = Field(default_factory=user_cache)
     records: Annotated[str, Field(pattern=RECORDS)] | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
@@ -132,7 +147,12 @@ class Workspace(BaseModel):
         """
         folder = settings.get("root") or os.environ.get(HOME_VARIABLE) or DEFAULT_HOME
         try:
-            return cls.model_validate({**settings, "root": Path(folder).expanduser().absolute()})
+            cache = settings.get("cache_folder") or user_cache()
+            folders = {
+                "root": Path(folder).expanduser().absolute(),
+                "cache_folder": Path(cache).expanduser().absolute(),
+            }
+            return cls.model_validate(settings | folders)
         except ValidationError as error:
             faults = "; ".join(
                 ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
@@ -166,11 +186,6 @@ class Workspace(BaseModel):
     def records_folder(self) -> Path:
         """One file of decisions per endpoint."""
         return self.root / "records"
-
-    @property
-    def cache_folder(self) -> Path:
-        """Environments and images, addressed by their content."""
-        return self.root / "cache"
 
     @property
     def logs_folder(self) -> Path:

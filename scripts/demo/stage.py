@@ -110,14 +110,10 @@ class Stage:
         await asyncio.to_thread(shutil.rmtree, self._cleared, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Make the folders; only the owner can look into them. What was built once is kept beside them."""
+        """Make the folders; only the owner can look into them."""
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        cache = self.folder.with_name("cache")
-        cache.mkdir(mode=0o700, exist_ok=True)
         self.workspace.root.mkdir(mode=0o700, exist_ok=True)
-        if not self.workspace.cache_folder.exists():
-            self.workspace.cache_folder.symlink_to(cache)
 
     def start_airflow(self, *, port: int, schedules: bool) -> Airflow:
         """Start Airflow on `port`; it is not healthy yet when this returns."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from controlled_rollout.image import build_container_image
-from controlled_rollout.image.scoring_runtime import recipe_files, runtime_folder, runtime_requirements
+from controlled_rollout.image.scoring_runtime import build_files, runtime_folder, runtime_requirements
 from tests.registry.real_registry import serving
 
 from .lab.cache import cache_folder, digest_of, find_or_make, locked
@@ -121,7 +121,7 @@ def _kept_environment(progress: Callable[[str], None]) -> Iterator[str | None]:
         with serving(folder) as registry:
             build(registry.address, "steady", progress=progress)
 
-    files = [FOLDER / "environment.yml", *sorted(runtime_folder().rglob("*.py")), *recipe_files().values()]
+    files = [FOLDER / "environment.yml", *sorted(runtime_folder().rglob("*.py")), *build_files().values()]
     contents = [file.read_text() for file in (*files, runtime_requirements())]
     folder = find_or_make("registries", "environment", digest_of(*contents), make)
     with locked("registries"), serving(folder, read_only=True) as kept:

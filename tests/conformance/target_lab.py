@@ -15,6 +15,7 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint
 from controlled_rollout.target.protocol import Change, EndpointStatus, Target, VersionStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from controlled_rollout.workspace import user_cache
 from tests.cluster.lab import Lab
 from tests.cluster.lab.turns import turn
 from tests.cluster.place import SMALL, fresh_place
@@ -145,4 +146,4 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
 
 
 def _build(model: str, source: Path) -> str:
-    return str(asyncio.run(image.build_local_image(project(model, source), name=model, cache=local_target_lab.CACHE)))
+    return str(asyncio.run(image.build_local_image(project(model, source), name=model, cache=user_cache())))

@@ -19,11 +19,10 @@ from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.workspace import Workspace, user_cache
 from tests.polling import until
 from tests.target_per_call import target_per_call
 
-CACHE = Path(__file__).parents[2] / ".work" / "test-cache" / "local-target"
 CHANGE = Change(who="a test", why="to see what happens")
 DEADLINE = timedelta(seconds=60)
 CONNECTIONS = 4
@@ -63,7 +62,7 @@ def build(folder: Path, script: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "score.py").write_text(script)
     (folder / "environment.yml").write_text(ENVIRONMENT)
-    return str(asyncio.run(image.build_local_image(folder, name="test", cache=CACHE)))
+    return str(asyncio.run(image.build_local_image(folder, name="test", cache=user_cache())))
 
 
 @dataclass
@@ -110,8 +109,6 @@ def start(folder: Path) -> Lab:
     """Start a workspace in `folder` on a free port."""
     root = folder / "workspace"
     root.mkdir(mode=0o700)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (root / "cache").symlink_to(CACHE)
     workspace = Workspace.local(root)
     assert supervisor.up(workspace, port=0, detach=True) == 0
     return Lab(workspace, target_per_call(lambda: LocalTarget.open(workspace)), folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.local.local_target_lab import CACHE
+from controlled_rollout.workspace import user_cache
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,18 +35,21 @@ def left_running(folder: Path) -> list[str]:
     return [line for line in lines.values() if str(folder) in line]
 
 
-def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "demo"
-    # The environment may have been built by another test; the demo keeps its cache beside its folder.
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache").symlink_to(CACHE)
+    # A link: the environment may have been built by another test, and a replica left running names this folder.
+    user_cache().mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").symlink_to(user_cache())
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_CACHE", str(tmp_path / "cache"))
 
     ended = run_demo(folder)
 
     last = ended.stdout.strip().splitlines()[-1]
     assert re.fullmatch(r"result: promoted \S+ to control in [\d.]+ s; \d+ requests, 0 failed", last), ended.stdout
     assert ended.returncode == 0
-    assert left_running(folder) == []
+    assert left_running(tmp_path) == []
     key = (folder / "load.key").read_text()
     assert not [log for log in (folder / "logs").iterdir() if key in log.read_text(errors="replace")]
 

@@ -16,7 +16,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Environment, ImageReference, ModelSource, build_local_image, load_local_image
-from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.scoring_runtime import runtime_folder
 
 SCRIPT = "def init(): ...\ndef run(data): return data\n"
@@ -79,7 +79,7 @@ def test_the_image_holds_the_source_and_says_what_it_is_made_of(built: Project) 
     assert image.reference.name == "local/digits"
     assert (image.app_root / image.entry_script).read_text() == SCRIPT
     assert list(image.model_dir.iterdir()) == []
-    assert document["source_digest"] == package(built.source).digest
+    assert document["source_digest"] == read_source_folder(built.source).digest
     assert document["environment_hash"] == image.environment_hash
 
 
@@ -146,26 +146,22 @@ async def test_the_image_changes_with_source_entry_script_and_model_version(buil
     assert len({load_local_image(reference, built.cache).environment_hash for reference in references}) == 1
 
 
-async def test_what_is_in_the_shared_cache_is_not_built(built: Project, tmp_path: Path) -> None:
-    lines: list[str] = []
-
-    reference = await build_local_image(
-        built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache, progress=lines.append
-    )
-
-    assert reference == built.reference
-    assert any("found in the shared cache" in line for line in lines)
-    assert not any("building" in line for line in lines)
-    subprocess.run([load_local_image(reference, tmp_path / "cache").python, "-c", "import granian"], check=True)
+def link_environment(built: Project, cache: Path) -> Path:
+    """Return a cache that has nothing but a link to the environment that was built."""
+    environment = load_local_image(built.reference, built.cache).python.parents[1]
+    (cache / "environments").mkdir(parents=True)
+    (cache / "environments" / environment.name).symlink_to(environment)
+    return cache
 
 
-async def test_an_image_whose_environment_is_gone_is_told(built: Project, tmp_path: Path) -> None:
-    reference = await build_local_image(built.source, name="digits", cache=tmp_path / "cache", shared_cache=built.cache)
-    image = load_local_image(reference, tmp_path / "cache")
-    (tmp_path / "cache" / "environments" / image.environment_hash).unlink()
+async def test_an_image_whose_environment_is_gone_is_an_error_that_says_so(built: Project, tmp_path: Path) -> None:
+    cache = link_environment(built, tmp_path / "cache")
+    reference = await build_local_image(built.source, name="digits", cache=cache)
+    image = load_local_image(reference, cache)
+    (cache / "environments" / image.environment_hash).unlink()
 
     with pytest.raises(ImageError, match=r"but not its environment .*: build the image again"):
-        load_local_image(reference, tmp_path / "cache")
+        load_local_image(reference, cache)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +291,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_disk: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
 
-    with pytest.raises(ImageError, match=rf"disk is full: .*{small_disk}/cache needs more than the 1[\d.]+ MB"):
+    message = rf"disk is full: .*more than the 1[\d.]+ MB that are free in the cache folder {small_disk}/cache"
+    with pytest.raises(ImageError, match=message):
         await build_local_image(source, name="digits", cache=small_disk / "cache")
 
     assert entries(small_disk / "cache", "environments") == []
@@ -304,8 +301,8 @@ async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_di
 async def test_models_that_do_not_fit_are_refused_before_they_are_copied_and_the_rest_stays(
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
-    cache, model = small_disk / "cache", tmp_path / "model.pkl"
-    first = await build_local_image(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    cache, model = link_environment(built, small_disk / "cache"), tmp_path / "model.pkl"
+    first = await build_local_image(built.source, name="digits", cache=cache)
     model.touch()
     os.truncate(model, 20_000_000)
 
@@ -319,8 +316,8 @@ async def test_models_that_do_not_fit_are_refused_before_they_are_copied_and_the
 async def test_a_read_only_cache_serves_hits_and_refuses_builds(
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
-    cache = small_disk / "cache"
-    first = await build_local_image(built.source, name="digits", cache=cache, shared_cache=built.cache)
+    cache = link_environment(built, small_disk / "cache")
+    first = await build_local_image(built.source, name="digits", cache=cache)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     changed = write_source(tmp_path / "changed")
     (changed / "more.py").touch()
@@ -341,6 +338,6 @@ def test_a_hundred_thousand_files_are_refused_quickly(tmp_path: Path) -> None:
     began = time.process_time()  # a machine with other work to do is no slower by this clock
 
     with pytest.raises(ImageError, match=r"has 100,002 files .* The biggest are data/ \(100,000 files"):
-        package(source)
+        read_source_folder(source)
 
     assert time.process_time() - began < 5

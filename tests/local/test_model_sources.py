@@ -16,13 +16,13 @@ import pytest
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.inputs.remote_models import on_this_machine
+from controlled_rollout.image.inputs.remote_models import fetch_remote_models
 from tests.azurite import serving_blobs
 
 
 async def fetch(address: str | Path, cache: Path, said: list[str] | None = None) -> Path:
     progress = said.append if said is not None else lambda line: None
-    [model] = await on_this_machine([ModelSource("digits", address)], Cache(cache), progress=progress)
+    [model] = await fetch_remote_models([ModelSource("digits", address)], Cache(cache), progress=progress)
     return Path(model.path)
 
 
@@ -73,7 +73,7 @@ async def test_a_blob_that_is_not_what_its_store_says_is_refused_and_not_kept(bl
     blobs.upload_blob("wrong/model.bin", b"other", overwrite=True)
     blobs.get_blob_client("wrong/model.bin").set_http_headers(content_settings=wrong)
 
-    with pytest.raises(ImageError, match=r"model 'digits': .*not what its store says it is \(MD5 0{32}\)"):
+    with pytest.raises(ImageError, match=r"model 'digits': .*does not have the MD5 that its store keeps \(0{32}\)"):
         await fetch("az://models/wrong/model.bin", tmp_path)
     assert kept(tmp_path) == []
 

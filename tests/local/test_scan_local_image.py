@@ -10,8 +10,8 @@ import pytest
 
 from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image import ImageReference, build_local_image
-from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.image.scan import ScanPolicy, ScanSettings, Severity, scan_image
+from controlled_rollout.workspace import Workspace, user_cache
 from tests.local.empty_scanner import empty_scanner
 from tests.local.task_lab import TaskInstance, context
 from tests.registry.osv_service import osv_service, vulnerability
@@ -32,7 +32,7 @@ def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReferenc
     source = tmp_path_factory.mktemp("source")
     (source / "score.py").write_text(SCRIPT)
     (source / "requirements.txt").write_text("")
-    return asyncio.run(build_local_image(source, name="digits", cache=Workspace.local(root).cache_folder))
+    return asyncio.run(build_local_image(source, name="digits", cache=user_cache()))
 
 
 @pytest.mark.parametrize("name", ["grype", "trivy"])
@@ -43,7 +43,7 @@ async def test_the_environment_of_a_local_image_is_looked_at(
     scanner.knows(datetime.now(UTC), [KNOWN])
     with osv_service() as osv:
         workspace = Workspace(root=root, scanner=name, osv_url=osv.url)
-        decision = await scan(workspace, image, ScanSettings(policy=Policy(max_severity=Severity.HIGH)))
+        decision = await scan_image(workspace, image, ScanSettings(policy=ScanPolicy(max_severity=Severity.HIGH)))
 
     [finding] = decision.passing
     assert (finding.id, finding.package, finding.severity) == (KNOWN["id"], SERVER, Severity.HIGH)
@@ -57,7 +57,7 @@ async def test_what_a_worker_knows_of_airflow_is_not_told_to_a_scanner(
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "secret-of-airflow")
     monkeypatch.setenv("AIRFLOW_CONN_X", "secret-of-airflow")
     with osv_service() as osv:
-        await scan(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
+        await scan_image(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
 
     assert "secret-of-airflow" not in told.read_text()
 
@@ -67,7 +67,7 @@ async def test_a_database_of_last_month_is_no_pass(
 ) -> None:
     empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC) - timedelta(days=30))
     with osv_service() as osv, pytest.raises(ScanUnavailableError, match=r"30\.0 days ago"):
-        await scan(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
+        await scan_image(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
 
 
 def test_the_task_hands_on_the_image_that_passed(
@@ -92,7 +92,7 @@ def test_the_task_hands_on_the_image_that_passed(
             ScanImageOperator(task_id="scan", image=str(image)).execute(context(ti))
 
     assert passed == str(image)
-    assert ti.pushed["scan"] == "no findings"
+    assert ti.pushed["scan"] == "no vulnerabilities"
     assert "pip-audit wrote no report" in ti.pushed["failure"]
 
 
@@ -110,6 +110,6 @@ def test_the_command_ends_with_1_when_something_stops_the_image(
         accepted = subprocess.run([*command, "--accept", "PYSEC-2026-1"], capture_output=True, text=True)
 
     assert (fine.returncode, stopped.returncode, accepted.returncode) == (0, 1, 0), stopped.stderr
-    assert "no findings" in fine.stdout
-    assert "must not be rolled out (findings: 1 unknown; stopping: 1)" in stopped.stderr
-    assert "findings: 1 unknown; stopping: 0; accepted: 1" in accepted.stdout
+    assert "no vulnerabilities" in fine.stdout
+    assert "must not be rolled out (vulnerabilities: 1 unknown; blocking: 1)" in stopped.stderr
+    assert "vulnerabilities: 1 unknown; blocking: 0; accepted: 1" in accepted.stdout

@@ -13,7 +13,8 @@ import pytest
 
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.serve_folder import serve_folder
-from tests.local.scoring_environment import REPOSITORY, free_port, refuses
+from controlled_rollout.workspace import user_cache
+from tests.local.scoring_environment import free_port, refuses
 from tests.polling import wait_until
 
 SCRIPT = """
@@ -27,12 +28,6 @@ def init():
 def run(data):
     return {"weights": weights, "got": data}
 """
-
-
-@pytest.fixture(scope="module")
-def cache() -> Path:
-    """Kept between runs: the environment of these tests is built once."""
-    return REPOSITORY / ".work" / "test-cache" / "serve-folder"
 
 
 @pytest.fixture
@@ -52,7 +47,7 @@ def port() -> int:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_folder_is_served_with_its_model_until_it_is_stopped(
-    folder: Path, tmp_path: Path, cache: Path, port: int, stop: signal.Signals
+    folder: Path, tmp_path: Path, port: int, stop: signal.Signals
 ) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
@@ -61,7 +56,7 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(
         "sys.exit(serve_folder(Path(sys.argv[1]), port=int(sys.argv[2]), cache=Path(sys.argv[3]),\n"
         "    models=[ModelSource('m', Path(sys.argv[4]))]))"
     )
-    command = [sys.executable, "-c", program, str(folder), str(port), str(cache), str(tmp_path / "weights.txt")]
+    command = [sys.executable, "-c", program, str(folder), str(port), str(user_cache()), str(tmp_path / "weights.txt")]
     log = tmp_path / "log"
     with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as served:
         assert served.stdout
@@ -92,9 +87,9 @@ def test_taken_port_is_an_error_before_anything_is_built(folder: Path, tmp_path:
 
 
 def test_script_that_fails_in_init_gives_its_exit_code(
-    folder: Path, tmp_path: Path, cache: Path, port: int, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code = serve_folder(folder, port=port, cache=cache)
+    code = serve_folder(folder, port=port, cache=user_cache())
 
     assert code == 3
     output = capfd.readouterr()
@@ -107,14 +102,14 @@ def test_missing_entry_script_is_an_error(folder: Path, tmp_path: Path, port: in
         serve_folder(folder, port=port, cache=tmp_path / "cache", entry_script="other.py")
 
 
-def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, cache: Path, port: int) -> None:
+def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, port: int) -> None:
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from controlled_rollout.target.local.serve_folder import serve_folder\n"
         "sys.exit(serve_folder(Path(sys.argv[1]), port=int(sys.argv[2]), cache=Path(sys.argv[3])))"
     )
     (folder / "score.py").write_text("def init(): pass\ndef run(data): return 1")
-    command = [sys.executable, "-c", program, str(folder), str(port), str(cache)]
+    command = [sys.executable, "-c", program, str(folder), str(port), str(user_cache())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as served:
         assert served.stdout is not None
         while not served.stdout.readline().startswith("serving"):

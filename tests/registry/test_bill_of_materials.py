@@ -13,10 +13,10 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.oci.manifest import Manifest
-from controlled_rollout.image.oci.referrers import attach, attached, tag_of
-from controlled_rollout.image.oci.registry_client import Registry, Repository
+from controlled_rollout.image.oci.referrers import attach, attached, referrers_tag
+from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
-from controlled_rollout.image.scan.installed_packages import Contents, contents_of
+from controlled_rollout.image.scan.installed_packages import InstalledPackages, packages_of_image
 from tests.cluster.lab.programs import program
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry
@@ -27,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("cache"))
 
 
-async def image_of(client: Registry, reference: ImageReference) -> tuple[Repository, Manifest]:
+async def image_of(client: RegistryClient, reference: ImageReference) -> tuple[Repository, Manifest]:
     repository = Repository.parse(reference.name)
     manifest = await client.manifest(repository, f"sha256:{reference.sha256}")
     assert manifest is not None
@@ -35,23 +35,23 @@ async def image_of(client: Registry, reference: ImageReference) -> tuple[Reposit
 
 
 async def test_an_images_packages_are_those_that_dpkg_and_pip_know(built: Built, cache: Cache) -> None:
-    async with Registry() as client:
-        found = await contents_of(client, *await image_of(client, built.reference), cache)
+    async with RegistryClient() as client:
+        found = await packages_of_image(client, *await image_of(client, built.reference), cache)
 
     kinds = [package.kind for package in found.packages]
     assert (found.distribution, found.unread) == ("debian", ())
     assert kinds.count("deb") > 50
     assert {"bash", "libc6", "python3.11"} <= {package.name for package in found.packages if package.kind == "deb"}
-    assert any(line.startswith("azureml-inference-server-http==1.5") for line in found.environment())
-    assert len(found.environment()) == kinds.count("pypi")
+    assert any(line.startswith("azureml-inference-server-http==1.5") for line in found.requirements())
+    assert len(found.requirements()) == kinds.count("pypi")
 
 
 async def test_a_layer_is_read_once(built: Built, cache: Cache) -> None:
     said: list[str] = []
-    async with Registry() as client:
+    async with RegistryClient() as client:
         image = await image_of(client, built.reference)
-        first = await contents_of(client, *image, cache)
-        second = await contents_of(client, *image, cache, progress=said.append)
+        first = await packages_of_image(client, *image, cache)
+        second = await packages_of_image(client, *image, cache, progress=said.append)
 
     assert second == first
     assert said == []
@@ -61,7 +61,7 @@ async def test_a_layer_that_is_not_what_its_digest_says_is_refused(
     built: Built, stock: RunningRegistry, registry: RunningRegistry, tmp_path: Path
 ) -> None:
     """A registry that serves something else, as a broken disk or a thief would."""
-    async with Registry() as client:
+    async with RegistryClient() as client:
         repository, manifest = await image_of(client, built.reference)
         copied = Repository(registry.address, repository.path)
         for blob in (*manifest.layers, manifest.config):
@@ -70,16 +70,16 @@ async def test_a_layer_that_is_not_what_its_digest_says_is_refused(
         registry.blob_file(smallest.digest).write_bytes(b"0" * smallest.size)
 
         with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* is not what its digest says"):
-            await contents_of(client, copied, manifest, Cache(tmp_path / "cache"))
+            await packages_of_image(client, copied, manifest, Cache(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "contents").glob(".*.layer")), "nothing of a layer stays on the disk"
 
 
 async def test_a_bill_is_attached_once_under_the_tag_of_the_specification(
     built: Built, stock: RunningRegistry, cache: Cache
 ) -> None:
-    async with Registry() as client:
+    async with RegistryClient() as client:
         repository, manifest = await image_of(client, built.reference)
-        contents = await contents_of(client, repository, manifest, cache)
+        contents = await packages_of_image(client, repository, manifest, cache)
         first = await attach_bill_of_materials(client, repository, manifest, contents)
         before = stock.files()
         second = await attach_bill_of_materials(client, repository, manifest, contents)
@@ -87,7 +87,7 @@ async def test_a_bill_is_attached_once_under_the_tag_of_the_specification(
 
     assert second == first
     assert set(stock.files()) == set(before), "the same bytes again are nothing new to the registry"
-    assert tag_of(manifest.digest) in stock.tags(repository.path)
+    assert referrers_tag(manifest.digest) in stock.tags(repository.path)
     assert json.loads(bill)["metadata"]["component"]["version"] == manifest.digest
     assert stock.manifest(first)["subject"]["digest"] == manifest.digest
 
@@ -96,7 +96,7 @@ async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
     built: Built, registry: RunningRegistry
 ) -> None:
     repository = Repository(registry.address, "models/digits")
-    async with Registry() as client:
+    async with RegistryClient() as client:
         source, manifest = await image_of(client, built.reference)
         for blob in (*manifest.layers, manifest.config):
             await client.copy_blob(source, repository, blob)
@@ -132,7 +132,7 @@ def listing(tmp_path: Path) -> Iterator[str]:
 
 async def test_a_registry_that_lists_referrers_itself_gets_no_tag_for_them(built: Built, listing: str) -> None:
     repository = Repository(listing, "models/digits")
-    async with Registry() as client:
+    async with RegistryClient() as client:
         source, manifest = await image_of(client, built.reference)
         smallest = min(manifest.layers, key=lambda layer: layer.size)
         # As much of the image as the registry asks for.
@@ -141,14 +141,14 @@ async def test_a_registry_that_lists_referrers_itself_gets_no_tag_for_them(built
         await client.put_manifest(repository, "1", manifest)
         await attach(client, repository, manifest, CYCLONEDX, b"{}", "bom.cdx.json")
 
-        assert await client.manifest(repository, tag_of(manifest.digest)) is None
+        assert await client.manifest(repository, referrers_tag(manifest.digest)) is None
         assert await attached(client, repository, manifest.digest, CYCLONEDX) == [b"{}"]
 
 
 async def test_an_image_to_which_nothing_is_attached_has_nothing(built: Built, registry: RunningRegistry) -> None:
-    async with Registry() as client:
+    async with RegistryClient() as client:
         assert await attached(client, Repository(registry.address, "models/digits"), "sha256:" + "0" * 64, "x") == []
 
 
 def test_contents_without_python_have_no_environment() -> None:
-    assert Contents(()).environment() == []
+    assert InstalledPackages(()).requirements() == []

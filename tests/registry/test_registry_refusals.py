@@ -46,7 +46,7 @@ async def test_a_registry_with_a_password_takes_the_right_one(
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        (None, "asks for a user name and a password, and none are given"),
+        (None, "needs a user name and a password, and none are given"),
         (Credentials("robot", "wrong-password"), "UNAUTHORIZED.*: check the user, the password"),
     ],
 )

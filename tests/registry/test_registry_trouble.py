@@ -173,7 +173,7 @@ async def test_a_moved_tag_of_a_base_image_means_another_environment(
     name = built.base_image.partition("@")[0]
     said: list[str] = []
 
-    with pytest.raises(ImageError, match=r"base image .*:another cannot be had"):
+    with pytest.raises(ImageError, match=r"base image .*:another cannot be found"):
         await build_container_image(
             built.source,
             name="digits",

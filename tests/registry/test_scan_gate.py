@@ -13,7 +13,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError, ScanError, ScanUnavailableError
 from controlled_rollout.image import Credentials, ImageReference, build_container_image
-from controlled_rollout.image.scan import Decision, Policy, ScanSettings, Severity, scan
+from controlled_rollout.image.scan import ScanDecision, ScanPolicy, ScanSettings, Severity, scan_image
 from controlled_rollout.workspace import Workspace
 from tests.registry.conftest import Built
 from tests.registry.osv_service import OsvService, osv_service, vulnerability
@@ -45,19 +45,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workspace(root: Path, osv: OsvService, scanner: ScannerName = "grype") -> Workspace:
-    return Workspace(root=root, scanner=scanner, osv_url=osv.url)
+    return Workspace(root=root, cache_folder=root / "cache", scanner=scanner, osv_url=osv.url)
 
 
 async def look(
     built: Built,
     root: Path,
     osv: OsvService,
-    policy: Policy | None = None,
+    policy: ScanPolicy | None = None,
     *,
     by: ScannerName = "grype",
     **settings: Any,
-) -> Decision:
-    return await scan(workspace(root, osv, by), built.reference, ScanSettings(policy=policy or Policy(), **settings))
+) -> ScanDecision:
+    return await scan_image(
+        workspace(root, osv, by), built.reference, ScanSettings(policy=policy or ScanPolicy(), **settings)
+    )
 
 
 async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(
@@ -68,7 +70,7 @@ async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed
     with pytest.raises(ScanError) as stopped:
         await look(built, root, osv, by=scanner.name)
 
-    assert "findings: 1 high, 1 low; stopping: 1" in str(stopped.value)
+    assert "vulnerabilities: 1 high, 1 low; blocking: 1" in str(stopped.value)
     assert any(
         line.split()[:3] == ["high", "CVE-2026-1000", SERVER] and "99.0.0" in line
         for line in str(stopped.value).splitlines()
@@ -82,7 +84,7 @@ async def test_findings_up_to_the_chosen_severity_pass_those_of_pip_audit_with_t
     scanner.knows(datetime.now(UTC), KNOWN)
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
-    decision = await look(built, root, osv, Policy(max_severity=Severity.HIGH), by=scanner.name)
+    decision = await look(built, root, osv, ScanPolicy(max_severity=Severity.HIGH), by=scanner.name)
 
     assert decision.passes
     assert {finding.id for finding in decision.passing} == {"CVE-2026-1000", "CVE-2026-2000"}
@@ -98,17 +100,19 @@ async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
     osv.known[SERVER] = [vulnerability(SERVER, "PYSEC-2026-1", "CVE-2026-1000", fixed="99.0.0")]
 
     with pytest.raises(ScanError, match=r"unknown +PYSEC-2026-1 +azureml"):
-        await look(built, root, osv, Policy(max_severity=Severity.CRITICAL), by=scanner.name)
-    decision = await look(built, root, osv, Policy(accepted=frozenset({"CVE-2026-1000"})), by=scanner.name)
+        await look(built, root, osv, ScanPolicy(max_severity=Severity.CRITICAL), by=scanner.name)
+    decision = await look(built, root, osv, ScanPolicy(accepted=frozenset({"CVE-2026-1000"})), by=scanner.name)
 
-    assert decision.accepted == 1
+    assert decision.n_accepted == 1
     assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
 
 
 async def test_without_a_database_nobody_has_looked(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
-    with pytest.raises(ScanUnavailableError, match=r"failed \(exit status 1\): nobody has looked .*not a pass"):
+    with pytest.raises(
+        ScanUnavailableError, match=r"failed \(exit code 1\): the image was not scanned, which is not a pass"
+    ):
         await look(built, root, osv, by=scanner.name)
 
 
@@ -119,7 +123,7 @@ async def test_a_database_that_is_too_old_says_nothing_of_today(
 
     with pytest.raises(ScanUnavailableError, match=r"6\.0 days ago; it may be 5 days old at most"):
         await look(built, root, osv, by=scanner.name)
-    assert (await look(built, root, osv, Policy(max_database_age=timedelta(days=7)), by=scanner.name)).passes
+    assert (await look(built, root, osv, ScanPolicy(max_database_age=timedelta(days=7)), by=scanner.name)).passes
 
 
 async def test_a_vulnerability_service_that_is_away_is_no_pass(
@@ -137,15 +141,15 @@ async def test_a_scanner_that_is_not_installed_is_no_pass(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
-        with pytest.raises(ScanUnavailableError, match="'grype' was asked for and is not installed"):
+        with pytest.raises(ScanUnavailableError, match="the scanner 'grype' is not installed"):
             await look(built, root, osv)
 
 
 BROKEN = {
-    "it fails": ("echo nothing works >&2; exit 1", "failed .exit status 1.*\nnothing works"),
+    "it fails": ("echo nothing works >&2; exit 1", "failed .exit code 1.*\nnothing works"),
     "it writes nothing": ("exit 0", "wrote no report"),
-    "it writes what is no report": ('echo "<html>" > "$5"', "report is not understood"),
-    "it writes another report": ('echo "{\\"dependencies\\": []}" > "$5"', "report is not understood .matches"),
+    "it writes what is no report": ('echo "<html>" > "$5"', "report cannot be parsed"),
+    "it writes another report": ('echo "{\\"dependencies\\": []}" > "$5"', "report cannot be parsed .matches"),
 }
 
 
@@ -207,15 +211,17 @@ async def test_a_registry_that_asks_for_a_password_is_scanned_as_the_user_who_bu
 ) -> None:
     scanner.knows(datetime.now(UTC), KNOWN)
     image, said = await pushed(built, with_password, tmp_path / "cache"), list[str]()
-    settings = ScanSettings(policy=Policy(max_severity=Severity.HIGH))
+    settings = ScanSettings(policy=ScanPolicy(max_severity=Severity.HIGH))
     place = workspace(tmp_path / "root", osv, scanner.name)
 
-    decision = await scan(place, image, settings, credentials={with_password.address: ROBOT}, progress=said.append)
+    decision = await scan_image(
+        place, image, settings, credentials={with_password.address: ROBOT}, progress=said.append
+    )
 
     assert {finding.id for finding in decision.passing} == {"CVE-2026-1000", "CVE-2026-2000"}
     assert "hunter2" not in "\n".join(said)
-    with pytest.raises(ImageError, match="asks for a user name and a password, and none are given"):
-        await scan(place, image, settings)
+    with pytest.raises(ImageError, match="needs a user name and a password, and none are given"):
+        await scan_image(place, image, settings)
 
 
 async def test_a_scanner_is_told_the_password_by_a_file_of_its_own_only(
@@ -231,7 +237,7 @@ async def test_a_scanner_is_told_the_password_by_a_file_of_its_own_only(
     image = await pushed(built, with_password, tmp_path / "cache")
 
     with pytest.raises(ScanUnavailableError):
-        await scan(workspace(tmp_path / "root", osv), image, credentials={with_password.address: ROBOT})
+        await scan_image(workspace(tmp_path / "root", osv), image, credentials={with_password.address: ROBOT})
 
     told = (tmp_path / "told").read_text()
     assert f"registry:{image}" in told and "DOCKER_CONFIG=" in told

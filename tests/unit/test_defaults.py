@@ -14,7 +14,7 @@ from controlled_rollout import steps
 from controlled_rollout.cli import command_parser
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.evidence import EvidenceWindow
-from controlled_rollout.image.scan import Policy, ScanSettings
+from controlled_rollout.image.scan import ScanPolicy, ScanSettings
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 
 # Airflow's own convention, [operators] default_deferrable; the group waits for days and defers unless told otherwise.
@@ -96,7 +96,7 @@ def test_a_scan_has_the_same_defaults_everywhere() -> None:
     settings, task, command = ScanSettings(), TASKS["ScanImageOperator"], options_of("scan")
     assert_same(task, command)
     engine = {field.name: getattr(settings, field.name) for field in fields(ScanSettings)}
-    policy = {field.name: getattr(settings.policy, field.name) for field in fields(Policy)}
+    policy = {field.name: getattr(settings.policy, field.name) for field in fields(ScanPolicy)}
     assert_same(task, engine)
     assert_same({**task, "max_severity": policy["max_severity"]}, policy)
     assert task["max_severity"] == str(policy["max_severity"])

@@ -138,11 +138,11 @@ async def check_registry(workspace: Workspace, users: "Mapping[str, Credentials]
     """
     if not workspace.registry:
         return "none is set: images are not built, only deployed by their reference"
-    from controlled_rollout.image.oci.registry_client import Registry, Repository
+    from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
     from controlled_rollout.image.reference import registry_host
 
     if user := users.get(registry_host(workspace.registry)):
-        async with Registry(users) as registry:
+        async with RegistryClient(users) as registry:
             # Whether there is such an image does not matter: the registry answers only after signing in.
             await registry.digest(Repository.parse(f"{workspace.registry}/{UNUSED_NAME}"), "any")
         return f"{workspace.registry} lets {user.username} in"
@@ -155,7 +155,7 @@ async def check_registry(workspace: Workspace, users: "Mapping[str, Credentials]
 
 async def _cache_folder(workspace: Workspace) -> str:
     def write() -> None:
-        workspace.cache_folder.mkdir(parents=True, exist_ok=True)
+        workspace.cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workspace.cache_folder) as file:
             file.write(b"\0")
             os.fsync(file.fileno())

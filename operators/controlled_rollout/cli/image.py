@@ -51,9 +51,9 @@ def add_to(commands: Commands) -> None:
 
 
 def _scan(options: argparse.Namespace) -> int:
-    from controlled_rollout.image.scan import Policy, ScanSettings, Severity, scan
+    from controlled_rollout.image.scan import ScanPolicy, ScanSettings, Severity, scan_image
 
-    policy = Policy(
+    policy = ScanPolicy(
         max_severity=Severity.parse(options.max_severity),
         accepted=frozenset(options.accept or ()),
         only_fixed=options.only_fixed,
@@ -61,5 +61,5 @@ def _scan(options: argparse.Namespace) -> int:
     )
     settings = ScanSettings(options.scanner, policy, attach_bill=options.attach_bill)
     users = registry_users()
-    asyncio.run(scan(workspace_of(options), options.image, settings, credentials=users, progress=say))
+    asyncio.run(scan_image(workspace_of(options), options.image, settings, credentials=users, progress=say))
     return 0

@@ -129,12 +129,12 @@ def _telemetry_store(options: argparse.Namespace) -> int:
 
 
 def _model(text: str) -> tuple[str, Path | str]:
-    from controlled_rollout.image.inputs.remote_models import located
+    from controlled_rollout.image.inputs.remote_models import resolve_model_path
 
     name, separator, path = text.partition("=")
     if not (name and separator and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
     try:
-        return name, located(path, Path())
+        return name, resolve_model_path(path, Path())
     except ImageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,20 +1,27 @@
-"""What keeps a pod from running, from its status and its events. Pure."""
+"""What keeps a pod from running, read from its status and its events. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from controlled_rollout.cluster.api import Object
 
-__all__ = ["is_leaving", "last_exit", "newest_warning", "pod_held_by"]
+__all__ = ["PodProblem", "is_terminating", "last_exit", "newest_warning", "pod_problem"]
 
-# As many starts that end by themselves, and waiting will not help.
-MOST_FAILED_STARTS: Final = 3
-# A registry may be away for a moment; what it says of an image that is not there it will say again.
+# After so many failed starts waiting does not help.
+MAX_FAILED_STARTS: Final = 3
+# A registry may be unavailable for a moment; after this long a pull that fails will go on failing.
 PULL_PATIENCE: Final = timedelta(minutes=1)
-NOT_PULLED: Final = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
-HOPELESS_PULL: Final = ("InvalidImageName", "ErrImageNeverPull")
-HOPELESS_WORDS: Final = (
+PULL_REASONS: Final = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+)
+PERMANENT_PULL_REASONS: Final = ("InvalidImageName", "ErrImageNeverPull")
+PERMANENT_PULL_WORDS: Final = (
     "not found",
     "unauthorized",
     "denied",
@@ -22,58 +29,90 @@ HOPELESS_WORDS: Final = (
     "invalid reference",
     "no match for platform",
 )
-# What these events say, the pod's own status says better.
-SAID_BETTER: Final = ("BackOff", "Failed", "FailedScheduling")
-NOT_CREATED: Final = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+NOT_CREATED_REASONS: Final = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+# Events whose cause the pod's status describes better.
+COVERED_BY_STATUS: Final = ("BackOff", "Failed", "FailedScheduling")
 
 
-def pod_held_by(pod: Object, now: datetime | None) -> tuple[str, bool] | None:
-    """Return what keeps a pod from running, and whether waiting cannot help; None if nothing does."""
-    name = pod["metadata"]["name"]
-    status = pod.get("status") or {}
+@dataclass(frozen=True)
+class PodProblem:
+    """What keeps a pod from running.
+
+    Attributes:
+        message: A description that names the pod.
+        is_permanent: Whether waiting does not help.
+    """
+
+    message: str
+    is_permanent: bool
+
+
+def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
+    """Return what keeps a pod from running; None if nothing does.
+
+    Args:
+        pod: The pod.
+        now: The time, by which a problem may have lasted too long; None if that is not to count.
+    """
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            # More nodes may come: only the time-out ends this.
-            return f"pod {name} cannot be scheduled: {condition.get('message') or condition.get('reason')}", False
+            # Nodes may be added: only the time-out ends this.
+            why = condition.get("message") or condition.get("reason")
+            return PodProblem(f"pod {name} cannot be scheduled: {why}", is_permanent=False)
     for container in status.get("containerStatuses") or []:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        reason, message = waiting.get("reason", ""), waiting.get("message") or waiting.get("reason", "")
-        if reason in NOT_PULLED:
-            hopeless = reason in HOPELESS_PULL or any(word in message.lower() for word in HOPELESS_WORDS)
-            return (
-                f"pod {name} cannot pull its image {container.get('image')}: {message}",
-                hopeless or _age(pod, now) > PULL_PATIENCE,
-            )
-        if reason in NOT_CREATED:
-            return f"pod {name} cannot start its container ({reason}): {message}", _age(pod, now) > PULL_PATIENCE
-        ended = last_exit(container)
-        if ended and not container.get("ready"):
-            starts = container.get("restartCount", 0) + ("waiting" in (container.get("state") or {}))
-            times = f"; failed {starts} times" if starts > 1 else ""
-            return f"pod {name} {ended}{times}", reason == "CrashLoopBackOff" and starts >= MOST_FAILED_STARTS
-        if "running" in (container.get("state") or {}) and not container.get("ready"):
-            probe = "fails its readiness probe" if container.get("started") else "has not passed its startup probe yet"
-            return f"pod {name} runs and {probe}", False
+        if problem := _container_problem(name, container, _age(pod, now)):
+            return problem
+    return None
+
+
+def _container_problem(pod_name: str, container: Object, age: timedelta) -> PodProblem | None:
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason = waiting.get("reason", "")
+    message = waiting.get("message") or reason
+    if reason in PULL_REASONS:
+        permanent = reason in PERMANENT_PULL_REASONS or any(word in message.lower() for word in PERMANENT_PULL_WORDS)
+        return PodProblem(
+            f"pod {pod_name} cannot pull its image {container.get('image')}: {message}",
+            is_permanent=permanent or age > PULL_PATIENCE,
+        )
+    if reason in NOT_CREATED_REASONS:
+        text = f"pod {pod_name} cannot start its container ({reason}): {message}"
+        return PodProblem(text, is_permanent=age > PULL_PATIENCE)
+    ready = container.get("ready")
+    if (ended := last_exit(container)) and not ready:
+        starts = container.get("restartCount", 0) + ("waiting" in state)
+        times = f"; failed {starts} times" if starts > 1 else ""
+        permanent = reason == "CrashLoopBackOff" and starts >= MAX_FAILED_STARTS
+        return PodProblem(f"pod {pod_name} {ended}{times}", is_permanent=permanent)
+    if "running" in state and not ready:
+        probe = "fails its readiness probe" if container.get("started") else "has not passed its startup probe yet"
+        return PodProblem(f"pod {pod_name} runs and {probe}", is_permanent=False)
     return None
 
 
 def newest_warning(events: Sequence[Object]) -> str | None:
-    """Return what the newest warning among a pod's events says that its status does not; None if there is none."""
-    warnings = [one for one in events if one.get("type") == "Warning" and one.get("reason") not in SAID_BETTER]
-    newest = max(warnings, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""), default=None)
-    return str(newest.get("message", "")).strip() or None if newest else None
+    """Return the message of the newest warning that tells more than the pod's status; None if there is none."""
+    warnings = [
+        event for event in events if event.get("type") == "Warning" and event.get("reason") not in COVERED_BY_STATUS
+    ]
+    newest = max(
+        warnings, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), default={}
+    )
+    return str(newest.get("message", "")).strip() or None
 
 
 def last_exit(container: Object) -> str | None:
-    """Return how a container ended last; None if it never did."""
+    """Return how a container ended last, such as `exited with code 1`; None if it never ended."""
     for state in ("state", "lastState"):
-        if ended := (container.get(state) or {}).get("terminated"):
-            reason = ended.get("reason", "Error")
-            return f"exited with code {ended.get('exitCode')}" + (f" ({reason})" if reason != "Error" else "")
+        if terminated := (container.get(state) or {}).get("terminated"):
+            reason = terminated.get("reason", "Error")
+            return f"exited with code {terminated.get('exitCode')}" + (f" ({reason})" if reason != "Error" else "")
     return None
 
 
-def is_leaving(pod: Object) -> bool:
+def is_terminating(pod: Object) -> bool:
     """Whether a pod is being deleted."""
     return "deletionTimestamp" in pod["metadata"]
 

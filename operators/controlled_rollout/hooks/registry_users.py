@@ -34,7 +34,7 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
         WorkspaceError: A connection is for a registry that the workspace does not name, lacks login or password, or
             two of them mean different users of one registry.
     """
-    from controlled_rollout.image.oci.azure_sign_in import is_azure
+    from controlled_rollout.image.oci.azure_sign_in import is_azure_registry
     from controlled_rollout.image.reference import registry_host
 
     users: dict[str, Credentials] = {}
@@ -47,7 +47,7 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
             raise WorkspaceError(f"workspace {workspace.name!r} sets {setting} and no {registry}: set both or neither")
         host = registry_host(place)
         found = connection(conn_id)
-        if is_azure(host) and not (found.login or found.password):
+        if is_azure_registry(host) and not (found.login or found.password):
             continue  # signed in to as the worker's own identity
         user = user_of(found, host)
         if users.setdefault(host, user) != user:
@@ -97,9 +97,9 @@ async def signed_in(workspace: Workspace, users: "Mapping[str, Credentials]") ->
     """
     from airflow.sdk.log import mask_secret
 
-    from controlled_rollout.image.oci.azure_sign_in import with_own_identity
+    from controlled_rollout.image.oci.azure_sign_in import with_azure_credentials
 
-    found = await with_own_identity(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
+    found = await with_azure_credentials(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
     for user in found.values():
         mask_secret(user.password)
     return found

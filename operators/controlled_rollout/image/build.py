@@ -1,4 +1,4 @@
-"""Where a workspace's images are built: on this machine, in its cluster, or by its registry."""
+"""The entry point of builds: which builder a workspace has, and where its images go."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from controlled_rollout.image.container_image import build_container_image
 from controlled_rollout.image.environment.environment import Environment
 from controlled_rollout.image.inputs.read import Progress
 from controlled_rollout.image.local_image import build_local_image
-from controlled_rollout.image.oci.azure_sign_in import with_own_identity
+from controlled_rollout.image.oci.azure_sign_in import with_azure_credentials
 from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import ImageReference, ModelSource
 from controlled_rollout.workspace import Workspace
@@ -19,11 +19,11 @@ __all__ = ["build_image", "builder_for"]
 
 
 def builder_for(workspace: Workspace, *, owner: str) -> Builder:
-    """Return who builds a workspace's environment images.
+    """Return the builder of a workspace's environment images.
 
     Args:
-        workspace: Its setting `builder` says who.
-        owner: Who asks. The same one, after it was killed, takes up what it had begun.
+        workspace: Its setting `builder` names it.
+        owner: The task that builds. If it was killed, a retry with the same owner takes over what it had begun.
 
     Raises:
         WorkspaceError: A setting that the builder needs is missing.
@@ -31,17 +31,17 @@ def builder_for(workspace: Workspace, *, owner: str) -> Builder:
     if workspace.builder == "kubernetes":
         from controlled_rollout.image.builders.pod.builder import PodBuilder
 
-        _needs(workspace, "builder_image")
+        _check_setting(workspace, "builder_image")
         return PodBuilder(workspace, owner=owner)
     if workspace.builder == "acr_tasks":
         from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 
-        _needs(workspace, "acr_id")
+        _check_setting(workspace, "acr_id")
         return AcrTasksBuilder(workspace.acr_id or "")
     return BuildahBuilder(workspace.cache_folder)
 
 
-def _needs(workspace: Workspace, setting: str) -> None:
+def _check_setting(workspace: Workspace, setting: str) -> None:
     if not getattr(workspace, setting):
         raise WorkspaceError(
             f"workspace {workspace.name!r} has the builder {workspace.builder!r}, which needs the setting {setting}"
@@ -60,22 +60,24 @@ async def build_image(
     owner: str = "",
     progress: Progress = lambda line: None,
 ) -> ImageReference:
-    """Build a project folder's image where the workspace's versions run from, or find it.
+    """Build a project folder's image where the workspace's versions run from, or find it there.
 
     Args:
         workspace: With `registry`, the image is pushed there; without, it is for the local target.
-        source_dir: The project folder.
+        source_dir: The project folder, packaged as `.amlignore` or `.gitignore` says.
         name: The image's name.
-        environment: See `build`.
-        entry_script: See `build`.
-        models: See `build`.
-        credentials: A user for each registry that asks for one, by host. An Azure Container Registry that has none is
-            signed in to as this process's own identity.
-        owner: Who asks, such as a task of a run: see `builder_for`.
+        environment: An environment, or its file: relative to the project folder, or else to the current one. None for
+            the project folder's environment.yml, environment.yaml, conda.yml or requirements.txt.
+        entry_script: The file with `init()` and `run(...)`, relative to the project folder.
+        models: Up to 1,000.
+        credentials: A user for each registry that needs one, by host. To an Azure Container Registry without one, this
+            process signs in with its own identity.
+        owner: The task that builds, see `builder_for`.
         progress: Called with a line for each step.
 
     Raises:
-        ImageError: See `build` and `build_container_image`.
+        RegistryUnavailableError: A registry does not answer.
+        ImageError: An argument is not valid, the environment cannot be built, or a registry refuses.
         WorkspaceError: A setting that the workspace's builder needs is missing.
     """
     if workspace.registry is None:
@@ -88,8 +90,7 @@ async def build_image(
             models=models,
             progress=progress,
         )
-    places = (workspace.registry, workspace.shared_registry, workspace.base_image)
-    users = await with_own_identity(credentials or {}, places)
+    registries = (workspace.registry, workspace.shared_registry, workspace.base_image)
     return await build_container_image(
         source_dir,
         name=name,
@@ -100,7 +101,7 @@ async def build_image(
         environment=environment,
         entry_script=entry_script,
         models=models,
-        credentials=users,
+        credentials=await with_azure_credentials(credentials or {}, registries),
         builder=builder_for(workspace, owner=owner),
         progress=progress,
     )

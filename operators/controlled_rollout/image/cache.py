@@ -1,11 +1,14 @@
-"""The content-addressed cache of a workspace: environments and images, built once, whole or not at all.
+"""A workspace's cache folder: environments, images and models, each built once, whole or not at all.
 
-    environments/<hash>/     a virtual environment, or a link to one in a shared cache
+    environments/<hash>/     a virtual environment
     images/<sha256>/         image.json, app/, models/
+    models/<hash>/           a model that was fetched from elsewhere
+    contents/                what was read of an image's layers
+    containers/, scans/      working folders of buildah and of the scanners
     locks/                   one empty file per entry that was ever built
 
-An entry is built in a folder beside its place and renamed when it is whole, under a lock that the kernel takes from a
-process that dies. So a reader needs no lock, and never sees half an entry.
+An entry is built in a folder beside its place and renamed when it is complete. Meanwhile the builder holds a file lock,
+which the kernel releases when the process dies. So a reader needs no lock, and never sees half an entry.
 """
 
 import asyncio
@@ -17,12 +20,12 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cancellable_thread import in_thread
 
-__all__ = ["Cache", "DiskFullError", "EnvironmentPlace", "SharedCache", "check_room", "find_environment"]
+__all__ = ["Cache", "DiskFullError", "check_free_space"]
 
 ENVIRONMENTS: Final = "environments"
 IMAGES: Final = "images"
@@ -32,153 +35,121 @@ LOCK_POLL_S: Final = 0.05
 
 
 class DiskFullError(Exception):
-    """What builds an entry met a full disk; the cache turns it into an `ImageError` that names the folder."""
-
-
-class EnvironmentPlace(Protocol):
-    """A place where a built environment may be found before it is built."""
-
-    @property
-    def name(self) -> str:
-        """What people call the place."""
-        ...
-
-    def find(self, environment_hash: str) -> Path | None:
-        """Return the environment's folder, or None."""
-        ...
-
-
-def find_environment(places: list[EnvironmentPlace], environment_hash: str) -> tuple[EnvironmentPlace, Path] | None:
-    """Return the first place that has the environment, and where it is there."""
-    for place in places:
-        if (found := place.find(environment_hash)) is not None:
-            return place, found
-    return None
-
-
-@dataclass(frozen=True)
-class SharedCache:
-    """Another workspace's cache folder, only read: what was built there need not be built here."""
-
-    root: Path
-
-    @property
-    def name(self) -> str:
-        """What people call the place."""
-        return f"the shared cache {self.root}"
-
-    def find(self, environment_hash: str) -> Path | None:
-        """Return the environment's folder, or None."""
-        folder = self.root / ENVIRONMENTS / environment_hash
-        return folder.resolve() if has_python(folder) else None
+    """The disk is full. The cache turns this into an `ImageError` that names the folder."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache in a folder.
+    """The cache in a folder. Entries are addressed by a hash of what they are built from.
 
     Attributes:
-        root: Made when something is built.
+        root: The folder. Made when something is built, readable by this user only.
     """
 
     root: Path
 
-    @property
-    def name(self) -> str:
-        """What people call the place."""
-        return "the cache"
+    @classmethod
+    def at(cls, folder: Path) -> "Cache":
+        """Return the cache in a folder that may be relative or begin with `~`."""
+        return cls(Path(folder).expanduser().absolute())
 
-    def find(self, environment_hash: str) -> Path | None:
-        """Return the environment's folder, or None."""
+    def find_environment(self, environment_hash: str) -> Path | None:
+        """Return the folder of a built environment whose interpreter still runs, or None."""
         folder = self.environment(environment_hash)
-        return folder if has_python(folder) else None
+        return folder if os.access(folder / "bin" / "python", os.X_OK) else None
 
     def environment(self, environment_hash: str) -> Path:
-        """Return the folder of an environment, whether or not it is there."""
+        """Return the folder of an environment, whether or not it exists."""
         return self.root / ENVIRONMENTS / environment_hash
 
     def image(self, sha256: str) -> Path:
-        """Return the folder of an image, whether or not it is there."""
+        """Return the folder of an image, whether or not it exists."""
         return self.root / IMAGES / sha256
 
-    async def link_environment(self, environment_hash: str, shared: Path) -> None:
-        """Use an environment of a shared cache as if it were built here."""
-        folder = self.environment(environment_hash)
+    def folder(self, name: str) -> Path:
+        """Return a folder for files that are written as a whole, made if it does not exist.
 
-        async def make(unfinished: Path, lock: int) -> None:
-            unfinished.rmdir()
-            unfinished.symlink_to(shared)
-
-        await self.build(folder, has_python, make)
+        Raises:
+            ImageError: The cache cannot be written.
+        """
+        folder = self.root / name
+        with self._write_errors():
+            self._make(folder)
+        return folder
 
     async def build(
         self,
         folder: Path,
-        is_whole: Callable[[Path], bool],
-        make: Callable[[Path, int], Awaitable[None]],
+        is_complete: Callable[[Path], bool],
+        fill: Callable[[Path, int], Awaitable[None]],
         *,
-        waiting: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Build the entry `folder` unless it is there; of several that build the same, one does and the others wait.
+        """Build the entry `folder` unless it exists. Of several processes that build the same, one does; others wait.
 
         Args:
-            folder: `environment(…)` or `image(…)`.
-            is_whole: Whether an existing entry can be used.
-            make: Fills the empty folder that it is given. Also given the lock's file descriptor: a process that it
-                starts inherits it, so that nobody else builds while an orphan of a killed build still writes.
-            waiting: Called once if somebody else is building the same.
+            folder: The entry's place, two levels below the root.
+            is_complete: Whether an existing entry can be used.
+            fill: Fills the empty folder that it is given. Its second argument is the lock's file descriptor: a child
+                process that inherits it keeps the entry locked even if this process is killed.
+            on_wait: Called once if another process is building the same entry.
 
         Returns:
-            Whether it was built by this call.
+            Whether this call built it.
 
         Raises:
-            ImageError: The cache cannot be written, or its disk is full; it is as it was before.
+            ImageError: The cache cannot be written, or its disk is full. The cache is unchanged.
         """
-        if is_whole(folder):
+        if is_complete(folder):
             return False
         unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
         with self._write_errors():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            async with _locked(self._lock_path(folder.parent.name, folder.name), waiting) as lock:
-                if is_whole(folder):
+            self._make(folder.parent)
+            async with _locked(self._lock_path(folder.parent.name, folder.name), on_wait) as lock:
+                if is_complete(folder):
                     return False
-                await in_thread(lambda stop: self._sweep(folder.parent, own=unfinished))
+                await in_thread(lambda _: self._remove_unfinished(folder.parent, current=unfinished))
                 try:
                     unfinished.mkdir()
-                    await make(unfinished, lock)
-                    await in_thread(lambda stop: _remove(folder))
+                    await fill(unfinished, lock)
+                    await in_thread(lambda _: _remove(folder))
                     unfinished.rename(folder)
                 except BaseException:
-                    await in_thread(lambda stop: _remove(unfinished))
+                    await in_thread(lambda _: _remove(unfinished))
                     raise
         return True
 
     @contextlib.asynccontextmanager
-    async def workshop(self, name: str, *, waiting: Callable[[], None]) -> AsyncIterator[tuple[Path, int]]:
-        """Give a folder for work that one process of this machine does at a time.
+    async def exclusive_folder(self, name: str, *, on_wait: Callable[[], None]) -> AsyncIterator[tuple[Path, int]]:
+        """Lock a working folder of the cache for the block: one process of this machine uses it at a time.
 
         Args:
-            name: The folder's name; what was left in it is still there.
-            waiting: Called once if somebody else is at work.
+            name: The folder's name. Its content stays from one use to the next.
+            on_wait: Called once if another process has the folder.
 
         Yields:
-            The folder, and the lock's file descriptor for the processes that are started meanwhile.
+            The folder, and the lock's file descriptor for child processes.
 
         Raises:
             ImageError: The cache cannot be written, or its disk is full.
         """
         folder = self.root / name
         with self._write_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            async with _locked(self._lock_path("workshop", name), waiting) as lock:
+            self._make(folder)
+            async with _locked(self._lock_path("folder", name), on_wait) as lock:
                 yield folder, lock
+
+    def _make(self, folder: Path) -> None:
+        # Models may be confidential: no other user of the machine gets in.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def _lock_path(self, kind: str, key: str) -> Path:
         return self.root / LOCKS / f"{kind}-{key}.lock"
 
-    def _sweep(self, parent: Path, *, own: Path) -> None:
-        """Remove what killed builds left: ours, since we hold its lock, and any other whose lock nobody holds."""
-        _remove(own)
+    def _remove_unfinished(self, parent: Path, *, current: Path) -> None:
+        """Remove what killed builds left: the entry that is locked by the caller, and all that nobody has locked."""
+        _remove(current)
         for leftover in parent.glob(f".*{UNFINISHED}"):
             key = leftover.name.removeprefix(".").removesuffix(UNFINISHED)
             with _lock_if_free(self._lock_path(parent.name, key)) as lock:
@@ -187,52 +158,48 @@ class Cache:
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
+        """Turn an error of the file system into an `ImageError` that names the cache folder."""
         try:
             yield
         except DiskFullError as error:
-            raise self._disk_full(str(error)) from None
+            raise self._disk_full(str(error)) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._disk_full(f"{error.filename or self.root}: {error.strerror}") from None
-            raise ImageError(f"the cache folder {self.root} cannot be written: {error}") from None
+                raise self._disk_full(f"{error.filename or self.root}: {error.strerror}") from error
+            raise ImageError(f"the cache folder {self.root} cannot be written: {error}") from error
 
     def _disk_full(self, detail: str) -> ImageError:
-        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
         return ImageError(
-            f"the disk is full: building in the cache folder {self.root} needs more than the {free / 1e6:,.1f} MB that "
-            f"are free there ({detail}). Nothing of the build was kept; free some space, or choose another folder"
+            f"the disk is full: the build needs more than the {free / 1e6:,.1f} MB that are free in the cache folder "
+            f"{self.root} ({detail}). Nothing of the build was kept: free some space, or set another cache_folder"
         )
 
 
-def check_room(needed: int, folder: Path, what: str, *, reserve: int = 0) -> None:
-    """Refuse what would fill the disk.
+def check_free_space(needed: int, folder: Path, what: str, *, reserve: int = 0) -> None:
+    """Refuse to write what would fill the disk.
 
     Args:
-        needed: Bytes.
+        needed: Bytes to be written.
         folder: Where they would go; it need not exist.
         what: What they are, for the message.
-        reserve: Bytes that are to stay free.
+        reserve: Bytes to be left free on the disk.
 
     Raises:
-        ImageError: There is not so much room.
+        ImageError: The disk has no room for them.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    room = max(0, shutil.disk_usage(there).free - reserve)
-    if needed > room:
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = max(0, shutil.disk_usage(existing).free - reserve)
+    if needed > free:
         raise ImageError(
-            f"{what}: {needed / 1e6:,.1f} MB are needed, and there is room for {room / 1e6:,.1f} MB in {there}: "
-            "nothing was written. Free some space, or choose another folder for the workspace"
+            f"{what}: {needed / 1e6:,.1f} MB are needed, and there is room for {free / 1e6:,.1f} MB in {existing}: "
+            "nothing was written. Free some space, or set another cache_folder for the workspace"
         )
-
-
-def has_python(environment: Path) -> bool:
-    """Whether an environment can be used: also its base interpreter is still there."""
-    return os.access(environment / "bin" / "python", os.X_OK)
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or a link, if it is there."""
+    """Remove a folder or a link, if it exists."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     elif path.exists():
@@ -241,7 +208,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _lock_if_free(path: Path) -> Iterator[int | None]:
-    """Hold the lock in the block and give its descriptor; give None if somebody else holds it."""
+    """Hold a file lock in the block and yield its descriptor; yield None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -253,22 +220,22 @@ def _lock_if_free(path: Path) -> Iterator[int | None]:
             try:
                 yield descriptor
             finally:
-                # Closing alone would leave it to whoever inherited the descriptor.
+                # Closing is not enough: a child process that inherited the descriptor would keep the lock.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path, waiting: Callable[[], None]) -> AsyncIterator[int]:
-    """Hold the lock in the block; wait for it so that cancelling the wait leaves nothing behind."""
-    said = False
+async def _locked(path: Path, on_wait: Callable[[], None]) -> AsyncIterator[int]:
+    """Hold a file lock in the block. It is polled for, so that a cancelled wait leaves no thread behind."""
+    waited = False
     while True:
         with _lock_if_free(path) as lock:
             if lock is not None:
                 yield lock
                 return
-        if not said:
-            waiting()
-            said = True
+        if not waited:
+            on_wait()
+            waited = True
         await asyncio.sleep(LOCK_POLL_S)

@@ -5,46 +5,46 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["Stop", "StoppedError", "in_thread", "never"]
+__all__ = ["CancelCheck", "WorkCancelledError", "in_thread", "never_cancelled"]
 
 Result = TypeVar("Result")
 
-Stop = Callable[[], None]
-"""Called between two pieces of work; raises `StoppedError` when nobody waits for the result any more."""
+CancelCheck = Callable[[], None]
+"""Called by long work between two steps; raises `WorkCancelledError` once the task that waits was cancelled."""
 
 
-class StoppedError(Exception):
-    """The task that asked for the work was cancelled."""
+class WorkCancelledError(Exception):
+    """The task that waits for the work was cancelled."""
 
 
-def never() -> None:
-    """Never stop: for callers that are not tasks."""
+def never_cancelled() -> None:
+    """The `CancelCheck` of callers that are not tasks."""
 
 
-async def in_thread(work: Callable[[Stop], Result]) -> Result:
-    """Run `work` in a thread and return its result; on cancellation the thread has ended before this returns.
+async def in_thread(work: Callable[[CancelCheck], Result]) -> Result:
+    """Run blocking work in a thread and return its result; when cancelled, return only after the thread has ended.
 
-    A thread that went on writing into a folder that its owner already removes would leave half of it behind.
+    Otherwise the thread might still write into a folder that its owner removes meanwhile, and half of it would stay.
 
     Args:
-        work: Called with a `Stop` that it calls between two pieces of its work.
+        work: Takes a `CancelCheck`, to be called between two steps.
     """
-    stopped = threading.Event()
+    cancelled = threading.Event()
 
-    def stop() -> None:
-        if stopped.is_set():
-            raise StoppedError
+    def check_cancelled() -> None:
+        if cancelled.is_set():
+            raise WorkCancelledError
 
-    future = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    future = asyncio.ensure_future(asyncio.to_thread(work, check_cancelled))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        stopped.set()
+        cancelled.set()
         while not future.done():
             try:
                 await asyncio.shield(asyncio.wait([future]))
             except asyncio.CancelledError:
                 continue
         if not future.cancelled():
-            future.exception()  # retrieved: the cancellation is what the caller hears of
+            future.exception()  # marks it as retrieved: the caller sees the cancellation instead
         raise

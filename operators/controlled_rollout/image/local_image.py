@@ -1,4 +1,4 @@
-"""The local builder: a project folder becomes an image in the workspace's cache, and is loaded from there."""
+"""Images of the local target: a project folder becomes an image in the workspace's cache, and is run from there."""
 
 import hashlib
 import json
@@ -9,16 +9,18 @@ from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.worker.virtual_environment import create_virtual_environment
-from controlled_rollout.image.cache import Cache, EnvironmentPlace, SharedCache, find_environment
-from controlled_rollout.image.cancellable_thread import Stop, in_thread
-from controlled_rollout.image.environment.environment import Environment, environment_hash
-from controlled_rollout.image.inputs.files import copy_package
+from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
+from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.environment.hash import environment_hash
+from controlled_rollout.image.inputs.files import copy_files
 from controlled_rollout.image.inputs.models import copy_models, model_dir
-from controlled_rollout.image.inputs.read import Progress, Project, read_project
+from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
 from controlled_rollout.image.reference import ImageReference, ModelSource
 
 __all__ = ["LocalImage", "build_local_image", "load_local_image"]
 
+# Changed when an image of the same inputs is laid out in another way.
 IMAGE_SCHEMA: Final = 1
 IMAGE_FILE: Final = "image.json"
 
@@ -28,12 +30,12 @@ class LocalImage:
     """An image in the cache, ready to be run.
 
     Attributes:
-        reference: Which.
-        app_root: The project folder's files: AML_APP_ROOT. Not to be written.
+        reference: Its name and digest.
+        app_root: The project folder's files, read-only: AML_APP_ROOT.
         model_dir: AZUREML_MODEL_DIR: the only model's folder, or the folder of all models as `<name>/<version>/`.
         entry_script: Relative to `app_root`: AZUREML_ENTRY_SCRIPT.
         python: The interpreter of the image's environment.
-        environment_hash: Which environment.
+        environment_hash: The hash under which the cache has that environment.
     """
 
     reference: ImageReference
@@ -44,21 +46,6 @@ class LocalImage:
     environment_hash: str
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What an image is made of; `sha256` covers all of it."""
-
-    project: Project
-    environment_hash: str
-
-    def document(self) -> dict[str, Any]:
-        return {"schema": IMAGE_SCHEMA, "environment_hash": self.environment_hash, **self.project.document()}
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
-
-
 async def build_local_image(
     source_dir: str | Path,
     *,
@@ -67,14 +54,12 @@ async def build_local_image(
     environment: Path | str | Environment | None = None,
     entry_script: str = "score.py",
     models: Sequence[ModelSource] = (),
-    shared_cache: Path | None = None,
     progress: Progress = lambda line: None,
 ) -> ImageReference:
-    """Build the image of a project folder, or find it: what has been built before is not built again.
+    """Build the image of a project folder in the cache, or find it: what was built before is not built again.
 
-    The environment is looked up by its hash in `cache`, then in `shared_cache`, and only then built; the image by its
-    digest in `cache`. Two builds of the same at once, in any processes, become one. A build that is cancelled or killed
-    leaves nothing that would be used.
+    The environment is found by its hash, the image by its digest. If several processes build the same at once, one
+    builds it. A build that is cancelled or killed leaves nothing that would be used.
 
     Args:
         source_dir: The project folder, packaged as `.amlignore` or `.gitignore` says.
@@ -84,28 +69,30 @@ async def build_local_image(
             the project folder's environment.yml, environment.yaml, conda.yml or requirements.txt.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
-        shared_cache: Another workspace's cache folder, only read.
         progress: Called with a line for each step.
 
     Raises:
-        ImageError: Something that was given is not valid, or the environment cannot be built. The cache is as before.
+        ImageError: An argument is not valid, or the environment cannot be built. The cache is unchanged.
     """
-    project = await read_project(
+    place = Cache.at(cache)
+    inputs = await read_image_inputs(
         source_dir,
         name=name,
         environment=environment,
         entry_script=entry_script,
         models=models,
-        cache=cache,
+        cache=place,
         progress=progress,
     )
-    if project.environment.base_image or project.environment.docker_steps:
+    if inputs.environment.base_image or inputs.environment.docker_steps:
         progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")
-    parts = _Parts(project, environment_hash(project.environment))
-    place = Cache(Path(cache).expanduser().absolute())
-    await _provide_environment(parts, place, shared_cache, progress)
-    reference = ImageReference(f"local/{name}", parts.sha256)
-    built = await _provide_image(parts, place)
+    env_hash = environment_hash(inputs.environment)
+    await _ensure_environment(inputs.environment, env_hash, place, progress)
+    document = _image_document(inputs, env_hash)
+    reference = ImageReference(
+        f"local/{name}", hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    )
+    built = await _ensure_image(inputs, document, place.image(reference.sha256), place)
     progress(f"image: {reference} {'built' if built else 'found in the cache'}")
     return reference
 
@@ -113,70 +100,77 @@ async def build_local_image(
 def load_local_image(reference: str | ImageReference, cache: Path) -> LocalImage:
     """Return an image that was built into the cache.
 
+    Args:
+        reference: The image, as `local/<name>@sha256:…`.
+        cache: The workspace's cache folder.
+
     Raises:
         ImageError: The reference is malformed, or the image or its environment is not in the cache.
     """
-    asked = ImageReference.parse(reference) if isinstance(reference, str) else reference
-    place = Cache(Path(cache).expanduser().absolute())
-    folder = place.image(asked.sha256)
+    image = ImageReference.parse(reference) if isinstance(reference, str) else reference
+    place = Cache.at(cache)
+    folder = place.image(image.sha256)
     try:
         document = json.loads((folder / IMAGE_FILE).read_text(encoding="utf-8"))
-        found_hash, entry_script = document["environment_hash"], document["entry_script"]
+        env_hash, entry_script = document["environment_hash"], document["entry_script"]
         models = [(model["name"], model["version"]) for model in document["models"]]
-    except FileNotFoundError:
-        raise ImageError(f"image {asked} is not in the cache {place.root}: build it there first") from None
+    except FileNotFoundError as error:
+        raise ImageError(f"image {image} is not in the cache {place.root}: build it there first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"image {asked} in {folder} cannot be read ({error}): remove that folder, build again"
-        ) from None
-    environment = place.find(found_hash)
+            f"image {image} in {folder} cannot be read ({error}): remove that folder and build the image again"
+        ) from error
+    environment = place.find_environment(env_hash)
     if environment is None:
         raise ImageError(
-            f"image {asked} is in the cache {place.root}, but not its environment {found_hash[:12]}, or its Python "
+            f"image {image} is in the cache {place.root}, but not its environment {env_hash[:12]}, or its Python "
             "is no longer on this machine: build the image again"
         )
     return LocalImage(
-        reference=asked,
+        reference=image,
         app_root=folder / "app",
         model_dir=model_dir(folder / "models", models),
         entry_script=entry_script,
         python=environment / "bin" / "python",
-        environment_hash=found_hash,
+        environment_hash=env_hash,
     )
 
 
-async def _provide_environment(parts: _Parts, cache: Cache, shared: Path | None, progress: Progress) -> None:
-    short = f"environment {parts.environment_hash[:12]}"
-    places: list[EnvironmentPlace] = [cache, *([SharedCache(Path(shared).expanduser().absolute())] if shared else [])]
-    if found := find_environment(places, parts.environment_hash):
-        place, folder = found
-        if place is not cache:
-            await cache.link_environment(parts.environment_hash, folder)
-        progress(f"{short}: found in {place.name}")
+def _image_document(inputs: ImageInputs, env_hash: str) -> dict[str, Any]:
+    """Return what an image is made of: the digest over this document is the image's."""
+    return {"schema": IMAGE_SCHEMA, "environment_hash": env_hash, **inputs.document()}
+
+
+async def _ensure_environment(environment: Environment, env_hash: str, cache: Cache, progress: Progress) -> None:
+    """Find the environment in the cache, or build it there."""
+    label = f"environment {env_hash[:12]}"
+    if cache.find_environment(env_hash) is not None:
+        progress(f"{label}: found in the cache")
         return
 
-    async def make(unfinished: Path, lock: int) -> None:
-        progress(f"{short}: building with Python {parts.project.environment.python_version}")
-        await create_virtual_environment(unfinished, parts.project.environment, lock=lock, progress=progress)
+    async def fill(folder: Path, lock: int) -> None:
+        progress(f"{label}: building with Python {environment.python_version}")
+        await create_virtual_environment(folder, environment, lock=lock, progress=progress)
 
-    folder = cache.environment(parts.environment_hash)
     built = await cache.build(
-        folder,
-        lambda _: cache.find(parts.environment_hash) is not None,
-        make,
-        waiting=lambda: progress(f"{short}: somebody else is building it, waiting"),
+        cache.environment(env_hash),
+        lambda _: cache.find_environment(env_hash) is not None,
+        fill,
+        on_wait=lambda: progress(f"{label}: another process is building it, waiting"),
     )
-    progress(f"{short}: {'built' if built else 'built by somebody else meanwhile'}")
+    progress(f"{label}: {'built' if built else 'was built by another process'}")
 
 
-async def _provide_image(parts: _Parts, cache: Cache) -> bool:
-    def write(unfinished: Path, stop: Stop) -> None:
-        copy_package(parts.project.source, unfinished / "app", stop=stop)
-        copy_models(parts.project.models, unfinished / "models", stop=stop)
-        document = {**parts.document(), "environment": parts.project.environment.model_dump(mode="json")}
-        (unfinished / IMAGE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+async def _ensure_image(inputs: ImageInputs, document: dict[str, Any], folder: Path, cache: Cache) -> bool:
+    """Copy the image's files into the cache unless they are there; return whether they were copied."""
 
-    async def make(unfinished: Path, lock: int) -> None:
-        await in_thread(lambda stop: write(unfinished, stop))
+    def copy(target: Path, check_cancelled: CancelCheck) -> None:
+        copy_files(inputs.source, target / "app", check_cancelled=check_cancelled)
+        copy_models(inputs.models, target / "models", check_cancelled=check_cancelled)
+        described = {**document, "environment": inputs.environment.model_dump(mode="json")}
+        (target / IMAGE_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
-    return await cache.build(cache.image(parts.sha256), lambda folder: (folder / IMAGE_FILE).is_file(), make)
+    async def fill(target: Path, lock: int) -> None:
+        await in_thread(lambda check_cancelled: copy(target, check_cancelled))
+
+    return await cache.build(folder, lambda image: (image / IMAGE_FILE).is_file(), fill)

@@ -1,4 +1,4 @@
-"""What names an image, and what goes into one."""
+"""The names of images, and of the models that go into one."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:(?P<sha256>[0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class ImageReference:
-    """An image by name and digest: what is deployed is what was built, whatever happens to a tag.
+    """An image by name and digest: a tag that moves does not change what is deployed.
 
     Attributes:
         name: Repository, such as `local/digits` or `registry.example/models/digits`.
@@ -33,19 +33,19 @@ class ImageReference:
         Raises:
             ImageError: The text has no digest, or a malformed one.
         """
-        found = REFERENCE.fullmatch(text)
-        if not found:
+        parts = REFERENCE.fullmatch(text)
+        if not parts:
             raise ImageError(f"image {text!r} is not of the form name@sha256:<64 hexadecimal digits>: deploy by digest")
-        return cls(found["name"], found["sha256"])
+        return cls(parts["name"], parts["sha256"])
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A registered model's files.
+    """A model: its name and version, and where its files are.
 
     Attributes:
         name: The model's name: the folder under AZUREML_MODEL_DIR when there are several.
-        path: A file or a folder; or the address of one that is elsewhere: any that fsspec reads, Azure Blob Storage,
+        path: A file or a folder of this machine; or an address: any that fsspec reads, Azure Blob Storage, or
             `models:/<name>/<version>` for MLflow's registry.
         version: The model's version.
     """
@@ -56,13 +56,13 @@ class ModelSource:
 
 
 def full_name(image: str) -> str:
-    """Return an image's name with its registry: without one it is meant as on Docker Hub, as everywhere else."""
+    """Return an image's name with its registry: a name without one is on Docker Hub, as for docker."""
     first, slash, _ = image.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         return image
     return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
 
 
-def registry_host(place: str) -> str:
-    """Return the host of a registry with its prefix, or of an image."""
-    return full_name(place).partition("/")[0]
+def registry_host(name: str) -> str:
+    """Return the host in the name of an image, or of a registry with its prefix."""
+    return full_name(name).partition("/")[0]

@@ -1,4 +1,4 @@
-"""Commands that build: run to their end, line by line, and ended with all that they started when nobody waits."""
+"""Run a program to its end, line by line; cancelled, it is killed with all that it started."""
 
 import asyncio
 import contextlib
@@ -12,57 +12,69 @@ from typing import Final
 
 from controlled_rollout.image.cache import DiskFullError
 
-__all__ = ["CREDENTIALS", "essence", "run"]
+__all__ = ["KEPT_LINES", "error_excerpt", "has_credentials", "hide_credentials", "run_command"]
 
 DISK_FULL: Final = re.compile(r"[Nn]o space left on device|Disk quota exceeded|os error (?:28|122)\b")
 CREDENTIALS: Final = re.compile(r"://[^/\s@]+@")
 KEPT_LINES: Final = 40
-TOLD_LINES: Final = 15
-LINE_BYTES: Final = 1 << 20
+EXCERPT_LINES: Final = 15
+MAX_LINE_BYTES: Final = 1 << 20
 
 
-async def run(
+async def run_command(
     command: Sequence[str],
     cwd: Path,
     *,
     environment: Mapping[str, str],
     lock: int,
-    line: Callable[[str], None] = lambda line: None,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, list[str]]:
-    """Run a command; return its exit status and its last lines.
+    """Run a program; return its exit code and its last lines.
 
     Args:
         command: The program and its arguments.
         cwd: Where it runs.
         environment: Its environment variables.
         lock: A file descriptor that the process and all that it starts inherit.
-        line: Called with each line that it writes, to either stream; passwords in addresses are taken out.
+        on_line: Called with each line of its two outputs; passwords in addresses are taken out.
 
     Raises:
-        DiskFullError: Its lines say so.
+        DiskFullError: It failed, and one of its last lines says that the disk is full.
     """
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     async with _process(command, cwd, environment, lock) as process:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
         while raw := await process.stdout.readline():
-            said = CREDENTIALS.sub("://***@", raw.decode(errors="replace").rstrip())
-            lines.append(said)
-            line(said)
-        code = await process.wait()
-    if code != 0 and (full := next(filter(DISK_FULL.search, lines), None)):
+            line = hide_credentials(raw.decode(errors="replace").rstrip())
+            lines.append(line)
+            on_line(line)
+        exit_code = await process.wait()
+    if exit_code != 0 and (full := next(filter(DISK_FULL.search, lines), None)):
         raise DiskFullError(full.strip())
-    return code, list(lines)
+    return exit_code, list(lines)
 
 
-def essence(lines: list[str], start: str = r"\s*(error:|×)") -> str:
-    """Return the part of a failed command's lines that says what is wrong.
+def has_credentials(text: str) -> bool:
+    """Whether a text has an address with a user or a password in it."""
+    return CREDENTIALS.search(text) is not None
 
-    From the first that matches `start` on; the last ones, where none does.
+
+def hide_credentials(text: str) -> str:
+    """Return a text with user and password of each address in it replaced by `***`."""
+    return CREDENTIALS.sub("://***@", text)
+
+
+def error_excerpt(lines: Sequence[str], start: str = r"\s*(error:|×)") -> str:
+    """Return the part of a failed program's output that names the error.
+
+    Args:
+        lines: Its last lines.
+        start: What the first line of the error matches. If no line does, the last lines are taken.
     """
-    first = next((at for at, line in enumerate(lines) if re.match(start, line)), None)
-    said = [line for line in lines[first or 0 :] if line.strip()]
-    told = said[-TOLD_LINES:] if first is None else said[:TOLD_LINES]
-    return "\n".join(told).strip() or "it said nothing"
+    first = next((number for number, line in enumerate(lines) if re.match(start, line)), None)
+    written = [line for line in lines[first or 0 :] if line.strip()]
+    excerpt = written[-EXCERPT_LINES:] if first is None else written[:EXCERPT_LINES]
+    return "\n".join(excerpt).strip() or "it wrote nothing"
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +89,7 @@ async def _process(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        limit=LINE_BYTES,
+        limit=MAX_LINE_BYTES,
         pass_fds=(lock,),
         start_new_session=True,
     )

@@ -1,11 +1,11 @@
-"""Where the scoring runtime is: the code that runs inside every version, and what it needs installed there."""
+"""Where the scoring runtime's files are: the code that runs inside every version, and what it needs installed there."""
 
 from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["DOCKERFILE", "INSTALL_SCRIPT", "PACKAGE", "recipe_files", "runtime_folder", "runtime_requirements"]
+__all__ = ["DOCKERFILE", "PACKAGE", "build_files", "runtime_folder", "runtime_pins", "runtime_requirements"]
 
 PACKAGE: Final = "controlled_rollout_scoring"
 DOCKERFILE: Final = "Dockerfile"
@@ -36,20 +36,25 @@ def runtime_requirements() -> Path:
     Raises:
         ImageError: The installation lacks it.
     """
-    path = runtime_folder() / PACKAGE / "requirements.txt"
-    if not path.is_file():
-        raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
-    return path
+    return _existing(runtime_folder() / PACKAGE / "requirements.txt")
 
 
-def recipe_files() -> dict[str, Path]:
-    """Return the files that an environment image is built by: its Dockerfile, and the script that installs.
+def runtime_pins() -> list[str]:
+    """Return the requirements of the scoring runtime, such as `granian==2.5.0`."""
+    lines = runtime_requirements().read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def build_files() -> dict[str, Path]:
+    """Return the files that build an environment image, by name: the Dockerfile and its installation script.
 
     Raises:
         ImageError: The installation lacks one.
     """
-    paths = {name: runtime_folder() / name for name in (DOCKERFILE, INSTALL_SCRIPT)}
-    for path in paths.values():
-        if not path.is_file():
-            raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
-    return paths
+    return {name: _existing(runtime_folder() / name) for name in (DOCKERFILE, INSTALL_SCRIPT)}
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
+    return path

@@ -100,7 +100,7 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
         ArgumentError: A model has no name or no path, or fields that are not known.
     """
     from controlled_rollout.image import ModelSource
-    from controlled_rollout.image.inputs.remote_models import located
+    from controlled_rollout.image.inputs.remote_models import resolve_model_path
 
     described: Sequence[Mapping[str, Any]] = (
         [{"name": name, "path": path} for name, path in models.items()] if isinstance(models, Mapping) else models
@@ -109,6 +109,6 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
     for model in described:
         if not {"name", "path"} <= set(model) <= {"name", "path", "version"} or not model["path"]:
             raise ArgumentError(f"model {dict(model)!r} needs a name and a path, and may have a version; nothing else")
-        path = located(str(model["path"]), folder)
+        path = resolve_model_path(str(model["path"]), folder)
         sources.append(ModelSource(str(model["name"]), path, str(model.get("version", "1"))))
     return sources

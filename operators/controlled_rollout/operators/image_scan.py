@@ -87,11 +87,11 @@ class ScanImageOperator(EngineCalls, BaseOperator):
         return registry_users(workspace, WorkspaceHook.get_connection)
 
     async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
-        from controlled_rollout.image.scan import scan
+        from controlled_rollout.image.scan import scan_image
 
         image = str(self.image)
         credentials = await signed_in(workspace, users) if workspace.registry else None
-        decision = await scan(
+        decision = await scan_image(
             workspace, image, scan_settings(self.arguments()), credentials=credentials, progress=self.log_progress
         )
         context["ti"].xcom_push(key=SUMMARY_KEY, value=decision.summary())
@@ -108,7 +108,7 @@ def scan_settings(arguments: Mapping[str, Any]) -> "ScanSettings":
     Raises:
         ArgumentError: One of them cannot be used.
     """
-    from controlled_rollout.image.scan import Policy, ScanSettings, Severity
+    from controlled_rollout.image.scan import ScanPolicy, ScanSettings, Severity
 
     severities = [str(severity) for severity in Severity if severity is not Severity.UNKNOWN]
     scanner = arguments["scanner"] or None
@@ -116,7 +116,7 @@ def scan_settings(arguments: Mapping[str, Any]) -> "ScanSettings":
         choice("scanner", scanner, "trivy", "grype")
     return ScanSettings(
         scanner=scanner,
-        policy=Policy(
+        policy=ScanPolicy(
             max_severity=Severity.parse(choice("max_severity", str(arguments["max_severity"]).lower(), *severities)),
             accepted=frozenset(names_of("accept", arguments["accept"])),
             only_fixed=flag("only_fixed", arguments["only_fixed"]),

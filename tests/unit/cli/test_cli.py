@@ -97,15 +97,16 @@ def test_a_call_that_makes_no_sense_exits_with_2_and_says_what_is_wrong(
 
 @pytest.mark.parametrize(("folder", "message"), [("missing", "missing"), ("empty", "score.py")])
 def test_a_folder_that_cannot_be_served_is_refused_before_anything_is_built(
-    folder: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "requirements.txt").write_text("")
 
     assert main(["score", str(tmp_path / folder), "--root", str(tmp_path / "root")]) == 1
 
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "root" / "cache" / "images").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_image_without_a_digest_is_refused_before_anything_is_asked(

@@ -1,1 +1,1 @@
-"""Who builds images: this machine, a pod in the cluster, or the registry."""
+"""The builders of environment images: the worker, a pod in the cluster, or the registry's own build service."""

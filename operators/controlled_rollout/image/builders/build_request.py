@@ -1,4 +1,4 @@
-"""What every builder of environment images is: asked to put one image under one tag, whole or not at all."""
+"""What a builder of environment images gets, and what it promises."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ __all__ = ["BuildRequest", "Builder"]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """An environment image that nobody has built yet.
+    """An environment image that is to be built.
 
     Attributes:
-        target: Where it is to be pushed.
+        repository: Where it is to be pushed.
         tag: Under which tag: the hash over everything below.
         base_image: What it is built on, `name@sha256:…`.
         python: The Python version or range that the base image must have.
         requirements: What is installed, besides what the scoring runtime needs.
-        recipe: The Dockerfile and the files that it runs, by name.
-        credentials: A user for each registry that asks for one, by host.
+        build_files: The Dockerfile and the scripts that it runs: text by file name.
+        credentials: A user for each registry that needs one, by host.
     """
 
-    target: Repository
+    repository: Repository
     tag: str
     base_image: str
     python: str
     requirements: tuple[str, ...]
-    recipe: Mapping[str, str]
+    build_files: Mapping[str, str]
     credentials: Mapping[str, Credentials] = field(repr=False)
 
     @property
-    def short(self) -> str:
-        """What people read of it."""
+    def label(self) -> str:
+        """The environment's name in log lines."""
         return f"environment {self.tag[:12]}"
 
 
@@ -41,20 +41,20 @@ class Builder(Protocol):
     """Builds environment images."""
 
     async def build(
-        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
-        """Build an image and push it. Of several builds of one tag at once, one builds and the others wait for it.
+        """Build an image and push it. If several build the same tag at once, one builds and the others wait for it.
 
-        The tag is there when this returns, and never before the image is whole. Cancelled, it ends what it began, and
-        no tag is left.
+        When this returns, the registry has the tag. The tag is pushed last, so it never names half an image. If this is
+        cancelled, it ends the build, and there is no tag.
 
         Args:
-            order: What is to be built.
-            is_there: Whether the registry has the tag by now; asked again before anything is begun.
-            progress: Called with each line that the build says.
+            request: What is to be built.
+            is_pushed: Whether the registry has the tag by now; called again before a build is begun.
+            progress: Called with each line of the build's output.
 
         Raises:
-            ImageError: The base image is missing or does not fit, the requirements cannot be installed, or what
-                builds cannot be used here.
+            ImageError: The base image is missing or does not fit, the requirements cannot be installed, or the builder
+                cannot be used here.
         """
         ...

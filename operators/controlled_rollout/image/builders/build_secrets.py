@@ -1,4 +1,7 @@
-"""What this machine's user has set for installing packages: given to a build as secrets, kept in no image."""
+"""This machine's settings for installing packages (indexes, proxies, certificates), as secrets of a build.
+
+The build can read them; no image keeps them.
+"""
 
 import os
 import re
@@ -7,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["build_secrets"]
+__all__ = ["VARIABLE", "build_secrets"]
 
 PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 INDEXES: Final = re.compile(
     r"UV_(?:DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_\w+_(?:USERNAME|PASSWORD)|NO_INDEX|INDEX_STRATEGY"
     r"|INSECURE_HOST|HTTP_TIMEOUT|HTTP_RETRIES|PRERELEASE|EXCLUDE_NEWER|RESOLUTION|CONCURRENT_\w+)"
 )
-# pip's own, for docker steps that call it; a setting that names a file of this machine would lead nowhere.
+# pip's own, for docker steps that call it.
 PIP: Final = re.compile(r"PIP_\w+")
 VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
+# Where the certificates are named on this machine, and where the build finds them named.
 CERTIFICATES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
-CERTIFICATE_READERS: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
+CERTIFICATE_VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
 
 SECRETS_FOLDER: Final = "/run/secrets"
 
@@ -28,47 +32,48 @@ def build_secrets(
 ) -> dict[str, bytes]:
     """Return the secrets of a build, by name.
 
-    `settings` is for a shell; `uv.toml`, `netrc`, `pip.conf` and `certificates` are files that are there only if this
-    machine has them.
+    `settings` is a shell script that exports variables. `uv.toml`, `netrc`, `pip.conf` and `certificates` are files,
+    present if this machine has them.
 
     Args:
-        requirements: What is installed; variables that its addresses name are among the settings.
+        requirements: What is installed. Variables named in its addresses, as `${NAME}`, are among the settings.
         environment: This process's environment variables.
-        system: Where settings for all users are.
+        system: The folder with the settings of all users.
     """
     home = Path(environment.get("HOME") or "/nonexistent")
     configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = {
-        "uv.toml": _first(
+        "uv.toml": _first_readable(
             environment.get("UV_CONFIG_FILE"), configuration / "uv" / "uv.toml", system / "uv" / "uv.toml"
         ),
-        "netrc": _first(environment.get("NETRC"), home / ".netrc"),
-        "pip.conf": _first(
+        "netrc": _first_readable(environment.get("NETRC"), home / ".netrc"),
+        "pip.conf": _first_readable(
             environment.get("PIP_CONFIG_FILE"),
             configuration / "pip" / "pip.conf",
             home / ".pip" / "pip.conf",
             system / "pip.conf",
         ),
-        "certificates": _first(*(environment.get(name) for name in CERTIFICATES)),
+        "certificates": _first_readable(*(environment.get(name) for name in CERTIFICATES)),
     }
     secrets = {name: path.read_bytes() for name, path in files.items() if path is not None}
-    variables = {name: value for name, value in environment.items() if _is_passed_on(name, value)}
+    variables = {name: value for name, value in environment.items() if _is_passed(name, value)}
     for line in requirements:
         variables |= {name: environment[name] for name in VARIABLE.findall(line) if name in environment}
-    places = {"UV_CONFIG_FILE": "uv.toml", "NETRC": "netrc", "PIP_CONFIG_FILE": "pip.conf"}
-    places |= dict.fromkeys(CERTIFICATE_READERS, "certificates")
-    variables |= {name: f"{SECRETS_FOLDER}/{file}" for name, file in places.items() if file in secrets}
+    file_variables = {"UV_CONFIG_FILE": "uv.toml", "NETRC": "netrc", "PIP_CONFIG_FILE": "pip.conf"}
+    file_variables |= dict.fromkeys(CERTIFICATE_VARIABLES, "certificates")
+    variables |= {name: f"{SECRETS_FOLDER}/{file}" for name, file in file_variables.items() if file in secrets}
     settings = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items()))
     return {**secrets, "settings": settings.encode()}
 
 
-def _is_passed_on(name: str, value: str) -> bool:
+def _is_passed(name: str, value: str) -> bool:
+    """Whether a variable is handed to the build: proxies, and settings of uv and pip that name no file."""
     if name.upper() in PROXIES:
         return True
     return bool(INDEXES.fullmatch(name) or PIP.fullmatch(name)) and not value.startswith(("/", "~", "."))
 
 
-def _first(*candidates: str | Path | None) -> Path | None:
-    """Return the first that can be read."""
+def _first_readable(*candidates: str | Path | None) -> Path | None:
+    """Return the first of some files that exists and can be read."""
     paths = (Path(candidate) for candidate in candidates if candidate)
     return next((path for path in paths if path.is_file() and os.access(path, os.R_OK)), None)

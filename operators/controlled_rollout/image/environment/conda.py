@@ -14,7 +14,7 @@ SPECIFICATION: Final = re.compile(
 )
 CLAUSE: Final = re.compile(r"(?P<operator>==|!=|<=|>=|~=|<|>|=)?(?P<version>[^=<>!~|\s]+)")
 
-# Packages that have another name on the index. Others are taken to have the same.
+# Packages with another name on the index. All others are assumed to have the same name there.
 OTHER_NAMES: Final = {
     "pytorch": "torch",
     "py-xgboost": "xgboost",
@@ -27,30 +27,30 @@ OTHER_NAMES: Final = {
 
 
 def split_conda(specification: str) -> tuple[str, str]:
-    """Return the name, in lower case, and the versions as a PEP 440 specifier, empty for any.
+    """Split a conda dependency into its name, in lower case, and its versions as a PEP 440 specifier (empty for any).
 
     Conda's `=1.2` means any 1.2, as PEP 440's `==1.2.*`; its `name 1.2` means exactly 1.2.
 
     Raises:
-        ImageError: The specification names a channel or a build, or is none that PEP 440 can express.
+        ImageError: The dependency names a channel or a build, or versions that PEP 440 cannot express.
     """
     text = specification.strip()
     if "::" in text or "[" in text:
         raise _untranslatable(specification, "it names a channel or other properties that the index does not have")
-    found = SPECIFICATION.fullmatch(text)
-    if not found:
+    parts = SPECIFICATION.fullmatch(text)
+    if not parts:
         raise _untranslatable(specification, "it does not begin with a package name")
-    versions = re.sub(r"\s*([<>=!~,|]+)\s*", r"\1", found["versions"] or "").strip()
+    versions = re.sub(r"\s*([<>=!~,|]+)\s*", r"\1", parts["versions"] or "").strip()
     if "|" in versions:
         raise _untranslatable(specification, "alternatives with | have no counterpart")
     if re.search(r"\s|=[\w.*]+=", versions):
         raise _untranslatable(specification, "it names a build")
     clauses = [_clause(clause, specification) for clause in versions.split(",")] if versions else []
-    return found["name"].lower(), str(SpecifierSet(",".join(clauses)))
+    return parts["name"].lower(), str(SpecifierSet(",".join(clauses)))
 
 
 def from_conda(specification: str) -> str:
-    """Return the requirement for a conda dependency: `numpy=1.26` becomes `numpy==1.26.*`.
+    """Translate a conda dependency to a requirement: `numpy=1.26` becomes `numpy==1.26.*`.
 
     Raises:
         ImageError: It cannot be translated.
@@ -60,7 +60,7 @@ def from_conda(specification: str) -> str:
 
 
 def python_from_conda(specification: str) -> str | None:
-    """Return the Python version of `python=3.11`: `3.11`, `3.11.4` or a range such as `>=3.9,<3.12`; None for any.
+    """Return the version of a dependency on Python, such as `3.11`, `3.11.4` or `>=3.9,<3.12`; None for any.
 
     Raises:
         ImageError: It cannot be translated.
@@ -71,10 +71,11 @@ def python_from_conda(specification: str) -> str | None:
 
 
 def _clause(clause: str, specification: str) -> str:
-    found = CLAUSE.fullmatch(clause)
-    if not found:
+    """Translate one condition on the version, such as `>=1.2` or `=1.2`."""
+    parts = CLAUSE.fullmatch(clause)
+    if not parts:
         raise _untranslatable(specification, f"{clause!r} is not a version")
-    operator, version = found["operator"], found["version"]
+    operator, version = parts["operator"], parts["version"]
     if operator in (None, "="):
         fuzzy = operator == "=" and not version.endswith("*")
         candidates = [f"=={version}.*", f"=={version}"] if fuzzy else [f"=={version}"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.run_command import CREDENTIALS
+from controlled_rollout.image.run_command import has_credentials
 
 __all__ = ["with_docker_steps"]
 
@@ -17,14 +17,14 @@ SECRET: Final = re.compile(
 
 
 def with_docker_steps(dockerfile: str, steps: Sequence[str]) -> str:
-    """Return the Dockerfile with the steps in their place: run on the base image, before anything is installed.
+    """Insert docker steps into a Dockerfile: they run on the base image, before anything is installed.
 
     Args:
-        dockerfile: The runtime's own, with the line `# docker steps`.
-        steps: One instruction each; a line that begins with none is a command to run.
+        dockerfile: Text with the line `# docker steps`, which they follow.
+        steps: One instruction each; a line without an instruction is a command for `RUN`.
 
     Raises:
-        ImageError: A step is an instruction that is not taken here, or holds a secret, which the image would keep.
+        ImageError: A step has an instruction that is not allowed, or a secret, which the image would keep.
     """
     before, mark, after = dockerfile.partition(MARK)
     return before + mark + "".join(f"{_checked(step)}\n" for step in steps) + after
@@ -33,18 +33,18 @@ def with_docker_steps(dockerfile: str, steps: Sequence[str]) -> str:
 def _checked(step: str) -> str:
     logical = re.sub(r"\\[ \t]*\r?\n", " ", step).strip()
     if "\n" in logical or "\r" in logical:
-        raise ImageError(f"docker step {step!r} has more than one line: give one step for each, or end lines with \\")
+        raise ImageError(f"docker step {step!r} has more than one line: make each a step, or end lines with \\")
     instruction = logical.partition(" ")[0]
     if instruction.isupper() and instruction.isalpha() and instruction not in INSTRUCTIONS:
         raise ImageError(
-            f"docker step {logical!r}: {instruction} is not taken here, only {', '.join(INSTRUCTIONS)}: the base image "
-            "is the environment's base_image, and files belong into the source folder"
+            f"docker step {logical!r}: {instruction} is not allowed, only {', '.join(INSTRUCTIONS)}: the base image "
+            "is set by base_image, and files belong into the source folder"
         )
-    found = SECRET.search(logical) if instruction in ("ENV", "ARG") else None
-    if found or CREDENTIALS.search(logical):
-        what = found["name"] if found else "an address with a user and a password"
+    secret = SECRET.search(logical) if instruction in ("ENV", "ARG") else None
+    if secret or has_credentials(logical):
+        what = secret["name"] if secret else "an address with a user and a password"
         raise ImageError(
-            f"a docker step ({instruction} …) holds {what}: whoever can pull the image could read it. Use "
-            "`RUN --mount=type=secret,id=settings . /run/secrets/settings && …`, which has the indexes of the builder"
+            f"a docker step ({instruction} …) holds {what}: everybody who can pull the image could read it. Use "
+            "`RUN --mount=type=secret,id=settings . /run/secrets/settings && …`, which has this machine's indexes"
         )
     return step.strip() if instruction in INSTRUCTIONS else f"RUN {step.strip()}"

@@ -1,4 +1,4 @@
-"""Reading of requirement lines, as pip writes them, in the order in which they stand."""
+"""Requirement lines, read as pip reads them, in their order."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ CREDENTIALS: Final = re.compile(r"https?://(?!\$\{\w+\}(?::\$\{\w+\})?@)[^/\s@]+
 
 
 def read_requirements(path: Path) -> tuple[str, ...]:
-    """Return the requirements of a file, with those of the files that it includes in their place.
+    """Return the requirements of a file, those of included files at the place of the include.
 
     Raises:
         ImageError: A file cannot be read, includes itself, or has a line that is refused.
@@ -31,15 +31,15 @@ def read_requirements(path: Path) -> tuple[str, ...]:
 
 
 def read_requirement_lines(lines: Iterable[str], source: Path) -> tuple[str, ...]:
-    """Return the requirements of lines that stand in `source`, such as the `pip:` part of a conda file."""
+    """Return the requirements of some lines of the file `source`, such as the `pip:` part of a conda file."""
     return tuple(_lines(lines, source, (source,)))
 
 
 def check_requirement(line: str) -> str:
-    """Return one requirement or option in its canonical form: the same meaning, the same text.
+    """Check one requirement or option and return its canonical form: the same meaning gives the same text.
 
     Raises:
-        ImageError: It is neither, or its content would not be covered by the environment's hash.
+        ImageError: It is neither, it holds a password, or it names content that the environment's hash cannot cover.
     """
     text = line.strip()
     if CREDENTIALS.search(text):
@@ -95,7 +95,7 @@ def _read(path: Path, including: tuple[Path, ...]) -> Iterable[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"requirements file {path} cannot be read: {error}") from None
+        raise ImageError(f"requirements file {path} cannot be read: {error}") from error
     continued = re.sub(r"\\\r?\n", " ", text)
     return _lines(continued.splitlines(), path, (*including, path.resolve()))
 
@@ -123,4 +123,4 @@ def _with_source(check: Callable[[str], str], text: str, source: Path) -> str:
     try:
         return check(text)
     except ImageError as error:
-        raise ImageError(f"{source}: {error}") from None
+        raise ImageError(f"{source}: {error}") from error

@@ -1,4 +1,4 @@
-"""The check of an entry script before anything is built: it is there, it compiles, it defines `init` and `run`."""
+"""Check an entry script before anything is built: it exists, it compiles, it defines `init` and `run`."""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.inputs.files import Package
+from controlled_rollout.image.inputs.files import FileSet
 
 __all__ = ["EntryScriptSyntaxError", "check_entry_script"]
 
@@ -17,20 +17,20 @@ class EntryScriptSyntaxError(ImageError):
     """The entry script does not compile with this interpreter."""
 
 
-def check_entry_script(packaged: Package, entry_script: str) -> None:
-    """Check the contract of the retired service's entry scripts: module-level `init()` and `run(...)`.
+def check_entry_script(source: FileSet, entry_script: str) -> None:
+    """Check that an entry script defines `init()` and `run(...)` at module level, as the retired service required.
 
     Raises:
         EntryScriptSyntaxError: It does not compile.
-        ImageError: It is not among the packaged files, or lacks one of the two functions.
+        ImageError: It is not among the project folder's files, or lacks one of the two functions.
     """
     path = PurePosixPath(entry_script)
     if path.is_absolute() or ".." in path.parts or path.suffix != ".py":
         raise ImageError(f"entry script {entry_script!r} is not the path of a .py file inside the source folder")
-    file = next((file for file in packaged.files if file.path == str(path)), None)
+    file = next((file for file in source.files if file.path == str(path)), None)
     if file is None:
-        scripts = sorted(file.path for file in packaged.files if file.path.endswith(".py"))
-        excluded = f" (or {packaged.ignore_file} excludes it)" if packaged.ignore_file else ""
+        scripts = sorted(file.path for file in source.files if file.path.endswith(".py"))
+        excluded = f" (or {source.ignore_file} excludes it)" if source.ignore_file else ""
         raise ImageError(
             f"entry script {entry_script!r} is not in the source folder{excluded}; "
             f"Python files there: {', '.join(scripts[:10]) or 'none'}"
@@ -55,7 +55,7 @@ def _parsed(source: bytes, filename: str) -> ast.Module:
             f"entry script {filename} does not compile: line {error.lineno}: {error.msg}{text}"
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise EntryScriptSyntaxError(f"entry script {filename} does not compile: {error}") from None
+        raise EntryScriptSyntaxError(f"entry script {filename} does not compile: {error}") from error
 
 
 def _names(body: list[ast.stmt]) -> Iterator[str]:

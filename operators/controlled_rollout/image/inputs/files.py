@@ -1,8 +1,8 @@
-"""Packaging of a project folder: which files belong to it, one digest over them, and an exact copy.
+"""The files of a project folder or of a model: which belong to it, one digest over them, and an exact copy.
 
 `.amlignore` in the folder's root says what to leave out; if there is none, the root's `.gitignore` does. Both are read
-as the retired service read them (azureml-core 1.61): git's wildmatch patterns, the last that matches a file decides.
-Links inside the folder are packaged as what they point to; a link out of the folder is refused.
+as the retired service read them (azureml-core 1.61): git's wildmatch patterns, the last match decides.
+A link inside the folder is read as what it points to; a link out of the folder is refused.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cancellable_thread import Stop, never
+from controlled_rollout.image.cancellable_thread import CancelCheck, never_cancelled
 
-__all__ = ["MAX_BYTES", "MAX_FILES", "Package", "SourceFile", "copy_package", "package", "package_model"]
+__all__ = ["MAX_BYTES", "MAX_FILES", "FileSet", "SourceFile", "copy_files", "read_model_files", "read_source_folder"]
 
 # The retired service's snapshots: 300 MB and 2,000 files, the second so often too few that it had a switch.
 MAX_FILES: Final = 10_000
 MAX_BYTES: Final = 300 * 1000 * 1000
-# Past the limit the walk goes on to name the biggest folders, but not for ever.
+# Past the limit the walk goes on, to name the biggest folders, up to this many times the limit.
 GIVE_UP_FACTOR: Final = 20
 
 ALWAYS_LEFT_OUT: Final = frozenset({".git", "__pycache__"})
@@ -33,13 +33,13 @@ CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a package.
+    """One file.
 
     Attributes:
         path: Where it goes, relative, with forward slashes.
         source: Where its content is read from; links are resolved.
         size: Bytes.
-        executable: Whether its owner may execute it: the only permission that is packaged.
+        executable: Whether its owner may execute it: the only permission that is kept.
         sha256: Of its content, hexadecimal.
     """
 
@@ -51,13 +51,13 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Package:
+class FileSet:
     """The files of a folder and the digest over their paths, contents and executable bits.
 
     Attributes:
         files: Sorted by path.
         digest: 64 hexadecimal digits; independent of times, of the order on disk and of the umask.
-        ignore_file: Which file said what to leave out, if one did.
+        ignore_file: The file whose patterns were applied, if any.
     """
 
     files: tuple[SourceFile, ...]
@@ -69,37 +69,34 @@ class Package:
         """Bytes in all files."""
         return sum(file.size for file in self.files)
 
-    def __contains__(self, path: str) -> bool:
-        return any(file.path == path for file in self.files)
 
-
-def package(source_dir: Path, *, stop: Stop = never) -> Package:
-    """Return the package of a project folder.
+def read_source_folder(source_dir: Path, *, check_cancelled: CancelCheck = never_cancelled) -> FileSet:
+    """Return the files of a project folder, without those that its ignore file excludes.
 
     Raises:
-        ImageError: The folder is missing, holds nothing to package, or more than the limits; or it holds a link out of
-            itself, a dangling link, something that is not a file, or a file that cannot be read.
+        ImageError: The folder is missing, has no file or more than the limits; or it has a link out of itself, a
+            dangling link, something that is neither file nor folder, or a file that cannot be read.
     """
     root = _folder(source_dir)
-    ignore_file, is_ignored, prunes = _ignore_rules(root)
-    walk = _Walk(root, is_ignored=is_ignored, prunes=prunes, stop=stop)
+    ignore_file, is_ignored, skips_folders = _ignore_rules(root)
+    walk = _Walk(root, is_ignored=is_ignored, skips_folders=skips_folders, check_cancelled=check_cancelled)
     files = []
-    biggest = _Biggest()
+    totals = _SizePerFolder()
     for file in walk.files():
         files.append(file)
-        biggest.add(file)
+        totals.add(file)
         if len(files) > MAX_FILES * GIVE_UP_FACTOR:
             break
-    if len(files) > MAX_FILES or biggest.bytes > MAX_BYTES:
-        raise ImageError(biggest.complaint(root, ignore_file))
+    if len(files) > MAX_FILES or totals.bytes > MAX_BYTES:
+        raise ImageError(totals.too_big(root, ignore_file))
     if not files:
         why = f" that {ignore_file} does not exclude" if ignore_file else ""
         raise ImageError(f"source folder {root} has no file{why}: there is nothing to package")
-    return _digested(files, ignore_file, stop)
+    return _digested(files, ignore_file, check_cancelled)
 
 
-def package_model(path: Path, *, stop: Stop = never) -> Package:
-    """Return the package of a model: a file, or a folder under its own name. Nothing is ignored, nothing is too big.
+def read_model_files(path: Path, *, check_cancelled: CancelCheck = never_cancelled) -> FileSet:
+    """Return the files of a model: one file, or a folder under its own name. No ignore file and no limit applies.
 
     A folder keeps its name because the retired service kept it: scripts read `$AZUREML_MODEL_DIR/trained/weights`.
     Links are followed wherever they lead: model caches link from a snapshot to a store of contents beside it.
@@ -110,47 +107,47 @@ def package_model(path: Path, *, stop: Stop = never) -> Package:
     top = Path(path).absolute()
     with _read_errors(top):
         if top.is_dir():
-            walk = _Walk(Path(os.path.realpath(top)), stop=stop, may_leave=True)
+            walk = _Walk(Path(os.path.realpath(top)), check_cancelled=check_cancelled, allows_links_outside=True)
             files = [replace(file, path=f"{top.name}/{file.path}") for file in walk.files()]
         else:
             files = [_file(top.name, Path(os.path.realpath(top)), top.stat())]
     if not files:
         raise ImageError(f"model folder {top} has no file")
-    return _digested(files, None, stop)
+    return _digested(files, None, check_cancelled)
 
 
-def copy_package(packaged: Package, folder: Path, *, stop: Stop = never) -> None:
-    """Copy the files into `folder`, read-only, and check that each is still what was packaged.
+def copy_files(file_set: FileSet, folder: Path, *, check_cancelled: CancelCheck = never_cancelled) -> None:
+    """Copy files into a folder, read-only, and check that each is still what was read.
 
     Raises:
-        ImageError: A file changed since it was packaged.
+        ImageError: A file changed since it was read.
         OSError: The copy cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in packaged.files:
+    for file in file_set.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as sink:
-            copied = _sha256(file.source, stop, sink.write)
+            copied_sha256 = _sha256(file.source, check_cancelled, sink.write)
             os.fchmod(sink.fileno(), 0o555 if file.executable else 0o444)
-        if copied != file.sha256:
-            raise ImageError(f"{file.source} changed while it was being packaged: build again when it is written")
+        if copied_sha256 != file.sha256:
+            raise ImageError(f"{file.source} changed during the build: build again when it is no longer written to")
 
 
 def _folder(source_dir: Path) -> Path:
     """Return the folder's real path."""
-    asked = Path(source_dir).expanduser().absolute()
-    root = Path(os.path.realpath(asked))
+    path = Path(source_dir).expanduser().absolute()
+    root = Path(os.path.realpath(path))
     if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise ImageError(f"source folder {asked} was asked for, {found} is there: give the folder of the entry script")
+        problem = "is a file" if root.exists() else "does not exist"
+        raise ImageError(f"source folder {path} {problem}: give the folder of the entry script")
     return root
 
 
 def _ignore_rules(root: Path) -> tuple[str | None, Callable[[str], bool], bool]:
-    """Return the ignore file's name, whether it excludes a path, and whether an excluded folder can be skipped whole.
+    """Return the ignore file's name, a test of paths, and whether an excluded folder can be skipped as a whole.
 
-    A later pattern with an exclamation mark may bring back a file of an excluded folder, so then every file is asked.
+    It cannot if a pattern with an exclamation mark may include a file of an excluded folder again.
     """
     from pathspec import GitIgnoreSpec
 
@@ -161,7 +158,7 @@ def _ignore_rules(root: Path) -> tuple[str | None, Callable[[str], bool], bool]:
         try:
             spec = GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig").splitlines())
         except (OSError, ValueError) as error:
-            raise ImageError(f"{path} cannot be read as ignore patterns: {error}") from None
+            raise ImageError(f"{path} cannot be read as ignore patterns: {error}") from error
         return name, spec.match_file, all(pattern.include is not False for pattern in spec.patterns)
     return None, lambda path: False, True
 
@@ -171,22 +168,22 @@ class _Walk:
     """All files under a folder that are not left out, links resolved, in no particular order."""
 
     root: Path
-    stop: Stop
+    check_cancelled: CancelCheck
     is_ignored: Callable[[str], bool] = lambda path: False
-    prunes: bool = True
-    may_leave: bool = False
-    _tops: list[tuple[str, Path, frozenset[str]]] = field(default_factory=list)
+    skips_folders: bool = True
+    allows_links_outside: bool = False
+    _pending: list[tuple[str, Path, frozenset[str]]] = field(default_factory=list)
 
     def files(self) -> Iterator[SourceFile]:
         """Yield the files.
 
         Raises:
-            ImageError: See `package`.
+            ImageError: See `read_source_folder`.
         """
-        self._tops = [("", self.root, frozenset({str(self.root)}))]
-        while self._tops:
-            prefix, folder, chain = self._tops.pop()
-            self.stop()
+        self._pending = [("", self.root, frozenset({str(self.root)}))]
+        while self._pending:
+            prefix, folder, chain = self._pending.pop()
+            self.check_cancelled()
             with _read_errors(folder), os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name not in ALWAYS_LEFT_OUT:
@@ -196,25 +193,25 @@ class _Walk:
         if entry.is_symlink():
             yield from self._link(path, Path(entry.path), chain)
         elif entry.is_dir(follow_symlinks=False):
-            if not (self.prunes and self.is_ignored(path + "/")):
-                self._tops.append((path + "/", Path(entry.path), chain | {entry.path}))
+            if not (self.skips_folders and self.is_ignored(path + "/")):
+                self._pending.append((path + "/", Path(entry.path), chain | {entry.path}))
         elif not self.is_ignored(path):
             yield _file(path, Path(entry.path), entry.stat(follow_symlinks=False))
 
     def _link(self, path: str, link: Path, chain: frozenset[str]) -> Iterator[SourceFile]:
-        if self.is_ignored(path) or (self.prunes and self.is_ignored(path + "/")):
+        if self.is_ignored(path) or (self.skips_folders and self.is_ignored(path + "/")):
             return
         real = Path(os.path.realpath(link))
         if not real.exists():
             raise ImageError(f"link {link} points to {real}, which does not exist: remove the link or ignore it")
-        if not self.may_leave:
+        if not self.allows_links_outside:
             self._check_inside(link, real)
         if not real.is_dir():
             yield _file(path, real, real.stat())
         elif str(real) in chain:
             raise ImageError(f"link {link} points back to {real}, a folder that it is in: remove the link or ignore it")
         else:
-            self._tops.append((path + "/", real, chain | {str(real)}))
+            self._pending.append((path + "/", real, chain | {str(real)}))
 
     def _check_inside(self, link: Path, real: Path) -> None:
         if not real.is_relative_to(self.root):
@@ -223,7 +220,9 @@ class _Walk:
                 "or ignore the link"
             )
         if ALWAYS_LEFT_OUT & set(real.relative_to(self.root).parts):
-            raise ImageError(f"link {link} points to {real}, which is never packaged: remove the link or ignore it")
+            raise ImageError(
+                f"link {link} points to {real}, which is never part of an image: remove the link or ignore it"
+            )
 
 
 def _file(path: str, source: Path, status: os.stat_result) -> SourceFile:
@@ -232,24 +231,24 @@ def _file(path: str, source: Path, status: os.stat_result) -> SourceFile:
     return SourceFile(path, source, status.st_size, bool(status.st_mode & stat.S_IXUSR))
 
 
-def _digested(files: list[SourceFile], ignore_file: str | None, stop: Stop) -> Package:
-    """Return the package: each field of each file enters the digest with its length, so that none runs into another."""
-    whole = hashlib.sha256()
-    done = []
+def _digested(files: list[SourceFile], ignore_file: str | None, check_cancelled: CancelCheck) -> FileSet:
+    """Return the files with their digests. Each field is hashed with its length, so that two never run together."""
+    digest = hashlib.sha256()
+    digested = []
     for file in sorted(files, key=lambda file: os.fsencode(file.path)):
         with _read_errors(file.source):
-            sha256 = _sha256(file.source, stop)
+            sha256 = _sha256(file.source, check_cancelled)
         path = os.fsencode(file.path)
-        whole.update(b"%d:%b:%d:%b" % (len(path), path, file.executable, sha256.encode()))
-        done.append(SourceFile(file.path, file.source, file.size, file.executable, sha256))
-    return Package(tuple(done), whole.hexdigest(), ignore_file)
+        digest.update(b"%d:%b:%d:%b" % (len(path), path, file.executable, sha256.encode()))
+        digested.append(replace(file, sha256=sha256))
+    return FileSet(tuple(digested), digest.hexdigest(), ignore_file)
 
 
-def _sha256(source: Path, stop: Stop, write: Callable[[bytes], object] | None = None) -> str:
+def _sha256(source: Path, check_cancelled: CancelCheck, write: Callable[[bytes], object] | None = None) -> str:
     digest = hashlib.sha256()
     with source.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
-            stop()
+            check_cancelled()
             digest.update(chunk)
             if write is not None:
                 write(chunk)
@@ -262,12 +261,12 @@ def _read_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or path
-        raise ImageError(f"{where} cannot be read: {error.strerror or error}") from None
+        raise ImageError(f"{where} cannot be read: {error.strerror or error}") from error
 
 
 @dataclass
-class _Biggest:
-    """Counts per top folder, to say what to ignore."""
+class _SizePerFolder:
+    """Number and bytes of files per top-level folder, for the message that names the biggest."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -281,17 +280,17 @@ class _Biggest:
     def bytes(self) -> int:
         return self.sizes.total()
 
-    def complaint(self, root: Path, ignore_file: str | None) -> str:
-        found = self.counts.total()
-        too_many = found > MAX_FILES
-        measure = self.counts if too_many else self.sizes
-        named = ", ".join(
+    def too_big(self, root: Path, ignore_file: str | None) -> str:
+        """Return the message for a folder above the limits."""
+        n_files = self.counts.total()
+        measure = self.counts if n_files > MAX_FILES else self.sizes
+        biggest = ", ".join(
             f"{top} ({self.counts[top]:,} files, {_megabytes(self.sizes[top])})" for top, _ in measure.most_common(3)
         )
-        more = "more than " if found > MAX_FILES * GIVE_UP_FACTOR else ""
+        more = "more than " if n_files > MAX_FILES * GIVE_UP_FACTOR else ""
         return (
-            f"source folder {root} has {more}{found:,} files of {_megabytes(self.bytes)} together; "
-            f"at most {MAX_FILES:,} files and {_megabytes(MAX_BYTES)} are packaged. The biggest are {named}: "
+            f"source folder {root} has {more}{n_files:,} files of {_megabytes(self.bytes)} together; "
+            f"at most {MAX_FILES:,} files and {_megabytes(MAX_BYTES)} are allowed. The biggest are {biggest}: "
             f"name what scoring does not need in {ignore_file or IGNORE_FILES[0]}, and give models as models"
         )
 

@@ -6,70 +6,78 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import check_room
-from controlled_rollout.image.cancellable_thread import Stop, never
-from controlled_rollout.image.inputs.files import Package, copy_package, package_model
+from controlled_rollout.image.cache import check_free_space
+from controlled_rollout.image.cancellable_thread import CancelCheck, never_cancelled
+from controlled_rollout.image.inputs.files import FileSet, copy_files, read_model_files
 from controlled_rollout.image.reference import ModelSource
 
-__all__ = ["MAX_MODELS", "check_models", "copy_models", "model_dir", "package_models"]
+__all__ = ["MAX_MODELS", "check_models", "copy_models", "model_dir", "read_models"]
 
 MAX_MODELS: Final = 1000
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 def check_models(models: Sequence[ModelSource]) -> None:
-    """Check how many there are and what they are called.
+    """Check the number of models and their names.
 
     Raises:
         ImageError: More than 1,000, a name or version that could not be a folder's name, or the same one twice.
     """
     if len(models) > MAX_MODELS:
         raise ImageError(f"{len(models):,} models were given, a deployment has at most {MAX_MODELS:,}")
-    seen = set()
+    names = set()
     for model in models:
-        for what, text in (("name", model.name), ("version", model.version)):
+        for field, text in (("name", model.name), ("version", model.version)):
             if not isinstance(text, str) or not NAME.fullmatch(text):
                 raise ImageError(
-                    f"model {what} {text!r} is not valid: use letters, digits, '.', '_' and '-', "
+                    f"model {field} {text!r} is not valid: use letters, digits, '.', '_' and '-', "
                     "beginning with a letter or a digit"
                 )
-        if (model.name, model.version) in seen:
+        if (model.name, model.version) in names:
             raise ImageError(f"model {model.name!r} version {model.version!r} was given twice")
-        seen.add((model.name, model.version))
+        names.add((model.name, model.version))
 
 
-def package_models(models: Sequence[ModelSource], *, stop: Stop = never) -> list[tuple[ModelSource, Package]]:
+def read_models(
+    models: Sequence[ModelSource], *, check_cancelled: CancelCheck = never_cancelled
+) -> list[tuple[ModelSource, FileSet]]:
     """Return the models with their files, sorted by name and version.
+
+    Args:
+        models: Each with a path of this machine.
+        check_cancelled: Called between two pieces of a file.
 
     Raises:
         ImageError: A model's path does not exist or cannot be read.
     """
-    packaged = []
+    with_files = []
     for model in sorted(models, key=lambda model: (model.name, model.version)):
         path = Path(model.path).expanduser().absolute()
         if not path.exists():
             raise ImageError(f"model {model.name!r}: there is no file or folder {path}")
         try:
-            packaged.append((model, package_model(path, stop=stop)))
+            with_files.append((model, read_model_files(path, check_cancelled=check_cancelled)))
         except ImageError as error:
-            raise ImageError(f"model {model.name!r}: {error}") from None
-    return packaged
+            raise ImageError(f"model {model.name!r}: {error}") from error
+    return with_files
 
 
-def copy_models(packaged: Sequence[tuple[ModelSource, Package]], folder: Path, *, stop: Stop = never) -> None:
+def copy_models(
+    models: Sequence[tuple[ModelSource, FileSet]], folder: Path, *, check_cancelled: CancelCheck = never_cancelled
+) -> None:
     """Copy the models to `<name>/<version>/` in `folder`, which is made even if there are none.
 
     Raises:
-        ImageError: There is no room for them, or one changed since it was packaged.
+        ImageError: There is no room for them, or one changed since it was read.
     """
-    check_room(sum(files.size for _, files in packaged), folder, "the models")
+    check_free_space(sum(files.size for _, files in models), folder, "the models")
     folder.mkdir()
-    for model, files in packaged:
-        copy_package(files, folder / model.name / model.version, stop=stop)
+    for model, files in models:
+        copy_files(files, folder / model.name / model.version, check_cancelled=check_cancelled)
 
 
 def model_dir(folder: Path, models: Sequence[tuple[str, str]]) -> Path:
-    """Return what AZUREML_MODEL_DIR is set to: the only model's own folder, else the folder of all.
+    """Return the value of AZUREML_MODEL_DIR: the only model's own folder, else the folder of all models.
 
     Args:
         folder: Where the models were copied.

@@ -1,4 +1,4 @@
-"""Reading of everything that an image is made of, and the checks that come before anything is built."""
+"""Read everything that an image is made of, and check it before anything is built."""
 
 import re
 import sys
@@ -9,23 +9,25 @@ from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache
-from controlled_rollout.image.cancellable_thread import Stop, in_thread
-from controlled_rollout.image.environment.environment import Environment, find_environment_file, read_environment
+from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
+from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.environment.file import find_environment_file, read_environment
 from controlled_rollout.image.inputs.entry_script import EntryScriptSyntaxError, check_entry_script
-from controlled_rollout.image.inputs.files import Package, package
-from controlled_rollout.image.inputs.models import check_models, package_models
-from controlled_rollout.image.inputs.remote_models import on_this_machine
+from controlled_rollout.image.inputs.files import FileSet, read_source_folder
+from controlled_rollout.image.inputs.models import check_models, read_models
+from controlled_rollout.image.inputs.remote_models import fetch_remote_models
 from controlled_rollout.image.reference import ModelSource
 
-__all__ = ["Progress", "Project", "read_project"]
+__all__ = ["ImageInputs", "Progress", "read_image_inputs"]
 
 NAME: Final = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
 
 Progress = Callable[[str], None]
+"""Called with one line of text for each step of a build."""
 
 
 @dataclass(frozen=True)
-class Project:
+class ImageInputs:
     """What an image is made of.
 
     Attributes:
@@ -35,13 +37,13 @@ class Project:
         environment: What is installed.
     """
 
-    source: Package
-    models: list[tuple[ModelSource, Package]]
+    source: FileSet
+    models: list[tuple[ModelSource, FileSet]]
     entry_script: str
     environment: Environment
 
     def document(self) -> dict[str, Any]:
-        """Return the digests of all that is not the environment."""
+        """Return the digests of all inputs but the environment."""
         return {
             "source_digest": self.source.digest,
             "entry_script": self.entry_script,
@@ -51,27 +53,38 @@ class Project:
         }
 
 
-async def read_project(
+async def read_image_inputs(
     source_dir: str | Path,
     *,
     name: str,
     environment: Path | str | Environment | None,
     entry_script: str,
     models: Sequence[ModelSource],
-    cache: Path,
+    cache: Cache,
     progress: Progress,
-) -> Project:
-    """Read everything that is given, and check it before anything is built. Models that are elsewhere are fetched.
+) -> ImageInputs:
+    """Read and check the inputs of an image. Models that are not on this machine are fetched into the cache.
+
+    Args:
+        source_dir: The project folder.
+        name: The image's name, without registry.
+        environment: An environment, its file, or None for the project folder's own.
+        entry_script: Relative to the project folder.
+        models: Each with a path of this machine or an address.
+        cache: The workspace's.
+        progress: Called with a line for each step.
 
     Raises:
-        ImageError: Something that was given is not valid.
+        ImageError: An input is not valid.
     """
     if not NAME.fullmatch(name) or len(name) > 128:
         raise ImageError(f"image name {name!r} is not valid: use up to 128 lower-case letters, digits and inner '-_.'")
     check_models(models)
     root = Path(source_dir).expanduser().absolute()
-    here = await on_this_machine(models, Cache(Path(cache).expanduser().absolute()), progress=progress)
-    return await in_thread(lambda stop: _read(root, environment, entry_script, here, progress, stop))
+    local_models = await fetch_remote_models(models, cache, progress=progress)
+    return await in_thread(
+        lambda check_cancelled: _read(root, environment, entry_script, local_models, progress, check_cancelled)
+    )
 
 
 def _read(
@@ -80,22 +93,22 @@ def _read(
     entry_script: str,
     models: Sequence[ModelSource],
     progress: Progress,
-    stop: Stop,
-) -> Project:
-    source = package(root, stop=stop)
+    check_cancelled: CancelCheck,
+) -> ImageInputs:
+    source = read_source_folder(root, check_cancelled=check_cancelled)
     ignoring = f", without what {source.ignore_file} excludes" if source.ignore_file else ""
     progress(f"source: {len(source.files):,} files, {source.size / 1e6:,.1f} MB{ignoring}")
     described = _environment(root, environment, progress)
     try:
         check_entry_script(source, entry_script)
     except EntryScriptSyntaxError:
-        # A newer Python may know a syntax that this one does not; the runtime then says what is wrong with it.
+        # A newer Python may have syntax that this interpreter rejects; the version's own interpreter decides then.
         if not _is_newer(described.python_version):
             raise
-        progress(f"entry script: not checked, Python {described.python_version} may read it otherwise than this one")
-    return Project(
+        progress(f"entry script: syntax not checked, it is for Python {described.python_version}")
+    return ImageInputs(
         source=source,
-        models=package_models(models, stop=stop),
+        models=read_models(models, check_cancelled=check_cancelled),
         entry_script=str(Path(entry_script)),
         environment=described,
     )
@@ -106,10 +119,12 @@ def _environment(root: Path, given: Path | str | Environment | None, progress: P
         return given
     if given is None:
         return read_environment(find_environment_file(root), progress=progress)
-    beside = root / Path(given).expanduser()
-    return read_environment(beside if beside.is_file() else Path(given).expanduser().absolute(), progress=progress)
+    in_project = root / Path(given).expanduser()
+    path = in_project if in_project.is_file() else Path(given).expanduser().absolute()
+    return read_environment(path, progress=progress)
 
 
 def _is_newer(python_version: str) -> bool:
-    found = re.match(r"(\d+)\.(\d+)", python_version)
-    return found is None or (int(found[1]), int(found[2])) > sys.version_info[:2]
+    """Whether a Python version is newer than the running interpreter, or is a range."""
+    version = re.match(r"(\d+)\.(\d+)", python_version)
+    return version is None or (int(version[1]), int(version[2])) > sys.version_info[:2]

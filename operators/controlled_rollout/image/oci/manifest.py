@@ -1,4 +1,4 @@
-"""Image manifests and configurations of the Open Container Initiative, as values: what a layer on top changes.
+"""Image manifests and configurations of the Open Container Initiative, as values.
 
 Source: OCI image specification 1.1, manifest.md and config.md.
 """
@@ -42,7 +42,7 @@ CREATED: Final = "1970-01-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A blob: what it is, its digest `sha256:…` and its size in bytes."""
+    """A blob: its media type, its digest `sha256:…` and its size in bytes."""
 
     media_type: str
     digest: str
@@ -55,11 +55,11 @@ class Descriptor:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """Return the descriptor that a manifest writes down."""
+        """Return a descriptor from its JSON in a manifest."""
         return cls(document["mediaType"], document["digest"], int(document["size"]))
 
     def document(self) -> dict[str, Any]:
-        """Return it as a manifest writes it down."""
+        """Return its JSON for a manifest."""
         return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
 
 
@@ -72,46 +72,46 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """What the image is deployed by: `sha256:…`."""
+        """The image's digest `sha256:…`, by which it is deployed."""
         return Descriptor.of(self.media_type, self.content).digest
 
     @property
     def config(self) -> Descriptor:
-        """The configuration."""
+        """The configuration's descriptor."""
         return self._parts()[0]
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
-        """The layers, from the base upwards."""
+        """The layers' descriptors, the lowest first."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[Descriptor, tuple[Descriptor, ...]]:
         """Return configuration and layers.
 
         Raises:
-            ImageError: It is no manifest of one image of the Open Container Initiative.
+            ImageError: It is not the manifest of one image, but a list of images, say.
         """
         try:
             document = json.loads(self.content)
             config, layers = Descriptor.parse(document["config"]), tuple(map(Descriptor.parse, document["layers"]))
-        except (ValueError, KeyError, TypeError):
-            raise ImageError(f"image {self.digest} is a {self.media_type}, not one image: build it again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ImageError(f"image {self.digest} is a {self.media_type}, not one image: build it again") from error
         return config, layers
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, always the same for the same content."""
+    """Return a document as JSON, the same bytes for the same content."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def architecture() -> str:
-    """Return what images call this machine's kind of processor."""
+    """Return this machine's processor architecture as images name it, such as `amd64`."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
 
 
 def of_layers(layers: Sequence[Descriptor]) -> tuple[bytes, Manifest]:
-    """Return the configuration and the manifest of an image that is nothing but its layers, none of them compressed."""
+    """Return configuration and manifest of an image that has only layers, none of them compressed."""
     content = encoded(
         {
             "architecture": architecture(),
@@ -124,29 +124,29 @@ def of_layers(layers: Sequence[Descriptor]) -> tuple[bytes, Manifest]:
 
 
 def with_layer(
-    base: Manifest, config: bytes, layer: Descriptor, *, environment: Mapping[str, str], created_by: str
+    base: Manifest, config: bytes, layer: Descriptor, *, variables: Mapping[str, str], created_by: str
 ) -> tuple[bytes, Manifest]:
-    """Return the configuration and the manifest of an image with one more layer.
+    """Return configuration and manifest of an image with one more layer.
 
     Args:
-        base: The image beneath.
+        base: The image to extend.
         config: Its configuration.
-        layer: The layer; not compressed, so that its digest is that of its content too.
-        environment: Environment variables to set.
-        created_by: What the image's history says of the layer.
+        layer: The new layer. It is not compressed: its digest has to be that of its content too.
+        variables: Environment variables to set.
+        created_by: The layer's entry in the image's history.
 
     Raises:
-        ImageError: The image beneath has no configuration that can be read.
+        ImageError: The configuration cannot be read.
     """
     try:
         document: dict[str, Any] = json.loads(config)
         settings: dict[str, Any] = document.setdefault("config", {})
-        kept = [line for line in settings.get("Env") or [] if line.partition("=")[0] not in environment]
-        settings["Env"] = [*kept, *(f"{name}={value}" for name, value in sorted(environment.items()))]
+        kept = [line for line in settings.get("Env") or [] if line.partition("=")[0] not in variables]
+        settings["Env"] = [*kept, *(f"{name}={value}" for name, value in sorted(variables.items()))]
         document["rootfs"]["diff_ids"].append(layer.digest)
         document.setdefault("history", []).append({"created": CREATED, "created_by": created_by})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ImageError(f"image {base.digest} has no configuration that can be read ({error}): build again") from None
+        raise ImageError(f"image {base.digest} has no configuration that can be read ({error}): build again") from error
     content = encoded(document)
     annotations = {"org.opencontainers.image.base.digest": base.digest}
     return content, _manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], annotations)

@@ -1,4 +1,4 @@
-"""Documents that refer to an image in its registry: how a bill of materials is attached, and found again.
+"""Documents attached to an image in its registry, such as a bill of materials: OCI referrers.
 
 Sources: OCI image specification 1.1, manifest.md ("Guidelines for Artifact Usage"); OCI distribution specification 1.1,
 "Pushing Manifests with Subject" and "Referrers Tag Schema", for registries that do not list referrers themselves.
@@ -11,80 +11,81 @@ from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, encoded
-from controlled_rollout.image.oci.registry_client import Registry, Repository
+from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 
-__all__ = ["attach", "attached", "referring", "tag_of", "with_referrer"]
+__all__ = ["artifact_manifest", "attach", "attached", "referrers_tag", "with_referrer"]
 
 EMPTY: Final = Descriptor.of("application/vnd.oci.empty.v1+json", b"{}")
-# Somebody else may change the list while it is read and written: as often as this it is looked at again.
+# Another client may change the list between reading and writing it: so many times it is read again.
 ATTEMPTS: Final = 5
 
 
 async def attach(
-    client: Registry, repository: Repository, subject: Manifest, media_type: str, content: bytes, title: str
+    client: RegistryClient, repository: Repository, subject: Manifest, media_type: str, content: bytes, title: str
 ) -> str:
-    """Attach a document to an image, unless that very document is attached; return its digest `sha256:…`.
+    """Attach a document to an image, unless the same document is attached; return its digest `sha256:…`.
 
-    Registries that do not list referrers themselves get that list under the tag that the specification sets. They have
-    no way to change it only if nobody else has: of two that attach at the same moment one may have to do it again.
+    A registry that does not list referrers itself gets the list under the tag that the specification defines. It cannot
+    be changed conditionally, so it is read again after it was written, and written again if another client changed it.
 
     Args:
-        client: Asks the registry.
+        client: The registry's client.
         repository: Where the image is.
         subject: The image's manifest.
-        media_type: What the document is.
+        media_type: The document's media type.
         content: The document.
         title: Its file name.
 
     Raises:
         RegistryUnavailableError: The registry does not answer.
-        ImageError: The registry refuses, or others change its list all the time.
+        ImageError: The registry refuses, or does not keep the list.
     """
     blob = Descriptor.of(media_type, content)
-    manifest = referring(subject, blob, title)
+    manifest = artifact_manifest(subject, blob, title)
     await client.put_blob(repository, EMPTY, b"{}")
     await client.put_blob(repository, blob, content)
-    acknowledged = await client.put_manifest(repository, manifest.digest, manifest)
+    lists_referrers = await client.put_manifest(repository, manifest.digest, manifest)
     # Not every registry that lists referrers says so in its answer to the push, as it should.
-    if acknowledged or await client.referrers(repository, subject.digest) is not None:
+    if lists_referrers or await client.referrers(repository, subject.digest) is not None:
         return manifest.digest
-    tag = tag_of(subject.digest)
+    tag = referrers_tag(subject.digest)
     for _ in range(ATTEMPTS):
-        before = await client.manifest(repository, tag)
-        after = with_referrer(before, manifest, media_type)
-        if before is not None and before.content == after.content:
+        index = await client.manifest(repository, tag)
+        extended = with_referrer(index, manifest, media_type)
+        if index is not None and index.content == extended.content:
             return manifest.digest
-        await client.put_manifest(repository, tag, after)
+        await client.put_manifest(repository, tag, extended)
     raise ImageError(
-        f"the list of what refers to {repository}@{subject.digest} does not keep what is written: try again"
+        f"the list of referrers of {repository}@{subject.digest} was changed by other clients {ATTEMPTS} times: "
+        "try again"
     )
 
 
-async def attached(client: Registry, repository: Repository, digest: str, media_type: str) -> list[bytes]:
-    """Return the documents of a kind that are attached to an image.
+async def attached(client: RegistryClient, repository: Repository, digest: str, media_type: str) -> list[bytes]:
+    """Return the documents of one media type that are attached to an image.
 
     Args:
-        client: Asks the registry.
+        client: The registry's client.
         repository: Where the image is.
         digest: The image's, `sha256:…`.
-        media_type: What the documents are.
+        media_type: The documents' media type.
 
     Raises:
         RegistryUnavailableError: The registry does not answer.
-        ImageError: The list, or a document, is not what it should be.
+        ImageError: The list or a document is malformed.
     """
-    index = await client.referrers(repository, digest) or await client.manifest(repository, tag_of(digest))
+    index = await client.referrers(repository, digest) or await client.manifest(repository, referrers_tag(digest))
     documents = []
     for entry in _entries(index) if index else []:
         manifest = await client.manifest(repository, str(entry.get("digest")))
-        # What the list says of it is not the same in all registries.
+        # The list's own fields differ between registries; the manifest's do not.
         if manifest is not None and _artifact_type(manifest) == media_type:
             documents.append(await client.blob(repository, manifest.layers[0]))
     return documents
 
 
-def referring(subject: Manifest, blob: Descriptor, title: str) -> Manifest:
-    """Return the manifest of an artifact with one document that refers to an image."""
+def artifact_manifest(subject: Manifest, blob: Descriptor, title: str) -> Manifest:
+    """Return the manifest of an artifact that refers to an image and consists of one document."""
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -96,42 +97,40 @@ def referring(subject: Manifest, blob: Descriptor, title: str) -> Manifest:
     return Manifest(encoded(document), MANIFEST)
 
 
-def tag_of(digest: str) -> str:
-    """Return the tag under which what refers to an image is listed."""
+def referrers_tag(digest: str) -> str:
+    """Return the tag under which an image's referrers are listed, if the registry does not list them itself."""
     return digest.replace(":", "-", 1)
 
 
 def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str) -> Manifest:
-    """Return the list of what refers to an image with one more entry, unless it is there.
+    """Return the list of an image's referrers with one more entry, unless that is in it.
 
     Args:
-        index: The list as it is; None if there is none yet.
+        index: The current list; None if there is none yet.
         manifest: The artifact's.
-        artifact_type: What the artifact is.
+        artifact_type: The artifact's media type.
 
     Raises:
-        ImageError: The list is none.
+        ImageError: The current list is no list of referrers.
     """
     entries = _entries(index) if index else []
     if index is not None and any(entry.get("digest") == manifest.digest for entry in entries):
         return index
-    described = Descriptor.of(manifest.media_type, manifest.content).document() | {"artifactType": artifact_type}
-    listed = sorted([*entries, described], key=lambda entry: str(entry.get("digest")))
-    return Manifest(encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}), INDEX)
+    entry = Descriptor.of(manifest.media_type, manifest.content).document() | {"artifactType": artifact_type}
+    manifests = sorted([*entries, entry], key=lambda entry: str(entry.get("digest")))
+    return Manifest(encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}), INDEX)
 
 
 def _artifact_type(manifest: Manifest) -> str | None:
     with contextlib.suppress(ValueError, AttributeError):
-        found = json.loads(manifest.content).get("artifactType")
-        return found if isinstance(found, str) else None
+        artifact_type = json.loads(manifest.content).get("artifactType")
+        return artifact_type if isinstance(artifact_type, str) else None
     return None
 
 
 def _entries(index: Manifest) -> list[Mapping[str, Any]]:
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         entries = json.loads(index.content)["manifests"]
         if index.media_type == INDEX and all(isinstance(entry, dict) for entry in entries):
             return list(entries)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ImageError(f"what stands where referrers are listed is a {index.media_type}: remove that tag, and try again")
+    raise ImageError(f"the list of referrers is a {index.media_type}, not a list: remove its tag, and try again")

@@ -1,4 +1,4 @@
-"""A client of the OCI distribution protocol: what is asked of a registry to look up, copy and push images.
+"""A client of the OCI distribution protocol: looks up, copies and pushes images in registries.
 
 Source: OCI distribution specification 1.1; token authentication as Docker's registries specify it.
 """
@@ -6,7 +6,7 @@ Source: OCI distribution specification 1.1; token authentication as Docker's reg
 import base64
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -19,11 +19,11 @@ from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, Descriptor, M
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Credentials", "Registry", "RegistryUnavailableError", "Repository"]
+__all__ = ["Credentials", "RegistryClient", "Repository"]
 
 CONNECT_TIMEOUT_S: Final = 10.0
-# A registry in front of an object store answers the end of an upload only when it has moved the blob.
-ANSWER_TIMEOUT_S: Final = 300.0
+# A registry in front of an object store ends an upload only when it has moved the blob.
+RESPONSE_TIMEOUT_S: Final = 300.0
 MAX_DOCUMENT_BYTES: Final = 8_000_000
 CHUNK_BYTES: Final = 1 << 20
 
@@ -34,7 +34,7 @@ DOCKER_HUB: Final = "docker.io"
 DOCKER_HUB_API: Final = "registry-1.docker.io"
 
 Content = Callable[[], AsyncIterator[bytes]]
-"""Begins to read what is sent; called again when a request has to be repeated."""
+"""Opens the content of a request; called again when the request has to be repeated."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Repository:
-    """Where the images of one name are.
+    """A repository: the images of one name in a registry.
 
     Attributes:
         host: The registry, with its port if it has one.
@@ -84,20 +84,20 @@ class Repository:
         return f"{scheme}://{DOCKER_HUB_API if self.host == DOCKER_HUB else self.host}/v2/{self.path}"
 
 
-class Registry:
-    """Asks registries; used as an asynchronous context manager.
+class RegistryClient:
+    """A client of registries; used as an asynchronous context manager.
 
     Every method raises `RegistryUnavailableError` if the registry does not answer, and `ImageError` if it refuses.
 
     Args:
-        credentials: A user for each registry that asks for one, by host.
+        credentials: A user for each registry that needs one, by host.
     """
 
     def __init__(self, credentials: Mapping[str, Credentials] | None = None) -> None:
         self._credentials = dict(credentials or {})
         self._authorizations: dict[tuple[str, frozenset[str]], str] = {}
         self._clients: dict[bool, httpx.AsyncClient] = {}
-        self._open = contextlib.AsyncExitStack()
+        self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,16 +106,16 @@ class Registry:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._clients.clear()
-        await self._open.aclose()
+        await self._stack.aclose()
 
     async def digest(self, repository: Repository, tag: str) -> str | None:
         """Return the digest `sha256:…` of a tag's image, or None if there is none."""
-        answer = await self._ask("HEAD", repository, f"manifests/{tag}", headers={"Accept": ", ".join(ACCEPTED)})
-        if answer.status_code == 404:
+        response = await self._request("HEAD", repository, f"manifests/{tag}", headers={"Accept": ", ".join(ACCEPTED)})
+        if response.status_code == 404:
             return None
-        _check(answer, 200, f"look up {repository}:{tag}")
-        if "docker-content-digest" in answer.headers:
-            return str(answer.headers["docker-content-digest"])
+        _check(response, 200, f"look up {repository}:{tag}")
+        if "docker-content-digest" in response.headers:
+            return str(response.headers["docker-content-digest"])
         manifest = await self.manifest(repository, tag)
         return manifest.digest if manifest else None
 
@@ -123,71 +123,73 @@ class Registry:
         """Return the manifest of a tag or a digest, or None if there is none.
 
         Raises:
-            ImageError: What came is not what the digest asked for.
+            ImageError: The content does not fit the digest.
         """
-        answer = await self._ask("GET", repository, f"manifests/{reference}", headers={"Accept": ", ".join(ACCEPTED)})
-        if answer.status_code == 404:
+        response = await self._request(
+            "GET", repository, f"manifests/{reference}", headers={"Accept": ", ".join(ACCEPTED)}
+        )
+        if response.status_code == 404:
             return None
-        _check(answer, 200, f"read {repository}:{reference}")
-        manifest = Manifest(answer.content, answer.headers.get("content-type", "").partition(";")[0])
+        _check(response, 200, f"read {repository}:{reference}")
+        manifest = Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
         if reference.startswith("sha256:"):
             _check_digest(repository, reference, manifest.digest)
         return manifest
 
     async def blob(self, repository: Repository, blob: Descriptor) -> bytes:
-        """Return a small blob, such as a configuration.
+        """Return the content of a small blob, such as a configuration.
 
         Raises:
-            ImageError: It is missing, or is not what its digest says.
+            ImageError: It is missing, too big, or does not fit its digest.
         """
         if blob.size > MAX_DOCUMENT_BYTES:
-            raise ImageError(f"{repository}@{blob.digest} has {blob.size:,} bytes: that is no configuration")
+            raise ImageError(f"{repository}@{blob.digest} has {blob.size:,} bytes: more than a configuration may have")
         content = b"".join([chunk async for chunk in self.chunks(repository, blob)])
         _check_digest(repository, blob.digest, Descriptor.of(blob.media_type, content).digest)
         return content
 
     async def has_blob(self, repository: Repository, blob: Descriptor) -> bool:
         """Whether the repository has a blob."""
-        answer = await self._ask("HEAD", repository, f"blobs/{blob.digest}")
-        if answer.status_code == 404:
+        response = await self._request("HEAD", repository, f"blobs/{blob.digest}")
+        if response.status_code == 404:
             return False
-        _check(answer, 200, f"look up {repository}@{blob.digest}")
+        _check(response, 200, f"look up {repository}@{blob.digest}")
         return True
 
     async def put_blob(self, repository: Repository, blob: Descriptor, content: Content | bytes) -> bool:
-        """Send a blob unless it is there; return whether it was sent.
+        """Upload a blob unless the repository has it; return whether it was uploaded.
 
         Raises:
-            ImageError: What was sent is not what its digest says.
+            ImageError: The content does not fit the digest.
         """
         if await self.has_blob(repository, blob):
             return False
-        await self._upload(repository, await self._begin(repository, blob), blob, content)
+        await self._upload(repository, await self._begin_upload(repository, blob), blob, content)
         return True
 
     async def copy_blob(self, source: Repository, target: Repository, blob: Descriptor) -> None:
-        """Give a repository a blob of another one unless it has it: within a registry, without sending it."""
+        """Copy a blob to another repository unless that has it; within one registry without a transfer."""
         if source == target or await self.has_blob(target, blob):
             return
-        location = await self._begin(target, blob, source=source if source.host == target.host else None)
+        location = await self._begin_upload(target, blob, source=source if source.host == target.host else None)
         if location is not None:
             await self._upload(target, location, blob, lambda: self.chunks(source, blob))
 
     async def referrers(self, repository: Repository, digest: str) -> Manifest | None:
-        """Return the registry's own list of what refers to a digest, or None if it keeps none."""
-        answer = await self._ask("GET", repository, f"referrers/{digest}", headers={"Accept": INDEX})
-        if answer.status_code == 404:
+        """Return the registry's own list of the referrers of a digest, or None if it has no such list."""
+        response = await self._request("GET", repository, f"referrers/{digest}", headers={"Accept": INDEX})
+        if response.status_code == 404:
             return None
-        _check(answer, 200, f"list what refers to {repository}@{digest}")
-        return Manifest(answer.content, answer.headers.get("content-type", "").partition(";")[0])
+        _check(response, 200, f"list the referrers of {repository}@{digest}")
+        return Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
 
     async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> bool:
-        """Send a manifest under a tag or its digest: the last step of a push, only then is the image there.
+        """Upload a manifest under a tag or its digest: the last step of a push, which makes the image visible.
 
         Returns:
-            Whether the registry itself lists the manifest among what refers to its subject.
+            Whether the registry itself lists the manifest among the referrers of its subject.
         """
-        answer = await self._ask(
+        response = await self._request(
             "PUT",
             repository,
             f"manifests/{tag}",
@@ -195,46 +197,49 @@ class Registry:
             headers={"Content-Type": manifest.media_type},
             content=manifest.content,
         )
-        _check(answer, 201, f"push {repository}:{tag}")
-        _check_digest(repository, manifest.digest, answer.headers.get("docker-content-digest", manifest.digest))
-        return "oci-subject" in answer.headers
+        _check(response, 201, f"push {repository}:{tag}")
+        _check_digest(repository, manifest.digest, response.headers.get("docker-content-digest", manifest.digest))
+        return "oci-subject" in response.headers
 
-    async def _begin(self, repository: Repository, blob: Descriptor, source: Repository | None = None) -> str | None:
-        """Begin an upload and return where to; None if the registry took the blob from `source`."""
+    async def _begin_upload(
+        self, repository: Repository, blob: Descriptor, source: Repository | None = None
+    ) -> str | None:
+        """Begin an upload and return its address; None if the registry took the blob from `source`."""
         mount = {"mount": blob.digest, "from": source.path} if source else {}
-        answer = await self._ask("POST", repository, "blobs/uploads/", push=True, source=source, params=mount)
-        if source and answer.status_code == 201:
+        response = await self._request("POST", repository, "blobs/uploads/", push=True, source=source, params=mount)
+        if source and response.status_code == 201:
             return None
-        _check(answer, 202, f"push to {repository}")
-        return _location(answer)
+        _check(response, 202, f"push to {repository}")
+        return _location(response)
 
     async def _upload(
         self, repository: Repository, location: str | None, blob: Descriptor, content: Content | bytes
     ) -> None:
         what = f"push {blob.digest[:19]} ({blob.size / 1e6:,.1f} MB) to {repository}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
-        answer = await self._ask("PATCH", repository, location or "", push=True, headers=headers, content=content)
-        _check(answer, 202, what)
-        answer = await self._ask("PUT", repository, _location(answer), push=True, params={"digest": blob.digest})
-        _check(answer, 201, what)
+        response = await self._request("PATCH", repository, location or "", push=True, headers=headers, content=content)
+        _check(response, 202, what)
+        response = await self._request(
+            "PUT", repository, _location(response), push=True, params={"digest": blob.digest}
+        )
+        _check(response, 201, what)
 
     async def chunks(self, repository: Repository, blob: Descriptor) -> AsyncGenerator[bytes]:
-        """Read a blob of any size, piece by piece. Whether it is what its digest says is the reader's to check."""
-        what = f"read {repository}@{blob.digest[:19]}"
-        asked = {"Accept-Encoding": "identity"}
-        async with self._stream("GET", repository, f"blobs/{blob.digest}", headers=asked) as answer:
-            if answer.status_code != 200:
-                await answer.aread()
-            _check(answer, 200, what)
+        """Yield a blob of any size, piece by piece. The caller checks the digest."""
+        headers = {"Accept-Encoding": "identity"}
+        async with self._stream("GET", repository, f"blobs/{blob.digest}", headers=headers) as response:
+            if response.status_code != 200:
+                await response.aread()
+            _check(response, 200, f"read {repository}@{blob.digest[:19]}")
             with _transport_errors(repository):
-                async for chunk in answer.aiter_raw(CHUNK_BYTES):
+                async for chunk in response.aiter_raw(CHUNK_BYTES):
                     yield chunk
 
-    async def _ask(self, method: str, repository: Repository, path: str, **request: Any) -> "httpx.Response":
-        async with self._stream(method, repository, path, **request) as answer:
+    async def _request(self, method: str, repository: Repository, path: str, **options: Any) -> "httpx.Response":
+        async with self._stream(method, repository, path, **options) as response:
             with _transport_errors(repository):
-                await answer.aread()
-            return answer
+                await response.aread()
+            return response
 
     @contextlib.asynccontextmanager
     async def _stream(
@@ -249,7 +254,7 @@ class Registry:
         params: Mapping[str, str] | None = None,
         content: Content | bytes | None = None,
     ) -> "AsyncIterator[httpx.Response]":
-        """Send a request, with the authorization that the registry asks for; the answer's body is still to be read."""
+        """Send a request, authorized as the registry demands. The response's body is not read yet."""
         import httpx
 
         url = httpx.URL(path if "://" in path else f"{repository.url}/{path}").copy_merge_params(dict(params or {}))
@@ -257,45 +262,50 @@ class Registry:
         scopes += [f"repository:{source.path}:pull"] if source else []
         key = repository.host, frozenset(scopes)
         client = await self._client(repository)
-        # An upload may go on elsewhere, which needs no authorization of ours and must not be told it.
+        # An upload may continue on another host, which must not get the authorization.
         trusted = url.host == httpx.URL(repository.url).host
         for attempt in (1, 2):
-            sent = dict(headers or {})
+            all_headers = dict(headers or {})
             if trusted and key in self._authorizations:
-                sent["Authorization"] = self._authorizations[key]
+                all_headers["Authorization"] = self._authorizations[key]
             body = content() if callable(content) else content
             with _transport_errors(repository, uploading=callable(content)):
-                answer = await client.send(
-                    client.build_request(method, url, headers=sent, content=body), stream=True, follow_redirects=True
+                response = await client.send(
+                    client.build_request(method, url, headers=all_headers, content=body),
+                    stream=True,
+                    follow_redirects=True,
                 )
             try:
-                if answer.status_code == 401 and trusted and attempt == 1:
-                    self._authorizations[key] = await self._authorize(repository, answer, scopes)
+                if response.status_code == 401 and trusted and attempt == 1:
+                    self._authorizations[key] = await self._authorize(repository, response, scopes)
                     continue
-                yield answer
+                yield response
             finally:
-                await answer.aclose()
+                await response.aclose()
             return
 
     async def _client(self, repository: Repository) -> "httpx.AsyncClient":
         import httpx
 
-        # A proxy that the environment names leads out of this machine.
+        # No proxy for a registry on this machine.
         local = is_this_machine(repository.url)
         if local not in self._clients:
-            timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+            timeout = httpx.Timeout(RESPONSE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
             client = httpx.AsyncClient(timeout=timeout, trust_env=not local)
-            self._clients[local] = await self._open.enter_async_context(client)
+            self._clients[local] = await self._stack.enter_async_context(client)
         return self._clients[local]
 
-    async def _authorize(self, repository: Repository, answer: "httpx.Response", scopes: list[str]) -> str:
-        """Return the authorization that a registry's challenge asks for."""
-        kind, _, rest = answer.headers.get("www-authenticate", "").partition(" ")
+    async def _authorize(self, repository: Repository, response: "httpx.Response", scopes: list[str]) -> str:
+        """Return the header `Authorization` that answers a registry's challenge."""
+        scheme, _, parameters = response.headers.get("www-authenticate", "").partition(" ")
         user = self._credentials.get(repository.host)
-        if kind.lower() == "bearer":
-            return f"Bearer {await self._token(repository, dict(CHALLENGE.findall(rest)), user, scopes)}"
+        if scheme.lower() == "bearer":
+            return f"Bearer {await self._token(repository, dict(CHALLENGE.findall(parameters)), user, scopes)}"
         if user is None:
-            raise ImageError(f"registry {repository.host} asks for a user name and a password, and none are given")
+            raise ImageError(
+                f"registry {repository.host} needs a user name and a password, and none are given: name a "
+                "connection in the workspace's settings"
+            )
         pair = base64.b64encode(f"{user.username}:{user.password}".encode()).decode()
         return f"Basic {pair}"
 
@@ -306,83 +316,92 @@ class Registry:
         address = urlsplit(realm)
         if address.scheme != "https" and not is_loopback(address.netloc):
             raise ImageError(
-                f"registry {repository.host} sends to {realm!r} for a token: only https is trusted with that"
+                f"registry {repository.host} refers to {realm!r} for a token: only https is allowed for that"
             )
         client = await self._client(repository)
-        asked: list[tuple[str, str | int | float | bool | None]] = [("scope", scope) for scope in scopes]
-        asked += [("service", challenge["service"])] if "service" in challenge else []
+        query: list[tuple[str, str | int | float | bool | None]] = [("scope", scope) for scope in scopes]
+        query += [("service", challenge["service"])] if "service" in challenge else []
         with _transport_errors(repository):
-            answer = await client.get(realm, params=asked, auth=(user.username, user.password) if user else None)
-        _check(answer, 200, f"let {user.username if user else 'anybody'} use {repository}")
+            response = await client.get(realm, params=query, auth=(user.username, user.password) if user else None)
+        _check(response, 200, f"let {user.username if user else 'anybody'} use {repository}")
         try:
-            document = answer.json()
+            document = response.json()
             return str(document.get("token") or document["access_token"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ImageError(f"registry {repository.host}: {realm} answers without a token") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImageError(f"registry {repository.host}: {realm} answers without a token") from error
 
 
 @contextlib.contextmanager
-def _transport_errors(repository: Repository, *, uploading: bool = False) -> Any:
+def _transport_errors(repository: Repository, *, uploading: bool = False) -> Iterator[None]:
+    """Turn an error of the connection into a `RegistryUnavailableError`."""
     import httpx
 
     try:
         yield
     except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError) as error:
         if not uploading:
-            raise _silent(repository, error) from None
-        # A registry that refuses in the middle resets the connection, and what it says is lost.
+            raise _unavailable(repository, error) from error
+        # A registry that refuses an upload resets the connection, and its response is lost.
         raise RegistryUnavailableError(
             f"registry {repository.host} ended the connection in the middle of an upload "
             f"({str(error) or type(error).__name__}): its disk may be full, or something on the way limits uploads"
-        ) from None
+        ) from error
     except (httpx.TransportError, httpx.TooManyRedirects) as error:
-        raise _silent(repository, error) from None
+        raise _unavailable(repository, error) from error
 
 
-def _silent(repository: Repository, error: Exception) -> RegistryUnavailableError:
+def _unavailable(repository: Repository, error: Exception) -> RegistryUnavailableError:
     detail = str(error) or type(error).__name__
     advice = (
-        "set SSL_CERT_FILE to the certificates that it is to be trusted by"
+        "set SSL_CERT_FILE to the certificates of its authority"
         if "CERTIFICATE" in detail
         else "check that it runs, and the address in the workspace's settings"
     )
     return RegistryUnavailableError(f"registry {repository.host} does not answer ({detail}): {advice}")
 
 
-def _location(answer: "httpx.Response") -> str:
-    """Return where an upload goes on."""
-    return str(answer.url.join(answer.headers.get("location", "")))
+def _location(response: "httpx.Response") -> str:
+    """Return the address at which an upload continues."""
+    return str(response.url.join(response.headers.get("location", "")))
 
 
-def _check_digest(repository: Repository, asked: str, found: str) -> None:
-    if asked != found:
+def _check_digest(repository: Repository, expected: str, actual: str) -> None:
+    if expected != actual:
         raise ImageError(
-            f"registry {repository.host}: {asked} of {repository} was asked for, {found} is there: "
+            f"registry {repository.host}: {expected} of {repository} was asked for, {actual} came: "
             "the registry or something on the way to it changed the content"
         )
 
 
-def _check(answer: "httpx.Response", expected: int, what: str) -> None:
-    """Raise an error that says what the registry would not do, unless it did it."""
-    if answer.status_code == expected:
+def _check(response: "httpx.Response", expected: int, what: str) -> None:
+    """Raise an error unless a response has the expected status.
+
+    Args:
+        response: The response.
+        expected: The status.
+        what: What was asked for, as a verb with its object, for the message.
+    """
+    if response.status_code == expected:
         return
-    host, status = answer.url.netloc.decode(), answer.status_code
-    said = _said(answer)
+    host, status = response.url.netloc.decode(), response.status_code
+    message = _error_message(response)
     if status in (401, 403):
-        raise ImageError(f"registry {host} does not {what}: {said}: check the user, the password and its permissions")
+        raise ImageError(
+            f"registry {host} does not {what}: {message}: check the user, the password and its permissions"
+        )
     if status == 429 or status >= 500:
         raise RegistryUnavailableError(
-            f"registry {host} cannot {what} now: {said}: its disk may be full, or it is busy"
+            f"registry {host} cannot {what} now: {message}: its disk may be full, or it is busy"
         )
     hint = ": is it read-only?" if status == 405 else ""
-    raise ImageError(f"registry {host} does not {what}: {said}{hint}")
+    raise ImageError(f"registry {host} does not {what}: {message}{hint}")
 
 
-def _said(answer: "httpx.Response") -> str:
-    """Return what a registry's answer says, in words."""
+def _error_message(response: "httpx.Response") -> str:
+    """Return the status and the registry's own error messages."""
     try:
-        faults = answer.json()["errors"]
+        faults = response.json()["errors"]
         words = "; ".join(f"{fault['code']}: {fault.get('message', '')}".rstrip(": ") for fault in faults)
     except (ValueError, KeyError, TypeError):
-        words = answer.reason_phrase
-    return f"{answer.status_code} {words}".strip()
+        words = response.reason_phrase
+    return f"{response.status_code} {words}".strip()

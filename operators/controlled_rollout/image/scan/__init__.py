@@ -1,6 +1,16 @@
-"""The scan gate: what is known to be vulnerable in an image, and whether it may be rolled out all the same."""
+"""The scan of an image before it is rolled out: known vulnerabilities, and whether the image may pass."""
 
-from controlled_rollout.image.scan.findings import Decision, Finding, Policy, Report, Severity, decide
-from controlled_rollout.image.scan.image_scan import ScanSettings, scan
+from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, decide
+from controlled_rollout.image.scan.image_scan import ScanSettings, scan_image
+from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability
 
-__all__ = ["Decision", "Finding", "Policy", "Report", "ScanSettings", "Severity", "decide", "scan"]
+__all__ = [
+    "ScanDecision",
+    "ScanPolicy",
+    "ScanReport",
+    "ScanSettings",
+    "Severity",
+    "Vulnerability",
+    "decide",
+    "scan_image",
+]

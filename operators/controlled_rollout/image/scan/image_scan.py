@@ -1,4 +1,4 @@
-"""The scan gate: everything that was asked looks at an image, and the image passes or does not."""
+"""Scan an image with every program, and decide whether it may be rolled out."""
 
 import shutil
 import tempfile
@@ -11,136 +11,143 @@ from typing import Final
 from controlled_rollout.errors import ScanError, ScanUnavailableError
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.local_image import load_local_image
-from controlled_rollout.image.oci.registry_client import Credentials, Registry, Repository
+from controlled_rollout.image.oci.registry_client import Credentials, RegistryClient, Repository
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.scan.bill_of_materials import attach_bill_of_materials
-from controlled_rollout.image.scan.findings import TOLD_FINDINGS, Decision, Policy, check_age, decide, table
-from controlled_rollout.image.scan.installed_packages import ENVIRONMENT, Contents, contents_of, contents_of_folder
-from controlled_rollout.image.scan.scanners import Bench, Subject, audit, scanner
+from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, check_database_age, decide
+from controlled_rollout.image.scan.installed_packages import (
+    ENVIRONMENT,
+    InstalledPackages,
+    packages_of_environment,
+    packages_of_image,
+)
+from controlled_rollout.image.scan.scanners import ScanRun, Subject, audit, scanner_named
+from controlled_rollout.image.scan.vulnerabilities import MAX_TABLE_ROWS, vulnerability_table
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["ScanSettings", "scan"]
+__all__ = ["ScanSettings", "scan_image"]
 
-WORKSHOP: Final = "scans"
+CACHE_FOLDER: Final = "scans"
 LOCAL: Final = "local/"
 
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How an image is looked at.
+    """How an image is scanned.
 
     Attributes:
         scanner: `trivy` or `grype`; None for the workspace's.
         policy: What may pass.
-        attach_bill: Whether an image in a registry gets its bill of materials attached, whatever is found: it needs a
-            user who may push there.
-        timeout: How long each program may take.
+        attach_bill: Whether an image in a registry gets its bill of materials attached, whatever is found. This needs
+            credentials that allow a push.
+        timeout: The longest time that each program may take.
     """
 
     scanner: str | None = None
-    policy: Policy = field(default_factory=Policy)
+    policy: ScanPolicy = field(default_factory=ScanPolicy)
     attach_bill: bool = True
     timeout: timedelta = timedelta(minutes=10)
 
 
-async def scan(
+async def scan_image(
     workspace: Workspace,
     reference: str | ImageReference,
     settings: ScanSettings | None = None,
     *,
     credentials: Mapping[str, Credentials] | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> Decision:
-    """Look at an image before it is rolled out: with a scanner, and with pip-audit at its Python environment.
+) -> ScanDecision:
+    """Scan an image before it is rolled out: the image with a scanner, its Python environment with pip-audit.
 
     Args:
-        workspace: Says which scanner, which vulnerability service, and where the image is.
+        workspace: Names the scanner, the vulnerability service and the cache.
         reference: The image by its digest; `local/…` for one of the workspace's cache.
-        settings: How to look, and what may pass.
-        credentials: A user for each registry that asks for one, by host.
-        progress: Called with a line for each step, for each line of the programs, and for each finding.
+        settings: How to scan, and what may pass.
+        credentials: A user for each registry that needs one, by host.
+        progress: Called with a line for each step, for each line of the programs, and for each vulnerability.
 
     Returns:
         The decision, which passes.
 
     Raises:
-        ScanUnavailableError: A scanner, its database or a service is missing, too old or away: nobody has looked.
-        ScanError: Something that was found stops the image; the message lists it.
-        ImageError: The image is not there or cannot be read.
+        ScanUnavailableError: A scanner, its database or a service is missing, too old or does not answer.
+        ScanError: A vulnerability, or something that could not be scanned, blocks the image; the message lists it.
+        ImageError: The image does not exist or cannot be read.
     """
     settings = settings or ScanSettings()
     image = ImageReference.parse(reference) if isinstance(reference, str) else reference
-    program = scanner(settings.scanner or workspace.scanner)
-    program.find()
-    cache = Cache(workspace.cache_folder)
+    scanner = scanner_named(settings.scanner or workspace.scanner)
+    scanner.find()
+    cache = Cache.at(workspace.cache_folder)
     if image.name.startswith(LOCAL):
         environment = load_local_image(image, workspace.cache_folder).python.parent.parent.resolve()
         subject: Subject = environment
-        contents, root = contents_of_folder(environment), PurePosixPath(environment)
+        installed, root = packages_of_environment(environment), PurePosixPath(environment)
     else:
         subject, root = image, ENVIRONMENT
-        contents = await _contents(image, cache, credentials or {}, settings, progress)
-    requirements = contents.environment(root)
+        installed = await _packages_in_registry(image, cache, credentials or {}, settings, progress)
+    requirements = installed.requirements(root)
     if not requirements:
         raise ScanUnavailableError(f"image {image} has no Python package in {root}: it was not built by this program")
-    waiting = "scan: this machine is at another scan, waiting"
-    async with cache.workshop(WORKSHOP, waiting=lambda: progress(waiting)) as (folder, lock):
-        bench = Bench(_fresh(folder), folder / "pip-audit", lock, settings.timeout, credentials or {}, progress)
+    waiting = "scan: another scan runs on this machine, waiting"
+    async with cache.exclusive_folder(CACHE_FOLDER, on_wait=lambda: progress(waiting)) as (folder, lock):
+        run = ScanRun(_new_folder(folder), folder / "pip-audit", lock, settings.timeout, credentials or {}, progress)
         try:
             reports = [
-                await program.scan(subject, bench),
-                await audit(requirements, bench, osv_url=workspace.osv_url),
+                await scanner.scan(subject, run),
+                await audit(requirements, run, osv_url=workspace.osv_url),
             ]
         finally:
-            shutil.rmtree(bench.folder, ignore_errors=True)
-    check_age(program.name, reports[0].database_built, datetime.now(UTC), settings.policy.max_database_age)
-    return _judged(image, decide(reports, settings.policy), settings.policy, progress)
+            shutil.rmtree(run.folder, ignore_errors=True)
+    check_database_age(scanner.name, reports[0].database_built, datetime.now(UTC), settings.policy.max_database_age)
+    decision = decide(reports, settings.policy)
+    _report(image, decision, progress)
+    if not decision.passes:
+        raise _blocked(image, decision, settings.policy)
+    return decision
 
 
-async def _contents(
+async def _packages_in_registry(
     image: ImageReference,
     cache: Cache,
     credentials: Mapping[str, Credentials],
     settings: ScanSettings,
     progress: Callable[[str], None],
-) -> Contents:
-    """Return what is installed in an image of a registry, which gets its bill of materials attached meanwhile."""
+) -> InstalledPackages:
+    """Return the packages of an image in a registry, and attach its bill of materials if the settings say so."""
     repository = Repository.parse(image.name)
-    async with Registry(credentials) as client:
+    async with RegistryClient(credentials) as client:
         manifest = await client.manifest(repository, f"sha256:{image.sha256}")
         if manifest is None:
             raise ScanError(f"image {image} is not in its registry: build it there first")
-        contents = await contents_of(client, repository, manifest, cache, progress=progress)
+        installed = await packages_of_image(client, repository, manifest, cache, progress=progress)
         if settings.attach_bill:
-            bill = await attach_bill_of_materials(client, repository, manifest, contents)
-            progress(f"contents: {len(contents.packages)} packages, bill of materials attached as {bill[:19]}")
-        return contents
+            digest = await attach_bill_of_materials(client, repository, manifest, installed)
+            progress(f"contents: {len(installed.packages)} packages, bill of materials attached as {digest[:19]}")
+        return installed
 
 
-def _judged(image: ImageReference, decision: Decision, policy: Policy, progress: Callable[[str], None]) -> Decision:
-    """Return a decision that passes.
-
-    Raises:
-        ScanError: It does not.
-    """
-    for line in table((*decision.stopping, *decision.passing)):
+def _report(image: ImageReference, decision: ScanDecision, progress: Callable[[str], None]) -> None:
+    for line in vulnerability_table((*decision.blocking, *decision.passing)):
         progress(f"scan: {line}")
-    for name, why in sorted(decision.unseen.items()):
-        progress(f"scan: not looked at: {name} ({why})")
+    for name, why in sorted(decision.not_scanned.items()):
+        progress(f"scan: not scanned: {name} ({why})")
     progress(f"scan: {image}: {decision.summary()}")
-    if decision.passes:
-        return decision
+
+
+def _blocked(image: ImageReference, decision: ScanDecision, policy: ScanPolicy) -> ScanError:
+    """Return the error that lists what blocks an image."""
     lines = [f"image {image} must not be rolled out ({decision.summary()})"]
-    if decision.stopping:
-        lines.append(f"Findings above {policy.max_severity}:")
-        lines += table(decision.stopping)
-    lines += [f"Not looked at: {name} ({why})" for name, why in sorted(decision.unseen.items())[:TOLD_FINDINGS]]
-    lines.append("Fix them by newer versions, or accept what was judged by its name")
-    raise ScanError("\n".join(lines))
+    if decision.blocking:
+        lines.append(f"Vulnerabilities above {policy.max_severity}:")
+        lines += vulnerability_table(decision.blocking)
+    lines += [f"Not scanned: {name} ({why})" for name, why in sorted(decision.not_scanned.items())[:MAX_TABLE_ROWS]]
+    lines.append("Install newer versions, or accept by name what was reviewed")
+    return ScanError("\n".join(lines))
 
 
-def _fresh(folder: Path) -> Path:
-    """Return a new empty folder; what a killed scan left is removed, since nobody else is at work here."""
+def _new_folder(folder: Path) -> Path:
+    """Return a new empty folder, and remove those of killed scans: the caller has the lock, so none is in use."""
     for leftover in folder.glob("run-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix="run-", dir=folder))

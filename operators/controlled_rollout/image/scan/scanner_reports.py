@@ -1,8 +1,8 @@
-"""The scanners' own reports, read: Trivy's and Grype's of an image, pip-audit's of an environment.
+"""Parse the scanners' own reports: Trivy's and Grype's of an image, pip-audit's of an environment.
 
 Sources: Trivy's `pkg/types/report.go` (schema 2) and `pkg/types/vulnerability.go`; Grype's `grype/presenter/models`
-(database schema 6); pip-audit's JSON format. What is not needed is not read, and what is needed and missing is an
-error: a report that is not understood says nothing.
+(database schema 6); pip-audit's JSON format. Only the needed fields are read. A needed field that is missing is an
+error: a report that cannot be parsed is not a pass.
 """
 
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image.scan.findings import Finding, Report, Severity
+from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability
 
 __all__ = ["grype_report", "pip_audit_report", "trivy_database", "trivy_report"]
 
@@ -20,8 +20,9 @@ Document = TypeVar("Document", bound=BaseModel)
 # Go writes an empty list as null, or not at all.
 Listed = BeforeValidator(lambda value: [] if value is None else value)
 TRIVY_SCHEMA: Final = 2
-# What is not seen in an image without packages of a distribution; may be accepted under this name.
+# The name of what is not scanned in an image without a distribution; it may be accepted.
 NO_DISTRIBUTION: Final = "distribution"
+NOT_RECOGNISED: Final = "no distribution was recognised: its packages were not scanned"
 
 
 class _Part(BaseModel):
@@ -113,7 +114,7 @@ class _GrypeDescriptor(_Part):
 
 
 class _GrypeTarget(_Part):
-    asked: Annotated[str, Field(alias="userInput")] = ""
+    user_input: Annotated[str, Field(alias="userInput")] = ""
 
 
 class _GrypeSource(_Part):
@@ -149,150 +150,150 @@ class _AuditReport(_Part):
     dependencies: list[_AuditDependency]
 
 
-def trivy_report(content: bytes, *, asked: str, built: datetime | None, distribution: bool) -> Report:
-    """Return what Trivy's JSON report says.
+def trivy_report(content: bytes, *, target: str, built: datetime | None, distribution: bool) -> ScanReport:
+    """Parse Trivy's JSON report.
 
     Args:
         content: The report.
-        asked: What was to be scanned, as Trivy was told it.
+        target: The image or folder that Trivy was called with.
         built: When its database was built (see `trivy_database`).
-        distribution: Whether there must be a distribution with packages of its own, as in a container image.
+        distribution: Whether a distribution with packages is expected, as in a container image.
 
     Raises:
-        ScanUnavailableError: It is no such report, or one of something else.
+        ScanUnavailableError: It is not such a report, or a report on another target.
     """
-    report = _read(_TrivyReport, content, "Trivy")
+    report = _parsed(_TrivyReport, content, "Trivy")
     if report.schema_version != TRIVY_SCHEMA:
         raise ScanUnavailableError(
             f"Trivy's report has schema {report.schema_version}, {TRIVY_SCHEMA} is understood: use another Trivy"
         )
-    _check_subject("Trivy", asked, report.artifact)
-    findings = (_trivy_finding(found) for result in report.results for found in result.vulnerabilities)
-    return Report("trivy", tuple(findings), _trivy_unseen(report) if distribution else {}, built)
+    _check_target("Trivy", target, report.artifact)
+    vulnerabilities = tuple(_of_trivy(item) for result in report.results for item in result.vulnerabilities)
+    return ScanReport("trivy", vulnerabilities, _not_scanned_by_trivy(report) if distribution else {}, built)
 
 
 def trivy_database(content: bytes) -> datetime | None:
     """Return when Trivy's database was built, as `trivy version --format json` says; None if it has none.
 
     Raises:
-        ScanUnavailableError: It is no such answer.
+        ScanUnavailableError: The content is not that command's output.
     """
-    database = _read(_TrivyVersion, content, "Trivy").database
+    database = _parsed(_TrivyVersion, content, "Trivy").database
     return database.updated_at.astimezone(UTC) if database else None
 
 
-def grype_report(content: bytes, *, asked: str, distribution: bool) -> Report:
-    """Return what Grype's JSON report says.
+def grype_report(content: bytes, *, target: str, distribution: bool) -> ScanReport:
+    """Parse Grype's JSON report.
 
     Args:
         content: The report.
-        asked: What was to be scanned, as Grype was told it, without the scheme.
-        distribution: Whether there must be a distribution with packages of its own, as in a container image.
+        target: The image or folder that Grype was called with, without the scheme.
+        distribution: Whether a distribution with packages is expected, as in a container image.
 
     Raises:
-        ScanUnavailableError: It is no such report, or one of something else, or its database was not valid.
+        ScanUnavailableError: It is not such a report, or a report on another target, or its database was not valid.
     """
-    report = _read(_GrypeReport, content, "Grype")
-    target = report.source.target
-    _check_subject("Grype", asked, target if isinstance(target, str) else target.asked)
+    report = _parsed(_GrypeReport, content, "Grype")
+    source_target = report.source.target
+    _check_target("Grype", target, source_target if isinstance(source_target, str) else source_target.user_input)
     status = report.descriptor.database.status
     if not status.valid:
         raise ScanUnavailableError(f"Grype's database is not valid: {status.error or 'it does not say why'}: update it")
-    unseen = {alerts.package.name: alert.message for alerts in report.alerts for alert in alerts.alerts}
+    not_scanned = {alerts.package.name: alert.message for alerts in report.alerts for alert in alerts.alerts}
     if distribution and not report.distribution.name:
-        unseen[NO_DISTRIBUTION] = "no distribution was recognised, so that its packages were not looked at"
+        not_scanned[NO_DISTRIBUTION] = NOT_RECOGNISED
     built = status.built.astimezone(UTC) if status.built else None
-    return Report("grype", tuple(map(_grype_finding, report.matches)), unseen, built)
+    return ScanReport("grype", tuple(map(_of_grype, report.matches)), not_scanned, built)
 
 
-def pip_audit_report(content: bytes, *, asked: int) -> Report:
-    """Return what pip-audit's JSON report says. It rates no finding.
+def pip_audit_report(content: bytes, *, n_packages: int) -> ScanReport:
+    """Parse pip-audit's JSON report, which rates no vulnerability.
 
     Args:
         content: The report.
-        asked: How many packages it was to look at.
+        n_packages: How many packages pip-audit was asked about.
 
     Raises:
-        ScanUnavailableError: It is no such report, or one of fewer packages.
+        ScanUnavailableError: It is not such a report, or a report on fewer packages.
     """
-    report = _read(_AuditReport, content, "pip-audit")
-    if len(report.dependencies) < asked:
+    report = _parsed(_AuditReport, content, "pip-audit")
+    if len(report.dependencies) < n_packages:
         raise ScanUnavailableError(
-            f"pip-audit was asked about {asked} packages and answers on {len(report.dependencies)}: see its lines above"
+            f"pip-audit was asked about {n_packages} packages and reports on {len(report.dependencies)}: see its lines "
+            "above"
         )
     if report.dependencies and all(package.vulnerabilities is None for package in report.dependencies):
-        # It would end with success: to it, packages that are not on PyPI are none of its business.
+        # pip-audit itself ends with success then: it skips packages that its service does not know.
         raise ScanUnavailableError(
             f"pip-audit's service knows none of the {len(report.dependencies)} packages "
-            f"({report.dependencies[0].skipped or 'it does not say why'}): what answers in PyPI's place has no data on "
-            "vulnerabilities. Set osv_url in the workspace's settings to a service that has"
+            f"({report.dependencies[0].skipped or 'it does not say why'}): the index in PyPI's place has no data on "
+            "vulnerabilities. Set osv_url in the workspace's settings to a service that has them"
         )
-    findings, unseen = [], {}
+    vulnerabilities, not_scanned = [], {}
     for package in report.dependencies:
         if package.vulnerabilities is None or package.version is None:
-            unseen[package.name] = package.skipped or "it does not say why"
+            not_scanned[package.name] = package.skipped or "it does not say why"
             continue
-        findings += [
-            Finding(
-                found.id,
+        vulnerabilities += [
+            Vulnerability(
+                item.id,
                 package.name,
                 package.version,
                 Severity.UNKNOWN,
-                tuple(found.fixed),
-                frozenset(found.aliases) - {found.id},
+                tuple(item.fixed),
+                frozenset(item.aliases) - {item.id},
                 "pip-audit",
             )
-            for found in package.vulnerabilities
+            for item in package.vulnerabilities
         ]
-    return Report("pip-audit", tuple(findings), unseen)
+    return ScanReport("pip-audit", tuple(vulnerabilities), not_scanned)
 
 
-def _trivy_unseen(report: _TrivyReport) -> dict[str, str]:
+def _not_scanned_by_trivy(report: _TrivyReport) -> dict[str, str]:
     system = report.metadata.system
     if system is None or system.family in ("", "none"):
-        return {NO_DISTRIBUTION: "no distribution was recognised, so that its packages were not looked at"}
+        return {NO_DISTRIBUTION: NOT_RECOGNISED}
     name = f"{system.family} {system.name}".strip()
     if system.end_of_life:
-        return {name: "its support has ended, and with it its advisories"}
+        return {name: "it is no longer supported and gets no advisories"}
     if not any(result.category == "os-pkgs" for result in report.results):
-        return {name: "its packages were not looked at"}
+        return {name: "its packages were not scanned"}
     return {}
 
 
-def _trivy_finding(found: _TrivyVulnerability) -> Finding:
-    fixed = tuple(filter(None, (version.strip() for version in found.fixed.split(","))))
-    severity = Severity.parse(found.severity)
-    # A vendor's advisory is no other name of a vulnerability: it may be on several.
-    return Finding(found.id, found.package, found.version, severity, fixed, source="trivy", url=found.url)
+def _of_trivy(item: _TrivyVulnerability) -> Vulnerability:
+    fixed = tuple(filter(None, (version.strip() for version in item.fixed.split(","))))
+    severity = Severity.parse(item.severity)
+    # The vendor's advisory is not taken as an alias: it may be about several vulnerabilities.
+    return Vulnerability(item.id, item.package, item.version, severity, fixed, source="trivy", url=item.url)
 
 
-def _grype_finding(match: _GrypeMatch) -> Finding:
-    found, package = match.vulnerability, match.package
-    return Finding(
-        found.id,
+def _of_grype(match: _GrypeMatch) -> Vulnerability:
+    item, package = match.vulnerability, match.package
+    return Vulnerability(
+        item.id,
         package.name,
         package.version,
-        Severity.parse(found.severity),
-        tuple(found.fix.versions),
-        frozenset(related.id for related in match.related) - {found.id},
+        Severity.parse(item.severity),
+        tuple(item.fix.versions),
+        frozenset(related.id for related in match.related) - {item.id},
         "grype",
-        found.source,
+        item.source,
     )
 
 
-def _check_subject(source: str, asked: str, found: str) -> None:
-    if asked != found:
-        raise ScanUnavailableError(f"{source} was asked about {asked!r} and its report is about {found!r}: scan again")
+def _check_target(source: str, expected: str, actual: str) -> None:
+    if expected != actual:
+        raise ScanUnavailableError(f"{source} was called for {expected!r}, its report is on {actual!r}: scan again")
 
 
-def _read(document: type[Document], content: bytes, source: str) -> Document:
+def _parsed(document: type[Document], content: bytes, source: str) -> Document:
     try:
         return document.model_validate_json(content)
     except ValidationError as error:
         faults: list[Any] = error.errors(include_url=False, include_input=False, include_context=False)
-        first = faults[0]
-        where = ".".join(map(str, first["loc"])) or "it"
+        where = ".".join(map(str, faults[0]["loc"])) or "it"
         raise ScanUnavailableError(
-            f"{source}'s report is not understood ({where}: {first['msg']}): it says nothing about the image; "
+            f"{source}'s report cannot be parsed ({where}: {faults[0]['msg']}): the image was not scanned; "
             f"check that this {source} writes the JSON format that docs/scanning.md names"
-        ) from None
+        ) from error

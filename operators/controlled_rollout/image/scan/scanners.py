@@ -1,13 +1,11 @@
-"""The programs that look at an image, called: Trivy or Grype, and pip-audit. Each runs for a bounded time.
+"""The programs that scan: Trivy or Grype, and pip-audit. Each runs for a bounded time.
 
-A program is told a user and a password by a file that only it can read, never by an argument, and what it says goes to
-the task's log. The folder that it runs in is empty: an ignore file of the project that it scans is not read.
+A program gets user and password in a file that only this user can read, never as an argument. Its output goes to the
+task's log. It runs in an empty folder, so that no ignore file of the scanned project applies.
 """
 
 import asyncio
-import base64
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -21,37 +19,38 @@ from typing import Final
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ScanUnavailableError
+from controlled_rollout.image.builders.build_context import registry_auth_file
 from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import ImageReference
-from controlled_rollout.image.run_command import run
-from controlled_rollout.image.scan.findings import Report
+from controlled_rollout.image.run_command import run_command
 from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
+from controlled_rollout.image.scan.vulnerabilities import ScanReport
 
-__all__ = ["SCANNERS", "Bench", "Subject", "audit", "scanner"]
+__all__ = ["SCANNERS", "ScanRun", "Scanner", "Subject", "audit", "scanner_named"]
 
 COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-# A report names each package's place and each vulnerability's texts: tens of megabytes are common, more is a mistake.
+# A report has each package's location and each vulnerability's texts: tens of megabytes are common, more is a mistake.
 MAX_REPORT_BYTES: Final = 512_000_000
-TOLD_LINES: Final = 8
-# What a worker knows and a scanner need not; and settings of pip-audit that would change what it looks at.
+EXCERPT_LINES: Final = 8
+# Airflow's settings, which are no business of a scanner; and settings of pip-audit that would change what it scans.
 NOT_INHERITED: Final = ("AIRFLOW_", "_AIRFLOW_", "PIP_AUDIT_")
 EVERY_SEVERITY: Final = "UNKNOWN,LOW,MEDIUM,HIGH,CRITICAL"
 
 Subject = ImageReference | Path
-"""What is looked at: an image in a registry, by its digest, or a folder of this machine with installed packages."""
+"""What is scanned: an image in a registry, by its digest, or a folder of this machine with installed packages."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where and how programs run.
+class ScanRun:
+    """Where and how the programs of one scan run.
 
     Attributes:
-        folder: An empty folder of one's own, private to this user.
+        folder: An empty folder for this scan, private to this user.
         cache: A folder for what programs keep between scans.
         lock: A file descriptor that every process inherits.
-        timeout: How long one program may take.
-        credentials: A user for each registry that asks for one, by host.
-        progress: Called with each line that a program says.
+        timeout: The longest time that one program may take.
+        credentials: A user for each registry that needs one, by host.
+        progress: Called with each line of a program's output.
     """
 
     folder: Path
@@ -64,60 +63,57 @@ class Bench:
     async def call(
         self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None
     ) -> tuple[int, list[str]]:
-        """Run a program; return its exit status and its last lines.
+        """Run a program; return its exit code and its last lines.
 
         Raises:
             ScanUnavailableError: It took too long; it and all that it started have ended.
         """
 
-        def say(line: str) -> None:
-            if said := COLOUR.sub("", line).strip():
-                self.progress(f"{name}: {said}")
+        def report(line: str) -> None:
+            if text := COLOUR.sub("", line).strip():
+                self.progress(f"{name}: {text}")
 
+        seconds, environment = self.timeout.total_seconds(), self._environment(settings or {})
         try:
-            async with asyncio.timeout(self.timeout.total_seconds()):
-                code, lines = await run(
-                    command, self.folder, environment=self._environment(settings or {}), lock=self.lock, line=say
+            async with asyncio.timeout(seconds):
+                exit_code, lines = await run_command(
+                    command, self.folder, environment=environment, lock=self.lock, on_line=report
                 )
-        except TimeoutError:
+        except TimeoutError as error:
             raise ScanUnavailableError(
-                f"{name} did not end within {self.timeout.total_seconds():g} s and was stopped: give it more time, or "
-                "see in the lines above what it waited for"
-            ) from None
-        return code, [COLOUR.sub("", line) for line in lines]
+                f"{name} did not end within {seconds:g} s and was stopped: give it more time, or see in the lines "
+                "above what it waited for"
+            ) from error
+        return exit_code, [COLOUR.sub("", line) for line in lines]
 
-    def report(self, name: str, file: Path, code: int, lines: Sequence[str]) -> bytes:
+    def read_report(self, name: str, file: Path, exit_code: int, lines: Sequence[str]) -> bytes:
         """Return the report that a program wrote.
 
         Raises:
-            ScanUnavailableError: It wrote none, or an endless one.
+            ScanUnavailableError: It wrote none, or one that is too big.
         """
         size = file.stat().st_size if file.is_file() else 0
         if size == 0:
             raise ScanUnavailableError(
-                f"{name} wrote no report (exit status {code}): nobody has looked at the image.\n{essence(lines)}"
+                f"{name} wrote no report (exit code {exit_code}): the image was not scanned.\n{_excerpt(lines)}"
             )
         if size > MAX_REPORT_BYTES:
-            raise ScanUnavailableError(f"{name} wrote a report of {size / 1e6:,.0f} MB: that is none")
+            raise ScanUnavailableError(f"{name} wrote a report of {size / 1e6:,.0f} MB: too much for a report")
         return file.read_bytes()
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
-        return {**inherited, "NO_COLOR": "1", **self._users(), **settings}
+        return {**inherited, "NO_COLOR": "1", **self._auth_settings(), **settings}
 
-    def _users(self) -> dict[str, str]:
-        """Return the setting that leads to a file with the registries' users, if there are any."""
+    def _auth_settings(self) -> dict[str, str]:
+        """Write the registries' credentials into a file, if there are any, and return the variable that names it."""
         if not self.credentials:
             return {}
-        folder = self.folder / "users"
+        folder = self.folder / "auth"
         folder.mkdir(mode=0o700, exist_ok=True)
-        users = {
-            host: {"auth": base64.b64encode(f"{user.username}:{user.password}".encode()).decode()}
-            for host, user in self.credentials.items()
-        }
         descriptor = os.open(folder / "config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump({"auths": users}, stream)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(registry_auth_file(self.credentials))
         return {"DOCKER_CONFIG": str(folder)}
 
 
@@ -133,94 +129,95 @@ class Scanner(ABC):
         Raises:
             ScanUnavailableError: It is not installed.
         """
-        found = shutil.which(self.name)
-        if found is None:
+        path = shutil.which(self.name)
+        if path is None:
             raise ScanUnavailableError(
-                f"the scanner {self.name!r} was asked for and is not installed on this machine: {self.install}. "
-                "Without it nobody has looked at the image, which is not a pass"
+                f"the scanner {self.name!r} is not installed on this machine: {self.install}. "
+                "The image was not scanned, which is not a pass"
             )
-        return found
+        return path
 
     @abstractmethod
-    async def scan(self, subject: Subject, bench: Bench) -> Report:
-        """Look at an image or a folder.
+    async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
+        """Scan an image or a folder.
 
         Raises:
-            ScanUnavailableError: The program or its database is missing, or it could not do its work.
+            ScanUnavailableError: The program or its database is missing, or the program failed.
         """
 
 
 class Trivy(Scanner):
-    """Trivy, of Aqua Security."""
+    """Trivy, by Aqua Security."""
 
     name = "trivy"
     install = "see trivy.dev for the packages of your system"
 
-    async def scan(self, subject: Subject, bench: Bench) -> Report:
+    async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
         """See `Scanner`."""
-        program, file, asked = self.find(), bench.folder / "trivy.json", str(subject)
+        program, file, target = self.find(), run.folder / "trivy.json", str(subject)
         kind = ["image", "--image-src", "remote"] if isinstance(subject, ImageReference) else ["rootfs"]
-        what = ["--scanners", "vuln", "--severity", EVERY_SEVERITY, "--ignore-unfixed=false", "--exit-code", "0"]
-        # Its own time-out would come first otherwise, with a message that does not say whose it is.
-        how = ["--no-progress", "--timeout", f"{bench.timeout.total_seconds() + 60:.0f}s"]
-        command = [program, *kind, *what, *how, "--format", "json", "--output", str(file), asked]
-        code, lines = await bench.call(self.name, command)
-        if code != 0:
-            raise failed(self.name, code, lines)
-        content = bench.report(self.name, file, code, lines)
-        built = trivy_database(await self._version(program, bench))
-        return trivy_report(content, asked=asked, built=built, distribution=isinstance(subject, ImageReference))
+        filters = ["--scanners", "vuln", "--severity", EVERY_SEVERITY, "--ignore-unfixed=false", "--exit-code", "0"]
+        # Longer than ours: Trivy's own time-out has a message that does not say where it was set.
+        options = ["--no-progress", "--timeout", f"{run.timeout.total_seconds() + 60:.0f}s"]
+        command = [program, *kind, *filters, *options, "--format", "json", "--output", str(file), target]
+        exit_code, lines = await run.call(self.name, command)
+        if exit_code != 0:
+            raise _failed(self.name, exit_code, lines)
+        content = run.read_report(self.name, file, exit_code, lines)
+        built = trivy_database(await self._version(program, run))
+        return trivy_report(content, target=target, built=built, distribution=isinstance(subject, ImageReference))
 
-    async def _version(self, program: str, bench: Bench) -> bytes:
-        """Return what it says of its database: the report does not."""
-        code, lines = await bench.call(self.name, [program, "version", "--format", "json"])
-        said = "\n".join(lines)
-        return said[said.find("{") :].encode() if code == 0 else b""
+    async def _version(self, program: str, run: ScanRun) -> bytes:
+        """Return what `trivy version` says about the database, which the report does not name."""
+        exit_code, lines = await run.call(self.name, [program, "version", "--format", "json"])
+        output = "\n".join(lines)
+        return output[output.find("{") :].encode() if exit_code == 0 else b""
 
 
 class Grype(Scanner):
-    """Grype, of Anchore."""
+    """Grype, by Anchore."""
 
     name = "grype"
     install = "see oss.anchore.com for the packages of your system"
 
-    async def scan(self, subject: Subject, bench: Bench) -> Report:
+    async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
         """See `Scanner`."""
-        program, file, asked = self.find(), bench.folder / "grype.json", str(subject)
-        remote = isinstance(subject, ImageReference)
+        program, file, target = self.find(), run.folder / "grype.json", str(subject)
+        in_registry = isinstance(subject, ImageReference)
         settings = {"GRYPE_CHECK_FOR_APP_UPDATE": "false", "GRYPE_FAIL_ON_SEVERITY": ""}
-        # How old the database may be is the policy's affair, which says it in its own words.
+        # The policy checks the database's age, with a message of its own.
         settings |= {"GRYPE_DB_VALIDATE_AGE": "false"}
         if isinstance(subject, ImageReference) and is_loopback(subject.name.partition("/")[0]):
             settings["GRYPE_REGISTRY_INSECURE_USE_HTTP"] = "true"
-        what = f"registry:{asked}" if remote else f"dir:{asked}"
-        command = [program, what, "--output", "json", "--file", str(file)]
-        code, lines = await bench.call(self.name, command, settings)
-        if code != 0:
-            raise failed(self.name, code, lines)
-        return grype_report(bench.report(self.name, file, code, lines), asked=asked, distribution=remote)
+        source = f"registry:{target}" if in_registry else f"dir:{target}"
+        command = [program, source, "--output", "json", "--file", str(file)]
+        exit_code, lines = await run.call(self.name, command, settings)
+        if exit_code != 0:
+            raise _failed(self.name, exit_code, lines)
+        content = run.read_report(self.name, file, exit_code, lines)
+        return grype_report(content, target=target, distribution=in_registry)
 
 
 SCANNERS: Final[dict[str, type[Scanner]]] = {"trivy": Trivy, "grype": Grype}
 
 
-def scanner(name: str) -> Scanner:
+def scanner_named(name: str) -> Scanner:
     """Return the scanner of that name.
 
     Raises:
-        ScanUnavailableError: It is not known.
+        ScanUnavailableError: There is none.
     """
     if name not in SCANNERS:
         raise ScanUnavailableError(f"scanner {name!r} is not known: choose one of {', '.join(SCANNERS)}")
     return SCANNERS[name]()
 
 
-async def audit(requirements: Sequence[str], bench: Bench, *, osv_url: str | None = None) -> Report:
-    """Ask pip-audit about the packages of an environment.
+async def audit(requirements: Sequence[str], run: ScanRun, *, osv_url: str | None = None) -> ScanReport:
+    """Scan the packages of a Python environment with pip-audit.
 
     Args:
         requirements: Each as `name==version`, each name once.
-        bench: Where it runs.
+        run: Where and how it runs.
         osv_url: The query address of an OSV service; None for PyPI's own vulnerability data.
 
     Raises:
@@ -228,30 +225,29 @@ async def audit(requirements: Sequence[str], bench: Bench, *, osv_url: str | Non
     """
     if importlib.util.find_spec("pip_audit") is None:
         raise ScanUnavailableError(
-            "pip-audit is not installed beside this program: pip install 'airflow-provider-controlled-rollout[scan]'. "
-            "Without it nobody has looked at the environment, which is not a pass"
+            "pip-audit is not installed: pip install 'airflow-provider-controlled-rollout[scan]'. "
+            "The environment was not scanned, which is not a pass"
         )
-    asked, file = bench.folder / "requirements.txt", bench.folder / "pip-audit.json"
-    asked.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    requirements_file, file = run.folder / "requirements.txt", run.folder / "pip-audit.json"
+    requirements_file.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
     service = ["--vulnerability-service", "osv", "--osv-url", osv_url] if osv_url else []
-    # Everything is resolved already, and nothing is to be installed to find that out again.
-    what = ["--requirement", str(asked), "--no-deps", "--disable-pip", *service]
-    how = ["--format", "json", "--output", str(file), "--progress-spinner", "off", "--cache-dir", str(bench.cache)]
-    code, lines = await bench.call("pip-audit", [sys.executable, "-P", "-m", "pip_audit", *what, *how])
-    # Also 1 when it found something: only a report tells that from a failure.
-    if code not in (0, 1):
-        raise failed("pip-audit", code, lines)
-    return pip_audit_report(bench.report("pip-audit", file, code, lines), asked=len(requirements))
+    # The list is complete: nothing has to be resolved or installed.
+    source = ["--requirement", str(requirements_file), "--no-deps", "--disable-pip", *service]
+    options = ["--format", "json", "--output", str(file), "--progress-spinner", "off", "--cache-dir", str(run.cache)]
+    exit_code, lines = await run.call("pip-audit", [sys.executable, "-P", "-m", "pip_audit", *source, *options])
+    # Exit code 1 means vulnerabilities or a failure; only a report tells one from the other.
+    if exit_code not in (0, 1):
+        raise _failed("pip-audit", exit_code, lines)
+    return pip_audit_report(run.read_report("pip-audit", file, exit_code, lines), n_packages=len(requirements))
 
 
-def failed(name: str, code: int, lines: Sequence[str]) -> ScanUnavailableError:
-    """Return the error of a program that did not do its work."""
+def _failed(name: str, exit_code: int, lines: Sequence[str]) -> ScanUnavailableError:
     return ScanUnavailableError(
-        f"{name} failed (exit status {code}): nobody has looked at the image, which is not a pass.\n{essence(lines)}"
+        f"{name} failed (exit code {exit_code}): the image was not scanned, which is not a pass.\n{_excerpt(lines)}"
     )
 
 
-def essence(lines: Sequence[str]) -> str:
-    """Return the last lines that a program said: what is wrong stands at the end."""
-    said = [line.strip() for line in lines if line.strip()]
-    return "\n".join(said[-TOLD_LINES:]) or "it said nothing"
+def _excerpt(lines: Sequence[str]) -> str:
+    """Return the last lines of a program's output: scanners write the error last."""
+    written = [line.strip() for line in lines if line.strip()]
+    return "\n".join(written[-EXCERPT_LINES:]) or "it wrote nothing"

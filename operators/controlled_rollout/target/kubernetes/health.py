@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from controlled_rollout.cluster.api import Object
-from controlled_rollout.cluster.pods import is_leaving, last_exit, pod_held_by
+from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
 __all__ = ["version_status"]
@@ -54,11 +54,11 @@ def _down_since(deployment: Object) -> datetime | None:
 
 def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
     """Return what keeps a version from being ready, and whether waiting cannot help."""
-    found = [held for pod in pods if not is_leaving(pod) if (held := pod_held_by(pod, now))]
-    # A pod that cannot start says more than the one beside it that only has not yet.
-    found.sort(key=lambda held: not held[1])
-    if found:
-        return found[0]
+    problems = [problem for pod in pods if not is_terminating(pod) if (problem := pod_problem(pod, now))]
+    if problems:
+        # A pod that can never start tells more than another one that has not started yet.
+        worst = max(problems, key=lambda problem: problem.is_permanent)
+        return worst.message, worst.is_permanent
     conditions = {one["type"]: one for one in (deployment.get("status") or {}).get("conditions") or []}
     failure = conditions.get("ReplicaFailure")
     if failure and failure["status"] == "True":
@@ -73,7 +73,7 @@ def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -
 def _replica(pod: Object) -> ReplicaStatus:
     containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
     waiting = (containers[0].get("state") or {}).get("waiting") or {}
-    if is_leaving(pod):
+    if is_terminating(pod):
         state = ReplicaState.STOPPING
     elif all(container.get("ready") for container in containers):
         state = ReplicaState.READY

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from controlled_rollout.target.local.supervisor_process import StartReport, serve
@@ -14,7 +13,7 @@ def main(settings: dict[str, Any]) -> int:
     """Run the supervisor; report how the start went as one line of JSON on a pipe.
 
     Args:
-        settings: `root` (the workspace's folder), `host` and `port` of the router, `report_pipe` (a file descriptor).
+        settings: `workspace` (its settings), `host` and `port` of the router, `report_pipe` (a file descriptor).
     """
     pipe = os.fdopen(settings["report_pipe"], "wb")
 
@@ -24,7 +23,8 @@ def main(settings: dict[str, Any]) -> int:
 
     # A child that held the pipe open would keep its reader waiting.
     os.set_inheritable(settings["report_pipe"], False)
-    return serve(Workspace.local(Path(settings["root"])), port=settings["port"], host=settings["host"], report=report)
+    workspace = Workspace.from_settings(settings["workspace"])
+    return serve(workspace, port=settings["port"], host=settings["host"], report=report)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
     log = LogFile(workspace.logs_folder / "supervisor.log")
     log.note("supervisor starts")
     read_end, write_end = os.pipe()
-    settings = {"root": str(workspace.root), "port": port, "host": host, "report_pipe": write_end}
+    settings = {
+        "workspace": {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)},
+        "port": port,
+        "host": host,
+        "report_pipe": write_end,
+    }
     with log.path.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)],

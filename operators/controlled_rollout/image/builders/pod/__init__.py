@@ -1,1 +1,1 @@
-"""Builds in a pod of the cluster."""
+"""Builds in a pod of the workspace's cluster."""

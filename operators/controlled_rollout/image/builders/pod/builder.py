@@ -12,37 +12,37 @@ from typing import Final
 
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import POD, SECRET
-from controlled_rollout.cluster.pods import pod_held_by
+from controlled_rollout.cluster.pods import is_terminating, pod_problem
 from controlled_rollout.errors import ImageError, TargetUnavailableError
-from controlled_rollout.image.builders.build_context import ERROR_LINE, failure, users_file
+from controlled_rollout.image.builders.build_context import ERROR_LINE, build_error, registry_auth_file
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.build_secrets import build_secrets
-from controlled_rollout.image.builders.pod import manifest as pod_manifest
-from controlled_rollout.image.builders.pod.context_image import push_context
-from controlled_rollout.image.run_command import CREDENTIALS, KEPT_LINES, essence
+from controlled_rollout.image.builders.pod import manifest
+from controlled_rollout.image.builders.pod.context_image import push_build_context
+from controlled_rollout.image.run_command import KEPT_LINES, error_excerpt, hide_credentials
 from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["PodBuilder"]
 
 POLL_S: Final = 0.5
-# An API server that is being upgraded is away for minutes.
-OUTAGE_S: Final = 300.0
-REMOVAL_S: Final = 60.0
-# Nobody waits for the end of a pod that ended so long ago.
-LEFT_BEHIND: Final = timedelta(hours=1)
+# An API server that is being upgraded does not answer for minutes.
+MAX_OUTAGE_S: Final = 300.0
+MAX_REMOVAL_S: Final = 60.0
+# A pod that ended so long ago was left by a task that was killed and never retried.
+ABANDONED_AFTER: Final = timedelta(hours=1)
 
 
 class PodBuilder:
     """Builds in a pod of the workspace's cluster.
 
-    The files of the build are an image in the workspace's registry, so no storage and no way into the pod is needed.
-    The pod's name is the environment's hash: of several builds of one environment, in any process on any machine, one
-    makes the pod and the others follow it.
+    The build context is an image in the workspace's registry, so the pod needs no volume. The pod's name is the
+    environment's hash: if several tasks, on any machine, build one environment, one creates the pod and the others
+    follow it.
 
     Args:
-        workspace: Leads to the cluster; `builder_image`, `builder_namespace` and `builder_pod_template` count.
-        owner: Who builds. A pod that the same one has begun before it was killed is its own.
+        workspace: Leads to the cluster. Its `builder_image`, `builder_namespace` and `builder_pod_template` apply.
+        owner: The task that builds. If it was killed, a retry with the same owner takes its pod over.
     """
 
     def __init__(self, workspace: Workspace, *, owner: str) -> None:
@@ -51,161 +51,176 @@ class PodBuilder:
         self._namespace = workspace.builder_namespace or workspace.namespace
 
     async def build(
-        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """See `Builder`.
 
         Raises:
             TargetUnavailableError: The API server does not answer.
-            AccessError: It does not let us make pods.
+            AccessError: It does not let this identity create pods.
         """
         async with Api.open(self._workspace) as api:
-            run = _Run(api, order, self._namespace, progress)
-            await run.sweep()
-            while not await is_there():
-                pod = await self._pod(run)
+            build_pod = _BuildPod(api, request, self._namespace, progress)
+            await build_pod.delete_abandoned()
+            while not await is_pushed():
+                pod = await self._create_or_find(build_pod)
                 if pod is None or _is_over(pod):
-                    # Somebody else's pod is about to be removed, or was left behind.
-                    await run.remove(pod)
+                    # Another task's pod is about to be deleted, or was left behind.
+                    await build_pod.delete(pod)
                     continue
-                await run.give(pod)
-                async with self._ended_with_us(run, pod):
-                    lines, end = await run.follow()
-                if end is not None and _outcome(order, end, lines):
+                await build_pod.create_secret(pod)
+                async with self._deleted_at_end(build_pod, pod):
+                    lines, end = await build_pod.follow()
+                if end is not None:
+                    _check_end(request, end, lines)
                     return
-            progress(f"{order.short}: built by somebody else meanwhile")
+            progress(f"{request.label}: was built by another task")
 
-    async def _pod(self, run: "_Run") -> Object | None:
-        """Make the pod, or find the one that somebody has made; None if it has gone again."""
-        workspace, order = self._workspace, run.order
+    async def _create_or_find(self, build_pod: "_BuildPod") -> Object | None:
+        """Create the pod, or find the one that another task has created; None if that is gone again."""
+        workspace, request = self._workspace, build_pod.request
         template = workspace.builder_pod_template
-        made = pod_manifest.pod(
-            order,
-            context=await push_context(order),
+        body = manifest.pod_manifest(
+            request,
+            context_image=await push_build_context(request),
             namespace=self._namespace,
-            image=workspace.builder_image or "",
+            builder_image=workspace.builder_image or "",
             owner=self._owner,
-            secret_name=f"{pod_manifest.pod_name(order)}-{random.token_hex(4)}",
-            secrets=build_secrets(order.requirements),
+            secret_name=f"{manifest.pod_name(request)}-{random.token_hex(4)}",
+            secret_files=list(build_secrets(request.requirements)),
             image_pull_secret=workspace.image_pull_secret,
-            template=await asyncio.to_thread(pod_manifest.read_template, template) if template else None,
+            template=await asyncio.to_thread(manifest.read_pod_template, template) if template else None,
         )
-        if pod := await run.api.create(POD.path(self._namespace), made):
-            run.progress(f"{order.short}: building on {order.base_image} in pod {run.name}")
+        if pod := await build_pod.api.create(POD.path(self._namespace), body):
+            build_pod.progress(f"{request.label}: building on {request.base_image} in pod {build_pod.name}")
             return pod
-        found = await run.api.find(run.path())
-        if found is not None and not _is_over(found):
-            run.progress(f"{order.short}: pod {run.name} is building it, waiting")
-        return found
+        existing = await build_pod.api.find(build_pod.path())
+        if existing is not None and not _is_over(existing):
+            build_pod.progress(f"{request.label}: pod {build_pod.name} is building it, waiting")
+        return existing
 
     @asynccontextmanager
-    async def _ended_with_us(self, run: "_Run", pod: Object) -> AsyncIterator[None]:
-        """Remove the pod with the block, however it ends, if it is ours."""
+    async def _deleted_at_end(self, build_pod: "_BuildPod", pod: Object) -> AsyncIterator[None]:
+        """Delete the pod at the end of the block, however that ends, if this task created it."""
         try:
             yield
         finally:
-            if pod["metadata"].get("annotations", {}).get(pod_manifest.OWNER) == self._owner:
-                await asyncio.shield(run.remove(pod))
+            if pod["metadata"].get("annotations", {}).get(manifest.OWNER) == self._owner:
+                await asyncio.shield(build_pod.delete(pod))
 
 
 @dataclass(frozen=True)
-class _End:
-    """How a pod has ended: the exit code of its container, or why it has none."""
+class _PodEnd:
+    """How a pod ended: the exit code of its container (None if it has none), and a description."""
 
-    code: int | None
-    why: str = ""
+    exit_code: int | None
+    description: str = ""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One pod, from its making to its end."""
+class _BuildPod:
+    """The pod of one build, from its creation to its end."""
 
     api: Api
-    order: BuildRequest
+    request: BuildRequest
     namespace: str
     progress: Callable[[str], None]
 
     @property
     def name(self) -> str:
-        return pod_manifest.pod_name(self.order)
+        return manifest.pod_name(self.request)
 
     def path(self, subresource: str = "") -> str:
         return POD.path(self.namespace, self.name, subresource)
 
-    async def sweep(self) -> None:
-        """Remove pods that were left by builds that were killed and never tried again."""
-        for pod in await self.api.items(POD.path(self.namespace), labelSelector=pod_manifest.SELECTOR):
+    async def delete_abandoned(self) -> None:
+        """Delete the pods of builds that were killed and never retried."""
+        for pod in await self.api.items(POD.path(self.namespace), labelSelector=manifest.SELECTOR):
             ended = _ended_at(pod)
-            if ended and datetime.now(UTC) - ended > LEFT_BEHIND:
+            if ended and datetime.now(UTC) - ended > ABANDONED_AFTER:
                 await self.api.delete(POD.path(self.namespace, pod["metadata"]["name"]))
 
-    async def give(self, pod: Object) -> None:
-        """Give a pod the Secret that it waits for, unless it has it."""
-        name = pod_manifest.secret_of(pod)
-        files = {**build_secrets(self.order.requirements), pod_manifest.USERS: users_file(self.order.credentials)}
-        encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-        await self.api.create(SECRET.path(self.namespace), pod_manifest.secret(name, self.namespace, pod, encoded))
+    async def create_secret(self, pod: Object) -> None:
+        """Create the Secret that a pod waits for, unless it exists."""
+        secret_name = manifest.secret_name_of(pod)
+        files = build_secrets(self.request.requirements)
+        files |= {manifest.AUTH_FILE: registry_auth_file(self.request.credentials)}
+        data = {file: base64.b64encode(content).decode() for file, content in files.items()}
+        body = manifest.secret_manifest(secret_name, self.namespace, pod, data)
+        await self.api.create(SECRET.path(self.namespace), body)
 
-    async def follow(self) -> tuple[list[str], _End | None]:
-        """Hand on the pod's log until it ends; return its last lines and how it ended, None if it was removed.
+    async def follow(self) -> tuple[list[str], _PodEnd | None]:
+        """Report the pod's log as progress until the pod ends.
+
+        Returns:
+            The log's last lines, and how the pod ended; None if it was deleted meanwhile.
 
         Raises:
-            ImageError: It will never start.
-            TargetUnavailableError: The API server has been away for too long.
+            ImageError: The pod will never start.
+            TargetUnavailableError: The API server has not answered for too long.
         """
+        clock = asyncio.get_running_loop().time
         lines: deque[str] = deque(maxlen=KEPT_LINES)
-        seen, answered, said = "", asyncio.get_running_loop().time(), ""
+        log_position, last_answer, last_problem = "", clock(), ""
         while True:
             try:
                 pod = await self.api.find(self.path())
-                if pod is None or "deletionTimestamp" in pod["metadata"]:
+                if pod is None or is_terminating(pod):
                     return list(lines), None
-                answered = asyncio.get_running_loop().time()
-                said = self._say_what_holds(pod, said)
+                last_answer = clock()
+                last_problem = self._report_problem(pod, last_problem)
                 over = _is_over(pod)
                 if _has_started(pod):
-                    seen = await self._read_log(seen, lines)
+                    log_position = await self._read_log(log_position, lines)
                 if over:
-                    return list(lines), _end(pod)
+                    return list(lines), _pod_end(pod)
             except TargetUnavailableError as error:
-                if asyncio.get_running_loop().time() - answered > OUTAGE_S:
+                if clock() - last_answer > MAX_OUTAGE_S:
                     raise
-                self.progress(f"{self.order.short}: {error}; the pod goes on, trying again")
+                self.progress(f"{self.request.label}: {error}; the pod goes on, trying again")
             await asyncio.sleep(POLL_S)
 
-    def _say_what_holds(self, pod: Object, said: str) -> str:
-        held = pod_held_by(pod, datetime.now(UTC)) if pod["status"].get("phase") == "Pending" else None
-        if held is None:
-            return said
-        why, hopeless = held
-        if hopeless:
-            raise ImageError(f"the environment image cannot be built in the cluster: {why}")
-        if why != said:
-            self.progress(f"{self.order.short}: {why}")
-        return str(why)
+    def _report_problem(self, pod: Object, last_problem: str) -> str:
+        """Report what keeps the pod from starting, if that is news; return what was reported last.
 
-    async def _read_log(self, seen: str, lines: "deque[str]") -> str:
-        """Hand on the lines after the time `seen` for as long as they come, and return the last one's time."""
-        query = {"container": pod_manifest.CONTAINER, "follow": "true", "timestamps": "true"}
-        if seen:
-            query["sinceTime"] = seen.partition(".")[0] + "Z"
+        Raises:
+            ImageError: Waiting does not help.
+        """
+        problem = pod_problem(pod, datetime.now(UTC)) if not _has_started(pod) else None
+        if problem is None:
+            return last_problem
+        if problem.is_permanent:
+            raise ImageError(f"the environment image cannot be built in the cluster: {problem.message}")
+        if problem.message != last_problem:
+            self.progress(f"{self.request.label}: {problem.message}")
+        return problem.message
+
+    async def _read_log(self, position: str, lines: "deque[str]") -> str:
+        """Report the log's lines after a time, until the log ends or breaks off; return the last line's time."""
+        query = {"container": manifest.CONTAINER, "follow": "true", "timestamps": "true"}
+        if position:
+            query["sinceTime"] = position.partition(".")[0] + "Z"
         try:
-            async for line in self.api.lines(self.path("log"), **query):
-                stamp, _, text = line.partition(" ")
-                if (at := _padded(stamp)) <= seen:
+            async for log_line in self.api.lines(self.path("log"), **query):
+                timestamp, _, text = log_line.partition(" ")
+                if (time := _sortable(timestamp)) <= position:
                     continue
-                seen = at
-                told = CREDENTIALS.sub("://***@", text.rstrip())
-                lines.append(told)
-                if told.strip():
-                    self.progress(f"environment: {told}")
+                position = time
+                line = hide_credentials(text.rstrip())
+                lines.append(line)
+                if line.strip():
+                    self.progress(f"environment: {line}")
         except ApiError as error:
-            if error.status not in (400, 404):  # not started, or gone
+            if error.status not in (400, 404):  # not started, or deleted
                 raise
-        return seen
+        return position
 
-    async def remove(self, pod: Object | None) -> None:
-        """Remove a pod that we have seen, and wait until it is gone; not another one that has its name by now."""
+    async def delete(self, pod: Object | None) -> None:
+        """Delete a pod and wait until it is gone. A new pod of the same name stays.
+
+        Raises:
+            TargetUnavailableError: It does not go away.
+        """
         if pod is None:
             return
         uid = pod["metadata"]["uid"]
@@ -217,40 +232,40 @@ class _Run:
             await self.api.delete_only(self.path(), uid, grace_s=0)
             return False
 
-        if not await until(is_gone, REMOVAL_S, interval_s=POLL_S):
-            raise TargetUnavailableError(f"pod {self.name} does not go away: is its node still there?")
+        if not await until(is_gone, MAX_REMOVAL_S, interval_s=POLL_S):
+            raise TargetUnavailableError(f"pod {self.name} does not go away: check its node")
 
 
-def _outcome(order: BuildRequest, end: _End, lines: list[str]) -> bool:
-    """Return that the image was built.
+def _check_end(request: BuildRequest, end: _PodEnd, lines: list[str]) -> None:
+    """Raise the error of a build that failed.
 
     Raises:
-        ImageError: It was not.
+        ImageError: It failed.
     """
-    if end.code == 0:
-        return True
-    said = essence(lines, ERROR_LINE)
-    if end.code == pod_manifest.NOT_BUILT:
-        raise failure(order, lines)
-    if end.code == pod_manifest.NOT_PUSHED:
-        raise ImageError(f"the environment image cannot be pushed to {order.target}: {said}")
-    if end.code == pod_manifest.NO_CONTEXT:
-        raise ImageError(f"the pod cannot read the build's files from {order.target}: {said}")
-    raise ImageError(f"the pod that builds the environment image failed ({end.why}): {said}")
+    if end.exit_code == 0:
+        return
+    if end.exit_code == manifest.NOT_BUILT:
+        raise build_error(request, lines)
+    excerpt = error_excerpt(lines, ERROR_LINE)
+    if end.exit_code == manifest.NOT_PUSHED:
+        raise ImageError(f"the environment image cannot be pushed to {request.repository}: {excerpt}")
+    if end.exit_code == manifest.NO_CONTEXT:
+        raise ImageError(f"the pod cannot read the build's files from {request.repository}: {excerpt}")
+    raise ImageError(f"the pod that builds the environment image failed ({end.description}): {excerpt}")
 
 
-def _end(pod: Object) -> _End:
+def _pod_end(pod: Object) -> _PodEnd:
     status = pod["status"]
     for container in status.get("containerStatuses") or []:
-        ended = (container.get("state") or {}).get("terminated")
-        if container["name"] == pod_manifest.CONTAINER and ended:
-            reason = ended.get("reason", "")
-            return _End(ended.get("exitCode"), f"exit code {ended.get('exitCode')} {reason}".strip())
-    return _End(None, status.get("message") or status.get("reason") or f"phase {status.get('phase')}")
+        terminated = (container.get("state") or {}).get("terminated")
+        if container["name"] == manifest.CONTAINER and terminated:
+            exit_code, reason = terminated.get("exitCode"), terminated.get("reason", "")
+            return _PodEnd(exit_code, f"exit code {exit_code} {reason}".strip())
+    return _PodEnd(None, status.get("message") or status.get("reason") or f"phase {status.get('phase')}")
 
 
 def _is_over(pod: Object) -> bool:
-    return bool(pod["status"]["phase"] in ("Succeeded", "Failed") or "deletionTimestamp" in pod["metadata"])
+    return pod["status"]["phase"] in ("Succeeded", "Failed") or is_terminating(pod)
 
 
 def _has_started(pod: Object) -> bool:
@@ -258,15 +273,16 @@ def _has_started(pod: Object) -> bool:
 
 
 def _ended_at(pod: Object) -> datetime | None:
+    """Return when the last container of a pod ended; None if it runs, or Kubernetes does not say."""
     ends: list[str] = [
-        ended["finishedAt"]
+        terminated["finishedAt"]
         for container in pod["status"].get("containerStatuses") or []
-        if (ended := (container.get("state") or {}).get("terminated")) and ended.get("finishedAt")
+        if (terminated := (container.get("state") or {}).get("terminated")) and terminated.get("finishedAt")
     ]
     return datetime.fromisoformat(max(ends)) if ends and _is_over(pod) else None
 
 
-def _padded(stamp: str) -> str:
-    """Return a time as it sorts: Kubernetes leaves the zeros at its end out."""
-    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+def _sortable(timestamp: str) -> str:
+    """Return a log line's time with nine decimals, so that times sort as text: Kubernetes drops trailing zeros."""
+    seconds, _, fraction = timestamp.rstrip("Z").partition(".")
     return f"{seconds}.{fraction:0<9}"

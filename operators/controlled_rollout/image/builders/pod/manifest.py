@@ -1,6 +1,6 @@
-"""The pod that builds an environment image, and its Secret: values in, Kubernetes objects out. No I/O."""
+"""The manifests of a build: its pod and the pod's Secret. Values in, Kubernetes objects out; no I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,21 +10,22 @@ from controlled_rollout.addresses import is_loopback
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.image.builders.build_context import BUILDAH_OPTIONS
 from controlled_rollout.image.builders.build_request import BuildRequest
-from controlled_rollout.image.builders.worker.buildah import BUILD_OPTIONS
 
 __all__ = [
+    "AUTH_FILE",
     "CONTAINER",
     "NOT_BUILT",
     "NOT_PUSHED",
     "NO_CONTEXT",
     "OWNER",
     "SELECTOR",
-    "pod",
+    "pod_manifest",
     "pod_name",
-    "read_template",
-    "secret",
-    "secret_of",
+    "read_pod_template",
+    "secret_manifest",
+    "secret_name_of",
 ]
 
 CONTAINER: Final = "build"
@@ -33,18 +34,19 @@ LABELS: Final = {**MANAGED_BY, LABEL: "environment"}
 SELECTOR: Final = f"{LABEL}=environment"
 OWNER: Final = "controlled-rollout/for"
 
-# An orphan ends by itself, whatever happens to whoever began it.
-DEADLINE_S: Final = 3600
+# Kubernetes ends a pod whose task was killed and never retried.
+MAX_LIFETIME_S: Final = 3600
 WORK: Final = "/var/lib/controlled-rollout"
-GIVEN: Final = "/run/controlled-rollout"
-USERS: Final = "users.json"
+SECRETS_MOUNT: Final = "/run/controlled-rollout"
+VOLUME: Final = "secrets"
+AUTH_FILE: Final = "auth.json"
 CERTIFICATES: Final = "certificates"
 
-# How the script ends when one of its three parts fails.
+# Exit codes of the script when one of its three parts fails.
 NO_CONTEXT, NOT_BUILT, NOT_PUSHED = 90, 91, 92
 
-# As images with buildah have it (quay.io/buildah/stable): an ordinary user with a range of sub-ids, who makes a user
-# namespace. It takes a node that does not filter these calls, and newuidmap, which alone ever has these rights.
+# As in quay.io/buildah/stable: an ordinary user with a range of sub-ids, who makes a user namespace. The node must not
+# filter these system calls; only newuidmap uses the capabilities.
 USER_ID: Final = 1000
 CAPABILITIES: Final = ("SETUID", "SETGID")
 
@@ -57,93 +59,93 @@ storage() {{
 }}
 storage overlay
 buildah info >/dev/null 2>&1 || storage vfs
-if [ -f {GIVEN}/{CERTIFICATES} ]; then export SSL_CERT_FILE={GIVEN}/{CERTIFICATES}; fi
+if [ -f {SECRETS_MOUNT}/{CERTIFICATES} ]; then export SSL_CERT_FILE={SECRETS_MOUNT}/{CERTIFICATES}; fi
 exec buildah unshare sh -c "$BUILD"
 """
 
 BUILD: Final = f"""\
 set -eu
-container=$(buildah from --quiet --authfile {GIVEN}/{USERS} --tls-verify="$TARGET_TLS" "$CONTEXT") || exit {NO_CONTEXT}
+auth={SECRETS_MOUNT}/{AUTH_FILE}
+container=$(buildah from --quiet --authfile "$auth" --tls-verify="$TARGET_TLS" "$CONTEXT") || exit {NO_CONTEXT}
 context=$(buildah mount "$container") || exit {NO_CONTEXT}
-set -- {" ".join(BUILD_OPTIONS)} --authfile {GIVEN}/{USERS} --tls-verify="$BASE_TLS"
-for secret in $SECRETS; do set -- "$@" --secret="id=$secret,src={GIVEN}/$secret"; done
+set -- {" ".join(BUILDAH_OPTIONS)} --authfile "$auth" --tls-verify="$BASE_TLS"
+for secret in $SECRETS; do set -- "$@" --secret="id=$secret,src={SECRETS_MOUNT}/$secret"; done
 mkdir -p {WORK}/wheels
 set -- "$@" --build-arg="BASE_IMAGE=$BASE_IMAGE" --build-arg="PYTHON=$PYTHON" --volume={WORK}/wheels:/run/wheels
 buildah build "$@" --tag environment "$context" || exit {NOT_BUILT}
-buildah push --authfile {GIVEN}/{USERS} --tls-verify="$TARGET_TLS" environment "docker://$TARGET" || exit {NOT_PUSHED}
+buildah push --authfile "$auth" --tls-verify="$TARGET_TLS" environment "docker://$TARGET" || exit {NOT_PUSHED}
 """
 
 
-def pod_name(order: BuildRequest) -> str:
-    """Return the name of the one pod that builds an image: the API server takes it once."""
-    return f"build-environment-{order.tag[:32]}"
+def pod_name(request: BuildRequest) -> str:
+    """Return the name of the pod that builds an image: derived from its tag, so that there is one pod per image."""
+    return f"build-environment-{request.tag[:32]}"
 
 
-def pod(
-    order: BuildRequest,
+def pod_manifest(
+    request: BuildRequest,
     *,
-    context: str,
+    context_image: str,
     namespace: str,
-    image: str,
+    builder_image: str,
     owner: str,
     secret_name: str,
-    secrets: Mapping[str, bytes],
+    secret_files: Sequence[str],
     image_pull_secret: str | None = None,
     template: Object | None = None,
 ) -> Object:
     """Return the pod that builds an image.
 
     Args:
-        order: What is built.
-        context: The image that has the build's files.
-        namespace: Where it runs.
-        image: What it runs: an image with buildah in it.
-        owner: Who asked.
-        secret_name: The Secret that it waits for.
-        secrets: What only the build may know; here only their names count.
-        image_pull_secret: The Secret for pulling `image`.
-        template: A pod to begin with: its fields count where it has them, lists are joined.
+        request: What is to be built.
+        context_image: The image that has the build's files.
+        namespace: Where the pod runs.
+        builder_image: What it runs: an image with buildah in it.
+        owner: The task that builds: a retry with the same owner takes the pod over.
+        secret_name: The Secret that the pod waits for.
+        secret_files: Names of the secrets that the build may read; their content is only in the Secret.
+        image_pull_secret: The Secret for pulling `builder_image`.
+        template: A pod whose fields win over these; lists of named entries are joined.
     """
-    base = order.base_image.partition("/")[0]
     environment = {
         "BUILD": BUILD,
-        "CONTEXT": context,
-        "BASE_IMAGE": order.base_image,
-        "BASE_TLS": _tls(base),
-        "TARGET": f"{order.target}:{order.tag}",
-        "TARGET_TLS": _tls(order.target.host),
-        "PYTHON": order.python,
-        "SECRETS": " ".join(sorted(secrets)),
+        "CONTEXT": context_image,
+        "BASE_IMAGE": request.base_image,
+        "BASE_TLS": _tls_verify(request.base_image.partition("/")[0]),
+        "TARGET": f"{request.repository}:{request.tag}",
+        "TARGET_TLS": _tls_verify(request.repository.host),
+        "PYTHON": request.python,
+        "SECRETS": " ".join(sorted(secret_files)),
     }
     container: Object = {
         "name": CONTAINER,
-        "image": image,
+        "image": builder_image,
         "command": ["/bin/sh", "-c", BEGIN],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "volumeMounts": [
             {"name": "work", "mountPath": WORK},
-            {"name": "given", "mountPath": GIVEN, "readOnly": True},
+            {"name": VOLUME, "mountPath": SECRETS_MOUNT, "readOnly": True},
         ],
         "securityContext": {
-            # newuidmap is a program with more rights than who calls it: that is how a range of ids is had.
+            # newuidmap gets its capabilities from its file: without this it could not map a range of ids.
             "allowPrivilegeEscalation": True,
             "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
             "seccompProfile": {"type": "Unconfined"},
             "appArmorProfile": {"type": "Unconfined"},
         },
     }
-    made: Object = {
+    pod: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": pod_name(order),
+            "name": pod_name(request),
             "namespace": namespace,
             "labels": dict(LABELS),
             "annotations": {OWNER: owner},
         },
         "spec": {
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": DEADLINE_S,
+            "activeDeadlineSeconds": MAX_LIFETIME_S,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": {
@@ -155,23 +157,23 @@ def pod(
             "containers": [container],
             "volumes": [
                 {"name": "work", "emptyDir": {}},
-                {"name": "given", "secret": {"secretName": secret_name, "defaultMode": 0o440}},
+                {"name": VOLUME, "secret": {"secretName": secret_name, "defaultMode": 0o440}},
             ],
             **({"imagePullSecrets": [{"name": image_pull_secret}]} if image_pull_secret else {}),
         },
     }
-    joined: Object = _joined(made, template or {})
+    joined: Object = _joined(pod, template or {})
     return joined
 
 
-def secret(name: str, namespace: str, pod: Object, files: Mapping[str, str]) -> Object:
-    """Return the Secret that a pod waits for; it goes when the pod goes.
+def secret_manifest(name: str, namespace: str, pod: Object, data: Mapping[str, str]) -> Object:
+    """Return the Secret that a pod waits for. The pod owns it: Kubernetes deletes it with the pod.
 
     Args:
         name: Its name.
         namespace: Where both are.
         pod: The pod as the API server has it.
-        files: Their content, in base64.
+        data: Content by file name, in base64.
     """
     owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
     return {
@@ -179,44 +181,44 @@ def secret(name: str, namespace: str, pod: Object, files: Mapping[str, str]) -> 
         "kind": "Secret",
         "metadata": {"name": name, "namespace": namespace, "labels": dict(LABELS), "ownerReferences": [owner]},
         "immutable": True,
-        "data": dict(files),
+        "data": dict(data),
     }
 
 
-def secret_of(pod: Object) -> str:
+def secret_name_of(pod: Object) -> str:
     """Return the name of the Secret that a pod waits for."""
-    [name] = [one["secret"]["secretName"] for one in pod["spec"]["volumes"] if one["name"] == "given"]
-    return str(name)
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    return str(volumes[VOLUME]["secret"]["secretName"])
 
 
-def read_template(path: Path) -> Object:
+def read_pod_template(path: Path) -> Object:
     """Return the pod in a file.
 
     Raises:
         WorkspaceError: The file cannot be read, or holds no pod.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pod = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WorkspaceError(f"builder_pod_template {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or found.get("kind") != "Pod":
+        raise WorkspaceError(f"builder_pod_template {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(pod, dict) or pod.get("kind") != "Pod":
         raise WorkspaceError(f"builder_pod_template {path} holds no object of the kind Pod")
-    return found
+    return pod
 
 
-def _joined(ours: Any, theirs: Any) -> Any:
-    """Return our object with the fields of the template: named entries of lists are joined, others are added."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        both = {key: _joined(ours[key], theirs[key]) if key in ours else theirs[key] for key in theirs}
-        return {**ours, **both}
-    if isinstance(ours, list) and isinstance(theirs, list):
-        if not all(isinstance(one, dict) and "name" in one for one in (*ours, *theirs)):
-            return theirs
-        named = {one["name"]: one for one in theirs}
-        kept = [_joined(one, named.pop(one["name"], {})) for one in ours]
-        return kept + list(named.values())
-    return theirs
+def _joined(value: Any, template: Any) -> Any:
+    """Return a value with the template's fields over it. Lists of named entries are joined by name, others replaced."""
+    if isinstance(value, dict) and isinstance(template, dict):
+        overrides = {key: _joined(value[key], template[key]) if key in value else template[key] for key in template}
+        return {**value, **overrides}
+    if isinstance(value, list) and isinstance(template, list):
+        if not all(isinstance(entry, dict) and "name" in entry for entry in (*value, *template)):
+            return template
+        named = {entry["name"]: entry for entry in template}
+        joined = [_joined(entry, named.pop(entry["name"], {})) for entry in value]
+        return joined + list(named.values())
+    return template
 
 
-def _tls(host: str) -> str:
+def _tls_verify(host: str) -> str:
     return str(not is_loopback(host)).lower()

@@ -1,1 +1,1 @@
-"""Builds in the registry's own service."""
+"""Builds by the registry's own build service."""

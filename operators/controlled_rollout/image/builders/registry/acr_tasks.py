@@ -1,7 +1,7 @@
 """The builder in Azure: the Azure Container Registry builds the environment image itself, as a run of ACR Tasks.
 
 Source: Microsoft.ContainerRegistry 2019-06-01-preview (registries, taskRuns, runs), the YAML reference of ACR Tasks.
-There is no Azure where this is tested: the client's own requests are answered as that reference says.
+The tests have no Azure: they answer the real client's requests as that reference describes.
 """
 
 import asyncio
@@ -11,21 +11,21 @@ import io
 import re
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.builders.build_context import failure, write_context
+from controlled_rollout.image.builders.build_context import build_error, write_build_context
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.build_secrets import VARIABLE, build_secrets
 from controlled_rollout.image.cancellable_thread import in_thread
-from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.oci.layer import layer_of_files
 from controlled_rollout.image.oci.manifest import architecture
-from controlled_rollout.image.run_command import CREDENTIALS, KEPT_LINES
+from controlled_rollout.image.run_command import KEPT_LINES, hide_credentials
 from controlled_rollout.image.scoring_runtime import DOCKERFILE
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ API_VERSION: Final = "2019-06-01-preview"
 TIMEOUT_S: Final = 3600
 POLL_S: Final = 2.0
 RETRIES: Final = 10
-# What the event loop can send without being kept from everything else.
+# Small enough that sending a block does not hold up the event loop.
 BLOCK_BYTES: Final = 1 << 20
 UNFINISHED: Final = ("queued", "started", "running")
 SUCCEEDED: Final = "succeeded"
@@ -59,8 +59,8 @@ steps:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A registry as Azure's management knows it."""
+class _AcrResource:
+    """A registry's resource in Azure."""
 
     subscription: str
     group: str
@@ -70,15 +70,15 @@ class _Place:
 class AcrTasksBuilder:
     """Builds in the workspace's own Azure Container Registry.
 
-    The run is a taskRun resource named by the environment's hash: a build that finds it at work follows it.
-    Nothing that this machine has set for indexes is handed over: the registry installs from the public one.
+    The run is a taskRun resource named by the environment's hash: a build that finds it running follows it.
+    This machine's settings for package indexes are not handed over: the registry installs from PyPI.
 
     Args:
         acr_id: The registry's resource id.
-        credential: Who signs in; None for the process's own identity.
+        credential: The identity that signs in; None for the process's own.
         transport: For tests: where requests go.
-        retry_total: How often a request is tried again.
-        poll_s: How often the run is looked at, in seconds.
+        retry_total: How often a request is repeated.
+        poll_s: Seconds between two looks at the run.
     """
 
     def __init__(
@@ -91,51 +91,57 @@ class AcrTasksBuilder:
         poll_s: float = POLL_S,
     ) -> None:
         parts = acr_id.strip("/").split("/")
-        self._place = _Place(parts[1], parts[3], parts[7])
+        self._acr = _AcrResource(parts[1], parts[3], parts[7])
         self._credential = credential
         self._transport = transport
         self._retry_total = retry_total
         self._poll_s = poll_s
 
     async def build(
-        self, order: BuildRequest, *, is_there: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
+        self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
         """See `Builder`.
 
         Raises:
-            RegistryUnavailableError: Azure's management does not answer.
+            RegistryUnavailableError: Azure's management API does not answer.
         """
-        self._check(order, progress)
+        self._check(request, progress)
         async with AsyncExitStack() as stack:
-            stack.enter_context(_azure_errors(self._place))
             client = await stack.enter_async_context(self._client())
-            if await is_there():
+            stack.enter_context(_azure_errors(self._acr))
+            if await is_pushed():
                 return
-            run = _Run(client, self._place, order, progress, self._transport, self._poll_s)
-            run_id, ours = await run.begin()
+            run = _TaskRun(client, self._acr, request, progress, self._transport, self._poll_s)
+            run_id, is_new = await run.begin()
             try:
                 status, lines = await run.follow(run_id)
             except asyncio.CancelledError:
-                if ours:
+                if is_new:
                     await asyncio.shield(run.cancel(run_id))
                 raise
         if status != SUCCEEDED:
-            raise _failure(order, run_id, status, lines)
+            raise _run_error(request, run_id, status, lines)
 
-    def _check(self, order: BuildRequest, progress: Callable[[str], None]) -> None:
-        if order.target.host.partition(".")[0].lower() != self._place.name.lower():
+    def _check(self, request: BuildRequest, progress: Callable[[str], None]) -> None:
+        """Refuse what ACR Tasks cannot build.
+
+        Raises:
+            ImageError: The image is for another registry, or a requirement needs a password.
+        """
+        host = request.repository.host
+        if host.partition(".")[0].lower() != self._acr.name.lower():
             raise ImageError(
-                f"the builder acr_tasks builds in the registry {self._place.name} (acr_id), and the image is for "
-                f"{order.target.host}: set registry and acr_id to the same registry"
+                f"the builder acr_tasks builds in the registry {self._acr.name} (acr_id), and the image is for "
+                f"{host}: set registry and acr_id to the same registry"
             )
-        if named := sorted({name for line in order.requirements for name in VARIABLE.findall(line)}):
+        if variables := sorted({name for line in request.requirements for name in VARIABLE.findall(line)}):
             raise ImageError(
-                f"the requirements name {', '.join(named)}: the builder acr_tasks hands no secret to Azure. Choose the "
-                "builder buildah or kubernetes, or an index that asks for no password"
+                f"the requirements name {', '.join(variables)}: the builder acr_tasks hands no secret to Azure. Choose "
+                "the builder buildah or kubernetes, or an index that needs no password"
             )
-        settings = build_secrets(order.requirements)
-        if len(settings) > 1 or settings["settings"]:
-            progress(f"{order.short}: what this machine has set for indexes and certificates is not used in Azure")
+        secrets = build_secrets(request.requirements)
+        if len(secrets) > 1 or secrets["settings"]:
+            progress(f"{request.label}: this machine's settings for indexes and certificates are not used in Azure")
 
     @asynccontextmanager
     async def _client(self) -> "AsyncIterator[ContainerRegistryManagementClient]":
@@ -146,78 +152,80 @@ class AcrTasksBuilder:
             raise ImageError(
                 f"the builder acr_tasks needs a package that is missing ({error.name}): install "
                 "airflow-provider-controlled-rollout with the extra azure"
-            ) from None
-        more: dict[str, Any] = {"retry_total": self._retry_total}
-        more |= {"transport": self._transport} if self._transport else {}
+            ) from error
+        options: dict[str, Any] = {"retry_total": self._retry_total}
+        options |= {"transport": self._transport} if self._transport else {}
         async with AsyncExitStack() as stack:
             credential: Any = self._credential or await stack.enter_async_context(DefaultAzureCredential())
             yield await stack.enter_async_context(
-                ContainerRegistryManagementClient(credential, self._place.subscription, API_VERSION, **more)
+                ContainerRegistryManagementClient(credential, self._acr.subscription, API_VERSION, **options)
             )
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One build of one environment, as the registry's management sees it."""
+class _TaskRun:
+    """The run of ACR Tasks that builds one environment."""
 
     client: Any
-    place: _Place
-    order: BuildRequest
+    acr: _AcrResource
+    request: BuildRequest
     progress: Callable[[str], None]
     transport: Any
     poll_s: float
 
     @property
     def name(self) -> str:
-        return f"environment-{self.order.tag[:32]}"
+        return f"environment-{self.request.tag[:32]}"
 
     @property
-    def at(self) -> tuple[str, str]:
-        return self.place.group, self.place.name
+    def resource(self) -> tuple[str, str]:
+        return self.acr.group, self.acr.name
 
     async def begin(self) -> tuple[str, bool]:
-        """Return the id of the run that builds, and whether it was begun here."""
-        found = await self._found()
-        if found and found.status and found.status.lower() in UNFINISHED:
-            self.progress(f"{self.order.short}: run {found.run_id} of {self.place.name} is building it, waiting")
-            return str(found.run_id), False
+        """Find the run that builds the environment, or begin one; return its id, and whether it was begun here."""
+        run = await self._find()
+        if run and run.status and run.status.lower() in UNFINISHED:
+            self.progress(f"{self.request.label}: run {run.run_id} of {self.acr.name} is building it, waiting")
+            return str(run.run_id), False
         models = self.client.models(API_VERSION)
-        upload = await self.client.registries.get_build_source_upload_url(*self.at)
-        archive = await in_thread(lambda stop: _archive(self.order))
+        upload = await self.client.registries.get_build_source_upload_url(*self.resource)
+        archive = await in_thread(lambda _: _archive(self.request))
         async with self._blob(upload.upload_url) as blob:
             await blob.upload_blob(io.BytesIO(archive), length=len(archive), overwrite=True)
-        task = TASK.format(image=f"$Registry/{self.order.target.path}:{self.order.tag}", timeout_s=TIMEOUT_S)
-        request = models.EncodedTaskRunRequest(
+        task = TASK.format(image=f"$Registry/{self.request.repository.path}:{self.request.tag}", timeout_s=TIMEOUT_S)
+        run_request = models.EncodedTaskRunRequest(
             encoded_task_content=base64.b64encode(task.encode()).decode(),
             source_location=upload.relative_path,
             platform=models.PlatformProperties(os="Linux", architecture=architecture()),
             timeout=TIMEOUT_S,
-            credentials=self._users(models),
+            credentials=self._credentials(models),
         )
-        # The path of what was uploaded is new each time: a run that failed is not taken for this one.
+        # The upload's path is new each time, so a run that failed is not taken for this one.
         await self.client.task_runs.begin_create(
-            *self.at,
+            *self.resource,
             self.name,
-            models.TaskRun(run_request=request, force_update_tag=upload.relative_path),
+            models.TaskRun(run_request=run_request, force_update_tag=upload.relative_path),
             polling=False,
         )
-        while (begun := await self._found()) is None or not begun.run_id:
+        while (run := await self._find()) is None or not run.run_id:
             await asyncio.sleep(self.poll_s)
         self.progress(
-            f"{self.order.short}: building on {self.order.base_image} in run {begun.run_id} of {self.place.name}"
+            f"{self.request.label}: building on {self.request.base_image} in run {run.run_id} of {self.acr.name}"
         )
-        return str(begun.run_id), True
+        return str(run.run_id), True
 
-    async def _found(self) -> Any:
+    async def _find(self) -> Any:
+        """Return the last run for this environment, or None."""
         from azure.core.exceptions import ResourceNotFoundError
 
         with suppress(ResourceNotFoundError):
-            return (await self.client.task_runs.get(*self.at, self.name)).run_result
+            return (await self.client.task_runs.get(*self.resource, self.name)).run_result
         return None
 
-    def _users(self, models: Any) -> Any:
-        """Return the users of other registries, which base images may be in; its own the registry knows."""
-        others = {host: user for host, user in self.order.credentials.items() if host != self.order.target.host}
+    def _credentials(self, models: Any) -> Any:
+        """Return the credentials for other registries, which base images may be in; ACR needs none for itself."""
+        own_host = self.request.repository.host
+        others = {host: user for host, user in self.request.credentials.items() if host != own_host}
         if not others:
             return None
         secret = models.SecretObject
@@ -232,39 +240,39 @@ class _Run:
         )
 
     async def follow(self, run_id: str) -> tuple[str, list[str]]:
-        """Hand on the run's log until it ends; return how it ended, and the last lines."""
+        """Report the run's log as progress until the run ends; return its status and the log's last lines."""
         lines: deque[str] = deque(maxlen=KEPT_LINES)
-        log = (await self.client.runs.get_log_sas_url(*self.at, run_id)).log_link
-        read = b""
+        log = (await self.client.runs.get_log_sas_url(*self.resource, run_id)).log_link
+        unfinished_line = b""
         offset = 0
         while True:
-            status = str((await self.client.runs.get(*self.at, run_id)).status).rpartition(".")[2].lower()
-            fresh = await self._log(log, offset)
-            offset += len(fresh)
-            *whole, read = (read + fresh).split(b"\n")
+            status = str((await self.client.runs.get(*self.resource, run_id)).status).rpartition(".")[2].lower()
+            content = await self._log(log, offset)
+            offset += len(content)
+            *finished_lines, unfinished_line = (unfinished_line + content).split(b"\n")
             if status not in UNFINISHED:
-                whole, read = [*whole, read], b""
-            for line in whole:
-                self._say(line.decode(errors="replace").rstrip(), lines)
+                finished_lines.append(unfinished_line)
+            for line in finished_lines:
+                self._report(line.decode(errors="replace").rstrip(), lines)
             if status not in UNFINISHED:
                 return status, list(lines)
             await asyncio.sleep(self.poll_s)
 
-    def _say(self, line: str, lines: "deque[str]") -> None:
-        told = CREDENTIALS.sub("://***@", line)
-        lines.append(told)
-        if told.strip():
-            self.progress(f"environment: {told}")
+    def _report(self, log_line: str, lines: "deque[str]") -> None:
+        line = hide_credentials(log_line)
+        lines.append(line)
+        if line.strip():
+            self.progress(f"environment: {line}")
 
     async def _log(self, url: str, offset: int) -> bytes:
-        """Return what has been written to a log since it was `offset` bytes long."""
+        """Return a log's content from byte `offset` on."""
         from azure.core.exceptions import HttpResponseError
 
         async with self._blob(url) as blob:
             try:
                 return bytes(await (await blob.download_blob(offset=offset)).readall())
             except HttpResponseError as error:
-                if error.status_code in (404, 416):  # not begun; nothing new
+                if error.status_code in (404, 416):  # no log yet; nothing new
                     return b""
                 raise
 
@@ -272,9 +280,9 @@ class _Run:
     async def _blob(self, url: str) -> AsyncIterator[Any]:
         from azure.storage.blob.aio import BlobClient
 
-        more: dict[str, Any] = {"max_single_put_size": BLOCK_BYTES, "max_block_size": BLOCK_BYTES}
-        more |= {"transport": self.transport} if self.transport else {}
-        client = BlobClient.from_blob_url(url, **more)
+        options: dict[str, Any] = {"max_single_put_size": BLOCK_BYTES, "max_block_size": BLOCK_BYTES}
+        options |= {"transport": self.transport} if self.transport else {}
+        client = BlobClient.from_blob_url(url, **options)
         try:
             yield client
         finally:
@@ -283,53 +291,49 @@ class _Run:
 
     async def cancel(self, run_id: str) -> None:
         """End the run."""
-        await (await self.client.runs.begin_cancel(*self.at, run_id)).wait()
+        await (await self.client.runs.begin_cancel(*self.resource, run_id)).wait()
 
 
-def _archive(order: BuildRequest) -> bytes:
-    """Return the files of the build as a `.tar.gz`, with what is asked for written into the Dockerfile."""
+def _archive(request: BuildRequest) -> bytes:
+    """Return the build context as a `.tar.gz`; the build's arguments are written into the Dockerfile."""
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as temporary:
         folder = Path(temporary) / "context"
-        write_context(order, folder)
+        write_build_context(request, folder)
         dockerfile = folder / DOCKERFILE
         text = dockerfile.read_text(encoding="utf-8")
-        text = re.sub(r"(?m)^ARG BASE_IMAGE$", f'ARG BASE_IMAGE="{order.base_image}"', text)
-        text = re.sub(r"(?m)^ARG PYTHON=.*$", f'ARG PYTHON="{order.python}"', text)
+        text = re.sub(r"(?m)^ARG BASE_IMAGE$", f'ARG BASE_IMAGE="{request.base_image}"', text)
+        text = re.sub(r"(?m)^ARG PYTHON=.*$", f'ARG PYTHON="{request.python}"', text)
         dockerfile.write_text(text, encoding="utf-8")
-        files = package(folder).files
-        return gzip.compress(b"".join(layer_of_files(files).chunks()), compresslevel=1, mtime=0)
+        layer = layer_of_files(read_source_folder(folder).files)
+        return gzip.compress(b"".join(layer.chunks()), compresslevel=1, mtime=0)
 
 
-def _failure(order: BuildRequest, run_id: str, status: str, lines: list[str]) -> ImageError:
+def _run_error(request: BuildRequest, run_id: str, status: str, lines: list[str]) -> ImageError:
     if status in ("canceled", "timeout"):
         how = "was cancelled" if status == "canceled" else f"took more than {TIMEOUT_S} s"
         return ImageError(f"run {run_id}, which builds the environment image, {how}: no tag was pushed")
-    return failure(order, lines)
+    return build_error(request, lines)
 
 
-class _azure_errors:
-    """Turns what Azure's clients raise into errors that say what to do."""
+@contextmanager
+def _azure_errors(acr: _AcrResource) -> Iterator[None]:
+    """Turn an exception of Azure's clients into an error that says what to do."""
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        HttpResponseError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
 
-    def __init__(self, place: _Place) -> None:
-        self._place = place
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        from azure.core.exceptions import (
-            ClientAuthenticationError,
-            HttpResponseError,
-            ServiceRequestError,
-            ServiceResponseError,
-        )
-
-        who = f"Azure's management of the registry {self._place.name}"
-        if isinstance(error, (ServiceRequestError, ServiceResponseError)):
-            raise RegistryUnavailableError(f"{who} does not answer: {error.message}") from None
-        if isinstance(error, HttpResponseError):
-            said = str(error.message).partition("\n")[0]
-            if isinstance(error, ClientAuthenticationError) or error.status_code == 403:
-                raise ImageError(f"{who} does not let this identity in: {said}: {ROLE}") from None
-            if error.status_code == 429 or (error.status_code or 0) >= 500:
-                raise RegistryUnavailableError(f"{who} cannot serve now: {said}") from None
-            raise ImageError(f"{who} refuses: {said}") from None
+    api = f"Azure's management API of the registry {acr.name}"
+    try:
+        yield
+    except (ServiceRequestError, ServiceResponseError) as error:
+        raise RegistryUnavailableError(f"{api} does not answer: {error.message}") from error
+    except HttpResponseError as error:
+        message = str(error.message).partition("\n")[0]
+        if isinstance(error, ClientAuthenticationError) or error.status_code == 403:
+            raise ImageError(f"{api} does not let this identity in: {message}: {ROLE}") from error
+        if error.status_code == 429 or (error.status_code or 0) >= 500:
+            raise RegistryUnavailableError(f"{api} cannot answer now: {message}") from error
+        raise ImageError(f"{api} refuses: {message}") from error

@@ -1,4 +1,4 @@
-"""Building of a virtual environment with uv: a version's requirements and the scoring runtime's, solved together."""
+"""Build a virtual environment with uv: a version's requirements and the scoring runtime's, solved together."""
 
 import os
 import re
@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from packaging.version import Version
-
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.environment import Environment
-from controlled_rollout.image.run_command import essence, run
-from controlled_rollout.image.scoring_runtime import runtime_requirements
+from controlled_rollout.image.builders.uv import find_uv
+from controlled_rollout.image.environment.environment import Environment, running_python
+from controlled_rollout.image.run_command import error_excerpt, run_command
+from controlled_rollout.image.scoring_runtime import runtime_pins, runtime_requirements
 
-__all__ = ["create_virtual_environment", "find_uv", "runtime_pins"]
+__all__ = ["create_virtual_environment"]
 
 # Settings of the calling process's own environment, which is not the one that is built.
 NOT_INHERITED: Final = (
@@ -36,13 +35,13 @@ STEP: Final = re.compile(r"(?:Resolved|Prepared|Installed|Bytecode compiled|Down
 async def create_virtual_environment(
     folder: Path, environment: Environment, *, lock: int, progress: Callable[[str], None]
 ) -> None:
-    """Fill the empty `folder` with a virtual environment that may be moved.
+    """Fill an empty folder with a virtual environment that may be moved.
 
-    The user's own settings of uv hold: indexes, certificates, its cache.
+    The user's own settings of uv apply: indexes, certificates, its cache.
 
     Args:
-        folder: Where.
-        environment: What.
+        folder: The empty folder.
+        environment: What is installed.
         lock: A file descriptor that the processes inherit.
         progress: Called with a line for each step.
 
@@ -52,68 +51,46 @@ async def create_virtual_environment(
     """
     uv = find_uv()
     python = _interpreter(environment)
-    # The scripts of an environment name its interpreter; relocatable ones look beside themselves.
+    # The scripts of an environment contain its interpreter's path; relocatable ones look beside themselves.
     venv = [uv, "venv", "--relocatable", "--no-project", "--allow-existing", "--python", python, str(folder)]
-    code, lines = await _run(venv, folder.parent, lock=lock, progress=lambda line: None)
-    if code != 0:
+    exit_code, lines = await _run_uv(venv, folder.parent, lock=lock, progress=lambda line: None)
+    if exit_code != 0:
         raise ImageError(
-            f"no Python {environment.python_version} for the environment: {essence(lines)}\n"
+            f"no Python {environment.python_version} for the environment: {error_excerpt(lines)}\n"
             f"Install that version, or ask for one that is there (this process runs {sys.version_info.major}."
             f"{sys.version_info.minor})"
         )
-    asked = folder / "requirements.txt"
-    asked.write_text("".join(f"{line}\n" for line in environment.requirements), encoding="utf-8")
+    requirements = folder / "requirements.txt"
+    requirements.write_text("".join(f"{line}\n" for line in environment.requirements), encoding="utf-8")
     # Compiled now: a replica that may not write here would compile again at each start (scikit-learn: 4 s, not 1.5 s).
     install = [uv, "pip", "install", "--python", str(folder / "bin" / "python"), "--compile-bytecode"]
-    install += ["--requirements", str(asked), "--requirements", str(runtime_requirements())]
-    code, lines = await _run(install, folder.parent, lock=lock, progress=progress)
-    if code != 0:
+    install += ["--requirements", str(requirements), "--requirements", str(runtime_requirements())]
+    exit_code, lines = await _run_uv(install, folder.parent, lock=lock, progress=progress)
+    if exit_code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
         raise ImageError(
-            f"the environment ({what}) cannot be installed:\n{essence(lines)}\n"
+            f"the environment ({what}) cannot be installed:\n{error_excerpt(lines)}\n"
             f"Installed with it is the scoring runtime, which needs {', '.join(runtime_pins())}"
         )
 
 
-def find_uv() -> str:
-    """Return the path of uv's executable.
-
-    Raises:
-        ImageError: It is not installed.
-    """
-    try:
-        from uv import find_uv_bin
-
-        return find_uv_bin()
-    except (ImportError, FileNotFoundError):
-        raise ImageError(
-            "uv is needed to build an environment and is not installed: pip install "
-            "'airflow-provider-controlled-rollout[local]'"
-        ) from None
-
-
 def _interpreter(environment: Environment) -> str:
-    """Return what uv is asked for: the running interpreter where it will do, which uv might not find by itself."""
-    asked = environment.python_version
-    running = Version(".".join(map(str, sys.version_info[:3])))
-    if asked in (str(running), f"{running.major}.{running.minor}", str(running.major)):
+    """Return uv's argument `--python`: the running interpreter if it fits, since uv might not find it by itself."""
+    version, running = environment.python_version, running_python()
+    if version in (str(running), f"{running.major}.{running.minor}", str(running.major)):
         return sys.executable
-    return asked
+    return version
 
 
-async def _run(command: list[str], cwd: Path, *, lock: int, progress: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run uv; return its exit status and its last lines."""
-    # A project's configuration counts only where it stands above the cache, not where the caller happens to be.
-    return await run(
+async def _run_uv(
+    command: list[str], cwd: Path, *, lock: int, progress: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Run uv; return its exit code and its last lines."""
+    # A project's configuration applies only if it is above the cache folder, not above the caller's current folder.
+    return await run_command(
         [*command, "--no-progress", "--color=never"],
         cwd,
         environment={name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
         lock=lock,
-        line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
+        on_line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
     )
-
-
-def runtime_pins() -> list[str]:
-    """Return the requirements of the scoring runtime."""
-    lines = runtime_requirements().read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

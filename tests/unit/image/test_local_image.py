@@ -74,7 +74,7 @@ def test_an_image_that_cannot_be_read_is_told(tmp_path: Path, text: str) -> None
     folder.mkdir(parents=True)
     (folder / "image.json").write_text(text)
 
-    with pytest.raises(ImageError, match=r"cannot be read .* remove that folder, build again"):
+    with pytest.raises(ImageError, match=r"cannot be read .* remove that folder and build the image again"):
         load_local_image(ImageReference("local/digits", "a" * 64), tmp_path)
 
 

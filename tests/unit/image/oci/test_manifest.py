@@ -27,7 +27,7 @@ def manifest(config: bytes) -> Manifest:
 def test_a_layer_is_put_on_top_and_everything_else_stays() -> None:
     base = manifest(BASE_CONFIG)
 
-    config, image = with_layer(base, BASE_CONFIG, ON_TOP, environment={"AML_APP_ROOT": "/opt/app"}, created_by="us")
+    config, image = with_layer(base, BASE_CONFIG, ON_TOP, variables={"AML_APP_ROOT": "/opt/app"}, created_by="us")
 
     document = json.loads(config)
     assert document["config"] == {"Env": ["PATH=/bin", "AML_APP_ROOT=/opt/app"], "User": "10001"}
@@ -42,7 +42,7 @@ def test_the_same_is_always_the_same() -> None:
     settings = {"B": "1", "A": "2"}
 
     images = [
-        with_layer(manifest(BASE_CONFIG), BASE_CONFIG, ON_TOP, environment=order, created_by="us")[1].digest
+        with_layer(manifest(BASE_CONFIG), BASE_CONFIG, ON_TOP, variables=order, created_by="us")[1].digest
         for order in (settings, dict(reversed(settings.items())))
     ]
 
@@ -52,7 +52,7 @@ def test_the_same_is_always_the_same() -> None:
 @pytest.mark.parametrize("config", [b"", b"[]", b"{}", b'{"config": 1}', b'{"rootfs": {}}'])
 def test_a_configuration_that_cannot_be_read_is_told(config: bytes) -> None:
     with pytest.raises(ImageError, match="has no configuration that can be read"):
-        with_layer(manifest(config), config, ON_TOP, environment={}, created_by="us")
+        with_layer(manifest(config), config, ON_TOP, variables={}, created_by="us")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"manifests": []}', b'{"config": {}, "layers": []}'])

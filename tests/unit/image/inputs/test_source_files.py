@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.inputs.files import MAX_FILES, Package, copy_package, package, package_model
+from controlled_rollout.image.inputs.files import MAX_FILES, FileSet, copy_files, read_model_files, read_source_folder
 
 Tree = dict[str, bytes]
 
@@ -21,7 +21,7 @@ def write(root: Path, tree: Tree) -> Path:
     return root
 
 
-def paths(packaged: Package) -> list[str]:
+def paths(packaged: FileSet) -> list[str]:
     return [file.path for file in packaged.files]
 
 
@@ -35,7 +35,7 @@ def test_digest_is_the_same_whatever_the_order_times_umask_and_place(tmp_path: P
         os.umask(old_umask)
     os.utime(two / "score.py", (0, 0))
 
-    assert package(one).digest == package(two).digest
+    assert read_source_folder(one).digest == read_source_folder(two).digest
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_digest_is_the_same_whatever_the_order_times_umask_and_place(tmp_path: P
 )
 def test_digest_changes_with_what_is_packaged(tmp_path: Path, change: object) -> None:
     write(tmp_path, {"score.py": b"1", "lib/a.py": b"2"})
-    before = package(tmp_path).digest
+    before = read_source_folder(tmp_path).digest
 
     assert callable(change)
     change(tmp_path)
 
-    assert package(tmp_path).digest != before
+    assert read_source_folder(tmp_path).digest != before
 
 
 NAMES = st.text("ab.é ", min_size=1, max_size=3).filter(lambda name: name.strip(".") != "")
@@ -67,7 +67,7 @@ TREES = st.dictionaries(NAMES, st.binary(max_size=3), min_size=1, max_size=4)
 @given(TREES, TREES)
 def test_two_folders_have_one_digest_exactly_if_they_hold_the_same(one: Tree, two: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        digests = [package(write(Path(folder) / str(at), tree)).digest for at, tree in enumerate((one, two))]
+        digests = [read_source_folder(write(Path(folder) / str(at), tree)).digest for at, tree in enumerate((one, two))]
 
     assert (digests[0] == digests[1]) == (one == two)
 
@@ -75,7 +75,7 @@ def test_two_folders_have_one_digest_exactly_if_they_hold_the_same(one: Tree, tw
 def test_amlignore_replaces_gitignore(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", "a.csv": b"", "b.log": b"", ".gitignore": b"*.csv\n", ".amlignore": b"*.log\n"})
 
-    packaged = package(tmp_path)
+    packaged = read_source_folder(tmp_path)
 
     assert paths(packaged) == [".amlignore", ".gitignore", "a.csv", "score.py"]
     assert packaged.ignore_file == ".amlignore"
@@ -84,13 +84,13 @@ def test_amlignore_replaces_gitignore(tmp_path: Path) -> None:
 def test_gitignore_counts_where_there_is_no_amlignore(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", "data/a.csv": b"", "b.log": b"", ".gitignore": b"data/\n*.log\n"})
 
-    assert paths(package(tmp_path)) == [".gitignore", "score.py"]
+    assert paths(read_source_folder(tmp_path)) == [".gitignore", "score.py"]
 
 
 def test_ignore_files_below_the_root_do_not_count(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", "lib/a.csv": b"", "lib/.gitignore": b"*.csv\n", "lib/.amlignore": b"*\n"})
 
-    assert "lib/a.csv" in package(tmp_path)
+    assert "lib/a.csv" in paths(read_source_folder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -107,40 +107,40 @@ def test_the_last_pattern_that_matches_a_file_decides(tmp_path: Path, patterns: 
     write(tmp_path, {"score.py": b"", "lib/a.py": b"", "lib/b.py": b"", "data/x/y.csv": b""})
     (tmp_path / ".amlignore").write_text(patterns)
 
-    assert paths(package(tmp_path)) == kept
+    assert paths(read_source_folder(tmp_path)) == kept
 
 
 def test_git_and_bytecode_are_left_out_even_if_a_pattern_asks_for_them(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", ".git/config": b"", "lib/__pycache__/a.pyc": b"", "lib/.git": b"gitdir: x"})
     (tmp_path / ".amlignore").write_text("!.git\n!__pycache__\n.amlignore\n")
 
-    assert paths(package(tmp_path)) == ["score.py"]
+    assert paths(read_source_folder(tmp_path)) == ["score.py"]
 
 
 def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", ".amlignore": b"!\n"})
 
     with pytest.raises(ImageError, match=r"\.amlignore cannot be read as ignore patterns"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [("missing", "nothing is there"), ("score.py", "a file is there"), ("empty", "has no file: there is nothing")],
+    [("missing", "does not exist"), ("score.py", "is a file"), ("empty", "has no file: there is nothing")],
 )
 def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path, asked: str, message: str) -> None:
     write(tmp_path, {"score.py": b""})
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ImageError, match=message):
-        package(tmp_path / asked)
+        read_source_folder(tmp_path / asked)
 
 
 def test_a_folder_of_which_everything_is_ignored_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", ".amlignore": b"*\n"})
 
     with pytest.raises(ImageError, match=r"no file that \.amlignore does not exclude"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 def test_a_link_out_of_the_folder_is_refused_unless_it_is_ignored(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_a_link_out_of_the_folder_is_refused_unless_it_is_ignored(tmp_path: Path
     (source / "link").symlink_to("../secret")
 
     with pytest.raises(ImageError, match=r"link .*/link points out of the source folder, to .*/secret"):
-        package(source)
+        read_source_folder(source)
     (source / ".amlignore").write_text("link\n.amlignore\n")
 
-    assert paths(package(source)) == ["score.py"]
+    assert paths(read_source_folder(source)) == ["score.py"]
 
 
 def test_a_link_to_a_sibling_whose_name_begins_the_same_points_out(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_link_to_a_sibling_whose_name_begins_the_same_points_out(tmp_path: Pat
     (tmp_path / "source" / "link").symlink_to(tmp_path / "source-2")
 
     with pytest.raises(ImageError, match="points out of the source folder"):
-        package(tmp_path / "source")
+        read_source_folder(tmp_path / "source")
 
 
 def test_a_link_inside_is_packaged_as_what_it_points_to(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_a_link_inside_is_packaged_as_what_it_points_to(tmp_path: Path) -> None:
     (linked / "also").symlink_to(linked / "lib")
     copied = write(tmp_path / "copied", {"score.py": b"1", "lib/a.py": b"2", "same.py": b"1", "also/a.py": b"2"})
 
-    assert package(linked) == package(linked)
-    assert package(linked).digest == package(copied).digest
+    assert read_source_folder(linked) == read_source_folder(linked)
+    assert read_source_folder(linked).digest == read_source_folder(copied).digest
 
 
 def test_the_source_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_source_folder_itself_may_be_reached_through_a_link(tmp_path: Path) 
     (source / "same.py").symlink_to("score.py")
     (tmp_path / "link").symlink_to(source)
 
-    assert package(tmp_path / "link").digest == package(source).digest
+    assert read_source_folder(tmp_path / "link").digest == read_source_folder(source).digest
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_source_folder_itself_may_be_reached_through_a_link(tmp_path: Path) 
         ("nowhere", "does not exist"),
         (".", "points back to"),
         ("..", "points back to"),
-        ("../.git", "never packaged"),
+        ("../.git", "never part of an image"),
         ("link", "does not exist"),
     ],
     ids=["dangling", "loop", "loop to the root", "into .git", "itself"],
@@ -197,7 +197,7 @@ def test_a_link_that_leads_nowhere_useful_is_refused(tmp_path: Path, target: str
     (tmp_path / "lib" / "link").symlink_to(target)
 
     with pytest.raises(ImageError, match=message):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 def test_two_links_that_lead_to_each_other_are_refused(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_two_links_that_lead_to_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "two" / "link").symlink_to("../one")
 
     with pytest.raises(ImageError, match="points back to"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(ImageError, match="pipe is neither a file nor a folder"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 def test_too_many_files_are_refused_naming_the_biggest_folder(tmp_path: Path) -> None:
@@ -225,11 +225,11 @@ def test_too_many_files_are_refused_naming_the_biggest_folder(tmp_path: Path) ->
         os.link(tmp_path / "data" / "0", tmp_path / "data" / str(number))
 
     with pytest.raises(ImageError, match=r"10,002 files .* at most 10,000 .* biggest are data/ \(10,000 files"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
     (tmp_path / ".amlignore").write_text("data/\n")
     began = time.process_time()
 
-    assert len(package(tmp_path).files) == 3
+    assert len(read_source_folder(tmp_path).files) == 3
     assert time.process_time() - began < 0.1, "an ignored folder is not walked"
 
 
@@ -238,43 +238,43 @@ def test_too_many_bytes_are_refused_naming_the_biggest_folder(tmp_path: Path) ->
     os.truncate(tmp_path / "data" / "big.bin", 300_000_001)
 
     with pytest.raises(ImageError, match=r"2 files of 300\.0 MB .* biggest are data/ \(1 files, 300\.0 MB\)"):
-        package(tmp_path)
+        read_source_folder(tmp_path)
 
 
 def test_a_copy_is_exact_and_read_only_whatever_the_umask(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"score.py": b"1", "lib/run.sh": b"2"})
     (source / "lib" / "run.sh").chmod(0o700)
-    packaged = package(source)
+    packaged = read_source_folder(source)
 
-    copy_package(packaged, tmp_path / "copy")
+    copy_files(packaged, tmp_path / "copy")
 
-    assert package(tmp_path / "copy").digest == packaged.digest
+    assert read_source_folder(tmp_path / "copy").digest == packaged.digest
     assert (tmp_path / "copy" / "score.py").stat().st_mode & 0o777 == 0o444
     assert (tmp_path / "copy" / "lib" / "run.sh").stat().st_mode & 0o777 == 0o555
 
 
 def test_a_file_that_changes_between_packaging_and_copying_is_noticed(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"score.py": b"1"})
-    packaged = package(source)
+    packaged = read_source_folder(source)
     (source / "score.py").write_bytes(b"2")
 
-    with pytest.raises(ImageError, match=r"score\.py changed while it was being packaged"):
-        copy_package(packaged, tmp_path / "copy")
+    with pytest.raises(ImageError, match=r"score\.py changed during the build"):
+        copy_files(packaged, tmp_path / "copy")
 
 
 def test_a_model_is_a_file_or_a_folder_that_keeps_its_name(tmp_path: Path) -> None:
     write(tmp_path, {"model.pkl": b"1", "trained/weights/a.bin": b"2", "trained/.gitignore": b"*\n"})
 
-    assert paths(package_model(tmp_path / "model.pkl")) == ["model.pkl"]
-    assert paths(package_model(tmp_path / "trained")) == ["trained/.gitignore", "trained/weights/a.bin"]
+    assert paths(read_model_files(tmp_path / "model.pkl")) == ["model.pkl"]
+    assert paths(read_model_files(tmp_path / "trained")) == ["trained/.gitignore", "trained/weights/a.bin"]
 
 
 def test_a_models_links_are_followed_out_of_its_folder(tmp_path: Path) -> None:
     write(tmp_path, {"blobs/123": b"1", "snapshot/config.json": b"{}"})
     (tmp_path / "snapshot" / "model.bin").symlink_to("../blobs/123")
 
-    packaged = package_model(tmp_path / "snapshot")
-    copy_package(packaged, tmp_path / "copy")
+    packaged = read_model_files(tmp_path / "snapshot")
+    copy_files(packaged, tmp_path / "copy")
 
     assert (tmp_path / "copy" / "snapshot" / "model.bin").read_bytes() == b"1"
 
@@ -283,4 +283,4 @@ def test_an_empty_model_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "trained").mkdir()
 
     with pytest.raises(ImageError, match="trained has no file"):
-        package_model(tmp_path / "trained")
+        read_model_files(tmp_path / "trained")

@@ -12,30 +12,37 @@ import pytest
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.image import Credentials
 from controlled_rollout.image.builders.build_request import BuildRequest
-from controlled_rollout.image.builders.pod.builder import _end, _ended_at, _outcome, _padded
-from controlled_rollout.image.builders.pod.manifest import BEGIN, BUILD, pod, read_template, secret, secret_of
+from controlled_rollout.image.builders.pod.builder import _check_end, _ended_at, _pod_end, _sortable
+from controlled_rollout.image.builders.pod.manifest import (
+    BEGIN,
+    BUILD,
+    pod_manifest,
+    read_pod_template,
+    secret_manifest,
+    secret_name_of,
+)
 from controlled_rollout.image.oci.registry_client import Repository
 
-ORDER = BuildRequest(
-    target=Repository.parse("registry.example/models/environments"),
+REQUEST = BuildRequest(
+    repository=Repository.parse("registry.example/models/environments"),
     tag="ab" * 32,
     base_image="docker.io/library/python@sha256:" + "0" * 64,
     python=">=3.10",
     requirements=("six==1.17.0",),
-    recipe={},
+    build_files={},
     credentials={"registry.example": Credentials("robot", "hunter2")},
 )
 
 
 def made(template: dict[str, Any] | None = None) -> dict[str, Any]:
-    return pod(
-        ORDER,
-        context="registry.example/models/environments@sha256:" + "1" * 64,
+    return pod_manifest(
+        REQUEST,
+        context_image="registry.example/models/environments@sha256:" + "1" * 64,
         namespace="models",
-        image="quay.io/buildah/stable:v1.41",
+        builder_image="quay.io/buildah/stable:v1.41",
         owner="dag/run/build",
         secret_name="build-environment-1",
-        secrets={"settings": b"export UV_INDEX_PRIVATE_PASSWORD=secret", "netrc": b"secret"},
+        secret_files=["settings", "netrc"],
         template=template,
     )
 
@@ -72,7 +79,7 @@ def test_an_orphan_ends_by_itself_and_is_not_started_twice() -> None:
 def test_the_secret_goes_with_its_pod() -> None:
     there = made() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
 
-    found = secret(secret_of(there), "models", there, {"users.json": "e30="})
+    found = secret_manifest(secret_name_of(there), "models", there, {"auth.json": "e30="})
 
     assert found["metadata"]["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Pod", "name": "build-environment-1", "uid": "some-uid"}
@@ -114,12 +121,12 @@ def test_a_template_that_is_no_pod_is_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "pod.yaml").write_text(text)
 
     with pytest.raises(WorkspaceError, match=r"builder_pod_template .*pod\.yaml"):
-        read_template(tmp_path / "pod.yaml")
+        read_pod_template(tmp_path / "pod.yaml")
 
 
 def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="cannot be read"):
-        read_template(tmp_path / "pod.yaml")
+        read_pod_template(tmp_path / "pod.yaml")
 
 
 def test_the_script_is_one_that_a_shell_reads() -> None:
@@ -130,7 +137,7 @@ def test_the_script_is_one_that_a_shell_reads() -> None:
 def test_log_times_sort_although_their_zeros_are_left_out() -> None:
     times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
 
-    assert sorted(times, key=_padded) == [times[2], times[1], times[0]]
+    assert sorted(times, key=_sortable) == [times[2], times[1], times[0]]
 
 
 def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[str, Any]:
@@ -145,7 +152,7 @@ def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[st
     ("pod", "lines", "message"),
     [
         (ended(91), ["STEP 2/13", "error: no luck"], r"cannot be built on docker\.io/library/python.*no luck"),
-        (ended(91), ["Error: name unknown"], r"base image .* cannot be had: Error: name unknown"),
+        (ended(91), ["Error: name unknown"], r"base image .* cannot be pulled: Error: name unknown"),
         (ended(92), ["Error: denied"], "cannot be pushed to registry.example/models/environments: Error: denied"),
         (ended(90), ["Error: denied"], "the pod cannot read the build's files from registry.example"),
         (ended(137, reason="OOMKilled"), [], r"failed \(exit code 137 OOMKilled\)"),
@@ -158,11 +165,11 @@ def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[st
 )
 def test_how_a_pod_ended_is_told(pod: dict[str, Any], lines: list[str], message: str) -> None:
     with pytest.raises(ImageError, match=f"(?s){message}"):
-        _outcome(ORDER, _end(pod), lines)
+        _check_end(REQUEST, _pod_end(pod), lines)
 
 
 def test_a_pod_that_succeeded_has_built() -> None:
-    assert _outcome(ORDER, _end(ended(0, phase="Succeeded", reason="Completed")), []) is True
+    _check_end(REQUEST, _pod_end(ended(0, phase="Succeeded", reason="Completed")), [])
 
 
 def test_a_finished_pod_says_when_and_a_running_one_does_not() -> None:

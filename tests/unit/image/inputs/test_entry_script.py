@@ -4,12 +4,12 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.inputs.entry_script import EntryScriptSyntaxError, check_entry_script
-from controlled_rollout.image.inputs.files import package
+from controlled_rollout.image.inputs.files import read_source_folder
 
 
 def check(folder: Path, text: str, *, entry_script: str = "score.py") -> None:
     (folder / "score.py").write_text(text)
-    check_entry_script(package(folder), entry_script)
+    check_entry_script(read_source_folder(folder), entry_script)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_is_no_python_at_all_is_refused(tmp_path: Path, content: bytes) -> 
     (tmp_path / "score.py").write_bytes(content)
 
     with pytest.raises(EntryScriptSyntaxError, match="does not compile"):
-        check_entry_script(package(tmp_path), "score.py")
+        check_entry_script(read_source_folder(tmp_path), "score.py")
 
 
 @pytest.mark.parametrize("asked", ["../score.py", "/score.py", "lib/../../score.py", "score", "score.txt"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image.scan import Policy, Report, Severity, decide
+from controlled_rollout.image.scan import ScanPolicy, ScanReport, Severity, decide
 from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
 
 IMAGE = "registry.example/models/digits@sha256:" + "a" * 64
@@ -81,29 +81,29 @@ def grype(matches: object = (), **fields: object) -> bytes:
     return json.dumps(document).encode()
 
 
-def read_trivy(content: bytes) -> Report:
-    return trivy_report(content, asked=IMAGE, built=BUILT, distribution=True)
+def read_trivy(content: bytes) -> ScanReport:
+    return trivy_report(content, target=IMAGE, built=BUILT, distribution=True)
 
 
-def read_grype(content: bytes) -> Report:
-    return grype_report(content, asked=IMAGE, distribution=True)
+def read_grype(content: bytes) -> ScanReport:
+    return grype_report(content, target=IMAGE, distribution=True)
 
 
 @given(st.lists(TRIVY_RESULTS, max_size=4))
-def test_every_finding_of_trivy_is_read(results: list[dict[str, Any]]) -> None:
-    report = trivy_report(trivy(results), asked=IMAGE, built=BUILT, distribution=False)
+def test_every_vulnerability_of_trivy_is_read(results: list[dict[str, Any]]) -> None:
+    report = trivy_report(trivy(results), target=IMAGE, built=BUILT, distribution=False)
 
     written = [found for result in results for found in result.get("Vulnerabilities") or []]
-    assert [(one.id, one.package, str(one.severity)) for one in report.findings] == [
+    assert [(one.id, one.package, str(one.severity)) for one in report.vulnerabilities] == [
         (found["VulnerabilityID"], found["PkgName"], found["Severity"].lower()) for found in written
     ]
 
 
 @given(st.lists(GRYPE_FINDINGS, max_size=4))
-def test_every_finding_of_grype_is_read(matches: list[dict[str, Any]]) -> None:
+def test_every_vulnerability_of_grype_is_read(matches: list[dict[str, Any]]) -> None:
     report = read_grype(grype(matches))
 
-    assert [(one.id, one.package, str(one.severity)) for one in report.findings] == [
+    assert [(one.id, one.package, str(one.severity)) for one in report.vulnerabilities] == [
         (match["vulnerability"]["id"], match["artifact"]["name"], match["vulnerability"]["severity"].lower())
         for match in matches
     ]
@@ -111,25 +111,27 @@ def test_every_finding_of_grype_is_read(matches: list[dict[str, Any]]) -> None:
 
 
 @given(st.lists(AUDITED, max_size=4))
-def test_every_finding_of_pip_audit_is_read(dependencies: list[dict[str, Any]]) -> None:
-    report = pip_audit_report(json.dumps({"dependencies": dependencies, "fixes": []}).encode(), asked=len(dependencies))
+def test_every_vulnerability_of_pip_audit_is_read(dependencies: list[dict[str, Any]]) -> None:
+    report = pip_audit_report(
+        json.dumps({"dependencies": dependencies, "fixes": []}).encode(), n_packages=len(dependencies)
+    )
 
-    assert [one.id for one in report.findings] == [found["id"] for one in dependencies for found in one["vulns"]]
-    assert {one.severity for one in report.findings} <= {Severity.UNKNOWN}
+    assert [one.id for one in report.vulnerabilities] == [found["id"] for one in dependencies for found in one["vulns"]]
+    assert {one.severity for one in report.vulnerabilities} <= {Severity.UNKNOWN}
 
 
 @given(JSON)
 def test_no_other_document_is_taken_for_a_report(document: object) -> None:
     content = json.dumps(document).encode()
 
-    for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, asked=1)):
-        with pytest.raises(ScanUnavailableError, match="is not understood"):
+    for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, n_packages=1)):
+        with pytest.raises(ScanUnavailableError, match="cannot be parsed"):
             read(content)
 
 
 @given(st.binary(max_size=64))
 def test_no_bytes_are_taken_for_a_report(content: bytes) -> None:
-    for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, asked=1)):
+    for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, n_packages=1)):
         with pytest.raises(ScanUnavailableError):
             read(content)
 
@@ -143,57 +145,57 @@ def test_half_a_report_is_no_report(whole: bytes, data: st.DataObject) -> None:
             read(half)
 
 
-def test_trivys_finding_has_every_version_that_fixes_it() -> None:
+def test_a_vulnerability_of_trivy_has_every_version_that_fixes_it() -> None:
     found = {"VulnerabilityID": "CVE-2026-1", "PkgName": "bash", "InstalledVersion": "5", "FixedVersion": "5.1, 6.0"}
 
-    [one] = read_trivy(trivy([{"Class": "os-pkgs", "Vulnerabilities": [found]}])).findings
+    [one] = read_trivy(trivy([{"Class": "os-pkgs", "Vulnerabilities": [found]}])).vulnerabilities
 
     assert one.fixed_in == ("5.1", "6.0")
     assert one.severity is Severity.UNKNOWN, "what it does not rate is not harmless"
 
 
-def test_grypes_finding_has_the_names_that_others_give_it() -> None:
+def test_a_vulnerability_of_grype_has_its_other_names() -> None:
     match = {
         "vulnerability": {"id": "GHSA-1", "severity": "High", "fix": {"versions": ["2.0"], "state": "fixed"}},
         "relatedVulnerabilities": [{"id": "CVE-2026-1"}, {"id": "GHSA-1"}],
         "artifact": {"name": "flask", "version": "1.0"},
     }
 
-    [one] = read_grype(grype([match])).findings
+    [one] = read_grype(grype([match])).vulnerabilities
 
     assert (one.aliases, one.fixed_in) == (frozenset({"CVE-2026-1"}), ("2.0",))
 
 
 @pytest.mark.parametrize(
-    ("system", "unseen"),
+    ("system", "name"),
     [
         ({"Family": "debian", "Name": "9.13", "EOSL": True}, "debian 9.13"),
         ({"Family": "none"}, "distribution"),
         ({}, "distribution"),
     ],
 )
-def test_a_distribution_without_advisories_is_not_a_clean_one(system: object, unseen: str) -> None:
+def test_a_distribution_without_advisories_is_not_a_clean_one(system: object, name: str) -> None:
     report = read_trivy(trivy(system=system))
 
-    assert list(report.unseen) == [unseen]
-    assert not decide([report], Policy()).passes
+    assert list(report.not_scanned) == [name]
+    assert not decide([report], ScanPolicy()).passes
 
 
 def test_packages_of_a_distribution_that_trivy_left_out_are_not_clean() -> None:
-    assert list(read_trivy(trivy([{"Class": "lang-pkgs"}])).unseen) == ["debian 12.5"]
+    assert list(read_trivy(trivy([{"Class": "lang-pkgs"}])).not_scanned) == ["debian 12.5"]
 
 
 def test_grypes_alerts_and_an_unknown_distribution_are_not_a_clean_one() -> None:
     alerts = [{"package": {"name": "bash"}, "alerts": [{"type": "distro-eol", "message": "from end-of-life distro"}]}]
 
-    assert read_grype(grype(alertsByPackage=alerts)).unseen == {"bash": "from end-of-life distro"}
-    assert list(read_grype(grype(distro={"name": "", "version": ""})).unseen) == ["distribution"]
+    assert read_grype(grype(alertsByPackage=alerts)).not_scanned == {"bash": "from end-of-life distro"}
+    assert list(read_grype(grype(distro={"name": "", "version": ""})).not_scanned) == ["distribution"]
 
 
 def test_a_report_of_another_image_is_refused() -> None:
-    with pytest.raises(ScanUnavailableError, match="its report is about 'other'"):
+    with pytest.raises(ScanUnavailableError, match="its report is on 'other'"):
         read_trivy(trivy(ArtifactName="other"))
-    with pytest.raises(ScanUnavailableError, match="its report is about 'other'"):
+    with pytest.raises(ScanUnavailableError, match="its report is on 'other'"):
         read_grype(grype(source={"type": "image", "target": {"userInput": "other"}}))
 
 
@@ -218,11 +220,11 @@ def test_trivy_without_a_database_says_so() -> None:
 def test_packages_that_pip_audit_skipped_or_lost_are_not_clean() -> None:
     known, skipped = {"name": "flask", "version": "3.0", "vulns": []}, {"name": "ours", "skip_reason": "not found"}
 
-    report = pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), asked=2)
+    report = pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), n_packages=2)
 
-    assert report.unseen == {"ours": "not found"}
-    with pytest.raises(ScanUnavailableError, match="asked about 3 packages and answers on 2"):
-        pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), asked=3)
+    assert report.not_scanned == {"ours": "not found"}
+    with pytest.raises(ScanUnavailableError, match="asked about 3 packages and reports on 2"):
+        pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), n_packages=3)
 
 
 def test_a_service_that_knows_no_package_at_all_is_none() -> None:
@@ -230,4 +232,4 @@ def test_a_service_that_knows_no_package_at_all_is_none() -> None:
     skipped = [{"name": name, "skip_reason": "not found on PyPI"} for name in ("flask", "numpy")]
 
     with pytest.raises(ScanUnavailableError, match=r"knows none of the 2 packages \(not found on PyPI\)"):
-        pip_audit_report(json.dumps({"dependencies": skipped}).encode(), asked=2)
+        pip_audit_report(json.dumps({"dependencies": skipped}).encode(), n_packages=2)

@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.environment.conda import from_conda, python_from_conda
-from controlled_rollout.image.environment.environment import find_environment_file, read_environment
+from controlled_rollout.image.environment.file import find_environment_file, read_environment
 from controlled_rollout.image.environment.requirements import check_requirement
 
 Write = Callable[[str, str], Path]

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Environment, scoring_runtime
-from controlled_rollout.image.environment.environment import environment_hash
+from controlled_rollout.image.environment.hash import environment_hash
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=5)
 REQUIREMENTS = st.lists(NAMES, max_size=4).map(tuple)

@@ -4,9 +4,9 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.environment.docker_steps import with_docker_steps
-from controlled_rollout.image.scoring_runtime import recipe_files
+from controlled_rollout.image.scoring_runtime import build_files
 
-DOCKERFILE = recipe_files()["Dockerfile"].read_text()
+DOCKERFILE = build_files()["Dockerfile"].read_text()
 
 
 def test_steps_come_after_the_base_image_and_before_the_installation() -> None:
@@ -43,7 +43,7 @@ def test_a_step_is_an_instruction_or_a_command(step: str, line: str) -> None:
 
 @pytest.mark.parametrize("instruction", ["FROM other", "COPY a b", "ADD a b", "ENTRYPOINT x", "CMD x", 'SHELL ["x"]'])
 def test_instructions_that_would_make_it_another_image_are_refused(instruction: str) -> None:
-    with pytest.raises(ImageError, match=r"is not taken here, only RUN, ENV"):
+    with pytest.raises(ImageError, match=r"is not allowed, only RUN, ENV"):
         with_docker_steps(DOCKERFILE, [instruction])
 
 

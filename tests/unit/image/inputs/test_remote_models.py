@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource, build_local_image
-from controlled_rollout.image.cache import Cache, check_room
-from controlled_rollout.image.inputs.remote_models import is_remote, located, on_this_machine
+from controlled_rollout.image.cache import Cache, check_free_space
+from controlled_rollout.image.inputs.remote_models import fetch_remote_models, is_remote, resolve_model_path
 
 PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -24,7 +24,7 @@ PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_s
 )
 def test_an_address_is_left_as_it_is(address: str) -> None:
     assert is_remote(address)
-    assert located(address, Path("/dags")) == address
+    assert resolve_model_path(address, Path("/dags")) == address
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,21 @@ def test_an_address_is_left_as_it_is(address: str) -> None:
 )
 def test_a_path_starts_at_the_folder(path: str, place: str) -> None:
     assert not is_remote(path)
-    assert located(path, Path("/dags")) == Path(place)
+    assert resolve_model_path(path, Path("/dags")) == Path(place)
 
 
 @pytest.mark.parametrize("where", ["", "/models/", "az://models/", "memory://", "file:///", "models:/digits/"])
 @pytest.mark.parametrize("up", ["..", "../m.bin", "a/../m.bin", "a/..", "%2e%2e/m.bin", "a\\..\\m.bin"])
 def test_a_path_that_leads_upwards_is_refused(where: str, up: str) -> None:
     with pytest.raises(ImageError, match=r"has '\.\.' in it"):
-        located(where + up, Path("/dags"))
+        resolve_model_path(where + up, Path("/dags"))
 
 
 @given(PARTS)
 def test_what_is_taken_never_leads_out_of_the_folder(parts: list[str]) -> None:
     path = "/".join(parts)
     try:
-        place = located(path, Path("/dags"))
+        place = resolve_model_path(path, Path("/dags"))
     except ImageError:
         return
     assert isinstance(place, Path)
@@ -66,7 +66,7 @@ def test_a_part_of_two_dots_is_refused_however_it_is_written(parts: list[str], e
     path = "/".join([*map(quote, parts), dots])
 
     with pytest.raises(ImageError, match=r"has '\.\.' in it"):
-        located(f"az://models/{path}", Path())
+        resolve_model_path(f"az://models/{path}", Path())
 
 
 @pytest.mark.parametrize(
@@ -79,18 +79,18 @@ def test_a_part_of_two_dots_is_refused_however_it_is_written(parts: list[str], e
 )
 def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(ImageError, match="has a password or a query") as refused:
-        located(address, Path())
+        resolve_model_path(address, Path())
 
     assert "hunter2" not in str(refused.value)
 
 
 def test_a_chained_address_is_refused() -> None:
     with pytest.raises(ImageError, match="is chained"):
-        located("zip://m.bin::s3://bucket/models.zip", Path())
+        resolve_model_path("zip://m.bin::s3://bucket/models.zip", Path())
 
 
 async def fetch(address: str, cache: Path) -> Path:
-    [model] = await on_this_machine([ModelSource("digits", address)], Cache(cache))
+    [model] = await fetch_remote_models([ModelSource("digits", address)], Cache(cache))
     return Path(model.path)
 
 
@@ -155,15 +155,15 @@ async def test_an_image_is_built_of_a_model_from_elsewhere(tmp_path: Path) -> No
 
 def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"the model: 1,000,000,000\.0 MB are needed, .* nothing was written"):
-        check_room(10**15, tmp_path / "absent" / "folder", "the model")
-    check_room(0, tmp_path, "the model")
+        check_free_space(10**15, tmp_path / "absent" / "folder", "the model")
+    check_free_space(0, tmp_path, "the model")
 
 
 def test_names_in_the_cache_do_not_depend_on_the_order_of_files() -> None:
-    from controlled_rollout.image.inputs.remote_models import RemoteFile, _key
+    from controlled_rollout.image.inputs.remote_models import RemoteFile, _cache_key
 
     files = [RemoteFile("a", "x/a", 1, "etag 1"), RemoteFile("b", "x/b", 2, "etag 2")]
 
-    assert _key("az://x", files) == _key("az://x", files[::-1])
-    assert _key("az://x", files) != _key("az://x", [files[0], RemoteFile("b", "x/b", 2, "etag 3")])
-    assert json.dumps(_key("az://x", files)).strip('"').isalnum()
+    assert _cache_key("az://x", files) == _cache_key("az://x", files[::-1])
+    assert _cache_key("az://x", files) != _cache_key("az://x", [files[0], RemoteFile("b", "x/b", 2, "etag 3")])
+    assert json.dumps(_cache_key("az://x", files)).strip('"').isalnum()

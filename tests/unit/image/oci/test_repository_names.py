@@ -32,5 +32,5 @@ def test_what_is_no_repository_is_refused(text: str) -> None:
 
 
 async def test_the_environments_name_is_taken(tmp_path: "pytest.TempPathFactory") -> None:
-    with pytest.raises(ImageError, match="'environments' is taken"):
+    with pytest.raises(ImageError, match="'environments' is reserved"):
         await build_container_image(str(tmp_path), name="environments", registry="r.example/a", cache=tmp_path)  # type: ignore[arg-type]

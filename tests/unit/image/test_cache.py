@@ -1,17 +1,15 @@
 import asyncio
 import errno
 import os
-import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import Cache, DiskFullError, SharedCache, find_environment
+from controlled_rollout.image.cache import Cache, DiskFullError
 
 KEY = "a" * 64
 OTHER = "b" * 64
@@ -29,7 +27,7 @@ async def never(unfinished: Path, lock: int) -> None:
     raise AssertionError("a hit builds nothing")
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     return (folder / "file").is_file()
 
 
@@ -48,20 +46,20 @@ def environment(root: Path, key: str) -> Path:
 async def test_an_entry_is_built_once_and_then_found(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
 
-    assert await cache.build(cache.image(KEY), is_whole, writes("whole")) is True
-    assert await cache.build(cache.image(KEY), is_whole, never) is False
+    assert await cache.build(cache.image(KEY), is_complete, writes("whole")) is True
+    assert await cache.build(cache.image(KEY), is_complete, never) is False
     assert (cache.image(KEY) / "file").read_text() == "whole"
     assert left_over(cache) == []
 
 
-async def test_an_entry_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
+async def test_an_entry_is_not_seen_before_it_is_complete(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
 
     async def make(unfinished: Path, lock: int) -> None:
         (unfinished / "file").touch()
         assert not cache.image(KEY).exists()
 
-    assert await cache.build(cache.image(KEY), is_whole, make)
+    assert await cache.build(cache.image(KEY), is_complete, make)
 
 
 async def test_several_builds_of_the_same_at_once_become_one(tmp_path: Path) -> None:
@@ -73,10 +71,10 @@ async def test_several_builds_of_the_same_at_once_become_one(tmp_path: Path) -> 
         await go_on.wait()
         (unfinished / "file").touch()
 
-    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, make))
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_complete, make))
     await started.wait()
     others = [
-        asyncio.create_task(cache.build(cache.image(KEY), is_whole, never, waiting=waiting.set)) for _ in range(3)
+        asyncio.create_task(cache.build(cache.image(KEY), is_complete, never, on_wait=waiting.set)) for _ in range(3)
     ]
     await waiting.wait()
     go_on.set()
@@ -94,9 +92,9 @@ async def test_one_that_waits_builds_if_the_first_fails(tmp_path: Path) -> None:
         await waiting.wait()
         raise ImageError("cannot be solved")
 
-    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, fails))
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_complete, fails))
     await started.wait()
-    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, writes("second"), waiting=waiting.set))
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_complete, writes("second"), on_wait=waiting.set))
 
     with pytest.raises(ImageError, match="cannot be solved"):
         await first
@@ -112,9 +110,9 @@ async def test_one_that_waits_can_be_cancelled_and_holds_nothing(tmp_path: Path)
         await go_on.wait()
         (unfinished / "file").touch()
 
-    first = asyncio.create_task(cache.build(cache.image(KEY), is_whole, make))
+    first = asyncio.create_task(cache.build(cache.image(KEY), is_complete, make))
     await started.wait()
-    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, never, waiting=waiting.set))
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_complete, never, on_wait=waiting.set))
     await waiting.wait()
 
     second.cancel()
@@ -134,11 +132,11 @@ async def test_a_build_that_ends_in_an_error_leaves_nothing(tmp_path: Path, erro
         raise error
 
     with pytest.raises(type(error)):
-        await cache.build(cache.image(KEY), is_whole, fails)
+        await cache.build(cache.image(KEY), is_complete, fails)
 
     assert left_over(cache) == []
     assert not cache.image(KEY).exists()
-    assert await cache.build(cache.image(KEY), is_whole, writes("whole")) is True
+    assert await cache.build(cache.image(KEY), is_complete, writes("whole")) is True
 
 
 async def test_what_killed_builds_left_is_removed_by_the_next_but_not_what_is_being_built(tmp_path: Path) -> None:
@@ -149,12 +147,12 @@ async def test_what_killed_builds_left_is_removed_by_the_next_but_not_what_is_be
         (tmp_path / "images" / f".{key}.building" / "lib" / "half").touch()
 
     async def builds_another_meanwhile(unfinished: Path, lock: int) -> None:
-        assert await cache.build(cache.image(third), is_whole, writes("third"))
+        assert await cache.build(cache.image(third), is_complete, writes("third"))
         assert unfinished.is_dir()
         assert not (unfinished / "lib").exists()
         (unfinished / "file").touch()
 
-    assert await cache.build(cache.image(KEY), is_whole, builds_another_meanwhile)
+    assert await cache.build(cache.image(KEY), is_complete, builds_another_meanwhile)
 
     assert left_over(cache) == [third]
 
@@ -175,7 +173,7 @@ async def test_an_orphan_of_a_killed_build_keeps_others_from_building(tmp_path: 
     assert await asyncio.to_thread(killed.wait, 30) == -9
     cache, waiting = Cache(tmp_path), asyncio.Event()
 
-    second = asyncio.create_task(cache.build(cache.image(KEY), is_whole, writes("second"), waiting=waiting.set))
+    second = asyncio.create_task(cache.build(cache.image(KEY), is_complete, writes("second"), on_wait=waiting.set))
     await asyncio.wait_for(waiting.wait(), 10)
     assert killed.stdin is not None
     killed.stdin.close()
@@ -193,89 +191,39 @@ async def test_a_full_disk_is_told_with_the_folder_and_what_is_free(tmp_path: Pa
         raise DiskFullError("error: failed to write: No space left on device (os error 28)")
 
     for make in (ours, of_a_process):
-        with pytest.raises(ImageError, match=rf"disk is full: .*{tmp_path} needs more than the [\d,.]+ MB"):
-            await cache.build(cache.image(KEY), is_whole, make)
+        with pytest.raises(
+            ImageError, match=rf"disk is full: .*more than the [\d,.]+ MB that are free in the cache folder {tmp_path}"
+        ):
+            await cache.build(cache.image(KEY), is_complete, make)
         assert left_over(cache) == []
 
 
 async def test_a_cache_that_cannot_be_written_is_told_but_a_hit_needs_no_writing(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    await cache.build(cache.image(KEY), is_whole, writes("whole"))
+    await cache.build(cache.image(KEY), is_complete, writes("whole"))
     (tmp_path / "cache" / "locks").rename(tmp_path / "locks")
     (tmp_path / "cache" / "locks").write_text("a file, so that no lock can be made")
 
-    assert await cache.build(cache.image(KEY), is_whole, never) is False
+    assert await cache.build(cache.image(KEY), is_complete, never) is False
     with pytest.raises(ImageError, match=r"cache folder .*/cache cannot be written"):
-        await cache.build(cache.image(OTHER), is_whole, never)
+        await cache.build(cache.image(OTHER), is_complete, never)
 
 
 async def test_an_entry_that_is_no_longer_whole_is_built_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    await cache.build(cache.image(KEY), is_whole, writes("first"))
+    await cache.build(cache.image(KEY), is_complete, writes("first"))
     (cache.image(KEY) / "file").rename(cache.image(KEY) / "other")
 
-    assert await cache.build(cache.image(KEY), is_whole, writes("second")) is True
+    assert await cache.build(cache.image(KEY), is_complete, writes("second")) is True
     assert sorted(path.name for path in cache.image(KEY).iterdir()) == ["file"]
-
-
-def test_an_environment_is_looked_up_in_the_cache_first_and_then_in_the_shared_one(tmp_path: Path) -> None:
-    cache, shared = Cache(tmp_path / "cache"), SharedCache(tmp_path / "shared")
-    environment(cache.root, KEY)
-    in_shared = [environment(shared.root, key) for key in (KEY, OTHER)]
-
-    assert find_environment([cache, shared], KEY) == (cache, cache.environment(KEY))
-    assert find_environment([cache, shared], OTHER) == (shared, in_shared[1])
-    assert find_environment([cache, shared], "c" * 64) is None
-
-
-async def test_a_shared_environment_is_linked_and_forgotten_when_it_goes_away(tmp_path: Path) -> None:
-    cache, shared = Cache(tmp_path / "cache"), SharedCache(tmp_path / "shared")
-    folder = environment(shared.root, KEY)
-
-    await cache.link_environment(KEY, folder)
-
-    assert cache.find(KEY) == cache.environment(KEY)
-    assert cache.environment(KEY).readlink() == folder
-    folder.rename(tmp_path / "gone")
-    assert cache.find(KEY) is None
-
-    async def make(unfinished: Path, lock: int) -> None:
-        (unfinished / "bin").mkdir()
-        (unfinished / "bin" / "python").symlink_to(sys.executable)
-
-    assert await cache.build(cache.environment(KEY), lambda _: cache.find(KEY) is not None, make) is True
-    assert stat.S_ISDIR(cache.environment(KEY).lstat().st_mode)
 
 
 def test_an_environment_whose_interpreter_was_removed_is_not_found(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     python = environment(tmp_path, KEY) / "bin" / "python"
-    assert cache.find(KEY) is not None
+    assert cache.find_environment(KEY) is not None
 
     python.unlink()
     python.symlink_to(tmp_path / "no-such-python")
 
-    assert cache.find(KEY) is None
-
-
-async def test_a_thread_has_ended_when_its_cancelled_task_has(tmp_path: Path) -> None:
-    from controlled_rollout.image.cancellable_thread import Stop, in_thread
-
-    running, ended = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def work(stop: Stop) -> None:
-        loop.call_soon_threadsafe(running.set)
-        try:
-            while True:
-                stop()
-        finally:
-            ended.set()
-
-    task = asyncio.create_task(in_thread(work))
-    await running.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert ended.is_set()
+    assert cache.find_environment(KEY) is None

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
-from controlled_rollout.image.inputs.files import Package, SourceFile, package
-from controlled_rollout.image.inputs.models import package_models
-from controlled_rollout.image.oci.layer import layer_of
+from controlled_rollout.image.inputs.files import FileSet, SourceFile, read_source_folder
+from controlled_rollout.image.inputs.models import read_models
+from controlled_rollout.image.oci.layer import model_layer
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -25,12 +25,12 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def archive(source: Package, models: list[ModelSource] | None = None) -> tarfile.TarFile:
-    return tarfile.open(fileobj=io.BytesIO(b"".join(layer_of(source, package_models(models or [])).chunks())))
+def archive(source: FileSet, models: list[ModelSource] | None = None) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(b"".join(model_layer(source, read_models(models or [])).chunks())))
 
 
 def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
-    source = package(write(tmp_path / "source", {"score.py": b"s", "inner/data.txt": b"d"}))
+    source = read_source_folder(write(tmp_path / "source", {"score.py": b"s", "inner/data.txt": b"d"}))
     write(tmp_path, {"model.pkl": b"m", "trained/weights": b"w"})
     models = [ModelSource("b", tmp_path / "trained", "2"), ModelSource("a", tmp_path / "model.pkl")]
 
@@ -49,7 +49,7 @@ def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
 
 
 def test_without_models_their_folder_is_there(tmp_path: Path) -> None:
-    with archive(package(write(tmp_path, {"score.py": b""}))) as found:
+    with archive(read_source_folder(write(tmp_path, {"score.py": b""}))) as found:
         assert found.getmember("opt/models").isdir()
 
 
@@ -58,7 +58,7 @@ def test_owner_times_and_permissions_are_always_the_same(tmp_path: Path) -> None
     (tmp_path / "run.sh").chmod(0o777)
     (tmp_path / "score.py").chmod(0o600)
 
-    with archive(package(tmp_path)) as found:
+    with archive(read_source_folder(tmp_path)) as found:
         entries = {entry.name: entry for entry in found}
 
     assert {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries.values()} == {
@@ -85,7 +85,7 @@ def test_any_names_and_contents_come_out_as_they_went_in(
         digest = hashlib.sha256(content).hexdigest()
         packaged.append(SourceFile(f"inner/{name * 20}", folder / str(number), len(content), False, digest))
 
-    with archive(Package(tuple(packaged), "")) as tar:
+    with archive(FileSet(tuple(packaged), "")) as tar:
         contents = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.isfile()}  # type: ignore[union-attr]
 
     assert contents == {f"opt/app/inner/{name * 20}": data for name, data in files.items()}
@@ -93,12 +93,12 @@ def test_any_names_and_contents_come_out_as_they_went_in(
 
 def test_the_digest_is_that_of_the_archive_and_the_same_for_a_copy(tmp_path: Path) -> None:
     files = {"score.py": b"x" * 3_000_000, "a": b"", "b/c": b"1"}
-    one = package(write(tmp_path / "one", files))
-    two = package(write(tmp_path / "two", dict(reversed(files.items()))))
+    one = read_source_folder(write(tmp_path / "one", files))
+    two = read_source_folder(write(tmp_path / "two", dict(reversed(files.items()))))
     os.utime(tmp_path / "two" / "a", (1, 1))
 
-    digest, size = layer_of(one, []).digest()
-    content = b"".join(layer_of(two, []).chunks())
+    digest, size = model_layer(one, []).digest()
+    content = b"".join(model_layer(two, []).chunks())
 
     assert digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert size == len(content)
@@ -106,15 +106,15 @@ def test_the_digest_is_that_of_the_archive_and_the_same_for_a_copy(tmp_path: Pat
 
 @pytest.mark.parametrize("content", [b"other", b"longer than it was", b""])
 def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, content: bytes) -> None:
-    layer = layer_of(package(write(tmp_path, {"score.py": b"first"})), [])
+    layer = model_layer(read_source_folder(write(tmp_path, {"score.py": b"first"})), [])
     (tmp_path / "score.py").write_bytes(content)
 
-    with pytest.raises(ImageError, match=r"score\.py changed while it was being packaged"):
+    with pytest.raises(ImageError, match=r"score\.py changed during the build"):
         layer.digest()
 
 
 def test_a_file_that_is_gone_meanwhile_is_told(tmp_path: Path) -> None:
-    layer = layer_of(package(write(tmp_path, {"score.py": b"first"})), [])
+    layer = model_layer(read_source_folder(write(tmp_path, {"score.py": b"first"})), [])
     (tmp_path / "score.py").unlink()
 
     with pytest.raises(ImageError, match=r"score\.py cannot be read: No such file"):

@@ -1,22 +1,20 @@
-"""What layers say is installed, when they lie upon each other; and the bill of materials that is made of it."""
+"""Packages read from layers, and from several layers on top of each other."""
 
 import io
-import json
 import tarfile
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
-from controlled_rollout.image.cancellable_thread import never
-from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Manifest
-from controlled_rollout.image.oci.referrers import referring, tag_of, with_referrer
-from controlled_rollout.image.scan.bill_of_materials import bill_of_materials
-from controlled_rollout.image.scan.installed_packages import Contents, Installed, overlaid, read_layer
+from controlled_rollout.image.cancellable_thread import never_cancelled
+from controlled_rollout.image.scan.installed_packages import (
+    InstalledPackages,
+    merge_layers,
+    read_layer,
+)
 
 SITE = "opt/environment/lib/python3.11/site-packages"
 IMAGE = ImageReference("registry.example/models/digits", "a" * 64)
@@ -58,11 +56,11 @@ def python_package(name: str, version: str, site: str = SITE) -> dict[str, str]:
     return {f"{site}/{name}-{version}.dist-info/METADATA": headers}
 
 
-def contents(*layers: dict[str, str]) -> Contents:
-    return overlaid(read_layer(layer(files), stop=never) for files in layers)
+def contents(*layers: dict[str, str]) -> InstalledPackages:
+    return merge_layers(read_layer(layer(files), check_cancelled=never_cancelled) for files in layers)
 
 
-def names(found: Contents) -> list[tuple[str, str, str]]:
+def names(found: InstalledPackages) -> list[tuple[str, str, str]]:
     return [(package.kind, package.name, package.version) for package in found.packages]
 
 
@@ -72,7 +70,7 @@ def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool
     files = {"var/lib/dpkg/status": DPKG, "usr/lib/os-release": DEBIAN, **python_package("Flask.Login", "0.6.3")}
     stream = layer({prefix + path: text for path, text in files.items()}, compressed=compressed)
 
-    found = overlaid([read_layer(stream, stop=never)])
+    found = merge_layers([read_layer(stream, check_cancelled=never_cancelled)])
 
     assert names(found) == [
         ("deb", "bash", "5.2.15-2+b13"),
@@ -121,7 +119,7 @@ def test_a_folder_that_is_emptied_keeps_only_what_its_own_layer_has() -> None:
 def test_the_environment_is_what_lies_in_its_folder() -> None:
     beside = python_package("pip", "23.0", "usr/lib/python3/dist-packages")
 
-    assert contents({**python_package("flask", "3.0"), **beside}).environment() == ["flask==3.0"]
+    assert contents({**python_package("flask", "3.0"), **beside}).requirements() == ["flask==3.0"]
 
 
 def test_metadata_in_a_package_of_another_name_or_without_a_version_is_none() -> None:
@@ -133,10 +131,10 @@ def test_metadata_in_a_package_of_another_name_or_without_a_version_is_none() ->
 @given(st.binary(max_size=2000))
 def test_bytes_that_are_no_archive_are_refused_or_say_nothing(content: bytes) -> None:
     try:
-        facts = read_layer(io.BytesIO(content), stop=never)
+        facts = read_layer(io.BytesIO(content), check_cancelled=never_cancelled)
     except ImageError:
         return
-    assert overlaid([facts]).packages == ()
+    assert merge_layers([facts]).packages == ()
 
 
 @given(st.text(max_size=300), st.sampled_from(["var/lib/dpkg/status", "lib/apk/db/installed", "etc/os-release"]))
@@ -165,91 +163,3 @@ def test_layers_give_what_unpacking_them_one_after_the_other_gives(layers: list[
         described.append(files)
 
     assert {package.name for package in contents(*described).packages} == here
-
-
-PACKAGES = (
-    Installed("deb", "libssl3", "3.0.11-1", "amd64", "openssl", "/var/lib/dpkg/status"),
-    Installed("pypi", "flask", "3.0", place=f"/{SITE}"),
-    Installed("pypi", "flask", "3.0", place="/usr/lib/python3/dist-packages"),
-)
-
-
-def test_a_bill_of_materials_names_every_package_by_its_url() -> None:
-    written = bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12", ("var/lib/rpm/Packages",)))
-    bill = json.loads(written)
-
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(written.decode()) is None
-    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
-    assert bill["metadata"]["component"]["name"] == IMAGE.name
-    assert bill["metadata"]["component"]["version"] == f"sha256:{IMAGE.sha256}"
-    assert sorted(component.get("purl", "") for component in bill["components"]) == [
-        "",
-        "pkg:deb/debian/libssl3@3.0.11-1?arch=amd64&distro=debian-12&upstream=openssl",
-        "pkg:pypi/flask@3.0",
-        "pkg:pypi/flask@3.0",
-    ]
-    assert bill["metadata"]["properties"] == [{"name": "controlled-rollout:not-read", "value": "var/lib/rpm/Packages"}]
-
-
-def test_a_bill_of_materials_is_the_same_whenever_it_is_written() -> None:
-    first = bill_of_materials(IMAGE, Contents(PACKAGES, "debian", "12"))
-
-    assert bill_of_materials(IMAGE, Contents(PACKAGES[::-1], "debian", "12")) == first
-    assert bill_of_materials(ImageReference(IMAGE.name, "b" * 64), Contents(PACKAGES, "debian", "12")) != first
-
-
-def test_a_bill_of_materials_of_nothing_is_one() -> None:
-    assert json.loads(bill_of_materials(IMAGE, Contents(())))["metadata"]["component"]["type"] == "container"
-
-
-SUBJECT = Manifest(b'{"schemaVersion":2}', MANIFEST)
-
-
-def artifact(name: str) -> Manifest:
-    from controlled_rollout.image.oci.manifest import Descriptor
-
-    return referring(SUBJECT, Descriptor.of("application/x", name.encode()), name)
-
-
-def test_an_artifact_refers_to_its_subject_and_has_an_empty_configuration() -> None:
-    document = json.loads(artifact("a").content)
-
-    assert document["subject"] == {"mediaType": MANIFEST, "digest": SUBJECT.digest, "size": len(SUBJECT.content)}
-    assert document["config"]["mediaType"] == "application/vnd.oci.empty.v1+json"
-    assert document["config"]["digest"].startswith("sha256:44136fa355b3678a")
-    assert document["artifactType"] == "application/x"
-
-
-@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=8))
-def test_a_list_of_referrers_has_each_once_and_its_order_is_always_the_same(order: list[str]) -> None:
-    index: Manifest | None = None
-    for name in order:
-        index = with_referrer(index, artifact(name), "application/x")
-    expected: Manifest | None = None
-    for name in sorted(set(order)):
-        expected = with_referrer(expected, artifact(name), "application/x")
-
-    assert index == expected
-    assert index is not None and index.media_type == INDEX
-
-
-def test_other_peoples_entries_in_a_list_of_referrers_stay() -> None:
-    theirs = {
-        "mediaType": MANIFEST,
-        "digest": "sha256:1",
-        "size": 1,
-        "artifactType": "signature",
-        "annotations": {"a": "b"},
-    }
-    index = Manifest(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [theirs]}).encode(), INDEX)
-
-    assert theirs in json.loads(with_referrer(index, artifact("a"), "application/x").content)["manifests"]
-
-
-def test_a_tag_of_that_name_that_is_no_list_is_left_alone() -> None:
-    with pytest.raises(ImageError, match="remove that tag"):
-        with_referrer(SUBJECT, artifact("a"), "application/x")
-
-
-def test_the_tag_is_the_one_of_the_specification() -> None:
-    assert tag_of("sha256:" + "a" * 64) == "sha256-" + "a" * 64

@@ -4,7 +4,7 @@ import pytest
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ModelSource
-from controlled_rollout.image.inputs.models import check_models, copy_models, model_dir, package_models
+from controlled_rollout.image.inputs.models import check_models, copy_models, model_dir, read_models
 
 
 def test_a_thousand_models_are_taken_and_one_more_is_refused(tmp_path: Path) -> None:
@@ -36,12 +36,12 @@ def test_the_same_model_twice_is_refused_and_two_versions_are_not(tmp_path: Path
 
 def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"model 'digits': there is no file or folder .*/missing"):
-        package_models([ModelSource("digits", tmp_path / "missing")])
+        read_models([ModelSource("digits", tmp_path / "missing")])
 
 
 def test_one_model_is_found_in_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "model.pkl").write_bytes(b"1")
-    models = package_models([ModelSource("digits", tmp_path / "model.pkl", version="7")])
+    models = read_models([ModelSource("digits", tmp_path / "model.pkl", version="7")])
 
     copy_models(models, tmp_path / "models")
     folder = model_dir(tmp_path / "models", [("digits", "7")])
@@ -54,7 +54,7 @@ def test_several_models_are_found_under_their_names_and_versions(tmp_path: Path)
     (tmp_path / "model.pkl").write_bytes(b"1")
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "weights").write_bytes(b"2")
-    models = package_models([ModelSource("b", tmp_path / "model.pkl"), ModelSource("a", tmp_path / "trained", "3")])
+    models = read_models([ModelSource("b", tmp_path / "model.pkl"), ModelSource("a", tmp_path / "trained", "3")])
 
     copy_models(models, tmp_path / "models")
     folder = model_dir(tmp_path / "models", [("a", "3"), ("b", "1")])

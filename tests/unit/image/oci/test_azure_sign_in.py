@@ -6,8 +6,8 @@ from azure.core.exceptions import ClientAuthenticationError
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image import Credentials
-from controlled_rollout.image.oci.azure_sign_in import is_azure, sign_in
-from tests.unit.image.acr_management import Identity
+from controlled_rollout.image.oci.azure_sign_in import is_azure_registry, sign_in
+from tests.unit.image.builders.acr_management import Identity
 
 
 async def exchange(
@@ -43,7 +43,7 @@ async def test_token_of_the_identity_becomes_the_password_of_the_null_user() -> 
     ("answer", "error", "message"),
     [
         (httpx.Response(401, json={"errors": []}), ImageError, "does not let this identity in .401.*AcrPush"),
-        (httpx.Response(503), RegistryUnavailableError, "cannot sign anybody in now: 503"),
+        (httpx.Response(503), RegistryUnavailableError, "cannot sign in now: 503"),
         (httpx.ConnectError("refused"), RegistryUnavailableError, "mine.azurecr.io does not answer .refused"),
     ],
 )
@@ -67,4 +67,4 @@ async def test_worker_without_an_identity_is_an_error_that_names_the_setting() -
     ("host", "azure"), [("a.azurecr.io", True), ("azurecr.io.example", False), ("127.0.0.1", False)]
 )
 def test_azure_registries_are_recognised_by_their_host_names(host: str, azure: bool) -> None:
-    assert is_azure(host) is azure
+    assert is_azure_registry(host) is azure

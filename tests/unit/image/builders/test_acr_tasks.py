@@ -17,16 +17,16 @@ from controlled_rollout.image.builders import build_context
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 from controlled_rollout.image.oci.registry_client import Repository
-from controlled_rollout.image.scoring_runtime import recipe_files
-from tests.unit.image.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
+from controlled_rollout.image.scoring_runtime import build_files
+from tests.unit.image.builders.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
 
-ORDER = BuildRequest(
-    target=Repository.parse("mine.azurecr.io/models/environments"),
+REQUEST = BuildRequest(
+    repository=Repository.parse("mine.azurecr.io/models/environments"),
     tag="ab" * 32,
     base_image="docker.io/library/python@sha256:" + "0" * 64,
     python=">=3.10",
     requirements=("six==1.17.0",),
-    recipe={name: path.read_text() for name, path in recipe_files().items()},
+    build_files={name: path.read_text() for name, path in build_files().items()},
     credentials={
         "mine.azurecr.io": Credentials("nobody", "token-of-acr"),
         "docker.io": Credentials("me", "hunter2"),
@@ -45,21 +45,21 @@ def small_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def build(
     at: Management,
     *,
-    order: BuildRequest = ORDER,
-    is_there: Callable[[], bool] = lambda: False,
+    order: BuildRequest = REQUEST,
+    is_pushed: Callable[[], bool] = lambda: False,
     said: list[str] | None = None,
     acr_id: str = ACR_ID,
 ) -> list[str]:
     lines = [] if said is None else said
 
     async def there() -> bool:
-        return is_there()
+        return is_pushed()
 
     with answering(at) as transport:
         carrier = transport()
         try:
             builder = AcrTasksBuilder(acr_id, credential=Identity(), transport=carrier, poll_s=0.01)
-            await builder.build(order, is_there=there, progress=lines.append)
+            await builder.build(order, is_pushed=there, progress=lines.append)
         finally:
             await carrier.close()
     return lines
@@ -80,8 +80,8 @@ async def test_a_run_is_begun_under_the_hash_and_its_log_is_the_task_s() -> None
     assert path.endswith(f"/registries/mine/taskRuns/environment-{'ab' * 16}")
     assert request["sourceLocation"] == "source/1.tar.gz"
     assert request["platform"]["os"] == "Linux"
-    assert f"--tag $Registry/models/environments:{ORDER.tag} --file Dockerfile ." in task
-    assert f"- $Registry/models/environments:{ORDER.tag}" in task
+    assert f"--tag $Registry/models/environments:{REQUEST.tag} --file Dockerfile ." in task
+    assert f"- $Registry/models/environments:{REQUEST.tag}" in task
     assert "DOCKER_BUILDKIT=1" in task
     assert [line for line in said if "STEP" in line] == ["environment: STEP 1", "environment: STEP 2"]
 
@@ -95,7 +95,7 @@ async def test_the_files_of_the_build_are_uploaded_with_what_is_asked_for_in_the
         assert {"Dockerfile", "install-environment", "environment.txt", "uv"} <= set(archive.getnames())
         dockerfile = archive.extractfile("Dockerfile").read().decode()  # type: ignore[union-attr]
         assert archive.extractfile("environment.txt").read() == b"six==1.17.0\n"  # type: ignore[union-attr]
-    assert f'ARG BASE_IMAGE="{ORDER.base_image}"\n' in dockerfile
+    assert f'ARG BASE_IMAGE="{REQUEST.base_image}"\n' in dockerfile
     assert 'ARG PYTHON=">=3.10"\n' in dockerfile
 
 
@@ -115,7 +115,7 @@ async def test_only_the_users_of_other_registries_are_handed_over() -> None:
 async def test_what_is_there_by_now_is_not_built() -> None:
     at = finished()
 
-    await build(at, is_there=lambda: True)
+    await build(at, is_pushed=lambda: True)
 
     assert at.asked == []
 
@@ -198,18 +198,20 @@ async def test_an_azure_that_is_away_is_worth_another_try() -> None:
 
     builder = AcrTasksBuilder(ACR_ID, credential=Identity(), transport=Away(), retry_total=0)
     with pytest.raises(RegistryUnavailableError, match="does not answer: nobody there"):
-        await builder.build(ORDER, is_there=there, progress=lambda line: None)
+        await builder.build(REQUEST, is_pushed=there, progress=lambda line: None)
 
 
 async def test_a_registry_that_is_not_the_workspace_s_is_refused() -> None:
-    order = dataclasses.replace(ORDER, target=Repository.parse("other.azurecr.io/models/environments"))
+    order = dataclasses.replace(REQUEST, repository=Repository.parse("other.azurecr.io/models/environments"))
 
     with pytest.raises(ImageError, match=r"builds in the registry mine .acr_id., and the image is for other"):
         await build(finished(), order=order)
 
 
 async def test_a_requirement_with_a_password_is_refused() -> None:
-    order = dataclasses.replace(ORDER, requirements=("--extra-index-url https://me:${INDEX_PASSWORD}@index.example/",))
+    order = dataclasses.replace(
+        REQUEST, requirements=("--extra-index-url https://me:${INDEX_PASSWORD}@index.example/",)
+    )
 
     with pytest.raises(ImageError, match="name INDEX_PASSWORD: the builder acr_tasks hands no secret to Azure"):
         await build(finished(), order=order)
