@@ -19,7 +19,7 @@ from controlled_rollout import record
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
-from controlled_rollout.evaluation.look import check_owner
+from controlled_rollout.evaluation.rollout import check_owner
 from controlled_rollout.record import Decision
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Revision, Target

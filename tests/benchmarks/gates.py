@@ -151,30 +151,30 @@ async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asy
 
 async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Cost:
     """Run the triggers of some gates in this process, as a triggerer does; look at what that costs."""
-    from controlled_rollout.evaluation.decision import Answer, GateTerms, take_look
+    from controlled_rollout.evaluation.next_action import GateTerms, LookResult, take_look
     from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
     from controlled_rollout.triggers import treatment_gate as trigger
 
     sent: list[float] = []
     looks: list[float] = []
-    ask = LogAnalyticsEvidence._ask_now
+    ask = LogAnalyticsEvidence._query_now
 
     def counting(self: Any, kql: str, columns: Any) -> Any:
         sent.append(time.monotonic())
         return ask(self, kql, columns)
 
-    LogAnalyticsEvidence._ask_now = counting  # type: ignore[method-assign]
+    LogAnalyticsEvidence._query_now = counting  # type: ignore[method-assign]
 
-    async def counted_look(workspace: Workspace, terms: GateTerms, say: Callable[[str], None]) -> Answer:
-        answer = await take_look(workspace, terms, say)
-        assert answer.outcome != "cannot_see", answer.reason
+    async def counted_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
+        result = await take_look(workspace, terms, log)
+        assert result.outcome != "cannot_see", result.reason
         looks.append(time.monotonic())
-        return answer
+        return result
 
     vars(trigger)["take_look"] = counted_look
 
     async def one(number: int) -> None:
-        terms = {**TERMS, "endpoint": name_of(number), "asked": datetime.now(UTC).isoformat()}
+        terms = {**TERMS, "endpoint": name_of(number), "waiting_since": datetime.now(UTC).isoformat()}
         async for _ in trigger.TreatmentGateTrigger("controlled_rollout_default", terms).run():
             raise AssertionError("nothing ends these gates")
 

@@ -16,7 +16,7 @@ import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import CheckConnectivityOperator
 from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
-from controlled_rollout.evaluation.decision import GateTerms
+from controlled_rollout.evaluation.next_action import GateTerms
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -128,7 +128,7 @@ def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Pla
         window=EvidenceWindow(
             bin_width=timedelta(seconds=1), allowed_lag=timedelta(0), baseline_length=timedelta(minutes=1)
         ),
-        asked=datetime.now(UTC),
+        waiting_since=datetime.now(UTC),
     )
 
     async def fire() -> dict[str, Any]:

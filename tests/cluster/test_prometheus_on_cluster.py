@@ -8,9 +8,9 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
-from controlled_rollout.record.replay import replay
 from controlled_rollout.workspace import Workspace
 from tests.cluster.place import Place
 from tests.local.local_target_lab import steady_load
@@ -60,10 +60,11 @@ async def test_a_failing_treatment_is_found_by_the_counters_of_the_gateways_envo
             await place.roll_back("two", look.verdict.reason)
 
     assert "errors are higher" in look.verdict.reason
-    replayed = [one for one in replay(record.read(workspace, place.endpoint)) if one.evidence is not None]
+    replayed = [one for one in replay(record.read(workspace, place.endpoint)) if one.look is not None]
     assert [one.difference for one in replayed if one.difference] == []
-    evidence = replayed[-1].evidence
-    assert evidence is not None
+    last = replayed[-1].look
+    assert last is not None
+    evidence = last.evidence
     # Callers were answered by both, and the Envoys' counters know no more than that.
     for name, seen in (
         ("one", sum(one.control.requests for one in evidence.bins)),

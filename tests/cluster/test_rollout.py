@@ -13,9 +13,9 @@ import pytest
 from controlled_rollout import record, steps
 from controlled_rollout.errors import ConflictError, DeploymentError
 from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
-from controlled_rollout.record.replay import replay
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change, ReplicaState

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from controlled_rollout.errors import EndpointError, EvidenceUnavailableError
-from controlled_rollout.evidence import Evidence, EvidenceSource, EvidenceWindow, Question, SplitChange, evidence_source
+from controlled_rollout.evidence import (
+    Evidence,
+    EvidenceQuery,
+    EvidenceSource,
+    EvidenceWindow,
+    SplitChange,
+    evidence_source,
+)
 from controlled_rollout.gate import Category, Counts, Gate, Mean, Moments
 from controlled_rollout.workspace import Workspace
 from tests.local.telemetry_lab import Process, source
@@ -31,7 +38,7 @@ def read(source: EvidenceSource, endpoint: str, **changes: Any) -> Evidence:
         "splits": [SplitChange(STARTED, 0.1), SplitChange(STARTED + 25 * S, 0.5)],
         "gate": Gate(),
     } | changes
-    return asyncio.run(source.read(Question(endpoint=endpoint, **arguments)))
+    return asyncio.run(source.read(EvidenceQuery(endpoint=endpoint, **arguments)))
 
 
 def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> None:

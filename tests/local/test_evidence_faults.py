@@ -12,10 +12,11 @@ import pytest
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, SplitChange
+from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, SplitChange
 from controlled_rollout.evidence import shared as shared_module
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-from controlled_rollout.gate import Gate
+from controlled_rollout.gate import Gate, Verdict
+from controlled_rollout.record import LookInput, LookSettings
 from tests.local.telemetry_lab import Process, source, stores
 
 S = timedelta(seconds=1)
@@ -41,6 +42,11 @@ def process(faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def just_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test has sent a moment before counts as read: elsewhere a row may become visible after its arrival."""
     monkeypatch.setattr(shared_module, "ARRIVAL_OVERLAP", timedelta(0))
+
+
+@pytest.fixture(autouse=True)
+def rounds_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "ROUND_INTERVAL_S", 0)
 
 
 @pytest.fixture
@@ -72,8 +78,8 @@ def fill(process: Process, endpoint: str, *, bad: bool = False) -> None:
     process.send(*spans)
 
 
-def question(endpoint: str, *, seconds: float = 123, **changes: Any) -> Question:
-    return Question(**{
+def query(endpoint: str, *, seconds: float = 123, **changes: Any) -> EvidenceQuery:
+    return EvidenceQuery(**{
         "endpoint": endpoint, "control": "control", "treatment": "treatment", "started": STARTED,
         "now": STARTED + seconds * S, "window": WINDOW,
         "splits": [SplitChange(STARTED - S, 1 / 3)], "gate": GATE, **changes,
@@ -90,13 +96,20 @@ class Counting(LogAnalyticsEvidence):
         )
         self.queries_sent: list[str] = []
 
-    def _ask_now(self, kql: str, columns: Any) -> Any:
+    def _query_now(self, kql: str, columns: Any) -> Any:
         self.queries_sent.append(kql)
-        return super()._ask_now(kql, columns)
+        return super()._query_now(kql, columns)
 
 
 def read(process: Process, endpoint: str, **changes: Any) -> Evidence:
-    return asyncio.run(source(process).read(question(endpoint, **changes)))
+    return asyncio.run(source(process).read(query(endpoint, **changes)))
+
+
+def verdict(evidence: Evidence, window: EvidenceWindow, *router: RouterCounts) -> Verdict:
+    settings = LookSettings(
+        endpoint="any", treatment="treatment", control="control", started=STARTED, window=window, gate=GATE
+    )
+    return conclude(LookInput(settings, evidence, router))
 
 
 def in_one_process(steps: Coroutine[Any, Any, None]) -> None:
@@ -124,13 +137,7 @@ def test_whatever_a_store_answers_instead_of_everything_is_no_evidence_even_of_a
 
     tell()
     evidence = read(process, "clear")
-    found = conclude(
-        evidence,
-        GATE,
-        control="control",
-        treatment="treatment",
-        window=ANY_LAG,
-    )
+    found = verdict(evidence, ANY_LAG)
     assert found.outcome == "fail"
 
 
@@ -143,15 +150,15 @@ def test_what_the_store_says_of_its_next_answer_is_kept_by_every_gate(
     async def steps() -> None:
         tell(answer="throttle", retry_after="2")
         with pytest.raises(EvidenceUnavailableError, match="429"):
-            await reader.read(question("throttled"))
+            await reader.read(query("throttled"))
         began, sent = time.monotonic(), len(reader.queries_sent)
         tell()
         while True:
             try:
-                evidence = await reader.read(question("throttled"))
+                evidence = await reader.read(query("throttled"))
                 break
             except EvidenceUnavailableError as error:
-                assert "left alone for another" in str(error)
+                assert "none is sent for another" in str(error)
                 assert len(reader.queries_sent) == sent
                 await asyncio.sleep(0.1)
         assert time.monotonic() - began > 1.5
@@ -167,9 +174,9 @@ def test_a_wait_that_is_over_or_makes_no_sense_does_not_stop_the_next_look(
     async def steps() -> None:
         tell(answer="unavailable", retry_after=said)
         with pytest.raises(EvidenceUnavailableError, match="503"):
-            await source(process).read(question("whatever"))
+            await source(process).read(query("whatever"))
         tell()
-        await source(process).read(question("whatever"))
+        await source(process).read(query("whatever"))
 
     in_one_process(steps())
 
@@ -186,18 +193,18 @@ def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins
     reader = source(process)
 
     async def steps() -> None:
-        early = await reader.read(question(name, **changes, now=now))
+        early = await reader.read(query(name, **changes, now=now))
         assert sum(b.treatment.requests for b in early.bins) == 0
         # An exporter that was cut off sends what it has kept: most of it belongs into bins that are closed.
         process.send(*({"at": started + n * S, "endpoint": name, "version": "treatment"} for n in range(60)))
-        later = await reader.read(question(name, **changes, now=now + 10 * S))
+        later = await reader.read(query(name, **changes, now=now + 10 * S))
         assert sum(b.treatment.requests for b in later.bins) == 60
         assert later.lag is not None
         assert timedelta(seconds=50) < later.lag < timedelta(seconds=120)
-        found = conclude(later, GATE, control="control", treatment="treatment", window=window)
+        found = verdict(later, window)
         assert found.outcome == "cannot_see"
         assert "late" in found.reason
-        assert later.bins == (await source(process).read(question(name, **changes, now=now + 10 * S))).bins
+        assert later.bins == (await source(process).read(query(name, **changes, now=now + 10 * S))).bins
 
     in_one_process(steps())
 
@@ -211,12 +218,12 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
     reader = source(process)
 
     async def steps() -> None:
-        empty = await reader.read(question(name, seconds=63))
+        empty = await reader.read(query(name, seconds=63))
         assert sum(b.treatment.requests for b in empty.bins) == 0
         deadline = time.monotonic() + 30
         seconds = 73.0
         while True:
-            found = await reader.read(question(name, seconds=seconds))
+            found = await reader.read(query(name, seconds=seconds))
             if sum(b.treatment.requests for b in found.bins) >= 70:
                 break
             assert time.monotonic() < deadline
@@ -229,16 +236,11 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
 
 
 def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Process, tell: Callable[..., None]) -> None:
-    from controlled_rollout.evidence import Reading
-
     fill(process, "lossy", bad=True)
     tell(lost={"endpoint": "lossy", "version": "treatment"})
     evidence = read(process, "lossy")
 
-    found = conclude(
-        evidence, GATE, control="control", treatment="treatment", window=ANY_LAG,
-        router=[Reading(STARTED + 123 * S, {"control": 240, "treatment": 120})],
-    )  # fmt: skip
+    found = verdict(evidence, ANY_LAG, RouterCounts(STARTED + 123 * S, {"control": 240, "treatment": 120}))
 
     assert found.outcome == "cannot_see"
     assert "120 requests to version 'treatment'" in found.reason
@@ -254,7 +256,7 @@ def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_th
 
     async def steps() -> None:
         for seconds in (63, 73, 83, 93):
-            looks = [reader.read(question(name, seconds=seconds)) for name in names for _ in range(10)]
+            looks = [reader.read(query(name, seconds=seconds)) for name in names for _ in range(10)]
             found = await asyncio.gather(*looks)
         # The first round: what arrived, the thresholds, the counts; each later one: what arrived and the counts.
         assert len(reader.queries_sent) == 3 + 3 * 2
@@ -268,7 +270,7 @@ def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_th
     in_one_process(steps())
 
 
-def test_gates_that_look_at_other_moments_of_the_same_bin_need_no_query_of_their_own(
+def test_gates_that_look_at_other_moments_of_the_same_bin_only_ask_what_has_arrived(
     process: Process, just_read: None
 ) -> None:
     names = ["phase-a", "phase-b", "phase-c"]
@@ -278,11 +280,12 @@ def test_gates_that_look_at_other_moments_of_the_same_bin_need_no_query_of_their
 
     async def steps() -> None:
         for name in names:
-            await reader.read(question(name, seconds=63))
+            await reader.read(query(name, seconds=63))
         sent = len(reader.queries_sent)
         for number, name in enumerate(names):
-            await reader.read(question(name, seconds=72 + 3 * number))
-        assert len(reader.queries_sent) == sent + 2
+            await reader.read(query(name, seconds=72 + 3 * number))
+        # What has arrived, and the counts of the new bin for all of them; then only what has arrived.
+        assert len(reader.queries_sent) == sent + 2 + 2
 
     in_one_process(steps())
 
@@ -296,15 +299,15 @@ def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind
     reader = Counting(process)
 
     async def steps() -> None:
-        looks = [reader.read(question(name, seconds=63)) for name in names]
+        looks = [reader.read(query(name, seconds=63)) for name in names]
         assert all(evidence.bins for evidence in await asyncio.gather(*looks))
         longest = max(map(len, reader.queries_sent))
         tell(answer="time_out", longer_than=longest * 2 // 3)
-        looks = [reader.read(question(name, seconds=73)) for name in names]
+        looks = [reader.read(query(name, seconds=73)) for name in names]
         assert all(evidence.bins for evidence in await asyncio.gather(*looks))
-        monkeypatch.setattr(shared_module, "MOST_HALVINGS", 0)
+        monkeypatch.setattr(shared_module, "MAX_HALVINGS", 0)
         with pytest.raises(EvidenceUnavailableError, match="504"):
-            await asyncio.gather(*(reader.read(question(name, seconds=83)) for name in names))
+            await asyncio.gather(*(reader.read(query(name, seconds=83)) for name in names))
 
     in_one_process(steps())
 
@@ -315,8 +318,8 @@ def test_a_gate_that_is_stopped_does_not_take_the_others_query_with_it(process: 
     reader = source(process)
 
     async def steps() -> None:
-        goes = asyncio.create_task(reader.read(question("goes")))
-        stays = asyncio.create_task(reader.read(question("stays")))
+        goes = asyncio.create_task(reader.read(query("goes")))
+        stays = asyncio.create_task(reader.read(query("stays")))
         await asyncio.sleep(0)
         goes.cancel()
         assert (await stays).bins

@@ -12,8 +12,8 @@ from azure.storage.blob import BlobServiceClient
 
 from controlled_rollout import cli, record
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.record import Decision, blob, place, series
-from controlled_rollout.record.replay import replay
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.record import Decision, blob_storage, storage, tail
 from controlled_rollout.workspace import Workspace
 from tests.azurite import ACCOUNT, serving_blobs
 from tests.unit.record_lines import append, bins
@@ -22,18 +22,18 @@ CONTAINER = "rollouts"
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
     with serving_blobs(tmp_path_factory.mktemp("blobs")) as connection_string, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(blob.CONNECTION_STRING, connection_string)
+        patch.setenv(blob_storage.CONNECTION_STRING, connection_string)
         with BlobServiceClient.from_connection_string(connection_string) as client:
             client.create_container(CONTAINER)
             yield client
 
 
 @pytest.fixture
-def workspace(storage: BlobServiceClient, tmp_path: Path) -> Workspace:
+def workspace(blobs: BlobServiceClient, tmp_path: Path) -> Workspace:
     return Workspace.from_settings(
-        {"root": str(tmp_path), "records": f"{storage.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}"}
+        {"root": str(tmp_path), "records": f"{blobs.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}"}
     )
 
 
@@ -58,7 +58,7 @@ def test_looks_of_a_killed_worker_go_on_elsewhere_and_all_replay_to_the_same_ver
     for number in range(1, 31):
         append(workspace, everything[:number])
         if number % 10 == 0:
-            series._followed.clear()  # as in another process
+            tail._tails.clear()  # as in another process
 
     found = list(replay(record.read(workspace, "digits")))
 
@@ -83,12 +83,12 @@ def test_many_writers_at_once_lose_no_line(workspace: Workspace) -> None:
 def test_a_full_blob_is_closed_and_only_the_newest_are_kept(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "MAX_PART_BYTES", 1_000)
-    monkeypatch.setattr(place, "KEPT_PARTS", 2)
+    monkeypatch.setattr(storage, "MAX_PART_BYTES", 1_000)
+    monkeypatch.setattr(storage, "KEPT_PARTS", 2)
     for number in range(40):
         record.append(workspace, decision(str(number)))
 
-    parts = place.place_of(workspace, "digits").parts()
+    parts = record.storage_of(workspace, "digits").parts()
     assert len(parts) == 3
     assert all(sum(map(len, part.lines())) <= 1_000 for part in parts)
     kept = [int(one.why) for one in record.read(workspace, "digits")]
@@ -99,34 +99,34 @@ def test_an_append_whose_answer_got_lost_is_not_made_twice(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record.append(workspace, decision("1"))
-    write = blob._Appender.write
+    write = blob_storage._Appender.write
     lost = iter([True])
 
-    def loses_its_answer(appender: blob._Appender, line: bytes) -> int:
+    def loses_its_answer(appender: blob_storage._Appender, line: bytes) -> int:
         length = write(appender, line)
         if next(lost, False):
-            raise place.OvertakenError  # what the client's own second try is told
+            raise storage.AppendConflict  # what the client's own second try is told
         return length
 
-    monkeypatch.setattr(blob._Appender, "write", loses_its_answer)
+    monkeypatch.setattr(blob_storage._Appender, "write", loses_its_answer)
     record.append(workspace, decision("2"))
     record.append(workspace, decision("3"))
 
     assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
 
 
-def test_a_container_that_is_not_there_is_said_and_what_to_do(storage: BlobServiceClient, tmp_path: Path) -> None:
-    nowhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{storage.url.rstrip('/')}/nothing"})
+def test_a_container_that_is_not_there_is_said_and_what_to_do(blobs: BlobServiceClient, tmp_path: Path) -> None:
+    nowhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{blobs.url.rstrip('/')}/nothing"})
 
     with pytest.raises(OSError, match=r"record in .*/nothing/digits cannot be reached: .*create the container first"):
         record.append(nowhere, decision("1"))
 
 
-def test_the_key_of_one_account_is_not_tried_on_another(storage: BlobServiceClient, tmp_path: Path) -> None:
-    other = storage.url.rstrip("/").replace(ACCOUNT, "another")
+def test_the_key_of_one_account_is_not_tried_on_another(blobs: BlobServiceClient, tmp_path: Path) -> None:
+    other = blobs.url.rstrip("/").replace(ACCOUNT, "another")
     elsewhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{other}/{CONTAINER}"})
 
-    with pytest.raises(WorkspaceError, match="an identity is told to https only"):
+    with pytest.raises(WorkspaceError, match="sent over https only"):
         record.append(elsewhere, decision("1"))
 
 
@@ -146,8 +146,9 @@ def test_an_address_that_is_no_container_or_holds_a_signature_is_refused(address
 
 def test_files_need_no_client_of_azure(tmp_path: Path) -> None:
     code = (
-        "import sys; from controlled_rollout.record.place import place_of; "
-        "from controlled_rollout.workspace import Workspace; place_of(Workspace.local(sys.argv[1]), 'digits').parts(); "
+        "import sys; from controlled_rollout.record import storage_of; "
+        "from controlled_rollout.workspace import Workspace; "
+        "storage_of(Workspace.local(sys.argv[1]), 'digits').parts(); "
         "print([name for name in sys.modules if name.startswith('azure')])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

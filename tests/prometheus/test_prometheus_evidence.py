@@ -16,9 +16,10 @@ from controlled_rollout import record, steps
 from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
-from controlled_rollout.evidence import Evidence, EvidenceWindow, Question, evidence_source
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.evaluation.rollout import created_at, splits_since
+from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, evidence_source
 from controlled_rollout.gate import Gate, Mean
-from controlled_rollout.record.replay import replay
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, running, steady_load
@@ -116,7 +117,8 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
     replayed = list(replay(record.read(workspace, "failing")))
     assert replayed
     assert [one.difference for one in replayed if one.difference] == []
-    assert replayed[-1].settings["queries"][0].startswith("envoy_cluster_upstream_rq_xx{envoy_cluster_name=~")
+    assert replayed[-1].look is not None
+    assert replayed[-1].look.settings.queries[0].startswith("envoy_cluster_upstream_rq_xx{envoy_cluster_name=~")
 
 
 @pytest.mark.timeout(400)
@@ -128,7 +130,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
     async def rollout() -> None:
         await begin(lab, "counted", slow_s=0.03)
         history = await lab.target.history("counted")
-        started = looks.created_at(history, "v2a")
+        started = created_at(history, "v2a")
         async with steady_load(await lab.url("counted"), (await lab.target.keys("counted")).primary, rate=60) as load:
             await steps.shift(workspace, "counted", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
             await load.more(600)
@@ -136,12 +138,12 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
 
         async def read() -> Evidence | None:
             now = datetime.now(UTC)
-            question = Question(
+            query = EvidenceQuery(
                 endpoint="counted", control="v1a", treatment="v2a", started=started, now=now, gate=GATE,
-                splits=looks.splits_since(history, started, control="v1a", treatment="v2a"),
+                splits=splits_since(history, started, control="v1a", treatment="v2a"),
                 clusters=(await lab.target.status("counted")).clusters, window=WINDOW,
             )  # fmt: skip
-            evidence = await evidence_source(workspace).read(question)
+            evidence = await evidence_source(workspace).read(query)
             # Each by itself: control's surplus (below) must not stand for what is not scraped yet of the treatment.
             control = sum(one.control.requests for one in evidence.bins)
             treatment = sum(one.treatment.requests for one in evidence.bins)
@@ -169,7 +171,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
     lab: Lab, prometheus: RunningPrometheus
 ) -> None:
     now = datetime.now(UTC)
-    question = Question(
+    query = EvidenceQuery(
         endpoint="other", control="v1a", treatment="v2a", started=now - 30 * S, now=now, splits=(), gate=GATE,
         window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
     )  # fmt: skip
@@ -177,7 +179,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
     def read(selector: str = 'job="envoy"', url: str = prometheus.url, **changes: Any) -> Evidence:
         settings = {"root": str(lab.workspace.root), "prometheus_url": url, "prometheus_selector": selector}
         source = evidence_source(Workspace.from_settings(settings))
-        return asyncio.run(source.read(replace(question, **changes)))
+        return asyncio.run(source.read(replace(query, **changes)))
 
     assert read().bins == ()
     results = asyncio.run(check_connectivity(seeing(lab, prometheus), {}))
@@ -205,14 +207,14 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
                 own_port = int(first.url.rsplit(":", 1)[1])
                 source = evidence_source(seeing(lab, first))
                 now = datetime.now(UTC)
-                question = Question(
+                query = EvidenceQuery(
                     endpoint="other", control="v1a", treatment="v2a", started=now, now=now, splits=(), gate=GATE,
                     window=WINDOW, clusters={"v1a": "other/v1a", "v2a": "other/v2a"},
                 )  # fmt: skip
 
                 async def read() -> bool:
                     try:
-                        await source.read(replace(question, now=datetime.now(UTC)))
+                        await source.read(replace(query, now=datetime.now(UTC)))
                     except EvidenceUnavailableError:
                         return False
                     return True
@@ -223,7 +225,7 @@ def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, t
 
             async def silent() -> str:
                 try:
-                    await source.read(replace(question, now=datetime.now(UTC)))
+                    await source.read(replace(query, now=datetime.now(UTC)))
                 except EvidenceUnavailableError as error:
                     return str(error)
                 return ""

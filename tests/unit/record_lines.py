@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from controlled_rollout import record
 from controlled_rollout.evaluation.conclusion import conclude
-from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
+from controlled_rollout.evidence import Evidence, EvidenceWindow, RouterCounts
 from controlled_rollout.gate import Bin, Counts, Gate, verdict_to_dict
-from controlled_rollout.record import Decision, Seen
+from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.workspace import Workspace
 
 T0 = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -32,35 +32,29 @@ def bins(number: int, *, seed: int = 1, treatment_errors: float = 0.01, start: d
 
 def append(
     workspace: Workspace,
-    seen: Sequence[Bin],
+    bins: Sequence[Bin],
     *,
     version: str = "v2a",
     gate: Gate = GATE,
     baseline: Sequence[Bin] = (),
     at: datetime | None = None,
     lag: timedelta | None = None,
-    router: tuple[Reading, ...] = (),
+    router: tuple[RouterCounts, ...] = (),
     down: str = "",
 ) -> Decision:
-    until = at or (seen[-1].start + MINUTE if seen else T0)
-    evidence = Evidence(tuple(seen), tuple(baseline), (10.0, 50.0), until, ("AppRequests",), lag)
-    verdict = conclude(
-        evidence,
-        gate,
-        control="v1a",
-        treatment=version,
-        window=WINDOW,
-        router=router,
-        down=down,
-    )
-    settings = {
-        "control": "v1a", "started": T0.isoformat(), "window": WINDOW.model_dump(mode="json"),
-        "gate": gate.model_dump(mode="json"), "queries": ["AppRequests"],
-    }  # fmt: skip
-    decision = Decision(
-        time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate", why="",
-        outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
+    """Judge a look and append it, as a gate does."""
+    until = at or (bins[-1].start + MINUTE if bins else T0)
+    settings = LookSettings(
+        endpoint="digits", treatment=version, control="v1a", started=T0, window=WINDOW, gate=gate,
+        queries=("AppRequests",),
     )  # fmt: skip
-    seen_values = Seen(settings, evidence.bins, evidence.baseline, until, evidence.thresholds_ms, lag, router, down)
-    record.append_look(workspace, decision, seen_values)
-    return decision
+    evidence = Evidence(tuple(bins), tuple(baseline), (10.0, 50.0), until, settings.queries, lag)
+
+    def decide(look: LookInput) -> Decision:
+        verdict = conclude(look)
+        return Decision(
+            time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate",
+            why=verdict.reason, outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
+        )  # fmt: skip
+
+    return record.append_look(workspace, LookInput(settings, evidence, router, down), decide)

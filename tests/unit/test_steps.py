@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.evaluation.look import created_at, splits_since
+from controlled_rollout.evaluation.rollout import created_at, splits_since
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.steps import Promotion, promotion_of
 from controlled_rollout.target.protocol import Change, Revision

@@ -51,7 +51,7 @@ async def read_control_traffic(
         EvidenceUnavailableError: The metric store cannot be read.
         TargetUnavailableError: The target does not answer.
     """
-    from controlled_rollout.evidence import Question, evidence_source
+    from controlled_rollout.evidence import EvidenceQuery, evidence_source
     from controlled_rollout.target.connect import connect
 
     async with connect(workspace) as target:
@@ -63,7 +63,7 @@ async def read_control_traffic(
             return None
         clusters = (await target.status(endpoint)).clusters
     now = datetime.now(UTC)
-    question = Question(
+    query = EvidenceQuery(
         endpoint=endpoint,
         control=control.name,
         treatment=version,
@@ -75,7 +75,7 @@ async def read_control_traffic(
         gate=gate.model_copy(update={"means": {}, "categories": {}}),
         clusters={version: "-", **clusters},  # the version does not exist yet: no cluster has this name
     )
-    evidence = await evidence_source(workspace).read(question)
+    evidence = await evidence_source(workspace).read(query)
     counts = [evidence_bin.control for evidence_bin in evidence.baseline]
     period = evidence.until - (now - window.baseline_length)
     return ControlTraffic(sum(count.requests for count in counts), sum(count.errors for count in counts), period)

@@ -13,8 +13,8 @@ from controlled_rollout.text_table import text_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from controlled_rollout.record.place import Part
-    from controlled_rollout.record.replay import Replayed
+    from controlled_rollout.evaluation.replay import ReplayedLook
+    from controlled_rollout.record.storage import RecordPart
 
 __all__ = ["add_to"]
 
@@ -22,7 +22,7 @@ __all__ = ["add_to"]
 def add_to(commands: Commands) -> None:
     """Add `replay` and `report`."""
     replay = commands.add_parser(
-        "replay", help="judge every look of a record anew, and compare with what was concluded"
+        "replay", help="judge every look of a record again, and compare with what was decided then"
     )
     _add_record(replay)
     replay.set_defaults(run=_replay)
@@ -38,27 +38,27 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
 
 
-def _parts(options: argparse.Namespace) -> "Sequence[Part]":
-    from controlled_rollout.record.file import FilePart
-    from controlled_rollout.record.place import place_of
+def _parts(options: argparse.Namespace) -> "Sequence[RecordPart]":
+    from controlled_rollout.record import storage_of
+    from controlled_rollout.record.file_storage import FilePart
 
     named = Path(options.record)
     if named.is_file():
         return [FilePart(named)]
     if named.suffix or named.parent != Path():
         raise ControlledRolloutError(f"there is no record {options.record}: give a file, or an endpoint's name")
-    found = place_of(workspace_of(options), options.record).parts()
-    if not found:
+    parts = storage_of(workspace_of(options), options.record).parts()
+    if not parts:
         raise ControlledRolloutError(
-            f"there is neither a file {options.record!r} nor a record of an endpoint of that name: nothing was decided "
-            "about it in this workspace"
+            f"there is neither a file {options.record!r} nor a record of an endpoint of that name in this workspace: "
+            "give one of the two"
         )
-    return found
+    return parts
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from controlled_rollout.evaluation.replay import replay
     from controlled_rollout.record import read_part
-    from controlled_rollout.record.replay import replay
 
     looks = [
         look
@@ -69,7 +69,7 @@ def _replay(options: argparse.Namespace) -> int:
     for look in looks:
         if look.difference:
             say(f"{_moment(look)}  {look.decision.version}  {look.difference}")
-    _summarise(looks)
+    _count_outcomes(looks)
     different = sum(bool(look.difference) for look in looks)
     say(f"{len(looks)} looks, {different} of them differ" if different else f"{len(looks)} looks, all the same")
     return 1 if different else 0
@@ -77,19 +77,20 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from controlled_rollout.record import read_part
-    from controlled_rollout.record.course import course_of
     from controlled_rollout.record.picture import draw
+    from controlled_rollout.record.summary import summarize
     from controlled_rollout.record.text import text_report
 
-    course = course_of((one for part in _parts(options) for one in read_part(part)), version=options.version)
-    say(text_report(course).rstrip("\n"))
+    decisions = (decision for part in _parts(options) for decision in read_part(part))
+    summary = summarize(decisions, version=options.version)
+    say(text_report(summary).rstrip("\n"))
     if options.picture is not None:
-        draw(course, options.picture)
+        draw(summary, options.picture)
         say(f"\ndrawn: {options.picture}")
     return 0
 
 
-def _summarise(looks: "list[Replayed]") -> None:
+def _count_outcomes(looks: "list[ReplayedLook]") -> None:
     counted: Counter[tuple[str, str, str]] = Counter(
         (look.decision.version, look.decision.who, look.decision.outcome or "") for look in looks
     )
@@ -98,5 +99,5 @@ def _summarise(looks: "list[Replayed]") -> None:
         say(text_table([("version", "who", "outcome", "looks"), *rows]))
 
 
-def _moment(look: "Replayed") -> str:
+def _moment(look: "ReplayedLook") -> str:
     return look.decision.time.isoformat(sep=" ", timespec="seconds")

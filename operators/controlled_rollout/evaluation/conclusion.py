@@ -1,107 +1,127 @@
-"""What a look concludes from what it read: the gate's verdict, or that it cannot see. Pure: it can be replayed."""
+"""The verdict of a look: the gate's, or that the look cannot see. Pure: a replay computes it again."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
-from controlled_rollout.gate import Bin, Gate, Outcome, Verdict, cannot_see, judge
+from controlled_rollout.evidence import Evidence, EvidenceWindow, RouterCounts
+from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
+from controlled_rollout.record import LookInput
+from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 
-__all__ = ["conclude", "unseen"]
+__all__ = ["conclude", "treatment_down"]
 
-# So many requests in a row that a store knows nothing of are no accident.
-UNSEEN_REQUESTS: Final = 20
+# So many requests that the router counted and the store has no row of are not chance.
+MIN_UNSEEN_REQUESTS: Final = 20
+# Replicas are back earlier than that after their node was restarted.
+MIN_DOWN_TIME: Final = timedelta(minutes=2)
 
 
-def conclude(
-    evidence: Evidence,
-    gate: Gate,
-    *,
-    control: str,
-    treatment: str,
-    window: EvidenceWindow,
-    router: Sequence[Reading] = (),
-    down: str = "",
-) -> Verdict:
-    """Judge what a look read, unless it is not all that there is.
+def conclude(look: LookInput) -> Verdict:
+    """Judge the evidence of a look, unless it is incomplete.
 
-    A treatment that is down fails, whatever was read: whom it cannot answer it cannot be seen to answer badly.
+    A treatment that is down fails whatever the evidence says: requests it never received leave no error rows.
 
     Args:
-        evidence: What was read.
-        gate: What the treatment has to show.
-        control: Control's name.
-        treatment: The treatment's name.
-        window: How the evidence was read.
-        router: What the router had counted at some moments, oldest first.
-        down: That the treatment is down, in a sentence; empty if it is not.
+        look: The evidence, and what else the verdict rests on.
     """
-    blind = late(evidence, window) or unseen(evidence, router, control=control, treatment=treatment, window=window)
+    problem = _late(look.evidence, look.settings.window) or _unseen_version(look)
     try:
-        verdict = cannot_see(blind) if blind else judge(evidence.bins, gate, baseline=evidence.baseline)
+        evidence = look.evidence
+        verdict = (
+            cannot_see(problem) if problem else judge(evidence.bins, look.settings.gate, baseline=evidence.baseline)
+        )
     except EvidenceError as error:
-        # Counts that cannot be say something about the store, nothing about the model.
+        # Inconsistent counts are the metric store's fault, not the model's.
         verdict = cannot_see(str(error))
-    return replace(verdict, outcome=Outcome.FAIL, reason=down) if down else verdict
+    return replace(verdict, outcome=Outcome.FAIL, reason=look.down) if look.down else verdict
 
 
-def late(evidence: Evidence, window: EvidenceWindow) -> str | None:
-    """Say that bins were closed too early; None if telemetry comes in time, or the store does not tell."""
+def _late(evidence: Evidence, window: EvidenceWindow) -> str | None:
+    """Return a sentence if bins were closed too early; None if telemetry is in time, or the store does not tell."""
     if evidence.lag is None or evidence.lag <= window.allowed_lag:
         return None
     lag_s, allowed_lag_s = evidence.lag.total_seconds(), window.allowed_lag.total_seconds()
     return (
         f"telemetry comes up to {lag_s:,.0f} s late, and bins are closed after {allowed_lag_s:,.0f} s: "
-        "wait until the way to the store is free again, or allow more with allowed_lag"
+        "wait until telemetry is in time again, or allow more with allowed_lag"
     )
 
 
-def unseen(
-    evidence: Evidence, router: Sequence[Reading], *, control: str, treatment: str, window: EvidenceWindow
-) -> str | None:
-    """Say which version the router has sent requests to and the store knows nothing of; None if it sees both.
+def _unseen_version(look: LookInput) -> str | None:
+    """Return a sentence if the router has sent requests to a version and the store has none; None if it has both's.
 
-    A store that loses one version's rows must not make the other look good, and one that falls silent must not let
-    time pass as if nothing had happened.
+    A store that loses one version's rows must not make the other look good, and one that stops getting rows must not
+    let time pass as if there were no traffic.
     """
-    for name in (control, treatment):
-        shared = [one for one in evidence.bins if one.share is not None and _part(one, name == treatment) > 0]
-        if not shared:
+    evidence, router = look.evidence, look.router
+    for version, is_treatment in ((look.settings.control, False), (look.settings.treatment, True)):
+        if not any(bin_.share is not None and _share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
             continue
-        seen = sum(_requests(one, name == treatment) for one in evidence.bins)
-        sent = router[-1].requests.get(name, 0) if router else 0
-        if sent and not seen:
-            return _sentence(name, sent, f"in {len(evidence.bins)} bins")
-        newest = max((one.start for one in evidence.bins if _requests(one, name == treatment)), default=None)
-        if newest is not None and (silent := _silent(name, newest + window.bin_width, router, evidence.until)):
-            return silent
+        counted = [bin_ for bin_ in evidence.bins if _requests(bin_, is_treatment)]
+        sent = router[-1].requests.get(version, 0) if router else 0
+        if sent and not counted:
+            return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins")
+        if counted:
+            newest_end = max(bin_.start for bin_ in counted) + look.settings.window.bin_width
+            if silence := _silence(version, newest_end, router, evidence.until):
+                return silence
     return None
 
 
-def _silent(name: str, seen_until: datetime, router: Sequence[Reading], until: datetime) -> str | None:
-    """Say that the store has nothing of a version since an earlier reading, although the router counted on."""
-    closed = [reading for reading in router if seen_until <= reading.at <= until]
-    if len(closed) < 2:
+def _silence(version: str, counted_until: datetime, router: Sequence[RouterCounts], until: datetime) -> str | None:
+    """Return a sentence if the store has no newer rows of a version although the router has counted on."""
+    covered = [counts for counts in router if counted_until <= counts.at <= until]
+    if len(covered) < 2:
         return None
-    sent = closed[-1].requests.get(name, 0) - closed[0].requests.get(name, 0)
-    if sent < UNSEEN_REQUESTS:
+    sent = covered[-1].requests.get(version, 0) - covered[0].requests.get(version, 0)
+    if sent < MIN_UNSEEN_REQUESTS:
         return None
-    return _sentence(name, sent, f"between {closed[0].at:%H:%M:%S} and {closed[-1].at:%H:%M:%S}")
+    return _unseen_sentence(version, sent, f"between {covered[0].at:%H:%M:%S} and {covered[-1].at:%H:%M:%S}")
 
 
-def _sentence(name: str, sent: int, where: str) -> str:
+def _unseen_sentence(version: str, sent: int, where: str) -> str:
     return (
-        f"the router has sent {sent} requests to version {name!r}, and the metric store has none of them {where}: look "
-        "at the telemetry's way from the router to the store"
+        f"the router has sent {sent} requests to version {version!r}, and the metric store has none of them {where}: "
+        "check the telemetry's way from the router to the store"
     )
 
 
-def _part(one: Bin, is_treatment: bool) -> float:
-    share = one.share or 0.0
+def _share(bin_: Bin, is_treatment: bool) -> float:
+    share = bin_.share or 0.0
     return share if is_treatment else 1 - share
 
 
-def _requests(one: Bin, is_treatment: bool) -> int:
-    return (one.treatment if is_treatment else one.control).requests
+def _requests(bin_: Bin, is_treatment: bool) -> int:
+    return (bin_.treatment if is_treatment else bin_.control).requests
+
+
+def treatment_down(status: EndpointStatus, *, control: str, treatment: str, now: datetime) -> str:
+    """Return a sentence if the treatment is down and control is not; empty otherwise.
+
+    Down: no ready replica for two minutes, or failed. The router answers the requests of a version without replicas by
+    itself, and its telemetry may not say whose share they were.
+
+    Args:
+        status: The endpoint's status.
+        control: Control's name.
+        treatment: The treatment's name.
+        now: The time of the look.
+    """
+    treated, compared = status.versions.get(treatment), status.versions.get(control)
+    if treated is None or compared is None or _has_ready_replica(treated) or not _has_ready_replica(compared):
+        return ""
+    lasts = treated.down_since is not None and now - treated.down_since >= MIN_DOWN_TIME
+    if not (treated.failed or lasts):
+        return ""
+    since = f" since {treated.down_since:%H:%M:%S}" if treated.down_since else ""
+    return (
+        f"version {treatment!r} has no ready replica{since} and cannot answer its share, and {control!r} has: "
+        f"{treated.cause or 'no cause is known'}"
+    )
+
+
+def _has_ready_replica(version: VersionStatus) -> bool:
+    return any(replica.state is ReplicaState.READY for replica in version.replicas)

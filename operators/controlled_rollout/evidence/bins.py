@@ -1,11 +1,11 @@
-"""Counts as they come from the metric store -> the gate's bins. Pure: no clock, no network."""
+"""From the metric store's rows to the gate's bins. Pure: no clock, no network."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from controlled_rollout.evidence.model import SplitChange
+from controlled_rollout.evidence.query import SplitChange
 from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.gate import Bin, Counts
 
@@ -32,7 +32,6 @@ MIN_BASELINE_REQUESTS: Final = 100
 SPLIT_GUARD: Final = timedelta(seconds=5)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_REQUESTS: Final = Counts(requests=0, errors=0)
 
 
 def floor_to_bin(moment: datetime, width: timedelta) -> datetime:
@@ -41,7 +40,7 @@ def floor_to_bin(moment: datetime, width: timedelta) -> datetime:
 
 
 def closed_until(now: datetime, *, allowed_lag: timedelta, width: timedelta) -> datetime:
-    """Return where the newest closed bin ends: no row that begins before it can still be on its way."""
+    """Return where the newest closed bin ends: no row of a request before that is expected any more."""
     return floor_to_bin(now - allowed_lag, width)
 
 
@@ -59,15 +58,15 @@ def thresholds(histogram: Mapping[int, int], quantiles: Sequence[float]) -> tupl
     total = sum(histogram.values())
     if total < MIN_BASELINE_REQUESTS:
         return ()
-    found = []
+    result = []
     for quantile in quantiles:
         below = 0
         for bucket in sorted(histogram):
             below += histogram[bucket]
             if below >= quantile * total:
-                found.append(math.exp((bucket + 1) / BUCKETS_PER_E))
+                result.append(math.exp((bucket + 1) / BUCKETS_PER_E))
                 break
-    return tuple(found)
+    return tuple(result)
 
 
 def share_in(
@@ -81,7 +80,7 @@ def share_in(
         start: Where the bin begins.
         end: Where it ends.
         splits: The splits that were set, oldest first.
-        guard: How long after a change what is counted may still be of the split before.
+        guard: How long after a change requests may still be counted that came by the split before.
     """
     current: SplitChange | None = None
     for change in splits:
@@ -102,27 +101,27 @@ def bins_of(
     started: datetime,
     until: datetime,
     splits: Sequence[SplitChange],
-    kinds: int,
+    n_thresholds: int,
     split_guard: timedelta = SPLIT_GUARD,
 ) -> tuple[tuple[Bin, ...], tuple[Bin, ...]]:
-    """Put counts side by side: control's and the treatment's in each bin.
+    """Return bins with both versions' counts side by side.
 
     Args:
-        rows: Counts by bin, version and side of `started`; those of other versions are passed over.
+        rows: Counts by bin, version and side of `started`; those of other versions are ignored.
         control: Control's name.
         treatment: The treatment's name.
         width: The length of a bin.
         started: When the rollout began.
         until: Where the newest closed bin ends.
         splits: The splits that were set, oldest first.
-        kinds: How many latency thresholds each count has: a version without a row gets as many zeros.
+        n_thresholds: How many latency thresholds each count has: a version without a row gets as many zeros.
         split_guard: See `share_in`.
 
     Returns:
         The rollout's bins and the baseline's, oldest first. The bin that holds `started` may be in both, its requests
-        parted at that moment.
+        divided at that moment.
     """
-    nothing = Counts(requests=0, errors=0, slow=(0,) * kinds)
+    nothing = Counts(requests=0, errors=0, slow=(0,) * n_thresholds)
     sides: dict[bool, dict[datetime, dict[str, Counts]]] = {True: {}, False: {}}
     for row in rows:
         if row.start + width <= until or row.before:
@@ -130,16 +129,16 @@ def bins_of(
     bins = tuple(
         Bin(
             start=start,
-            control=found.get(control, nothing),
-            treatment=found.get(treatment, nothing),
+            control=versions.get(control, nothing),
+            treatment=versions.get(treatment, nothing),
             share=share_in(max(start, started), start + width, splits, guard=split_guard),
         )
-        for start, found in sorted(sides[False].items())
-        if found.get(control, _NO_REQUESTS).requests or found.get(treatment, _NO_REQUESTS).requests
+        for start, versions in sorted(sides[False].items())
+        if versions.get(control, nothing).requests or versions.get(treatment, nothing).requests
     )
     baseline = tuple(
-        Bin(start=start, control=found[control], treatment=nothing)
-        for start, found in sorted(sides[True].items())
-        if found.get(control, _NO_REQUESTS).requests
+        Bin(start=start, control=versions[control], treatment=nothing)
+        for start, versions in sorted(sides[True].items())
+        if versions.get(control, nothing).requests
     )
     return bins, baseline

@@ -1,6 +1,6 @@
-"""Raw samples of a router's counters -> how much each grew, and in which bin. Pure.
+"""From raw samples of a router's counters to how much each grew in each bin. Pure.
 
-Not PromQL's increase(): that one extrapolates to the edges of its window and gives parts of requests.
+Not PromQL's increase(), which extrapolates to the edges of its window and gives fractions of requests.
 """
 
 from bisect import bisect_left
@@ -13,16 +13,16 @@ from controlled_rollout.evidence.bins import floor_to_bin
 
 __all__ = ["Growth", "Sample", "binned", "bound_at_least", "growths", "quantile_bounds"]
 
-# A scrape tells of the time before it: one that falls on a bin's edge belongs to the bin that ends there.
+# A scrape covers the time before it: one that falls on a bin's edge belongs to the bin that ends there.
 JUST_BEFORE: Final = timedelta(milliseconds=1)
 
-# When it was scraped, in seconds since 1970, and what the counter said.
+# The time of the scrape in seconds since 1970, and the counter's value.
 Sample = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """By how much a counter grew up to a moment: between that scrape and the one before."""
+    """By how much a counter grew between the scrape at `at` and the one before."""
 
     at: datetime
     number: int
@@ -31,15 +31,15 @@ class Growth:
 def growths(samples: Sequence[Sample], scrapes: Sequence[Sample], *, longest: timedelta) -> list[Growth]:
     """Return a counter's growth from scrape to scrape.
 
-    A counter that went back began anew: it counts from 0. One that was not there at the scrape before began since
-    then. What grew in a gap longer than `longest` is left out: nobody knows in which bin it was.
+    A counter that decreased was restarted: it counts from 0. One that was missing at the scrape before started since
+    then. Growth in a gap longer than `longest` is left out: its bin is not known.
 
     Args:
-        samples: The counter's, oldest first.
-        scrapes: Those of the same router's age in seconds, oldest first: when it was scraped, whatever it knew then.
-        longest: The longest gap between two scrapes that still tells the bin.
+        samples: The counter's samples, oldest first.
+        scrapes: Samples of the same router's age in seconds, oldest first: they show every scrape of it.
+        longest: The longest gap between two scrapes whose growth is assigned to a bin.
     """
-    found = []
+    result = []
     times = [time for time, _ in scrapes]
     before: Sample | None = None
     for time, value in samples:
@@ -47,27 +47,27 @@ def growths(samples: Sequence[Sample], scrapes: Sequence[Sample], *, longest: ti
             before = _beginning(time, times, scrapes, longest)
         if before is not None and time - before[0] <= longest.total_seconds():
             number = value - before[1] if value >= before[1] else value
-            found.append(Growth(datetime.fromtimestamp(time, UTC), round(number)))
+            result.append(Growth(datetime.fromtimestamp(time, UTC), round(number)))
         before = (time, value)
-    return found
+    return result
 
 
 def _beginning(time: float, times: Sequence[float], scrapes: Sequence[Sample], longest: timedelta) -> Sample | None:
-    """Return when a counter that is seen for the first time was 0; None where that is not known."""
-    place = bisect_left(times, time)
-    if place > 0:
-        return times[place - 1], 0.0
-    age = scrapes[place][1] if place < len(scrapes) and times[place] == time else None
+    """Return when a counter was 0 whose first sample is at `time`; None where that is not known."""
+    index = bisect_left(times, time)
+    if index > 0:
+        return times[index - 1], 0.0
+    age = scrapes[index][1] if index < len(scrapes) and times[index] == time else None
     return (time - age, 0.0) if age is not None and age <= longest.total_seconds() else None
 
 
 def binned(grown: Iterable[Growth], *, width: timedelta, started: datetime) -> dict[tuple[datetime, bool], int]:
-    """Return the growth in each bin, before and since `started`."""
-    found: dict[tuple[datetime, bool], int] = {}
-    for one in grown:
-        key = (floor_to_bin(one.at - JUST_BEFORE, width), one.at <= started)
-        found[key] = found.get(key, 0) + one.number
-    return found
+    """Return the growth in each bin, by the bin's start and whether it was before `started`."""
+    by_bin: dict[tuple[datetime, bool], int] = {}
+    for growth in grown:
+        key = (floor_to_bin(growth.at - JUST_BEFORE, width), growth.at <= started)
+        by_bin[key] = by_bin.get(key, 0) + growth.number
+    return by_bin
 
 
 def bound_at_least(bounds: Iterable[float], value: float) -> float | None:
@@ -76,22 +76,22 @@ def bound_at_least(bounds: Iterable[float], value: float) -> float | None:
 
 
 def quantile_bounds(cumulative: Mapping[float, int], quantiles: Sequence[float], *, fewest: int) -> tuple[float, ...]:
-    """Return the bounds below which at least such parts of the requests lie.
+    """Return a histogram's bounds at or above its quantiles.
 
     Args:
-        cumulative: Requests that took at most so many milliseconds, by the histogram's bounds; the infinite one holds
-            them all.
-        quantiles: Which parts.
-        fewest: With fewer requests nothing is known.
+        cumulative: Requests that took at most so many milliseconds, by the histogram's bounds; the infinite one counts
+            all.
+        quantiles: Which quantiles, each in (0, 1).
+        fewest: With fewer requests none is known.
 
     Returns:
-        One bound a quantile: the next above it, so up to a whole bucket too high. Empty where too few requests were
-        seen, or one of the quantiles lies beyond the last bound.
+        One bound per quantile: the next above it, so up to a whole bucket too high. Empty with too few requests, or
+        where a quantile lies beyond the last bound.
     """
     total = max(cumulative.values(), default=0)
     if total < fewest:
         return ()
     finite = sorted(bound for bound in cumulative if bound != float("inf"))
-    found = [next((bound for bound in finite if cumulative[bound] >= part * total), None) for part in quantiles]
-    known = tuple(bound for bound in found if bound is not None)
+    bounds = [next((bound for bound in finite if cumulative[bound] >= part * total), None) for part in quantiles]
+    known = tuple(bound for bound in bounds if bound is not None)
     return known if len(known) == len(quantiles) else ()

@@ -1,6 +1,6 @@
 """The queries that the gate sends to a Log Analytics workspace, Azure's or the local store's. Pure text.
 
-One query serves many gates: what each asks for stands in a small table inside the query; the rows say whose they are.
+One query serves many gates: what each needs is in a small table inside the query, and the rows have the gate's number.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from controlled_rollout.endpoint import check_name
 from controlled_rollout.evidence.bins import BUCKETS_PER_E, FASTEST_MS
-from controlled_rollout.evidence.model import Ask
+from controlled_rollout.evidence.metric_store import StoreRequest
 
 __all__ = [
     "arrivals_query",
@@ -23,62 +23,67 @@ __all__ = [
     "until_line",
 ]
 
-# No duration reaches it: stands where one gate has fewer thresholds than another in the same query.
+# Longer than any duration: fills up where one gate has fewer thresholds than another in the same query.
 NEVER_MS: Final = 1e18
 
 
 def until_line(until: datetime) -> str:
-    """Return the line that says how far a query reads; it stands before the queries of `counts_query`."""
+    """Return the line that says how far a query reads; it goes before a query that leaves that open."""
     return f"let Until = {_datetime(until)};\n"
 
 
-def baseline_query(asks: Sequence[Ask]) -> str:
+def baseline_query(requests: Sequence[StoreRequest]) -> str:
     """Return the KQL of the controls' latency histograms before each rollout, by logarithmic bucket of milliseconds."""
     rows = [
-        [number, *_names(ask, ask.subject.control), _time(ask.subject.first), _time(ask.subject.started)]
-        for number, ask in enumerate(asks)
+        [number, *_names(request, request.key.control), _time(request.key.first), _time(request.key.started)]
+        for number, request in enumerate(requests)
     ]
-    first, last = min(ask.subject.first for ask in asks), max(ask.subject.started for ask in asks)
+    first, last = min(request.key.first for request in requests), max(request.key.started for request in requests)
     return (
-        f"{_asked(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
+        f"{_gates_table(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
         f"{_requests(_datetime(first), _datetime(last))}"
-        f"{_of_the_asked('TimeGenerated >= From and TimeGenerated < To')}"
+        f"{_rows_of_gates('TimeGenerated >= From and TimeGenerated < To')}"
         f"| extend Bucket = bin(log(max_of(DurationMs, {_real(FASTEST_MS)})) * {_real(BUCKETS_PER_E)}, 1.0)\n"
-        "| summarize Requests = sum(ItemCount) by Ask, Bucket"
+        "| summarize Requests = sum(ItemCount) by Gate, Bucket"
     )
 
 
-def counts_query(asks: Sequence[Ask], *, bin_width: timedelta) -> str:
+def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> str:
     """Return the KQL of the versions' counts by bin, before and since each rollout began; `until_line` goes before it.
 
     A request is slow when it takes longer than control's quantile, the treatment's longer than the tolerated multiple.
     """
-    kinds = max(len(ask.thresholds_ms) for ask in asks)
+    n_thresholds = max(len(request.thresholds_ms) for request in requests)
     rows: list[list[Any]] = []
-    for number, ask in enumerate(asks):
-        for version, factor in ((ask.subject.control, 1.0), (ask.subject.treatment, 1 + ask.subject.tolerance)):
-            limits = [float(_real(threshold * factor)) for threshold in ask.thresholds_ms]
-            limits += [NEVER_MS] * (kinds - len(limits))
-            rows.append([number, *_names(ask, version), _time(ask.since), _time(ask.subject.started), *limits])
-    limits_of = [f"Limit{number} = toreal(Row[{number + 5}])" for number in range(kinds)]
-    slow = "".join(f",\n    Slow{number} = sumif(ItemCount, DurationMs > Limit{number})" for number in range(kinds))
+    for number, request in enumerate(requests):
+        for version, factor in ((request.key.control, 1.0), (request.key.treatment, 1 + request.key.tolerance)):
+            limits = [float(_real(threshold * factor)) for threshold in request.thresholds_ms]
+            limits += [NEVER_MS] * (n_thresholds - len(limits))
+            rows.append([number, *_names(request, version), _time(request.since), _time(request.key.started), *limits])
+    limits_of = [f"Limit{number} = toreal(Row[{number + 5}])" for number in range(n_thresholds)]
+    slow = "".join(
+        f",\n    Slow{number} = sumif(ItemCount, DurationMs > Limit{number})" for number in range(n_thresholds)
+    )
     return (
-        f"{_asked(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
-        f"{_requests(_datetime(min(ask.since for ask in asks)), 'Until')}"
-        f"{_of_the_asked('TimeGenerated >= From')}"
+        f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
+        f"{_requests(_datetime(min(request.since for request in requests)), 'Until')}"
+        f"{_rows_of_gates('TimeGenerated >= From')}"
         "| summarize Requests = sum(ItemCount),\n"
         f"    Errors = sumif(ItemCount, toint(ResultCode) >= 500 or ResultCode == '0'){slow}\n"
-        f"    by Ask, Version, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}), Before = TimeGenerated < Started"
+        f"    by Gate, Version, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}), Before = TimeGenerated < Started"
     )
 
 
-def arrivals_query(*, first: datetime, until: datetime, since: datetime, bin_width: timedelta) -> str:
-    """Return the KQL of what has arrived since a moment: how far back it reaches, and how long after its bin's end.
+def arrivals_query(
+    *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
+) -> str:
+    """Return the KQL of what arrived lately: how far back it reaches, and how long after its bin's end it came.
 
     Args:
-        first: The oldest moment that any gate looks at.
-        until: How far the gates look.
-        since: What arrived before was seen by the look before.
+        first: The oldest moment that any gate reads.
+        until: How far the gates read.
+        since: `Oldest` is of what arrived since then.
+        lag_since: `LateMs` is of what arrived since then.
         bin_width: The length of a bin.
     """
     width = _milliseconds(bin_width)
@@ -86,50 +91,54 @@ def arrivals_query(*, first: datetime, until: datetime, since: datetime, bin_wid
         "AppRequests\n"
         f"| where TimeGenerated >= {_datetime(first)} and TimeGenerated < {_datetime(until)}\n"
         "| extend Arrived = ingestion_time()\n"
-        f"| where Arrived >= {_datetime(since)}\n"
+        f"| where Arrived >= {_datetime(min(since, lag_since))}\n"
         "| extend Endpoint = tostring(Properties.endpoint)\n"
-        f"| extend LateMs = (Arrived - bin(TimeGenerated, {width}) - {width}) / 1ms\n"
-        "| summarize Oldest = min(TimeGenerated), LateMs = percentile(LateMs, 99) by Endpoint"
+        f"| extend Late = iff(Arrived >= {_datetime(lag_since)},"
+        f" (Arrived - bin(TimeGenerated, {width}) - {width}) / 1ms, real(null))\n"
+        f"| extend Began = iff(Arrived >= {_datetime(since)}, TimeGenerated, datetime(null))\n"
+        "| summarize Oldest = min(Began), LateMs = percentile(Late, 99) by Endpoint"
     )
 
 
-def mean_query(kql: str, ask: Ask, *, until: datetime | None, bin_width: timedelta) -> str:
+def mean_query(kql: str, request: StoreRequest, *, until: datetime | None, bin_width: timedelta) -> str:
     """Return the KQL of one numeric metric: how many values each version had by bin, their mean and sample variance.
 
     Args:
         kql: The author's query: one row a value, with TimeGenerated, Version and Value.
-        ask: Whose versions, and since when.
+        request: Whose versions, and since when.
         until: How far to read; None leaves it open, for `until_line`.
         bin_width: The length of a bin.
     """
     return _summarized(
-        kql, "Count = count(), Mean = avg(Value), Variance = variance(Value)", "Version", ask, until, bin_width
+        kql, "Count = count(), Mean = avg(Value), Variance = variance(Value)", "Version", request, until, bin_width
     )
 
 
-def category_query(kql: str, ask: Ask, *, until: datetime | None, bin_width: timedelta) -> str:
+def category_query(kql: str, request: StoreRequest, *, until: datetime | None, bin_width: timedelta) -> str:
     """Return the KQL of one categorical metric: how often each version had each category by bin.
 
     Args:
         kql: The author's query: one row a value, with TimeGenerated, Version and Value; an empty one is none.
-        ask: Whose versions, and since when.
+        request: Whose versions, and since when.
         until: How far to read; None leaves it open, for `until_line`.
         bin_width: The length of a bin.
     """
     text = f"{_one_statement(kql)}\n| extend Value = tostring(Value)\n| where isnotempty(Value)"
-    return _summarized(text, "Count = count()", "Version, Category = Value", ask, until, bin_width)
+    return _summarized(text, "Count = count()", "Version, Category = Value", request, until, bin_width)
 
 
-def _summarized(kql: str, values: str, by: str, ask: Ask, until: datetime | None, bin_width: timedelta) -> str:
+def _summarized(
+    kql: str, aggregates: str, by: str, request: StoreRequest, until: datetime | None, bin_width: timedelta
+) -> str:
     end = "Until" if until is None else _datetime(until)
-    versions = f"'{check_name(ask.subject.control)}', '{check_name(ask.subject.treatment)}'"
+    versions = f"'{check_name(request.key.control)}', '{check_name(request.key.treatment)}'"
     return (
         f"{_one_statement(kql)}\n"
-        f"| where TimeGenerated >= {_datetime(ask.since)} and TimeGenerated < {end}\n"
+        f"| where TimeGenerated >= {_datetime(request.since)} and TimeGenerated < {end}\n"
         f"| where Version in ({versions}) and isnotnull(Value)\n"
-        f"| summarize {values}\n"
+        f"| summarize {aggregates}\n"
         f"    by {by}, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}),"
-        f" Before = TimeGenerated < {_datetime(ask.subject.started)}"
+        f" Before = TimeGenerated < {_datetime(request.key.started)}"
     )
 
 
@@ -147,7 +156,7 @@ def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
 
 
 def _requests(start: str, end: str) -> str:
-    """The requests that the weights sent to a version; rows that do not say who chose count as such."""
+    """Return the part that reads requests whose version the weights chose; rows without `routed_by` count as such."""
     return (
         "AppRequests\n"
         f"| where TimeGenerated >= {start} and TimeGenerated < {end}\n"
@@ -155,24 +164,24 @@ def _requests(start: str, end: str) -> str:
     )
 
 
-def _asked(rows: list[list[Any]], *columns: str) -> str:
-    """The table of what is asked for: one literal, so that a thousand gates are parsed as quickly as one."""
+def _gates_table(rows: list[list[Any]], *columns: str) -> str:
+    """Return the table of what each gate needs: one literal, so that a thousand gates are parsed as quickly as one."""
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    names = ("Ask = toint(Row[0])", "Endpoint = tostring(Row[1])", "Version = tostring(Row[2])", *columns)
+    names = ("Gate = toint(Row[0])", "Endpoint = tostring(Row[1])", "Version = tostring(Row[2])", *columns)
     # Nothing in it needs escaping: names are checked, the rest is numbers and times.
-    return f"let Asked = print Rows = parse_json('{text}')\n| mv-expand Row = Rows\n| project {', '.join(names)};\n"
+    return f"let Gates = print Rows = parse_json('{text}')\n| mv-expand Row = Rows\n| project {', '.join(names)};\n"
 
 
-def _of_the_asked(condition: str) -> str:
+def _rows_of_gates(condition: str) -> str:
     return (
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)\n"
-        "| lookup kind=inner Asked on Endpoint, Version\n"
+        "| lookup kind=inner Gates on Endpoint, Version\n"
         f"| where {condition}\n"
     )
 
 
-def _names(ask: Ask, version: str) -> tuple[str, str]:
-    return check_name(ask.subject.endpoint), check_name(version)
+def _names(request: StoreRequest, version: str) -> tuple[str, str]:
+    return check_name(request.key.endpoint), check_name(version)
 
 
 def _time(moment: datetime) -> str:

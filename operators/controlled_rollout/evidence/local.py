@@ -1,9 +1,10 @@
-"""Evidence from the local workspace's store, wherever its supervisor says that it is now."""
+"""Evidence from the store that a workspace names, or from the store of the local workspace's supervisor."""
 
 import asyncio
 import json
 import time
 import urllib.request
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -13,23 +14,24 @@ from urllib.parse import urlsplit
 from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-from controlled_rollout.evidence.model import Evidence, Question
+from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["StateFileEvidence", "configured"]
 
-# What a store that was started without a token takes: any.
+# A store that was started without a token accepts any.
 ANY_TOKEN: Final = "local"  # noqa: S105 - a placeholder, not a secret
 
 
+@dataclass(frozen=True)
 class FileToken:
-    """A credential whose token lies in a file; read for every request, so that it may change."""
+    """A credential whose token is in a file; read for every query, so that it may change.
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file.expanduser() if file else None
+    Attributes:
+        file: The file; None for a store that accepts any token.
+    """
 
-    def __repr__(self) -> str:
-        return f"FileToken({self._file!s})"
+    file: Path | None
 
     def get_token(self, *scopes: str, **kwargs: Any) -> Any:
         """Return the token as `azure.core.credentials.AccessToken`."""
@@ -38,18 +40,18 @@ class FileToken:
         return AccessToken(self._read(), int(time.time()) + 3_600)
 
     def _read(self) -> str:
-        if self._file is None:
+        if self.file is None:
             return ANY_TOKEN
         try:
-            return self._file.read_text(encoding="utf-8").strip()
+            return self.file.expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
             raise EvidenceUnavailableError(
-                f"the telemetry store's token cannot be read from {self._file}: {error.strerror}"
-            ) from None
+                f"the telemetry store's token cannot be read from {self.file}: {error.strerror}"
+            ) from error
 
 
 class StateFileEvidence:
-    """Reads the supervisor's state file at every look: a supervisor that came back may listen on another port.
+    """Evidence from the local supervisor's store; its state file is read at every look, because ports may change.
 
     Args:
         workspace: The local workspace.
@@ -58,9 +60,9 @@ class StateFileEvidence:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    async def read(self, question: Question) -> Evidence:
+    async def read(self, query: EvidenceQuery) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`."""
-        return await (await asyncio.to_thread(self._source)).read(question)
+        return await (await asyncio.to_thread(self._source)).read(query)
 
     async def newest(self, endpoint: str) -> datetime | None:
         """Return when the newest request of the last day began; None when there is none."""
@@ -71,18 +73,18 @@ class StateFileEvidence:
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             url = _on_this_machine(str(state["telemetry_url"]))
-            # None where the supervisor was quicker than the store.
+            # None if the state was written before the store had started.
             workspace_id = state["telemetry_workspace_id"] or _workspace_id_at(url)
             token_file = state.get("telemetry_token_file")
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             raise EvidenceUnavailableError(
                 f"no local supervisor is running ({file} does not exist): start it with `controlled-rollout local up`"
-            ) from None
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvidenceUnavailableError(
                 f"{file} does not say where the telemetry store is ({error!r}): restart the supervisor with "
                 "`controlled-rollout local down` and `controlled-rollout local up`"
-            ) from None
+            ) from error
         return LogAnalyticsEvidence(
             endpoint=url,
             workspace_id=str(workspace_id),
@@ -93,35 +95,37 @@ class StateFileEvidence:
 
 def _on_this_machine(url: str) -> str:
     if not is_this_machine(url):
-        raise EvidenceUnavailableError(f"the telemetry store at {url!r} is not on this machine: its token stays here")
+        raise EvidenceUnavailableError(
+            f"the telemetry store at {url!r} is not on this machine: its token is not sent there"
+        )
     return url
 
 
 def _workspace_id_at(url: str) -> str:
-    """Ask a store which workspace it plays."""
-    # Without the proxies that the environment names.
+    """Return the workspace id that a store on this machine serves."""
+    # Without the proxies of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/healthz", timeout=2) as answer:
             return str(json.load(answer)["workspace_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvidenceUnavailableError(
-            f"the telemetry store at {url} does not answer ({error}): the gate holds until it does"
-        ) from None
+            f"the telemetry store at {url} does not answer ({error}): the gate waits until it does"
+        ) from error
 
 
 def configured(workspace: Workspace) -> LogAnalyticsEvidence:
-    """Return the source that the workspace itself names, without asking a supervisor.
+    """Return the source that the workspace's settings name.
 
     Raises:
-        WorkspaceError: The settings do not say which workspace is queried, or a token would travel in clear text or to
-            somebody whom it does not concern.
+        WorkspaceError: The settings do not say which Log Analytics workspace is queried, or a token would be sent in
+            clear text, or a local store's token to another machine.
     """
     url, workspace_id = workspace.telemetry_endpoint, workspace.telemetry_workspace_id
     if not workspace_id:
         raise WorkspaceError(
             f"telemetry_workspace_id is missing from workspace {workspace.name!r} (its target is {workspace.target!r}, "
-            f"telemetry_endpoint {url!r}): say which Log Analytics workspace holds what callers saw"
+            f"telemetry_endpoint {url!r}): set it to the Log Analytics workspace that holds the requests"
         )
     if url and urlsplit(url).scheme == "http":
         if not is_this_machine(url):
@@ -132,28 +136,28 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
         )
     if workspace.telemetry_token_file:
         raise WorkspaceError(
-            f"telemetry_token_file is for a store on this machine, and {url or 'Azure'} is none: leave it out, the "
+            f"telemetry_token_file is for a store on this machine, which {url or 'Azure'} is not: leave it out, the "
             "worker's identity signs in"
         )
     try:
         credential = _azure_credential()
-    except ImportError:
+    except ImportError as error:
         raise WorkspaceError(
             f"telemetry in {url or 'Azure'} needs the package azure-identity: install the extra azure"
-        ) from None
+        ) from error
     return LogAnalyticsEvidence(endpoint=url, workspace_id=workspace_id, credential=credential)
 
 
 @cache
 def _azure_credential() -> Any:
-    """Return this process's identity: it keeps its token, so that not every look signs in anew."""
+    """Return this process's identity; it caches its token, so that not every look signs in again."""
     from azure.identity import DefaultAzureCredential
 
     return DefaultAzureCredential()
 
 
 def _token_file_beside(workspace: Workspace) -> Path | None:
-    """A store on this machine may be the supervisor's: then its token is the one to bring."""
+    """Return the token file of the local supervisor: a store on this machine may be its."""
     try:
         file = json.loads(workspace.state_file.read_text(encoding="utf-8")).get("telemetry_token_file")
     except (OSError, ValueError, AttributeError):

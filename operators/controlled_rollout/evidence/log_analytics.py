@@ -11,7 +11,8 @@ from typing import Any, Final
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import kql
 from controlled_rollout.evidence.bins import thresholds
-from controlled_rollout.evidence.model import Arrival, Ask, Evidence, Question, ThrottledError, TooMuchError
+from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest, ThrottledError, TooMuchError
+from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
 from controlled_rollout.gate import Counts, Moments
@@ -38,12 +39,12 @@ ADVICE: Final[Mapping[int, str]] = {
 
 
 class LogAnalyticsEvidence:
-    """What callers saw, from the table AppRequests of a workspace.
+    """Evidence from the table AppRequests of a Log Analytics workspace.
 
     Args:
         endpoint: Base URL of the query API; None for Azure's public one.
         workspace_id: The workspace's id.
-        credential: An `azure.core.credentials.TokenCredential`.
+        credential: An `azure.core.credentials.TokenCredential`; gates with equal ones share what is read.
         enforce_https: False only for a store on this machine.
     """
 
@@ -56,79 +57,74 @@ class LogAnalyticsEvidence:
     def __repr__(self) -> str:
         return f"LogAnalyticsEvidence(endpoint={self.endpoint!r}, workspace_id={self.workspace_id!r})"
 
-    async def read(self, question: Question) -> Evidence:
+    async def read(self, query: EvidenceQuery) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`.
 
         Control's quantiles come first: they set what the counts call slow. With fewer than 100 requests before the
         rollout there are none, and latency is not counted.
         """
-        reader = shared_reader((type(self), self.endpoint, self.workspace_id), self)
-        return await read_shared(reader, self, question)
+        reader = shared_reader((type(self), self.endpoint, self.workspace_id, self._credential), self)
+        return await read_shared(reader, self, query)
 
-    async def thresholds(self, asks: Sequence[Ask]) -> list[tuple[float, ...]]:
-        """Return control's latency quantiles before each rollout; see `Store.thresholds`."""
-        histograms: list[dict[int, int]] = [{} for _ in asks]
-        for row in await self._ask(kql.baseline_query(asks), "Ask", "Bucket", "Requests"):
-            histograms[_whole(row["Ask"])][_whole(row["Bucket"])] = _whole(row["Requests"])
-        return [thresholds(histogram, ask.subject.quantiles) for ask, histogram in zip(asks, histograms, strict=True)]
+    async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
+        """Return control's latency quantiles before each rollout; see `MetricStore.thresholds`."""
+        histograms: list[dict[int, int]] = [{} for _ in requests]
+        for row in await self._query(kql.baseline_query(requests), "Gate", "Bucket", "Requests"):
+            histograms[_whole(row["Gate"])][_whole(row["Bucket"])] = _whole(row["Requests"])
+        return [
+            thresholds(histogram, request.key.quantiles)
+            for request, histogram in zip(requests, histograms, strict=True)
+        ]
 
-    async def counts(self, asks: Sequence[Ask], *, until: datetime, bin_width: timedelta) -> list[list[CountRow]]:
-        """Return each ask's counts by bin and version; see `Store.counts`."""
-        query = kql.until_line(until) + kql.counts_query(asks, bin_width=bin_width)
-        slow = [f"Slow{number}" for number in range(max(len(ask.thresholds_ms) for ask in asks))]
-        found: list[list[CountRow]] = [[] for _ in asks]
-        for row in await self._ask(query, "Ask", "Version", "Bin", "Before", "Requests", "Errors", *slow):
-            number = _whole(row["Ask"])
-            found[number].append(_count_row(row, slow[: len(asks[number].thresholds_ms)]))
-        return found
+    async def counts(
+        self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
+    ) -> list[list[CountRow]]:
+        """Return each request's counts by bin and version; see `MetricStore.counts`."""
+        query = kql.until_line(until) + kql.counts_query(requests, bin_width=bin_width)
+        slow = [f"Slow{number}" for number in range(max(len(request.thresholds_ms) for request in requests))]
+        counts: list[list[CountRow]] = [[] for _ in requests]
+        for row in await self._query(query, "Gate", "Version", "Bin", "Before", "Requests", "Errors", *slow):
+            number = _whole(row["Gate"])
+            counts[number].append(_count_row(row, slow[: len(requests[number].thresholds_ms)]))
+        return counts
 
-    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
-        """Return what the author's metrics were by bin and version; see `Store.metrics`."""
-        found: list[MetricRow] = []
-        for name, author in ask.subject.means:
-            query = kql.mean_query(author, ask, until=until, bin_width=ask.subject.window.bin_width)
-            rows = await self._ask_for(name, query, "Count", "Mean", "Variance")
-            found += [_mean_row(name, row) for row in rows]
-        for name, author in ask.subject.categories:
-            query = kql.category_query(author, ask, until=until, bin_width=ask.subject.window.bin_width)
-            found += _category_rows(name, await self._ask_for(name, query, "Category", "Count"))
-        return found
+    async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
+        """Return what the author's metrics were by bin and version; see `MetricStore.metrics`."""
+        metrics: list[MetricRow] = []
+        for name, author in request.key.means:
+            query = kql.mean_query(author, request, until=until, bin_width=request.key.window.bin_width)
+            rows = await self._query_metric(name, query, "Count", "Mean", "Variance")
+            metrics += [_mean_row(name, row) for row in rows]
+        for name, author in request.key.categories:
+            query = kql.category_query(author, request, until=until, bin_width=request.key.window.bin_width)
+            metrics += _category_rows(name, await self._query_metric(name, query, "Category", "Count"))
+        return metrics
 
-    async def _ask_for(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
+    async def _query_metric(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
         try:
-            return await self._ask(query, "Version", "Bin", "Before", *columns)
+            return await self._query(query, "Version", "Bin", "Before", *columns)
         except ThrottledError:
             raise
         except EvidenceUnavailableError as error:
-            raise EvidenceUnavailableError(f"the query of the metric {metric!r}: {error}") from None
+            raise EvidenceUnavailableError(f"the query of the metric {metric!r}: {error}") from error
 
     async def arrivals(
-        self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
-    ) -> Mapping[str, Arrival]:
-        """Return what has arrived since a moment, by endpoint; see `Store.arrivals`."""
-        rows = await self._ask(
-            kql.arrivals_query(first=first, until=until, since=since, bin_width=bin_width),
-            "Endpoint",
-            "Oldest",
-            "LateMs",
-        )
-        return {
-            str(row["Endpoint"]): Arrival(
-                row["Oldest"].astimezone(UTC), timedelta(milliseconds=max(0.0, float(row["LateMs"])))
-            )
-            for row in rows
-            if isinstance(row["Oldest"], datetime) and isinstance(row["LateMs"], int | float)
-        }
+        self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
+    ) -> Mapping[str, Arrivals]:
+        """Return what arrived lately, by endpoint; see `MetricStore.arrivals`."""
+        query = kql.arrivals_query(first=first, until=until, since=since, lag_since=lag_since, bin_width=bin_width)
+        rows = await self._query(query, "Endpoint", "Oldest", "LateMs")
+        return {str(row["Endpoint"]): _arrivals(row) for row in rows}
 
-    def queries(self, ask: Ask) -> tuple[str, ...]:
-        """Return the queries that give the same numbers for this gate alone; see `Store.queries`."""
-        width = ask.subject.window.bin_width
-        counts = kql.counts_query([ask], bin_width=width)
-        means = [kql.mean_query(author, ask, until=None, bin_width=width) for _, author in ask.subject.means]
+    def queries(self, request: StoreRequest) -> tuple[str, ...]:
+        """Return the queries that give the same numbers for this gate alone; see `MetricStore.queries`."""
+        width = request.key.window.bin_width
+        counts = kql.counts_query([request], bin_width=width)
+        means = [kql.mean_query(author, request, until=None, bin_width=width) for _, author in request.key.means]
         categories = [
-            kql.category_query(author, ask, until=None, bin_width=width) for _, author in ask.subject.categories
+            kql.category_query(author, request, until=None, bin_width=width) for _, author in request.key.categories
         ]
-        baseline = [kql.baseline_query([ask])] if ask.subject.quantiles else []
+        baseline = [kql.baseline_query([request])] if request.key.quantiles else []
         return (*baseline, counts, *means, *categories)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
@@ -138,18 +134,18 @@ class LogAnalyticsEvidence:
             EvidenceUnavailableError: The store did not answer.
         """
         end = (now or datetime.now(UTC)) + timedelta(minutes=1)
-        rows = await self._ask(kql.newest_query(endpoint, start=end - timedelta(days=1), end=end), "Newest")
+        rows = await self._query(kql.newest_query(endpoint, start=end - timedelta(days=1), end=end), "Newest")
         moment = rows[0]["Newest"] if rows else None
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
-    async def _ask(self, kql: str, *columns: str) -> list[dict[str, Any]]:
+    async def _query(self, text: str, *columns: str) -> list[dict[str, Any]]:
         """Run one query to its end; anything but a complete answer is an error, never zeros.
 
         The client is the synchronous one in a thread: the asynchronous one would need an HTTP library of its own.
         """
-        return await asyncio.to_thread(self._ask_now, kql, columns)
+        return await asyncio.to_thread(self._query_now, text, columns)
 
-    def _ask_now(self, kql: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    def _query_now(self, text: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         try:
             from azure.core.exceptions import AzureError, HttpResponseError
             from azure.monitor.query import LogsQueryClient, LogsQueryPartialResult
@@ -157,31 +153,31 @@ class LogAnalyticsEvidence:
             raise EvidenceUnavailableError(
                 f"reading {self.endpoint} needs a package that is missing ({error.name}): "
                 "install airflow-provider-controlled-rollout with the extra azure or local"
-            ) from None
-        answers: list[Any] = []
+            ) from error
+        responses: list[Any] = []
 
-        def note(response: Any) -> None:
-            answers.append(response.http_response)
+        def keep(response: Any) -> None:
+            responses.append(response.http_response)
 
         try:
             with LogsQueryClient(self._credential, endpoint=self.endpoint, **CLIENT_SETTINGS) as client:
                 result = client.query_workspace(
-                    self.workspace_id, kql, timespan=None, enforce_https=self._enforce_https, raw_response_hook=note
+                    self.workspace_id, text, timespan=None, enforce_https=self._enforce_https, raw_response_hook=keep
                 )
         except HttpResponseError as error:
-            raise self._refused(error.status_code, _one_line(error), error.response) from None
+            raise self._refused(error.status_code, _one_line(error), error.response) from error
         except (AzureError, OSError) as error:
-            raise self._unavailable(f"did not answer: {_one_line(error)}", None) from None
+            raise self._unavailable(f"did not answer: {_one_line(error)}", None) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            # An empty answer (204) or a proxy's page: the client trips over the body.
-            status = answers[-1].status_code if answers else None
+            # An empty answer (204) or a proxy's page: the client cannot read the body.
+            status = responses[-1].status_code if responses else None
             raise self._unavailable(
                 f"answered {status}, which the client cannot read: {_one_line(error)}", status
-            ) from None
+            ) from error
         if isinstance(result, LogsQueryPartialResult):
             raise TooMuchError(str(self._unavailable(f"answered only in part: {result.partial_error}", None)))
         if len(result.tables) != 1:
-            raise self._unavailable(f"answered {len(result.tables)} tables where one was asked for", None)
+            raise self._unavailable(f"answered {len(result.tables)} tables instead of one", None)
         table = result.tables[0]
         missing = [column for column in columns if column not in table.columns]
         if missing:
@@ -189,7 +185,7 @@ class LogAnalyticsEvidence:
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
     def _refused(self, status: int | None, text: str, response: Any) -> EvidenceUnavailableError:
-        """Return what a status that is no success means for the next query."""
+        """Return the error for an HTTP status other than success; its type says whether to wait or to ask for less."""
         error = self._unavailable(f"answered {status}: {text}", status)
         if status in (429, 503):
             return ThrottledError(str(error), _retry_after(getattr(response, "headers", None) or {}, status))
@@ -201,11 +197,15 @@ class LogAnalyticsEvidence:
 
 
 def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
-    """Return for how long the store wants no query: what it says, in seconds or as a date."""
-    said = headers.get("Retry-After", "")
+    """Return for how long the store wants no query, from `Retry-After` in seconds or as a date."""
+    header = headers.get("Retry-After", "")
     wait = THROTTLED_FOR if status == 429 else timedelta(0)
     with contextlib.suppress(ValueError, TypeError):
-        wait = timedelta(seconds=float(said)) if said[:1].isdigit() else parsedate_to_datetime(said) - datetime.now(UTC)
+        wait = (
+            timedelta(seconds=float(header))
+            if header[:1].isdigit()
+            else parsedate_to_datetime(header) - datetime.now(UTC)
+        )
     return min(max(wait, timedelta(0)), THROTTLED_AT_MOST)
 
 
@@ -214,11 +214,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _whole(value: object) -> int:
-    """Return a count; NaN (which comes as text), null and anything else that is none are a broken answer."""
+    """Return a count; NaN (which comes as text), null and other values are a broken answer."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number != int(number):
         raise EvidenceUnavailableError(
-            f"the metric store answered {value!r} where a whole number was asked for: see the telemetry's schema"
+            f"the metric store answered {value!r} instead of a whole number: check the telemetry's schema"
         )
     return int(number)
 
@@ -227,9 +227,18 @@ def _bin_of(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
     start = row["Bin"]
     if not isinstance(start, datetime) or not isinstance(row["Before"], bool):
         raise EvidenceUnavailableError(
-            f"the metric store answered Bin={start!r}, Before={row['Before']!r}, not a time and a truth"
+            f"the metric store answered Bin={start!r}, Before={row['Before']!r}, not a time and a boolean"
         )
     return start.astimezone(UTC), str(row["Version"]), row["Before"]
+
+
+def _arrivals(row: Mapping[str, Any]) -> Arrivals:
+    oldest, late_ms = row["Oldest"], row["LateMs"]
+    lag = None
+    # NaN comes as text where no row was counted.
+    if isinstance(late_ms, int | float) and math.isfinite(late_ms):
+        lag = timedelta(milliseconds=max(0.0, late_ms))
+    return Arrivals(oldest.astimezone(UTC) if isinstance(oldest, datetime) else None, lag)
 
 
 def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
@@ -243,24 +252,24 @@ def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
 
 def _mean_row(name: str, row: Mapping[str, Any]) -> MetricRow:
     count = _whole(row["Count"])
-    # The sample variance of a single value is none: null, or NaN as text.
+    # A single value has no sample variance: null, or NaN as text.
     variance = _number(name, row["Variance"]) if count > 1 else 0.0
     return MetricRow(*_bin_of(row), name, Moments(count, _number(name, row["Mean"]) if count else 0.0, variance))
 
 
 def _category_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
-    """Put the categories of one version and bin together: the store gives each a row of its own, in any order."""
-    found: dict[tuple[datetime, str, bool], dict[str, int]] = {}
+    """Return one row per version and bin: the store gives each category a row of its own, in any order."""
+    tallies: dict[tuple[datetime, str, bool], dict[str, int]] = {}
     for row in sorted(rows, key=lambda row: str(row["Category"])):
-        found.setdefault(_bin_of(row), {})[str(row["Category"])] = _whole(row["Count"])
-    return [MetricRow(*key, name, tally) for key, tally in found.items()]
+        tallies.setdefault(_bin_of(row), {})[str(row["Category"])] = _whole(row["Count"])
+    return [MetricRow(*key, name, tally) for key, tally in tallies.items()]
 
 
 def _number(name: str, value: object) -> float:
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number):
         raise EvidenceUnavailableError(
-            f"the query of the metric {name!r} answered {value!r} where a finite number was asked for: see that every "
-            "Value in it is one"
+            f"the query of the metric {name!r} answered {value!r} instead of a finite number: every Value in it has "
+            "to be one"
         )
     return number

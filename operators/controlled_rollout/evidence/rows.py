@@ -1,4 +1,4 @@
-"""Counts and the author's metrics as they come from a metric store, and how the two are put together."""
+"""Rows of counts and of the author's metrics as a metric store gives them, and how they are combined."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,37 +21,37 @@ class CountRow:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """What one version had of one of the author's metrics in one bin; `before` as in `CountRow`.
+    """One version's values of one of the author's metrics in one bin; `before` as in `CountRow`.
 
     Attributes:
-        name: The metric's.
-        found: The moments of its values, or how often each of its categories was seen.
+        name: The metric's name.
+        values: The moments of its values, or how often each of its categories occurred.
     """
 
     start: datetime
     version: str
     before: bool
     name: str
-    found: Moments | Mapping[str, int]
+    values: Moments | Mapping[str, int]
 
 
-def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, kinds: int) -> list[CountRow]:
-    """Return the counts with the metrics of the same bin and version in them.
+def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, n_thresholds: int) -> list[CountRow]:
+    """Return the counts, with the metrics of the same bin and version added.
 
     Args:
         rows: The counts.
         metrics: The metrics; a bin in which a version has values but no request is kept too.
-        kinds: How many latency thresholds each count has.
+        n_thresholds: How many latency thresholds each count has.
     """
-    found = {(row.start, row.version, row.before): row for row in rows}
+    complete = {(row.start, row.version, row.before): row for row in rows}
     for metric in metrics:
         key = (metric.start, metric.version, metric.before)
-        row = found.get(key) or CountRow(*key, Counts(requests=0, errors=0, slow=(0,) * kinds))
-        found[key] = replace(row, counts=_with_metric(row.counts, metric))
-    return list(found.values())
+        row = complete.get(key) or CountRow(*key, Counts(requests=0, errors=0, slow=(0,) * n_thresholds))
+        complete[key] = replace(row, counts=_with_metric(row.counts, metric))
+    return list(complete.values())
 
 
 def _with_metric(counts: Counts, metric: MetricRow) -> Counts:
-    if isinstance(metric.found, Moments):
-        return replace(counts, means={**counts.means, metric.name: metric.found})
-    return replace(counts, categories={**counts.categories, metric.name: metric.found})
+    if isinstance(metric.values, Moments):
+        return replace(counts, means={**counts.means, metric.name: metric.values})
+    return replace(counts, categories={**counts.categories, metric.name: metric.values})

@@ -1,266 +1,323 @@
-"""Reads closed bins for all gates of a workspace at once: a thousand gates cost the store about what one does.
+"""Reads closed bins for all gates of a process at once: a thousand gates cost the store about what one does.
 
-A bin that is closed does not change unless something arrives late, and a store that can tell is asked for that. So a
-process reads each bin once: what it holds is what reading everything anew would give, and a process that has just
-begun does read everything. All gates with the same bin width and lag close their bins at the same moment; whoever of
-them looks first makes one query for all that have looked lately.
+What a process remembers may save a query, never change a verdict. It remembers the counts of closed bins; every look
+asks the store what has arrived since, and reads the bins that this concerns again. The author's metrics are read anew
+at every look, because their rows do not say when they arrived.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, closed_until, floor_to_bin
-from controlled_rollout.evidence.model import (
-    Arrival,
-    Ask,
-    Evidence,
-    Question,
-    Store,
-    Subject,
+from controlled_rollout.evidence.metric_store import (
+    Arrivals,
+    MetricStore,
+    QueryKey,
+    StoreRequest,
     ThrottledError,
     TooMuchError,
 )
-from controlled_rollout.evidence.rows import CountRow, with_metrics
+from controlled_rollout.evidence.query import Evidence, EvidenceQuery
+from controlled_rollout.evidence.rows import CountRow, MetricRow, with_metrics
 
-__all__ = ["Series", "SharedReader", "read_shared", "shared_reader"]
+__all__ = ["ReadBins", "SharedReader", "read_shared", "shared_reader"]
 
-# Gates that look within so short a time share their first query too.
+# Gates that look within so short a time share their queries.
 GATHER_S: Final = 0.05
+# Rounds of queries begin at least so far apart: Azure allows 200 queries in 30 s.
+ROUND_INTERVAL_S: Final = 1.0
 # Azure answers with at most 500,000 rows: an hour's baseline of so many gates stays well below.
-MOST_ASKS: Final = 500
+MAX_REQUESTS: Final = 500
 # A query that is too much for the store is cut in half, and no more often than this.
-MOST_HALVINGS: Final = 4
-# Gates that have not looked for so many bins (and not for so long) are over.
+MAX_HALVINGS: Final = 4
+# Gates that have not looked for so many bins (and not for so long) are forgotten.
 FORGET_AFTER_BINS: Final = 10
 FORGET_AFTER: Final = timedelta(minutes=15)
-# At its first look a process judges the telemetry's lag by what came within so long (and two bins).
-LATELY: Final = timedelta(minutes=1)
+# The telemetry's lag is that of what arrived within so long (and two bins).
+LAG_TIME: Final = timedelta(minutes=1)
 # A row may become visible a little after the time that the store notes as its arrival.
 ARRIVAL_OVERLAP: Final = timedelta(seconds=30)
 
-Key = tuple[datetime, str, bool]
+RowKey = tuple[datetime, str, bool]
 
 
 @dataclass(slots=True)
-class Series:
-    """What has been read for one subject.
+class CachedBins:
+    """The counts of closed bins that have been read for one key.
 
     Attributes:
         thresholds_ms: Control's frozen quantiles.
         until: How far the counts reach.
+        checked: Late arrivals are known up to this moment.
+        wanted: When a gate last asked for them.
         counts: By bin, version and side of the rollout's start.
-        read: When the store was last asked for them.
-        asked: When a gate last asked for it.
-        lag: How late the newest rows came.
     """
 
     thresholds_ms: tuple[float, ...]
     until: datetime
-    read: datetime
-    asked: datetime
-    counts: dict[Key, CountRow] = field(default_factory=dict)
-    lag: timedelta | None = None
+    checked: datetime
+    wanted: datetime
+    counts: dict[RowKey, CountRow] = field(default_factory=dict)
 
-    def take(self, since: datetime, rows: Sequence[CountRow], until: datetime) -> None:
-        """Put what was read from `since` on in the place of what was known from there on."""
+    def replace_since(self, since: datetime, rows: Sequence[CountRow], until: datetime) -> None:
+        """Replace the counts from `since` on."""
         if since < self.until:
             self.counts = {key: row for key, row in self.counts.items() if key[0] < since}
         self.counts.update({(row.start, row.version, row.before): row for row in rows})
         self.until = max(self.until, until)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadBins:
+    """What one look gets from the reader.
+
+    Attributes:
+        thresholds_ms: Control's frozen quantiles.
+        rows: Counts and the author's metrics, by bin and version.
+        lag: How late the newest rows came; None if none came lately, or the store does not tell.
+    """
+
+    thresholds_ms: tuple[float, ...]
+    rows: Sequence[CountRow]
+    lag: timedelta | None = None
+
+
+@dataclass(slots=True)
+class Round:
+    """One round of queries, for all looks that asked before it began.
+
+    Attributes:
+        wanted: By key how far it has to be read.
+        results: What was read for each.
+        failures: Why a key could not be read.
+    """
+
+    wanted: dict[QueryKey, datetime] = field(default_factory=dict)
+    results: dict[QueryKey, ReadBins] = field(default_factory=dict)
+    failures: dict[QueryKey, EvidenceUnavailableError] = field(default_factory=dict)
+
+
 class SharedReader:
-    """Gives every gate its series, with as few queries as that takes.
+    """Reads for every gate of an event loop, with as few queries as that takes.
 
     Args:
-        store: Where the counts are.
+        store: The metric store.
         clock: Tells the time.
     """
 
-    def __init__(self, store: Store, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, store: MetricStore, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
         self._clock = clock
-        self._series: dict[Subject, Series] = {}
-        self._wanted: dict[Subject, datetime] = {}
-        self._failures: dict[Subject, EvidenceUnavailableError] = {}
-        self._round: asyncio.Task[None] | None = None
+        self._cached: dict[QueryKey, CachedBins] = {}
+        self._gathering: Round | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._last_began: float | None = None
         self._not_before: datetime | None = None
 
-    async def read(self, subject: Subject, until: datetime) -> Series:
-        """Return a subject's series, read at least as far as `until`.
+    async def read(self, key: QueryKey, until: datetime) -> ReadBins:
+        """Return what the store has for a key, read at least as far as `until` after this call.
 
         Raises:
             EvidenceUnavailableError: The store did not answer completely.
         """
-        while (found := self._read_so_far(subject, until)) is None:
-            self._wanted[subject] = max(until, self._wanted.get(subject, until))
-            if self._round is None or self._round.done():
-                self._round = asyncio.create_task(self._read_round(), name="evidence")
-            # Shielded: a gate that is stopped must not take the others' query with it.
-            await asyncio.shield(self._round)
-            failure = self._failures.get(subject)
-            if failure is not None and self._read_so_far(subject, until) is None:
-                raise failure
-        found.asked = self._clock()
-        return found
+        if self._gathering is None:
+            self._gathering = Round()
+            self._running = asyncio.create_task(self._run(self._gathering, self._running), name="evidence")
+        round_, task = self._gathering, self._running
+        assert task is not None  # noqa: S101 - set together with the round
+        round_.wanted[key] = max(until, round_.wanted.get(key, until))
+        # Shielded: a gate that is stopped must not take the others' query with it.
+        await asyncio.shield(task)
+        if key in round_.failures:
+            raise round_.failures[key]
+        return round_.results[key]
 
-    def _read_so_far(self, subject: Subject, until: datetime) -> Series | None:
-        found = self._series.get(subject)
-        return found if found is not None and found.until >= until else None
+    async def _run(self, round_: Round, before: asyncio.Task[None] | None) -> None:
+        """Gather looks, then read for all of them; looks that come later are in the next round."""
+        if before is not None:
+            await asyncio.wait([before])
+        loop = asyncio.get_running_loop()
+        wait_s = 0.0 if self._last_began is None else self._last_began + ROUND_INTERVAL_S - loop.time()
+        await asyncio.sleep(max(GATHER_S, wait_s))
+        self._gathering, self._last_began = None, loop.time()
+        self._forget(self._clock())
+        groups: dict[tuple[timedelta, timedelta, datetime], list[QueryKey]] = {}
+        for key, until in round_.wanted.items():
+            groups.setdefault((key.window.bin_width, key.window.allowed_lag, until), []).append(key)
+        for (_, _, until), keys in groups.items():
+            await self._read_group(round_, keys, until)
 
-    async def _read_round(self) -> None:
-        """Read for everybody who has asked by now; who comes later starts the next round."""
-        await asyncio.sleep(GATHER_S)
-        wanted, self._wanted = self._wanted, {}
-        self._failures.clear()
+    async def _read_group(self, round_: Round, keys: list[QueryKey], until: datetime) -> None:
+        """Read for keys with the same bin width and lag; whatever else closes the same bin is read along."""
+        window = keys[0].window
+        alike = [
+            key
+            for key, cached in self._cached.items()
+            if (key.window.bin_width, key.window.allowed_lag) == (window.bin_width, window.allowed_lag)
+            and key.started <= cached.until < until
+            and key not in keys
+        ]
         now = self._clock()
-        self._forget(now)
-        if self._not_before is not None and now < self._not_before:
-            seconds = (self._not_before - now).total_seconds()
-            throttled = EvidenceUnavailableError(
-                f"the metric store has asked to be left alone for another {seconds:.0f} s: nothing is sent until then"
-            )
-            self._failures.update(dict.fromkeys(wanted, throttled))
-            return
-        groups: dict[tuple[timedelta, timedelta, datetime], list[Subject]] = {}
-        for subject, until in wanted.items():
-            groups.setdefault((subject.window.bin_width, subject.window.allowed_lag, until), []).append(subject)
-        for (bin_width, lag, until), subjects in groups.items():
-            alike = [
-                known
-                for known, series in self._series.items()
-                if (known.window.bin_width, known.window.allowed_lag) == (bin_width, lag) and series.until < until
-            ]
-            await self._read_group(list(dict.fromkeys([*subjects, *alike])), until, bin_width)
-
-    async def _read_group(self, subjects: list[Subject], until: datetime, bin_width: timedelta) -> None:
         try:
-            arrivals = await self._arrivals(subjects, until)
-            for place in range(0, len(subjects), MOST_ASKS):
-                await self._read_part(subjects[place : place + MOST_ASKS], arrivals, until, bin_width, MOST_HALVINGS)
+            self._check_throttling(now)
+            arrivals = await self._arrivals(keys, until, now)
+            requests = [self._request(key, arrivals.get(key.endpoint)) for key in keys]
+            due = [request for request in requests if request.since < until or request.since == request.key.first]
+            if due:
+                # They ask for themselves what has arrived late, when they look.
+                due += [StoreRequest(key, self._cached[key].until, self._cached[key].thresholds_ms) for key in alike]
+            for index in range(0, len(due), MAX_REQUESTS):
+                await self._read_counts(round_, due[index : index + MAX_REQUESTS], until, now, MAX_HALVINGS)
+            for key in keys:
+                if key not in round_.failures:
+                    await self._finish(round_, key, until, now, arrivals.get(key.endpoint))
         except EvidenceUnavailableError as error:
             if isinstance(error, ThrottledError):
                 self._not_before = self._clock() + error.retry_after
-            self._failures.update(dict.fromkeys(subjects, error))
+            round_.failures.update({key: error for key in keys if key not in round_.results})
 
-    async def _arrivals(self, subjects: Sequence[Subject], until: datetime) -> Mapping[str, Arrival]:
-        """Ask what has arrived since the store was asked for these subjects; at first, how late things come lately."""
-        lately = self._clock() - max(LATELY, 2 * max(subject.window.bin_width for subject in subjects))
-        reads = [self._series[subject].read for subject in subjects if subject in self._series]
-        since = min(reads, default=lately) - ARRIVAL_OVERLAP
-        first = min(subject.first for subject in subjects)
-        return await self._store.arrivals(first=first, until=until, since=since, bin_width=subjects[0].window.bin_width)
+    def _check_throttling(self, now: datetime) -> None:
+        if self._not_before is not None and now < self._not_before:
+            seconds = (self._not_before - now).total_seconds()
+            raise EvidenceUnavailableError(
+                f"the metric store throttles queries: none is sent for another {seconds:.0f} s, as it asked"
+            )
 
-    async def _read_part(
-        self,
-        subjects: Sequence[Subject],
-        arrivals: Mapping[str, Arrival],
-        until: datetime,
-        bin_width: timedelta,
-        halvings: int,
+    async def _arrivals(self, keys: Sequence[QueryKey], until: datetime, now: datetime) -> Mapping[str, Arrivals]:
+        """Return what arrived since these keys were checked, and how late the newest arrivals are."""
+        bin_width = keys[0].window.bin_width
+        lag_since = now - max(LAG_TIME, 2 * bin_width) - ARRIVAL_OVERLAP
+        checked = [self._cached[key].checked for key in keys if key in self._cached]
+        return await self._store.arrivals(
+            first=min(key.first for key in keys),
+            until=until,
+            since=min(checked, default=now) - ARRIVAL_OVERLAP,
+            lag_since=lag_since,
+            bin_width=bin_width,
+        )
+
+    def _request(self, key: QueryKey, arrivals: Arrivals | None) -> StoreRequest:
+        """Return from where on a key has to be read: from the first bin that may have changed."""
+        cached = self._cached.get(key)
+        if cached is None or cached.until < key.started:
+            return StoreRequest(key, key.first)
+        oldest = arrivals.oldest if arrivals is not None else None
+        if oldest is None or oldest >= cached.until:
+            return StoreRequest(key, cached.until, cached.thresholds_ms)
+        if oldest < key.started:
+            # Control's quantiles before the rollout may have changed.
+            return StoreRequest(key, key.first)
+        return StoreRequest(key, floor_to_bin(oldest, key.window.bin_width), cached.thresholds_ms)
+
+    async def _read_counts(
+        self, round_: Round, requests: Sequence[StoreRequest], until: datetime, now: datetime, halvings: int
     ) -> None:
-        """Read for some subjects; what is too much at once is read in halves, so that one gate does not blind all."""
-        began = self._clock()
+        """Read counts into the cache; a query that is too much is cut in half: one gate must not blind the others."""
         try:
-            asks = [self._ask(subject, arrivals.get(subject.endpoint)) for subject in subjects]
-            asks = await self._with_thresholds(asks)
-            counted = await self._store.counts(asks, until=until, bin_width=bin_width)
+            complete = await self._with_thresholds(requests)
+            counts = await self._store.counts(complete, until=until, bin_width=requests[0].key.window.bin_width)
         except TooMuchError as error:
-            if len(subjects) == 1 or not halvings:
-                self._failures.update(dict.fromkeys(subjects, error))
+            if len(requests) == 1 or not halvings:
+                round_.failures.update({request.key: error for request in requests})
                 return
-            half = len(subjects) // 2
-            for part in (subjects[:half], subjects[half:]):
-                await self._read_part(part, arrivals, until, bin_width, halvings - 1)
+            half = len(requests) // 2
+            for part in (requests[:half], requests[half:]):
+                await self._read_counts(round_, part, until, now, halvings - 1)
             return
-        for ask, rows in zip(asks, counted, strict=True):
+        for request, rows in zip(complete, counts, strict=True):
+            key = request.key
+            if key not in self._cached or request.since == key.first:
+                self._cached[key] = CachedBins(request.thresholds_ms, request.since, checked=now, wanted=now)
+            self._cached[key].replace_since(request.since, rows, until)
+
+    async def _with_thresholds(self, requests: Sequence[StoreRequest]) -> list[StoreRequest]:
+        """Return the requests, those that begin at the baseline with control's quantiles."""
+        new = [request for request in requests if request.since == request.key.first and request.key.quantiles]
+        if not new:
+            return list(requests)
+        thresholds = dict(zip((request.key for request in new), await self._store.thresholds(new), strict=True))
+        return [
+            StoreRequest(request.key, request.since, thresholds.get(request.key, request.thresholds_ms))
+            for request in requests
+        ]
+
+    async def _finish(
+        self, round_: Round, key: QueryKey, until: datetime, now: datetime, arrivals: Arrivals | None
+    ) -> None:
+        """Put together what a look gets for a key; the author's metrics are read from the beginning each time."""
+        cached = self._cached[key]
+        cached.checked = cached.wanted = now
+        metrics: list[MetricRow] = []
+        if key.metrics:
             try:
-                metrics = await self._store.metrics(ask, until=until) if ask.subject.metrics else []
+                metrics = await self._store.metrics(StoreRequest(key, key.first), until=until)
             except ThrottledError:
                 raise
             except EvidenceUnavailableError as error:
-                # An author's query that fails is this gate's alone.
-                self._failures[ask.subject] = error
-                continue
-            complete = with_metrics(rows, metrics, kinds=len(ask.thresholds_ms)) if metrics else rows
-            self._take(ask, complete, arrivals.get(ask.subject.endpoint), until, began)
-
-    def _ask(self, subject: Subject, arrival: Arrival | None) -> Ask:
-        """Say from where on a subject is read: from the beginning, where what it rests on was not complete yet."""
-        known = self._series.get(subject)
-        if known is None or known.until < subject.started:
-            return Ask(subject, subject.first)
-        if arrival is None or arrival.oldest >= known.until:
-            return Ask(subject, known.until, known.thresholds_ms)
-        if arrival.oldest < subject.started:
-            return Ask(subject, subject.first)
-        return Ask(subject, floor_to_bin(arrival.oldest, subject.window.bin_width), known.thresholds_ms)
-
-    async def _with_thresholds(self, asks: list[Ask]) -> list[Ask]:
-        """Freeze control's quantiles for those that are read from the beginning."""
-        new = [ask for ask in asks if ask.since == ask.subject.first and ask.subject.quantiles]
-        if not new:
-            return asks
-        found = dict(zip((ask.subject for ask in new), await self._store.thresholds(new), strict=True))
-        return [Ask(ask.subject, ask.since, found.get(ask.subject, ask.thresholds_ms)) for ask in asks]
-
-    def _take(
-        self, ask: Ask, rows: Sequence[CountRow], arrival: Arrival | None, until: datetime, began: datetime
-    ) -> None:
-        series = self._series.get(ask.subject)
-        if series is None or ask.since == ask.subject.first:
-            series = self._series[ask.subject] = Series(ask.thresholds_ms, ask.since, began, began)
-        series.take(ask.since, rows, until)
-        series.read = began
-        # Where nothing came, nothing came late.
-        series.lag = arrival.lag if arrival is not None else None
+                # An author's query that fails blinds only this gate.
+                round_.failures[key] = error
+                return
+        n_thresholds = len(cached.thresholds_ms)
+        rows = with_metrics(cached.counts.values(), metrics, n_thresholds=n_thresholds)
+        round_.results[key] = ReadBins(cached.thresholds_ms, rows, arrivals.lag if arrivals is not None else None)
 
     def _forget(self, now: datetime) -> None:
-        for subject, series in list(self._series.items()):
-            if now - series.asked > max(FORGET_AFTER, FORGET_AFTER_BINS * subject.window.bin_width):
-                del self._series[subject]
+        for key, cached in list(self._cached.items()):
+            if now - cached.wanted > max(FORGET_AFTER, FORGET_AFTER_BINS * key.window.bin_width):
+                del self._cached[key]
 
 
 async def read_shared(
-    reader: SharedReader, store: Store, question: Question, *, split_guard: timedelta = SPLIT_GUARD
+    reader: SharedReader, store: MetricStore, query: EvidenceQuery, *, split_guard: timedelta = SPLIT_GUARD
 ) -> Evidence:
-    """Answer one gate's question from what is read for all; `split_guard` as in `bins.share_in`."""
-    # Before anybody shares a query with it: what is wrong with one question is not the others' problem.
-    for name in (question.endpoint, question.control, question.treatment):
+    """Return one gate's evidence.
+
+    Args:
+        reader: Reads for all gates.
+        store: The store that the reader queries.
+        query: What the gate asks.
+        split_guard: See `bins.share_in`.
+
+    Raises:
+        EndpointError: A name is not valid; it is not sent.
+        EvidenceUnavailableError: The store did not answer completely.
+    """
+    # Before the query is shared: one gate's invalid name must not fail the others.
+    for name in (query.endpoint, query.control, query.treatment):
         check_name(name)
-    window = question.window
-    until = closed_until(question.now, allowed_lag=window.allowed_lag, width=window.bin_width)
-    subject = Subject.of(question)
-    series = await reader.read(subject, until)
+    window = query.window
+    until = closed_until(query.now, allowed_lag=window.allowed_lag, width=window.bin_width)
+    key = QueryKey.of(query)
+    read = await reader.read(key, until)
     bins, baseline = bins_of(
-        series.counts.values(),
-        control=question.control,
-        treatment=question.treatment,
+        read.rows,
+        control=query.control,
+        treatment=query.treatment,
         width=window.bin_width,
-        started=question.started,
+        started=query.started,
         until=until,
-        splits=question.splits,
-        kinds=len(series.thresholds_ms),
+        splits=query.splits,
+        n_thresholds=len(read.thresholds_ms),
         split_guard=split_guard,
     )
-    queries = store.queries(Ask(subject, subject.first, series.thresholds_ms))
-    return Evidence(bins, baseline, series.thresholds_ms, until, queries, series.lag)
+    queries = store.queries(StoreRequest(key, key.first, read.thresholds_ms))
+    return Evidence(bins, baseline, read.thresholds_ms, until, queries, read.lag)
 
 
-_readers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, SharedReader]] = WeakKeyDictionary()
+_readers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, SharedReader]] = WeakKeyDictionary()
 
 
-def shared_reader(key: Any, store: Store) -> SharedReader:
+def shared_reader(key: Hashable, store: MetricStore) -> SharedReader:
     """Return the reader that all gates of this event loop use for one store.
 
     Args:
-        key: What tells this store from others.
-        store: The store; of several with the same key the first is asked.
+        key: Identifies the store and the credential that it is queried with.
+        store: The store.
     """
     return _readers.setdefault(asyncio.get_running_loop(), {}).setdefault(key, SharedReader(store))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from controlled_rollout.evaluation.decision import GateTerms, Next, take_look
+from controlled_rollout.evaluation.next_action import GateTerms, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.workspace import Workspace
@@ -88,10 +88,10 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         terms = self._gate_result(context).get("terms")
         if not terms:
             return
-        asked = GateTerms.model_validate({**terms, "who": task_of(context), "asked": datetime.now(UTC)})
-        answer = self.call(context, lambda workspace: take_look(workspace, asked, self.log_progress))
-        if answer.next in (Next.FAIL, Next.CONFLICT):
-            self.fail(context, f"{answer.next.value}: {answer.reason}\n{answer.table}")
+        terms_now = GateTerms.model_validate({**terms, "who": task_of(context), "waiting_since": datetime.now(UTC)})
+        result = self.call(context, lambda workspace: take_look(workspace, terms_now, self.log_progress))
+        if result.action in (NextAction.FAIL, NextAction.CONFLICT):
+            self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
 
     def _record(self, context: "Context", step: Any, who: str, why: str) -> None:
         from controlled_rollout import record

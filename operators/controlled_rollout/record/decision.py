@@ -1,21 +1,25 @@
-"""One line of the record: what was decided, when, by whom and why; of a look, also what it saw."""
+"""One line of the record: what was decided, when, by whom and why; of a look, also its evidence."""
 
+from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-__all__ = ["Counted", "Decision", "LookEvidence", "Stretch"]
+from controlled_rollout.evidence import RouterCounts
+from controlled_rollout.record.look_input import LookSettings
+
+__all__ = ["BinDelta", "Decision", "LookEvidence"]
 
 Step = Literal["roll_out", "shift", "look", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire"]
 
 
-class Stretch(BaseModel):
-    """The bins of one look, said by what changed since the look before it in the same series.
+class BinDelta(BaseModel):
+    """The bins of one look, as the difference to the previous look of the same series.
 
     Attributes:
-        keep: How many of the bins of the look before stand first.
+        keep: How many of the previous look's bins stay, from the first.
         add: The bins after those, as JSON.
-        digest: Of all bins together: tells whether a line between the two looks is missing.
+        digest: Of all bins together: shows whether a line between the two looks is missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -25,29 +29,19 @@ class Stretch(BaseModel):
     digest: str
 
 
-class Counted(BaseModel):
-    """What the router had counted at one moment: requests sent to each version since it started."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    at: AwareDatetime
-    requests: dict[str, int]
-
-
 class LookEvidence(BaseModel):
-    """What a look saw: with the lines before it, everything that its verdict can be recomputed from.
+    """The evidence of a look: with the lines before it, its verdict can be computed again.
 
     Attributes:
-        series: Names the looks that build on each other: those of one gate on one rollout, in one file.
+        series: Names the looks that build on each other: those of one gate on one rollout, in one part of the record.
         until: How far the evidence reaches.
         thresholds_ms: Control's latency quantiles before the rollout, in milliseconds.
         bins: Closed bins since the rollout began.
         baseline: Control's bins before it.
-        lag_s: How late telemetry has come, in seconds; None where the store does not tell.
-        router: What the router had counted, at the moments that the verdict rests on, oldest first.
-        down: That the treatment was down, in a sentence; empty if it was not.
-        settings: What is the same for the whole series (gate, control, how evidence is read, the queries); only on its
-            first line.
+        lag: How late telemetry came; None where the store does not tell.
+        router: What the router had counted, oldest first: at two earlier looks, if there were any, and at this one.
+        down: A sentence that says that the treatment was down; empty if it was not.
+        settings: What is the same for the whole series; only on its first line.
         software: The version of this package that judged; likewise.
     """
 
@@ -56,12 +50,12 @@ class LookEvidence(BaseModel):
     series: str
     until: AwareDatetime
     thresholds_ms: tuple[float, ...] = ()
-    bins: Stretch
-    baseline: Stretch
-    lag_s: float | None = None
-    router: tuple[Counted, ...] = ()
+    bins: BinDelta
+    baseline: BinDelta
+    lag: timedelta | None = None
+    router: tuple[RouterCounts, ...] = ()
     down: str = ""
-    settings: dict[str, Any] | None = None
+    settings: LookSettings | None = None
     software: str | None = None
 
 
@@ -95,8 +89,11 @@ class Decision(BaseModel):
     share: float | None = None
     revision: int | None = None
 
-    @property
-    def look(self) -> LookEvidence | None:
-        """What a look saw; None for other steps, and for looks that could not read the metric store."""
+    def look_evidence(self) -> LookEvidence | None:
+        """Return a look's evidence; None for other steps, and for looks that could not read the metric store.
+
+        Raises:
+            ValidationError: The evidence is damaged.
+        """
         complete = self.evidence is not None and "series" in self.evidence
         return LookEvidence.model_validate(self.evidence) if complete else None

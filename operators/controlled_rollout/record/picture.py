@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.gate import Claim, Counts
-from controlled_rollout.record.course import Course, Span, spans_of
+from controlled_rollout.record.summary import RolloutSummary, Span, spans_of
 
 __all__ = ["FORMATS", "draw"]
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 SPANS: Final = 120
-# Parts of few requests jump: they are drawn of more bins together.
+# Rates of few requests scatter: they are drawn from more bins together.
 COARSE_SPANS: Final = 40
-# Told apart also by those who see few colours (Okabe and Ito's palette).
+# Distinguishable by colour-blind people too (Okabe and Ito's palette).
 CONTROL: Final = "#0072B2"
 TREATMENT: Final = "#D55E00"
 BAD: Final = "#CC79A7"
@@ -29,7 +29,7 @@ CLAIMS: Final = {
 LARGEST: Final = 1e6
 
 
-def draw(course: Course, file: Path) -> None:
+def draw(summary: RolloutSummary, file: Path) -> None:
     """Draw a rollout into a PNG, SVG or PDF file.
 
     Raises:
@@ -39,33 +39,41 @@ def draw(course: Course, file: Path) -> None:
         raise ControlledRolloutError(f"{file} has no ending that can be drawn: give one of {', '.join(FORMATS)}")
     try:
         from matplotlib.figure import Figure
-    except ImportError:
+    except ImportError as error:
         raise ControlledRolloutError(
             "pictures need the package matplotlib: install airflow-provider-controlled-rollout with the extra report"
-        ) from None
-    panels = [_draw_traffic, _draw_errors, *([_draw_latency] if course.slow_index is not None else []), _draw_evidence]
+        ) from error
+    panels = [
+        _draw_traffic,
+        _draw_errors,
+        *([_draw_latency] if summary.shown_quantile is not None else []),
+        _draw_evidence,
+    ]
     heights = [2.0] * (len(panels) - 1) + [3.2]
     figure = Figure(figsize=(11, 1.2 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):
-        panel(axis, course)
+        panel(axis, summary)
         axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        _mark(axis, course)
-    _label_events(axes[0], course)
-    _label_time(axes[-1], course)
+        _mark(axis, summary)
+    _label_steps(axes[0], summary)
+    _label_time(axes[-1], summary)
     figure.suptitle(
-        f"{course.endpoint}: {course.version} against {course.control} – {course.end}", x=0.01, ha="left", weight="bold"
+        f"{summary.endpoint}: {summary.version} against {summary.control} – {summary.end}",
+        x=0.01,
+        ha="left",
+        weight="bold",
     )
     figure.savefig(file, dpi=130)
 
 
-def _draw_traffic(axis: Any, course: Course) -> None:
-    spans = spans_of(course, most=SPANS)
-    for name, colour, treatment in ((course.control, CONTROL, False), (course.version, TREATMENT, True)):
+def _draw_traffic(axis: Any, summary: RolloutSummary) -> None:
+    spans = spans_of(summary, most=SPANS)
+    for name, colour, treatment in ((summary.control, CONTROL, False), (summary.version, TREATMENT, True)):
         points: list[tuple[datetime, float]] = []
         for span, gap in _with_gaps(spans):
-            rate = _of(span, treatment).requests / span.length.total_seconds()
+            rate = _counts(span, treatment).requests / span.length.total_seconds()
             points += [(span.start, rate), (span.start + span.length, math.nan if gap else rate)]
         times, rates = zip(*points, strict=True) if points else ((), ())
         axis.step(times, rates, where="post", color=colour, label=name, linewidth=1.6)
@@ -74,52 +82,52 @@ def _draw_traffic(axis: Any, course: Course) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _draw_errors(axis: Any, course: Course) -> None:
-    _draw_parts(axis, course, lambda counts: counts.errors)
+def _draw_errors(axis: Any, summary: RolloutSummary) -> None:
+    _draw_rates(axis, summary, lambda counts: counts.errors)
     axis.set_ylabel("errors, %")
 
 
-def _draw_latency(axis: Any, course: Course) -> None:
-    slow = course.slow_index
-    assert slow is not None  # noqa: S101 - else this panel is not drawn
-    _draw_parts(axis, course, lambda counts: counts.slow[slow] if counts.slow else 0)
-    quantile = course.gate.latency_quantiles[slow]
+def _draw_latency(axis: Any, summary: RolloutSummary) -> None:
+    index = summary.shown_quantile
+    assert index is not None  # noqa: S101 - else this panel is not drawn
+    _draw_rates(axis, summary, lambda counts: counts.slow[index] if counts.slow else 0)
+    quantile = summary.gate.latency_quantiles[index]
     usual = 100 * (1 - quantile)
     axis.axhline(usual, color=CONTROL, linestyle=(0, (1, 2)), linewidth=1)
     axis.text(
         1.005, usual, f"{usual:.3g} % before\nthe rollout", transform=axis.get_yaxis_transform(), fontsize=8,
         va="center", color=CONTROL,
     )  # fmt: skip
-    axis.set_ylabel(f"slower than control's\np{100 * quantile:g} ({course.thresholds_ms[slow]:.3g} ms), %")
+    axis.set_ylabel(f"slower than control's\np{100 * quantile:g} ({summary.thresholds_ms[index]:.3g} ms), %")
 
 
-def _draw_parts(axis: Any, course: Course, events: Callable[[Counts], int]) -> None:
-    """Per cent of each version's requests, a dot a span: the larger, the more requests it stands for."""
-    spans = spans_of(course, most=COARSE_SPANS)
+def _draw_rates(axis: Any, summary: RolloutSummary, events: Callable[[Counts], int]) -> None:
+    """Draw per cents of each version's requests, a dot per span: the larger, the more requests it stands for."""
+    spans = spans_of(summary, most=COARSE_SPANS)
     most = max((counts.requests for span in spans for counts in (span.control, span.treatment)), default=1) or 1
     for colour, treatment in ((CONTROL, False), (TREATMENT, True)):
         points: list[tuple[datetime, float, int]] = []
-        for span, gap in _with_gaps([span for span in spans if _of(span, treatment).requests]):
-            counts = _of(span, treatment)
+        for span, gap in _with_gaps([span for span in spans if _counts(span, treatment).requests]):
+            counts = _counts(span, treatment)
             points.append((span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests))
             if gap:
                 points.append((span.start + span.length, math.nan, 0))
         if points:
             times, parts, requests = zip(*points, strict=True)
             axis.plot(times, parts, color=colour, linewidth=1.0, alpha=0.6)
-            axis.scatter(times, parts, s=[6 + 30 * one / most for one in requests], color=colour, linewidths=0)
+            axis.scatter(times, parts, s=[6 + 30 * number / most for number in requests], color=colour, linewidths=0)
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
 
 
-def _draw_evidence(axis: Any, course: Course) -> None:
-    """E-values on a logarithmic axis, their thresholds dashed; a dot where a claim is established."""
+def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
+    """Draw e-values on a logarithmic axis, their thresholds dashed, a dot where a claim is established."""
     claims: dict[str, list[tuple[datetime, Claim]]] = {}
-    for look in course.looks:
+    for look in summary.looks:
         for claim in look.verdict.claims:
             claims.setdefault(claim.name, []).append((look.until or look.time, claim))
     labelled: dict[float, list[str]] = {}
     drawn = dict.fromkeys(CLAIMS, 0)
-    for name, points in sorted(claims.items(), key=lambda one: list(CLAIMS).index(one[1][-1][1].kind)):
+    for name, points in sorted(claims.items(), key=lambda item: list(CLAIMS).index(item[1][-1][1].kind)):
         style, colours = CLAIMS[points[-1][1].kind]
         colour = colours[drawn[points[-1][1].kind] % len(colours)]
         drawn[points[-1][1].kind] += 1
@@ -146,59 +154,59 @@ def _draw_evidence(axis: Any, course: Course) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _mark(axis: Any, course: Course) -> None:
-    """The steps as lines, and the times in which the gate could not see."""
-    for event in course.events:
-        axis.axvline(event.time, color="#888888", linewidth=0.8)
-    for start, end in _blind(course):
+def _mark(axis: Any, summary: RolloutSummary) -> None:
+    """Draw the steps as lines, and shade the times in which the gate could not see."""
+    for step in summary.steps:
+        axis.axvline(step.time, color="#888888", linewidth=0.8)
+    for start, end in _blind(summary):
         axis.axvspan(start, end, color=BAD, alpha=0.18, linewidth=0)
 
 
-def _blind(course: Course) -> list[tuple[datetime, datetime]]:
+def _blind(summary: RolloutSummary) -> list[tuple[datetime, datetime]]:
     """Return the times between a look that could not see and the next that could."""
-    found: list[tuple[datetime, datetime]] = []
+    spans: list[tuple[datetime, datetime]] = []
     begun: datetime | None = None
-    for look in course.looks:
+    for look in summary.looks:
         blind = look.verdict.outcome.value in ("cannot_see", "split_is_wrong")
         if blind and begun is None:
             begun = look.time
         if not blind and begun is not None:
-            found.append((begun, look.time))
+            spans.append((begun, look.time))
             begun = None
     if begun is not None:
-        found.append((begun, course.looks[-1].time))
-    return found
+        spans.append((begun, summary.looks[-1].time))
+    return spans
 
 
-def _label_events(axis: Any, course: Course) -> None:
+def _label_steps(axis: Any, summary: RolloutSummary) -> None:
     """Write the steps above the picture, those that are close to each other above each other."""
-    if not course.events:
+    if not summary.steps:
         return
-    first, last = course.events[0].time, max(course.events[-1].time, course.looks[-1].time)
+    first, last = summary.steps[0].time, max(summary.steps[-1].time, summary.looks[-1].time)
     width = max((last - first).total_seconds(), 1.0)
     ends: list[float] = []
-    for event in course.events:
-        place = (event.time - first).total_seconds() / width
+    for step in summary.steps:
+        place = (step.time - first).total_seconds() / width
         row = next((row for row, end in enumerate(ends) if place >= end), len(ends))
-        ends[row : row + 1] = [place + 0.012 * (len(event.label) + 1)]
+        ends[row : row + 1] = [place + 0.012 * (len(step.label) + 1)]
         axis.annotate(
-            event.label, (event.time, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 3 + 11 * row),
+            step.label, (step.time, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 3 + 11 * row),
             textcoords="offset points", fontsize=8, color="#444444",
         )  # fmt: skip
 
 
-def _label_time(axis: Any, course: Course) -> None:
+def _label_time(axis: Any, summary: RolloutSummary) -> None:
     from matplotlib import dates
 
     locator: Any = dates.AutoDateLocator()  # type: ignore[no-untyped-call] # matplotlib's
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    blind = " – shaded: the gate could not see, or the split was not what was set" if _blind(course) else ""
+    blind = " – shaded: the gate could not see, or the split was not what was set" if _blind(summary) else ""
     axis.set_xlabel(f"UTC{blind}", fontsize=9)
 
 
 def _with_gaps(spans: Sequence[Span]) -> list[tuple[Span, bool]]:
-    """Return each span, and whether nothing was counted for a while after it: no line leads over that."""
+    """Return each span, and whether a gap without counts follows it: no line is drawn across a gap."""
     after = [*(span.start for span in spans[1:]), None]
     return [
         (span, following is not None and following > span.start + 2 * span.length)
@@ -206,12 +214,14 @@ def _with_gaps(spans: Sequence[Span]) -> list[tuple[Span, bool]]:
     ]
 
 
-def _of(span: Span, treatment: bool) -> Counts:
+def _counts(span: Span, treatment: bool) -> Counts:
     return span.treatment if treatment else span.control
 
 
 def _short(names: Sequence[str]) -> str:
-    """Several claims of one threshold in a few words."""
-    kinds = {"is higher": "alarms", "are higher": "alarms", "not worse": "passes", "is wrong": "split"}
-    words = dict.fromkeys(next((word for end, word in kinds.items() if name.endswith(end)), name) for name in names)
+    """Return the names of several claims with one threshold in a few words."""
+    words_by_end = {"is higher": "alarms", "are higher": "alarms", "not worse": "passes", "is wrong": "split"}
+    words = dict.fromkeys(
+        next((word for end, word in words_by_end.items() if name.endswith(end)), name) for name in names
+    )
     return " and ".join(words)

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 
 from controlled_rollout.gate import Claim, Counts, describe
-from controlled_rollout.record.course import Course, spans_of
+from controlled_rollout.record.summary import RolloutSummary, spans_of
 from controlled_rollout.text_table import text_table
 
 __all__ = ["text_report"]
@@ -12,65 +12,68 @@ __all__ = ["text_report"]
 ROWS: Final = 24
 
 
-def text_report(course: Course) -> str:
-    """Return what happened: the steps, what callers saw over time, and what the gate concluded."""
-    last = course.looks[-1]
-    end = course.looks[-1].until or last.time
+def text_report(summary: RolloutSummary) -> str:
+    """Return a rollout's steps, its traffic over time, and the gate's claims, as text."""
+    last = summary.looks[-1]
+    end = last.until or last.time
     title = (
-        f"{course.endpoint}: {course.version} against {course.control}, "
-        f"{course.started:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {course.end}"
+        f"{summary.endpoint}: {summary.version} against {summary.control}, "
+        f"{summary.started:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {summary.end}"
     )
-    parts = [title, "=" * len(title), "", _steps(course), "", _traffic(course), "", _looks(course), ""]
-    seen = [look for look in course.looks if look.verdict.claims]
-    if seen:
-        parts += [describe(seen[-1].verdict), ""]
+    parts = [title, "=" * len(title), "", _steps(summary), "", _traffic(summary), "", _looks(summary), ""]
+    verdicts = [look.verdict for look in summary.looks if look.verdict.claims]
+    if verdicts:
+        parts += [describe(verdicts[-1]), ""]
     parts.append(f"{last.verdict.outcome.value.replace('_', ' ')}: {last.verdict.reason}")
     return "\n".join(parts) + "\n"
 
 
-def _steps(course: Course) -> str:
+def _steps(summary: RolloutSummary) -> str:
     rows: list[tuple[str, ...]] = [("time", "step", "by", "why"), *(
-        (_clock(event.time), event.label, event.who, event.why.partition("\n")[0][:80]) for event in course.events
+        (_clock(step.time), step.label, step.who, step.why.partition("\n")[0][:80]) for step in summary.steps
     )]  # fmt: skip
     return text_table(rows, left_columns=4)
 
 
-def _traffic(course: Course) -> str:
-    slow = course.slow_index
+def _traffic(summary: RolloutSummary) -> str:
+    quantile = summary.shown_quantile
     header = ["from", "set", "requests", "control", "errors", "control"]
-    if slow is not None:
-        header += [f"beyond p{100 * course.gate.latency_quantiles[slow]:g}", "control"]
+    if quantile is not None:
+        header += [f"beyond p{100 * summary.gate.latency_quantiles[quantile]:g}", "control"]
     rows = [tuple(header)]
-    for span in spans_of(course, most=ROWS):
+    for span in spans_of(summary, most=ROWS):
         row = [
             _clock(span.start),
             "" if span.share is None else f"{100 * span.share:g} %",
             f"{span.treatment.requests:,}",
             f"{span.control.requests:,}",
-            _part(span.treatment.errors, span.treatment),
-            _part(span.control.errors, span.control),
+            _percent(span.treatment.errors, span.treatment),
+            _percent(span.control.errors, span.control),
         ]
-        if slow is not None:
-            row += [_part(one.slow[slow], one) if one.slow else "" for one in (span.treatment, span.control)]
+        if quantile is not None:
+            row += [
+                _percent(counts.slow[quantile], counts) if counts.slow else ""
+                for counts in (span.treatment, span.control)
+            ]
         rows.append(tuple(row))
     return text_table(rows, left_columns=1)
 
 
-def _looks(course: Course) -> str:
-    """The e-values at the looks that changed something, and at some in between."""
-    names = list(dict.fromkeys(claim.name for look in course.looks for claim in look.verdict.claims))
+def _looks(summary: RolloutSummary) -> str:
+    """Return a table of the e-values at the looks that changed the outcome, and at some in between."""
+    names = list(dict.fromkeys(claim.name for look in summary.looks for claim in look.verdict.claims))
     rows = [("look", "outcome", *names)]
-    every = max(1, len(course.looks) // ROWS)
+    every = max(1, len(summary.looks) // ROWS)
     outcome = ""
-    for number, look in enumerate(course.looks):
+    for number, look in enumerate(summary.looks):
         changed = look.verdict.outcome.value != outcome
         outcome = look.verdict.outcome.value
-        if changed or number % every == 0 or number == len(course.looks) - 1:
+        if changed or number % every == 0 or number == len(summary.looks) - 1:
             claims = {claim.name: claim for claim in look.verdict.claims}
             rows.append(
                 (_clock(look.time), outcome.replace("_", " "), *(_evidence(claims.get(name)) for name in names))
             )
-    thresholds = {claim.name: claim.threshold for look in course.looks for claim in look.verdict.claims}
+    thresholds = {claim.name: claim.threshold for look in summary.looks for claim in look.verdict.claims}
     rows.append(("", "threshold", *(f"{thresholds[name]:,.4g}" for name in names)))
     return text_table(rows, left_columns=2)
 
@@ -79,7 +82,7 @@ def _evidence(claim: Claim | None) -> str:
     return "" if claim is None else f"{claim.e_value:,.3g}{' !' if claim.reached else ''}"
 
 
-def _part(events: int, counts: Counts) -> str:
+def _percent(events: int, counts: Counts) -> str:
     return f"{100 * events / counts.requests:.2f} %" if counts.requests else "-"
 
 

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from controlled_rollout.arguments import choice, duration, evidence_window, flag, gate_of, whole_number
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, LOOK_INTERVAL
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, take_look
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -130,19 +130,19 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
         """Finish as the trigger's last look decided."""
         terms = self.call(context, lambda workspace: self._terms(context, workspace))
-        return self._finish(context, Answer.from_event(event), terms)
+        return self._finish(context, LookResult.from_event(event), terms)
 
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look once, as the trigger does, and finish if there is a decision."""
 
-        async def look_once(workspace: Workspace) -> tuple[Answer, GateTerms]:
+        async def look_once(workspace: Workspace) -> tuple[LookResult, GateTerms]:
             terms = await self._terms(context, workspace)
             return await take_look(workspace, terms, self.log_progress), terms
 
-        answer, terms = self.call(context, look_once)
-        if answer.next is Next.WAIT:
+        result, terms = self.call(context, look_once)
+        if result.action is NextAction.WAIT:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, answer, terms))
+        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, result, terms))
 
     async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
         from controlled_rollout import record
@@ -168,32 +168,34 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             on_no_decision=cast("Literal['hold', 'roll_back', 'ask']", on_no_decision),
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
-            asked=datetime.now(UTC),
+            waiting_since=datetime.now(UTC),
             held=max(holds, default=None),
         )
 
-    def _finish(self, context: "Context", answer: Answer, terms: GateTerms) -> dict[str, Any]:
-        if answer.next is Next.NOTHING_TO_COMPARE:
-            raise AirflowSkipException(answer.reason)
-        if answer.next is Next.HOLD:
-            self._hold(context, answer)
-        if answer.next not in (Next.GO_ON, Next.ASK):
-            self.fail(context, f"{answer.next.value}: {answer.reason}" + (f"\n{answer.table}" if answer.table else ""))
-        self.log.info("%s\n%s", answer.reason, answer.table)
+    def _finish(self, context: "Context", result: LookResult, terms: GateTerms) -> dict[str, Any]:
+        if result.action is NextAction.NOTHING_TO_COMPARE:
+            raise AirflowSkipException(result.reason)
+        if result.action is NextAction.HOLD:
+            self._hold(context, result)
+        if result.action not in (NextAction.GO_ON, NextAction.ASK):
+            self.fail(
+                context, f"{result.action.value}: {result.reason}" + (f"\n{result.table}" if result.table else "")
+            )
+        self.log.info("%s\n%s", result.reason, result.table)
         return {
-            "outcome": answer.outcome,
-            "reason": answer.reason,
-            "table": answer.table,
-            "asks": answer.next is Next.ASK,
+            "outcome": result.outcome,
+            "reason": result.reason,
+            "table": result.table,
+            "asks": result.action is NextAction.ASK,
             "terms": terms.model_dump(mode="json"),
         }
 
-    def _hold(self, context: "Context", answer: Answer) -> NoReturn:
+    def _hold(self, context: "Context", result: LookResult) -> NoReturn:
         from controlled_rollout.evaluation import look as looks
 
-        looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=answer.reason)
+        looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=result.reason)
         self.fail(
             context,
-            f"on hold: {answer.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "
+            f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "
             f"or roll_back for version {self.version!r} of endpoint {self.endpoint!r}",
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from controlled_rollout.evaluation.decision import GateTerms, Next, take_look
+from controlled_rollout.evaluation.next_action import GateTerms, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 
 __all__ = ["TreatmentGateTrigger"]
@@ -40,8 +40,8 @@ class TreatmentGateTrigger(BaseTrigger):
         # Not at once: if the event came before the executor notices the deferral, the task would look dead.
         await asyncio.sleep(min(terms.interval.total_seconds(), FIRST_LOOK_AFTER_S))
         while True:
-            answer = await take_look(workspace, terms, lambda message: self.log.info("%s", message))
-            if answer.next is not Next.WAIT:
-                yield TriggerEvent(answer.to_event())  # type: ignore[no-untyped-call] # Airflow's
+            result = await take_look(workspace, terms, lambda message: self.log.info("%s", message))
+            if result.action is not NextAction.WAIT:
+                yield TriggerEvent(result.to_event())  # type: ignore[no-untyped-call] # Airflow's
                 return
             await asyncio.sleep(terms.interval.total_seconds())

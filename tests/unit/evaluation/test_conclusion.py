@@ -1,12 +1,13 @@
-"""What a look concludes when the store does not tell everything: never anything about the model."""
+"""The verdict of a look whose evidence is incomplete: never anything about the model."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controlled_rollout.evaluation.conclusion import conclude, unseen
-from controlled_rollout.evidence import Evidence, EvidenceWindow, Reading
+from controlled_rollout.evaluation.conclusion import conclude
+from controlled_rollout.evidence import Evidence, EvidenceWindow, RouterCounts
 from controlled_rollout.gate import Bin, Counts, Gate, Outcome, Verdict
+from controlled_rollout.record import LookInput, LookSettings
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -28,25 +29,30 @@ def evidence(*requests: tuple[int, int], until: float | None = None, lag: timede
     return Evidence(bins, (), (), at(len(requests) if until is None else until), (), lag)
 
 
-def reading(minute: float, old: int, new: int) -> Reading:
-    return Reading(at(minute), {"old": old, "new": new})
+def counted(minute: float, old: int, new: int) -> RouterCounts:
+    return RouterCounts(at(minute), {"old": old, "new": new})
 
 
-def blindness(seen: Evidence, *router: Reading) -> str | None:
-    return unseen(seen, router, control="old", treatment="new", window=WINDOW)
+def verdict(evidence: Evidence, *router: RouterCounts, gate: Gate = GATE, down: str = "") -> Verdict:
+    settings = LookSettings(
+        endpoint="digits", treatment="new", control="old", started=START, window=WINDOW, gate=gate, queries=()
+    )
+    return conclude(LookInput(settings, evidence, router, down))
 
 
-def verdict(seen: Evidence, *router: Reading, gate: Gate = GATE) -> Verdict:
-    return conclude(seen, gate, control="old", treatment="new", window=WINDOW, router=router)
+def blindness(evidence: Evidence, *router: RouterCounts) -> str | None:
+    """Why a look cannot see; None if it can."""
+    found = verdict(evidence, *router)
+    return found.reason if found.outcome is Outcome.CANNOT_SEE else None
 
 
 def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know_is_not_seen() -> None:
-    blind = blindness(evidence((90, 0)), reading(1, 90, 10))
+    blind = blindness(evidence((90, 0)), counted(1, 90, 10))
     assert blind is not None
     assert "10 requests to version 'new'" in blind
 
-    assert blindness(evidence((90, 10)), reading(1, 90, 10)) is None
-    assert blindness(evidence((90, 0)), reading(1, 90, 0)) is None
+    assert blindness(evidence((90, 10)), counted(1, 90, 10)) is None
+    assert blindness(evidence((90, 0)), counted(1, 90, 0)) is None
     assert blindness(evidence((90, 0))) is None
 
 
@@ -54,9 +60,9 @@ def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know
 def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: str) -> None:
     silent = (90, 0) if name == "new" else (0, 10)
     seen = evidence((90, 10), (90, 10), *[silent] * 6)
-    router = [reading(minute, 90 * minute, 30 * minute) for minute in (3, 7)]
+    router = [counted(minute, 90 * minute, 30 * minute) for minute in (3, 7)]
 
-    blind = blindness(seen, *router, reading(11, 990, 330))
+    blind = blindness(seen, *router, counted(11, 990, 330))
     assert blind is not None
     assert f"version {name!r}" in blind
     assert "between 00:03:00 and 00:07:00" in blind
@@ -64,11 +70,11 @@ def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: 
 
 def test_a_quiet_version_a_router_that_began_anew_and_too_few_requests_are_no_blindness() -> None:
     seen = evidence((90, 10), (90, 10), *[(90, 0)] * 6)
-    assert blindness(seen, reading(3, 270, 30), reading(7, 630, 30), reading(11, 990, 30)) is None
-    assert blindness(seen, reading(3, 270, 30), reading(7, 630, 49), reading(11, 990, 60)) is None
-    assert blindness(seen, reading(3, 270, 300), reading(7, 100, 90), reading(11, 200, 100)) is None
+    assert blindness(seen, counted(3, 270, 30), counted(7, 630, 30), counted(11, 990, 30)) is None
+    assert blindness(seen, counted(3, 270, 30), counted(7, 630, 49), counted(11, 990, 60)) is None
+    assert blindness(seen, counted(3, 270, 300), counted(7, 100, 90), counted(11, 200, 100)) is None
     # Only one of the two moments lies behind the version's last bin.
-    assert blindness(evidence(*[(90, 10)] * 8), reading(3, 270, 30), reading(7, 630, 70), reading(11, 990, 99)) is None
+    assert blindness(evidence(*[(90, 10)] * 8), counted(3, 270, 30), counted(7, 630, 70), counted(11, 990, 99)) is None
 
 
 def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_is() -> None:
@@ -86,19 +92,11 @@ def test_a_treatment_that_is_down_fails_whatever_was_read() -> None:
     down = "version 'new' has no ready replica"
     nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
     for seen in (nothing_came, late):
-        found = conclude(
-            seen,
-            GATE,
-            control="old",
-            treatment="new",
-            window=WINDOW,
-            router=[reading(1, 90, 10)],
-            down=down,
-        )
+        found = verdict(seen, counted(1, 90, 10), down=down)
         assert (found.outcome, found.reason) == (Outcome.FAIL, down)
 
 
-def test_counts_that_cannot_be_are_the_stores_fault_and_not_the_models() -> None:
+def test_inconsistent_counts_are_the_stores_fault_and_not_the_models() -> None:
     impossible = Evidence((Bin(at(0), Counts(10, 20), Counts(10, 0), share=0.5),), (), (), at(1), ())
 
     assert verdict(impossible).outcome == "cannot_see"

@@ -118,7 +118,7 @@ def test_both_sides_of_a_bin_come_together_and_open_bins_are_left_out() -> None:
         started=T0 + 4 * S,
         until=T0 + 20 * S,
         splits=[SplitChange(T0 - 60 * S, 0.25)],
-        kinds=2,
+        n_thresholds=2,
     )
 
     assert [(b.start, b.control.requests, b.treatment.requests, b.share) for b in bins] == [

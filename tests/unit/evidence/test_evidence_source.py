@@ -14,7 +14,7 @@ from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence import EvidenceWindow, evidence_source
 from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
-from controlled_rollout.evidence.model import Ask, Subject
+from controlled_rollout.evidence.metric_store import QueryKey, StoreRequest
 from controlled_rollout.telemetry_store.kql import translate
 from controlled_rollout.workspace import Workspace
 
@@ -57,9 +57,9 @@ def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tm
                 "telemetry_workspace_id": "x",
                 "telemetry_token_file": "/t",
             },
-            "https://far.example is none",
+            "which https://far.example is not",
         ),
-        ({"telemetry_workspace_id": "x", "telemetry_token_file": "/t"}, "Azure is none"),
+        ({"telemetry_workspace_id": "x", "telemetry_token_file": "/t"}, "which Azure is not"),
         ({"telemetry_token_file": "/t"}, "telemetry_workspace_id is missing"),
         ({"target": "kubernetes", "gateway": "infra/shared"}, "telemetry_workspace_id is missing.*'kubernetes'"),
     ],
@@ -76,21 +76,21 @@ def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:
     assert source.endpoint == "https://api.loganalytics.io"
 
 
-def ask(*thresholds_ms: float, **changes: Any) -> Ask:
+def request(*thresholds_ms: float, **changes: Any) -> StoreRequest:
     window = EvidenceWindow(
         bin_width=timedelta(seconds=1.5), allowed_lag=timedelta(0), baseline_length=timedelta(hours=1)
     )
-    subject = Subject(**{
+    key = QueryKey(**{
         "endpoint": "digits", "control": "control", "treatment": "treatment", "started": T0 + timedelta(hours=1),
         "window": window, "quantiles": (0.5,), "tolerance": 0.05, **changes,
     })  # fmt: skip
-    return Ask(subject, subject.first, thresholds_ms)
+    return StoreRequest(key, key.first, thresholds_ms)
 
 
 def test_times_and_thresholds_are_written_exactly() -> None:
-    asks = [ask(1e-3, 123.4567891, 1e7), ask(7.0, endpoint="letters")]
+    requests = [request(1e-3, 123.4567891, 1e7), request(7.0, endpoint="letters")]
 
-    query = until_line(T0 + timedelta(hours=2)) + counts_query(asks, bin_width=timedelta(seconds=1.5))
+    query = until_line(T0 + timedelta(hours=2)) + counts_query(requests, bin_width=timedelta(seconds=1.5))
 
     assert "let Until = datetime(2026-03-01T14:00:00.000001Z);" in query
     assert "TimeGenerated >= datetime(2026-03-01T12:00:00.000001Z)" in query
@@ -100,16 +100,15 @@ def test_times_and_thresholds_are_written_exactly() -> None:
     assert f'[0,"digits","treatment",{when},0.00105,129.629629,10500000.0]' in query
     assert f'[1,"letters","control",{when},7.0,1e+18,1e+18]' in query
     assert translate(query).tables == ("AppRequests",)
-    assert translate(baseline_query(asks)).tables == ("AppRequests",)
-    assert translate(arrivals_query(first=T0, until=T0, since=T0, bin_width=timedelta(seconds=10))).tables == (
-        "AppRequests",
-    )
+    assert translate(baseline_query(requests)).tables == ("AppRequests",)
+    arrivals = arrivals_query(first=T0, until=T0, since=T0, lag_since=T0, bin_width=timedelta(seconds=10))
+    assert translate(arrivals).tables == ("AppRequests",)
 
 
 def test_an_author_s_query_is_only_continued() -> None:
     kql = "let Currency = 'EUR';\nAppEvents\n| project TimeGenerated, Version = Name, Value = 1.5 // cents;\n; "
 
-    query = mean_query(kql, ask(), until=T0, bin_width=timedelta(minutes=1))
+    query = mean_query(kql, request(), until=T0, bin_width=timedelta(minutes=1))
 
     assert query.startswith("let Currency = 'EUR';\nAppEvents")
     assert translate(query).tables == ("AppEvents",)
@@ -118,16 +117,16 @@ def test_an_author_s_query_is_only_continued() -> None:
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_a_threshold_that_is_no_number_is_never_sent(threshold: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
-        counts_query([ask(threshold)], bin_width=timedelta(seconds=1))
+        counts_query([request(threshold)], bin_width=timedelta(seconds=1))
 
 
 def test_a_time_without_a_zone_and_a_name_that_is_none_are_never_sent() -> None:
     with pytest.raises(ValueError, match="no time zone"):
-        baseline_query([ask(started=T0.replace(tzinfo=None))])
+        baseline_query([request(started=T0.replace(tzinfo=None))])
     with pytest.raises(EndpointError):
-        baseline_query([ask(endpoint="digits' or 1==1 //")])
+        baseline_query([request(endpoint="digits' or 1==1 //")])
     with pytest.raises(EndpointError):
-        baseline_query([ask(control="x' | take 1")])
+        baseline_query([request(control="x' | take 1")])
 
 
 @pytest.mark.parametrize(

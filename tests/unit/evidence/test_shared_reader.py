@@ -1,9 +1,6 @@
-"""What the shared reader holds is what reading everything anew would give, whatever came when."""
+"""What the shared reader gives is what a new reader would read, whatever arrived when."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -11,149 +8,195 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import EvidenceWindow, shared
-from controlled_rollout.evidence.bins import closed_until, floor_to_bin
-from controlled_rollout.evidence.model import Arrival, Ask, Subject, ThrottledError
-from controlled_rollout.evidence.rows import CountRow, MetricRow
-from controlled_rollout.evidence.shared import Series, SharedReader
-from controlled_rollout.gate import Counts
+from controlled_rollout.evidence.bins import closed_until
+from controlled_rollout.evidence.metric_store import QueryKey, ThrottledError, TooMuchError
+from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.shared import ReadBins, SharedReader
+from tests.unit.evidence.memory_store import T0, MemoryStore, Row, S
 
-T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-S = timedelta(seconds=1)
 WIDTH, LAG = 10 * S, 5 * S
 WINDOW = EvidenceWindow(bin_width=WIDTH, allowed_lag=LAG, baseline_length=60 * S)
 
 
-@dataclass
-class MemoryStore:
-    """A store whose rows are (began, arrived, version) in seconds after T0."""
-
-    rows: list[tuple[int, int, str]]
-    now: datetime = T0
-    sent: int = 0
-    refuses: list[EvidenceUnavailableError] = field(default_factory=list)
-
-    def visible(self) -> list[tuple[datetime, datetime, str]]:
-        found = [(T0 + began * S, T0 + arrived * S, version) for began, arrived, version in self.rows]
-        return [row for row in found if row[1] <= self.now]
-
-    async def thresholds(self, asks: Sequence[Ask]) -> list[tuple[float, ...]]:
-        before = sum(version == "control" and began < ask.subject.started
-                     for ask in asks[:1] for began, _, version in self.visible())  # fmt: skip
-        return [(float(before),)] * len(asks)
-
-    async def counts(self, asks: Sequence[Ask], *, until: datetime, bin_width: timedelta) -> list[list[CountRow]]:
-        self.sent += 1
-        if self.refuses:
-            raise self.refuses.pop()
-        return [self._of(ask, until) for ask in asks]
-
-    def _of(self, ask: Ask, until: datetime) -> list[CountRow]:
-        counted: dict[tuple[datetime, str, bool], int] = {}
-        for began, _, version in self.visible():
-            if ask.since <= began < until:
-                key = (floor_to_bin(began, WIDTH), version, began < ask.subject.started)
-                counted[key] = counted.get(key, 0) + 1
-        slow = int(ask.thresholds_ms[0])
-        return [CountRow(*key, Counts(number, 0, (slow,))) for key, number in counted.items()]
-
-    async def arrivals(
-        self, *, first: datetime, until: datetime, since: datetime, bin_width: timedelta
-    ) -> Mapping[str, Arrival]:
-        fresh = [row for row in self.visible() if row[1] >= since and first <= row[0] < until]
-        if not fresh:
-            return {}
-        lag = max(arrived - floor_to_bin(began, WIDTH) - WIDTH for began, arrived, _ in fresh)
-        return {"digits": Arrival(min(row[0] for row in fresh), max(lag, timedelta(0)))}
-
-    async def metrics(self, ask: Ask, *, until: datetime) -> list[MetricRow]:
-        return []
-
-    def queries(self, ask: Ask) -> tuple[str, ...]:
-        return ()
+def key(treatment: str = "treatment", *, metric: bool = False) -> QueryKey:
+    means = (("revenue", "AppEvents"),) if metric else ()
+    return QueryKey("digits", "control", treatment, T0 + 60 * S, WINDOW, (0.5,), 0.0, means)
 
 
-def subject(treatment: str = "treatment") -> Subject:
-    return Subject("digits", "control", treatment, T0 + 60 * S, WINDOW, (0.5,), 0.0)
+def reader_of(store: MemoryStore) -> SharedReader:
+    return SharedReader(store, clock=lambda: store.now)
 
 
-async def look(reader: SharedReader, store: MemoryStore, at: int, *, treatment: str = "treatment") -> Series:
+async def look(
+    reader: SharedReader, store: MemoryStore, at: int, *, treatment: str = "treatment", metric: bool = False
+) -> ReadBins:
     store.now = T0 + at * S
-    return await reader.read(subject(treatment), closed_until(store.now, allowed_lag=LAG, width=WIDTH))
+    until = closed_until(store.now, allowed_lag=LAG, width=WIDTH)
+    return await reader.read(key(treatment, metric=metric), until)
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "GATHER_S", 0)
+@pytest.fixture(autouse=True, scope="module")
+def at_once() -> object:
+    """Rounds follow each other without a pause."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "GATHER_S", 0)
+        patch.setattr(shared, "ROUND_INTERVAL_S", 0)
+        yield
+
+
+def closed(read: ReadBins, at: int) -> dict[object, CountRow]:
+    until = closed_until(T0 + at * S, allowed_lag=LAG, width=WIDTH)
+    return {(row.start, row.version, row.before): row for row in read.rows if row.start + WIDTH <= until}
 
 
 ROWS = st.lists(
-    st.tuples(st.integers(0, 200), st.integers(0, 120), st.sampled_from(["control", "treatment"])), max_size=40
-)
+    st.tuples(
+        st.integers(0, 200), st.integers(0, 120), st.sampled_from(["control", "treatment"]), st.integers(1, 50),
+        st.sampled_from([None, 1.0, 2.0]),
+    ),
+    max_size=40,
+)  # fmt: skip
 
 
-@settings(max_examples=200)
-@given(ROWS, st.sets(st.integers(0, 32), min_size=1, max_size=12))
-def test_when_a_bin_closes_it_holds_what_a_new_reader_would_read(
-    rows: list[tuple[int, int, str]], closings: set[int]
+@settings(max_examples=200, deadline=None)
+@given(ROWS, st.sets(st.integers(5, 330), min_size=1, max_size=12))
+def test_every_look_gets_what_a_new_reader_would_read(
+    rows: list[tuple[int, int, str, int, float | None]], moments: set[int]
 ) -> None:
-    store = MemoryStore([(began, began + delay, version) for began, delay, version in rows])
-    shared.GATHER_S = 0  # type: ignore[misc] # hypothesis runs outside of the fixture
+    store = MemoryStore([Row(began, began + late, version, ms=ms, value=v) for began, late, version, ms, v in rows])
 
     async def steps() -> None:
-        reader = SharedReader(store, clock=lambda: store.now)
-        for closing in sorted(closings):
-            at = 10 * closing + 5 + closing % 7
-            held = await look(reader, store, at)
-            anew = await look(SharedReader(store, clock=lambda: store.now), store, at)
-            until = closed_until(store.now, allowed_lag=LAG, width=WIDTH)
-            assert closed(held, until) == closed(anew, until)
-            assert held.thresholds_ms == anew.thresholds_ms
+        reader = reader_of(store)
+        for at in sorted(moments):
+            remembered = await look(reader, store, at, metric=True)
+            anew = await look(reader_of(store), store, at, metric=True)
+            assert closed(remembered, at) == closed(anew, at)
+            assert remembered.thresholds_ms == anew.thresholds_ms
+            assert remembered.lag == anew.lag
 
     asyncio.run(steps())
 
 
-def closed(series: Series, until: datetime) -> dict[object, CountRow]:
-    return {key: row for key, row in series.counts.items() if key[0] + WIDTH <= until}
-
-
-def test_where_nothing_came_nothing_came_late() -> None:
-    store = MemoryStore([(0, 0, "control"), (61, 200, "control")])
+def test_rows_that_arrive_between_two_looks_at_the_same_bins_are_read() -> None:
+    store = MemoryStore([Row(61, 61, "treatment"), Row(62, 77, "treatment")])
 
     async def steps() -> None:
-        reader = SharedReader(store, clock=lambda: store.now)
-        late = await look(reader, store, 205)
-        assert late.lag == 130 * S
-        # A row may become visible a moment after its arrival: what has come since shortly before the last look counts.
-        assert (await look(reader, store, 300)).lag == 130 * S
-        assert (await look(reader, store, 400)).lag is None
+        reader = reader_of(store)
+        assert closed(await look(reader, store, 74), 74) == {}
+        [(_, first)] = closed(await look(reader, store, 76), 76).items()
+        [(_, second)] = closed(await look(reader, store, 78), 78).items()
+        assert (first.counts.requests, second.counts.requests) == (1, 2)
 
     asyncio.run(steps())
 
 
-def test_a_throttled_store_is_asked_again_only_when_it_said() -> None:
-    store = MemoryStore([(0, 0, "control")], refuses=[ThrottledError("429", 30 * S)])
+def test_values_of_an_authors_metric_that_arrive_after_their_bin_was_closed_are_read() -> None:
+    values = [Row(61 + n % 9, 62 if n < 30 else 90, "treatment", value=float(n)) for n in range(400)]
+    store = MemoryStore([Row(61, 61, "treatment"), *values])
 
     async def steps() -> None:
-        reader = SharedReader(store, clock=lambda: store.now)
+        reader = reader_of(store)
+        counts = []
+        for at in (80, 100):
+            rows = (await look(reader, store, at, metric=True)).rows
+            counts.append(sum(row.counts.means["revenue"].count for row in rows if "revenue" in row.counts.means))
+        assert counts == [30, 400]
+
+    asyncio.run(steps())
+
+
+def test_a_closed_bin_is_read_once_and_later_looks_only_ask_what_has_arrived() -> None:
+    store = MemoryStore([Row(n, n, "control") for n in range(100)])
+
+    async def steps() -> None:
+        reader = reader_of(store)
+        await look(reader, store, 205)
+        assert store.queries_sent == ["arrivals", "thresholds", "counts"]
+        await look(reader, store, 206)
+        await look(reader, store, 216)
+        assert store.queries_sent[3:] == ["arrivals", "arrivals", "counts"]
+
+    asyncio.run(steps())
+
+
+def test_the_lag_is_of_what_arrived_lately() -> None:
+    store = MemoryStore([Row(0, 0, "control"), Row(61, 200, "control")])
+
+    async def steps() -> None:
+        reader = reader_of(store)
+        assert (await look(reader, store, 205)).lag == 130 * S
+        assert (await look(reader, store, 280)).lag == 130 * S
+        assert (await look(reader, store, 300)).lag is None
+
+    asyncio.run(steps())
+
+
+def test_a_throttled_store_is_not_queried_before_the_time_that_it_gave() -> None:
+    store = MemoryStore([Row(0, 0, "control")], refuses=[ThrottledError("429", 30 * S)])
+
+    async def steps() -> None:
+        reader = reader_of(store)
         with pytest.raises(EvidenceUnavailableError, match="429"):
             await look(reader, store, 100)
-        with pytest.raises(EvidenceUnavailableError, match="left alone for another 20 s"):
+        with pytest.raises(EvidenceUnavailableError, match="none is sent for another 20 s"):
             await look(reader, store, 110, treatment="other")
-        assert store.sent == 1
+        assert store.queries_sent == ["arrivals"]
         await look(reader, store, 131)
-        assert store.sent == 2
+        assert len(store.queries_sent) > 1
 
     asyncio.run(steps())
 
 
-def test_who_asks_while_a_round_is_under_way_is_answered_by_the_next() -> None:
-    store = MemoryStore([(0, 0, "control")])
+def test_a_query_that_is_too_much_for_one_key_fails_only_that_key() -> None:
+    store = MemoryStore([Row(0, 0, "control")])
 
     async def steps() -> None:
-        reader = SharedReader(store, clock=lambda: store.now)
+        reader = reader_of(store)
+        await look(reader, store, 100)
+        store.refuses = [TooMuchError("504")] * 3  # the query for both, then that for each
+        counts, store_arrivals = store.counts, store.arrivals
+
+        async def arrivals(**times: object) -> object:
+            refuses, store.refuses = store.refuses, []
+            try:
+                return await store_arrivals(**times)  # type: ignore[arg-type]
+            finally:
+                store.refuses = refuses
+
+        store.arrivals = arrivals  # type: ignore[assignment,method-assign]
+        assert counts
+        results = await asyncio.gather(
+            look(reader, store, 110), look(reader, store, 110, treatment="other"), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [TooMuchError, TooMuchError]
+        assert not isinstance(await look(reader, store, 111), Exception)
+
+    asyncio.run(steps())
+
+
+def test_looks_at_the_same_time_share_their_queries() -> None:
+    store = MemoryStore([Row(0, 0, "control")])
+
+    async def steps() -> None:
+        reader = reader_of(store)
         names = [f"treatment-{number}" for number in range(50)]
-        found = await asyncio.gather(*(look(reader, store, 100, treatment=name) for name in names))
-        assert len(found) == 50
-        assert store.sent <= 2
+        results = await asyncio.gather(*(look(reader, store, 100, treatment=name) for name in names))
+        assert len(results) == 50
+        assert store.queries_sent == ["arrivals", "thresholds", "counts"]
+
+    asyncio.run(steps())
+
+
+def test_a_look_during_a_round_is_answered_by_the_next_round() -> None:
+    store = MemoryStore([Row(0, 0, "control")])
+
+    async def steps() -> None:
+        reader = reader_of(store)
+        first = asyncio.create_task(look(reader, store, 100))
+        while "arrivals" not in store.queries_sent:
+            await asyncio.sleep(0)
+        await look(reader, store, 100)
+        await first
+        assert store.queries_sent.count("arrivals") == 2
 
     asyncio.run(steps())

@@ -9,7 +9,7 @@ from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.record import Decision
-from controlled_rollout.record.course import course_of, spans_of
+from controlled_rollout.record.summary import spans_of, summarize
 from controlled_rollout.record.text import text_report
 from controlled_rollout.workspace import Workspace
 from tests.unit.record_lines import MINUTE, T0, append, bins
@@ -35,17 +35,17 @@ def decision(step: str, minute: float, share: float) -> Decision:
     return Decision.model_validate({"time": T0 + minute * MINUTE, "step": step, **values})
 
 
-def test_the_course_is_what_the_record_tells(workspace: Workspace) -> None:
-    course = course_of(record.read(workspace, "digits"))
+def test_the_summary_is_what_the_record_tells(workspace: Workspace) -> None:
+    summary = summarize(record.read(workspace, "digits"))
 
-    assert (course.version, course.control, course.end) == ("v2a", "v1a", "rolled back")
-    assert [event.label for event in course.events] == ["roll out", "10 %", "roll back"]
-    assert len(course.bins) == 40
-    assert [look.verdict.outcome.value for look in course.looks][-2:] == ["cannot_see", "fail"]
+    assert (summary.version, summary.control, summary.end) == ("v2a", "v1a", "rolled back")
+    assert [step.label for step in summary.steps] == ["roll out", "10 %", "roll back"]
+    assert len(summary.bins) == 40
+    assert [look.verdict.outcome.value for look in summary.looks][-2:] == ["cannot_see", "fail"]
 
 
 def test_the_text_has_steps_traffic_and_evidence_with_thresholds(workspace: Workspace) -> None:
-    text = text_report(course_of(record.read(workspace, "digits")))
+    text = text_report(summarize(record.read(workspace, "digits")))
 
     assert text.startswith("digits: v2a against v1a, 2026-01-05 12:00:00")
     for words in ("because: roll_back", "10 %", "beyond p95", "cannot see", "threshold", "errors are higher", "fail: "):
@@ -55,13 +55,13 @@ def test_the_text_has_steps_traffic_and_evidence_with_thresholds(workspace: Work
 
 @pytest.mark.parametrize("most", [1, 7, 24, 1000])
 def test_spans_hold_every_request_once(workspace: Workspace, most: int) -> None:
-    course = course_of(record.read(workspace, "digits"))
+    summary = summarize(record.read(workspace, "digits"))
 
-    spans = spans_of(course, most=most)
+    spans = spans_of(summary, most=most)
 
     assert len(spans) <= most
-    assert sum(span.control.requests for span in spans) == sum(one.control.requests for one in course.bins)
-    assert sum(span.treatment.errors for span in spans) == sum(one.treatment.errors for one in course.bins)
+    assert sum(span.control.requests for span in spans) == sum(one.control.requests for one in summary.bins)
+    assert sum(span.treatment.errors for span in spans) == sum(one.treatment.errors for one in summary.bins)
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])
@@ -81,4 +81,4 @@ def test_what_cannot_be_drawn_is_said(workspace: Workspace, tmp_path: Path, caps
     assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(tmp_path / "a.doc")]) == 1
     assert ".png" in capsys.readouterr().err
     with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):
-        course_of(record.read(workspace, "digits"), version="v9z")
+        summarize(record.read(workspace, "digits"), version="v9z")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from controlled_rollout import record
 from controlled_rollout.cli import main
-from controlled_rollout.evidence import Reading
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.evidence import RouterCounts
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
-from controlled_rollout.record import place, series
-from controlled_rollout.record.replay import replay
+from controlled_rollout.record import bin_delta, storage, tail
 from controlled_rollout.workspace import Workspace
 from tests.unit.record_lines import MINUTE, T0, append, bins
 
@@ -47,9 +47,9 @@ def test_every_look_is_replayed_to_the_verdict_that_was_given(workspace: Workspa
     assert [look.difference for look in found] == [""] * 6
     assert found[-1].verdict is not None
     assert found[-1].verdict.outcome == "fail"
-    assert found[-1].evidence is not None
-    assert found[-1].evidence.bins == everything
-    assert found[-1].evidence.baseline == before
+    assert found[-1].look is not None
+    assert found[-1].look.evidence.bins == everything
+    assert found[-1].look.evidence.baseline == before
 
 
 def test_a_line_holds_only_the_bins_that_the_look_before_did_not_have(workspace: Workspace) -> None:
@@ -111,10 +111,10 @@ def changed(line: str, **fields: object) -> str:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda found: [found[0], *found[2:]], "missing or changed"),
+        (lambda found: [found[0], *found[2:]], "missing or was changed"),
         (lambda found: found[1:], "gate's settings, is missing"),
         (lambda found: [*found[:-1], changed(found[-1], outcome="pass")], "outcome pass, now"),
-        (lambda found: [found[0].replace('"requests":90', '"requests":91', 1), *found[1:]], "missing or changed"),
+        (lambda found: [found[0].replace('"requests":90', '"requests":91', 1), *found[1:]], "missing or was changed"),
         (lambda found: [*found[:-1], found[-1].replace('"e_value":', '"e_value":1', 1)], "errors are higher"),
         (lambda found: [*found[:-1], changed(found[-1], evidence=None)], "no evidence that its outcome could rest on"),
         (lambda found: [*found[:-1], changed(found[-1], evidence={"series": "x"})], "cannot be read"),
@@ -160,28 +160,36 @@ def test_a_look_that_found_the_treatment_down_is_replayed_to_its_failure(workspa
 
 
 def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None:
-    seen = bins(5)
-    counted = (
-        Reading(T0 + 6 * MINUTE, {"v1a": 100, "v2a": 10}),
-        Reading(T0 + 9 * MINUTE, {"v1a": 400, "v2a": 40}),
-        Reading(T0 + 13 * MINUTE, {"v1a": 700, "v2a": 70}),
-    )
-    assert append(workspace, seen, lag=timedelta(minutes=4)).outcome == "cannot_see"
-    assert append(workspace, seen, at=T0 + 10 * MINUTE, router=counted).outcome == "cannot_see"
+    assert append(workspace, bins(5), lag=timedelta(minutes=4)).outcome == "cannot_see"
 
-    assert [look.difference for look in replay(record.read(workspace, "digits"))] == ["", ""]
+    assert [look.difference for look in replay(record.read(workspace, "digits"))] == [""]
+
+
+def test_what_the_router_had_counted_at_earlier_looks_is_taken_from_the_record(workspace: Workspace) -> None:
+    outcomes = []
+    for minute in (6, 9, 13):
+        counts = RouterCounts(T0 + minute * MINUTE, {"v1a": 50 * minute, "v2a": 5 * minute})
+        # The store has nothing after the fifth minute: at the third look the first two lie behind that.
+        decision = append(workspace, bins(5), at=T0 + max(5, minute - 3) * MINUTE, router=(counts,))
+        outcomes.append(decision.outcome)
+
+    assert outcomes == ["not_enough_evidence", "not_enough_evidence", "cannot_see"]
+    last = list(replay(record.read(workspace, "digits")))[-1]
+    assert last.difference == ""
+    assert last.look is not None
+    assert [counts.at for counts in last.look.router] == [T0 + minute * MINUTE for minute in (6, 9, 13)]
 
 
 def test_a_full_file_is_put_aside_and_each_file_can_be_replayed_alone(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "MAX_PART_BYTES", 40_000)
-    monkeypatch.setattr(place, "KEPT_PARTS", 2)
+    monkeypatch.setattr(storage, "MAX_PART_BYTES", 40_000)
+    monkeypatch.setattr(storage, "KEPT_PARTS", 2)
     everything = bins(60)
     for number in range(1, 61):
         append(workspace, everything[:number])
 
-    parts = place.place_of(workspace, "digits").parts()
+    parts = record.storage_of(workspace, "digits").parts()
     assert len(parts) == 3
     assert all(sum(map(len, part.lines())) < 40_000 for part in parts)
     for part in parts:
@@ -199,32 +207,32 @@ def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_repl
     append(workspace, everything[:4])
     file = workspace.records_folder / "digits.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
-    series._followed.clear()  # the process that wrote it is gone
+    tail._tails.clear()  # the process that wrote it is gone
     append(workspace, everything)
 
     found = list(replay(record.read(workspace, "digits")))
     assert [look.difference for look in found] == ["", ""]
-    assert found[-1].evidence is not None
-    assert found[-1].evidence.bins == everything
+    assert found[-1].look is not None
+    assert found[-1].look.evidence.bins == everything
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8))
-def test_stretches_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
-    writer, reader = series.Marks(), series.Marks()
+def test_deltas_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
+    writer, reader = bin_delta.BinFingerprints(), bin_delta.BinFingerprints()
     read_back: list[Bin] = []
     for number, seed in cuts:
         wanted = bins(number, seed=seed)
-        stretch = writer.stretch_to(wanted)
-        reader.follow(stretch)
-        read_back[stretch.keep :] = series.bins_from_json(stretch.add)
+        delta = writer.delta_to(wanted)
+        reader.apply(delta)
+        read_back[delta.keep :] = bin_delta.bins_from_json(delta.add)
         assert tuple(read_back) == wanted
-        assert reader.digest == stretch.digest
+        assert reader.digest == delta.digest
 
 
-def test_neither_a_file_nor_an_endpoint_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neither_a_file_nor_an_endpoint_is_refused(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "letters", "--root", str(workspace.root)]) == 1
-    assert "nothing was decided" in capsys.readouterr().err
+    assert "give one of the two" in capsys.readouterr().err
     assert main(["replay", "./nowhere.jsonl"]) == 1
     assert "there is no record" in capsys.readouterr().err
 
@@ -248,7 +256,7 @@ def test_metrics_of_the_author_s_are_recorded_and_replayed_too(workspace: Worksp
 
     found = list(replay(record.read(workspace, "digits")))
     assert [look.difference for look in found] == ["", ""]
-    assert found[-1].evidence is not None
-    assert found[-1].evidence.bins == everything
+    assert found[-1].look is not None
+    assert found[-1].look.evidence.bins == everything
     assert found[-1].verdict is not None
     assert "revenue is lower" in [claim.name for claim in found[-1].verdict.claims if claim.reached]

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.evaluation.decision import Answer, GateTerms, Next, decide, ended, unreachable
 from controlled_rollout.evaluation.look import Look
+from controlled_rollout.evaluation.next_action import (
+    GateTerms,
+    LookResult,
+    NextAction,
+    decide,
+    decide_when_refused,
+    decide_when_unreachable,
+)
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome, Verdict
 
@@ -31,7 +38,7 @@ def terms(**changes: Any) -> GateTerms:
             "on_no_decision": "hold",
             "interval": MINUTE,
             "window": EvidenceWindow(bin_width=MINUTE, allowed_lag=MINUTE, baseline_length=MINUTE),
-            "asked": NOW - 30 * MINUTE,
+            "waiting_since": NOW - 30 * MINUTE,
             **changes,
         }
     )
@@ -43,25 +50,25 @@ def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) 
 
 
 def test_a_pass_goes_on() -> None:
-    assert decide(look("pass"), terms(), now=NOW).next is Next.GO_ON
+    assert decide(look("pass"), terms(), now=NOW).action is NextAction.GO_ON
 
 
 def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing() -> None:
-    answer = decide(look("fail", since=MINUTE, requests=0), terms(), now=NOW)
-    assert (answer.next, answer.reason) == (Next.FAIL, "because of fail")
+    result = decide(look("fail", since=MINUTE, requests=0), terms(), now=NOW)
+    assert (result.action, result.reason) == (NextAction.FAIL, "because of fail")
 
 
 @pytest.mark.parametrize(("since", "requests"), [(9 * MINUTE, 1000), (30 * MINUTE, 99)])
 def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since: timedelta, requests: int) -> None:
-    assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).next is Next.WAIT
+    assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).action is NextAction.WAIT
 
 
 def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
-    assert decide(look("not_enough_evidence"), terms(), now=NOW).next is Next.WAIT
+    assert decide(look("not_enough_evidence"), terms(), now=NOW).action is NextAction.WAIT
     easy = terms(require_pass=False)
-    assert decide(look("not_enough_evidence"), easy, now=NOW).next is Next.GO_ON
+    assert decide(look("not_enough_evidence"), easy, now=NOW).action is NextAction.GO_ON
     early = decide(look("not_enough_evidence", since=4 * MINUTE, requests=7), easy, now=NOW)
-    assert early.next is Next.WAIT
+    assert early.action is NextAction.WAIT
     assert "0:04:00 of 0:10:00" in early.reason
     assert "7 of 100 requests" in early.reason
 
@@ -69,21 +76,21 @@ def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
 @pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])
 @pytest.mark.parametrize("require_pass", [True, False])
 def test_blindness_and_a_wrong_split_never_go_on(outcome: str, require_pass: bool) -> None:
-    answer = decide(look(outcome), terms(require_pass=require_pass), now=NOW)
-    assert answer.next is Next.WAIT
-    assert outcome.replace("_", " ") in answer.reason
+    result = decide(look(outcome), terms(require_pass=require_pass), now=NOW)
+    assert result.action is NextAction.WAIT
+    assert outcome.replace("_", " ") in result.reason
 
 
 def test_the_decision_timeout_counts_from_the_shift_so_that_a_retry_does_not_move_it() -> None:
     late = look("not_enough_evidence", since=60 * MINUTE)
-    assert decide(late, terms(asked=NOW), now=NOW).next is Next.HOLD
-    assert decide(look("not_enough_evidence", since=59 * MINUTE), terms(), now=NOW).next is Next.WAIT
+    assert decide(late, terms(waiting_since=NOW), now=NOW).action is NextAction.HOLD
+    assert decide(look("not_enough_evidence", since=59 * MINUTE), terms(), now=NOW).action is NextAction.WAIT
 
 
 def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was_seen() -> None:
     late = terms(on_no_decision="roll_back")
-    assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).next is Next.FAIL
-    assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).next is Next.FAIL
+    assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).action is NextAction.FAIL
+    assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).action is NextAction.FAIL
 
 
 @given(
@@ -96,57 +103,61 @@ def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was
 def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
     outcome: str, minutes: int, requests: int, require_pass: bool, on_no_decision: str
 ) -> None:
-    answer = decide(
+    result = decide(
         look(outcome, since=minutes * MINUTE, requests=requests),
         terms(require_pass=require_pass, on_no_decision=on_no_decision),
         now=NOW,
     )
-    assert answer.next in (Next.WAIT, Next.HOLD)
+    assert result.action in (NextAction.WAIT, NextAction.HOLD)
 
 
 def test_clearing_a_held_gate_gives_another_decision_timeout() -> None:
     late = look("not_enough_evidence", since=600 * MINUTE)
-    assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).next is Next.WAIT
-    assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).next is Next.HOLD
+    assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).action is NextAction.WAIT
+    assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).action is NextAction.HOLD
 
 
 def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
-    assert decide(look("not_enough_evidence"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.WAIT
-    assert decide(look("pass"), terms(held=NOW - 500 * MINUTE), now=NOW).next is Next.GO_ON
+    assert decide(look("not_enough_evidence"), terms(held=NOW - 500 * MINUTE), now=NOW).action is NextAction.WAIT
+    assert decide(look("pass"), terms(held=NOW - 500 * MINUTE), now=NOW).action is NextAction.GO_ON
 
 
 def test_a_target_that_does_not_answer_is_waited_for_and_then_held() -> None:
-    assert unreachable(terms(), "no socket", now=NOW).next is Next.WAIT
-    held = unreachable(terms(asked=NOW - 60 * MINUTE, on_no_decision="roll_back"), "no socket", now=NOW)
-    assert held.next is Next.HOLD
+    assert decide_when_unreachable(terms(), "no socket", now=NOW).action is NextAction.WAIT
+    held = decide_when_unreachable(
+        terms(waiting_since=NOW - 60 * MINUTE, on_no_decision="roll_back"), "no socket", now=NOW
+    )
+    assert held.action is NextAction.HOLD
     assert "no socket" in held.reason
 
 
 def test_the_first_version_has_nothing_to_be_compared_with() -> None:
     first = Endpoint(name="digits").create_version("v2a", is_control=True)
-    answer = ended(first, terms(), "nobody holds it")
-    assert answer.next is Next.NOTHING_TO_COMPARE
-    assert answer.reason.startswith("first version")
+    result = decide_when_refused(first, terms(), "nobody holds it")
+    assert result.action is NextAction.NOTHING_TO_COMPARE
+    assert result.reason.startswith("first version")
 
 
 def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with() -> None:
     promoted = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a").promote("v2a")
-    answer = ended(promoted, terms(), "nobody holds it")
-    assert answer.next is Next.NOTHING_TO_COMPARE
-    assert "control" in answer.reason
+    result = decide_when_refused(promoted, terms(), "nobody holds it")
+    assert result.action is NextAction.NOTHING_TO_COMPARE
+    assert "control" in result.reason
 
 
 def test_a_rollout_that_somebody_else_has_ended_is_a_conflict() -> None:
     endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
     taken = endpoint.claim("v3a", owner="other/run", at=NOW)
     for found in (endpoint, taken, None):
-        assert ended(found, terms(), "other/run holds it") == Answer(Next.CONFLICT, "other/run holds it")
+        assert decide_when_refused(found, terms(), "other/run holds it") == LookResult(
+            NextAction.CONFLICT, "other/run holds it"
+        )
 
 
 def test_an_answer_survives_json_strict_enough_for_any_database() -> None:
-    answer = decide(look("fail"), terms(), now=NOW, table="claim  inf")
-    event = json.loads(json.dumps(answer.to_event(), allow_nan=False))
-    assert Answer.from_event(event) == answer
+    result = decide(look("fail"), terms(), now=NOW, table="claim  inf")
+    event = json.loads(json.dumps(result.to_event(), allow_nan=False))
+    assert LookResult.from_event(event) == result
 
 
 def test_terms_survive_json() -> None:

@@ -1,4 +1,4 @@
-"""A record in files of this machine: appended to by many processes at once, bounded in size, never rewritten."""
+"""A record in files on this machine: many processes append, lines are never rewritten, the size is bounded."""
 
 import fcntl
 import os
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from controlled_rollout.record import place
+from controlled_rollout.record import storage
 
-__all__ = ["FilePart", "FilePlace"]
+__all__ = ["FilePart", "FileStorage"]
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class FilePart:
         """Yield its lines, the oldest first."""
         try:
             lines = self.path.open("rb")
-        except FileNotFoundError:  # put aside and deleted in between
+        except FileNotFoundError:  # retired and deleted meanwhile
             return
         with lines:
             yield from lines
 
 
 @dataclass(frozen=True)
-class FilePlace:
-    """A record in a folder: the open file, and full ones beside it that carry the time at which they were.
+class FileStorage:
+    """A record in a folder: the open file, and full files beside it, named by the time at which they became full.
 
     Attributes:
         file: The open file.
@@ -46,18 +46,18 @@ class FilePlace:
 
     def parts(self) -> list[FilePart]:
         """Return the files that exist, the oldest first."""
-        full = _full(self.file)
+        full = _full_files(self.file)
         return [FilePart(path) for path in ([*full, self.file] if self.file.exists() else full)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
-        """Hold the open file for one append; other writers wait."""
+        """Lock the open file for one append; other writers wait."""
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if _is_still(self.file, descriptor):
+                if _is_open_file(self.file, descriptor):
                     yield _Appender(self.file, descriptor)
                     return
             finally:
@@ -66,7 +66,7 @@ class FilePlace:
 
 @dataclass(frozen=True)
 class _Appender:
-    """The open file, held alone: nobody overtakes."""
+    """The open file, locked for one writer."""
 
     file: Path
     descriptor: int
@@ -92,7 +92,7 @@ class _Appender:
 
     def write(self, line: bytes) -> int:
         size = self.size
-        # A crash may have cut the line before: it must not take this one with it.
+        # A crash may have cut the previous line short: this one must not become part of it.
         torn = size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n"
         rest = memoryview(b"\n" + line + b"\n" if torn else line + b"\n")
         while rest:
@@ -102,16 +102,16 @@ class _Appender:
 
     def retire(self) -> None:
         self.file.rename(self.file.with_name(f"{self.file.stem}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}.jsonl"))
-        for old in _full(self.file)[: -place.KEPT_PARTS]:
-            old.unlink(missing_ok=True)
+        for oldest in _full_files(self.file)[: -storage.KEPT_PARTS]:
+            oldest.unlink(missing_ok=True)
 
 
-def _full(file: Path) -> list[Path]:
+def _full_files(file: Path) -> list[Path]:
     return sorted(file.parent.glob(f"{file.stem}.*.jsonl"))
 
 
-def _is_still(file: Path, descriptor: int) -> bool:
-    """Whether the file has not been put aside while its lock was waited for."""
+def _is_open_file(file: Path, descriptor: int) -> bool:
+    """Return whether the path still names the locked file: another writer may have retired it meanwhile."""
     try:
         return file.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:

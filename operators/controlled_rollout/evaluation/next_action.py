@@ -1,4 +1,4 @@
-"""What a gate task makes of one look at the evidence: wait, go on, fail, hold. Pure, but for `take_look`."""
+"""What a gate task does after a look: wait, go on, fail, hold, ask a person. Pure, except `take_look`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.evaluation.look import Look
 
-__all__ = ["Answer", "GateTerms", "Next", "decide", "ended", "take_look", "unreachable"]
+__all__ = [
+    "GateTerms",
+    "LookResult",
+    "NextAction",
+    "decide",
+    "decide_when_refused",
+    "decide_when_unreachable",
+    "take_look",
+]
 
 
-class Next(StrEnum):
+class NextAction(StrEnum):
     """What the gate task does after a look."""
 
     WAIT = "wait"
@@ -33,7 +41,7 @@ class Next(StrEnum):
 
 
 class GateTerms(BaseModel):
-    """Everything that a look needs and a trigger carries; JSON-able, so that any triggerer can go on with it.
+    """Everything that a gate's looks need; carried by the trigger as JSON, so that any triggerer can continue.
 
     Attributes:
         endpoint, version: The treatment to look at.
@@ -47,8 +55,8 @@ class GateTerms(BaseModel):
         on_no_decision: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
         window: How the evidence is read.
-        asked: When the task began to wait.
-        held: When the rollout was last put on hold: whoever clears the task gives it another `decision_timeout`.
+        waiting_since: When the task began to wait.
+        held: When the rollout was last put on hold: clearing the task gives it another `decision_timeout` from then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,66 +73,66 @@ class GateTerms(BaseModel):
     on_no_decision: Literal["hold", "roll_back", "ask"]
     interval: timedelta
     window: EvidenceWindow = EvidenceWindow()
-    asked: AwareDatetime
+    waiting_since: AwareDatetime
     held: AwareDatetime | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one look leads to; travels in a trigger's event.
+class LookResult:
+    """What a gate task does after a look, and why; travels in a trigger's event.
 
     Attributes:
-        next: What the task does.
+        action: What the task does.
         reason: Why, in a sentence with the numbers.
         outcome: The gate's outcome; None where no look was possible.
         table: The claims as lines of text; empty without a look.
     """
 
-    next: Next
+    action: NextAction
     reason: str
     outcome: str | None = None
     table: str = ""
 
     def to_event(self) -> dict[str, Any]:
         """Return it as JSON-able fields. The numbers are text: an e-value may be infinite, which JSON cannot say."""
-        return {"next": self.next.value, "reason": self.reason, "outcome": self.outcome, "table": self.table}
+        return {"action": self.action.value, "reason": self.reason, "outcome": self.outcome, "table": self.table}
 
     @classmethod
-    def from_event(cls, event: Mapping[str, Any]) -> "Answer":
-        """Return the answer that an event carries."""
-        return cls(Next(event["next"]), event["reason"], event["outcome"], event["table"])
+    def from_event(cls, event: Mapping[str, Any]) -> "LookResult":
+        """Return the result that `to_event` wrote into an event."""
+        return cls(NextAction(event["action"]), event["reason"], event["outcome"], event["table"])
 
 
-def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> Answer:
+def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> LookResult:
     """Return what to do after a look that was possible.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
     """
     verdict = look.verdict
 
-    def answer(next_: Next, reason: str) -> Answer:
-        return Answer(next_, reason, verdict.outcome.value, table)
+    def result(action: NextAction, reason: str) -> LookResult:
+        return LookResult(action, reason, verdict.outcome.value, table)
 
     if verdict.outcome is Outcome.FAIL:
-        return answer(Next.FAIL, verdict.reason)
+        return result(NextAction.FAIL, verdict.reason)
     missing = _missing(look, terms)
     if not missing:
-        return answer(Next.GO_ON, verdict.reason)
-    since = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
-    if since < terms.decision_timeout:
-        return answer(Next.WAIT, missing)
-    limit = _text(terms.decision_timeout)
-    late = f"no decision {_text(since)} after the split was set (decision_timeout {limit}): {missing}"
-    may_roll_back = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
-    if terms.on_no_decision == "roll_back" and may_roll_back:
-        return answer(Next.FAIL, late)
+        return result(NextAction.GO_ON, verdict.reason)
+    waited = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
+    if waited < terms.decision_timeout:
+        return result(NextAction.WAIT, missing)
+    timeout = _text(terms.decision_timeout)
+    reason = f"no decision {_text(waited)} after the split was set (decision_timeout {timeout}): {missing}"
+    evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
+    if terms.on_no_decision == "roll_back" and evidence_was_seen:
+        return result(NextAction.FAIL, reason)
     if terms.on_no_decision == "ask":
-        return answer(Next.ASK, late)
-    return answer(Next.HOLD, late)
+        return result(NextAction.ASK, reason)
+    return result(NextAction.HOLD, reason)
 
 
 def _missing(look: "Look", terms: GateTerms) -> str:
-    """Return what is missing for going on; empty when nothing is."""
+    """Return what is still missing before the rollout can go on; empty when nothing is."""
     verdict = look.verdict
     if verdict.outcome not in (Outcome.PASS, Outcome.NOT_ENOUGH_EVIDENCE):
         return f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
@@ -138,38 +146,43 @@ def _missing(look: "Look", terms: GateTerms) -> str:
     return "; ".join(missing)
 
 
-def ended(found: "Endpoint | None", terms: GateTerms, problem: str) -> Answer:
-    """Return what to do when there is no look because the rollout is not what it was.
+def decide_when_refused(endpoint: "Endpoint | None", terms: GateTerms, problem: str) -> LookResult:
+    """Return what to do when a look was refused because the rollout has ended or changed.
 
     Args:
-        found: The endpoint as it is now; None if it is gone.
-        terms: What was asked.
+        endpoint: The endpoint as it is now; None if it is gone.
+        terms: The gate's terms.
         problem: Why the look was refused.
     """
-    if found is not None and found.control is not None and found.control.name == terms.version:
-        only = len(found.versions) == 1
-        return Answer(
-            Next.NOTHING_TO_COMPARE,
-            f"first version of endpoint {terms.endpoint!r}: nothing to compare {terms.version!r} with"
-            if only
-            else f"version {terms.version!r} is the control of endpoint {terms.endpoint!r} already: nothing to compare",
-        )
-    return Answer(Next.CONFLICT, problem)
+    if endpoint is None or endpoint.control is None or endpoint.control.name != terms.version:
+        return LookResult(NextAction.CONFLICT, problem)
+    if len(endpoint.versions) == 1:
+        reason = f"first version of endpoint {terms.endpoint!r}: nothing to compare {terms.version!r} with"
+    else:
+        reason = f"version {terms.version!r} is the control of endpoint {terms.endpoint!r} already: nothing to compare"
+    return LookResult(NextAction.NOTHING_TO_COMPARE, reason)
 
 
-def unreachable(terms: GateTerms, problem: str, *, now: datetime) -> Answer:
-    """Return what to do while the target does not answer: it says nothing about the model."""
-    if now - terms.asked < terms.decision_timeout:
-        return Answer(Next.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
-    return Answer(
-        Next.ASK if terms.on_no_decision == "ask" else Next.HOLD,
-        f"no decision {_text(now - terms.asked)} after the task began to wait: cannot see: {problem}",
+def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) -> LookResult:
+    """Return what to do while the target does not answer: that says nothing about the model."""
+    waited = now - terms.waiting_since
+    if waited < terms.decision_timeout:
+        return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
+    return LookResult(
+        NextAction.ASK if terms.on_no_decision == "ask" else NextAction.HOLD,
+        f"no decision {_text(waited)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )
 
 
-async def take_look(workspace: Workspace, terms: GateTerms, say: Callable[[str], None]) -> Answer:
-    """Look once, report the look as a table, and return what to do. Looks carry no state from one to the next."""
+async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
+    """Look once, log the claims as a table, and return what to do next.
+
+    Args:
+        workspace: Where the endpoint, the evidence and the record are.
+        terms: The gate's terms.
+        log: Takes each sentence for the task's log.
+    """
     from controlled_rollout.evaluation import look as looks
     from controlled_rollout.gate import describe
     from controlled_rollout.target.connect import connect
@@ -187,21 +200,21 @@ async def take_look(workspace: Workspace, terms: GateTerms, say: Callable[[str],
                 window=terms.window,
             )
         except TargetUnavailableError as error:
-            answer = unreachable(terms, str(error), now=datetime.now(UTC))
+            result = decide_when_unreachable(terms, str(error), now=datetime.now(UTC))
         except EndpointNotFoundError as error:
-            answer = ended(None, terms, str(error))
+            result = decide_when_refused(None, terms, str(error))
         except (ConflictError, EndpointError) as error:
-            answer = ended(await target.endpoint(terms.endpoint), terms, str(error))
+            result = decide_when_refused(await target.endpoint(terms.endpoint), terms, str(error))
         else:
-            answer = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
-            say(
+            result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
+            log(
                 f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} "
-                f"requests: {look.verdict.outcome.value.replace('_', ' ')}\n{answer.table}"
+                f"requests: {look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
             )
-    say(f"{answer.next.value.replace('_', ' ')}: {answer.reason}")
-    return answer
+    log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
+    return result
 
 
 def _text(length: timedelta) -> str:
-    """Write a length of time for people, to the second."""
+    """Return a length of time as text, to the second."""
     return str(timedelta(seconds=round(length.total_seconds())))

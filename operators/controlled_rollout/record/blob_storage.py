@@ -1,7 +1,7 @@
 """A record in Azure Blob Storage, for workers and triggerers that share no disk: append blobs, no locks.
 
-An append says at which length it expects the blob to be; the service refuses it when somebody else was faster. So each
-line follows from all those before it, as in a file that is held.
+An append states the length that it expects the blob to have; the service refuses it when another writer was faster. So
+each line can build on all lines before it, as in a locked file.
 """
 
 import os
@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.record import place
-from controlled_rollout.record.place import OvertakenError
+from controlled_rollout.record import storage
+from controlled_rollout.record.storage import AppendConflict
 
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
 
-__all__ = ["BlobPart", "BlobPlace"]
+__all__ = ["BlobPart", "BlobStorage"]
 
-# As Azure's own tools have it: who has no identity there, such as a test, signs in by this.
+# Read by Azure's own tools too: signs in without an identity, for tests on an emulator.
 CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
 FIRST: Final = 1
 FULL: Final = "BlockCountExceedsLimit"
-OVERTAKEN: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
+CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class BlobPart:
 
 
 @dataclass(frozen=True)
-class BlobPlace:
-    """A record in a container: blobs that are numbered, of which the last is open.
+class BlobStorage:
+    """A record in a container: numbered blobs, of which the last is open.
 
     Attributes:
         address: Where a workspace's records are: `https://<account>.blob.core.windows.net/<container>/<prefix>`.
@@ -67,13 +67,13 @@ class BlobPlace:
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
-        """Look at the last blob for one append; whoever appends in between is found out when this one does."""
+        """Open the last blob for one append; `write` fails if another writer appends meanwhile."""
         with _storage_errors(self.name):
             container, prefix = self._open()
             last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
             if last is None:
                 _create(container, f"{prefix}{FIRST:06d}.jsonl")
-                raise OvertakenError
+                raise AppendConflict
             identity = f"{last.name} {last.creation_time}"
             yield _Appender(self.name, container, prefix, last.name, identity, int(last.size))
 
@@ -84,7 +84,7 @@ class BlobPlace:
 
 @dataclass(frozen=True)
 class _Appender:
-    """The last blob, as it was when it was looked at."""
+    """The last blob, as it was when it was opened."""
 
     name: str
     container: "ContainerClient"
@@ -105,8 +105,8 @@ class _Appender:
         except HttpResponseError as error:
             if _code(error) == FULL:
                 self.retire()
-            if _code(error) in (FULL, *OVERTAKEN):
-                raise OvertakenError from None
+            if _code(error) in (FULL, *CONFLICTS):
+                raise AppendConflict from error
             raise
         return self.size + len(line) + 1
 
@@ -114,12 +114,12 @@ class _Appender:
         number = int(self.blob.removeprefix(self.prefix).partition(".")[0])
         _create(self.container, f"{self.prefix}{number + 1:06d}.jsonl")
         names = sorted(blob.name for blob in self.container.list_blobs(name_starts_with=self.prefix))
-        for old in names[: -place.KEPT_PARTS - 1]:
-            _unless_gone(lambda old=old: self.container.delete_blob(old))
+        for oldest in names[: -storage.KEPT_PARTS - 1]:
+            _unless_gone(lambda name=oldest: self.container.delete_blob(name))
 
 
 def _create(container: "ContainerClient", name: str) -> None:
-    """Create a blob, unless somebody has."""
+    """Create a blob unless it exists."""
     from azure.core import MatchConditions
     from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
 
@@ -131,15 +131,15 @@ def _create(container: "ContainerClient", name: str) -> None:
 
 
 def _read(container: "ContainerClient", name: str, offset: int = 0, end: int | None = None) -> bytes:
-    """Return what stands in a blob from `offset` to `end`, None for all of it."""
+    """Return a blob's bytes from `offset` to `end` (None: to its end); nothing if the blob is gone."""
     length = None if end is None else end - offset
     start = None if length is None else offset
-    found = _unless_gone(lambda: container.download_blob(name, offset=start, length=length).readall())
-    return bytes(found or b"")
+    content = _unless_gone(lambda: container.download_blob(name, offset=start, length=length).readall())
+    return bytes(content or b"")
 
 
 def _unless_gone(call: Any) -> Any:
-    """Return what a call gives, None for a blob that was deleted in between."""
+    """Return what a call gives; None if the blob was deleted meanwhile."""
     from azure.core.exceptions import ResourceNotFoundError
 
     try:
@@ -155,7 +155,7 @@ def _code(error: Any) -> str:
 
 @lru_cache(maxsize=8)
 def _container(address: str, process: int) -> "tuple[ContainerClient, str]":
-    """Return the container of an address, and the prefix in it; a process that was forked opens its own."""
+    """Return the container of an address, and the prefix in it; a forked process opens its own client."""
     try:
         from azure.identity import DefaultAzureCredential
         from azure.storage.blob import ContainerClient
@@ -163,38 +163,38 @@ def _container(address: str, process: int) -> "tuple[ContainerClient, str]":
         raise WorkspaceError(
             f"records are kept in {address}, which needs a package that is missing ({error.name}): install "
             "airflow-provider-controlled-rollout with the extra azure"
-        ) from None
+        ) from error
     parts = urlsplit(address)
     # The emulator has the account in its path.
     names = parts.path.strip("/").split("/")
     above = 0 if parts.scheme == "https" else 1
     account = f"{parts.scheme}://{'/'.join([parts.netloc, *names[:above]])}"
     container, prefix = names[above], "".join(f"{name}/" for name in names[above + 1 :])
-    known = os.environ.get(CONNECTION_STRING)
-    if known:
-        by_string = ContainerClient.from_connection_string(known, container)
-        if by_string.url.startswith(f"{account}/"):
-            return by_string, prefix
+    connection_string = os.environ.get(CONNECTION_STRING)
+    if connection_string:
+        client = ContainerClient.from_connection_string(connection_string, container)
+        if client.url.startswith(f"{account}/"):
+            return client, prefix
     if parts.scheme != "https":
         raise WorkspaceError(
-            f"records are to be kept in {address}: an identity is told to https only; an emulator on this machine is "
-            f"signed in to by {CONNECTION_STRING}"
+            f"records are to be kept in {address}: an identity's token is sent over https only; sign in to an emulator "
+            f"on this machine with {CONNECTION_STRING}"
         )
     return ContainerClient(account, container, credential=DefaultAzureCredential()), prefix
 
 
 @contextmanager
 def _storage_errors(where: str) -> Iterator[None]:
-    """Turn what Azure's client raises into what a disk would raise: the record cannot be read or kept."""
+    """Turn the errors of Azure's client into OSError, as a disk would raise: the record cannot be read or kept."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
     try:
         yield
     except AzureError as error:
-        said = str(getattr(error, "message", error)).partition("\n")[0]
+        message = str(getattr(error, "message", error)).partition("\n")[0]
         hint = ""
         if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
             hint = "; this identity needs the role Storage Blob Data Contributor on the container"
         elif isinstance(error, HttpResponseError) and _code(error) == "ContainerNotFound":
             hint = "; create the container first"
-        raise OSError(f"the record in {where} cannot be reached: {said}{hint}") from None
+        raise OSError(f"the record in {where} cannot be reached: {message}{hint}") from error

@@ -1,0 +1,158 @@
+"""How the shared reader queries a metric store: for many gates at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence.query import EvidenceQuery
+from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.window import EvidenceWindow
+
+__all__ = ["Arrivals", "MetricStore", "QueryKey", "StoreRequest", "ThrottledError", "TooMuchError"]
+
+
+class ThrottledError(EvidenceUnavailableError):
+    """The store wants no queries for a while.
+
+    Attributes:
+        retry_after: For how long.
+    """
+
+    def __init__(self, message: str, retry_after: timedelta) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooMuchError(EvidenceUnavailableError):
+    """A query took too long or would have given too many rows: a smaller one may be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKey:
+    """What is the same for all looks of one gate on one rollout: equal keys share one answer.
+
+    Attributes:
+        endpoint, control, treatment: Whose requests.
+        started: When the rollout began.
+        window: How the evidence is read.
+        quantiles: The latency quantiles that are judged.
+        tolerance: The relative slow-down of the treatment that is tolerated.
+        means, categories: The author's queries for numeric and for categorical metrics, as (name, KQL).
+        clusters: What the router calls control's and the treatment's replicas.
+    """
+
+    endpoint: str
+    control: str
+    treatment: str
+    started: datetime
+    window: EvidenceWindow
+    quantiles: tuple[float, ...]
+    tolerance: float
+    means: tuple[tuple[str, str], ...] = ()
+    categories: tuple[tuple[str, str], ...] = ()
+    clusters: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def first(self) -> datetime:
+        """Where the baseline begins."""
+        return self.started - self.window.baseline_length
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the author's metrics."""
+        return tuple(name for name, _ in (*self.means, *self.categories))
+
+    def cluster_of(self, version: str) -> str:
+        """Return what the router calls a version's replicas."""
+        return dict(self.clusters)[version]
+
+    @classmethod
+    def of(cls, query: EvidenceQuery) -> "QueryKey":
+        """Return what a query has in common with the next one about the same rollout."""
+        versions = (query.control, query.treatment)
+        return cls(
+            endpoint=query.endpoint,
+            control=query.control,
+            treatment=query.treatment,
+            started=query.started,
+            window=query.window,
+            quantiles=tuple(query.gate.latency_quantiles),
+            tolerance=query.gate.latency_tolerance,
+            means=tuple((name, mean.kql) for name, mean in query.gate.means.items() if mean.kql),
+            categories=tuple((name, category.kql) for name, category in query.gate.categories.items() if category.kql),
+            clusters=tuple((name, query.clusters[name]) for name in versions if name in query.clusters),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """What is requested from a store for one key.
+
+    Attributes:
+        key: Whose counts.
+        since: From which bin on.
+        thresholds_ms: Control's frozen quantiles in milliseconds; empty where latency is not judged.
+    """
+
+    key: QueryKey
+    since: datetime
+    thresholds_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What arrived lately of one endpoint's requests in closed bins.
+
+    Attributes:
+        oldest: When the oldest request began that arrived since the process asked before; None if none did.
+        lag: How long after the ends of their bins all but the latest hundredth of the newest arrivals came, not below
+            0; None if there are none.
+    """
+
+    oldest: datetime | None
+    lag: timedelta | None
+
+
+class MetricStore(Protocol):
+    """A metric store as the shared reader queries it.
+
+    All methods raise `EvidenceUnavailableError` where the answer is not complete.
+    """
+
+    async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
+        """Return control's latency quantiles before each rollout, in milliseconds; empty with too few requests."""
+        ...
+
+    async def counts(
+        self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
+    ) -> list[list[CountRow]]:
+        """Return each request's counts by bin and version, from its `since` to `until`."""
+        ...
+
+    async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
+        """Return the author's metrics by bin and version, from the request's `since` to `until`.
+
+        Raises:
+            EvidenceUnavailableError: Also where the author's query cannot be run; only that gate is blind then.
+        """
+        ...
+
+    async def arrivals(
+        self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
+    ) -> Mapping[str, Arrivals]:
+        """Return what arrived lately of the requests in [first, until), by endpoint; endpoints without are left out.
+
+        Args:
+            first: The oldest moment that any of the gates reads.
+            until: Where the newest closed bin ends.
+            since: `Arrivals.oldest` is of what arrived since then.
+            lag_since: `Arrivals.lag` is of what arrived since then.
+            bin_width: The length of a bin.
+        """
+        ...
+
+    def queries(self, request: StoreRequest) -> tuple[str, ...]:
+        """Return the queries that give the same numbers when the store is queried by hand."""
+        ...

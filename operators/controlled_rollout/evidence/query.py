@@ -1,0 +1,101 @@
+"""What a look asks of a metric store, and the evidence that it gets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from controlled_rollout.evidence.window import EvidenceWindow
+from controlled_rollout.gate import Bin, Gate
+
+__all__ = ["Evidence", "EvidenceQuery", "EvidenceSource", "RouterCounts", "SplitChange"]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChange:
+    """From this moment on the treatment's set part of control's and its own traffic is `share` (0 to 1).
+
+    Attributes:
+        at: When the revision that set it was stored.
+        share: None where neither has traffic.
+    """
+
+    at: datetime
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that one look read from the metric store.
+
+    Attributes:
+        bins: Closed bins since the rollout began, oldest first, both versions' counts in each. Bins without a single
+            request are left out.
+        baseline: Control's bins before the rollout (the treatment's counts are zero).
+        thresholds_ms: Control's latency quantiles before the rollout in milliseconds, one per `gate.latency_quantiles`;
+            empty when there was too little traffic before the rollout to know them.
+        until: Where the newest closed bin ends: later evidence was not read.
+        queries: What gives these numbers when the store is queried by hand, with `until` left open. A query that serves
+            several gates at once gives each the same.
+        lag: How long after the ends of their bins all but the latest hundredth of the newest rows came; None where the
+            store does not tell.
+    """
+
+    bins: tuple[Bin, ...]
+    baseline: tuple[Bin, ...]
+    thresholds_ms: tuple[float, ...]
+    until: datetime
+    queries: tuple[str, ...]
+    lag: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterCounts:
+    """What a router had counted at one moment.
+
+    Attributes:
+        at: The moment.
+        requests: Requests sent to each version since the router started.
+    """
+
+    at: datetime
+    requests: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceQuery:
+    """What a look asks of the metric store.
+
+    Attributes:
+        endpoint: The endpoint's name.
+        control: Control's name.
+        treatment: The treatment's name.
+        started: When the rollout began: the baseline ends here.
+        now: The time of the look: bins that ended less than `window.allowed_lag` ago are not closed.
+        window: How the evidence is read.
+        splits: The splits that were set, oldest first.
+        gate: Gives the latency quantiles, the tolerance and the author's metrics.
+        clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
+    """
+
+    endpoint: str
+    control: str
+    treatment: str
+    started: datetime
+    now: datetime
+    window: EvidenceWindow
+    splits: Sequence[SplitChange]
+    gate: Gate
+    clusters: Mapping[str, str] = field(default_factory=dict)
+
+
+class EvidenceSource(Protocol):
+    """A metric store that knows what callers saw."""
+
+    async def read(self, query: EvidenceQuery) -> Evidence:
+        """Return all closed bins of a rollout.
+
+        Raises:
+            EvidenceUnavailableError: The store did not answer, refused, throttled, or answered only in part.
+        """
+        ...

@@ -1,0 +1,172 @@
+"""Append decisions and looks to an endpoint's record, and read them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from pydantic import ValidationError
+
+from controlled_rollout.endpoint import check_name
+from controlled_rollout.record import storage
+from controlled_rollout.record.blob_storage import BlobStorage
+from controlled_rollout.record.decision import Decision, LookEvidence
+from controlled_rollout.record.file_storage import FileStorage
+from controlled_rollout.record.look_input import LookInput
+from controlled_rollout.record.storage import AppendConflict, Appender, RecordPart, RecordStorage
+from controlled_rollout.record.tail import LookSeries, TailState, read_tail, series_name
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["append", "append_look", "last", "read", "read_part", "storage_of"]
+
+# With many writers at once each meets a few conflicts; more than this is a fault.
+MAX_TRIES: Final = 50
+
+
+def storage_of(workspace: Workspace, endpoint: str) -> RecordStorage:
+    """Return where a workspace keeps the record of an endpoint: Azure Blob Storage, or a file."""
+    check_name(endpoint)
+    if workspace.records:
+        return BlobStorage(workspace.records, endpoint)
+    return FileStorage(workspace.records_folder / f"{endpoint}.jsonl")
+
+
+def append(workspace: Workspace, decision: Decision) -> None:
+    """Append one decision; it is durable when this returns.
+
+    Raises:
+        OSError: It cannot be stored.
+    """
+    _append(storage_of(workspace, decision.endpoint), lambda appender: (_line(decision), None))
+
+
+def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInput], Decision]) -> Decision:
+    """Decide on a look in the light of the looks before it, and append the decision with its evidence.
+
+    Of the bins only those are written that the record does not have yet.
+
+    Args:
+        workspace: Where the record is.
+        look: What the look read; of the router's counts only those of the present.
+        decide: Judges a look. It gets `look` with the router's counts of two earlier looks, as the record has them, and
+            is called again if another writer appended meanwhile.
+
+    Returns:
+        The decision that was appended.
+
+    Raises:
+        OSError: It cannot be stored.
+    """
+    name = series_name(look.settings)
+    decision: Decision | None = None
+
+    def line_after(appender: Appender) -> tuple[bytes, TailState]:
+        nonlocal decision
+        tail = read_tail(appender)
+        first = name not in tail.series
+        series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width))
+        complete = replace(look, router=(*series.earlier_counts(look.evidence.until), *look.router))
+        evidence = _evidence(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
+        decision = decide(complete).model_copy(update={"evidence": evidence})
+        return _line(decision), tail
+
+    _append(storage_of(workspace, look.settings.endpoint), line_after)
+    assert decision is not None  # noqa: S101 - it was appended
+    return decision
+
+
+def _evidence(name: str, look: LookInput, series: LookSeries, *, first: bool) -> LookEvidence:
+    """Return the evidence of a look as its line holds it, and take it over into the series."""
+    from controlled_rollout import __version__
+
+    evidence = LookEvidence(
+        series=name,
+        until=look.evidence.until,
+        thresholds_ms=look.evidence.thresholds_ms,
+        bins=series.bins.delta_to(look.evidence.bins),
+        baseline=series.baseline.delta_to(look.evidence.baseline),
+        lag=look.evidence.lag,
+        router=look.router,
+        down=look.down,
+        settings=look.settings if first else None,
+        software=__version__ if first else None,
+    )
+    series.add_counts(look.router, look.evidence.until)
+    return evidence
+
+
+def _line(decision: Decision) -> bytes:
+    return decision.model_dump_json(exclude_none=True).encode()
+
+
+def _append(record: RecordStorage, line_after: Callable[[Appender], tuple[bytes, TailState | None]]) -> None:
+    """Append the line that follows from what the record holds; start again if another writer was faster."""
+    tried: tuple[str, int, bytes] | None = None
+    for _ in range(MAX_TRIES):
+        tail: TailState | None = None
+        written = False
+        try:
+            with record.appending() as appender:
+                if tried is not None and _has_line(appender, *tried):
+                    return
+                line, tail = line_after(appender)
+                if appender.size and appender.size + len(line) >= storage.MAX_PART_BYTES:
+                    appender.retire()
+                    continue
+                tried = appender.identity, appender.size, line
+                length = appender.write(line)
+                written = True
+            if tail is not None:
+                tail.offset = length
+            return
+        except AppendConflict:
+            continue
+        finally:
+            if tail is not None and not written:
+                # It already holds the line that was not written: read the part again next time.
+                tail.identity = ""
+    raise OSError(
+        f"the record in {record.name} was changed by other writers {MAX_TRIES} times in a row: nothing was appended"
+    )
+
+
+def _has_line(appender: Appender, identity: str, offset: int, line: bytes) -> bool:
+    """Return whether a line was appended although the storage's answer was lost."""
+    return appender.identity == identity and appender.read_from(offset).startswith(line + b"\n")
+
+
+def read(
+    workspace: Workspace, endpoint: str, *, version: str | None = None, step: str | None = None
+) -> Iterator[Decision]:
+    """Yield the decisions about an endpoint (or about one version of it, or of one step), oldest first.
+
+    A line that a crash cut short is skipped.
+    """
+    for part in storage_of(workspace, endpoint).parts():
+        for decision in read_part(part, step=step):
+            if version is None or decision.version == version:
+                yield decision
+
+
+def read_part(part: RecordPart, *, step: str | None = None) -> Iterator[Decision]:
+    """Yield the decisions in one part of a record (or those of one step), oldest first; damaged lines are skipped."""
+    wanted = b'"step":"%b"' % step.encode() if step else b""
+    for line in part.lines():
+        # Most lines are looks: do not parse them when another step is wanted.
+        if wanted in line and (decision := _decision(line)) is not None and step in (None, decision.step):
+            yield decision
+
+
+def _decision(line: bytes) -> Decision | None:
+    try:
+        return Decision.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
+    """Return the newest decision about a version, or None."""
+    for part in reversed(storage_of(workspace, endpoint).parts()):
+        for line in reversed(list(part.lines())):
+            if (decision := _decision(line)) is not None and decision.version == version:
+                return decision
+    return None

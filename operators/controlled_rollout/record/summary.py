@@ -1,0 +1,185 @@
+"""The summary of a rollout from its record: its bins, looks and steps over time. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from controlled_rollout.errors import ControlledRolloutError, EvidenceError
+from controlled_rollout.gate import Bin, Counts, Gate, Verdict, verdict_from_dict
+from controlled_rollout.record.decision import Decision
+from controlled_rollout.record.reconstruction import RecordedLook, recorded_looks
+
+__all__ = ["RolloutSummary", "Span", "SummaryLook", "SummaryStep", "spans_of", "summarize"]
+
+END_WORDS = {"promote": "promoted", "roll back": "rolled back", "hold": "on hold", "ask": "a person is asked"}
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryLook:
+    """One look: when, its verdict, and how far its evidence reached (None where it could not see)."""
+
+    time: datetime
+    until: datetime | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryStep:
+    """A step of the rollout: when, which (in a word or two), who took it, and why."""
+
+    time: datetime
+    label: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSummary:
+    """What the record holds of one rollout.
+
+    Attributes:
+        endpoint, version, control: The endpoint, its treatment and its control.
+        started: When the treatment was created.
+        bin_width: The length of a bin.
+        gate: What the treatment had to show.
+        thresholds_ms: Control's latency quantiles before the rollout.
+        bins: The bins of the last look that could see.
+        looks: All looks, oldest first.
+        steps: The steps, oldest first.
+    """
+
+    endpoint: str
+    version: str
+    control: str
+    started: datetime
+    bin_width: timedelta
+    gate: Gate
+    thresholds_ms: tuple[float, ...]
+    bins: tuple[Bin, ...]
+    looks: tuple[SummaryLook, ...]
+    steps: tuple[SummaryStep, ...]
+
+    @property
+    def end(self) -> str:
+        """How it ended, or "under way"."""
+        ends = [END_WORDS[step.label] for step in self.steps if step.label in END_WORDS]
+        return ends[-1] if ends else "under way"
+
+    @property
+    def shown_quantile(self) -> int | None:
+        """The index of the gate's latency quantile nearest to p95; None where latency is not judged."""
+        if not self.thresholds_ms:
+            return None
+        quantiles = self.gate.latency_quantiles
+        return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.95))
+
+
+def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> RolloutSummary:
+    """Return the summary of a version's last rollout.
+
+    Args:
+        decisions: The record, oldest first.
+        version: Which version; None for the one that was looked at last.
+
+    Raises:
+        ControlledRolloutError: The record has no look at it that could read the metric store.
+    """
+    all_decisions = list(decisions)
+    looks = [look for look in recorded_looks(all_decisions) if version in (None, look.decision.version)]
+    last = next((look for look in reversed(looks) if look.look is not None), None)
+    if last is None or last.look is None:
+        of = f"version {version!r}" if version else "any version"
+        raise ControlledRolloutError(
+            f"the record holds no look at {of} that could read the metric store: there is nothing to draw"
+        )
+    settings, evidence = last.look.settings, last.look.evidence
+    return RolloutSummary(
+        endpoint=last.decision.endpoint,
+        version=settings.treatment,
+        control=settings.control,
+        started=settings.started,
+        bin_width=settings.window.bin_width,
+        gate=settings.gate,
+        thresholds_ms=evidence.thresholds_ms,
+        bins=evidence.bins,
+        looks=_looks(looks, settings.treatment, settings.started),
+        steps=_steps(all_decisions, settings.treatment, settings.started),
+    )
+
+
+def _looks(looks: Sequence[RecordedLook], version: str, started: datetime) -> tuple[SummaryLook, ...]:
+    return tuple(
+        SummaryLook(recorded.decision.time, recorded.look.evidence.until if recorded.look else None, verdict)
+        for recorded in looks
+        if recorded.decision.version == version
+        and recorded.decision.time >= started
+        and (verdict := _verdict(recorded.decision.verdict)) is not None
+    )
+
+
+def _verdict(values: Mapping[str, Any] | None) -> Verdict | None:
+    try:
+        return verdict_from_dict(values or {})
+    except EvidenceError:
+        return None
+
+
+def _steps(decisions: Sequence[Decision], version: str, started: datetime) -> tuple[SummaryStep, ...]:
+    # The record's line of a roll-out is a moment later than the version's creation.
+    return tuple(
+        SummaryStep(decision.time, _label(decision), decision.who, decision.why)
+        for decision in decisions
+        if decision.version == version and decision.step != "look" and decision.time >= started
+    )
+
+
+def _label(decision: Decision) -> str:
+    if decision.step == "shift" and decision.share is not None:
+        return f"{decision.share:g} %"
+    return decision.step.replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Several bins together.
+
+    Attributes:
+        start: When the first of them begins.
+        length: From there to the end of the last.
+        control, treatment: Their counts.
+        share: The set share of the last of them that has one.
+    """
+
+    start: datetime
+    length: timedelta
+    control: Counts
+    treatment: Counts
+    share: float | None
+
+
+def spans_of(summary: RolloutSummary, *, most: int) -> list[Span]:
+    """Return the rollout's bins, put together to at most `most` spans of the same length."""
+    if not summary.bins:
+        return []
+    first = summary.bins[0].start
+    n_bins = (summary.bins[-1].start - first) // summary.bin_width + 1
+    length = summary.bin_width * -(-n_bins // most)
+    groups: dict[int, list[Bin]] = {}
+    for bin_ in summary.bins:
+        groups.setdefault((bin_.start - first) // length, []).append(bin_)
+    return [
+        Span(
+            first + index * length,
+            length,
+            _sum([bin_.control for bin_ in bins]),
+            _sum([bin_.treatment for bin_ in bins]),
+            next((bin_.share for bin_ in reversed(bins) if bin_.share is not None), None),
+        )
+        for index, bins in sorted(groups.items())
+    ]
+
+
+def _sum(counts: Sequence[Counts]) -> Counts:
+    slow = tuple(map(sum, zip(*(part.slow for part in counts), strict=True)))
+    return Counts(sum(part.requests for part in counts), sum(part.errors for part in counts), slow)

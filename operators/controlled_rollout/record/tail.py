@@ -1,0 +1,112 @@
+"""What the open part of a record holds: per series of looks its bins, and what the router had counted lately.
+
+A process remembers it, to read only what was appended since. It follows from the record alone: a process that has just
+begun reads the same from the whole part.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import Final
+
+from pydantic import ValidationError
+
+from controlled_rollout.evidence import RouterCounts
+from controlled_rollout.record.bin_delta import BinFingerprints, canonical_json
+from controlled_rollout.record.decision import Decision, LookEvidence
+from controlled_rollout.record.look_input import LookSettings
+from controlled_rollout.record.storage import Appender
+
+__all__ = ["LookSeries", "TailState", "read_tail", "series_name"]
+
+# As many endpoints may have a gate in one process without reading a record's part again.
+MAX_RECORDS: Final = 4_096
+# How many bins before the end of the evidence the router's counts are compared over.
+COMPARED_BINS: Final = 5
+
+
+def series_name(settings: LookSettings) -> str:
+    """Return the name of the series whose looks have these settings."""
+    return hashlib.blake2b(canonical_json(settings.model_dump(mode="json")), digest_size=8).hexdigest()
+
+
+@dataclass(slots=True)
+class LookSeries:
+    """What the looks of one series have recorded so far.
+
+    Attributes:
+        bin_width: The length of a bin.
+        bins: The rollout's bins.
+        baseline: Control's bins before it.
+        router: What the router had counted at these looks, oldest first; those too old to be compared are dropped.
+    """
+
+    bin_width: timedelta
+    bins: BinFingerprints = field(default_factory=BinFingerprints)
+    baseline: BinFingerprints = field(default_factory=BinFingerprints)
+    router: list[RouterCounts] = field(default_factory=list)
+
+    def earlier_counts(self, until: datetime) -> tuple[RouterCounts, ...]:
+        """Return the router's counts at two looks that evidence up to `until` covers; nothing without two such looks.
+
+        The first and the last within five bins before `until`.
+        """
+        oldest = until - COMPARED_BINS * self.bin_width
+        covered = [counts for counts in self.router if oldest <= counts.at <= until]
+        return (covered[0], covered[-1]) if len(covered) > 1 else ()
+
+    def add(self, look: LookEvidence) -> None:
+        """Take over a look that is in the record."""
+        self.bins.apply(look.bins)
+        self.baseline.apply(look.baseline)
+        self.add_counts(look.router, look.until)
+
+    def add_counts(self, router: tuple[RouterCounts, ...], until: datetime) -> None:
+        """Add what the router had counted at a look: its last counts are those of that moment."""
+        oldest = until - COMPARED_BINS * self.bin_width
+        self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
+
+
+@dataclass(slots=True)
+class TailState:
+    """How far the open part has been read, and the series in it."""
+
+    identity: str = ""
+    offset: int = 0
+    series: dict[str, LookSeries] = field(default_factory=dict)
+
+
+_tails: OrderedDict[str, TailState] = OrderedDict()
+_tails_lock = Lock()
+
+
+def read_tail(appender: Appender) -> TailState:
+    """Return what the open part of a record holds now; only what was appended since the last time is read."""
+    with _tails_lock:
+        tail = _tails.pop(appender.name, None)
+        if tail is None or tail.identity != appender.identity or tail.offset > appender.size:
+            tail = TailState(appender.identity)
+        _tails[appender.name] = tail
+        while len(_tails) > MAX_RECORDS:
+            _tails.popitem(last=False)
+    for line in appender.read_from(tail.offset).splitlines():
+        _add_line(tail, line)
+    tail.offset = appender.size
+    return tail
+
+
+def _add_line(tail: TailState, line: bytes) -> None:
+    if b'"series"' not in line:
+        return
+    try:
+        look = Decision.model_validate_json(line).look_evidence()
+    except ValidationError:  # a crash cut the line short
+        return
+    if look is None:
+        return
+    if look.settings is not None:
+        tail.series.setdefault(look.series, LookSeries(look.settings.window.bin_width))
+    if look.series in tail.series:
+        tail.series[look.series].add(look)
