@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -157,11 +157,11 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
 
     sent: list[float] = []
     looks: list[float] = []
-    ask = LogAnalyticsEvidence._query_now
+    query = LogAnalyticsEvidence._query_now
 
-    def counting(self: Any, kql: str, columns: Any) -> Any:
+    def counting(self: LogAnalyticsEvidence, text: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         sent.append(time.monotonic())
-        return ask(self, kql, columns)
+        return query(self, text, columns)
 
     LogAnalyticsEvidence._query_now = counting  # type: ignore[method-assign]
 

@@ -42,21 +42,26 @@ class MemoryStore:
     Attributes:
         rows: Everything that it ever gets.
         now: The present: what arrives later is not visible yet.
-        refuses: Errors for the next queries of counts.
+        refuses: Errors for the next queries, by their name.
         queries_sent: The queries so far, by name.
     """
 
     rows: list[Row]
     now: datetime = T0
-    refuses: list[EvidenceUnavailableError] = field(default_factory=list)
+    refuses: dict[str, list[EvidenceUnavailableError]] = field(default_factory=dict)
     queries_sent: list[str] = field(default_factory=list)
+
+    def _note(self, query: str) -> None:
+        self.queries_sent.append(query)
+        if self.refuses.get(query):
+            raise self.refuses[query].pop(0)
 
     def _visible(self, *, metric: bool = False) -> list[tuple[datetime, datetime, Row]]:
         rows = [(T0 + row.began * S, T0 + row.arrived * S, row) for row in self.rows]
         return [row for row in rows if row[1] <= self.now and (row[2].value is not None) == metric]
 
     async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
-        self.queries_sent.append("thresholds")
+        self._note("thresholds")
         return [self._quantiles(request) for request in requests]
 
     def _quantiles(self, request: StoreRequest) -> tuple[float, ...]:
@@ -71,9 +76,7 @@ class MemoryStore:
     async def counts(
         self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
     ) -> list[list[CountRow]]:
-        self.queries_sent.append("counts")
-        if self.refuses:
-            raise self.refuses.pop(0)
+        self._note("counts")
         return [self._counts(request, until) for request in requests]
 
     def _counts(self, request: StoreRequest, until: datetime) -> list[CountRow]:
@@ -95,7 +98,7 @@ class MemoryStore:
         ]
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
-        self.queries_sent.append("metrics")
+        self._note("metrics")
         groups: dict[tuple[datetime, str, bool], list[float]] = {}
         for began, _, row in self._visible(metric=True):
             if request.since <= began < until and row.value is not None:
@@ -110,9 +113,7 @@ class MemoryStore:
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
     ) -> Mapping[str, Arrivals]:
-        self.queries_sent.append("arrivals")
-        if self.refuses:
-            raise self.refuses.pop(0)
+        self._note("arrivals")
         rows = [(began, arrived) for began, arrived, _ in self._visible() if first <= began < until]
         oldest = min((began for began, arrived in rows if arrived >= since), default=None)
         lags = [arrived - floor_to_bin(began, bin_width) - bin_width for began, arrived in rows if arrived >= lag_since]
