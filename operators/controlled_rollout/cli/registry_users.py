@@ -1,4 +1,4 @@
-"""Who the caller is to the registries: what `docker login`, `podman login` or `az acr login` have written down."""
+"""Reads the users of the registries from the file that `docker login`, `podman login` or `az acr login` has written."""
 
 import base64
 import json
@@ -16,15 +16,16 @@ __all__ = ["registry_users"]
 
 
 def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Credentials]":
-    """Return the user of each registry, by host, from the first file that is there; none if no file is.
+    """Return the user of each registry, by host, from the first of the known files; none if there is no file.
 
-    Looked for are `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`, `$XDG_RUNTIME_DIR/containers/auth.json` and
+    The files are `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`, `$XDG_RUNTIME_DIR/containers/auth.json` and
     `~/.docker/config.json`. Users that a credential helper keeps are not found.
 
     Raises:
-        WorkspaceError: The file is not one of that kind.
+        WorkspaceError: The file cannot be read as such a file.
     """
     from controlled_rollout.image import Credentials
+    from controlled_rollout.image.reference import address_host
 
     home = environment.get("HOME") or str(Path.home())
     candidates = (
@@ -37,18 +38,13 @@ def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Cr
     if file is None:
         return {}
     try:
-        written: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")).get("auths") or {}
+        entries: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8")).get("auths") or {}
         users = {}
-        for address, entry in written.items():
+        for address, entry in entries.items():
             if entry.get("auth"):
                 name, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-                users[_host(address)] = Credentials(name, password)
+                users[address_host(address)] = Credentials(name, password)
     except (OSError, ValueError, AttributeError, TypeError):
-        # What stands there may be a password: it is not repeated.
+        # The error may quote a password.
         raise WorkspaceError(f"the file with the registries' users {file} cannot be read: sign in again") from None
     return users
-
-
-def _host(address: str) -> str:
-    host = (address.partition("://")[2] or address).partition("/")[0]
-    return "docker.io" if host in ("index.docker.io", "registry-1.docker.io") else host

@@ -1,4 +1,4 @@
-"""The way into a workspace's cluster: the cncf provider's hook, told what its connection (type `kubernetes`) says."""
+"""Opens a workspace's cluster through the cncf provider's hook and a connection of the type `kubernetes`."""
 
 import asyncio
 import functools
@@ -23,10 +23,10 @@ DEFAULT_CONN_ID: Final = "kubernetes_default"
 CONN_TYPE: Final = "kubernetes"
 SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
-# How old forms of the connection name their fields.
+# The prefix of the fields in connections of older versions of the cncf provider.
 OLD_PREFIX: Final = "extra__kubernetes__"
 SWITCHES: Final = ("in_cluster", "disable_verify_ssl")
-WAYS_IN: Final = ("in_cluster", "kube_config_path", "kube_config")
+ACCESS_FIELDS: Final = ("in_cluster", "kube_config_path", "kube_config")
 
 
 def cluster_conn_id(workspace: Workspace) -> str | None:
@@ -35,9 +35,9 @@ def cluster_conn_id(workspace: Workspace) -> str | None:
 
 
 def with_cluster(workspace: Workspace, connection: "Connection") -> Workspace:
-    """Return the workspace with the way into its cluster that a connection describes.
+    """Return the workspace with access to the cluster that a connection describes.
 
-    Nothing is opened yet, and nothing more is asked of Airflow: a trigger may open it in its event loop.
+    Nothing is opened yet, and Airflow is not called again, so that a trigger can open it in its event loop.
 
     Raises:
         WorkspaceError: The connection is of another type, or its kube config cannot be read.
@@ -48,16 +48,16 @@ def with_cluster(workspace: Workspace, connection: "Connection") -> Workspace:
             f"type {connection.conn_type!r}: name one of the type {CONN_TYPE!r} in kubernetes_conn_id"
         )
     settings = cluster_settings(connection.conn_id, connection.extra_dejson)
-    if not any(settings.get(way) for way in WAYS_IN) and _in_pod():
+    if not any(settings.get(field) for field in ACCESS_FIELDS) and _in_pod():
         settings["in_cluster"] = True
     return _opened_with(workspace, connection.conn_id, settings)
 
 
 def with_own_cluster(workspace: Workspace) -> Workspace:
-    """Return the workspace on the cluster that this process's pod is in: its Kubernetes connection does not exist.
+    """Return the workspace with access to the cluster of this process's own pod, as it has no Kubernetes connection.
 
     Raises:
-        WorkspaceError: That connection is not the default one, or this is no pod with a service account.
+        WorkspaceError: The missing connection is not the default one, or this is no pod with a service account.
     """
     conn_id = cluster_conn_id(workspace)
     if conn_id != DEFAULT_CONN_ID or not _in_pod():
@@ -69,7 +69,7 @@ def with_own_cluster(workspace: Workspace) -> Workspace:
 
 
 def cluster_settings(conn_id: str, extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Kubernetes connection's settings: fields that the form left empty are gone, switches are true or absent.
+    """Return the settings of a Kubernetes connection, without empty fields; a switch is True or absent.
 
     The provider's asynchronous hook takes an empty path for a path and the text "false" for true.
 
@@ -116,17 +116,17 @@ def _opened_with(workspace: Workspace, conn_id: str, settings: dict[str, Any]) -
 async def _open_cluster(workspace: str, conn_id: str, settings: Mapping[str, Any]) -> AsyncIterator["ApiClient"]:
     """Open the API client of a cluster, and close it at the end.
 
-    A plug-in for signing in (exec, as for AKS with Entra ID) is run at every opening.
+    Every opening runs the program that signs in, if the kube config names one (as for AKS with Entra ID).
     """
-    # Importing takes longer than an event loop may be kept waiting.
+    # In a thread: importing the client would block the event loop for seconds.
     hook = await asyncio.to_thread(_hook, workspace, conn_id, dict(settings))
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(hook.get_conn())
-        except Exception as error:  # a kube config can be wrong in as many ways as its reader has lines
+        except Exception as error:  # the reader of a kube config raises errors of many types
             raise WorkspaceError(
                 f"workspace {workspace!r} cannot open its cluster with the connection {conn_id!r}"
-                f"{_way(settings)}: {_told(error)}"
+                f"{_path_text(settings)}: {_without_secrets(error)}"
             ) from None
         yield client
 
@@ -139,19 +139,19 @@ def _hook(workspace: str, conn_id: str, settings: dict[str, Any]) -> "AsyncKuber
         raise WorkspaceError(
             f"workspace {workspace!r} is on Kubernetes and a package is missing ({error.name}): install "
             "airflow-provider-controlled-rollout with the extra kubernetes"
-        ) from None
+        ) from error
     configuration = Configuration()
     if settings.get("disable_verify_ssl"):
-        # The asynchronous hook does not look at this setting itself.
+        # The asynchronous hook ignores this setting.
         configuration.verify_ssl = False
     return AsyncKubernetesHook(conn_id=conn_id, connection_extras=settings, client_configuration=configuration)
 
 
-def _way(settings: Mapping[str, Any]) -> str:
+def _path_text(settings: Mapping[str, Any]) -> str:
     path = settings.get("kube_config_path")
     return f" (kube_config_path {path}{'' if Path(path).exists() else ', which does not exist here'})" if path else ""
 
 
-def _told(error: Exception) -> str:
-    """What went wrong, without the pieces of the kube config that some messages carry in braces."""
+def _without_secrets(error: Exception) -> str:
+    """Return an error's message without the pieces of the kube config that some messages carry in braces."""
     return str(error).partition("{")[0].strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""Who a task is to the registries: connections become users, and no secret travels further than to the registry."""
+"""Reads the users of the registries from Airflow's connections."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -18,8 +18,6 @@ SETTINGS: Final = {
     "shared_registry_conn_id": "shared_registry",
     "base_image_conn_id": "base_image",
 }
-# What connections of the type docker call Docker Hub.
-DOCKER_HUB: Final = {"index.docker.io": "docker.io", "registry-1.docker.io": "docker.io", "hub.docker.com": "docker.io"}
 
 
 def registry_users(workspace: Workspace, connection: "Callable[[str], Connection]") -> "dict[str, Credentials]":
@@ -28,11 +26,11 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
     Args:
         workspace: Its `registry_conn_id`, `shared_registry_conn_id` and `base_image_conn_id` name connections of any
             type with a login and a password.
-        connection: Reads one; Airflow masks its password in logs from then on.
+        connection: Returns the connection of an id; Airflow masks its password in logs from then on.
 
     Raises:
-        WorkspaceError: A connection is for a registry that the workspace does not name, lacks login or password, or
-            two of them mean different users of one registry.
+        WorkspaceError: A connection is for another registry than the workspace's, has no login or no password, or two
+            connections have different users for one registry.
     """
     from controlled_rollout.image.oci.azure_sign_in import is_azure_registry
     from controlled_rollout.image.reference import registry_host
@@ -42,35 +40,36 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
         conn_id: str | None = getattr(workspace, setting)
         if conn_id is None:
             continue
-        place: str | None = getattr(workspace, registry)
-        if not place:
+        prefix: str | None = getattr(workspace, registry)
+        if not prefix:
             raise WorkspaceError(f"workspace {workspace.name!r} sets {setting} and no {registry}: set both or neither")
-        host = registry_host(place)
-        found = connection(conn_id)
-        if is_azure_registry(host) and not (found.login or found.password):
-            continue  # signed in to as the worker's own identity
-        user = user_of(found, host)
+        host = registry_host(prefix)
+        of_registry = connection(conn_id)
+        if is_azure_registry(host) and not (of_registry.login or of_registry.password):
+            continue  # `signed_in` adds the worker's own identity
+        user = user_of(of_registry, host)
         if users.setdefault(host, user) != user:
             raise WorkspaceError(
-                f"workspace {workspace.name!r}: the connection {conn_id!r} ({setting}) is another user of {host} than "
-                "the connection before it: a registry is spoken to as one user"
+                f"workspace {workspace.name!r}: connection {conn_id!r} ({setting}) has another user for {host} than "
+                "the connection before it: give one user for a registry"
             )
     return users
 
 
 def user_of(connection: "Connection", host: str) -> "Credentials":
-    """Return the user that a connection holds.
+    """Return the user of a registry that a connection holds.
 
     Raises:
-        WorkspaceError: It is for another registry, or has no login or no password.
+        WorkspaceError: The connection is for another registry, or has no login or no password.
     """
     from controlled_rollout.image import Credentials
+    from controlled_rollout.image.reference import address_host
 
-    named = _named_host(connection.host)
+    named = address_host(connection.host or "")
     if named and named != host:
         raise WorkspaceError(
-            f"connection {connection.conn_id!r} is for the registry {named}, and the workspace means {host}: nothing "
-            "was sent there. Name another connection, or correct its host"
+            f"connection {connection.conn_id!r} is for the registry {named}, but the workspace's registry is {host}: "
+            "name another connection, or correct its host"
         )
     if not connection.login or not connection.password:
         raise WorkspaceError(
@@ -80,26 +79,19 @@ def user_of(connection: "Connection", host: str) -> "Credentials":
     return Credentials(connection.login, connection.password)
 
 
-def _named_host(address: str | None) -> str:
-    """Return the host of a connection, which some types write as an address."""
-    host = (address or "").partition("://")[2] or address or ""
-    host = host.partition("/")[0]
-    return DOCKER_HUB.get(host, host)
-
-
 async def signed_in(workspace: Workspace, users: "Mapping[str, Credentials]") -> "dict[str, Credentials]":
-    """Return the users, and the worker's own identity where an Azure Container Registry has no connection.
+    """Return the users, with the worker's own identity added where an Azure Container Registry has no user.
 
-    The token that stands for a password is masked in every log of this task from then on.
+    Its token is masked in every log of this task from then on.
 
     Raises:
-        ImageError: There is no such identity, or a registry does not let it in.
+        ImageError: There is no such identity, or a registry does not accept it.
     """
     from airflow.sdk.log import mask_secret
 
     from controlled_rollout.image.oci.azure_sign_in import with_azure_credentials
 
-    found = await with_azure_credentials(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
-    for user in found.values():
+    all_users = await with_azure_credentials(users, [getattr(workspace, registry) for registry in SETTINGS.values()])
+    for user in all_users.values():
         mask_secret(user.password)
-    return found
+    return all_users

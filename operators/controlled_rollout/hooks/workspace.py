@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection becomes a `Workspace`."""
+"""The hook that makes a `Workspace` of an Airflow connection."""
 
 import asyncio
 import logging
@@ -14,38 +14,38 @@ from controlled_rollout.workspace import Workspace
 
 __all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
 
-# What a task would not look at, because its way into a cluster is a connection.
-ONLY_WITHOUT_AIRFLOW = ("kubeconfig", "kube_context")
+# Settings for the command line; in Airflow a connection leads to the cluster.
+COMMAND_LINE_ONLY = ("kubeconfig", "kube_context")
 
-# Writes every header of each request into the task's log, in which a look's table would drown.
+# Logs all headers of each request, which would hide what the task itself logs.
 CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"
 
 
 def quieten_clients() -> None:
-    """Keep Azure's client from writing each of its requests into the task's log."""
+    """Keep Azure's client from logging each of its requests in the task's log."""
     logging.getLogger(CHATTY_LOGGER).setLevel(logging.WARNING)
 
 
 def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
-    """Return the workspace that a connection's extras describe; fields that the form left empty count as not set.
+    """Return the workspace that a connection's extras describe; empty fields count as not set.
 
     Raises:
         WorkspaceError: A setting is unknown or not valid.
     """
     settings = {name: value for name, value in extras.items() if value not in (None, "")}
-    if foreign := [name for name in ONLY_WITHOUT_AIRFLOW if name in settings]:
+    if misplaced := [name for name in COMMAND_LINE_ONLY if name in settings]:
         raise WorkspaceError(
-            f"the connection {conn_id!r} sets {' and '.join(foreign)}, which are for the command line: say in "
-            "kubernetes_conn_id which connection of the type 'kubernetes' leads to the cluster"
+            f"the connection {conn_id!r} sets {' and '.join(misplaced)}, which are for the command line: give a "
+            "connection of the type 'kubernetes' in kubernetes_conn_id instead"
         )
     return Workspace.from_settings({"name": conn_id, **settings})
 
 
 class WorkspaceHook(BaseHook):
-    """Gives the workspace of a connection.
+    """Returns the workspace of a connection.
 
-    A connection of the default name that nobody has made means the local workspace: a first run needs no
-    configuration. Any other name has to exist, so that a typing error does not deploy to the wrong place.
+    If the default connection does not exist, the hook returns the local workspace, so that a first run needs no
+    configuration. Any other connection has to exist, so that a typing error does not deploy to the wrong place.
 
     Args:
         conn_id: The connection.
@@ -61,13 +61,13 @@ class WorkspaceHook(BaseHook):
         self.conn_id = conn_id
 
     def get_conn(self) -> Workspace:
-        """Return the workspace: what a connection leads to."""
+        """Return the workspace, as Airflow's hooks name it."""
         return self.get_workspace()
 
     def get_workspace(self) -> Workspace:
         """Return the connection's workspace.
 
-        On Kubernetes its `open_cluster` goes by the connection `kubernetes_conn_id`, which is read here.
+        On Kubernetes the connection `kubernetes_conn_id` is read too, for `open_cluster`.
 
         Raises:
             AirflowNotFoundException: There is no such connection, and it is not the default one.
@@ -100,7 +100,7 @@ class WorkspaceHook(BaseHook):
             return with_own_cluster(workspace)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Check everything that a rollout needs of the workspace; Airflow shows the answer beside the form."""
+        """Check everything that a rollout needs of the workspace; Airflow shows the result beside the form."""
         from controlled_rollout.checks.connectivity import check_connectivity, results_table
         from controlled_rollout.hooks.registry_users import registry_users
 

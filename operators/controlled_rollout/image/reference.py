@@ -6,8 +6,10 @@ from pathlib import Path
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["ImageReference", "ModelSource", "full_name", "registry_host"]
+__all__ = ["ImageReference", "ModelSource", "address_host", "full_name", "registry_host"]
 
+# Other names of Docker Hub, as `docker login` and connections of the type docker write them.
+DOCKER_HUB = ("index.docker.io", "registry-1.docker.io", "hub.docker.com")
 REFERENCE = re.compile(r"(?P<name>[^@\s]+)@sha256:(?P<sha256>[0-9a-f]{64})")
 
 
@@ -66,3 +68,9 @@ def full_name(image: str) -> str:
 def registry_host(name: str) -> str:
     """Return the host in the name of an image, or of a registry with its prefix."""
     return full_name(name).partition("/")[0]
+
+
+def address_host(address: str) -> str:
+    """Return the host of a registry's address, such as `https://index.docker.io/v1/`; Docker Hub is `docker.io`."""
+    host = (address.partition("://")[2] or address).partition("/")[0]
+    return "docker.io" if host in DOCKER_HUB else host

@@ -60,7 +60,7 @@ def test_without_connections_nobody_signs_in() -> None:
                 "shared_registry": "one.example/b",
                 "shared_registry_conn_id": "two",
             },
-            "a registry is spoken to as one user",
+            "give one user for a registry",
         ),
     ],
 )

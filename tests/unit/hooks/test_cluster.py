@@ -1,25 +1,21 @@
-"""From Airflow's connections to a workspace, and to an open client of its cluster. The real one: tests/cluster."""
+"""From a Kubernetes connection to an open client of the cluster. A real one: tests/cluster."""
 
 import asyncio
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from airflow.sdk.exceptions import AirflowNotFoundException
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks import cluster
 from controlled_rollout.hooks.cluster import cluster_settings
-from controlled_rollout.hooks.workspace import WorkspaceHook, workspace_from
 from controlled_rollout.workspace import Workspace
+from tests.unit.hooks.connections import Connect, on_kubernetes
 
-# The connections by id, each with its type and its extra fields, to the hook of the connection `ml`.
-Connect = Callable[..., WorkspaceHook]
 SECRET = "a-token-that-nobody-may-see"
 KUBE_CONFIG: dict[str, Any] = {
     "apiVersion": "v1",
@@ -35,25 +31,6 @@ KUBE_CONFIG: dict[str, Any] = {
         {"name": "here", "context": {"cluster": "near", "user": "me"}},
     ],
 }
-
-
-@pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connect:
-    """Make connections as Airflow reads them from the environment; return the workspace hook."""
-
-    def connect(**connections: tuple[str, dict[str, Any]]) -> WorkspaceHook:
-        for conn_id, (conn_type, extra) in connections.items():
-            value = json.dumps({"conn_type": conn_type, "extra": extra})
-            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", value)
-        return WorkspaceHook("ml")
-
-    monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
-    monkeypatch.setattr(cluster, "SERVICE_ACCOUNT_TOKEN", tmp_path / "no-token")
-    return connect
-
-
-def on_kubernetes(**more: str) -> tuple[str, dict[str, Any]]:
-    return "controlled_rollout", {"target": "kubernetes", "gateway": "infra/shared", **more}
 
 
 async def opened(workspace: Workspace) -> tuple[str, str, bool]:
@@ -202,26 +179,3 @@ def test_a_missing_package_says_which_extra_to_install(connect: Connect, monkeyp
 
     with pytest.raises(WorkspaceError, match=r"a package is missing .* with the extra kubernetes"):
         asyncio.run(opened(hook.get_workspace()))
-
-
-def test_a_local_workspace_asks_for_no_kubernetes_connection(connect: Connect, tmp_path: Path) -> None:
-    workspace = connect(ml=("controlled_rollout", {"root": str(tmp_path / "x")})).get_workspace()
-    assert workspace.open_cluster is None
-    assert workspace.root == tmp_path / "x"
-
-
-def test_only_the_default_workspace_may_be_missing(connect: Connect, tmp_path: Path) -> None:
-    assert connect().default_conn_name == "controlled_rollout_default"
-    assert WorkspaceHook().get_workspace().root == Path(tmp_path)
-    with pytest.raises(AirflowNotFoundException, match="'ml' was asked for and does not exist"):
-        connect().get_workspace()
-
-
-def test_a_connection_names_its_cluster_by_a_connection() -> None:
-    with pytest.raises(WorkspaceError, match="sets kubeconfig and kube_context, which are for the command line"):
-        workspace_from("ml", {**on_kubernetes()[1], "kubeconfig": "/x", "kube_context": "y"})
-
-
-def test_a_cluster_without_a_gateway_is_refused() -> None:
-    with pytest.raises(WorkspaceError, match="needs the setting gateway"):
-        workspace_from("ml", {"target": "kubernetes"})
