@@ -1,1 +1,1 @@
-"""The client for a Kubernetes API server, and the objects that the rooms above share."""
+"""A client for a Kubernetes API server, and what is known of its objects, for all rooms above."""

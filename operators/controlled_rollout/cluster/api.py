@@ -1,4 +1,4 @@
-"""The API server, as few calls as the target needs: get, list, create, apply, patch, delete, watch."""
+"""A client of a Kubernetes API server: get, list, create, apply, merge, delete, watch, and logs."""
 
 import asyncio
 import json
@@ -7,13 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from controlled_rollout.errors import (
-    AccessError,
-    ConflictError,
-    ControlledRolloutError,
-    TargetUnavailableError,
-    WorkspaceError,
-)
+from controlled_rollout.cluster.kubeconfig import open_kubeconfig
+from controlled_rollout.errors import AccessError, ConflictError, ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
@@ -24,15 +19,15 @@ __all__ = ["FIELD_MANAGER", "Api", "ApiError", "Object"]
 
 Object = dict[str, Any]
 
-# What server-side apply calls us; fields that another manager owns are never taken from it.
+# Our field manager in server-side apply. Fields of other managers are never taken over.
 FIELD_MANAGER: Final = "controlled-rollout"
 REQUEST_TIMEOUT_S: Final = 20.0
-# The API server ends a watch after this time; it is then begun again where it ended.
-WATCH_S: Final = 300
-LINES_S: Final = 3600
+# The API server ends a watch after this time; the caller then starts the next one where it ended.
+MAX_WATCH_S: Final = 300
+MAX_LOG_S: Final = 3600
 
-READY: Final = "/readyz"
-START_S: Final = 10.0
+READY_PATH: Final = "/readyz"
+MAX_START_S: Final = 10.0
 START_POLL_S: Final = 0.25
 
 JSON: Final = "application/json"
@@ -45,7 +40,7 @@ class ApiError(ControlledRolloutError):
 
     Attributes:
         status: The HTTP status.
-        reason: Kubernetes' word for it, such as `NotFound`, `AlreadyExists`, `Conflict`, `Invalid`.
+        reason: Kubernetes' name for it, such as `NotFound`, `AlreadyExists`, `Conflict`, `Invalid`.
     """
 
     def __init__(self, message: str, *, status: int, reason: str) -> None:
@@ -57,13 +52,13 @@ class ApiError(ControlledRolloutError):
 class Api:
     """An open connection to one cluster's API server.
 
-    Every method raises `TargetUnavailableError` when the server does not answer or is overloaded, `AccessError` when
-    it does not let us, `ConflictError` when somebody else holds a field, and `ApiError` for every other refusal.
+    Every method raises `TargetUnavailableError` if the server does not answer or is overloaded, `AccessError` if this
+    identity may not do it, `ConflictError` if another field manager owns a field, and `ApiError` for other refusals.
 
     Args:
         client: An open `kubernetes_asyncio` client.
         sign_in: Opens another client of the same cluster with fresh credentials. It is called once when the server no
-            longer accepts credentials that it has accepted before: a token may expire while a step waits.
+            longer accepts credentials that it had accepted: a token may expire while a step waits.
     """
 
     def __init__(self, client: "ApiClient", sign_in: Callable[[], Awaitable["ApiClient"]]) -> None:
@@ -75,17 +70,17 @@ class Api:
     @classmethod
     @asynccontextmanager
     async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
-        """Open the cluster of a workspace: sign in, but send no request yet.
+        """Open a connection to a workspace's cluster: sign in, but send no request yet.
 
         Raises:
-            WorkspaceError: The workspace does not lead to a cluster.
+            WorkspaceError: The workspace's settings do not lead to a cluster.
         """
-        # At DEBUG this library writes whole answers into the log, Secrets too.
+        # At DEBUG this library logs whole responses, Secrets included.
         logging.getLogger("kubernetes_asyncio.client.rest").setLevel(logging.INFO)
         async with AsyncExitStack() as clients:
 
             async def sign_in() -> "ApiClient":
-                opening = workspace.open_cluster() if workspace.open_cluster else _from_kubeconfig(workspace)
+                opening = workspace.open_cluster() if workspace.open_cluster else open_kubeconfig(workspace)
                 client: ApiClient = await clients.enter_async_context(opening)
                 return client
 
@@ -107,22 +102,23 @@ class Api:
         accept: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> bytes:
-        """Send one request and return the answer's body."""
-        status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
+        """Send a request and return the response's body."""
+        status, content = await self._request_once(method, path, body, query, content_type, accept, timeout_s)
         if status == 403:
-            # A server that has only just started does not know its own Roles yet.
+            # An API server that has just started refuses everything until it has read its Roles.
             await self._until_ready()
-            status, content = await self._ask(method, path, body, query, content_type, accept, timeout_s)
+            status, content = await self._request_once(method, path, body, query, content_type, accept, timeout_s)
         if status >= 300:
             raise self._refusal(method, path, status, content)
         return content
 
-    async def _ask(self, method: str, path: str, *how: Any) -> tuple[int, bytes]:
-        response = await self._send(method, path, *how)
+    async def _request_once(self, method: str, path: str, *request: Any) -> tuple[int, bytes]:
+        """Send a request and return the response's status and body."""
+        response = await self._send(method, path, *request)
         try:
             return response.status, await response.read()
         except _transport_errors() as error:
-            raise self._unavailable(method, path, error) from None
+            raise self._unavailable(method, path, error) from error
 
     async def get(self, path: str, **query: str) -> Object:
         """Return the object, or the list of objects, at a path."""
@@ -138,11 +134,11 @@ class Api:
             raise
 
     async def items(self, path: str, **query: str) -> list[Object]:
-        """Return the objects of a list, without their list."""
+        """Return the objects of the list at a path."""
         return list((await self.get(path, **query)).get("items") or [])
 
     async def create(self, path: str, body: Object) -> Object | None:
-        """Create an object; return None if one of that name exists."""
+        """Create an object; return it, or None if one of that name exists."""
         try:
             return _document(
                 await self.request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER}),
@@ -153,24 +149,24 @@ class Api:
             raise
 
     async def apply(self, path: str, body: Object) -> Object:
-        """Make an object's fields so by server-side apply: fields that others own stay theirs.
+        """Create an object or set its fields by server-side apply; fields of other managers stay as they are.
 
         Raises:
-            ConflictError: Another manager owns a field that we want otherwise; nothing was changed.
+            ConflictError: Another manager owns a field that has another value here; nothing was changed.
         """
         return _document(
             await self.request("PATCH", path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=APPLY)
         )
 
     async def merge(self, path: str, body: Object, *, manager: str = FIELD_MANAGER) -> Object:
-        """Change an object by a merge patch."""
+        """Change an object by a merge patch and return it."""
         return _document(
             await self.request("PATCH", path, body=body, query={"fieldManager": manager}, content_type=MERGE)
         )
 
-    async def merge_if_unchanged(self, path: str, found: Object, body: Object) -> Object | None:
-        """Change an object as it was found; return None, and change nothing, if somebody was faster."""
-        metadata = {"resourceVersion": found["metadata"]["resourceVersion"], **body.get("metadata", {})}
+    async def merge_if_unchanged(self, path: str, current: Object, body: Object) -> Object | None:
+        """Change an object by a merge patch if it is still as in `current`; return None if it was changed meanwhile."""
+        metadata = {"resourceVersion": current["metadata"]["resourceVersion"], **body.get("metadata", {})}
         try:
             return await self.merge(path, {**body, "metadata": metadata})
         except ApiError as error:
@@ -179,7 +175,7 @@ class Api:
             return None
 
     async def delete(self, path: str, *, propagation: str = "Background") -> bool:
-        """Delete an object; return whether there was one."""
+        """Delete an object; return whether it existed."""
         try:
             await self.request("DELETE", path, body={"propagationPolicy": propagation})
         except ApiError as error:
@@ -188,13 +184,13 @@ class Api:
             raise
         return True
 
-    async def delete_only(self, path: str, uid: str, *, grace_s: int) -> None:
-        """Delete the object with that uid, and none that has its name since.
+    async def delete_with_uid(self, path: str, uid: str, *, grace_s: int) -> None:
+        """Delete an object unless another one has its name by now.
 
         Args:
-            path: The object.
-            uid: What the API server called it when it was made.
-            grace_s: How long its processes may take, in seconds.
+            path: The object's path.
+            uid: The uid in its metadata.
+            grace_s: Seconds that its processes have to end.
         """
         body = {"preconditions": {"uid": uid}, "gracePeriodSeconds": grace_s, "propagationPolicy": "Background"}
         try:
@@ -204,50 +200,50 @@ class Api:
                 raise
 
     async def watch(self, path: str, version: str, **query: str) -> AsyncIterator[Object]:
-        """Yield what happens to the objects of a list after resource version `version`, until the server ends it.
+        """Yield the events of a list's objects after resource version `version`, until the server ends the watch.
 
         Raises:
             ApiError: Status 410: the version is too old, list again.
         """
-        asked = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": str(WATCH_S)}
-        response = await self._send("GET", path, None, asked, JSON, JSON, WATCH_S + REQUEST_TIMEOUT_S)
+        watch_query = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": str(MAX_WATCH_S)}
+        response = await self._send("GET", path, None, watch_query, JSON, JSON, MAX_WATCH_S + REQUEST_TIMEOUT_S)
         try:
             if response.status >= 300:
                 raise self._refusal("GET", path, response.status, await response.read())
             async for line in response.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    found = event["object"]
+                    status = event["object"]
                     raise ApiError(
-                        f"the watch of {path} ended: {found.get('message')}",
-                        status=int(found.get("code", 0)),
-                        reason=str(found.get("reason", "")),
+                        f"the watch of {path} ended: {status.get('message')}",
+                        status=int(status.get("code", 0)),
+                        reason=str(status.get("reason", "")),
                     )
                 yield event
         except _transport_errors() as error:
-            raise self._unavailable("GET", path, error) from None
+            raise self._unavailable("GET", path, error) from error
         finally:
             response.close()
 
     async def lines(self, path: str, **query: str) -> AsyncIterator[str]:
-        """Yield the lines of a text that is being written, such as a running container's log, until the server ends it.
+        """Yield the lines of a log, also while it is being written, until the server ends the response.
 
         Raises:
-            ApiError: There is no such text, or not yet.
+            ApiError: There is no such log, or not yet.
         """
-        response = await self._send("GET", path, None, query, JSON, "*/*", LINES_S)
+        response = await self._send("GET", path, None, query, JSON, "*/*", MAX_LOG_S)
         try:
             if response.status >= 300:
                 raise self._refusal("GET", path, response.status, await response.read())
             async for line in response.content:
                 yield line.decode(errors="replace").rstrip("\r\n")
         except _transport_errors() as error:
-            raise self._unavailable("GET", path, error) from None
+            raise self._unavailable("GET", path, error) from error
         finally:
             response.close()
 
     async def _send(self, method: str, path: str, *request: Any) -> Any:
-        """Send a request; when the server no longer accepts our credentials, sign in again and send it once more."""
+        """Send a request; if the server no longer accepts the credentials, sign in again and send it once more."""
         client = self._client
         response = await self._send_as(client, method, path, *request)
         if response.status != 401:
@@ -258,7 +254,7 @@ class Api:
         return response
 
     async def _renew(self, refused: "ApiClient") -> bool:
-        """Sign in again, unless another request has done so or credentials were never accepted; return if it helps."""
+        """Sign in again if the credentials were accepted before; return whether the client is a new one now."""
         async with self._signing_in:
             if self._client is refused and self._was_accepted:
                 # The old client stays open until the end: other requests may still be reading from it.
@@ -289,16 +285,16 @@ class Api:
                 _request_timeout=timeout_s,
             )
         except _transport_errors() as error:
-            raise self._unavailable(method, path, error) from None
+            raise self._unavailable(method, path, error) from error
 
     async def _until_ready(self) -> None:
-        """Wait until the API server says that it is ready; for a moment only: not everybody may ask it that."""
+        """Wait until the API server is ready, for a bounded time: not every identity may ask it that."""
 
         async def is_ready() -> bool:
-            status, _ = await self._ask("GET", READY, None, None, JSON, "*/*", REQUEST_TIMEOUT_S)
+            status, _ = await self._request_once("GET", READY_PATH, None, None, JSON, "*/*", REQUEST_TIMEOUT_S)
             return status == 200
 
-        await until(is_ready, START_S, interval_s=START_POLL_S)
+        await until(is_ready, MAX_START_S, interval_s=START_POLL_S)
 
     def _unavailable(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
         what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"
@@ -310,22 +306,22 @@ class Api:
             message, reason = str(document["message"]), str(document.get("reason", ""))
         except (ValueError, KeyError, TypeError):
             document, message, reason = {}, content[:500].decode(errors="replace").strip(), ""
-        asked = f"the API server {self.server} answered {status} to {method} {path}: {message}"
+        answer = f"the API server {self.server} answered {status} to {method} {path}: {message}"
         if status == 401:
-            return AccessError(f"{asked}: the token or certificate is not valid (any more), renew the connection's")
+            return AccessError(f"{answer}: the token or certificate is not valid, or no longer: renew the connection's")
         if status == 403:
-            return AccessError(f"{asked}: give this identity the Role that docs/aks.md describes")
+            return AccessError(f"{answer}: give this identity the Role that docs/aks.md describes")
         if status == 429 or status >= 500:
-            return TargetUnavailableError(asked)
+            return TargetUnavailableError(answer)
         causes = (document.get("details") or {}).get("causes") or []
         fields = [cause for cause in causes if cause.get("reason") == "FieldManagerConflict"]
         if fields:
-            held = "; ".join(f"{cause.get('field')}: {cause.get('message')}" for cause in fields)
+            owned = "; ".join(f"{cause.get('field')}: {cause.get('message')}" for cause in fields)
             return ConflictError(
-                f"{method} {path} was refused because others manage fields that are to be changed ({held}): nothing "
-                "was changed; let them give the fields up, or set them there as the endpoint has them"
+                f"{method} {path} was refused because other field managers own what it would change ({owned}): nothing "
+                "was changed; make them give up these fields, or set them to the endpoint's values there"
             )
-        return ApiError(asked, status=status, reason=reason)
+        return ApiError(answer, status=status, reason=reason)
 
 
 def _document(content: bytes) -> Object:
@@ -336,40 +332,3 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
     import aiohttp
 
     return (aiohttp.ClientError, TimeoutError, OSError)
-
-
-@asynccontextmanager
-async def _from_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
-    """Open a cluster as kubectl would: the given file, $KUBECONFIG, ~/.kube/config, or the pod's service account."""
-    try:
-        from kubernetes_asyncio import client, config
-    except ImportError:
-        raise WorkspaceError(
-            f"workspace {workspace.name!r} is on Kubernetes and the package kubernetes_asyncio is missing: install "
-            "the extra kubernetes"
-        ) from None
-    settings = client.Configuration()
-    try:
-        await config.load_kube_config(
-            config_file=str(workspace.kubeconfig) if workspace.kubeconfig else None,
-            context=workspace.kube_context,
-            client_configuration=settings,
-        )
-    except (config.ConfigException, OSError, TypeError) as error:
-        if workspace.kubeconfig is None and workspace.kube_context is None and await asyncio.to_thread(_in_pod):
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        else:
-            # The library quotes whole entries of the file, tokens too.
-            told = str(error).partition("{")[0].rstrip(" /:")
-            raise WorkspaceError(
-                f"workspace {workspace.name!r} does not lead to a cluster ({told or type(error).__name__}): set "
-                "kubeconfig to a file that kubectl can use, or run in a pod with a service account"
-            ) from None
-    async with client.ApiClient(settings) as opened:
-        yield opened
-
-
-def _in_pod() -> bool:
-    from pathlib import Path
-
-    return Path("/var/run/secrets/kubernetes.io/serviceaccount/token").exists()

@@ -1,4 +1,4 @@
-"""The kinds of objects that we read or write, where the API server has them, and the label that all of ours carry."""
+"""The kinds of objects that are read or written, their paths on the API server, and the label of our own objects."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -23,12 +23,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of object and where the API server has it.
+    """A kind of object and its path on the API server.
 
     Attributes:
-        name: Such as `Deployment`.
-        version: Such as `apps/v1`.
-        plural: Such as `deployments`.
+        name: The kind, such as `Deployment`.
+        version: The API version, such as `apps/v1`.
+        plural: The name in paths, such as `deployments`.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Kind:
 
     @property
     def group(self) -> str:
-        """The API group; empty for the core."""
+        """The API group; empty for the core group."""
         return self.version.rpartition("/")[0]
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Return the path of one object, or of all in a namespace."""
+        """Return the path of one object, or of the list of all in a namespace."""
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
         parts = [root, "namespaces", namespace, self.plural, name, subresource]
         return "/".join(part for part in parts if part)

@@ -229,7 +229,7 @@ class _BuildPod:
             current = await self.api.find(self.path())
             if current is None or current["metadata"]["uid"] != uid:
                 return True
-            await self.api.delete_only(self.path(), uid, grace_s=0)
+            await self.api.delete_with_uid(self.path(), uid, grace_s=0)
             return False
 
         if not await until(is_gone, MAX_REMOVAL_S, interval_s=POLL_S):
