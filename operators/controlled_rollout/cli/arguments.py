@@ -20,7 +20,7 @@ WORKSPACE_VARIABLE: Final = "CONTROLLED_ROLLOUT_WORKSPACE"
 
 
 def add_root(parser: "argparse._ActionsContainer") -> None:
-    """Let a command be told the local workspace's folder."""
+    """Add the option `--root`: the local workspace's folder."""
     parser.add_argument(
         "--root",
         type=Path,
@@ -30,35 +30,35 @@ def add_root(parser: "argparse._ActionsContainer") -> None:
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Let a command be told which workspace it works on."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
+    """Add the options `--workspace` and `--root`, of which one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--workspace",
         type=Path,
         metavar="FILE",
         help=f"the workspace's settings, YAML or JSON (else ${WORKSPACE_VARIABLE}, else the local workspace)",
     )
-    add_root(where)
+    add_root(group)
 
 
 def workspace_of(options: argparse.Namespace) -> Workspace:
-    """Return the workspace that a command works on.
+    """Return the workspace of a command's options.
 
     Raises:
         WorkspaceError: Its file cannot be read, or its settings are not valid.
     """
     if options.workspace is not None:
         return read_workspace(options.workspace)
-    if options.root is None and (named := os.environ.get(WORKSPACE_VARIABLE)):
-        return read_workspace(Path(named))
+    if options.root is None and (file := os.environ.get(WORKSPACE_VARIABLE)):
+        return read_workspace(Path(file))
     return Workspace.local(options.root)
 
 
 def caller() -> str:
-    """Return `user@host`: who changes something, for the history."""
+    """Return `user@host`: the author of a change, for the history."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
 
@@ -67,7 +67,7 @@ def duration(text: str) -> timedelta:
     """Return a length of time.
 
     Raises:
-        argparse.ArgumentTypeError: It is not one.
+        argparse.ArgumentTypeError: The text is not a length of time.
     """
     try:
         return parse_duration(text)
@@ -79,7 +79,7 @@ def port(text: str) -> int:
     """Return a port.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text is not a port.
     """
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")

@@ -1,4 +1,4 @@
-"""Commands that look at an endpoint, call it, and give out its keys; and the one that deletes it."""
+"""Commands that show an endpoint, call it, print its keys, or delete it."""
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-# A little more than a version may take by default, so that its own time-out is what one sees.
+# A little more than a version's default scoring timeout, so that the router answers with 504 first.
 SCORE_TIMEOUT_S: Final = 70.0
 
 

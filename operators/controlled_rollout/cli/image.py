@@ -1,4 +1,4 @@
-"""Commands that look at an image before it is rolled out."""
+"""The command that scans an image before it is rolled out."""
 
 import argparse
 import asyncio
@@ -17,19 +17,21 @@ SEVERITIES: Final = ("none", "negligible", "low", "medium", "high", "critical")
 
 def add_to(commands: Commands) -> None:
     """Add `scan`."""
-    scan = commands.add_parser("scan", help="look for known vulnerabilities in an image; exit code 1 if they stop it")
+    scan = commands.add_parser(
+        "scan", help="scan an image for known vulnerabilities; exit code 1 if it must not be rolled out"
+    )
     scan.add_argument("image", metavar="NAME@sha256:DIGEST", help="the image, by digest")
     scan.add_argument(
         "--max-severity",
         choices=SEVERITIES,
         default="medium",
-        help="the worst severity that may pass (default %(default)s); what nobody has rated does not",
+        help="the worst severity that may pass (default %(default)s); findings without a rating never pass",
     )
     scan.add_argument(
         "--accept",
         metavar="NAME",
         action="append",
-        help="a vulnerability, or a package that cannot be looked at, that was judged and may pass; may be repeated",
+        help="a vulnerability, or a package that cannot be scanned, that was judged and may pass; may be repeated",
     )
     scan.add_argument("--only-fixed", action="store_true", help="let findings without a fixed version pass")
     scan.add_argument("--scanner", choices=["trivy", "grype"], help="default: the workspace's")

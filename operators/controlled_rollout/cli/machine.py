@@ -1,4 +1,4 @@
-"""Commands about this machine: the local workspace, a project folder served alone, the telemetry store."""
+"""Commands that run something on this machine: the local workspace, one project folder, the telemetry store."""
 
 import argparse
 import asyncio
@@ -59,7 +59,7 @@ def _add_score(commands: Commands) -> None:
 
 def _add_telemetry_store(commands: Commands) -> None:
     store = commands.add_parser(
-        "telemetry-store", help="take App Insights and OTLP telemetry, answer Log Analytics queries"
+        "telemetry-store", help="receive App Insights and OTLP telemetry, and answer Log Analytics queries"
     )
     store.add_argument("--port", type=port, required=True, help="port on 127.0.0.1")
     store.add_argument("--data", type=Path, required=True, help="folder that keeps the telemetry")
@@ -70,8 +70,10 @@ def _add_telemetry_store(commands: Commands) -> None:
         metavar="DURATION",
         help="delete rows older than this, such as '12 h' (default 30 d)",
     )
-    store.add_argument("--token-file", type=Path, help="ask queries for the bearer token in this file")
-    store.add_argument("--faults", type=Path, metavar="FILE", help="do wrong what this file tells: for tests")
+    store.add_argument("--token-file", type=Path, help="require the bearer token in this file for queries")
+    store.add_argument(
+        "--faults", type=Path, metavar="FILE", help="inject the faults that this file describes: for tests"
+    )
     store.set_defaults(run=_telemetry_store)
 
 

@@ -1,4 +1,4 @@
-"""Commands that read the record of an endpoint: replayed, or as a report."""
+"""Commands that read the record of an endpoint: replay and report."""
 
 import argparse
 from collections import Counter
@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
     )
     _add_record(replay)
     replay.set_defaults(run=_replay)
-    report = commands.add_parser("report", help="what a rollout's record tells: traffic, errors, latency, evidence")
+    report = commands.add_parser("report", help="show a rollout from its record: traffic, errors, latency, evidence")
     _add_record(report)
     report.add_argument("--picture", type=Path, metavar="FILE", help="also draw it: a .png, .svg or .pdf file")
     report.set_defaults(run=_report)

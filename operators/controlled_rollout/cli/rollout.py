@@ -1,4 +1,4 @@
-"""Commands that change an endpoint: each calls the step that the Airflow task of the same purpose calls."""
+"""Commands that change an endpoint: each calls the same step of the engine as an Airflow task."""
 
 import argparse
 import asyncio
@@ -16,14 +16,14 @@ from controlled_rollout.errors import EndpointNotFoundError
 
 __all__ = ["add_to"]
 
-# Fields of a version that a rollout sets itself.
+# Fields of a version that the steps of a rollout set.
 NOT_SETTINGS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
 
 
 def add_to(commands: Commands) -> None:
     """Add `deploy`, `shift`, `promote`, `rollback` and `retire`."""
-    _add_deploy(commands)
-    shift = _add_step(commands, "shift", _shift, "send a part of the requests to a version", timeout=SERVED_TIMEOUT)
+    _add_roll_out(commands)
+    shift = _add_step(commands, "shift", _shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT)
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
     promote = "make a version default and control with all the traffic"
     _add_step(commands, "promote", _promote, promote, timeout=SERVED_TIMEOUT).add_argument(
@@ -31,8 +31,8 @@ def add_to(commands: Commands) -> None:
         action="store_true",
         help="to a former control, at once: neither refused nor kept waiting long for want of replicas",
     )
-    rollback = "set a version to 0 %% at once and end its rollout"
-    _add_step(commands, "rollback", _rollback, rollback, timeout=SERVED_TIMEOUT, reason_required=True)
+    roll_back = "set a version to 0 %% at once and end its rollout"
+    _add_step(commands, "rollback", _roll_back, roll_back, timeout=SERVED_TIMEOUT, reason_required=True)
     _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout=RETIRE_TIMEOUT)
 
 
@@ -55,16 +55,18 @@ def _add_step(
     return parser
 
 
-def _add_deploy(commands: Commands) -> None:
-    deploy = _add_step(
+def _add_roll_out(commands: Commands) -> None:
+    roll_out = _add_step(
         commands,
         "deploy",
-        _deploy,
-        "create a version at 0 %%; the first of a new endpoint gets all",
+        _roll_out,
+        "create a version at 0 %%; the first version of a new endpoint gets all the traffic",
         timeout=READY_TIMEOUT,
     )
-    deploy.add_argument("--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest")
-    deploy.add_argument(
+    roll_out.add_argument(
+        "--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest"
+    )
+    roll_out.add_argument(
         "--set",
         metavar="FIELD=VALUE",
         type=_setting,
@@ -72,19 +74,19 @@ def _add_deploy(commands: Commands) -> None:
         dest="settings",
         help="a field of the version, such as cpu_cores=0.5; may be repeated",
     )
-    deploy.add_argument(
+    roll_out.add_argument(
         "--auth",
         choices=[str(auth) for auth in Auth],
         default=str(Auth.KEY),
-        help="how callers of a new endpoint show that they may call (default %(default)s)",
+        help="how callers of a new endpoint authenticate (default %(default)s)",
     )
-    deploy.add_argument(
+    roll_out.add_argument(
         "--on-conflict",
         choices=["fail", "wait"],
         default="fail",
         help="while somebody else's rollout holds the endpoint (default %(default)s)",
     )
-    deploy.add_argument(
+    roll_out.add_argument(
         "--conflict-timeout",
         type=duration,
         default=CONFLICT_TIMEOUT,
@@ -93,11 +95,11 @@ def _add_deploy(commands: Commands) -> None:
     )
 
 
-def _deploy(options: argparse.Namespace) -> int:
+def _roll_out(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
     from controlled_rollout.image.reference import ImageReference
 
-    deployed = steps.roll_out(
+    rolled_out = steps.roll_out(
         workspace_of(options),
         options.endpoint,
         options.version,
@@ -112,29 +114,29 @@ def _deploy(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         progress=say,
     )
-    asyncio.run(deployed)
+    asyncio.run(rolled_out)
     return 0
 
 
 def _shift(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    asyncio.run(steps.shift(*_on(options), percentile=options.percentile, **_by(options)))
+    asyncio.run(steps.shift(*_version(options), percentile=options.percentile, **_change(options)))
     return 0
 
 
 def _promote(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    asyncio.run(steps.promote(*_on(options), going_back=options.going_back, **_by(options)))
+    asyncio.run(steps.promote(*_version(options), going_back=options.going_back, **_change(options)))
     return 0
 
 
-def _rollback(options: argparse.Namespace) -> int:
+def _roll_back(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    if asyncio.run(steps.roll_back(*_on(options), **_by(options))) is None:
-        # A task that comes too late has nothing to do; a person may have mistyped a name.
+    if asyncio.run(steps.roll_back(*_version(options), **_change(options))) is None:
+        # For a task this is no error; a person may have mistyped a name.
         raise EndpointNotFoundError(
             f"there is no version {options.version!r} of an endpoint {options.endpoint!r} to roll back: "
             "`controlled-rollout status` lists them"
@@ -145,16 +147,16 @@ def _rollback(options: argparse.Namespace) -> int:
 def _retire(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    if asyncio.run(steps.retire(*_on(options), **_by(options))) is None:
+    if asyncio.run(steps.retire(*_version(options), **_change(options))) is None:
         say(f"there is no endpoint {options.endpoint!r}: nothing to delete")
     return 0
 
 
-def _on(options: argparse.Namespace) -> tuple[Any, str, str]:
+def _version(options: argparse.Namespace) -> tuple[Any, str, str]:
     return workspace_of(options), options.endpoint, options.version
 
 
-def _by(options: argparse.Namespace) -> dict[str, Any]:
+def _change(options: argparse.Namespace) -> dict[str, Any]:
     return {"who": caller(), "why": options.reason, "timeout": options.timeout, "progress": say}
 
 

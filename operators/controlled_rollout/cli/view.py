@@ -14,7 +14,7 @@ __all__ = ["document", "print_endpoint", "print_json", "say"]
 
 
 def say(sentence: str) -> None:
-    """Print a line at once: who reads it from a pipe waits for it too."""
+    """Print a line, and flush it, for a reader at the other end of a pipe."""
     sys.stdout.write(f"{sentence}\n")
     sys.stdout.flush()
 
@@ -25,7 +25,7 @@ def print_json(content: Any) -> None:
 
 
 def document(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
-    """Return an endpoint's newest revision and how it is, for programs."""
+    """Return an endpoint's newest revision and its status as JSON values."""
     return {
         "endpoint": endpoint.model_dump(mode="json"),
         "effective_traffic": endpoint.effective_traffic(),
@@ -34,7 +34,7 @@ def document(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
 
 
 def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
-    """Print an endpoint and its versions for people."""
+    """Print an endpoint and a table of its versions."""
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
     say(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
     if status.trouble or status.waiting_for:
@@ -49,17 +49,17 @@ def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> t
     version = endpoint.versions[name]
     role = version.type.value + (", default" if version.is_default else "")
     shares = (f"{version.traffic_percentile:g} %", f"{endpoint.effective_traffic()[name]:g} %")
-    found = status.versions.get(name)
-    if found is None:
+    version_status = status.versions.get(name)
+    if version_status is None:
         return (name, role, *shares, "", "not there yet", "", "")
-    ready = sum(replica.state == "ready" for replica in found.replicas)
-    state = "ready" if found.ready else "failed" if found.failed else "not ready"
+    ready = sum(replica.state == "ready" for replica in version_status.replicas)
+    state = "ready" if version_status.ready else "failed" if version_status.failed else "not ready"
     return (
         name,
         role,
         *shares,
-        f"{ready} of {max(found.wanted_replicas, len(found.replicas))}",
-        f"{state}: {found.cause}" if found.cause else state,
-        str(found.requests),
-        str(found.active),
+        f"{ready} of {max(version_status.wanted_replicas, len(version_status.replicas))}",
+        f"{state}: {version_status.cause}" if version_status.cause else state,
+        str(version_status.requests),
+        str(version_status.active),
     )

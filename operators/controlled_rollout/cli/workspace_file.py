@@ -1,4 +1,4 @@
-"""A workspace's settings in a file: YAML or JSON, the same names as in Airflow's connection."""
+"""Reads a workspace's settings from a YAML or JSON file; the names are those of Airflow's connection."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +10,12 @@ from controlled_rollout.workspace import Workspace
 
 __all__ = ["read_workspace"]
 
-# Relative ones start at the file's folder, as in a kube config.
+# Relative paths start at the file's folder, as in a kube config.
 PATHS: Final = ("root", "kubeconfig", "telemetry_token_file")
 
 
 def read_workspace(file: Path) -> Workspace:
-    """Return the workspace that a file describes; it is called as the file, unless it says otherwise.
+    """Return the workspace that a file describes; its default name is the file's.
 
     Raises:
         WorkspaceError: The file cannot be read, or a setting is unknown or not valid.

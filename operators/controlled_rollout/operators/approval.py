@@ -1,4 +1,4 @@
-"""A person decides: with the evidence in front of them, when the gate could not, or before the promotion."""
+"""The approval as a task: asks a person, with the evidence, when the gate could not decide or before the promotion."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -23,9 +23,9 @@ SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
 class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     """Asks a person whether a rollout goes on, with the gate's evidence as the question's text.
 
-    Skipped when the gate before it has decided by itself, unless `always`. *Approve* goes on, unless an alarm has come
-    while the person was thinking; *Reject* fails without retries, so that the roll-back follows. Both are in the record
-    with the person's name.
+    Skipped when the gate before it has decided, unless `always`. After *Approve* the gate looks once more, and the task
+    fails if a claim has alarmed in the meantime; after *Reject* it fails without retries, and the roll-back follows.
+    The record keeps question, answer and the person's name.
 
     Args:
         endpoint: The endpoint's name.
@@ -57,17 +57,17 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> None:
-        """Ask, with the gate's last look as the text."""
+        """Ask, with the gate's last look as the question's text."""
         result = self._gate_result(context)
         if not (self.always or result.get("asks")):
-            raise AirflowSkipException(f"the gate has decided by itself: {result.get('reason', '')}")
+            raise AirflowSkipException(f"the gate has decided: {result.get('reason', '')}")
         if not self.body:
             self.body = body_of(result)
         self._record(context, "ask", task_of(context), str(result.get("reason", "")))
         super().execute(context)
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
-        """Do what the person has decided."""
+        """Succeed or fail as the person has decided."""
         if "error" in event:
             self.fail(context, f"nobody answered: {event.get('error_type')}: {event['error']}")
         answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
@@ -80,11 +80,11 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         return {"approved_by": who}
 
     def _gate_result(self, context: "Context") -> Mapping[str, Any]:
-        found = context["ti"].xcom_pull(task_ids=self.gate_task_id)
-        return found if isinstance(found, Mapping) else {}
+        result = context["ti"].xcom_pull(task_ids=self.gate_task_id)
+        return result if isinstance(result, Mapping) else {}
 
     def _look_again(self, context: "Context") -> None:
-        """A person's yes is to what they saw: an alarm since then outweighs it."""
+        """Fail if a claim has alarmed since the person saw the evidence."""
         terms = self._gate_result(context).get("terms")
         if not terms:
             return
@@ -106,23 +106,23 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         self.call(context, append)
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
-        """Fail without retries: what a person has said is not asked a second time."""
+        """Fail without retries: a person is not asked twice."""
         super().fail(context, reason)
 
 
 def body_of(result: Mapping[str, Any]) -> str:
-    """Return the question's text, in Markdown: why a person is asked, and the evidence."""
-    why = str(result.get("reason") or "The gate has not looked.")
+    """Return the question's text in Markdown: the reason why a person is asked, and the evidence."""
+    reason = str(result.get("reason") or "The gate has not looked.")
     table = str(result.get("table") or "")
-    shown = f"\n\n```\n{table}\n```" if table else ""
+    evidence = f"\n\n```\n{table}\n```" if table else ""
     return (
-        f"{why}{shown}\n\n**Approve** goes on with the rollout, unless a claim has alarmed in the meantime. "
-        "**Reject** takes the version's traffic back."
+        f"{reason}{evidence}\n\n**Approve** goes on with the rollout, unless a claim has alarmed in the meantime. "
+        "**Reject** rolls the version back."
     )
 
 
 def person_of(user: Any) -> str:
-    """Return the name of whoever answered, for the record."""
+    """Return the name of the person who answered, for the record."""
     if isinstance(user, Mapping):
         return str(user.get("name") or user.get("id") or "somebody")
     return str(getattr(user, "name", None) or getattr(user, "id", None) or user or "somebody")

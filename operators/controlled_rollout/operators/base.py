@@ -14,12 +14,15 @@ from controlled_rollout.errors import (
     ScanUnavailableError,
     TargetUnavailableError,
 )
+from controlled_rollout.hooks.registry_users import registry_users
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 from controlled_rollout.version_name import RunLike, version_of_run
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from controlled_rollout.image import Credentials
 
 __all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "run_of", "task_of"]
 
@@ -82,6 +85,22 @@ class EngineCalls:
             if isinstance(error, TEMPORARY_ERRORS):
                 raise
             raise AirflowFailException(str(error)) from error
+
+    def call_with_users(
+        self,
+        context: "Context",
+        step: "Callable[[Workspace, dict[str, Credentials]], Coroutine[Any, Any, Result]]",
+    ) -> Result:
+        """Run a coroutine of the engine on the task's workspace, with the users of its registries.
+
+        Raises:
+            AirflowFailException: It failed and would fail again: the task is not retried.
+            ControlledRolloutError: It failed for a reason that may be gone at the next try.
+        """
+        # The connections are read before the event loop runs, because that blocks.
+        return self.call(
+            context, lambda workspace: step(workspace, registry_users(workspace, WorkspaceHook.get_connection))
+        )
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
         """Fail the task without retries, by a decision and not by an error."""

@@ -7,7 +7,6 @@ from airflow.sdk import BaseOperator
 
 from controlled_rollout.checks.connectivity import check_connectivity, results_table
 from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.hooks.registry_users import registry_users
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
@@ -37,10 +36,7 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
 
     def execute(self, context: "Context") -> None:
         """Check, and log the results. What does not answer now may answer when the task is retried."""
-        # The connections of the registries are read before the event loop runs: they block.
-        self.call(
-            context, lambda workspace: self.check(workspace, registry_users(workspace, WorkspaceHook.get_connection))
-        )
+        self.call_with_users(context, self.check)
 
     async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
         """Check everything that a rollout needs of the workspace.

@@ -1,4 +1,4 @@
-"""The first step: a project folder and its environment become an image, named by digest."""
+"""The task that builds the image of a project folder and its environment."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.hooks.registry_users import registry_users, signed_in
+from controlled_rollout.hooks.registry_users import signed_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.workspace import Workspace
@@ -21,10 +21,10 @@ __all__ = ["BuildImageOperator"]
 
 
 class BuildImageOperator(EngineCalls, BaseOperator):
-    """Builds a project folder's image, or finds it: what has been built before is not built again.
+    """Builds the image of a project folder, or finds the one that exists.
 
-    A workspace with a registry gets a container image there, any other one an image in its cache. The registry is
-    signed in to by the connection that the workspace names in `registry_conn_id`. Returns the image's reference,
+    With a registry in the workspace the result is a container image there, otherwise an image in the workspace's cache.
+    The task signs in to the registry with the workspace's `registry_conn_id`. It returns the image's reference,
     `name@sha256:…`: hand `task.output` to the rollout. Relative paths start at the folder of the DAG file.
 
     Args:
@@ -61,20 +61,17 @@ class BuildImageOperator(EngineCalls, BaseOperator):
 
     def execute(self, context: "Context") -> str:
         """Build, and return the reference."""
-        return self.call(context, lambda workspace: self._build(workspace, context, self._users(workspace)))
+        return self.call_with_users(context, lambda workspace, users: self._build(context, workspace, users))
 
-    def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
-        return registry_users(workspace, WorkspaceHook.get_connection)
-
-    async def _build(self, workspace: Workspace, context: "Context", users: "dict[str, Credentials]") -> str:
+    async def _build(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
         from controlled_rollout.image import build_image
 
         folder = Path(context["dag"].folder)
         source = folder / Path(self.source_dir).expanduser()
         environment = None
         if self.environment:
-            beside = folder / Path(self.environment).expanduser()
-            environment = beside if beside.is_file() else self.environment
+            file = folder / Path(self.environment).expanduser()
+            environment = file if file.is_file() else self.environment
         reference = await build_image(
             workspace,
             source,
@@ -90,14 +87,14 @@ class BuildImageOperator(EngineCalls, BaseOperator):
 
 
 def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folder: Path) -> "list[ModelSource]":
-    """Return the models that an author wrote down.
+    """Return the models that a DAG's author has given.
 
     Args:
         models: `{name: path}`, or mappings with `name`, `path` and, if wanted, `version`.
         folder: Where relative paths start.
 
     Raises:
-        ArgumentError: A model has no name or no path, or fields that are not known.
+        ArgumentError: A model has no name or no path, or other fields.
     """
     from controlled_rollout.image import ModelSource
     from controlled_rollout.image.inputs.remote_models import resolve_model_path

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 from controlled_rollout.arguments import choice, duration, flag
 from controlled_rollout.defaults import MAX_DATABASE_AGE, SCAN_TIMEOUT
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.hooks.registry_users import registry_users, signed_in
+from controlled_rollout.hooks.registry_users import signed_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
@@ -81,10 +81,7 @@ class ScanImageOperator(EngineCalls, BaseOperator):
 
     def execute(self, context: "Context") -> str:
         """Scan, and return the image's reference."""
-        return self.call(context, lambda workspace: self._scan(context, workspace, self._users(workspace)))
-
-    def _users(self, workspace: Workspace) -> "dict[str, Credentials]":
-        return registry_users(workspace, WorkspaceHook.get_connection)
+        return self.call_with_users(context, lambda workspace, users: self._scan(context, workspace, users))
 
     async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
         from controlled_rollout.image.scan import scan_image

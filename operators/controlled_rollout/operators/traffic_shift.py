@@ -1,4 +1,4 @@
-"""The step that moves traffic: a version gets its percentile, and the router confirms that it serves it."""
+"""The task that shifts traffic to a version."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any

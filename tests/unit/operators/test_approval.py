@@ -49,7 +49,7 @@ def operator() -> ApproveRolloutOperator:
 
 
 def test_nobody_is_asked_when_the_gate_has_decided() -> None:
-    with pytest.raises(AirflowSkipException, match="decided by itself: errors are fine"):
+    with pytest.raises(AirflowSkipException, match="has decided: errors are fine"):
         operator().execute(context({"asks": False, "reason": "errors are fine"}))
 
 
