@@ -192,7 +192,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
         read("job=")
     with pytest.raises(EvidenceUnavailableError, match="does not answer"):
         read(url="http://127.0.0.1:9")
-    with pytest.raises(EvidenceUnavailableError, match="under which name it counts v2a"):
+    with pytest.raises(EvidenceUnavailableError, match="name under which the router counts v2a"):
         read(clusters={"v1a": "other/v1a"})
     revenue = Gate(latency_quantiles=(), means={"revenue": Mean(worse="lower", kql="AppEvents")})
     with pytest.raises(EvidenceUnavailableError, match="revenue are asked for in KQL"):

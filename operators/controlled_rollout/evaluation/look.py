@@ -4,19 +4,20 @@ Looks carry nothing from one to the next but what is in the record: a task that 
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout import record
-from controlled_rollout.endpoint import Endpoint, Version
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EvidenceUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down
 from controlled_rollout.evaluation.rollout import check_owner, created_at, splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
 from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
-from controlled_rollout.target.protocol import Target
+from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Look", "hold", "look"]
@@ -79,51 +80,62 @@ async def look(
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
     check_owner(document, version, owner)
-    control = _control_of(document, version).name
-    started = created_at(history, version)
+    control = _control_of(document, version)
+    share = document.effective_traffic()[version]
     status = await target.status(endpoint)
-    query = EvidenceQuery(
-        endpoint=endpoint,
-        control=control,
-        treatment=version,
-        started=started,
-        now=now,
-        window=window,
-        splits=splits_since(history, started, control=control, treatment=version),
-        gate=gate,
-        clusters=status.clusters,
-    )
+    query = _query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision(
-        time=now,
-        endpoint=endpoint,
-        version=version,
-        step="look",
-        who=who,
-        share=document.effective_traffic()[version],
-        revision=document.revision,
+        time=now, endpoint=endpoint, version=version, step="look", who=who, share=share, revision=document.revision
     )
-    requests = RouterCounts(now, {name: version_status.requests for name, version_status in status.versions.items()})
     down = treatment_down(status, control=control, treatment=version, now=now)
-    evidence, verdict = await _judge_and_record(workspace, query, decision, requests, down)
-    shifted = query.splits[-1].at if query.splits else started
-    since_shift = [bin_ for bin_ in evidence.bins if bin_.start >= shifted] if evidence else []
+    evidence, verdict = await _judge_and_record(workspace, query, decision, _router_counts(status, now), down)
+    shifted = query.splits[-1].at if query.splits else query.started
+    bins = [bin_ for bin_ in evidence.bins if bin_.start >= shifted] if evidence else []
     return Look(
         verdict=verdict,
-        started=started,
+        started=query.started,
         since_shift=now - shifted,
-        requests_since_shift=sum(bin_.treatment.requests for bin_ in since_shift),
-        share=document.effective_traffic()[version],
+        requests_since_shift=sum(bin_.treatment.requests for bin_ in bins),
+        share=share,
     )
 
 
-def _control_of(endpoint: Endpoint, version: str) -> Version:
+def _control_of(endpoint: Endpoint, version: str) -> str:
     control = endpoint.control
     if control is None or control.name == version:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint.name!r} has no control to be compared with: "
             + ("it is the control itself" if control else "mark one with is_control=True")
         )
-    return control
+    return control.name
+
+
+def _query(
+    history: Sequence[Revision],
+    status: EndpointStatus,
+    *,
+    control: str,
+    treatment: str,
+    gate: Gate,
+    window: EvidenceWindow,
+    now: datetime,
+) -> EvidenceQuery:
+    started = created_at(history, treatment)
+    return EvidenceQuery(
+        endpoint=status.name,
+        control=control,
+        treatment=treatment,
+        started=started,
+        now=now,
+        window=window,
+        splits=splits_since(history, started, control=control, treatment=treatment),
+        gate=gate,
+        clusters=status.clusters,
+    )
+
+
+def _router_counts(status: EndpointStatus, now: datetime) -> RouterCounts:
+    return RouterCounts(now, {name: version.requests for name, version in status.versions.items()})
 
 
 async def _judge_and_record(
