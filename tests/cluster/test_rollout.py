@@ -16,8 +16,8 @@ from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
+from controlled_rollout.target.kubernetes import reconciling
 from controlled_rollout.target.kubernetes.names import version_object
-from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
 from tests.cluster.place import DEADLINE, SMALL, Place
@@ -67,7 +67,7 @@ async def test_who_waits_for_an_older_revision_carries_on_with_the_newest_and_de
 
     again = retired.create_version("one", image=place.images["steady"], cpu_cores=0.05, memory_gb=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KubernetesTarget, "_carry_on", AsyncMock())
+        patch.setattr(reconciling, "reconcile", AsyncMock())
         await place.target.apply(again, Change(who="a test", why="bring it back"))
     made = uid_of(place, "one")
     served = await bystander

@@ -17,6 +17,7 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.target.kubernetes.gateway import address
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,
@@ -24,7 +25,6 @@ from controlled_rollout.target.kubernetes.permissions import (
     NAMESPACE,
     Permission,
 )
-from controlled_rollout.target.kubernetes.view import address
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["CLUSTER_CHECKS", "actions_text", "api_server", "gateway_fault", "not_granted", "not_served"]

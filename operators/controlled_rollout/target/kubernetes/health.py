@@ -1,4 +1,4 @@
-"""How a version is, from what the cluster says of its Deployment and its pods. Pure."""
+"""The status of a version, from its Deployment and its pods. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,26 +13,26 @@ __all__ = ["version_status"]
 def version_status(
     version: str, deployment: Object | None, pods: Sequence[Object], *, now: datetime | None
 ) -> VersionStatus:
-    """Return how a version is; its log is not part of it.
+    """Return the status of a version, without its log.
 
     Args:
         version: The version's name.
         deployment: Its Deployment; None while there is none.
-        pods: Its pods, those on their way out included.
-        now: The time, for what may last a while before it counts as failed; None leaves that open.
+        pods: Its pods, terminating ones included.
+        now: The time, for faults that count as failures only after a while; None if that does not matter.
     """
     if deployment is None:
-        return VersionStatus(name=version, ready=False, cause="its Deployment is not there yet")
+        return VersionStatus(name=version, ready=False, cause="its Deployment does not exist yet")
     wanted = deployment["spec"].get("replicas", 1)
-    said = deployment.get("status") or {}
-    newest = said.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    status = deployment.get("status") or {}
+    is_observed = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     ready = bool(
-        newest
+        is_observed
         and wanted > 0
-        and said.get("updatedReplicas", 0) == wanted == said.get("replicas", 0)
-        and said.get("readyReplicas", 0) == wanted
+        and status.get("updatedReplicas", 0) == wanted == status.get("replicas", 0)
+        and status.get("readyReplicas", 0) == wanted
     )
-    cause, failed = (None, False) if ready else _held_by(deployment, pods, now)
+    cause, failed = (None, False) if ready else _problem(deployment, pods, now)
     return VersionStatus(
         name=version,
         ready=ready,
@@ -46,20 +46,20 @@ def version_status(
 
 def _down_since(deployment: Object) -> datetime | None:
     """Return since when the Deployment's controller has called it unavailable."""
-    for one in (deployment.get("status") or {}).get("conditions") or []:
-        if one["type"] == "Available" and one["status"] == "False" and "lastTransitionTime" in one:
-            return datetime.fromisoformat(one["lastTransitionTime"])
+    available = _conditions(deployment).get("Available")
+    if available and available["status"] == "False" and "lastTransitionTime" in available:
+        return datetime.fromisoformat(available["lastTransitionTime"])
     return None
 
 
-def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
+def _problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
     """Return what keeps a version from being ready, and whether waiting cannot help."""
     problems = [problem for pod in pods if not is_terminating(pod) if (problem := pod_problem(pod, now))]
     if problems:
         # A pod that can never start tells more than another one that has not started yet.
         worst = max(problems, key=lambda problem: problem.is_permanent)
         return worst.message, worst.is_permanent
-    conditions = {one["type"]: one for one in (deployment.get("status") or {}).get("conditions") or []}
+    conditions = _conditions(deployment)
     failure = conditions.get("ReplicaFailure")
     if failure and failure["status"] == "True":
         message = f"no pod can be created: {failure.get('message')}"
@@ -68,6 +68,11 @@ def _held_by(deployment: Object, pods: Sequence[Object], now: datetime | None) -
     if progressing and progressing["status"] == "False" and progressing.get("reason") == "ProgressDeadlineExceeded":
         return f"no progress: {progressing.get('message')}", True
     return None, False
+
+
+def _conditions(deployment: Object) -> dict[str, Object]:
+    conditions = (deployment.get("status") or {}).get("conditions") or []
+    return {condition["type"]: condition for condition in conditions}
 
 
 def _replica(pod: Object) -> ReplicaStatus:

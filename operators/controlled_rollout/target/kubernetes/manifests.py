@@ -1,4 +1,4 @@
-"""What the API server is given: endpoints and versions as values in, Kubernetes objects as dictionaries out. No I/O."""
+"""The Kubernetes objects of an endpoint and its versions, as dictionaries. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -31,9 +31,9 @@ __all__ = [
     "ROUTED_BY_HEADER",
     "SERVICE_PORT",
     "deployment",
+    "direct_response",
     "http_route",
     "keys_secret",
-    "not_here",
     "owner_reference",
     "root",
     "security_policy",
@@ -48,19 +48,19 @@ HTTP_PORT: Final = 8080
 HEALTH_PORT: Final = 8081
 CONTAINER: Final = "model"
 
-# A pod that is told to end goes on answering until every router knows that it is leaving.
+# A pod that has to end goes on answering for so long: until then every router has taken it off its list.
 LEAVE_S: Final = 5
-# What is left for the answers that are still owed, beyond the scoring time-out.
+# The time for requests that are still being answered, on top of the scoring time-out.
 DRAIN_MARGIN_S: Final = 10
 # Below the replicas' keep-alive, so that it is always the router that ends an idle connection.
 UPSTREAM_IDLE: Final = "10s"
-# Generous, bounded: a replica refuses what it cannot queue long before this.
+# High, but bounded: a replica refuses what it cannot queue long before this.
 MAX_IN_FLIGHT: Final = 4096
 USER_ID: Final = 10001
 
 
 def root(endpoint: str, namespace: str) -> Object:
-    """Return the object that owns all of an endpoint: deleting it deletes the endpoint, and nothing else."""
+    """Return the object that owns all others of an endpoint: deleting it deletes the endpoint, and nothing else."""
     return {
         **_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),
         "data": {"endpoint": endpoint},
@@ -81,7 +81,7 @@ def owner_reference(owner: Object) -> Object:
 def deployment(
     endpoint: Endpoint, version: Version, *, namespace: str, owner: Object, image_pull_secret: str | None = None
 ) -> Object:
-    """Return a version's Deployment, without the number of its replicas: that is scaled, not applied."""
+    """Return a version's Deployment, without the number of its replicas, which is set by scaling."""
     labels = version_labels(endpoint.name, version.name)
     drain_s = -(-version.scoring_timeout_ms // 1000) + DRAIN_MARGIN_S
     pod: Object = {
@@ -110,7 +110,7 @@ def deployment(
             "selector": {"matchLabels": labels},
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": version.initial_delay_seconds + 300,
-            # A new definition of a version never takes away a replica that answers before its successor does.
+            # A replica of the old definition stays until one of the new definition answers.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
@@ -149,7 +149,7 @@ def _container(version: Version, drain_s: int) -> Object:
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
         "resources": {"requests": requests, **({"limits": limits} if limits else {})},
-        # Answered by a process that does not score: a busy model is neither restarted nor taken off the list.
+        # A process that does not score answers the probes: a busy model is neither restarted nor taken off the list.
         "startupProbe": {
             "httpGet": {"path": "/ready", "port": "health", "scheme": "HTTP"},
             "periodSeconds": 1,
@@ -175,7 +175,7 @@ def _container(version: Version, drain_s: int) -> Object:
 
 
 def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Object:
-    """Return the address of a version's replicas."""
+    """Return the Service of a version's replicas."""
     labels = version_labels(endpoint, version)
     return {
         **_owned(SERVICE, version_object(endpoint, version), namespace, labels, owner),
@@ -188,7 +188,7 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
 
 
 def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object) -> Object:
-    """Return the Secret of an endpoint's keys; the router looks callers' keys up in it."""
+    """Return the Secret with an endpoint's keys, which the router checks callers' keys against."""
     return {
         **_owned(SECRET, endpoint_object(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner),
         "type": "Opaque",
@@ -212,7 +212,7 @@ def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
 
 
 def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
-    """Return how the router treats an endpoint's requests: what it sends again, how it balances, what it reports."""
+    """Return the policy for an endpoint's requests: retries, load balancing, limits and telemetry."""
     return {
         **_policy(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
         "spec": {
@@ -227,7 +227,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                 "maxPendingRequests": MAX_IN_FLIGHT,
                 "maxParallelRequests": MAX_IN_FLIGHT,
             },
-            # Only what certainly never reached a replica's code is sent again.
+            # Only requests that certainly never reached a replica's code are retried.
             "retry": {
                 "numRetries": 2,
                 "retryOn": {"triggers": ["connect-failure", "reset-before-request", "refused-stream"]},
@@ -242,7 +242,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                         "routed_by": {"type": "RequestHeader", "requestHeader": {"name": ROUTED_BY_HEADER}},
                     },
                 },
-                # Gives every rule counters of its own name: an Envoy that has them has taken the rule over.
+                # Counters by the name of each rule: an Envoy that has them has taken the rule over.
                 "metrics": {"routeStatName": "%ROUTE_NAMESPACE%/%ROUTE_NAME%/%ROUTE_RULE_NAME%"},
             },
         },
@@ -258,14 +258,14 @@ def http_route(
     namespace: str,
     owner: Object,
 ) -> Object:
-    """Return the route of an endpoint's callers, as it is made the first time."""
-    made = _owned(HTTP_ROUTE, route_name(endpoint), namespace, endpoint_labels(endpoint), owner)
-    made["metadata"]["annotations"] = dict(annotations)
-    return {**made, "spec": {"parentRefs": [parent], "rules": list(rules)}}
+    """Return the route of an endpoint's requests, as it is created."""
+    route = _owned(HTTP_ROUTE, route_name(endpoint), namespace, endpoint_labels(endpoint), owner)
+    route["metadata"]["annotations"] = dict(annotations)
+    return {**route, "spec": {"parentRefs": [parent], "rules": list(rules)}}
 
 
-def not_here(endpoint: str, part: str, status: int, text: str, *, namespace: str, owner: Object) -> Object:
-    """Return an answer that the router gives by itself."""
+def direct_response(endpoint: str, part: str, status: int, text: str, *, namespace: str, owner: Object) -> Object:
+    """Return the filter by which the router itself answers a request."""
     return {
         **_owned(HTTP_ROUTE_FILTER, endpoint_object(endpoint, part), namespace, endpoint_labels(endpoint), owner),
         "spec": {
@@ -295,9 +295,9 @@ def _head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str]) -> O
 
 
 def _owned(kind: Kind, name: str, namespace: str, labels: Mapping[str, str], owner: Object) -> Object:
-    made = _head(kind, name, namespace, labels)
-    made["metadata"]["ownerReferences"] = [owner_reference(owner)]
-    return made
+    head = _head(kind, name, namespace, labels)
+    head["metadata"]["ownerReferences"] = [owner_reference(owner)]
+    return head
 
 
 def _cores(cores: float) -> str:
@@ -305,5 +305,5 @@ def _cores(cores: float) -> str:
 
 
 def _gigabytes(gigabytes: float) -> str:
-    """The old service counted in 10^9 bytes."""
+    """Return a quantity in bytes; a gigabyte of the old service has 10^9."""
     return str(max(1, round(gigabytes * 1_000_000_000)))

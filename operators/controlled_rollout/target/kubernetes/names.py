@@ -1,4 +1,4 @@
-"""What our objects are called, and the labels by which they are found; names are never parsed."""
+"""The names of an endpoint's objects, and the labels by which they are found: names are never parsed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def version_labels(endpoint: str, version: str) -> dict[str, str]:
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Return labels as the API server's lists take them."""
+    """Return labels as a label selector of the API server."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
@@ -44,15 +44,15 @@ def endpoint_object(endpoint: str, part: str = "") -> str:
 
 
 def route_name(endpoint: str) -> str:
-    """Return the name of an endpoint's HTTPRoute: the endpoint's own, because people look for it."""
+    """Return the name of an endpoint's HTTPRoute, which people look for: the endpoint's name."""
     return check_name(endpoint)
 
 
 def version_object(endpoint: str, version: str) -> str:
     """Return the name of a version's Deployment and Service.
 
-    Endpoint and version joined could be longer than a Service's name may be, and two pairs could give the same: the
-    digest tells them apart.
+    The two names joined could be longer than a Service's name may be, and two pairs could give the same name: so they
+    are cut, and a digest of both is added.
     """
     digest = hashlib.sha256(f"{check_name(endpoint)}/{check_name(version)}".encode()).hexdigest()[:8]
     return f"{endpoint[:24].rstrip('-')}-{version[:24].rstrip('-')}-{digest}"

@@ -1,4 +1,4 @@
-"""What the target needs to be allowed, in one place: the shipped Role and the connectivity check are made from it."""
+"""The permissions that the target needs: the shipped Role and the connectivity check are made from this one list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Permission:
         group: The API group; empty for the core.
         resource: In the plural, with its subresource if any.
         verbs: What is done with it.
-        why: For the reader of the Role.
+        why: What it is needed for; a comment in the Role.
     """
 
     group: str
@@ -33,7 +33,7 @@ class Permission:
     why: str
 
 
-# Where the endpoints live.
+# In the namespace of the endpoints.
 NAMESPACE: Final = (
     Permission("", "configmaps", ("create", "get", "patch", "delete"), "the object that owns all of an endpoint"),
     Permission("apps", "controllerrevisions", ("create", "list", "delete"), "the endpoint's revisions"),
@@ -60,22 +60,22 @@ NAMESPACE: Final = (
     Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "patch"), "answers of the router itself"),
 )
 
-# Where the Gateway is.
+# In the namespace of the Gateway.
 GATEWAY_NAMESPACE: Final = (Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),)
 
-# Where its Envoy pods run.
+# In the namespace of its Envoy pods.
 ENVOY_NAMESPACE: Final = (
     Permission("", "pods", ("list", "watch"), "the router's replicas"),
     Permission("", "pods/proxy", ("get",), "their counters: which split is served, how much load there is"),
 )
 
-# In the whole cluster; not needed, but then a Gateway of another controller is refused before anything is made.
+# In the whole cluster. Optional: with it, a Gateway of another controller is refused before anything is created.
 GATEWAY_CLASSES: Final = (
     Permission("gateway.networking.k8s.io", "gatewayclasses", ("get",), "which controller serves a Gateway"),
 )
 
 
-# Where images are built by pods, if the workspace's builder is `kubernetes`.
+# In the namespace of the pods that build images, if the workspace's builder is `kubernetes`.
 BUILDER: Final = (
     Permission("", "pods", ("create", "get", "list", "delete"), "the pod that builds an environment image"),
     Permission("", "pods/log", ("get",), "its log is the task's"),
@@ -86,12 +86,12 @@ BUILDER: Final = (
 def builder_as_yaml(
     namespace: str = "models", service_account: str = "controlled-rollout", account_namespace: str | None = None
 ) -> str:
-    """Return the Role that building by pods takes, and its binding.
+    """Return the Role that building images in pods needs, and its binding, as YAML.
 
     Args:
-        namespace: Where such pods run.
+        namespace: The namespace that such pods run in.
         service_account: The ServiceAccount's name.
-        account_namespace: Where the ServiceAccount lives; None for `namespace`.
+        account_namespace: The ServiceAccount's namespace; None for `namespace`.
     """
     account = f"{account_namespace or namespace}/{service_account}"
     return _role(f"{service_account}-builder", namespace, BUILDER, account)
@@ -103,12 +103,12 @@ def as_yaml(
     envoy_namespace: str = "envoy-gateway-system",
     service_account: str = "controlled-rollout",
 ) -> str:
-    """Return the ServiceAccount, the Roles that it needs and nothing more, and their bindings.
+    """Return the ServiceAccount, exactly the Roles that the target needs, and their bindings, as YAML.
 
     Args:
-        namespace: Where the endpoints and the ServiceAccount live.
-        gateway_namespace: Where the Gateway is.
-        envoy_namespace: Where its Envoy pods run.
+        namespace: The namespace of the endpoints and of the ServiceAccount.
+        gateway_namespace: The namespace of the Gateway.
+        envoy_namespace: The namespace of its Envoy pods.
         service_account: The ServiceAccount's name.
     """
     account = f"{namespace}/{service_account}"
@@ -164,9 +164,12 @@ def _role(name: str, namespace: str | None, permissions: Sequence[Permission], a
     account_namespace, account_name = account.split("/")
     rules = [
         _RULE.format(
-            why=one.why, group=one.group, resource=one.resource, verbs=", ".join(f'"{verb}"' for verb in one.verbs)
+            why=permission.why,
+            group=permission.group,
+            resource=permission.resource,
+            verbs=", ".join(f'"{verb}"' for verb in permission.verbs),
         )
-        for one in permissions
+        for permission in permissions
     ]
     return _ROLE.format(
         kind="Role" if namespace else "ClusterRole",

@@ -1,4 +1,4 @@
-"""The stored state: one ControllerRevision per revision of an endpoint, created only if it is the next number."""
+"""The stored revisions of endpoints: one ControllerRevision each, created only if its number is the next."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,10 +12,10 @@ from controlled_rollout.target.kubernetes.manifests import owner_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object, selector
 from controlled_rollout.target.protocol import Change, Revision
 
-__all__ = ["endpoints_of", "history", "store"]
+__all__ = ["endpoints_of", "existing_history", "history", "store"]
 
 KEPT: Final = 200
-MOST_OF_WHY: Final = 4096
+MAX_WHY: Final = 4096
 WHO: Final = "controlled-rollout/who"
 WHY: Final = "controlled-rollout/why"
 CREATED: Final = "controlled-rollout/created"
@@ -23,37 +23,55 @@ CREATED: Final = "controlled-rollout/created"
 
 async def history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
     """Return all kept revisions of an endpoint, oldest first; none if there is no such endpoint."""
-    found = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(endpoint_labels(endpoint)))
-    # What is being deleted belongs to an endpoint that is on its way out.
-    kept = [revision for revision in found if "deletionTimestamp" not in revision["metadata"]]
+    stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(endpoint_labels(endpoint)))
+    # Objects that are being deleted belong to an endpoint that is being deleted.
+    kept = [revision for revision in stored if "deletionTimestamp" not in revision["metadata"]]
     return sorted(map(_revision, kept), key=lambda revision: revision.number)
+
+
+async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
+    """Return all kept revisions of an endpoint, oldest first.
+
+    Raises:
+        EndpointNotFoundError: There is no such endpoint.
+    """
+    if revisions := await history(api, namespace, endpoint):
+        return revisions
+    raise refusals.not_found(endpoint, await endpoints_of(api, namespace))
 
 
 async def endpoints_of(api: Api, namespace: str) -> list[str]:
     """Return the names of all endpoints, sorted."""
-    found = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(MANAGED_BY))
-    return sorted({revision["metadata"]["labels"][ENDPOINT_LABEL] for revision in found})
+    stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(MANAGED_BY))
+    return sorted({revision["metadata"]["labels"][ENDPOINT_LABEL] for revision in stored})
 
 
 async def store(
-    api: Api, namespace: str, endpoint: Endpoint, change: Change, *, owner: Object, stored: Sequence[Revision]
+    api: Api, namespace: str, endpoint: Endpoint, change: Change, *, owner: Object, kept: Sequence[Revision]
 ) -> Revision:
-    """Store `endpoint` as the revision after its own.
+    """Store `endpoint` as the revision after its own, and delete the oldest beyond the 200 that are kept.
+
+    Args:
+        api: The cluster.
+        namespace: Where the endpoint is.
+        endpoint: The endpoint as it is to be.
+        change: Who changes it and why.
+        owner: The endpoint's root object.
+        kept: The revisions that are kept so far, oldest first.
 
     Raises:
-        ConflictError: Another content is stored under that number.
+        ConflictError: That number is taken by another revision.
     """
     revision = Revision.after(endpoint, change)
-    made = await api.create(CONTROLLER_REVISION.path(namespace), _object(revision, namespace, owner))
-    if made is None:
-        faster = next(
-            (found for found in await history(api, namespace, endpoint.name) if found.number == revision.number), None
-        )
-        # An answer that got lost on its way: the same revision, stored a moment ago by this very call.
-        if faster is None or not faster.endpoint.same_as(revision.endpoint) or faster.change.who != change.who:
-            raise refusals.conflict(endpoint, faster)
-        return faster
-    for old in stored[: max(0, len(stored) + 1 - KEPT)]:
+    created = await api.create(CONTROLLER_REVISION.path(namespace), _object(revision, namespace, owner))
+    if created is None:
+        taken = [stored for stored in await history(api, namespace, endpoint.name) if stored.number == revision.number]
+        winner = taken[0] if taken else None
+        # The same content by the same writer: this very call has stored it, and the API server's answer got lost.
+        if winner is None or not winner.endpoint.same_as(revision.endpoint) or winner.change.who != change.who:
+            raise refusals.conflict(endpoint, winner)
+        return winner
+    for old in kept[: max(0, len(kept) + 1 - KEPT)]:
         await api.delete(CONTROLLER_REVISION.path(namespace, _name(endpoint.name, old.number)))
     return revision
 
@@ -73,7 +91,7 @@ def _object(revision: Revision, namespace: str, owner: Object) -> Object:
             "labels": endpoint_labels(name),
             "annotations": {
                 WHO: revision.change.who,
-                WHY: revision.change.why[:MOST_OF_WHY],
+                WHY: revision.change.why[:MAX_WHY],
                 CREATED: revision.created.isoformat(),
             },
             "ownerReferences": [owner_reference(owner)],
@@ -83,11 +101,11 @@ def _object(revision: Revision, namespace: str, owner: Object) -> Object:
     }
 
 
-def _revision(found: Object) -> Revision:
-    said = found["metadata"]["annotations"]
+def _revision(resource: Object) -> Revision:
+    annotations = resource["metadata"]["annotations"]
     return Revision(
-        number=found["revision"],
-        endpoint=Endpoint.model_validate(found["data"]),
-        change=Change(who=said[WHO], why=said[WHY]),
-        created=datetime.fromisoformat(said[CREATED]),
+        number=resource["revision"],
+        endpoint=Endpoint.model_validate(resource["data"]),
+        change=Change(who=annotations[WHO], why=annotations[WHY]),
+        created=datetime.fromisoformat(annotations[CREATED]),
     )

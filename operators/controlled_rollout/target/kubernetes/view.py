@@ -1,79 +1,68 @@
-"""How an endpoint is in its cluster: what the API server and the Envoys say, put together; and how that changes."""
+"""The state of an endpoint in its cluster at one moment, and its status and next rules that follow from it. Pure."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Final
 
-from controlled_rollout.cluster.api import Api, ApiError, Object
+from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
-from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.sizing import Load
-from controlled_rollout.target.kubernetes import envoy, health, revisions
-from controlled_rollout.target.kubernetes import route as routes
-from controlled_rollout.target.kubernetes.envoy import Envoys
-from controlled_rollout.target.kubernetes.names import (
-    VERSION_LABEL,
-    endpoint_labels,
-    endpoint_object,
-    route_name,
-    selector,
-)
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.target.kubernetes import health, route_rules
+from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats, ready_pods
+from controlled_rollout.target.kubernetes.gateway import Acknowledgement, acknowledgement
+from controlled_rollout.target.kubernetes.names import VERSION_LABEL, endpoint_object, route_name, version_object
 from controlled_rollout.target.kubernetes.phases import SETTLED, Phase
-from controlled_rollout.target.kubernetes.route import Served
-from controlled_rollout.target.kubernetes.route_transition import (
-    Ack,
-    acknowledged,
-    changed_by_hand,
-    disagreement,
-    needs_policy,
-    next_rules,
-    services,
-)
+from controlled_rollout.target.kubernetes.route_rules import ManagedRules
+from controlled_rollout.target.kubernetes.route_transition import next_rules
 from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
-from controlled_rollout.workspace import Workspace
 
-__all__ = ["LOG_TAIL", "View", "address", "changes", "clusters", "loads", "look"]
+__all__ = ["EndpointView", "clusters", "services"]
 
-LOG_TAIL: Final = 30
-# The Envoys' counters cannot be watched: they are read again while something that only they know is missing.
-ENVOY_INTERVAL_S: Final = 0.1
-# What only time changes: a pull that has failed for long enough, say.
-CLOCK_INTERVAL_S: Final = 5.0
 
-# A split that has just been taken over is compared with what is counted for so long, and again where it differs.
-COMPARISON_S: Final = 0.5
-COMPARISONS: Final = 3
+def services(endpoint: str, versions: Iterable[str]) -> dict[str, str]:
+    """Return versions of an endpoint by the names of their Services."""
+    return {version_object(endpoint, version): version for version in versions}
 
-CarryOn = Callable[["View"], Awaitable["View"]]
+
+def clusters(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
+    """Return the versions by the names of their clusters in Envoy; see `route_rules.clusters`.
+
+    Args:
+        route: The endpoint's HTTPRoute; None if there is none.
+        services: The versions by the names of their Services.
+        by_name: The clusters for callers who ask for a version; False for those that share the traffic.
+    """
+    if route is None:
+        return {}
+    metadata, rules = route["metadata"], route["spec"].get("rules") or []
+    return route_rules.clusters(metadata["namespace"], metadata["name"], rules, services, by_name=by_name)
 
 
 @dataclass(frozen=True)
-class View:
-    """Everything that is known of one endpoint in its cluster at one moment.
+class EndpointView:
+    """Everything that is known of an endpoint in its cluster at one moment.
 
     Attributes:
         endpoint: The newest revision.
         gateway: Namespace and name of the Gateway.
         objects: The endpoint's Deployments, pods, HTTPRoute and SecurityPolicy, by kind and name.
-        envoy_pods: The Gateway's Envoys, by name.
-        envoys: What they say.
-        counted: Whether their counters were compared with the split since they took it over, or need not be.
-        disagrees: How they contradict it.
+        envoy_pods: The pods of the Gateway's Envoys, by name.
+        envoys: Their counters.
+        compared: Whether the counters have been compared with the split since every Envoy serves it, or need not be.
+        contradiction: How the counters contradict the split; None if they do not.
     """
 
     endpoint: Endpoint
     gateway: tuple[str, str]
     objects: Mapping[Kind, Mapping[str, Object]]
     envoy_pods: Mapping[str, Object] = field(default_factory=dict)
-    envoys: Envoys = field(default_factory=Envoys)
-    counted: bool = True
-    disagrees: str | None = None
+    envoys: GatewayStats = field(default_factory=GatewayStats)
+    compared: bool = True
+    contradiction: str | None = None
+
+    # The route and its rules
 
     @cached_property
     def route(self) -> Object | None:
@@ -87,35 +76,64 @@ class View:
 
     @cached_property
     def services(self) -> dict[str, str]:
-        """The versions by the names of their Services, also those that are deleted and still there."""
-        return services(
-            {*self.endpoint.versions, *map(_version, self.objects[DEPLOYMENT].values())}, self.endpoint.name
-        )
+        """The versions by the names of their Services, with deleted versions whose Deployments still exist."""
+        deployed = map(_version, self.objects[DEPLOYMENT].values())
+        return services(self.endpoint.name, {*self.endpoint.versions, *deployed})
 
     @cached_property
-    def serving(self) -> Served | None:
-        """What our rules say."""
-        return routes.served(self.rules, self.services)
+    def managed(self) -> ManagedRules | None:
+        """What our rules in the route say."""
+        return route_rules.read_rules(self.rules, self.services)
 
     @cached_property
-    def route_ack(self) -> Ack:
-        """What the gateway says of the route."""
-        return acknowledged(self.route, "parents", gateway=self.gateway, conditions=("Accepted", "ResolvedRefs"))
+    def weight_clusters(self) -> dict[str, str]:
+        """The versions by their clusters in Envoy that share the traffic."""
+        return clusters(self.route, self.services, by_name=False)
 
     @cached_property
-    def policy_ack(self) -> Ack:
-        """What the gateway says of the policy that asks callers for their keys."""
+    def name_clusters(self) -> dict[str, str]:
+        """The versions by their clusters in Envoy for callers who ask for a version by name."""
+        return clusters(self.route, self.services, by_name=True)
+
+    @cached_property
+    def route_acknowledged(self) -> Acknowledgement:
+        """Whether the Gateway has taken the route over."""
+        return acknowledgement(self.route, "parents", gateway=self.gateway, conditions=("Accepted", "ResolvedRefs"))
+
+    @cached_property
+    def policy_acknowledged(self) -> Acknowledgement:
+        """Whether the Gateway has taken the policy over that asks callers for their keys; it has if none is needed."""
+        if self.endpoint.auth is Auth.NONE:
+            return Acknowledgement(True)
         policy = self.objects[SECURITY_POLICY].get(endpoint_object(self.endpoint.name))
-        return acknowledged(policy, "ancestors", gateway=self.gateway, conditions=("Accepted",))
+        return acknowledgement(policy, "ancestors", gateway=self.gateway, conditions=("Accepted",))
 
     @cached_property
-    def ready(self) -> frozenset[str]:
-        """The versions whose Deployments are ready."""
-        return frozenset(name for name in self.endpoint.versions if self._of_version(name).ready)
+    def confirmed(self) -> bool:
+        """Whether the Gateway has acknowledged the route as it is, and every Envoy serves it."""
+        if self.managed is None or self.route is None or not self.route_acknowledged.done:
+            return False
+        metadata = self.route["metadata"]
+        return self.envoys.serve(self.managed.mark.stat(metadata["namespace"], metadata["name"]))
+
+    @cached_property
+    def whole_split_is_served(self) -> bool:
+        """Whether every Envoy serves the whole split of a revision."""
+        return self.managed is not None and self.managed.mark.phase is Phase.WHOLE and self.confirmed
+
+    @cached_property
+    def served_revision(self) -> int:
+        """The newest revision whose whole split the Gateway has acknowledged and every Envoy serves; 0 for none."""
+        if self.managed is None:
+            return 0
+        mark = self.managed.mark
+        return mark.revision if self.whole_split_is_served and self.compared else mark.served_revision
+
+    # The versions
 
     @cached_property
     def available(self) -> frozenset[str]:
-        """The versions of which a pod is ready, also those that are deleted and still there."""
+        """The versions of which a pod is ready, with deleted versions whose Deployments still exist."""
         return frozenset(
             _version(deployment)
             for deployment in self.objects[DEPLOYMENT].values()
@@ -123,397 +141,156 @@ class View:
         )
 
     @cached_property
-    def proven(self) -> frozenset[str]:
-        """The ready versions that every Envoy sees ready in full size."""
+    def deployed(self) -> frozenset[str]:
+        """The versions whose Deployments are ready."""
+        return frozenset(name for name in self.endpoint.versions if self._deployment_status(name).ready)
+
+    @cached_property
+    def ready(self) -> frozenset[str]:
+        """The versions whose Deployments are ready and of which every Envoy reaches all replicas."""
         return frozenset(
             version
-            for cluster, version in self.by_name.items()
-            if version in self.ready and self.envoys.healthy(cluster) >= self._of_version(version).wanted_replicas
+            for cluster, version in self.name_clusters.items()
+            if version in self.deployed
+            and self.envoys.healthy(cluster) >= self._deployment_status(version).wanted_replicas
         )
 
     @cached_property
     def connected(self) -> frozenset[str]:
-        """The versions of which every Envoy has a replica in the cluster that shares the traffic."""
-        return frozenset(version for cluster, version in self.shares.items() if self.envoys.healthy(cluster))
+        """The versions of which every Envoy reaches a replica in the cluster that shares the traffic."""
+        return frozenset(version for cluster, version in self.weight_clusters.items() if self.envoys.healthy(cluster))
 
     @cached_property
     def live(self) -> frozenset[str]:
-        """The versions of which every Envoy has a replica."""
-        return self.connected | {version for cluster, version in self.by_name.items() if self.envoys.healthy(cluster)}
+        """The versions of which every Envoy reaches a replica."""
+        by_name = {version for cluster, version in self.name_clusters.items() if self.envoys.healthy(cluster)}
+        return self.connected | by_name
 
-    @cached_property
-    def confirmed(self) -> bool:
-        """Whether the gateway has acknowledged the route as it is, and every Envoy serves it."""
-        if self.serving is None or self.route is None or not self.route_ack.done:
-            return False
-        where = self.route["metadata"]
-        return self.envoys.serve(self.serving.mark.stat(where["namespace"], where["name"]))
-
-    @cached_property
-    def served_revision(self) -> int:
-        """The newest revision whose whole split the gateway has acknowledged and every Envoy serves; 0 for none."""
-        if self.serving is None:
-            return 0
-        mark = self.serving.mark
-        return mark.revision if self.split_is_served and self.counted else mark.served_revision
+    # What to do next
 
     @cached_property
     def goal(self) -> Split:
         """The split that may be served now."""
         return allowed_split(
             self.endpoint,
-            served=self.serving.split if self.serving else CLOSED,
-            ready=self.proven,
+            served=self.managed.split if self.managed else CLOSED,
+            ready=self.ready,
             live=self.live,
-            closed=needs_policy(self.endpoint) and not self.policy_ack.done,
+            closed=not self.policy_acknowledged.done,
         )
 
     @cached_property
     def next_rules(self) -> list[Object]:
-        """All rules of the route, as ours among them can be now on the way to that split."""
-        wanted = next_rules(
+        """All rules that the route should have next, on the way to that split."""
+        return next_rules(
             self.endpoint,
             self.rules,
             self.goal,
-            serving=self.serving,
+            managed=self.managed,
             available=self.available,
             connected=self.connected,
             confirmed=self.confirmed,
         )
-        return routes.merge(self.rules, wanted)
 
     @cached_property
-    def left_over(self) -> tuple[str, ...]:
+    def unused_objects(self) -> tuple[str, ...]:
         """The names of the Deployments and Services of deleted versions that no Envoy refers to any more."""
-        if self.serving is None or self.serving.mark.revision != self.endpoint.revision or not self.confirmed:
+        if self.managed is None or not self.confirmed:
             return ()
-        if self.serving.mark.phase not in SETTLED:
+        mark, weights = self.managed.mark, self.managed.split.weights
+        if mark.revision != self.endpoint.revision or mark.phase not in SETTLED:
             return ()
         return tuple(
             name
             for name, deployment in self.objects[DEPLOYMENT].items()
-            if (version := _version(deployment)) not in self.endpoint.versions
-            and version not in self.serving.split.weights
+            if _version(deployment) not in {*self.endpoint.versions, *weights}
             and "deletionTimestamp" not in deployment["metadata"]
         )
 
     @cached_property
+    def hand_edit(self) -> str | None:
+        """Who has edited our rules in the route; None if nobody has."""
+        return route_rules.hand_edit(self.route)
+
+    @cached_property
     def has_work(self) -> bool:
         """Whether something can be done now for the newest revision."""
-        return not changed_by_hand(self.route) and (self.next_rules != self.rules or bool(self.left_over))
+        return not self.hand_edit and (self.next_rules != self.rules or bool(self.unused_objects))
 
     @cached_property
-    def split_is_served(self) -> bool:
-        """Whether the rules on every Envoy are the whole split of a revision."""
-        return self.serving is not None and self.serving.mark.phase is Phase.WHOLE and self.confirmed
-
-    @cached_property
-    def asks_envoys(self) -> bool:
-        """Whether something is missing that only the Envoys can tell."""
-        come_or_gone = set(self.envoys.pods) != set(envoy.ready(self.envoy_pods.values()))
-        routed = frozenset(self.by_name.values())
+    def needs_counters(self) -> bool:
+        """Whether something is awaited that only the Envoys' counters show."""
+        routed = frozenset(self.name_clusters.values())
         return (
-            come_or_gone
-            or bool(self.ready - self.proven)
+            set(self.envoys.pods) != set(ready_pods(self.envoy_pods.values()))
+            or bool(self.deployed - self.ready)
             or self.available & routed != self.live & routed
             or (
-                self.serving is not None
-                and self.route_ack.done
-                and (not self.confirmed or self.serving.mark.phase not in SETTLED)
+                self.managed is not None
+                and self.route_acknowledged.done
+                and not (self.confirmed and self.managed.mark.phase in SETTLED)
             )
         )
 
-    @cached_property
-    def shares(self) -> dict[str, str]:
-        """The versions by what Envoy calls their clusters, where the traffic is shared."""
-        return clusters(self.route, self.services, by_name=False)
+    # The status
 
-    @cached_property
-    def by_name(self) -> dict[str, str]:
-        """The versions by what Envoy calls their clusters, where they are asked for by name."""
-        return clusters(self.route, self.services, by_name=True)
-
-    def status(self, url_base: str, now: datetime) -> EndpointStatus:
+    def status(self, base_url: str, now: datetime) -> EndpointStatus:
         """Return the endpoint's status.
 
         Args:
-            url_base: Where callers reach the Gateway.
+            base_url: Where callers reach the Gateway.
             now: The time.
         """
+        refusal = self.route_acknowledged.reason if self.route_acknowledged.refused else None
         return EndpointStatus(
             name=self.endpoint.name,
-            url=f"{url_base}/api/v1/service/{self.endpoint.name}/score",
+            url=f"{base_url}/api/v1/service/{self.endpoint.name}/score",
             revision=self.endpoint.revision,
             served_revision=self.served_revision,
             versions={name: self._version_status(name, now) for name in self.endpoint.versions},
-            trouble=changed_by_hand(self.route)
-            or (self.route_ack.why if self.route_ack.refused else None)
-            or self.disagrees,
+            trouble=self.hand_edit or refusal or self.contradiction,
             waiting_for=self._waiting_for(),
-            weight_ppm=_some(self.serving.weights) if self.serving and self.confirmed else {},
-            clusters={version: cluster for cluster, version in self.shares.items()},
+            weight_ppm=route_rules.positive(self.managed.weights) if self.managed and self.confirmed else {},
+            clusters={version: cluster for cluster, version in self.weight_clusters.items()},
         )
 
     def _waiting_for(self) -> str | None:
-        """Say what the way to the newest revision's split waits for now; it changes with every step of that way."""
-        if needs_policy(self.endpoint) and not self.policy_ack.done:
-            return self.policy_ack.why
-        if not self.route_ack.done:
-            return self.route_ack.why
+        """Return what the newest revision's split waits for now; it changes with every step on the way."""
+        for acknowledged in (self.policy_acknowledged, self.route_acknowledged):
+            if not acknowledged.done:
+                return acknowledged.reason
         if not self.envoys.pods:
             return "no Envoy pod is ready"
-        if not self.confirmed:
+        if not self.confirmed or self.managed is None:
             return "not every Envoy serves the newest rules yet"
-        if self.serving is not None and self.serving.mark.phase is Phase.ENTERING:
-            without = sorted(set(self.serving.weights) - self.connected)
-            return f"revision {self.serving.mark.revision} is on its way; Envoy has no replica of {without} yet"
-        if self.serving is not None and self.serving.mark.phase is Phase.LEAVING:
-            return f"revision {self.serving.mark.revision} is on its way; what loses its share is being left"
+        mark = self.managed.mark
+        if mark.phase is Phase.ENTERING:
+            missing = ", ".join(sorted(set(self.managed.weights) - self.connected))
+            return f"not every Envoy has a replica of {missing} yet, which revision {mark.revision} gives a share"
+        if mark.phase is Phase.LEAVING:
+            return (
+                f"revision {mark.revision} is being served; the versions that lose their share are taken off the route"
+            )
         if self.goal.waiting_for:
             return self.goal.waiting_for
-        return None if self.counted else "the Envoys' counters are compared with the split"
+        return None if self.compared else "the Envoys' counters are compared with the split"
 
-    def _version_status(self, name: str, now: datetime) -> VersionStatus:
-        status = self._of_version(name, now)
-        by_weight = [one for one, version in self.shares.items() if version == name]
-        counted: dict[str, int | bool | str] = {
-            "requests": sum(map(self.envoys.requests, by_weight)),
-            "active": sum(map(self.envoys.active, by_weight)),
+    def _version_status(self, version: str, now: datetime) -> VersionStatus:
+        status = self._deployment_status(version, now)
+        shared = [cluster for cluster, name in self.weight_clusters.items() if name == version]
+        changes: dict[str, int | bool | str] = {
+            "requests": sum(map(self.envoys.requests, shared)),
+            "active": sum(map(self.envoys.active, shared)),
         }
-        if status.ready and name not in self.proven:
-            counted |= {"ready": False, "cause": "its replicas are ready, the router does not see all of them yet"}
-        return status.model_copy(update=counted)
+        if status.ready and version not in self.ready:
+            changes |= {"ready": False, "cause": "its replicas are ready, and not every Envoy reaches all of them yet"}
+        return status.model_copy(update=changes)
 
-    def _of_version(self, name: str, now: datetime | None = None) -> VersionStatus:
-        deployment = next((one for one in self.objects[DEPLOYMENT].values() if _version(one) == name), None)
-        pods = [one for one in self.objects[POD].values() if _version(one) == name]
-        return health.version_status(name, deployment, pods, now=now)
-
-
-async def look(api: Api, workspace: Workspace, endpoint: Endpoint) -> View:
-    """Return how an endpoint is now."""
-    return (await _list(api, workspace, endpoint))[0]
+    def _deployment_status(self, version: str, now: datetime | None = None) -> VersionStatus:
+        deployments = (item for item in self.objects[DEPLOYMENT].values() if _version(item) == version)
+        pods = [pod for pod in self.objects[POD].values() if _version(pod) == version]
+        return health.version_status(version, next(deployments, None), pods, now=now)
 
 
-async def changes(api: Api, workspace: Workspace, endpoint: Endpoint, carry_on: CarryOn) -> AsyncGenerator[View]:
-    """Yield how an endpoint is, once at once and then whenever something may have changed.
-
-    Args:
-        api: The cluster.
-        workspace: Where in it endpoints live.
-        endpoint: Its newest revision.
-        carry_on: Does what can be done as things are, and returns what it saw: with a newer revision, maybe.
-
-    Raises:
-        TargetUnavailableError: The API server has gone away: begin again.
-    """
-    queue: asyncio.Queue[tuple[_Source, Object] | BaseException] = asyncio.Queue()
-    seen, versions = await _list(api, workspace, endpoint)
-    seen = await carry_on(replace(seen, counted=False))
-    yield seen
-    # Only now: the first look is often enough.
-    async with contextlib.AsyncExitStack() as stack:
-        for source, version in versions.items():
-            stack.push_async_callback(_end, asyncio.create_task(_follow(api, source, version, queue)))
-        while True:
-            if seen.split_is_served and not seen.counted and seen.disagrees is None:
-                seen = replace(seen, counted=True, disagrees=await _disagreement(api, workspace, seen))
-                yield seen
-            event = None
-            with contextlib.suppress(TimeoutError):
-                pause = ENVOY_INTERVAL_S if seen.asks_envoys else CLOCK_INTERVAL_S
-                event = await asyncio.wait_for(queue.get(), pause)
-            before = seen.serving
-            while event is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                seen = _after(seen, *event)
-                event = None if queue.empty() else queue.get_nowait()
-            if seen.serving != before:
-                seen = replace(seen, counted=False, disagrees=None)
-            if seen.serving is not None and seen.serving.mark.revision > seen.endpoint.revision:
-                history = await revisions.history(api, workspace.namespace, endpoint.name)
-                # None are left when the endpoint is being deleted.
-                seen = replace(seen, endpoint=history[-1].endpoint if history else seen.endpoint)
-            if seen.asks_envoys:
-                seen = replace(seen, envoys=await _asked(api, workspace, seen))
-            seen = await carry_on(seen)
-            yield seen
-
-
-async def _asked(api: Api, workspace: Workspace, seen: View) -> Envoys:
-    return await envoy.ask(api, workspace, seen.endpoint.name, seen.envoy_pods.values())
-
-
-async def _disagreement(api: Api, workspace: Workspace, seen: View) -> str | None:
-    """Compare what the Envoys count with the split that they serve; say what they contradict it in, every time."""
-    found = None
-    for _ in range(COMPARISONS):
-        before = await _asked(api, workspace, seen)
-        await asyncio.sleep(COMPARISON_S)
-        grown = (await _asked(api, workspace, seen)).since(before)
-        counted: dict[str, int] = {}
-        for cluster, version in seen.shares.items():
-            counted[version] = counted.get(version, 0) + (grown[cluster].requests if cluster in grown else 0)
-        weights = (
-            {version: weight for version, weight in seen.serving.weights.items() if weight} if seen.serving else {}
-        )
-        if (found := disagreement(weights, counted)) is None:
-            return None
-    return found
-
-
-def clusters(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
-    """Return the versions by what Envoy calls their clusters; see `route.clusters`.
-
-    Args:
-        route: The endpoint's HTTPRoute.
-        services: The versions by the names of their Services.
-        by_name: See there.
-    """
-    if route is None:
-        return {}
-    return routes.clusters(
-        route["metadata"]["namespace"],
-        route["metadata"]["name"],
-        route["spec"].get("rules") or [],
-        services,
-        by_name=by_name,
-    )
-
-
-def loads(before: Envoys, after: Envoys, versions: Mapping[str, str], seconds: float) -> dict[str, Load]:
-    """Return the load of each version between two looks at all Envoys.
-
-    Args:
-        before: The first look.
-        after: The second.
-        versions: The versions by their clusters: a version may have several.
-        seconds: The time between the looks.
-    """
-    grown, ever = after.since(before), after.ever()
-    found: dict[str, Load] = {}
-    for version in set(versions.values()):
-        mine = [cluster for cluster, of in versions.items() if of == version]
-        new = [grown[cluster] for cluster in mine if cluster in grown]
-        # Envoy adds times up once every few seconds: a short look may have caught none.
-        timed = new if any(one.answered for one in new) else [ever[cluster] for cluster in mine if cluster in ever]
-        answered = sum(one.answered for one in timed)
-        found[version] = Load(
-            requests_per_s=sum(one.requests for one in new) / seconds,
-            request_time_s=sum(one.time_ms for one in timed) / answered / 1000 if answered else None,
-        )
-    return found
-
-
-def address(gateway: Object, section: str | None) -> str:
-    """Return the base URL of a Gateway's listener, from what its status says.
-
-    Args:
-        gateway: The Gateway.
-        section: The listener's name; None for the first.
-    """
-    listeners = gateway["spec"].get("listeners") or [{}]
-    listener = next((one for one in listeners if section in (None, one.get("name"))), listeners[0])
-    addresses = (gateway.get("status") or {}).get("addresses") or [{}]
-    host = listener.get("hostname") or addresses[0].get("value") or "no-address"
-    scheme = "https" if listener.get("protocol") == "HTTPS" else "http"
-    port = listener.get("port", 80)
-    return f"{scheme}://{host}" + ("" if port == {"https": 443, "http": 80}[scheme] else f":{port}")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Objects of one kind that a view is made of.
-
-    Attributes:
-        kind: Their kind.
-        namespace: Where they are.
-        labels: Which of them, as a selector.
-        are_envoys: Whether they are the Gateway's and not the endpoint's.
-    """
-
-    kind: Kind
-    namespace: str
-    labels: str
-    are_envoys: bool = False
-
-    @property
-    def path(self) -> str:
-        return self.kind.path(self.namespace)
-
-
-def _sources(workspace: Workspace, endpoint: str) -> list[_Source]:
-    labels = selector(endpoint_labels(endpoint))
-    kinds = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
-    return [
-        *(_Source(kind, workspace.namespace, labels) for kind in kinds),
-        _Source(POD, workspace.envoy_namespace, envoy.pod_selector(workspace), are_envoys=True),
-    ]
-
-
-async def _list(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[View, dict[_Source, str]]:
-    """List everything once, and say from where on it can be watched."""
-    sources = _sources(workspace, endpoint.name)
-    lists = await asyncio.gather(*(api.get(source.path, labelSelector=source.labels) for source in sources))
-    view = View(endpoint, workspace.gateway_name, {source.kind: {} for source in sources})
-    versions: dict[_Source, str] = {}
-    for source, found in zip(sources, lists, strict=True):
-        objects = {one["metadata"]["name"]: _typed(one, source.kind) for one in found.get("items") or []}
-        view = _with(view, source, objects)
-        versions[source] = found["metadata"]["resourceVersion"]
-    return replace(view, envoys=await _asked(api, workspace, view)), versions
-
-
-async def _follow(
-    api: Api, source: _Source, version: str, queue: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
-) -> None:
-    """Put what happens to the objects of a source into a queue, and the error that ends it."""
-    try:
-        while True:
-            async for event in api.watch(source.path, version, labelSelector=source.labels, allowWatchBookmarks="true"):
-                version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    queue.put_nowait((source, {**event, "object": _typed(event["object"], source.kind)}))
-    except ApiError as error:
-        if error.status == 410:
-            queue.put_nowait(TargetUnavailableError(f"the watch of {source.kind.plural} was too slow: {error}"))
-        else:
-            queue.put_nowait(error)
-    except Exception as error:
-        queue.put_nowait(error)
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-def _after(seen: View, source: _Source, event: Object) -> View:
-    """Return the view after one event."""
-    before = seen.envoy_pods if source.are_envoys else seen.objects[source.kind]
-    found = event["object"]
-    after = {name: one for name, one in before.items() if name != found["metadata"]["name"]}
-    if event["type"] != "DELETED":
-        after[found["metadata"]["name"]] = found
-    return _with(seen, source, after)
-
-
-def _with(seen: View, source: _Source, objects: Mapping[str, Object]) -> View:
-    if source.are_envoys:
-        return replace(seen, envoy_pods=objects)
-    return replace(seen, objects={**seen.objects, source.kind: objects})
-
-
-def _typed(found: Object, kind: Kind) -> Object:
-    """Lists leave out what kind their objects are."""
-    return {"apiVersion": kind.version, "kind": kind.name, **found}
-
-
-def _some(weights: Mapping[str, int]) -> dict[str, int]:
-    return {version: weight for version, weight in weights.items() if weight}
-
-
-def _version(found: Object) -> str:
-    return str(found["metadata"]["labels"].get(VERSION_LABEL, ""))
+def _version(resource: Object) -> str:
+    return str(resource["metadata"]["labels"].get(VERSION_LABEL, ""))

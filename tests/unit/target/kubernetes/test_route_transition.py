@@ -1,28 +1,19 @@
-"""What to do next for an endpoint, from what the cluster says."""
+"""The rules that a route should have next, on the way to the newest revision."""
 
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.target.kubernetes import route
+from controlled_rollout.target.kubernetes import route_rules
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.phases import Phase
-from controlled_rollout.target.kubernetes.route import Mark, Served
-from controlled_rollout.target.kubernetes.route_transition import (
-    CONTROLLER,
-    DIGEST,
-    acknowledged,
-    changed_by_hand,
-    disagreement,
-    next_rules,
-)
+from controlled_rollout.target.kubernetes.route_rules import ManagedRules, Mark
+from controlled_rollout.target.kubernetes.route_transition import next_rules
 from controlled_rollout.target.transition import CLOSED, allowed_split
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
-GATEWAY = ("gateway", "models")
 
 
 def endpoint(*names: str, revision: int = 1) -> Endpoint:
@@ -36,17 +27,17 @@ SERVICES = {version_object("digits", name): name for name in ("one", "two", "thr
 Rules = list[dict[str, Any]]
 
 
-def served(rules: Rules) -> Served:
-    found = route.served(rules, SERVICES)
-    assert found is not None
-    return found
+def read(rules: Rules) -> ManagedRules:
+    managed = route_rules.read_rules(rules, SERVICES)
+    assert managed is not None
+    return managed
 
 
 def after(
     wanted: Endpoint, current: Rules, *, ready: tuple[str, ...], proven: tuple[str, ...] | None = None, **others: Any
 ) -> Rules:
     """The route after one more step, with Envoys that are quick unless told otherwise."""
-    present = route.served(current, SERVICES)
+    present = route_rules.read_rules(current, SERVICES)
     proven = ready if proven is None else proven
     goal = allowed_split(
         wanted,
@@ -57,31 +48,31 @@ def after(
     )
     connected = {name for name, weight in present.weights.items() if weight} & set(ready) if present else set()
     envoys: dict[str, Any] = {"connected": connected, "confirmed": True, **others}
-    return route.merge(current, next_rules(wanted, current, goal, serving=present, available=ready, **envoys))
+    return next_rules(wanted, current, goal, managed=present, available=ready, **envoys)
 
 
-def settled(wanted: Endpoint, current: Rules, *, ready: tuple[str, ...]) -> tuple[Rules, list[Served]]:
+def settled(wanted: Endpoint, current: Rules, *, ready: tuple[str, ...]) -> tuple[Rules, list[ManagedRules]]:
     """The route when there is nothing more to do, and every split on the way."""
     way = []
     while (later := after(wanted, current, ready=ready)) != current:
         current = later
-        way.append(served(later))
+        way.append(read(later))
     return current, way
 
 
 def test_the_first_version_is_let_in_when_the_router_sees_it() -> None:
     waiting = after(endpoint("one"), [], ready=("one",), proven=())
-    assert (served(waiting).mark, served(waiting).weights) == (Mark(1, Phase.CLOSED), {})
-    assert served(waiting).reachable == {"one"}  # so that the router can prove it
+    assert (read(waiting).mark, read(waiting).weights) == (Mark(1, Phase.CLOSED), {})
+    assert read(waiting).reachable == {"one"}  # so that the router can prove it
 
     done = after(endpoint("one"), waiting, ready=("one",))
-    assert (served(done).mark, served(done).weights) == (Mark(1, step=1, default="one"), {"one": 1_000_000})
+    assert (read(done).mark, read(done).weights) == (Mark(1, step=1, default="one"), {"one": 1_000_000})
 
 
 def test_nobody_is_let_in_while_the_policy_is_not_in_force() -> None:
     found = after(endpoint("one"), [], ready=("one",), closed=True)
 
-    assert (served(found).mark.phase, served(found).weights) == (Phase.CLOSED, {})
+    assert (read(found).mark.phase, read(found).weights) == (Phase.CLOSED, {})
 
 
 def test_a_version_that_is_not_ready_gets_nothing_and_the_revision_before_is_still_the_one_that_is_served() -> None:
@@ -143,7 +134,7 @@ def test_a_version_that_fails_keeps_its_share_and_one_that_shrinks_needs_not_be_
     assert after(two, before, ready=("one",)) == before
 
     less = two.shift("two", 10).model_copy(update={"revision": 3})
-    back = served(after(less, before, ready=()))
+    back = read(after(less, before, ready=()))
     assert (back.mark, back.weights) == (
         Mark(3, served_revision=2, default="one"),
         {"one": 900_000, "two": 100_000},
@@ -175,80 +166,4 @@ def test_a_mark_is_read_back_from_its_rules_name(
 ) -> None:
     mark = Mark(revision, phase, step, served_revision, default)
 
-    assert route.mark_of(mark.rule) == mark
-
-
-def test_counters_that_contradict_the_split_are_noticed_and_chance_is_not() -> None:
-    split = {"one": 900_000, "two": 100_000}
-
-    assert disagreement(split, {}) is None
-    assert disagreement(split, {"one": 2, "two": 1}) is None
-    assert disagreement(split, {"one": 880, "two": 120}) is None
-    assert disagreement(split, {"one": 1000, "two": 0}) == (
-        "the Envoys have sent 1000 of 1000 requests to version 'one', and by the split that they were given it should "
-        "be about 900"
-    )
-    assert disagreement({"one": 1_000_000}, {"one": 5}) is None
-
-
-def said(kind: str, *conditions: tuple[str, str, str], generation: int = 4, name: str = "models") -> dict[str, Any]:
-    parent = {
-        "parentRef": {"namespace": "gateway", "name": name},
-        "controllerName": CONTROLLER,
-        "conditions": [
-            {"type": of, "status": status, "reason": reason, "message": "m", "observedGeneration": 4}
-            for of, status, reason in conditions
-        ],
-    }
-    return {
-        "kind": kind,
-        "metadata": {"name": "digits", "namespace": "default", "generation": generation},
-        "status": {"parents": [parent]},
-    }
-
-
-@pytest.mark.parametrize(
-    ("found", "done", "refused"),
-    [
-        (None, False, False),
-        (said("HTTPRoute", ("Accepted", "True", "Accepted"), ("ResolvedRefs", "True", "R")), True, False),
-        (said("HTTPRoute", ("Accepted", "True", "Accepted")), False, False),
-        (said("HTTPRoute", ("Accepted", "True", "A"), ("ResolvedRefs", "True", "R"), generation=5), False, False),
-        (said("HTTPRoute", ("Accepted", "True", "A"), ("ResolvedRefs", "False", "BackendNotFound")), False, False),
-        (said("HTTPRoute", ("Accepted", "False", "NotAllowedByListeners")), False, True),
-        (said("HTTPRoute", ("Accepted", "True", "A"), ("ResolvedRefs", "True", "R"), name="other"), False, False),
-    ],
-)
-def test_a_route_counts_when_the_gateway_has_taken_its_newest_generation(
-    found: dict[str, Any] | None, done: bool, refused: bool
-) -> None:
-    ack = acknowledged(found, "parents", gateway=GATEWAY, conditions=("Accepted", "ResolvedRefs"))
-
-    assert (ack.done, ack.refused) == (done, refused)
-    assert ack.done or ack.why
-
-
-def in_cluster(rules: list[dict[str, Any]], note: str) -> dict[str, Any]:
-    return {
-        "metadata": {
-            "name": "digits",
-            "namespace": "default",
-            "annotations": {DIGEST: note},
-            "managedFields": [
-                {"manager": "controlled-rollout", "time": "2026-05-01T10:00:00Z", "fieldsV1": {"f:spec": {}}},
-                {"manager": "kubectl-edit", "time": "2026-05-01T11:00:00Z", "fieldsV1": {"f:spec": {}}},
-            ],
-        },
-        "spec": {"rules": rules},
-    }
-
-
-def test_a_change_by_hand_is_noticed_and_names_who_made_it() -> None:
-    rules, _ = settled(endpoint("one"), [], ready=("one",))
-    note = route.digest(rules)
-    by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
-
-    assert changed_by_hand(None) is None
-    assert changed_by_hand(in_cluster(rules, note)) is None
-    assert changed_by_hand(in_cluster([], note)) is None
-    assert "'kubectl-edit' at 2026-05-01T11:00:00Z" in (changed_by_hand(in_cluster(by_hand, note)) or "")
+    assert route_rules.mark_of(mark.rule) == mark

@@ -5,12 +5,11 @@ from typing import Any
 
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.target.kubernetes import manifests
-from controlled_rollout.target.kubernetes import route as routes
-from controlled_rollout.target.kubernetes.envoy import Envoy, Envoys
-from controlled_rollout.target.kubernetes.route import Mark
-from controlled_rollout.target.kubernetes.route_transition import CONTROLLER, DIGEST
-from controlled_rollout.target.kubernetes.view import View
+from controlled_rollout.target.kubernetes import manifests, route_rules
+from controlled_rollout.target.kubernetes.envoy_stats import EnvoyStats, GatewayStats
+from controlled_rollout.target.kubernetes.gateway import CONTROLLER
+from controlled_rollout.target.kubernetes.route_rules import DIGEST, Mark
+from controlled_rollout.target.kubernetes.view import EndpointView
 
 NAMESPACE = "models"
 GATEWAY = ("gateway", "envoy")
@@ -36,7 +35,7 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
     """The route as Envoy Gateway has accepted it."""
     parent = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
     made = manifests.http_route(
-        "digits", parent, rules, {DIGEST: routes.digest(rules)}, namespace=NAMESPACE, owner=OWNER
+        "digits", parent, rules, {DIGEST: route_rules.digest(rules)}, namespace=NAMESPACE, owner=OWNER
     )
     made["metadata"]["generation"] = 1
     conditions = [
@@ -47,7 +46,7 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
     return {**made, "status": {"parents": [said]}}
 
 
-def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> View:
+def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> EndpointView:
     """An endpoint with the Deployments of some versions, and one Envoy that serves the rules of a mark."""
     everything = endpoint("one", "two")
     objects = {
@@ -57,12 +56,12 @@ def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark |
         SECURITY_POLICY: {},
     }
     served = frozenset({mark.stat(NAMESPACE, "digits")} if mark else ())
-    view = View(of, GATEWAY, objects, envoys=Envoys({"envoy-1": Envoy(rules=served)}))
-    known = [*view.shares, *view.by_name]
-    return replace(view, envoys=Envoys({"envoy-1": Envoy(healthy=dict.fromkeys(known, 1), rules=served)}))
+    view = EndpointView(of, GATEWAY, objects, envoys=GatewayStats({"envoy-1": EnvoyStats(rules=served)}))
+    known = [*view.weight_clusters, *view.name_clusters]
+    return replace(view, envoys=GatewayStats({"envoy-1": EnvoyStats(healthy=dict.fromkeys(known, 1), rules=served)}))
 
 
-def settled(of: Endpoint, *versions: str) -> View:
+def settled(of: Endpoint, *versions: str) -> EndpointView:
     """An endpoint after all steps that it needs, every one of them confirmed."""
     rules: list[dict[str, Any]] = []
     mark: Mark | None = None
@@ -71,7 +70,7 @@ def settled(of: Endpoint, *versions: str) -> View:
         if view.next_rules == rules:
             return view
         rules = view.next_rules
-        found = seen(of, rules, *versions).serving
+        found = seen(of, rules, *versions).managed
         assert found is not None
         mark = found.mark
     raise AssertionError("it does not come to an end")
@@ -81,8 +80,8 @@ def test_a_new_endpoint_has_a_route_to_be_written_that_lets_nobody_in() -> None:
     view = seen(endpoint("one"), [])
 
     assert view.has_work
-    assert [routes.is_weights(rule) for rule in view.next_rules].count(True) == 1
-    served = seen(endpoint("one"), view.next_rules).serving
+    assert [route_rules.is_weights_rule(rule) for rule in view.next_rules].count(True) == 1
+    served = seen(endpoint("one"), view.next_rules).managed
     assert served is not None
     assert served.weights == {}
 
@@ -90,27 +89,27 @@ def test_a_new_endpoint_has_a_route_to_be_written_that_lets_nobody_in() -> None:
 def test_an_endpoint_that_is_served_as_it_should_be_has_no_work() -> None:
     view = settled(endpoint("one"), "one")
 
-    assert view.split_is_served
-    assert (view.has_work, view.left_over) == (False, ())
+    assert view.whole_split_is_served
+    assert (view.has_work, view.unused_objects) == (False, ())
 
 
-def test_a_deleted_versions_workload_is_left_over_only_once_every_envoy_serves_the_split_without_it() -> None:
+def test_a_deleted_versions_workload_is_unused_objects_only_once_every_envoy_serves_the_split_without_it() -> None:
     view = settled(endpoint("one", revision=2), "one", "two")
-    assert (view.has_work, view.left_over) == (True, ("two",))
+    assert (view.has_work, view.unused_objects) == (True, ("two",))
 
-    late = replace(view, envoys=Envoys({**view.envoys.pods, "envoy-2": Envoy()}))
-    assert (late.has_work, late.left_over) == (False, ())
+    late = replace(view, envoys=GatewayStats({**view.envoys.pods, "envoy-2": EnvoyStats()}))
+    assert (late.has_work, late.unused_objects) == (False, ())
 
     # A newer revision may have it again.
     newer = replace(view, endpoint=endpoint("one", revision=3))
-    assert newer.left_over == ()
+    assert newer.unused_objects == ()
 
 
 def test_a_workload_that_is_on_its_way_out_is_not_deleted_again() -> None:
     view = settled(endpoint("one", revision=2), "one", "two")
     view.objects[DEPLOYMENT]["two"]["metadata"]["deletionTimestamp"] = "2026-11-26T00:00:00Z"
 
-    assert replace(view).left_over == ()
+    assert replace(view).unused_objects == ()
 
 
 def test_a_route_that_somebody_has_changed_is_left_alone() -> None:

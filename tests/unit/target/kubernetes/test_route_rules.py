@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError
-from controlled_rollout.target.kubernetes import route
+from controlled_rollout.target.kubernetes import route_rules
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.kubernetes.phases import Phase
 
@@ -31,27 +31,29 @@ def services(*names: str) -> dict[str, str]:
 
 
 def written(found: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = route.rules(
-        found, current, weights=found.weights(), reachable=found.versions, mark=route.Mark(found.revision)
+    wanted = route_rules.build_rules(
+        found, current, weights=found.weights(), reachable=found.versions, mark=route_rules.Mark(found.revision)
     )
-    return route.merge(current, wanted)
+    return route_rules.merge_rules(current, wanted)
 
 
 def test_a_route_says_again_what_it_was_made_from() -> None:
     two = endpoint("one", "two", revision=7).shift("two", 10)
 
-    found = route.served(written(two, []), services("one", "two"))
+    found = route_rules.read_rules(written(two, []), services("one", "two"))
 
     assert found is not None
-    assert (found.mark, dict(found.weights)) == (route.Mark(7), {"one": 900_000, "two": 100_000})
+    assert (found.mark, dict(found.weights)) == (route_rules.Mark(7), {"one": 900_000, "two": 100_000})
     assert found.reachable == {"one", "two"}
 
 
 def test_nobody_is_let_in_without_weights() -> None:
-    made = route.rules(endpoint("one"), [], weights={}, reachable=[], mark=route.Mark(1, Phase.CLOSED))
+    made = route_rules.build_rules(
+        endpoint("one"), [], weights={}, reachable=[], mark=route_rules.Mark(1, Phase.CLOSED)
+    )
 
     assert not any("backendRefs" in rule for rule in made.values())
-    assert route.served(made.values(), {}) == route.Served(route.Mark(1, Phase.CLOSED))
+    assert route_rules.read_rules(made.values(), {}) == route_rules.ManagedRules(route_rules.Mark(1, Phase.CLOSED))
 
 
 def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_changes() -> None:
@@ -60,7 +62,7 @@ def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_ch
 
     [changed] = [rule for rule in after if rule not in before]
     assert "backendRefs" not in changed
-    assert route.mark_of(changed["name"]) == route.Mark(8)
+    assert route_rules.mark_of(changed["name"]) == route_rules.Mark(8)
 
 
 def test_every_answer_says_which_version_gave_it() -> None:
@@ -103,7 +105,7 @@ def test_a_new_version_takes_the_free_place() -> None:
 def test_a_route_with_too_many_rules_is_refused_and_names_the_others() -> None:
     current = [foreign(f"other-{number}") for number in range(14)]
 
-    with pytest.raises(EndpointError, match=r"17 rules, 14 of them not ours, and may have 16"):
+    with pytest.raises(EndpointError, match=r"17 rules, 14 of them not managed by controlled-rollout, and may have 16"):
         written(endpoint("one"), current)
 
 
@@ -111,8 +113,34 @@ def test_a_change_by_hand_changes_the_digest_and_somebody_elses_rule_does_not() 
     rules = written(endpoint("one", "two"), [])
     by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
 
-    assert route.digest(by_hand) != route.digest(rules)
-    assert route.digest([foreign("theirs"), *rules]) == route.digest(rules)
+    assert route_rules.digest(by_hand) != route_rules.digest(rules)
+    assert route_rules.digest([foreign("theirs"), *rules]) == route_rules.digest(rules)
+
+
+def in_cluster(rules: list[dict[str, Any]], note: str) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "digits",
+            "namespace": "default",
+            "annotations": {route_rules.DIGEST: note},
+            "managedFields": [
+                {"manager": "controlled-rollout", "time": "2026-05-01T10:00:00Z", "fieldsV1": {"f:spec": {}}},
+                {"manager": "kubectl-edit", "time": "2026-05-01T11:00:00Z", "fieldsV1": {"f:spec": {}}},
+            ],
+        },
+        "spec": {"rules": rules},
+    }
+
+
+def test_a_change_by_hand_is_noticed_and_names_who_made_it() -> None:
+    rules = written(endpoint("one"), [])
+    note = route_rules.digest(rules)
+    by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
+
+    assert route_rules.hand_edit(None) is None
+    assert route_rules.hand_edit(in_cluster(rules, note)) is None
+    assert route_rules.hand_edit(in_cluster([], note)) is None
+    assert "'kubectl-edit' at 2026-05-01T11:00:00Z" in (route_rules.hand_edit(in_cluster(by_hand, note)) or "")
 
 
 NAMES = ("one", "two", "three", "four", "five", "six")
@@ -135,16 +163,18 @@ def test_no_rule_and_no_backend_ever_moves(steps: list[tuple[str, Any]]) -> None
             backends_before = {
                 backend["name"]: slot
                 for rule in current
-                if route.is_weights(rule)
+                if route_rules.is_weights_rule(rule)
                 for slot, backend in enumerate(rule["backendRefs"])
                 if backend["weight"]
             }
             current = written(found, current)
-            for slot, backend in enumerate(current[0]["backendRefs"] if route.is_weights(current[0]) else []):
+            for slot, backend in enumerate(
+                current[0]["backendRefs"] if route_rules.is_weights_rule(current[0]) else []
+            ):
                 if backend["weight"] and backend["name"] in backends_before:
                     assert backends_before[backend["name"]] == slot
-            assert route.without_ours(current) == [rule for rule in current if rule["name"].startswith("other")]
-        now = {rule["name"]: place for place, rule in enumerate(current) if "free" not in rule["name"]}
+            assert route_rules.foreign_rules(current) == [rule for rule in current if rule["name"].startswith("other")]
+        now = {rule["name"]: place for place, rule in enumerate(current) if "empty" not in rule["name"]}
         assert all(now[name] == place for name, place in places.items() if name in now)
         places = now
         assert len({rule["name"] for rule in current}) == len(current)

@@ -1,17 +1,18 @@
-"""Our rules in an endpoint's HTTPRoute, and everybody else's: pure functions on `spec.rules`.
+"""The rules that we manage in an endpoint's HTTPRoute, beside everybody else's: pure functions on `spec.rules`.
 
-The list of rules is atomic, so it cannot be shared by server-side apply: our rules are known by their names, all others
-are kept as they are, and the whole list is patched under the resource version that it was read at.
+The list of rules is atomic, so server-side apply cannot share it. Our rules are known by their names, all others are
+kept as they are, and the whole list is patched with the resource version that it was read at.
 
 The rule for unknown versions carries a mark in its name: the revision that all our rules were made from, and how far
-they are on the way to its split. It has no backends, so that its name touches no cluster, and its counters have that
-name: an Envoy that has them has taken the rules over. So every split has a name of its own, for example
+they are on the way to its split. It has no backends, so its name touches no cluster, and its counters have that name:
+an Envoy that has them has taken the rules over. So every split has a name of its own, for example
 `controlled-rollout-unknown-7-2-entering-5-one`: the third split of revision 7, in the phase `entering`; revision 5 was
 the last that was wholly served, and version `one` takes what no other version has.
 
-A place in the list is an identity. Envoy Gateway calls the cluster of a rule's backend by the places of both
-(`…/rule/2/backend/1`): a rule or a backend that moved to another place would, for a moment, get the requests of the one
-that was there before. So nothing ever moves: what goes leaves a hole, and what comes takes a hole or the end.
+A position in the list is an identity. Envoy Gateway names the cluster of a rule's backend by the positions of both
+(`…/rule/2/backend/1`): a rule or a backend that moved would for a moment receive the requests of the one that was at
+its new position before. So positions never change: what is removed leaves an empty position, and what is added takes an
+empty position or the end.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from controlled_rollout.cluster.api import Object
+from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
@@ -31,35 +32,38 @@ from controlled_rollout.target.kubernetes.phases import Phase, shares
 from controlled_rollout.target.transition import Split
 
 __all__ = [
-    "PREFIX",
-    "WEIGHTS",
+    "DIGEST",
+    "ManagedRules",
     "Mark",
-    "Served",
+    "build_rules",
     "clusters",
     "digest",
-    "is_weights",
+    "foreign_rules",
+    "hand_edit",
+    "is_weights_rule",
+    "managed_rules",
     "mark_of",
-    "merge",
-    "ours",
-    "rules",
-    "served",
-    "without_ours",
+    "merge_rules",
+    "positive",
+    "read_rules",
 ]
 
-# Gateway API's own bound.
-MOST_RULES: Final = 16
+# The Gateway API's limit.
+MAX_RULES: Final = 16
 TIMEOUT_MARGIN_MS: Final = 1000
 
 PREFIX: Final = "controlled-rollout-"
 WEIGHTS: Final = "weights"
 UNKNOWN: Final = "unknown"
-FREE: Final = "free"
+EMPTY: Final = "empty"
 MARK_NAME: Final = re.compile(rf"{PREFIX}{UNKNOWN}-(\d+)-(\d+)-({'|'.join(Phase)})-(\d+)(?:-(.+))?")
+# The annotation of a route with the digest of our rules as we wrote them.
+DIGEST: Final = "controlled-rollout/rules-digest"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """From what our rules were made, and how far they are on the way to the revision's split.
+    """The revision that our rules were made from, and how far they are on the way to its split.
 
     Attributes:
         revision: The endpoint's revision.
@@ -77,23 +81,23 @@ class Mark:
 
     @property
     def rule(self) -> str:
-        """The name of the rule that carries it."""
+        """The name of the rule that carries the mark."""
         name = f"{PREFIX}{UNKNOWN}-{self.revision}-{self.step}-{self.phase}-{self.served_revision}"
         return f"{name}-{self.default}" if self.default else name
 
     def stat(self, namespace: str, route: str) -> str:
-        """What Envoy calls the counters of that rule."""
+        """Return the name of that rule's counters in Envoy."""
         return f"{namespace}/{route}/{self.rule}"
 
 
 @dataclass(frozen=True)
-class Served:
-    """What our rules say.
+class ManagedRules:
+    """What our rules in a route say.
 
     Attributes:
-        mark: From what they were made.
-        weights: Parts of a million by version; those without any are in it too.
-        reachable: The versions that can be reached by their name.
+        mark: What they were made from.
+        weights: Parts of a million by version, 0 included.
+        reachable: The versions that callers can reach by name.
     """
 
     mark: Mark
@@ -102,11 +106,11 @@ class Served:
 
     @property
     def split(self) -> Split:
-        """The split that is served, without the minimal weights of versions that enter."""
+        """The split without the minimal weights of versions that enter."""
         return Split(shares(self.weights, self.mark.phase), self.mark.default)
 
 
-def rules(
+def build_rules(
     endpoint: Endpoint,
     current: Sequence[Object],
     *,
@@ -118,24 +122,24 @@ def rules(
 
     Args:
         endpoint: The revision that is to be served.
-        current: The route's present rules: backends keep their places.
+        current: The route's present rules: backends keep their positions.
         weights: Parts of a million by version; empty lets nobody in.
         reachable: The versions that callers can reach by name.
-        mark: What the rule for unknown versions is to say.
+        mark: The mark for the rule for unknown versions.
     """
-    made = {WEIGHTS: _weights_rule(endpoint, current, weights)}
+    rules = {WEIGHTS: _weights_rule(endpoint, current, weights)}
     for version in sorted(reachable):
-        made[f"version-{version}"] = _version_rule(endpoint, version)
-    made[UNKNOWN] = {
+        rules[f"version-{version}"] = _version_rule(endpoint, version)
+    rules[UNKNOWN] = {
         "name": mark.rule,
         "matches": [_match(endpoint.name, {"type": "RegularExpression", "value": ".+"})],
-        "filters": [_answer(endpoint.name, UNKNOWN)],
+        "filters": [_direct_response(endpoint.name, UNKNOWN)],
     }
-    return made
+    return rules
 
 
-def merge(current: Sequence[Object], wanted: Mapping[str, Object]) -> list[Object]:
-    """Return the route's rules with ours as `wanted` and all others, and all places, as they are.
+def merge_rules(current: Sequence[Object], wanted: Mapping[str, Object]) -> list[Object]:
+    """Return the route's rules with ours as `wanted`; all other rules, and all positions, stay as they are.
 
     Raises:
         EndpointError: There would be more rules than a route may have.
@@ -153,43 +157,48 @@ def merge(current: Sequence[Object], wanted: Mapping[str, Object]) -> list[Objec
                 merged.append(missing[key])
     while merged and merged[-1] is None:
         merged.pop()
-    if len(merged) > MOST_RULES:
-        others = sum(_key(rule) is None for rule in current)
+    if len(merged) > MAX_RULES:
+        foreign = len(foreign_rules(current))
         raise EndpointError(
-            f"the HTTPRoute would have {len(merged)} rules, {others} of them not ours, and may have {MOST_RULES}: move "
-            "the others to a route of their own"
+            f"the HTTPRoute would have {len(merged)} rules, {foreign} of them not managed by controlled-rollout, and "
+            f"may have {MAX_RULES}: move those {foreign} to another route"
         )
-    return [rule if rule is not None else _free(place) for place, rule in enumerate(merged)]
+    return [rule if rule is not None else _empty_rule(position) for position, rule in enumerate(merged)]
 
 
-def ours(current: Iterable[Object]) -> list[Object]:
-    """Return our rules."""
+def managed_rules(current: Iterable[Object]) -> list[Object]:
+    """Return our rules among those of a route."""
     return [rule for rule in current if _key(rule) is not None]
 
 
-def without_ours(current: Iterable[Object]) -> list[Object]:
-    """Return everybody else's rules."""
+def foreign_rules(current: Iterable[Object]) -> list[Object]:
+    """Return the rules of a route that others have written."""
     return [rule for rule in current if _key(rule) is None]
 
 
-def served(current: Iterable[Object], versions: Mapping[str, str]) -> Served | None:
+def read_rules(current: Iterable[Object], versions: Mapping[str, str]) -> ManagedRules | None:
     """Return what our rules say, or None if there are none.
 
     Args:
         current: The route's rules.
         versions: The versions by the names of their Services.
     """
-    found = {key: rule for rule in current if (key := _key(rule)) is not None}
-    if WEIGHTS not in found or UNKNOWN not in found:
+    rules = {key: rule for rule in current if (key := _key(rule)) is not None}
+    if WEIGHTS not in rules or UNKNOWN not in rules:
         return None
-    mark = mark_of(found[UNKNOWN]["name"])
+    mark = mark_of(rules[UNKNOWN]["name"])
     weights: dict[str, int] = {}
-    for backend in found[WEIGHTS].get("backendRefs") or []:
-        # A free place repeats a backend, with no weight.
+    for backend in rules[WEIGHTS].get("backendRefs") or []:
+        # An empty position repeats a backend, with no weight.
         if version := versions.get(backend["name"]):
             weights[version] = weights.get(version, 0) + backend.get("weight", 1)
-    reachable = frozenset(version for version in versions.values() if f"version-{version}" in found)
-    return Served(mark, weights, reachable) if mark else None
+    reachable = frozenset(version for version in versions.values() if f"version-{version}" in rules)
+    return ManagedRules(mark, weights, reachable) if mark else None
+
+
+def positive(weights: Mapping[str, int]) -> dict[str, int]:
+    """Return the weights above 0."""
+    return {version: weight for version, weight in weights.items() if weight}
 
 
 def mark_of(rule: str) -> Mark | None:
@@ -202,15 +211,41 @@ def mark_of(rule: str) -> Mark | None:
 
 
 def digest(current: Iterable[Object]) -> str:
-    """Return what tells our rules as we made them from rules that somebody has changed by hand."""
-    text = json.dumps(ours(current), sort_keys=True, separators=(",", ":"))
+    """Return the digest of our rules, which tells them from rules that somebody has edited."""
+    text = json.dumps(managed_rules(current), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hand_edit(route: Object | None) -> str | None:
+    """Return a sentence on who has edited our rules in a route; None if nobody has.
+
+    Rules that are all gone are no edit: they are written again.
+    """
+    if route is None or not managed_rules(route["spec"].get("rules") or []):
+        return None
+    written = (route["metadata"].get("annotations") or {}).get(DIGEST)
+    if written is None or written == digest(route["spec"]["rules"]):
+        return None
+    name = f"{route['metadata']['namespace']}/{route['metadata']['name']}"
+    writers = [
+        entry
+        for entry in route["metadata"].get("managedFields") or []
+        if "f:spec" in (entry.get("fieldsV1") or {}) and not entry.get("subresource")
+    ]
+    # Times are whole seconds: within the same second, somebody else is the likelier writer.
+    newest = max(writers, key=lambda entry: (entry.get("time", ""), entry["manager"] != FIELD_MANAGER), default=None)
+    writer = f"{newest['manager']!r} at {newest.get('time')}" if newest else "an unknown manager"
+    return (
+        f"the rules of HTTPRoute {name} whose names begin with {PREFIX!r} are not as controlled-rollout wrote them: "
+        f"{writer} has changed the route last; restore them, or delete them all from the route: then they are written "
+        "again"
+    )
 
 
 def clusters(
     namespace: str, route: str, current: Sequence[Object], versions: Mapping[str, str], *, by_name: bool
 ) -> dict[str, str]:
-    """Return the versions by what Envoy Gateway calls their clusters.
+    """Return the versions by the names of their clusters in Envoy.
 
     Args:
         namespace: Of the route.
@@ -219,23 +254,23 @@ def clusters(
         versions: The versions by the names of their Services.
         by_name: The clusters for callers who ask for a version; False for those that share the traffic.
     """
-    found: dict[str, str] = {}
-    for place, rule in enumerate(current):
-        if _key(rule) is None or is_weights(rule) == by_name:
+    names: dict[str, str] = {}
+    for position, rule in enumerate(current):
+        if _key(rule) is None or is_weights_rule(rule) == by_name:
             continue
         for slot, backend in enumerate(rule.get("backendRefs") or []):
             if backend.get("weight", 1) > 0 and backend["name"] in versions:
-                found[f"httproute/{namespace}/{route}/rule/{place}/backend/{slot}"] = versions[backend["name"]]
-    return found
+                names[f"httproute/{namespace}/{route}/rule/{position}/backend/{slot}"] = versions[backend["name"]]
+    return names
 
 
-def is_weights(rule: Object) -> bool:
-    """Whether it is our rule with the weights."""
+def is_weights_rule(rule: Object) -> bool:
+    """Whether a rule is ours with the weights."""
     return bool(rule.get("name") == PREFIX + WEIGHTS)
 
 
 def _key(rule: Object) -> str | None:
-    """Return which of our rules it is; None for somebody else's."""
+    """Return which of our rules this is; None for a foreign one."""
     name = rule.get("name", "")
     if not name.startswith(PREFIX):
         return None
@@ -245,11 +280,11 @@ def _key(rule: Object) -> str | None:
 def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> Object:
     rule = {"name": PREFIX + WEIGHTS, "matches": [_match(endpoint.name)]}
     if not weights:
-        return {**rule, "filters": [_answer(endpoint.name, "closed")]}
+        return {**rule, "filters": [_direct_response(endpoint.name, "closed")]}
     timeout_ms = max(version.scoring_timeout_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
     return {
         **rule,
-        "filters": _on_the_way(WEIGHTS),
+        "filters": _request_filters(WEIGHTS),
         "backendRefs": _backends(endpoint, current, weights),
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
@@ -260,7 +295,7 @@ def _version_rule(endpoint: Endpoint, version: str) -> Object:
     return {
         "name": f"{PREFIX}version-{version}",
         "matches": [_match(endpoint.name, {"type": "Exact", "value": version})],
-        "filters": _on_the_way("header"),
+        "filters": _request_filters("header"),
         "backendRefs": [_backend(endpoint.name, version, 1)],
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
@@ -271,7 +306,7 @@ def _match(endpoint: str, header: Object | None = None) -> Object:
     return {**match, "headers": [{"name": VERSION_HEADER, **header}]} if header else match
 
 
-def _on_the_way(routed_by: str) -> list[Object]:
+def _request_filters(routed_by: str) -> list[Object]:
     return [
         {
             "type": "URLRewrite",
@@ -284,7 +319,7 @@ def _on_the_way(routed_by: str) -> list[Object]:
     ]
 
 
-def _answer(endpoint: str, part: str) -> Object:
+def _direct_response(endpoint: str, part: str) -> Object:
     return {
         "type": "ExtensionRef",
         "extensionRef": {
@@ -297,31 +332,31 @@ def _answer(endpoint: str, part: str) -> Object:
 
 def _backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> list[Object]:
     services = {version_object(endpoint.name, version): version for version in weights}
-    places: list[str | None] = []
-    for rule in filter(is_weights, current):
-        before = rule.get("backendRefs") or []
-        shared = {backend["name"] for backend in before if backend.get("weight", 1) > 0}
-        for backend in before:
-            # A free place repeats, without a weight, a backend that has one elsewhere.
-            free = backend.get("weight", 1) == 0 and backend["name"] in shared
-            places.append(None if free else services.get(backend["name"]))
+    positions: list[str | None] = []
+    for rule in filter(is_weights_rule, current):
+        backends = rule.get("backendRefs") or []
+        weighted = {backend["name"] for backend in backends if backend.get("weight", 1) > 0}
+        for backend in backends:
+            # An empty position repeats, without a weight, a backend that has one elsewhere.
+            is_empty = backend.get("weight", 1) == 0 and backend["name"] in weighted
+            positions.append(None if is_empty else services.get(backend["name"]))
     for version in weights:
-        if version not in places:
-            if None in places:
-                places[places.index(None)] = version
+        if version not in positions:
+            if None in positions:
+                positions[positions.index(None)] = version
             else:
-                places.append(version)
-    while places and places[-1] is None:
-        places.pop()
-    biggest = max(weights, key=lambda version: weights[version])
+                positions.append(version)
+    while positions and positions[-1] is None:
+        positions.pop()
+    largest = max(weights, key=lambda version: weights[version])
     return [
-        _backend(endpoint.name, version, weights[version]) if version else _backend(endpoint.name, biggest, 0)
-        for version in places
+        _backend(endpoint.name, version, weights[version]) if version else _backend(endpoint.name, largest, 0)
+        for version in positions
     ]
 
 
 def _backend(endpoint: str, version: str, weight: int) -> Object:
-    said = {"set": [{"name": VERSION_HEADER, "value": version}]}
+    version_header = {"set": [{"name": VERSION_HEADER, "value": version}]}
     return {
         "group": "",
         "kind": "Service",
@@ -329,20 +364,20 @@ def _backend(endpoint: str, version: str, weight: int) -> Object:
         "port": SERVICE_PORT,
         "weight": weight,
         "filters": [
-            {"type": "RequestHeaderModifier", "requestHeaderModifier": said},
-            {"type": "ResponseHeaderModifier", "responseHeaderModifier": said},
+            {"type": "RequestHeaderModifier", "requestHeaderModifier": version_header},
+            {"type": "ResponseHeaderModifier", "responseHeaderModifier": version_header},
         ],
     }
 
 
-def _free(place: int) -> Object:
-    """Return a rule that keeps a place and matches nothing: no version has such a name."""
+def _empty_rule(position: int) -> Object:
+    """Return a rule that keeps a position and matches nothing: no version has such a name."""
     return {
-        "name": f"{PREFIX}{FREE}-{place}",
+        "name": f"{PREFIX}{EMPTY}-{position}",
         "matches": [
             {
                 "path": {"type": "Exact", "value": "/"},
-                "headers": [{"name": VERSION_HEADER, "type": "Exact", "value": f"#{FREE}-{place}"}],
+                "headers": [{"name": VERSION_HEADER, "type": "Exact", "value": f"#{EMPTY}-{position}"}],
             }
         ],
     }

@@ -1,0 +1,67 @@
+"""What a version's pods have logged, and what Kubernetes warns of them."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from controlled_rollout.cluster.api import Api, ApiError, Object
+from controlled_rollout.cluster.kinds import EVENT, POD
+from controlled_rollout.cluster.pods import newest_warning
+from controlled_rollout.errors import AccessError
+from controlled_rollout.target.kubernetes.manifests import CONTAINER
+from controlled_rollout.target.kubernetes.names import selector, version_labels
+from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["logs", "with_logs"]
+
+STATUS_LINES: Final = 30
+
+
+async def logs(api: Api, workspace: Workspace, endpoint: str, version: str, lines: int) -> str:
+    """Return the last lines of the logs of a version's pods, the newest pod's last."""
+    labels = selector(version_labels(endpoint, version))
+    pods = await api.items(POD.path(workspace.namespace), labelSelector=labels)
+    text: list[str] = []
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+        label = f"[{pod['metadata']['name']}] " if len(pods) > 1 else ""
+        log = await _pod_log(api, workspace, pod, lines)
+        text += [label + line for line in log.splitlines()]
+    return "\n".join(text[-lines:])
+
+
+async def with_logs(
+    api: Api, workspace: Workspace, status: EndpointStatus, versions: Iterable[VersionStatus]
+) -> EndpointStatus:
+    """Return a status in which some versions have the last lines of their logs and Kubernetes' newest warning."""
+    changed = dict(status.versions)
+    for version in versions:
+        log_tail = await logs(api, workspace, status.name, version.name, STATUS_LINES)
+        warning = await _warning(api, workspace, version)
+        warning = f"Kubernetes: {warning}" if warning and version.cause else warning
+        cause = "; ".join(filter(None, (version.cause, warning))) or None
+        changed[version.name] = version.model_copy(update={"log_tail": log_tail, "cause": cause})
+    return status.model_copy(update={"versions": changed})
+
+
+async def _pod_log(api: Api, workspace: Workspace, pod: Object, lines: int) -> str:
+    path = POD.path(workspace.namespace, pod["metadata"]["name"], "log")
+    containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
+    # A container that waits for its next start has logged nothing yet: the one before it says why it ended.
+    previous = "waiting" in (containers[0].get("state") or {}) and containers[0].get("restartCount", 0) > 0
+    query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
+    try:
+        return (await api.request("GET", path, query=query, accept="*/*")).decode(errors="replace")
+    except ApiError:
+        return ""  # a container that never started has no log
+
+
+async def _warning(api: Api, workspace: Workspace, version: VersionStatus) -> str | None:
+    """Return the newest warning about the first pod that is not ready."""
+    pod = next((replica.name for replica in version.replicas if replica.state is not ReplicaState.READY), None)
+    if pod is None:
+        return None
+    fields = f"type=Warning,involvedObject.kind=Pod,involvedObject.name={pod}"
+    try:
+        return newest_warning(await api.items(EVENT.path(workspace.namespace), fieldSelector=fields))
+    except AccessError:
+        return None  # a Role that may not read events only makes the message shorter

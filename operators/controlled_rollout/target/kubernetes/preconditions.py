@@ -1,0 +1,87 @@
+"""What an endpoint and its cluster have to fulfil before a revision is stored; nothing is changed here."""
+
+from controlled_rollout.cluster.api import Api, Object
+from controlled_rollout.cluster.kinds import GATEWAY, HTTP_ROUTE, SECURITY_POLICY
+from controlled_rollout.endpoint import Endpoint, EndpointError
+from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
+from controlled_rollout.target import refusals
+from controlled_rollout.target.kubernetes import envoy_stats
+from controlled_rollout.target.kubernetes.gateway import CONTROLLER, find_gateway
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
+from controlled_rollout.target.kubernetes.route_rules import hand_edit
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["check_cluster", "check_endpoint"]
+
+
+def check_endpoint(endpoint: Endpoint, workspace: Workspace) -> None:
+    """Refuse an endpoint that this target cannot serve.
+
+    Raises:
+        EndpointError: It asks for another namespace, for what no target can do yet, or a version has no image.
+    """
+    refusals.check_supported(endpoint, "Kubernetes")
+    if endpoint.namespace not in ("default", workspace.namespace):
+        raise EndpointError(
+            f"endpoint {endpoint.name!r} asks for namespace {endpoint.namespace!r}, and workspace "
+            f"{workspace.name!r} is on {workspace.namespace!r}: use a workspace of that namespace"
+        )
+    for version in endpoint.versions.values():
+        if not version.image:
+            raise EndpointError(f"version {version.name!r} names no image: build one and give its reference")
+
+
+async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
+    """Refuse a cluster that cannot do what is needed, and a route that somebody else has written or edited.
+
+    Raises:
+        ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
+        WorkspaceError: The Gateway API, Envoy Gateway or the Gateway is missing, or another controller serves it.
+    """
+    for kind in (HTTP_ROUTE, SECURITY_POLICY):
+        resources = await api.find(f"/apis/{kind.version}")
+        names = [resource["name"] for resource in (resources or {}).get("resources", [])]
+        if kind.plural not in names:
+            raise WorkspaceError(
+                f"the cluster {api.server} does not know {kind.plural}.{kind.group}: install "
+                f"{'the Gateway API' if kind is HTTP_ROUTE else 'Envoy Gateway'} first, docs/aks.md says how"
+                + ("" if kind is HTTP_ROUTE else "; without it callers would not be asked for their keys")
+            )
+    await _check_controller(api, workspace, await find_gateway(api, workspace))
+    route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
+    if route is None:
+        await _check_path(api, workspace, endpoint)
+        return
+    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint:
+        raise ConflictError(
+            f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
+            "controlled-rollout did not create: choose another name for the endpoint"
+        )
+    if edit := hand_edit(route):
+        raise ConflictError(f"{edit}; nothing was changed now")
+
+
+async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> None:
+    name = gateway["spec"]["gatewayClassName"]
+    try:
+        gateway_class = await api.find(f"/apis/{GATEWAY.version}/gatewayclasses/{name}")
+    except AccessError:
+        # Not every Role allows it. A route stays closed until Envoy Gateway itself reports that the policy is in force.
+        return
+    controller = gateway_class["spec"]["controllerName"] if gateway_class else "no controller"
+    if controller != CONTROLLER:
+        raise WorkspaceError(
+            f"Gateway {workspace.gateway!r} is served by {controller}, and only Envoy Gateway ({CONTROLLER}) "
+            "is known to ask callers for their keys: name a Gateway of its class"
+        )
+
+
+async def _check_path(api: Api, workspace: Workspace, endpoint: str) -> None:
+    """Refuse an endpoint whose path on the Gateway another namespace has: the older route would get its requests."""
+    namespaces = (await envoy_stats.read_all(api, workspace, endpoint)).namespaces() - {workspace.namespace}
+    if namespaces:
+        raise ConflictError(
+            f"Gateway {workspace.gateway!r} serves an endpoint {endpoint!r} of namespace "
+            f"{', '.join(map(repr, sorted(namespaces)))} already, and both would have the path "
+            f"/api/v1/service/{endpoint}: choose another name, or another Gateway"
+        )

@@ -1,0 +1,114 @@
+"""Bringing an endpoint's route to its newest revision, step by step, and deleting what no router refers to any more."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from controlled_rollout.cluster.api import Api, Object
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, SERVICE
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError
+from controlled_rollout.target.kubernetes import manifests, revisions
+from controlled_rollout.target.kubernetes.gateway import parent_reference
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
+from controlled_rollout.target.kubernetes.provisioning import apply_root
+from controlled_rollout.target.kubernetes.route_rules import DIGEST, digest, foreign_rules
+from controlled_rollout.target.kubernetes.view import EndpointView
+from controlled_rollout.target.kubernetes.watching import read_view
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["ATTEMPTS", "delete_rules", "reconcile", "reconcile_view"]
+
+log = logging.getLogger(__name__)
+
+# How often a change is tried that others may prevent by changing the same object at the same time.
+ATTEMPTS: Final = 5
+
+
+async def reconcile(api: Api, workspace: Workspace, endpoint: Endpoint) -> None:
+    """Do what is possible now for the newest revision, `endpoint`, also if others change the route at the same time."""
+    for _ in range(ATTEMPTS):
+        view = await read_view(api, workspace, endpoint)
+        if view.hand_edit:
+            log.warning("%s", view.hand_edit)
+            return
+        if await _act(api, workspace, view):
+            return
+
+
+async def reconcile_view(api: Api, workspace: Workspace, view: EndpointView) -> EndpointView:
+    """Do what a view allows for the newest revision; return the view that was acted on.
+
+    Nothing is done if somebody has changed the route since: the next view shows that.
+    """
+    if not view.has_work:
+        return view
+    # Two callers that wait for two revisions would undo each other's rules.
+    history = await revisions.existing_history(api, workspace.namespace, view.endpoint.name)
+    view = replace(view, endpoint=history[-1].endpoint)
+    if view.has_work:
+        await _act(api, workspace, view)
+    return view
+
+
+async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:
+    """Delete our rules from an endpoint's route, and the route if it has no others.
+
+    Raises:
+        ConflictError: Others change the route all the time.
+    """
+    path = HTTP_ROUTE.path(workspace.namespace, route_name(endpoint))
+    for _ in range(ATTEMPTS):
+        route = await api.find(path)
+        if route is None or route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint:
+            return
+        foreign = foreign_rules(route["spec"].get("rules") or [])
+        if not foreign:
+            await api.delete(path)
+            return
+        metadata = {
+            "annotations": {DIGEST: None},
+            "labels": dict.fromkeys(endpoint_labels(endpoint)),
+            "ownerReferences": [],
+        }
+        if await api.merge_if_unchanged(path, route, {"metadata": metadata, "spec": {"rules": foreign}}) is not None:
+            return
+    raise ConflictError(
+        f"the rules of endpoint {endpoint!r} were to be deleted from its HTTPRoute, which others changed at each of "
+        f"{ATTEMPTS} attempts: delete the endpoint again"
+    )
+
+
+async def _act(api: Api, workspace: Workspace, view: EndpointView) -> bool:
+    """Write the rules that the route should have next, or else delete what no router refers to any more.
+
+    Returns:
+        False if somebody has changed the route since the view: nothing was done.
+    """
+    if view.next_rules != view.rules:
+        return await _write_rules(api, workspace, view.endpoint.name, view.route, view.next_rules)
+    for name in view.unused_objects:
+        await api.delete(SERVICE.path(workspace.namespace, name))
+        # The Deployment last: it is what the next view is made from.
+        await api.delete(DEPLOYMENT.path(workspace.namespace, name))
+    return True
+
+
+async def _write_rules(
+    api: Api, workspace: Workspace, endpoint: str, route: Object | None, rules: Sequence[Object]
+) -> bool:
+    """Write all rules of a route; return False, and write nothing, if somebody has changed it since it was read."""
+    namespace, annotations = workspace.namespace, {DIGEST: digest(rules)}
+    if route is None:
+        owner = await apply_root(api, workspace, endpoint)
+        parent = parent_reference(workspace)
+        manifest = manifests.http_route(endpoint, parent, rules, annotations, namespace=namespace, owner=owner)
+        return await api.create(HTTP_ROUTE.path(namespace), manifest) is not None
+    metadata: Object = {"annotations": annotations}
+    if foreign_rules(rules):
+        # Drop the ownerReference: garbage collection would delete foreign rules too.
+        metadata["ownerReferences"] = []
+    change = {"metadata": metadata, "spec": {"rules": list(rules)}}
+    path = HTTP_ROUTE.path(namespace, route_name(endpoint))
+    return await api.merge_if_unchanged(path, route, change) is not None

@@ -1,0 +1,207 @@
+"""Reading an endpoint from its cluster: once, or again whenever something has changed."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from controlled_rollout.cluster.api import Api, ApiError, Object
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target.kubernetes import envoy_stats, revisions
+from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
+from controlled_rollout.target.kubernetes.names import endpoint_labels, selector
+from controlled_rollout.target.kubernetes.route_rules import positive
+from controlled_rollout.target.kubernetes.view import EndpointView
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Reconcile", "read_view", "watch_views"]
+
+# The Envoys' counters cannot be watched: they are read again at this interval while something is awaited of them.
+COUNTERS_INTERVAL_S: Final = 0.1
+# For what only time changes, such as a pull that has failed for long enough.
+CLOCK_INTERVAL_S: Final = 5.0
+
+# How long a split that every Envoy has just taken over is compared with the counters, and how often if they differ.
+COMPARISON_S: Final = 0.5
+COMPARISONS: Final = 3
+
+# Does what a view allows now, and returns the view that it acted on: with a newer revision, if there is one.
+Reconcile = Callable[[EndpointView], Awaitable[EndpointView]]
+
+
+async def read_view(api: Api, workspace: Workspace, endpoint: Endpoint) -> EndpointView:
+    """Return the state of an endpoint, whose newest revision is `endpoint`, as it is now."""
+    view, _ = await _list(api, workspace, endpoint)
+    return view
+
+
+async def watch_views(
+    api: Api, workspace: Workspace, endpoint: Endpoint, reconcile: Reconcile
+) -> AsyncGenerator[EndpointView]:
+    """Yield the state of an endpoint, first as it is, then whenever something may have changed.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints are.
+        endpoint: The endpoint's newest revision.
+        reconcile: Is called with each state before it is yielded.
+
+    Raises:
+        TargetUnavailableError: The API server does not answer, or ended a watch: begin again.
+    """
+    events: asyncio.Queue[tuple[_Source, Object] | BaseException] = asyncio.Queue()
+    view, versions = await _list(api, workspace, endpoint)
+    view = await reconcile(replace(view, compared=False))
+    yield view
+    # The watches begin only now: the first state is often enough.
+    async with contextlib.AsyncExitStack() as stack:
+        for source, version in versions.items():
+            stack.push_async_callback(_cancel, asyncio.create_task(_follow(api, source, version, events)))
+        while True:
+            if view.whole_split_is_served and not view.compared and view.contradiction is None:
+                contradiction = await _contradiction(api, workspace, view)
+                view = replace(view, compared=True, contradiction=contradiction)
+                yield view
+            view = await _after_events(view, events)
+            if view.managed is not None and view.managed.mark.revision > view.endpoint.revision:
+                history = await revisions.history(api, workspace.namespace, endpoint.name)
+                # There are none while the endpoint is being deleted.
+                view = replace(view, endpoint=history[-1].endpoint if history else view.endpoint)
+            if view.needs_counters:
+                view = replace(view, envoys=await _read_counters(api, workspace, view))
+            view = await reconcile(view)
+            yield view
+
+
+async def _after_events(
+    view: EndpointView, events: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
+) -> EndpointView:
+    """Wait for an event, or for the time to read the counters again; return the view after all that have arrived."""
+    event = None
+    with contextlib.suppress(TimeoutError):
+        pause_s = COUNTERS_INTERVAL_S if view.needs_counters else CLOCK_INTERVAL_S
+        event = await asyncio.wait_for(events.get(), pause_s)
+    rules = view.managed
+    while event is not None:
+        if isinstance(event, BaseException):
+            raise event
+        view = _after(view, *event)
+        event = None if events.empty() else events.get_nowait()
+    return view if view.managed == rules else replace(view, compared=False, contradiction=None)
+
+
+async def _read_counters(api: Api, workspace: Workspace, view: EndpointView) -> GatewayStats:
+    return await envoy_stats.read(api, workspace, view.endpoint.name, view.envoy_pods.values())
+
+
+async def _contradiction(api: Api, workspace: Workspace, view: EndpointView) -> str | None:
+    """Return how the Envoys' counters contradict the split that they serve, if every comparison says so."""
+    contradiction = None
+    for _ in range(COMPARISONS):
+        before = await _read_counters(api, workspace, view)
+        await asyncio.sleep(COMPARISON_S)
+        growth = (await _read_counters(api, workspace, view)).since(before)
+        counted: dict[str, int] = {}
+        for cluster, version in view.weight_clusters.items():
+            counted[version] = counted.get(version, 0) + (growth[cluster].requests if cluster in growth else 0)
+        contradiction = envoy_stats.contradiction(positive(view.managed.weights) if view.managed else {}, counted)
+        if contradiction is None:
+            return None
+    return contradiction
+
+
+# Lists and watches
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Objects of one kind that a view is made of.
+
+    Attributes:
+        kind: Their kind.
+        namespace: Their namespace.
+        labels: Which of them, as a selector.
+        are_envoys: Whether they are the Gateway's Envoys and not the endpoint's.
+    """
+
+    kind: Kind
+    namespace: str
+    labels: str
+    are_envoys: bool = False
+
+    @property
+    def path(self) -> str:
+        return self.kind.path(self.namespace)
+
+
+def _sources(workspace: Workspace, endpoint: str) -> list[_Source]:
+    labels = selector(endpoint_labels(endpoint))
+    kinds = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
+    return [
+        *(_Source(kind, workspace.namespace, labels) for kind in kinds),
+        _Source(POD, workspace.envoy_namespace, envoy_stats.envoy_selector(workspace), are_envoys=True),
+    ]
+
+
+async def _list(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[EndpointView, dict[_Source, str]]:
+    """List every source once; return the view, and the resource version that each can be watched from."""
+    sources = _sources(workspace, endpoint.name)
+    lists = await asyncio.gather(*(api.get(source.path, labelSelector=source.labels) for source in sources))
+    view = EndpointView(endpoint, workspace.gateway_name, {source.kind: {} for source in sources})
+    versions: dict[_Source, str] = {}
+    for source, listed in zip(sources, lists, strict=True):
+        objects = {item["metadata"]["name"]: _typed(item, source.kind) for item in listed.get("items") or []}
+        view = _with_objects(view, source, objects)
+        versions[source] = listed["metadata"]["resourceVersion"]
+    return replace(view, envoys=await _read_counters(api, workspace, view)), versions
+
+
+async def _follow(
+    api: Api, source: _Source, version: str, events: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
+) -> None:
+    """Put the events of a source into a queue, and the error that ends its watch."""
+    try:
+        while True:
+            async for event in api.watch(source.path, version, labelSelector=source.labels, allowWatchBookmarks="true"):
+                version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    events.put_nowait((source, {**event, "object": _typed(event["object"], source.kind)}))
+    except ApiError as error:
+        if error.status == 410:
+            expired = TargetUnavailableError(f"the watch of {source.kind.plural} was too slow: {error}")
+            expired.__cause__ = error
+            events.put_nowait(expired)
+        else:
+            events.put_nowait(error)
+    except Exception as error:
+        events.put_nowait(error)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _after(view: EndpointView, source: _Source, event: Object) -> EndpointView:
+    """Return the view after one event."""
+    before = view.envoy_pods if source.are_envoys else view.objects[source.kind]
+    changed = event["object"]
+    after = {name: item for name, item in before.items() if name != changed["metadata"]["name"]}
+    if event["type"] != "DELETED":
+        after[changed["metadata"]["name"]] = changed
+    return _with_objects(view, source, after)
+
+
+def _with_objects(view: EndpointView, source: _Source, objects: Mapping[str, Object]) -> EndpointView:
+    if source.are_envoys:
+        return replace(view, envoy_pods=objects)
+    return replace(view, objects={**view.objects, source.kind: objects})
+
+
+def _typed(item: Object, kind: Kind) -> Object:
+    """Return an object with its kind, which lists leave out."""
+    return {"apiVersion": kind.version, "kind": kind.name, **item}
