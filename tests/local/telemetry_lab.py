@@ -1,4 +1,4 @@
-"""The telemetry store as a real process, and how to fill it and ask it."""
+"""The telemetry store as a real process, for tests that fill and query one."""
 
 import os
 import re
@@ -19,20 +19,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 
+# The command line takes no port 0.
 PROGRAM = """
 import sys
-from datetime import timedelta
 from pathlib import Path
 from controlled_rollout.telemetry_store.server import serve
-port, data, token, faults = sys.argv[1:5]
-sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None,
-    faults_file=Path(faults) if faults else None))
+port, data, token = sys.argv[1:]
+sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None))
 """
+REPOSITORY = Path(__file__).parents[2]
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
 
 class Credential:
-    """A bearer token as the Azure client wants it."""
+    """A bearer token in the form that the Azure client requires."""
 
     def __init__(self, token: str = "any") -> None:
         self.token = token
@@ -42,23 +42,38 @@ class Credential:
 
 
 class Process:
-    """A store and how to speak to it."""
+    """A running telemetry store and its clients.
+
+    Args:
+        data: The folder of its database.
+        token_file: Holds the token of queries.
+        port: Its port; 0 for any free one.
+        faults_file: Says what the store does wrong, see `faulty_telemetry_store`.
+    """
 
     def __init__(
         self, data: Path, token_file: Path | None = None, port: int = 0, faults_file: Path | None = None
     ) -> None:
-        arguments = [sys.executable, "-c", PROGRAM, str(port), str(data), str(token_file or "")]
-        arguments.append(str(faults_file or ""))
-        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if faults_file:
+            arguments = ["-m", "tests.local.faulty_telemetry_store", str(port), str(data), str(faults_file)]
+        else:
+            arguments = ["-c", PROGRAM, str(port), str(data), str(token_file or "")]
+        self.popen = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert self.popen.stdout
         self.line = self.popen.stdout.readline()
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"telemetry store ready: InstrumentationKey=(\S+);IngestionEndpoint=(http://127\.0\.0\.1:\d+)/ "
             r"workspace=(\S+)\n",
             self.line,
         )
-        if found:
-            self.key, self.url, self.workspace = found.groups()
+        if match:
+            self.key, self.url, self.workspace = match.groups()
             self.http = httpx.Client(base_url=self.url, timeout=30)
 
     def client(self, token: str = "any") -> LogsQueryClient:
@@ -72,8 +87,8 @@ class Process:
     def send(self, *spans: dict[str, Any]) -> httpx.Response:
         return self.http.post("/v1/traces", content=export(*spans), headers=PROTOBUF)
 
-    def end(self, how: int = signal.SIGTERM) -> tuple[int, str]:
-        self.popen.send_signal(how)
+    def end(self, signal_number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.popen.send_signal(signal_number)
         _, errors = self.popen.communicate(timeout=30)
         return self.popen.returncode, errors
 
@@ -108,7 +123,7 @@ def export(*spans: dict[str, Any]) -> bytes:
 
 @contextmanager
 def stores(data: Path) -> Iterator[Callable[..., Process]]:
-    """Start stores in the block; they are gone behind it."""
+    """Give a function that starts stores; they end with the block."""
     processes: list[Process] = []
 
     def start_store(*args: Any, **kwargs: Any) -> Process:
@@ -128,7 +143,7 @@ def stores(data: Path) -> Iterator[Callable[..., Process]]:
 
 
 def source(store: Process) -> LogAnalyticsEvidence:
-    """The gate's window onto a store."""
+    """Return the gate's evidence source for a store."""
     return LogAnalyticsEvidence(
         endpoint=f"{store.url}/v1", workspace_id=store.workspace, credential=Credential(), enforce_https=False
     )

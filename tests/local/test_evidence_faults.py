@@ -213,8 +213,8 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
     process: Process, tell: Callable[..., None]
 ) -> None:
     name = "delayed"
-    fill(process, name)
     tell(late_s=3.0)
+    fill(process, name)
     reader = source(process)
 
     async def steps() -> None:
@@ -236,8 +236,8 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
 
 
 def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Process, tell: Callable[..., None]) -> None:
-    fill(process, "lossy", bad=True)
     tell(lost={"endpoint": "lossy", "version": "treatment"})
+    fill(process, "lossy", bad=True)
     evidence = read(process, "lossy")
 
     found = verdict(evidence, ANY_LAG, RouterCounts(STARTED + 123 * S, {"control": 240, "treatment": 120}))

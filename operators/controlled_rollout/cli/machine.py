@@ -71,9 +71,6 @@ def _add_telemetry_store(commands: Commands) -> None:
         help="delete rows older than this, such as '12 h' (default 30 d)",
     )
     store.add_argument("--token-file", type=Path, help="require the bearer token in this file for queries")
-    store.add_argument(
-        "--faults", type=Path, metavar="FILE", help="inject the faults that this file describes: for tests"
-    )
     store.set_defaults(run=_telemetry_store)
 
 
@@ -126,7 +123,6 @@ def _telemetry_store(options: argparse.Namespace) -> int:
         data=options.data,
         retention=options.retention,
         token_file=options.token_file,
-        faults_file=options.faults,
     )
 
 

@@ -1,4 +1,5 @@
-"""The local telemetry store: App Insights' ingestion and the Log Analytics query API on one machine.
+"""The telemetry store: a server with App Insights' ingestion and the Log Analytics query API, on one machine.
 
-A process of its own (`controlled-rollout telemetry-store`); docs/telemetry-store.md says what it supports.
+It is a process of its own (`controlled-rollout telemetry-store`) and needs nothing else of this package;
+docs/telemetry-store.md lists what it supports.
 """

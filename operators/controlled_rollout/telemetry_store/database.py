@@ -1,4 +1,4 @@
-"""The rows on disk: one DuckDB file that queries can read and nothing but this module can change."""
+"""The rows on disk: one DuckDB file, which queries read and only this module writes."""
 
 import logging
 import threading
@@ -17,29 +17,29 @@ __all__ = ["Database", "DatabaseError"]
 log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "telemetry.duckdb"
-# Rows deleted in one transaction: uploads wait no longer than one of these.
+# Rows deleted in one transaction; uploads wait until it ends.
 DELETE_CHUNK: Final = 50_000
-# Of the size limit, what is left after rows were deleted for it: not every pass should have to delete.
+# The part of the size limit that is left after a deletion, so that not every pass has to delete.
 SIZE_AFTER_TRIM: Final = 0.8
 
 
 class DatabaseError(Exception):
-    """The file cannot be opened."""
+    """The database cannot be opened."""
 
 
 class Database:
     """The store's tables.
 
-    Writes come from one thread; every query gets a cursor of its own and sees a consistent snapshot.
+    One thread writes; every query gets a cursor of its own and sees a consistent snapshot.
 
     Args:
-        folder: Where the file lies.
-        memory_limit: What DuckDB may use, such as `512MB`; larger queries spill to `folder`/spill.
+        folder: The folder of the file.
+        memory_limit: The most memory that DuckDB uses, such as `512MB`; larger queries spill to `folder`/spill.
     """
 
     def __init__(self, folder: Path, *, memory_limit: str = "1GB") -> None:
         self.file = folder / FILE_NAME
-        # No query may reach a file, the network or another database, load an extension, or change any of this.
+        # No query can reach a file, the network or another database, load an extension, or change these settings.
         config: dict[str, str | bool | int | float | list[str]] = {
             "enable_external_access": False,
             "autoinstall_known_extensions": False,
@@ -59,17 +59,19 @@ class Database:
             self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
             self._connection.execute("SET lock_configuration = true")
         except duckdb.Error as error:
-            raise DatabaseError(f"{self.file} cannot be opened as the store's database: {error}") from None
+            raise DatabaseError(
+                f"{self.file} cannot be opened as the store's database: {error}: use another data folder"
+            ) from error
         self._check_columns()
         self._inserts = {name: table.insert_sql() for name, table in TABLES.items()}
         self._cursors: set[duckdb.DuckDBPyConnection] = set()
         self._lock = threading.Lock()
 
     def _check_columns(self) -> None:
-        """A file of another version must not be filled with values in the wrong columns."""
+        """Refuse a file whose tables have other columns: rows would be written into the wrong ones."""
         for table in TABLES.values():
-            found = self._connection.execute(f'SELECT * FROM main."{table.name}" LIMIT 0').description or []  # noqa: S608
-            if [column[0] for column in found] != [column.name for column in table.stored]:
+            columns = self._connection.execute(f'SELECT * FROM main."{table.name}" LIMIT 0').description or []  # noqa: S608
+            if [column[0] for column in columns] != [column.name for column in table.stored]:
                 self._connection.close()
                 raise DatabaseError(
                     f"{self.file} was written by another version of the store (table {table.name} has other columns): "
@@ -78,7 +80,7 @@ class Database:
 
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Give a connection for one query."""
+        """Open a cursor for one query."""
         cursor = self._connection.cursor()
         with self._lock:
             self._cursors.add(cursor)
@@ -91,7 +93,7 @@ class Database:
 
     @property
     def busy(self) -> bool:
-        """Whether a query holds a cursor."""
+        """Whether a query runs."""
         return bool(self._cursors)
 
     def interrupt_queries(self) -> None:
@@ -101,7 +103,10 @@ class Database:
                 cursor.interrupt()
 
     def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
-        """Append rows to their tables in one transaction; on disk when this returns.
+        """Append rows to their tables in one transaction; they are on disk when this returns.
+
+        Args:
+            rows: Rows by table.
 
         Raises:
             duckdb.Error: Nothing was written.
@@ -122,13 +127,13 @@ class Database:
             log.debug("nothing to roll back: %s", error)
 
     def used_bytes(self) -> int:
-        """Return the size of the live data; DuckDB reuses freed space and seldom shrinks the file."""
+        """Return the size of the data in bytes; the file is larger, because DuckDB reuses freed space."""
         row = self._connection.execute("SELECT block_size * used_blocks FROM pragma_database_size()").fetchone()
         log_file = self.file.with_name(self.file.name + ".wal")
         return int(row[0] if row else 0) + (log_file.stat().st_size if log_file.exists() else 0)
 
     def delete_before(self, moment: datetime) -> int:
-        """Delete one chunk of rows older than `moment`; return how many, 0 when none is left."""
+        """Delete one chunk of rows older than `moment`; return how many were deleted, 0 if none is left."""
         naive = moment.replace(tzinfo=None)
         for name in TABLES:
             deleted = self._connection.execute(
@@ -141,7 +146,7 @@ class Database:
         return 0
 
     def age_limit_for(self, max_bytes: int) -> datetime | None:
-        """Return before which moment rows must go so that the data fits in `max_bytes`; None when it fits."""
+        """Return the age limit that makes the data fit in `max_bytes`: older rows must be deleted; None if it fits."""
         used = self.used_bytes()
         if used <= max_bytes:
             return None
@@ -149,16 +154,16 @@ class Database:
         part = min(1.0, max(0.0, 1 - SIZE_AFTER_TRIM * max_bytes / used))
         row = self._connection.execute(f"SELECT quantile_disc(t, {part}) FROM ({union})").fetchone()  # noqa: S608
         limit: datetime | None = row[0] if row else None
-        # Later than the quantile by the least step: the delete must make progress.
+        # One step later than the quantile, so that at least its row is deleted.
         return None if limit is None else limit + timedelta(microseconds=1)
 
     def checkpoint(self) -> None:
-        """Fold the log into the file, which also frees the space of deleted rows; skipped while queries prevent it."""
+        """Write the log into the file and free the space of deleted rows; skipped while a query prevents it."""
         try:
             self._connection.execute("CHECKPOINT")
         except duckdb.TransactionException as error:
             log.debug("checkpoint postponed: %s", error)
 
     def close(self) -> None:
-        """Fold the log into the file and close it."""
+        """Write the log into the file and close it."""
         self._connection.close()

@@ -1,10 +1,9 @@
-"""KQL -> one SELECT over the store's tables, or the error that Azure would give."""
+"""Translate KQL to one SELECT over the store's tables, or refuse it with the error that Azure would return."""
 
 import atexit
 import json
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,30 +13,25 @@ import duckdb  # noqa: TID253 - runs only inside the store's own process
 import duckdb_kql
 from duckdb_kql.types import kusto_type
 
+from controlled_rollout.duration import parse_duration
 from controlled_rollout.telemetry_store.schema import TABLES
 
 __all__ = ["QueryRefusedError", "Statement", "parse_timespan", "translate"]
 
-# The parser is Python: a query of this length keeps it busy for seconds. What stands in quotes is one word to it.
+# The parser is written in Python and takes seconds for a query of this length; a quoted text counts as one word.
 MAX_QUERY_LENGTH: Final = 32_768
 MAX_TEXT_LENGTH: Final = 1_000_000
-# Longer ones are translated anew each time: a few hundred of them would fill the memory.
-MAX_KEPT_LENGTH: Final = 16_384
+# Longer queries are not cached: a few hundred of them would fill the memory.
+MAX_CACHED_LENGTH: Final = 16_384
 QUOTED: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|//[^\n]*)""")
-# Azure's function; its own table has the column, and so have ours.
+# Azure's function for the time at which a row arrived; here the column `_TimeReceived` holds it.
 INGESTION_TIME: Final = re.compile(r"\bingestion_time\s*\(\s*\)")
 SCHEMA: Final = {name: table.column_names for name, table in TABLES.items()}
 
-DURATION: Final = re.compile(
-    r"P(?=[\dT])(?:(\d+(?:\.\d+)?)W)?(?:(\d+(?:\.\d+)?)D)?"
-    r"(?:T(?=\d)(?:(\d+(?:\.\d+)?)H)?(?:(\d+(?:\.\d+)?)M)?(?:(\d+(?:\.\d+)?)S)?)?",
-    re.ASCII,
-)
-
-# What makes rows out of a query's own values.
+# Table functions that make rows of values in the query itself.
 TABLE_FUNCTIONS: Final = frozenset({"unnest", "range", "generate_series"})
 
-# Only one translation at a time: the parser shares a growing cache between its instances.
+# One translation at a time: all instances of the parser share a cache that is not thread-safe.
 _translating = threading.Lock()
 
 
@@ -45,8 +39,8 @@ class QueryRefusedError(Exception):
     """The query cannot be run.
 
     Attributes:
-        kind: The inner error's code: SyntaxError, SemanticError, NotSupportedError or one of ours.
-        inner: Azure's code of the fault (SYN0002, SEM0100, …) with its message and position.
+        kind: The code of Azure's inner error, such as SyntaxError, SemanticError or NotSupportedError.
+        inner: Azure's code of the problem (SYN0002, SEM0100, …) with its message and position.
     """
 
     def __init__(self, kind: str, message: str, **inner: Any) -> None:
@@ -57,46 +51,39 @@ class QueryRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a query became.
+    """A translated query.
 
     Attributes:
-        sql: One SELECT in which the tables' names stand for what the caller puts in their place.
-        parameters: Values that DuckDB binds.
-        tables: The store's tables that it reads.
+        sql: One SELECT that names the store's tables; `over` says which rows they have.
+        parameters: The values of its placeholders.
+        tables: The names of the tables that it reads.
     """
 
     sql: str
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
 
-    def over(
-        self,
-        workspace_id: str,
-        start: datetime | None,
-        end: datetime | None,
-        visible: Callable[[str], str] = lambda sql: sql,
-    ) -> str:
-        """Return the statement that reads the store's tables, rows within [start, end] and what is visible of them."""
+    def over(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
+        """Return the SQL over the rows within [start, end] of the store's tables."""
         if not self.tables:
             return self.sql
         views = ", ".join(
-            f'"{name}" AS NOT MATERIALIZED ({visible(TABLES[name].view_sql(workspace_id, start, end))})'
-            for name in self.tables
+            f'"{name}" AS NOT MATERIALIZED ({TABLES[name].view_sql(workspace_id, start, end)})' for name in self.tables
         )
         return f"WITH {views} SELECT * FROM ({self.sql}\n)"  # noqa: S608 - translated, checked, from our own names
 
 
 def translate(query: str) -> Statement:
-    """Translate a query and prove that the result only reads the store's tables.
+    """Translate a KQL query, and check that the result reads nothing but the store's tables.
 
     Raises:
-        QueryRefusedError: It is no KQL, not supported, or reads something else.
+        QueryRefusedError: It is no KQL, is not supported, or reads something else.
     """
-    return _translate_kept(query) if len(query) <= MAX_KEPT_LENGTH else _translate(query)
+    return _translate_cached(query) if len(query) <= MAX_CACHED_LENGTH else _translate(query)
 
 
 @lru_cache(maxsize=256)
-def _translate_kept(query: str) -> Statement:
+def _translate_cached(query: str) -> Statement:
     return _translate(query)
 
 
@@ -107,7 +94,7 @@ def _translate(query: str) -> Statement:
             "QueryTooLong",
             f"the query has {length} characters outside quotes, {MAX_QUERY_LENGTH} are taken, {MAX_TEXT_LENGTH} in all",
         )
-    query = _with_arrival(query)
+    query = _with_time_received(query)
     if not query.strip():
         raise QueryRefusedError("SyntaxError", "the query is empty", code="SYN0001")
     if _uncommented(query).startswith("."):
@@ -116,14 +103,14 @@ def _translate(query: str) -> Statement:
         with _translating:
             translated = duckdb_kql.to_sql(query, schema=SCHEMA, allow_write=False, clusters={}, functions=[])
     except duckdb_kql.KqlSyntaxError as error:
-        raise _syntax_error(query, error) from None
+        raise _syntax_error(query, error) from error
     except duckdb_kql.KqlUnsupportedError as error:
         message = f"{error}: Azure may know it, this store does not (docs/telemetry-store.md lists what it knows)"
-        raise QueryRefusedError("NotSupportedError", message, code="NotSupported") from None
+        raise QueryRefusedError("NotSupportedError", message, code="NotSupported") from error
     except duckdb_kql.KqlError as error:
-        raise QueryRefusedError("SemanticError", str(error), code="SEM0100") from None
-    except RecursionError:
-        raise QueryRefusedError("SyntaxError", "the query is nested too deeply", code="SYN0003") from None
+        raise QueryRefusedError("SemanticError", str(error), code="SEM0100") from error
+    except RecursionError as error:
+        raise QueryRefusedError("SyntaxError", "the query is nested too deeply", code="SYN0003") from error
     if translated.unbound:
         names = ", ".join(translated.unbound)
         raise QueryRefusedError("SemanticError", f"query parameters without a value: {names}", code="SEM0100")
@@ -131,16 +118,13 @@ def _translate(query: str) -> Statement:
     return Statement(sql, dict(translated.parameters), _tables_read(sql))
 
 
-def _with_arrival(query: str) -> str:
-    """Return the query with the column that says when a row arrived, where it asks for `ingestion_time()`.
-
-    Padded to the same length, so that the place of a fault is still right.
-    """
+def _with_time_received(query: str) -> str:
+    """Replace `ingestion_time()` by the column `_TimeReceived`, padded so that error positions stay right."""
     if "ingestion_time" not in query:
         return query
     parts = QUOTED.split(query)
-    for place in range(0, len(parts), 2):
-        parts[place] = INGESTION_TIME.sub(lambda found: "_TimeReceived".ljust(len(found[0])), parts[place])
+    for index in range(0, len(parts), 2):
+        parts[index] = INGESTION_TIME.sub(lambda call: "_TimeReceived".ljust(len(call[0])), parts[index])
     return "".join(parts)
 
 
@@ -155,8 +139,8 @@ def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedE
     span = error.diagnostics[0].span
     lines = query.splitlines() or [""]
     line = lines[min(span.line, len(lines)) - 1]
-    found = re.match(r"\w+|\S|\Z", line[span.column :])
-    token = found[0] if found else ""
+    match = re.match(r"\w+|\S|\Z", line[span.column :])
+    token = match[0] if match else ""
     where = f"'{token}'" if token else "the end"
     return QueryRefusedError(
         "SyntaxError",
@@ -171,8 +155,8 @@ def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedE
 def _tables_read(sql: str) -> tuple[str, ...]:
     """Return the store's tables that a translated query reads.
 
-    The translator already refuses what is not KQL. This is the second lock, on DuckDB's own reading of the SQL: one
-    statement, a SELECT, over our tables by their exact names, and no function that makes a table of something else.
+    The translator already refuses other tables. This is a second, independent check on the SQL as DuckDB parses it: one
+    statement, a SELECT, over our tables by their exact names, without a function that reads from anywhere else.
 
     Raises:
         QueryRefusedError: It reads anything else.
@@ -184,12 +168,12 @@ def _tables_read(sql: str) -> tuple[str, ...]:
             [(serialized,)] = cursor.execute("SELECT json_serialize_sql($1)", [sql]).fetchall()
         document = json.loads(serialized)
     except (duckdb.Error, RecursionError) as error:
-        raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from None
+        raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from error
     if document.get("error") or len(document["statements"]) != 1:
         raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
     names, defined = _names_in(document)
     for name in sorted(names - TABLES.keys()):
-        # What the query itself defines may be read, unless it hides behind a name of the database's own.
+        # A table that the query itself defines may be read, unless it has the name of one of DuckDB's own.
         if name not in defined or name.lower() in built_in:
             raise QueryRefusedError(
                 "SemanticError",
@@ -201,9 +185,9 @@ def _tables_read(sql: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _parser() -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
-    """Return an empty database that reads SQL, and the names that every database brings along."""
+    """Return an empty database that parses SQL, and the names of the views that every DuckDB database has."""
     parser = duckdb.connect(":memory:", config={"enable_external_access": False, "threads": 1})
-    # DuckDB complains on stderr about what is still open when the interpreter ends.
+    # DuckDB warns on stderr about connections that are open when the interpreter ends.
     atexit.register(_parser.cache_clear)
     views = parser.execute("SELECT view_name FROM duckdb_views()").fetchall()
     return parser, frozenset(name.lower() for (name,) in views)
@@ -233,12 +217,16 @@ def _names_in(document: object) -> tuple[set[str], set[str]]:
 
 
 def column_type(duckdb_type: object) -> str:
-    """Return the type that Azure's answer names for a column."""
+    """Return the name of KQL's type for a DuckDB type."""
     return kusto_type(duckdb_type)
 
 
 def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:
-    """Read an ISO 8601 duration or interval as the first and the last moment that a query may see.
+    """Return the first and the last moment of an ISO 8601 duration (which ends now) or interval.
+
+    Args:
+        text: Such as `PT1H`, `2026-03-01T12:00:00Z/PT1H` or `2026-03-01/2026-03-02`; None is no bound.
+        now: The present moment.
 
     Raises:
         QueryRefusedError: It is neither.
@@ -254,21 +242,19 @@ def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, da
             return end - _duration(first), end
         start = _moment(first)
         end = start + _duration(second) if second.startswith("P") else _moment(second)
-    except (ValueError, OverflowError):
-        raise QueryRefusedError(
-            "InvalidTimespan", f"timespan {text[:80]!r} is no ISO 8601 duration or interval"
-        ) from None
+    except (ValueError, OverflowError) as error:
+        message = f"timespan {text[:80]!r} is no ISO 8601 duration or interval"
+        raise QueryRefusedError("InvalidTimespan", message) from error
     return start, end
 
 
 def _duration(text: str) -> timedelta:
-    match = DURATION.fullmatch(text)
-    if match is None:
+    """Read an ISO 8601 duration; one of years or months is refused, because their length is not fixed."""
+    if not text.startswith("P") or set(text.partition("T")[0]) & {"Y", "M"}:
         raise ValueError(text)
-    weeks, days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+    return parse_duration(text)
 
 
 def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text, flags=re.ASCII))
+    moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""OTLP/HTTP traces -> rows: what the OpenTelemetry Collector's Azure Monitor exporter does on a cluster.
+"""Make rows of OTLP/HTTP traces, as the OpenTelemetry Collector's Azure Monitor exporter does on a cluster.
 
 https://opentelemetry.io/docs/specs/otlp/#otlphttp
 """
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from google.protobuf.json_format import ParseDict, ParseError  # type: ignore[import-untyped]
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.json_format import MessageToJson, ParseDict, ParseError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -32,9 +33,9 @@ from controlled_rollout.telemetry_store.values import (
 __all__ = ["PROTOBUF", "SpanRows", "read_request", "rows_of", "status_body", "success_body"]
 
 PROTOBUF: Final = "application/x-protobuf"
-INVALID_ARGUMENT: Final = 3  # google.rpc.Code
+MAX_STATUS_MESSAGE: Final = 1_000
 
-# The same things under their names before and after the HTTP conventions became stable.
+# The same attributes, by their names in the stable and in the older HTTP conventions.
 STATUS_KEYS: Final = ("http.response.status_code", "http.status_code")
 URL_KEYS: Final = ("url.full", "http.url")
 METHOD_KEYS: Final = ("http.request.method", "http.method")
@@ -42,7 +43,13 @@ METHOD_KEYS: Final = ("http.request.method", "http.method")
 
 @dataclass(slots=True)
 class SpanRows:
-    """The rows of one export, and what was refused of it."""
+    """The rows of one export.
+
+    Attributes:
+        rows: Rows by table.
+        rejected: How many spans were refused.
+        reason: Why the first of them was refused.
+    """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     rejected: int = 0
@@ -66,12 +73,12 @@ def read_request(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
         else:
             request.ParseFromString(body)
     except (DecodeError, ParseError, ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise MalformedError(f"the body is not an ExportTraceServiceRequest: {error}") from None
+        raise MalformedError(f"the body is not an ExportTraceServiceRequest: {error}") from error
     return request
 
 
 def _identifiers_as_base64(document: dict[str, Any]) -> None:
-    """OTLP spells identifiers in hexadecimal where protobuf's JSON mapping has base64."""
+    """Rewrite identifiers from hexadecimal, as in OTLP/JSON, to base64, as in protobuf's JSON mapping."""
     for resource in document.get("resourceSpans") or ():
         for scope in resource.get("scopeSpans") or ():
             for span in scope.get("spans") or ():
@@ -79,54 +86,49 @@ def _identifiers_as_base64(document: dict[str, Any]) -> None:
                     if span.get(key):
                         try:
                             span[key] = base64.b64encode(bytes.fromhex(span[key])).decode("ascii")
-                        except (ValueError, binascii.Error):
-                            raise MalformedError(f"{key} {span[key]!r} is not hexadecimal") from None
+                        except (ValueError, binascii.Error) as error:
+                            raise MalformedError(f"{key} {span[key]!r} is not hexadecimal") from error
 
 
 def success_body(result: SpanRows, *, is_json: bool) -> bytes:
-    """Return the answer to an export that was taken, naming what was refused of it."""
-    answer = ExportTraceServiceResponse()
+    """Return the response to an accepted export, with the number of refused spans (OTLP's partial success)."""
+    response = ExportTraceServiceResponse()
     if result.rejected:
-        answer.partial_success.rejected_spans = result.rejected
-        answer.partial_success.error_message = result.reason
-    if is_json:
-        partial = {"rejectedSpans": str(result.rejected), "errorMessage": result.reason} if result.rejected else None
-        return json.dumps({"partialSuccess": partial} if partial else {}).encode()
-    encoded: bytes = answer.SerializeToString()
+        response.partial_success.rejected_spans = result.rejected
+        response.partial_success.error_message = result.reason
+    return _encode(response, is_json=is_json)
+
+
+def status_body(message: str, *, code: int, is_json: bool) -> bytes:
+    """Return a google.rpc.Status, which OTLP requires as the body of every error response.
+
+    Args:
+        message: A sentence for the sender.
+        code: A google.rpc.Code.
+        is_json: Whether the sender speaks JSON.
+    """
+    printable = message.encode("utf-8", "replace").decode("utf-8")
+    return _encode(status_pb2.Status(code=code, message=printable[:MAX_STATUS_MESSAGE]), is_json=is_json)
+
+
+def _encode(message: Message, *, is_json: bool) -> bytes:
+    encoded: bytes = MessageToJson(message, indent=None).encode() if is_json else message.SerializeToString()
     return encoded
 
 
-def status_body(message: str, *, is_json: bool, code: int = INVALID_ARGUMENT) -> bytes:
-    """Return a google.rpc.Status: what OTLP asks for in the body of every refusal."""
-    if is_json:
-        return json.dumps({"code": code, "message": message}).encode()
-    # Two fields (1: varint code, 2: string message) do not make a dependency on all of googleapis worth while.
-    encoded = message.encode("utf-8", "replace")[:1_000]
-    return b"\x08" + _varint(code) + b"\x12" + _varint(len(encoded)) + encoded
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def rows_of(request: ExportTraceServiceRequest) -> SpanRows:
-    """Make rows of spans: SERVER and CONSUMER become AppRequests, the other kinds AppDependencies."""
+    """Make rows of spans: AppRequests of SERVER and CONSUMER spans, AppDependencies of all others."""
     result = SpanRows()
     received = time.time_ns() // 1_000
     for resource_spans in request.resource_spans:
-        resource = {item.key: _plain(item.value) for item in resource_spans.resource.attributes}
+        resource = {item.key: _python_value(item.value) for item in resource_spans.resource.attributes}
         role = text(resource.get("service.name"))
         instance = text(resource.get("service.instance.id") or resource.get("host.name"))
         version = text(resource.get("service.version"))
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 try:
-                    table, own, parent, properties = _row(span)
+                    table, values, parent, properties = _row(span)
                 except MalformedError as error:
                     result.rejected += 1
                     result.reason = result.reason or str(error)
@@ -134,15 +136,15 @@ def rows_of(request: ExportTraceServiceRequest) -> SpanRows:
                 operation = span.trace_id.hex()
                 # The order of schema.CONTEXT.
                 context = (
-                    operation, own[1], parent, role, instance, version, "otlp", "", "", "", "", "", 1, properties,
+                    operation, values[1], parent, role, instance, version, "otlp", "", "", "", "", "", 1, properties,
                 )  # fmt: skip
-                row = (span.start_time_unix_nano // 1_000, received, *own, *context)
+                row = (span.start_time_unix_nano // 1_000, received, *values, *context)
                 result.rows.setdefault(table, []).append(row)
     return result
 
 
 def _row(span: Span) -> tuple[str, Row, str, str]:
-    """Return the table, its own columns, the parent's identifier and the properties of one span.
+    """Return a span's table, the values of the columns that only this table has, the parent's id and the properties.
 
     Raises:
         MalformedError: The span lacks an identifier or its times make no sense.
@@ -153,11 +155,11 @@ def _row(span: Span) -> tuple[str, Row, str, str]:
     if not 0 < start <= end or end // 1_000 > LATEST_US:
         raise MalformedError(f"span {span.span_id.hex()} starts at {start} and ends at {end} ns: not a period of time")
     duration_ms = (end - start) / 1e6
-    attributes = {item.key: _plain(item.value) for item in span.attributes}
+    attributes = {item.key: _python_value(item.value) for item in span.attributes}
     code = _status_code(attributes)
-    url = _take(attributes, URL_KEYS, pop=True)
-    method = _take(attributes, METHOD_KEYS)
-    path = urlsplit_path(url) or _take(attributes, ("url.path", "http.route"))
+    url = _first_text(attributes, URL_KEYS, remove=True)
+    method = _first_text(attributes, METHOD_KEYS)
+    path = _path(url) or _first_text(attributes, ("url.path", "http.route"))
     name = text(f"{method} {path}" if method and path else span.name, 1_024)
     succeeded = span.status.code != Status.STATUS_CODE_ERROR if code is None else success(code)
     result_code = "0" if code is None else code
@@ -165,54 +167,55 @@ def _row(span: Span) -> tuple[str, Row, str, str]:
     properties = properties_json(attributes)
     identity = span.span_id.hex()
     if span.kind in (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CONSUMER):
-        own: Row = (identity, name, text(url, 2_048), "", succeeded, result_code, duration_ms, "{}")
-        return "AppRequests", own, parent, properties
-    target = text(_take(attributes, ("server.address", "peer.service", "net.peer.name", "peer.address")))
+        request: Row = (identity, name, text(url, 2_048), "", succeeded, result_code, duration_ms, "{}")
+        return "AppRequests", request, parent, properties
+    target = text(_first_text(attributes, ("server.address", "peer.service", "net.peer.name", "peer.address")))
     kind = "HTTP" if method else "InProc" if span.kind == Span.SPAN_KIND_INTERNAL else "Other"
-    own = (identity, name, target, kind, text(url), succeeded, result_code, duration_ms, "{}")
-    return "AppDependencies", own, parent, properties
+    dependency = (identity, name, target, kind, text(url), succeeded, result_code, duration_ms, "{}")
+    return "AppDependencies", dependency, parent, properties
 
 
 def _status_code(attributes: dict[str, Any]) -> str | None:
-    """Take the HTTP status out of the attributes: a number, or (as Envoy writes it) a number in words."""
+    """Remove the HTTP status from the attributes and return it; Envoy writes the number as text."""
     for key in STATUS_KEYS:
         value = attributes.get(key)
-        written = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-        if written.isascii() and written.isdecimal() and len(written) <= 9:
-            for used in STATUS_KEYS:
-                attributes.pop(used, None)
-            return str(int(written))
+        digits = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+        if digits.isascii() and digits.isdecimal() and len(digits) <= 9:
+            for name in STATUS_KEYS:
+                attributes.pop(name, None)
+            return str(int(digits))
     return None
 
 
-def _take(attributes: dict[str, Any], keys: tuple[str, ...], *, pop: bool = False) -> str:
+def _first_text(attributes: dict[str, Any], keys: tuple[str, ...], *, remove: bool = False) -> str:
+    """Return the first of some attributes that is a text; empty if there is none."""
     for key in keys:
         value = attributes.get(key)
         if isinstance(value, str) and value:
-            if pop:
+            if remove:
                 del attributes[key]
             return value
     return ""
 
 
-def urlsplit_path(url: str) -> str:
-    """Return the path of an address, without its query; empty where it has none or is no address."""
+def _path(url: str) -> str:
+    """Return the path of a URL; empty if it has none or is no URL."""
     try:
         return urlsplit(url).path
     except ValueError:
         return ""
 
 
-def _plain(value: AnyValue) -> object:
-    """Return an attribute's value as Python has it; bytes in base64, as OTLP/JSON would."""
+def _python_value(value: AnyValue) -> object:
+    """Return an attribute's value as a Python object; bytes in base64, as in OTLP/JSON."""
     kind = value.WhichOneof("value")
     if kind is None:
         return None
     if kind == "array_value":
-        return [_plain(item) for item in value.array_value.values]
+        return [_python_value(item) for item in value.array_value.values]
     if kind == "kvlist_value":
-        return {item.key: _plain(item.value) for item in value.kvlist_value.values}
+        return {item.key: _python_value(item.value) for item in value.kvlist_value.values}
     if kind == "bytes_value":
         return base64.b64encode(value.bytes_value).decode("ascii")
-    plain: object = getattr(value, kind)
-    return plain
+    scalar: object = getattr(value, kind)
+    return scalar

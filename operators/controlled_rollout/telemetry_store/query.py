@@ -1,4 +1,4 @@
-"""The Log Analytics query API: a KQL query in, tables of Azure's shape out."""
+"""Run a KQL query and encode its rows as the Log Analytics query API does."""
 
 import json
 import logging
@@ -7,31 +7,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 import duckdb  # noqa: TID253 - runs only inside the store's own process
 
-from controlled_rollout.telemetry_store.answer import Answer, error_answer
 from controlled_rollout.telemetry_store.database import Database
-from controlled_rollout.telemetry_store.faults import NO_FAULT, Fault
 from controlled_rollout.telemetry_store.kql import QueryRefusedError, column_type, parse_timespan, translate
+from controlled_rollout.telemetry_store.responses import ApiResponse, error_response
 
 __all__ = ["QueryLimits", "run_query"]
 
 log = logging.getLogger(__name__)
 
-ROWS_AT_ONCE: Final = 2_000
-INTERRUPT_EVERY_S: Final = 0.02
-# A store that is told to answer in part stops after the first row.
-HALF_AN_ANSWER: Final = 1
+FETCHED_ROWS: Final = 2_000
+INTERRUPT_INTERVAL_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class QueryLimits:
-    """Azure's limits of one query."""
+    """The limits of one query, by default Azure's.
+
+    Attributes:
+        max_rows: With more rows the result is partial.
+        max_bytes: With a longer response the result is partial.
+        timeout_s: After so many seconds a query is stopped.
+        max_timeout_s: The longest timeout that a caller may ask for, in seconds.
+    """
 
     max_rows: int = 500_000
     max_bytes: int = 100 * 2**20
@@ -39,8 +43,8 @@ class QueryLimits:
     max_timeout_s: float = 600.0
 
 
-def _refused(error: QueryRefusedError) -> Answer:
-    """A fault of the query itself, nested as Azure nests it."""
+def _refused(error: QueryRefusedError) -> ApiResponse:
+    """Return the error for a query that cannot be run, nested as Azure nests it."""
     message = {
         "SyntaxError": "A recognition error occurred in the query.",
         "SemanticError": "A semantic error occurred.",
@@ -48,7 +52,7 @@ def _refused(error: QueryRefusedError) -> Answer:
     inner: dict[str, Any] = {"code": error.kind, "message": message}
     if error.kind in ("SyntaxError", "SemanticError"):
         inner["innererror"] = error.inner
-    return error_answer(400, "BadArgumentError", "The request had some invalid properties", inner)
+    return error_response(400, "BadArgumentError", "The request had some invalid properties", inner)
 
 
 def run_query(
@@ -59,54 +63,50 @@ def run_query(
     workspace_id: str,
     timeout_s: float,
     limits: QueryLimits,
-    fault: Fault = NO_FAULT,
-    statistics: bool = False,
-) -> Answer:
-    """Translate, run and encode one query; every failure becomes an answer.
+    with_statistics: bool = False,
+) -> ApiResponse:
+    """Translate, run and encode one query; every failure becomes an error response.
 
     Args:
-        database: Where the rows are.
-        query: The KQL.
-        timespan: ISO 8601 duration or interval, laid over TimeGenerated; None for all.
-        workspace_id: What the column TenantId says.
-        timeout_s: The query is stopped after so long.
+        database: The rows.
+        query: The KQL, if it is text.
+        timespan: An ISO 8601 duration or interval laid over TimeGenerated; None for all rows.
+        workspace_id: The value of the column TenantId.
+        timeout_s: After so many seconds the query is stopped.
         limits: Rows and bytes beyond which the result is partial.
-        fault: What the store was told to do wrong.
-        statistics: Whether the answer tells how long it took.
+        with_statistics: Whether the response tells how long the query took.
     """
     if not isinstance(query, str) or not isinstance(timespan, str | None):
-        return error_answer(400, "BadArgumentError", "query must be text, timespan text or nothing")
-    began = time.monotonic()
+        return error_response(400, "BadArgumentError", "query must be text, timespan text or nothing")
+    started = time.monotonic()
     try:
         statement = translate(query)
         start, end = parse_timespan(timespan, datetime.now(UTC))
     except QueryRefusedError as error:
         return _refused(error)
-    deadline = began + timeout_s
+    deadline = started + timeout_s
     with database.cursor() as cursor, _stopped_at(deadline, cursor):
         try:
-            # Nothing that is run here can write; DuckDB is told so as well.
+            # A translated query cannot write; the transaction is a second safeguard.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
-            cursor.execute(statement.over(workspace_id, start, end, fault.view), statement.parameters or None)
-            if fault.is_partial:
-                limits = replace(limits, max_rows=HALF_AN_ANSWER)
-            return _encode(cursor, limits, began, deadline, statistics=statistics)
+            cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
+            return _encode(cursor, limits, started, deadline, with_statistics=with_statistics)
         except duckdb.Error as error:
             return _failed(error, timeout_s)
 
 
 @contextmanager
 def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Interrupt what runs on a cursor from `deadline` on.
+    """Interrupt the statements of a cursor from `deadline` on.
 
-    Again and again: an interrupt that comes between two statements is forgotten.
+    Again and again: DuckDB forgets an interrupt that comes between two statements.
     """
     done = threading.Event()
 
     def watch() -> None:
         if done.wait(max(0.0, deadline - time.monotonic())):
             return
-        while not done.wait(INTERRUPT_EVERY_S):
+        while not done.wait(INTERRUPT_INTERVAL_S):
             cursor.interrupt()
 
     watcher = threading.Thread(target=watch, name="query deadline", daemon=True)
@@ -118,13 +118,13 @@ def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[
         watcher.join()
 
 
-def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
+def _failed(error: duckdb.Error, timeout_s: float) -> ApiResponse:
     message = str(error).partition("\n")[0]
     if isinstance(error, duckdb.InterruptException):
-        return error_answer(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
+        return error_response(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
     if isinstance(error, duckdb.OutOfMemoryException):
         inner = {"code": "E_LOW_MEMORY_CONDITION", "message": message}
-        return error_answer(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
+        return error_response(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
     resolved = not isinstance(error, duckdb.BinderException | duckdb.CatalogException)
     if resolved:
         log.info("query failed: %s", message)
@@ -132,40 +132,40 @@ def _failed(error: duckdb.Error, timeout_s: float) -> Answer:
 
 
 def _encode(
-    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, began: float, deadline: float, *, statistics: bool
-) -> Answer:
+    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, started: float, deadline: float, *, with_statistics: bool
+) -> ApiResponse:
     description = cursor.description or []
     types = [column_type(column[1]) for column in description]
-    columns = [{"name": column[0], "type": kind} for column, kind in zip(description, types, strict=True)]
-    encoders = [_ENCODERS.get(kind, _as_text) for kind in types]
+    columns = [{"name": column[0], "type": name} for column, name in zip(description, types, strict=True)]
+    encoders = [_ENCODERS.get(name, _as_text) for name in types]
     parts: list[bytes] = []
     count = size = 0
-    cut = ""
-    while rows := cursor.fetchmany(min(ROWS_AT_ONCE, limits.max_rows + 1 - count)):
+    exceeded = ""
+    while rows := cursor.fetchmany(min(FETCHED_ROWS, limits.max_rows + 1 - count)):
         if time.monotonic() > deadline:
             raise duckdb.InterruptException("stopped while the rows were read")
         if count + len(rows) > limits.max_rows:
             rows = rows[: limits.max_rows - count]
-            cut = f"The results of this query exceed the set limit of {limits.max_rows} records."
+            exceeded = f"The results of this query exceed the set limit of {limits.max_rows} records."
         encoded = _rows(rows, encoders)
         if size + len(encoded) > limits.max_bytes:
-            cut = f"The results of this query exceed the set limit of {limits.max_bytes} bytes."
+            exceeded = f"The results of this query exceed the set limit of {limits.max_bytes} bytes."
             break
         count += len(rows)
         size += len(encoded)
         if encoded:
             parts.append(encoded)
-        if cut:
+        if exceeded:
             break
     tail: dict[str, Any] = {}
-    if statistics:
-        tail["statistics"] = {"query": {"executionTime": round(time.monotonic() - began, 6)}}
-    if cut:
-        tail["error"] = _partial_error(cut)
+    if with_statistics:
+        tail["statistics"] = {"query": {"executionTime": round(time.monotonic() - started, 6)}}
+    if exceeded:
+        tail["error"] = _partial_error(exceeded)
     head = json.dumps({"name": "PrimaryResult", "columns": columns})[:-1]
     end = json.dumps(tail)[1:]
     body = b'{"tables":[' + head.encode() + b',"rows":[' + b",".join(parts) + b"]}]"
-    return Answer(200, body + (b"," + end.encode() if tail else b"}"))
+    return ApiResponse(200, body + (b"," + end.encode() if tail else b"}"))
 
 
 def _partial_error(message: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _as_guid(value: Any) -> str:
 def _as_datetime(value: Any) -> str:
     if isinstance(value, datetime):
         moment = value.astimezone(UTC) if value.tzinfo else value
-        # Seven digits at most, as Azure writes them, and none where there is nothing to say.
+        # Azure writes no fraction where it is zero, and no zeros at its end.
         fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
         return moment.replace(tzinfo=None).isoformat(timespec="seconds") + fraction + "Z"
     return f"{value.isoformat()}T00:00:00Z" if isinstance(value, date) else str(value)

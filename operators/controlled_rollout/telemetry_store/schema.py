@@ -1,7 +1,7 @@
-"""The tables of a Log Analytics workspace that the store keeps, with the names and types that Azure gives them.
+"""The tables of a Log Analytics workspace that the store keeps, with Azure's names and types.
 
-A table has *stored* columns, which lie on disk, and *constant* ones, which every row of an Azure workspace has and
-which say nothing here: those are added when a query reads the table.
+A table has *stored* columns, which are on disk, and *constant* columns, which Azure has too but which have the same
+value in every row here: they are added when a query reads the table.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["TABLES", "Column", "Row", "Table"]
 # One row's values in the order of its table's stored columns. Times are microseconds since 1970, dynamic is JSON text.
 Row = tuple[str | int | float | bool | None, ...]
 
-# KQL's type names -> DuckDB's.
+# DuckDB's types by KQL's names.
 DUCKDB_TYPES: Final = {
     "string": "VARCHAR",
     "datetime": "TIMESTAMP",
@@ -22,10 +22,10 @@ DUCKDB_TYPES: Final = {
     "bool": "BOOLEAN",
     "dynamic": "JSON",
 }
-# What a stored value is bound as before it is made into the column's type.
+# The types in which values are bound to an INSERT, which converts them to the column's type.
 BOUND_TYPES: Final = {**DUCKDB_TYPES, "datetime": "BIGINT", "dynamic": "VARCHAR"}
 
-# App Insights' own bounds of a request's duration, in milliseconds, and their names.
+# App Insights' buckets of a request's duration: upper bounds in milliseconds, and names.
 PERFORMANCE_BUCKETS: Final = (
     (250, "<250ms"),
     (500, "250ms-500ms"),
@@ -42,7 +42,13 @@ PERFORMANCE_BUCKETS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name and KQL type, and for a constant one the SQL of its value."""
+    """A column of a table.
+
+    Attributes:
+        name: Azure's name.
+        type: KQL's name of the type.
+        sql: The SQL of a constant column's value; None for a stored column.
+    """
 
     name: str
     type: str
@@ -51,12 +57,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: what is stored, and what a query sees besides.
+    """A table and its columns.
 
     Attributes:
         name: Azure's name of the table.
         stored: The columns on disk, in the order of `Row`.
-        constant: Columns whose value the view makes up.
+        constant: The columns that are added when a query reads the table.
     """
 
     name: str
@@ -65,16 +71,16 @@ class Table:
 
     @property
     def column_names(self) -> list[str]:
-        """What a query sees, in order."""
+        """The names of all columns, in the order in which a query sees them."""
         return [column.name for column in (*self.stored, *self.constant)]
 
     def create_sql(self) -> str:
-        """Return the statement that creates the table where it does not exist."""
+        """Return the statement that creates the table unless it exists."""
         columns = ", ".join(f'"{column.name}" {DUCKDB_TYPES[column.type]}' for column in self.stored)
         return f'CREATE TABLE IF NOT EXISTS main."{self.name}" ({columns})'
 
     def insert_sql(self) -> str:
-        """Return the statement that appends rows given as one list per stored column: one bind, not one per row."""
+        """Return the statement that appends rows; its parameters are one list of values for each stored column."""
         unnested = ", ".join(
             f'unnest(${position}::{BOUND_TYPES[column.type]}[]) AS "{column.name}"'
             for position, column in enumerate(self.stored, 1)
@@ -86,7 +92,13 @@ class Table:
         return f'INSERT INTO main."{self.name}" SELECT {values} FROM (SELECT {unnested})'  # noqa: S608 - our own names
 
     def view_sql(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
-        """Return the SELECT that a query's table name stands for: all columns, rows within [start, end]."""
+        """Return the SELECT of all columns that stands for the table in a query.
+
+        Args:
+            workspace_id: The value of the column TenantId.
+            start: The first TimeGenerated; None for no bound.
+            end: The last TimeGenerated; None for no bound.
+        """
         constants = {"TenantId": f"'{workspace_id}'", "Type": f"'{self.name}'"}
         columns = [f'"{column.name}"' for column in self.stored]
         columns += [f'{constants.get(column.name, column.sql)} AS "{column.name}"' for column in self.constant]
@@ -100,13 +112,13 @@ class Table:
 
 
 def _columns(text: str) -> tuple[Column, ...]:
-    """Read `name:type name name:type …`; a column without a type is a string."""
+    """Return the columns in a text such as `Id Success:bool`; one without a type is a string."""
     pairs = (word.partition(":") for word in text.split())
     return tuple(Column(name, kind or "string") for name, _, kind in pairs)
 
 
 _FIRST = _columns("TimeGenerated:datetime _TimeReceived:datetime")
-# What the sender says of itself and of the operation: the same columns, in the same order, in every table.
+# The sender and the operation: these columns are in every table, in this order.
 CONTEXT: Final = _columns(
     "OperationId OperationName ParentId AppRoleName AppRoleInstance AppVersion SDKVersion IKey UserId SessionId "
     "ClientIP SyntheticSource ItemCount:int Properties:dynamic"
@@ -132,9 +144,9 @@ _BUCKET = Column(
 )
 
 
-def _table(name: str, own: str, *, bucket: bool = False) -> Table:
+def _table(name: str, columns: str, *, bucket: bool = False) -> Table:
     constant = (*((_BUCKET,) if bucket else ()), *_CONSTANT)
-    return Table(name, (*_FIRST, *_columns(own), *CONTEXT), constant)
+    return Table(name, (*_FIRST, *_columns(columns), *CONTEXT), constant)
 
 
 # https://learn.microsoft.com/azure/azure-monitor/reference/tables/apprequests and its neighbours.

@@ -1,6 +1,6 @@
-"""App Insights' upload protocol -> rows: JSON envelopes, each accepted or refused by itself.
+"""Make rows of App Insights' upload protocol: JSON envelopes, each accepted or refused by itself.
 
-The protocol is what the exporters of Azure Monitor send: POST `/v2.1/track`, a JSON array or one JSON object a line.
+The exporters of Azure Monitor send it to `/v2.1/track`, as a JSON array or as one JSON object a line.
 """
 
 import json
@@ -25,17 +25,24 @@ from controlled_rollout.telemetry_store.values import (
 
 __all__ = ["TrackRows", "duration_ms", "read_envelopes", "rows_of"]
 
-# D.HH:MM:SS.fffffff, the days and the fraction optional.
+# D.HH:MM:SS.fffffff; the days and the fraction are optional.
 DURATION: Final = re.compile(r"(?:(\d{1,7})\.)?(\d{1,2}):(\d{2}):(\d{2})(?:\.(\d{1,7})\d*)?", re.ASCII)
 INSTRUMENTATION_KEY: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SEVERITIES: Final = {"verbose": 0, "information": 1, "warning": 2, "error": 3, "critical": 4}
-# Errors beyond this are counted and not described: an answer must stay small.
-MAX_ERRORS: Final = 1_000
+# More errors than this are counted and not described, so that the response stays small.
+MAX_DESCRIBED_ERRORS: Final = 1_000
 
 
 @dataclass(slots=True)
 class TrackRows:
-    """The rows of one upload, and the protocol's own account of it."""
+    """The rows of one upload.
+
+    Attributes:
+        rows: Rows by table.
+        received: How many envelopes there were.
+        accepted: How many of them became rows.
+        errors: The others, as the protocol describes them.
+    """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     received: int = 0
@@ -44,32 +51,33 @@ class TrackRows:
 
     @property
     def status(self) -> int:
-        """200 for all, 206 for some, 400 for none."""
+        """The response's status: 200 if all envelopes were accepted, 206 if some were, 400 if none was."""
         if self.accepted == self.received > 0:
             return 200
         return 206 if self.accepted else 400
 
     def refuse(self, index: int, message: str) -> None:
-        """Count one refused envelope."""
-        if len(self.errors) < MAX_ERRORS:
+        """Record one refused envelope by its index."""
+        if len(self.errors) < MAX_DESCRIBED_ERRORS:
             self.errors.append({"index": index, "statusCode": 400, "message": message})
 
-    def answer(self) -> dict[str, Any]:
-        """Return the body of the answer."""
+    def response(self) -> dict[str, Any]:
+        """Return the JSON document of the response."""
         return {"itemsReceived": self.received, "itemsAccepted": self.accepted, "errors": self.errors}
 
 
 def read_envelopes(body: bytes) -> list[object]:
-    """Return the items of an upload; one that is not JSON is a `MalformedError` in its place.
+    """Return the envelopes of an upload; one that is not JSON becomes a `MalformedError` in its place.
 
-    A body that is no JSON document is read line by line, so that one broken line loses only itself.
+    A body that is no JSON document is read line by line, so that a broken line does not lose the others.
     """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        whole = MalformedError(f"not JSON: {error}")
         lines = [line for line in body.splitlines() if line.strip()]
-        return [whole] if len(lines) <= 1 or body.lstrip()[:1] == b"[" else [_read_line(line) for line in lines]
+        if len(lines) <= 1 or body.lstrip()[:1] == b"[":
+            return [MalformedError(f"not JSON: {error}")]
+        return [_read_line(line) for line in lines]
     return document if isinstance(document, list) else [document]
 
 
@@ -82,7 +90,7 @@ def _read_line(line: bytes) -> object:
 
 
 def rows_of(items: list[object]) -> TrackRows:
-    """Make rows of envelopes; a malformed one is refused with its index and loses nothing else."""
+    """Make rows of envelopes; a malformed one is refused by its index, the others are accepted."""
     result = TrackRows(received=len(items))
     received_us = time.time_ns() // 1_000
     for index, item in enumerate(items):
@@ -116,10 +124,10 @@ def _envelope(item: object, received_us: int) -> tuple[str, list[Row]]:
     properties = properties_json(_mapping(base.get("properties"), "properties"))
     sender = tuple(text(tags.get(tag), 1_024) for tag in _CONTEXT_TAGS)
     rows: list[Row] = []
-    for own, times in read(base):
+    for values, count_of_row in read(base):
         # The order of schema.CONTEXT.
-        items = min(count * times, MAX_ITEM_COUNT)
-        rows.append((stamp, received_us, *own, *sender[:7], key.lower(), *sender[7:], items, properties))
+        items = min(count * count_of_row, MAX_ITEM_COUNT)
+        rows.append((stamp, received_us, *values, *sender[:7], key.lower(), *sender[7:], items, properties))
     return table, rows
 
 
@@ -150,15 +158,14 @@ def _time(value: object) -> int:
     if not isinstance(value, str):
         raise MalformedError("time is missing")
     try:
-        # App Insights writes seven digits; Python's datetime keeps six.
-        moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", value, flags=re.ASCII))
-    except ValueError:
-        raise MalformedError(f"time {value[:40]!r} is not an ISO 8601 time") from None
+        moment = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise MalformedError(f"time {value[:40]!r} is not an ISO 8601 time") from error
     return microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _item_count(rate: object) -> int:
-    """A sample rate of 25 per cent means that the item stands for four."""
+    """Return how many items an item with this sample rate stands for: 4 at a rate of 25 per cent."""
     if rate is None:
         return 1
     number = finite(rate, "sampleRate")
@@ -171,7 +178,7 @@ def duration_ms(value: object) -> float:
     """Read a duration, `D.HH:MM:SS.fffffff`, as milliseconds.
 
     Raises:
-        MalformedError: It is none.
+        MalformedError: It is not of this form.
     """
     match = DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -180,7 +187,7 @@ def duration_ms(value: object) -> float:
     if hours > 23 or minutes > 59 or seconds > 59:
         raise MalformedError(f"duration {value!r} has more than 23 hours, 59 minutes or 59 seconds")
     ticks = int((match[5] or "").ljust(7, "0"))
-    # In ticks of 100 ns up to here: one division at the end, no sum of rounded parts.
+    # In ticks of 100 ns until here: a single division rounds only once.
     return (((days * 24 + hours) * 60 + minutes) * 60 * 10_000_000 + seconds * 10_000_000 + ticks) / 10_000
 
 
@@ -197,12 +204,12 @@ def _severity(value: object) -> int | None:
 
 
 def _succeeded(base: Mapping[str, Any], code: str) -> bool:
-    told = base.get("success")
-    if told is None:
+    succeeded = base.get("success")
+    if succeeded is None:
         return success(code)
-    if not isinstance(told, bool):
-        raise MalformedError(f"success is {told!r}: true or false was expected")
-    return told
+    if not isinstance(succeeded, bool):
+        raise MalformedError(f"success is {succeeded!r}: true or false was expected")
+    return succeeded
 
 
 def _required(base: Mapping[str, Any], key: str, limit: int) -> str:
@@ -213,15 +220,15 @@ def _required(base: Mapping[str, Any], key: str, limit: int) -> str:
 
 
 def _measurements(base: Mapping[str, Any]) -> str:
-    given = _mapping(base.get("measurements"), "measurements")
-    return json_text({text(key, 150): finite(value, f"measurement {key!r}") for key, value in given.items()})
+    measurements = _mapping(base.get("measurements"), "measurements")
+    return json_text({text(key, 150): finite(value, f"measurement {key!r}") for key, value in measurements.items()})
 
 
-# A reader gives the table's own columns in the schema's order, and how many items one row stands for.
-_Own = list[tuple[Row, int]]
+# For each row: the values of the columns that only this table has, in the schema's order, and how many items it counts.
+_Values = list[tuple[Row, int]]
 
 
-def _request(base: Mapping[str, Any]) -> _Own:
+def _request(base: Mapping[str, Any]) -> _Values:
     code = text(base.get("responseCode"), 1_024) or "0"
     return [
         (
@@ -240,7 +247,7 @@ def _request(base: Mapping[str, Any]) -> _Own:
     ]
 
 
-def _dependency(base: Mapping[str, Any]) -> _Own:
+def _dependency(base: Mapping[str, Any]) -> _Values:
     code = text(base.get("resultCode"), 1_024)
     succeeded = True if base.get("success") is None and not code else _succeeded(base, code)
     return [
@@ -261,7 +268,7 @@ def _dependency(base: Mapping[str, Any]) -> _Own:
     ]
 
 
-def _exception(base: Mapping[str, Any]) -> _Own:
+def _exception(base: Mapping[str, Any]) -> _Values:
     details = base.get("exceptions")
     if not isinstance(details, list) or not details or not all(isinstance(detail, dict) for detail in details):
         raise MalformedError("exceptions is not a list of at least one JSON object")
@@ -277,7 +284,7 @@ def _exception(base: Mapping[str, Any]) -> _Own:
     )
     outer_assembly, outer_method = (text(outer[2].get(key), 1_024) for key in ("assembly", "method"))
     inner_assembly, inner_method = (text(inner[2].get(key), 1_024) for key in ("assembly", "method"))
-    own: Row = (
+    values: Row = (
         text(base.get("problemId"), 1_024) or f"{outer[0]} at {outer_method}",
         outer[0], outer_assembly, outer_method,
         outer[0], outer[1], outer_assembly, outer_method,
@@ -286,39 +293,39 @@ def _exception(base: Mapping[str, Any]) -> _Own:
         json_text(details),
         _measurements(base),
     )  # fmt: skip
-    return [(own, 1)]
+    return [(values, 1)]
 
 
-def _message(base: Mapping[str, Any]) -> _Own:
-    own = (_required(base, "message", 32_768), _severity(base.get("severityLevel")), _measurements(base))
-    return [(own, 1)]
+def _message(base: Mapping[str, Any]) -> _Values:
+    values = (_required(base, "message", 32_768), _severity(base.get("severityLevel")), _measurements(base))
+    return [(values, 1)]
 
 
-def _metric(base: Mapping[str, Any]) -> _Own:
+def _metric(base: Mapping[str, Any]) -> _Values:
     points = base.get("metrics")
     if not isinstance(points, list) or not points:
         raise MalformedError("metrics is not a list of at least one point")
-    rows: _Own = []
+    rows: _Values = []
     for point in points:
-        found = _mapping(point, "a metric")
-        total = finite(found.get("value"), "a metric's value")
-        count = found.get("count")
+        metric = _mapping(point, "a metric")
+        total = finite(metric.get("value"), "a metric's value")
+        count = metric.get("count")
         if count is not None and (type(count) is not int or count < 0):
             raise MalformedError(f"a metric's count is {count!r}: a whole number was expected")
         least, most = (
-            total if found.get(key) is None else finite(found[key], f"a metric's {key}") for key in ("min", "max")
+            total if metric.get(key) is None else finite(metric[key], f"a metric's {key}") for key in ("min", "max")
         )
         rows.append(
-            ((_required(found, "name", 1_024), total, least, most), 1 if count is None else min(count, MAX_ITEM_COUNT))
+            ((_required(metric, "name", 1_024), total, least, most), 1 if count is None else min(count, MAX_ITEM_COUNT))
         )
     return rows
 
 
-def _event(base: Mapping[str, Any]) -> _Own:
+def _event(base: Mapping[str, Any]) -> _Values:
     return [((_required(base, "name", 512), _measurements(base)), 1)]
 
 
-_READERS: Final[dict[str, tuple[str, Callable[[Mapping[str, Any]], _Own]]]] = {
+_READERS: Final[dict[str, tuple[str, Callable[[Mapping[str, Any]], _Values]]]] = {
     "RequestData": ("AppRequests", _request),
     "RemoteDependencyData": ("AppDependencies", _dependency),
     "ExceptionData": ("AppExceptions", _exception),

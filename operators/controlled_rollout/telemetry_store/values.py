@@ -1,4 +1,4 @@
-"""Values as they arrive, made fit for a column: bounded, valid UTF-8, valid JSON."""
+"""Make column values of the values in uploads: bounded text, valid UTF-8, valid JSON, finite numbers."""
 
 import json
 import math
@@ -18,7 +18,7 @@ __all__ = [
     "text",
 ]
 
-# 2262-04-11: where nanoseconds in 64 bits end; DuckDB's TIMESTAMP reaches much further.
+# 2262-04-11, the end of nanoseconds in 64 bits; DuckDB's TIMESTAMP reaches much further.
 LATEST_US: Final = 9_223_372_036_854_775
 MAX_ITEM_COUNT: Final = 2**31 - 1
 # App Insights' own limits, in characters.
@@ -27,11 +27,11 @@ MAX_PROPERTY: Final = 8_192
 
 
 class MalformedError(ValueError):
-    """One item is not what its protocol says; the message goes back to the sender."""
+    """An item is not as its protocol requires; the message is sent back to the sender."""
 
 
 def text(value: object, limit: int = MAX_PROPERTY) -> str:
-    """Return `value` as text of at most `limit` characters that can be written as UTF-8."""
+    """Return a value as text of at most `limit` characters, valid in UTF-8."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -39,30 +39,30 @@ def text(value: object, limit: int = MAX_PROPERTY) -> str:
     if isinstance(value, dict | list):
         return json_text(value)[:limit]
     cut = str(value)[:limit]
-    # A lone surrogate, which JSON can spell, would make the database refuse the whole batch.
+    # JSON can hold lone surrogates; the database would refuse a whole batch because of one.
     return cut if cut.isascii() else cut.encode("utf-8", "replace").decode("utf-8")
 
 
 def json_text(value: object) -> str:
-    """Return `value` as JSON.
+    """Return a value as JSON text.
 
     Raises:
-        MalformedError: It holds NaN or an infinity, which JSON cannot say.
+        MalformedError: It holds NaN or an infinity, which JSON has no form for.
     """
     try:
-        written = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        document = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"a value cannot be kept as JSON: {error}") from None
-    return written if written.isascii() else written.encode("utf-8", "replace").decode("utf-8")
+        raise MalformedError(f"a value cannot be kept as JSON: {error}") from error
+    return document if document.isascii() else document.encode("utf-8", "replace").decode("utf-8")
 
 
 def properties_json(properties: Mapping[str, Any]) -> str:
-    """Return custom properties as Azure keeps them: every value as text, both sides cut to Azure's limits."""
+    """Return custom properties as Azure keeps them: every value as text, keys and values cut to Azure's limits."""
     return json_text({text(key, MAX_KEY): text(value) for key, value in properties.items()})
 
 
 def microseconds(moment: datetime) -> int:
-    """Return an aware moment as microseconds since 1970.
+    """Return a time as microseconds since 1970.
 
     Raises:
         MalformedError: It lies outside what a column can hold.
@@ -70,20 +70,20 @@ def microseconds(moment: datetime) -> int:
     try:
         # In two parts: a float cannot carry the microseconds of today's dates exactly.
         stamp = int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
-    except (OverflowError, ValueError, OSError):
-        raise MalformedError(f"time {moment!r} is out of range") from None
+    except (OverflowError, ValueError, OSError) as error:
+        raise MalformedError(f"time {moment!r} is out of range: 1970 to 2262 can be kept") from error
     if not 0 <= stamp <= LATEST_US:
         raise MalformedError(f"time {moment.isoformat()} is out of range: 1970 to 2262 can be kept")
     return stamp
 
 
 def success(result_code: str) -> bool:
-    """Return App Insights' notion of success: an HTTP code from 100 to 399."""
+    """Whether App Insights counts a result code as success: an HTTP status from 100 to 399."""
     return result_code.isdecimal() and 100 <= int(result_code) < 400
 
 
 def finite(value: object, what: str) -> float:
-    """Return `value` as a finite number.
+    """Return a value as a finite number.
 
     Raises:
         MalformedError: It is not one.
@@ -92,8 +92,8 @@ def finite(value: object, what: str) -> float:
         raise MalformedError(f"{what} is {value!r}: a number was expected")
     try:
         number = float(value)
-    except OverflowError:
-        raise MalformedError(f"{what} is too large") from None
+    except OverflowError as error:
+        raise MalformedError(f"{what} is too large: a finite number was expected") from error
     if not math.isfinite(number):
         raise MalformedError(f"{what} is {value!r}: a finite number was expected")
     return number

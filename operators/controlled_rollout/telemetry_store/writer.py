@@ -1,4 +1,4 @@
-"""The buffer between uploads and the disk: many small uploads, few transactions, and queries that see them all."""
+"""The buffer between uploads and the database: many small uploads are written in few transactions."""
 
 import logging
 import threading
@@ -18,38 +18,47 @@ __all__ = ["BufferFullError", "NotWrittenError", "Writer"]
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS_S: Final = (0.1, 0.5, 1.0, 5.0)
-# The errors of a machine (disk full, out of memory), after which the same rows may yet be written.
+# Errors of the machine (disk full, out of memory): the same rows can be written once they are over.
 MACHINE_ERRORS: Final = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException, OSError)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Accepted rows on their way to the disk."""
+    """Accepted rows that are not on disk yet.
+
+    Attributes:
+        rows: Rows by table.
+        count: How many rows.
+        size: Their size in memory, in bytes.
+        last_upload: The number of the newest upload among them.
+    """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     count: int = 0
     size: int = 0
-    uploads: int = 0  # how many uploads had been accepted when the last of these rows was
+    last_upload: int = 0
 
 
 class BufferFullError(Exception):
-    """The disk does not keep up: nothing was taken, the sender may try again later."""
+    """Too many rows wait to be written: the upload was not accepted, the sender may try again later."""
 
 
 class NotWrittenError(Exception):
-    """What was accepted could not be written yet."""
+    """Accepted rows could not be written in time."""
 
 
 class Writer:
-    """A thread that writes what was accepted, at most `delay_s` later, and deletes what is too old.
+    """A thread that writes accepted rows, at most `delay_s` later, and deletes old ones.
 
     Args:
-        database: Where the rows go.
+        database: The database.
         retention: Rows whose TimeGenerated is older are deleted.
         max_bytes: Above this much data the oldest rows are deleted.
-        delay_s: How long an accepted row may stay in memory only.
-        max_rows, max_pending_bytes: What may wait in memory; beyond it uploads are refused.
-        retention_interval_s: How often old rows are looked for.
+        delay_s: The longest time that an accepted row stays in memory only, in seconds.
+        max_rows: With more rows in memory uploads are refused.
+        max_pending_bytes: With more bytes in memory uploads are refused.
+        retention_interval_s: The pause between two deletions of old rows, in seconds.
+        clock: Returns the present time.
     """
 
     def __init__(
@@ -74,9 +83,11 @@ class Writer:
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting = _Batch()
-        self._writing = _Batch()  # counts as waiting until it is on disk: memory stays bounded while the disk fails
-        self._written = 0  # of those, on disk
-        self._asked = 0  # write at once up to this upload
+        # Rows that are being written count as waiting, so that memory stays bounded while the disk fails.
+        self._writing = _Batch()
+        # Numbers of uploads: on disk up to this one; to be written at once up to this one.
+        self._written = 0
+        self._requested = 0
         self._first_waiting = 0.0
         self._failure: Exception | None = None
         self._stopping = False
@@ -87,14 +98,14 @@ class Writer:
         self._thread.start()
 
     def add(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
-        """Accept rows; they are on disk within about `delay_s` and seen by every query that calls `flush` first.
+        """Accept the rows of one upload; they are on disk within about `delay_s`, or after the next `flush`.
 
         Args:
             rows: Rows by table.
-            size: What the upload weighs in memory, in bytes.
+            size: The upload's size in memory, in bytes.
 
         Raises:
-            BufferFullError: Too much is waiting; nothing was accepted.
+            BufferFullError: Too many rows wait to be written; none was accepted.
         """
         count = sum(map(len, rows.values()))
         if not count:
@@ -102,40 +113,40 @@ class Writer:
         with self._changed:
             if self._stopping:
                 raise BufferFullError("the store is shutting down: send again later")
-            held = self._waiting.count + self._writing.count
-            held_bytes = self._waiting.size + self._writing.size
-            if held and (held + count > self._max_rows or held_bytes + size > self._max_pending_bytes):
-                why = f" ({self._failure})" if self._failure else ""
-                raise BufferFullError(f"{held} rows wait to be written{why}: send again later, or free the disk")
+            pending = self._waiting.count + self._writing.count
+            pending_bytes = self._waiting.size + self._writing.size
+            if pending and (pending + count > self._max_rows or pending_bytes + size > self._max_pending_bytes):
+                cause = f" ({self._failure})" if self._failure else ""
+                raise BufferFullError(f"{pending} rows wait to be written{cause}: send again later, or free disk space")
             if not self._waiting.count:
                 self._first_waiting = time.monotonic()
             for table, batch in rows.items():
                 self._waiting.rows.setdefault(table, []).extend(batch)
             self._waiting.count += count
             self._waiting.size += size
-            self._waiting.uploads += 1
+            self._waiting.last_upload += 1
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Return when everything accepted before this call is on disk.
+        """Wait until all rows that were accepted before this call are on disk.
 
         Raises:
-            NotWrittenError: It is not after `timeout_s`.
+            NotWrittenError: They are not after `timeout_s` seconds.
         """
         with self._changed:
-            mark = self._waiting.uploads
-            self._asked = max(self._asked, mark)
+            upload = self._waiting.last_upload
+            self._requested = max(self._requested, upload)
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: self._written >= mark, timeout_s):
+            if not self._changed.wait_for(lambda: self._written >= upload, timeout_s):
                 raise NotWrittenError(f"accepted rows are not on disk after {timeout_s:g} s: {self._failure or 'busy'}")
 
     def stop(self, timeout_s: float = 30.0) -> bool:
-        """Write what was accepted and end the thread; False when something could not be written."""
+        """Write all accepted rows and end the thread; return False if some could not be written."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive() and self._written == self._waiting.uploads
+        return not self._thread.is_alive() and self._written == self._waiting.last_upload
 
     def _run(self) -> None:
         next_retention = time.monotonic()
@@ -145,20 +156,20 @@ class Writer:
                 next_retention = time.monotonic() + self._retention_interval_s
 
     def _write_waiting(self, wake_at: float) -> bool:
-        """Write what waits once it is due; False when nothing was due before `wake_at`."""
+        """Wait until rows are due and write them; return False if none was due before `wake_at`."""
         with self._changed:
             while not self._due(wake_at):
                 self._changed.wait(self._time_left(wake_at))
             batch = self._waiting
             if not batch.count:
                 return False
-            self._writing, self._waiting = batch, _Batch(uploads=batch.uploads)
-        done = self._write_until_done(batch)
+            self._writing, self._waiting = batch, _Batch(last_upload=batch.last_upload)
+        is_written = self._write_with_retries(batch)
         with self._changed:
             self._writing = _Batch()
             self._first_waiting = time.monotonic()
-            if done:
-                self._written = batch.uploads
+            if is_written:
+                self._written = batch.last_upload
             self._changed.notify_all()
         return True
 
@@ -166,15 +177,15 @@ class Writer:
         return self._stopping or self._time_left(wake_at) <= 0
 
     def _time_left(self, wake_at: float) -> float:
-        """Return the seconds until something has to be done."""
+        """Return the seconds until rows are due or `wake_at` is reached."""
         if self._waiting.count:
-            if self._asked > self._written:
+            if self._requested > self._written:
                 return 0.0
             wake_at = min(wake_at, self._first_waiting + self._delay_s)
         return max(0.0, wake_at - time.monotonic())
 
-    def _write_until_done(self, batch: _Batch) -> bool:
-        """Write; wait and try again while the machine refuses. False when the store stops before it can be done."""
+    def _write_with_retries(self, batch: _Batch) -> bool:
+        """Write a batch, again and again while the machine fails; return False if the store stops meanwhile."""
         attempt = 0
         while True:
             try:
@@ -198,7 +209,7 @@ class Writer:
         return True
 
     def _write_halves(self, batch: dict[str, list[Row]], error: Exception) -> None:
-        """Find the row that the database refuses: it must not take the others with it."""
+        """Write a refused batch in halves, down to the row that the database refuses; only that row is lost."""
         rows = [(table, row) for table, rows in batch.items() for row in rows]
         if len(rows) == 1:
             log.error("one row of %s is left out: %s", rows[0][0], error)
@@ -213,7 +224,7 @@ class Writer:
                 self._write_halves(part, inner)
 
     def _delete_old_rows(self) -> None:
-        """Delete by age, then by size, a chunk at a time: between two chunks what was uploaded is written."""
+        """Delete rows by age and by size, in chunks; between two chunks accepted rows are written."""
         try:
             limits = [self._clock().astimezone(UTC) - self._retention]
             by_size = self._database.age_limit_for(self._max_bytes)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from google.rpc import code_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -200,14 +201,18 @@ def test_values_that_are_not_scalars_are_kept_as_json_text() -> None:
 def test_the_status_of_a_refusal_is_a_google_rpc_status() -> None:
     message = "what went wrong: " + "x" * 200
 
-    body = otlp.status_body(message, is_json=False)
+    body = otlp.status_body(message, code=code_pb2.INVALID_ARGUMENT, is_json=False)
 
-    assert body[:2] == b"\x08\x03"
-    assert body[2:3] == b"\x12"
-    assert body[-len(message) :] == message.encode()
-    length = body[3] & 0x7F | body[4] << 7
-    assert length == len(message)
-    assert json.loads(otlp.status_body(message, is_json=True)) == {"code": 3, "message": message}
+    status = status_pb2.Status.FromString(body)
+    assert (status.code, status.message) == (3, message)
+    document = json.loads(otlp.status_body(message, code=code_pb2.INVALID_ARGUMENT, is_json=True))
+    assert document == {"code": 3, "message": message}
+
+
+def test_a_status_message_is_short_and_valid_utf_8() -> None:
+    body = otlp.status_body("\ud800" + "x" * 5_000, code=code_pb2.UNAVAILABLE, is_json=False)
+
+    assert status_pb2.Status.FromString(body).message == "?" + "x" * 999
 
 
 def test_one_process_can_make_rows_of_many_spans() -> None:

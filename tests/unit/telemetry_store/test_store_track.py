@@ -122,7 +122,7 @@ def test_a_malformed_envelope_is_refused_with_its_index_and_loses_nothing_else(f
 
     assert result.status == 206
     assert (result.received, result.accepted, len(result.rows["AppRequests"])) == (3, 2, 2)
-    [error] = result.answer()["errors"]
+    [error] = result.response()["errors"]
     assert (error["index"], error["statusCode"]) == (1, 400)
     assert error["message"]
 

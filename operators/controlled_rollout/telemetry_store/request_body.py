@@ -1,4 +1,4 @@
-"""Request bodies, read within bounds: compressed bytes, unpacked bytes, and how many uploads at once."""
+"""Read request bodies within limits of size, before and after unpacking."""
 
 import zlib
 from typing import Final
@@ -7,15 +7,15 @@ from starlette.requests import ClientDisconnect, Request
 
 __all__ = ["BodyError", "read_body"]
 
-MAX_BODY: Final = 16 * 2**20
-MAX_UNPACKED: Final = 64 * 2**20
+MAX_BODY_BYTES: Final = 16 * 2**20
+MAX_UNPACKED_BYTES: Final = 64 * 2**20
 
 
 class BodyError(Exception):
-    """The body cannot be taken.
+    """The body of a request cannot be accepted.
 
     Attributes:
-        status: The HTTP status that says so.
+        status: The HTTP status of the response.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -23,18 +23,25 @@ class BodyError(Exception):
         self.status = status
 
 
-async def read_body(request: Request, *, limit: int = MAX_BODY, unpacked_limit: int = MAX_UNPACKED) -> bytes:
-    """Return the body, unpacked when it came as gzip.
+async def read_body(
+    request: Request, *, limit: int = MAX_BODY_BYTES, unpacked_limit: int = MAX_UNPACKED_BYTES
+) -> bytes:
+    """Return the body of a request, unpacked if it is gzip.
+
+    Args:
+        request: The request.
+        limit: The most bytes that are read.
+        unpacked_limit: The most bytes after unpacking.
 
     Raises:
-        BodyError: It is larger than allowed, packed in another way, damaged, or the sender went away.
+        BodyError: It is too large, packed in another way or damaged, or the sender has disconnected.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip"):
         raise BodyError(415, f"content-encoding {encoding!r} is not supported: use gzip or none")
     too_large = BodyError(413, f"the body is larger than {limit} bytes: send smaller batches")
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
+    content_length = request.headers.get("content-length", "0")
+    if content_length.isdecimal() and int(content_length) > limit:
         raise too_large
     chunks: list[bytes] = []
     size = 0
@@ -44,8 +51,8 @@ async def read_body(request: Request, *, limit: int = MAX_BODY, unpacked_limit: 
             if size > limit:
                 raise too_large
             chunks.append(chunk)
-    except ClientDisconnect:
-        raise BodyError(400, "the sender went away before the body was complete") from None
+    except ClientDisconnect as error:
+        raise BodyError(400, "the sender disconnected before the body was complete") from error
     body = b"".join(chunks)
     return _unpack(body, unpacked_limit) if encoding == "gzip" else body
 
@@ -55,7 +62,7 @@ def _unpack(body: bytes, limit: int) -> bytes:
     try:
         unpacked = unpacker.decompress(body, limit + 1)
     except zlib.error as error:
-        raise BodyError(400, f"the body is not gzip as its header says: {error}") from None
+        raise BodyError(400, f"the body is not gzip as its header says: {error}") from error
     if len(unpacked) > limit:
         raise BodyError(413, f"the body unpacks to more than {limit} bytes: send smaller batches")
     if not unpacker.eof:

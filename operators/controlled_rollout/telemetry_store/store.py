@@ -1,0 +1,129 @@
+"""The telemetry store without its HTTP interface: accepts rows, answers queries."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from controlled_rollout.polling import block_until
+from controlled_rollout.telemetry_store.database import Database
+from controlled_rollout.telemetry_store.query import QueryLimits, run_query
+from controlled_rollout.telemetry_store.responses import ApiResponse, error_response
+from controlled_rollout.telemetry_store.schema import Row
+from controlled_rollout.telemetry_store.writer import NotWrittenError, Writer
+
+__all__ = ["TelemetryStore"]
+
+# Azure runs as many queries of one caller at once; beyond so many that wait, callers are told to come later.
+MAX_RUNNING_QUERIES: Final = 5
+MAX_UNANSWERED_QUERIES: Final = 100
+QUERY_END_TIMEOUT_S: Final = 5.0
+
+
+class TelemetryStore:
+    """Accepts the rows of uploads and answers queries.
+
+    Args:
+        database: The rows on disk.
+        writer: Writes accepted rows to the database.
+        workspace_id: The Log Analytics workspace that the store stands for.
+
+    Attributes:
+        limits: The limits of one query.
+    """
+
+    def __init__(self, database: Database, writer: Writer, workspace_id: str) -> None:
+        self.workspace_id = workspace_id
+        self.limits = QueryLimits()
+        self._database = database
+        self._writer = writer
+        self._threads = ThreadPoolExecutor(MAX_RUNNING_QUERIES, "query")
+        self._unanswered = 0
+
+    def accept(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
+        """Accept the rows of one upload; every later query sees them.
+
+        Args:
+            rows: Rows by table.
+            size: The upload's size in memory, in bytes.
+
+        Raises:
+            BufferFullError: Too many rows wait to be written; none was accepted.
+        """
+        self._writer.add(rows, size)
+
+    async def query(self, body: object, prefer: str) -> ApiResponse:
+        """Answer the query API's request.
+
+        Args:
+            body: The request's JSON document, with `query`, `timespan` and `workspaces`.
+            prefer: The header Prefer, which may hold `wait=<seconds>` and `include-statistics=true`.
+        """
+        if not isinstance(body, dict):
+            return error_response(400, "BadArgumentError", "the body is not a JSON object with a query")
+        for workspace in body.get("workspaces") or ():
+            if not self.is_workspace(workspace):
+                return self.unknown_workspace(workspace)
+        preferences = dict(pair.strip().lower().partition("=")[::2] for pair in prefer.split(","))
+        wait = preferences.get("wait", "")
+        timeout_s = min(float(wait), self.limits.max_timeout_s) if wait.isdecimal() else self.limits.timeout_s
+        if self._unanswered >= MAX_UNANSWERED_QUERIES:
+            return error_response(
+                429, "ThrottledError", f"{self._unanswered} queries are running or waiting: try later"
+            )
+
+        def answer() -> ApiResponse:
+            return self.answer(
+                body.get("query"),
+                body.get("timespan"),
+                timeout_s=timeout_s,
+                with_statistics=preferences.get("include-statistics") == "true",
+            )
+
+        self._unanswered += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
+        finally:
+            self._unanswered -= 1
+
+    def answer(self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool) -> ApiResponse:
+        """Run one query over all rows that were accepted before this call; blocks.
+
+        Args:
+            query: The KQL, if it is text.
+            timespan: An ISO 8601 duration or interval laid over TimeGenerated; None for all rows.
+            timeout_s: After so many seconds the query is stopped.
+            with_statistics: Whether the response tells how long the query took.
+        """
+        try:
+            self._writer.flush(timeout_s)
+        except NotWrittenError as error:
+            return error_response(503, "ServiceUnavailable", str(error))
+        return run_query(
+            self._database,
+            query,
+            timespan=timespan,
+            workspace_id=self.workspace_id,
+            timeout_s=timeout_s,
+            limits=self.limits,
+            with_statistics=with_statistics,
+        )
+
+    def is_workspace(self, workspace_id: object) -> bool:
+        """Whether an id is that of the store's workspace."""
+        return str(workspace_id).lower() == self.workspace_id
+
+    def unknown_workspace(self, workspace_id: object) -> ApiResponse:
+        """Return the error for a query of another workspace."""
+        return error_response(404, "WorkspaceNotFoundError", f"The workspace {workspace_id!r} could not be found")
+
+    def end_queries(self) -> None:
+        """Stop all queries, those that wait and those that run."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+        def have_ended() -> bool:
+            # Again and again: DuckDB forgets an interrupt that comes between two statements.
+            self._database.interrupt_queries()
+            return not self._database.busy
+
+        block_until(have_ended, QUERY_END_TIMEOUT_S)
