@@ -1,8 +1,7 @@
-"""By hand: make a version default and control with all the traffic, whoever's rollout it is in.
+"""Promote a version by hand: it becomes default and control with all the traffic, whichever run is rolling it out.
 
-The control that it replaces is retired after a while.
-
-Also the way to end a rollout that is on hold, and the way back after a promotion: promote the former control.
+The control that it replaces is retired after a while. Use it to end a rollout that is on hold, or to go back after a
+promotion: promote the former control.
 """
 
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ with DAG(
         "version": Param(title="Version", description="Gets all the traffic.", **NAME),
         "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
         "keep_warm": Param(
-            "1 d", type="string", pattern=r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$", title="The former control stays for"
+            "1 d", type="string", pattern=r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$", title="Keep the former control for"
         ),
     },
     default_args={"retries": 3, "endpoint": "{{ params.endpoint }}", "own_rollout": False},

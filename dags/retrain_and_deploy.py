@@ -1,6 +1,6 @@
-"""Every week: train the digits model anew, build its image, and roll it out against the version that is in use.
+"""Retrain the digits model every week, build its image, and roll it out against the version that is in use.
 
-The values below are for production. A run that is triggered by hand may change them in the form, or with `--conf`.
+The defaults below are for production. A run that is triggered by hand may change them in the form, or with `--conf`.
 """
 
 import logging
@@ -19,7 +19,7 @@ DURATION: dict[str, Any] = {"type": "string", "pattern": r"^(\d+(\.\d+)?\s*(s|mi
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
 PARAMS = {
-    "endpoint": Param("digits", title="Endpoint", description="Created if there is none.", **NAME),
+    "endpoint": Param("digits", title="Endpoint", description="Created by the first run.", **NAME),
     "source": Param(
         "models/digits",
         type="string",
@@ -27,24 +27,26 @@ PARAMS = {
         description="With score.py and environment.yml; relative to the DAG's folder.",
     ),
     "entry_script": Param("score.py", type="string", title="Entry script", description="In the project folder."),
-    "part": Param("all", enum=["first", "all"], title="Training data", description="The first half of it, or all."),
-    "settings": Param({}, type="object", title="Settings", description='Of the version, such as {"cpu_cores": 0.5}.'),
-    "on_conflict": Param("wait", enum=["wait", "fail"], title="While another run rolls out on this endpoint"),
-    "bake": Param("10 min", title="Least time at each step", **DURATION),
-    "min_requests": Param(500, type="integer", minimum=0, title="Fewest treatment requests at each step"),
-    "decision_timeout": Param("1 d", title="Most time at each step", **DURATION),
-    "on_no_decision": Param("hold", enum=["hold", "roll_back"], title="Without a decision by then"),
-    "keep_warm": Param("1 d", title="The former control stays for", **DURATION),
+    "part": Param("all", enum=["first", "all"], title="Training data", description="The first half, or all."),
+    "settings": Param(
+        {}, type="object", title="Settings of the version", description='For example {"cpu_cores": 0.5}.'
+    ),
+    "on_conflict": Param("wait", enum=["wait", "fail"], title="If another run is rolling out on this endpoint"),
+    "bake": Param("10 min", title="Minimum time at each step", **DURATION),
+    "min_requests": Param(500, type="integer", minimum=0, title="Minimum treatment requests at each step"),
+    "decision_timeout": Param("1 d", title="Maximum time at each step", **DURATION),
+    "on_no_decision": Param("hold", enum=["hold", "roll_back"], title="If there is no decision by then"),
+    "keep_warm": Param("1 d", title="Keep the former control for", **DURATION),
     "gate": Param(
         {"warm_up": "5 min"},
         type="object",
         title="Gate",
-        description="What the treatment has to show: fields of controlled_rollout.Gate.",
+        description="The gate's settings: fields of controlled_rollout.Gate.",
     ),
-    "interval": Param("1 min", title="Between two looks", **DURATION),
+    "interval": Param("1 min", title="Time between two looks", **DURATION),
     "bin_width": Param("1 min", title="Width of a time bin", **DURATION),
     "allowed_lag": Param("3 min", title="How late telemetry may be", **DURATION),
-    "baseline_length": Param("1 h", title="Control's latency is taken from the last", **DURATION),
+    "baseline_length": Param("1 h", title="Length of the latency baseline before the rollout", **DURATION),
 }
 
 with DAG(
@@ -54,8 +56,8 @@ with DAG(
     schedule="@weekly",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    # Not what keeps two rollouts apart: the endpoint does (on_conflict). A run lasts until its former control is
-    # retired, and must not keep the next one from being triggered by hand.
+    # on_conflict, not this, serialises rollouts of an endpoint. A run lasts until its former control is retired, and a
+    # next run must be possible before that.
     max_active_runs=3,
     params=PARAMS,
     tags=["controlled-rollout", "digits"],
@@ -63,7 +65,7 @@ with DAG(
 
     @task(retries=2)
     def train(endpoint: str, part: str, dag_run: Any = None) -> str:
-        """Train, and return the model's file, in a folder of this run: a retry writes the same file again."""
+        """Train the model and return its file, in a folder of this run: a retry writes the same file again."""
         from controlled_rollout.hooks.workspace import WorkspaceHook
 
         code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))

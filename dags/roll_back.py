@@ -1,7 +1,7 @@
-"""By hand: take a version's traffic away at once, whoever's rollout it is in.
+"""Roll a version back by hand: it loses its traffic at once, whichever run is rolling it out.
 
-A treatment goes to 0 % and its rollout ends. To roll back a version that is the control, say which version takes its
-place: it becomes default and control with all the traffic.
+A treatment goes to 0 % and its rollout ends. To roll back the control, name the version that takes its place: it
+becomes default and control with all the traffic.
 """
 
 from datetime import UTC, datetime
@@ -22,11 +22,11 @@ with DAG(
     catchup=False,
     params={
         "endpoint": Param("digits", title="Endpoint", **NAME),
-        "version": Param(title="Version", description="Goes to 0 %; it stays, to be looked at.", **NAME),
+        "version": Param(title="Version", description="Goes to 0 %; its replicas stay, for inspection.", **NAME),
         "to": Param(
             None,
-            title="In its place",
-            description="Only for a version that is the control: the version that gets all the traffic.",
+            title="Replacement",
+            description="Only to roll back the control: the version that gets all the traffic.",
             **{**NAME, "type": ["null", "string"]},
         ),
         "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),

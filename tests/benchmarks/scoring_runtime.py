@@ -10,9 +10,9 @@ from tests.benchmarks import load
 from tests.local.scoring_environment import (
     environment_python,
     free_port,
-    refuses,
-    replica,
+    refuses_connections,
     runtime_environment,
+    start_replica,
 )
 from tests.polling import wait_until
 
@@ -33,7 +33,7 @@ def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, loa
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = {
             "stock": stack.enter_context(stock_server(python, folder)),
-            "runtime": stack.enter_context(replica(python, folder, SCRIPT)).port,
+            "runtime": stack.enter_context(start_replica(python, folder, SCRIPT)).port,
         }
         calls = {server: load.Call("/score", BODY, port=port) for server, port in ports.items()}
         return {
@@ -54,7 +54,7 @@ def stock_server(python: Path, folder: Path) -> Iterator[int]:
     with (folder / "stock.log").open("w") as log:
         process = subprocess.Popen(command, cwd=app, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: not refuses(port) or process.poll() is not None, "the stock server answers")
+        wait_until(lambda: not refuses_connections(port) or process.poll() is not None, "the stock server responds")
         assert process.poll() is None, (folder / "stock.log").read_text()
         yield port
     finally:

@@ -1,4 +1,4 @@
-"""A real environment as a version has one, built once by uv and kept; and a real replica served from it."""
+"""A real Python environment of a version, built by uv once and kept, and real replicas that run in it."""
 
 import fcntl
 import hashlib
@@ -24,14 +24,14 @@ from tests.polling import wait_until
 REPOSITORY = Path(__file__).parents[2]
 RUNTIME = REPOSITORY / "docker" / "scoring"
 REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
-# What the scripts of the tests need; a user's environment file would name it.
+# Packages that the scripts of the tests import.
 USERS_PACKAGES = ("numpy", "pandas")
 # Measures the runtime where the tests themselves are measured, which this variable passes on to every process.
 COVERAGE = f"coverage=={version('coverage')}"
 COVERAGE_SETTING = "COVERAGE_PROCESS_CONFIG"
 DEADLINE_S = 60.0
 
-# Scores as long as the file named in the body is missing; says that it has begun by creating <file>.begun.
+# Scores until the file named in the request body exists; creates <file>.begun when it begins.
 HOLD = """
 import os, time
 
@@ -74,7 +74,7 @@ def environment_python() -> Path:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: http.client.HTTPMessage
     body: bytes
@@ -98,16 +98,16 @@ class Replica:
 
     def request(
         self, method: str, path: str, body: bytes | str | Iterable[bytes] | None = None, **headers: str
-    ) -> Answer:
+    ) -> Response:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
+            return Response(response.status, response.headers, response.read())
         finally:
             connection.close()
 
-    def score(self, body: bytes | str | Iterable[bytes] = b"{}", **headers: str) -> Answer:
+    def score(self, body: bytes | str | Iterable[bytes] = b"{}", **headers: str) -> Response:
         return self.request("POST", "/score", body, **{"Content_Type": "application/json", **headers})
 
     def workers(self) -> list[int]:
@@ -119,7 +119,7 @@ class Replica:
 
 
 @contextmanager
-def replica(
+def start_replica(
     python: Path,
     folder: Path,
     script: str,
@@ -130,7 +130,18 @@ def replica(
     environment: Mapping[str, str] | None = None,
     **settings: str,
 ) -> Iterator[Replica]:
-    """Serve a script; `settings` are environment variables, as `environment` is. Killed at the end if it still runs."""
+    """Serve a script in a replica, which is killed at the end if it still runs.
+
+    Args:
+        python: The interpreter of the version's environment.
+        folder: Where to put the project folder and the log.
+        script: The content of `score.py`.
+        bind: The address to serve on.
+        options: More arguments of the command line.
+        ready: Wait until the replica is ready.
+        environment: Environment variables.
+        settings: More environment variables.
+    """
     app = folder / "app"
     app.mkdir(exist_ok=True)
     (app / "score.py").write_text(script)
@@ -161,20 +172,20 @@ def runtime_environment(app: Path, settings: Mapping[str, str]) -> dict[str, str
 
 
 def listening_port(log: str) -> int:
-    """The port in the line that says that the replica is ready; 0 if it listens on a unix socket."""
+    """Return the port in the log line of a replica that is ready; 0 if it listens on a unix socket."""
     address = log.rpartition("ready: listening on ")[2].split(",")[0]
     return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
-def held(served: Replica, pool: Executor, file: Path) -> Future[Answer]:
-    """Send a request that is being scored when this returns, until `file` is made."""
-    future = pool.submit(served.score, str(file))
+def start_held_request(replica: Replica, pool: Executor, file: Path) -> Future[Response]:
+    """Send a request and wait until it is being scored; it is held until `file` exists."""
+    future = pool.submit(replica.score, str(file))
     wait_until(lambda: Path(f"{file}.begun").exists(), "the request is being scored")
     return future
 
 
 def fetch(address: str, path: str) -> tuple[int, str]:
-    """GET from a unix socket or a local port."""
+    """GET a path from a unix socket or a local port; return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", timeout=DEADLINE_S)
     if address.startswith("unix:"):
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -195,7 +206,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def refuses(port: int) -> bool:
+def refuses_connections(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.scoring_environment import environment_python, replica
+from tests.local.scoring_environment import environment_python, start_replica
 
 PLAIN = """
 import os
@@ -114,94 +114,94 @@ def python() -> Path:
 
 
 def test_plain_run_gets_the_body_as_text_and_its_return_value_is_sent_as_json(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score("[[1, 2]]")
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score("[[1, 2]]")
 
-    assert answer.status == 200
-    assert answer.json == {"length": 8, "model": True}
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["x-ms-run-function-failed"] == "False"
-    assert float(answer.headers["x-ms-run-fn-exec-ms"]) >= 0
-    assert answer.headers["x-ms-server-version"] == "azmlinfsrv/1.5.1"
-    assert "init has run" in served.log
-    assert "run got str" in served.log
+    assert response.status == 200
+    assert response.json == {"length": 8, "model": True}
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["x-ms-run-function-failed"] == "False"
+    assert float(response.headers["x-ms-run-fn-exec-ms"]) >= 0
+    assert response.headers["x-ms-server-version"] == "azmlinfsrv/1.5.1"
+    assert "init has run" in replica.log
+    assert "run got str" in replica.log
 
 
-def test_request_ids_come_back_and_too_long_ones_are_refused(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        named = served.score(x_request_id="mine", x_ms_client_request_id="theirs")
-        too_long = served.score(x_request_id="x" * 101)
+def test_request_ids_are_returned_and_too_long_ones_refused(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        named = replica.score(x_request_id="mine", x_ms_client_request_id="theirs")
+        too_long = replica.score(x_request_id="x" * 101)
 
     assert (named.headers["x-request-id"], named.headers["x-ms-client-request-id"]) == ("mine", "theirs")
     assert too_long.status == 431
 
 
 def test_run_that_raises_is_a_500_in_the_stock_form_and_the_traceback_is_logged(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score("raise")
-        after = served.score("fine")
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score("raise")
+        after = replica.score("fine")
 
-    assert answer.status == 500
-    assert answer.headers["x-ms-run-function-failed"] == "True"
-    assert answer.json == {"message": "An unexpected error occurred in scoring script. Check the logs for more info."}
-    assert "ValueError: the model is unwell" in served.log
+    assert response.status == 500
+    assert response.headers["x-ms-run-function-failed"] == "True"
+    assert response.json == {"message": "An unexpected error occurred in scoring script. Check the logs for more info."}
+    assert "ValueError: the model is unwell" in replica.log
     assert after.status == 200
 
 
-def test_return_value_that_is_no_json_is_a_500(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score("unserialisable")
+def test_return_value_that_is_not_json_is_a_500(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score("unserialisable")
 
-    assert answer.status == 500
-    assert "not JSON serializable" in served.log
+    assert response.status == 500
+    assert "not JSON serializable" in replica.log
 
 
 def test_body_of_5_mb_arrives_whole(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score("a" * 5_000_000)
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score("a" * 5_000_000)
 
-    assert answer.json["length"] == 5_000_000
+    assert response.json["length"] == 5_000_000
 
 
 def test_body_sent_as_a_form_reaches_run_whole(python: Path, tmp_path: Path) -> None:
     """The stock server hands run() an empty string here: `curl -d` sends this content type."""
     body = '{"data": "x=1&y=2"}'
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score(body, Content_Type="application/x-www-form-urlencoded")
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score(body, Content_Type="application/x-www-form-urlencoded")
 
-    assert answer.json["length"] == len(body)
+    assert response.json["length"] == len(body)
 
 
 def test_chunked_body_arrives_whole(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.request("POST", "/score", iter([b"abc", b"defgh"]))
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.request("POST", "/score", iter([b"abc", b"defgh"]))
 
-    assert answer.json["length"] == 8
+    assert response.json["length"] == 8
 
 
 def test_get_passes_the_query_as_json(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.request("GET", "/score?a=1")
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.request("GET", "/score?a=1")
 
-    assert answer.json["length"] == len(json.dumps({"a": 1}))
+    assert response.json["length"] == len(json.dumps({"a": 1}))
 
 
-def test_unknown_paths_and_methods_are_answered_as_the_stock_server_does(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PLAIN) as served:
-        unknown = served.request("GET", "/nothing")
-        wrong = served.request("PUT", "/score", "x")
-        options = served.request("OPTIONS", "/score")
+def test_unknown_paths_and_methods_get_the_status_of_the_stock_server(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        unknown = replica.request("GET", "/nothing")
+        wrong = replica.request("PUT", "/score", "x")
+        options = replica.request("OPTIONS", "/score")
 
     assert (unknown.status, wrong.status, options.status) == (404, 405, 200)
     assert "not found" in unknown.json["message"]
 
 
-def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, RAW) as served:
-        reversed_bytes = served.score(b"\x00\xffabc", Content_Type="application/octet-stream")
-        not_found = served.score(X_Want="404")
-        failed = served.score(X_Want="500")
-        query = served.request("GET", "/score?q=v")
+def test_rawhttp_gets_the_request_and_returns_status_headers_and_bytes(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, RAW) as replica:
+        reversed_bytes = replica.score(b"\x00\xffabc", Content_Type="application/octet-stream")
+        not_found = replica.score(X_Want="404")
+        failed = replica.score(X_Want="500")
+        query = replica.request("GET", "/score?q=v")
 
     assert (reversed_bytes.status, reversed_bytes.body) == (200, b"cba\xff\x00")
     assert reversed_bytes.headers["Content-Type"] == "image/png"
@@ -211,78 +211,78 @@ def test_rawhttp_gets_the_request_and_answers_with_status_headers_and_bytes(pyth
     assert query.body == b"q=v"
 
 
-def test_rawhttp_script_still_gets_its_form_fields(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, RAW) as served:
-        answer = served.score("a=1&b=2", Content_Type="application/x-www-form-urlencoded")
+def test_rawhttp_script_gets_form_fields(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, RAW) as replica:
+        response = replica.score("a=1&b=2", Content_Type="application/x-www-form-urlencoded")
 
-    assert answer.json["form"] == "1"
+    assert response.json["form"] == "1"
 
 
-def test_rawhttp_script_may_stream_its_answer(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, RAW) as served:
-        answer = served.score(X_Stream="yes")
-        after = served.score(X_Stream="yes")
+def test_rawhttp_script_may_stream_its_response(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, RAW) as replica:
+        response = replica.score(X_Stream="yes")
+        after = replica.score(X_Stream="yes")
 
-    assert answer.body == after.body == b"one,two,three"
-    assert answer.headers["Content-Type"].startswith("text/csv")
+    assert response.body == after.body == b"one,two,three"
+    assert response.headers["Content-Type"].startswith("text/csv")
 
 
 def test_numpy_schema_converts_the_input_and_describes_itself(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, NUMPY) as served:
-        answer = served.score('{"data": [[1, 2], [3, 4]]}')
-        not_json = served.score("1", Content_Type="text/plain")
-        missing = served.score('{"other": 1}')
-        swagger2 = served.request("GET", "/swagger.json")
-        swagger3 = served.request("GET", "/swagger.json?version=3")
-        unknown = served.request("GET", "/swagger.json?version=9")
+    with start_replica(python, tmp_path, NUMPY) as replica:
+        response = replica.score('{"data": [[1, 2], [3, 4]]}')
+        not_json = replica.score("1", Content_Type="text/plain")
+        missing = replica.score('{"other": 1}')
+        swagger2 = replica.request("GET", "/swagger.json")
+        swagger3 = replica.request("GET", "/swagger.json?version=3")
+        unknown = replica.request("GET", "/swagger.json?version=9")
 
-    assert answer.json == [3.0, 7.0]
+    assert response.json == [3.0, 7.0]
     assert (not_json.status, missing.status) == (415, 400)
     assert swagger2.json["definitions"]["ServiceInput"]["example"] == {"data": [[1.0, 2.0]]}
     assert swagger3.json["openapi"].startswith("3.0")
     assert unknown.status == 404
 
 
-def test_pandas_and_standard_schemas_convert_and_defaults_hold(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, PANDAS) as served:
-        both = served.score('{"table": [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "factor": 2}')
-        default = served.score('{"table": [{"a": 1, "b": 2}]}')
+def test_pandas_and_standard_schemas_convert_inputs_and_keep_defaults(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, PANDAS) as replica:
+        both = replica.score('{"table": [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "factor": 2}')
+        default = replica.score('{"table": [{"a": 1, "b": 2}]}')
 
     assert both.json == [2, 6]
     assert default.json == [10]
 
 
-def test_run_may_ask_for_the_request_headers(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HEADERS, SECRET_IN_ENVIRONMENT="x", HTTP_FROM_ENVIRONMENT="x") as served:
-        answer = served.score("d", X_Caller="tests").json
+def test_run_gets_request_headers_on_request(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, HEADERS, SECRET_IN_ENVIRONMENT="x", HTTP_FROM_ENVIRONMENT="x") as replica:
+        response = replica.score("d", X_Caller="tests").json
 
-    assert (answer["data"], answer["x-caller"]) == ("d", "tests")
-    assert "From-Environment" not in answer["others"]
+    assert (response["data"], response["x-caller"]) == ("d", "tests")
+    assert "From-Environment" not in response["others"]
 
 
 def test_init_and_run_share_the_main_thread_and_the_project_folder(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
-    with replica(python, tmp_path, SAME_THREAD) as served:
-        answer = served.score()
+    with start_replica(python, tmp_path, SAME_THREAD) as replica:
+        response = replica.score()
 
-    assert answer.json == {"same": True, "main": True, "loop": "ran", "folder": "app", "neighbour": "beside score.py"}
+    assert response.json == {"same": True, "main": True, "loop": "ran", "folder": "app", "neighbour": "beside score.py"}
 
 
-def test_project_files_named_like_the_standard_library_do_not_stop_the_runtime(python: Path, tmp_path: Path) -> None:
+def test_project_files_may_have_names_of_the_standard_library(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     for name in ("queue", "selectors", "socket", "argparse", "log", "server"):
-        (tmp_path / "app" / f"{name}.py").write_text("raise RuntimeError('not the one that is meant')")
-    with replica(python, tmp_path, PLAIN) as served:
-        answer = served.score()
+        (tmp_path / "app" / f"{name}.py").write_text("raise RuntimeError('imported instead of the standard library')")
+    with start_replica(python, tmp_path, PLAIN) as replica:
+        response = replica.score()
 
-    assert answer.status == 200
+    assert response.status == 200
 
 
-def test_project_folder_is_not_written(python: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_into_the_project_folder(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "neighbour.py").write_text("NAME = 'beside score.py'")
-    with replica(python, tmp_path, SAME_THREAD) as served:
-        served.score()
+    with start_replica(python, tmp_path, SAME_THREAD) as replica:
+        replica.score()
 
     assert {path.name for path in (tmp_path / "app").iterdir()} == {"neighbour.py", "score.py"}

@@ -18,10 +18,10 @@ from tests.local.scoring_environment import (
     Replica,
     environment_python,
     free_port,
-    held,
-    refuses,
-    replica,
+    refuses_connections,
     runtime_environment,
+    start_held_request,
+    start_replica,
 )
 from tests.polling import wait_until
 
@@ -37,40 +37,40 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(
+def test_sigterm_completes_requests_in_flight_refuses_new_connections_and_exits_0(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="60000") as served:
-        idle = socket.create_connection(("127.0.0.1", served.port))
-        scored = held(served, pool, gate)
-        queued = sent(served.port)
-        # Connections are accepted in their order: once this one is answered, the request before it has been taken in.
-        served.request("GET", "/")
-        served.process.terminate()
-        wait_until(lambda: refuses(served.port), "new connections are refused")
+    with start_replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="60000") as replica:
+        idle = socket.create_connection(("127.0.0.1", replica.port))
+        scored = start_held_request(replica, pool, gate)
+        queued = send_request(replica.port)
+        # Connections are accepted in order: once this request is answered, the one before it is in the queue.
+        replica.request("GET", "/")
+        replica.process.terminate()
+        wait_until(lambda: refuses_connections(replica.port), "new connections are refused")
         still_scoring = not scored.done()
         gate.touch()
-        code = served.wait()
-        answer = queued.recv(1000)
+        code = replica.wait()
+        response = queued.recv(1000)
         idle.close()
         queued.close()
 
     assert still_scoring
     assert scored.result().status == 200
-    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert response.startswith(b"HTTP/1.1 200 OK")
     assert code == 0
     assert scored.result().headers["Connection"] == "close"
 
 
-def sent(port: int) -> socket.socket:
-    """A connection on which a request has been sent."""
+def send_request(port: int) -> socket.socket:
+    """Send a request, and return its connection without reading the response."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
     connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
     return connection
 
 
-def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python: Path, tmp_path: Path) -> None:
+def test_threads_of_the_script_do_not_delay_the_exit(python: Path, tmp_path: Path) -> None:
     script = (
         "import atexit, threading, time\n"
         "def init():\n"
@@ -78,50 +78,52 @@ def test_script_that_leaves_threads_behind_does_not_hold_up_the_end(python: Path
         "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "def run(data): return 1"
     )
-    with replica(python, tmp_path, script) as served:
-        served.process.terminate()
-        code = served.wait()
+    with start_replica(python, tmp_path, script) as replica:
+        replica.process.terminate()
+        code = replica.wait()
 
     assert code == 0
-    assert "tidied up" in served.log
+    assert "tidied up" in replica.log
 
 
-def test_drain_ends_after_its_time_even_if_a_model_does_not(
+def test_drain_ends_after_its_timeout_even_if_a_model_is_still_scoring(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
-    with replica(python, tmp_path, HOLD, DRAIN_TIMEOUT_S="1") as served:
-        request = held(served, pool, tmp_path / "never")
+    with start_replica(python, tmp_path, HOLD, DRAIN_TIMEOUT_S="1") as replica:
+        request = start_held_request(replica, pool, tmp_path / "never")
         started = time.monotonic()
-        served.process.terminate()
-        code = served.wait()
+        replica.process.terminate()
+        code = replica.wait()
         took = time.monotonic() - started
         with pytest.raises((http.client.HTTPException, ConnectionError)):
             request.result()
 
     assert code == 1
     assert 1 <= took < 10
-    assert "cut off" in served.log
+    assert "cut off" in replica.log
 
 
-def test_signal_to_the_whole_process_group_drains_too(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+def test_signal_to_the_whole_process_group_drains_the_replica(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD) as served:
-        request = held(served, pool, gate)
-        for pid in [*served.workers(), served.process.pid]:
+    with start_replica(python, tmp_path, HOLD) as replica:
+        request = start_held_request(replica, pool, gate)
+        for pid in [*replica.workers(), replica.process.pid]:
             os.kill(pid, signal.SIGINT)
-        wait_until(lambda: refuses(served.port), "new connections are refused")
+        wait_until(lambda: refuses_connections(replica.port), "new connections are refused")
         gate.touch()
-        code = served.wait()
+        code = replica.wait()
 
     assert (request.result().status, code) == (200, 0)
 
 
 def test_sigterm_during_init_ends_the_replica_at_once(python: Path, tmp_path: Path) -> None:
     gate = tmp_path / "never"
-    with replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as served:
+    with start_replica(python, tmp_path, HOLD, ready=False, INIT_WAITS_FOR=str(gate)) as replica:
         wait_until(lambda: Path(f"{gate}.begun").exists(), "init() runs")
-        served.process.terminate()
-        code = served.wait()
+        replica.process.terminate()
+        code = replica.wait()
 
     assert code == 0
 
@@ -137,57 +139,60 @@ def test_sigterm_during_init_ends_the_replica_at_once(python: Path, tmp_path: Pa
     ],
     ids=["exit 7", "exit 0", "SIGKILL", "segmentation fault", "sys.exit"],
 )
-def test_worker_that_dies_ends_the_replica_with_the_reason_in_the_log(
+def test_death_of_a_worker_ends_the_replica_with_the_reason_in_the_log(
     python: Path, tmp_path: Path, script: str, reason: str
 ) -> None:
-    with replica(python, tmp_path, script) as served:
+    with start_replica(python, tmp_path, script) as replica:
         try:
-            status = served.score().status
+            status = replica.score().status
         except (http.client.HTTPException, ConnectionError):
             status = None
-        code = served.wait()
+        code = replica.wait()
 
     assert status in (None, 500)
     assert code == 1
-    assert reason in served.log
-    assert "the replica ends" in served.log
+    assert reason in replica.log
+    assert "the replica ends" in replica.log
 
 
-def test_other_workers_finish_when_one_dies(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+def test_other_workers_complete_their_requests_when_one_dies(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
-        request = held(served, pool, gate)
-        idle = wait_until(lambda: idle_worker(served), "the idle worker has answered")
+    with start_replica(python, tmp_path, HOLD, WORKER_COUNT="2") as replica:
+        request = start_held_request(replica, pool, gate)
+        idle = wait_until(lambda: idle_worker(replica), "the idle worker responds")
         os.kill(idle, signal.SIGKILL)
-        wait_until(lambda: "the replica ends" in served.log, "the death is noticed")
+        wait_until(lambda: "the replica ends" in replica.log, "the replica reports the death of the worker")
         gate.touch()
 
         assert request.result().status == 200
-        assert served.wait() == 1
+        assert replica.wait() == 1
 
 
-def idle_worker(served: Replica) -> int | None:
-    answer = served.score("pid")
-    return answer.json if answer.status == 200 else None
+def idle_worker(replica: Replica) -> int | None:
+    """Return the process id of a worker that is free; None if none is."""
+    response = replica.score("pid")
+    return response.json if response.status == 200 else None
 
 
-def test_workers_die_with_a_parent_that_is_killed(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
-        workers = served.workers()
-        served.process.kill()
-        wait_until(lambda: not any(runs(pid) for pid in workers), "the workers are gone")
+def test_workers_end_when_their_parent_is_killed(python: Path, tmp_path: Path) -> None:
+    with start_replica(python, tmp_path, HOLD, WORKER_COUNT="2") as replica:
+        workers = replica.workers()
+        replica.process.kill()
+        wait_until(lambda: not any(is_running(pid) for pid in workers), "the workers have ended")
 
     assert len(workers) == 2
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python: Path, tmp_path: Path) -> None:
+def test_exit_with_parent_ends_the_replica_when_its_starter_is_killed(python: Path, tmp_path: Path) -> None:
     starter = tmp_path / "starter.py"
     starter.write_text(
         "import subprocess, sys, time\n"
@@ -202,8 +207,8 @@ def test_replica_that_is_asked_to_ends_with_the_process_that_started_it(python: 
     with subprocess.Popen(command, env=runtime_environment(app, {}), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        wait_until(lambda: not refuses(port), "the replica is ready")
+        wait_until(lambda: not refuses_connections(port), "the replica is ready")
         parent.kill()
-        wait_until(lambda: not runs(pid), "the replica is gone")
+        wait_until(lambda: not is_running(pid), "the replica has ended")
 
-    assert refuses(port)
+    assert refuses_connections(port)

@@ -16,8 +16,8 @@ from tests.local.scoring_environment import (
     environment_python,
     fetch,
     free_port,
-    held,
-    replica,
+    start_held_request,
+    start_replica,
 )
 from tests.polling import wait_until
 
@@ -36,9 +36,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 # Starting
 
 
-def test_nothing_is_answered_before_init_has_succeeded(python: Path, tmp_path: Path) -> None:
+def test_connections_are_refused_until_init_has_succeeded_in_every_worker(python: Path, tmp_path: Path) -> None:
     gate, health, port = tmp_path / "gate", f"unix:{tmp_path}/health", free_port()
-    with replica(
+    with start_replica(
         python,
         tmp_path,
         HOLD,
@@ -47,19 +47,19 @@ def test_nothing_is_answered_before_init_has_succeeded(python: Path, tmp_path: P
         ready=False,
         INIT_WAITS_FOR=str(gate),
         WORKER_COUNT="2",
-    ) as served:
+    ) as replica:
         wait_until(lambda: Path(f"{gate}.begun").exists(), "init() runs")
         live, ready = fetch(health, "/live"), fetch(health, "/ready")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
         gate.touch()
         wait_until(lambda: fetch(health, "/ready")[0] == 200, "the replica is ready")
-        served.port = port
-        answer = served.request("GET", "/")
+        replica.port = port
+        response = replica.request("GET", "/")
 
     assert live[0] == 200
     assert ready == (503, "not ready: 0 of 2 workers\n")
-    assert (answer.status, answer.body) == (200, b"Healthy")
+    assert (response.status, response.body) == (200, b"Healthy")
 
 
 @pytest.mark.parametrize(
@@ -74,24 +74,24 @@ def test_nothing_is_answered_before_init_has_succeeded(python: Path, tmp_path: P
     ],
     ids=["init raises", "syntax error", "no init", "no run", "missing package", "init exits"],
 )
-def test_script_that_cannot_be_served_ends_the_replica_with_its_traceback_last(
+def test_unservable_script_ends_the_replica_with_its_traceback_at_the_end_of_the_log(
     python: Path, tmp_path: Path, script: str, last_line: str
 ) -> None:
-    with replica(python, tmp_path, script, ready=False, WORKER_COUNT="1") as served:
-        code = served.wait()
+    with start_replica(python, tmp_path, script, ready=False, WORKER_COUNT="1") as replica:
+        code = replica.wait()
 
     assert code == 3
-    assert last_line in served.log.splitlines()[-1]
-    assert served.log.count("Traceback (most recent call last)") == 1
+    assert last_line in replica.log.splitlines()[-1]
+    assert replica.log.count("Traceback (most recent call last)") == 1
 
 
-def test_worker_that_vanishes_during_init_is_named_in_the_log(python: Path, tmp_path: Path) -> None:
+def test_worker_killed_during_init_is_named_in_the_log(python: Path, tmp_path: Path) -> None:
     script = "import os\ndef init(): os.kill(os.getpid(), 9)\ndef run(data): pass"
-    with replica(python, tmp_path, script, ready=False) as served:
-        code = served.wait()
+    with start_replica(python, tmp_path, script, ready=False) as replica:
+        code = replica.wait()
 
     assert code == 1
-    assert "was killed by SIGKILL (SIGKILL: often out of memory): the replica ends" in served.log
+    assert "was killed by SIGKILL (SIGKILL: often out of memory): the replica ends" in replica.log
 
 
 @pytest.mark.parametrize(
@@ -103,68 +103,70 @@ def test_worker_that_vanishes_during_init_is_named_in_the_log(python: Path, tmp_
         ({"AML_APP_ROOT": "/nowhere"}, "AML_APP_ROOT='/nowhere' is not a folder"),
     ],
 )
-def test_setting_that_makes_no_sense_is_named_and_nothing_starts(
+def test_invalid_setting_is_named_and_nothing_starts(
     python: Path, tmp_path: Path, setting: dict[str, str], message: str
 ) -> None:
-    with replica(python, tmp_path, HOLD, ready=False, environment=setting) as served:
-        code = served.wait()
+    with start_replica(python, tmp_path, HOLD, ready=False, environment=setting) as replica:
+        code = replica.wait()
 
     assert code == 2
-    assert message in served.log
+    assert message in replica.log
 
 
-def test_taken_port_is_an_error_that_names_it(python: Path, tmp_path: Path) -> None:
+def test_port_in_use_is_an_error_that_names_it(python: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with replica(python, tmp_path, HOLD, bind=f"127.0.0.1:{port}", ready=False) as served:
-            code = served.wait()
+        with start_replica(python, tmp_path, HOLD, bind=f"127.0.0.1:{port}", ready=False) as replica:
+            code = replica.wait()
 
     assert code == 2
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in served.log
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in replica.log
 
 
-def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_the_end(python: Path, tmp_path: Path) -> None:
+def test_unix_socket_is_private_replaces_a_stale_one_and_is_removed_at_exit(python: Path, tmp_path: Path) -> None:
     path = tmp_path / "score.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    with replica(python, tmp_path, HOLD, bind=f"unix:{path}") as served:
+    with start_replica(python, tmp_path, HOLD, bind=f"unix:{path}") as replica:
         mode = stat.S_IMODE(path.stat().st_mode)
-        answer = fetch(f"unix:{path}", "/score?a=1")
-        served.process.terminate()
-        code = served.wait()
+        response = fetch(f"unix:{path}", "/score?a=1")
+        replica.process.terminate()
+        code = replica.wait()
 
     assert mode == 0o600
-    assert answer == (200, '"scored"')
+    assert response == (200, '"scored"')
     assert code == 0
     assert not path.exists()
 
 
-def test_unix_socket_that_another_server_answers_on_is_left_alone(python: Path, tmp_path: Path) -> None:
+def test_unix_socket_of_a_running_server_is_not_replaced(python: Path, tmp_path: Path) -> None:
     path = tmp_path / "score.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
-        with replica(python, tmp_path, HOLD, bind=f"unix:{path}", ready=False) as served:
-            code = served.wait()
+        with start_replica(python, tmp_path, HOLD, bind=f"unix:{path}", ready=False) as replica:
+            code = replica.wait()
 
     assert code == 2
     assert path.exists()
 
 
-# Busy
+# Under load
 
 
-def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(
+def test_liveness_responds_while_every_slot_is_taken_and_requests_wait(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     gate, health = tmp_path / "gate", f"127.0.0.1:{free_port()}"
-    with replica(python, tmp_path, HOLD, options=("--health", health), MAX_REQUEST_WAIT_TIME_MS="60000") as served:
-        first = held(served, pool, gate)
-        waiting = [pool.submit(served.score) for _ in range(5)]
+    with start_replica(
+        python, tmp_path, HOLD, options=("--health", health), MAX_REQUEST_WAIT_TIME_MS="60000"
+    ) as replica:
+        first = start_held_request(replica, pool, gate)
+        waiting = [pool.submit(replica.score) for _ in range(5)]
         started = time.monotonic()
-        answers = [served.request("GET", "/") for _ in range(10)]
+        responses = [replica.request("GET", "/") for _ in range(10)]
         took = time.monotonic() - started
         parent = fetch(health, "/ready")
         still_held = not first.done()
@@ -172,13 +174,13 @@ def test_liveness_is_answered_while_every_slot_is_taken_and_requests_wait(
         results = [future.result().status for future in [first, *waiting]]
 
     assert still_held
-    assert {(answer.status, answer.body) for answer in answers} == {(200, b"Healthy")}
+    assert {(response.status, response.body) for response in responses} == {(200, b"Healthy")}
     assert took < 2
     assert parent[0] == 200
     assert results == [200] * 6
 
 
-def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(
+def test_health_responds_while_a_model_holds_the_interpreter_lock(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     script = (
@@ -186,41 +188,43 @@ def test_model_that_holds_the_interpreter_lock_cannot_silence_the_parent(
         "def run(data):\n    open(data, 'w').close()\n    ctypes.PyDLL(None).sleep(2)\n    return 'woke'"
     )
     begun, health = tmp_path / "begun", f"unix:{tmp_path}/health"
-    with replica(python, tmp_path, script, options=("--health", health)) as served:
-        request = pool.submit(served.score, str(begun))
-        wait_until(begun.exists, "the model holds the lock")
-        answers = [fetch(health, "/live"), fetch(health, "/ready")]
+    with start_replica(python, tmp_path, script, options=("--health", health)) as replica:
+        request = pool.submit(replica.score, str(begun))
+        wait_until(begun.exists, "the model holds the interpreter lock")
+        responses = [fetch(health, "/live"), fetch(health, "/ready")]
         still_held = not request.done()
         woke = request.result()
 
-    assert [status for status, _ in answers] == [200, 200]
+    assert [status for status, _ in responses] == [200, 200]
     assert still_held
     assert woke.status == 200
 
 
-def test_request_that_waits_too_long_for_its_turn_is_a_503_that_says_so(
+def test_request_that_waits_too_long_for_a_slot_is_a_503(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="200") as served:
-        first = held(served, pool, gate)
+    with start_replica(python, tmp_path, HOLD, MAX_REQUEST_WAIT_TIME_MS="200") as replica:
+        first = start_held_request(replica, pool, gate)
         started = time.monotonic()
-        refused = served.score()
+        refused = replica.score()
         waited = time.monotonic() - started
         gate.touch()
 
-        assert (first.result().status, served.score().status) == (200, 200)
+        assert (first.result().status, replica.score().status) == (200, 200)
     assert refused.status == 503
-    assert refused.json == {"message": "overloaded: the request waited 200 ms for its turn"}
+    assert refused.json == {"message": "overloaded: the request waited 200 ms for a slot"}
     assert 0.2 <= waited < 5
 
 
-def test_request_beyond_the_queue_is_a_503_at_once(python: Path, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+def test_request_beyond_the_queue_length_is_a_503_at_once(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
     gate = tmp_path / "gate"
-    with replica(python, tmp_path, HOLD, MAX_QUEUED_REQUESTS="2", MAX_REQUEST_WAIT_TIME_MS="60000") as served:
-        first = held(served, pool, gate)
-        # Two wait, the others are refused: those are the only ones that can be done while the slot is held.
-        others = [pool.submit(served.score) for _ in range(6)]
+    with start_replica(python, tmp_path, HOLD, MAX_QUEUED_REQUESTS="2", MAX_REQUEST_WAIT_TIME_MS="60000") as replica:
+        first = start_held_request(replica, pool, gate)
+        # Two wait, the others are refused: only refused requests can be done while the slot is held.
+        others = [pool.submit(replica.score) for _ in range(6)]
         wait_until(lambda: sum(future.done() for future in others) == 4, "four of six are refused")
         gate.touch()
         statuses = sorted(future.result().status for future in others)
@@ -229,12 +233,12 @@ def test_request_beyond_the_queue_is_a_503_at_once(python: Path, tmp_path: Path,
     assert statuses == [200, 200, 503, 503, 503, 503]
 
 
-def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(
+def test_concurrent_requests_of_a_worker_are_as_many_as_set(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     gates = [tmp_path / f"gate{number}" for number in range(3)]
-    with replica(python, tmp_path, HOLD, REPLICA_MAX_CONCURRENT_REQUESTS="3") as served:
-        requests = [held(served, pool, gate) for gate in gates]
+    with start_replica(python, tmp_path, HOLD, REPLICA_MAX_CONCURRENT_REQUESTS="3") as replica:
+        requests = [start_held_request(replica, pool, gate) for gate in gates]
         for gate in gates:
             gate.touch()
 
@@ -242,53 +246,56 @@ def test_as_many_requests_are_scored_at_the_same_time_as_asked_for(
 
 
 def test_worker_count_is_the_number_of_processes_that_score(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HOLD, WORKER_COUNT="2") as served:
+    with start_replica(python, tmp_path, HOLD, WORKER_COUNT="2") as replica:
         workers: set[int] = set()
 
         def both_have_scored() -> bool:
-            workers.add(served.score("pid").json)
+            workers.add(replica.score("pid").json)
             return len(workers) == 2
 
         wait_until(both_have_scored, "both workers have scored")
 
-        assert workers == set(served.workers())
+        assert workers == set(replica.workers())
 
 
 def test_body_over_the_limit_is_a_413(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HOLD, MAX_BODY_BYTES="1000000") as served:
-        declared = served.score(b"x" * 1_500_000)
-        chunked = served.score(iter([b"x" * 750_000] * 2))
-        within = served.score(b"x" * 1_000_000)
+    with start_replica(python, tmp_path, HOLD, MAX_BODY_BYTES="1000000") as replica:
+        declared = replica.score(b"x" * 1_500_000)
+        chunked = replica.score(iter([b"x" * 750_000] * 2))
+        within = replica.score(b"x" * 1_000_000)
 
     assert (declared.status, chunked.status, within.status) == (413, 413, 200)
     assert declared.json == {"message": "the request's body exceeds 1,000,000 bytes"}
 
 
-def test_upload_that_is_cut_off_is_not_scored(python: Path, tmp_path: Path) -> None:
+def test_incomplete_upload_is_not_scored(python: Path, tmp_path: Path) -> None:
     script = "def init(): pass\ndef run(data):\n    print('SCORED', data)\n    return 1"
-    with replica(python, tmp_path, script) as served:
-        with socket.create_connection(("127.0.0.1", served.port)) as caller:
+    with start_replica(python, tmp_path, script) as replica:
+        with socket.create_connection(("127.0.0.1", replica.port)) as caller:
             caller.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
-        after = served.score("whole")
-        # The drain waits for everything that was taken in: had the rest been scored, the log would say so.
-        served.process.terminate()
-        code = served.wait()
+        after = replica.score("whole")
+        # The drain waits for every admitted request: had the half been scored, the log would show it.
+        replica.process.terminate()
+        code = replica.wait()
 
     assert (after.status, code) == (200, 0)
-    assert served.log.count("SCORED") == served.log.count("SCORED whole") == 1
+    assert replica.log.count("SCORED") == replica.log.count("SCORED whole") == 1
 
 
 def test_slow_upload_takes_no_slot(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HOLD) as served, socket.create_connection(("127.0.0.1", served.port)) as slow:
+    with (
+        start_replica(python, tmp_path, HOLD) as replica,
+        socket.create_connection(("127.0.0.1", replica.port)) as slow,
+    ):
         slow.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
-        answer = served.score()
+        response = replica.score()
 
-    assert answer.status == 200
+    assert response.status == 200
 
 
 def test_connections_are_kept_alive(python: Path, tmp_path: Path) -> None:
-    with replica(python, tmp_path, HOLD) as served:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=DEADLINE_S)
+    with start_replica(python, tmp_path, HOLD) as replica:
+        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=DEADLINE_S)
         ports = set()
         for _ in range(3):
             connection.request("POST", "/score", "x")
@@ -302,19 +309,19 @@ def test_connections_are_kept_alive(python: Path, tmp_path: Path) -> None:
 # Time-outs
 
 
-def test_scoring_beyond_the_time_out_is_a_504_and_python_code_is_interrupted(python: Path, tmp_path: Path) -> None:
+def test_scoring_timeout_is_a_504_and_interrupts_python_code(python: Path, tmp_path: Path) -> None:
     script = (
         "import time\ndef init(): pass\ndef run(data):\n    while data == 'loop': time.sleep(0.01)\n    return 'fine'"
     )
-    with replica(python, tmp_path, script, SCORING_TIMEOUT_MS="300") as served:
-        late = served.score("loop")
-        after = served.score("other")
+    with start_replica(python, tmp_path, script, SCORING_TIMEOUT_MS="300") as replica:
+        late = replica.score("loop")
+        after = replica.score("other")
 
     assert (late.status, late.json) == (504, {"message": "Scoring timeout after 300 ms"})
     assert after.status == 200
 
 
-def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_stays_taken(
+def test_scoring_timeout_of_native_code_is_a_504_and_the_slot_stays_taken(
     python: Path, tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     script = (
@@ -322,14 +329,14 @@ def test_time_out_of_code_that_cannot_be_interrupted_is_answered_and_the_slot_st
         "def run(data):\n    if data: ctypes.CDLL(None).usleep(1500000)\n    return 'fine'"
     )
     settings = {"SCORING_TIMEOUT_MS": "200", "MAX_REQUEST_WAIT_TIME_MS": "200", "REPLICA_MAX_CONCURRENT_REQUESTS": "2"}
-    with replica(python, tmp_path, script, environment=settings) as served:
+    with start_replica(python, tmp_path, script, environment=settings) as replica:
         started = time.monotonic()
-        late = [pool.submit(served.score, "sleep") for _ in range(2)]
-        answers = [future.result().status for future in late]
+        late = [pool.submit(replica.score, "sleep") for _ in range(2)]
+        responses = [future.result().status for future in late]
         took = time.monotonic() - started
-        meanwhile = served.score("")
-        wait_until(lambda: served.score("").status == 200, "a slot is free again")
+        meanwhile = replica.score("")
+        wait_until(lambda: replica.score("").status == 200, "a slot is free again")
 
-    assert answers == [504, 504]
+    assert responses == [504, 504]
     assert took < 1.5
     assert meanwhile.status == 503

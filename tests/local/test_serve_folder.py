@@ -14,7 +14,7 @@ import pytest
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.serve_folder import serve_folder
 from controlled_rollout.workspace import user_cache
-from tests.local.scoring_environment import free_port, refuses
+from tests.local.scoring_environment import free_port, refuses_connections
 from tests.polling import wait_until
 
 SCRIPT = """
@@ -116,4 +116,4 @@ def test_replica_ends_when_the_command_is_killed(folder: Path, tmp_path: Path, p
             assert served.poll() is None
         served.kill()
 
-        wait_until(lambda: refuses(port), "nothing listens any more")
+        wait_until(lambda: refuses_connections(port), "nothing listens any more")

@@ -1,4 +1,4 @@
-"""Trains the digits model; runs where Airflow runs.
+"""Training of the digits model, on the Airflow worker.
 
 The data are scikit-learn's bundled digits: 8 × 8 pixels of 0 to 16, ten classes. A fixed, stratified third is held out
 and never trained on: load generators and tests replay it.
@@ -17,7 +17,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import train_test_split
 
 SPLIT_SEED = 20260105
-# 30 trees answer for one row in about 1.5 ms: long enough to be measured, short enough for a laptop.
+# 30 trees predict one row in about 1.5 ms: long enough to be measured, short enough for a laptop.
 TREES = 30
 
 
@@ -29,18 +29,18 @@ def training_part(part: Literal["first", "all"] = "all") -> tuple[NDArray[np.flo
 
 
 def held_out() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the third that no model has seen; shapes (599, 64) and (599,)."""
+    """Return images and digits of the held-out third; shapes (599, 64) and (599,)."""
     _, images, _, digits = _split()
     return images, digits
 
 
 def train(out_dir: str | Path, *, part: Literal["first", "all"] = "all", seed: int = 0) -> dict[str, Any]:
-    """Train, and write `model.joblib` and `metrics.json` into `out_dir`, each whole or not at all.
+    """Train a model and write `model.joblib` and `metrics.json` into `out_dir`, each atomically.
 
     Args:
-        out_dir: A folder; made if it is not there.
-        part: Which part of the training images.
-        seed: The forest's; the same seed gives the same file.
+        out_dir: A folder; created if it does not exist.
+        part: Which part of the training images to use.
+        seed: The random seed of the forest; the same seed gives the same file.
 
     Returns:
         The metrics: how many images were trained on, and the accuracy on the held-out third.

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import sys
 
-# `-m` puts the current folder first, which may be the user's project: its queue.py is not the one that is meant here.
+# `-m` puts the current folder first on the path, which may be the user's project: its queue.py would hide Python's own.
 if sys.path[0] == os.getcwd():
     del sys.path[0]
 
 import argparse
 import signal
 
-from controlled_rollout_scoring.log import say
-from controlled_rollout_scoring.processes import die_with_parent
+from controlled_rollout_scoring.log import log
+from controlled_rollout_scoring.processes import signal_at_parent_death
 from controlled_rollout_scoring.replica import serve
 from controlled_rollout_scoring.settings import Address, SettingError, Settings
 
-USAGE = 2
+USAGE_ERROR = 2
 
 
 def main() -> int:
-    """Read the command line and serve; return the exit code."""
+    """Parse the command line and serve the version; return the exit code."""
     parent = os.getppid()
     parser = argparse.ArgumentParser(prog="controlled_rollout_scoring", description=__doc__)
     parser.add_argument("--bind", required=True, metavar="ADDRESS", help="unix:/path or HOST:PORT (port 0: any)")
@@ -33,13 +33,13 @@ def main() -> int:
     )
     options = parser.parse_args()
     if options.exit_with_parent:
-        die_with_parent(signal.SIGTERM, parent)
+        signal_at_parent_death(signal.SIGTERM, parent)
     try:
         health = Address.parse(options.health) if options.health else None
         return serve(Settings.from_environment(os.environ), Address.parse(options.bind), health)
     except SettingError as error:
-        say(f"cannot serve: {error}")
-        return USAGE
+        log(f"cannot serve: {error}")
+        return USAGE_ERROR
 
 
 if __name__ == "__main__":

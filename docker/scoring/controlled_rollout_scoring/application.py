@@ -11,12 +11,12 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from controlled_rollout_scoring.answers import Answer, failed
 from controlled_rollout_scoring.log import write
+from controlled_rollout_scoring.responses import Response, internal_error
 from controlled_rollout_scoring.settings import Settings
 
-SERVER = "azureml_inference_server_http"
-# What the stock server ends with when a script cannot be served.
+STOCK_SERVER = "azureml_inference_server_http"
+# The stock server's exit code when a script cannot be served.
 CANNOT_SERVE = 3
 STOCK_LOGGER = logging.getLogger("azmlinfsrv")
 
@@ -24,22 +24,8 @@ StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
-class DataCapture:
-    """The place where inputs and predictions are captured: every request that is scored passes through here.
-
-    Nothing is captured yet.
-    """
-
-    def __init__(self, application: Wsgi) -> None:
-        self._application = application
-
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Score one request."""
-        return self._application(environ, start_response)
-
-
 class Application:
-    """Turns one request's WSGI environment into an answer."""
+    """Calls the WSGI application for one request at a time and returns its response as a value."""
 
     def __init__(self, wsgi: Wsgi, *, slots: int, workers: int) -> None:
         self._wsgi = wsgi
@@ -54,8 +40,8 @@ class Application:
             "wsgi.input_terminated": True,
         }
 
-    def __call__(self, environ: dict[str, Any], body: bytes) -> Answer:
-        """Run the application. What it raises is logged and answered 500."""
+    def __call__(self, environ: dict[str, Any], body: bytes) -> Response:
+        """Score one request. An exception of the application is logged and becomes a 500."""
         environ.update(self._constant)
         environ["wsgi.input"] = io.BytesIO(body)
         started: list[Any] = []
@@ -67,11 +53,11 @@ class Application:
             result = self._wsgi(environ, start_response)
             status, headers = int(started[0][:3]), started[1]
             if any(name.lower() == "content-length" for name, _ in headers):
-                return Answer(status, headers, _joined(result))
-            return Answer(status, headers, iter(_Stream(result)))
+                return Response(status, headers, _joined(result))
+            return Response(status, headers, iter(_Stream(result)))
         except Exception:
             write(f"the application failed:\n{traceback.format_exc()}")
-            return failed()
+            return internal_error()
 
 
 def _joined(result: Iterable[bytes]) -> bytes:
@@ -82,7 +68,7 @@ def _joined(result: Iterable[bytes]) -> bytes:
 
 
 class _Stream:
-    """A streamed body that is closed at its end, or when its caller goes away."""
+    """A streamed body that is closed at its end, or when the caller closes its connection."""
 
     def __init__(self, result: Iterable[bytes]) -> None:
         self._result = result
@@ -95,7 +81,7 @@ class _Stream:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Called by the server when nothing more is sent."""
+        """Close the script's iterator; granian calls this when nothing more is sent."""
         _close(self._result)
 
 
@@ -108,41 +94,41 @@ def _close(result: Iterable[bytes]) -> None:
 def load(settings: Settings) -> Application:
     """Import the user's script, run its `init()` in this thread, and return the application.
 
-    Ends the process, the script's own traceback being the last lines of stderr, when there is no application to return.
+    When the script cannot be served, end the process; the script's own traceback is then the end of the log.
     """
-    _prepare_environment(settings)
-    _switch_telemetry_off()
+    _set_stock_variables(settings)
+    _disable_stock_telemetry()
     try:
-        own_logging = _start_logging(settings.app_root)
-        _enter_project(settings.app_root)
+        has_logging_configuration = _set_up_logging(settings.app_root)
+        _change_to_project_folder(settings.app_root)
         from azureml_inference_server_http.server.entry import app
-    except SystemExit as refusal:
-        _end(settings.entry_script, refusal.__context__)
+    except SystemExit as error:
+        _exit_unservable(settings.entry_script, error.__context__)
     except BaseException as error:
-        _end(settings.entry_script, error)
-    STOCK_LOGGER.removeFilter(_no_errors)
-    if not own_logging:
-        # From here on nothing is logged for each request but what the script prints and raises.
+        _exit_unservable(settings.entry_script, error)
+    STOCK_LOGGER.removeFilter(_is_no_error)
+    if not has_logging_configuration:
+        # From here on a request logs only what the script prints and raises.
         STOCK_LOGGER.setLevel(os.environ.get("AZUREML_LOG_LEVEL", "WARNING").upper())
         logging.getLogger("azmlinfsrv.print").setLevel(logging.INFO)
-    app.request_class = _whole_body(app.request_class)
-    return Application(DataCapture(app), slots=settings.slots, workers=settings.workers)
+    app.request_class = _with_form_body(app.request_class)
+    return Application(app, slots=settings.slots, workers=settings.workers)
 
 
-def _prepare_environment(settings: Settings) -> None:
-    """Set what the `azmlinfsrv` command sets before it serves."""
+def _set_stock_variables(settings: Settings) -> None:
+    """Set the environment variables that the `azmlinfsrv` command sets before it serves."""
     if os.environ.get("SERVER_VERSION_LOG_RESPONSE_ENABLED", "true").lower() == "true":
         from azureml_inference_server_http import __version__
 
         os.environ.setdefault("HTTP_X_MS_SERVER_VERSION", f"azmlinfsrv/{__version__}")
-    # The stock server's alarm and this runtime's time-out are one and the same.
+    # The stock server interrupts Python code after this time, with a SIGALRM: the same time-out as the queue's.
     os.environ["SCORING_TIMEOUT_MS"] = str(round(settings.scoring_timeout_s * 1000))
 
 
-def _switch_telemetry_off() -> None:
-    """Put a client that sends nothing in the place of the stock server's App Insights client.
+def _disable_stock_telemetry() -> None:
+    """Replace the stock server's App Insights client by one that sends nothing: the router reports requests.
 
-    The router reports requests. The stock client's imports double the time to start (0.7 s) and cost 24 MB a worker.
+    The stock client's imports double the time to start (0.7 s) and cost 24 MB a worker.
     """
 
     class AppInsightsClient:
@@ -152,42 +138,42 @@ def _switch_telemetry_off() -> None:
 
         send_model_data_log = send_exception_log = wait_for_upload = close = log_request
 
-    name = f"{SERVER}.server.appinsights_client"
+    name = f"{STOCK_SERVER}.server.appinsights_client"
     module = types.ModuleType(name)
     module.AppInsightsClient = AppInsightsClient  # type: ignore[attr-defined]
     sys.modules[name] = module
 
 
-def _start_logging(app_root: str) -> bool:
-    """Let the stock server's logger report the start, but not its failure: `_end` does that.
+def _set_up_logging(app_root: str) -> bool:
+    """Set up the stock server's logging, without errors during the start: `_exit_unservable` logs these.
 
-    Returns whether the project brings a logging configuration of its own, which then holds.
+    Returns whether the project has a logging configuration of its own, which then applies.
     """
     from azureml_inference_server_http.server import config  # noqa: F401 - sets logging up
 
-    STOCK_LOGGER.addFilter(_no_errors)
+    STOCK_LOGGER.addFilter(_is_no_error)
     return os.path.isfile(os.path.join(app_root, "logging.json"))
 
 
-def _enter_project(app_root: str) -> None:
+def _change_to_project_folder(app_root: str) -> None:
     """Let the script open files, and import modules, relative to the project folder, as in the old service."""
-    # The stock server's own imports come first: the project's queue.py or argparse.py is not the one that they mean.
+    # The stock server is imported first: the project's queue.py or argparse.py would hide Python's own.
     from azureml_inference_server_http.server import aml_blueprint  # noqa: F401
 
     os.chdir(app_root)
     sys.path[0] = app_root
-    # The folder is part of an image, and not to be written.
+    # The folder is part of an image and must not be written.
     sys.dont_write_bytecode = True
 
 
-def _no_errors(record: logging.LogRecord) -> bool:
+def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 
 
-def _whole_body(request_class: type) -> type:
-    """Return the request class with a `data` that holds the whole body of a form too, where the stock one is empty.
+def _with_form_body(request_class: type) -> type:
+    """Return a request class whose `data` is the body of a form too; the stock server's is empty for a form.
 
-    `curl -d '{…}'` sends JSON under the content type of a form.
+    `curl -d '{…}'` sends JSON with the content type of a form.
     """
 
     class Request(request_class):  # type: ignore[misc]
@@ -198,12 +184,12 @@ def _whole_body(request_class: type) -> type:
     return Request
 
 
-def _end(entry_script: str, error: BaseException | None) -> None:
-    """Say why the script cannot be served, and end the process."""
+def _exit_unservable(entry_script: str, error: BaseException | None) -> None:
+    """Log why the script cannot be served, and end the process."""
     error = getattr(error, "user_ex", None) or error
     trace = (
         "".join(traceback.format_exception(type(error), error, error.__traceback__)) if error else "no cause given\n"
     )
     write(f"{entry_script} cannot be served:\n{trace}")
-    # Threads that the script has started must not keep the process.
+    # Not sys.exit: threads that the script has started must not keep the process alive.
     os._exit(CANNOT_SERVE)

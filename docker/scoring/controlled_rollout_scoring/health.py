@@ -1,4 +1,4 @@
-"""Liveness and readiness as the parent process sees them: no model can keep these answers waiting."""
+"""The HTTP server for liveness and readiness probes, in the parent process: it never waits for a model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Callable
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 TIMEOUT_S = 5.0
 
+# Whether the check passes, and a line of text that says why.
 Check = Callable[[], "tuple[bool, str]"]
 
 
 async def serve(listener: socket.socket, checks: dict[str, Check]) -> asyncio.AbstractServer:
-    """Answer `GET <path>` with 200 or 503 and a line of text, by the check of that path; one request a connection."""
+    """Answer `GET <path>` by the check of that path: 200 or 503 and its line of text; one request a connection."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
             method, target, *_ = [*head.decode("latin-1").split(" ", 2), ""]
-            status, text = _judge(method, target.partition("?")[0], checks)
+            status, text = _evaluate(method, target.partition("?")[0], checks)
             body = f"{text}\n".encode()
             writer.write(
                 f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -31,18 +32,18 @@ async def serve(listener: socket.socket, checks: dict[str, Check]) -> asyncio.Ab
         except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
             pass  # a probe that has stalled
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-            pass  # not a probe, or one that has gone away
+            pass  # not an HTTP request, or a probe that has closed its connection
         finally:
             writer.close()
 
-    return await asyncio.start_server(answer, sock=listener, limit=8192)
+    return await asyncio.start_server(respond, sock=listener, limit=8192)
 
 
-def _judge(method: str, path: str, checks: dict[str, Check]) -> tuple[int, str]:
+def _evaluate(method: str, path: str, checks: dict[str, Check]) -> tuple[int, str]:
     check = checks.get(path)
     if check is None:
-        return 404, f"not found: there are {', '.join(checks)}"
+        return 404, f"not found: use one of {', '.join(checks)}"
     if method not in ("GET", "HEAD"):
         return 405, "use GET"
-    good, text = check()
-    return (200 if good else 503), text
+    passed, text = check()
+    return (200 if passed else 503), text

@@ -1,7 +1,7 @@
 """The parent process of one replica: binds the address, starts the workers, watches them, drains them.
 
-It imports nothing of the user's environment and serves no model, so it always answers. A worker that dies takes the
-replica with it: whoever started the replica starts it again, with a fresh back-off and a log that says why.
+It imports nothing of the user's environment and serves no model, so health probes are always answered. When a worker
+dies, the replica ends: the target starts it again, with a back-off and a log that says why.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import sys
 from dataclasses import dataclass
 
 from controlled_rollout_scoring import health
-from controlled_rollout_scoring.log import say
+from controlled_rollout_scoring.log import log
 from controlled_rollout_scoring.settings import Address, Settings, bound_address
 from controlled_rollout_scoring.worker import READY
 
-# After the drain's time is over, what is left is killed; killing takes no longer than this.
+# How long to wait for workers that were killed after the drain time-out.
 KILL_TIMEOUT_S = 5.0
 RUNTIME_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass
 class Worker:
-    """A scoring process, and the socket that leads to it."""
+    """A scoring process, and the socket to it."""
 
     number: int
     process: asyncio.subprocess.Process
@@ -37,7 +37,7 @@ class Worker:
 
 
 class Replica:
-    """The workers of one replica and what is known of them."""
+    """Starts the workers of one replica, and ends them together."""
 
     def __init__(self, settings: Settings, address: Address) -> None:
         self._settings = settings
@@ -48,65 +48,65 @@ class Replica:
     async def run(self, listener: socket.socket, health_listener: socket.socket | None) -> int:
         """Serve until a signal comes or a worker dies; return the exit code."""
         loop = asyncio.get_running_loop()
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(stop, self._stopping.set)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._stopping.set)
         if health_listener is not None:
             await health.serve(health_listener, {"/live": self._live, "/ready": self._ready})
         for number in range(1, self._settings.workers + 1):
             self._workers.append(await _start(number, listener, self._settings.app_root))
-        # The workers alone hold it from here on: when they stop listening, callers are refused.
+        # From here on only the workers hold the listener: when they stop listening, callers are refused.
         listener.close()
         readiness = [asyncio.create_task(self._wait_ready(worker)) for worker in self._workers]
-        ends = {asyncio.create_task(worker.process.wait()): worker for worker in self._workers}
+        exits = {asyncio.create_task(worker.process.wait()): worker for worker in self._workers}
         stopping = asyncio.create_task(self._stopping.wait())
-        done, _ = await asyncio.wait([stopping, *ends], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([stopping, *exits], return_when=asyncio.FIRST_COMPLETED)
         for task in readiness:
             task.cancel()
         if stopping in done:
             return await self._stop()
         stopping.cancel()
-        return await self._fail(ends[next(iter(done))])
+        return await self._end_after_death_of(exits[next(iter(done))])
 
     async def _wait_ready(self, worker: Worker) -> None:
         if await asyncio.get_running_loop().sock_recv(worker.channel, len(READY)) == READY:
             worker.ready = True
             if all(worker.ready for worker in self._workers):
-                say(f"ready: listening on {self._address}, {len(self._workers)} worker(s)")
+                log(f"ready: listening on {self._address}, {len(self._workers)} worker(s)")
 
     async def _stop(self) -> int:
-        """Let every request in flight be answered; 0 if all were."""
-        say(f"asked to stop: draining for at most {self._settings.drain_timeout_s:g} s")
+        """Drain the workers after a signal; return the exit code: 0 if every request was answered."""
+        log(f"asked to stop: draining for at most {self._settings.drain_timeout_s:g} s")
         drained = await self._drain()
-        say("stopped" if drained else "stopped; requests that had not been answered in time were cut off")
+        log("stopped" if drained else "stopped; requests that had not been answered in time were cut off")
         return 0 if drained else 1
 
-    async def _fail(self, dead: Worker) -> int:
-        """Log why a worker died, let the others finish, and return the exit code."""
-        code = dead.process.returncode or 0
-        if not dead.ready and code > 0:
-            # It has said why, and that should remain the end of the log.
+    async def _end_after_death_of(self, worker: Worker) -> int:
+        """Log why a worker died, drain the others, and return the exit code."""
+        code = worker.process.returncode or 0
+        if not worker.ready and code > 0:
+            # The worker has logged why it could not start: these lines should stay the last ones.
             self._kill()
             return code
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         hint = " (SIGKILL: often out of memory)" if code == -signal.SIGKILL else ""
-        say(f"{dead} {how}{hint}: the replica ends")
+        log(f"{worker} {cause}{hint}: the replica ends")
         await self._drain()
         return 1
 
     async def _drain(self) -> bool:
-        """Stop the workers that are still there; False if some had to be killed in the middle of a request."""
+        """Stop the workers that still run; return False if some had to be killed in the middle of a request."""
         for worker in self._workers:
             if worker.process.returncode is None:
                 if worker.ready:
                     worker.channel.close()
                 else:
                     worker.process.kill()
-        waits = [asyncio.create_task(worker.process.wait()) for worker in self._workers]
-        _, late = await asyncio.wait(waits, timeout=self._settings.drain_timeout_s)
-        if late:
+        exits = [asyncio.create_task(worker.process.wait()) for worker in self._workers]
+        _, running = await asyncio.wait(exits, timeout=self._settings.drain_timeout_s)
+        if running:
             self._kill()
-            await asyncio.wait(late, timeout=KILL_TIMEOUT_S)
-        return not late
+            await asyncio.wait(running, timeout=KILL_TIMEOUT_S)
+        return not running
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -120,16 +120,16 @@ class Replica:
         if self._stopping.is_set():
             return False, "not ready: stopping"
         ready = sum(worker.ready and worker.process.returncode is None for worker in self._workers)
-        wanted = self._settings.workers
-        return ready == wanted, f"{'ready' if ready == wanted else 'not ready'}: {ready} of {wanted} workers"
+        total = self._settings.workers
+        return ready == total, f"{'ready' if ready == total else 'not ready'}: {ready} of {total} workers"
 
 
 async def _start(number: int, listener: socket.socket, app_root: str) -> Worker:
-    """Start a worker as a fresh interpreter: nothing of this process is shared but the two sockets."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with theirs:
-        descriptors = (listener.fileno(), theirs.fileno())
+    """Start a worker as a new interpreter that shares nothing with this process but the two sockets."""
+    parent_end, worker_end = socket.socketpair()
+    parent_end.setblocking(False)
+    with worker_end:
+        descriptors = (listener.fileno(), worker_end.fileno())
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-u",
@@ -138,19 +138,19 @@ async def _start(number: int, listener: socket.socket, app_root: str) -> Worker:
             *map(str, (*descriptors, os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=descriptors,
-            # `-m` puts the current folder first on the path: this one holds the runtime and nothing of the user's.
+            # `-m` puts the current folder first on the path: this one holds only the runtime, no user code.
             cwd=RUNTIME_FOLDER,
             env={**os.environ, "AML_APP_ROOT": app_root},
         )
-    return Worker(number, process, ours)
+    return Worker(number, process, parent_end)
 
 
 def serve(settings: Settings, bind: Address, health_bind: Address | None) -> int:
     """Serve a version on an address until it is stopped or fails.
 
     Returns:
-        0 after a complete drain; the worker's code if the script could not be served; 1 if a worker died or the drain
-        was cut off.
+        The exit code: 0 after a complete drain; the worker's code if the script could not be served; 1 if a worker died
+        or the drain timed out.
 
     Raises:
         SettingError: An address is taken.

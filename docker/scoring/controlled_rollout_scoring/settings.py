@@ -1,4 +1,4 @@
-"""What the runtime is told: addresses on its command line, everything else in environment variables."""
+"""The runtime's settings: environment variables, and the addresses of its command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKLOG = 1024
 
 
 class SettingError(Exception):
-    """A setting makes no sense, or an address cannot be had; the message says which and what to do."""
+    """A setting is invalid, or an address is not available; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Settings:
         app_root: The project folder.
         workers: Scoring processes.
         slots: Requests that one worker scores at the same time.
-        queue_length: Requests that may wait in one worker for their turn.
-        max_wait_s: How long a request may wait for its turn before it is answered 503.
+        queue_length: Requests that may wait in one worker for a slot.
+        max_wait_s: How long a request may wait for a slot before it is answered 503.
         scoring_timeout_s: How long `run()` may take before the request is answered 504.
         drain_timeout_s: How long requests in flight may take to end once the runtime is asked to stop.
         max_body_bytes: The largest request body.
@@ -44,10 +44,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Return the settings that the environment variables ask for.
+        """Read the settings from environment variables.
 
         Raises:
-            SettingError: A variable is missing or is no positive number.
+            SettingError: A variable is missing, or is not a positive number.
         """
         app_root = environment.get("AML_APP_ROOT", "")
         entry_script = environment.get("AZUREML_ENTRY_SCRIPT", "")
@@ -62,17 +62,17 @@ class Settings:
         return cls(
             entry_script=entry_script,
             app_root=os.path.abspath(app_root),
-            workers=int(_number(environment, "WORKER_COUNT", cls.workers)),
-            slots=int(_number(environment, "REPLICA_MAX_CONCURRENT_REQUESTS", cls.slots)),
-            queue_length=int(_number(environment, "MAX_QUEUED_REQUESTS", cls.queue_length)),
-            max_wait_s=_number(environment, "MAX_REQUEST_WAIT_TIME_MS", cls.max_wait_s * 1000) / 1000,
-            scoring_timeout_s=_number(environment, "SCORING_TIMEOUT_MS", cls.scoring_timeout_s * 1000) / 1000,
-            drain_timeout_s=_number(environment, "DRAIN_TIMEOUT_S", cls.drain_timeout_s),
-            max_body_bytes=int(_number(environment, "MAX_BODY_BYTES", cls.max_body_bytes)),
+            workers=int(_positive_number(environment, "WORKER_COUNT", cls.workers)),
+            slots=int(_positive_number(environment, "REPLICA_MAX_CONCURRENT_REQUESTS", cls.slots)),
+            queue_length=int(_positive_number(environment, "MAX_QUEUED_REQUESTS", cls.queue_length)),
+            max_wait_s=_positive_number(environment, "MAX_REQUEST_WAIT_TIME_MS", cls.max_wait_s * 1000) / 1000,
+            scoring_timeout_s=_positive_number(environment, "SCORING_TIMEOUT_MS", cls.scoring_timeout_s * 1000) / 1000,
+            drain_timeout_s=_positive_number(environment, "DRAIN_TIMEOUT_S", cls.drain_timeout_s),
+            max_body_bytes=int(_positive_number(environment, "MAX_BODY_BYTES", cls.max_body_bytes)),
         )
 
 
-def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+def _positive_number(environment: Mapping[str, str], name: str, default: float) -> float:
     text = environment.get(name, "")
     if not text:
         return default
@@ -91,7 +91,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Return the address written as `unix:/path` or `HOST:PORT` (`[::1]:PORT` for IPv6).
+        """Parse an address: `unix:/path` or `HOST:PORT` (`[::1]:PORT` for IPv6).
 
         Raises:
             SettingError: It is neither.
@@ -109,15 +109,15 @@ class Address:
         return cls(host=host, port=int(port))
 
     def bind(self) -> socket.socket:
-        """Return a socket bound here that does not listen yet: until it does, callers are refused.
+        """Return a socket that is bound to the address and does not listen yet: until it does, callers are refused.
 
         Raises:
-            SettingError: The address is taken or cannot be had.
+            SettingError: The address is in use or not available.
         """
         try:
             return _bind_unix(self.path) if self.path else _bind_tcp(self.host, self.port)
         except OSError as error:
-            raise SettingError(f"cannot listen on {self}: {error.strerror or error}: choose another address") from None
+            raise SettingError(f"cannot listen on {self}: {error.strerror or error}: choose another address") from error
 
     def __str__(self) -> str:
         if self.path:
@@ -126,7 +126,7 @@ class Address:
 
 
 def bound_address(listener: socket.socket) -> Address:
-    """Return where a socket is bound, with the port that was chosen if any free one was asked for."""
+    """Return the address of a bound socket, with the port that the kernel chose for port 0."""
     name = listener.getsockname()
     return Address(path=name) if listener.family == socket.AF_UNIX else Address(host=name[0], port=name[1])
 
@@ -146,9 +146,9 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
 
 
 def _bind_unix(path: str) -> socket.socket:
-    _remove_stale(path)
+    _remove_stale_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # The mode must be right from the first instant: a later chmod leaves a gap.
+    # By umask, not by chmod: the socket must not be open to others for an instant.
     umask = os.umask(0o177)
     try:
         listener.bind(path)
@@ -160,8 +160,8 @@ def _bind_unix(path: str) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: str) -> None:
-    """Remove a socket that a killed process left behind; one that answers stays, and binding then fails."""
+def _remove_stale_socket(path: str) -> None:
+    """Remove a socket that a killed process left behind; one that a server listens on stays, and binding then fails."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return

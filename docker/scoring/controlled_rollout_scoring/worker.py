@@ -1,4 +1,4 @@
-"""One scoring process: loads the model, says that it is ready, scores until it is asked to stop."""
+"""One scoring process: loads the model, reports that it is ready, scores requests until the parent stops it."""
 
 from __future__ import annotations
 
@@ -11,94 +11,101 @@ import sys
 import threading
 import time
 
-from controlled_rollout_scoring.answers import failed
 from controlled_rollout_scoring.application import Application, load
-from controlled_rollout_scoring.log import say
-from controlled_rollout_scoring.processes import die_with_parent
+from controlled_rollout_scoring.log import log
+from controlled_rollout_scoring.processes import signal_at_parent_death
+from controlled_rollout_scoring.request_queue import RequestQueue
+from controlled_rollout_scoring.responses import internal_error
 from controlled_rollout_scoring.server import Server
 from controlled_rollout_scoring.settings import Settings
-from controlled_rollout_scoring.turns import Turns
 
 READY = b"ready\n"
-# A connection that was opened and never used may stay open; answers on their way need less.
-LINGER_S = 1.0
+# With nothing in flight, responses are sent within this time; connections that are still open then are idle.
+IDLE_TIMEOUT_S = 1.0
 
 
 def main(listener_fd: int, channel_fd: int, parent: int) -> None:
-    """Serve until the parent says otherwise.
+    """Serve requests until the parent asks the worker to stop.
 
     Args:
         listener_fd: The bound socket that all workers share.
-        channel_fd: A socket to the parent: READY goes out, any byte or its end means that it is time to stop.
+        channel_fd: A socket to the parent: the worker sends READY; any byte from the parent, or its end, means stop.
         parent: The parent's process id.
     """
-    die_with_parent(signal.SIGKILL, parent)
+    signal_at_parent_death(signal.SIGKILL, parent)
     for stop in (signal.SIGTERM, signal.SIGINT):
-        # Both reach the whole process group; the parent alone decides. (Ignoring them would be inherited by the
-        # script's own subprocesses.)
+        # Both signals may reach the whole process group; only the parent acts on them. (SIG_IGN would be inherited by
+        # the script's own subprocesses.)
         signal.signal(stop, lambda *_: None)
     settings = Settings.from_environment(os.environ)
     application = load(settings)
-    # What init() has made stays: the garbage collector need not walk through it, again and again, between requests.
+    # The objects that init() made live as long as the process: take them out of every later garbage collection.
     gc.collect()
     gc.freeze()
-    turns = Turns(settings.slots, settings.queue_length, settings.max_wait_s, settings.scoring_timeout_s)
-    server = Server(socket.socket(fileno=listener_fd), turns, settings)
+    requests = RequestQueue(settings.slots, settings.queue_length, settings.max_wait_s, settings.scoring_timeout_s)
+    server = Server(socket.socket(fileno=listener_fd), requests, settings)
     channel = socket.socket(fileno=channel_fd)
     channel.sendall(READY)
 
-    def stop_when_told() -> None:
+    def stop_on_request() -> None:
         channel.recv(1)
-        _drain(server, turns)
-        turns.stop(settings.slots)
+        _drain(server, requests)
+        requests.stop(settings.slots)
 
-    threading.Thread(target=stop_when_told, name="stop", daemon=True).start()
-    threading.Thread(target=_expire, args=(turns,), name="expire", daemon=True).start()
+    threading.Thread(target=stop_on_request, name="stop", daemon=True).start()
+    threading.Thread(target=_expire, args=(requests,), name="expire", daemon=True).start()
     if settings.slots == 1:
-        # The main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
-        _score(application, turns)
-        _end()
-    scorers = [threading.Thread(target=_score, args=(application, turns), name="score") for _ in range(settings.slots)]
-    for scorer in scorers:
-        scorer.start()
-    for scorer in scorers:
-        scorer.join()
-    _end()
+        # In the main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
+        _score(application, requests)
+        _exit()
+    threads = [
+        threading.Thread(target=_score, args=(application, requests), name="score") for _ in range(settings.slots)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _exit()
 
 
-def _score(application: Application, turns: Turns) -> None:
-    while (request := turns.take()) is not None:
+def _score(application: Application, requests: RequestQueue) -> None:
+    """Score requests in this thread until the queue is stopped."""
+    while (request := requests.take()) is not None:
         try:
-            answer = application(request.environ, request.body)
-        except BaseException as ending:
+            response = application(request.environ, request.body)
+        except BaseException as error:
             # sys.exit() in run(): the stock server loses the worker too.
-            turns.done(request, failed())
-            say(f"run() ended the process: {ending!r}")
+            requests.complete(request, internal_error())
+            log(f"run() ended the process: {error!r}")
             os._exit(1)
-        turns.done(request, answer)
+        requests.complete(request, response)
 
 
-def _end() -> None:
-    """End the process, after what the script has registered for its end; threads that it has started do not keep it."""
+def _exit() -> None:
+    """Run the script's atexit functions and end the process without waiting for threads that the script started."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)
 
 
-def _expire(turns: Turns) -> None:
+def _expire(requests: RequestQueue) -> None:
+    """Answer requests whose time is over, forever."""
     while True:
-        time.sleep(turns.expire())
+        time.sleep(requests.expire())
 
 
-def _drain(server: Server, turns: Turns) -> None:
-    """Return when everything taken in is answered. The parent ends the process if that takes too long."""
+def _drain(server: Server, requests: RequestQueue) -> None:
+    """Refuse new connections and wait until every admitted request is answered.
+
+    There is no time limit here: the parent kills the process after the drain time-out.
+    """
     server.close()
     idle_since = time.monotonic()
     while not server.wait_closed(0.05):
-        if turns.in_flight:
+        if requests.in_flight:
             idle_since = time.monotonic()
-        elif time.monotonic() - idle_since > LINGER_S:
+        elif time.monotonic() - idle_since > IDLE_TIMEOUT_S:
             return
 
 

@@ -14,7 +14,7 @@ def contract(tmp_path: Path) -> dict[str, str]:
     return {"AML_APP_ROOT": str(tmp_path), "AZUREML_ENTRY_SCRIPT": "score.py"}
 
 
-def test_defaults_are_those_of_the_old_service(contract: dict[str, str]) -> None:
+def test_defaults_are_the_ones_of_the_old_service(contract: dict[str, str]) -> None:
     settings = Settings.from_environment(contract)
 
     assert (settings.workers, settings.slots) == (1, 1)
@@ -31,7 +31,7 @@ def test_milliseconds_become_seconds(contract: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", " 1"])
-def test_number_that_is_none_is_refused_by_its_name(contract: dict[str, str], value: str) -> None:
+def test_invalid_number_is_refused_with_its_name(contract: dict[str, str], value: str) -> None:
     with pytest.raises(SettingError, match="WORKER_COUNT="):
         Settings.from_environment({**contract, "WORKER_COUNT": value})
 
@@ -45,31 +45,31 @@ def test_number_that_is_none_is_refused_by_its_name(contract: dict[str, str], va
         ("localhost:65535", Address(host="localhost", port=65535)),
     ],
 )
-def test_address_is_read_and_written_the_same_way(text: str, address: Address) -> None:
+def test_address_survives_parsing_and_formatting(text: str, address: Address) -> None:
     assert Address.parse(text) == address
     assert str(address) == text
 
 
 @pytest.mark.parametrize("text", ["", "80", ":80", "unix:", "unix:a.sock", "host:", "host:65536", "host:-1", "host:٣"])
-def test_address_that_is_none_is_refused(text: str) -> None:
+def test_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="address"):
         Address.parse(text)
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         Address.parse(text)
     except SettingError:
         pass
 
 
-def test_any_free_port_is_found_and_told() -> None:
+def test_port_0_binds_a_free_port() -> None:
     with Address.parse("127.0.0.1:0").bind() as listener:
         assert bound_address(listener).port > 0
 
 
-def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("kept")
     with pytest.raises(SettingError, match="Address already in use"):
@@ -83,7 +83,7 @@ def test_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
         Address(path=str(tmp_path / ("x" * 200))).bind()
 
 
-def test_port_is_not_shared_with_another_server() -> None:
+def test_port_in_use_is_refused_even_by_the_same_user() -> None:
     with Address.parse("127.0.0.1:0").bind() as first:
         first.listen()
         with pytest.raises(SettingError, match="already in use"):

@@ -1,0 +1,145 @@
+"""The queue of requests before a fixed number of scoring slots: bounded in length, every wait with an end.
+
+The server's threads admit requests; the threads that own the slots take and score them. Nothing in this module waits
+for a model, so refusals and time-outs are answered while every slot is busy.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from controlled_rollout_scoring.responses import Response, queue_full, timed_out, waited_too_long
+
+# Sends a response to one caller; the first one counts, later ones are dropped.
+Reply = Callable[[Response], None]
+
+
+class Request:
+    """One request: its WSGI environment, its body, the function that replies to its caller, and its times."""
+
+    __slots__ = ("arrived", "body", "deadline", "environ", "reply")
+
+    def __init__(self, environ: dict[str, Any], body: bytes, reply: Reply) -> None:
+        self.environ = environ
+        self.body = body
+        self.reply = reply
+        self.arrived = 0.0
+        self.deadline = 0.0
+
+
+class RequestQueue:
+    """The queue before the slots.
+
+    Args:
+        slots: Requests that are scored at the same time.
+        queue_length: Requests that may wait for a slot.
+        max_wait_s: How long one may wait before it is answered 503.
+        scoring_timeout_s: How long one may be scored before it is answered 504.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        queue_length: int,
+        max_wait_s: float,
+        scoring_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._capacity = slots + queue_length
+        self._max_wait_s = max_wait_s
+        self._scoring_timeout_s = scoring_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: deque[Request] = deque()
+        self._scoring: set[Request] = set()
+        # One token for each request that began to wait (True), and one for each scoring thread to stop (False).
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._admitted = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are admitted and not answered: being read, waiting or being scored."""
+        return self._admitted
+
+    def admit(self, reply: Reply) -> bool:
+        """Reserve a place for a request whose body is still to be read, or answer it 503 when the queue is full."""
+        with self._lock:
+            if self._admitted < self._capacity:
+                self._admitted += 1
+                return True
+        reply(queue_full(self._capacity))
+        return False
+
+    def release(self) -> None:
+        """Give back the place of an admitted request that is never put into the queue."""
+        with self._lock:
+            self._admitted -= 1
+
+    def put(self, request: Request) -> None:
+        """Put an admitted request into the queue."""
+        request.arrived = self._clock()
+        with self._lock:
+            self._waiting.append(request)
+        self._tokens.put(True)
+
+    def take(self) -> Request | None:
+        """Wait for the next request to score and return it; None when the thread has to stop."""
+        while self._tokens.get():
+            with self._lock:
+                if not self._waiting:
+                    continue
+                request = self._waiting.popleft()
+                now = self._clock()
+                expired = now - request.arrived > self._max_wait_s
+                if expired:
+                    self._admitted -= 1
+                else:
+                    request.deadline = now + self._scoring_timeout_s
+                    self._scoring.add(request)
+            if expired:
+                request.reply(waited_too_long(self._max_wait_s))
+                continue
+            return request
+        return None
+
+    def complete(self, request: Request, response: Response) -> None:
+        """Answer a request that was scored, and free its slot; after its deadline the answer is a time-out."""
+        late = self._clock() >= request.deadline
+        request.reply(timed_out(self._scoring_timeout_s) if late else response)
+        with self._lock:
+            self._scoring.discard(request)
+            self._admitted -= 1
+
+    def stop(self, threads: int) -> None:
+        """Make `take` return None in so many threads, once the queue is empty."""
+        for _ in range(threads):
+            self._tokens.put(False)
+
+    def expire(self) -> float:
+        """Answer all requests whose time is over; return the seconds until the next call is due.
+
+        A request that is timed out keeps its slot until `run()` returns: Python code cannot be stopped from outside.
+        """
+        now = self._clock()
+        expired: list[Request] = []
+        with self._lock:
+            while self._waiting and now - self._waiting[0].arrived >= self._max_wait_s:
+                expired.append(self._waiting.popleft())
+            self._admitted -= len(expired)
+            overdue = [request for request in self._scoring if now >= request.deadline]
+            # What arrives or begins after this instant cannot be due before these.
+            due_in = [self._max_wait_s, self._scoring_timeout_s]
+            if self._waiting:
+                due_in.append(self._waiting[0].arrived + self._max_wait_s - now)
+            due_in += [request.deadline - now for request in self._scoring if now < request.deadline]
+        for request in expired:
+            request.reply(waited_too_long(self._max_wait_s))
+        for request in overdue:
+            request.reply(timed_out(self._scoring_timeout_s))
+        return max(0.001, min(due_in))

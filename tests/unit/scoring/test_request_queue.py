@@ -1,0 +1,181 @@
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from controlled_rollout_scoring.request_queue import Request, RequestQueue
+from controlled_rollout_scoring.responses import Response
+
+GOOD = Response(200, [], b"scored")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Caller:
+    """Keeps the first response only, as the server does."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+
+    def __call__(self, response: Response) -> None:
+        self.status = self.status or response.status
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def arrive(queue: RequestQueue) -> tuple[Request, Caller]:
+    """Let one request arrive; it is put into the queue unless the queue is full."""
+    caller = Caller()
+    request = Request({}, b"", caller)
+    if queue.admit(caller):
+        queue.put(request)
+    return request, caller
+
+
+def score_next(queue: RequestQueue) -> None:
+    """Take the next request and complete it."""
+    request = queue.take()
+    assert request
+    queue.complete(request, GOOD)
+
+
+def test_requests_are_taken_in_order_of_arrival(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock)
+    requests = [arrive(queue)[0] for _ in range(3)]
+
+    assert [queue.take() for _ in range(3)] == requests
+
+
+def test_completed_request_frees_its_place(clock: Clock) -> None:
+    queue = RequestQueue(1, 0, 0.5, 60, clock)
+    _, first = arrive(queue)
+    _, refused = arrive(queue)
+    score_next(queue)
+    _, second = arrive(queue)
+    score_next(queue)
+
+    assert (first.status, refused.status, second.status) == (200, 503, 200)
+
+
+def test_released_request_frees_its_place(clock: Clock) -> None:
+    queue = RequestQueue(1, 0, 0.5, 60, clock)
+    queue.admit(Caller())
+    queue.release()
+
+    assert queue.in_flight == 0
+
+
+def test_expire_returns_the_time_until_the_first_wait_is_over(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock)
+    arrive(queue)
+    clock.now += 0.2
+
+    assert queue.expire() == pytest.approx(0.3)
+
+
+def test_response_after_the_deadline_is_a_timeout_even_without_expire(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock)
+    _, caller = arrive(queue)
+    request = queue.take()
+    assert request
+    clock.now += 60
+    queue.complete(request, GOOD)
+
+    assert caller.status == 504
+
+
+def test_queued_requests_are_taken_before_threads_stop(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock)
+    request, _ = arrive(queue)
+    queue.stop(1)
+
+    assert queue.take() is request
+    assert queue.take() is None
+
+
+def test_take_waits_for_a_request(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock)
+    taken: list[Request | None] = []
+    thread = threading.Thread(target=lambda: taken.append(queue.take()))
+    thread.start()
+    request, _ = arrive(queue)
+    thread.join(5)
+
+    assert taken == [request]
+
+
+class RequestQueueMachine(RuleBasedStateMachine):
+    """In any order of events: bounded, first in first out, and no request waits longer than its limits."""
+
+    SLOTS, QUEUE, WAIT_S, TIMEOUT_S = 2, 3, 0.5, 4.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.queue = RequestQueue(self.SLOTS, self.QUEUE, self.WAIT_S, self.TIMEOUT_S, self.clock)
+        self.waiting: list[tuple[Request, Caller]] = []
+        self.scoring: list[tuple[Request, Caller]] = []
+
+    @rule()
+    def request_arrives(self) -> None:
+        full = len(self.waiting) + len(self.scoring) >= self.SLOTS + self.QUEUE
+        request, caller = arrive(self.queue)
+        assert caller.status == (503 if full else None)
+        if not full:
+            self.waiting.append((request, caller))
+
+    @precondition(lambda self: self.in_time() and len(self.scoring) < self.SLOTS)
+    @rule()
+    def request_is_taken(self) -> None:
+        expected = self.in_time()[0]
+        assert self.queue.take() is expected[0]
+        for _, expired in self.waiting[: self.waiting.index(expected)]:
+            assert expired.status == 503
+        del self.waiting[: self.waiting.index(expected) + 1]
+        self.scoring.append(expected)
+
+    @precondition(lambda self: self.scoring)
+    @rule(data=st.data())
+    def request_is_completed(self, data: st.DataObject) -> None:
+        request, caller = self.scoring.pop(data.draw(st.integers(0, len(self.scoring) - 1)))
+        late = self.clock() >= request.deadline
+        self.queue.complete(request, GOOD)
+        assert caller.status == (504 if late else 200)
+
+    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def expire_is_called(self) -> None:
+        assert 0 < self.queue.expire() <= self.WAIT_S
+        for request, caller in list(self.waiting):
+            if self.clock() - request.arrived >= self.WAIT_S:
+                assert caller.status == 503
+                self.waiting.remove((request, caller))
+            else:
+                assert caller.status is None
+        for request, caller in self.scoring:
+            assert caller.status == (504 if self.clock() >= request.deadline else None)
+
+    @invariant()
+    def in_flight_is_exact(self) -> None:
+        assert self.queue.in_flight == len(self.waiting) + len(self.scoring)
+
+    def in_time(self) -> list[tuple[Request, Caller]]:
+        return [each for each in self.waiting if self.clock() - each[0].arrived <= self.WAIT_S]
+
+
+RequestQueueMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestRequestQueue = RequestQueueMachine.TestCase
