@@ -92,7 +92,7 @@ class ControlledRollout(TaskGroup):
     retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
 
-    # Longer than 60 lines: every argument of a rollout has a line, with its default.
+    # Long because every argument of a rollout has a line, with its default.
     def __init__(
         self,
         group_id: str = "rollout",

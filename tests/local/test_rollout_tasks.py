@@ -203,7 +203,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
         assert "25 % of" in check and "50 % of" in check
         assert "telemetry store  works" in check
 
-        assert "no findings" in run.execute("scan")
+        assert "no vulnerabilities" in run.execute("scan")
         assert run.xcoms["rollout.scan", "return_value"] == run.image
         assert f"version '{run.version}' is ready" in run.execute("roll_out")
         assert f"{run.version} 25 %" in run.execute("shift_25")

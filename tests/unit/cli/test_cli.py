@@ -2,16 +2,19 @@
 
 import argparse
 import getpass
+import shlex
 from pathlib import Path
 
 import pytest
 
-from controlled_rollout.cli import main
+from controlled_rollout.cli import command_parser, main
 from controlled_rollout.cli.arguments import caller, workspace_of
 from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.workspace import Workspace
 
+DOCS = Path(__file__).parents[3] / "docs"
 IMAGE = "models/digits@sha256:" + "0" * 64
 
 
@@ -188,3 +191,18 @@ def test_who_changes_something_is_a_user_on_a_host_even_without_a_name(monkeypat
     assert caller().startswith(f"{getpass.getuser()}@")
     monkeypatch.setattr(getpass, "getuser", nameless)
     assert caller().partition("@")[0].isdigit()
+
+
+def documented_commands() -> list[str]:
+    """Return the commands in the code blocks of the documentation."""
+    lines = [line.partition(" #")[0] for page in sorted(DOCS.glob("*.md")) for line in page.read_text().splitlines()]
+    return [line.strip() for line in lines if line.startswith("controlled-rollout ")]
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_every_documented_command_is_accepted_with_names_that_are_allowed(command: str) -> None:
+    options = command_parser().parse_args(shlex.split(command)[1:])
+    for name in {"endpoint", "version"} & set(vars(options)):
+        value = getattr(options, name)
+        if value is not None and not value.startswith("$"):
+            check_name(value)
