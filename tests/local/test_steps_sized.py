@@ -148,7 +148,7 @@ async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for
         assert any("would need" in line and "allows 1" in line for line in said)
         assert await wanted(lab, endpoint, "old") == 1
     else:
-        assert "going back without waiting for more replicas: this took longer than 5 s" in said
+        assert "rolling back without waiting for more replicas: this took longer than 5 s" in said
         assert await wanted(lab, endpoint, "old") > 1
 
 

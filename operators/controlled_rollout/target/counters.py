@@ -1,7 +1,7 @@
-"""What Envoy has counted, from its own Prometheus text, and the load that two such texts make. Pure.
+"""Envoy's counters, from its Prometheus text, and the load between two such texts. Pure.
 
-Envoy merges its histograms only once per flush interval (5 s unless it was told otherwise), its counters at once: a
-request time is the mean over the answers that were merged between the two texts, whatever the number of requests.
+Envoy updates its counters at once and its histograms once per flush interval (5 s by default). So a request time is the
+mean over the answers that were merged between the two texts, which need not be the requests that were counted.
 """
 
 import math
@@ -24,13 +24,13 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a router has counted for one cluster since it started, or between two looks.
+    """What a router has counted for one cluster since it started, or between two readings.
 
     Attributes:
-        requests: Requests sent to it.
+        requests: Requests that were sent to it.
         active: Requests that it is answering now.
-        time_ms: Milliseconds that the answered requests took, all together.
-        answered: Requests whose time is in `time_ms`; lags behind `requests`.
+        time_ms: The sum of the times of the answered requests, in milliseconds.
+        answered: The number of requests whose times are in `time_ms`; lags behind `requests`.
     """
 
     requests: int = 0
@@ -40,14 +40,14 @@ class Counters:
 
 
 def parse(text: str) -> dict[str, Counters]:
-    """Return the counters of every cluster in the answer of `/stats/prometheus`; what else is in it is passed over."""
-    found: dict[str, dict[str, float]] = {}
+    """Return the counters of every cluster in an answer of `/stats/prometheus`; other metrics are skipped."""
+    clusters: dict[str, dict[str, float]] = {}
     for metric, labels, value in _SAMPLE.findall(text):
-        named = _CLUSTER.search(labels)
+        name = _CLUSTER.search(labels)
         number = _number(value)
-        if named is None or number is None:
+        if name is None or number is None:
             continue
-        cluster = found.setdefault(_ESCAPED.sub(_unescaped, named.group(1)), {})
+        cluster = clusters.setdefault(_ESCAPED.sub(_unescaped, name.group(1)), {})
         cluster[metric] = cluster.get(metric, 0.0) + number
     return {
         name: Counters(
@@ -56,49 +56,49 @@ def parse(text: str) -> dict[str, Counters]:
             time_ms=cluster.get("upstream_rq_time_sum", 0.0),
             answered=round(cluster.get("upstream_rq_time_count", 0.0)),
         )
-        for name, cluster in found.items()
+        for name, cluster in clusters.items()
     }
 
 
 def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, Counters]:
-    """Return what one router has counted between two looks, for each cluster that it knew at the second.
+    """Return what one router has counted between two readings, for each cluster of the second.
 
-    A counter that went back belongs to a router, or a cluster, that began anew in between: it counts from 0. Where no
-    times were merged between the two looks, the requests are taken to have lasted as long as those before.
+    A counter that has become smaller is of a router, or a cluster, that started again in between: it counts from 0.
+    If no times were merged between the two readings, the requests are taken to have lasted as long as those before.
     """
-    return {name: _growth(before.get(name, Counters()), now) for name, now in after.items()}
+    return {name: _growth(before.get(name, Counters()), counters) for name, counters in after.items()}
 
 
 def total(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counters]:
-    """Add up what several routers have counted."""
+    """Return the sums of what several routers have counted, by cluster."""
     sums: dict[str, Counters] = {}
     for part in parts:
-        for name, one in part.items():
+        for name, counters in part.items():
             so_far = sums.get(name, Counters())
             sums[name] = Counters(
-                requests=so_far.requests + one.requests,
-                active=so_far.active + one.active,
-                time_ms=so_far.time_ms + one.time_ms,
-                answered=so_far.answered + one.answered,
+                requests=so_far.requests + counters.requests,
+                active=so_far.active + counters.active,
+                time_ms=so_far.time_ms + counters.time_ms,
+                answered=so_far.answered + counters.answered,
             )
     return sums
 
 
 def loads(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Load]:
-    """Return each cluster's load between two looks at one router.
+    """Return each cluster's load between two readings of one router.
 
-    For several routers, look at each twice: `loads({}, total(growth(b, a) for b, a in looks), seconds)`.
+    For several routers: `loads({}, total(growth(before, after) for before, after in readings), seconds)`.
 
     Args:
-        before: The first look.
-        after: The second look.
+        before: The first reading.
+        after: The second reading.
         seconds: The time between them; above 0.
 
     Raises:
         ValueError: `seconds` is not above 0.
     """
     if not seconds > 0:
-        raise ValueError(f"a load needs time between two looks, not {seconds} s")
+        raise ValueError(f"a load needs time between two readings, not {seconds} s")
     return {
         name: Load(
             requests_per_s=grown.requests / seconds,
@@ -112,7 +112,7 @@ def _growth(before: Counters, after: Counters) -> Counters:
     if after.requests < before.requests or after.answered < before.answered:
         return after
     requests, answered = after.requests - before.requests, after.answered - before.answered
-    # The sum of a histogram is an estimate by its buckets: it may come out a little smaller.
+    # Envoy estimates the sum of a histogram from its buckets: it may become a little smaller.
     time_ms = max(0.0, after.time_ms - before.time_ms)
     if not answered:
         answered = requests if after.answered else 0

@@ -1,4 +1,4 @@
-"""What every target refuses, decided and said in one place. Pure."""
+"""What every target refuses, and the errors that say so. Pure."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -9,14 +9,14 @@ from controlled_rollout.target.protocol import Revision
 
 __all__ = ["already_stored", "check_replicas", "check_supported", "conflict", "not_found"]
 
-MOST_REPLICAS: Final = 100
+MAX_REPLICAS: Final = 100
 
 
 def already_stored(endpoint: Endpoint, newest: Revision | None) -> Endpoint | None:
-    """Return the stored endpoint if `endpoint` says the same as the newest revision, None if it may be stored.
+    """Return the newest revision's endpoint if `endpoint` has the same content; None if `endpoint` may be stored.
 
     Raises:
-        ConflictError: It was made from a revision that is not the newest.
+        ConflictError: `endpoint` was made from a revision that is not the newest.
     """
     if newest and endpoint.same_as(newest.endpoint):
         return newest.endpoint
@@ -26,38 +26,36 @@ def already_stored(endpoint: Endpoint, newest: Revision | None) -> Endpoint | No
 
 
 def conflict(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
-    """Return the error that says who was faster."""
-    asked = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
+    """Return the error for an endpoint that was made from another revision than the newest."""
+    request = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
     if newest is None:
-        return ConflictError(
-            f"{asked}, but there is no such endpoint any more: somebody deleted it; create it again from revision 0"
-        )
+        return ConflictError(f"{request}, but the endpoint has been deleted meanwhile: create it again from revision 0")
     return ConflictError(
-        f"{asked}, but revision {newest.number} is already there: {newest.change.who} stored it at "
-        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.why}): read the endpoint again and decide anew"
+        f"{request}, but revision {newest.number} exists already: {newest.change.who} stored it at "
+        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.why}): read the endpoint again and repeat the change"
     )
 
 
-def not_found(name: str, others: Iterable[str]) -> EndpointNotFoundError:
-    """Return the error that says that there is no such endpoint, and which there are."""
+def not_found(name: str, existing: Iterable[str]) -> EndpointNotFoundError:
+    """Return the error for an endpoint that does not exist, which lists those that do."""
     return EndpointNotFoundError(
-        f"there is no endpoint {name!r} in this workspace: it has {', '.join(others) or 'none'}"
+        f"there is no endpoint {name!r} in this workspace: it has {', '.join(existing) or 'none'}"
     )
 
 
 def check_supported(endpoint: Endpoint, target: str) -> None:
-    """Refuse what no target can do yet.
+    """Refuse an endpoint that asks for what no target can do yet.
 
     Args:
-        endpoint: What is to be applied.
-        target: What people call the target, such as `local`.
+        endpoint: The endpoint that is to be applied.
+        target: The name of the target in messages, such as `local`.
 
     Raises:
-        EndpointError: The endpoint asks for it.
+        EndpointError: It asks for tokens or for the collection of model data.
     """
     if endpoint.auth is Auth.TOKEN:
         raise EndpointError(
-            f"endpoint {endpoint.name!r} asks for tokens: the {target} target does not know them yet; use auth='key'"
+            f"endpoint {endpoint.name!r} asks for tokens: the {target} target cannot check them yet; use auth='key'"
         )
     for version in endpoint.versions.values():
         if version.collect_model_data:
@@ -68,12 +66,12 @@ def check_supported(endpoint: Endpoint, target: str) -> None:
 
 
 def check_replicas(version: str, replicas: int) -> None:
-    """Refuse a number of replicas that nobody means.
+    """Refuse a number of replicas that can only be a mistake.
 
     Raises:
         EndpointError: It is below 1 or above 100.
     """
-    if not 1 <= replicas <= MOST_REPLICAS:
+    if not 1 <= replicas <= MAX_REPLICAS:
         raise EndpointError(
-            f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MOST_REPLICAS}, or delete it"
+            f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MAX_REPLICAS}, or delete it"
         )

@@ -1,4 +1,4 @@
-"""Scaling the versions of an endpoint before their traffic moves: measure, calculate, scale, wait."""
+"""Scaling the versions of an endpoint before a change of its traffic: measure the load, compute, scale, wait."""
 
 import asyncio
 from datetime import timedelta
@@ -13,8 +13,8 @@ from controlled_rollout.target.waiting import Progress, patiently, wait_until_re
 
 __all__ = ["scale_before", "scale_before_going_back"]
 
-# Going back is for callers who are being failed: only so much of its time is spent on replicas first.
-WAY_BACK_PART: Final = 0.25
+# While a roll-back waits for replicas, callers still get the errors that it ends: it waits for this part of its time.
+ROLL_BACK_PART: Final = 0.25
 
 
 async def scale_before(
@@ -26,15 +26,16 @@ async def scale_before(
     progress: Progress,
     going_back: bool = False,
 ) -> None:
-    """Give every version the replicas for its share of the measured load, and wait for those whose share grows.
+    """Give every version the replicas for its share of the measured load, and wait for those of versions that get more.
 
     Args:
-        target: Where the endpoint lives.
+        target: The target of the endpoint.
         before: The endpoint as it is.
         after: The endpoint as it is to be.
         timeout: How long the target may not answer, and how long the replicas may take.
         progress: Called with a sentence when something changes.
-        going_back: Whether to do what can be done now, without refusing, and without trying twice.
+        going_back: Whether this is a roll-back: a version that cannot have enough replicas gets those that it can
+            have, and a target that does not answer is not asked again.
 
     Raises:
         DeploymentError: A version would need more replicas than it may have, or they did not become ready.
@@ -63,11 +64,11 @@ async def scale_before(
 async def scale_before_going_back(
     target: Target, before: Endpoint, after: Endpoint, *, timeout: timedelta, progress: Progress
 ) -> None:
-    """Scale as far as that goes in a quarter of `timeout`; whatever is in the way, the traffic may go back then."""
-    limit = timeout * WAY_BACK_PART
+    """Scale for a roll-back, as far as that is possible in a quarter of `timeout`; raises no error of the target."""
+    limit = timeout * ROLL_BACK_PART
     try:
         async with asyncio.timeout(limit.total_seconds()):
             await scale_before(target, before, after, timeout=limit, progress=progress, going_back=True)
     except (ControlledRolloutError, TimeoutError) as error:
         cause = str(error).partition("\n")[0] or f"this took longer than {limit.total_seconds():g} s"
-        progress(f"going back without waiting for more replicas: {cause}")
+        progress(f"rolling back without waiting for more replicas: {cause}")

@@ -107,8 +107,8 @@ def test_the_loads_of_several_routers_add_up_each_with_its_own_restarts() -> Non
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
-def test_no_time_between_two_looks_is_refused(seconds: float) -> None:
-    with pytest.raises(ValueError, match="needs time between two looks"):
+def test_no_time_between_two_readings_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="needs time between two readings"):
         loads({}, {"one": Counters(1)}, seconds)
 
 
