@@ -58,4 +58,4 @@ class WorkspaceError(ControlledRolloutError):
 
 
 class EvidenceError(ControlledRolloutError, ValueError):
-    """Counts that cannot be: the evidence is not judged, because a verdict on it would mean nothing."""
+    """Inconsistent counts (negative, or more errors than requests)."""

@@ -1,4 +1,4 @@
-"""The benchmark's page and pictures, from what the cells came to."""
+"""The benchmark's page and pictures, from the results of its cells."""
 
 import math
 import os
@@ -19,8 +19,8 @@ INTRODUCTION = f"""\
 # The gate against other tools' rules
 
 Written by `make bench-gate`. Every rule judges the same simulated rollouts: {MINUTES} one-minute looks,
-{BASELINE_MINUTES} minutes of control before them. Requests arrive at random (Poisson) and fall to the treatment with
-the set share, 10 % unless the split moves. Durations are log-normal (median 100 ms, p95 268 ms), kept in a histogram
+{BASELINE_MINUTES} minutes of control before them. Requests arrive at random (Poisson) and go to the treatment with
+the set share, 10 % unless the split changes. Durations are log-normal (median 100 ms, p95 268 ms), kept in a histogram
 as a metric store keeps them. The gate has its default settings and judges errors and latency; where the start is cold,
 it, Argo, Kayenta and AsympCS leave five minutes out. The split is the one that was set, and is not checked.
 """
@@ -30,12 +30,21 @@ def text(cells: Sequence[Chunk], took: str, looks: Mapping[str, float]) -> str:
     """Return the page.
 
     Args:
-        cells: What the cells came to.
+        cells: The results.
         took: How long they took, in words.
         looks: By kind of rollout the processor seconds of one look at 10,000 bins.
     """
     return (
-        "\n".join([INTRODUCTION, *_rules(), *_bars(cells), *_healthy(cells), *_bad(cells), *_about(cells, took, looks)])
+        "\n".join(
+            [
+                INTRODUCTION,
+                *_rules(),
+                *_requirements(cells),
+                *_healthy(cells),
+                *_bad(cells),
+                *_about(cells, took, looks),
+            ]
+        )
         + "\n"
     )
 
@@ -49,7 +58,7 @@ def write(folder: Path, cells: Sequence[Chunk], page: str) -> None:
         bars(
             "Healthy treatments rolled back (%)",
             [cell.cell for cell in healthy],
-            {rule: [100 * _found(cell, rule) for cell in healthy] for rule in RULES},
+            {rule: [100 * _rolled_back(cell, rule) for cell in healthy] for rule in RULES},
             highest=100,
             line=100 * ALPHA,
         )
@@ -81,7 +90,7 @@ def _healthy(cells: Sequence[Chunk]) -> Iterator[str]:
     yield from _header("", *RULES, "the gate: passed %", "minutes until the pass", "not enough evidence %")
     for cell in cells:
         if cell.cell in HEALTHY:
-            rates = [_found(cell, rule) for rule in RULES]
+            rates = [_rolled_back(cell, rule) for rule in RULES]
             shown = [f"**{100 * rate:.1f}**" if rate > _most(cell) else f"{100 * rate:.1f}" for rate in rates]
             yield _row(
                 cell.cell,
@@ -100,8 +109,8 @@ def _bad(cells: Sequence[Chunk]) -> Iterator[str]:
     yield (
         "Delay, requests and bad answers of the treatment until the roll-back are medians over all runs (a run without "
         f"one lasts {MINUTES} minutes). A bad answer is an error, in the latency cells one later than control's p95. "
-        "*Lost*: another rule is faster although it, too, keeps its level in the healthy cell of the same traffic "
-        "(A/A); in bold where it keeps it in every healthy cell. A fixed threshold is fast where it happens to lie "
+        "*Slower than*: rules that are faster and keep their level in the healthy cell of the same traffic (A/A); in "
+        "bold those that keep it in every healthy cell. A fixed threshold is fast where it happens to lie "
         "between the two rates; at another base rate it rolls back everything, or nothing.\n"
     )
     yield "![Delays](gate-benchmark-delays.svg)\n"
@@ -116,14 +125,14 @@ def _bad(cells: Sequence[Chunk]) -> Iterator[str]:
                 cell.cell if rule == GATE else "",
                 rule,
                 *_columns(cell, rule),
-                _lost(cell, cells, valid) if rule == GATE else "",
+                _slower_than(cell, cells, valid) if rule == GATE else "",
             )
     yield ""
 
 
 def _columns(cell: Chunk, rule: str) -> Iterator[str]:
     minutes = cell.minutes[rule]
-    yield f"{100 * _found(cell, rule):.1f}"
+    yield f"{100 * _rolled_back(cell, rule):.1f}"
     yield f"{_minutes(statistics.median(minutes))} ({_minutes(_tenth(minutes))})"
     yield f"{statistics.median(cell.requests[rule]):,.0f}"
     yield f"{statistics.median(cell.bad[rule]):,.0f}"
@@ -132,35 +141,35 @@ def _columns(cell: Chunk, rule: str) -> Iterator[str]:
         yield f"{100 * _passed(cell):.1f}"
     else:
         yield "0.0"
-        yield f"{100 * (1 - _found(cell, rule)):.1f}"
+        yield f"{100 * (1 - _rolled_back(cell, rule)):.1f}"
 
 
-def _bars(cells: Sequence[Chunk]) -> Iterator[str]:
-    """What the gate has to reach, and whether it does."""
+def _requirements(cells: Sequence[Chunk]) -> Iterator[str]:
+    """Yield what the gate has to reach, and whether it does."""
     named = {cell.cell: cell for cell in cells}
-    yield "## What it has to reach\n"
-    yield from _header("", "asked", "found", "")
+    yield "## Requirements\n"
+    yield from _header("", "required", "measured", "")
     healthy = [cell for cell in cells if cell.cell in HEALTHY]
     if healthy:
-        worst = max(healthy, key=lambda cell: _found(cell, GATE) - _most(cell))
-        yield _asked(
+        worst = max(healthy, key=lambda cell: _rolled_back(cell, GATE) - _most(cell))
+        yield _requirement(
             f"every healthy cell (worst: {worst.cell})",
             f"<= {100 * _most(worst):.1f} %",
-            100 * _found(worst, GATE),
+            100 * _rolled_back(worst, GATE),
             100 * _most(worst),
             " %",
         )
     for name, most in (("errors 1 -> 5 %, 300/min", 10), ("p95 +50 %, 300/min", 8)):
         if name in named:
-            yield _asked(
+            yield _requirement(
                 f"{name}: median", f"<= {most} min", statistics.median(named[name].minutes[GATE]), most, " min"
             )
     if (cell := named.get("errors 1 -> 5 %, 300/min")) is not None:
-        yield _asked(f"{cell.cell}: bad answers, median", "<= 9", statistics.median(cell.bad[GATE]), 9, "")
+        yield _requirement(f"{cell.cell}: bad answers, median", "<= 9", statistics.median(cell.bad[GATE]), 9, "")
     if (cell := named.get("p95 +20 %, 300/min")) is not None and healthy:
         rivals = [rule for rule in RULES[1:] if rule in _valid_beside(cell, cells)]
         best = min((statistics.median(cell.minutes[rule]) for rule in rivals), default=math.inf)
-        yield _asked(
+        yield _requirement(
             f"{cell.cell}: median",
             f"<= {_minutes(best)} min, the best rule that is valid in A/A",
             statistics.median(cell.minutes[GATE]),
@@ -174,20 +183,20 @@ def _bars(cells: Sequence[Chunk]) -> Iterator[str]:
         "errors 2 -> 4 %, 3,000/min",
     ):
         if (cell := named.get(name)) is not None:
-            yield _asked(f"{name}: passed by mistake", f"<= {100 * BETA:g} %", 100 * _passed(cell), 100 * BETA, " %")
+            yield _requirement(f"{name}: wrongly passed", f"<= {100 * BETA:g} %", 100 * _passed(cell), 100 * BETA, " %")
     yield ""
 
 
-def _asked(what: str, asked: str, found: float, most: float, unit: str) -> str:
-    return _row(what, asked, f"{found:.3g}{unit}", "reached" if found <= most else "**missed**")
+def _requirement(what: str, required: str, measured: float, most: float, unit: str) -> str:
+    return _row(what, required, f"{measured:.3g}{unit}", "met" if measured <= most else "**not met**")
 
 
 def _about(cells: Sequence[Chunk], took: str, looks: Mapping[str, float]) -> Iterator[str]:
     runs = {len(cell.passed) for cell in cells}
     yield "## How it was measured\n"
     yield (
-        f"{max(runs):,} runs of each of {len(cells)} cells; {sum(cell.checked for cell in cells)} of them were judged "
-        "one by one by `judge` as well, with the same outcome at every look at which it changes. "
+        f"{max(runs):,} runs of each of {len(cells)} cells; {sum(cell.checked for cell in cells)} of them were also "
+        "judged one by one with `judge`, with the same outcome at every look at which it changes. "
         f"{sum(cell.seconds for cell in cells) / 60:.0f} min of processor time, {took}, on a machine that was busy "
         "with other work "
         f"({os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -203,25 +212,25 @@ def _about(cells: Sequence[Chunk], took: str, looks: Mapping[str, float]) -> Ite
         yield _row(name, f"{1000 * seconds:.0f}")
 
 
-def _lost(cell: Chunk, cells: Sequence[Chunk], valid: Sequence[str]) -> str:
-    own = statistics.median(cell.minutes[GATE])
-    faster = [rule for rule in _valid_beside(cell, cells) if statistics.median(cell.minutes[rule]) < own]
-    return ("lost to " + ", ".join(f"**{rule}**" if rule in valid else rule for rule in faster)) if faster else ""
+def _slower_than(cell: Chunk, cells: Sequence[Chunk], valid: Sequence[str]) -> str:
+    median = statistics.median(cell.minutes[GATE])
+    faster = [rule for rule in _valid_beside(cell, cells) if statistics.median(cell.minutes[rule]) < median]
+    return ("slower than " + ", ".join(f"**{rule}**" if rule in valid else rule for rule in faster)) if faster else ""
 
 
 def _valid_beside(cell: Chunk, cells: Sequence[Chunk]) -> list[str]:
     """Return the other rules that keep their level in the A/A cell of the same traffic."""
     traffic = cell.cell.rpartition(", ")[2]
     beside = next((other for other in cells if other.cell == f"A/A, {traffic}"), None)
-    return [rule for rule in RULES[1:] if beside is not None and _found(beside, rule) <= _most(beside)]
+    return [rule for rule in RULES[1:] if beside is not None and _rolled_back(beside, rule) <= _most(beside)]
 
 
 def _valid(cells: Sequence[Chunk]) -> list[str]:
     healthy = [cell for cell in cells if cell.cell in HEALTHY]
-    return [rule for rule in RULES if all(_found(cell, rule) <= _most(cell) for cell in healthy)]
+    return [rule for rule in RULES if all(_rolled_back(cell, rule) <= _most(cell) for cell in healthy)]
 
 
-def _found(cell: Chunk, rule: str) -> float:
+def _rolled_back(cell: Chunk, rule: str) -> float:
     return sum(minute < math.inf for minute in cell.minutes[rule]) / len(cell.minutes[rule])
 
 

@@ -169,8 +169,10 @@ def incident(usual: float, then: float) -> Callable[[Floats], Floats]:
 CELLS = (
     *(Cell(f"A/A, {rate:,}/min", rate, True) for rate in (30, 300, 3_000)),
     Cell("4 % errors in both, 300/min", 300, True, errors=constant(0.04)),
-    Cell("base rate rises, split moves", 300, True, errors=wave(0.002, 0.03), latency=wave(1, 1.6), share=ramp),
-    Cell("incident hits both, split moves", 300, True, errors=incident(0.005, 0.3), latency=incident(1, 3), share=ramp),
+    Cell("base rate rises, split changes", 300, True, errors=wave(0.002, 0.03), latency=wave(1, 1.6), share=ramp),
+    Cell(
+        "incident hits both, split changes", 300, True, errors=incident(0.005, 0.3), latency=incident(1, 3), share=ramp
+    ),
     Cell("errors in bursts", 300, True, bursts=True),
     Cell("cold start", 300, True, cold=True),
     *(
