@@ -77,9 +77,9 @@ def environment(*requirements: str) -> Environment:
     return Environment(requirements=requirements)
 
 
-async def build(workspace: Workspace, source: Path, said: list[str], **more: Any) -> ImageReference:
+async def build(workspace: Workspace, source: Path, progress_lines: list[str], **more: Any) -> ImageReference:
     return await build_image(
-        workspace, source, name="pod", owner=more.pop("owner", "a test"), progress=said.append, **more
+        workspace, source, name="pod", owner=more.pop("owner", "a test"), progress=progress_lines.append, **more
     )
 
 
@@ -124,21 +124,21 @@ def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.timeout(900)
-async def test_of_two_builds_at_once_one_makes_the_pod_and_the_image_is_a_worker_s_and_serves(
+async def test_of_two_builds_at_once_one_creates_the_pod_and_the_image_equals_a_workers_and_serves(
     lab: Lab, place: Place, workspace: Workspace, source: Path
 ) -> None:
-    said: tuple[list[str], list[str]] = ([], [])
+    progress_lines: tuple[list[str], list[str]] = ([], [])
 
     reference, same = await asyncio.gather(
-        *(build(workspace, source, lines, owner=f"run {at}") for at, lines in enumerate(said))
+        *(build(workspace, source, lines, owner=f"run {at}") for at, lines in enumerate(progress_lines))
     )
     place.workspace = workspace
     await place.roll_out("one", str(reference))
 
     assert reference == same
-    assert sum("in pod build-environment-" in line for lines in said for line in lines) == 1
-    assert sum("is building it, waiting" in line for lines in said for line in lines) == 1
-    assert any("STEP 2/" in line for lines in said for line in lines), "the build's log is the task's"
+    assert sum("in pod build-environment-" in line for lines in progress_lines for line in lines) == 1
+    assert sum("is building it, waiting" in line for lines in progress_lines for line in lines) == 1
+    assert any("STEP 2/" in line for lines in progress_lines for line in lines), "the build's log is the task's"
     assert pods(place) == []
     await until_secrets_are_gone(place)
     # A worker has built the same environment for the other tests.
@@ -165,10 +165,10 @@ async def scored(place: Place) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-async def test_the_pod_signs_in_with_the_task_s_user_and_its_password_is_in_its_secret_only(
+async def test_the_pod_signs_in_with_the_tasks_credentials_which_are_in_its_secret_only(
     place: Place, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     seen: list[str] = []
     (tmp_path / "htpasswd").write_text(HTPASSWD)
     auth = {"htpasswd": {"realm": "tests", "path": str(tmp_path / "htpasswd")}}
@@ -176,7 +176,7 @@ async def test_the_pod_signs_in_with_the_task_s_user_and_its_password_is_in_its_
         there = workspace.model_copy(update={"registry": f"{registry.address}/models"})
         users = {registry.address: Credentials("robot", PASSWORD)}
 
-        task = asyncio.create_task(build(there, source, said, credentials=users))
+        task = asyncio.create_task(build(there, source, progress_lines, credentials=users))
         while not task.done():
             seen.append(await asyncio.to_thread(place.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml"))
             await asyncio.wait([task], timeout=1)
@@ -185,21 +185,21 @@ async def test_the_pod_signs_in_with_the_task_s_user_and_its_password_is_in_its_
         assert reference.name == f"{registry.address}/models/pod"
         assert len(registry.tags("models/environments")) == 1
     assert any("build-environment-" in text for text in seen)
-    assert not any(secret in text for text in (*seen, *said) for secret in (PASSWORD, BASIC))
+    assert not any(secret in text for text in (*seen, *progress_lines) for secret in (PASSWORD, BASIC))
 
 
 @pytest.mark.timeout(600)
 async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
     lab: Lab, place: Place, workspace: Workspace, source: Path
 ) -> None:
-    said: list[str] = []
-    task = asyncio.create_task(build(workspace, source, said, environment=environment("six==1.16.0")))
+    progress_lines: list[str] = []
+    task = asyncio.create_task(build(workspace, source, progress_lines, environment=environment("six==1.16.0")))
     await until(
-        lambda: any("Resolved" in line or "STEP 6" in line for line in said) or task.done(),
+        lambda: any("Resolved" in line or "STEP 6" in line for line in progress_lines) or task.done(),
         "the build is at work",
         timeout_s=DEADLINE_S,
     )
-    assert not task.done(), said
+    assert not task.done(), progress_lines
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -216,14 +216,17 @@ from controlled_rollout.image import Environment, build_image
 from controlled_rollout.workspace import Workspace
 
 workspace = Workspace.model_validate_json(sys.argv[1])
-asked = Environment(requirements=("six==1.15.0",))
+image_environment = Environment(requirements=("six==1.15.0",))
 say = lambda line: print(line, flush=True)
-asyncio.run(build_image(workspace, sys.argv[2], name="pod", environment=asked, owner="dag/run/build", progress=say))
+call = build_image(
+    workspace, sys.argv[2], name="pod", environment=image_environment, owner="dag/run/build", progress=say
+)
+asyncio.run(call)
 """
 
 
 @pytest.mark.timeout(600)
-async def test_a_build_that_was_killed_is_taken_up_by_the_same_task_and_its_pod_is_removed(
+async def test_a_retry_takes_over_the_pod_of_a_killed_build_and_removes_it(
     place: Place, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     killed = await asyncio.create_subprocess_exec(
@@ -238,16 +241,16 @@ async def test_a_build_that_was_killed_is_taken_up_by_the_same_task_and_its_pod_
     await killed.wait()
     [pod] = pods(place)
 
-    said: list[str] = []
-    await build(workspace, source, said, environment=environment("six==1.15.0"), owner="dag/run/build")
+    progress_lines: list[str] = []
+    await build(workspace, source, progress_lines, environment=environment("six==1.15.0"), owner="dag/run/build")
 
-    assert any(f"pod {pod['metadata']['name']} is building it, waiting" in line for line in said)
-    assert any("STEP 1/" in line for line in said), "its log is read from the beginning"
+    assert any(f"pod {pod['metadata']['name']} is building it, waiting" in line for line in progress_lines)
+    assert any("STEP 1/" in line for line in progress_lines), "its log is read from the beginning"
     assert pods(place) == []
 
 
 @pytest.mark.timeout(600)
-async def test_what_cannot_be_installed_is_told_as_on_a_worker(
+async def test_requirements_that_cannot_be_installed_are_an_error_as_on_a_worker(
     lab: Lab, place: Place, workspace: Workspace, source: Path
 ) -> None:
     with pytest.raises(ImageError, match=r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"):
@@ -257,7 +260,7 @@ async def test_what_cannot_be_installed_is_told_as_on_a_worker(
     assert tags(lab, place) == []
 
 
-async def test_a_builder_image_that_is_not_there_is_told(place: Place, workspace: Workspace, source: Path) -> None:
+async def test_a_missing_builder_image_is_an_error(place: Place, workspace: Workspace, source: Path) -> None:
     wrong = workspace.model_copy(update={"builder_image": f"{place.lab.registry}/lab/missing:1"})
 
     with pytest.raises(ImageError, match=r"cannot be built in the cluster: pod .* cannot pull its image .*missing:1"):
@@ -273,7 +276,7 @@ def without_pods(lab: Lab, place: Place) -> Iterator[None]:
     yield
 
 
-async def test_without_the_builder_s_role_it_says_what_is_missing(
+async def test_without_the_builders_role_the_error_names_what_is_missing(
     place: Place, workspace: Workspace, without_pods: None, source: Path
 ) -> None:
     with pytest.raises(AccessError, match=r"403 .* pods .*docs/aks\.md"):

@@ -25,7 +25,7 @@ DEADLINE_S = 120
 
 @dataclass(frozen=True)
 class Project:
-    """A source folder, the cache that its image is in, and what the build said."""
+    """A source folder, the cache that its image is in, and what the build progress_lines."""
 
     source: Path
     cache: Path
@@ -58,7 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built: Project) -> None:
     image = load_local_image(str(built.reference), built.cache)
 
-    found = subprocess.run(
+    interpreter = subprocess.run(
         [image.python, "-c", "import controlled_rollout_scoring, granian, sys; print(sys.prefix)"],
         env={"PYTHONPATH": str(runtime_folder())},
         capture_output=True,
@@ -67,7 +67,7 @@ def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built
     )
     script = subprocess.run([image.python.parent / "granian", "--version"], capture_output=True, text=True, check=True)
 
-    assert found.stdout.strip() == str(built.cache / "environments" / image.environment_hash)
+    assert interpreter.stdout.strip() == str(built.cache / "environments" / image.environment_hash)
     assert "granian" in script.stdout
 
 
@@ -165,7 +165,7 @@ async def test_an_image_whose_environment_is_gone_is_an_error_that_says_so(built
 
 
 @pytest.mark.parametrize(
-    ("requirements", "said"),
+    ("requirements", "message"),
     [
         (
             "six==0.0.0.1\n",
@@ -176,18 +176,18 @@ async def test_an_image_whose_environment_is_gone_is_an_error_that_says_so(built
     ids=["no such version", "conflict with the runtime"],
 )
 async def test_an_environment_that_cannot_be_solved_says_why_and_leaves_nothing(
-    tmp_path: Path, requirements: str, said: str
+    tmp_path: Path, requirements: str, message: str
 ) -> None:
     source, cache = write_source(tmp_path / "source", requirements=requirements), tmp_path / "cache"
 
-    with pytest.raises(ImageError, match=rf"(?s){said}"):
+    with pytest.raises(ImageError, match=rf"(?s){message}"):
         await build_local_image(source, name="digits", cache=cache)
 
     assert entries(cache, "environments") == []
     assert entries(cache, "images") == []
 
 
-async def test_a_python_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_python_version_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
     source = write_source(tmp_path / "source")
 
@@ -197,7 +197,7 @@ async def test_a_python_that_is_not_there_is_told(tmp_path: Path, monkeypatch: p
     assert entries(tmp_path / "cache", "environments") == []
 
 
-async def test_syntax_of_a_newer_python_is_not_judged_by_an_older_one(
+async def test_syntax_of_a_newer_python_is_not_refused_by_an_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
@@ -248,7 +248,7 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Pr
     assert entries(tmp_path / "cache", "environments") == []
 
 
-def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(built: Project, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing_and_of_two_at_once_one_builds(built: Project, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     script = (
         "import asyncio\nfrom controlled_rollout.image import build_local_image\n"
@@ -266,11 +266,11 @@ def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(built: Projec
     assert entries(cache, "environments")[0].endswith(".building")
 
     builders = [start(), start()]
-    said = [builder.communicate(timeout=DEADLINE_S)[0] for builder in builders]
+    outputs = [builder.communicate(timeout=DEADLINE_S)[0] for builder in builders]
 
     assert [builder.returncode for builder in builders] == [0, 0]
-    assert sum("building with Python" in text for text in said) == 1
-    assert [text.splitlines()[-1] for text in said] == [str(built.reference)] * 2
+    assert sum("building with Python" in text for text in outputs) == 1
+    assert [text.splitlines()[-1] for text in outputs] == [str(built.reference)] * 2
     assert [name for name in entries(cache, "environments") if name.startswith(".")] == []
     subprocess.run([load_local_image(built.reference, cache).python, "-c", "import granian"], check=True)
 
@@ -288,7 +288,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-async def test_a_full_disk_while_installing_is_told_and_nothing_is_kept(small_disk: Path, tmp_path: Path) -> None:
+async def test_a_full_disk_while_installing_is_an_error_and_nothing_is_kept(small_disk: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
 
     message = rf"disk is full: .*more than the 1[\d.]+ MB that are free in the cache folder {small_disk}/cache"

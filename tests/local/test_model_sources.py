@@ -20,8 +20,8 @@ from controlled_rollout.image.inputs.remote_models import fetch_remote_models
 from tests.azurite import serving_blobs
 
 
-async def fetch(address: str | Path, cache: Path, said: list[str] | None = None) -> Path:
-    progress = said.append if said is not None else lambda line: None
+async def fetch(address: str | Path, cache: Path, progress_lines: list[str] | None = None) -> Path:
+    progress = progress_lines.append if progress_lines is not None else lambda line: None
     [model] = await fetch_remote_models([ModelSource("digits", address)], Cache(cache), progress=progress)
     return Path(model.path)
 
@@ -42,16 +42,16 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 async def test_a_blob_is_fetched_once_and_again_when_it_is_written_anew(blobs: Any, tmp_path: Path) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     blobs.upload_blob("trained/7/model.joblib", b"seven", overwrite=True)
 
-    first = await fetch("az://models/trained/7/model.joblib", tmp_path, said)
-    second = await fetch("az://models/trained/7/model.joblib", tmp_path, said)
+    first = await fetch("az://models/trained/7/model.joblib", tmp_path, progress_lines)
+    second = await fetch("az://models/trained/7/model.joblib", tmp_path, progress_lines)
     blobs.upload_blob("trained/7/model.joblib", b"eight", overwrite=True)
-    third = await fetch("abfs://models/trained/7/model.joblib", tmp_path, said)
+    third = await fetch("abfs://models/trained/7/model.joblib", tmp_path, progress_lines)
 
     assert (first.name, first.read_bytes()) == ("model.joblib", b"seven")
-    assert second == first and "found in the cache" in said[1]
+    assert second == first and "found in the cache" in progress_lines[1]
     assert third != first and third.read_bytes() == b"eight"
 
 
@@ -66,7 +66,7 @@ async def test_a_folder_of_blobs_keeps_its_name_and_its_folders(blobs: Any, tmp_
     assert (folder / "config.json").read_bytes() == b"{}"
 
 
-async def test_a_blob_that_is_not_what_its_store_says_is_refused_and_not_kept(blobs: Any, tmp_path: Path) -> None:
+async def test_a_blob_with_another_md5_than_its_store_keeps_is_refused_and_not_kept(blobs: Any, tmp_path: Path) -> None:
     from azure.storage.blob import ContentSettings
 
     wrong = ContentSettings(content_md5=bytearray(16))
@@ -78,7 +78,7 @@ async def test_a_blob_that_is_not_what_its_store_says_is_refused_and_not_kept(bl
     assert kept(tmp_path) == []
 
 
-async def test_a_blob_that_is_not_there_is_said_so(blobs: Any, tmp_path: Path) -> None:
+async def test_a_missing_blob_is_an_error(blobs: Any, tmp_path: Path) -> None:
     for address in ("az://models/absent.bin", "az://absent/model.bin"):
         with pytest.raises(ImageError, match=f"model 'digits': (there is no file or folder )?{address}"):
             await fetch(address, tmp_path)
@@ -110,18 +110,20 @@ async def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(b
 
 
 async def test_two_builds_at_once_fetch_a_model_once(blobs: Any, tmp_path: Path) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     blobs.upload_blob("both/model.bin", b"b" * 1_000_000, overwrite=True)
 
-    one, other = await asyncio.gather(*(fetch("az://models/both/model.bin", tmp_path, said) for _ in range(2)))
+    first, second = await asyncio.gather(
+        *(fetch("az://models/both/model.bin", tmp_path, progress_lines) for _ in range(2))
+    )
 
-    assert one == other
-    assert sum(": fetching az" in line for line in said) == 1
+    assert first == second
+    assert sum(": fetching az" in line for line in progress_lines) == 1
 
 
 @contextmanager
 def serving_files(folder: Path, *, promised: int | None = None) -> Iterator[str]:
-    """Serve a folder over http; with `promised`, every file ends before the length that was said of it."""
+    """Serve a folder over http; with `promised`, every file ends before the length that was progress_lines of it."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def end_headers(self) -> None:
@@ -162,7 +164,7 @@ async def test_a_file_that_ends_early_is_refused_and_not_kept(tmp_path: Path) ->
     assert kept(tmp_path / "cache") == []
 
 
-async def test_a_server_that_is_away_is_said_so(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"model 'digits': .*http://127\.0\.0\.1:9/model\.bin.*Cannot connect"):
         await fetch("http://127.0.0.1:9/model.bin", tmp_path)
 
@@ -197,18 +199,18 @@ def mlflow_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 async def test_a_model_that_is_registered_with_mlflow_is_fetched(
     mlflow_registry: Any, tmp_path: Path, address: str
 ) -> None:
-    said: list[str] = []
-    folder = await fetch(address, tmp_path, said)
+    progress_lines: list[str] = []
+    folder = await fetch(address, tmp_path, progress_lines)
 
     assert folder.name == "digits"
     assert (folder / "MLmodel").read_text() == "flavors: {}"
     assert (folder / "data" / "weights").read_bytes() == b"seven"
-    assert await fetch(address, tmp_path, said) == folder
-    assert "found in the cache" in said[-1]
+    assert await fetch(address, tmp_path, progress_lines) == folder
+    assert "found in the cache" in progress_lines[-1]
 
 
 @without_its_warnings
-async def test_a_model_that_is_not_registered_is_said_so(mlflow_registry: Any, tmp_path: Path) -> None:
+async def test_a_model_that_is_not_registered_is_an_error(mlflow_registry: Any, tmp_path: Path) -> None:
     for address in ("models:/digits/2", "models:/digits@nobody", "models:/absent/1"):
         with pytest.raises(ImageError, match=f"model 'digits': {address} cannot be read"):
             await fetch(address, tmp_path)

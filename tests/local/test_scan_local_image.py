@@ -36,7 +36,7 @@ def image(root: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageReferenc
 
 
 @pytest.mark.parametrize("name", ["grype", "trivy"])
-async def test_the_environment_of_a_local_image_is_looked_at(
+async def test_the_environment_of_a_local_image_is_scanned(
     root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: ScannerName
 ) -> None:
     scanner = scanner_or_skip(name, tmp_path, monkeypatch)
@@ -50,16 +50,16 @@ async def test_the_environment_of_a_local_image_is_looked_at(
     assert SERVER in osv.asked and "pytest" not in osv.asked
 
 
-async def test_what_a_worker_knows_of_airflow_is_not_told_to_a_scanner(
+async def test_a_scanner_does_not_get_airflows_settings(
     root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))
+    received = empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "secret-of-airflow")
     monkeypatch.setenv("AIRFLOW_CONN_X", "secret-of-airflow")
     with osv_service() as osv:
         await scan_image(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
 
-    assert "secret-of-airflow" not in told.read_text()
+    assert "secret-of-airflow" not in received.read_text()
 
 
 async def test_a_database_of_last_month_is_no_pass(
@@ -70,7 +70,7 @@ async def test_a_database_of_last_month_is_no_pass(
         await scan_image(Workspace(root=root, scanner="grype", osv_url=osv.url), image)
 
 
-def test_the_task_hands_on_the_image_that_passed(
+def test_the_task_returns_the_image_that_passed(
     root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.sdk.exceptions import AirflowFailException
@@ -96,7 +96,7 @@ def test_the_task_hands_on_the_image_that_passed(
     assert "pip-audit wrote no report" in ti.pushed["failure"]
 
 
-def test_the_command_ends_with_1_when_something_stops_the_image(
+def test_the_command_ends_with_1_if_the_image_is_blocked(
     root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC))

@@ -46,7 +46,7 @@ class Built:
 
     Attributes:
         registry: A registry with a prefix that has the environment's image; nobody pushes there again.
-        said: What the build said.
+        progress_lines: The lines that the build reported.
     """
 
     source: Path
@@ -54,7 +54,7 @@ class Built:
     cache: Path
     registry: str
     reference: ImageReference
-    said: tuple[str, ...]
+    progress_lines: tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def built(programs: None, stock: RunningRegistry, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("built")
     source = write_source(folder / "source")
     base = base_image(stock.address)
-    said: list[str] = []
+    progress_lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UV_INDEX_PRIVATE_PASSWORD", "secret-of-the-index")
         patch.setenv("PIP_TRUSTED_HOST", "secret.host.example")
@@ -82,10 +82,10 @@ def built(programs: None, stock: RunningRegistry, tmp_path_factory: pytest.TempP
                 registry=registry,
                 cache=folder / "cache",
                 base_image=base,
-                progress=said.append,
+                progress=progress_lines.append,
             )
         )
-    return Built(source, base, folder / "cache", registry, reference, tuple(said))
+    return Built(source, base, folder / "cache", registry, reference, tuple(progress_lines))
 
 
 @pytest.fixture

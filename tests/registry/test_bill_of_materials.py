@@ -36,25 +36,25 @@ async def image_of(client: RegistryClient, reference: ImageReference) -> tuple[R
 
 async def test_an_images_packages_are_those_that_dpkg_and_pip_know(built: Built, cache: Cache) -> None:
     async with RegistryClient() as client:
-        found = await packages_of_image(client, *await image_of(client, built.reference), cache)
+        installed = await packages_of_image(client, *await image_of(client, built.reference), cache)
 
-    kinds = [package.kind for package in found.packages]
-    assert (found.distribution, found.unread) == ("debian", ())
+    kinds = [package.kind for package in installed.packages]
+    assert (installed.distribution, installed.unread) == ("debian", ())
     assert kinds.count("deb") > 50
-    assert {"bash", "libc6", "python3.11"} <= {package.name for package in found.packages if package.kind == "deb"}
-    assert any(line.startswith("azureml-inference-server-http==1.5") for line in found.requirements())
-    assert len(found.requirements()) == kinds.count("pypi")
+    assert {"bash", "libc6", "python3.11"} <= {package.name for package in installed.packages if package.kind == "deb"}
+    assert any(line.startswith("azureml-inference-server-http==1.5") for line in installed.requirements())
+    assert len(installed.requirements()) == kinds.count("pypi")
 
 
 async def test_a_layer_is_read_once(built: Built, cache: Cache) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     async with RegistryClient() as client:
         image = await image_of(client, built.reference)
         first = await packages_of_image(client, *image, cache)
-        second = await packages_of_image(client, *image, cache, progress=said.append)
+        second = await packages_of_image(client, *image, cache, progress=progress_lines.append)
 
     assert second == first
-    assert said == []
+    assert progress_lines == []
 
 
 async def test_a_layer_that_is_not_what_its_digest_says_is_refused(
@@ -145,7 +145,7 @@ async def test_a_registry_that_lists_referrers_itself_gets_no_tag_for_them(built
         assert await attached(client, repository, manifest.digest, CYCLONEDX) == [b"{}"]
 
 
-async def test_an_image_to_which_nothing_is_attached_has_nothing(built: Built, registry: RunningRegistry) -> None:
+async def test_an_image_without_attachments_has_none(built: Built, registry: RunningRegistry) -> None:
     async with RegistryClient() as client:
         assert await attached(client, Repository(registry.address, "models/digits"), "sha256:" + "0" * 64, "x") == []
 

@@ -93,7 +93,7 @@ def test_nothing_of_the_machine_that_builds_is_in_the_image(built: Built, stock:
     for private in (b"secret-of-the-index", b"secret.host.example", str(built.cache).encode(), b"ca-certificates"):
         assert private not in layer
         assert private not in config
-    assert "secret" not in "".join(built.said).replace("type=secret", "")
+    assert "secret" not in "".join(built.progress_lines).replace("type=secret", "")
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         assert {entry.mtime for entry in archive} == {0}
         assert {name for name in archive.getnames() if name.startswith("run/")} <= {"run/secrets", "run/wheels"}
@@ -169,9 +169,9 @@ async def test_a_hit_pushes_nothing_and_takes_less_than_a_second(built: Built, s
 
     for _ in range(3):
         began = time.perf_counter()
-        found = await build(built, built.registry, built.cache, shared_registry=None, progress=progress.append)
+        reference = await build(built, built.registry, built.cache, shared_registry=None, progress=progress.append)
         times.append(time.perf_counter() - began)
-        assert found == built.reference
+        assert reference == built.reference
 
     assert min(times) < 1
     assert [line for line in progress if "build" in line or "pushed" in line] == []
@@ -181,52 +181,54 @@ async def test_a_hit_pushes_nothing_and_takes_less_than_a_second(built: Built, s
 async def test_a_changed_model_adds_one_layer_and_builds_nothing(
     built: Built, registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     references, times = [], []
     for content in (b"1", b"2"):
         began = time.perf_counter()
         models = model(tmp_path / "model.pkl", content)
         references.append(
-            await build(built, f"{registry.address}/m", tmp_path / "cache", models=models, progress=said.append)
+            await build(
+                built, f"{registry.address}/m", tmp_path / "cache", models=models, progress=progress_lines.append
+            )
         )
         times.append(time.perf_counter() - began)
-    one, two = (layers(registry, reference) for reference in references)
+    first, second = (layers(registry, reference) for reference in references)
 
-    assert one[:-1] == two[:-1]
-    assert one[-1] != two[-1]
+    assert first[:-1] == second[:-1]
+    assert first[-1] != second[-1]
     assert times[-1] < 5
-    assert [line for line in said if "building" in line] == []
-    with tarfile.open(registry.blob_file(two[-1])) as archive:
+    assert [line for line in progress_lines if "building" in line] == []
+    with tarfile.open(registry.blob_file(second[-1])) as archive:
         assert archive.extractfile("opt/models/digits/3/model.pkl").read() == b"2"  # type: ignore[union-attr]
 
 
 async def test_the_shared_registry_s_environment_is_copied_with_the_same_digest(
     built: Built, stock: RunningRegistry, registry: RunningRegistry, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
 
-    reference = await build(built, f"{registry.address}/other", tmp_path / "cache", progress=said.append)
+    reference = await build(built, f"{registry.address}/other", tmp_path / "cache", progress=progress_lines.append)
 
     assert reference.sha256 == built.reference.sha256, "the same inputs give the same digest in any registry"
     assert environment_tags(registry, "other") == environment_tags(stock)
-    assert any("copying" in line for line in said)
+    assert any("copying" in line for line in progress_lines)
     assert not (tmp_path / "cache" / "containers").exists()
 
 
 async def test_an_environment_built_again_has_the_same_digest(
     built: Built, stock: RunningRegistry, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
 
     reference = await build(
-        built, f"{stock.address}/again", tmp_path / "cache", shared_registry=None, progress=said.append
+        built, f"{stock.address}/again", tmp_path / "cache", shared_registry=None, progress=progress_lines.append
     )
 
     assert reference.sha256 == built.reference.sha256
-    assert any("building on" in line for line in said)
+    assert any("building on" in line for line in progress_lines)
 
 
-def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(
+def test_a_killed_build_leaves_nothing_and_of_two_at_once_one_builds(
     built: Built, registry: RunningRegistry, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -248,11 +250,11 @@ def test_a_killed_build_is_forgotten_and_of_two_at_once_one_builds(
     assert environment_tags(registry) == []
 
     builders = [start(), start()]
-    said = [builder.communicate(timeout=DEADLINE_S)[0] for builder in builders]
+    outputs = [builder.communicate(timeout=DEADLINE_S)[0] for builder in builders]
 
     assert [builder.returncode for builder in builders] == [0, 0]
-    assert sum("building on" in text for text in said) == 1
-    assert len({text.splitlines()[-1] for text in said}) == 1
+    assert sum("building on" in text for text in outputs) == 1
+    assert len({text.splitlines()[-1] for text in outputs}) == 1
     assert len(environment_tags(registry)) == 1
     assert containers_left(cache) == []
     assert not (cache / "containers" / "build").exists(), "the build's secrets are gone"
@@ -320,7 +322,7 @@ async def test_a_cancelled_push_of_a_model_leaves_no_tag(
     ],
     ids=["no such version", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],
 )  # fmt: skip
-async def test_what_cannot_be_built_says_why_and_leaves_no_tag(
+async def test_a_failed_build_says_why_and_leaves_no_tag(
     built: Built,
     registry: RunningRegistry,
     tmp_path: Path,
@@ -369,7 +371,9 @@ async def test_without_buildah_a_hit_works_and_a_build_says_what_to_install(
     assert environment_tags(registry) == []
 
 
-async def test_a_full_disk_is_told_and_leaves_no_tag(built: Built, registry: RunningRegistry, tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_and_leaves_no_tag(
+    built: Built, registry: RunningRegistry, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", disk], capture_output=True, text=True)
@@ -406,7 +410,7 @@ async def test_without_a_base_image_it_says_what_to_set(built: Built, tmp_path: 
         await build(built, built.registry, tmp_path / "cache", base_image=None)
 
 
-async def test_a_registry_that_is_down_is_told(built: Built, registry: RunningRegistry, tmp_path: Path) -> None:
+async def test_a_registry_that_is_down_is_unavailable(built: Built, registry: RunningRegistry, tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -420,7 +424,7 @@ async def test_a_registry_that_is_down_is_told(built: Built, registry: RunningRe
 async def test_a_shared_registry_that_is_down_does_not_stop_the_build(
     built: Built, registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    progress_lines: list[str] = []
     monkeypatch.setattr(shutil, "which", lambda program: None)
 
     with pytest.raises(ImageError, match="buildah is needed"):
@@ -429,7 +433,7 @@ async def test_a_shared_registry_that_is_down_does_not_stop_the_build(
             f"{registry.address}/models",
             tmp_path / "cache",
             shared_registry="127.0.0.1:1/models",
-            progress=said.append,
+            progress=progress_lines.append,
         )
 
-    assert any("not looked up in 127.0.0.1:1/models/environments" in line for line in said)
+    assert any("not looked up in 127.0.0.1:1/models/environments" in line for line in progress_lines)

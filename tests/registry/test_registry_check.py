@@ -11,14 +11,14 @@ from tests.registry.real_registry import RunningRegistry
 
 
 @pytest.mark.parametrize(
-    ("password", "works", "found"),
+    ("password", "works", "ending"),
     [
         ("hunter2", True, "lets robot in"),
         ("hunter3", False, "check the user, the password and its permissions"),
     ],
 )
 async def test_a_password_is_tried_before_anything_is_built(
-    password: str, works: bool, found: str, with_password: RunningRegistry, tmp_path: Path
+    password: str, works: bool, ending: str, with_password: RunningRegistry, tmp_path: Path
 ) -> None:
     workspace = Workspace(root=tmp_path, registry=f"{with_password.address}/models")
     users = {with_password.address: Credentials("robot", password)}
@@ -26,7 +26,7 @@ async def test_a_password_is_tried_before_anything_is_built(
     result = await run_check("registry", check_registry(workspace, users))
 
     assert result.works is works
-    assert result.message.endswith(found)
+    assert result.message.endswith(ending)
     assert password not in result.message
 
 

@@ -50,7 +50,7 @@ async def test_a_registry_with_a_password_takes_the_right_one(
         (Credentials("robot", "wrong-password"), "UNAUTHORIZED.*: check the user, the password"),
     ],
 )
-async def test_a_wrong_password_is_told_and_not_repeated(
+async def test_a_wrong_password_is_an_error_that_does_not_repeat_it(
     built: Built, with_password: RunningRegistry, tmp_path: Path, user: Credentials | None, message: str
 ) -> None:
     with pytest.raises(ImageError, match=message) as caught:
@@ -90,7 +90,7 @@ async def test_buildah_gets_the_password_in_a_file_that_is_removed(
     assert not any(password in path.read_bytes() for path in (tmp_path / "cache").rglob("*.json") if path.is_file())
 
 
-async def test_a_read_only_registry_is_told(built: Built, start_registry: Start, tmp_path: Path) -> None:
+async def test_a_read_only_registry_is_an_error(built: Built, start_registry: Start, tmp_path: Path) -> None:
     registry = start_registry(read_only=True)
 
     with pytest.raises(ImageError, match=r"does not push to .*: 405 .*is it read-only\?"):
@@ -135,7 +135,7 @@ def own_address() -> str:
     pytest.skip("this machine has no address but loopback")
 
 
-async def test_tls_with_certificates_of_one_s_own(
+async def test_a_registry_with_private_certificates_is_trusted_by_ssl_cert_file(
     built: Built, start_registry: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = own_address()
@@ -166,16 +166,16 @@ class TokenHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind, _, pair = self.headers.get("Authorization", "").partition(" ")
-        asked = parse_qs(urlsplit(self.path).query)
+        query = parse_qs(urlsplit(self.path).query)
         if kind != "Basic" or b64decode(pair) != b"robot:hunter2":
             self._answer(401, {"errors": [{"code": "DENIED", "message": "who are you"}]})
             return
-        self.server.scopes.append(asked["scope"])
+        self.server.scopes.append(query["scope"])
         access = [
             {"type": kind, "name": name, "actions": actions.split(",")}
-            for kind, name, actions in (scope.split(":") for scope in asked["scope"])
+            for kind, name, actions in (scope.split(":") for scope in query["scope"])
         ]
-        claims = {"iss": "tests", "aud": asked["service"][0], "exp": 2**33, "nbf": 0, "iat": 0, "access": access}
+        claims = {"iss": "tests", "aud": query["service"][0], "exp": 2**33, "nbf": 0, "iat": 0, "access": access}
         token = jwt.encode(claims, self.server.key, "RS256", headers={"x5c": [self.server.chain]})
         self._answer(200, {"token": token})
 
@@ -201,7 +201,7 @@ def token_service(tls: dict[str, str]) -> Iterator[TokenService]:
             thread.join()
 
 
-async def test_a_registry_with_tokens_is_asked_for_no_more_than_is_needed(
+async def test_a_registry_with_tokens_is_asked_for_the_needed_scopes_only(
     built: Built, start_registry: Start, tmp_path: Path
 ) -> None:
     tls = certificate(tmp_path / "tls", "127.0.0.1")

@@ -54,7 +54,7 @@ async def push(built: Built, registry: str, cache: Path, models: list[ModelSourc
     )
 
 
-async def test_a_registry_without_room_is_told_and_worth_another_try(built: Built, tmp_path: Path) -> None:
+async def test_a_registry_with_a_full_disk_is_unavailable(built: Built, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "20m") as disk, serving(disk) as registry:
         with pytest.raises(RegistryUnavailableError, match=r"registry .*: its disk may be full"):
             await push(built, registry.address, tmp_path / "cache")
@@ -64,7 +64,7 @@ async def test_a_registry_without_room_is_told_and_worth_another_try(built: Buil
 
 
 @pytest.mark.timeout(600)
-async def test_a_model_of_10_gb_needs_no_room_on_the_worker_and_a_registry_without_room_is_told(
+async def test_a_model_of_10_gb_needs_no_room_on_the_worker_and_a_registry_with_a_full_disk_is_unavailable(
     built: Built, tmp_path: Path
 ) -> None:
     models = model(tmp_path / "model.bin", BIG_BYTES)
@@ -171,7 +171,7 @@ async def test_a_moved_tag_of_a_base_image_means_another_environment(
     built: Built, stock: RunningRegistry, tmp_path: Path
 ) -> None:
     name = built.base_image.partition("@")[0]
-    said: list[str] = []
+    progress_lines: list[str] = []
 
     with pytest.raises(ImageError, match=r"base image .*:another cannot be found"):
         await build_container_image(
@@ -187,8 +187,8 @@ async def test_a_moved_tag_of_a_base_image_means_another_environment(
         registry=built.registry,
         cache=tmp_path / "cache",
         base_image=f"{name}:3.11",
-        progress=said.append,
+        progress=progress_lines.append,
     )
 
     assert by_tag == built.reference, "the tag has that digest now: the environment that was built by it is found"
-    assert f"base image: {name}:3.11 is {built.base_image.partition('@')[2]}" in said
+    assert f"base image: {name}:3.11 is {built.base_image.partition('@')[2]}" in progress_lines

@@ -27,7 +27,7 @@ async def build(built: Built, registry: RunningRegistry, cache: Path, address: s
     )
 
 
-async def test_a_model_from_elsewhere_is_in_the_layer_as_a_local_one_would_be(
+async def test_a_model_with_an_address_is_in_the_layer_like_a_local_one(
     built: Built, registry: RunningRegistry, tmp_path: Path
 ) -> None:
     fsspec.filesystem("memory").pipe("/trained/model.txt", b"seven")

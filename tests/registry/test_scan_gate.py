@@ -62,7 +62,7 @@ async def look(
     )
 
 
-async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed(
+async def test_a_vulnerability_above_the_chosen_severity_blocks_the_image_and_is_listed(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), KNOWN)
@@ -78,7 +78,7 @@ async def test_a_finding_above_the_chosen_severity_stops_the_image_and_is_listed
     assert "CVE-2026-2000" not in str(stopped.value), "a low one in the distribution does not stop it"
 
 
-async def test_findings_up_to_the_chosen_severity_pass_those_of_pip_audit_with_the_severity_that_the_scanner_gives(
+async def test_vulnerabilities_up_to_the_chosen_severity_pass_those_of_pip_audit_with_the_scanners_severity(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), KNOWN)
@@ -93,7 +93,7 @@ async def test_findings_up_to_the_chosen_severity_pass_those_of_pip_audit_with_t
     assert "PYSEC-2026-1" in finding.aliases
 
 
-async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
+async def test_a_vulnerability_without_a_rating_blocks_the_image_until_it_is_accepted(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), [])
@@ -104,10 +104,10 @@ async def test_what_nobody_has_rated_stops_the_image_until_it_is_accepted(
     decision = await look(built, root, osv, ScanPolicy(accepted=frozenset({"CVE-2026-1000"})), by=scanner.name)
 
     assert decision.n_accepted == 1
-    assert SERVER in osv.asked and "pip" not in osv.asked, "the environment is looked at, not what lies beside it"
+    assert SERVER in osv.asked and "pip" not in osv.asked, "only the environment is scanned"
 
 
-async def test_without_a_database_nobody_has_looked(
+async def test_a_scan_without_a_database_is_no_pass(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     with pytest.raises(
@@ -116,7 +116,7 @@ async def test_without_a_database_nobody_has_looked(
         await look(built, root, osv, by=scanner.name)
 
 
-async def test_a_database_that_is_too_old_says_nothing_of_today(
+async def test_a_database_that_is_too_old_is_no_pass(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     scanner.knows(datetime.now(UTC) - timedelta(days=6), [])
@@ -126,7 +126,7 @@ async def test_a_database_that_is_too_old_says_nothing_of_today(
     assert (await look(built, root, osv, ScanPolicy(max_database_age=timedelta(days=7)), by=scanner.name)).passes
 
 
-async def test_a_vulnerability_service_that_is_away_is_no_pass(
+async def test_a_vulnerability_service_that_does_not_answer_is_no_pass(
     built: Built, scanner: Scanner, osv: OsvService, root: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), [])
@@ -154,7 +154,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_scanner_that_does_not_do_its_work_is_no_pass(
+async def test_a_scanner_that_fails_is_no_pass(
     built: Built, osv: OsvService, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     script, message = BROKEN[how]
@@ -210,21 +210,21 @@ async def test_a_registry_that_asks_for_a_password_is_scanned_as_the_user_who_bu
     built: Built, with_password: RunningRegistry, scanner: Scanner, osv: OsvService, tmp_path: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), KNOWN)
-    image, said = await pushed(built, with_password, tmp_path / "cache"), list[str]()
+    image, progress_lines = await pushed(built, with_password, tmp_path / "cache"), list[str]()
     settings = ScanSettings(policy=ScanPolicy(max_severity=Severity.HIGH))
     place = workspace(tmp_path / "root", osv, scanner.name)
 
     decision = await scan_image(
-        place, image, settings, credentials={with_password.address: ROBOT}, progress=said.append
+        place, image, settings, credentials={with_password.address: ROBOT}, progress=progress_lines.append
     )
 
     assert {finding.id for finding in decision.passing} == {"CVE-2026-1000", "CVE-2026-2000"}
-    assert "hunter2" not in "\n".join(said)
+    assert "hunter2" not in "\n".join(progress_lines)
     with pytest.raises(ImageError, match="needs a user name and a password, and none are given"):
         await scan_image(place, image, settings)
 
 
-async def test_a_scanner_is_told_the_password_by_a_file_of_its_own_only(
+async def test_a_scanner_gets_the_password_in_a_private_file_only(
     built: Built,
     with_password: RunningRegistry,
     osv: OsvService,
@@ -232,15 +232,17 @@ async def test_a_scanner_is_told_the_password_by_a_file_of_its_own_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program(
-        tmp_path, f"env > {tmp_path}/told; echo $* >> {tmp_path}/told; ls -lR . >> {tmp_path}/told; exit 1", monkeypatch
+        tmp_path,
+        f"env > {tmp_path}/received; echo $* >> {tmp_path}/received; ls -lR . >> {tmp_path}/received; exit 1",
+        monkeypatch,
     )
     image = await pushed(built, with_password, tmp_path / "cache")
 
     with pytest.raises(ScanUnavailableError):
         await scan_image(workspace(tmp_path / "root", osv), image, credentials={with_password.address: ROBOT})
 
-    told = (tmp_path / "told").read_text()
-    assert f"registry:{image}" in told and "DOCKER_CONFIG=" in told
-    assert "hunter2" not in told and "cm9ib3Q6aHVudGVyMg" not in told, "neither as it is nor encoded"
-    assert [line.split()[0] for line in told.splitlines() if line.endswith("config.json")] == ["-rw-------"]
+    received = (tmp_path / "received").read_text()
+    assert f"registry:{image}" in received and "DOCKER_CONFIG=" in received
+    assert "hunter2" not in received and "cm9ib3Q6aHVudGVyMg" not in received, "neither as it is nor encoded"
+    assert [line.split()[0] for line in received.splitlines() if line.endswith("config.json")] == ["-rw-------"]
     assert not list((tmp_path / "root").rglob("config.json")), "the file is gone"

@@ -22,17 +22,17 @@ ACR_ID = "/subscriptions/0/resourceGroups/models/providers/Microsoft.ContainerRe
         ({"builder": "acr_tasks", "acr_id": ACR_ID.replace("resourceGroups", "resourcegroups")}, AcrTasksBuilder),
     ],
 )
-def test_the_workspace_says_who_builds(settings: dict[str, str], kind: type) -> None:
+def test_a_workspace_chooses_its_builder(settings: dict[str, str], kind: type) -> None:
     assert isinstance(builder_for(Workspace.from_settings(settings), owner="a test"), kind)
 
 
 @pytest.mark.parametrize(("builder", "missing"), [("kubernetes", "builder_image"), ("acr_tasks", "acr_id")])
-def test_a_builder_that_lacks_a_setting_says_which(builder: str, missing: str) -> None:
+def test_a_missing_setting_of_a_builder_is_named(builder: str, missing: str) -> None:
     with pytest.raises(WorkspaceError, match=f"has the builder '{builder}', which needs the setting {missing}"):
         builder_for(Workspace.from_settings({"builder": builder}), owner="a test")
 
 
 @pytest.mark.parametrize("setting", [{"builder": "docker"}, {"acr_id": "mine"}, {"builder_namespace": "No_Label"}])
-def test_a_setting_that_cannot_be_meant_is_refused(setting: dict[str, str]) -> None:
+def test_an_invalid_setting_is_refused(setting: dict[str, str]) -> None:
     with pytest.raises(WorkspaceError, match=f"settings are not valid .{next(iter(setting))}"):
         Workspace.from_settings(setting)

@@ -83,7 +83,7 @@ async def test_several_builds_of_the_same_at_once_become_one(tmp_path: Path) -> 
     assert await asyncio.gather(*others) == [False, False, False]
 
 
-async def test_one_that_waits_builds_if_the_first_fails(tmp_path: Path) -> None:
+async def test_a_waiting_build_starts_if_the_first_fails(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     started, waiting = asyncio.Event(), asyncio.Event()
 
@@ -101,7 +101,7 @@ async def test_one_that_waits_builds_if_the_first_fails(tmp_path: Path) -> None:
     assert await second is True
 
 
-async def test_one_that_waits_can_be_cancelled_and_holds_nothing(tmp_path: Path) -> None:
+async def test_a_waiting_build_can_be_cancelled_and_holds_no_lock(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     started, go_on, waiting = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -139,7 +139,9 @@ async def test_a_build_that_ends_in_an_error_leaves_nothing(tmp_path: Path, erro
     assert await cache.build(cache.image(KEY), is_complete, writes("whole")) is True
 
 
-async def test_what_killed_builds_left_is_removed_by_the_next_but_not_what_is_being_built(tmp_path: Path) -> None:
+async def test_leftovers_of_killed_builds_are_removed_by_the_next_but_not_builds_that_are_running(
+    tmp_path: Path,
+) -> None:
     cache = Cache(tmp_path)
     third = "c" * 64
     for key in (KEY, OTHER):
@@ -157,7 +159,7 @@ async def test_what_killed_builds_left_is_removed_by_the_next_but_not_what_is_be
     assert left_over(cache) == [third]
 
 
-async def test_an_orphan_of_a_killed_build_keeps_others_from_building(tmp_path: Path) -> None:
+async def test_a_child_process_of_a_killed_build_keeps_its_lock(tmp_path: Path) -> None:
     """The kernel gives the lock up with its last holder: here a process that inherited it and outlives the builder."""
     builder = (
         "import asyncio, os, signal, subprocess, sys\n"
@@ -181,7 +183,7 @@ async def test_an_orphan_of_a_killed_build_keeps_others_from_building(tmp_path: 
     assert await asyncio.wait_for(second, 10) is True
 
 
-async def test_a_full_disk_is_told_with_the_folder_and_what_is_free(tmp_path: Path) -> None:
+async def test_a_full_disk_is_an_error_with_the_folder_and_the_free_space(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
 
     async def ours(unfinished: Path, lock: int) -> None:
@@ -198,7 +200,7 @@ async def test_a_full_disk_is_told_with_the_folder_and_what_is_free(tmp_path: Pa
         assert left_over(cache) == []
 
 
-async def test_a_cache_that_cannot_be_written_is_told_but_a_hit_needs_no_writing(tmp_path: Path) -> None:
+async def test_a_cache_that_cannot_be_written_is_an_error_but_a_hit_needs_no_writing(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     await cache.build(cache.image(KEY), is_complete, writes("whole"))
     (tmp_path / "cache" / "locks").rename(tmp_path / "locks")
@@ -209,7 +211,7 @@ async def test_a_cache_that_cannot_be_written_is_told_but_a_hit_needs_no_writing
         await cache.build(cache.image(OTHER), is_complete, never)
 
 
-async def test_an_entry_that_is_no_longer_whole_is_built_again(tmp_path: Path) -> None:
+async def test_an_incomplete_entry_is_built_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     await cache.build(cache.image(KEY), is_complete, writes("first"))
     (cache.image(KEY) / "file").rename(cache.image(KEY) / "other")

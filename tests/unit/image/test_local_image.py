@@ -63,13 +63,13 @@ async def test_a_model_that_is_not_there_is_refused_and_the_cache_is_not_touched
         (ImageReference("local/digits", "b" * 64), "is not in the cache"),
     ],
 )
-def test_an_image_that_is_not_there_is_told(tmp_path: Path, reference: str | ImageReference, message: str) -> None:
+def test_a_missing_image_is_an_error(tmp_path: Path, reference: str | ImageReference, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         load_local_image(reference, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": [1], "environment_hash": "", "entry_script": ""}', "\0"])
-def test_an_image_that_cannot_be_read_is_told(tmp_path: Path, text: str) -> None:
+def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "images" / ("a" * 64)
     folder.mkdir(parents=True)
     (folder / "image.json").write_text(text)

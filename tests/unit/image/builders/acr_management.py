@@ -1,6 +1,6 @@
 """Azure's management of a registry, as far as builds ask for it: answers as its reference writes them down.
 
-There is no Azure where the tests run. The client is the real one: its requests go to this server instead.
+There is no Azure where the tests run. The client is the real one; its requests go to this server.
 """
 
 import json
@@ -21,10 +21,10 @@ ACR_ID = ROOT
 
 @dataclass
 class Management:
-    """What it was asked, and what it is to say.
+    """The requests that came, and the answers to give.
 
     Attributes:
-        statuses: Of the run, one for each time it is looked at; the last one stays.
+        statuses: The run's status at each look; the last one stays.
         logs: What has been written to the log by then.
         running: The status of a run that somebody has begun already.
         refuse: An answer to everything, as status and error code.
@@ -34,13 +34,13 @@ class Management:
     logs: list[str]
     running: str | None = None
     refuse: tuple[int, str] | None = None
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
     uploaded: bytes = b""
     looks: int = 0
     began: bool = False
 
     def paths(self, method: str) -> list[str]:
-        return [path for asked, path, _ in self.asked if asked == method]
+        return [path for verb, path, _ in self.requests if verb == method]
 
     def status(self) -> str:
         return self.statuses[min(self.looks, len(self.statuses) - 1)]
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self._path()
-        self.at.asked.append(("GET", path, None))
+        self.at.requests.append(("GET", path, None))
         if path.startswith("/blob/log"):
             return self._log()
         if self._refused():
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, body = self._path(), self._body()
-        self.at.asked.append(("POST", path, body))
+        self.at.requests.append(("POST", path, body))
         if self._refused():
             return None
         if path.endswith("/listBuildSourceUploadUrl"):
@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             if parse_qs(urlsplit(self.path).query).get("comp") != ["blocklist"]:
                 self.at.uploaded += body
             return self._empty(201, {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 1970 00:00:00 GMT"})
-        self.at.asked.append(("PUT", path, json.loads(body)))
+        self.at.requests.append(("PUT", path, json.loads(body)))
         self.at.began = True
         return self._json(201, {"properties": {"provisioningState": "Creating"}})
 

@@ -47,10 +47,10 @@ async def build(
     *,
     order: BuildRequest = REQUEST,
     is_pushed: Callable[[], bool] = lambda: False,
-    said: list[str] | None = None,
+    progress_lines: list[str] | None = None,
     acr_id: str = ACR_ID,
 ) -> list[str]:
-    lines = [] if said is None else said
+    lines = [] if progress_lines is None else progress_lines
 
     async def there() -> bool:
         return is_pushed()
@@ -69,12 +69,12 @@ def finished(status: str = "Succeeded", *logs: str) -> Management:
     return Management(["Queued", "Running", status], list(logs) or ["", "STEP 1\nSTE", "STEP 1\nSTEP 2\n"])
 
 
-async def test_a_run_is_begun_under_the_hash_and_its_log_is_the_task_s() -> None:
+async def test_a_run_is_named_by_the_hash_and_its_log_is_reported() -> None:
     at = finished()
 
-    said = await build(at)
+    progress_lines = await build(at)
 
-    [(_, path, body)] = [asked for asked in at.asked if "/taskRuns/" in asked[1] and asked[0] == "PUT"]
+    [(_, path, body)] = [request for request in at.requests if "/taskRuns/" in request[1] and request[0] == "PUT"]
     request = body["properties"]["runRequest"]
     task = base64.b64decode(request["encodedTaskContent"]).decode()
     assert path.endswith(f"/registries/mine/taskRuns/environment-{'ab' * 16}")
@@ -83,10 +83,10 @@ async def test_a_run_is_begun_under_the_hash_and_its_log_is_the_task_s() -> None
     assert f"--tag $Registry/models/environments:{REQUEST.tag} --file Dockerfile ." in task
     assert f"- $Registry/models/environments:{REQUEST.tag}" in task
     assert "DOCKER_BUILDKIT=1" in task
-    assert [line for line in said if "STEP" in line] == ["environment: STEP 1", "environment: STEP 2"]
+    assert [line for line in progress_lines if "STEP" in line] == ["environment: STEP 1", "environment: STEP 2"]
 
 
-async def test_the_files_of_the_build_are_uploaded_with_what_is_asked_for_in_the_dockerfile() -> None:
+async def test_the_files_of_the_build_are_uploaded_with_the_arguments_in_the_dockerfile() -> None:
     at = finished()
 
     await build(at)
@@ -99,35 +99,35 @@ async def test_the_files_of_the_build_are_uploaded_with_what_is_asked_for_in_the
     assert 'ARG PYTHON=">=3.10"\n' in dockerfile
 
 
-async def test_only_the_users_of_other_registries_are_handed_over() -> None:
+async def test_only_credentials_of_other_registries_are_handed_over() -> None:
     at = finished()
 
-    said = await build(at)
+    progress_lines = await build(at)
 
-    [(_, _, body)] = [asked for asked in at.asked if "/taskRuns/" in asked[1] and asked[0] == "PUT"]
+    [(_, _, body)] = [request for request in at.requests if "/taskRuns/" in request[1] and request[0] == "PUT"]
     registries = body["properties"]["runRequest"]["credentials"]["customRegistries"]
     assert set(registries) == {"docker.io"}
     assert registries["docker.io"]["password"] == {"value": "hunter2", "type": "Opaque"}
-    assert not any(secret in line for line in said for secret in ("hunter2", "token-of-acr", "a-signature"))
+    assert not any(secret in line for line in progress_lines for secret in ("hunter2", "token-of-acr", "a-signature"))
     assert b"hunter2" not in at.uploaded
 
 
-async def test_what_is_there_by_now_is_not_built() -> None:
+async def test_an_image_that_is_pushed_by_now_is_not_built() -> None:
     at = finished()
 
     await build(at, is_pushed=lambda: True)
 
-    assert at.asked == []
+    assert at.requests == []
 
 
-async def test_a_run_of_somebody_else_is_followed_and_not_begun_again() -> None:
+async def test_a_run_of_another_task_is_followed() -> None:
     at = finished()
     at.running = "Running"
 
-    said = await build(at)
+    progress_lines = await build(at)
 
     assert at.paths("PUT") == []
-    assert any("is building it, waiting" in line for line in said)
+    assert any("is building it, waiting" in line for line in progress_lines)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ async def test_a_run_that_fails_says_why(status: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-async def test_a_cancelled_build_ends_its_run_and_nobody_else_s(ours: bool) -> None:
+async def test_a_cancelled_build_cancels_its_own_run_only(ours: bool) -> None:
     at = Management(["Running"], ["begun\n"], running=None if ours else "Running")
-    said: list[str] = []
-    task = asyncio.create_task(build(at, said=said))
+    progress_lines: list[str] = []
+    task = asyncio.create_task(build(at, progress_lines=progress_lines))
     async with asyncio.timeout(60):
-        while not any("begun" in line for line in said):
+        while not any("begun" in line for line in progress_lines):
             await asyncio.sleep(0.01)
 
     task.cancel()
@@ -177,7 +177,7 @@ async def test_a_refusal_says_what_to_do(refuse: tuple[int, str], kind: type[Exc
     assert at.paths("PUT") == []
 
 
-async def test_an_azure_that_is_away_is_worth_another_try() -> None:
+async def test_an_azure_that_does_not_answer_is_unavailable() -> None:
     class Away:
         async def open(self) -> None: ...
 
@@ -201,7 +201,7 @@ async def test_an_azure_that_is_away_is_worth_another_try() -> None:
         await builder.build(REQUEST, is_pushed=there, progress=lambda line: None)
 
 
-async def test_a_registry_that_is_not_the_workspace_s_is_refused() -> None:
+async def test_an_image_for_another_registry_is_refused() -> None:
     order = dataclasses.replace(REQUEST, repository=Repository.parse("other.azurecr.io/models/environments"))
 
     with pytest.raises(ImageError, match=r"builds in the registry mine .acr_id., and the image is for other"):

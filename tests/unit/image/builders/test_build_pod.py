@@ -60,7 +60,7 @@ def test_no_secret_is_in_the_pod() -> None:
     assert base64.b64encode(b"robot:hunter2").decode() not in text
 
 
-def test_it_has_no_right_on_the_node_and_none_in_the_cluster() -> None:
+def test_the_pod_has_no_privileges_on_the_node_and_no_token() -> None:
     spec = made()["spec"]
     [container] = spec["containers"]
 
@@ -71,17 +71,17 @@ def test_it_has_no_right_on_the_node_and_none_in_the_cluster() -> None:
     assert not any("hostPath" in volume for volume in spec["volumes"])
 
 
-def test_an_orphan_ends_by_itself_and_is_not_started_twice() -> None:
+def test_an_abandoned_pod_ends_by_itself_and_is_not_restarted() -> None:
     assert made()["spec"]["activeDeadlineSeconds"] == 3600
     assert made()["spec"]["restartPolicy"] == "Never"
 
 
-def test_the_secret_goes_with_its_pod() -> None:
+def test_the_pod_owns_its_secret() -> None:
     there = made() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
 
-    found = secret_manifest(secret_name_of(there), "models", there, {"auth.json": "e30="})
+    secret = secret_manifest(secret_name_of(there), "models", there, {"auth.json": "e30="})
 
-    assert found["metadata"]["ownerReferences"] == [
+    assert secret["metadata"]["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Pod", "name": "build-environment-1", "uid": "some-uid"}
     ]
 
@@ -103,16 +103,16 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
         },
     }
 
-    found = made(template=template)
+    pod = made(template=template)
 
-    build, proxy = found["spec"]["containers"]
-    assert found["metadata"]["labels"]["team"] == "models"
-    assert found["metadata"]["labels"]["controlled-rollout/builds"] == "environment"
-    assert found["spec"]["nodeSelector"] == {"pool": "builds"}
-    assert found["spec"]["tolerations"] == [{"key": "builds", "operator": "Exists"}]
+    build, proxy = pod["spec"]["containers"]
+    assert pod["metadata"]["labels"]["team"] == "models"
+    assert pod["metadata"]["labels"]["controlled-rollout/builds"] == "environment"
+    assert pod["spec"]["nodeSelector"] == {"pool": "builds"}
+    assert pod["spec"]["tolerations"] == [{"key": "builds", "operator": "Exists"}]
     assert build["resources"] == {"limits": {"memory": "4Gi"}}
     assert build["command"] == made()["spec"]["containers"][0]["command"]
-    assert {one["name"] for one in build["env"]} > {"HTTPS_PROXY", "CONTEXT", "TARGET"}
+    assert {variable["name"] for variable in build["env"]} > {"HTTPS_PROXY", "CONTEXT", "TARGET"}
     assert proxy["image"] == "proxy:1"
 
 
@@ -124,17 +124,17 @@ def test_a_template_that_is_no_pod_is_refused(tmp_path: Path, text: str) -> None
         read_pod_template(tmp_path / "pod.yaml")
 
 
-def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="cannot be read"):
         read_pod_template(tmp_path / "pod.yaml")
 
 
-def test_the_script_is_one_that_a_shell_reads() -> None:
+def test_the_shell_accepts_the_scripts() -> None:
     for script in (BEGIN, BUILD):
         subprocess.run(["sh", "-n", "-c", script], check=True)
 
 
-def test_log_times_sort_although_their_zeros_are_left_out() -> None:
+def test_log_times_sort_as_text_without_their_trailing_zeros() -> None:
     times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
 
     assert sorted(times, key=_sortable) == [times[2], times[1], times[0]]
@@ -163,15 +163,15 @@ def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[st
         ),
     ],
 )
-def test_how_a_pod_ended_is_told(pod: dict[str, Any], lines: list[str], message: str) -> None:
+def test_a_failed_pod_is_an_error_that_says_how_it_ended(pod: dict[str, Any], lines: list[str], message: str) -> None:
     with pytest.raises(ImageError, match=f"(?s){message}"):
         _check_end(REQUEST, _pod_end(pod), lines)
 
 
-def test_a_pod_that_succeeded_has_built() -> None:
+def test_a_pod_that_succeeded_is_no_error() -> None:
     _check_end(REQUEST, _pod_end(ended(0, phase="Succeeded", reason="Completed")), [])
 
 
-def test_a_finished_pod_says_when_and_a_running_one_does_not() -> None:
+def test_only_a_finished_pod_has_an_end_time() -> None:
     assert _ended_at(ended(0)) == datetime(2026, 1, 1, tzinfo=UTC)
     assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

@@ -55,7 +55,7 @@ def test_files_of_this_machine_are_found_where_uv_and_pip_look(tmp_path: Path) -
     assert str(tmp_path) not in secrets["settings"].decode()
 
 
-def test_what_is_not_there_is_not_given(tmp_path: Path) -> None:
+def test_files_that_this_machine_lacks_are_no_secrets(tmp_path: Path) -> None:
     secrets = build_secrets((), {"HOME": str(tmp_path), "SSL_CERT_FILE": str(tmp_path / "missing")}, system=NOWHERE)
 
     assert "certificates" not in secrets

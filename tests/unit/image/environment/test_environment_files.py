@@ -171,12 +171,12 @@ def test_a_missing_file_and_an_unknown_kind_of_file_are_refused(write: Write, tm
 def test_the_default_file_is_the_first_that_is_there(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"no environment\.yml, environment\.yaml, conda\.yml or requirements\.txt"):
         find_environment_file(tmp_path)
-    found = []
+    names = []
     for name in ("requirements.txt", "conda.yml", "environment.yaml", "environment.yml"):
         write(name, "")
-        found.append(find_environment_file(tmp_path).name)
+        names.append(find_environment_file(tmp_path).name)
 
-    assert found == ["requirements.txt", "conda.yml", "environment.yaml", "environment.yml"]
+    assert names == ["requirements.txt", "conda.yml", "environment.yaml", "environment.yml"]
 
 
 @pytest.mark.parametrize(
@@ -238,11 +238,11 @@ RELEASES = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda parts
 
 
 @given(RELEASES, RELEASES)
-def test_condas_fuzzy_version_allows_exactly_the_releases_that_begin_so(asked: str, release: str) -> None:
-    requirement = Requirement(from_conda(f"numpy={asked}"))
+def test_condas_fuzzy_version_allows_exactly_the_releases_that_begin_so(version: str, release: str) -> None:
+    requirement = Requirement(from_conda(f"numpy={version}"))
 
     padded = [*Version(release).release, 0, 0, 0]
-    begins_so = padded[: len(asked.split("."))] == [int(part) for part in asked.split(".")]
+    begins_so = padded[: len(version.split("."))] == [int(part) for part in version.split(".")]
     assert requirement.specifier.contains(release) == begins_so
 
 

@@ -24,7 +24,7 @@ ENVIRONMENTS = st.builds(
 )
 
 
-def asked(environment: Environment) -> tuple[object, ...]:
+def hashed_fields(environment: Environment) -> tuple[object, ...]:
     return (
         environment.python_version,
         environment.base_image,
@@ -34,8 +34,10 @@ def asked(environment: Environment) -> tuple[object, ...]:
 
 
 @given(ENVIRONMENTS, ENVIRONMENTS)
-def test_two_environments_have_one_hash_exactly_if_they_ask_for_the_same(one: Environment, two: Environment) -> None:
-    assert (environment_hash(one) == environment_hash(two)) == (asked(one) == asked(two))
+def test_two_environments_have_one_hash_exactly_if_they_ask_for_the_same(
+    first: Environment, second: Environment
+) -> None:
+    assert (environment_hash(first) == environment_hash(second)) == (hashed_fields(first) == hashed_fields(second))
 
 
 @given(ENVIRONMENTS, st.none() | NAMES, st.none() | NAMES)
@@ -49,9 +51,9 @@ def test_name_and_version_do_not_count(environment: Environment, name: str | Non
     st.lists(NAMES, min_size=2, max_size=4, unique=True).flatmap(lambda r: st.tuples(st.just(r), st.permutations(r)))
 )
 def test_the_order_of_the_requirements_counts(orders: tuple[list[str], list[str]]) -> None:
-    one, two = (Environment(requirements=tuple(order)) for order in orders)
+    first, second = (Environment(requirements=tuple(order)) for order in orders)
 
-    assert (environment_hash(one) == environment_hash(two)) == (orders[0] == orders[1])
+    assert (environment_hash(first) == environment_hash(second)) == (orders[0] == orders[1])
 
 
 @given(ENVIRONMENTS)
@@ -63,10 +65,10 @@ def test_an_environment_written_and_read_again_has_the_same_hash(environment: En
 
 
 def test_the_same_requirement_written_otherwise_has_the_same_hash() -> None:
-    one = Environment(requirements=("numpy>=1.2,<2",), python="3.11")
-    two = Environment(requirements=("numpy < 2, >= 1.2",), python=" 3.11 ")
+    first = Environment(requirements=("numpy>=1.2,<2",), python="3.11")
+    second = Environment(requirements=("numpy < 2, >= 1.2",), python=" 3.11 ")
 
-    assert environment_hash(one) == environment_hash(two)
+    assert environment_hash(first) == environment_hash(second)
 
 
 def test_an_upgrade_of_the_runtimes_requirements_changes_the_hash(

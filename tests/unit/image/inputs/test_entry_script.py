@@ -51,23 +51,23 @@ def test_a_script_without_init_or_run_is_refused_saying_which(tmp_path: Path, te
         check(tmp_path, text)
 
 
-def test_a_syntax_error_is_told_with_file_line_and_text(tmp_path: Path) -> None:
+def test_a_syntax_error_is_reported_with_file_line_and_text(tmp_path: Path) -> None:
     with pytest.raises(EntryScriptSyntaxError, match=r"score\.py does not compile: line 2: .*: def run\(data:$"):
         check(tmp_path, "def init(): ...\ndef run(data:\n")
 
 
 @pytest.mark.parametrize("content", [b"\0", b"# coding: nonsense\n", b"\xff = 1\n", b"(" * 5000])
-def test_what_is_no_python_at_all_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_script_that_is_no_python_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "score.py").write_bytes(content)
 
     with pytest.raises(EntryScriptSyntaxError, match="does not compile"):
         check_entry_script(read_source_folder(tmp_path), "score.py")
 
 
-@pytest.mark.parametrize("asked", ["../score.py", "/score.py", "lib/../../score.py", "score", "score.txt"])
-def test_a_path_that_is_not_a_script_inside_the_folder_is_refused(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize("path", ["../score.py", "/score.py", "lib/../../score.py", "score", "score.txt"])
+def test_a_path_that_is_not_a_script_inside_the_folder_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(ImageError, match=r"is not the path of a \.py file inside the source folder"):
-        check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script=asked)
+        check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script=path)
 
 
 def test_a_missing_script_is_refused_naming_those_that_are_there(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from controlled_rollout.image import ModelSource
 from controlled_rollout.image.inputs.models import check_models, copy_models, model_dir, read_models
 
 
-def test_a_thousand_models_are_taken_and_one_more_is_refused(tmp_path: Path) -> None:
+def test_a_thousand_models_are_accepted_and_one_more_is_refused(tmp_path: Path) -> None:
     models = [ModelSource(f"model-{number}", tmp_path) for number in range(1001)]
 
     check_models(models[:1000])
@@ -27,11 +27,11 @@ def test_a_name_or_version_that_could_leave_its_folder_is_refused(tmp_path: Path
 
 
 def test_the_same_model_twice_is_refused_and_two_versions_are_not(tmp_path: Path) -> None:
-    one, two = ModelSource("model", tmp_path), ModelSource("model", tmp_path, version="2")
+    first, second = ModelSource("model", tmp_path), ModelSource("model", tmp_path, version="2")
 
-    check_models([one, two])
+    check_models([first, second])
     with pytest.raises(ImageError, match="model 'model' version '1' was given twice"):
-        check_models([one, two, one])
+        check_models([first, second, first])
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_a_path_starts_at_the_folder(path: str, place: str) -> None:
 
 @pytest.mark.parametrize("where", ["", "/models/", "az://models/", "memory://", "file:///", "models:/digits/"])
 @pytest.mark.parametrize("up", ["..", "../m.bin", "a/../m.bin", "a/..", "%2e%2e/m.bin", "a\\..\\m.bin"])
-def test_a_path_that_leads_upwards_is_refused(where: str, up: str) -> None:
+def test_a_path_with_two_dots_is_refused(where: str, up: str) -> None:
     with pytest.raises(ImageError, match=r"has '\.\.' in it"):
         resolve_model_path(where + up, Path("/dags"))
 
 
 @given(PARTS)
-def test_what_is_taken_never_leads_out_of_the_folder(parts: list[str]) -> None:
+def test_an_accepted_path_stays_in_the_folder(parts: list[str]) -> None:
     path = "/".join(parts)
     try:
         place = resolve_model_path(path, Path("/dags"))
@@ -94,7 +94,7 @@ async def fetch(address: str, cache: Path) -> Path:
     return Path(model.path)
 
 
-async def test_a_scheme_that_nobody_reads_is_said_so(tmp_path: Path) -> None:
+async def test_an_unknown_scheme_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere://m\.bin cannot be read: ValueError: Protocol not known: nowhere"):
         await fetch("nowhere://m.bin", tmp_path)
 
@@ -137,29 +137,31 @@ async def test_a_fetch_that_is_cancelled_keeps_nothing(tmp_path: Path, monkeypat
     assert list((tmp_path / "models").iterdir()) == []
 
 
-async def test_an_image_is_built_of_a_model_from_elsewhere(tmp_path: Path) -> None:
+async def test_an_image_is_built_of_a_model_with_an_address(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/trained/model.joblib", b"seven")
     source = tmp_path / "source"
     source.mkdir()
     (source / "score.py").write_text("def init(): ...\ndef run(data): ...\n")
     (source / "requirements.txt").write_text("no-such-package-at-all==1\n")
-    said: list[str] = []
+    progress_lines: list[str] = []
 
     # The environment is what fails here: by then the model has been read.
     with pytest.raises(ImageError, match="cannot be installed"):
         models = [ModelSource("digits", "memory://trained/model.joblib")]
-        await build_local_image(source, name="digits", cache=tmp_path / "cache", models=models, progress=said.append)
+        await build_local_image(
+            source, name="digits", cache=tmp_path / "cache", models=models, progress=progress_lines.append
+        )
 
-    assert any("fetching memory://trained/model.joblib (1 files, 0.0 MB)" in line for line in said)
+    assert any("fetching memory://trained/model.joblib (1 files, 0.0 MB)" in line for line in progress_lines)
 
 
-def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_what_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"the model: 1,000,000,000\.0 MB are needed, .* nothing was written"):
         check_free_space(10**15, tmp_path / "absent" / "folder", "the model")
     check_free_space(0, tmp_path, "the model")
 
 
-def test_names_in_the_cache_do_not_depend_on_the_order_of_files() -> None:
+def test_the_key_in_the_cache_does_not_depend_on_the_order_of_files() -> None:
     from controlled_rollout.image.inputs.remote_models import RemoteFile, _cache_key
 
     files = [RemoteFile("a", "x/a", 1, "etag 1"), RemoteFile("b", "x/b", 2, "etag 2")]

@@ -125,15 +125,15 @@ def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("name", "message"),
     [("missing", "does not exist"), ("score.py", "is a file"), ("empty", "has no file: there is nothing")],
 )
-def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path, asked: str, message: str) -> None:
+def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path, name: str, message: str) -> None:
     write(tmp_path, {"score.py": b""})
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ImageError, match=message):
-        read_source_folder(tmp_path / asked)
+        read_source_folder(tmp_path / name)
 
 
 def test_a_folder_of_which_everything_is_ignored_is_refused(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
     write(tmp_path, {"model.pkl": b"m", "trained/weights": b"w"})
     models = [ModelSource("b", tmp_path / "trained", "2"), ModelSource("a", tmp_path / "model.pkl")]
 
-    with archive(source, models) as found:
-        names = found.getnames()
-        content = {entry.name: found.extractfile(entry).read() for entry in found if entry.isfile()}  # type: ignore[union-attr]
+    with archive(source, models) as tar:
+        names = tar.getnames()
+        content = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.isfile()}  # type: ignore[union-attr]
 
     assert content == {
         "opt/app/inner/data.txt": b"d",
@@ -49,8 +49,8 @@ def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
 
 
 def test_without_models_their_folder_is_there(tmp_path: Path) -> None:
-    with archive(read_source_folder(write(tmp_path, {"score.py": b""}))) as found:
-        assert found.getmember("opt/models").isdir()
+    with archive(read_source_folder(write(tmp_path, {"score.py": b""}))) as tar:
+        assert tar.getmember("opt/models").isdir()
 
 
 def test_owner_times_and_permissions_are_always_the_same(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_owner_times_and_permissions_are_always_the_same(tmp_path: Path) -> None
     (tmp_path / "run.sh").chmod(0o777)
     (tmp_path / "score.py").chmod(0o600)
 
-    with archive(read_source_folder(tmp_path)) as found:
-        entries = {entry.name: entry for entry in found}
+    with archive(read_source_folder(tmp_path)) as tar:
+        entries = {entry.name: entry for entry in tar}
 
     assert {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries.values()} == {
         (0, 0, "", "", 0)
@@ -105,7 +105,7 @@ def test_the_digest_is_that_of_the_archive_and_the_same_for_a_copy(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [b"other", b"longer than it was", b""])
-def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_changed_since_it_was_read_is_an_error(tmp_path: Path, content: bytes) -> None:
     layer = model_layer(read_source_folder(write(tmp_path, {"score.py": b"first"})), [])
     (tmp_path / "score.py").write_bytes(content)
 
@@ -113,7 +113,7 @@ def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path, content: bytes) -
         layer.digest()
 
 
-def test_a_file_that_is_gone_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_since_it_was_read_is_an_error(tmp_path: Path) -> None:
     layer = model_layer(read_source_folder(write(tmp_path, {"score.py": b"first"})), [])
     (tmp_path / "score.py").unlink()
 

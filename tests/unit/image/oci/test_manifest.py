@@ -50,12 +50,12 @@ def test_the_same_is_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"{}", b'{"config": 1}', b'{"rootfs": {}}'])
-def test_a_configuration_that_cannot_be_read_is_told(config: bytes) -> None:
+def test_a_configuration_that_cannot_be_read_is_an_error(config: bytes) -> None:
     with pytest.raises(ImageError, match="has no configuration that can be read"):
         with_layer(manifest(config), config, ON_TOP, variables={}, created_by="us")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"manifests": []}', b'{"config": {}, "layers": []}'])
-def test_what_is_no_image_is_told(content: bytes) -> None:
+def test_a_manifest_of_no_image_is_an_error(content: bytes) -> None:
     with pytest.raises(ImageError, match="not one image"):
         _ = Manifest(content, "application/vnd.oci.image.index.v1+json").layers

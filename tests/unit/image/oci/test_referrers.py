@@ -41,20 +41,20 @@ def test_a_list_of_referrers_has_each_once_and_its_order_is_always_the_same(orde
     assert index is not None and index.media_type == INDEX
 
 
-def test_other_peoples_entries_in_a_list_of_referrers_stay() -> None:
-    theirs = {
+def test_entries_of_other_clients_in_a_list_of_referrers_stay() -> None:
+    foreign = {
         "mediaType": MANIFEST,
         "digest": "sha256:1",
         "size": 1,
         "artifactType": "signature",
         "annotations": {"a": "b"},
     }
-    index = Manifest(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [theirs]}).encode(), INDEX)
+    index = Manifest(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [foreign]}).encode(), INDEX)
 
-    assert theirs in json.loads(with_referrer(index, artifact("a"), "application/x").content)["manifests"]
+    assert foreign in json.loads(with_referrer(index, artifact("a"), "application/x").content)["manifests"]
 
 
-def test_a_tag_of_that_name_that_is_no_list_is_left_alone() -> None:
+def test_a_tag_with_something_other_than_a_list_of_referrers_is_not_overwritten() -> None:
     with pytest.raises(ImageError, match="remove its tag"):
         with_referrer(SUBJECT, artifact("a"), "application/x")
 

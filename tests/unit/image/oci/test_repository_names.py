@@ -26,11 +26,11 @@ def test_plain_http_is_spoken_with_this_machine_only(text: str, url: str) -> Non
 @pytest.mark.parametrize(
     "text", ["digits", "me/digits", "https://registry.example/a", "registry.example/", "registry.example/A", "r.io/a:1"]
 )
-def test_what_is_no_repository_is_refused(text: str) -> None:
+def test_a_text_that_is_no_repository_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match=r"repository .* (does not begin with a registry|is not valid)"):
         Repository.parse(text)
 
 
-async def test_the_environments_name_is_taken(tmp_path: "pytest.TempPathFactory") -> None:
+async def test_the_name_of_the_environments_is_reserved(tmp_path: "pytest.TempPathFactory") -> None:
     with pytest.raises(ImageError, match="'environments' is reserved"):
         await build_container_image(str(tmp_path), name="environments", registry="r.example/a", cache=tmp_path)  # type: ignore[arg-type]

@@ -60,8 +60,8 @@ def contents(*layers: dict[str, str]) -> InstalledPackages:
     return merge_layers(read_layer(layer(files), check_cancelled=never_cancelled) for files in layers)
 
 
-def names(found: InstalledPackages) -> list[tuple[str, str, str]]:
-    return [(package.kind, package.name, package.version) for package in found.packages]
+def names(installed: InstalledPackages) -> list[tuple[str, str, str]]:
+    return [(package.kind, package.name, package.version) for package in installed.packages]
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "/"])
@@ -70,21 +70,21 @@ def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool
     files = {"var/lib/dpkg/status": DPKG, "usr/lib/os-release": DEBIAN, **python_package("Flask.Login", "0.6.3")}
     stream = layer({prefix + path: text for path, text in files.items()}, compressed=compressed)
 
-    found = merge_layers([read_layer(stream, check_cancelled=never_cancelled)])
+    installed = merge_layers([read_layer(stream, check_cancelled=never_cancelled)])
 
-    assert names(found) == [
+    assert names(installed) == [
         ("deb", "bash", "5.2.15-2+b13"),
         ("deb", "libssl3", "3.0.11-1"),
         ("pypi", "flask-login", "0.6.3"),
     ]
-    assert (found.distribution, found.distribution_version) == ("debian", "12")
-    assert found.packages[1].source == "openssl"
+    assert (installed.distribution, installed.distribution_version) == ("debian", "12")
+    assert installed.packages[1].source == "openssl"
 
 
 def test_packages_of_alpine_are_read() -> None:
-    found = contents({"lib/apk/db/installed": APK})
+    installed = contents({"lib/apk/db/installed": APK})
 
-    assert names(found) == [("apk", "libcrypto3", "3.1.4-r0"), ("apk", "musl", "1.2.4-r2")]
+    assert names(installed) == [("apk", "libcrypto3", "3.1.4-r0"), ("apk", "musl", "1.2.4-r2")]
 
 
 def test_packages_of_an_image_without_a_package_manager_are_read() -> None:
@@ -93,11 +93,11 @@ def test_packages_of_an_image_without_a_package_manager_are_read() -> None:
     ]
 
 
-def test_a_list_that_is_not_understood_is_named() -> None:
+def test_a_list_in_an_unknown_format_is_named() -> None:
     assert contents({"var/lib/rpm/rpmdb.sqlite": "x"}).unread == ("var/lib/rpm/rpmdb.sqlite",)
 
 
-def test_a_later_layer_replaces_and_deletes_what_is_beneath() -> None:
+def test_a_layer_replaces_and_deletes_packages_of_lower_layers() -> None:
     base = {"var/lib/dpkg/status": DPKG, **python_package("flask", "2.0"), **python_package("gone", "1.0")}
     upgrade = {
         f"{SITE}/.wh.flask-2.0.dist-info": "",
@@ -105,9 +105,9 @@ def test_a_later_layer_replaces_and_deletes_what_is_beneath() -> None:
         **python_package("flask", "3.0"),
     }
 
-    found = contents(base, upgrade, {"var/lib/dpkg/status": DPKG.partition("\n\n")[0]})
+    installed = contents(base, upgrade, {"var/lib/dpkg/status": DPKG.partition("\n\n")[0]})
 
-    assert names(found) == [("deb", "bash", "5.2.15-2+b13"), ("pypi", "flask", "3.0")]
+    assert names(installed) == [("deb", "bash", "5.2.15-2+b13"), ("pypi", "flask", "3.0")]
 
 
 def test_a_folder_that_is_emptied_keeps_only_what_its_own_layer_has() -> None:
@@ -116,20 +116,20 @@ def test_a_folder_that_is_emptied_keeps_only_what_its_own_layer_has() -> None:
     assert names(contents(python_package("old", "1.0"), emptied)) == [("pypi", "new", "1.0")]
 
 
-def test_the_environment_is_what_lies_in_its_folder() -> None:
+def test_requirements_are_the_python_packages_below_a_folder() -> None:
     beside = python_package("pip", "23.0", "usr/lib/python3/dist-packages")
 
     assert contents({**python_package("flask", "3.0"), **beside}).requirements() == ["flask==3.0"]
 
 
-def test_metadata_in_a_package_of_another_name_or_without_a_version_is_none() -> None:
+def test_metadata_without_name_or_version_is_no_package() -> None:
     odd = {f"{SITE}/x.dist-info/METADATA": "Name: x\n", f"{SITE}/METADATA": "Name: y\nVersion: 1\n", "METADATA": "z"}
 
     assert contents(odd).packages == ()
 
 
 @given(st.binary(max_size=2000))
-def test_bytes_that_are_no_archive_are_refused_or_say_nothing(content: bytes) -> None:
+def test_bytes_that_are_no_archive_are_refused_or_have_no_packages(content: bytes) -> None:
     try:
         facts = read_layer(io.BytesIO(content), check_cancelled=never_cancelled)
     except ImageError:
@@ -138,7 +138,7 @@ def test_bytes_that_are_no_archive_are_refused_or_say_nothing(content: bytes) ->
 
 
 @given(st.text(max_size=300), st.sampled_from(["var/lib/dpkg/status", "lib/apk/db/installed", "etc/os-release"]))
-def test_no_text_breaks_the_reading_of_a_list(text: str, path: str) -> None:
+def test_any_text_of_a_list_can_be_parsed(text: str, path: str) -> None:
     text = text.encode("utf-8", "replace").decode()
 
     assert all(package.name and package.version for package in contents({path: text}).packages)
@@ -149,17 +149,17 @@ FLASK = st.sampled_from(["flask", "numpy", "attrs"])
 
 @given(st.lists(st.lists(st.tuples(FLASK, st.booleans()), max_size=4), max_size=5))
 def test_layers_give_what_unpacking_them_one_after_the_other_gives(layers: list[list[tuple[str, bool]]]) -> None:
-    here: set[str] = set()
+    unpacked: set[str] = set()
     described = []
     for entries in layers:
         files: dict[str, str] = {}
         added = {name for name, is_there in entries if is_there}
         for name in {name for name, is_there in entries if not is_there} - added:
             files[f"{SITE}/.wh.{name}-1.0.dist-info"] = ""
-            here.discard(name)
+            unpacked.discard(name)
         for name in added:
             files |= python_package(name, "1.0")
-        here |= added
+        unpacked |= added
         described.append(files)
 
-    assert {package.name for package in contents(*described).packages} == here
+    assert {package.name for package in contents(*described).packages} == unpacked

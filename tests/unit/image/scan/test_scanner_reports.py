@@ -93,9 +93,9 @@ def read_grype(content: bytes) -> ScanReport:
 def test_every_vulnerability_of_trivy_is_read(results: list[dict[str, Any]]) -> None:
     report = trivy_report(trivy(results), target=IMAGE, built=BUILT, distribution=False)
 
-    written = [found for result in results for found in result.get("Vulnerabilities") or []]
-    assert [(one.id, one.package, str(one.severity)) for one in report.vulnerabilities] == [
-        (found["VulnerabilityID"], found["PkgName"], found["Severity"].lower()) for found in written
+    written = [item for result in results for item in result.get("Vulnerabilities") or []]
+    assert [(item.id, item.package, str(item.severity)) for item in report.vulnerabilities] == [
+        (item["VulnerabilityID"], item["PkgName"], item["Severity"].lower()) for item in written
     ]
 
 
@@ -103,7 +103,7 @@ def test_every_vulnerability_of_trivy_is_read(results: list[dict[str, Any]]) -> 
 def test_every_vulnerability_of_grype_is_read(matches: list[dict[str, Any]]) -> None:
     report = read_grype(grype(matches))
 
-    assert [(one.id, one.package, str(one.severity)) for one in report.vulnerabilities] == [
+    assert [(item.id, item.package, str(item.severity)) for item in report.vulnerabilities] == [
         (match["vulnerability"]["id"], match["artifact"]["name"], match["vulnerability"]["severity"].lower())
         for match in matches
     ]
@@ -116,8 +116,10 @@ def test_every_vulnerability_of_pip_audit_is_read(dependencies: list[dict[str, A
         json.dumps({"dependencies": dependencies, "fixes": []}).encode(), n_packages=len(dependencies)
     )
 
-    assert [one.id for one in report.vulnerabilities] == [found["id"] for one in dependencies for found in one["vulns"]]
-    assert {one.severity for one in report.vulnerabilities} <= {Severity.UNKNOWN}
+    assert [item.id for item in report.vulnerabilities] == [
+        item["id"] for dependency in dependencies for item in dependency["vulns"]
+    ]
+    assert {item.severity for item in report.vulnerabilities} <= {Severity.UNKNOWN}
 
 
 @given(JSON)
@@ -146,12 +148,12 @@ def test_half_a_report_is_no_report(whole: bytes, data: st.DataObject) -> None:
 
 
 def test_a_vulnerability_of_trivy_has_every_version_that_fixes_it() -> None:
-    found = {"VulnerabilityID": "CVE-2026-1", "PkgName": "bash", "InstalledVersion": "5", "FixedVersion": "5.1, 6.0"}
+    item = {"VulnerabilityID": "CVE-2026-1", "PkgName": "bash", "InstalledVersion": "5", "FixedVersion": "5.1, 6.0"}
 
-    [one] = read_trivy(trivy([{"Class": "os-pkgs", "Vulnerabilities": [found]}])).vulnerabilities
+    [vulnerability] = read_trivy(trivy([{"Class": "os-pkgs", "Vulnerabilities": [item]}])).vulnerabilities
 
-    assert one.fixed_in == ("5.1", "6.0")
-    assert one.severity is Severity.UNKNOWN, "what it does not rate is not harmless"
+    assert vulnerability.fixed_in == ("5.1", "6.0")
+    assert vulnerability.severity is Severity.UNKNOWN, "a missing rating is not harmless"
 
 
 def test_a_vulnerability_of_grype_has_its_other_names() -> None:
@@ -161,9 +163,9 @@ def test_a_vulnerability_of_grype_has_its_other_names() -> None:
         "artifact": {"name": "flask", "version": "1.0"},
     }
 
-    [one] = read_grype(grype([match])).vulnerabilities
+    [vulnerability] = read_grype(grype([match])).vulnerabilities
 
-    assert (one.aliases, one.fixed_in) == (frozenset({"CVE-2026-1"}), ("2.0",))
+    assert (vulnerability.aliases, vulnerability.fixed_in) == (frozenset({"CVE-2026-1"}), ("2.0",))
 
 
 @pytest.mark.parametrize(
