@@ -504,6 +504,22 @@ class Endpoint(_Value):
             "rollout ends, or promote or roll back its version"
         )
 
+    def check_holder(self, version: str, owner: str | None) -> None:
+        """Refuse to go on with a rollout of `version` that `owner` no longer holds; None does not check.
+
+        Raises:
+            ConflictError: Another run holds the endpoint, or none, or it is held for another version.
+        """
+        if owner is None:
+            return
+        if self.rollout is None or (self.rollout.version, self.rollout.owner) != (version, owner):
+            rollout = self.rollout
+            holder = f"{rollout.owner} holds it for {rollout.version!r}" if rollout else "no run holds it"
+            raise ConflictError(
+                f"{owner} no longer holds endpoint {self.name!r} to roll out {version!r} ({holder}): "
+                "somebody promoted it or rolled it back; its history says who"
+            )
+
     def release(self, version: str) -> "Endpoint":
         """Return the endpoint no longer held for the rollout of `version`; unchanged if it is not."""
         if self.rollout is None or self.rollout.version != version:

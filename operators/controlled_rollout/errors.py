@@ -21,6 +21,10 @@ class ConflictError(ControlledRolloutError):
     """Somebody else changed, or is rolling out on, the same endpoint."""
 
 
+class NothingToDoError(ControlledRolloutError):
+    """The step is not needed, or its subject is not the caller's; nothing was changed. Airflow skips such a task."""
+
+
 class ImageError(ControlledRolloutError):
     """The project folder or its environment cannot be made into an image."""
 

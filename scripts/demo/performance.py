@@ -125,7 +125,7 @@ class Performance:
             FIRST,
             image=str(reference),
             owner="demo",
-            who="demo",
+            change=steps.Change(who="demo"),
             settings=SETTINGS,
             progress=self._note,
         )

@@ -124,7 +124,7 @@ def shift_seconds(*, shifts: int = 20) -> list[float]:
                         ENDPOINT,
                         "second",
                         percentile=percentile,
-                        who="bench",
+                        change=steps.Change(who="bench"),
                         progress=silent,
                     )
                 )

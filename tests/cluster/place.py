@@ -21,7 +21,7 @@ from tests.target_per_call import target_per_call
 if TYPE_CHECKING:
     from tests.cluster.lab import Lab
 
-CHANGE = Change(who="a test", why="to see what happens")
+CHANGE = Change(who="a test")
 OWNER = "retrain/run-1"
 ACCOUNT = "controlled-rollout"
 LABEL = "controlled-rollout/test"
@@ -64,7 +64,7 @@ class Place:
             version,
             image=self.images.get(image, image),
             owner=OWNER,
-            who="a test",
+            change=CHANGE,
             auth=Auth(str(auth)),
             settings={**SMALL, **settings},
             timeout=DEADLINE,
@@ -77,7 +77,7 @@ class Place:
             self.endpoint,
             version,
             percentile=percentile,
-            who="a test",
+            change=CHANGE,
             timeout=DEADLINE,
             progress=self.said.append,
             **kwargs,  # type: ignore[arg-type]
@@ -85,17 +85,32 @@ class Place:
 
     async def promote(self, version: str) -> Endpoint:
         return await steps.promote(
-            self.workspace, self.endpoint, version, who="a test", timeout=DEADLINE, progress=self.said.append
+            self.workspace,
+            self.endpoint,
+            version,
+            change=CHANGE,
+            timeout=DEADLINE,
+            progress=self.said.append,
         )
 
     async def roll_back(self, version: str, why: str) -> Endpoint | None:
         return await steps.roll_back(
-            self.workspace, self.endpoint, version, who="a test", why=why, timeout=DEADLINE, progress=self.said.append
+            self.workspace,
+            self.endpoint,
+            version,
+            change=Change(who="a test", why=why),
+            timeout=DEADLINE,
+            progress=self.said.append,
         )
 
     async def retire(self, version: str) -> Endpoint | None:
         return await steps.retire(
-            self.workspace, self.endpoint, version, who="a test", timeout=DEADLINE, progress=self.said.append
+            self.workspace,
+            self.endpoint,
+            version,
+            change=CHANGE,
+            timeout=DEADLINE,
+            progress=self.said.append,
         )
 
 

@@ -92,7 +92,8 @@ def run():
         return status, content
 
     Api._ask = asked
-    common = {"who": "weekly/run-1/task", "timeout": timedelta(seconds=90), "progress": lambda line: None}
+    change = steps.Change(who="weekly/run-1/task")
+    common = {"change": change, "timeout": timedelta(seconds=90), "progress": lambda line: None}
     asyncio.run(getattr(steps, step)(Workspace.from_settings(settings), endpoint, **arguments, **common))
     os._exit(0)
 

@@ -20,7 +20,7 @@ from controlled_rollout.target.kubernetes import reconciling
 from controlled_rollout.target.kubernetes.names import version_object
 from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
-from tests.cluster.place import DEADLINE, SMALL, Place
+from tests.cluster.place import CHANGE, DEADLINE, SMALL, Place
 from tests.cluster.scoring_images import build
 from tests.local.local_target_lab import steady_load
 from tests.polling import until
@@ -176,7 +176,7 @@ async def test_a_treatment_that_no_node_has_room_for_fails_in_bounded_time_and_s
             "two",
             image=place.images["steady"],
             owner="run",
-            who="a test",
+            change=CHANGE,
             settings={"cpu_cores": 500},
             timeout=timedelta(seconds=5),
             progress=place.said.append,
@@ -195,7 +195,7 @@ async def test_a_treatment_that_does_not_pass_its_probe_in_time_says_so_and_what
             "one",
             image=late,
             owner="run",
-            who="a test",
+            change=CHANGE,
             settings=SMALL,
             timeout=timedelta(seconds=20),
             progress=place.said.append,
@@ -228,7 +228,7 @@ async def test_two_runs_at_once_give_one_clear_conflict(place: Place) -> None:
                 version,
                 image=place.images["steady"],
                 owner=f"run-of-{version}",
-                who="a test",
+                change=CHANGE,
                 settings={"cpu_cores": 0.02},
                 progress=place.said.append,
             )
@@ -270,7 +270,7 @@ async def test_a_rule_of_somebody_else_survives_every_change_and_the_endpoints_e
         ]
 
     assert rules()[0] == "theirs"
-    await place.target.delete(place.endpoint, Change(who="a test", why="done"))
+    await place.target.delete(place.endpoint, CHANGE)
     assert rules() == ["theirs"]
     left = place.kubectl(
         "get",

@@ -87,7 +87,7 @@ class TargetLab:
     async def until(self, endpoint: Endpoint, condition: Callable[[EndpointStatus], object], what: str) -> None:
         """Wait for a condition on the status, as a step that waits would: on Kubernetes that moves the traffic."""
         async with asyncio.timeout(MAX_WAIT.total_seconds()):
-            async for status in self.target.watch(endpoint.name, carry_on=True):
+            async for status in self.target.watch(endpoint.name, reconcile=True):
                 if condition(status):
                     return
         raise AssertionError(f"the watch has ended before {what}")

@@ -74,7 +74,7 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     assert endpoint(lab, name).effective_traffic()["two"] == 0
     assert endpoint(lab, name).rollout is None
     assert shell("promote", name, "two", "--reason", "not so slow")[0] == 0
-    assert shell("promote", name, "one", "--going-back", "--reason", "slower still")[0] == 0
+    assert shell("rollback", name, "two", "--to", "one", "--reason", "slower still")[0] == 0
     assert shell("promote", name, "two", "--reason", "back and forth")[0] == 0
     assert shell("retire", name, "one")[0] == 0
     assert list(endpoint(lab, name).versions) == ["two"]
@@ -162,7 +162,7 @@ def test_what_does_not_fit_the_endpoint_s_state_is_refused_and_changes_nothing(l
     for command, problem in (
         (["shift", name, "two", "10"], "has no version 'two'"),
         (["shift", name, "one", "101"], "less than or equal to 100"),
-        (["rollback", name, "one", "--reason", "x"], "cannot be rolled back to nothing"),
+        (["rollback", name, "one", "--reason", "x"], "name the version that takes its place"),
         (["rollback", name, "two", "--reason", "x"], "no version 'two' of an endpoint 'refusing' to roll back"),
         (["retire", name, "one"], "is the default"),
         (["deploy", name, "two", "--image", image(lab), "--set", "cpu_cores=-1"], "cpu_cores = -1"),

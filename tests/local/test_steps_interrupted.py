@@ -71,7 +71,7 @@ class Deaths:
 async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
     """Everything that a run does, each step from its beginning, as a retried task would."""
     who = f"{OWNER}/task"
-    common: dict[str, Any] = {"who": who, "timeout": DEADLINE, "progress": quiet}
+    common: dict[str, Any] = {"change": Change(who=who), "timeout": DEADLINE, "progress": quiet}
     new = await lab.target.endpoint(endpoint)
     promoted = new.control is not None and new.control.name == "new"
     if not promoted:
@@ -85,7 +85,9 @@ async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = await lab.image("old"), await lab.image("new")
-    await steps.roll_out(lab.workspace, "killed", "old", image=old, owner=OWNER, who="setup", progress=quiet)
+    await steps.roll_out(
+        lab.workspace, "killed", "old", image=old, owner=OWNER, change=Change(who="setup"), progress=quiet
+    )
     deaths = Deaths()
 
     @asynccontextmanager
@@ -116,14 +118,22 @@ async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_
 async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab: Lab) -> None:
     image = await lab.image("old")
     common: dict[str, Any] = {"image": image, "progress": quiet}
-    await steps.roll_out(lab.workspace, "contended", "old", owner="a/0", who="setup", **common)
-    await steps.roll_out(lab.workspace, "contended", "one", owner="a/1", who="a/1/roll_out", **common)
+    await steps.roll_out(lab.workspace, "contended", "old", owner="a/0", change=Change(who="setup"), **common)
+    await steps.roll_out(lab.workspace, "contended", "one", owner="a/1", change=Change(who="a/1/roll_out"), **common)
 
     with pytest.raises(ConflictError, match=r"held by a/1 rolling out 'one'.*a/2 asked to roll out 'two'"):
-        await steps.roll_out(lab.workspace, "contended", "two", owner="a/2", who="a/2/roll_out", **common)
+        await steps.roll_out(
+            lab.workspace, "contended", "two", owner="a/2", change=Change(who="a/2/roll_out"), **common
+        )
     with pytest.raises(ConflictError, match="a/2 no longer holds"):
         await steps.shift(
-            lab.workspace, "contended", "one", percentile=10, owner="a/2", who="a/2/shift", progress=quiet
+            lab.workspace,
+            "contended",
+            "one",
+            percentile=10,
+            owner="a/2",
+            change=Change(who="a/2/shift"),
+            progress=quiet,
         )
 
     said = asyncio.Event()
@@ -134,13 +144,15 @@ async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab
             "two",
             image=image,
             owner="a/2",
-            who="a/2/roll_out",
-            on_conflict="wait",
+            change=Change(who="a/2/roll_out"),
+            conflict_timeout=DEADLINE,
             progress=lambda line: said.set() if line.startswith("waiting: ") else None,
         )
     )
     await asyncio.wait_for(said.wait(), 30)
-    await steps.roll_back(lab.workspace, "contended", "one", who="somebody", why="enough seen", progress=quiet)
+    await steps.roll_back(
+        lab.workspace, "contended", "one", change=Change(who="somebody", why="enough seen"), progress=quiet
+    )
     end = await asyncio.wait_for(waiting, 60)
     assert end.rollout is not None
     assert (end.rollout.owner, list(end.versions)) == ("a/2", ["old", "one", "two"])
@@ -148,15 +160,25 @@ async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab
 
 async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(lab.workspace, "helped", "old", image=image, owner="b/0", who="setup", progress=quiet)
-    await steps.roll_out(lab.workspace, "helped", "new", image=image, owner="b/1", who="b/1/roll_out", progress=quiet)
+    await steps.roll_out(
+        lab.workspace, "helped", "old", image=image, owner="b/0", change=Change(who="setup"), progress=quiet
+    )
+    await steps.roll_out(
+        lab.workspace,
+        "helped",
+        "new",
+        image=image,
+        owner="b/1",
+        change=Change(who="b/1/roll_out"),
+        progress=quiet,
+    )
 
-    await steps.promote(lab.workspace, "helped", "new", who="somebody", why="it is good", progress=quiet)
+    await steps.promote(lab.workspace, "helped", "new", change=Change(who="somebody", why="it is good"), progress=quiet)
 
     with pytest.raises(ConflictError, match="b/1 no longer holds"):
         await looks.look(lab.workspace, lab.target, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
-    with pytest.raises(EndpointError, match="is the default"):
-        await steps.roll_back(lab.workspace, "helped", "new", who="b/1/roll_back", why="", progress=quiet)
+    with pytest.raises(EndpointError, match="is the control"):
+        await steps.roll_back(lab.workspace, "helped", "new", change=Change(who="b/1/roll_back"), progress=quiet)
     newest = (await lab.target.history("helped"))[-1]
     assert (newest.change.who, newest.change.why) == ("somebody", "it is good")
     decisions = [decision.step for decision in record.read(lab.workspace, "helped", version="new")]
@@ -165,8 +187,18 @@ async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> Non
 
 async def test_a_look_that_cannot_be_recorded_decides_nothing(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(lab.workspace, "unkept", "old", image=image, owner="d/0", who="setup", progress=quiet)
-    await steps.roll_out(lab.workspace, "unkept", "new", image=image, owner="d/1", who="d/1/roll_out", progress=quiet)
+    await steps.roll_out(
+        lab.workspace, "unkept", "old", image=image, owner="d/0", change=Change(who="setup"), progress=quiet
+    )
+    await steps.roll_out(
+        lab.workspace,
+        "unkept",
+        "new",
+        image=image,
+        owner="d/1",
+        change=Change(who="d/1/roll_out"),
+        progress=quiet,
+    )
     full = lab.workspace.records_folder / "unkept.jsonl"
     full.unlink()
     full.mkdir()  # nobody can append to it, whoever they are
@@ -180,11 +212,17 @@ async def test_a_look_that_cannot_be_recorded_decides_nothing(lab: Lab) -> None:
 
 async def test_a_version_with_traffic_is_not_retired(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(lab.workspace, "kept", "old", image=image, owner="c/0", who="setup", progress=quiet)
-    await steps.roll_out(lab.workspace, "kept", "new", image=image, owner="c/1", who="c/1/roll_out", progress=quiet)
+    await steps.roll_out(
+        lab.workspace, "kept", "old", image=image, owner="c/0", change=Change(who="setup"), progress=quiet
+    )
+    await steps.roll_out(
+        lab.workspace, "kept", "new", image=image, owner="c/1", change=Change(who="c/1/roll_out"), progress=quiet
+    )
     with pytest.raises(ConflictError, match="being rolled out by c/1"):
-        await steps.retire(lab.workspace, "kept", "new", who="somebody", progress=quiet)
-    await steps.shift(lab.workspace, "kept", "new", percentile=10, who="c/1/shift", owner="c/1", progress=quiet)
+        await steps.retire(lab.workspace, "kept", "new", change=Change(who="somebody"), progress=quiet)
+    await steps.shift(
+        lab.workspace, "kept", "new", percentile=10, change=Change(who="c/1/shift"), owner="c/1", progress=quiet
+    )
     with pytest.raises(ConflictError, match="has 10 % of the traffic"):
-        await steps.retire(lab.workspace, "kept", "new", who="somebody", progress=quiet)
-    assert await steps.retire(lab.workspace, "kept", "gone", who="somebody", progress=quiet) is not None
+        await steps.retire(lab.workspace, "kept", "new", change=Change(who="somebody"), progress=quiet)
+    assert await steps.retire(lab.workspace, "kept", "gone", change=Change(who="somebody"), progress=quiet) is not None

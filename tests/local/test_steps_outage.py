@@ -22,6 +22,7 @@ from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, start
 
 OWNER = "weekly/run-1"
+CHANGE = Change(who=OWNER)
 
 
 @pytest_asyncio.fixture
@@ -35,7 +36,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
                 version,
                 image=await lab.image(version),
                 owner=OWNER,
-                who=OWNER,
+                change=CHANGE,
                 progress=lambda line: None,
             )
         yield lab
@@ -83,7 +84,7 @@ async def test_a_supervisor_that_dies_in_the_middle_of_a_shift_and_comes_back_on
         noticed.set()
 
     shift = asyncio.create_task(
-        steps.shift(lab.workspace, "outage", "new", percentile=30, who=OWNER, owner=OWNER, progress=progress)
+        steps.shift(lab.workspace, "outage", "new", percentile=30, change=CHANGE, owner=OWNER, progress=progress)
     )
     await asyncio.wait_for(noticed.wait(), 30)
     assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
@@ -102,7 +103,7 @@ async def test_a_supervisor_that_stays_away_fails_the_step_when_its_time_is_over
 
     with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
         await steps.roll_back(
-            lab.workspace, "outage", "new", who=OWNER, why="", timeout=timedelta(seconds=2), progress=said.append
+            lab.workspace, "outage", "new", change=CHANGE, timeout=timedelta(seconds=2), progress=said.append
         )
 
     assert len(said) == 1

@@ -10,6 +10,7 @@ import pytest
 
 from controlled_rollout import steps
 from controlled_rollout.errors import DeploymentError
+from controlled_rollout.target.protocol import Change
 from tests.local.local_target_lab import Lab, running, steady_load
 from tests.polling import until
 
@@ -27,6 +28,7 @@ def run(data):
 """
 RATE = 40
 OWNER = "weekly/run-1"
+CHANGE = Change(who=OWNER)
 FIXED = {"num_replicas": 4}
 
 
@@ -49,7 +51,7 @@ async def roll_out(lab: Lab, endpoint: str, version: str, settings: dict[str, An
         version,
         image=image,
         owner=OWNER,
-        who=OWNER,
+        change=CHANGE,
         settings=settings,
         progress=lambda line: None,
     )
@@ -74,7 +76,7 @@ async def test_a_version_is_scaled_for_its_share_before_each_shift_and_its_promo
 ) -> None:
     await roll_out(lab, "growing", "old", FIXED)
     await roll_out(lab, "growing", "new", {})
-    common: dict[str, Any] = {"who": OWNER, "owner": OWNER}
+    common: dict[str, Any] = {"change": CHANGE, "owner": OWNER}
     said: list[str] = []
 
     async with await under_load(lab, "growing") as load:
@@ -85,7 +87,7 @@ async def test_a_version_is_scaled_for_its_share_before_each_shift_and_its_promo
         await steps.promote(lab.workspace, "growing", "new", progress=said.append, **common)
         at_all = await wanted(lab, "growing", "new")
         await load.more(RATE)
-        await steps.retire(lab.workspace, "growing", "old", who=OWNER, progress=said.append)
+        await steps.retire(lab.workspace, "growing", "old", change=CHANGE, progress=said.append)
         await load.more(RATE)
 
     assert load.failed == {}
@@ -104,9 +106,16 @@ async def test_a_share_that_needs_more_replicas_than_allowed_is_refused_with_the
     async with await under_load(lab, "limited") as load:
         await until(lambda: measured(lab, "limited"), "the load is measured")
         with pytest.raises(DeploymentError, match=r"'new' would need \d+ replicas for 90 % of the load .* allows 1"):
-            await steps.shift(lab.workspace, "limited", "new", percentile=90, who=OWNER, progress=lambda line: None)
+            await steps.shift(
+                lab.workspace,
+                "limited",
+                "new",
+                percentile=90,
+                change=CHANGE,
+                progress=lambda line: None,
+            )
         with pytest.raises(DeploymentError, match=r"'new' would need \d+ replicas for 100 % of the load"):
-            await steps.promote(lab.workspace, "limited", "new", who=OWNER, progress=lambda line: None)
+            await steps.promote(lab.workspace, "limited", "new", change=CHANGE, progress=lambda line: None)
 
     assert load.failed == {}
     assert await lab.target.endpoint("limited") == before
@@ -120,7 +129,7 @@ async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for
     endpoint = f"back-{most}"
     await roll_out(lab, endpoint, "old", {"autoscale_max_replicas": most})
     await roll_out(lab, endpoint, "new", FIXED)
-    await steps.shift(lab.workspace, endpoint, "new", percentile=100, who=OWNER, progress=lambda line: None)
+    await steps.shift(lab.workspace, endpoint, "new", percentile=100, change=CHANGE, progress=lambda line: None)
     said: list[str] = []
 
     async with await under_load(lab, endpoint):
@@ -132,8 +141,7 @@ async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for
                 lab.workspace,
                 endpoint,
                 "new",
-                who=OWNER,
-                why="it fails",
+                change=Change(who=OWNER, why="it fails"),
                 timeout=timedelta(seconds=20),
                 progress=said.append,
             )
@@ -155,16 +163,17 @@ async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for
 async def test_going_back_to_a_former_control_is_not_refused_for_want_of_replicas(lab: Lab) -> None:
     await roll_out(lab, "former", "old", {"autoscale_max_replicas": 1})
     await roll_out(lab, "former", "new", FIXED)
-    await steps.promote(lab.workspace, "former", "new", who=OWNER, progress=lambda line: None)
+    await steps.promote(lab.workspace, "former", "new", change=CHANGE, progress=lambda line: None)
 
     async with await under_load(lab, "former"):
         await until(lambda: measured(lab, "former"), "the load is measured")
         with pytest.raises(DeploymentError, match="allows 1"):
-            await steps.promote(lab.workspace, "former", "old", who=OWNER, progress=lambda line: None)
-        stored = await steps.promote(
-            lab.workspace, "former", "old", who=OWNER, going_back=True, progress=lambda line: None
+            await steps.promote(lab.workspace, "former", "old", change=CHANGE, progress=lambda line: None)
+        stored = await steps.roll_back(
+            lab.workspace, "former", "new", to="old", change=CHANGE, progress=lambda line: None
         )
 
+    assert stored is not None
     assert stored.effective_traffic() == {"old": 100, "new": 0}
 
 
@@ -175,7 +184,14 @@ async def test_without_a_load_a_shift_scales_nothing_and_is_quick(lab: Lab) -> N
     took_s = []
     for percentile in (10, 50, 90):
         began = time.perf_counter()
-        await steps.shift(lab.workspace, "quiet", "new", percentile=percentile, who=OWNER, progress=lambda line: None)
+        await steps.shift(
+            lab.workspace,
+            "quiet",
+            "new",
+            percentile=percentile,
+            change=CHANGE,
+            progress=lambda line: None,
+        )
         took_s.append(time.perf_counter() - began)
 
     assert await wanted(lab, "quiet", "new") == 1

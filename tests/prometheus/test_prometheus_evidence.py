@@ -17,9 +17,10 @@ from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation.replay import replay
-from controlled_rollout.evaluation.rollout import created_at, splits_since
+from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, evidence_source
 from controlled_rollout.gate import Gate, Mean
+from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, running, steady_load
@@ -79,13 +80,27 @@ async def begin(lab: Lab, endpoint: str, *, slow_s: float = 0.0, failing: float 
     settings = {"num_replicas": 2, "max_request_wait_time": 5_000}
     good = await lab.image("good", SCRIPT % (0, 0))
     await steps.roll_out(
-        lab.workspace, endpoint, "v1a", image=good, owner="w/1", who="w/1/r", settings=settings, progress=quiet
+        lab.workspace,
+        endpoint,
+        "v1a",
+        image=good,
+        owner="w/1",
+        change=steps.Change(who="w/1/r"),
+        settings=settings,
+        progress=quiet,
     )
     image = await lab.image(f"{slow_s} {failing}", SCRIPT % (slow_s, failing))
     async with steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=60) as load:
         await load.more(700)
     await steps.roll_out(
-        lab.workspace, endpoint, "v2a", image=image, owner="w/2", who="w/2/r", settings=settings, progress=quiet
+        lab.workspace,
+        endpoint,
+        "v2a",
+        image=image,
+        owner="w/2",
+        change=steps.Change(who="w/2/r"),
+        settings=settings,
+        progress=quiet,
     )
 
 
@@ -98,7 +113,15 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
     async def rollout() -> tuple[looks.Look, int]:
         await begin(lab, "failing", failing=0.5)
         async with steady_load(await lab.url("failing"), (await lab.target.keys("failing")).primary, rate=60) as load:
-            await steps.shift(workspace, "failing", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
+            await steps.shift(
+                workspace,
+                "failing",
+                "v2a",
+                percentile=50,
+                change=steps.Change(who="w/2/s"),
+                owner="w/2",
+                progress=quiet,
+            )
 
             async def look() -> looks.Look | None:
                 found = await looks.look(
@@ -130,9 +153,17 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
     async def rollout() -> None:
         await begin(lab, "counted", slow_s=0.03)
         history = await lab.target.history("counted")
-        started = created_at(history, "v2a")
+        started = creation_of(history, "v2a").created
         async with steady_load(await lab.url("counted"), (await lab.target.keys("counted")).primary, rate=60) as load:
-            await steps.shift(workspace, "counted", "v2a", percentile=50, who="w/2/s", owner="w/2", progress=quiet)
+            await steps.shift(
+                workspace,
+                "counted",
+                "v2a",
+                percentile=50,
+                change=steps.Change(who="w/2/s"),
+                owner="w/2",
+                progress=quiet,
+            )
             await load.more(600)
         history = await lab.target.history("counted")
 

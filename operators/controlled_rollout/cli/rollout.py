@@ -26,13 +26,11 @@ def add_to(commands: Commands) -> None:
     shift = _add_step(commands, "shift", _shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT)
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
     promote = "make a version default and control with all the traffic"
-    _add_step(commands, "promote", _promote, promote, timeout=SERVED_TIMEOUT).add_argument(
-        "--going-back",
-        action="store_true",
-        help="to a former control, at once: neither refused nor kept waiting long for want of replicas",
-    )
+    _add_step(commands, "promote", _promote, promote, timeout=SERVED_TIMEOUT)
     roll_back = "set a version to 0 %% at once and end its rollout"
-    _add_step(commands, "rollback", _roll_back, roll_back, timeout=SERVED_TIMEOUT, reason_required=True)
+    _add_step(commands, "rollback", _roll_back, roll_back, timeout=SERVED_TIMEOUT, reason_required=True).add_argument(
+        "--to", metavar="VERSION", help="for a version that is the control: the version that takes its place at once"
+    )
     _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout=RETIRE_TIMEOUT)
 
 
@@ -105,14 +103,10 @@ def _roll_out(options: argparse.Namespace) -> int:
         options.version,
         image=str(ImageReference.parse(options.image)),
         owner=caller(),
-        who=caller(),
-        why=options.reason,
         auth=Auth(options.auth),
         settings=dict(options.settings or ()),
-        on_conflict=options.on_conflict,
-        conflict_timeout=options.conflict_timeout,
-        timeout=options.timeout,
-        progress=say,
+        conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
+        **_change(options),
     )
     asyncio.run(rolled_out)
     return 0
@@ -128,14 +122,14 @@ def _shift(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    asyncio.run(steps.promote(*_version(options), going_back=options.going_back, **_change(options)))
+    asyncio.run(steps.promote(*_version(options), **_change(options)))
     return 0
 
 
 def _roll_back(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
-    if asyncio.run(steps.roll_back(*_version(options), **_change(options))) is None:
+    if asyncio.run(steps.roll_back(*_version(options), to=options.to, **_change(options))) is None:
         # For a task this is no error; a person may have mistyped a name.
         raise EndpointNotFoundError(
             f"there is no version {options.version!r} of an endpoint {options.endpoint!r} to roll back: "
@@ -157,7 +151,10 @@ def _version(options: argparse.Namespace) -> tuple[Any, str, str]:
 
 
 def _change(options: argparse.Namespace) -> dict[str, Any]:
-    return {"who": caller(), "why": options.reason, "timeout": options.timeout, "progress": say}
+    from controlled_rollout.target.protocol import Change
+
+    change = Change(who=caller(), why=options.reason)
+    return {"change": change, "timeout": options.timeout, "progress": say}
 
 
 def _setting(text: str) -> tuple[str, Any]:

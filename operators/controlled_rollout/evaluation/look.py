@@ -13,11 +13,12 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EvidenceUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down
-from controlled_rollout.evaluation.rollout import check_owner, created_at, splits_since
+from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
 from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
-from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
+from controlled_rollout.target.history import creation_of
+from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Look", "hold", "look"]
@@ -79,7 +80,7 @@ async def look(
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
-    check_owner(document, version, owner)
+    document.check_holder(version, owner)
     control = _control_of(document, version)
     share = document.effective_traffic()[version]
     status = await target.status(endpoint)
@@ -120,7 +121,7 @@ def _query(
     window: EvidenceWindow,
     now: datetime,
 ) -> EvidenceQuery:
-    started = created_at(history, treatment)
+    started = creation_of(history, treatment).created
     return EvidenceQuery(
         endpoint=status.name,
         control=control,
@@ -180,7 +181,9 @@ def _settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:
     )
 
 
-def hold(workspace: Workspace, endpoint: str, version: str, *, who: str, why: str) -> None:
+def hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
     """Record that a rollout is on hold: nothing is promoted, nothing is rolled back, a person decides."""
-    decision = Decision(time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=who, why=why)
+    decision = Decision(
+        time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=change.who, why=change.why
+    )
     record.append(workspace, decision)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout.errors import (
     ControlledRolloutError,
     EvidenceUnavailableError,
+    NothingToDoError,
     RegistryUnavailableError,
     ScanUnavailableError,
     TargetUnavailableError,
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from controlled_rollout.image import Credentials
+    from controlled_rollout.target.protocol import Change
 
-__all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "run_of", "task_of"]
+__all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "change_of", "run_of", "task_of"]
 
 Result = TypeVar("Result")
 
@@ -48,6 +50,13 @@ def run_of(context: "Context") -> str:
 def task_of(context: "Context") -> str:
     """Return `dag/run/task`: the author of a change, for the history."""
     return f"{run_of(context)}/{context['ti'].task_id}"
+
+
+def change_of(context: "Context", why: str) -> "Change":
+    """Return the change that a task makes, for the history; without a reason the step gives its own."""
+    from controlled_rollout.target.protocol import Change
+
+    return Change(who=task_of(context), why=why)
 
 
 class EngineCalls:
@@ -75,11 +84,14 @@ class EngineCalls:
 
         Raises:
             AirflowFailException: It failed and would fail again: the task is not retried.
+            AirflowSkipException: It has nothing to do.
             ControlledRolloutError: It failed for a reason that may be gone at the next try.
         """
         quieten_clients()
         try:
             return asyncio.run(self._cancellable(step(self.workspace())))
+        except NothingToDoError as error:
+            raise AirflowSkipException(str(error)) from error
         except ControlledRolloutError as error:
             push_failure(context, str(error))
             if isinstance(error, TEMPORARY_ERRORS):

@@ -1,23 +1,17 @@
 """The steps that end a rollout: promote the treatment to control, or roll it back."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetAlias
-from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import duration
 from controlled_rollout.defaults import SERVED_TIMEOUT
-from controlled_rollout.errors import EndpointError, EndpointNotFoundError
-from controlled_rollout.operators.base import FAILURE_KEY, RolloutOperator, run_of, task_of
+from controlled_rollout.operators.base import FAILURE_KEY, RolloutOperator, change_of, task_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-    from controlled_rollout.record import Decision
-    from controlled_rollout.target.protocol import Revision
 
 __all__ = ["NEW_CONTROL", "PromoteToControlOperator", "RollBackOperator", "control_asset"]
 
@@ -66,8 +60,7 @@ class PromoteToControlOperator(RolloutOperator):
             workspace,
             self.endpoint,
             self.version,
-            who=task_of(context),
-            why=self.reason,
+            change=change_of(context, self.reason),
             owner=self.holder(context),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
@@ -112,153 +105,27 @@ class RollBackOperator(RolloutOperator):
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float] | None:
         """Roll back, and return every version's effective per cent; None if the version is not there."""
-        from controlled_rollout import record, steps
-        from controlled_rollout.target.connect import connect
+        from controlled_rollout import steps
 
-        try:
-            async with connect(workspace) as target:
-                history = await target.history(self.endpoint)
-        except EndpointNotFoundError:
-            history = []
-        if self.own_rollout and created_endpoint(history, self.version, run_of(context)):
-            await self._undo_creation(context, workspace)
-            return None
-        last = record.last(workspace, self.endpoint, self.version)
-        if self.own_rollout and (left := why_left(history, last, self.version, run_of(context))):
-            raise AirflowSkipException(left)
-        why = self.reason or self._causes(context)
-        timeout = duration("timeout", self.timeout)
-        if self.to:
-            check_replacement(history, self.version, self.to)
-            stored = await steps.promote(
-                workspace,
-                self.endpoint,
-                self.to,
-                who=task_of(context),
-                why=why,
-                going_back=True,
-                timeout=timeout,
-                progress=self.log_progress,
-            )
-            announce(context, self.endpoint, self.to)
-            return stored.effective_traffic()
-        check_is_treatment(history, self.version)
-        rolled_back = await steps.roll_back(
+        stored = await steps.roll_back(
             workspace,
             self.endpoint,
             self.version,
-            who=task_of(context),
-            why=why,
+            change=change_of(context, self.reason or self._causes(context)),
+            to=self.to or None,
             owner=self.holder(context),
-            timeout=timeout,
+            timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )
-        return rolled_back.effective_traffic() if rolled_back is not None else None
-
-    async def _undo_creation(self, context: "Context", workspace: Workspace) -> None:
-        from controlled_rollout.target.connect import connect
-        from controlled_rollout.target.protocol import Change
-
-        async with connect(workspace) as target:
-            if (await target.status(self.endpoint)).versions[self.version].ready:
-                raise AirflowSkipException(
-                    f"version {self.version!r} is the first of endpoint {self.endpoint!r} and answers: it stays"
-                )
-            await target.delete(self.endpoint, Change(who=task_of(context), why=self.reason or self._causes(context)))
-        self.log_progress(
-            f"endpoint {self.endpoint!r} is deleted: its first version {self.version!r} never became ready"
-        )
+        if self.to:
+            announce(context, self.endpoint, self.to)
+        return stored.effective_traffic() if stored is not None else None
 
     def _causes(self, context: "Context") -> str:
         """Return what the failed tasks before this one have left."""
         upstream = sorted(self.upstream_task_ids)
         causes = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
         return "; ".join(cause for cause in causes if cause) or f"roll back {self.version}: a task before it failed"
-
-
-def why_left(history: "Sequence[Revision]", last: "Decision | None", version: str, owner: str) -> str | None:
-    """Say why a run's roll-back leaves a version alone; None if the version is this run's to roll back.
-
-    Args:
-        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
-        last: The newest entry of the version's record.
-        version: The version.
-        owner: The run that would roll back.
-    """
-    if not history or version not in history[-1].endpoint.versions:
-        return f"version {version!r} was not rolled out: there is nothing to roll back"
-    endpoint = history[-1].endpoint
-    holder = endpoint.rollout.owner if endpoint.rollout and endpoint.rollout.version == version else None
-    if holder not in (None, owner):
-        return f"version {version!r} is in the rollout of {holder}: it is not for {owner} to roll back"
-    if holder is None and not creator(history, version).startswith(f"{owner}/"):
-        return f"version {version!r} was created by {creator(history, version)}: it is not for {owner} to roll back"
-    if endpoint.versions[version].is_control:
-        return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
-            "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
-        )
-    if last is not None and last.step == "hold":
-        return f"version {version!r} is on hold, a person decides: {last.why}"
-    return None
-
-
-def created_endpoint(history: "Sequence[Revision]", version: str, owner: str) -> bool:
-    """Whether `version` is the only one of an endpoint that this run has created."""
-    return bool(
-        history
-        and history[0].number == 1
-        and history[0].change.who.startswith(f"{owner}/")
-        and list(history[-1].endpoint.versions) == [version]
-    )
-
-
-def creator(history: "Sequence[Revision]", version: str) -> str:
-    """Return who created the version that the newest revision has: a name may have been used before."""
-    who = history[-1].change.who
-    for revision in reversed(history):
-        if version not in revision.endpoint.versions:
-            break
-        who = revision.change.who
-    return who
-
-
-def check_is_treatment(history: "Sequence[Revision]", version: str) -> None:
-    """Refuse to roll back a control to nothing, and name the version that was control before.
-
-    Raises:
-        EndpointError: The version is the control.
-    """
-    from controlled_rollout.steps import promotion_of
-
-    promotion = promotion_of(history, version)
-    if promotion is None:
-        return
-    endpoint = history[-1].endpoint
-    others = [name for name in endpoint.versions if name != version]
-    known = f"{promotion.former_control!r} was control before it, " if promotion.former_control in others else ""
-    raise EndpointError(
-        f"version {version!r} is the control of endpoint {endpoint.name!r}: name the version that takes its place in "
-        f"`to` ({known}there are: {', '.join(others) or 'none'})"
-    )
-
-
-def check_replacement(history: "Sequence[Revision]", version: str, to: str) -> None:
-    """Refuse a replacement for a version that is not the control, unless it has taken its place already.
-
-    Raises:
-        EndpointError: The version is a treatment, or one of the two is not there.
-    """
-    if not history:
-        raise EndpointError(f"version {version!r} was to be replaced by {to!r}, and there is no such endpoint")
-    endpoint = history[-1].endpoint
-    endpoint.version(version)
-    if endpoint.version(to).is_control:
-        return
-    if not endpoint.version(version).is_control or version == to:
-        raise EndpointError(
-            f"version {version!r} of endpoint {endpoint.name!r} is a treatment: leave `to` out to roll it back "
-            f"(to={to!r} was given)"
-        )
 
 
 def announce(context: "Context", endpoint: str, version: str) -> None:

@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import conf
-from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import choice, duration, mapping_of
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
-from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.operators.base import RolloutOperator, run_of, task_of
+from controlled_rollout.endpoint import Auth
+from controlled_rollout.operators.base import RolloutOperator, change_of, run_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -80,18 +79,17 @@ class RolloutVersionOperator(RolloutOperator):
         from controlled_rollout import steps
         from controlled_rollout.image.reference import ImageReference
 
+        waits = choice("on_conflict", self.on_conflict, "fail", "wait") == "wait"
         stored = await steps.roll_out(
             workspace,
             self.endpoint,
             self.version,
             image=str(ImageReference.parse(self.image)),
             owner=run_of(context),
-            who=task_of(context),
-            why=self.reason,
+            change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
             settings=mapping_of("settings", self.settings),
-            on_conflict=cast("Literal['fail', 'wait']", choice("on_conflict", self.on_conflict, "fail", "wait")),
-            conflict_timeout=duration("conflict_timeout", self.conflict_timeout),
+            conflict_timeout=duration("conflict_timeout", self.conflict_timeout) if waits else timedelta(0),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )
@@ -164,56 +162,21 @@ class DeleteVersionOperator(RolloutOperator):
         """Delete the version."""
         from controlled_rollout import steps
 
-        version = self.version
+        change, timeout = change_of(context, self.reason), duration("timeout", self.timeout)
         if self.replaced_by is not None:
-            version, _ = await self._former_control(workspace, self.replaced_by)
-        assert version is not None  # noqa: S101 - __init__ asks for one of the two
+            return await steps.retire_former_control(
+                workspace, self.endpoint, self.replaced_by, change=change, timeout=timeout, progress=self.log_progress
+            )
+        assert self.version is not None  # noqa: S101 - __init__ asks for one of the two
         deleted = await steps.retire(
-            workspace,
-            self.endpoint,
-            version,
-            who=task_of(context),
-            why=self.reason,
-            timeout=duration("timeout", self.timeout),
-            progress=self.log_progress,
+            workspace, self.endpoint, self.version, change=change, timeout=timeout, progress=self.log_progress
         )
-        return version if deleted is not None else None
+        return self.version if deleted is not None else None
 
     async def _due(self, workspace: Workspace) -> datetime | None:
+        from controlled_rollout import steps
+
         if self.replaced_by is None:
             return None
-        _, promoted = await self._former_control(workspace, self.replaced_by)
-        return promoted + duration("keep_warm", self.keep_warm)
-
-    async def _former_control(self, workspace: Workspace, promoted: str) -> tuple[str, datetime]:
-        """Return the version that `promoted` has replaced, and when.
-
-        Raises:
-            AirflowSkipException: There is none that could be deleted.
-        """
-        from controlled_rollout.steps import promotion_of
-        from controlled_rollout.target.connect import connect
-
-        async with connect(workspace) as target:
-            history = await target.history(self.endpoint)
-        promotion = promotion_of(history, promoted)
-        if promotion is None:
-            raise AirflowSkipException(
-                f"version {promoted!r} is not the control of endpoint {self.endpoint!r} (any more)"
-            )
-        if promotion.former_control is None:
-            raise AirflowSkipException(f"version {promoted!r} is the first control: there is none before it to retire")
-        if reason := in_use(history[-1].endpoint, promotion.former_control):
-            raise AirflowSkipException(reason)
-        return promotion.former_control, promotion.at
-
-
-def in_use(endpoint: Endpoint, version: str) -> str | None:
-    """Say why a former control is not to be deleted; None if nobody uses it."""
-    if version not in endpoint.versions:
-        return None
-    if share := endpoint.effective_traffic()[version]:
-        return f"version {version!r} has {share:g} % of the traffic of endpoint {endpoint.name!r} again: it stays"
-    if endpoint.rollout is not None and endpoint.rollout.version == version:
-        return f"version {version!r} is being rolled out again by {endpoint.rollout.owner}: it stays"
-    return None
+        promotion = await steps.former_control(workspace, self.endpoint, self.replaced_by)
+        return promotion.at + duration("keep_warm", self.keep_warm)

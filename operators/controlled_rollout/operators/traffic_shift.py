@@ -3,11 +3,9 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowSkipException
-
 from controlled_rollout.arguments import duration, number
 from controlled_rollout.defaults import SERVED_TIMEOUT
-from controlled_rollout.operators.base import RolloutOperator, task_of
+from controlled_rollout.operators.base import RolloutOperator, change_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -51,26 +49,15 @@ class ShiftTrafficOperator(RolloutOperator):
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
         """Shift, and return every version's effective per cent."""
         from controlled_rollout import steps
-        from controlled_rollout.target.connect import connect
 
-        percentile = number("percentile", self.percentile)
-        timeout = duration("timeout", self.timeout)
-        async with connect(workspace) as target:
-            found = await target.endpoint(self.endpoint)
-        if self.own_rollout and found.control is not None and found.control.name == self.version:
-            raise AirflowSkipException(
-                f"version {self.version!r} is the control of endpoint {self.endpoint!r} and has the traffic already"
-                + (": first version, nothing to compare with" if len(found.versions) == 1 else "")
-            )
         stored = await steps.shift(
             workspace,
             self.endpoint,
             self.version,
-            percentile=percentile,
-            who=task_of(context),
-            why=self.reason,
+            percentile=number("percentile", self.percentile),
+            change=change_of(context, self.reason),
             owner=self.holder(context),
-            timeout=timeout,
+            timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )
         return stored.effective_traffic()

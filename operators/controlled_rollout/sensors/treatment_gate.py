@@ -15,7 +15,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
-from controlled_rollout.operators.base import EngineCalls, run_of, task_of
+from controlled_rollout.operators.base import EngineCalls, change_of, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.workspace import Workspace
 
@@ -193,7 +193,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     def _hold(self, context: "Context", result: LookResult) -> NoReturn:
         from controlled_rollout.evaluation import look as looks
 
-        looks.hold(self.workspace(), self.endpoint, self.version, who=task_of(context), why=result.reason)
+        looks.hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
         self.fail(
             context,
             f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "

@@ -35,11 +35,15 @@ class Change(_Message):
 
     Attributes:
         who: A person, or a task as `dag/run/task`.
-        why: The reason in a sentence.
+        why: The reason in a sentence; empty leaves it to the step.
     """
 
     who: str
-    why: str
+    why: str = ""
+
+    def with_default(self, why: str) -> Self:
+        """Return the change with `why` as its reason if it has none."""
+        return self if self.why else self.model_copy(update={"why": why})
 
 
 class Revision(_Message):
@@ -191,15 +195,15 @@ class Target(Protocol):
         """Return how the endpoint and its versions are now."""
         ...
 
-    def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
+    def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield how the endpoint is: once at once, then whenever something has changed, until the caller has enough.
 
         Request counts may be left at 0: watching is for readiness and for the served revision.
 
         Args:
             name: The endpoint's name.
-            carry_on: Whether to go on making the newest revision so meanwhile: whoever waits does the work. A target
-                with a supervisor of its own has nothing to do.
+            reconcile: Whether to bring the newest revision about meanwhile: there is no controller in the cluster, so
+                the waiting caller reconciles. Locally the supervisor does.
         """
         ...
 

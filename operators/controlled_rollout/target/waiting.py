@@ -195,7 +195,7 @@ class _Outage:
 @contextlib.asynccontextmanager
 async def _watched(target: Target, endpoint: str) -> AsyncIterator[AsyncIterator[EndpointStatus]]:
     """Watch an endpoint, and let go of it at once at the end instead of whenever the interpreter gets there."""
-    statuses = target.watch(endpoint, carry_on=True)
+    statuses = target.watch(endpoint, reconcile=True)
     try:
         yield statuses
     finally:

@@ -52,8 +52,8 @@ class Play:
         self._script = list(script)
         self._leisure = leisure
 
-    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
-        assert carry_on, "who waits does the work"
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+        assert reconcile, "the waiting caller reconciles"
         self.watches += 1
         self.open += 1
         try:

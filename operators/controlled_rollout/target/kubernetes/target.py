@@ -94,16 +94,16 @@ class KubernetesTarget:
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)
 
-    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""
 
-        async def reconcile(view: EndpointView) -> EndpointView:
-            return await reconciling.reconcile_view(self._api, self._workspace, view) if carry_on else view
+        async def process(view: EndpointView) -> EndpointView:
+            return await reconciling.reconcile_view(self._api, self._workspace, view) if reconcile else view
 
         url = await self._base_url()
         newest = await self.endpoint(name)
         latest: EndpointStatus | None = None
-        async with aclosing(watch_views(self._api, self._workspace, newest, reconcile)) as views:
+        async with aclosing(watch_views(self._api, self._workspace, newest, process)) as views:
             async for view in views:
                 status = view.status(url, datetime.now(UTC))
                 if status != latest:

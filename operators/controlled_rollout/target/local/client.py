@@ -83,7 +83,7 @@ class LocalTarget:
         """Return the state of the endpoint and its versions now."""
         return EndpointStatus.model_validate_json((await self._request("GET", _path(name, "status"))).content)
 
-    async def watch(self, name: str, *, carry_on: bool = False) -> AsyncGenerator[EndpointStatus, None]:
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus, None]:
         """Yield the endpoint's status now, and again whenever something but its request counts has changed."""
         last_status: EndpointStatus | None = None
         changed_at = time.monotonic()

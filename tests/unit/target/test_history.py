@@ -1,11 +1,9 @@
-"""What the steps conclude from an endpoint's history and from what the router has counted."""
+"""What an endpoint's revisions say about the creation and the promotion of a version."""
 
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.evaluation.rollout import created_at, splits_since
-from controlled_rollout.evidence import SplitChange
-from controlled_rollout.steps import Promotion, promotion_of
+from controlled_rollout.target.history import Promotion, creation_of, promotion_of
 from controlled_rollout.target.protocol import Change, Revision
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -25,21 +23,14 @@ def history(*endpoints: Endpoint) -> list[Revision]:
 first = Endpoint(name="digits").create_version("old", is_control=True)
 created = first.create_version("new")
 tenth = created.update_version("new", traffic_percentile=10)
-half = tenth.update_version("new", traffic_percentile=50)
+half = created.update_version("new", traffic_percentile=50)
 promoted = half.promote("new")
 
 
-def test_a_rollout_begins_when_its_version_was_created_last() -> None:
+def test_a_version_was_created_by_the_revision_that_brought_its_name_back_last() -> None:
     again = history(first, created, tenth, first, created, tenth)
-    assert created_at(again, "new") == at(4)
-    assert created_at(history(first, created, tenth), "old") == at(0)
-
-
-def test_the_split_is_the_treatments_part_of_the_two_and_unchanged_revisions_do_not_count() -> None:
-    other = tenth.create_version("third", traffic_percentile=80)
-    splits = splits_since(history(first, created, tenth, tenth, half, promoted), at(1), control="old", treatment="new")
-    assert splits == (SplitChange(at(1), 0), SplitChange(at(2), 0.1), SplitChange(at(4), 0.5), SplitChange(at(5), 1))
-    assert splits_since(history(other), at(0), control="old", treatment="new") == (SplitChange(at(0), 0.5),)
+    assert creation_of(again, "new").created == at(4)
+    assert creation_of(history(first, created, tenth), "old").created == at(0)
 
 
 def test_a_promotion_names_the_version_that_it_replaced_and_going_back_ends_it() -> None:

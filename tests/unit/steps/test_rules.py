@@ -1,18 +1,20 @@
+"""Which versions a run may roll back or retire."""
+
 from datetime import UTC, datetime
 
 import pytest
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import EndpointError
-from controlled_rollout.operators.promotion import (
+from controlled_rollout.errors import EndpointError, NothingToDoError
+from controlled_rollout.record import Decision
+from controlled_rollout.steps.rules import (
     check_is_treatment,
     check_replacement,
-    created_endpoint,
-    creator,
-    why_left,
+    has_created_endpoint,
+    reason_not_to_retire,
+    reason_not_to_roll_back,
+    replaced_by,
 )
-from controlled_rollout.operators.rollout import in_use
-from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Change, Revision
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -35,23 +37,24 @@ def history(*states: tuple[Endpoint, str]) -> list[Revision]:
 FIRST = Endpoint(name="digits").create_version("v1a", is_control=True)
 ROLLING = FIRST.claim("v2a", owner=MINE, at=NOW).create_version("v2a")
 SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
+PROMOTED = SHIFTED.promote("v2a").release("v2a")
 MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
 
 
 def reason_to_leave(revisions: list[Revision], *, last: Decision | None = None, run: str = MINE) -> str:
     """Return why the run's roll-back leaves version v2a alone."""
-    reason = why_left(revisions, last, "v2a", run)
+    reason = reason_not_to_roll_back(revisions, last, "v2a", run)
     assert reason is not None
     return reason
 
 
 def test_this_runs_treatment_is_rolled_back() -> None:
-    assert why_left(MY_ROLLOUT, None, "v2a", MINE) is None
+    assert reason_not_to_roll_back(MY_ROLLOUT, None, "v2a", MINE) is None
 
 
 def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
     done = history((FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), "a/b/c"))
-    assert why_left(done, None, "v2a", MINE) is None
+    assert reason_not_to_roll_back(done, None, "v2a", MINE) is None
 
 
 @pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
@@ -74,7 +77,7 @@ def test_a_run_whose_name_begins_like_anothers_is_not_that_other() -> None:
 
 
 def test_a_version_that_was_promoted_stays() -> None:
-    promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
+    promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
     assert "is the control" in reason_to_leave(promoted)
 
 
@@ -85,32 +88,21 @@ def test_a_rollout_on_hold_is_left_to_a_person() -> None:
 
 def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts() -> None:
     failed = Decision(time=NOW, endpoint="digits", version="v2a", step="look", who="a/b/c", outcome="fail")
-    assert why_left(MY_ROLLOUT, failed, "v2a", MINE) is None
-
-
-def test_the_creator_is_who_made_the_version_that_is_there_now() -> None:
-    twice = history(
-        (FIRST, "first/run/roll_out"),
-        (FIRST.create_version("v2a"), "old/run/roll_out"),
-        (FIRST, "old/run/retire"),
-        (ROLLING, f"{MINE}/roll_out"),
-        (SHIFTED, "somebody"),
-    )
-    assert creator(twice, "v2a") == f"{MINE}/roll_out"
+    assert reason_not_to_roll_back(MY_ROLLOUT, failed, "v2a", MINE) is None
 
 
 def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone() -> None:
     created = history((FIRST, f"{MINE}/roll_out"))
-    assert created_endpoint(created, "v1a", MINE)
-    assert not created_endpoint(created, "v1a", OTHERS)
-    assert not created_endpoint([], "v1a", MINE)
-    assert not created_endpoint(history((FIRST, f"{MINE}/a"), (ROLLING, f"{OTHERS}/b")), "v1a", MINE)
+    assert has_created_endpoint(created, "v1a", MINE)
+    assert not has_created_endpoint(created, "v1a", OTHERS)
+    assert not has_created_endpoint([], "v1a", MINE)
+    assert not has_created_endpoint(history((FIRST, f"{MINE}/a"), (ROLLING, f"{OTHERS}/b")), "v1a", MINE)
     kept_short = [revision.model_copy(update={"number": revision.number + 5}) for revision in created]
-    assert not created_endpoint(kept_short, "v1a", MINE)
+    assert not has_created_endpoint(kept_short, "v1a", MINE)
 
 
 def test_rolling_back_a_control_names_the_version_before_it() -> None:
-    promoted = [*MY_ROLLOUT, *history((SHIFTED.promote("v2a").release("v2a"), f"{MINE}/promote"))]
+    promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
     with pytest.raises(EndpointError, match=r"name the version that takes its place in `to` \('v1a' was control"):
         check_is_treatment(promoted, "v2a")
     check_is_treatment(promoted, "v1a")
@@ -129,9 +121,34 @@ def test_a_replacement_is_for_controls_only_and_may_be_asked_for_again() -> None
 
 
 def test_a_former_control_that_is_used_again_is_not_retired() -> None:
-    after = SHIFTED.promote("v2a").release("v2a")
-    assert in_use(after, "v1a") is None
-    assert in_use(after, "gone") is None
+    after = PROMOTED
+    assert reason_not_to_retire(after, "v1a") is None
+    assert reason_not_to_retire(after, "gone") is None
     shared = after.update_version("v2a", traffic_percentile=90).update_version("v1a", traffic_percentile=10)
-    assert "10 % of the traffic" in (in_use(shared, "v1a") or "")
-    assert "rolled out again by" in (in_use(after.claim("v1a", owner=OTHERS, at=NOW), "v1a") or "")
+    assert "10 % of the traffic" in (reason_not_to_retire(shared, "v1a") or "")
+    assert "rolled out again by" in (reason_not_to_retire(after.claim("v1a", owner=OTHERS, at=NOW), "v1a") or "")
+
+
+def test_the_former_control_of_a_promoted_version_is_retired() -> None:
+    promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
+    name, promotion = replaced_by(promoted, "v2a")
+    assert (name, promotion.former_control, promotion.at) == ("v1a", "v1a", NOW)
+
+
+@pytest.mark.parametrize(
+    ("revisions", "promoted", "why"),
+    [
+        (MY_ROLLOUT, "v2a", "is not the control"),
+        (MY_ROLLOUT, "v1a", "is the first control"),
+        (
+            [*MY_ROLLOUT, *history((PROMOTED.claim("v1a", owner=OTHERS, at=NOW), "x"))],
+            "v2a",
+            "again by",
+        ),
+    ],
+)
+def test_without_a_former_control_that_is_out_of_use_there_is_nothing_to_retire(
+    revisions: list[Revision], promoted: str, why: str
+) -> None:
+    with pytest.raises(NothingToDoError, match=why):
+        replaced_by(revisions, promoted)

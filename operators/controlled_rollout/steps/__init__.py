@@ -1,0 +1,358 @@
+"""The steps of a rollout: roll out, shift, promote, roll back, retire.
+
+Airflow's tasks and the command line are thin wrappers around these. Each function says what is special about its step;
+`skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from controlled_rollout import record
+from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.errors import EndpointNotFoundError, NothingToDoError
+from controlled_rollout.steps import edits, rules
+from controlled_rollout.steps.skeleton import Scale, Step, run
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.history import Promotion
+from controlled_rollout.target.protocol import Change, Revision, Target
+from controlled_rollout.target.scaling import scale_before, scale_before_going_back
+from controlled_rollout.target.waiting import Progress, patiently
+from controlled_rollout.workspace import Workspace
+
+__all__ = [
+    "Change",
+    "Promotion",
+    "former_control",
+    "promote",
+    "retire",
+    "retire_former_control",
+    "roll_back",
+    "roll_out",
+    "shift",
+]
+
+
+async def roll_out(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    image: str,
+    owner: str,
+    change: Change,
+    auth: Auth = Auth.KEY,
+    settings: Mapping[str, Any] | None = None,
+    conflict_timeout: timedelta = timedelta(0),
+    timeout: timedelta = READY_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint:
+    """Create a version at 0 % and wait until it is ready; the first version of a new endpoint takes all the traffic.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name; created if there is none.
+        version: The new version's name.
+        image: What it runs, `name@sha256:…`.
+        owner: The run that holds the endpoint until its rollout ends.
+        change: Who does it and why, for the history.
+        auth: How callers of a new endpoint show that they may call.
+        settings: Further fields of `Version`.
+        conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
+        timeout: How long the version may take to become ready.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored.
+
+    Raises:
+        ConflictError: Another run holds the endpoint, or the version exists with another image.
+        DeploymentError: The version did not become ready.
+        EndpointError: A rule was broken.
+    """
+    settings = settings or {}
+    step = Step(
+        name="roll_out",
+        version=version,
+        edit=lambda newest: edits.roll_out(
+            newest, version, image=image, owner=owner, at=datetime.now(UTC), settings=settings
+        ),
+        done=lambda stored: f"version {version!r} is ready: {_split_in_words(stored)}",
+        purpose=f"roll out {version}",
+        creates=Endpoint(name=endpoint, auth=auth),
+        conflict_timeout=conflict_timeout,
+    )
+    async with connect(workspace) as target:
+        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+
+
+async def shift(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    percentile: float,
+    change: Change,
+    owner: str | None = None,
+    timeout: timedelta = SERVED_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint:
+    """Set a version's percentile once it is ready and large enough, and wait until the router serves the new split.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version.
+        percentile: Its per cent of the endpoint's requests, 0 to 100.
+        change: Who does it and why, for the history.
+        owner: The run that has to hold the endpoint; None does not check.
+        timeout: How long the version may take to be ready and large enough, and the router to confirm.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored.
+
+    Raises:
+        NothingToDoError: `owner` is given, and the version is control already.
+        ConflictError: `owner` no longer holds the endpoint.
+        DeploymentError: The version is not ready, would need more replicas for its share of the measured load than it
+            may have, or the router did not confirm the split in time.
+        EndpointError: A rule was broken.
+    """
+    step = Step(
+        name="shift",
+        version=version,
+        edit=partial(edits.shift, version=version, percentile=percentile, owner=owner),
+        done=lambda stored: f"the router serves revision {stored.revision}: {_split_in_words(stored)}",
+        purpose=f"send {percentile:g} % to {version}",
+        ready_before=True,
+        scale=scale_before,
+    )
+    async with connect(workspace) as target:
+        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+
+
+async def promote(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    change: Change,
+    owner: str | None = None,
+    timeout: timedelta = SERVED_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint:
+    """Make a version default and control with all the traffic; the old control stays, ready, at 0 %.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version to promote.
+        change: Who does it and why, for the history.
+        owner: The run that has to hold the endpoint; None does not check.
+        timeout: How long the version may take to be ready and large enough, and the router to confirm.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint.
+        DeploymentError: The version is not ready, would need more replicas for the measured load than it may have, or
+            the router did not confirm the split in time.
+        EndpointError: There is no such version.
+    """
+    step = _promotion(version, owner=owner, scale=scale_before)
+    async with connect(workspace) as target:
+        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+
+
+async def roll_back(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    change: Change,
+    to: str | None = None,
+    owner: str | None = None,
+    timeout: timedelta = SERVED_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint | None:
+    """Set a treatment to 0 % and release the endpoint; everything else stays as it is.
+
+    The versions that get the traffic back are given the replicas for it first, as far as that goes quickly: a roll-back
+    is never refused for want of replicas, and waits for them no longer than a quarter of its time-out.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version to roll back.
+        change: Who does it and why, for the history.
+        to: For a version that is the control: the version that takes its place, with all the traffic.
+        owner: The run whose rollout this ends: versions that are not its own are left alone, and an endpoint that it
+            has created, and whose only version never became ready, is deleted: no later rollout would have a control.
+            None rolls back whichever run's version it is.
+        timeout: How long the router may take to confirm.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored; None if the endpoint or the version is not there (any more).
+
+    Raises:
+        NothingToDoError: `owner` is given, and the version is not that run's to roll back, or a person decides.
+        ConflictError: Another run has taken the endpoint in the meantime.
+        DeploymentError: The router did not confirm the split in time.
+        EndpointError: The version is the control and `to` is missing, or `to` does not fit.
+    """
+    async with connect(workspace) as target:
+        history = await _history(target, endpoint, timeout=timeout, progress=progress)
+        if owner is not None:
+            if rules.has_created_endpoint(history, version, owner):
+                await _delete_if_never_ready(target, endpoint, version, change, progress)
+                return None
+            last_decision = record.last(workspace, endpoint, version)
+            if reason := rules.reason_not_to_roll_back(history, last_decision, version, owner):
+                raise NothingToDoError(reason)
+        if to is not None:
+            rules.check_replacement(history, version, to)
+            step = _promotion(to, owner=None, scale=scale_before_going_back)
+            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        rules.check_is_treatment(history, version)
+        step = Step(
+            name="roll_back",
+            version=version,
+            edit=partial(edits.roll_back, version=version, owner=owner),
+            done=lambda stored: f"{version!r} is rolled back: {_split_in_words(stored)}",
+            purpose=f"roll back {version}",
+            scale=scale_before_going_back,
+        )
+        try:
+            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        except EndpointNotFoundError:
+            return None
+
+
+async def retire(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    change: Change,
+    timeout: timedelta = RETIRE_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint | None:
+    """Delete a version that has no traffic; one that is gone already is no error.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version to delete.
+        change: Who does it and why, for the history.
+        timeout: How long the deletion may take.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored; None if there is no such endpoint.
+
+    Raises:
+        ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
+        EndpointError: The version is the default.
+    """
+    async with connect(workspace) as target:
+        step = _retirement(version)
+        try:
+            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        except EndpointNotFoundError:
+            return None
+
+
+async def retire_former_control(
+    workspace: Workspace,
+    endpoint: str,
+    promoted: str,
+    *,
+    change: Change,
+    timeout: timedelta = RETIRE_TIMEOUT,
+    progress: Progress = print,
+) -> str:
+    """Delete the version that was control before `promoted`, and return its name.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        promoted: The version that took the former control's place.
+        change: Who does it and why, for the history.
+        timeout: How long the deletion may take.
+        progress: Called with a sentence when something changes.
+
+    Raises:
+        NothingToDoError: There is no former control, it is in use again, or `promoted` is not control any more.
+        ConflictError: Somebody has begun to use it in the meantime.
+        EndpointNotFoundError: There is no such endpoint.
+    """
+    async with connect(workspace) as target:
+        history = await patiently(lambda: target.history(endpoint), timeout=timeout, progress=progress)
+        former, _ = rules.replaced_by(history, promoted)
+        step = _retirement(former)
+        await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        return former
+
+
+async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> Promotion:
+    """Return when `promoted` became control and which version it replaced, if that one may be retired.
+
+    Raises:
+        NothingToDoError: There is no former control, it is in use again, or `promoted` is not control any more.
+        EndpointNotFoundError: There is no such endpoint.
+    """
+    async with connect(workspace) as target:
+        _, promotion = rules.replaced_by(await target.history(endpoint), promoted)
+        return promotion
+
+
+def _promotion(version: str, *, owner: str | None, scale: Scale) -> Step:
+    return Step(
+        name="promote",
+        version=version,
+        edit=partial(edits.promote, version=version, owner=owner),
+        done=lambda stored: (
+            f"{version!r} is default and control of endpoint {stored.name!r}: {_split_in_words(stored)}"
+        ),
+        purpose=f"promote {version} to control",
+        ready_before=True,
+        scale=scale,
+    )
+
+
+def _retirement(version: str) -> Step:
+    return Step(
+        name="retire",
+        version=version,
+        edit=partial(edits.retire, version=version),
+        done=lambda stored: f"{version!r} is deleted; endpoint {stored.name!r} has {', '.join(stored.versions)}",
+        purpose=f"retire {version}",
+        scale=scale_before,
+    )
+
+
+async def _history(target: Target, endpoint: str, *, timeout: timedelta, progress: Progress) -> list[Revision]:
+    """Return the endpoint's revisions, oldest first; none if there is no such endpoint."""
+    try:
+        return await patiently(lambda: target.history(endpoint), timeout=timeout, progress=progress)
+    except EndpointNotFoundError:
+        return []
+
+
+async def _delete_if_never_ready(
+    target: Target, endpoint: str, version: str, change: Change, progress: Progress
+) -> None:
+    if (await target.status(endpoint)).versions[version].ready:
+        raise NothingToDoError(f"version {version!r} is the first of endpoint {endpoint!r} and answers: it stays")
+    await target.delete(endpoint, change)
+    progress(f"endpoint {endpoint!r} is deleted: its first version {version!r} never became ready")
+
+
+def _split_in_words(endpoint: Endpoint) -> str:
+    return ", ".join(f"{name} {percent:g} %" for name, percent in endpoint.effective_traffic().items())

@@ -1,0 +1,103 @@
+"""How each step changes an endpoint, or why it is refused. Pure: a step applies its edit to the newest revision."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError, NothingToDoError
+
+__all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
+
+
+def roll_out(
+    endpoint: Endpoint, version: str, *, image: str, owner: str, at: datetime, settings: Mapping[str, Any]
+) -> Endpoint:
+    """Return the endpoint with the new version at 0 %, held by `owner`; the first version is control and not held.
+
+    Raises:
+        ConflictError: Another run holds the endpoint, or the version exists with another image.
+        EndpointError: A rule was broken.
+    """
+    if version in endpoint.versions:
+        existing = endpoint.versions[version]
+        if existing.image != image:
+            raise ConflictError(
+                f"endpoint {endpoint.name!r} already has a version {version!r} with image {existing.image!r}, not "
+                f"{image!r}: choose another name"
+            )
+        return endpoint if existing.is_control else endpoint.claim(version, owner=owner, at=at)
+    if not endpoint.versions:
+        return endpoint.create_version(version, is_control=True, image=image, **settings)
+    return endpoint.claim(version, owner=owner, at=at).create_version(version, image=image, **settings)
+
+
+def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None) -> Endpoint:
+    """Return the endpoint with another percentile for a version.
+
+    Raises:
+        NothingToDoError: The version is control already, in the rollout of `owner`.
+        ConflictError: `owner` no longer holds the endpoint.
+        EndpointError: A rule was broken.
+    """
+    if owner is not None and endpoint.control is not None and endpoint.control.name == version:
+        raise NothingToDoError(
+            f"version {version!r} is the control of endpoint {endpoint.name!r} and has the traffic already"
+            + (": first version, nothing to compare with" if len(endpoint.versions) == 1 else "")
+        )
+    endpoint.check_holder(version, owner)
+    return endpoint.shift(version, percentile)
+
+
+def promote(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
+    """Return the endpoint with the version as default and control, no longer held.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint.
+        EndpointError: There is no such version.
+    """
+    if owner is not None and endpoint.version(version).is_control:
+        # Promoted before the run was killed, or by a person: a rollout that began since then is not the run's to end.
+        return endpoint.release(version)
+    promoted = endpoint.promote(version)
+    if promoted is endpoint:
+        return endpoint.release(version)
+    endpoint.check_holder(version, owner)
+    # All other versions are at 0 now, so the rollout that was under way has ended, whichever it was.
+    return promoted.release(promoted.rollout.version) if promoted.rollout else promoted
+
+
+def roll_back(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
+    """Return the endpoint with the version at 0 % and no longer held for it.
+
+    Raises:
+        EndpointNotFoundError: There is no such version (any more).
+        ConflictError: `owner` is given and another run holds the endpoint for this version.
+        EndpointError: The version is the default or the control.
+    """
+    if version not in endpoint.versions:
+        raise EndpointNotFoundError(f"endpoint {endpoint.name!r} has no version {version!r} to roll back")
+    if endpoint.rollout is not None and endpoint.rollout.version == version:
+        endpoint.check_holder(version, owner)
+    return endpoint.roll_back(version).release(version)
+
+
+def retire(endpoint: Endpoint, version: str) -> Endpoint:
+    """Return the endpoint without a version that has no traffic; unchanged if the version is gone already.
+
+    Raises:
+        ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
+        EndpointError: The version is the default.
+    """
+    if version not in endpoint.versions:
+        return endpoint
+    percent = endpoint.effective_traffic()[version]
+    if percent > 0 and not endpoint.versions[version].is_default:
+        raise ConflictError(
+            f"version {version!r} has {percent:g} % of the traffic of {endpoint.name!r}: shift it away first"
+        )
+    if endpoint.rollout is not None and endpoint.rollout.version == version:
+        raise ConflictError(
+            f"version {version!r} is being rolled out by {endpoint.rollout.owner}: promote it or roll it back first"
+        )
+    return endpoint.delete_version(version)

@@ -1,0 +1,134 @@
+"""Which versions a run may roll back or retire, decided from the endpoint's history. Pure."""
+
+from collections.abc import Sequence
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import EndpointError, NothingToDoError
+from controlled_rollout.record import Decision
+from controlled_rollout.target.history import Promotion, creation_of, promotion_of
+from controlled_rollout.target.protocol import Revision
+
+__all__ = [
+    "check_is_treatment",
+    "check_replacement",
+    "has_created_endpoint",
+    "reason_not_to_retire",
+    "reason_not_to_roll_back",
+    "replaced_by",
+]
+
+
+def reason_not_to_roll_back(
+    history: Sequence[Revision], last_decision: Decision | None, version: str, owner: str
+) -> str | None:
+    """Say why a run must not roll a version back; None if it may.
+
+    Args:
+        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
+        last_decision: The newest entry of the version's record.
+        version: The version.
+        owner: The run that would roll back, as `dag/run`.
+    """
+    if not history or version not in history[-1].endpoint.versions:
+        return f"version {version!r} was not rolled out: there is nothing to roll back"
+    endpoint = history[-1].endpoint
+    holder = endpoint.rollout.owner if endpoint.rollout and endpoint.rollout.version == version else None
+    creator = creation_of(history, version).change.who
+    if holder not in (None, owner):
+        return f"version {version!r} is in the rollout of {holder}: it is not for {owner} to roll back"
+    if holder is None and not creator.startswith(f"{owner}/"):
+        return f"version {version!r} was created by {creator}: it is not for {owner} to roll back"
+    if endpoint.versions[version].is_control:
+        return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
+            "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
+        )
+    if last_decision is not None and last_decision.step == "hold":
+        return f"version {version!r} is on hold, a person decides: {last_decision.why}"
+    return None
+
+
+def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:
+    """Return whether the run `owner` has created the endpoint, and `version` is the only one that it has.
+
+    Args:
+        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
+        version: The version.
+        owner: The run, as `dag/run`.
+    """
+    return bool(
+        history
+        and history[0].number == 1
+        and history[0].change.who.startswith(f"{owner}/")
+        and list(history[-1].endpoint.versions) == [version]
+    )
+
+
+def check_is_treatment(history: Sequence[Revision], version: str) -> None:
+    """Refuse to roll back a control without a replacement, and name the version that was control before.
+
+    Raises:
+        EndpointError: The version is the control.
+    """
+    promotion = promotion_of(history, version)
+    if promotion is None:
+        return
+    endpoint = history[-1].endpoint
+    candidates = [name for name in endpoint.versions if name != version]
+    known = f"{promotion.former_control!r} was control before it, " if promotion.former_control in candidates else ""
+    raise EndpointError(
+        f"version {version!r} is the control of endpoint {endpoint.name!r}: name the version that takes its place in "
+        f"`to` ({known}there are: {', '.join(candidates) or 'none'})"
+    )
+
+
+def check_replacement(history: Sequence[Revision], version: str, replacement: str) -> None:
+    """Refuse to replace a version that is not the control, unless the replacement has taken its place already.
+
+    Raises:
+        EndpointError: The version is a treatment, or one of the two is not there.
+    """
+    if not history:
+        raise EndpointError(f"version {version!r} was to be replaced by {replacement!r}, and there is no such endpoint")
+    endpoint = history[-1].endpoint
+    endpoint.version(version)
+    if endpoint.version(replacement).is_control:
+        return
+    if not endpoint.version(version).is_control or version == replacement:
+        raise EndpointError(
+            f"version {version!r} of endpoint {endpoint.name!r} is a treatment: leave `to` out to roll it back "
+            f"(to={replacement!r} was given)"
+        )
+
+
+def replaced_by(history: Sequence[Revision], promoted: str) -> tuple[str, Promotion]:
+    """Return the former control that `promoted` has replaced, if it may be retired, and its promotion.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        promoted: The version that took the former control's place.
+
+    Raises:
+        NothingToDoError: There is none, or it is in use again.
+    """
+    endpoint = history[-1].endpoint
+    promotion = promotion_of(history, promoted)
+    if promotion is None:
+        raise NothingToDoError(f"version {promoted!r} is not the control of endpoint {endpoint.name!r} (any more)")
+    if promotion.former_control is None:
+        raise NothingToDoError(f"version {promoted!r} is the first control: there is none before it to retire")
+    if reason := reason_not_to_retire(endpoint, promotion.former_control):
+        raise NothingToDoError(reason)
+    return promotion.former_control, promotion
+
+
+def reason_not_to_retire(endpoint: Endpoint, former_control: str) -> str | None:
+    """Say why a former control must not be deleted; None if it is not in use, or gone already."""
+    if former_control not in endpoint.versions:
+        return None
+    if percent := endpoint.effective_traffic()[former_control]:
+        return (
+            f"version {former_control!r} has {percent:g} % of the traffic of endpoint {endpoint.name!r} again: it stays"
+        )
+    if endpoint.rollout is not None and endpoint.rollout.version == former_control:
+        return f"version {former_control!r} is being rolled out again by {endpoint.rollout.owner}: it stays"
+    return None

@@ -1,0 +1,174 @@
+"""What all steps have in common: validate, wait, size, apply, wait until served, record, report.
+
+A step may be killed anywhere and called again: it comes to the same end. What it decides is an edit of the newest
+revision, stored with compare-and-swap; when another writer was faster, it decides again on that revision. A target that
+does not answer delays a step, up to its time-out.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final, Literal, Protocol
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError
+from controlled_rollout.record import Decision
+from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready, wait_until_served
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["Edit", "Scale", "Step", "run"]
+
+Edit = Callable[[Endpoint], Endpoint]
+
+# How often a step decides again because another writer stored a revision first.
+MAX_ATTEMPTS: Final = 10
+CONFLICT_INTERVAL_S: Final = 1.0
+
+
+class Scale(Protocol):
+    """Gives versions the replicas for their share of the load, before their traffic changes."""
+
+    async def __call__(
+        self, target: Target, before: Endpoint, after: Endpoint, *, timeout: timedelta, progress: Progress
+    ) -> None:
+        """Scale from what `before` needs to what `after` needs."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step does differently from the others.
+
+    Attributes:
+        name: Its name in the record.
+        version: The version that it is about.
+        edit: Returns the endpoint as it is to be, or raises why not. Pure: it may be called again on a newer revision.
+        done: What is reached, in a sentence, given the endpoint as stored.
+        purpose: The reason that is stored with the revision if the caller gives none.
+        ready_before: Whether the version has to be ready before the change is applied.
+        scale: How versions get the replicas for their new share before the change is applied; None leaves them.
+        creates: The endpoint to begin with where there is none, for the step that creates a version; it waits until
+            that version is ready after the change. None for all other steps.
+        conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
+    """
+
+    name: Literal["roll_out", "shift", "promote", "roll_back", "retire"]
+    version: str
+    edit: Edit
+    done: Callable[[Endpoint], str]
+    purpose: str
+    ready_before: bool = False
+    scale: Scale | None = None
+    creates: Endpoint | None = None
+    conflict_timeout: timedelta = timedelta(0)
+
+
+async def run(
+    step: Step,
+    workspace: Workspace,
+    target: Target,
+    endpoint: str,
+    *,
+    change: Change,
+    timeout: timedelta,
+    progress: Progress,
+) -> Endpoint:
+    """Take one step to its end, and return the endpoint as stored.
+
+    Args:
+        step: The step.
+        workspace: Where the record is.
+        target: Where the endpoint is, open.
+        endpoint: The endpoint's name.
+        change: Who takes the step, and why.
+        timeout: How long each wait may take.
+        progress: Called with a sentence when something changes.
+
+    Raises:
+        ConflictError: The edit is refused because of somebody else's change.
+        DeploymentError: The version is not ready in time, cannot get the replicas it needs, or the router did not
+            confirm the split in time.
+        EndpointNotFoundError: There is no such endpoint, and the step does not create one.
+    """
+    change = change.with_default(step.purpose)
+    wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
+    if step.ready_before or step.scale:
+        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        after = step.edit(before)  # validate before waiting
+        if step.ready_before:
+            await wait()
+        if step.scale:
+            await step.scale(target, before, after, timeout=timeout, progress=progress)
+    stored = await _apply_when_free(step, target, endpoint, change, timeout, progress)
+    if step.creates:
+        # A version that never becomes ready was rolled out all the same: the record has to show it.
+        _record(workspace, step, stored, change)
+        progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
+        await wait()
+    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+    if not step.creates:
+        _record(workspace, step, stored, change)
+    progress(step.done(stored))
+    return stored
+
+
+async def _apply_when_free(
+    step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
+) -> Endpoint:
+    """Apply the step's edit; while another run holds the endpoint, wait as long as the step may."""
+    deadline = time.monotonic() + step.conflict_timeout.total_seconds()
+    last_message = ""
+    while True:
+        try:
+            return await _apply(step, target, endpoint, change, timeout, progress)
+        except ConflictError as conflict:
+            if time.monotonic() >= deadline:
+                raise
+            if str(conflict) != last_message:
+                last_message = str(conflict)
+                progress(f"waiting: {last_message}")
+        await asyncio.sleep(CONFLICT_INTERVAL_S)
+
+
+async def _apply(
+    step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
+) -> Endpoint:
+    """Apply the step's edit to the newest revision; if another writer was faster, to the revision that it stored."""
+    call = partial(patiently, timeout=timeout, progress=progress)
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            newest = await call(lambda: target.endpoint(endpoint))
+        except EndpointNotFoundError:
+            if step.creates is None:
+                raise
+            newest = step.creates
+        edited = step.edit(newest)
+        try:
+            # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
+            return await call(partial(target.apply, edited, change))
+        except ConflictError:
+            if attempts == MAX_ATTEMPTS:
+                raise
+            await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
+
+
+def _record(workspace: Workspace, step: Step, stored: Endpoint, change: Change) -> None:
+    decision = Decision(
+        time=datetime.now(UTC),
+        endpoint=stored.name,
+        version=step.version,
+        step=step.name,
+        who=change.who,
+        why=change.why,
+        share=stored.effective_traffic().get(step.version),
+        revision=stored.revision,
+    )
+    record.append(workspace, decision)

@@ -1,0 +1,62 @@
+"""What the revisions of an endpoint say about its versions: who created one and when, when one became control. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.target.protocol import Revision
+
+__all__ = ["Promotion", "creation_of", "promotion_of"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """When a version became control, and which version it replaced.
+
+    Attributes:
+        at: When the revision was stored.
+        former_control: The control before; None if there was none.
+    """
+
+    at: datetime
+    former_control: str | None
+
+
+def creation_of(history: Sequence[Revision], version: str) -> Revision:
+    """Return the revision that created the present version of that name: a name may have been used before.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        version: A version that the newest revision has.
+    """
+    creation = history[-1]
+    for revision in reversed(history):
+        if version not in revision.endpoint.versions:
+            break
+        creation = revision
+    return creation
+
+
+def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
+    """Return when the version last became control and whom it replaced; None if it is not control now.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        version: A version's name.
+    """
+    promotion = None
+    before: Endpoint | None = None
+    for revision in history:
+        endpoint = revision.endpoint
+        if not _is_control(endpoint, version):
+            promotion = None
+        elif not _is_control(before, version):
+            former = before.control.name if before is not None and before.control is not None else None
+            promotion = Promotion(revision.created, former)
+        before = endpoint
+    return promotion
+
+
+def _is_control(endpoint: Endpoint | None, version: str) -> bool:
+    return endpoint is not None and version in endpoint.versions and endpoint.versions[version].is_control

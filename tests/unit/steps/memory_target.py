@@ -1,0 +1,116 @@
+"""A target in memory: stores revisions as the real ones do, and is ready and served at once unless told otherwise."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.sizing import Load
+from controlled_rollout.target import refusals
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, Target, VersionStatus
+from controlled_rollout.workspace import Workspace
+
+
+class MemoryTarget:
+    """Endpoints that live in this object.
+
+    Attributes:
+        openings: How often it was opened.
+        calls: The names of the methods that were called.
+        never_ready: Versions that do not become ready.
+        unserved: Whether the router does not confirm anything.
+        loads: What `load` answers.
+        before_apply: Called before each change is stored, such as by another writer.
+        failing_calls: How many of the next calls fail because the target does not answer.
+    """
+
+    def __init__(self) -> None:
+        self.openings = 0
+        self.calls: list[str] = []
+        self.never_ready: set[str] = set()
+        self.unserved = False
+        self.loads: dict[str, Load] = {}
+        self.before_apply: Callable[[], None] = lambda: None
+        self.failing_calls = 0
+        self._revisions: dict[str, list[Revision]] = {}
+        self._replicas: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def open(self, workspace: Workspace) -> AsyncIterator[Target]:
+        self.openings += 1
+        yield self
+
+    def store(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        """Store a revision if it is the next one."""
+        revisions = self._revisions.setdefault(endpoint.name, [])
+        same = refusals.already_stored(endpoint, revisions[-1] if revisions else None)
+        if same is None:
+            revisions.append(Revision.after(endpoint, change))
+        return revisions[-1].endpoint
+
+    def newest(self, name: str) -> Endpoint:
+        """Return the newest revision, without a call of the target."""
+        return self._revisions[name][-1].endpoint
+
+    async def endpoints(self) -> list[str]:
+        self._call("endpoints")
+        return sorted(self._revisions)
+
+    async def endpoint(self, name: str) -> Endpoint:
+        return (await self.history(name))[-1].endpoint
+
+    async def history(self, name: str) -> list[Revision]:
+        self._call("history")
+        if name not in self._revisions:
+            raise refusals.not_found(name, self._revisions)
+        return list(self._revisions[name])
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        self._call("apply")
+        self.before_apply()
+        return self.store(endpoint, change)
+
+    async def status(self, name: str) -> EndpointStatus:
+        newest = await self.endpoint(name)
+        versions = {
+            version: VersionStatus(
+                name=version,
+                ready=version not in self.never_ready,
+                failed=version in self.never_ready,
+                wanted_replicas=self._replicas.get(version, 1),
+            )
+            for version in newest.versions
+        }
+        served = 0 if self.unserved else newest.revision
+        return EndpointStatus(name=name, url="", revision=newest.revision, served_revision=served, versions=versions)
+
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+        yield await self.status(name)
+
+    async def load(self, name: str) -> Mapping[str, Load]:
+        self._call("load")
+        return self.loads
+
+    async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+        return ""
+
+    async def keys(self, name: str) -> Keys:
+        raise NotImplementedError
+
+    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
+        raise NotImplementedError
+
+    async def scale(self, name: str, version: str, replicas: int) -> None:
+        self._call(f"scale {version} {replicas}")
+        self._replicas[version] = replicas
+
+    async def delete(self, name: str, change: Change) -> None:
+        self._call("delete")
+        self._revisions.pop(name, None)
+
+    def _call(self, method: str) -> None:
+        if self.failing_calls:
+            self.failing_calls -= 1
+            raise TargetUnavailableError("it does not answer")
+        self.calls.append(method)

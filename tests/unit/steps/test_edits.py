@@ -1,0 +1,109 @@
+"""What each step makes of an endpoint, and what it refuses."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.steps import edits
+
+NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
+RUN, OTHER = "weekly/run-2", "weekly/run-1"
+
+EMPTY = Endpoint(name="digits")
+FIRST = EMPTY.create_version("old", is_control=True, image="a@sha256:1")
+ROLLING = FIRST.claim("new", owner=RUN, at=NOW).create_version("new", image="b@sha256:2")
+SHIFTED = ROLLING.shift("new", 10)
+PROMOTED = SHIFTED.promote("new").release("new")
+
+
+def roll_out(endpoint: Endpoint, version: str, *, owner: str = RUN, image: str = "b@sha256:2") -> Endpoint:
+    return edits.roll_out(endpoint, version, image=image, owner=owner, at=NOW, settings={"cpu_cores": 0.5})
+
+
+def test_the_first_version_is_control_with_all_the_traffic_and_nobody_holds_the_endpoint() -> None:
+    first = roll_out(EMPTY, "old")
+    assert first.control == first.default == first.version("old")
+    assert first.version("old").cpu_cores == 0.5
+    assert first.rollout is None
+    assert roll_out(first, "old") is first
+
+
+def test_a_further_version_is_at_0_and_its_run_holds_the_endpoint() -> None:
+    rolling = roll_out(FIRST, "new")
+    assert rolling.effective_traffic() == {"old": 100, "new": 0}
+    assert rolling.rollout is not None
+    assert (rolling.rollout.owner, rolling.rollout.version) == (RUN, "new")
+    assert roll_out(rolling, "new") is rolling
+
+
+def test_a_roll_out_is_refused_while_another_run_holds_the_endpoint_or_for_another_image() -> None:
+    with pytest.raises(ConflictError, match=f"held by {RUN}"):
+        roll_out(ROLLING, "third", owner=OTHER)
+    with pytest.raises(ConflictError, match="choose another name"):
+        roll_out(ROLLING, "new", image="c@sha256:3")
+
+
+def test_a_warm_version_is_taken_up_again() -> None:
+    warm = FIRST.create_version("new", image="b@sha256:2")
+    rolling = roll_out(warm, "new").rollout
+    assert rolling is not None
+    assert rolling.owner == RUN
+
+
+def test_a_shift_needs_the_rollout_of_its_run() -> None:
+    shifted = edits.shift(ROLLING, "new", percentile=10, owner=RUN)
+    assert shifted.effective_traffic() == {"old": 90, "new": 10}
+    assert edits.shift(ROLLING, "new", percentile=10, owner=None) == shifted
+    with pytest.raises(ConflictError, match="no longer holds"):
+        edits.shift(ROLLING, "new", percentile=10, owner=OTHER)
+
+
+def test_a_run_has_nothing_to_shift_to_a_version_that_is_control_already() -> None:
+    with pytest.raises(NothingToDoError, match="first version, nothing to compare with"):
+        edits.shift(FIRST, "old", percentile=10, owner=RUN)
+    with pytest.raises(NothingToDoError, match="has the traffic already"):
+        edits.shift(PROMOTED, "new", percentile=10, owner=RUN)
+
+
+def test_a_promotion_ends_the_rollout_whichever_it_was() -> None:
+    assert edits.promote(SHIFTED, "new", owner=RUN) == PROMOTED
+    assert edits.promote(SHIFTED, "old", owner=None).rollout is None
+    with pytest.raises(ConflictError, match="no longer holds"):
+        edits.promote(SHIFTED, "new", owner=OTHER)
+    with pytest.raises(EndpointError, match="has no version"):
+        edits.promote(SHIFTED, "third", owner=None)
+
+
+def test_a_promotion_that_is_done_already_leaves_a_later_rollout_alone() -> None:
+    later = PROMOTED.claim("third", owner=OTHER, at=NOW).create_version("third")
+    assert edits.promote(later, "new", owner=RUN) is later
+    assert edits.promote(later, "new", owner=None) is later
+
+
+def test_a_roll_back_sets_0_and_releases_the_endpoint_and_may_be_repeated() -> None:
+    rolled_back = edits.roll_back(SHIFTED, "new", owner=RUN)
+    assert rolled_back.effective_traffic() == {"old": 100, "new": 0}
+    assert rolled_back.rollout is None
+    assert edits.roll_back(rolled_back, "new", owner=RUN) == rolled_back
+
+
+def test_a_roll_back_is_refused_for_another_runs_rollout_and_for_what_is_not_there() -> None:
+    with pytest.raises(ConflictError, match="no longer holds"):
+        edits.roll_back(SHIFTED, "new", owner=OTHER)
+    with pytest.raises(EndpointNotFoundError, match="no version 'third'"):
+        edits.roll_back(SHIFTED, "third", owner=None)
+    with pytest.raises(EndpointError, match="is the default"):
+        edits.roll_back(PROMOTED, "new", owner=None)
+
+
+def test_only_a_version_without_traffic_and_rollout_is_retired() -> None:
+    assert list(edits.retire(PROMOTED, "old").versions) == ["new"]
+    assert edits.retire(PROMOTED, "gone") is PROMOTED
+    with pytest.raises(ConflictError, match="10 % of the traffic"):
+        edits.retire(SHIFTED, "new")
+    with pytest.raises(ConflictError, match=f"rolled out by {RUN}"):
+        edits.retire(ROLLING, "new")
+    with pytest.raises(EndpointError, match="is the default"):
+        edits.retire(PROMOTED, "new")

@@ -1,0 +1,281 @@
+"""The steps, on a target in memory: what they share, and what is special about each."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record, steps
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError, DeploymentError, EndpointError, NothingToDoError
+from controlled_rollout.record import Decision
+from controlled_rollout.sizing import Load
+from controlled_rollout.steps import Change, skeleton
+from controlled_rollout.target import waiting
+from controlled_rollout.workspace import Workspace
+from tests.unit.steps.memory_target import MemoryTarget
+
+RUN, OTHER = "weekly/run-2", "weekly/run-1"
+CHANGE = Change(who=f"{RUN}/task")
+BY_OTHER = Change(who=f"{OTHER}/task", why="of its own")
+SHORT = timedelta(seconds=0.05)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.local(tmp_path)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> MemoryTarget:
+    target = MemoryTarget()
+    monkeypatch.setattr(steps, "connect", target.open)
+    monkeypatch.setattr(waiting, "RETRY_S", 0.001)
+    monkeypatch.setattr(skeleton, "CONFLICT_INTERVAL_S", 0.001)
+    return target
+
+
+async def roll_out(
+    workspace: Workspace, version: str, *, owner: str = RUN, conflict_timeout: timedelta = timedelta(0)
+) -> Endpoint:
+    return await steps.roll_out(
+        workspace,
+        "digits",
+        version,
+        image="a@sha256:1",
+        owner=owner,
+        change=Change(who=f"{owner}/roll_out"),
+        conflict_timeout=conflict_timeout,
+        timeout=SHORT,
+        progress=lambda line: None,
+    )
+
+
+def recorded(workspace: Workspace) -> list[tuple[str, str, str]]:
+    decisions = record.read(workspace, "digits")
+    return [(decision.step, decision.version, decision.why) for decision in decisions]
+
+
+async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_step(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    openings = [target.openings]
+
+    async def step(call: Callable[[], object]) -> None:
+        await call()  # type: ignore[misc]
+        openings.append(target.openings - sum(openings))
+
+    await step(lambda: roll_out(workspace, "new"))
+    await step(lambda: steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN))
+    await step(lambda: steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN))
+    await step(lambda: roll_out(workspace, "new"))
+    await step(lambda: steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN))
+    await step(lambda: steps.former_control(workspace, "digits", "new"))
+    await step(lambda: steps.retire_former_control(workspace, "digits", "new", change=CHANGE))
+
+    assert openings == [1] * 8
+    assert list((await target.endpoint("digits")).versions) == ["new"]
+    assert recorded(workspace) == [
+        ("roll_out", "old", "roll out old"),
+        ("roll_out", "new", "roll out new"),
+        ("shift", "new", "send 10 % to new"),
+        ("roll_back", "new", "roll back new"),
+        ("roll_out", "new", "roll out new"),
+        ("promote", "new", "promote new to control"),
+        ("retire", "old", "retire old"),
+    ]
+
+
+async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    first = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    second = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    assert second == first
+    assert len(await target.history("digits")) == 3
+
+
+async def test_what_is_not_allowed_is_refused_before_anything_is_waited_for(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    target.never_ready.add("new")
+    target.calls.clear()
+    with pytest.raises(ConflictError, match="no longer holds"):
+        await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=OTHER)
+    assert target.calls == ["history"]
+
+
+async def test_traffic_does_not_move_to_a_version_that_is_not_ready(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    target.never_ready.add("new")
+    with pytest.raises(DeploymentError, match="did not become ready"):
+        await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
+    with pytest.raises(DeploymentError, match="did not become ready"):
+        await steps.promote(workspace, "digits", "new", change=CHANGE)
+    assert (await target.endpoint("digits")).effective_traffic() == {"old": 100, "new": 0}
+
+
+async def test_a_roll_out_that_does_not_become_ready_is_in_the_record(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    target.never_ready.add("new")
+    with pytest.raises(DeploymentError, match="did not become ready"):
+        await roll_out(workspace, "new")
+    assert recorded(workspace)[-1] == ("roll_out", "new", "roll out new")
+
+
+async def test_a_split_that_the_router_does_not_confirm_fails_the_step_and_is_not_recorded(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    target.unserved = True
+    with pytest.raises(DeploymentError, match="the router still serves"):
+        await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, timeout=SHORT)
+    assert recorded(workspace)[-1] == ("roll_out", "new", "roll out new")
+
+
+async def test_a_version_gets_the_replicas_for_its_share_before_it_gets_the_share(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    target.loads = {"old": Load(requests_per_s=20, request_time_s=0.1)}
+    target.calls.clear()
+    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
+    changes = [call for call in target.calls if call.startswith(("scale", "apply"))]
+    assert changes[-1] == "apply"
+    assert changes[0].startswith("scale")
+
+
+async def test_a_writer_that_was_faster_makes_the_step_decide_again(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    newest = await target.endpoint("digits")
+
+    def another_writer() -> None:
+        target.before_apply = lambda: None
+        target.store(newest.create_version("third"), BY_OTHER)
+
+    target.before_apply = another_writer
+    stored = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
+    assert stored.revision == newest.revision + 2
+    assert stored.effective_traffic() == {"old": 90, "new": 10, "third": 0}
+
+
+async def test_a_step_gives_up_when_other_writers_are_always_faster(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    versions = iter(range(100))
+
+    def another_writer() -> None:
+        newest = target.newest("digits")
+        target.store(newest.update_version("old", tags={"writer": str(next(versions))}), BY_OTHER)
+
+    target.before_apply = another_writer
+    with pytest.raises(ConflictError, match="of its own"):
+        await steps.promote(workspace, "digits", "old", change=CHANGE)
+    assert next(versions) == skeleton.MAX_ATTEMPTS
+
+
+async def test_a_target_that_does_not_answer_for_a_while_only_delays_a_step(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    for failing in range(1, 4):
+        target.failing_calls = failing
+        await steps.shift(workspace, "digits", "new", percentile=failing, change=CHANGE)
+    assert (await target.endpoint("digits")).effective_traffic()["new"] == 3
+
+
+async def test_a_roll_out_waits_while_another_run_holds_the_endpoint_if_it_may(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "first", owner=OTHER)
+    with pytest.raises(ConflictError, match=f"held by {OTHER}"):
+        await roll_out(workspace, "new")
+    with pytest.raises(ConflictError, match=f"held by {OTHER}"):
+        await roll_out(workspace, "new", conflict_timeout=SHORT)
+
+    messages: list[str] = []
+
+    def progress(message: str) -> None:
+        messages.append(message)
+        target.store(target.newest("digits").roll_back("first").release("first"), BY_OTHER)
+
+    await steps.roll_out(
+        workspace,
+        "digits",
+        "new",
+        image="a@sha256:1",
+        owner=RUN,
+        change=CHANGE,
+        conflict_timeout=timedelta(seconds=10),
+        progress=progress,
+    )
+    assert messages[0].startswith("waiting: endpoint 'digits' is held by")
+
+
+async def test_without_the_version_or_the_endpoint_there_is_nothing_to_roll_back_or_retire(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is None
+    assert await steps.retire(workspace, "digits", "new", change=CHANGE) is None
+    await roll_out(workspace, "old")
+    assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is None
+    assert await steps.retire(workspace, "digits", "new", change=CHANGE) == await target.endpoint("digits")
+
+
+async def test_a_run_leaves_a_version_that_is_on_hold_to_a_person(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    stored = await roll_out(workspace, "new")
+    time = (await target.history("digits"))[-1].created
+    record.append(
+        workspace, Decision(time=time, endpoint="digits", version="new", step="hold", who=RUN, why="no decision")
+    )
+    with pytest.raises(NothingToDoError, match="on hold, a person decides: no decision"):
+        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    assert await target.endpoint("digits") == stored
+    assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is not None
+
+
+async def test_a_run_deletes_the_endpoint_that_it_has_created_if_its_version_never_became_ready(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    with pytest.raises(NothingToDoError, match="answers: it stays"):
+        await steps.roll_back(workspace, "digits", "old", change=CHANGE, owner=RUN)
+    target.never_ready.add("old")
+    assert await steps.roll_back(workspace, "digits", "old", change=CHANGE, owner=RUN) is None
+    assert await target.endpoints() == []
+
+
+async def test_a_control_is_rolled_back_only_to_another_version(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    await steps.promote(workspace, "digits", "new", change=CHANGE)
+    with pytest.raises(EndpointError, match="'old' was control before it"):
+        await steps.roll_back(workspace, "digits", "new", change=CHANGE)
+    back = await steps.roll_back(workspace, "digits", "new", to="old", change=CHANGE)
+    assert back is not None
+    assert back.control == back.version("old")
+    assert recorded(workspace)[-1][:2] == ("promote", "old")
+
+
+async def test_a_roll_back_is_not_refused_for_want_of_replicas(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
+    target.loads = {"old": Load(requests_per_s=1000, request_time_s=1)}
+    with pytest.raises(DeploymentError, match="would need"):
+        await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
+    rolled_back = await steps.roll_back(workspace, "digits", "new", change=CHANGE)
+    assert rolled_back is not None
+    assert rolled_back.effective_traffic() == {"old": 100, "new": 0}
