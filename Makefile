@@ -2,11 +2,13 @@
 .DEFAULT_GOAL := help
 # Most of what runs here is many processes that import the same thousand modules: each would compile them anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo up down lab test check format bench bench-gate constraints clean
+.PHONY: help install demo up down lab test fuzz check format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
 TREATMENT ?=
 METRICS ?=
+# `make fuzz` prints it; given again, it repeats the examples.
+SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +30,10 @@ lab: install  ## Install and compile what the tests need: once, the first time f
 
 test: lab  ## Run all tests that this machine can run
 	@scripts/test
+
+fuzz: install  ## Run the property tests with ten times as many, random examples (SEED=… repeats a run)
+	@echo "make fuzz SEED=$(SEED)"
+	@.venv/bin/pytest --quiet --numprocesses=2 --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) -m hypothesis tests/unit
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check

@@ -16,7 +16,7 @@ settings.load_profile("same")
 TESTS = Path(__file__).parent
 # Slow folders first, so that no process is left with a long test at the end. Tests on the cluster come after those
 # that need no cluster: while one test breaks the lab, the tests beside it must not be waiting for the lab.
-FOLDERS = ("registry", "local", "prometheus", "cluster", "unit")
+FOLDERS = ("registry", "local", "prometheus", "conformance", "cluster", "unit")
 # Names this run to all of its processes: the run that has started the lab takes it down.
 RUN_ID = "CONTROLLED_ROLLOUT_TEST_RUN"
 # Environments that tests build are kept between runs, and apart from those of this machine's user.

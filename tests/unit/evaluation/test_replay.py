@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout import record
@@ -18,6 +18,7 @@ from controlled_rollout.evidence import RouterCounts
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
 from controlled_rollout.record import bin_delta, storage, tail
 from controlled_rollout.workspace import Workspace
+from tests.examples import examples
 from tests.unit.record_lines import MINUTE, T0, append, bins
 
 
@@ -216,7 +217,7 @@ def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_repl
     assert found[-1].look.evidence.bins == everything
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8))
 def test_deltas_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
     writer, reader = bin_delta.BinFingerprints(), bin_delta.BinFingerprints()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import EvidenceUnavailableError
@@ -12,6 +12,7 @@ from controlled_rollout.evidence.bins import closed_until
 from controlled_rollout.evidence.metric_store import QueryKey, ThrottledError, TooMuchError
 from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.evidence.shared import ReadBins, SharedReader
+from tests.examples import examples
 from tests.unit.evidence.memory_store import T0, MemoryStore, Row, S
 
 WIDTH, LAG = 10 * S, 5 * S
@@ -58,7 +59,7 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(ROWS, st.sets(st.integers(5, 330), min_size=1, max_size=12))
 def test_every_look_gets_what_a_new_reader_would_read(
     rows: list[tuple[int, int, str, int, float | None]], moments: set[int]

@@ -9,11 +9,12 @@ from datetime import timedelta
 from itertools import accumulate, combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher, norm
 
 from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
+from tests.examples import examples
 from tests.unit.gate.rollouts import (
     BEGIN,
     MINUTE,
@@ -231,7 +232,7 @@ def test_needed_requests_are_about_what_it_takes() -> None:
 
 
 @given(rollouts, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_order_of_the_bins_does_not_matter(bins: list[Bin], rng: random.Random) -> None:
     shuffled = bins[:]
     rng.shuffle(shuffled)
@@ -240,7 +241,7 @@ def test_order_of_the_bins_does_not_matter(bins: list[Bin], rng: random.Random) 
 
 
 @given(rollouts)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_what_was_reached_at_any_look_is_reached_at_every_later_look(bins: list[Bin]) -> None:
     gate = Gate(alpha=0.4, beta=0.4, acceptable_error_rate=0.2)
     looks = [judge(bins[:count], gate) for count in range(len(bins) + 1)]
@@ -252,7 +253,7 @@ def test_what_was_reached_at_any_look_is_reached_at_every_later_look(bins: list[
 
 
 @given(rollouts.filter(bool), st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_one_more_error_of_the_treatment_never_helps_it(bins: list[Bin], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(bins) - 1))
     b = bins[index]

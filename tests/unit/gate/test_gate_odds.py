@@ -5,11 +5,12 @@ from fractions import Fraction
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.gate import odds
+from tests.examples import examples
 from tests.unit.gate.rollouts import log_normalisers
 
 
@@ -54,7 +55,7 @@ def test_normaliser_equals_the_exact_sum(a: int, c: int, t: int, psi: Fraction) 
 @given(
     st.integers(1, 400), st.integers(1, 400), st.data(), st.sampled_from([0.25, 0.5, 1.0, 1.1, 1.375, 2.0, 5.5, 22.0])
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_normaliser_equals_the_exact_sum_wherever_events_are_not_rare(
     a: int, c: int, data: st.DataObject, psi: float
 ) -> None:

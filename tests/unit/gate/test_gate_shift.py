@@ -6,12 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom, norm
 
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness, scores
+from tests.examples import examples
 
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -77,7 +78,7 @@ classes = st.lists(st.integers(0, 30), min_size=4, max_size=4)
 
 
 @given(classes, classes, st.sampled_from(TILTS), st.integers(0, 2))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_slower_treatment_or_faster_control_never_lowers_the_evidence(
     own: list[int], others: list[int], tilt: float, index: int
 ) -> None:

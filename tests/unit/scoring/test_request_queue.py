@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from controlled_rollout_scoring.request_queue import Request, RequestQueue
 from controlled_rollout_scoring.responses import Response
+from tests.examples import examples
 
 GOOD = Response(200, [], b"scored")
 
@@ -177,5 +178,5 @@ class RequestQueueMachine(RuleBasedStateMachine):
         return [each for each in self.waiting if self.clock() - each[0].arrived <= self.WAIT_S]
 
 
-RequestQueueMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+RequestQueueMachine.TestCase.settings = settings(examples(40), stateful_step_count=30)
 TestRequestQueue = RequestQueueMachine.TestCase

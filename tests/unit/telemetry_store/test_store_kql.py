@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.telemetry_store.database import Database
 from controlled_rollout.telemetry_store.kql import QueryRefusedError, parse_timespan, translate
 from controlled_rollout.telemetry_store.query import QueryLimits, run_query
+from tests.examples import examples
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 WORKSPACE = "11111111-2222-4333-8444-555555555555"
@@ -123,7 +124,7 @@ def test_text_in_a_query_stays_text(database: Database, text: str) -> None:
     assert rows(database, "AppRequests | count") == [[10]]
 
 
-@settings(max_examples=40, deadline=None)  # the first translation fills the parser's caches
+@examples(40)
 @given(st.text(max_size=40))
 def test_any_text_in_a_comparison_finds_no_row_or_is_refused(database: Database, text: str) -> None:
     literal = json.dumps(text)

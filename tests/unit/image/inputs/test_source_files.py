@@ -4,11 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.inputs.files import MAX_FILES, FileSet, copy_files, read_model_files, read_source_folder
+from tests.examples import examples
 
 Tree = dict[str, bytes]
 
@@ -63,7 +64,7 @@ NAMES = st.text("ab.é ", min_size=1, max_size=3).filter(lambda name: name.strip
 TREES = st.dictionaries(NAMES, st.binary(max_size=3), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(TREES, TREES)
 def test_two_folders_have_one_digest_exactly_if_they_hold_the_same(one: Tree, two: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
