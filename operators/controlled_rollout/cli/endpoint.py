@@ -165,7 +165,7 @@ async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Respon
         async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
-        raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from None
+        raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from error
 
 
 def _body(data: str) -> bytes:
@@ -176,7 +176,7 @@ def _body(data: str) -> bytes:
     try:
         return Path(data[1:]).read_bytes()
     except OSError as error:
-        raise ControlledRolloutError(f"the request's body cannot be read: {error}") from None
+        raise ControlledRolloutError(f"the request's body cannot be read: {error}") from error
 
 
 def _lines(text: str) -> int:

@@ -27,16 +27,16 @@ def read_workspace(file: Path) -> Workspace:
     try:
         return Workspace.from_settings({"name": file.stem, **settings})
     except WorkspaceError as error:
-        raise WorkspaceError(f"{file}: {error}") from None
+        raise WorkspaceError(f"{file}: {error}") from error
 
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise WorkspaceError(f"the workspace's file {file} cannot be read: {error}") from None
+        raise WorkspaceError(f"the workspace's file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise WorkspaceError(f"the workspace's file {file} is neither YAML nor JSON: {error}") from None
+        raise WorkspaceError(f"the workspace's file {file} is neither YAML nor JSON: {error}") from error
     if not isinstance(content, dict):
         raise WorkspaceError(
             f"the workspace's file {file} holds no settings: write one a line, such as `target: kubernetes`"
