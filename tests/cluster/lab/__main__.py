@@ -22,8 +22,6 @@ def main() -> int:
     for command, run in ((up, _up), (down, _down), (status, _status)):
         command.add_argument("--folder", type=Path, help="the lab's folder (default: that of the lab that is up)")
         command.set_defaults(run=run)
-    build = commands.add_parser("build", help="install and compile what `up` needs, into the cache")
-    build.set_defaults(run=_build)
     base = commands.add_parser("base-image", help="push the base image for Python environments, print its reference")
     base.add_argument("--registry", required=True, help="host:port of a registry that takes plain HTTP")
     base.set_defaults(run=_base_image)
@@ -61,11 +59,6 @@ def _status(options: argparse.Namespace) -> int:
     parts = lab.parts()
     _print({name: "running" if runs else "not running" for name, runs in parts.items()})
     return 0 if all(parts.values()) else 3
-
-
-def _build(options: argparse.Namespace) -> int:
-    prepare()
-    return 0
 
 
 def _base_image(options: argparse.Namespace) -> int:
