@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.means import log_mixture
-from controlled_rollout.gate.mixture import Evidence, mix
+from controlled_rollout.gate.mixture import MixtureResult, mix
 from controlled_rollout.gate.ratio import BOTH_SIDES, OddsRatio
 
 __all__ = ["any_difference", "difference_beyond", "total_variation"]
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 SCALE: Final = (4 * 0.1) ** 2
 
 
-def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Evidence:
+def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> MixtureResult:
     """Return the evidence that a category's odds differ between the versions, in either direction.
 
     Given how often a category was seen in a bin, how often the treatment had it is hypergeometric while the versions
@@ -41,10 +41,10 @@ def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Eviden
             odds = OddsRatio(treatment, control, metric)
             paths += odds.paths(1.0, BOTH_SIDES, bins)
             shares += [weights[category] / len(BOTH_SIDES)] * len(BOTH_SIDES)
-    return mix(paths, shares, log_threshold, bins) if paths else Evidence(0.0, None, ())
+    return mix(paths, shares, log_threshold, bins) if paths else MixtureResult(0.0, None, ())
 
 
-def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_threshold: float) -> Evidence:
+def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_threshold: float) -> MixtureResult:
     """Return the evidence that the total variation between the versions is above `tolerance`.
 
     Total variation is the largest difference of the probabilities of any set of categories. The set is chosen before

@@ -99,9 +99,9 @@ def _category_differs(name: str, judged: Columns, gate: Gate) -> ClaimResult:
     variation = total_variation(counts)
     detail = f"{len(counts)} categories, total variation "
     detail += "not known" if variation is None else f"{variation:.3g}"
-    reached = evidence.first is not None
+    reached = evidence.reached_at is not None
     claim = claim_from(claimed, "alarm" if fails else "split", evidence.peak, threshold, reached, detail)
-    return ClaimResult(claim, evidence.first)
+    return ClaimResult(claim, evidence.reached_at)
 
 
 def _sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:

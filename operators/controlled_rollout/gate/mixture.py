@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "alive_bins", "follow", "log_sum", "mix", "more_needed", "settle"]
+__all__ = ["MixtureResult", "follow", "log_sum", "mix", "more_needed", "relevant_bins", "settle"]
 
 Floats = NDArray[np.float64]
 
-# A component this far below an e-value of 1 (4e-18) can no longer be seen in a sum with it.
-DEAD: Final = -40.0
+# A component this far below an e-value of 1 (4e-18) no longer changes a sum with it.
+NEGLIGIBLE: Final = -40.0
 # Evidence this much beyond its threshold (a million times) is followed no further ...
 BEYOND_DOUBT: Final = math.log(1e6)
 # ... which is checked after so many bins, and then after all.
@@ -26,26 +26,26 @@ STAGES: Final = (256, 1024)
 FAR: Final = 10**12
 # exp() of more might not fit into a float.
 CEILING: Final = 600.0
-# How many points a search looks at in one go.
+# How many points a search evaluates at once.
 POINTS: Final = 33
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class MixtureResult:
     """A mixture's evidence.
 
     Attributes:
         peak: The largest value ever, 0 (before the first bin) included.
-        first: The index of the bin after which the threshold was first reached; None if never.
+        reached_at: The index of the bin after which the threshold was first reached; None if never.
         parts: The components' values after the last bin, weights included; minus infinity where too low to matter.
     """
 
     peak: float
-    first: int | None
+    reached_at: int | None
     parts: tuple[float, ...]
 
 
-def settle(evidence_after: Callable[[int], Evidence], bins: int, log_threshold: float) -> Evidence:
+def settle(evidence_after: Callable[[int], MixtureResult], bins: int, log_threshold: float) -> MixtureResult:
     """Return the evidence of all bins, or of the first ones where that is a million times the threshold.
 
     Args:
@@ -59,10 +59,10 @@ def settle(evidence_after: Callable[[int], Evidence], bins: int, log_threshold: 
     return evidence_after(bins)
 
 
-def alive_bins(path: Floats) -> int:
-    """Return how many bins there are up to the last after which the path is not yet too low to matter."""
-    living = np.flatnonzero(path >= DEAD)
-    return int(living[-1]) + 1 if len(living) else 0
+def relevant_bins(path: Floats) -> int:
+    """Return the number of bins up to the last one after which the path is not negligible."""
+    relevant = np.flatnonzero(path >= NEGLIGIBLE)
+    return int(relevant[-1]) + 1 if len(relevant) else 0
 
 
 def follow(
@@ -74,26 +74,26 @@ def follow(
     """Return the path of every ratio, each only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
-    tempered or capped). So a ratio farther from 1 on the same side is dead wherever a nearer one is.
+    tempered or capped). So a ratio farther from 1 on the same side is negligible wherever a nearer one is.
 
     Args:
         ratios: The ratios g of the alternative's odds to the null's; none of them 1.
         bins: How many bins there are.
         gain: From a ratio and a number of bins to the log likelihood ratios of the first so many bins.
         can_matter: From the ratio nearest above 1 and a number of bins to how many of them its path, by a bound that
-            is cheaper than the path, can be alive in.
+            is cheaper than the path, may not be negligible in.
     """
     paths: dict[float, Floats] = {}
     for side in (sorted(g for g in ratios if g > 1), sorted((g for g in ratios if g < 1), reverse=True)):
-        alive = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
+        n_bins = can_matter(side[0], bins) if can_matter is not None and side and side[0] > 1 else bins
         for g in side:
-            path = np.cumsum(gain(g, alive))
-            alive = alive_bins(path)
-            paths[g] = path[:alive]
+            path = np.cumsum(gain(g, n_bins))
+            n_bins = relevant_bins(path)
+            paths[g] = path[:n_bins]
     return [paths[g] for g in ratios]
 
 
-def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float, bins: int) -> Evidence:
+def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float, bins: int) -> MixtureResult:
     """Return the evidence of the weighted sum of the paths.
 
     Args:
@@ -104,7 +104,7 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
     """
     logs = [math.log(weight) for weight in weights]
     if not bins:
-        return Evidence(0.0, None, tuple(logs))
+        return MixtureResult(0.0, None, tuple(logs))
     parts = tuple(
         float(path[-1]) + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True)
     )
@@ -115,10 +115,10 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
     for path, log in zip(paths, logs, strict=True):
         total[: len(path)] += np.exp(np.minimum(path + log, CEILING))
     peak = math.log(max(1.0, float(total.max(initial=0.0))))
-    if highest >= CEILING:  # so far beyond any threshold that the largest component may stand for the sum
+    if highest >= CEILING:  # so far beyond any threshold that the largest component is taken for the sum
         peak = highest
     reached = np.flatnonzero(total >= math.exp(log_threshold))
-    return Evidence(peak, int(reached[0]) if len(reached) else None, parts)
+    return MixtureResult(peak, int(reached[0]) if len(reached) else None, parts)
 
 
 def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:

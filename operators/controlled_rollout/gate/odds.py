@@ -23,14 +23,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEW_EVENTS", "LEAST_VARIANCE", "Margins", "binomials", "saddle_point_value"]
+__all__ = ["FEW_EVENTS", "MIN_VARIANCE", "Margins", "binomials", "saddle_point_value"]
 
 # Events are rare, and the binomial limit good enough, up to one in so many requests.
 RARE: Final = 20
 # Up to so many events (or non-events) the polynomial is summed: as fast as the expansion, and exact.
 FEW_EVENTS: Final = 16
 # The expansion needs so much variance; with less (extreme odds ratios only) the terms near the mode are summed.
-LEAST_VARIANCE: Final = 12.0
+MIN_VARIANCE: Final = 12.0
 HALF_LOG_TWO_PI: Final = 0.5 * math.log(2 * math.pi)
 
 Floats = NDArray[np.float64]
@@ -118,7 +118,7 @@ def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -
     z = np.where(linear >= 0, 2 * k / (linear + root), (root - linear) / (2 * quadratic))
     value, variance = saddle_point_value(((a, odds * z), (c, z)), k, z)
     result: Floats = np.where(turned, a * math.log(psi), 0.0) + value
-    for index in np.flatnonzero(variance < LEAST_VARIANCE):
+    for index in np.flatnonzero(variance < MIN_VARIANCE):
         shift = a[index] * math.log(psi) if turned[index] else 0.0
         counted_odds = 1 / psi if turned[index] else psi
         result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), counted_odds)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import alive_bins, follow
+from controlled_rollout.gate.mixture import follow, relevant_bins
 from controlled_rollout.gate.odds import Margins
 
 __all__ = [
@@ -67,7 +67,7 @@ class OddsRatio:
             bins: How many bins, from the first.
         """
         bound = self._can_matter if null == 1 else None
-        return follow(ratios, bins, lambda ratio, alive: self.gains(null, ratio, alive), bound)
+        return follow(ratios, bins, lambda ratio, n_bins: self.gains(null, ratio, n_bins), bound)
 
     def gains(self, null: float, ratio: float, bins: int) -> Floats:
         """Return each bin's log likelihood ratio of odds `null * ratio` to odds `null`, tempered or capped.
@@ -80,7 +80,7 @@ class OddsRatio:
         return np.minimum(gains, self._log_cap) if self._log_cap < math.inf else gains
 
     def _can_matter(self, ratio: float, bins: int) -> int:
-        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can be alive, without computing it.
+        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can matter, without computing it.
 
         Given t, the treatment's events are distributed as a sum of independent Bernoulli variables, so tilting by g
         shrinks their variance V at most by the factor g: log E[g^X] >= E[X] log g + V (1/g - 1 + log g). At odds 1
@@ -95,7 +95,7 @@ class OddsRatio:
         excess, variance = self._moments
         step = math.log(ratio)
         gains = (excess[:bins] * step - variance[:bins] * (1 / ratio - 1 + step)) / self._burst
-        return alive_bins(np.cumsum(gains))
+        return relevant_bins(np.cumsum(gains))
 
     def _log_z(self, psi: float, bins: int) -> Floats:
         """Return the normalisers of the first so many bins, computed anew only for more bins than before."""

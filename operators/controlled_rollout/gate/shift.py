@@ -80,7 +80,9 @@ class Shift:
     def paths(self, bins: int) -> list[Floats]:
         """Return one path per tilt: the log of the evidence that durations are longer by so much."""
         # `follow` takes ratios, of which 1 is no difference; here that is a tilt of 0.
-        return follow([math.exp(tilt) for tilt in TILTS], bins, lambda ratio, alive: self.gains(math.log(ratio), alive))
+        return follow(
+            [math.exp(tilt) for tilt in TILTS], bins, lambda ratio, n_bins: self.gains(math.log(ratio), n_bins)
+        )
 
     def gains(self, tilt: float, bins: int) -> Floats:
         """Return each bin's log likelihood ratio of the tilt, tempered or capped."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Columns
-from controlled_rollout.gate.mixture import Evidence, follow, mix
+from controlled_rollout.gate.mixture import MixtureResult, follow, mix
 from controlled_rollout.gate.ratio import BOTH_SIDES
 
 __all__ = ["split_evidence", "split_served"]
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 STRAY: Final = 0.001
 
 
-def split_evidence(columns: Columns, log_threshold: float) -> tuple[Evidence, NDArray[np.intp]]:
+def split_evidence(columns: Columns, log_threshold: float) -> tuple[MixtureResult, NDArray[np.intp]]:
     """Return the evidence that the split is wrong, and the indices of the bins where it could be checked.
 
     Every request is an event that falls to the treatment with probability w, the set part; the alternatives are the

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import Evidence, log_sum, mix, more_needed, settle
+from controlled_rollout.gate.mixture import MixtureResult, log_sum, mix, more_needed, settle
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
 from controlled_rollout.gate.ratio import (
@@ -79,7 +79,7 @@ def _errors_higher(gate: Gate, errors: _Event) -> ClaimResult:
         errors.n_bins,
         math.log(threshold),
     )
-    first = evidence.first
+    first = evidence.reached_at
     if first is not None:
         first = first_difference(judged, metric, gate.error_difference, first)
     difference = rate_difference(judged, metric)
@@ -113,7 +113,7 @@ def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimRe
     """
     threshold = alarm_threshold(gate, "latency", latency=True)
 
-    def evidence_after(bins: int) -> Evidence:
+    def evidence_after(bins: int) -> MixtureResult:
         paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]
         return mix([*paths, *shift.paths(bins)], latency_weights(len(slow)), math.log(threshold), bins)
 
@@ -122,9 +122,9 @@ def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimRe
         f"{_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
         for quantile, event in zip(gate.latency_quantiles, slow, strict=True)
     ]
-    reached = evidence.first is not None
+    reached = evidence.reached_at is not None
     claim = claim_from("latency is higher", "alarm", evidence.peak, threshold, reached, ", ".join(parts))
-    return ClaimResult(claim, evidence.first)
+    return ClaimResult(claim, evidence.reached_at)
 
 
 def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
@@ -137,7 +137,7 @@ def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
         if shares is None
         else f"{100 * shares[0]:.3g} % served, {100 * shares[1]:.3g} % set"
     )
-    first = None if evidence.first is None else int(checked[evidence.first])
+    first = None if evidence.reached_at is None else int(checked[evidence.reached_at])
     claim = claim_from("split is wrong", "split", evidence.peak, threshold, first is not None, detail)
     return ClaimResult(claim, first)
 
@@ -206,12 +206,12 @@ def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
     weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
     hits, requests = event.metric.treatment, event.judged.treatment
 
-    def evidence_after(bins: int) -> Evidence:
+    def evidence_after(bins: int) -> MixtureResult:
         absolute = evidence_path(acceptable_rate, hits[:bins], requests[:bins], event.burst)
         return mix([*event.odds.paths(gate.pass_ratio, ratios, bins), absolute], weights, goal, bins)
 
     evidence = settle(evidence_after, event.n_bins, goal)
-    if evidence.first is not None:
+    if evidence.reached_at is not None:
         return _NotWorse(evidence.peak, True, 0)
     total, served = float(hits.sum()), float(requests.sum())
 
