@@ -113,9 +113,7 @@ def test_status_is_a_table_of_one_line_a_version_in_a_pipe_and_a_document_for_pr
     assert name in [one["endpoint"]["name"] for one in json.loads(shell("status", "--json")[1])]
 
 
-def test_a_request_is_scored_with_the_endpoint_s_key_until_the_key_is_replaced(
-    lab: Lab, shell: Shell, tmp_path: Path
-) -> None:
+def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell: Shell, tmp_path: Path) -> None:
     name = "asked"
     assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
     assert shell("deploy", name, "two", "--image", image(lab, "second"), *ONE_REPLICA)[0] == 0
@@ -154,7 +152,7 @@ def test_a_version_that_crashes_fails_the_command_and_leaves_its_log(lab: Lab, s
     assert "failed: " in shell("status", name)[1]
 
 
-def test_what_does_not_fit_the_endpoint_s_state_is_refused_and_changes_nothing(lab: Lab, shell: Shell) -> None:
+def test_command_that_conflicts_with_the_state_is_refused_and_changes_nothing(lab: Lab, shell: Shell) -> None:
     name = "refusing"
     assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
     before = endpoint(lab, name)
@@ -177,7 +175,7 @@ def test_what_does_not_fit_the_endpoint_s_state_is_refused_and_changes_nothing(l
     assert endpoint(lab, name) == before
 
 
-def test_somebody_else_s_rollout_is_not_deployed_into(lab: Lab, shell: Shell) -> None:
+def test_deploy_into_the_rollout_of_another_owner_is_refused(lab: Lab, shell: Shell) -> None:
     name = "held"
 
     async def hold() -> None:
@@ -194,7 +192,7 @@ def test_somebody_else_s_rollout_is_not_deployed_into(lab: Lab, shell: Shell) ->
     assert "two is being rolled out by weekly/run-1" in shell("status", name)[1]
 
 
-def test_a_reader_who_has_enough_ends_the_command_without_a_word(lab: Lab) -> None:
+def test_closed_output_pipe_ends_the_command_without_a_message(lab: Lab) -> None:
     command = f"{sys.executable} -m controlled_rollout.cli status --json | head -c 1; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"CONTROLLED_ROLLOUT_WORKSPACE": str(lab.folder / "workspace.yaml")}
 

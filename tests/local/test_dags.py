@@ -185,7 +185,7 @@ def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(
     assert keys.secondary not in log
 
 
-def test_people_end_a_rollout_and_go_back(lab: Lab, dags: Dags) -> None:
+def test_promote_and_roll_back_dags_work_by_hand(lab: Lab, dags: Dags) -> None:
     name = "by-hand"
 
     async def begin() -> None:

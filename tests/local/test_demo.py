@@ -64,7 +64,7 @@ def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(
         ("flaky", "errors are higher, e-value .* of 2,000"),
     ],
 )
-def test_the_demo_takes_a_bad_model_back(fault: str, claim: str, tmp_path: Path) -> None:
+def test_the_demo_rolls_a_bad_model_back(fault: str, claim: str, tmp_path: Path) -> None:
     ended = run_demo(tmp_path / "demo", "--treatment", fault)
 
     last = ended.stdout.strip().splitlines()[-1]

@@ -77,7 +77,7 @@ def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> No
     assert read(source(store), name).bins == evidence.bins
 
 
-def test_without_a_baseline_latency_is_not_counted_and_nothing_at_all_is_no_bin(store: Process) -> None:
+def test_latency_needs_a_baseline_and_empty_bins_are_left_out(store: Process) -> None:
     store.send({"endpoint": "young", "at": STARTED + 1 * S, "version": "treatment"})
 
     young = read(source(store), "young")
@@ -89,21 +89,21 @@ def test_without_a_baseline_latency_is_not_counted_and_nothing_at_all_is_no_bin(
     assert (nothing.bins, nothing.baseline) == ((), ())
 
 
-def test_the_newest_row_is_told(store: Process) -> None:
+def test_time_of_the_newest_row_is_returned(store: Process) -> None:
     store.send({"endpoint": "newest", "at": STARTED}, {"endpoint": "newest", "at": STARTED - 5 * S})
 
     assert asyncio.run(source(store).newest("newest")) == STARTED
     assert asyncio.run(source(store).newest("never")) is None
 
 
-def test_a_name_that_is_none_never_reaches_the_store(store: Process) -> None:
+def test_invalid_name_is_never_sent_to_the_store(store: Process) -> None:
     with pytest.raises(EndpointError):
         read(source(store), "digits' or '1' == '1")
     with pytest.raises(EndpointError):
         read(source(store), "digits", treatment="x'; drop table AppRequests")
 
 
-def test_a_store_that_is_down_or_refuses_is_unavailable_and_never_zeros(
+def test_store_that_is_down_or_refuses_is_an_error_and_never_counts_of_zero(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
     token_file = tmp_path / "token"
@@ -119,7 +119,7 @@ def test_a_store_that_is_down_or_refuses_is_unavailable_and_never_zeros(
     assert time.monotonic() - began < 10
 
 
-def test_the_local_workspace_s_evidence_follows_the_supervisor_s_state(
+def test_local_evidence_uses_the_address_in_the_state_of_the_supervisor(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
     workspace = Workspace.local(tmp_path / "home")
@@ -141,9 +141,7 @@ def test_the_local_workspace_s_evidence_follows_the_supervisor_s_state(
         read(evidence, "digits")
 
 
-def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
-    start: Callable[..., Process], tmp_path: Path
-) -> None:
+def test_only_the_token_of_the_workspace_is_sent(start: Callable[..., Process], tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("correct-horse")
     process = start(tmp_path / "data", token_file=token_file)
@@ -171,7 +169,7 @@ def test_a_workspace_brings_the_token_in_its_own_file_and_no_other(
         read(evidence_source(workspace), "digits")
 
 
-def test_the_author_s_metrics_are_read_by_bin_and_a_query_that_fails_blinds_only_its_own_gate(store: Process) -> None:
+def test_custom_metrics_are_read_by_bin_and_a_failing_query_affects_its_own_gate_only(store: Process) -> None:
     name = "metrics"
     store.send(*({"endpoint": name, "at": STARTED + n * S} for n in range(20)))
     values = [("control", 1.0), ("control", 3.0), ("treatment", 10.0), ("treatment", 20.0), ("another", 99.0)]
@@ -209,7 +207,7 @@ def test_the_author_s_metrics_are_read_by_bin_and_a_query_that_fails_blinds_only
         read(source(store), name, gate=broken)
 
 
-def test_categories_of_the_authors_are_counted_by_bin_and_version(store: Process) -> None:
+def test_custom_categories_are_counted_by_bin_and_version(store: Process) -> None:
     name = "categories"
     store.send(*({"endpoint": name, "at": STARTED + n * S} for n in range(20)))
     seen = [("control", name) for name in ("CH", "DE", "CH")]
@@ -243,7 +241,7 @@ def test_categories_of_the_authors_are_counted_by_bin_and_version(store: Process
     assert "Category = Value" in evidence.queries[-1]
 
 
-def test_a_query_of_categories_that_cannot_be_run_is_named(store: Process) -> None:
+def test_failing_query_of_a_category_is_an_error_with_its_name(store: Process) -> None:
     broken = Gate(latency_quantiles=(), categories={"country": Category(kql="AppEvents | where")})
 
     with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'country'.*answered 400"):

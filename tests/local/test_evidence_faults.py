@@ -127,7 +127,7 @@ def in_one_process(steps: Coroutine[Any, Any, None]) -> None:
         ({"answer": "garbage"}, "cannot read|JSON"),
     ],
 )
-def test_whatever_a_store_answers_instead_of_everything_is_no_evidence_even_of_a_clear_failure(
+def test_incomplete_answer_of_a_store_is_no_evidence_even_of_a_clear_failure(
     process: Process, tell: Callable[..., None], fault: dict[str, Any], problem: str
 ) -> None:
     fill(process, "clear", bad=True)
@@ -141,9 +141,7 @@ def test_whatever_a_store_answers_instead_of_everything_is_no_evidence_even_of_a
     assert found.outcome == "fail"
 
 
-def test_what_the_store_says_of_its_next_answer_is_kept_by_every_gate(
-    process: Process, tell: Callable[..., None]
-) -> None:
+def test_retry_after_of_the_store_is_respected_by_every_gate(process: Process, tell: Callable[..., None]) -> None:
     fill(process, "throttled")
     reader = Counting(process)
 
@@ -168,7 +166,7 @@ def test_what_the_store_says_of_its_next_answer_is_kept_by_every_gate(
 
 
 @pytest.mark.parametrize("said", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", ""])
-def test_a_wait_that_is_over_or_makes_no_sense_does_not_stop_the_next_look(
+def test_past_or_invalid_retry_after_does_not_delay_the_next_look(
     process: Process, tell: Callable[..., None], said: str
 ) -> None:
     async def steps() -> None:
@@ -181,7 +179,7 @@ def test_a_wait_that_is_over_or_makes_no_sense_does_not_stop_the_next_look(
     in_one_process(steps())
 
 
-def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins(
+def test_late_rows_are_reported_as_late_and_counted_in_their_own_bins(
     process: Process, tell: Callable[..., None]
 ) -> None:
     name = "late"
@@ -209,7 +207,7 @@ def test_rows_that_come_late_are_seen_as_late_and_then_counted_in_their_own_bins
     in_one_process(steps())
 
 
-def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_if_read_at_once(
+def test_rows_in_flight_are_not_counted_and_incremental_reads_equal_one_read(
     process: Process, tell: Callable[..., None]
 ) -> None:
     name = "delayed"
@@ -235,7 +233,7 @@ def test_rows_that_are_still_on_their_way_are_not_there_and_what_is_read_is_as_i
     in_one_process(steps())
 
 
-def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Process, tell: Callable[..., None]) -> None:
+def test_version_with_lost_rows_does_not_pass(process: Process, tell: Callable[..., None]) -> None:
     tell(lost={"endpoint": "lossy", "version": "treatment"})
     fill(process, "lossy", bad=True)
     evidence = read(process, "lossy")
@@ -246,9 +244,7 @@ def test_a_version_whose_rows_are_lost_is_no_better_than_the_other(process: Proc
     assert "120 requests to version 'treatment'" in found.reason
 
 
-def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_those_of_one(
-    process: Process, just_read: None
-) -> None:
+def test_many_gates_share_queries_and_get_the_same_counts(process: Process, just_read: None) -> None:
     names = [f"gate-{number:02d}" for number in range(20)]
     for name in names:
         fill(process, name, bad=name.endswith("7"))
@@ -270,9 +266,7 @@ def test_a_thousand_looks_of_many_gates_are_a_few_queries_and_the_numbers_are_th
     in_one_process(steps())
 
 
-def test_gates_that_look_at_other_moments_of_the_same_bin_only_ask_what_has_arrived(
-    process: Process, just_read: None
-) -> None:
+def test_looks_within_one_bin_query_arrivals_only(process: Process, just_read: None) -> None:
     names = ["phase-a", "phase-b", "phase-c"]
     for name in names:
         fill(process, name)
@@ -290,7 +284,7 @@ def test_gates_that_look_at_other_moments_of_the_same_bin_only_ask_what_has_arri
     in_one_process(steps())
 
 
-def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind_the_others(
+def test_query_that_is_too_large_is_split_in_halves(
     process: Process, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"half-{number}" for number in range(8)]
@@ -312,7 +306,7 @@ def test_a_query_that_is_too_much_is_cut_in_half_so_that_one_gate_does_not_blind
     in_one_process(steps())
 
 
-def test_a_gate_that_is_stopped_does_not_take_the_others_query_with_it(process: Process) -> None:
+def test_cancelled_gate_does_not_cancel_the_shared_query(process: Process) -> None:
     fill(process, "stays")
     fill(process, "goes")
     reader = source(process)

@@ -55,7 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(source, folder / "cache", reference, lines)
 
 
-def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built: Project) -> None:
+def test_environment_contains_the_runtime_and_works_after_being_moved(built: Project) -> None:
     image = load_local_image(str(built.reference), built.cache)
 
     interpreter = subprocess.run(
@@ -71,7 +71,7 @@ def test_the_environment_holds_the_runtime_and_works_where_it_was_moved_to(built
     assert "granian" in script.stdout
 
 
-def test_the_image_holds_the_source_and_says_what_it_is_made_of(built: Project) -> None:
+def test_image_contains_the_source_and_describes_its_inputs(built: Project) -> None:
     image = load_local_image(built.reference, built.cache)
 
     document = json.loads((image.app_root.parent / "image.json").read_text())
@@ -101,7 +101,7 @@ async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Pro
     assert {path: path.lstat().st_mtime_ns for path in built.cache.glob("*/*")} == before
 
 
-async def test_a_changed_model_alone_builds_an_image_but_no_environment(built: Project, tmp_path: Path) -> None:
+async def test_changed_model_builds_an_image_but_no_environment(built: Project, tmp_path: Path) -> None:
     model = tmp_path / "model.pkl"
     references = []
     lines: list[str] = []
@@ -154,7 +154,7 @@ def link_environment(built: Project, cache: Path) -> Path:
     return cache
 
 
-async def test_an_image_whose_environment_is_gone_is_an_error_that_says_so(built: Project, tmp_path: Path) -> None:
+async def test_image_without_its_environment_is_an_error(built: Project, tmp_path: Path) -> None:
     cache = link_environment(built, tmp_path / "cache")
     reference = await build_local_image(built.source, name="digits", cache=cache)
     image = load_local_image(reference, cache)
@@ -175,7 +175,7 @@ async def test_an_image_whose_environment_is_gone_is_an_error_that_says_so(built
     ],
     ids=["no such version", "conflict with the runtime"],
 )
-async def test_an_environment_that_cannot_be_solved_says_why_and_leaves_nothing(
+async def test_unsolvable_environment_is_an_error_with_its_cause_and_leaves_nothing(
     tmp_path: Path, requirements: str, message: str
 ) -> None:
     source, cache = write_source(tmp_path / "source", requirements=requirements), tmp_path / "cache"
@@ -210,7 +210,7 @@ async def test_syntax_of_a_newer_python_is_not_refused_by_an_older_one(
         await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment())
 
 
-async def test_without_uv_a_hit_works_and_a_build_says_what_to_install(
+async def test_without_uv_a_hit_works_and_a_build_is_an_error(
     built: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uv", None)
@@ -298,7 +298,7 @@ async def test_a_full_disk_while_installing_is_an_error_and_nothing_is_kept(smal
     assert entries(small_disk / "cache", "environments") == []
 
 
-async def test_models_that_do_not_fit_are_refused_before_they_are_copied_and_the_rest_stays(
+async def test_models_larger_than_the_free_space_are_refused_before_they_are_copied(
     built: Project, small_disk: Path, tmp_path: Path
 ) -> None:
     cache, model = link_environment(built, small_disk / "cache"), tmp_path / "model.pkl"

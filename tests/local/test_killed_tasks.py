@@ -45,7 +45,7 @@ def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object
 
 
 @pytest.mark.parametrize("kill_after_s", [None, 0.0, 0.03, 0.1, 0.3])
-def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revisions(
+def test_rollout_with_killed_tasks_creates_the_same_revisions(
     lab: Lab, connection: str, kill_after_s: float | None
 ) -> None:
     name = f"killed-{kill_after_s}".replace(".", "-").lower()
@@ -79,7 +79,7 @@ def test_a_rollout_whose_tasks_are_killed_comes_to_the_same_end_by_the_same_revi
 
 
 @pytest.mark.parametrize("kill_after_s", [0.0, 0.05])
-def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab: Lab, connection: str, kill_after_s: float) -> None:
+def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str, kill_after_s: float) -> None:
     name = f"back-{kill_after_s}".replace(".", "-")
     back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
@@ -99,7 +99,7 @@ def test_a_roll_back_that_is_killed_comes_to_the_same_end(lab: Lab, connection: 
     assert found.rollout is None
 
 
-def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alone(lab: Lab, connection: str) -> None:
+def test_second_run_conflicts_and_its_roll_back_does_not_touch_the_first_rollout(lab: Lab, connection: str) -> None:
     name = "conflict"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -117,7 +117,7 @@ def test_a_second_run_conflicts_and_its_roll_back_leaves_the_first_ones_work_alo
     assert endpoint(lab, name) == before
 
 
-def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab: Lab, connection: str) -> None:
+def test_waiting_second_run_continues_after_the_first_has_ended(lab: Lab, connection: str) -> None:
     name = "waiting"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -132,7 +132,7 @@ def test_a_second_run_that_waits_goes_on_when_the_first_has_ended(lab: Lab, conn
     assert rollout and rollout.owner == "weekly/run-3"
 
 
-def test_what_a_person_ended_is_not_gone_on_with(lab: Lab, connection: str) -> None:
+def test_rollout_ended_by_a_person_is_not_continued(lab: Lab, connection: str) -> None:
     name = "ended"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -151,7 +151,7 @@ def test_what_a_person_ended_is_not_gone_on_with(lab: Lab, connection: str) -> N
     assert asyncio.run(lab.target.history(name))[-1].change.why == "wrong model"
 
 
-def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab: Lab, connection: str) -> None:
+def test_endpoint_whose_first_version_crashes_is_deleted_by_the_roll_back(lab: Lab, connection: str) -> None:
     name = "crash"
     crash = roll_out(lab, name, "v1a", "run-1", image=image(lab, "crash", CRASHING))
 
@@ -167,7 +167,7 @@ def test_an_endpoint_whose_first_version_crashes_is_gone_after_the_roll_back(lab
     assert control(lab, name) == "v2a"
 
 
-def test_a_crashing_treatment_is_rolled_back_and_the_control_unharmed(lab: Lab, connection: str) -> None:
+def test_crashing_treatment_is_rolled_back_and_the_control_keeps_serving(lab: Lab, connection: str) -> None:
     name = "bad-treatment"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     crash = roll_out(lab, name, "v2a", "run-2", image=image(lab, "crash", CRASHING))
@@ -206,7 +206,7 @@ def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None
     assert endpoint(lab, name).rollout is None
 
 
-def test_a_promotion_called_again_does_not_end_the_next_rollout(lab: Lab, connection: str) -> None:
+def test_repeated_promotion_does_not_end_the_next_rollout(lab: Lab, connection: str) -> None:
     name = "again"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -234,7 +234,7 @@ def test_the_rollout_after_a_promotion_can_shift(lab: Lab, connection: str) -> N
     assert endpoint(lab, name).effective_traffic() == {"v1a": 0.0, "v2a": 90.0, "v3a": 10.0}
 
 
-def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab: Lab, connection: str) -> None:
+def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: str) -> None:
     name = "back-again"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
@@ -252,7 +252,7 @@ def test_going_back_to_the_former_control_keeps_it_from_being_retired(lab: Lab, 
     assert control(lab, name) == "v1a"
 
 
-def test_a_failing_check_says_what_fails_and_nothing_else(lab: Lab, connection: str, tmp_path: Path) -> None:
+def test_failing_check_names_only_what_fails(lab: Lab, connection: str, tmp_path: Path) -> None:
     assert run(Task("CheckConnectivityOperator", "check", {}), connection) == "done"
 
     nowhere = json.dumps({"conn_type": "controlled_rollout", "extra": {"root": str(tmp_path / "nowhere")}})
@@ -263,7 +263,7 @@ def test_a_failing_check_says_what_fails_and_nothing_else(lab: Lab, connection: 
     assert "cache folder" not in answer
 
 
-def test_arguments_that_make_no_sense_fail_without_retries_and_change_nothing(lab: Lab, connection: str) -> None:
+def test_invalid_arguments_fail_without_retries_and_change_nothing(lab: Lab, connection: str) -> None:
     name = "wrong"
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     before = endpoint(lab, name)

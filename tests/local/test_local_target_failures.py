@@ -43,7 +43,7 @@ async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str
     return stored, status.url, (await lab.target.keys(name)).primary
 
 
-async def test_a_killed_replica_is_replaced_and_its_neighbour_answers_meanwhile(lab: Lab) -> None:
+async def test_killed_replica_is_replaced_while_the_other_one_serves(lab: Lab) -> None:
     _, url, key = await serve_one(lab, "neighbours", num_replicas=2)
     victim = (await lab.target.processes())["neighbours/one-1"]
 
@@ -97,7 +97,7 @@ async def _failed(lab: Lab, name: str) -> bool:
     return (await lab.target.status(name)).versions["one"].failed
 
 
-async def test_the_store_can_be_stopped_and_the_router_serves_on(lab: Lab) -> None:
+async def test_router_keeps_serving_while_the_telemetry_store_is_stopped(lab: Lab) -> None:
     _, url, key = await serve_one(lab, "blind")
 
     async with steady_load(url, key) as load:
@@ -119,9 +119,7 @@ async def _store_answers(lab: Lab) -> bool:
             return False
 
 
-async def test_a_second_supervisor_on_the_folder_is_refused_and_the_first_unharmed(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_second_supervisor_on_a_folder_is_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     await serve_one(lab, "unharmed")
     before = await _of(lab, "unharmed")
 
@@ -152,7 +150,7 @@ def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, timeout=60)
 
 
-def test_a_taken_port_is_said_in_one_line_and_nothing_is_left_running(
+def test_port_in_use_is_a_one_line_error_and_nothing_keeps_running(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace.local(tmp_path / "workspace")
@@ -169,7 +167,7 @@ def test_a_taken_port_is_said_in_one_line_and_nothing_is_left_running(
     assert supervisor.down(workspace) == 0
 
 
-async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_everything(tmp_path: Path) -> None:
+async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_the_endpoints(tmp_path: Path) -> None:
     lab = await asyncio.to_thread(start, tmp_path)
     try:
         endpoint, _, _ = await serve_one(lab, "restored")
@@ -197,7 +195,7 @@ async def test_a_killed_supervisor_leaves_nothing_and_the_next_one_restores_ever
         assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
 
 
-async def test_down_answers_what_is_in_flight_and_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
+async def test_down_completes_requests_in_flight_and_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
     lab = await asyncio.to_thread(start, tmp_path)
     _, url, key = await serve_one(lab, "ending")
     state = lab.state
@@ -220,9 +218,7 @@ async def _active(lab: Lab, name: str) -> int:
     return (await lab.target.status(name)).versions["one"].active
 
 
-async def test_the_replica_knows_nothing_of_its_callers_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replica_inherits_no_secret_of_its_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "a-secret")
     lab = await asyncio.to_thread(start, tmp_path)
     try:

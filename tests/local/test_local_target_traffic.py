@@ -44,7 +44,7 @@ async def test_a_deleted_endpoint_leaves_neither_keys_nor_processes_but_its_log(
     assert "init in process" in await lab.target.logs("deleted", "one")
 
 
-async def test_an_answer_does_not_tell_which_router_gave_it(lab: Lab, caller: httpx.AsyncClient) -> None:
+async def test_response_does_not_name_the_router(lab: Lab, caller: httpx.AsyncClient) -> None:
     _, url, opens = await serve_one(lab, "discreet")
 
     answer = await caller.post(url, json={}, headers=opens)

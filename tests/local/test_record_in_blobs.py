@@ -53,7 +53,7 @@ def test_decisions_are_read_back_in_order_and_nothing_is_on_the_disk(workspace: 
     assert not workspace.records_folder.exists()
 
 
-def test_looks_of_a_killed_worker_go_on_elsewhere_and_all_replay_to_the_same_verdicts(workspace: Workspace) -> None:
+def test_looks_of_a_killed_worker_continue_on_another_and_replay_to_the_same_verdicts(workspace: Workspace) -> None:
     everything = bins(30)
     for number in range(1, 31):
         append(workspace, everything[:number])
@@ -95,9 +95,7 @@ def test_a_full_blob_is_closed_and_only_the_newest_are_kept(
     assert kept == list(range(kept[0], 40))
 
 
-def test_an_append_whose_answer_got_lost_is_not_made_twice(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_append_with_a_lost_response_is_not_repeated(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     record.append(workspace, decision("1"))
     write = blob_storage._Appender.write
     lost = iter([True])
@@ -115,7 +113,7 @@ def test_an_append_whose_answer_got_lost_is_not_made_twice(
     assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
 
 
-def test_a_container_that_is_not_there_is_said_and_what_to_do(blobs: BlobServiceClient, tmp_path: Path) -> None:
+def test_missing_container_is_an_error_that_names_what_to_do(blobs: BlobServiceClient, tmp_path: Path) -> None:
     nowhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{blobs.url.rstrip('/')}/nothing"})
 
     with pytest.raises(OSError, match=r"record in .*/nothing/digits cannot be reached: .*create the container first"):
@@ -139,12 +137,12 @@ def test_the_key_of_one_account_is_not_tried_on_another(blobs: BlobServiceClient
         "https://example.com/rollouts",
     ],
 )
-def test_an_address_that_is_no_container_or_holds_a_signature_is_refused(address: str) -> None:
+def test_record_address_must_be_a_container_without_signature(address: str) -> None:
     with pytest.raises(WorkspaceError, match="records"):
         Workspace.from_settings({"records": address})
 
 
-def test_files_need_no_client_of_azure(tmp_path: Path) -> None:
+def test_record_in_files_needs_no_azure_package(tmp_path: Path) -> None:
     code = (
         "import sys; from controlled_rollout.record import storage_of; "
         "from controlled_rollout.workspace import Workspace; "

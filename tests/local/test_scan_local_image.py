@@ -62,7 +62,7 @@ async def test_a_scanner_does_not_get_airflows_settings(
     assert "secret-of-airflow" not in received.read_text()
 
 
-async def test_a_database_of_last_month_is_no_pass(
+async def test_database_of_last_month_is_an_error(
     root: Path, image: ImageReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty_scanner(tmp_path / "bin", monkeypatch, datetime.now(UTC) - timedelta(days=30))

@@ -81,7 +81,7 @@ async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
     return await steps.retire(lab.workspace, endpoint, "old", **common)
 
 
-async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_same_end(
+async def test_run_killed_before_or_after_any_change_ends_the_same_when_retried(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = await lab.image("old"), await lab.image("new")
@@ -115,7 +115,7 @@ async def test_a_run_killed_before_or_after_any_change_and_retried_comes_to_the_
     assert end.revision == 5
 
 
-async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab: Lab) -> None:
+async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
     image = await lab.image("old")
     common: dict[str, Any] = {"image": image, "progress": quiet}
     await steps.roll_out(lab.workspace, "contended", "old", owner="a/0", change=Change(who="setup"), **common)
@@ -158,7 +158,7 @@ async def test_of_two_runs_on_one_endpoint_the_second_fails_clearly_or_waits(lab
     assert (end.rollout.owner, list(end.versions)) == ("a/2", ["old", "one", "two"])
 
 
-async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> None:
+async def test_run_fails_after_a_person_has_ended_its_rollout(lab: Lab) -> None:
     image = await lab.image("old")
     await steps.roll_out(
         lab.workspace, "helped", "old", image=image, owner="b/0", change=Change(who="setup"), progress=quiet
@@ -185,7 +185,7 @@ async def test_a_person_ends_a_runs_rollout_and_the_run_notices(lab: Lab) -> Non
     assert decisions == ["roll_out", "promote"]
 
 
-async def test_a_look_that_cannot_be_recorded_decides_nothing(lab: Lab) -> None:
+async def test_look_that_cannot_be_recorded_makes_no_decision(lab: Lab) -> None:
     image = await lab.image("old")
     await steps.roll_out(
         lab.workspace, "unkept", "old", image=image, owner="d/0", change=Change(who="setup"), progress=quiet

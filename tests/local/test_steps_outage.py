@@ -67,7 +67,7 @@ class LosingTarget:
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_a_supervisor_that_dies_in_the_middle_of_a_shift_and_comes_back_only_delays_it(
+async def test_restarted_supervisor_only_delays_a_shift(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     @asynccontextmanager
@@ -97,7 +97,7 @@ async def test_a_supervisor_that_dies_in_the_middle_of_a_shift_and_comes_back_on
     assert stored.revision == 3
 
 
-async def test_a_supervisor_that_stays_away_fails_the_step_when_its_time_is_over(lab: Lab) -> None:
+async def test_supervisor_that_stays_down_fails_the_step_after_its_timeout(lab: Lab) -> None:
     os.kill(lab.state.pid, signal.SIGKILL)
     said: list[str] = []
 

@@ -71,7 +71,7 @@ async def wanted(lab: Lab, endpoint: str, version: str) -> int:
     return (await lab.target.status(endpoint)).versions[version].wanted_replicas
 
 
-async def test_a_version_is_scaled_for_its_share_before_each_shift_and_its_promotion_and_no_request_fails(
+async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_requests(
     lab: Lab,
 ) -> None:
     await roll_out(lab, "growing", "old", FIXED)
@@ -96,7 +96,7 @@ async def test_a_version_is_scaled_for_its_share_before_each_shift_and_its_promo
     assert await wanted(lab, "growing", "new") >= at_all
 
 
-async def test_a_share_that_needs_more_replicas_than_allowed_is_refused_with_the_figures_and_nothing_changes(
+async def test_share_that_needs_more_than_the_most_replicas_is_refused(
     lab: Lab,
 ) -> None:
     await roll_out(lab, "limited", "old", FIXED)
@@ -123,9 +123,7 @@ async def test_a_share_that_needs_more_replicas_than_allowed_is_refused_with_the
 
 
 @pytest.mark.parametrize("most", [1, 10])
-async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for_those_that_never_come(
-    lab: Lab, most: int
-) -> None:
+async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab: Lab, most: int) -> None:
     endpoint = f"back-{most}"
     await roll_out(lab, endpoint, "old", {"autoscale_max_replicas": most})
     await roll_out(lab, endpoint, "new", FIXED)
@@ -160,7 +158,7 @@ async def test_a_roll_back_takes_what_replicas_it_can_have_and_does_not_wait_for
         assert await wanted(lab, endpoint, "old") > 1
 
 
-async def test_going_back_to_a_former_control_is_not_refused_for_want_of_replicas(lab: Lab) -> None:
+async def test_roll_back_to_a_former_control_is_not_refused_for_lack_of_replicas(lab: Lab) -> None:
     await roll_out(lab, "former", "old", {"autoscale_max_replicas": 1})
     await roll_out(lab, "former", "new", FIXED)
     await steps.promote(lab.workspace, "former", "new", change=CHANGE, progress=lambda line: None)
@@ -177,7 +175,7 @@ async def test_going_back_to_a_former_control_is_not_refused_for_want_of_replica
     assert stored.effective_traffic() == {"old": 100, "new": 0}
 
 
-async def test_without_a_load_a_shift_scales_nothing_and_is_quick(lab: Lab) -> None:
+async def test_shift_without_load_scales_nothing(lab: Lab) -> None:
     await roll_out(lab, "quiet", "old", {})
     await roll_out(lab, "quiet", "new", {})
 

@@ -54,7 +54,7 @@ def test_too_large_an_upload_is_refused_packed_or_not(store: Process) -> None:
     assert packed.status_code == 413
 
 
-def test_spans_that_make_no_sense_are_reported_as_a_partial_success(store: Process) -> None:
+def test_invalid_spans_are_reported_as_a_partial_success(store: Process) -> None:
     request = ExportTraceServiceRequest.FromString(export({"endpoint": "half"}, {"endpoint": "half"}))
     request.resource_spans[0].scope_spans[0].spans[1].trace_id = b""
 
@@ -66,7 +66,7 @@ def test_spans_that_make_no_sense_are_reported_as_a_partial_success(store: Proce
 
 
 @pytest.mark.parametrize("path", ["/v2/track", "/v2.1/track"])
-def test_app_insights_envelopes_are_taken_and_a_bad_one_is_named(store: Process, path: str) -> None:
+def test_app_insights_envelopes_are_stored_and_an_invalid_one_is_named(store: Process, path: str) -> None:
     name = "event of " + path
     good = {
         "time": datetime.now(UTC).isoformat(),
@@ -118,7 +118,7 @@ def test_resources_batches_and_statistics_are_answered_too(store: Process) -> No
     assert unknown.code == "WorkspaceNotFoundError"
 
 
-def test_errors_have_azure_s_statuses(store: Process) -> None:
+def test_errors_have_the_http_statuses_of_azure(store: Process) -> None:
     with store.client() as client:
         with pytest.raises(HttpResponseError) as bad:
             client.query_workspace(store.workspace, "AppRequests | wherre", timespan=None, enforce_https=False)
@@ -162,7 +162,7 @@ def test_uploads_go_on_while_queries_run(store: Process) -> None:
     assert store.rows(query) == [[sum(sent)]]
 
 
-def test_rows_and_identity_outlive_sigterm_and_sigkill(start: Callable[..., Process]) -> None:
+def test_rows_and_workspace_id_survive_sigterm_and_sigkill(start: Callable[..., Process]) -> None:
     first = start()
     first.send({"version": "control"})
     assert first.end() == (0, "")
@@ -177,7 +177,7 @@ def test_rows_and_identity_outlive_sigterm_and_sigkill(start: Callable[..., Proc
     assert third.rows("AppRequests | count") == [[2]]
 
 
-def test_what_was_accepted_a_second_ago_outlives_sigkill(start: Callable[..., Process]) -> None:
+def test_rows_accepted_a_second_ago_survive_sigkill(start: Callable[..., Process]) -> None:
     first = start()
     first.send({"version": "control"})
     sent = time.monotonic()

@@ -105,7 +105,7 @@ async def begin(lab: Lab, endpoint: str, *, slow_s: float = 0.0, failing: float 
 
 
 @pytest.mark.timeout(400)
-def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
+def test_failing_treatment_is_detected_by_the_counters_of_the_router_and_replayed(
     lab: Lab, prometheus: RunningPrometheus
 ) -> None:
     workspace = seeing(lab, prometheus)
@@ -145,7 +145,7 @@ def test_a_failing_treatment_is_found_by_the_routers_counters_and_replayed(
 
 
 @pytest.mark.timeout(400)
-def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the_histogram(
+def test_counters_equal_the_requests_of_callers_and_quantiles_are_histogram_bounds(
     lab: Lab, prometheus: RunningPrometheus
 ) -> None:
     workspace = seeing(lab, prometheus)
@@ -198,7 +198,7 @@ def test_the_counters_add_up_to_what_callers_saw_and_quantiles_are_bounds_of_the
     asyncio.run(rollout())
 
 
-def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
+def test_missing_samples_wrong_selectors_and_kql_metrics_are_no_evidence(
     lab: Lab, prometheus: RunningPrometheus
 ) -> None:
     now = datetime.now(UTC)
@@ -231,7 +231,7 @@ def test_no_samples_a_wrong_selector_and_an_author_s_kql_are_no_evidence(
 
 
 @pytest.mark.timeout(200)
-def test_a_prometheus_that_does_not_scrape_any_more_is_no_quiet_hour(lab: Lab, tmp_path: Path) -> None:
+def test_prometheus_that_stopped_scraping_is_no_evidence(lab: Lab, tmp_path: Path) -> None:
     async def steps_() -> None:
         with forwarding(admin_socket(lab)) as port:
             with scraping(tmp_path, f"127.0.0.1:{port}") as first:

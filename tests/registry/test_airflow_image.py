@@ -75,7 +75,7 @@ def run(storage: Storage, container: str, *command: str) -> str:
     return storage.call("run", "--isolation", "chroot", container, "--", *command).stdout
 
 
-def test_it_is_airflow_with_this_provider(storage: Storage, container: str) -> None:
+def test_airflow_image_contains_airflow_and_this_provider(storage: Storage, container: str) -> None:
     listed = json.loads(run(storage, container, "airflow", "providers", "list", "--output", "json"))
 
     assert "airflow-provider-controlled-rollout" in {provider["package_name"] for provider in listed}
@@ -84,7 +84,7 @@ def test_it_is_airflow_with_this_provider(storage: Storage, container: str) -> N
     assert "controlled_rollout.operators.image_build" in operators
 
 
-def test_it_runs_as_an_unprivileged_user_who_owns_only_airflows_home(storage: Storage, container: str) -> None:
+def test_airflow_image_runs_as_an_unprivileged_user(storage: Storage, container: str) -> None:
     assert run(storage, container, "id", "-u").strip() == "50000"
     run(storage, container, "touch", "/opt/airflow/written")
     refused = storage.call(
@@ -93,7 +93,7 @@ def test_it_runs_as_an_unprivileged_user_who_owns_only_airflows_home(storage: St
     assert refused.returncode != 0
 
 
-def test_every_package_is_the_one_that_the_constraints_name(storage: Storage, container: str) -> None:
+def test_packages_of_the_airflow_image_are_those_of_the_constraints(storage: Storage, container: str) -> None:
     code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions()), sep='\\n')"
     installed = {pin(line) for line in run(storage, container, "python", "-c", code).split()}
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
@@ -108,7 +108,7 @@ def pin(line: str) -> tuple[str, str]:
     return canonicalize_name(name), version
 
 
-def test_nothing_that_only_the_build_knew_is_in_it(storage: Storage, image: str, container: str) -> None:
+def test_build_secrets_are_not_in_the_airflow_image(storage: Storage, image: str, container: str) -> None:
     described = storage.call("inspect", "--type", "image", image).stdout
     root = Path(storage.call("mount", container).stdout.strip())
 
@@ -119,7 +119,7 @@ def test_nothing_that_only_the_build_knew_is_in_it(storage: Storage, image: str,
     assert held.stdout == ""
 
 
-def test_a_package_that_is_not_the_pinned_one_is_not_installed(
+def test_package_with_another_hash_is_not_installed(
     stock: RunningRegistry, storage: Storage, image: str, tmp_path: Path
 ) -> None:
     """The hashes count: as if somebody had put another httpx on the index."""

@@ -34,7 +34,7 @@ async def image_of(client: RegistryClient, reference: ImageReference) -> tuple[R
     return repository, manifest
 
 
-async def test_an_images_packages_are_those_that_dpkg_and_pip_know(built: Built, cache: Cache) -> None:
+async def test_packages_read_from_layers_equal_those_of_dpkg_and_pip(built: Built, cache: Cache) -> None:
     async with RegistryClient() as client:
         installed = await packages_of_image(client, *await image_of(client, built.reference), cache)
 
@@ -57,7 +57,7 @@ async def test_a_layer_is_read_once(built: Built, cache: Cache) -> None:
     assert progress_lines == []
 
 
-async def test_a_layer_that_is_not_what_its_digest_says_is_refused(
+async def test_layer_with_a_wrong_digest_is_refused(
     built: Built, stock: RunningRegistry, registry: RunningRegistry, tmp_path: Path
 ) -> None:
     """A registry that serves something else, as a broken disk or a thief would."""
@@ -130,7 +130,7 @@ def listing(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-async def test_a_registry_that_lists_referrers_itself_gets_no_tag_for_them(built: Built, listing: str) -> None:
+async def test_no_referrers_tag_on_a_registry_with_the_referrers_api(built: Built, listing: str) -> None:
     repository = Repository(listing, "models/digits")
     async with RegistryClient() as client:
         source, manifest = await image_of(client, built.reference)

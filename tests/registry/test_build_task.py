@@ -62,7 +62,7 @@ def kept() -> bytes:
     return b"".join(path.read_bytes() for path in HOME.rglob("*") if path.is_file())
 
 
-def test_the_task_pushes_with_the_connection_s_password_and_nobody_sees_it(
+def test_task_pushes_with_the_password_of_the_connection_and_hides_it(
     run: Run, built: Built, with_password: RunningRegistry
 ) -> None:
     registry = with_password.address
@@ -100,7 +100,7 @@ def test_the_shared_registry_has_a_user_of_its_own(
     assert "AirflowFailException" in log, "a wrong password is not tried again"
 
 
-def test_a_connection_for_another_registry_is_refused_before_anything_is_sent(run: Run, start_registry: Start) -> None:
+def test_connection_for_another_registry_is_refused_before_any_request(run: Run, start_registry: Start) -> None:
     registry = start_registry()
 
     ended, log = run(

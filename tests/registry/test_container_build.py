@@ -69,7 +69,7 @@ def processes_left() -> list[str]:
     return [child.name() for child in psutil.Process().children(recursive=True) if "buildah" in child.name()]
 
 
-def test_the_image_is_named_by_what_the_registry_has(built: Built, stock: RunningRegistry) -> None:
+def test_image_reference_is_the_digest_in_the_registry(built: Built, stock: RunningRegistry) -> None:
     manifest = stock.manifest(built.reference.sha256)
     config = json.loads(stock.blob(manifest["config"]["digest"]))["config"]
 
@@ -83,7 +83,7 @@ def test_the_image_is_named_by_what_the_registry_has(built: Built, stock: Runnin
     assert len(manifest["layers"]) == 3, "the base image, the environment, source and models"
 
 
-def test_nothing_of_the_machine_that_builds_is_in_the_image(built: Built, stock: RunningRegistry) -> None:
+def test_no_secret_or_path_of_the_build_machine_is_in_the_image(built: Built, stock: RunningRegistry) -> None:
     [tag] = environment_tags(stock)
     link = stock.storage / f"docker/registry/v2/repositories/models/{ENVIRONMENTS}/_manifests/tags/{tag}/current/link"
     manifest = stock.manifest(link.read_text())
@@ -115,7 +115,7 @@ def unpacked(reference: ImageReference, cache: Path) -> Iterator[tuple[Path, dic
         call("rm", "--all")
 
 
-async def test_it_serves_from_a_read_only_root_as_an_unprivileged_user(
+async def test_image_serves_from_a_read_only_root_as_an_unprivileged_user(
     built: Built, registry: RunningRegistry, tmp_path: Path
 ) -> None:
     reference = await build(
@@ -359,7 +359,7 @@ async def test_docker_steps_run_before_the_environment_is_installed(
         assert archive.extractfile("opt/prepared").read() == b"yes\n"  # type: ignore[union-attr]
 
 
-async def test_without_buildah_a_hit_works_and_a_build_says_what_to_install(
+async def test_without_buildah_a_hit_works_and_a_build_is_an_error(
     built: Built, registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -405,7 +405,7 @@ async def test_a_workspace_with_a_registry_builds_there(
     assert reference == ImageReference(f"{registry.address}/models/digits", built.reference.sha256)
 
 
-async def test_without_a_base_image_it_says_what_to_set(built: Built, tmp_path: Path) -> None:
+async def test_missing_base_image_is_an_error_that_names_the_setting(built: Built, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"names no base image, .* set base_image in the workspace's settings"):
         await build(built, built.registry, tmp_path / "cache", base_image=None)
 

@@ -98,7 +98,7 @@ async def test_a_read_only_registry_is_an_error(built: Built, start_registry: St
 
 
 @pytest.mark.parametrize("part", ["config", "layer"])
-async def test_content_that_is_not_what_its_digest_says_is_refused(
+async def test_content_with_a_wrong_digest_is_refused(
     built: Built, stock: RunningRegistry, registry: RunningRegistry, tmp_path: Path, part: str
 ) -> None:
     manifest = stock.manifest(built.reference.sha256)

@@ -167,7 +167,7 @@ async def test_a_half_uploaded_blob_leaves_no_tag_and_the_next_try_pushes_it_who
     assert len(registry.blob(layer["digest"])) == layer["size"] > 30_000_000
 
 
-async def test_a_moved_tag_of_a_base_image_means_another_environment(
+async def test_moved_tag_of_the_base_image_changes_the_environment(
     built: Built, stock: RunningRegistry, tmp_path: Path
 ) -> None:
     name = built.base_image.partition("@")[0]

@@ -136,9 +136,7 @@ async def test_a_vulnerability_service_that_does_not_answer_is_no_pass(
         await look(built, root, osv, by=scanner.name)
 
 
-async def test_a_scanner_that_is_not_installed_is_no_pass(
-    built: Built, osv: OsvService, root: Path, tmp_path: Path
-) -> None:
+async def test_missing_scanner_is_an_error(built: Built, osv: OsvService, root: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
         with pytest.raises(ScanUnavailableError, match="the scanner 'grype' is not installed"):
@@ -164,7 +162,7 @@ async def test_a_scanner_that_fails_is_no_pass(
         await look(built, root, osv)
 
 
-async def test_a_scanner_that_does_not_end_is_ended(
+async def test_hanging_scanner_is_killed_after_its_timeout(
     built: Built, osv: OsvService, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait", monkeypatch)
@@ -206,7 +204,7 @@ async def pushed(built: Built, registry: RunningRegistry, cache: Path) -> ImageR
     )
 
 
-async def test_a_registry_that_asks_for_a_password_is_scanned_as_the_user_who_builds(
+async def test_scan_uses_the_credentials_of_the_build(
     built: Built, with_password: RunningRegistry, scanner: Scanner, osv: OsvService, tmp_path: Path
 ) -> None:
     scanner.knows(datetime.now(UTC), KNOWN)

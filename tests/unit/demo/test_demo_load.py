@@ -119,7 +119,7 @@ async def test_the_key_travels_as_bearer_and_connections_are_kept(tmp_path: Path
     assert server.connections < len(server.heads) / 2
 
 
-async def test_failures_are_counted_by_version_and_kind_and_never_repeated(tmp_path: Path) -> None:
+async def test_failures_are_counted_by_version_and_kind_and_not_retried(tmp_path: Path) -> None:
     answers = {
         1: response(status=500, version="second"),
         2: response(b'{"predictions": [11]}'),
@@ -157,14 +157,14 @@ async def test_a_stall_shows_in_the_latency_of_the_requests_that_it_held_back(tm
     assert report.versions["first"].p50_ms > 50
 
 
-async def test_an_answer_that_does_not_come_fails_in_time(tmp_path: Path) -> None:
+async def test_missing_response_fails_after_the_timeout(tmp_path: Path) -> None:
     async with serving(Server(lambda _: response(), delay_s=lambda n: 5.0 if n == 3 else 0.0)) as server:
         report = await run_until(server, tmp_path, 80, timeout_s=0.2)
 
     assert report.versions["no version"].failures == {"no answer in time": 1}
 
 
-async def test_a_server_that_is_not_there_fails_every_request(tmp_path: Path) -> None:
+async def test_unreachable_server_fails_every_request(tmp_path: Path) -> None:
     server = Server(lambda _: None)
     async with serving(server):
         pass
@@ -177,7 +177,7 @@ async def test_a_server_that_is_not_there_fails_every_request(tmp_path: Path) ->
     assert report.failed == report.requests
 
 
-async def test_chunked_answers_are_read(tmp_path: Path) -> None:
+async def test_chunked_responses_are_read(tmp_path: Path) -> None:
     chunked = (
         b"HTTP/1.1 200 OK\r\nazureml-model-deployment: first\r\ntransfer-encoding: chunked\r\n\r\n"
         b'10\r\n{"predictions": \r\n4\r\n[7]}\r\n0\r\n\r\n'
@@ -203,7 +203,7 @@ async def test_chunked_answers_are_read(tmp_path: Path) -> None:
         ([1, 2], "bad shape"),
     ],
 )
-def test_an_answer_has_as_many_digits_as_were_asked_for(body: object, fault: str | None) -> None:
+def test_response_needs_one_digit_per_row(body: object, fault: str | None) -> None:
     answer = Answer(200, "first", json.dumps(body).encode(), keep_alive=True)
 
     assert fault_of(answer, rows=2) == fault

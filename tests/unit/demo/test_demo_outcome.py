@@ -62,14 +62,14 @@ TAKEN_BACK = replace(
 )
 
 
-def test_a_promotion_is_said_with_its_requests_and_failures() -> None:
+def test_summary_of_a_promotion_has_requests_and_failures() -> None:
     end = conclude(GOOD)
 
     assert end.result == "result: promoted second to control in 61.2 s; 200 requests, 0 failed"
     assert end.as_expected
 
 
-def test_a_roll_back_is_said_with_the_claim_and_its_number() -> None:
+def test_summary_of_a_roll_back_has_the_claim_and_its_e_value() -> None:
     end = conclude(TAKEN_BACK)
 
     assert end.result == "result: rolled back second: errors are higher, e-value 143 of 40.00"
@@ -78,7 +78,7 @@ def test_a_roll_back_is_said_with_the_claim_and_its_number() -> None:
     assert end.as_expected
 
 
-def test_a_version_that_never_became_ready_is_said_with_the_reason_in_the_record() -> None:
+def test_summary_of_a_version_that_never_became_ready_has_the_reason() -> None:
     why = "version 'second' of endpoint 'digits' did not become ready: exit code 3;\n  failed 3 times"
     end = conclude(replace(TAKEN_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report()))
 
@@ -115,7 +115,7 @@ def test_a_version_that_never_became_ready_is_said_with_the_reason_in_the_record
         ),
     ],
 )
-def test_what_should_not_be_is_said_and_is_not_as_expected(ending: Ending, said: str) -> None:
+def test_unexpected_outcome_is_reported(ending: Ending, said: str) -> None:
     end = conclude(ending)
 
     assert said in end.result
@@ -124,7 +124,7 @@ def test_what_should_not_be_is_said_and_is_not_as_expected(ending: Ending, said:
     assert not end.as_expected
 
 
-def test_an_outage_that_a_look_has_noticed_is_as_expected() -> None:
+def test_outage_that_a_look_has_noticed_is_expected() -> None:
     seen = replace(GOOD, outage=True, decisions=(look("cannot_see"), *GOOD.decisions))
 
     assert conclude(seen).as_expected

@@ -49,7 +49,7 @@ def gone(process_ids: list[int]) -> bool:
     )
 
 
-def test_a_session_ends_whole_when_asked(processes: Processes, tmp_path: Path) -> None:
+def test_process_group_ends_as_a_whole(processes: Processes, tmp_path: Path) -> None:
     started, family = start_family(processes, tmp_path)
 
     assert processes.alive(started)
@@ -58,14 +58,14 @@ def test_a_session_ends_whole_when_asked(processes: Processes, tmp_path: Path) -
     assert processes.started() == []
 
 
-def test_what_does_not_end_when_asked_is_killed(processes: Processes, tmp_path: Path) -> None:
+def test_process_that_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> None:
     started, family = start_family(processes, tmp_path, child=STUBBORN, leader=STUBBORN)
 
     assert not processes.end(started, grace_s=0.2)
     assert gone(family)
 
 
-def test_the_next_run_ends_what_a_killed_one_has_left(processes: Processes, tmp_path: Path) -> None:
+def test_next_run_ends_processes_of_a_killed_run(processes: Processes, tmp_path: Path) -> None:
     _, family = start_family(processes, tmp_path)
     next_run = Processes(tmp_path)
 

@@ -17,7 +17,7 @@ def test_a_quantile_of_the_histogram_is_within_two_per_cent_of_the_exact_one() -
         assert exact <= histogram.quantile_ms(q) <= exact * 1.021
 
 
-def test_an_empty_histogram_says_zero() -> None:
+def test_quantile_of_an_empty_histogram_is_zero() -> None:
     assert LatencyHistogram().quantile_ms(0.5) == 0
 
 

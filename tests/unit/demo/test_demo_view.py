@@ -103,7 +103,7 @@ def test_the_view_shows_steps_traffic_and_the_gates_numbers() -> None:
     assert "infinite" in next(line for line in text.splitlines() if "latency is not worse" in line)
 
 
-def test_a_gate_that_cannot_see_says_so_and_why() -> None:
+def test_view_of_a_gate_without_evidence_shows_the_reason() -> None:
     text = drawn(replace(SNAPSHOT, look=look("cannot_see", [], "the store does not answer"), notice="store is stopped"))
 
     assert "cannot see" in text
@@ -111,18 +111,18 @@ def test_a_gate_that_cannot_see_says_so_and_why() -> None:
     assert "store is stopped" in text
 
 
-def test_a_version_that_is_gone_keeps_its_counts() -> None:
+def test_deleted_version_keeps_its_counts() -> None:
     assert SNAPSHOT.endpoint is not None
     text = drawn(replace(SNAPSHOT, endpoint=SNAPSHOT.endpoint.delete_version("second")))
 
     assert "gone" in next(line for line in text.splitlines() if "second" in line)
 
 
-def test_the_view_is_drawn_before_there_is_anything_to_show() -> None:
+def test_view_is_drawn_without_data() -> None:
     assert "has not looked yet" in drawn(Snapshot(0.0, "demo"))
 
 
-def test_without_a_terminal_a_change_is_a_line_and_nothing_is_said_twice() -> None:
+def test_without_a_terminal_each_change_is_printed_once() -> None:
     changed = replace(
         SNAPSHOT, elapsed_s=34.0, tasks=(*SNAPSHOT.tasks[:2], TaskState("rollout.promote", "running", AT))
     )

@@ -70,7 +70,7 @@ def test_inputs_that_differ_hold_the_rollout_and_never_roll_it_back() -> None:
     assert "country differs" in verdict.reason
 
 
-def test_category_that_only_one_version_sees_is_found_even_when_it_comes_late() -> None:
+def test_late_category_of_one_version_only_is_detected() -> None:
     rng = np.random.default_rng(2)
     before = drawn(rng, 30, ALIKE, ALIKE)
     after = rollout(
@@ -84,7 +84,7 @@ def test_category_that_only_one_version_sees_is_found_even_when_it_comes_late() 
     assert judge(bins, INPUTS).outcome == "split_is_wrong"
 
 
-def test_alike_inputs_are_doubted_at_most_as_often_as_said() -> None:
+def test_false_split_alarms_on_equal_inputs_stay_within_alpha() -> None:
     rng, runs, level = np.random.default_rng(3), 150, 0.1
     gate = Gate(split_alpha=level, categories={"country": Category()})
 
@@ -104,7 +104,7 @@ def test_predictions_fail_only_beyond_the_tolerance() -> None:
     assert "total variation 0.3" in verdict.reason
 
 
-def test_predictions_at_the_tolerance_fail_at_most_as_often_as_said() -> None:
+def test_false_alarms_on_predictions_at_the_tolerance_stay_within_alpha() -> None:
     rng, runs, level = np.random.default_rng(5), 150, 0.1
     at_the_limit = (0.4, 0.4, 0.15, 0.05)
     gate = Gate(alpha=2 * level, categories={"label": Category(tolerance=0.1, on_difference="fail")})
@@ -115,7 +115,7 @@ def test_predictions_at_the_tolerance_fail_at_most_as_often_as_said() -> None:
 
 
 @pytest.mark.parametrize("gate", [INPUTS, Gate(categories={"country": Category(tolerance=0.05)})])
-def test_what_was_reached_stays_reached_when_new_categories_appear(gate: Gate) -> None:
+def test_reached_thresholds_stay_reached_when_new_categories_appear(gate: Gate) -> None:
     rng = np.random.default_rng(6)
     early = drawn(rng, 40, (0.2, 0.6, 0.15, 0.05), ALIKE)
     late = rollout(rng.multinomial(30, ALIKE, 20), rng.multinomial(90, ALIKE, 20), names=("at", "be", "ch", "dk"))
@@ -146,7 +146,7 @@ def test_impossible_tallies_are_refused(count: float) -> None:
         judge(bins, INPUTS)
 
 
-def test_names_that_hardly_repeat_are_refused_as_categories() -> None:
+def test_values_that_hardly_repeat_are_refused_as_categories() -> None:
     users = {f"user-{number}": 1 for number in range(201)}
     bins = [Bin(BEGIN, Counts(201, 0, categories={"country": users}), Counts(5, 0))]
 
@@ -154,11 +154,11 @@ def test_names_that_hardly_repeat_are_refused_as_categories() -> None:
         judge(bins, INPUTS)
 
 
-def test_metric_that_no_bin_carries_is_named_in_the_reason() -> None:
+def test_metric_missing_in_all_bins_is_named_in_the_reason() -> None:
     assert "country is not judged" in judge([Bin(BEGIN, Counts(5, 0), Counts(5, 0))], INPUTS).reason
 
 
-def test_empty_tallies_say_nothing() -> None:
+def test_empty_tallies_are_no_evidence() -> None:
     verdict = judge([Bin(BEGIN, Counts(5, 0, categories={"country": {}}), Counts(5, 0))], INPUTS)
 
     assert claim(verdict, "split").e_value == 1

@@ -87,7 +87,7 @@ def test_share_outside_0_to_1_is_refused(share: float) -> None:
         judge([replace(GOOD, share=share)], Gate())
 
 
-def test_refusal_is_of_the_packages_family_and_a_value_error() -> None:
+def test_refusal_is_a_controlled_rollout_error_and_a_value_error() -> None:
     assert issubclass(EvidenceError, ControlledRolloutError)
     assert issubclass(EvidenceError, ValueError)
 
@@ -106,6 +106,6 @@ def test_refusal_is_of_the_packages_family_and_a_value_error() -> None:
         {"unknown": 1},
     ],
 )
-def test_gate_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
+def test_invalid_gate_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         Gate(**settings)

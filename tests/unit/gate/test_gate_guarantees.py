@@ -75,7 +75,7 @@ def greedy(_: int, bins: list[Bin]) -> float:
         (incident, growing),
     ],
 )
-def test_treatment_as_good_as_tolerated_fails_at_most_as_often_as_said(
+def test_false_alarms_on_a_tolerable_treatment_stay_within_alpha(
     rate: Callable[[int], float], share: Callable[[int, list[Bin]], float]
 ) -> None:
     rng, gate = random.Random(f"{rate.__name__} {share.__name__}"), Gate(alpha=0.2, error_ratio=1.0, error_difference=0)
@@ -87,7 +87,7 @@ def test_treatment_as_good_as_tolerated_fails_at_most_as_often_as_said(
 
 
 @pytest.mark.parametrize("share", [half, greedy])
-def test_treatment_with_twice_the_odds_passes_at_most_as_often_as_said(
+def test_false_passes_of_a_treatment_with_twice_the_odds_stay_within_beta(
     share: Callable[[int, list[Bin]], float],
 ) -> None:
     rng, gate = random.Random(share.__name__), Gate(alpha=1e-9, beta=0.2, acceptable_error_rate=1e-4)
@@ -97,7 +97,7 @@ def test_treatment_with_twice_the_odds_passes_at_most_as_often_as_said(
     assert passed / RUNS <= most(0.2)
 
 
-def test_healthy_treatment_whose_errors_come_in_bursts_is_spared_by_the_baseline() -> None:
+def test_bursty_errors_in_the_baseline_prevent_false_alarms() -> None:
     rng = random.Random(8)
 
     def burst(requests: int) -> int:
@@ -119,7 +119,7 @@ RATES = ((0.003, 0.02), (0.2, 0.5))
 
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize(("null", "ratios"), [(1.1, ABOVE[:3]), (1.0, BOTH_SIDES[4:10]), (2.0, (0.5, 0.75))])
-def test_mean_of_the_evidence_is_one_under_its_null_whatever_base_rate_and_split_do(
+def test_mean_e_value_is_one_under_its_null_for_any_base_rate_and_split(
     rates: tuple[float, float], null: float, ratios: tuple[float, ...]
 ) -> None:
     """Alternatives far from the null are left out: their mean rests on runs that are too rare to simulate."""
@@ -144,7 +144,7 @@ def test_mean_of_the_evidence_is_one_under_its_null_whatever_base_rate_and_split
 
 
 @pytest.mark.parametrize("sizes", [(12, 48), (40, 20)])
-def test_mean_of_the_whole_distributions_evidence_is_one_when_versions_are_alike(sizes: tuple[int, int]) -> None:
+def test_mean_e_value_of_the_whole_distribution_is_one_for_equal_versions(sizes: tuple[int, int]) -> None:
     rng, runs, bins = np.random.default_rng(9), 5_000, 6
     chances = (0.5, 0.4, 0.05, 0.04, 0.01)
     arms = [rng.multinomial(size, chances, runs * bins).astype(float) for size in sizes]

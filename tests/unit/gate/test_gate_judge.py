@@ -152,7 +152,7 @@ def test_healthy_treatment_passes_on_errors_and_latency() -> None:
     }
 
 
-def test_slow_tail_does_not_pass_on_the_strength_of_the_median() -> None:
+def test_slow_tail_does_not_pass_with_an_equal_median() -> None:
     bins = [minute(i, (150, 0), (150, 0), slow=((75, 15, 7, 3), (75, 15, 7, 1))) for i in range(15)]
 
     verdict = judge(bins, Gate(alpha=1e-9))
@@ -162,7 +162,7 @@ def test_slow_tail_does_not_pass_on_the_strength_of_the_median() -> None:
 
 
 @pytest.mark.parametrize(("beta", "requests"), [(0.1, 680), (0.05, 751)])
-def test_no_error_at_all_passes_absolutely(beta: float, requests: int) -> None:
+def test_error_rate_passes_absolutely_without_any_error(beta: float, requests: int) -> None:
     """Half of beta is the absolute way's: at beta = 0.1 it is the published 680 requests at level 0.05, about."""
     gate = Gate(beta=beta)
 
@@ -190,7 +190,7 @@ def test_higher_odds_within_the_tolerated_difference_do_not_fail() -> None:
     assert strict.outcome == "fail"
 
 
-def test_incident_that_hits_both_alike_is_no_evidence_against_the_treatment() -> None:
+def test_incident_that_hits_both_versions_is_no_evidence_against_the_treatment() -> None:
     bins = [minute(i, (150, 60 if 10 <= i < 20 else 1), (150, 60 if 10 <= i < 20 else 1)) for i in range(40)]
 
     assert not claim(judge(bins, Gate()), "errors are higher").reached
@@ -206,7 +206,7 @@ def test_alarm_stays_when_the_treatment_recovers() -> None:
     assert claim(verdict, "errors are higher").e_value >= claim(judge(bad, Gate()), "errors are higher").e_value * 0.999
 
 
-def test_nothing_seen_is_not_enough_evidence_and_says_how_many_requests_are_needed_at_least() -> None:
+def test_without_requests_the_verdict_names_the_least_number_of_needed_requests() -> None:
     verdict = judge([], Gate())
 
     assert verdict.outcome is Outcome.NOT_ENOUGH_EVIDENCE
@@ -214,7 +214,7 @@ def test_nothing_seen_is_not_enough_evidence_and_says_how_many_requests_are_need
     assert not math.isnan(sum(found.e_value for found in verdict.claims))
 
 
-def test_needed_requests_are_about_what_it_takes() -> None:
+def test_needed_requests_are_close_to_the_requests_that_a_pass_takes() -> None:
     def rollout(bins: int) -> list[Bin]:
         return [minute(i, (150, 3), (150, 3)) for i in range(bins)]
 
@@ -242,7 +242,7 @@ def test_order_of_the_bins_does_not_matter(bins: list[Bin], rng: random.Random) 
 
 @given(rollouts)
 @examples(40)
-def test_what_was_reached_at_any_look_is_reached_at_every_later_look(bins: list[Bin]) -> None:
+def test_claim_reached_at_one_look_is_reached_at_every_later_look(bins: list[Bin]) -> None:
     gate = Gate(alpha=0.4, beta=0.4, acceptable_error_rate=0.2)
     looks = [judge(bins[:count], gate) for count in range(len(bins) + 1)]
 
@@ -254,7 +254,7 @@ def test_what_was_reached_at_any_look_is_reached_at_every_later_look(bins: list[
 
 @given(rollouts.filter(bool), st.data())
 @examples(60)
-def test_one_more_error_of_the_treatment_never_helps_it(bins: list[Bin], data: st.DataObject) -> None:
+def test_one_more_error_of_the_treatment_never_lowers_the_alarm(bins: list[Bin], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(bins) - 1))
     b = bins[index]
     if b.treatment.errors == b.treatment.requests:
@@ -295,14 +295,14 @@ def test_warm_up_is_left_out_and_counted_in_the_reason() -> None:
     assert (verdict.treatment_requests, verdict.control_requests) == (1500, 1500)
 
 
-def test_nothing_but_warm_up_is_not_enough_evidence() -> None:
+def test_warm_up_alone_is_not_enough_evidence() -> None:
     verdict = judge([minute(i, (150, 100), (150, 1)) for i in range(3)], Gate(warm_up=timedelta(hours=1)))
 
     assert verdict.outcome == "not_enough_evidence"
     assert verdict.treatment_requests == 0
 
 
-def test_bursts_before_the_rollout_temper_the_evidence() -> None:
+def test_bursts_before_the_rollout_reduce_the_evidence() -> None:
     bins = [minute(i, (150, 5), (150, 1)) for i in range(15)]
     calm = [minute(-1 - i, (0, 0), (300, i % 2 + 1)) for i in range(40)]
     bursty = [minute(-1 - i, (0, 0), (300, 30 if i % 20 == 0 else 0)) for i in range(40)]
@@ -315,7 +315,7 @@ def test_bursts_before_the_rollout_temper_the_evidence() -> None:
     assert tempered.outcome == "not_enough_evidence"
 
 
-def test_each_quantile_is_tempered_by_its_own_bursts() -> None:
+def test_evidence_of_each_quantile_is_divided_by_its_own_burstiness() -> None:
     gate = Gate(latency_quantiles=(0.5, 0.9))
     bins = [minute(i, (150, 0), (150, 0), slow=((100, 15), (75, 15))) for i in range(3)]
 
@@ -333,7 +333,7 @@ def test_each_quantile_is_tempered_by_its_own_bursts() -> None:
     assert claim(same, "latency is higher").e_value < 2
 
 
-def test_cap_bounds_what_one_bin_may_contribute() -> None:
+def test_burst_cap_bounds_the_contribution_of_one_bin() -> None:
     burst = [minute(0, (150, 60), (150, 0)), minute(1, (150, 0), (150, 0))]
 
     assert judge(burst, Gate()).outcome == "fail"
@@ -342,7 +342,7 @@ def test_cap_bounds_what_one_bin_may_contribute() -> None:
     assert capped.outcome == "not_enough_evidence"
 
 
-def test_cap_takes_the_place_of_tempering() -> None:
+def test_burst_cap_replaces_the_division_by_burstiness() -> None:
     bins = [minute(i, (150, 5), (150, 1)) for i in range(15)]
     bursty = [minute(-1 - i, (0, 0), (300, 30 if i % 20 == 0 else 0)) for i in range(40)]
 
@@ -355,13 +355,13 @@ def test_cap_takes_the_place_of_tempering() -> None:
 QUIET = Gate(latency_quantiles=(0.5, 0.9), acceptable_error_rate=0.05)
 
 
-def test_latency_passes_by_the_treatments_own_rate_when_nobody_exceeds_the_frozen_quantiles_any_more() -> None:
+def test_latency_passes_by_the_treatments_own_rate_when_both_versions_became_fast() -> None:
     quieter = [minute(i, (150, 0), (150, 0), slow=((3, 0), (3, 0))) for i in range(5)]
 
     assert judge(quieter, QUIET).outcome == "pass"
 
 
-def test_latency_at_twice_the_odds_of_before_does_not_pass_though_nobody_knows_controls() -> None:
+def test_latency_at_twice_the_odds_of_the_baseline_does_not_pass_without_control_traffic() -> None:
     # Twice the odds of exceeding p50 and p90 are rates of 2/3 and 2/11.
     alone = [minute(i, (330, 0), (0, 0), slow=((220, 60), ())) for i in range(200)]
 
@@ -406,7 +406,7 @@ def test_clear_difference_in_huge_counts_is_infinite_evidence() -> None:
     assert claim(verdict, "errors are higher").e_value == math.inf
 
 
-def test_without_control_traffic_only_the_absolute_way_is_open() -> None:
+def test_without_control_traffic_a_pass_rests_on_absolute_rates() -> None:
     good = judge([minute(0, (2000, 1), (0, 0))], Gate())
     bad = judge([minute(0, (2000, 900), (0, 0))], Gate())
 
@@ -440,7 +440,7 @@ RATIOS = dict(zip((1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0), (n / 15 for n in (1, 2
 
 
 @pytest.mark.parametrize("later", [0.9, 1.1, 1.5, 3.0])
-def test_paths_that_were_cut_short_are_not_missed(later: float) -> None:
+def test_paths_that_end_early_are_counted(later: float) -> None:
     rng, bins = random.Random(6), []
     for index in range(700):
         ratio = 0.7 if index < 200 else later if index < 260 else 0.9
@@ -461,7 +461,7 @@ def test_paths_that_were_cut_short_are_not_missed(later: float) -> None:
 
 
 @pytest.mark.parametrize("excess", [0, 4])
-def test_week_of_minutes_is_judged_in_a_moment(excess: int) -> None:
+def test_week_of_one_minute_bins_is_judged_within_a_second(excess: int) -> None:
     bins = []
     for i in range(10_000):
         a, c = 140 + i % 23, 160 - i % 19

@@ -62,7 +62,7 @@ def test_mixture_is_the_integral_over_a_half_normal(total: float, variance: floa
     assert float(log_mixture(total, variance, scale)) == pytest.approx(math.log(expected), abs=1e-6)
 
 
-def test_far_on_the_other_side_there_is_no_evidence_and_no_overflow() -> None:
+def test_extreme_difference_in_the_other_direction_is_no_evidence_and_does_not_overflow() -> None:
     found = log_mixture(np.array([-1e3, -1e6, 1e6]), np.array([10.0, 10.0, 10.0]), 1.0)
 
     assert np.isfinite(found).all()
@@ -71,7 +71,7 @@ def test_far_on_the_other_side_there_is_no_evidence_and_no_overflow() -> None:
 
 @pytest.mark.parametrize("draw", [lambda rng, n: rng.normal(20, 3, n), lambda rng, n: rng.lognormal(3, 0.8, n)])
 @pytest.mark.parametrize("sizes", [(5, 45), (1, 12)])
-def test_equal_means_alarm_at_most_as_often_as_said_while_the_base_moves(
+def test_false_alarms_on_equal_means_stay_within_alpha_while_the_base_moves(
     draw: Callable[[np.random.Generator, int], np.ndarray], sizes: tuple[int, int]
 ) -> None:
     rng, runs, level = np.random.default_rng(4), 120, 0.1
@@ -84,7 +84,7 @@ def test_equal_means_alarm_at_most_as_often_as_said_while_the_base_moves(
     assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
 
 
-def test_lower_revenue_fails_and_says_by_how_much() -> None:
+def test_lower_revenue_fails_with_the_difference_in_the_reason() -> None:
     verdict = judge(rollout(np.random.default_rng(1), 60, shift=-2.0), REVENUE)
 
     assert verdict.outcome == "fail"
@@ -100,13 +100,13 @@ def test_difference_in_the_good_direction_or_within_the_margin_does_not_fail() -
     assert not claim(judge(rollout(rng, 60, shift=-1.0), tolerant), "revenue is lower").reached
 
 
-def test_slower_is_worse_where_higher_is_worse() -> None:
+def test_higher_mean_fails_where_higher_is_worse() -> None:
     gate = Gate(means={"revenue": Mean(worse="higher")})
 
     assert claim(judge(rollout(np.random.default_rng(3), 60, shift=2.0), gate), "revenue is higher").reached
 
 
-def test_pass_needs_the_mean_shown_and_says_how_many_requests_are_missing() -> None:
+def test_pass_needs_evidence_for_the_mean_and_names_the_missing_requests() -> None:
     gate = Gate(means={"revenue": Mean(worse="lower", pass_margin=0.5)})
     bins = rollout(np.random.default_rng(5), 200, sizes=(10, 30))
     early, late = judge(bins[:30], gate), judge(bins, gate)
@@ -118,7 +118,7 @@ def test_pass_needs_the_mean_shown_and_says_how_many_requests_are_missing() -> N
     assert late.outcome == "pass"
 
 
-def test_nothing_is_concluded_before_twenty_bins_and_a_hundred_values() -> None:
+def test_no_claim_is_reached_before_twenty_bins_and_a_hundred_values() -> None:
     bins = rollout(np.random.default_rng(6), 40, shift=-30.0, sizes=(50, 50))
 
     assert claim(judge(bins[:19], REVENUE), "revenue is lower").e_value == 1
@@ -128,7 +128,7 @@ def test_nothing_is_concluded_before_twenty_bins_and_a_hundred_values() -> None:
     assert judge(few[:26], REVENUE).outcome == "fail"
 
 
-def test_pass_waits_for_a_metric_that_no_bin_carries_and_says_so() -> None:
+def test_metric_missing_in_all_bins_keeps_the_gate_from_passing() -> None:
     bins = [
         replace(b, control=Counts(4000, 0), treatment=Counts(1000, 0)) for b in rollout(np.random.default_rng(7), 5)
     ]
@@ -150,7 +150,7 @@ def test_alpha_is_shared_with_means_by_weight() -> None:
     assert claim(verdict, "errors are higher").threshold == pytest.approx(4 / 0.05)
 
 
-def test_what_was_reached_stays_reached_and_order_of_the_bins_does_not_matter() -> None:
+def test_reached_thresholds_stay_reached_and_the_order_of_bins_does_not_matter() -> None:
     rng = np.random.default_rng(9)
     bins = rollout(rng, 60, shift=-1.0) + [replace(b, start=b.start + 60 * MINUTE) for b in rollout(rng, 60, shift=3.0)]
     looks = [claim(judge(bins[:count], REVENUE), "revenue is lower") for count in range(5, 121, 5)]
@@ -178,7 +178,7 @@ def test_impossible_moments_are_refused_with_where_they_are(bad: Moments, said: 
 
 
 @pytest.mark.parametrize("means", [{"errors": Mean(worse="lower")}, {"a": Mean(worse="lower", margin=0)}])
-def test_names_that_mean_two_things_are_refused(means: dict[str, Mean]) -> None:
+def test_ambiguous_metric_names_are_refused(means: dict[str, Mean]) -> None:
     with pytest.raises(ValueError, match="would name two metrics"):
         Gate(means=means, categories={"a": Category()})
 

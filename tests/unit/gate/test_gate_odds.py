@@ -115,7 +115,7 @@ def test_binomial_limit_never_overstates_an_alarm() -> None:
 
 @pytest.mark.parametrize(("a", "c", "t"), [(8, 8, 5), (25, 75, 20), (25, 75, 90), (60, 60, 60)])
 @pytest.mark.parametrize(("null", "ratio"), [(1.1, 1.25), (1.0, 20.0), (2.0, 0.25), (2.0, 0.75)])
-def test_likelihood_ratio_is_a_fair_game_under_its_null(a: int, c: int, t: int, null: float, ratio: float) -> None:
+def test_mean_likelihood_ratio_is_one_under_its_null(a: int, c: int, t: int, null: float, ratio: float) -> None:
     distribution = nchypergeom_fisher(a + c, a, t, null)
     cost = log_ratio(a, c, t, null * ratio, null)
 
@@ -126,5 +126,5 @@ def test_likelihood_ratio_is_a_fair_game_under_its_null(a: int, c: int, t: int, 
     assert expectation == pytest.approx(1, abs=6e-6)
 
 
-def test_bins_without_events_cost_nothing() -> None:
+def test_bins_without_events_change_no_evidence() -> None:
     assert log_normalisers([5, 0, 7], [5, 3, 0], [0, 0, 0], 3.0) == [0.0, 0.0, 0.0]

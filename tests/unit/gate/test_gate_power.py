@@ -42,7 +42,7 @@ def test_time_to_pass_is_about_the_median_of_simulated_rollouts(share: float) ->
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_error_rate_that_is_said_to_be_found_in_half_an_hour_is_found_in_about_half_an_hour(share: float) -> None:
+def test_detectable_error_rate_within_half_an_hour_is_detected_in_about_half_an_hour(share: float) -> None:
     forecast = power(Gate(), share=share, requests_per_second=5, within=timedelta(minutes=30))
     assert forecast.detectable_error_rate is not None
     ratio = forecast.detectable_error_rate / 0.005
@@ -52,7 +52,7 @@ def test_error_rate_that_is_said_to_be_found_in_half_an_hour_is_found_in_about_h
     assert 18 <= found <= 50
 
 
-def test_more_traffic_shows_more() -> None:
+def test_more_traffic_detects_smaller_differences_sooner() -> None:
     few, many = (power(Gate(), share=0.1, requests_per_second=rate) for rate in (2, 20))
 
     assert known(few.time_to_pass) > known(many.time_to_pass)
@@ -60,7 +60,7 @@ def test_more_traffic_shows_more() -> None:
     assert known(few.detectable_slow_share) > known(many.detectable_slow_share)
 
 
-def test_step_with_hardly_any_traffic_says_that_it_shows_nothing() -> None:
+def test_forecast_of_a_step_with_hardly_any_traffic_has_no_figures() -> None:
     forecast = power(Gate(), share=0.01, requests_per_second=0.01, within=timedelta(minutes=1))
 
     assert (forecast.time_to_pass, forecast.treatment_requests_to_pass) == (None, None)
@@ -69,7 +69,7 @@ def test_step_with_hardly_any_traffic_says_that_it_shows_nothing() -> None:
     assert "no higher error rate" in str(forecast)
 
 
-def test_without_latency_nothing_is_said_of_it() -> None:
+def test_forecast_without_latency_has_no_latency_figures() -> None:
     forecast = power(Gate(), share=0.1, requests_per_second=5, latency=False)
 
     assert (forecast.detectable_slow_share, forecast.slow_quantile) == (None, None)
@@ -79,7 +79,7 @@ def test_without_latency_nothing_is_said_of_it() -> None:
     assert known(forecast.detectable_error_rate) < known(with_latency.detectable_error_rate)
 
 
-def test_sentence_names_the_numbers() -> None:
+def test_forecast_sentence_contains_the_figures() -> None:
     sentence = str(power(Gate(), share=0.1, requests_per_second=5, within=HOUR))
 
     assert sentence.startswith("10 % of 5 requests/s: a treatment like control passes after about 1")
@@ -94,7 +94,7 @@ def test_control_without_errors_passes_by_the_rate_alone() -> None:
     assert known(forecast.detectable_error_rate) >= 0.002
 
 
-def test_page_states_what_power_says() -> None:
+def test_figures_of_docs_gate_md_are_those_of_the_forecast() -> None:
     page = (Path(__file__).parents[3] / "docs" / "gate.md").read_text()
     tenth, half = (power(Gate(), share=share, requests_per_second=5) for share in (0.1, 0.5))
 

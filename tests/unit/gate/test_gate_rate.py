@@ -10,7 +10,7 @@ from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_boun
 
 
 @pytest.mark.parametrize(("rate", "requests"), [(0.05, 116), (0.02, 320), (0.01, 680), (0.001, 8062)])
-def test_so_many_requests_without_an_error_show_the_rate_and_one_less_does_not(rate: float, requests: int) -> None:
+def test_requests_without_error_is_the_least_number_that_shows_the_rate(rate: float, requests: int) -> None:
     assert upper_bound(0, requests, 0.05) <= rate < upper_bound(0, requests - 1, 0.05)
 
 
@@ -26,7 +26,7 @@ def test_evidence_equals_the_integral_over_the_mixture() -> None:
     assert log_evidence(rate, errors, requests) == pytest.approx(math.log(total / steps), abs=1e-6)
 
 
-def test_evidence_never_speaks_for_a_rate_above_the_acceptable_one() -> None:
+def test_rate_above_the_acceptable_one_is_never_evidence_for_it() -> None:
     assert log_evidence(0.01, 30, 1000) < 0
     assert log_evidence(0.01, 1000, 1000) < 0
 
@@ -37,7 +37,7 @@ def test_bound_is_above_the_observed_rate_and_one_without_requests() -> None:
     assert upper_bound(3, 1000, 0.05) > 0.003
 
 
-def test_rate_at_the_limit_is_accepted_by_mistake_at_most_as_often_as_said() -> None:
+def test_false_passes_of_a_rate_at_the_limit_stay_within_beta() -> None:
     rng, runs, level, rate = random.Random(5), 1000, 0.05, 0.02
     wrong = 0
     for _ in range(runs):

@@ -40,12 +40,12 @@ def test_verdict_survives_strict_json(verdict: Verdict) -> None:
     assert verdict_from_dict(json.loads(text)) == verdict
 
 
-def test_what_is_not_a_verdict_is_refused_with_its_faults() -> None:
+def test_invalid_verdict_is_refused_with_all_its_faults() -> None:
     with pytest.raises(EvidenceError, match=r"not a verdict: outcome: .*'pass'"):
         verdict_from_dict({"outcome": "perhaps"})
 
 
-def test_table_shows_e_value_threshold_and_what_is_still_needed() -> None:
+def test_table_shows_e_value_threshold_and_needed_requests() -> None:
     assert describe(VERDICT).splitlines() == [
         "claim                 e-value     of  requests still needed",
         "errors are higher         inf  40.00                  alarm",
@@ -57,7 +57,7 @@ def test_table_shows_e_value_threshold_and_what_is_still_needed() -> None:
     ]
 
 
-def test_table_of_a_blind_look_says_why() -> None:
+def test_table_of_a_look_without_evidence_contains_the_reason() -> None:
     verdict = cannot_see("the store does not answer")
 
     assert verdict.outcome == "cannot_see"

@@ -46,7 +46,7 @@ def chance(way: Sequence[int], sizes: Sequence[int]) -> float:
 @pytest.mark.parametrize("drawn", [1, 4, 12, 19])
 @pytest.mark.parametrize("sizes", [(10, 6, 3, 1), (0, 12, 8, 0), (3, 3, 7, 7)])
 @pytest.mark.parametrize("tilt", TILTS)
-def test_evidence_is_a_fair_game_when_the_versions_are_alike(drawn: int, sizes: tuple[int, ...], tilt: float) -> None:
+def test_mean_e_value_is_one_for_equal_versions(drawn: int, sizes: tuple[int, ...], tilt: float) -> None:
     mean = 0.0
     for own in compositions(drawn, sizes):
         others = [size - taken for size, taken in zip(sizes, own, strict=True)]
@@ -57,7 +57,7 @@ def test_evidence_is_a_fair_game_when_the_versions_are_alike(drawn: int, sizes: 
 
 @pytest.mark.parametrize("drawn", [17, 40, 150])
 @pytest.mark.parametrize("tilt", TILTS)
-def test_expansion_is_a_fair_game_too(drawn: int, tilt: float) -> None:
+def test_mean_e_value_of_the_expansion_is_one_for_equal_versions(drawn: int, tilt: float) -> None:
     sizes = (150, 120, 30)
     draws = np.random.default_rng(drawn).multivariate_hypergeometric(sizes, drawn, 1)[0]
     others = np.array(sizes) - draws
@@ -91,7 +91,7 @@ def test_slower_treatment_or_faster_control_never_lowers_the_evidence(
     assert gain(own, faster, tilt) >= gain(own, others, tilt) - 1e-6
 
 
-def test_who_is_called_treatment_only_turns_the_sign() -> None:
+def test_swapping_treatment_and_control_changes_the_sign_only() -> None:
     """Leaving out control's requests is choosing the treatment's."""
     few, many = (3, 2, 1, 1), (20, 9, 3, 1)
     score = scores(QUANTILES)
@@ -137,11 +137,11 @@ def test_extreme_counts_give_numbers(own: tuple[int, ...], others: tuple[int, ..
         assert math.isfinite(gain(others, own, tilt))
 
 
-def test_bin_with_one_class_says_nothing() -> None:
+def test_bin_with_one_latency_class_is_no_evidence() -> None:
     assert gain((0, 7, 0, 0), (0, 90, 0, 0), 0.4) == 0
 
 
-def test_bursts_divide_and_a_cap_bounds() -> None:
+def test_burstiness_divides_the_gain_and_the_cap_bounds_it() -> None:
     own, others = (5, 5, 5, 5), (50, 30, 8, 1)
     plain = gain(own, others, 0.8)
 

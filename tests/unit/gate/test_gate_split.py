@@ -14,7 +14,7 @@ def split(verdict: Verdict) -> Claim:
 
 
 @pytest.mark.parametrize(("served", "set_to"), [(0.2, 0.1), (0.05, 0.1), (0.5, 0.9), (0.0, 0.05), (1.0, 0.95)])
-def test_wrong_split_is_found(served: float, set_to: float) -> None:
+def test_wrong_split_is_detected(served: float, set_to: float) -> None:
     bins = [replace(b, share=set_to) for b in simulated(random.Random(1), 30, share=served)]
 
     verdict = judge(bins, Gate())
@@ -24,13 +24,13 @@ def test_wrong_split_is_found(served: float, set_to: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.99])
-def test_right_split_is_not_doubted(share: float) -> None:
+def test_right_split_passes_the_check(share: float) -> None:
     verdict = judge(simulated(random.Random(2), 300, share=share), Gate())
 
     assert not split(verdict).reached
 
 
-def test_right_split_is_doubted_by_mistake_hardly_ever() -> None:
+def test_false_split_alarms_are_rare() -> None:
     rng, wrong = random.Random(3), 0
     for _ in range(300):
         bins = []
@@ -42,7 +42,7 @@ def test_right_split_is_doubted_by_mistake_hardly_ever() -> None:
     assert wrong / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
 
 
-def test_split_is_followed_when_it_moves() -> None:
+def test_split_check_follows_changes_of_the_split() -> None:
     steps = [0.01, 0.1, 0.5, 0.9]
     bins = [
         minute(40 * step + i, (round(1000 * share), 0), (round(1000 * (1 - share)), 0), share=share)
@@ -63,7 +63,7 @@ def test_bins_without_a_known_split_are_not_checked() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_version_that_should_have_no_request_may_have_stray_ones(share: float) -> None:
+def test_stray_requests_of_a_version_without_share_are_tolerated(share: float) -> None:
     def rollout(stray: int) -> list[Bin]:
         arms = [(stray, 0), (2000 - stray, 0)]
         return [minute(i, *(arms if share == 0 else arms[::-1]), share=share) for i in range(30)]
@@ -80,7 +80,7 @@ def test_wrong_split_is_not_a_roll_back_even_with_errors() -> None:
     assert judge(bins, Gate()).outcome == "split_is_wrong"
 
 
-def test_roll_back_that_was_due_stays_due_when_the_split_breaks_later() -> None:
+def test_alarm_reached_before_the_split_broke_still_rolls_back() -> None:
     failing = [minute(i, (150, 60), (150, 0), share=0.5) for i in range(5)]
     gone = [minute(5 + i, (0, 0), (300, 0), share=0.5) for i in range(20)]
 

@@ -21,7 +21,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", "Digits", "-a", "a@b", "a b", "a/b", "a" * 129])
-async def test_a_name_that_is_no_repository_is_refused(source: Path, tmp_path: Path, name: str) -> None:
+async def test_name_that_is_not_a_repository_is_refused(source: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError, match=r"image name .* is not valid"):
         await build_local_image(source, name=name, cache=tmp_path / "cache")
 
@@ -35,7 +35,7 @@ async def test_a_name_that_is_no_repository_is_refused(source: Path, tmp_path: P
         (".amlignore", "*", "there is nothing to package"),
     ],
 )
-async def test_bad_input_is_refused_and_the_cache_is_not_touched(
+async def test_invalid_input_is_refused_and_the_cache_is_unchanged(
     source: Path, tmp_path: Path, file: str, text: str, message: str
 ) -> None:
     (source / file).write_text(text)
@@ -46,7 +46,7 @@ async def test_bad_input_is_refused_and_the_cache_is_not_touched(
     assert not (tmp_path / "cache").exists()
 
 
-async def test_a_model_that_is_not_there_is_refused_and_the_cache_is_not_touched(source: Path, tmp_path: Path) -> None:
+async def test_missing_model_is_refused_and_the_cache_is_unchanged(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no file or folder"):
         await build_local_image(
             source, name="digits", cache=tmp_path / "cache", models=[ModelSource("m", tmp_path / "missing")]

@@ -78,7 +78,7 @@ def test_a_load_is_requests_by_time_and_the_mean_of_what_was_answered() -> None:
     }
 
 
-def test_between_two_merges_of_the_times_those_before_stand_for_the_new_requests() -> None:
+def test_earlier_times_are_used_until_envoy_merges_its_histograms() -> None:
     before = {"one": Counters(requests=100, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
     after = {"one": Counters(requests=120, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
 
@@ -89,7 +89,7 @@ def test_between_two_merges_of_the_times_those_before_stand_for_the_new_requests
     }
 
 
-def test_a_router_that_began_anew_counts_from_nothing() -> None:
+def test_restarted_router_counts_from_zero() -> None:
     before = {"one": Counters(requests=10_000, time_ms=50_000.0, answered=10_000)}
     after = {"one": Counters(requests=40, time_ms=80.0, answered=20)}
 

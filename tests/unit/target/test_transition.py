@@ -113,7 +113,7 @@ def test_a_deleted_version_loses_its_share_at_once() -> None:
     assert allowed(endpoint(0), split(50, 50), "one", "two") == ({"one": 100}, "one")
 
 
-def test_nobody_is_let_in_before_the_first_version_has_a_replica() -> None:
+def test_no_requests_are_admitted_before_the_first_version_has_a_replica() -> None:
     found = allowed_split(endpoint(0), served=CLOSED, ready=(), live=())
 
     assert found == Split(waits_for=("one",))
@@ -121,11 +121,11 @@ def test_nobody_is_let_in_before_the_first_version_has_a_replica() -> None:
     assert allowed(endpoint(0), CLOSED, live={"one"}) == ({"one": 100}, "one")
 
 
-def test_nobody_is_let_in_while_the_router_does_not_ask_for_keys() -> None:
+def test_no_requests_are_admitted_while_the_router_does_not_check_keys() -> None:
     assert allowed_split(endpoint(0), served=split(100), ready=("one",), live=("one",), closed=True) == CLOSED
 
 
-def test_an_endpoint_without_versions_is_complete_and_lets_nobody_in() -> None:
+def test_endpoint_without_versions_is_complete_and_admits_no_requests() -> None:
     assert allowed_split(Endpoint(name="digits"), served=split(100), ready=(), live=()) == Split(complete=True)
 
 

@@ -87,7 +87,7 @@ async def served(play: Play, said: list[str], timeout: timedelta = LATE) -> Endp
     return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=said.append)
 
 
-async def test_one_watch_lasts_and_each_change_is_said_once_until_the_version_is_ready() -> None:
+async def test_one_watch_reports_each_change_once_until_the_version_is_ready() -> None:
     play = Play(status(starting()), status(starting(), starting("two")), status(READY))
     said: list[str] = []
 
@@ -97,7 +97,7 @@ async def test_one_watch_lasts_and_each_change_is_said_once_until_the_version_is
     assert (play.watches, play.open) == (1, 0)
 
 
-async def test_what_is_ready_or_served_at_once_is_not_waited_for() -> None:
+async def test_ready_version_and_served_revision_are_returned_at_once() -> None:
     play = Play(status(READY, served=3))
 
     assert await ready(play, []) == READY
@@ -105,7 +105,7 @@ async def test_what_is_ready_or_served_at_once_is_not_waited_for() -> None:
     assert play.open == 0
 
 
-async def test_a_version_that_fails_ends_the_wait_at_once_with_its_last_words() -> None:
+async def test_failed_version_ends_the_wait_with_its_last_log_lines() -> None:
     play = Play(status(starting()), status(FAILED))
 
     with pytest.raises(DeploymentError, match=r"did not become ready: replica one-1 exited with code 1\nlast lines of"):
@@ -114,7 +114,7 @@ async def test_a_version_that_fails_ends_the_wait_at_once_with_its_last_words() 
     assert play.open == 0
 
 
-async def test_a_version_that_is_deleted_or_not_ready_in_time_is_said() -> None:
+async def test_deleted_or_late_version_is_an_error() -> None:
     with pytest.raises(DeploymentError, match="is not among the versions of endpoint 'digits' any more"):
         await ready(Play(status(starting()), status()), [])
     with pytest.raises(DeploymentError, match=r"not ready after 0.2 s: 1 starting\nit has logged nothing"):
@@ -126,7 +126,7 @@ async def test_a_version_that_is_deleted_or_not_ready_in_time_is_said() -> None:
         await ready(Play(status(starting()), leisure=told), [], SOON)
 
 
-async def test_trouble_that_will_not_go_away_ends_the_wait_for_its_revision_only() -> None:
+async def test_permanent_trouble_ends_the_wait_for_its_own_revision_only() -> None:
     troubled = "the router refuses the route"
     with pytest.raises(DeploymentError, match=f"waiting will not make it 2: {troubled}"):
         await served(Play(status(READY), status(READY, trouble=troubled)), [])
@@ -135,7 +135,7 @@ async def test_trouble_that_will_not_go_away_ends_the_wait_for_its_revision_only
     assert await served(Play(of_the_revision_before, status(READY, served=2)), [])
 
 
-async def test_a_failed_version_is_said_at_once_and_does_not_end_the_wait_for_a_router_without_need_of_it() -> None:
+async def test_failed_version_is_reported_and_ends_the_wait_only_if_the_router_needs_it() -> None:
     said: list[str] = []
 
     assert await served(Play(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), said)
@@ -143,7 +143,7 @@ async def test_a_failed_version_is_said_at_once_and_does_not_end_the_wait_for_a_
     assert said == ["version 'one' has failed: replica one-1 exited with code 1"]
 
 
-async def test_a_router_that_does_not_confirm_in_time_is_said_with_the_failure_that_holds_it() -> None:
+async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause() -> None:
     with pytest.raises(DeploymentError) as failure:
         await served(Play(status(FAILED, starting("two"))), [], SOON)
 
@@ -154,7 +154,7 @@ async def test_a_router_that_does_not_confirm_in_time_is_said_with_the_failure_t
     assert "no weights found" in str(failure.value)
 
 
-async def test_a_target_that_is_away_for_a_while_only_delays() -> None:
+async def test_temporarily_unreachable_target_only_delays() -> None:
     said: list[str] = []
     play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))
 
@@ -165,7 +165,7 @@ async def test_a_target_that_is_away_for_a_while_only_delays() -> None:
     assert play.open == 0
 
 
-async def test_a_target_that_stays_away_is_said_when_the_time_is_over() -> None:
+async def test_unreachable_target_is_an_error_after_the_timeout() -> None:
     away = [AWAY] * 1000
     said: list[str] = []
     with pytest.raises(TargetUnavailableError, match="is away"):
@@ -177,14 +177,14 @@ async def test_a_target_that_stays_away_is_said_when_the_time_is_over() -> None:
 
 
 @pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), AccessError("not allowed"), TimeoutError("not ours")])
-async def test_every_other_error_ends_the_wait(error: Exception) -> None:
+async def test_other_errors_end_the_wait(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         await ready(Play(error), [])
     with pytest.raises(type(error), match=str(error)):
         await served(Play(status(READY), error), [])
 
 
-async def test_a_call_is_made_again_until_it_is_answered() -> None:
+async def test_call_is_repeated_until_the_target_responds() -> None:
     said: list[str] = []
     answers: list[int | Exception] = [AWAY, AWAY, 7]
 
@@ -198,7 +198,7 @@ async def test_a_call_is_made_again_until_it_is_answered() -> None:
     assert said == ["trying again: the API server is away"]
 
 
-async def test_a_call_is_given_up_in_time_and_made_once_without_any() -> None:
+async def test_call_stops_at_its_timeout_and_is_made_once_without_one() -> None:
     calls = 0
 
     async def call() -> int:

@@ -225,7 +225,7 @@ def test_a_timespan_is_laid_over_every_table_of_the_query(database: Database, ti
 @pytest.mark.parametrize(
     "timespan", ["yesterday", "P", "PT", "2026-03-01/x", "/", "P1Y", "P1M", "-P1D", "5 min", "P9999999D"]
 )
-def test_a_timespan_that_is_none_is_refused(timespan: str) -> None:
+def test_invalid_timespan_is_refused(timespan: str) -> None:
     with pytest.raises(QueryRefusedError, match="ISO 8601"):
         parse_timespan(timespan, NOW)
 
@@ -292,7 +292,7 @@ def test_ordinary_kql_passes_both_locks(database: Database, query: str) -> None:
     assert len(rows(database, query)) == 1
 
 
-def test_when_a_row_came_is_told_by_the_function_and_not_where_it_stands_in_quotes(database: Database) -> None:
+def test_ingestion_time_is_translated_outside_of_quotes_only(database: Database) -> None:
     query = "AppRequests | extend Came = ingestion_time ( ) | summarize max(Came) | extend Text = 'ingestion_time()'"
 
     [[came, text]] = rows(database, query)
@@ -304,7 +304,7 @@ def test_when_a_row_came_is_told_by_the_function_and_not_where_it_stands_in_quot
     assert innermost(faults[0][1])["pos"] == innermost(faults[1][1])["pos"]
 
 
-def test_long_text_is_one_word_and_many_words_are_too_long(database: Database) -> None:
+def test_long_text_counts_as_one_token_and_too_many_tokens_are_refused(database: Database) -> None:
     assert rows(database, f"print strlen('{'x' * 200_000}')") == [[200_000]]
     assert ask(database, "print " + ", ".join("1" for _ in range(20_000)))[0] == 400
     assert ask(database, f"print strlen('{'x' * 1_000_000}')")[0] == 400

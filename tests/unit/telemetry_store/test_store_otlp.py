@@ -121,7 +121,7 @@ def test_other_kinds_of_spans_are_dependencies() -> None:
         {"end_time_unix_nano": 2**64 - 1},
     ],
 )
-def test_a_span_that_makes_no_sense_is_refused_and_the_others_are_kept(fault: dict[str, Any]) -> None:
+def test_invalid_span_is_refused_and_the_others_are_kept(fault: dict[str, Any]) -> None:
     request = export(ENVOY)
     request.resource_spans.append(export(ENVOY, **fault).resource_spans[0])
 
@@ -168,7 +168,7 @@ def test_an_export_in_json_has_identifiers_in_hexadecimal() -> None:
 @pytest.mark.parametrize(
     "body", [b"[]", b"{", b'{"resourceSpans": 3}', b'{"resourceSpans": [[]]}', b"\xff", b"[" * 10**5]
 )
-def test_json_that_is_no_export_is_malformed(body: bytes) -> None:
+def test_json_that_is_not_an_export_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedError):
         otlp.read_request(body, is_json=True)
 

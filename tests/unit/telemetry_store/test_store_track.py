@@ -144,13 +144,13 @@ def test_an_array_an_object_and_lines_are_read_and_a_broken_line_loses_only_itse
 
 
 @pytest.mark.parametrize("body", [b"", b"[{", b"\xff\xfe", b"[" * 100_000])
-def test_a_body_that_is_no_json_is_one_refused_item(body: bytes) -> None:
+def test_body_that_is_not_json_is_one_refused_item(body: bytes) -> None:
     result = track.rows_of(track.read_envelopes(body))
 
     assert (result.status, result.accepted) == (400, 0)
 
 
-def test_text_that_utf8_cannot_say_does_not_reach_the_database() -> None:
+def test_text_that_is_not_valid_utf8_does_not_reach_the_database() -> None:
     body = json.dumps([envelope(base={"id": "\ud800", "duration": "00:00:01", "properties": {"\udfff": "\ud800"}})])
 
     [row] = rows(*track.read_envelopes(body.encode()))
@@ -159,7 +159,7 @@ def test_text_that_utf8_cannot_say_does_not_reach_the_database() -> None:
 
 
 @given(st.timedeltas(timedelta(0), timedelta(days=9_999_999)), st.integers(0, 9))
-def test_a_duration_comes_back_as_the_milliseconds_that_it_was(length: timedelta, tick: int) -> None:
+def test_duration_is_stored_in_milliseconds(length: timedelta, tick: int) -> None:
     hours, rest = divmod(length.seconds, 3_600)
     written = f"{length.days}.{hours:02d}:{rest // 60:02d}:{rest % 60:02d}.{length.microseconds:06d}{tick}"
 
@@ -191,7 +191,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(["iKey", "time", "tags", "data", "sampleRate", "baseData"]), json_values, st.data())
-def test_whatever_stands_in_a_field_is_a_row_or_a_refusal(field: str, value: Any, data: st.DataObject) -> None:
+def test_any_field_value_gives_a_row_or_a_refusal(field: str, value: Any, data: st.DataObject) -> None:
     item = envelope()
     if field == "baseData":
         item["data"]["baseData"][data.draw(st.sampled_from(sorted(item["data"]["baseData"])))] = value

@@ -59,7 +59,7 @@ def start(database: Database) -> Iterator[Callable[..., Writer]]:
         writer.stop(5.0)
 
 
-def test_after_a_flush_everything_accepted_is_seen(database: Database, start: Callable[..., Writer]) -> None:
+def test_accepted_rows_are_visible_after_a_flush(database: Database, start: Callable[..., Writer]) -> None:
     writer = start(delay_s=3_600.0)
 
     writer.add(events(*[timedelta(0)] * 3), 10)
@@ -127,7 +127,7 @@ class Faulty:
         self._database.insert(rows)
 
 
-def test_a_full_disk_bounds_the_buffer_says_so_and_loses_nothing(database: Database) -> None:
+def test_full_disk_bounds_the_buffer_and_loses_no_accepted_row(database: Database) -> None:
     faulty = Faulty(database)
     faulty.broken.set()
     writer = Writer(
@@ -154,7 +154,7 @@ def test_a_full_disk_bounds_the_buffer_says_so_and_loses_nothing(database: Datab
     assert writer.stop(10.0)
 
 
-def test_a_row_that_the_database_refuses_does_not_take_the_others_with_it(
+def test_row_that_the_database_refuses_does_not_affect_the_others(
     database: Database, start: Callable[..., Writer]
 ) -> None:
     writer = start()
@@ -177,7 +177,7 @@ def test_rows_older_than_the_retention_are_deleted_and_the_others_are_kept(
     wait_until(lambda: count(database) == 2, "the rows are on disk")
 
 
-def test_above_the_size_limit_the_oldest_rows_go(database: Database, start: Callable[..., Writer]) -> None:
+def test_oldest_rows_are_deleted_above_the_size_limit(database: Database, start: Callable[..., Writer]) -> None:
     hour = timedelta(hours=1)
     noise = [event(number * hour, name=f"{number:08d}" * 100) for number in range(500)]
     database.insert({"AppEvents": noise})
@@ -208,7 +208,7 @@ def test_a_folder_keeps_its_rows_and_a_file_of_another_version_is_refused(tmp_pa
         Database(tmp_path)
 
 
-def test_a_file_that_is_no_database_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"not a database" * 1_000)
 
     with pytest.raises(DatabaseError, match=r"telemetry\.duckdb cannot be opened"):

@@ -138,7 +138,7 @@ async def test_a_run_of_another_task_is_followed() -> None:
         ("Timeout", "took more than 3600 s"),
     ],
 )
-async def test_a_run_that_fails_says_why(status: str, message: str) -> None:
+async def test_failed_run_is_an_error_with_its_cause(status: str, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         await build(finished(status, "", "STEP 2/13: RUN\nerror: no such luck\n"))
 
@@ -167,7 +167,7 @@ async def test_a_cancelled_build_cancels_its_own_run_only(ours: bool) -> None:
         ((404, "ResourceGroupNotFound"), ImageError, "refuses: .*ResourceGroupNotFound"),
     ],
 )
-async def test_a_refusal_says_what_to_do(refuse: tuple[int, str], kind: type[Exception], message: str) -> None:
+async def test_refusal_of_azure_names_what_to_do(refuse: tuple[int, str], kind: type[Exception], message: str) -> None:
     at = finished()
     at.refuse = refuse
 

@@ -47,7 +47,7 @@ def made(template: dict[str, Any] | None = None) -> dict[str, Any]:
     )
 
 
-def test_the_hash_names_the_pod_so_that_there_is_one() -> None:
+def test_pod_is_named_by_the_hash() -> None:
     assert made()["metadata"]["name"] == "build-environment-" + "ab" * 16
     assert len(made()["metadata"]["name"]) <= 63
 
@@ -117,7 +117,7 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
 
 
 @pytest.mark.parametrize("text", ["kind: Deployment", "- a", "{"])
-def test_a_template_that_is_no_pod_is_refused(tmp_path: Path, text: str) -> None:
+def test_template_that_is_not_a_pod_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "pod.yaml").write_text(text)
 
     with pytest.raises(WorkspaceError, match=r"builder_pod_template .*pod\.yaml"):

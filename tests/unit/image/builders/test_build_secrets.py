@@ -36,7 +36,7 @@ def test_variables_that_requirements_name_are_passed_on() -> None:
     assert settings({"TOKEN": "t", "OTHER": "o"}, requirements) == ["export TOKEN=t"]
 
 
-def test_files_of_this_machine_are_found_where_uv_and_pip_look(tmp_path: Path) -> None:
+def test_files_of_this_machine_are_found_where_uv_and_pip_look_for_them(tmp_path: Path) -> None:
     for path, text in ((".config/uv/uv.toml", "uv"), (".netrc", "netrc"), (".config/pip/pip.conf", "pip")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)

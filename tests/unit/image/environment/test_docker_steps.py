@@ -16,7 +16,7 @@ def test_steps_come_after_the_base_image_and_before_the_installation() -> None:
     assert lines.index("ENV A=b") < lines.index('ARG PYTHON=">=3.10"'), "which only the installation needs"
 
 
-def test_nothing_is_copied_whose_digest_would_depend_on_the_names_of_the_builder_s_users() -> None:
+def test_digest_does_not_depend_on_user_names_of_the_builder() -> None:
     assert not [line for line in DOCKERFILE.splitlines() if line.startswith(("COPY", "ADD"))]
 
 

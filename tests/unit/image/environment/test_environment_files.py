@@ -41,7 +41,7 @@ def test_a_conda_file_is_read_in_order_and_says_what_the_index_provides(write: W
     assert "'numpy=1.26' is installed from the index as 'numpy==1.26.*'" in lines[0]
 
 
-def test_our_own_keys_are_read_and_a_version_stays_what_was_written(write: Write) -> None:
+def test_keys_of_this_project_are_read_and_versions_stay_strings(write: Write) -> None:
     path = write(
         "environment.yaml",
         "name: digits\nversion: 7\npython: 3.10\nbase_image: registry.example/base:1\n"
@@ -152,7 +152,7 @@ def test_a_password_may_come_from_a_variable(write: Write) -> None:
         ("a: !!python/object/apply:os.system [ls]", "keys 'a' are not known"),
     ],
 )
-def test_a_file_that_asks_for_the_impossible_is_refused_by_name(write: Write, text: str, message: str) -> None:
+def test_invalid_environment_file_is_refused_by_name(write: Write, text: str, message: str) -> None:
     path = write("environment.yml", text)
 
     with pytest.raises(ImageError, match=message) as refused:
@@ -194,7 +194,7 @@ def test_the_default_file_is_the_first_that_is_there(write: Write, tmp_path: Pat
         ("pytorch=2.1", "torch==2.1.*"),
     ],
 )
-def test_conda_versions_mean_the_same_on_the_index(conda: str, index: str) -> None:
+def test_conda_versions_are_translated_to_requirements(conda: str, index: str) -> None:
     assert from_conda(conda) == index
 
 
@@ -214,7 +214,7 @@ def test_conda_versions_mean_the_same_on_the_index(conda: str, index: str) -> No
         "",
     ],
 )
-def test_what_the_index_cannot_express_is_refused(conda: str) -> None:
+def test_conda_version_without_equivalent_requirement_is_refused(conda: str) -> None:
     with pytest.raises(ImageError, match="cannot be translated to the Python package index"):
         from_conda(conda)
 
@@ -238,7 +238,7 @@ RELEASES = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda parts
 
 
 @given(RELEASES, RELEASES)
-def test_condas_fuzzy_version_allows_exactly_the_releases_that_begin_so(version: str, release: str) -> None:
+def test_fuzzy_conda_version_allows_exactly_the_releases_with_its_prefix(version: str, release: str) -> None:
     requirement = Requirement(from_conda(f"numpy={version}"))
 
     padded = [*Version(release).release, 0, 0, 0]

@@ -34,14 +34,14 @@ def hashed_fields(environment: Environment) -> tuple[object, ...]:
 
 
 @given(ENVIRONMENTS, ENVIRONMENTS)
-def test_two_environments_have_one_hash_exactly_if_they_ask_for_the_same(
-    first: Environment, second: Environment
-) -> None:
+def test_hashes_are_equal_exactly_for_equal_environments(first: Environment, second: Environment) -> None:
     assert (environment_hash(first) == environment_hash(second)) == (hashed_fields(first) == hashed_fields(second))
 
 
 @given(ENVIRONMENTS, st.none() | NAMES, st.none() | NAMES)
-def test_name_and_version_do_not_count(environment: Environment, name: str | None, version: str | None) -> None:
+def test_name_and_version_do_not_change_the_hash(
+    environment: Environment, name: str | None, version: str | None
+) -> None:
     renamed = environment.model_copy(update={"name": name, "version": version})
 
     assert environment_hash(renamed) == environment_hash(environment)
@@ -50,7 +50,7 @@ def test_name_and_version_do_not_count(environment: Environment, name: str | Non
 @given(
     st.lists(NAMES, min_size=2, max_size=4, unique=True).flatmap(lambda r: st.tuples(st.just(r), st.permutations(r)))
 )
-def test_the_order_of_the_requirements_counts(orders: tuple[list[str], list[str]]) -> None:
+def test_order_of_requirements_changes_the_hash(orders: tuple[list[str], list[str]]) -> None:
     first, second = (Environment(requirements=tuple(order)) for order in orders)
 
     assert (environment_hash(first) == environment_hash(second)) == (orders[0] == orders[1])
@@ -84,7 +84,7 @@ def test_an_upgrade_of_the_runtimes_requirements_changes_the_hash(
     assert environment_hash(Environment()) != before
 
 
-def test_the_platform_counts() -> None:
+def test_platform_changes_the_hash() -> None:
     environment = Environment()
 
     assert environment_hash(environment, platform="linux/arm64") != environment_hash(

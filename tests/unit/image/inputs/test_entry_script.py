@@ -70,7 +70,7 @@ def test_a_path_that_is_not_a_script_inside_the_folder_is_refused(tmp_path: Path
         check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script=path)
 
 
-def test_a_missing_script_is_refused_naming_those_that_are_there(tmp_path: Path) -> None:
+def test_missing_script_is_refused_with_the_scripts_that_exist(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"'main\.py' is not in the source folder; Python files there: score\.py"):
         check(tmp_path, "", entry_script="main.py")
 

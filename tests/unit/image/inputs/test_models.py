@@ -34,7 +34,7 @@ def test_the_same_model_twice_is_refused_and_two_versions_are_not(tmp_path: Path
         check_models([first, second, first])
 
 
-def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"model 'digits': there is no file or folder .*/missing"):
         read_models([ModelSource("digits", tmp_path / "missing")])
 
@@ -64,7 +64,7 @@ def test_several_models_are_found_under_their_names_and_versions(tmp_path: Path)
     assert (folder / "a" / "3" / "trained" / "weights").read_bytes() == b"2"
 
 
-def test_without_models_the_folder_is_there_and_empty(tmp_path: Path) -> None:
+def test_model_folder_is_empty_without_models(tmp_path: Path) -> None:
     copy_models([], tmp_path / "models")
 
     assert list(model_dir(tmp_path / "models", []).iterdir()) == []

@@ -61,7 +61,7 @@ def test_an_accepted_path_stays_in_the_folder(parts: list[str]) -> None:
 
 
 @given(PARTS, st.booleans())
-def test_a_part_of_two_dots_is_refused_however_it_is_written(parts: list[str], encoded: bool) -> None:
+def test_path_with_two_dots_is_refused_in_any_notation(parts: list[str], encoded: bool) -> None:
     dots = "%2E%2E" if encoded else ".."
     path = "/".join([*map(quote, parts), dots])
 
@@ -117,7 +117,7 @@ async def test_a_store_whose_files_would_lead_out_of_the_folder_is_refused(
     assert not (tmp_path / "models").exists()
 
 
-async def test_a_fetch_that_is_cancelled_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_fetch_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = fsspec.filesystem("memory")
     files.pipe("/slow/m.bin", b"1" * 5_000_000)
     reading = asyncio.Event()

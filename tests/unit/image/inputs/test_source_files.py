@@ -66,7 +66,7 @@ TREES = st.dictionaries(NAMES, st.binary(max_size=3), min_size=1, max_size=4)
 
 @examples(40)
 @given(TREES, TREES)
-def test_two_folders_have_one_digest_exactly_if_they_hold_the_same(one: Tree, two: Tree) -> None:
+def test_digests_are_equal_exactly_for_equal_contents(one: Tree, two: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
         digests = [read_source_folder(write(Path(folder) / str(at), tree)).digest for at, tree in enumerate((one, two))]
 
@@ -82,13 +82,13 @@ def test_amlignore_replaces_gitignore(tmp_path: Path) -> None:
     assert packaged.ignore_file == ".amlignore"
 
 
-def test_gitignore_counts_where_there_is_no_amlignore(tmp_path: Path) -> None:
+def test_gitignore_applies_without_an_amlignore(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", "data/a.csv": b"", "b.log": b"", ".gitignore": b"data/\n*.log\n"})
 
     assert paths(read_source_folder(tmp_path)) == [".gitignore", "score.py"]
 
 
-def test_ignore_files_below_the_root_do_not_count(tmp_path: Path) -> None:
+def test_ignore_files_below_the_root_do_not_apply(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", "lib/a.csv": b"", "lib/.gitignore": b"*.csv\n", "lib/.amlignore": b"*\n"})
 
     assert "lib/a.csv" in paths(read_source_folder(tmp_path))
@@ -118,7 +118,7 @@ def test_git_and_bytecode_are_left_out_even_if_a_pattern_asks_for_them(tmp_path:
     assert paths(read_source_folder(tmp_path)) == ["score.py"]
 
 
-def test_a_pattern_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_pattern_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b"", ".amlignore": b"!\n"})
 
     with pytest.raises(ImageError, match=r"\.amlignore cannot be read as ignore patterns"):
@@ -156,7 +156,7 @@ def test_a_link_out_of_the_folder_is_refused_unless_it_is_ignored(tmp_path: Path
     assert paths(read_source_folder(source)) == ["score.py"]
 
 
-def test_a_link_to_a_sibling_whose_name_begins_the_same_points_out(tmp_path: Path) -> None:
+def test_link_to_a_sibling_folder_with_the_same_prefix_is_outside(tmp_path: Path) -> None:
     write(tmp_path, {"source/score.py": b"", "source-2/a": b""})
     (tmp_path / "source" / "link").symlink_to(tmp_path / "source-2")
 
@@ -193,7 +193,7 @@ def test_the_source_folder_itself_may_be_reached_through_a_link(tmp_path: Path) 
     ],
     ids=["dangling", "loop", "loop to the root", "into .git", "itself"],
 )
-def test_a_link_that_leads_nowhere_useful_is_refused(tmp_path: Path, target: str, message: str) -> None:
+def test_unusable_link_is_refused(tmp_path: Path, target: str, message: str) -> None:
     write(tmp_path, {"score.py": b"", "lib/a.py": b"", ".git/config": b""})
     (tmp_path / "lib" / "link").symlink_to(target)
 
@@ -210,7 +210,7 @@ def test_two_links_that_lead_to_each_other_are_refused(tmp_path: Path) -> None:
         read_source_folder(tmp_path)
 
 
-def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+def test_special_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"score.py": b""})
     os.mkfifo(tmp_path / "pipe")
 
@@ -242,7 +242,7 @@ def test_too_many_bytes_are_refused_naming_the_biggest_folder(tmp_path: Path) ->
         read_source_folder(tmp_path)
 
 
-def test_a_copy_is_exact_and_read_only_whatever_the_umask(tmp_path: Path) -> None:
+def test_copy_is_exact_and_read_only_for_any_umask(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"score.py": b"1", "lib/run.sh": b"2"})
     (source / "lib" / "run.sh").chmod(0o700)
     packaged = read_source_folder(source)
@@ -254,7 +254,7 @@ def test_a_copy_is_exact_and_read_only_whatever_the_umask(tmp_path: Path) -> Non
     assert (tmp_path / "copy" / "lib" / "run.sh").stat().st_mode & 0o777 == 0o555
 
 
-def test_a_file_that_changes_between_packaging_and_copying_is_noticed(tmp_path: Path) -> None:
+def test_file_that_changes_between_packaging_and_copying_is_an_error(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"score.py": b"1"})
     packaged = read_source_folder(source)
     (source / "score.py").write_bytes(b"2")

@@ -75,7 +75,7 @@ NAMES = st.text(
 
 
 @given(st.dictionaries(NAMES.filter(lambda name: name not in (".", "..")), st.binary(max_size=2000), min_size=1))
-def test_any_names_and_contents_come_out_as_they_went_in(
+def test_archive_preserves_any_names_and_contents(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
 ) -> None:
     folder = tmp_path_factory.mktemp("files")

@@ -38,7 +38,7 @@ def test_a_layer_is_put_on_top_and_everything_else_stays() -> None:
     assert json.loads(image.content)["annotations"] == {"org.opencontainers.image.base.digest": base.digest}
 
 
-def test_the_same_is_always_the_same() -> None:
+def test_equal_inputs_give_equal_manifests() -> None:
     settings = {"B": "1", "A": "2"}
 
     images = [

@@ -59,5 +59,5 @@ def test_a_tag_with_something_other_than_a_list_of_referrers_is_not_overwritten(
         with_referrer(SUBJECT, artifact("a"), "application/x")
 
 
-def test_the_tag_is_the_one_of_the_specification() -> None:
+def test_referrers_tag_follows_the_oci_specification() -> None:
     assert referrers_tag("sha256:" + "a" * 64) == "sha256-" + "a" * 64

@@ -18,7 +18,7 @@ from controlled_rollout.image.oci.registry_client import Repository
         ("docker.io/me/digits", "https://registry-1.docker.io/v2/me/digits"),
     ],
 )
-def test_plain_http_is_spoken_with_this_machine_only(text: str, url: str) -> None:
+def test_plain_http_is_used_for_this_machine_only(text: str, url: str) -> None:
     assert Repository.parse(text).url == url
     assert str(Repository.parse(text)) == text
 

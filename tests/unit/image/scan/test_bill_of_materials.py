@@ -45,5 +45,5 @@ def test_a_bill_of_materials_is_the_same_whenever_it_is_written() -> None:
     assert bill_of_materials(ImageReference(IMAGE.name, "b" * 64), InstalledPackages(PACKAGES, "debian", "12")) != first
 
 
-def test_a_bill_of_materials_of_nothing_is_one() -> None:
+def test_bill_of_materials_without_packages_is_valid() -> None:
     assert json.loads(bill_of_materials(IMAGE, InstalledPackages(())))["metadata"]["component"]["type"] == "container"

@@ -60,7 +60,7 @@ def test_a_vulnerability_without_a_rating_is_above_every_severity(highest: Sever
 
 
 @pytest.mark.parametrize("word", ["", "severe", "unknown", "untriaged", "hig"])
-def test_a_word_that_is_no_severity_is_unknown(word: str) -> None:
+def test_unknown_severity_word_is_unknown(word: str) -> None:
     assert Severity.parse(word) is Severity.UNKNOWN
 
 
@@ -69,7 +69,7 @@ def test_a_policy_that_would_let_everything_pass_is_refused() -> None:
         ScanPolicy(max_severity=Severity.UNKNOWN)
 
 
-def test_no_report_is_no_pass() -> None:
+def test_missing_report_is_not_a_pass() -> None:
     with pytest.raises(ScanError, match="no scanner has reported"):
         decide([], ScanPolicy())
 
@@ -129,7 +129,7 @@ def test_a_vulnerability_without_a_fix_passes_only_if_the_policy_says_so() -> No
     assert not decide([ScanReport("grype", (unfixed,))], ScanPolicy()).passes
 
 
-def test_what_could_not_be_scanned_blocks_the_image_until_it_is_accepted() -> None:
+def test_unscanned_package_blocks_the_image_until_it_is_accepted() -> None:
     report = ScanReport("pip-audit", (), {"our-package": "the service does not know it"})
 
     decision = decide([report], ScanPolicy())
@@ -141,7 +141,7 @@ def test_what_could_not_be_scanned_blocks_the_image_until_it_is_accepted() -> No
 
 
 @given(st.lists(VULNERABILITIES, max_size=8), POLICIES)
-def test_no_vulnerability_is_lost_and_their_order_decides_nothing(
+def test_no_vulnerability_is_lost_and_their_order_does_not_matter(
     vulnerabilities: list[Vulnerability], policy: ScanPolicy
 ) -> None:
     decision = decide([ScanReport("grype", tuple(vulnerabilities))], policy)

@@ -123,7 +123,7 @@ def test_every_vulnerability_of_pip_audit_is_read(dependencies: list[dict[str, A
 
 
 @given(JSON)
-def test_no_other_document_is_taken_for_a_report(document: object) -> None:
+def test_other_documents_are_refused_as_reports(document: object) -> None:
     content = json.dumps(document).encode()
 
     for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, n_packages=1)):
@@ -132,14 +132,14 @@ def test_no_other_document_is_taken_for_a_report(document: object) -> None:
 
 
 @given(st.binary(max_size=64))
-def test_no_bytes_are_taken_for_a_report(content: bytes) -> None:
+def test_empty_and_arbitrary_bytes_are_refused_as_reports(content: bytes) -> None:
     for read in (read_trivy, read_grype, lambda content: pip_audit_report(content, n_packages=1)):
         with pytest.raises(ScanUnavailableError):
             read(content)
 
 
 @given(st.sampled_from([trivy(), grype()]), st.data())
-def test_half_a_report_is_no_report(whole: bytes, data: st.DataObject) -> None:
+def test_truncated_report_is_refused(whole: bytes, data: st.DataObject) -> None:
     half = whole[: data.draw(st.integers(0, len(whole) - 1))]
 
     for read in (read_trivy, read_grype):
@@ -176,18 +176,18 @@ def test_a_vulnerability_of_grype_has_its_other_names() -> None:
         ({}, "distribution"),
     ],
 )
-def test_a_distribution_without_advisories_is_not_a_clean_one(system: object, name: str) -> None:
+def test_distribution_without_advisories_is_unscanned(system: object, name: str) -> None:
     report = read_trivy(trivy(system=system))
 
     assert list(report.not_scanned) == [name]
     assert not decide([report], ScanPolicy()).passes
 
 
-def test_packages_of_a_distribution_that_trivy_left_out_are_not_clean() -> None:
+def test_distribution_packages_that_trivy_left_out_are_unscanned() -> None:
     assert list(read_trivy(trivy([{"Class": "lang-pkgs"}])).not_scanned) == ["debian 12.5"]
 
 
-def test_grypes_alerts_and_an_unknown_distribution_are_not_a_clean_one() -> None:
+def test_grype_alerts_and_unknown_distributions_are_unscanned() -> None:
     alerts = [{"package": {"name": "bash"}, "alerts": [{"type": "distro-eol", "message": "from end-of-life distro"}]}]
 
     assert read_grype(grype(alertsByPackage=alerts)).not_scanned == {"bash": "from end-of-life distro"}
@@ -213,13 +213,13 @@ def test_a_database_that_grype_calls_not_valid_is_refused() -> None:
         read_grype(grype(descriptor={"db": {"status": status}}))
 
 
-def test_trivy_without_a_database_says_so() -> None:
+def test_trivy_without_a_database_is_an_error() -> None:
     assert trivy_database(b'{"Version": "0.70.0"}') is None
     with_one = {"Version": "0.70.0", "VulnerabilityDB": {"Version": 2, "UpdatedAt": "2026-03-01T00:00:00Z"}}
     assert trivy_database(json.dumps(with_one).encode()) == BUILT
 
 
-def test_packages_that_pip_audit_skipped_or_lost_are_not_clean() -> None:
+def test_packages_that_pip_audit_skipped_or_lost_are_unscanned() -> None:
     known, skipped = {"name": "flask", "version": "3.0", "vulns": []}, {"name": "ours", "skip_reason": "not found"}
 
     report = pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), n_packages=2)
@@ -229,7 +229,7 @@ def test_packages_that_pip_audit_skipped_or_lost_are_not_clean() -> None:
         pip_audit_report(json.dumps({"dependencies": [known, skipped]}).encode(), n_packages=3)
 
 
-def test_a_service_that_knows_no_package_at_all_is_none() -> None:
+def test_vulnerability_service_without_any_package_is_an_error() -> None:
     """As pip-audit reports an index that serves packages and no vulnerabilities, with success."""
     skipped = [{"name": name, "skip_reason": "not found on PyPI"} for name in ("flask", "numpy")]
 

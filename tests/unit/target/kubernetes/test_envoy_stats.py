@@ -3,7 +3,7 @@
 from controlled_rollout.target.kubernetes.envoy_stats import contradiction
 
 
-def test_counters_that_contradict_the_split_are_noticed_and_chance_is_not() -> None:
+def test_counters_that_contradict_the_split_are_detected_and_chance_is_not() -> None:
     split = {"one": 900_000, "two": 100_000}
 
     assert contradiction(split, {}) is None

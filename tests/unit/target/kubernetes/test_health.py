@@ -72,7 +72,7 @@ def test_a_container_that_ends_by_itself_fails_after_three_starts() -> None:
     assert [replica.state for replica in found.replicas] == [ReplicaState.WAITING]
 
 
-def test_since_when_too_few_replicas_are_ready_is_what_the_deployments_controller_says() -> None:
+def test_time_without_enough_ready_replicas_is_read_from_the_deployment() -> None:
     since = {"type": "Available", "status": "False", "lastTransitionTime": "2026-05-01T11:58:00Z"}
 
     assert status(deployment(conditions=[since])).down_since == NOW - timedelta(minutes=2)
@@ -89,7 +89,7 @@ def test_a_container_that_runs_and_is_not_ready_names_the_probe() -> None:
     assert (fails.cause, fails.failed) == ("pod pod-a runs and fails its readiness probe", False)
 
 
-def test_of_a_pods_warnings_the_newest_is_said_that_its_status_does_not_say() -> None:
+def test_newest_warning_of_a_pod_complements_its_status() -> None:
     def event(at: str, reason: str, message: str, kind: str = "Warning") -> dict[str, str]:
         return {"type": kind, "reason": reason, "message": message, "lastTimestamp": f"2026-05-01T{at}Z"}
 
@@ -103,13 +103,13 @@ def test_of_a_pods_warnings_the_newest_is_said_that_its_status_does_not_say() ->
     assert newest_warning([]) is None
 
 
-def test_out_of_memory_is_said() -> None:
+def test_out_of_memory_is_reported() -> None:
     killed = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "ready": False}
 
     assert status(deployment(), pod(container=killed)).cause == "pod pod-a exited with code 137 (OOMKilled)"
 
 
-def test_a_quota_that_is_used_up_is_said() -> None:
+def test_exhausted_quota_is_reported() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
 
     found = status(deployment(conditions=[failure]))
@@ -117,7 +117,7 @@ def test_a_quota_that_is_used_up_is_said() -> None:
     assert (found.cause, found.failed) == ("no pod can be created: exceeded quota: pods", False)
 
 
-def test_a_pod_on_its_way_out_holds_nothing_up() -> None:
+def test_terminating_pod_does_not_delay_readiness() -> None:
     leaving = pod(container=waiting("CrashLoopBackOff", restartCount=5))
     leaving["metadata"]["deletionTimestamp"] = NOW.isoformat()
 

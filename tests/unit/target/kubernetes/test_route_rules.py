@@ -47,7 +47,7 @@ def test_a_route_says_again_what_it_was_made_from() -> None:
     assert found.reachable == {"one", "two"}
 
 
-def test_nobody_is_let_in_without_weights() -> None:
+def test_route_without_weights_admits_no_requests() -> None:
     made = route_rules.build_rules(
         endpoint("one"), [], weights={}, reachable=[], mark=route_rules.Mark(1, Phase.CLOSED)
     )
@@ -65,7 +65,7 @@ def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_ch
     assert route_rules.mark_of(changed["name"]) == route_rules.Mark(8)
 
 
-def test_every_answer_says_which_version_gave_it() -> None:
+def test_every_response_names_its_version() -> None:
     [weights, one, *_] = written(endpoint("one"), [])
 
     for rule in (weights, one):

@@ -60,7 +60,7 @@ def settled(wanted: Endpoint, current: Rules, *, ready: tuple[str, ...]) -> tupl
     return current, way
 
 
-def test_the_first_version_is_let_in_when_the_router_sees_it() -> None:
+def test_first_version_gets_traffic_once_the_router_reaches_it() -> None:
     waiting = after(endpoint("one"), [], ready=("one",), proven=())
     assert (read(waiting).mark, read(waiting).weights) == (Mark(1, Phase.CLOSED), {})
     assert read(waiting).reachable == {"one"}  # so that the router can prove it
@@ -69,7 +69,7 @@ def test_the_first_version_is_let_in_when_the_router_sees_it() -> None:
     assert (read(done).mark, read(done).weights) == (Mark(1, step=1, default="one"), {"one": 1_000_000})
 
 
-def test_nobody_is_let_in_while_the_policy_is_not_in_force() -> None:
+def test_no_requests_are_admitted_while_the_security_policy_is_not_in_force() -> None:
     found = after(endpoint("one"), [], ready=("one",), closed=True)
 
     assert (read(found).mark.phase, read(found).weights) == (Phase.CLOSED, {})

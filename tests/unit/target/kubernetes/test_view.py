@@ -76,7 +76,7 @@ def settled(of: Endpoint, *versions: str) -> EndpointView:
     raise AssertionError("it does not come to an end")
 
 
-def test_a_new_endpoint_has_a_route_to_be_written_that_lets_nobody_in() -> None:
+def test_route_of_a_new_endpoint_admits_no_requests() -> None:
     view = seen(endpoint("one"), [])
 
     assert view.has_work

@@ -20,7 +20,7 @@ def test_a_child_inherits_no_secret() -> None:
     ("code", "text"),
     [(0, "exited with code 0"), (3, "exited with code 3"), (-9, "was ended by SIGKILL"), (-200, "by signal 200")],
 )
-def test_an_exit_code_is_put_into_words(code: int, text: str) -> None:
+def test_exit_code_is_described_in_words(code: int, text: str) -> None:
     assert text in exit_text(code)
 
 

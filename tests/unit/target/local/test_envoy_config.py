@@ -69,7 +69,7 @@ def test_only_an_endpoint_without_keys_is_open() -> None:
     assert auth["disabled"]
 
 
-def test_a_route_that_brings_no_keys_is_closed_by_the_listener() -> None:
+def test_route_without_keys_is_refused_by_the_listener() -> None:
     listener = envoy_config.listener(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True)
 
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]

@@ -48,7 +48,7 @@ async def test_one_sample_is_no_load_yet() -> None:
     assert router.meter.loads() == {}
 
 
-async def test_a_router_that_is_down_for_a_moment_leaves_its_load_known_and_for_longer_not() -> None:
+async def test_load_is_kept_while_the_router_is_down_briefly_and_then_unknown() -> None:
     router = Router()
     await router.run(20, rate=50)
 

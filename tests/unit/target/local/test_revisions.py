@@ -25,7 +25,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_stored_is_read_again_with_number_author_and_reason(store: RevisionStore) -> None:
+def test_stored_revision_is_read_with_number_author_and_reason(store: RevisionStore) -> None:
     first = store.store(Endpoint(name="digits"), ANNA)
     second = store.store(first.endpoint.create_version("one"), BERT)
 
@@ -48,7 +48,7 @@ def test_a_change_of_an_old_revision_is_refused_with_who_when_and_why(store: Rev
     assert files_of(tmp_path) == before
 
 
-def test_what_is_stored_already_is_stored_once(store: RevisionStore) -> None:
+def test_revision_that_is_stored_already_is_not_stored_again(store: RevisionStore) -> None:
     stored = store.store(Endpoint(name="digits").create_version("one"), ANNA).endpoint
 
     assert store.check(Endpoint(name="digits").create_version("one")) == stored

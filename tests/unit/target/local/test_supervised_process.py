@@ -73,7 +73,7 @@ async def test_a_stopped_process_can_be_started_again(log: LogFile) -> None:
     await process.stop(grace_s=5)
 
 
-async def test_a_stop_before_there_is_a_process_ends_it_all_the_same(log: LogFile) -> None:
+async def test_stop_before_the_first_start_ends_supervision(log: LogFile) -> None:
     process = supervise(log, SLEEP)
     process.start()
 
@@ -119,7 +119,7 @@ async def test_a_program_that_cannot_be_started_is_tried_again(log: LogFile) -> 
     await process.stop(grace_s=1)
 
 
-async def test_a_process_that_is_found_unhealthy_is_ended_and_started_again(log: LogFile) -> None:
+async def test_unhealthy_process_is_restarted(log: LogFile) -> None:
     reasons: list[str] = []
     checks: list[int] = []
 
@@ -136,7 +136,7 @@ async def test_a_process_that_is_found_unhealthy_is_ended_and_started_again(log:
     await process.stop(grace_s=5)
 
 
-async def test_the_command_is_made_anew_for_every_start(log: LogFile) -> None:
+async def test_command_is_built_for_every_start(log: LogFile) -> None:
     numbers: list[str] = []
 
     def command() -> Command:
