@@ -52,11 +52,11 @@ def task_of(context: "Context") -> str:
     return f"{run_of(context)}/{context['ti'].task_id}"
 
 
-def change_of(context: "Context", why: str) -> "Change":
-    """Return the change that a task makes, for the history; without a reason the step gives its own."""
+def change_of(context: "Context", reason: Any) -> "Change":
+    """Return the author and the reason of a task's change; for an empty reason the engine writes one."""
     from controlled_rollout.target.protocol import Change
 
-    return Change(who=task_of(context), why=why)
+    return Change(who=task_of(context), why=str(reason or ""))
 
 
 class EngineCalls:
@@ -84,7 +84,7 @@ class EngineCalls:
 
         Raises:
             AirflowFailException: It failed and would fail again: the task is not retried.
-            AirflowSkipException: It has nothing to do.
+            AirflowSkipException: There was nothing to do.
             ControlledRolloutError: It failed for a reason that may be gone at the next try.
         """
         quieten_clients()

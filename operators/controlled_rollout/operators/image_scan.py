@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from controlled_rollout.arguments import choice, duration, flag
+from controlled_rollout.arguments import choice, duration, flag, text
 from controlled_rollout.defaults import MAX_DATABASE_AGE, SCAN_TIMEOUT
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.hooks.registry_users import signed_in
@@ -86,7 +86,7 @@ class ScanImageOperator(EngineCalls, BaseOperator):
     async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
         from controlled_rollout.image.scan import scan_image
 
-        image = str(self.image)
+        image = text("image", self.image)
         credentials = await signed_in(workspace, users) if workspace.registry else None
         decision = await scan_image(
             workspace, image, scan_settings(self.arguments()), credentials=credentials, progress=self.log_progress

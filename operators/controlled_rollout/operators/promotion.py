@@ -1,4 +1,4 @@
-"""The steps that end a rollout: promote the treatment to control, or roll it back."""
+"""The tasks that end a rollout: promote the treatment to control, or roll it back."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 __all__ = ["NEW_CONTROL", "PromoteToControlOperator", "RollBackOperator", "control_asset"]
 
-# Gets an event when a version becomes control of any endpoint; `control_asset` gives the one of a single endpoint.
+# Its events say that a version has become control of any endpoint; `control_asset` is the asset of one endpoint.
 NEW_CONTROL = AssetAlias("controlled-rollout-new-control")
 
 
 def control_asset(endpoint: str) -> Asset:
-    """Return the asset that is updated when a version becomes control of `endpoint`: schedule a DAG on it."""
+    """Return the asset that is updated when a version becomes control of an endpoint; a DAG can be scheduled on it."""
     return Asset(f"controlled-rollout://{endpoint}/control")
 
 
 class PromoteToControlOperator(RolloutOperator):
-    """Makes a version default and control with all the traffic; the old control stays, ready, at 0 %.
+    """Makes a version default and control with all the traffic; the former control stays, ready, at 0 %.
 
     Updates the asset `controlled-rollout://<endpoint>/control`, with the version in the event's `extra`.
 
     Args:
         version: The version to promote.
-        reason: Why, for the history.
-        timeout: How long the version may take to be ready, and the router to confirm.
+        reason: The reason, for the history.
+        timeout: How long the version may take to be ready, and the router to serve the new split.
         **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
     """
 
@@ -70,18 +70,18 @@ class PromoteToControlOperator(RolloutOperator):
 
 
 class RollBackOperator(RolloutOperator):
-    """Sets a treatment to 0 % at once and lets go of the endpoint; everything else stays as it is.
+    """Sets a treatment to 0 % at once and releases the endpoint; everything else stays as it is.
 
     As the last task of a rollout (`trigger_rule="one_failed"`) it is skipped, with the reason, when there is nothing
-    of this run to roll back, when a person has the decision (the rollout is on hold), and when the endpoint belongs to
-    somebody else's rollout. An endpoint that this run has created, and whose first version never became ready, is
-    deleted: else no later rollout would have a control.
+    of this run to roll back, when the rollout is on hold (a person decides), and when another run holds the endpoint.
+    An endpoint that this run has created, and whose first version never became ready, is deleted: otherwise no later
+    rollout would have a control.
 
     Args:
         version: The version to roll back.
         to: The version that takes all the traffic as the new control, for rolling back a version that is the control.
-        reason: Why, for the history. By default what the failed tasks before this one say.
-        timeout: How long the router may take to confirm.
+        reason: The reason, for the history. By default the reasons of the failed tasks before this one.
+        timeout: How long the router may take to serve the new split.
         **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
     """
 
@@ -111,7 +111,7 @@ class RollBackOperator(RolloutOperator):
             workspace,
             self.endpoint,
             self.version,
-            change=change_of(context, self.reason or self._causes(context)),
+            change=change_of(context, self.reason or self._failures(context)),
             to=self.to or None,
             owner=self.holder(context),
             timeout=duration("timeout", self.timeout),
@@ -121,15 +121,15 @@ class RollBackOperator(RolloutOperator):
             announce(context, self.endpoint, self.to)
         return stored.effective_traffic() if stored is not None else None
 
-    def _causes(self, context: "Context") -> str:
-        """Return what the failed tasks before this one have left."""
+    def _failures(self, context: "Context") -> str:
+        """Return the reasons of the failed tasks before this one."""
         upstream = sorted(self.upstream_task_ids)
-        causes = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
-        return "; ".join(cause for cause in causes if cause) or f"roll back {self.version}: a task before it failed"
+        reasons = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
+        return "; ".join(filter(None, reasons)) or f"roll back {self.version}: a task before it failed"
 
 
 def announce(context: "Context", endpoint: str, version: str) -> None:
-    """Update the endpoint's asset: a version has become control."""
+    """Update the asset of an endpoint, because a version has become its control."""
     context["outlet_events"][NEW_CONTROL].add(
         control_asset(endpoint), extra={"endpoint": endpoint, "version": version, "who": task_of(context)}
     )

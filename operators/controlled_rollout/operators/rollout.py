@@ -1,4 +1,4 @@
-"""The steps that begin and end a version's life: roll it out at 0 %, delete it once nobody needs it."""
+"""The tasks at both ends of a version's life: roll it out at 0 %, delete it."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import conf
 
-from controlled_rollout.arguments import choice, duration, mapping_of
+from controlled_rollout.arguments import choice, duration, mapping_of, text
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.operators.base import RolloutOperator, change_of, run_of
@@ -22,19 +22,19 @@ __all__ = ["DeleteVersionOperator", "RolloutVersionOperator"]
 class RolloutVersionOperator(RolloutOperator):
     """Creates a version at 0 % and waits until it is ready; creates the endpoint if there is none.
 
-    From here on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
-    new endpoint becomes default and control and takes all the traffic at once.
+    From now on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
+    new endpoint becomes default and control and gets all the traffic at once.
 
     Args:
         version: The new version's name.
         image: What it runs: `name@sha256:…`.
         settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
             its JSON text.
-        auth: How callers of a new endpoint show that they may call: `key`, `token`, `none`.
+        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         on_conflict: `fail` or `wait`, while another run holds the endpoint.
         conflict_timeout: How long to wait for that.
         timeout: How long the version may take to become ready.
-        reason: Why, for the history.
+        reason: The reason, for the history.
         **kwargs: `endpoint`, `conn_id` (see `RolloutOperator`), and what every operator takes.
     """
 
@@ -84,7 +84,7 @@ class RolloutVersionOperator(RolloutOperator):
             workspace,
             self.endpoint,
             self.version,
-            image=str(ImageReference.parse(self.image)),
+            image=str(ImageReference.parse(text("image", self.image))),
             owner=run_of(context),
             change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
@@ -104,7 +104,7 @@ class RolloutVersionOperator(RolloutOperator):
 class DeleteVersionOperator(RolloutOperator):
     """Deletes a version that has no traffic: a given one, or the control that a promoted version has replaced.
 
-    Deleting what is gone is no error.
+    A version that does not exist is no error.
 
     Args:
         version: The version to delete.
@@ -112,7 +112,7 @@ class DeleteVersionOperator(RolloutOperator):
             has gone back to it, or uses it again.
         keep_warm: With `replaced_by`: how long after the promotion the former control stays, ready to take the traffic
             back.
-        reason: Why, for the history.
+        reason: The reason, for the history.
         timeout: How long the deletion may take.
         deferrable: Whether to spend `keep_warm` in the triggerer, without a worker slot.
         **kwargs: `endpoint`, `conn_id` (see `RolloutOperator`), and what every operator takes.
@@ -143,7 +143,7 @@ class DeleteVersionOperator(RolloutOperator):
         self.deferrable = deferrable
 
     def execute(self, context: "Context") -> str | None:
-        """Wait until the version may go, then delete it; return its name, or None if there is no endpoint."""
+        """Wait for `keep_warm`, then delete the version; return its name, or None if there is no endpoint."""
         due = self.call(context, self._due)
         if due is not None and due > datetime.now(UTC):
             self.log_progress(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
@@ -155,7 +155,7 @@ class DeleteVersionOperator(RolloutOperator):
         return self.execute_complete(context)
 
     def execute_complete(self, context: "Context", event: Any = None) -> str | None:
-        """Delete the version, if that is still right: somebody may have gone back to it in the meantime."""
+        """Delete the version, unless somebody has gone back to it while it stayed warm."""
         return self.call(context, lambda workspace: self.step(context, workspace))
 
     async def step(self, context: "Context", workspace: Workspace) -> str | None:
@@ -167,7 +167,7 @@ class DeleteVersionOperator(RolloutOperator):
             return await steps.retire_former_control(
                 workspace, self.endpoint, self.replaced_by, change=change, timeout=timeout, progress=self.log_progress
             )
-        assert self.version is not None  # noqa: S101 - __init__ asks for one of the two
+        assert self.version is not None  # noqa: S101 - __init__ requires one of the two
         deleted = await steps.retire(
             workspace, self.endpoint, self.version, change=change, timeout=timeout, progress=self.log_progress
         )

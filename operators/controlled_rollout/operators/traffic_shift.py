@@ -15,16 +15,16 @@ __all__ = ["ShiftTrafficOperator"]
 
 
 class ShiftTrafficOperator(RolloutOperator):
-    """Sets a version's percentile once the version is ready, and waits until the router serves the new split.
+    """Sets a version's per cent of the traffic once it is ready, and waits until the router serves the new split.
 
-    In a rollout of this run the task is skipped when the version is control already: the first version of a new
-    endpoint has all the traffic.
+    In a rollout of this run the task is skipped if the version is the control already, as the first version of a new
+    endpoint is.
 
     Args:
         version: The version.
         percentile: Per cent of the endpoint's requests, 0 to 100.
-        reason: Why, for the history.
-        timeout: How long the version may take to be ready, and the router to confirm.
+        reason: The reason, for the history.
+        timeout: How long the version may take to be ready, and the router to serve the new split.
         **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
     """
 
