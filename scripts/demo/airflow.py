@@ -1,4 +1,4 @@
-"""One `airflow standalone` on this machine: its environment, its start, and the few questions that are asked of it."""
+"""An `airflow standalone` on this machine: its environment, its start, and calls of its REST API."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import httpx  # noqa: TID253 - a program of its own, that no DAG imports
 
-from scripts.demo.problem import DemoError
-from scripts.demo.processes import Processes, Started
+from scripts.demo.errors import DemoError
+from scripts.demo.processes import Processes, StartedProcess
 
 __all__ = ["AIRFLOW", "Airflow", "TaskState", "environment"]
 
@@ -33,13 +33,14 @@ PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
 
 @dataclass(frozen=True)
 class TaskState:
-    """A task of a run.
+    """The state of a task in a run.
 
     Attributes:
-        task: Its id, the task group's name in front.
-        state: Airflow's word for it; None before it is looked at.
-        started, ended: When.
-        attempt: Which try this is; 1 for the first.
+        task: The task's id, with that of its task group.
+        state: Airflow's state; None before the scheduler has seen it.
+        started: When the attempt began.
+        ended: When the attempt ended.
+        attempt: The number of the attempt, from 1.
     """
 
     task: str
@@ -58,18 +59,18 @@ def environment(
     schedules: bool,
     outside: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return the environment that Airflow runs in: the caller's without any other Airflow's settings, and ours.
+    """Return Airflow's environment: the caller's without settings of another Airflow, and the demo's settings.
 
     Args:
         home: AIRFLOW_HOME.
         port: The API server's port.
         log_ports: The ports of the scheduler's and the triggerer's log servers.
-        workspace_root: The local workspace that the default connection leads to.
-        schedules: Whether DAGs also run by their schedules, not only when somebody triggers them.
+        workspace_root: The folder of the workspace of the default connection.
+        schedules: Whether DAGs run by their schedules too, not only when they are triggered.
         outside: The caller's environment.
     """
     connection = {"conn_type": "controlled_rollout", "extra": {"target": "local", "root": str(workspace_root)}}
-    ours = {
+    settings = {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT": json.dumps(connection),
         "AIRFLOW__API__HOST": HOST,
@@ -85,27 +86,27 @@ def environment(
         "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": str(schedules),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        # A busy machine answers late, which is no reason to give a task up.
+        # On a busy machine the API server may answer late; tasks then wait instead of failing.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
-        # A worker may notice only so many seconds later that its task has deferred. A trigger that fires before that
-        # makes the scheduler think that the task has died, and it is tried again later.
+        # A worker notices within so many seconds that its task has deferred. If the trigger fires before, the scheduler
+        # takes the task for dead and retries it later.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         # `airflow standalone` starts its parts by this name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{outside.get('PATH', os.defpath)}",
         "NO_COLOR": "1",
     }
-    # Airflow is a dozen processes that import the same thousand modules: without bytecode each compiles them anew.
+    # Airflow is a dozen processes that import the same modules: without bytecode each of them compiles all again.
     dropped = {"PYTHONDONTWRITEBYTECODE", "FORCE_COLOR"}
-    return {n: v for n, v in outside.items() if n not in dropped and not n.startswith("AIRFLOW")} | ours
+    return {n: v for n, v in outside.items() if n not in dropped and not n.startswith("AIRFLOW")} | settings
 
 
 class Airflow:
-    """An `airflow standalone` with the repository's DAGs, reached over its REST API.
+    """An `airflow standalone` with the repository's DAGs.
 
     Args:
-        home: AIRFLOW_HOME: made when missing, for the owner alone.
+        home: AIRFLOW_HOME; it is created unless it exists, for its owner only.
         port: The API server's port on 127.0.0.1.
-        log: Where its output goes.
+        log: Receives its output.
     """
 
     def __init__(self, home: Path, *, port: int, log: Path) -> None:
@@ -113,30 +114,30 @@ class Airflow:
         self._port = port
         self._log = log
         self._client = httpx.AsyncClient(base_url=self.url, timeout=10)
-        self._process: Started | None = None
+        self._process: StartedProcess | None = None
 
     @property
     def url(self) -> str:
-        """The UI's address."""
+        """The address of the UI and the API."""
         return f"http://{HOST}:{self._port}"
 
     @property
     def password_file(self) -> Path:
-        """Where the password of the user `admin` is."""
+        """The file with the password of the user `admin`."""
         return self._home / PASSWORDS
 
     def start(
         self, processes: Processes, *, log_ports: tuple[int, int], workspace_root: Path, schedules: bool
-    ) -> Started:
-        """Start it; it is not healthy yet when this returns."""
+    ) -> StartedProcess:
+        """Start Airflow; `wait_until_healthy` waits for it."""
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.password_file.exists():
-            # Airflow would generate one too, and print it into its log.
+            # Airflow would print a password that it generates itself into its log.
             self.password_file.touch(mode=0o600)
             self.password_file.write_text(json.dumps({USER: secrets.token_urlsafe(16)}), encoding="utf-8")
         self._process = processes.start(
             AIRFLOW,
-            # The router and the models come first: Airflow's start must not be what callers' latency shows.
+            # At a lower priority, so that Airflow's start does not show in the latency of the versions.
             ["nice", "-n", str(NICE), sys.executable, "-m", "airflow", "standalone"],
             env=environment(
                 self._home,
@@ -151,10 +152,10 @@ class Airflow:
         return self._process
 
     async def wait_until_healthy(self, processes: Processes, *, dag_id: str) -> None:
-        """Wait until all parts run and a DAG is parsed.
+        """Wait until all components of Airflow run and a DAG is parsed.
 
         Raises:
-            DemoError: It ended, or was not healthy in time.
+            DemoError: Airflow ended, or was not healthy in time.
         """
         deadline = time.monotonic() + HEALTHY_WITHIN_S
         missing = "the API server"
@@ -172,67 +173,67 @@ class Airflow:
         )
 
     async def _missing(self, dag_id: str) -> str:
-        """Return what is not there yet; empty when everything is."""
+        """Return what is missing until Airflow is healthy; empty if nothing is."""
         health = (await self._client.get("/api/v2/monitor/health")).raise_for_status().json()
-        if ill := [name for name in COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]:
-            return ", ".join(ill)
+        if unhealthy := [name for name in COMPONENTS if (health.get(name) or {}).get("status") != "healthy"]:
+            return ", ".join(unhealthy)
         if "authorization" not in self._client.headers:
-            # The tasks' API makes its routes at its first request, which takes seconds: not at the first task's cost.
+            # The tasks' API needs seconds for its first request: here they do not delay the first task.
             await self._client.get("/execution/health", timeout=HEALTHY_WITHIN_S)
             await self._log_in()
-        found = await self._client.get(f"/api/v2/dags/{dag_id}")
-        if found.status_code == httpx.codes.NOT_FOUND:
+        dag = await self._client.get(f"/api/v2/dags/{dag_id}")
+        if dag.status_code == httpx.codes.NOT_FOUND:
             errors = (await self._client.get("/api/v2/importErrors")).raise_for_status().json()
-            told = "; ".join(error["stack_trace"].strip().splitlines()[-1] for error in errors["import_errors"])
-            return f"DAG {dag_id}" + (f" ({told})" if told else "")
-        found.raise_for_status()
+            causes = "; ".join(error["stack_trace"].strip().splitlines()[-1] for error in errors["import_errors"])
+            return f"DAG {dag_id}" + (f" ({causes})" if causes else "")
+        dag.raise_for_status()
         return ""
 
     async def _log_in(self) -> None:
         passwords = json.loads(self.password_file.read_text(encoding="utf-8"))
-        answer = await self._client.post("/auth/token", json={"username": USER, "password": passwords[USER]})
-        self._client.headers["authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+        response = await self._client.post("/auth/token", json={"username": USER, "password": passwords[USER]})
+        self._client.headers["authorization"] = f"Bearer {response.raise_for_status().json()['access_token']}"
 
     async def trigger(self, dag_id: str, *, run_id: str, conf: dict[str, Any]) -> None:
         """Un-pause a DAG and start a run of it.
 
         Raises:
-            DemoError: Airflow refused.
+            DemoError: Airflow refuses it.
         """
         for method, path, body in (
             ("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False}),
             ("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf}),
         ):
-            answer = await self._client.request(method, path, json=body)
-            if answer.is_error:
-                raise DemoError(f"Airflow refused {method} {path} with {answer.status_code}: {answer.text[:500]}")
+            response = await self._client.request(method, path, json=body)
+            if response.is_error:
+                raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:500]}")
 
     async def run_state(self, dag_id: str, run_id: str) -> str:
         """Return a run's state: queued, running, success or failed."""
-        answer = (await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")).raise_for_status()
-        return str(answer.json()["state"])
+        response = (await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")).raise_for_status()
+        return str(response.json()["state"])
 
     async def tasks(self, dag_id: str, run_id: str) -> list[TaskState]:
-        """Return the tasks of a run."""
-        answer = await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
+        """Return the states of a run's tasks."""
+        response = await self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
         return [
             TaskState(
-                found["task_id"],
-                found["state"],
-                _time(found["start_date"]),
-                _time(found["end_date"]),
-                found["try_number"],
+                task["task_id"],
+                task["state"],
+                _time(task["start_date"]),
+                _time(task["end_date"]),
+                task["try_number"],
             )
-            for found in answer.raise_for_status().json()["task_instances"]
+            for task in response.raise_for_status().json()["task_instances"]
         ]
 
     async def task_graph(self, dag_id: str) -> dict[str, list[str]]:
-        """Return the tasks of a DAG, and which come directly after each."""
-        answer = (await self._client.get(f"/api/v2/dags/{dag_id}/tasks")).raise_for_status()
-        return {found["task_id"]: found["downstream_task_ids"] for found in answer.json()["tasks"]}
+        """Return the tasks of a DAG, each with the tasks directly downstream of it."""
+        response = (await self._client.get(f"/api/v2/dags/{dag_id}/tasks")).raise_for_status()
+        return {task["task_id"]: task["downstream_task_ids"] for task in response.json()["tasks"]}
 
     async def close(self) -> None:
-        """Close the connections to it."""
+        """Close the connections to Airflow."""
         await self._client.aclose()
 
 

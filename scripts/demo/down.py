@@ -1,4 +1,4 @@
-"""`python -m scripts.demo.down`: what `make down` runs. Ends what `make up` has started; its data stays."""
+"""`python -m scripts.demo.down`, which `make down` runs: ends what `make up` has started; its data stays."""
 
 import argparse
 import asyncio
@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlled_rollout.errors import ControlledRolloutError
-from scripts.demo.problem import DemoError
-from scripts.demo.stage import Stage
+from scripts.demo.errors import DemoError
+from scripts.demo.local_stack import LocalStack
 from scripts.demo.up import FOLDER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """End what runs; return 0 if nothing of it runs then."""
+    """End the workspace and Airflow of `make up`; return 0 if neither runs afterwards."""
     parser = argparse.ArgumentParser(prog="python -m scripts.demo.down", description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder of make up (default %(default)s)")
-    stage = Stage(parser.parse_args(arguments).folder)
+    stack = LocalStack(parser.parse_args(arguments).folder)
     try:
-        with stage.alone():
-            running = asyncio.run(_end(stage))
+        with stack.exclusive():
+            running = asyncio.run(_end(stack))
     except (DemoError, ControlledRolloutError) as error:
         print(f"down: {error}", file=sys.stderr)
         return 1
-    print(f"ended: {', '.join(running)}; its data stays in {stage.folder}" if running else "nothing is running")
+    print(f"ended: {', '.join(running)}; its data stays in {stack.folder}" if running else "nothing is running")
     return 0
 
 
-async def _end(stage: Stage) -> list[str]:
-    """End everything, and return the names of what ran."""
-    running = await stage.running()
-    await stage.end()
+async def _end(stack: LocalStack) -> list[str]:
+    """End all parts, and return the names of those that ran."""
+    running = await stack.running()
+    await stack.end()
     return running
 
 

@@ -1,4 +1,4 @@
-"""The live view: steps, traffic, requests, the gate's numbers. On a terminal it is redrawn, elsewhere it is lines."""
+"""The live view of steps, traffic, requests and claims: redrawn on a terminal, printed as lines elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from rich.text import Text
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from scripts.demo.airflow import TaskState
-from scripts.demo.outcome import number
-from scripts.demo.report import LoadReport
+from scripts.demo.load_report import LoadReport
+from scripts.demo.result import evidence_text, format_e_value
 
-__all__ = ["Preparation", "Snapshot", "View", "changes", "draw"]
+__all__ = ["Preparation", "Snapshot", "View", "changed_lines", "draw"]
 
 REFRESH_PER_S: Final = 4
 REPORT_EVERY_S: Final = 5.0
@@ -38,11 +38,11 @@ OUTCOMES: Final = {"pass": "green", "fail": "bold red", "cannot_see": "bold mage
 
 @dataclass(frozen=True)
 class Preparation:
-    """Something that has to be there before the run begins.
+    """A part of the set-up before the run begins.
 
     Attributes:
-        name: What it is.
-        seconds: How long it took; None while it is under way.
+        name: Its name for people.
+        seconds: How long it took; None while it is not done.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that is shown, at one moment.
+    """Everything that the view shows at one moment.
 
     Attributes:
-        elapsed_s: Since the demo began.
-        title: What is being shown.
-        preparations: What came before the run.
-        tasks: The run's tasks, in their order.
+        elapsed_s: Seconds since the demo began.
+        title: The title of the view.
+        preparations: The set-up before the run.
+        tasks: The tasks of the run, each after those that it waits for.
         endpoint: The endpoint's newest revision.
-        report: What callers see.
+        report: What the load generator has counted.
         look: The newest look at the evidence.
-        notice: What the demo itself does to the scene right now.
+        notice: A fault that the demo injects right now, in words; empty for none.
     """
 
     elapsed_s: float
@@ -75,13 +75,13 @@ class Snapshot:
 
 
 def draw(snapshot: Snapshot, *, width: int) -> RenderableType:
-    """Return the view as rich draws it on a terminal of some width: side by side, or below each other."""
+    """Return the view for a terminal of `width` columns: steps and traffic side by side, or below each other."""
     right = Group(_traffic(snapshot), _gate(snapshot.look))
     parts: list[RenderableType] = [_steps(snapshot), right]
     if width >= SIDE_BY_SIDE:
-        both = Table.grid(padding=(0, 2))
-        both.add_row(*parts)
-        parts = [both]
+        columns = Table.grid(padding=(0, 2))
+        columns.add_row(*parts)
+        parts = [columns]
     if snapshot.notice:
         parts.append(Text(snapshot.notice, style="bold magenta"))
     return Panel(Group(*parts), title=f"{snapshot.title} · {snapshot.elapsed_s:.0f} s", title_align="left")
@@ -118,10 +118,10 @@ def _traffic(snapshot: Snapshot) -> Table:
     endpoint, report = snapshot.endpoint, snapshot.report
     effective = endpoint.effective_traffic() if endpoint else {}
     observed = report.recent_split() if report else {}
-    seen = report.versions if report else {}
-    for name in [*effective, *(name for name in seen if name not in effective)]:
+    reports = report.versions if report else {}
+    for name in [*effective, *(name for name in reports if name not in effective)]:
         version = endpoint.versions.get(name) if endpoint else None
-        counts = seen.get(name)
+        counts = reports.get(name)
         role = version.type.value.lower() if version else "gone"
         failed = counts.failed if counts else 0
         table.add_row(
@@ -144,7 +144,7 @@ def _milliseconds(value: float | None) -> str:
 
 def _gate(look: Decision | None) -> Group:
     if look is None:
-        return Group("\ngate: has not looked yet")
+        return Group("\ngate: no look yet")
     table = Table("claim", "e-value", "of", "still needed", box=None, padding=(0, 1), header_style="dim")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -158,7 +158,9 @@ def _gate(look: Decision | None) -> Group:
     )
     claims = verdict.get("claims", [])
     for claim in claims:
-        table.add_row(claim["name"], number(claim["e_value"]), number(claim["threshold"]), _needed(claim))
+        table.add_row(
+            claim["name"], format_e_value(claim["e_value"]), format_e_value(claim["threshold"]), _needed(claim)
+        )
     return Group(title, table if claims else f" {look.why}")
 
 
@@ -171,8 +173,8 @@ def _needed(claim: dict[str, Any]) -> str:
 
 
 @dataclass
-class _Told:
-    """What the lines have said so far."""
+class PrintedState:
+    """The state that has been printed so far, so that only changes are printed."""
 
     ready: set[str] = field(default_factory=set)
     tasks: dict[str, str] = field(default_factory=dict)
@@ -182,43 +184,43 @@ class _Told:
     reported_s: float = -REPORT_EVERY_S
 
 
-def changes(snapshot: Snapshot, told: _Told) -> list[str]:
-    """Return a line for each thing that has changed since the last call, and note it in `told`."""
+def changed_lines(snapshot: Snapshot, printed: PrintedState) -> list[str]:
+    """Return a line for each change since the state in `printed`, and update `printed`."""
     lines = []
     for preparation in snapshot.preparations:
-        if preparation.seconds is not None and preparation.name not in told.ready:
-            told.ready.add(preparation.name)
+        if preparation.seconds is not None and preparation.name not in printed.ready:
+            printed.ready.add(preparation.name)
             lines.append(f"{preparation.name}: ready after {preparation.seconds:.1f} s")
     for task in snapshot.tasks:
         state = f"{task.state} {task.attempt}"
-        if task.state not in (None, "scheduled", "queued") and told.tasks.get(task.task) != state:
-            told.tasks[task.task] = state
+        if task.state not in (None, "scheduled", "queued") and printed.tasks.get(task.task) != state:
+            printed.tasks[task.task] = state
             lines.append(f"{task.task}: " + ("done in " if task.state == "success" else "") + _task_state(task))
-    if snapshot.endpoint and (traffic := snapshot.endpoint.effective_traffic()) != told.traffic:
-        told.traffic = traffic
+    if snapshot.endpoint and (traffic := snapshot.endpoint.effective_traffic()) != printed.traffic:
+        printed.traffic = traffic
         lines.append("traffic: " + ", ".join(f"{name} {share:g} %" for name, share in traffic.items()))
-    if snapshot.look and (look := _look_in_words(snapshot.look)) != told.look:
-        told.look = look
+    if snapshot.look and (look := _look_line(snapshot.look)) != printed.look:
+        printed.look = look
         lines.append(look)
-    if snapshot.notice.split(":")[0] != told.notice:
-        told.notice = snapshot.notice.split(":")[0]
-        lines.append(f"demo: {snapshot.notice}" if snapshot.notice else "demo: it is back")
-    if snapshot.report and snapshot.report.requests and snapshot.elapsed_s - told.reported_s >= REPORT_EVERY_S:
-        told.reported_s = snapshot.elapsed_s
+    if snapshot.notice.split(":")[0] != printed.notice:
+        printed.notice = snapshot.notice.split(":")[0]
+        lines.append(f"demo: {snapshot.notice}" if snapshot.notice else "demo: the telemetry store runs again")
+    if snapshot.report and snapshot.report.requests and snapshot.elapsed_s - printed.reported_s >= REPORT_EVERY_S:
+        printed.reported_s = snapshot.elapsed_s
         lines.append(_counts(snapshot.report))
     return lines
 
 
-def _look_in_words(look: Decision) -> str:
+def _look_line(look: Decision) -> str:
     claims = (look.verdict or {}).get("claims", [])
     outcome = (look.outcome or "").replace("_", " ")
     if not claims:
         return f"gate: {outcome}: {look.why}"
-    words = []
+    texts = []
     for claim in claims:
         needed = f" ({_needed(claim)} needed)" if claim["kind"] == "pass" and not claim["reached"] else ""
-        words.append(f"{claim['name']} {number(claim['e_value'])} of {number(claim['threshold'])}{needed}")
-    return f"gate: {outcome}: " + ", ".join(words)
+        texts.append(f"{claim['name']} {evidence_text(claim)}{needed}")
+    return f"gate: {outcome}: " + ", ".join(texts)
 
 
 def _counts(report: LoadReport) -> str:
@@ -230,10 +232,10 @@ def _counts(report: LoadReport) -> str:
 
 
 class View:
-    """Shows snapshots: redrawn in place on a terminal, else as lines.
+    """Shows snapshots: redrawn in place on a terminal, as lines of changes elsewhere.
 
     Args:
-        console: Where.
+        console: Where they are shown.
     """
 
     def __init__(self, console: Console) -> None:
@@ -241,7 +243,7 @@ class View:
         self._live = (
             Live(console=console, refresh_per_second=REFRESH_PER_S, transient=False) if console.is_terminal else None
         )
-        self._told = _Told()
+        self._printed = PrintedState()
 
     def __enter__(self) -> "View":
         if self._live:
@@ -259,9 +261,9 @@ class View:
         if self._live:
             self._live.update(draw(snapshot, width=self._console.width))
         else:
-            self.say(changes(snapshot, self._told), snapshot.elapsed_s)
+            self.print_lines(changed_lines(snapshot, self._printed), snapshot.elapsed_s)
 
-    def say(self, lines: Sequence[str], elapsed_s: float) -> None:
-        """Print lines with the time in front."""
+    def print_lines(self, lines: Sequence[str], elapsed_s: float) -> None:
+        """Print lines, each with the seconds since the demo began."""
         for line in lines:
             self._console.print(f"[{elapsed_s:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True)

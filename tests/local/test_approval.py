@@ -16,8 +16,8 @@ import pytest
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from scripts.demo.airflow import Airflow, environment
+from scripts.demo.local_stack import free_ports
 from scripts.demo.processes import Processes
-from scripts.demo.stage import free_ports
 from tests.local.local_target_lab import Lab, running
 from tests.polling import until
 
@@ -63,7 +63,7 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
         await found.close()
         # Whether it goes when it is asked to is Airflow's matter; that nothing is left is ours.
         processes.end(started, grace_s=20)
-        assert not processes.alive(started)
+        assert not processes.is_running(started)
 
 
 async def asked(api: Airflow, run: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from scripts.demo.airflow import TaskState
-from scripts.demo.report import LoadReport, VersionReport
+from scripts.demo.load_report import LoadReport, VersionReport
 from scripts.demo.view import Preparation, Snapshot, View, draw
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
@@ -119,7 +119,7 @@ def test_deleted_version_keeps_its_counts() -> None:
 
 
 def test_view_is_drawn_without_data() -> None:
-    assert "has not looked yet" in drawn(Snapshot(0.0, "demo"))
+    assert "no look yet" in drawn(Snapshot(0.0, "demo"))
 
 
 def test_without_a_terminal_each_change_is_printed_once() -> None:

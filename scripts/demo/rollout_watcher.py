@@ -1,4 +1,4 @@
-"""Looks at everything that the view shows, without ever failing because something does not answer."""
+"""Polls Airflow and the endpoint for the live view; a part that does not answer is shown as it last was."""
 
 import asyncio
 import graphlib
@@ -14,21 +14,20 @@ from controlled_rollout.target.connect import connect
 from controlled_rollout.workspace import Workspace
 from scripts.demo.airflow import Airflow, TaskState
 
-__all__ = ["Watcher", "in_order"]
+__all__ = ["RolloutWatcher", "in_order"]
 
 ENDED = ("success", "failed")
 
 
-class Watcher:
+class RolloutWatcher:
     """Follows one run of a DAG and one endpoint.
 
-    What does not answer is shown as it was last seen.
-
     Args:
-        airflow: Where the run is.
-        workspace: Where the endpoint is.
-        dag_id, run_id: The run.
-        endpoint: The endpoint.
+        airflow: The Airflow of the run.
+        workspace: The workspace of the endpoint.
+        dag_id: The DAG.
+        run_id: The run.
+        endpoint: The endpoint's name.
     """
 
     def __init__(self, airflow: Airflow, workspace: Workspace, *, dag_id: str, run_id: str, endpoint: str) -> None:
@@ -45,20 +44,20 @@ class Watcher:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run has ended."""
         return self.run_state in ENDED
 
     @property
     def look(self) -> Decision | None:
-        """The newest look at the evidence."""
+        """The newest look, as the record holds it; None before the first."""
         return next((decision for decision in reversed(self.decisions) if decision.step == "look"), None)
 
     async def refresh(self) -> None:
-        """Look at everything once."""
+        """Read the run, the endpoint and its record once."""
         await asyncio.gather(self._refresh_run(), self.refresh_endpoint())
 
     async def refresh_endpoint(self) -> None:
-        """Look at the endpoint and its record."""
+        """Read the endpoint and its record once."""
         try:
             async with connect(self._workspace) as target:
                 self.endpoint = await target.endpoint(self._name)
@@ -71,7 +70,7 @@ class Watcher:
             if not self._order:
                 self._order = in_order(await self._airflow.task_graph(self._dag_id))
             tasks = {task.task: task for task in await self._airflow.tasks(self._dag_id, self._run_id)}
-            # The state last: a run that has ended is shown with its tasks ended.
+            # The state of the run is read last, so that a run that has ended is shown with its tasks ended.
             self.tasks = tuple(tasks[name] for name in self._order if name in tasks)
             self.run_state = await self._airflow.run_state(self._dag_id, self._run_id)
         except (httpx.TransportError, httpx.HTTPStatusError):
@@ -79,9 +78,13 @@ class Watcher:
 
 
 def in_order(graph: dict[str, Any]) -> list[str]:
-    """Return the tasks of a DAG, each behind those that it waits for, given what is downstream of each."""
+    """Return the tasks of a DAG, each after those that it waits for.
+
+    Args:
+        graph: By task: the tasks directly downstream of it.
+    """
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter(dict.fromkeys(graph, ()))
     for name, downstream in graph.items():
-        for after in downstream:
-            sorter.add(after, name)
+        for later in downstream:
+            sorter.add(later, name)
     return list(sorter.static_order())

@@ -1,9 +1,9 @@
-"""The load generator: a process of its own that sends requests at a steady rate and counts what callers see.
+"""The load generator: a process of its own that sends requests at a steady rate and counts their responses.
 
-The rate does not depend on the answers (an open loop), and a latency counts from the moment when its request was due:
-a server that stalls cannot hide the requests that it kept from being sent. No request is ever repeated.
+The rate does not depend on the responses (an open loop), and a latency counts from the moment when its request was due,
+so that a slow server does not hide the requests that wait. No request is repeated.
 
-Run as `python -m scripts.demo.load <settings file>`; SIGTERM ends it, and so does the end of its parent.
+Run as `python -m scripts.demo.load_generator <settings file>`; SIGTERM ends it, and so does the end of its parent.
 """
 
 import asyncio
@@ -18,30 +18,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts.demo.report import LatencyHistogram, LoadReport, VersionReport, write_atomically
+from scripts.demo.load_report import LatencyHistogram, LoadReport, VersionReport, write_atomically
 
 VERSION_HEADER: Final = "azureml-model-deployment"
-# Answers without the header come from the router alone.
+# The router's own responses have no version header.
 NO_VERSION: Final = "no version"
 WRITE_INTERVAL_S: Final = 0.5
 DRAIN_S: Final = 5.0
 RECENT_S: Final = 5.0
-MOST_CONNECTIONS: Final = 64
-LOGGED_FAILURES: Final = 50
+MAX_CONNECTIONS: Final = 64
+MAX_LOGGED_FAILURES: Final = 50
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to send, where to, how fast.
+class LoadSettings:
+    """The requests, their destination and their rate.
 
     Attributes:
-        host, port, path: Where the requests go.
+        host: The router's host.
+        port: The router's port.
+        path: The endpoint's path.
         key_file: A file that only its owner can read, with the endpoint's primary key.
         requests_file: One JSON body per line; they are sent in turn.
         rows: How many predictions each body asks for.
-        report_file: Where the counters go.
+        report_file: Receives the counts.
         rate: Requests per second.
-        timeout_s: A request without an answer after so long has failed.
+        timeout_s: A request without a response after so many seconds has failed.
     """
 
     host: str
@@ -56,8 +58,15 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer."""
+class Response:
+    """An HTTP response.
+
+    Attributes:
+        status: The status.
+        version: The version in its header.
+        body: The body.
+        keep_alive: Whether the connection can be used again.
+    """
 
     status: int
     version: str
@@ -74,14 +83,16 @@ class Connection:
 
     @classmethod
     async def open(cls, host: str, port: int) -> "Connection":
-        """Connect."""
+        """Open a connection."""
         return cls(*await asyncio.open_connection(host, port))
 
-    async def send(self, request: bytes) -> Answer:
-        """Send a request and read its answer.
+    async def send(self, request: bytes) -> Response:
+        """Send a request and read its response.
 
         Raises:
-            OSError, EOFError, ValueError: The connection broke, or what came is not HTTP.
+            OSError: The connection broke.
+            EOFError: It was closed too early.
+            ValueError: The response is not HTTP.
         """
         self._writer.write(request)
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -95,7 +106,7 @@ class Connection:
             body = await self._chunks()
         else:
             body = await self._reader.readexactly(int(headers.get("content-length", "0")))
-        return Answer(
+        return Response(
             status=int(status_line.split(" ", 2)[1]),
             version=headers.get(VERSION_HEADER, NO_VERSION),
             body=body,
@@ -111,25 +122,25 @@ class Connection:
         return b"".join(parts)
 
     def abort(self) -> None:
-        """Close it at once, whatever is on its way."""
+        """Close the connection at once."""
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
 
-def fault_of(answer: Answer, rows: int) -> str | None:
-    """Return what is wrong with an answer, None if nothing is: status 200 and `rows` digits are asked for."""
-    if answer.status != 200:
-        return f"status {answer.status}"
+def response_error(response: Response, rows: int) -> str | None:
+    """Return what is wrong with a response; None if it has status 200 and `rows` digits."""
+    if response.status != 200:
+        return f"status {response.status}"
     try:
-        said = json.loads(answer.body)
+        document = json.loads(response.body)
     except ValueError:
         return "not JSON"
-    predictions = said.get("predictions") if isinstance(said, dict) else None
+    predictions = document.get("predictions") if isinstance(document, dict) else None
     if not isinstance(predictions, list) or len(predictions) != rows:
         return "bad shape"
     if not all(type(digit) is int and 0 <= digit <= 9 for digit in predictions):
@@ -137,34 +148,44 @@ def fault_of(answer: Answer, rows: int) -> str | None:
     return None
 
 
-class Counters:
-    """What was seen, by version, since the beginning and lately."""
+class LoadCounters:
+    """Counts of requests by version, since the beginning and in the last seconds.
+
+    Args:
+        rate: Requests per second that are sent.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._started = time.time()
-        self._begun = time.monotonic()
+        self._started_s = time.monotonic()
         self._requests: dict[str, int] = {}
         self._failures: dict[str, dict[str, int]] = {}
         self._latencies: dict[str, LatencyHistogram] = {}
         self._recent: deque[tuple[float, str, float]] = deque()
         self._behind_s = 0.0
 
-    def count(self, version: str, latency_s: float, fault: str | None) -> None:
-        """Count one request that has come to its end."""
+    def count(self, version: str, latency_s: float, error: str | None) -> None:
+        """Count one request that has a response or has failed.
+
+        Args:
+            version: The version that answered.
+            latency_s: Seconds since the request was due.
+            error: Why it failed; None if it did not.
+        """
         self._requests[version] = self._requests.get(version, 0) + 1
         self._latencies.setdefault(version, LatencyHistogram()).add(latency_s)
         self._recent.append((time.monotonic(), version, latency_s))
-        if fault:
-            kinds = self._failures.setdefault(version, {})
-            kinds[fault] = kinds.get(fault, 0) + 1
+        if error:
+            failures = self._failures.setdefault(version, {})
+            failures[error] = failures.get(error, 0) + 1
 
-    def late(self, seconds: float) -> None:
-        """Note how late a request was sent: large values mean that this process itself was kept from running."""
+    def note_delay(self, seconds: float) -> None:
+        """Note how late a request was sent; large values mean that this process was kept from running."""
         self._behind_s = max(self._behind_s, seconds)
 
     def report(self, *, in_flight: int, finished: bool) -> LoadReport:
-        """Return the counters as they are now."""
+        """Return the counts so far."""
         now = time.monotonic()
         while self._recent and self._recent[0][0] < now - RECENT_S:
             self._recent.popleft()
@@ -173,7 +194,7 @@ class Counters:
             recent.setdefault(version, []).append(latency_s)
         return LoadReport(
             written=time.time(),
-            seconds=now - self._begun,
+            seconds=now - self._started_s,
             started=self._started,
             rate=self._rate,
             in_flight=in_flight,
@@ -200,14 +221,18 @@ def _quantile_ms(latencies_s: list[float], q: float) -> float | None:
     return 1000 * sorted(latencies_s)[min(len(latencies_s) - 1, int(q * len(latencies_s)))]
 
 
-class Load:
-    """Sends the requests and keeps the counters."""
+class LoadGenerator:
+    """Sends the requests and counts the responses.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: What to send, where to and how fast.
+    """
+
+    def __init__(self, settings: LoadSettings) -> None:
         self._settings = settings
-        self._counters = Counters(settings.rate)
+        self._counters = LoadCounters(settings.rate)
         self._idle: list[Connection] = []
-        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._logged = 0
@@ -220,70 +245,70 @@ class Load:
         self._requests = [head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies]
 
     def stop(self) -> None:
-        """Send nothing new, wait for the answers that are due, write the last report."""
+        """Send no further request; `run` then waits for the responses and writes the last report."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Send until stopped."""
+        """Send requests until `stop` is called or the parent process ends."""
         writer = asyncio.create_task(self._write_reports())
         parent = os.getppid()
-        begun = time.monotonic()
+        started_s = time.monotonic()
         number = 0
         while not self._stopping.is_set() and os.getppid() == parent:
-            due = begun + number / self._settings.rate
+            due = started_s + number / self._settings.rate
             if (wait := due - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), wait)
                     break
-            self._counters.late(time.monotonic() - due)
-            task = asyncio.create_task(self._one(self._requests[number % len(self._requests)], due))
+            self._counters.note_delay(time.monotonic() - due)
+            task = asyncio.create_task(self._send(self._requests[number % len(self._requests)], due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             number += 1
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
         writer.cancel()
-        # A request that is still without an answer has been sent and not served: cancelled, it counts as failed.
+        # A request without a response is cancelled and counts as failed.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(connection.close() for connection in self._idle))
         self._write(finished=True)
 
-    async def _one(self, request: bytes, due: float) -> None:
+    async def _send(self, request: bytes, due: float) -> None:
         version = NO_VERSION
-        fault: str | None
+        error: str | None
         try:
             async with asyncio.timeout(self._settings.timeout_s), self._slots:
-                answer = await self._exchange(request)
-            version = answer.version
-            fault = fault_of(answer, self._settings.rows)
-            said = answer.body[:200].decode(errors="replace")
+                response = await self._exchange(request)
+            version = response.version
+            error = response_error(response, self._settings.rows)
+            detail = response.body[:200].decode(errors="replace")
         except TimeoutError:
-            fault, said = "no answer in time", ""
+            error, detail = "no answer in time", ""
         except asyncio.CancelledError:
-            fault, said = "no answer at the end", ""
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
-            fault, said = f"connection: {type(error).__name__}", str(error)
-        self._counters.count(version, time.monotonic() - due, fault)
-        if fault and self._logged < LOGGED_FAILURES:
+            error, detail = "no answer at the end", ""
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as failure:
+            error, detail = f"connection: {type(failure).__name__}", str(failure)
+        self._counters.count(version, time.monotonic() - due, error)
+        if error and self._logged < MAX_LOGGED_FAILURES:
             self._logged += 1
-            print(f"{time.strftime('%H:%M:%S')} {version}: {fault} {said}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {version}: {error} {detail}", flush=True)
 
-    async def _exchange(self, request: bytes) -> Answer:
+    async def _exchange(self, request: bytes) -> Response:
         connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = await Connection.open(self._settings.host, self._settings.port)
         try:
-            answer = await connection.send(request)
+            response = await connection.send(request)
         except BaseException:
             connection.abort()
             raise
-        if answer.keep_alive:
+        if response.keep_alive:
             self._idle.append(connection)
         else:
             await connection.close()
-        return answer
+        return response
 
     async def _write_reports(self) -> None:
         while True:
@@ -296,15 +321,15 @@ class Load:
 
 
 def main(settings_file: str) -> None:
-    """Run the load that a settings file describes."""
-    settings = Settings(**json.loads(Path(settings_file).read_text(encoding="utf-8")))
+    """Send the load that a settings file describes."""
+    settings = LoadSettings(**json.loads(Path(settings_file).read_text(encoding="utf-8")))
 
     async def run() -> None:
-        load = Load(settings)
+        load = LoadGenerator(settings)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop)
         await load.run()
 
-    # Ctrl-C reaches the whole foreground group: the demo itself says when the load ends.
+    # Ctrl-C reaches all processes of the terminal; the demo ends this one itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(run())
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo.load import Answer, Load, Settings, fault_of
-from scripts.demo.report import LoadReport, read_report
+from scripts.demo.load_generator import LoadGenerator, LoadSettings, Response, response_error
+from scripts.demo.load_report import LoadReport, read_report
 
 GOOD = b'{"predictions": [7]}'
 
@@ -76,7 +76,7 @@ async def run_until(server: Server, tmp_path: Path, enough: int, **changes: floa
     """Send to `server` until it has seen `enough` requests; return the last report."""
     (tmp_path / "key").write_text("a-secret-key")
     (tmp_path / "requests").write_text('{"data": [[1]]}\n{"data": [[2]]}')
-    settings = Settings(
+    settings = LoadSettings(
         host="127.0.0.1",
         port=server.port,
         path="/score",
@@ -86,7 +86,7 @@ async def run_until(server: Server, tmp_path: Path, enough: int, **changes: floa
         report_file=str(tmp_path / "report.json"),
         **{"rate": 200.0, **changes},
     )
-    load = Load(settings)
+    load = LoadGenerator(settings)
     running = asyncio.create_task(load.run())
     try:
         async with asyncio.timeout(10):
@@ -204,6 +204,6 @@ async def test_chunked_responses_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_response_needs_one_digit_per_row(body: object, fault: str | None) -> None:
-    answer = Answer(200, "first", json.dumps(body).encode(), keep_alive=True)
+    answer = Response(200, "first", json.dumps(body).encode(), keep_alive=True)
 
-    assert fault_of(answer, rows=2) == fault
+    assert response_error(answer, rows=2) == fault

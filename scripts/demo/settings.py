@@ -1,4 +1,4 @@
-"""What the demo asks for: how much load, and the run's parameters, short enough to be watched."""
+"""The demo's settings: its load, and parameters of the run that make it short enough to be watched."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,13 +11,13 @@ RUN_ID: Final = "demo"
 ENDPOINT: Final = "digits"
 # Requests per second.
 RATE: Final = 100.0
-# How long METRICS=down takes the telemetry store away, in seconds.
+# How long METRICS=down stops the telemetry store, in seconds.
 OUTAGE_S: Final = 60.0
-# The box is shared by Airflow, the router, the replicas and the load: a request may wait a little longer for its turn.
+# Airflow, the router, the replicas and the load share two cores, so a request may wait longer for its turn.
 SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5_000}
-# A good model is taken back in one of a thousand demos at most. Quantiles are left out that take minutes to be sure of
-# (p95, p99: few requests exceed them), and a quarter more time is tolerated: two cores serve all of this, and what
-# starts and ends beside the versions makes their latency vary: a cap on every bin bears that better than a discount.
+# A good model is rolled back in at most one of a thousand demos. p95 and p99 are left out: few requests exceed them, so
+# that they need minutes. A quarter more latency is tolerated, because two cores serve everything and every process that
+# starts makes the latency vary; a cap on what one bin contributes bears that better than the discount for bursts.
 GATE: Final[dict[str, Any]] = {
     "alpha": 0.001,
     "burst_cap": 10.0,
@@ -28,7 +28,7 @@ GATE: Final[dict[str, Any]] = {
 
 
 class Fault(StrEnum):
-    """What is wrong with the treatment."""
+    """A fault of the treatment."""
 
     FAILING = "failing"
     SLOW = "slow"
@@ -37,16 +37,16 @@ class Fault(StrEnum):
 
 
 def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[str, Any]:
-    """Return the parameters of the run.
+    """Return the parameters of the DAG run.
 
     Args:
         fault: What is wrong with the treatment; None for nothing.
-        project: The folder of the faulty treatment, with the fault's own entry script.
+        project: The folder of the faulty treatment, which holds the fault's entry script.
     """
     parameters: dict[str, Any] = {
         "endpoint": ENDPOINT,
         "settings": SETTINGS,
-        # A treatment that dies after 30 s of traffic has to be watched for longer than that.
+        # The flaky treatment ends after 30 s of traffic, so the gates have to look for longer.
         "bake": "25 s" if fault is Fault.FLAKY else "8 s",
         "min_requests": 30,
         "decision_timeout": "10 min",

@@ -1,4 +1,4 @@
-"""One demo from its first process to its last: prepare, trigger the run, watch it to its end, clear up."""
+"""One demo: prepare, trigger the run, follow it to its end, clean up."""
 
 import asyncio
 import contextlib
@@ -14,69 +14,70 @@ from urllib.parse import urlsplit
 from controlled_rollout import image, steps
 from controlled_rollout.image import ModelSource
 from controlled_rollout.target.local.client import LocalTarget
-from scripts.demo import control
+from scripts.demo import train_control
 from scripts.demo.airflow import HOST, Airflow
-from scripts.demo.outcome import End, Ending, conclude
-from scripts.demo.plan import DAG_ID, ENDPOINT, OUTAGE_S, RATE, RUN_ID, SETTINGS, Fault, run_parameters
-from scripts.demo.problem import DemoError
-from scripts.demo.processes import Started
-from scripts.demo.report import read_report
-from scripts.demo.stage import Stage, environment, free_ports, run_quietly
+from scripts.demo.errors import DemoError
+from scripts.demo.load_report import read_report
+from scripts.demo.local_stack import LocalStack, environment, free_ports, run_quietly
+from scripts.demo.processes import StartedProcess
+from scripts.demo.result import DemoFacts, DemoResult, conclude
+from scripts.demo.rollout_watcher import RolloutWatcher
+from scripts.demo.settings import DAG_ID, ENDPOINT, OUTAGE_S, RATE, RUN_ID, SETTINGS, Fault, run_parameters
 from scripts.demo.view import Preparation, Snapshot, View
-from scripts.demo.watch import Watcher
 
-__all__ = ["Performance"]
+__all__ = ["DemoRun"]
 
 T = TypeVar("T")
 
 REFRESH_S: Final = 1.0
-RUN_WITHIN_S: Final = 600.0
+RUN_TIMEOUT_S: Final = 600.0
 LOAD_GRACE_S: Final = 8.0
-FIRST: Final = "first"
+CONTROL: Final = "first"
 
 
-class Performance:
+class DemoRun:
     """One demo.
 
     Args:
-        folder: Where everything is; what an earlier demo left there is ended and removed.
+        folder: The demo's folder; the processes and files of an earlier demo in it are ended and removed.
         fault: What is wrong with the treatment; None for nothing.
-        outage: Whether the telemetry store is taken away for a while.
+        outage: Whether the telemetry store is stopped for a while.
     """
 
     def __init__(self, folder: Path, *, fault: Fault | None, outage: bool) -> None:
-        self._stage = Stage(folder)
+        self._stack = LocalStack(folder)
         self._fault = fault
         self._outage = outage
-        self._begun = time.monotonic()
-        self._began = datetime.now(UTC)
+        self._started_s = time.monotonic()
+        self._started = datetime.now(UTC)
         self._preparations: dict[str, float | None] = {}
         self._notice = ""
-        self._watcher: Watcher | None = None
-        self._load: Started | None = None
+        self._watcher: RolloutWatcher | None = None
+        self._load: StartedProcess | None = None
 
     @property
     def logs(self) -> Path:
-        """Where the logs are."""
-        return self._stage.logs
+        """The folder of the logs."""
+        return self._stack.logs
 
     @property
     def _report_file(self) -> Path:
-        return self._stage.folder / "load.json"
+        return self._stack.folder / "load.json"
 
-    async def run(self, view: View) -> End:
-        """Run the demo and return its end; whatever happens, everything that it started has ended then.
+    async def run(self, view: View) -> DemoResult:
+        """Run the demo; all processes that it has started have ended when it returns or raises.
 
         Raises:
-            DemoError, ControlledRolloutError: It could not be brought to its end.
+            DemoError: It could not be run to its end.
+            ControlledRolloutError: A step of the engine failed.
         """
-        with self._stage.alone():
+        with self._stack.exclusive():
             return await self._run(view)
 
-    async def _run(self, view: View) -> End:
-        await self._stage.clear()
-        self._stage.prepare()
-        removing = asyncio.create_task(self._stage.remove_cleared())
+    async def _run(self, view: View) -> DemoResult:
+        await self._stack.clear()
+        self._stack.prepare()
+        removing = asyncio.create_task(self._stack.remove_cleared())
         showing = asyncio.create_task(self._show(view))
         try:
             airflow = await self._prepare()
@@ -89,40 +90,40 @@ class Performance:
                 await showing
             self._notice = ""
             view.show(self._snapshot())
-            await asyncio.shield(self._stage.end())
+            await asyncio.shield(self._stack.end())
             await removing
 
     async def _prepare(self) -> Airflow:
-        """Bring up Airflow and, beside it, the workspace with its first version and the load."""
+        """Start Airflow and, at the same time, the workspace with its first version and the load."""
         airflow_port, router_port = free_ports(2)
-        # The run that is watched is the only one: un-paused, the DAG would also catch up with its last week.
-        airflow = self._stage.start_airflow(port=airflow_port, schedules=False)
-        healthy = self._timed("Airflow", airflow.wait_until_healthy(self._stage.processes, dag_id=DAG_ID))
+        # Without schedules, because the DAG, once un-paused, would also run for the past week.
+        airflow = self._stack.start_airflow(port=airflow_port, schedules=False)
+        healthy = self._timed("Airflow", airflow.wait_until_healthy(self._stack.processes, dag_id=DAG_ID))
         await _together(healthy, self._first_version(router_port))
-        self._watcher = Watcher(airflow, self._stage.workspace, dag_id=DAG_ID, run_id=RUN_ID, endpoint=ENDPOINT)
+        self._watcher = RolloutWatcher(airflow, self._stack.workspace, dag_id=DAG_ID, run_id=RUN_ID, endpoint=ENDPOINT)
         return airflow
 
     async def _first_version(self, router_port: int) -> None:
-        folder = self._stage.folder
+        folder = self._stack.folder
         training = run_quietly(
-            "training the control", ["-m", control.__name__, str(folder)], log=self.logs / "control.log"
+            "training the control", ["-m", train_control.__name__, str(folder)], log=self.logs / "control.log"
         )
         await _together(
-            self._timed("local workspace", self._stage.start_workspace(port=router_port)),
+            self._timed("local workspace", self._stack.start_workspace(port=router_port)),
             self._timed("control trained", training),
         )
         built = image.build_local_image(
-            control.PROJECT,
+            train_control.PROJECT,
             name=ENDPOINT,
-            cache=self._stage.workspace.cache_folder,
-            models=[ModelSource("digits", folder / control.MODEL)],
+            cache=self._stack.workspace.cache_folder,
+            models=[ModelSource("digits", folder / train_control.MODEL)],
             progress=self._note,
         )
         reference = await self._timed("control's image built", built)
         rolled_out = steps.roll_out(
-            self._stage.workspace,
+            self._stack.workspace,
             ENDPOINT,
-            FIRST,
+            CONTROL,
             image=str(reference),
             owner="demo",
             change=steps.Change(who="demo"),
@@ -133,10 +134,10 @@ class Performance:
         await self._start_load()
 
     async def _start_load(self) -> None:
-        async with LocalTarget.open(self._stage.workspace) as target:
+        async with LocalTarget.open(self._stack.workspace) as target:
             url = urlsplit((await target.status(ENDPOINT)).url)
             key = (await target.keys(ENDPOINT)).primary
-        key_file = self._stage.folder / "load.key"
+        key_file = self._stack.folder / "load.key"
         key_file.touch(mode=0o600)
         key_file.write_text(key, encoding="ascii")
         settings = {
@@ -144,32 +145,32 @@ class Performance:
             "port": url.port,
             "path": url.path,
             "key_file": str(key_file),
-            "requests_file": str(self._stage.folder / control.REQUESTS),
-            "rows": control.ROWS,
+            "requests_file": str(self._stack.folder / train_control.REQUESTS),
+            "rows": train_control.ROWS,
             "report_file": str(self._report_file),
             "rate": RATE,
         }
-        settings_file = self._stage.folder / "load-settings.json"
+        settings_file = self._stack.folder / "load-settings.json"
         settings_file.write_text(json.dumps(settings), encoding="utf-8")
-        self._load = self._stage.processes.start(
+        self._load = self._stack.processes.start(
             "load generator",
-            [sys.executable, "-m", "scripts.demo.load", str(settings_file)],
+            [sys.executable, "-m", "scripts.demo.load_generator", str(settings_file)],
             env=environment(),
             log=self.logs / "load.log",
         )
 
     async def _follow(self, airflow: Airflow) -> None:
-        """Trigger the run, and watch it until it ends."""
+        """Trigger the run, and follow it until it ends."""
         watcher = self._watcher
         assert watcher is not None  # noqa: S101 - made in _prepare
         await airflow.trigger(DAG_ID, run_id=RUN_ID, conf=self._parameters())
-        outage = asyncio.create_task(self._take_telemetry_away(watcher)) if self._outage else None
+        outage = asyncio.create_task(self._stop_telemetry_for_a_while(watcher)) if self._outage else None
         try:
-            deadline = time.monotonic() + RUN_WITHIN_S
+            deadline = time.monotonic() + RUN_TIMEOUT_S
             while not watcher.ended:
                 if time.monotonic() > deadline:
-                    raise DemoError(f"the run of {DAG_ID} is {watcher.run_state!r} after {RUN_WITHIN_S:g} s")
-                self._check_alive()
+                    raise DemoError(f"the run of {DAG_ID} is {watcher.run_state!r} after {RUN_TIMEOUT_S:g} s")
+                self._check_processes()
                 await watcher.refresh()
                 await asyncio.sleep(REFRESH_S)
             await watcher.refresh()
@@ -183,68 +184,68 @@ class Performance:
     def _parameters(self) -> dict[str, object]:
         if self._fault is None:
             return run_parameters(None)
-        # The faults are the tests' own.
+        # Imported here: only a demo with a fault needs the tests.
         from tests.faults import project
 
-        folder = self._stage.folder / "treatment"
-        project(self._fault.value, control.PROJECT, folder)
+        folder = self._stack.folder / "treatment"
+        project(self._fault.value, train_control.PROJECT, folder)
         return run_parameters(self._fault, project=folder)
 
-    async def _take_telemetry_away(self, watcher: Watcher) -> None:
-        """Stop the telemetry store while a gate is looking, and start it again after a while."""
+    async def _stop_telemetry_for_a_while(self, watcher: RolloutWatcher) -> None:
+        """Stop the telemetry store once a gate has looked, and start it again after `OUTAGE_S` seconds."""
         while watcher.look is None:
             await asyncio.sleep(REFRESH_S)
-        async with LocalTarget.open(self._stage.workspace) as target:
+        async with LocalTarget.open(self._stack.workspace) as target:
             await target.set_telemetry(False)
-            back = time.monotonic() + OUTAGE_S
+            restart_at = time.monotonic() + OUTAGE_S
             try:
-                while (left := back - time.monotonic()) > 0:
+                while (left := restart_at - time.monotonic()) > 0:
                     self._notice = f"the telemetry store is stopped: {left:.0f} s to go"
                     await asyncio.sleep(min(REFRESH_S, left))
             finally:
                 self._notice = ""
                 await target.set_telemetry(True)
 
-    def _check_alive(self) -> None:
-        for started in self._stage.processes.started():
-            if (code := self._stage.processes.exit_code(started)) is not None:
+    def _check_processes(self) -> None:
+        for started in self._stack.processes.started():
+            if (code := self._stack.processes.exit_code(started)) is not None:
                 raise DemoError(f"{started.name} ended with code {code} in the middle of the demo")
 
     async def _end_load(self) -> None:
-        """Stop the load: its last report has every request that it sent."""
+        """Stop the load generator; its last report counts every request that it has sent."""
         assert self._load is not None  # noqa: S101 - started in _prepare
-        if not await asyncio.to_thread(self._stage.processes.end, self._load, grace_s=LOAD_GRACE_S):
+        if not await asyncio.to_thread(self._stack.processes.end, self._load, grace_s=LOAD_GRACE_S):
             raise DemoError(f"the load generator did not end in {LOAD_GRACE_S:g} s: look into {self.logs / 'load.log'}")
 
-    def _conclude(self) -> End:
+    def _conclude(self) -> DemoResult:
         report = read_report(self._report_file)
         watcher = self._watcher
         if report is None or not report.finished or watcher is None or watcher.endpoint is None:
-            raise DemoError(f"the load generator has left no last report: look into {self.logs / 'load.log'}")
-        ended = [decision.time for decision in watcher.decisions if decision.step in ("promote", "roll_back")]
+            raise DemoError(f"the load generator has written no last report: look into {self.logs / 'load.log'}")
+        end_times = [decision.time for decision in watcher.decisions if decision.step in ("promote", "roll_back")]
         return conclude(
-            Ending(
+            DemoFacts(
                 fault=self._fault,
                 outage=self._outage,
-                control=FIRST,
+                control=CONTROL,
                 run_state=watcher.run_state,
                 decisions=watcher.decisions,
                 endpoint=watcher.endpoint,
                 report=report,
-                seconds=(max(ended, default=datetime.now(UTC)) - self._began).total_seconds(),
+                seconds=(max(end_times, default=datetime.now(UTC)) - self._started).total_seconds(),
             )
         )
 
     async def _timed(self, name: str, work: Awaitable[T]) -> T:
         self._preparations[name] = None
-        begun = time.monotonic()
-        done = await work
-        self._preparations[name] = time.monotonic() - begun
-        return done
+        started_s = time.monotonic()
+        result = await work
+        self._preparations[name] = time.monotonic() - started_s
+        return result
 
     def _note(self, line: str) -> None:
         with (self.logs / "demo.log").open("a", encoding="utf-8") as log:
-            log.write(f"{time.monotonic() - self._begun:6.1f} s {line}\n")
+            log.write(f"{time.monotonic() - self._started_s:6.1f} s {line}\n")
 
     async def _show(self, view: View) -> None:
         while True:
@@ -254,7 +255,7 @@ class Performance:
     def _snapshot(self) -> Snapshot:
         watcher = self._watcher
         return Snapshot(
-            elapsed_s=time.monotonic() - self._begun,
+            elapsed_s=time.monotonic() - self._started_s,
             title="controlled-rollout demo" + (f", treatment: {self._fault}" if self._fault else ""),
             preparations=tuple(Preparation(name, seconds) for name, seconds in self._preparations.items()),
             tasks=watcher.tasks if watcher else (),
@@ -266,10 +267,10 @@ class Performance:
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:
-    """Do several things at once; the first that fails ends the others, and its error is raised as it is."""
+    """Run several coroutines at once; the first error cancels the others and is raised itself."""
     try:
         async with asyncio.TaskGroup() as group:
-            for one in work:
-                group.create_task(one)
+            for coroutine in work:
+                group.create_task(coroutine)
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        raise errors.exceptions[0] from errors

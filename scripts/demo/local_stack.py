@@ -1,4 +1,4 @@
-"""What the demo and `make up` stand on: a folder with a local workspace and an Airflow, started side by side."""
+"""A local workspace and an Airflow in one folder, started side by side: for the demo and for `make up`."""
 
 import asyncio
 import fcntl
@@ -15,33 +15,33 @@ from typing import Final
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.workspace import Workspace
 from scripts.demo.airflow import AIRFLOW, HOST, REPOSITORY, Airflow
-from scripts.demo.problem import DemoError
+from scripts.demo.errors import DemoError
 from scripts.demo.processes import Processes
 
-__all__ = ["EVERYTHING", "Stage", "free_ports", "run_quietly"]
+__all__ = ["ALL_PARTS", "LocalStack", "free_ports", "run_quietly"]
 
 WORKSPACE: Final = "local workspace"
-EVERYTHING: Final = {AIRFLOW, WORKSPACE}
+ALL_PARTS: Final = {AIRFLOW, WORKSPACE}
 END_GRACE_S: Final = 10.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nobody listens on, all different."""
+    """Return different ports of 127.0.0.1 on which no process listens."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for probe in sockets:
+            probe.bind((HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of our own programs: the caller's, finding this repository, leaving bytecode behind."""
+    """Return the caller's environment with this repository on Python's path and bytecode kept."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return inherited | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
 
 
 async def run_quietly(name: str, argv: Sequence[str], *, log: Path) -> None:
-    """Run a command of ours to its end, its output in `log`; it ends with us.
+    """Run a Python command to its end with its output in `log`; it is ended if this task is cancelled.
 
     Raises:
         DemoError: It failed; the message has its last lines.
@@ -57,15 +57,15 @@ async def run_quietly(name: str, argv: Sequence[str], *, log: Path) -> None:
         await process.wait()
         raise
     if code:
-        last = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
-        raise DemoError(f"{name} failed with code {code}: {last} (all of it: {log})")
+        tail = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        raise DemoError(f"{name} failed with code {code}: {tail} (its whole output: {log})")
 
 
-class Stage:
-    """A folder with a local workspace, an Airflow, their logs, and the ledger of what runs.
+class LocalStack:
+    """A folder with a local workspace, an Airflow, their logs, and the list of their processes.
 
     Args:
-        folder: Everything is in it.
+        folder: The folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,37 +76,37 @@ class Stage:
         self.workspace = Workspace.local(self.folder / "workspace")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep every other program of ours out of the folder.
+    def exclusive(self) -> Iterator[None]:
+        """Lock the folder against other demos.
 
         Raises:
-            DemoError: One is in it already.
+            DemoError: Another demo has locked it.
         """
         lock = self.folder.with_name(f"{self.folder.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("a+", encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError as error:
                 file.seek(0)
                 raise DemoError(
                     f"{self.folder} is in use by process {file.read().strip() or '(unknown)'}: "
-                    "wait until it ends, or end it (kill asks it to clear up)"
-                ) from None
+                    "wait until it ends, or end it with `kill`"
+                ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             yield
 
     async def clear(self) -> None:
-        """End what an earlier run has left and put its files aside: `remove_cleared` has the time to delete them."""
+        """End the processes of an earlier run, and move its files away; `remove_cleared` deletes them later."""
         if self.folder.exists():
             await self.end()
             self._cleared.mkdir(parents=True, exist_ok=True)
             self.folder.rename(self._cleared / str(time.time_ns()))
 
     async def remove_cleared(self) -> None:
-        """Delete what was put aside."""
+        """Delete the files that `clear` has moved away."""
         await asyncio.to_thread(shutil.rmtree, self._cleared, ignore_errors=True)
 
     def prepare(self) -> None:
@@ -139,18 +139,18 @@ class Stage:
         await run_quietly("controlled-rollout local up", command, log=self.logs / "workspace.log")
 
     async def running(self) -> list[str]:
-        """Return the names of what runs here."""
-        names = [started.name for started in self.processes.started() if self.processes.alive(started)]
+        """Return the names of the parts that run."""
+        names = [started.name for started in self.processes.started() if self.processes.is_running(started)]
         return names + ([WORKSPACE] if await supervisor.is_running(self.workspace) else [])
 
     async def end(self) -> None:
-        """End everything that was started here."""
-        ending = asyncio.to_thread(self.processes.end_all, grace_s=END_GRACE_S)
+        """End all parts."""
+        ending_processes = asyncio.to_thread(self.processes.end_all, grace_s=END_GRACE_S)
         if self.workspace.state_file.exists():
             self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            await asyncio.gather(ending, self._local("down"))
+            await asyncio.gather(ending_processes, self._local("down"))
         else:
-            await ending
+            await ending_processes
 
     async def _local(self, action: str, *more: str) -> None:
         command = ["-m", "controlled_rollout.cli", "local", action, "--root", str(self.workspace.root), *more]

@@ -1,4 +1,4 @@
-"""What the load generator counts, as it tells it to others: one small JSON file, replaced whole."""
+"""The load generator's counts, as a small JSON file that is replaced in one step."""
 
 import math
 import os
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["LatencyHistogram", "LoadReport", "VersionReport", "read_report", "write_atomically"]
 
-# Buckets grow by 2 %: a quantile read from them is at most so much too high.
+# Each bucket is 2 % wider than the one before, so that a quantile is at most 2 % too high.
 GROWTH: Final = 1.02
 SMALLEST_S: Final = 1e-5
 
 
 class LatencyHistogram:
-    """Latencies in buckets of equal relative width: quantiles of any number of requests in little memory."""
+    """A histogram of latencies in buckets of equal relative width, for quantiles in little memory."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -29,11 +29,11 @@ class LatencyHistogram:
 
     def quantile_ms(self, q: float) -> float:
         """Return the upper edge of the bucket that holds the q-quantile, in milliseconds; 0 if nothing was counted."""
-        wanted = math.ceil(q * self._total)
-        seen = 0
+        rank = math.ceil(q * self._total)
+        counted = 0
         for bucket in sorted(self._counts):
-            seen += self._counts[bucket]
-            if seen >= wanted:
+            counted += self._counts[bucket]
+            if counted >= rank:
                 return 1000 * SMALLEST_S * GROWTH**bucket
         return 0.0
 
@@ -43,13 +43,16 @@ class _Message(BaseModel):
 
 
 class VersionReport(_Message):
-    """What callers saw of one version.
+    """The requests of one version, as callers saw them.
 
     Attributes:
-        requests: Requests that have come to their end.
-        failures: How many failed, by kind.
-        p50_ms, p95_ms: Latency since the beginning, from the moment when a request was due.
-        recent_requests, recent_p50_ms, recent_p95_ms: The same of the last five seconds.
+        requests: Requests that have an answer or have failed.
+        failures: How many failed, by the error.
+        p50_ms: Median latency since the beginning, from the moment when a request was due.
+        p95_ms: The same for 95 % of the requests.
+        recent_requests: Requests of the last five seconds.
+        recent_p50_ms: Their median latency.
+        recent_p95_ms: The latency that 95 % of them stay below.
     """
 
     requests: int
@@ -62,21 +65,22 @@ class VersionReport(_Message):
 
     @property
     def failed(self) -> int:
-        """All failures."""
+        """The number of failed requests."""
         return sum(self.failures.values())
 
 
 class LoadReport(_Message):
-    """What callers saw.
+    """The requests of all versions, as callers saw them.
 
     Attributes:
-        started, written: Unix times.
+        started: When the first request was sent, as a Unix time.
+        written: When the report was written, as a Unix time.
         seconds: How long requests have been sent.
-        rate: Requests per second that were asked for.
+        rate: Requests per second that are sent.
         in_flight: Requests that have no answer yet.
-        behind_ms: The most that a request was sent after it was due, because the generator itself did not get to it.
+        behind_ms: The most that a request was sent too late, because the generator itself was kept from running.
         finished: Whether this is the last report.
-        versions: By the name that the answer's header gave.
+        versions: By the name in the response's header.
     """
 
     started: float
@@ -90,20 +94,20 @@ class LoadReport(_Message):
 
     @property
     def requests(self) -> int:
-        """All requests that have come to their end."""
+        """The number of requests that have an answer or have failed."""
         return sum(version.requests for version in self.versions.values())
 
     @property
     def failed(self) -> int:
-        """All failures."""
+        """The number of failed requests."""
         return sum(version.failed for version in self.versions.values())
 
     def failed_of(self, version: str) -> int:
-        """Return the failures of one version."""
+        """Return the number of failed requests of one version."""
         return self.versions[version].failed if version in self.versions else 0
 
     def recent_split(self) -> dict[str, float]:
-        """Return the per cent of the last seconds' requests that each version answered."""
+        """Return the share of each version in the requests of the last seconds, in per cent."""
         total = sum(version.recent_requests for version in self.versions.values())
         if not total:
             return {}
@@ -111,14 +115,14 @@ class LoadReport(_Message):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new one."""
+    """Replace a file in one step: a reader sees the old text or the new one."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
 
 def read_report(path: Path) -> LoadReport | None:
-    """Return the newest report, None before there is one."""
+    """Return the newest report; None before there is one."""
     try:
         return LoadReport.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo.report import LatencyHistogram, LoadReport, VersionReport, read_report, write_atomically
+from scripts.demo.load_report import LatencyHistogram, LoadReport, VersionReport, read_report, write_atomically
 
 
 def test_a_quantile_of_the_histogram_is_within_two_per_cent_of_the_exact_one() -> None:

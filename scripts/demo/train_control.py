@@ -1,6 +1,6 @@
-"""Trains the first control, and writes down what the load generator replays: `python -m scripts.demo.control FOLDER`.
+"""Train the first control and write the requests that the load generator sends.
 
-A process of its own, so that the live view is not kept waiting.
+Run as `python -m scripts.demo.train_control FOLDER`: a process of its own, so that the live view goes on.
 """
 
 import json
@@ -14,12 +14,12 @@ __all__ = ["MODEL", "PROJECT", "REQUESTS", "ROWS"]
 PROJECT: Final = Path(__file__).resolve().parents[2] / "dags" / "models" / "digits"
 MODEL: Final = Path("control", "model.joblib")
 REQUESTS: Final = "requests.jsonl"
-# Digits in one request.
+# How many digits one request holds.
 ROWS: Final = 1
 
 
 def main(folder: Path) -> None:
-    """Train on the first part of the digits; write the held-out ones as requests, one JSON body per line."""
+    """Train on the first part of the digits, and write the held-out digits as requests, one JSON body per line."""
     training = runpy.run_path(str(PROJECT / "train.py"))
     print(json.dumps(training["train"]((folder / MODEL).parent, part="first")))
     images, _ = training["held_out"]()

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.demo.processes import Processes, Started, started_at
+from scripts.demo.processes import Processes, StartedProcess, started_at
 from tests.polling import wait_until
 
 # A leader with a child in a process group of its own, as Airflow has its tasks; both say when they are there.
@@ -32,7 +32,9 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     found.end_all(grace_s=0)
 
 
-def start_family(processes: Processes, folder: Path, *, child: str = "", leader: str = "") -> tuple[Started, list[int]]:
+def start_family(
+    processes: Processes, folder: Path, *, child: str = "", leader: str = ""
+) -> tuple[StartedProcess, list[int]]:
     code = FAMILY.format(child=child or "pass", leader=leader)
     started = processes.start("family", [sys.executable, "-c", code], env=os.environ, log=folder / "log")
     wait_until(
@@ -52,7 +54,7 @@ def gone(process_ids: list[int]) -> bool:
 def test_process_group_ends_as_a_whole(processes: Processes, tmp_path: Path) -> None:
     started, family = start_family(processes, tmp_path)
 
-    assert processes.alive(started)
+    assert processes.is_running(started)
     assert processes.end(started, grace_s=10)
     assert gone(family)
     assert processes.started() == []
@@ -80,7 +82,7 @@ def test_children_are_found_when_their_leader_is_gone(processes: Processes, tmp_
     os.kill(leader, 9)
     wait_until(lambda: gone([leader]), "the leader has ended")
 
-    assert processes.alive(started)
+    assert processes.is_running(started)
     Processes(tmp_path).end_all(grace_s=10)
     assert gone([child])
 
@@ -89,7 +91,7 @@ def test_another_process_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
     # The ledger's process is long gone, and its id now belongs to somebody else.
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as other:
         processes = Processes(tmp_path)
-        processes._write([Started("gone", other.pid, started_at(other.pid) - 1000)])
+        processes._write([StartedProcess("gone", other.pid, started_at(other.pid) - 1000)])
 
         processes.end_all(grace_s=0.2)
 
@@ -106,4 +108,4 @@ def test_the_output_is_in_the_log(processes: Processes, tmp_path: Path) -> None:
 
     assert processes.exit_code(started) == 3
     assert sorted((tmp_path / "log").read_text().split()) == ["err", "out"]
-    assert not processes.alive(started)
+    assert not processes.is_running(started)

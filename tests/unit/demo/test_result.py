@@ -1,3 +1,5 @@
+"""How the demo ended, and whether it should have ended so."""
+
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -6,9 +8,9 @@ import pytest
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
-from scripts.demo.outcome import Ending, conclude, number
-from scripts.demo.plan import Fault
-from scripts.demo.report import LoadReport, VersionReport
+from scripts.demo.load_report import LoadReport, VersionReport
+from scripts.demo.result import DemoFacts, conclude, format_e_value
+from scripts.demo.settings import Fault
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 BEFORE = Endpoint(name="digits").create_version("first", is_control=True).create_version("second")
@@ -42,7 +44,7 @@ def report(**failures: int) -> LoadReport:
     return LoadReport(started=0, written=1, seconds=1, rate=1, finished=True, versions=versions)
 
 
-GOOD = Ending(
+GOOD = DemoFacts(
     fault=None,
     outage=False,
     control="first",
@@ -52,7 +54,7 @@ GOOD = Ending(
     report=report(),
     seconds=61.25,
 )
-TAKEN_BACK = replace(
+ROLLED_BACK = replace(
     GOOD,
     fault=Fault.FAILING,
     run_state="failed",
@@ -63,46 +65,51 @@ TAKEN_BACK = replace(
 
 
 def test_summary_of_a_promotion_has_requests_and_failures() -> None:
-    end = conclude(GOOD)
+    result = conclude(GOOD)
 
-    assert end.result == "result: promoted second to control in 61.2 s; 200 requests, 0 failed"
-    assert end.as_expected
+    assert result.last_line == "result: promoted second to control in 61.2 s; 200 requests, 0 failed"
+    assert result.as_expected
 
 
 def test_summary_of_a_roll_back_has_the_claim_and_its_e_value() -> None:
-    end = conclude(TAKEN_BACK)
+    result = conclude(ROLLED_BACK)
 
-    assert end.result == "result: rolled back second: errors are higher, e-value 143 of 40.00"
-    assert end.evidence == "errors are higher: 5 %"
-    assert end.counts == "counts: first 100 requests, 0 failed; second 100 requests, 7 failed (7 × status 500)"
-    assert end.as_expected
+    assert result.last_line == "result: rolled back second: errors are higher, e-value 143 of 40.00"
+    assert result.evidence == "errors are higher: 5 %"
+    assert result.counts == "counts: first 100 requests, 0 failed; second 100 requests, 7 failed (7 × status 500)"
+    assert result.as_expected
 
 
 def test_summary_of_a_version_that_never_became_ready_has_the_reason() -> None:
     why = "version 'second' of endpoint 'digits' did not become ready: exit code 3;\n  failed 3 times"
-    end = conclude(replace(TAKEN_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report()))
+    result = conclude(
+        replace(ROLLED_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report())
+    )
 
-    assert end.result == "result: rolled back second: did not become ready: exit code 3; failed 3 times"
-    assert end.as_expected
+    assert result.last_line == "result: rolled back second: did not become ready: exit code 3; failed 3 times"
+    assert result.as_expected
 
 
 @pytest.mark.parametrize(
-    ("ending", "said"),
+    ("facts", "text"),
     [
         (replace(GOOD, report=report(first=1)), "1 requests failed"),
         (replace(GOOD, report=report(second=1)), "1 requests failed"),
         (replace(GOOD, run_state="failed"), "the run of the DAG ended as 'failed'"),
         (replace(GOOD, fault=Fault.SLOW), "the control is 'second' and not 'first'"),
-        (replace(GOOD, outage=True), "no look at the evidence said that it cannot see"),
+        (replace(GOOD, outage=True), "no look had the outcome cannot_see"),
         (replace(GOOD, report=LoadReport(started=0, written=1, seconds=1, rate=1)), "no request was answered"),
-        (replace(TAKEN_BACK, fault=None, report=report()), "the control is 'first' and not 'second'"),
-        (replace(TAKEN_BACK, report=report(first=2, second=7)), "2 requests failed that were not the treatment's"),
+        (replace(ROLLED_BACK, fault=None, report=report()), "the control is 'first' and not 'second'"),
         (
-            replace(TAKEN_BACK, endpoint=BEFORE.update_version("second", traffic_percentile=10)),
+            replace(ROLLED_BACK, report=report(first=2, second=7)),
+            "2 requests failed that were not sent to the treatment",
+        ),
+        (
+            replace(ROLLED_BACK, endpoint=BEFORE.update_version("second", traffic_percentile=10)),
             "'first' has 90 % of the traffic, not 100",
         ),
         (
-            replace(TAKEN_BACK, endpoint=BEFORE.claim("second", owner="run", at=AT)),
+            replace(ROLLED_BACK, endpoint=BEFORE.claim("second", owner="run", at=AT)),
             "the endpoint is still held by run",
         ),
         (
@@ -110,29 +117,29 @@ def test_summary_of_a_version_that_never_became_ready_has_the_reason() -> None:
             "neither promoted nor rolled back: the run of the DAG ended as 'failed'",
         ),
         (
-            replace(TAKEN_BACK, decisions=(), run_state="failed"),
+            replace(ROLLED_BACK, decisions=(), run_state="failed"),
             "neither promoted nor rolled back: the run of the DAG ended as 'failed'",
         ),
     ],
 )
-def test_unexpected_outcome_is_reported(ending: Ending, said: str) -> None:
-    end = conclude(ending)
+def test_unexpected_outcome_is_reported(facts: DemoFacts, text: str) -> None:
+    result = conclude(facts)
 
-    assert said in end.result
-    assert end.result.startswith("result: ")
-    assert "\n" not in end.result
-    assert not end.as_expected
+    assert text in result.last_line
+    assert result.last_line.startswith("result: ")
+    assert "\n" not in result.last_line
+    assert not result.as_expected
 
 
 def test_outage_that_a_look_has_noticed_is_expected() -> None:
-    seen = replace(GOOD, outage=True, decisions=(look("cannot_see"), *GOOD.decisions))
+    facts = replace(GOOD, outage=True, decisions=(look("cannot_see"), *GOOD.decisions))
 
-    assert conclude(seen).as_expected
+    assert conclude(facts).as_expected
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1.0, "1.00"), (143.2, "143"), (12345.6, "12,346"), (3.2e9, "3.2e+09"), ("Infinity", "infinite")],
 )
-def test_numbers_are_short(value: float | str, text: str) -> None:
-    assert number(value) == text
+def test_e_values_are_short(value: float | str, text: str) -> None:
+    assert format_e_value(value) == text
