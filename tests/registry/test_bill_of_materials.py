@@ -13,11 +13,12 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.oci.manifest import Manifest
-from controlled_rollout.image.oci.referrers import attach, attached, referrers_tag
+from controlled_rollout.image.oci.referrers import attach, referrers_tag
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
 from controlled_rollout.image.scan.installed_packages import InstalledPackages, packages_of_image
 from tests.cluster.lab.programs import program
+from tests.registry.attachments import attached
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry
 
@@ -69,7 +70,7 @@ async def test_layer_with_a_wrong_digest_is_refused(
         smallest = min(manifest.layers, key=lambda layer: layer.size)
         registry.blob_file(smallest.digest).write_bytes(b"0" * smallest.size)
 
-        with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* is not what its digest says"):
+        with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* do not fit its digest"):
             await packages_of_image(client, copied, manifest, Cache(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "contents").glob(".*.layer")), "nothing of a layer stays on the disk"
 

@@ -38,6 +38,7 @@ ANY_PYTHON: Final = ">=3.10"
 LAYER_SCHEMA: Final = 1
 
 
+# Long because most of it describes the arguments.
 async def build_container_image(
     source_dir: str | Path,
     *,
@@ -62,9 +63,8 @@ async def build_container_image(
     Args:
         source_dir: The project folder, packaged as `.amlignore` or `.gitignore` says.
         name: The image is called `<registry>/<name>`.
-        registry: A registry and a prefix, such as `registry.example/models`; plain http is spoken only with this
-            machine.
-        cache: The workspace's cache folder, for images in work and their lock.
+        registry: A registry and a prefix, such as `registry.example/models`. Only on this machine it may speak http.
+        cache: The workspace's cache folder, for builds that run and their lock.
         base_image: What is built on where the environment names no base image.
         shared_registry: Like `registry`, only read.
         environment: An environment, or its file: relative to the project folder, or else to the current one. None for
@@ -93,10 +93,10 @@ async def build_container_image(
         cache=Cache.at(cache),
         progress=progress,
     )
-    base_name = _base_image(inputs.environment, base_image)
+    base_image = _base_image(inputs.environment, base_image)
     async with RegistryClient(credentials) as client:
-        pinned = await _with_digest(client, base_name, progress)
-        request = _build_request(inputs.environment, pinned, environment_repository, credentials or {})
+        base_image = await _with_digest(client, base_image, progress)
+        request = _build_request(inputs.environment, base_image, environment_repository, credentials or {})
         source = _EnvironmentSource(client, shared_repository, builder or BuildahBuilder(cache), progress)
         environment_image = await source.ensure(request)
         return await _ensure_image(

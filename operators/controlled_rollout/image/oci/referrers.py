@@ -13,7 +13,7 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, encoded
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 
-__all__ = ["artifact_manifest", "attach", "attached", "referrers_tag", "with_referrer"]
+__all__ = ["artifact_manifest", "attach", "referrers_tag", "with_referrer"]
 
 EMPTY: Final = Descriptor.of("application/vnd.oci.empty.v1+json", b"{}")
 # Another client may change the list between reading and writing it: so many times it is read again.
@@ -61,29 +61,6 @@ async def attach(
     )
 
 
-async def attached(client: RegistryClient, repository: Repository, digest: str, media_type: str) -> list[bytes]:
-    """Return the documents of one media type that are attached to an image.
-
-    Args:
-        client: The registry's client.
-        repository: Where the image is.
-        digest: The image's, `sha256:…`.
-        media_type: The documents' media type.
-
-    Raises:
-        RegistryUnavailableError: The registry does not answer.
-        ImageError: The list or a document is malformed.
-    """
-    index = await client.referrers(repository, digest) or await client.manifest(repository, referrers_tag(digest))
-    documents = []
-    for entry in _entries(index) if index else []:
-        manifest = await client.manifest(repository, str(entry.get("digest")))
-        # The list's own fields differ between registries; the manifest's do not.
-        if manifest is not None and _artifact_type(manifest) == media_type:
-            documents.append(await client.blob(repository, manifest.layers[0]))
-    return documents
-
-
 def artifact_manifest(subject: Manifest, blob: Descriptor, title: str) -> Manifest:
     """Return the manifest of an artifact that refers to an image and consists of one document."""
     document = {
@@ -119,13 +96,6 @@ def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str
     entry = Descriptor.of(manifest.media_type, manifest.content).document() | {"artifactType": artifact_type}
     manifests = sorted([*entries, entry], key=lambda entry: str(entry.get("digest")))
     return Manifest(encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}), INDEX)
-
-
-def _artifact_type(manifest: Manifest) -> str | None:
-    with contextlib.suppress(ValueError, AttributeError):
-        artifact_type = json.loads(manifest.content).get("artifactType")
-        return artifact_type if isinstance(artifact_type, str) else None
-    return None
 
 
 def _entries(index: Manifest) -> list[Mapping[str, Any]]:

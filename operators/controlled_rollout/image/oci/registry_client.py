@@ -287,11 +287,12 @@ class RegistryClient:
     async def _client(self, repository: Repository) -> "httpx.AsyncClient":
         import httpx
 
-        # No proxy for a registry on this machine.
         local = is_this_machine(repository.url)
         if local not in self._clients:
             timeout = httpx.Timeout(RESPONSE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            client = httpx.AsyncClient(timeout=timeout, trust_env=not local)
+            # No proxy for a registry on this machine, but the certificates that SSL_CERT_FILE names.
+            transport = httpx.AsyncHTTPTransport() if local else None
+            client = httpx.AsyncClient(timeout=timeout, transport=transport)
             self._clients[local] = await self._stack.enter_async_context(client)
         return self._clients[local]
 

@@ -320,7 +320,7 @@ async def _download(chunks: AsyncIterator[bytes], blob: Descriptor, file: Path) 
             digest.update(chunk)
             stream.write(chunk)
     if size != blob.size or f"sha256:{digest.hexdigest()}" != blob.digest:
-        raise ImageError(f"the {size:,} bytes that came do not fit its digest and its size, {blob.size:,} bytes")
+        raise ImageError(f"the {size:,} bytes that came do not fit its digest and its size ({blob.size:,} bytes)")
 
 
 def _load(file: Path) -> LayerPackages | None:

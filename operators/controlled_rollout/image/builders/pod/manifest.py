@@ -107,33 +107,6 @@ def pod_manifest(
         image_pull_secret: The Secret for pulling `builder_image`.
         template: A pod whose fields win over these; lists of named entries are joined.
     """
-    environment = {
-        "BUILD": BUILD,
-        "CONTEXT": context_image,
-        "BASE_IMAGE": request.base_image,
-        "BASE_TLS": _tls_verify(request.base_image.partition("/")[0]),
-        "TARGET": f"{request.repository}:{request.tag}",
-        "TARGET_TLS": _tls_verify(request.repository.host),
-        "PYTHON": request.python,
-        "SECRETS": " ".join(sorted(secret_files)),
-    }
-    container: Object = {
-        "name": CONTAINER,
-        "image": builder_image,
-        "command": ["/bin/sh", "-c", BEGIN],
-        "env": [{"name": name, "value": value} for name, value in environment.items()],
-        "volumeMounts": [
-            {"name": "work", "mountPath": WORK},
-            {"name": VOLUME, "mountPath": SECRETS_MOUNT, "readOnly": True},
-        ],
-        "securityContext": {
-            # newuidmap gets its capabilities from its file: without this it could not map a range of ids.
-            "allowPrivilegeEscalation": True,
-            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
-            "seccompProfile": {"type": "Unconfined"},
-            "appArmorProfile": {"type": "Unconfined"},
-        },
-    }
     pod: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -154,7 +127,7 @@ def pod_manifest(
                 "runAsGroup": USER_ID,
                 "fsGroup": USER_ID,
             },
-            "containers": [container],
+            "containers": [_container(request, context_image, builder_image, secret_files)],
             "volumes": [
                 {"name": "work", "emptyDir": {}},
                 {"name": VOLUME, "secret": {"secretName": secret_name, "defaultMode": 0o440}},
@@ -164,6 +137,36 @@ def pod_manifest(
     }
     joined: Object = _joined(pod, template or {})
     return joined
+
+
+def _container(request: BuildRequest, context_image: str, builder_image: str, secret_files: Sequence[str]) -> Object:
+    environment = {
+        "BUILD": BUILD,
+        "CONTEXT": context_image,
+        "BASE_IMAGE": request.base_image,
+        "BASE_TLS": _tls_verify(request.base_image.partition("/")[0]),
+        "TARGET": f"{request.repository}:{request.tag}",
+        "TARGET_TLS": _tls_verify(request.repository.host),
+        "PYTHON": request.python,
+        "SECRETS": " ".join(sorted(secret_files)),
+    }
+    return {
+        "name": CONTAINER,
+        "image": builder_image,
+        "command": ["/bin/sh", "-c", BEGIN],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "volumeMounts": [
+            {"name": "work", "mountPath": WORK},
+            {"name": VOLUME, "mountPath": SECRETS_MOUNT, "readOnly": True},
+        ],
+        "securityContext": {
+            # newuidmap gets its capabilities from its file: without this it could not map a range of ids.
+            "allowPrivilegeEscalation": True,
+            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+            "seccompProfile": {"type": "Unconfined"},
+            "appArmorProfile": {"type": "Unconfined"},
+        },
+    }
 
 
 def secret_manifest(name: str, namespace: str, pod: Object, data: Mapping[str, str]) -> Object:
