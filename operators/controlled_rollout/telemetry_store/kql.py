@@ -92,7 +92,8 @@ def _translate(query: str) -> Statement:
     if length > MAX_QUERY_LENGTH:
         raise QueryRefusedError(
             "QueryTooLong",
-            f"the query has {length} characters outside quotes, {MAX_QUERY_LENGTH} are taken, {MAX_TEXT_LENGTH} in all",
+            f"the query has {length} characters outside quotes: at most {MAX_QUERY_LENGTH} are accepted, and "
+            f"{MAX_TEXT_LENGTH} in all",
         )
     query = _with_time_received(query)
     if not query.strip():

@@ -32,7 +32,6 @@ LOG_LINES: Final = 15
 
 OK: Final = 0
 FAILED: Final = 1
-REFUSED: Final = 2
 
 
 def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:

@@ -202,7 +202,7 @@ class _SupervisorProcess:
         starting = asyncio.create_task(self._start())
         ending = asyncio.create_task(self._end.wait())
         waiting_for_telemetry: asyncio.Task[None] | None = None
-        failure: str | None = "the supervisor was told to end while it started"
+        failure: str | None = "the supervisor was stopped while it started"
         try:
             await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
