@@ -3,7 +3,18 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.arguments import choice, duration, flag, gate_of, mapping_of, number, whole_number
+from controlled_rollout.arguments import (
+    choice,
+    duration,
+    evidence_window,
+    flag,
+    gate_of,
+    mapping_of,
+    number,
+    read_all,
+    text,
+    whole_number,
+)
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.gate import Gate
 
@@ -69,3 +80,25 @@ def test_settings_may_be_json_text() -> None:
     assert mapping_of("settings", None) == mapping_of("settings", "") == {}
     with pytest.raises(ArgumentError, match="settings"):
         mapping_of("settings", "0.5 cores")
+
+
+def test_a_text_is_one_even_if_native_rendering_made_a_number_of_it() -> None:
+    assert text("reason", 1234) == "1234"
+    with pytest.raises(ArgumentError, match="image = None"):
+        text("image", None)
+
+
+def test_how_evidence_is_read_is_checked_as_a_whole() -> None:
+    window = evidence_window("10 s", 2, "PT1H")
+    assert (window.bin_width, window.allowed_lag) == (timedelta(seconds=10), timedelta(seconds=2))
+    assert window.baseline_length == timedelta(hours=1)
+    with pytest.raises(ArgumentError, match="bin_width"):
+        evidence_window("7 s", 2, "PT1H")
+    with pytest.raises(ArgumentError, match="allowed_lag"):
+        evidence_window("10 s", "late", "PT1H")
+
+
+def test_all_faulty_arguments_are_named_at_once() -> None:
+    assert read_all({"bake": lambda: duration("bake", "1 s")}) == {"bake": timedelta(seconds=1)}
+    with pytest.raises(ArgumentError, match=r"bake = .*\nshare = "):
+        read_all({"bake": lambda: duration("bake", "soon"), "share": lambda: number("share", "half"), "x": lambda: 1})
