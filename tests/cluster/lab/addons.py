@@ -1,4 +1,4 @@
-"""What runs in the lab's cluster: names for pods, a gateway with its controller, and the way of spans to telemetry."""
+"""What is installed in the lab's cluster: CoreDNS, Envoy Gateway, and the collector that ships spans to telemetry."""
 
 import json
 from pathlib import Path
@@ -19,17 +19,17 @@ __all__ = ["DEPLOYMENTS", "gateway_port", "install", "is_running", "kill", "star
 
 MANIFESTS = Path(__file__).parent / "manifests"
 CONTROLLER_NAMESPACE = "envoy-gateway-system"
-# What can be killed by name, and where it is.
+# Deployments that tests can kill by name, and their namespaces.
 DEPLOYMENTS = {"coredns": "kube-system", "collector": GATEWAY_NAMESPACE, "envoy-gateway": CONTROLLER_NAMESPACE}
 RELEASE = "gateway"
 READY = "--timeout=120s"
 
 
 def install(lab: "Lab") -> None:
-    """Install everything, or what is missing of it, and wait until it serves.
+    """Install what is missing, and wait until everything serves.
 
     Raises:
-        LabError: Something was refused, or not ready in time.
+        LabError: The cluster refused something, or something was not ready in time.
     """
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": GATEWAY_NAMESPACE}}
     _apply(lab, json.dumps(namespace))
@@ -45,8 +45,8 @@ def install(lab: "Lab") -> None:
         error=LabError,
     )
     lab.kubectl("wait", "node/lab", "--for=condition=Ready", READY)
-    for name, where in DEPLOYMENTS.items():
-        lab.kubectl("--namespace", where, "rollout", "status", f"deployment/{name}", READY)
+    for name, namespace_of in DEPLOYMENTS.items():
+        lab.kubectl("--namespace", namespace_of, "rollout", "status", f"deployment/{name}", READY)
     lab.kubectl("--namespace", GATEWAY_NAMESPACE, "wait", "gateway/models", "--for=condition=Programmed", READY)
 
 
@@ -67,7 +67,7 @@ def _install_controller(lab: "Lab") -> None:
         if '"deployed"' in lab.helm("status", RELEASE, "--namespace", CONTROLLER_NAMESPACE, "--output=json"):
             return
     except LabError:
-        # Not there yet, which is why we are here.
+        # It is not installed yet.
         pass
     image = f"{lab.registry}/{ENVOY_GATEWAY}"
     repository, _, tag = image.rpartition(":")
@@ -81,20 +81,20 @@ def _install_controller(lab: "Lab") -> None:
     }
     where = ("--namespace", CONTROLLER_NAMESPACE, "--create-namespace")
     settings = [f"--set-string={key}={value}" for key, value in values.items()]
-    # One node has no zones to tell apart.
+    # One node has one zone.
     settings.append("--set=topologyInjector.enabled=false")
     lab.helm("upgrade", "--install", RELEASE, str(chart()), *where, *settings)
 
 
 def gateway_port(lab: "Lab") -> int:
-    """Return the node port at which the gateway is reached."""
+    """Return the node port of the gateway."""
     owner = f"gateway.envoyproxy.io/owning-gateway-namespace={GATEWAY_NAMESPACE}"
     services = json.loads(lab.kubectl("get", "services", "--all-namespaces", f"--selector={owner}", "-o=json"))
     return int(services["items"][0]["spec"]["ports"][0]["nodePort"])
 
 
 def kill(lab: "Lab", name: str) -> None:
-    """Kill a Deployment's pods without a warning, and keep them away.
+    """Kill the pods of a Deployment without a grace period, and scale it to zero.
 
     Raises:
         LabError: The cluster refuses it.
@@ -104,17 +104,17 @@ def kill(lab: "Lab", name: str) -> None:
 
 
 def start(lab: "Lab", name: str) -> None:
-    """Bring a Deployment's pod back, and wait until it is ready.
+    """Scale a Deployment to one pod, and wait until it is ready.
 
     Raises:
-        LabError: It is not in time.
+        LabError: It was not ready in time.
     """
     _scale(lab, name, 1)
     lab.kubectl(*_where(name), "rollout", "status", f"deployment/{name}", READY)
 
 
 def is_running(lab: "Lab", name: str) -> bool:
-    """Whether a Deployment has a pod that is ready."""
+    """Whether a Deployment has a ready pod."""
     status = json.loads(lab.kubectl(*_where(name), "get", f"deployment/{name}", "-o=json"))["status"]
     return bool(status.get("readyReplicas"))
 

@@ -1,4 +1,4 @@
-"""The cluster's own certificate authority, and the files that let its parts and its users in."""
+"""The cluster's certificate authority, and the certificates and kubeconfigs of its components and users."""
 
 import base64
 import ipaddress
@@ -21,39 +21,41 @@ LIFETIME = timedelta(days=365)
 
 
 @dataclass(frozen=True)
-class _Signed:
+class _KeyPair:
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
 
 
 def create(layout: Layout) -> None:
-    """Write keys, certificates and kubeconfigs, unless they are there."""
+    """Write keys, certificates and kubeconfigs, unless they exist."""
     folder = layout.certificates
     if layout.kubeconfig.exists():
         return
-    authority = _signed("lab", is_authority=True)
+    authority = _key_pair("lab", is_authority=True)
     _write(folder, "ca", authority)
     names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
-    server = _signed("kube-apiserver", by=authority, hosts=(*names, NODE), addresses=(NODE_ADDRESS, SERVICE_OF_API))
+    server = _key_pair(
+        "kube-apiserver", signer=authority, hosts=(*names, NODE), addresses=(NODE_ADDRESS, SERVICE_OF_API)
+    )
     _write(folder, "apiserver", server)
-    _write(folder, "service-accounts", _signed("service-accounts"))
-    node = _signed(f"system:node:{NODE}", group="system:nodes", by=authority)
+    _write(folder, "service-accounts", _key_pair("service-accounts"))
+    node = _key_pair(f"system:node:{NODE}", group="system:nodes", signer=authority)
     _write(folder, "node", node)
     layout.node_kubeconfig.write_text(_kubeconfig_of(folder, "node"))
-    _write(folder, "admin", _signed("admin", group="system:masters", by=authority))
+    _write(folder, "admin", _key_pair("admin", group="system:masters", signer=authority))
     layout.kubeconfig.touch(mode=0o600)
     layout.kubeconfig.write_text(_kubeconfig_of(folder, "admin"))
 
 
-def _signed(
+def _key_pair(
     name: str,
     *,
     group: str | None = None,
-    by: _Signed | None = None,
+    signer: _KeyPair | None = None,
     hosts: Sequence[str] = (),
     addresses: Sequence[str] = (),
     is_authority: bool = False,
-) -> _Signed:
+) -> _KeyPair:
     key = ec.generate_private_key(ec.SECP256R1())
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
     if group:
@@ -63,10 +65,10 @@ def _signed(
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(by.certificate.subject if by else subject)
+        .issuer_name(signer.certificate.subject if signer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # A clock that was set back a little must not make it invalid.
+        # Valid even if the clock is set back a little.
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + LIFETIME)
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
@@ -75,21 +77,21 @@ def _signed(
         )
     )
     if hosts or addresses:
-        known_as = [x509.DNSName(host) for host in hosts]
-        reached_at = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-        builder = builder.add_extension(x509.SubjectAlternativeName([*known_as, *reached_at]), critical=False)
-    return _Signed(key, builder.sign(by.key if by else key, hashes.SHA256()))
+        names = [x509.DNSName(host) for host in hosts]
+        ips = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+        builder = builder.add_extension(x509.SubjectAlternativeName([*names, *ips]), critical=False)
+    return _KeyPair(key, builder.sign(signer.key if signer else key, hashes.SHA256()))
 
 
-def _write(folder: Path, name: str, signed: _Signed) -> None:
+def _write(folder: Path, name: str, pair: _KeyPair) -> None:
     key = folder / f"{name}.key"
     key.touch(mode=0o600)
     key.write_bytes(
-        signed.key.private_bytes(
+        pair.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         )
     )
-    (folder / f"{name}.crt").write_bytes(signed.certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.crt").write_bytes(pair.certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _kubeconfig_of(folder: Path, name: str) -> str:

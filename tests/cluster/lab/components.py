@@ -1,7 +1,7 @@
-"""What each process of the lab is told: values in, command lines and configuration files out, and when it is ready.
+"""The command line, the configuration files and the readiness check of each process of the lab.
 
-Tuned for two processors and short lives: no leader election, no profiling, no metrics servers, only the controllers
-that the tests need, and nothing is flushed to a disk that nobody will read again.
+Tuned for two processors and short lives: no leader election, no profiling, no metrics servers, and only the controllers
+that the tests need.
 """
 
 import json
@@ -33,14 +33,14 @@ from .state import State
 
 __all__ = ["FIRST", "ON_LOOPBACK", "STARTED", "THEN", "Component", "component"]
 
-# Who listens on loopback, at a port that the kernel chooses once.
+# Listeners on loopback, whose ports are chosen when the lab is created.
 ON_LOOPBACK = ("etcd", "etcd-peers", "registry")
-# What needs nobody else to begin with, and what needs the API server.
+# Processes that depend on no other one, and processes that need the API server.
 FIRST = ("registry", "etcd", "containerd", "telemetry-store", "kube-apiserver")
-# The proxy waits for the node that the kubelet registers.
+# kube-proxy waits for the node that the kubelet registers.
 THEN = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
 STARTED = (*FIRST, *THEN)
-# Not part of the cluster: a test starts it to meet an API server that knows what Kubernetes brings and nothing else.
+# Not part of the cluster: a test starts it as an API server without custom resource definitions.
 BARE_APISERVER = "bare-apiserver"
 BARE_PORT = 6444
 CONTROLLERS = (
@@ -79,8 +79,8 @@ class Component:
 
     Attributes:
         argv: Its command line.
-        files: What it reads: the text by path.
-        is_ready: Whether it can be used by now.
+        is_ready: Whether it can be used.
+        files: The text of its configuration files, by path.
     """
 
     argv: Sequence[str]
@@ -89,7 +89,7 @@ class Component:
 
 
 def component(name: str, layout: Layout, state: State) -> Component:
-    """Return what one of the `STARTED` is told."""
+    """Return the process of a name in `STARTED`, or the bare API server."""
     return _MAKERS[name](layout, state)
 
 
@@ -133,7 +133,7 @@ def _containerd(layout: Layout, state: State) -> Component:
     networks = layout.configuration / "cni"
     hosts = layout.configuration / "registries"
     file = layout.configuration / "containerd.toml"
-    # TOML's strings and JSON's are spelled alike.
+    # TOML's and JSON's strings have the same syntax.
     quoted = json.dumps
     configuration = f"""\
 version = 2
@@ -146,7 +146,7 @@ address = {quoted(str(socket_path))}
 
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = {quoted(f"{registry}/lab/pause:1")}
-# Without CAP_SYS_RESOURCE nobody may lower a score, and runc dies of it.
+# Without CAP_SYS_RESOURCE a process may not lower an OOM score, and runc fails when it tries.
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
 
@@ -176,9 +176,9 @@ Root = {quoted(str(layout.data("runc")))}
 
 
 def _network(layout: Layout) -> dict[str, Any]:
-    """Return the pods' network: a cable from each pod to the node, which routes.
+    """Return the configuration of the pods' network: a point-to-point link from each pod to the node, which routes.
 
-    So every packet between pods passes the node's filter, and a Service's address is translated back on the way home.
+    So every packet between pods passes the node's packet filter, and replies of a Service are translated back.
     """
     ranges = {"type": "host-local", "ranges": [[{"subnet": PODS}]], "dataDir": str(layout.data("addresses"))}
     return {
@@ -189,8 +189,8 @@ def _network(layout: Layout) -> dict[str, Any]:
 
 
 def _telemetry_store(layout: Layout, state: State) -> Component:
-    places = [str(layout.telemetry_data), str(layout.telemetry_token)]
-    argv = [sys.executable, "-c", SERVE_TELEMETRY, NODE_ADDRESS, str(TELEMETRY_PORT), *places]
+    paths = [str(layout.telemetry_data), str(layout.telemetry_token)]
+    argv = [sys.executable, "-c", SERVE_TELEMETRY, NODE_ADDRESS, str(TELEMETRY_PORT), *paths]
     return Component(argv, lambda: _answers(f"http://{NODE_ADDRESS}:{TELEMETRY_PORT}/healthz"), {})
 
 
@@ -223,9 +223,9 @@ def _kube_apiserver(layout: Layout, state: State) -> Component:
 
 
 def _bare_apiserver(layout: Layout, state: State) -> Component:
-    """The same binary on a corner of etcd of its own: none of the cluster's objects, none of its custom kinds."""
-    whole = _kube_apiserver(layout, state)
-    argv = [part for part in whole.argv if not part.startswith("--secure-port")]
+    """Return an API server with an etcd prefix of its own: none of the cluster's objects and custom resources."""
+    complete = _kube_apiserver(layout, state)
+    argv = [part for part in complete.argv if not part.startswith("--secure-port")]
     url = f"https://{NODE_ADDRESS}:{BARE_PORT}"
     return Component(
         [*argv, f"--secure-port={BARE_PORT}", "--etcd-prefix=/bare"],
@@ -248,7 +248,7 @@ def _kube_controller_manager(layout: Layout, state: State) -> Component:
         "--profiling=false",
         "--kube-api-qps=100",
         "--kube-api-burst=200",
-        # A busy machine, or an API server that a test holds down, is no dead node.
+        # A busy machine, or an API server that a test stops, must not make the node count as dead.
         "--node-monitor-grace-period=2m",
     ]
     return Component(argv, lambda: _answers(f"https://{NODE_ADDRESS}:10257/healthz", authority=pki / "ca.crt"), {})
@@ -275,7 +275,7 @@ def _kube_scheduler(layout: Layout, state: State) -> Component:
 
 
 def _serving(pki: Path) -> tuple[str, ...]:
-    """Return how a part of the control plane says that it is well: as the API server does, on the node's address."""
+    """Return the arguments with which a control-plane process serves its health on the node's address."""
     return (
         f"--bind-address={NODE_ADDRESS}",
         f"--tls-cert-file={pki}/apiserver.crt",
@@ -285,8 +285,8 @@ def _serving(pki: Path) -> tuple[str, ...]:
 
 def _kube_proxy(layout: Layout, state: State) -> Component:
     file = layout.configuration / "proxy.yaml"
-    # Zeros leave the kernel's own settings as they are.
-    untouched = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
+    # Zeros keep the kernel's settings.
+    unchanged = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
     configuration = {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -296,7 +296,7 @@ def _kube_proxy(layout: Layout, state: State) -> Component:
         "clusterCIDR": PODS,
         "nodePortAddresses": ["127.0.0.0/8", f"{NODE_ADDRESS}/32"],
         "iptables": {"localhostNodePorts": True, "minSyncPeriod": "0s", "syncPeriod": "5m"},
-        "conntrack": untouched,
+        "conntrack": unchanged,
         "oomScoreAdj": 0,
         "healthzBindAddress": f"{NODE_ADDRESS}:10256",
         "metricsBindAddress": f"{NODE_ADDRESS}:10249",
@@ -315,7 +315,7 @@ def _kubelet(layout: Layout, state: State) -> Component:
         "kind": "KubeletConfiguration",
         "address": NODE_ADDRESS,
         "healthzPort": 0,
-        # Who has a certificate of this cluster's authority is the API server, an administrator or the node.
+        # Only the API server, administrators and the node have certificates of this authority.
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": False},
@@ -354,7 +354,7 @@ def _kubelet(layout: Layout, state: State) -> Component:
         f"--hostname-override={NODE}",
         f"--node-ip={NODE_ADDRESS}",
     ]
-    # Names outside the cluster are nobody's business here.
+    # Pods resolve no names outside the cluster.
     files = {file: yaml.safe_dump(configuration), resolver: ""}
     return Component(argv, lambda: _accepts((NODE_ADDRESS, 10250)), files)
 

@@ -1,5 +1,5 @@
-"""What the lab says when it cannot go on."""
+"""The lab's error."""
 
 
 class LabError(Exception):
-    """The lab cannot do what it was asked; the message says what was asked, what was found and what to do."""
+    """The lab cannot do what was asked; the message says what was asked, what was found and what to do."""

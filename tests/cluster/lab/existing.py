@@ -1,4 +1,4 @@
-"""Somebody's own cluster instead of the lab's: what `KUBECONFIG` and a few variables say, and what it lacks."""
+"""A cluster of the user, given by `KUBECONFIG` and a few variables, and what it lacks for the tests."""
 
 import json
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLES", "Existing", "lacks"]
 
 PREFIX = "CONTROLLED_ROLLOUT_CLUSTER_"
-# What a kubeconfig does not say, and an example of each.
+# What a kubeconfig does not contain, with an example of each.
 VARIABLES = {
     "REGISTRY": "host:port that this machine pushes to and the cluster pulls from",
     "GATEWAY": f"namespace/name of the gateway (default {GATEWAY})",
@@ -32,14 +32,14 @@ ENVOY_GATEWAY_CRDS = ("backendtrafficpolicies.gateway.envoyproxy.io", "securityp
 
 @dataclass(frozen=True)
 class Existing:
-    """What the environment says about a cluster that is not the lab's."""
+    """The settings of a cluster that is not the lab's."""
 
     kubeconfig: Path
     settings: Mapping[str, str]
 
     @classmethod
     def of(cls, environment: Mapping[str, str] | None = None) -> "Existing | None":
-        """Return what the environment says; None where it names no cluster but the lab's."""
+        """Return the settings in the environment; None where it names no cluster, or that of the lab."""
         variables = os.environ if environment is None else environment
         file = variables.get("KUBECONFIG", "").partition(os.pathsep)[0]
         if not file or Layout(Path(file).absolute().parent).state.exists():
@@ -49,23 +49,23 @@ class Existing:
 
     @property
     def folder(self) -> Path:
-        """Where files about this cluster are kept for as long as the machine runs."""
+        """The folder for files about this cluster, such as kubeconfigs."""
         return Path(tempfile.gettempdir()) / f"controlled-rollout-lab-{os.getuid()}"
 
     def unset(self) -> list[str]:
-        """Return a line for each variable that has to be set and is not."""
+        """Return a line for each required variable that is not set."""
         missing = [name for name, value in self.settings.items() if not value]
         return [f"{PREFIX}{name} is not set: {VARIABLES[name]}" for name in missing]
 
 
 def lacks(lab: "Lab") -> Iterator[str]:
-    """Yield a line for each thing that the tests need and the cluster has not."""
+    """Yield a line for each thing that the tests need and the cluster lacks."""
     try:
-        found = json.loads(lab.kubectl("get", "customresourcedefinitions", "-o=json"))["items"]
+        definitions = json.loads(lab.kubectl("get", "customresourcedefinitions", "-o=json"))["items"]
     except LabError as error:
         yield f"the cluster of {lab.kubeconfig} does not answer: {error}"
         return
-    names = {item["metadata"]["name"] for item in found}
+    names = {item["metadata"]["name"] for item in definitions}
     if missing := [name for name in CRDS if name not in names]:
         yield f"the Gateway API is not installed: no {', '.join(missing)}"
     if missing := [name for name in ENVOY_GATEWAY_CRDS if name not in names]:
@@ -79,4 +79,4 @@ def lacks(lab: "Lab") -> Iterator[str]:
         return
     conditions = {item["type"]: item["status"] for item in gateway.get("status", {}).get("conditions", ())}
     if conditions.get("Programmed") != "True":
-        yield f"the Gateway {lab.gateway} is not programmed: {conditions or 'no controller has looked at it'}"
+        yield f"the Gateway {lab.gateway} is not programmed: {conditions or 'no controller has processed it'}"

@@ -1,4 +1,4 @@
-"""Where everything of a lab is: its folder's parts, its addresses, its names. Values only."""
+"""The folder, the addresses and the names of a lab. Values only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 NODE = "lab"
-# One interface of our own carries the node's address: what listens there is seen by pods and by this machine, by
-# nobody else, and no port can be taken already.
+# The node's address is on an interface of its own: only pods and this machine can reach listeners there, and no other
+# program uses its ports.
 INTERFACE = "rollout-lab0"
 PRIVATE_NETWORK = "10.231.0.0/16"
 NODE_ADDRESS = "10.231.0.1"
@@ -38,7 +38,7 @@ DNS_ADDRESS = "10.231.128.10"
 CLUSTER_DOMAIN = "cluster.local"
 API_SERVER = f"https://{NODE_ADDRESS}:6443"
 TELEMETRY_PORT = 7070
-# The control group of every process of the lab, and the parent of its pods'.
+# The control group of every process of the lab, and the parent of the groups of its pods.
 SLICE = "controlled-rollout-lab"
 
 GATEWAY_NAMESPACE = "gateway"
@@ -47,7 +47,7 @@ GATEWAY_CLASS = "envoy"
 
 
 def default_folder() -> Path:
-    """Return where a lab lives when nobody says otherwise."""
+    """Return the default folder of a lab."""
     return cache_folder() / "run"
 
 
@@ -59,17 +59,17 @@ class Layout:
 
     @property
     def state(self) -> Path:
-        """What is started, and what `down` has to put back."""
+        """The started processes, and the settings that `down` restores."""
         return self.folder / "state.json"
 
     @property
     def logs(self) -> Path:
-        """One file for each process; the pods' are in `pods`."""
+        """One log for each process; those of pods are in `pods`."""
         return self.folder / "logs"
 
     @property
     def configuration(self) -> Path:
-        """What the processes are told in files."""
+        """The configuration files of the processes."""
         return self.folder / "etc"
 
     @property
@@ -79,17 +79,17 @@ class Layout:
 
     @property
     def kubeconfig(self) -> Path:
-        """The way in for who may do everything."""
+        """The administrator's kubeconfig."""
         return self.folder / "kubeconfig"
 
     @property
     def node_kubeconfig(self) -> Path:
-        """The kubelet's way in."""
+        """The kubelet's kubeconfig."""
         return self.configuration / "node.kubeconfig"
 
     @property
     def containerd_socket(self) -> Path:
-        """Where containers are asked for; a unix socket's path must stay below 108 characters."""
+        """The socket of containerd; the path of a unix socket must be shorter than 108 characters."""
         return self.folder / "containerd.sock"
 
     @property
@@ -99,9 +99,9 @@ class Layout:
 
     @property
     def telemetry_token(self) -> Path:
-        """The token that queries of the telemetry store must bring."""
+        """The bearer token of queries of the telemetry store."""
         return self.folder / "telemetry-token"
 
     def data(self, name: str) -> Path:
-        """What a process keeps."""
+        """Return the data folder of a process."""
         return self.folder / "data" / name

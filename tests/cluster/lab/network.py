@@ -1,4 +1,4 @@
-"""What the lab does to this machine's network, and how it is undone: an interface, settings, rules."""
+"""The lab's changes to the network of this machine, and their removal: interface, kernel settings, iptables rules."""
 
 import ipaddress
 import json
@@ -12,7 +12,7 @@ from .state import State
 
 __all__ = ["create", "owner", "remove", "rules_without_chains"]
 
-# Pods are routed, and a node port on loopback leads to a pod.
+# For routing between pods, and for node ports on loopback.
 SETTINGS = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/route_localnet": "1"}
 _INTERFACE = Path("/sys/class/net", INTERFACE)
 CHAINS_OF_KUBE_PROXY = "KUBE-"
@@ -20,9 +20,9 @@ TABLES = (("iptables-save", "iptables-restore"), ("ip6tables-save", "ip6tables-r
 
 
 def owner() -> Path | None:
-    """Return the folder of the lab that this machine carries; None where there is none.
+    """Return the folder of the lab that is up on this machine; None where there is none.
 
-    There is room for one: addresses, kube-proxy's chains and the control group are the machine's.
+    A machine has room for one lab, which has fixed addresses, kube-proxy's chains and a control group.
     """
     if not _INTERFACE.exists():
         return None
@@ -30,17 +30,17 @@ def owner() -> Path | None:
 
 
 def create(state: State) -> None:
-    """Make the interface with the node's address and set what routing needs, remembering what was set before.
+    """Create the interface with the node's address and set the kernel up for routing; the state keeps old settings.
 
     Raises:
-        LabError: The network is in use, or this machine is somebody's Kubernetes node already.
+        LabError: The network is in use, or this machine is a Kubernetes node already.
     """
     folder = state.file.parent
     if (present := owner()) is not None:
         if present != folder:
             raise LabError(f"a lab was asked for in {folder}; one is up in {present}, and a machine has room for one")
         return
-    _check_nobody_is_here()
+    _check_unused()
     for name, value in SETTINGS.items():
         file = Path("/proc/sys", name)
         state.kernel.setdefault(name, file.read_text().strip())
@@ -52,25 +52,25 @@ def create(state: State) -> None:
     run(["ip", "link", "set", INTERFACE, "up"])
 
 
-def _check_nobody_is_here() -> None:
-    ours = ipaddress.ip_network(PRIVATE_NETWORK)
+def _check_unused() -> None:
+    network = ipaddress.ip_network(PRIVATE_NETWORK)
     for route in json.loads(run(["ip", "-4", "-json", "route", "show", "table", "all"]) or "[]"):
         destination = "0.0.0.0/0" if route["dst"] == "default" else route["dst"]
-        there = ipaddress.ip_network(destination, strict=False)
-        if there.prefixlen and there.overlaps(ours):
+        routed = ipaddress.ip_network(destination, strict=False)
+        if routed.prefixlen and routed.overlaps(network):
             raise LabError(
                 f"the lab's network {PRIVATE_NETWORK} overlaps the route to {destination} by {route.get('dev')}:"
                 " use a machine without it, or another cluster by KUBECONFIG"
             )
     if f":{CHAINS_OF_KUBE_PROXY}" in run(["iptables-save"]):
         raise LabError(
-            "this machine's packet filter has a kube-proxy's chains (KUBE-…): it is a node of another Kubernetes."
-            " Use that one by KUBECONFIG, or another machine"
+            "this machine has iptables chains of kube-proxy (KUBE-…), so it is a node of another Kubernetes:"
+            " set KUBECONFIG to use that cluster, or use another machine"
         )
 
 
 def remove(state: State) -> None:
-    """Undo what `create` and kube-proxy did; nothing where it was another lab's doing."""
+    """Undo the changes of `create` and kube-proxy, unless they belong to another lab."""
     if owner() not in (None, state.file.parent):
         return
     for save, restore in TABLES:
@@ -86,11 +86,11 @@ def remove(state: State) -> None:
 
 
 def rules_without_chains(saved: str, prefix: str) -> Iterator[str]:
-    """Yield what `iptables-restore --noflush` needs to remove all chains of a prefix, and nothing else.
+    """Yield the input of `iptables-restore --noflush` that removes all chains with a prefix, and nothing else.
 
     Args:
-        saved: What `iptables-save` printed.
-        prefix: What the chains' names begin with.
+        saved: The output of `iptables-save`.
+        prefix: The prefix of the chains' names.
     """
     for part in saved.split("*")[1:]:
         table, *lines = part.splitlines()
@@ -99,7 +99,7 @@ def rules_without_chains(saved: str, prefix: str) -> Iterator[str]:
             continue
         rules = [line for line in lines if line.startswith("-A ") and f"-j {prefix}" in line]
         yield f"*{table}"
-        # A chain can go when no rule leads to it: first those of the built-in chains, then what is in the others.
+        # A chain can be deleted once no rule refers to it: first rules in built-in chains, then those in others.
         yield from (rule.replace("-A ", "-D ", 1) for rule in rules if not rule.startswith(f"-A {prefix}"))
         yield from (f"-F {chain}" for chain in chains)
         yield from (f"-X {chain}" for chain in chains)

@@ -1,4 +1,4 @@
-"""Starting and ending the lab's processes: each in a session of its own, all in the lab's control group."""
+"""Start and end the lab's processes, each in a session of its own, all in the lab's control group."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def start(layout: Layout, state: State, name: str, argv: Sequence[str]) -> None:
 
 
 def is_running(process: Process | None) -> bool:
-    """Whether this very process still runs."""
+    """Whether a process runs, and is not another one with the same id."""
     if process is None:
         return False
     with contextlib.suppress(ChildProcessError):
@@ -56,15 +56,15 @@ def is_running(process: Process | None) -> bool:
 
 
 def started_at(process_id: int) -> int:
-    """Return a process's start in clock ticks since the machine's (proc(5)).
+    """Return the start of a process in clock ticks since boot (proc(5)).
 
-    In seconds since 1970 it would jump whenever the clock is set, and a process would not be known again.
+    In seconds since 1970 it would jump whenever the clock is set.
     """
     return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def end(state: State, names: Iterable[str], *, how: signal.Signals = signal.SIGTERM, grace_s: float = 10.0) -> None:
-    """End processes by their ids, all at once; kill what is left after `grace_s`."""
+    """Signal processes, all at once, and kill those that are left after `grace_s`."""
     ending = {name: state.processes[name] for name in names if name in state.processes}
     for sent in (how, signal.SIGKILL):
         for process in ending.values():
@@ -81,7 +81,7 @@ def end(state: State, names: Iterable[str], *, how: signal.Signals = signal.SIGT
 
 
 def end_all() -> None:
-    """Kill whatever is left in the lab's control group: containers, their shims, what they have started."""
+    """Kill every process in the lab's control group: containers, their shims, and their children."""
 
     def none_left() -> bool:
         left = groups.members()

@@ -1,4 +1,4 @@
-"""What a lab has to remember from one command to the next."""
+"""The state of a lab, kept in a file between commands."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,11 +9,11 @@ __all__ = ["Process", "State"]
 
 @dataclass(frozen=True)
 class Process:
-    """A process that was started.
+    """A started process.
 
     Attributes:
         pid: Its id.
-        started: Its start, in clock ticks since the machine's: tells another process apart that got the same id.
+        started: Its start, in clock ticks since boot: another process with the same id has another start.
     """
 
     pid: int
@@ -22,14 +22,14 @@ class Process:
 
 @dataclass
 class State:
-    """What was chosen and what was started; every change is written at once.
+    """The state of a lab. Callers write every change at once.
 
     Attributes:
-        file: Where it is kept.
-        ports: Ports on loopback, by who listens there.
-        processes: What was started and not ended, by name.
-        absent: Folders of the system that were not there before.
-        kernel: Kernel settings as they were before, by name.
+        file: The file of the state.
+        ports: Ports on loopback, by listener.
+        processes: The started processes that were not ended, by name.
+        absent: Folders of the system that did not exist before the lab.
+        kernel: The values of kernel settings before the lab, by name.
         gateway_port: The node port of the gateway; 0 before there is one.
         started_by: The test run that has started the lab and has to take it down; empty for a person's.
     """
@@ -44,16 +44,16 @@ class State:
 
     @classmethod
     def read(cls, file: Path) -> "State | None":
-        """Return the state of the lab in a folder; None where there is none."""
+        """Read the state; None where there is no file."""
         try:
-            found = json.loads(file.read_text())
+            document = json.loads(file.read_text())
         except FileNotFoundError:
             return None
-        found["processes"] = {name: Process(**process) for name, process in found["processes"].items()}
-        return cls(file, **found)
+        document["processes"] = {name: Process(**process) for name, process in document["processes"].items()}
+        return cls(file, **document)
 
     def write(self) -> None:
-        """Write it down, whole or not at all."""
+        """Write the state atomically."""
         document = asdict(self)
         del document["file"]
         draft = self.file.with_suffix(".new")

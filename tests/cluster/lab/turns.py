@@ -1,4 +1,4 @@
-"""Who may use the lab at the same time: any number of users, or one who breaks it."""
+"""A readers-writer lock on the lab: many tests use it at the same time, a test that breaks it has it alone."""
 
 import fcntl
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ __all__ = ["turn"]
 
 @contextmanager
 def turn(*, alone: bool) -> Iterator[None]:
-    """Use the lab, across all processes of this machine.
+    """Hold the lock, across all processes of this machine.
 
     Args:
-        alone: Wait until nobody else uses it, and keep everybody else waiting.
+        alone: Hold it alone: wait until no other test uses the lab, and let the others wait.
     """
-    door, room = (cache_folder() / f"{name}.lock" for name in ("door", "room"))
-    with room.open("w") as inside:
-        # Who wants to be alone keeps the door closed while the others leave, or would wait for ever.
-        with door.open("w") as waiting:
-            fcntl.flock(waiting, fcntl.LOCK_EX)
-            fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    entrance, use = (cache_folder() / f"{name}.lock" for name in ("entrance", "use"))
+    with use.open("w") as use_lock:
+        # A test that waits to be alone holds the entrance, so that no other one enters and it does not wait for ever.
+        with entrance.open("w") as entrance_lock:
+            fcntl.flock(entrance_lock, fcntl.LOCK_EX)
+            fcntl.flock(use_lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
