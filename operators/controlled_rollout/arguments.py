@@ -31,7 +31,7 @@ def duration(name: str, value: timedelta | float | str) -> timedelta:
     """Return a length of time that `parse_duration` reads.
 
     Raises:
-        ArgumentError: It is not one.
+        ArgumentError: It is not a length of time.
     """
     try:
         return parse_duration(value)

@@ -1,8 +1,8 @@
-"""The one family of errors: each message says what was asked, what was found and what to do."""
+"""The family of errors: each message says what was asked, what was found and what to do."""
 
 
 class ControlledRolloutError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The base of every error of this package."""
 
 
 class ArgumentError(ControlledRolloutError):
@@ -18,11 +18,11 @@ class EndpointNotFoundError(ControlledRolloutError):
 
 
 class ConflictError(ControlledRolloutError):
-    """Somebody else changed, or is rolling out on, the same endpoint."""
+    """Another change of the same endpoint came first, or another rollout holds the endpoint."""
 
 
 class NothingToDoError(ControlledRolloutError):
-    """The step is not needed, or its subject is not the caller's; nothing was changed. Airflow skips such a task."""
+    """The step is not needed, or not the caller's to take; nothing was changed. Airflow skips such a task."""
 
 
 class ImageError(ControlledRolloutError):
@@ -30,15 +30,15 @@ class ImageError(ControlledRolloutError):
 
 
 class RegistryUnavailableError(ImageError):
-    """The registry does not answer, or says that it cannot serve now: trying again later may help."""
+    """The registry does not answer, or cannot serve now: a later try may succeed."""
 
 
 class ScanError(ImageError):
-    """The image was not scanned, or what was found stops it: it must not be rolled out."""
+    """The image was not scanned, or has findings that the policy does not allow: it must not be rolled out."""
 
 
 class ScanUnavailableError(ScanError):
-    """Nobody has looked at the image: the scanner or its database is missing, too old or away. Never a pass."""
+    """The image was not scanned: the scanner or its database is missing, too old or unavailable. Never a pass."""
 
 
 class DeploymentError(ControlledRolloutError):
@@ -46,11 +46,11 @@ class DeploymentError(ControlledRolloutError):
 
 
 class TargetUnavailableError(ControlledRolloutError):
-    """The place where endpoints live does not answer."""
+    """The target (the supervisor, or the cluster's API server) does not answer."""
 
 
 class AccessError(ControlledRolloutError):
-    """The place where endpoints live answers, and does not let this identity do what it asked for."""
+    """The target answers, and does not allow this identity what it asked for."""
 
 
 class EvidenceUnavailableError(ControlledRolloutError):
@@ -58,7 +58,7 @@ class EvidenceUnavailableError(ControlledRolloutError):
 
 
 class WorkspaceError(ControlledRolloutError):
-    """The workspace's configuration does not make sense."""
+    """The workspace's configuration is missing, contradictory or not valid."""
 
 
 class EvidenceError(ControlledRolloutError, ValueError):

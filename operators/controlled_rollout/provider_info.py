@@ -108,8 +108,8 @@ def _cluster_fields() -> dict[str, Any]:
     return {
         "kubernetes_conn_id": _field(
             "Kubernetes connection",
-            "The connection of the type kubernetes that leads to the cluster; empty for kubernetes_default or, where "
-            "that does not exist, the cluster that the worker runs in.",
+            "The connection of the type kubernetes to the cluster; empty for kubernetes_default or, if that does not "
+            "exist, the cluster that the worker runs in.",
         ),
         "namespace": _field("Namespace", "Where the endpoints' objects live in the cluster; empty for default."),
         "gateway": _field(
@@ -127,7 +127,7 @@ def _cluster_fields() -> dict[str, Any]:
         ),
         "image_pull_secret": _field(
             "Image pull secret",
-            "The Secret in the namespace with which the cluster pulls images; empty for a registry that asks for none.",
+            "The Secret in the namespace with which the cluster pulls images; empty for a registry that needs none.",
         ),
     }
 
@@ -138,14 +138,13 @@ def _image_fields() -> dict[str, Any]:
             "Registry", "Where images are pushed: a registry and a prefix; empty where no images are built."
         ),
         "shared_registry": _field(
-            "Shared registry", "Where environments are looked up that the registry does not have; may be empty."
+            "Shared registry",
+            "The registry that is looked up for environments that the first one does not have; may be empty.",
         ),
-        "base_image": _field(
-            "Base image", "What images are built on when an environment names no base image of its own."
-        ),
+        "base_image": _field("Base image", "The base of images whose environment names no base image."),
         "registry_conn_id": _field(
             "Registry connection",
-            "The connection with login and password for the registry; empty where it asks for none, or for an Azure "
+            "The connection with login and password for the registry; empty if it needs none, or for an Azure "
             "Container Registry that the worker's own identity signs in to.",
         ),
         "shared_registry_conn_id": _field("Shared registry connection", "The same for the shared registry."),
@@ -172,7 +171,7 @@ def _scan_fields() -> dict[str, Any]:
     return {
         "scanner": _field(
             "Scanner",
-            "Which program looks at images before they are rolled out; installed on the workers. Empty for trivy.",
+            "The program that scans images before they are rolled out; installed on the workers. Empty for trivy.",
             enum=["trivy", "grype"],
             default="trivy",
         ),

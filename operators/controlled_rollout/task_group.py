@@ -60,7 +60,7 @@ class ControlledRollout(TaskGroup):
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
         decision_timeout: How long each gate may wait.
-        on_no_decision: What a gate does after that: `hold`; `roll_back` when the evidence was seen and was not enough
+        on_no_decision: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
@@ -76,7 +76,7 @@ class ControlledRollout(TaskGroup):
         on_conflict: `fail` or `wait`, while another run holds the endpoint.
         conflict_timeout: How long to wait for that.
         ready_timeout: How long the version may take to become ready.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         deferrable: Whether the gates and `keep_warm` wait in the triggerer, without a worker slot.
         default_args: Arguments for every task of the group, before the DAG's own.
         **kwargs: What every task group takes.

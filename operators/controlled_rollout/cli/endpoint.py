@@ -28,7 +28,7 @@ SCORE_TIMEOUT_S: Final = 70.0
 def add_to(commands: Commands) -> None:
     """Add `status`, `logs`, `keys`, `delete` and `endpoint`."""
     status = commands.add_parser("status", help="show endpoints, versions, traffic and replicas")
-    status.add_argument("endpoint", nargs="?", help="only this one")
+    status.add_argument("endpoint", nargs="?", help="only this endpoint")
     status.add_argument("--json", action="store_true", help="for programs: everything that is known")
     add_workspace(status)
     status.set_defaults(run=_status)
@@ -83,13 +83,13 @@ def _status(options: argparse.Namespace) -> int:
     async def show() -> None:
         async with _target(options) as target:
             names = [options.endpoint] if options.endpoint else await target.endpoints()
-            found = [(await target.endpoint(name), await target.status(name)) for name in names]
+            endpoints = [(await target.endpoint(name), await target.status(name)) for name in names]
         if options.json:
-            documents = [document(endpoint, status) for endpoint, status in found]
+            documents = [document(endpoint, status) for endpoint, status in endpoints]
             print_json(documents[0] if options.endpoint else documents)
-        elif not found:
+        elif not endpoints:
             say("there are no endpoints")
-        for number, (endpoint, status) in enumerate([] if options.json else found):
+        for number, (endpoint, status) in enumerate([] if options.json else endpoints):
             if number:
                 say("")
             print_endpoint(endpoint, status)

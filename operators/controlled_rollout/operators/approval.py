@@ -32,7 +32,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         version: The treatment.
         gate_task_id: The `TreatmentGateSensor` whose evidence is shown.
         always: Whether to ask even when the gate has passed.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What `ApprovalOperator` takes: `assigned_users`, `response_timeout`, `notifiers`, …
     """
 

@@ -142,7 +142,7 @@ class RolloutOperator(EngineCalls, BaseOperator):
         endpoint: The endpoint's name.
         own_rollout: Whether the task belongs to a rollout of this DAG run, and fails once somebody else has ended that
             rollout or taken it over. False is for DAGs that people trigger: they may act on any rollout.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """
 

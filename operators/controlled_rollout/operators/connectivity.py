@@ -23,7 +23,7 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
     """Checks that everything a rollout needs answers from this worker, and fails with a table of what does not.
 
     Args:
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """
 

@@ -33,7 +33,7 @@ class BuildImageOperator(EngineCalls, BaseOperator):
         models: The models, as `{name: path or address}` or as mappings with `name`, `path` and `version`.
         environment: The environment file; by default the project folder's own.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """
 

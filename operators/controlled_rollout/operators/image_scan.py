@@ -47,7 +47,7 @@ class ScanImageOperator(EngineCalls, BaseOperator):
         scanner: `trivy` or `grype`; by default the workspace's.
         timeout: How long each program may take.
         attach_bill: Whether an image in a registry gets its bill of materials (CycloneDX) attached, whatever is found.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """
 

@@ -30,7 +30,7 @@ WINDOW: Final = EvidenceWindow()
 class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     """Waits until a treatment has shown that it is as good as control, or fails.
 
-    Every look reads all the evidence anew, so a task that was killed comes to the same decision. The task succeeds
+    Every look reads all the evidence again, so a task that was killed comes to the same decision. The task succeeds
     when the gate passes (or, with `require_pass=False`, when nothing alarms) after `bake` and `min_requests`; it fails
     without retries when a claim alarms, and it holds (fails, but nothing is rolled back) after `decision_timeout`. A
     metric store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On
@@ -46,14 +46,14 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
         decision_timeout: How long to wait after the split was set.
-        on_no_decision: `hold`; `roll_back` when the evidence was seen and was not enough (else it holds); or `ask`: the
+        on_no_decision: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
         allowed_lag: How late telemetry may arrive.
         baseline_length: How far before the rollout control's latency is taken from.
         own_rollout: Whether this DAG run has to hold the endpoint.
-        conn_id: The connection that describes the workspace; missing, it is the local one.
+        conn_id: The connection of the workspace; without the default one, the local workspace.
         deferrable: Whether to wait in the triggerer, without a worker slot.
         **kwargs: What every sensor takes, but for those that would hide a failed gate.
     """
