@@ -137,8 +137,8 @@ def test_incomplete_answer_of_a_store_is_no_evidence_even_of_a_clear_failure(
 
     tell()
     evidence = read(process, "clear")
-    found = verdict(evidence, ANY_LAG)
-    assert found.outcome == "fail"
+    result = verdict(evidence, ANY_LAG)
+    assert result.outcome == "fail"
 
 
 def test_retry_after_of_the_store_is_respected_by_every_gate(process: Process, tell: Callable[..., None]) -> None:
@@ -165,12 +165,12 @@ def test_retry_after_of_the_store_is_respected_by_every_gate(process: Process, t
     in_one_process(steps())
 
 
-@pytest.mark.parametrize("said", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", ""])
+@pytest.mark.parametrize("header", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", ""])
 def test_past_or_invalid_retry_after_does_not_delay_the_next_look(
-    process: Process, tell: Callable[..., None], said: str
+    process: Process, tell: Callable[..., None], header: str
 ) -> None:
     async def steps() -> None:
-        tell(answer="unavailable", retry_after=said)
+        tell(answer="unavailable", retry_after=header)
         with pytest.raises(EvidenceUnavailableError, match="503"):
             await source(process).read(query("whatever"))
         tell()
@@ -199,9 +199,9 @@ def test_late_rows_are_reported_as_late_and_counted_in_their_own_bins(
         assert sum(b.treatment.requests for b in later.bins) == 60
         assert later.lag is not None
         assert timedelta(seconds=50) < later.lag < timedelta(seconds=120)
-        found = verdict(later, window)
-        assert found.outcome == "cannot_see"
-        assert "late" in found.reason
+        result = verdict(later, window)
+        assert result.outcome == "cannot_see"
+        assert "late" in result.reason
         assert later.bins == (await source(process).read(query(name, **changes, now=now + 10 * S))).bins
 
     in_one_process(steps())
@@ -221,14 +221,14 @@ def test_rows_in_flight_are_not_counted_and_incremental_reads_equal_one_read(
         deadline = time.monotonic() + 30
         seconds = 73.0
         while True:
-            found = await reader.read(query(name, seconds=seconds))
-            if sum(b.treatment.requests for b in found.bins) >= 70:
+            result = await reader.read(query(name, seconds=seconds))
+            if sum(b.treatment.requests for b in result.bins) >= 70:
                 break
             assert time.monotonic() < deadline
             seconds = min(seconds + 10, 113.0) if seconds < 113 else seconds + 10
             await asyncio.sleep(0.3)
         anew = asyncio.to_thread(read, process, name, seconds=seconds)
-        assert found.bins == (await anew).bins
+        assert result.bins == (await anew).bins
 
     in_one_process(steps())
 
@@ -238,10 +238,10 @@ def test_version_with_lost_rows_does_not_pass(process: Process, tell: Callable[.
     fill(process, "lossy", bad=True)
     evidence = read(process, "lossy")
 
-    found = verdict(evidence, ANY_LAG, RouterCounts(STARTED + 123 * S, {"control": 240, "treatment": 120}))
+    result = verdict(evidence, ANY_LAG, RouterCounts(STARTED + 123 * S, {"control": 240, "treatment": 120}))
 
-    assert found.outcome == "cannot_see"
-    assert "120 requests to version 'treatment'" in found.reason
+    assert result.outcome == "cannot_see"
+    assert "120 requests to version 'treatment'" in result.reason
 
 
 def test_many_gates_share_queries_and_get_the_same_counts(process: Process, just_read: None) -> None:
@@ -253,15 +253,15 @@ def test_many_gates_share_queries_and_get_the_same_counts(process: Process, just
     async def steps() -> None:
         for seconds in (63, 73, 83, 93):
             looks = [reader.read(query(name, seconds=seconds)) for name in names for _ in range(10)]
-            found = await asyncio.gather(*looks)
+            result = await asyncio.gather(*looks)
         # The first round: what arrived, the thresholds, the counts; each later one: what arrived and the counts.
         assert len(reader.queries_sent) == 3 + 3 * 2
         alone = await asyncio.to_thread(read, process, "gate-07", seconds=93)
-        assert found[70].bins == alone.bins
-        assert found[70].baseline == alone.baseline
-        assert found[70].thresholds_ms == alone.thresholds_ms
+        assert result[70].bins == alone.bins
+        assert result[70].baseline == alone.baseline
+        assert result[70].thresholds_ms == alone.thresholds_ms
         assert sum(b.treatment.errors for b in alone.bins) == 90
-        assert sum(b.treatment.errors for b in found[80].bins) == 0
+        assert sum(b.treatment.errors for b in result[80].bins) == 0
 
     in_one_process(steps())
 

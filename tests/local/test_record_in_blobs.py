@@ -60,10 +60,10 @@ def test_looks_of_a_killed_worker_continue_on_another_and_replay_to_the_same_ver
         if number % 10 == 0:
             tail._tails.clear()  # as in another process
 
-    found = list(replay(record.read(workspace, "digits")))
+    replayed = list(replay(record.read(workspace, "digits")))
 
-    assert len(found) == 30
-    assert [look.difference for look in found] == [""] * 30
+    assert len(replayed) == 30
+    assert [look.difference for look in replayed] == [""] * 30
     assert cli.main(["replay", "digits", *_options(workspace)]) == 0
 
 

@@ -53,9 +53,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def prometheus(lab: Lab) -> Iterator[RunningPrometheus]:
     with forwarding(admin_socket(lab)) as port:
-        with scraping(lab.folder / "prometheus", f"127.0.0.1:{port}") as found:
-            asyncio.run(until(lambda: has_sample(found.url), "the first sample"))
-            yield found
+        with scraping(lab.folder / "prometheus", f"127.0.0.1:{port}") as result:
+            asyncio.run(until(lambda: has_sample(result.url), "the first sample"))
+            yield result
 
 
 def has_sample(url: str) -> bool:
@@ -124,18 +124,18 @@ def test_failing_treatment_is_detected_by_the_counters_of_the_router_and_replaye
             )
 
             async def look() -> looks.Look | None:
-                found = await looks.look(
+                result = await looks.look(
                     workspace, lab.target, "failing", "v2a", gate=GATE, who="w/2/g", owner="w/2", window=WINDOW
                 )
-                return found if found.verdict.outcome == "fail" else None
+                return result if result.verdict.outcome == "fail" else None
 
-            found = await until(look, "the gate fails", timeout_s=90, interval_s=0.5)
-            assert isinstance(found, looks.Look)
-            return found, load.failed.get("500", 0)
+            result = await until(look, "the gate fails", timeout_s=90, interval_s=0.5)
+            assert isinstance(result, looks.Look)
+            return result, load.failed.get("500", 0)
 
-    found, failed = asyncio.run(rollout())
+    result, failed = asyncio.run(rollout())
 
-    assert "errors are higher" in found.verdict.reason
+    assert "errors are higher" in result.verdict.reason
     assert failed > 0
     replayed = list(replay(record.read(workspace, "failing")))
     assert replayed
@@ -261,9 +261,9 @@ def test_prometheus_that_stopped_scraping_is_no_evidence(lab: Lab, tmp_path: Pat
                     return str(error)
                 return ""
 
-            async def said() -> bool:
+            async def says_so() -> bool:
                 return "has scraped no router since" in await silent() or "no sample of" in await silent()
 
-            await until(said, "it says so", timeout_s=60, interval_s=0.5)
+            await until(says_so, "it says so", timeout_s=60, interval_s=0.5)
 
     asyncio.run(steps_())

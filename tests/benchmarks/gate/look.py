@@ -21,7 +21,7 @@ KINDS = {
 
 def seconds() -> dict[str, float]:
     """Return by kind of rollout the least processor time of several looks."""
-    found = {}
+    seconds = {}
     for name, cell in KINDS.items():
         bins, baseline = ours.bins_of(simulate(cell, 1, np.random.default_rng(1)), 0)
         times = []
@@ -29,5 +29,5 @@ def seconds() -> dict[str, float]:
             begin = time.process_time()
             judge(bins, Gate(), baseline=baseline)
             times.append(time.process_time() - begin)
-        found[name] = min(times)
-    return found
+        seconds[name] = min(times)
+    return seconds

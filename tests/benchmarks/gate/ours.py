@@ -38,11 +38,11 @@ def gate_of(traffic: Traffic) -> Gate:
 
 def slow_counts(traffic: Traffic) -> tuple[Floats, Floats, Floats]:
     """Return the slow requests of the treatment, of control, and of control before: runs x minutes x quantiles."""
-    own = thresholds_ms()
+    limits = thresholds_ms()
     return (
-        traffic.treatment.slow(own * (1 + TOLERANCE)),
-        traffic.control.slow(own),
-        traffic.before.slow(own),
+        traffic.treatment.slow(limits * (1 + TOLERANCE)),
+        traffic.control.slow(limits),
+        traffic.before.slow(limits),
     )
 
 
@@ -50,16 +50,16 @@ def looks(traffic: Traffic) -> Looks:
     """Judge every run after every minute."""
     gate = gate_of(traffic)
     skip = int(gate.warm_up / MINUTE)
-    own, others, before = slow_counts(traffic)
+    treatment, control, before = slow_counts(traffic)
     errors = _Events(traffic, traffic.treatment.errors, traffic.control.errors, traffic.before.errors, skip)
-    slow = [_Events(traffic, own[..., k], others[..., k], before[..., k], skip) for k in range(len(QUANTILES))]
+    slow = [_Events(traffic, treatment[..., k], control[..., k], before[..., k], skip) for k in range(len(QUANTILES))]
 
     alarm = _mixed(errors.paths(gate.error_ratio, ABOVE), ABOVE_WEIGHTS) >= math.log(
         alarm_threshold(gate, "errors", latency=True)
     )
     alarm = _ever(alarm) & errors.differs(gate.error_difference)
     paths = [path for event in slow for path in event.paths(1.0, ABOVE)] + _shift_paths(
-        traffic, own, others, before, skip
+        traffic, treatment, control, before, skip
     )
     latency = _mixed(paths, latency_weights(len(slow))) >= math.log(alarm_threshold(gate, "latency", latency=True))
     failed = _first(alarm | latency)
@@ -74,9 +74,9 @@ def looks(traffic: Traffic) -> Looks:
 
 
 class _Events:
-    def __init__(self, traffic: Traffic, own: Floats, others: Floats, before: Floats, skip: int) -> None:
+    def __init__(self, traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> None:
         self.a, self.c = (arm.requests[:, skip:] for arm in (traffic.treatment, traffic.control))
-        self.x, self.y = own[:, skip:].astype(float), others[:, skip:].astype(float)
+        self.x, self.y = treatment[:, skip:].astype(float), control[:, skip:].astype(float)
         flat = Metric(self.x.ravel(), self.y.ravel())
         self.odds = OddsRatio(self.a.ravel(), self.c.ravel(), flat)
         self.burst = _burstiness(traffic.before.requests, before.astype(float))[:, None]
@@ -106,9 +106,9 @@ def _mixed(paths: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return log_sum(np.array([path + math.log(weight) for path, weight in zip(paths, weights, strict=True)]))
 
 
-def _shift_paths(traffic: Traffic, own: Floats, others: Floats, before: Floats, skip: int) -> list[Floats]:
+def _shift_paths(traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> list[Floats]:
     a, c = (arm.requests[:, skip:] for arm in (traffic.treatment, traffic.control))
-    slow = [Metric(own[:, skip:, k].ravel(), others[:, skip:, k].ravel()) for k in range(len(QUANTILES))]
+    slow = [Metric(treatment[:, skip:, k].ravel(), control[:, skip:, k].ravel()) for k in range(len(QUANTILES))]
     shift = Shift(a.ravel(), c.ravel(), slow, QUANTILES)
     burst = _score_burstiness(traffic.before.requests, before)[:, None]
     return [np.cumsum(shift.gains(tilt, a.size).reshape(a.shape) / burst, axis=1) for tilt in TILTS]
@@ -149,7 +149,7 @@ def _first(truths: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def bins_of(traffic: Traffic, run: int) -> tuple[list[Bin], list[Bin]]:
     """Return one run as `judge` takes it: the rollout's bins and the baseline."""
-    own, others, before = slow_counts(traffic)
+    treatment, control, before = slow_counts(traffic)
 
     def counts(arm: Arm, slow: Floats, minute: int) -> Counts:
         return Counts(
@@ -160,7 +160,12 @@ def bins_of(traffic: Traffic, run: int) -> tuple[list[Bin], list[Bin]]:
 
     nothing = Counts(0, 0, (0,) * len(QUANTILES))
     rollout = [
-        Bin(BEGIN + m * MINUTE, counts(traffic.control, others, m), counts(traffic.treatment, own, m), float(share))
+        Bin(
+            BEGIN + m * MINUTE,
+            counts(traffic.control, control, m),
+            counts(traffic.treatment, treatment, m),
+            float(share),
+        )
         for m, share in enumerate(traffic.share)
     ]
     length = traffic.before.requests.shape[1]

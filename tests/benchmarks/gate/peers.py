@@ -36,13 +36,17 @@ def argo(
     failureLimit (assessMetricFailureInconclusiveOrError in analysis/analysis.go). With `slowest` a second metric asks
     for a p95 of at most that many times control's.
     """
-    own, begin = traffic.treatment, _delay(traffic)
+    treatment, begin = traffic.treatment, _delay(traffic)
     ends = np.arange(begin + every, traffic.cell.minutes + 1, every)
     windows = [slice(end - every, end) for end in ends]
-    missed = [np.stack([_sum(own.errors, w) > (1 - success) * _sum(own.requests, w) for w in windows], axis=1)]
+    missed = [
+        np.stack([_sum(treatment.errors, w) > (1 - success) * _sum(treatment.requests, w) for w in windows], axis=1)
+    ]
     if slowest is not None:
         worst = slowest * thresholds_ms((0.95,))[0]
-        missed.append(np.stack([quantile_ms(own.durations[:, w].sum(axis=1), 0.95) > worst for w in windows], axis=1))
+        missed.append(
+            np.stack([quantile_ms(treatment.durations[:, w].sum(axis=1), 0.95) > worst for w in windows], axis=1)
+        )
     failed: NDArray[np.int64] = np.minimum.reduce(
         [_first(np.cumsum(misses, axis=1) > limit, ends - 1) for misses in missed]
     )
@@ -51,8 +55,8 @@ def argo(
 
 def flagger(traffic: Traffic) -> NDArray[np.int64]:
     """Flagger as documented: every minute success rate >= 99 % and p99 <= 500 ms; the fifth failed check rolls back."""
-    own = traffic.treatment
-    failing = (own.errors > 0.01 * own.requests) | (quantile_ms(own.durations, 0.99) > 500)
+    treatment = traffic.treatment
+    failing = (treatment.errors > 0.01 * treatment.requests) | (quantile_ms(treatment.durations, 0.99) > 500)
     return _first(np.cumsum(failing, axis=1) >= 5, np.arange(traffic.cell.minutes))
 
 
@@ -69,8 +73,8 @@ def kayenta(traffic: Traffic) -> NDArray[np.int64]:
         tuple(quantile_ms(arm.durations, 0.95) for arm in _arms(traffic)),
     )
     failed = []
-    for own, others in series:
-        high = [is_high(own[:, begin:end], others[:, begin:end]) for end in ends]
+    for treatment, control in series:
+        high = [is_high(treatment[:, begin:end], control[:, begin:end]) for end in ends]
         failed.append(_first(np.stack(high, axis=1), ends - 1))
     return np.minimum(*failed)
 
@@ -118,8 +122,8 @@ def asymptotic(traffic: Traffic) -> NDArray[np.int64]:
     rho tuned for half an hour of the cell's traffic. The same tolerances as the gate's: 0.2 points, 5 % of the mean.
     """
     begin = _delay(traffic)
-    own, others = ({name: values[:, begin:] for name, values in _pooled(arm).items()} for arm in _arms(traffic))
-    n, m = (np.cumsum(arm["requests"], axis=1) for arm in (own, others))
+    treatment, control = ({name: values[:, begin:] for name, values in _pooled(arm).items()} for arm in _arms(traffic))
+    n, m = (np.cumsum(arm["requests"], axis=1) for arm in (treatment, control))
     looks = (n >= 30) & (m >= 30)
     n, m = np.maximum(n, 2), np.maximum(m, 2)
     aim = 30.0 / (1 / np.maximum(n[:, 29:30], 1) + 1 / m[:, 29:30])
@@ -130,7 +134,7 @@ def asymptotic(traffic: Traffic) -> NDArray[np.int64]:
     ):
         means: list[Floats] = []
         variances: list[Floats] = []
-        for arm, size in ((own, n), (others, m)):
+        for arm, size in ((treatment, n), (control, m)):
             mean = np.cumsum(arm[total], axis=1) / size
             means.append(mean)
             variances.append(np.maximum(np.cumsum(arm[square], axis=1) / size - mean**2, 0.0) / size)

@@ -68,7 +68,7 @@ def chunk(cell_index: int, runs: int, seed: Sequence[int]) -> Chunk:
     )
 
 
-def check(traffic: Traffic, found: ours.Looks, runs: Sequence[int]) -> int:
+def check(traffic: Traffic, looks: ours.Looks, runs: Sequence[int]) -> int:
     """Judge runs one by one, at the looks where the vectorised gate changes its mind and at the end.
 
     Raises:
@@ -77,10 +77,10 @@ def check(traffic: Traffic, found: ours.Looks, runs: Sequence[int]) -> int:
     gate = ours.gate_of(traffic)
     for run in runs:
         bins, baseline = ours.bins_of(traffic, run)
-        failed, passed = int(found.failed[run]), int(found.passed[run])
+        failed, passed = int(looks.failed[run]), int(looks.passed[run])
         last = len(bins) - 1
-        looks = {look for first in (failed, passed) for look in (first - 1, first, last) if 0 <= look <= last}
-        for look in sorted(looks):
+        judged = {look for first in (failed, passed) for look in (first - 1, first, last) if 0 <= look <= last}
+        for look in sorted(judged):
             expected = "fail" if failed <= look else "pass" if passed <= look else "not_enough_evidence"
             outcome = judge(bins[: look + 1], gate, baseline=baseline).outcome
             assert outcome == expected, f"{traffic.cell.name}, run {run}, look {look}: {outcome}, not {expected}"

@@ -42,8 +42,8 @@ def verdict(evidence: Evidence, *router: RouterCounts, gate: Gate = GATE, down: 
 
 def blindness(evidence: Evidence, *router: RouterCounts) -> str | None:
     """Why a look cannot see; None if it can."""
-    found = verdict(evidence, *router)
-    return found.reason if found.outcome is Outcome.CANNOT_SEE else None
+    result = verdict(evidence, *router)
+    return result.reason if result.outcome is Outcome.CANNOT_SEE else None
 
 
 def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know_is_not_seen() -> None:
@@ -80,11 +80,11 @@ def test_a_quiet_version_a_router_that_began_anew_and_too_few_requests_are_no_bl
 def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_is() -> None:
     bad = Evidence((Bin(at(0), Counts(1000, 0), Counts(1000, 900), share=0.5),), (), (), at(1), (), 4 * MINUTE)
 
-    found = verdict(bad)
+    result = verdict(bad)
 
-    assert found.outcome == "cannot_see"
-    assert "up to 240 s late" in found.reason
-    assert "allowed_lag" in found.reason
+    assert result.outcome == "cannot_see"
+    assert "up to 240 s late" in result.reason
+    assert "allowed_lag" in result.reason
     assert verdict(evidence((90, 10), lag=3 * MINUTE)).outcome == "not_enough_evidence"
 
 
@@ -92,8 +92,8 @@ def test_a_treatment_that_is_down_fails_whatever_was_read() -> None:
     down = "version 'new' has no ready replica"
     nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
     for seen in (nothing_came, late):
-        found = verdict(seen, counted(1, 90, 10), down=down)
-        assert (found.outcome, found.reason) == (Outcome.FAIL, down)
+        result = verdict(seen, counted(1, 90, 10), down=down)
+        assert (result.outcome, result.reason) == (Outcome.FAIL, down)
 
 
 def test_inconsistent_counts_are_the_stores_fault_and_not_the_models() -> None:

@@ -194,11 +194,11 @@ class Looker:
             patch.setattr(looks, "evidence_source", lambda workspace: self)
             patch.setattr(shared, "GATHER_S", 0)
             patch.setattr(shared, "ROUND_INTERVAL_S", 0)
-            found = await looks.look(
+            look = await looks.look(
                 self._workspace, cast("Target", self._target), "digits", "v2a", gate=self._scenario.gate, who="a test",
                 window=WINDOW, now=self._store.now,
             )  # fmt: skip
-        return found.verdict
+        return look.verdict
 
 
 def look_once(name: str, root: Path, at: int) -> Verdict:

@@ -148,8 +148,8 @@ def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with() 
 def test_a_rollout_that_somebody_else_has_ended_is_a_conflict() -> None:
     endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
     taken = endpoint.claim("v3a", owner="other/run", at=NOW)
-    for found in (endpoint, taken, None):
-        assert decide_when_refused(found, terms(), "other/run holds it") == LookResult(
+    for present in (endpoint, taken, None):
+        assert decide_when_refused(present, terms(), "other/run holds it") == LookResult(
             NextAction.CONFLICT, "other/run holds it"
         )
 

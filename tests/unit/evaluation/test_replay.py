@@ -43,14 +43,14 @@ def test_every_look_is_replayed_to_the_verdict_that_was_given(workspace: Workspa
     for number in (0, 1, 2, 10, 40, 60):
         append(workspace, everything[:number], baseline=before)
 
-    found = list(replay(record.read(workspace, "digits")))
+    replayed = list(replay(record.read(workspace, "digits")))
 
-    assert [look.difference for look in found] == [""] * 6
-    assert found[-1].verdict is not None
-    assert found[-1].verdict.outcome == "fail"
-    assert found[-1].look is not None
-    assert found[-1].look.evidence.bins == everything
-    assert found[-1].look.evidence.baseline == before
+    assert [look.difference for look in replayed] == [""] * 6
+    assert replayed[-1].verdict is not None
+    assert replayed[-1].verdict.outcome == "fail"
+    assert replayed[-1].look is not None
+    assert replayed[-1].look.evidence.bins == everything
+    assert replayed[-1].look.evidence.baseline == before
 
 
 def test_a_line_holds_only_the_bins_that_the_look_before_did_not_have(workspace: Workspace) -> None:
@@ -96,9 +96,9 @@ def test_gates_with_other_settings_and_other_treatments_do_not_mix(workspace: Wo
         append(workspace, other[:number], version="v3b")
         append(workspace, one[:number], gate=Gate(latency_quantiles=(0.5, 0.95), alpha=0.01))
 
-    found = list(replay(record.read(workspace, "digits")))
-    assert len(found) == 30
-    assert all(not look.difference for look in found)
+    replayed = list(replay(record.read(workspace, "digits")))
+    assert len(replayed) == 30
+    assert all(not look.difference for look in replayed)
 
 
 # What is done to the lines of a record.
@@ -112,13 +112,19 @@ def changed(line: str, **fields: object) -> str:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda found: [found[0], *found[2:]], "missing or was changed"),
-        (lambda found: found[1:], "gate's settings, is missing"),
-        (lambda found: [*found[:-1], changed(found[-1], outcome="pass")], "outcome pass, now"),
-        (lambda found: [found[0].replace('"requests":90', '"requests":91', 1), *found[1:]], "missing or was changed"),
-        (lambda found: [*found[:-1], found[-1].replace('"e_value":', '"e_value":1', 1)], "errors are higher"),
-        (lambda found: [*found[:-1], changed(found[-1], evidence=None)], "no evidence that its outcome could rest on"),
-        (lambda found: [*found[:-1], changed(found[-1], evidence={"series": "x"})], "cannot be read"),
+        (lambda recorded: [recorded[0], *recorded[2:]], "missing or was changed"),
+        (lambda recorded: recorded[1:], "gate's settings, is missing"),
+        (lambda recorded: [*recorded[:-1], changed(recorded[-1], outcome="pass")], "outcome pass, now"),
+        (
+            lambda recorded: [recorded[0].replace('"requests":90', '"requests":91', 1), *recorded[1:]],
+            "missing or was changed",
+        ),
+        (lambda recorded: [*recorded[:-1], recorded[-1].replace('"e_value":', '"e_value":1', 1)], "errors are higher"),
+        (
+            lambda recorded: [*recorded[:-1], changed(recorded[-1], evidence=None)],
+            "no evidence that its outcome could rest on",
+        ),
+        (lambda recorded: [*recorded[:-1], changed(recorded[-1], evidence={"series": "x"})], "cannot be read"),
     ],
 )
 def test_what_was_changed_in_a_record_is_found(
@@ -153,11 +159,11 @@ def test_a_look_that_found_the_treatment_down_is_replayed_to_its_failure(workspa
     assert append(workspace, bins(5)).outcome == "not_enough_evidence"
     assert append(workspace, bins(5), down="version 'v2a' has no ready replica").outcome == "fail"
 
-    found = list(replay(record.read(workspace, "digits")))
+    replayed = list(replay(record.read(workspace, "digits")))
 
-    assert [look.difference for look in found] == ["", ""]
-    assert found[-1].verdict is not None
-    assert found[-1].verdict.reason == "version 'v2a' has no ready replica"
+    assert [look.difference for look in replayed] == ["", ""]
+    assert replayed[-1].verdict is not None
+    assert replayed[-1].verdict.reason == "version 'v2a' has no ready replica"
 
 
 def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None:
@@ -194,9 +200,9 @@ def test_a_full_file_is_put_aside_and_each_file_can_be_replayed_alone(
     assert len(parts) == 3
     assert all(sum(map(len, part.lines())) < 40_000 for part in parts)
     for part in parts:
-        found = list(replay(record.read_part(part)))
-        assert found
-        assert all(not look.difference for look in found)
+        replayed = list(replay(record.read_part(part)))
+        assert replayed
+        assert all(not look.difference for look in replayed)
     assert record.last(workspace, "digits", "v2a") is not None
     everything_kept = list(record.read(workspace, "digits"))
     assert [one.time for one in everything_kept] == sorted(one.time for one in everything_kept)
@@ -211,10 +217,10 @@ def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_repl
     tail._tails.clear()  # the process that wrote it is gone
     append(workspace, everything)
 
-    found = list(replay(record.read(workspace, "digits")))
-    assert [look.difference for look in found] == ["", ""]
-    assert found[-1].look is not None
-    assert found[-1].look.evidence.bins == everything
+    replayed = list(replay(record.read(workspace, "digits")))
+    assert [look.difference for look in replayed] == ["", ""]
+    assert replayed[-1].look is not None
+    assert replayed[-1].look.evidence.bins == everything
 
 
 @examples(50)
@@ -255,9 +261,9 @@ def test_metrics_of_the_author_s_are_recorded_and_replayed_too(workspace: Worksp
     for number in (10, 60):
         append(workspace, everything[:number], gate=gate)
 
-    found = list(replay(record.read(workspace, "digits")))
-    assert [look.difference for look in found] == ["", ""]
-    assert found[-1].look is not None
-    assert found[-1].look.evidence.bins == everything
-    assert found[-1].verdict is not None
-    assert "revenue is lower" in [claim.name for claim in found[-1].verdict.claims if claim.reached]
+    replayed = list(replay(record.read(workspace, "digits")))
+    assert [look.difference for look in replayed] == ["", ""]
+    assert replayed[-1].look is not None
+    assert replayed[-1].look.evidence.bins == everything
+    assert replayed[-1].verdict is not None
+    assert "revenue is lower" in [claim.name for claim in replayed[-1].verdict.claims if claim.reached]

@@ -31,9 +31,9 @@ def test_thresholds_are_control_s_quantiles_within_one_bucket() -> None:
         bucket = math.floor(100 * math.log(duration))
         histogram[bucket] = histogram.get(bucket, 0) + 1
 
-    found = thresholds(histogram, (0.5, 0.95, 0.99))
+    result = thresholds(histogram, (0.5, 0.95, 0.99))
 
-    for threshold, quantile in zip(found, (0.5, 0.95, 0.99), strict=True):
+    for threshold, quantile in zip(result, (0.5, 0.95, 0.99), strict=True):
         exact = durations[math.ceil(quantile * len(durations)) - 1]
         assert exact <= threshold <= exact * 1.0102
 
@@ -45,11 +45,11 @@ def test_thresholds_are_control_s_quantiles_within_one_bucket() -> None:
 def test_at_most_one_minus_q_of_the_baseline_lies_above_each_threshold(
     histogram: dict[int, int], quantiles: list[float]
 ) -> None:
-    found = thresholds(histogram, quantiles)
+    result = thresholds(histogram, quantiles)
 
     total = sum(histogram.values())
-    assert len(found) == (len(quantiles) if total >= 100 else 0)
-    for threshold, quantile in zip(found, quantiles, strict=False):
+    assert len(result) == (len(quantiles) if total >= 100 else 0)
+    for threshold, quantile in zip(result, quantiles, strict=False):
         above = sum(count for bucket, count in histogram.items() if math.exp((bucket + 0.5) / 100) > threshold)
         assert above <= (1 - quantile) * total + 1e-6
 

@@ -62,8 +62,8 @@ def test_every_request_is_in_exactly_one_bin(steps: list[int]) -> None:
     for number, step in enumerate(steps, start=1):
         total += step
         samples.append((START + 15 * number, float(total)))
-    found = binned(growths(samples, [(time, 1e6) for time, _ in samples], longest=MINUTE), width=MINUTE, started=T0)
-    assert sum(found.values()) == total
+    by_bin = binned(growths(samples, [(time, 1e6) for time, _ in samples], longest=MINUTE), width=MINUTE, started=T0)
+    assert sum(by_bin.values()) == total
 
 
 def test_quantiles_are_the_next_bound_above() -> None:

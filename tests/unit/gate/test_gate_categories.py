@@ -38,7 +38,9 @@ def drawn(
 
 def claim(verdict: Verdict, kind: str) -> Claim:
     return next(
-        found for found in verdict.claims if found.kind == kind and ("country" in found.name or "label" in found.name)
+        result
+        for result in verdict.claims
+        if result.kind == kind and ("country" in result.name or "label" in result.name)
     )
 
 
@@ -46,10 +48,10 @@ ALIKE = (0.5, 0.3, 0.15, 0.05)
 
 
 def test_evidence_is_the_exact_two_sided_test_averaged_over_categories_and_ratios() -> None:
-    own, others = (6, 3, 1, 0), (4, 9, 6, 1)
+    treatment, control = (6, 3, 1, 0), (4, 9, 6, 1)
     ratios = (1.25, 1.5, 2, 3, 5, 10, 20)
     expected = []
-    for x, y in zip(own, others, strict=True):
+    for x, y in zip(treatment, control, strict=True):
         null = nchypergeom_fisher(30, 10, x + y, 1.0).pmf(x)
         for g in (*(1 / ratio for ratio in ratios), *ratios):
             if x + y > 1:
@@ -57,10 +59,10 @@ def test_evidence_is_the_exact_two_sided_test_averaged_over_categories_and_ratio
             else:  # one event in thirty requests: the binomial limit
                 expected.append((g if x else 1) * 30 / (g * 10 + 20))
 
-    found = claim(judge(rollout([own], [others]), INPUTS), "split")
+    result = claim(judge(rollout([treatment], [control]), INPUTS), "split")
 
     # The first categories have half of the weight; later ones share the rest.
-    assert found.e_value == pytest.approx(max(1.0, math.fsum(expected) / len(expected) / 2), rel=1e-6)
+    assert result.e_value == pytest.approx(max(1.0, math.fsum(expected) / len(expected) / 2), rel=1e-6)
 
 
 def test_inputs_that_differ_hold_the_rollout_and_never_roll_it_back() -> None:

@@ -18,7 +18,7 @@ def counts(requests: Any = 100, errors: Any = 1, slow: Any = (50, 10, 5, 1)) -> 
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "problem"),
     [
         (counts(requests=-1), "requests = -1 is negative"),
         (counts(errors=-1), "errors = -1 is negative"),
@@ -32,11 +32,11 @@ def counts(requests: Any = 100, errors: Any = 1, slow: Any = (50, 10, 5, 1)) -> 
     ],
 )
 @pytest.mark.parametrize("arm", ["treatment", "control"])
-def test_impossible_counts_are_refused_with_time_version_and_number(bad: Counts, said: str, arm: str) -> None:
+def test_impossible_counts_are_refused_with_time_version_and_number(bad: Counts, problem: str, arm: str) -> None:
     arms = {"treatment": GOOD.treatment, "control": GOOD.control} | {arm: bad}
     bins = [GOOD, Bin(BEGIN + MINUTE, control=arms["control"], treatment=arms["treatment"])]
 
-    with pytest.raises(EvidenceError, match=rf"12:01:00\+00:00: {arm} {said}"):
+    with pytest.raises(EvidenceError, match=rf"12:01:00\+00:00: {arm} {problem}"):
         judge(bins, Gate())
 
 
@@ -49,7 +49,7 @@ def test_impossible_counts_in_the_baseline_are_refused_too(baseline: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("bins", "said"),
+    ("bins", "problem"),
     [
         ([replace(GOOD, treatment=counts(slow=(1,)))], "treatment has 1 counts of slow requests, the gate has 4"),
         ([replace(GOOD, control=counts(slow=()))], "control has 0 counts"),
@@ -60,8 +60,8 @@ def test_impossible_counts_in_the_baseline_are_refused_too(baseline: bool) -> No
         ([replace(GOOD, treatment=counts(slow=(1,)), control=counts(slow=(1,)))], "has 1 counts"),
     ],
 )
-def test_ragged_latency_counts_are_refused(bins: list[Bin], said: str) -> None:
-    with pytest.raises(EvidenceError, match=said):
+def test_ragged_latency_counts_are_refused(bins: list[Bin], problem: str) -> None:
+    with pytest.raises(EvidenceError, match=problem):
         judge(bins, Gate())
 
 

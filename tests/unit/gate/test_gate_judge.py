@@ -33,7 +33,7 @@ rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(
 
 
 def claim(verdict: Verdict, name: str) -> Claim:
-    return next(found for found in verdict.claims if found.name == name)
+    return next(result for result in verdict.claims if result.name == name)
 
 
 def weighed(values: Sequence[float]) -> float:
@@ -56,9 +56,9 @@ def test_errors_alarm_is_the_mixture_of_scipys_likelihood_ratios() -> None:
             likelihood_ratio *= other.pmf(x) / null.pmf(x)
         expected.append(likelihood_ratio)
 
-    found = claim(judge(bins, Gate()), "errors are higher")
+    result = claim(judge(bins, Gate()), "errors are higher")
 
-    assert found.e_value == pytest.approx(weighed(expected), rel=1e-5)
+    assert result.e_value == pytest.approx(weighed(expected), rel=1e-5)
 
 
 def test_rare_errors_use_the_binomial_limit() -> None:
@@ -73,10 +73,11 @@ def test_latency_alarm_is_half_its_quantiles_and_half_the_whole_distribution() -
     """Written out for 8 and 10 requests: every choice of the treatment's 8 among the 18 is as likely as any other."""
     slow = ((6, 3), (4, 1))
     by_quantile = []
-    for own, others in zip(*slow, strict=True):
-        null = nchypergeom_fisher(18, 8, own + others, 1.0)
+    for treatment, control in zip(*slow, strict=True):
+        null = nchypergeom_fisher(18, 8, treatment + control, 1.0)
         ratios = [
-            nchypergeom_fisher(18, 8, own + others, g).pmf(own) / null.pmf(own) for g in (1.25, 1.5, 2, 3, 5, 10, 20)
+            nchypergeom_fisher(18, 8, treatment + control, g).pmf(treatment) / null.pmf(treatment)
+            for g in (1.25, 1.5, 2, 3, 5, 10, 20)
         ]
         by_quantile.append(weighed(ratios))
     # Normal scores of the classes below the median, up to p90, and above it.
@@ -91,10 +92,10 @@ def test_latency_alarm_is_half_its_quantiles_and_half_the_whole_distribution() -
     ]
 
     bins = [minute(0, (8, 0), (10, 0), slow=slow)]
-    found = claim(judge(bins, Gate(latency_quantiles=(0.5, 0.9))), "latency is higher")
+    result = claim(judge(bins, Gate(latency_quantiles=(0.5, 0.9))), "latency is higher")
 
-    assert found.e_value > 1
-    assert found.e_value == pytest.approx(sum(by_quantile) / 4 + sum(tilts) / 10, rel=1e-9)
+    assert result.e_value > 1
+    assert result.e_value == pytest.approx(sum(by_quantile) / 4 + sum(tilts) / 10, rel=1e-9)
 
 
 def test_alpha_is_shared_over_metrics_by_weight_and_over_treatments() -> None:
@@ -113,7 +114,7 @@ def test_errors_get_all_of_alpha_when_latency_is_not_judged() -> None:
 
     assert claim(verdict, "errors are higher").threshold == pytest.approx(20)
     assert "latency is not judged" in verdict.reason
-    assert all("latency" not in found.name for found in verdict.claims)
+    assert all("latency" not in result.name for result in verdict.claims)
 
 
 # The outcomes
@@ -146,7 +147,7 @@ def test_healthy_treatment_passes_on_errors_and_latency() -> None:
     verdict = judge(simulated(random.Random(4), 120, slow_ratio=0.9), Gate())
 
     assert verdict.outcome == "pass"
-    assert {found.name for found in verdict.claims if found.kind == "pass" and found.reached} == {
+    assert {result.name for result in verdict.claims if result.kind == "pass" and result.reached} == {
         "errors are not worse",
         "latency is not worse",
     }
@@ -211,7 +212,7 @@ def test_without_requests_the_verdict_names_the_least_number_of_needed_requests(
 
     assert verdict.outcome is Outcome.NOT_ENOUGH_EVIDENCE
     assert claim(verdict, "errors are not worse").needed_requests == pytest.approx(751, abs=1)
-    assert not math.isnan(sum(found.e_value for found in verdict.claims))
+    assert not math.isnan(sum(result.e_value for result in verdict.claims))
 
 
 def test_needed_requests_are_close_to_the_requests_that_a_pass_takes() -> None:
@@ -246,10 +247,10 @@ def test_claim_reached_at_one_look_is_reached_at_every_later_look(bins: list[Bin
     gate = Gate(alpha=0.4, beta=0.4, acceptable_error_rate=0.2)
     looks = [judge(bins[:count], gate) for count in range(len(bins) + 1)]
 
-    for name in [found.name for found in looks[0].claims]:
+    for name in [result.name for result in looks[0].claims]:
         history = [claim(look, name) for look in looks]
-        assert [found.reached for found in history] == sorted(found.reached for found in history)
-        assert_never_falls([found.e_value for found in history])
+        assert [result.reached for result in history] == sorted(result.reached for result in history)
+        assert_never_falls([result.e_value for result in history])
 
 
 @given(rollouts.filter(bool), st.data())
@@ -395,8 +396,8 @@ def test_extreme_counts_give_numbers(treatment: tuple[int, int], control: tuple[
 
     verdict = judge([minute(i, treatment, control, slow=slow, share=0.5) for i in range(3)], Gate())
 
-    assert not any(math.isnan(found.e_value) for found in verdict.claims)
-    assert all(found.e_value >= 1 for found in verdict.claims)
+    assert not any(math.isnan(result.e_value) for result in verdict.claims)
+    assert all(result.e_value >= 1 for result in verdict.claims)
 
 
 def test_clear_difference_in_huge_counts_is_infinite_evidence() -> None:

@@ -34,19 +34,19 @@ def rollout(
     """Return bins with a metric `revenue`; the treatment's is `shift` higher."""
     result = []
     for index in range(bins):
-        own, others = (draw(rng, n) + base(index) for n in sizes)
+        treatment, control = (draw(rng, n) + base(index) for n in sizes)
         result.append(
             Bin(
                 BEGIN + index * MINUTE,
-                control=Counts(sizes[1], 0, means={"revenue": moments(others)}),
-                treatment=Counts(sizes[0], 0, means={"revenue": moments(own + shift)}),
+                control=Counts(sizes[1], 0, means={"revenue": moments(control)}),
+                treatment=Counts(sizes[0], 0, means={"revenue": moments(treatment + shift)}),
             )
         )
     return result
 
 
 def claim(verdict: Verdict, name: str) -> Claim:
-    return next(found for found in verdict.claims if found.name == name)
+    return next(result for result in verdict.claims if result.name == name)
 
 
 @pytest.mark.parametrize(("total", "variance"), [(0.0, 1.0), (12.0, 9.0), (-4.0, 3.0), (60.0, 40.0)])
@@ -63,10 +63,10 @@ def test_mixture_is_the_integral_over_a_half_normal(total: float, variance: floa
 
 
 def test_extreme_difference_in_the_other_direction_is_no_evidence_and_does_not_overflow() -> None:
-    found = log_mixture(np.array([-1e3, -1e6, 1e6]), np.array([10.0, 10.0, 10.0]), 1.0)
+    result = log_mixture(np.array([-1e3, -1e6, 1e6]), np.array([10.0, 10.0, 10.0]), 1.0)
 
-    assert np.isfinite(found).all()
-    assert found[1] < found[0] < 0 < found[2]
+    assert np.isfinite(result).all()
+    assert result[1] < result[0] < 0 < result[2]
 
 
 @pytest.mark.parametrize("draw", [lambda rng, n: rng.normal(20, 3, n), lambda rng, n: rng.lognormal(3, 0.8, n)])
@@ -161,7 +161,7 @@ def test_reached_thresholds_stay_reached_and_the_order_of_bins_does_not_matter()
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "problem"),
     [
         (Moments(-1, 0.0, 0.0), "count = -1 is negative"),
         (Moments(2.5, 0.0, 0.0), "count = 2.5 is not a whole number"),  # type: ignore[arg-type]
@@ -170,10 +170,10 @@ def test_reached_thresholds_stay_reached_and_the_order_of_bins_does_not_matter()
         (Moments(3, 1.0, math.inf), "variance = inf is not a number of 0 or more"),
     ],
 )
-def test_impossible_moments_are_refused_with_where_they_are(bad: Moments, said: str) -> None:
+def test_impossible_moments_are_refused_with_where_they_are(bad: Moments, problem: str) -> None:
     bins = [Bin(BEGIN, Counts(5, 0), Counts(5, 0, means={"revenue": bad}))]
 
-    with pytest.raises(EvidenceError, match=rf"12:00:00\+00:00: treatment means\['revenue'\]\.{said}"):
+    with pytest.raises(EvidenceError, match=rf"12:00:00\+00:00: treatment means\['revenue'\]\.{problem}"):
         judge(bins, REVENUE)
 
 

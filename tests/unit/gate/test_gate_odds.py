@@ -61,10 +61,10 @@ def test_normaliser_equals_the_exact_sum_wherever_events_are_not_rare(
 ) -> None:
     t = data.draw(st.integers(max(1, (a + c) // odds.RARE + 1), max(1, a + c - 1)))
 
-    found = log_normalisers([a], [c], [t], psi)[0] if t * odds.RARE > a + c else None
+    computed = log_normalisers([a], [c], [t], psi)[0] if t * odds.RARE > a + c else None
 
-    if found is not None:
-        assert found == pytest.approx(exact_log_z(a, c, t, Fraction(psi).limit_denominator(1000)), abs=1e-5)
+    if computed is not None:
+        assert computed == pytest.approx(exact_log_z(a, c, t, Fraction(psi).limit_denominator(1000)), abs=1e-5)
 
 
 @pytest.mark.parametrize("psi", [1.25, 3.0, 20.0])
@@ -72,9 +72,9 @@ def test_likelihood_ratio_is_the_ratio_of_scipys_probabilities(psi: float) -> No
     a, c, t, x = 180, 120, 60, 45
     null, other = nchypergeom_fisher(a + c, a, t, 1.1), nchypergeom_fisher(a + c, a, t, 1.1 * psi)
 
-    found = x * math.log(psi) - log_ratio(a, c, t, 1.1 * psi, 1.1)
+    computed = x * math.log(psi) - log_ratio(a, c, t, 1.1 * psi, 1.1)
 
-    assert found == pytest.approx(other.logpmf(x) - null.logpmf(x), rel=1e-5)
+    assert computed == pytest.approx(other.logpmf(x) - null.logpmf(x), rel=1e-5)
 
 
 @pytest.mark.parametrize(("a", "c", "t"), [(40, 60, 50), (7, 5, 6), (300, 500, 350)])

@@ -41,10 +41,13 @@ def test_kayenta_decides_as_its_source_does(minutes: int, rate: float, times: fl
     experiment = rng.binomial(30, rate * times, (40, minutes)) / 30
     control = rng.binomial(270, rate, (40, minutes)) / 270
 
-    found = is_high(experiment, control)
-    expected = [kayenta_is_high(own, others) for own, others in zip(experiment, control, strict=True)]
+    decided = is_high(experiment, control)
+    expected = [
+        kayenta_is_high(treatment_values, control_values)
+        for treatment_values, control_values in zip(experiment, control, strict=True)
+    ]
 
     # Its solver stops within a tolerance of a jump: a decision may turn on that once in a while.
-    assert (found != expected).mean() <= 0.05
+    assert (decided != expected).mean() <= 0.05
     if times >= 3 and minutes >= 20:
-        assert found.any()
+        assert decided.any()

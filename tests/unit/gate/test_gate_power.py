@@ -26,8 +26,8 @@ def known(value: Value | None) -> Value:
 
 def median_minutes(cell: Cell, kind: str) -> float:
     traffic = simulate(cell, 150, np.random.default_rng(7))
-    found = getattr(ours.looks(traffic), kind)
-    return float(np.median(np.where(found < ours.NEVER, found + 1.0, math.inf)))
+    minutes = getattr(ours.looks(traffic), kind)
+    return float(np.median(np.where(minutes < ours.NEVER, minutes + 1.0, math.inf)))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -37,8 +37,8 @@ def test_time_to_pass_is_about_the_median_of_simulated_rollouts(share: float) ->
 
     assert forecast.time_to_pass is not None
     # The simulated treatment is slow a little less often than control: a tolerance of 5 % is in its favour.
-    found = median_minutes(cell, "passed")
-    assert 0.6 * found <= forecast.time_to_pass.total_seconds() / 60 <= 1.6 * found
+    minutes = median_minutes(cell, "passed")
+    assert 0.6 * minutes <= forecast.time_to_pass.total_seconds() / 60 <= 1.6 * minutes
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -47,9 +47,9 @@ def test_detectable_error_rate_within_half_an_hour_is_detected_in_about_half_an_
     assert forecast.detectable_error_rate is not None
     ratio = forecast.detectable_error_rate / 0.005
 
-    found = median_minutes(Cell("worse", 300, False, ratio=ratio, share=constant(share)), "failed")
+    minutes = median_minutes(Cell("worse", 300, False, ratio=ratio, share=constant(share)), "failed")
 
-    assert 18 <= found <= 50
+    assert 18 <= minutes <= 50
 
 
 def test_more_traffic_detects_smaller_differences_sooner() -> None:

@@ -56,10 +56,10 @@ def test_split_check_follows_changes_of_the_split() -> None:
 def test_bins_without_a_known_split_are_not_checked() -> None:
     bins = [minute(i, (300, 0), (0, 0)) for i in range(30)]
 
-    found = split(judge(bins, Gate()))
+    result = split(judge(bins, Gate()))
 
-    assert found.e_value == 1
-    assert found.detail.startswith("not checked")
+    assert result.e_value == 1
+    assert result.detail.startswith("not checked")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
