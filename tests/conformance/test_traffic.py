@@ -5,7 +5,8 @@ import math
 
 import httpx
 
-from tests.conformance.target_lab import CHANGE, TargetLab
+from controlled_rollout.target.waiting import wait_until_left
+from tests.conformance.target_lab import CHANGE, MAX_WAIT, TargetLab
 from tests.polling import until
 
 
@@ -87,8 +88,8 @@ async def test_of_three_versions_one_that_is_not_ready_delays_neither_the_others
     assert "'three' is not ready: 'one' serves the rest" in (status.waiting_for or "")
 
     endpoint = await lab.apply(endpoint.roll_back("two"))
-    await lab.until(endpoint, lambda status: status.weight_ppm == {"one": 1_000_000}, "the second is rolled back")
-    assert (await lab.target.status(endpoint.name)).served_revision == 1
+    status = await wait_until_left(lab.target, endpoint.name, "two", endpoint.revision, timeout=MAX_WAIT)
+    assert (status.weight_ppm, status.served_revision) == ({"one": 1_000_000}, 1)
 
     endpoint = await lab.serve(endpoint.update_version("three", image=lab.images["steady"]))
     status = await lab.target.status(endpoint.name)

@@ -227,6 +227,7 @@ async def roll_back(
             done=lambda stored: f"{version!r} is rolled back: {_split_in_words(stored)}",
             purpose=f"roll back {version}",
             scale=scale_before_going_back,
+            whole_split=False,
         )
         try:
             return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
@@ -334,6 +335,7 @@ def _retirement(version: str) -> Step:
         done=lambda stored: f"{version!r} is deleted; endpoint {stored.name!r} has {', '.join(stored.versions)}",
         purpose=f"retire {version}",
         scale=scale_before,
+        whole_split=False,
     )
 
 

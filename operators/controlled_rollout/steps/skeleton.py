@@ -19,7 +19,13 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Change, Target
-from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready, wait_until_served
+from controlled_rollout.target.waiting import (
+    Progress,
+    patiently,
+    wait_until_left,
+    wait_until_ready,
+    wait_until_served,
+)
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Edit", "Scale", "Step", "run"]
@@ -53,6 +59,8 @@ class Step:
         purpose: The reason that is stored with the revision if the caller gives none.
         ready_before: Whether the version has to be ready before the change is applied.
         scale: How versions get the replicas for their new share before the change is applied; None leaves them.
+        whole_split: Whether the router has to serve the whole split of the revision. If not, the step is done once its
+            version gets no requests: then another version that is not ready does not delay it.
         creates: The endpoint to begin with where there is none, for the step that creates a version; it waits until
             that version is ready after the change. None for all other steps.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
@@ -65,6 +73,7 @@ class Step:
     purpose: str
     ready_before: bool = False
     scale: Scale | None = None
+    whole_split: bool = True
     creates: Endpoint | None = None
     conflict_timeout: timedelta = timedelta(0)
 
@@ -111,7 +120,10 @@ async def run(
         _record(workspace, step, stored, change)
         progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
         await wait()
-    await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+    if step.whole_split:
+        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+    else:
+        await wait_until_left(target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress)
     if not step.creates:
         _record(workspace, step, stored, change)
     progress(step.done(stored))

@@ -1,4 +1,4 @@
-"""The door: everything that changes an endpoint, or asks how it is, goes through a `Target`."""
+"""The interface to the place where endpoints are: everything that changes or reads one goes through a `Target`."""
 
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -31,7 +31,7 @@ class _Message(BaseModel):
 
 
 class Change(_Message):
-    """Who changes an endpoint, and why: stored with the revision.
+    """Who changes an endpoint and why; stored with the revision.
 
     Attributes:
         who: A person, or a task as `dag/run/task`.
@@ -70,7 +70,7 @@ class Revision(_Message):
 
 
 class ReplicaState(StrEnum):
-    """Where a replica is in its life."""
+    """The state of a replica."""
 
     STARTING = "starting"
     READY = "ready"
@@ -79,7 +79,7 @@ class ReplicaState(StrEnum):
 
 
 class ReplicaStatus(_Message):
-    """One process (or pod) of a version."""
+    """The status of one process (or pod) of a version."""
 
     name: str
     state: ReplicaState
@@ -88,14 +88,14 @@ class ReplicaStatus(_Message):
 
 
 class VersionStatus(_Message):
-    """How a version is.
+    """The status of a version.
 
     Attributes:
-        ready: All the replicas that it should have answer.
+        ready: Whether all replicas that it should have answer.
         wanted_replicas: How many replicas it should have now.
-        failed: It will not become ready by waiting; `cause` says why, `log_tail` holds the container's last lines.
-        down_since: Since when it has had fewer ready replicas than it can do with; None while it has enough, or where
-            the target does not say.
+        failed: Whether waiting will not make it ready; `cause` says why, `log_tail` has the last lines of its log.
+        down_since: Since when it has been unavailable; None while it is available, or if the target does not know.
+        cause: What keeps it from being ready; None if it is ready, or if that is not known.
         requests: Requests that the router has sent to it since the router started.
         active: Requests that it is answering now.
     """
@@ -113,20 +113,22 @@ class VersionStatus(_Message):
 
 
 class EndpointStatus(_Message):
-    """How an endpoint is.
+    """The status of an endpoint.
 
     Attributes:
         url: Where callers send their requests.
         revision: The newest stored revision.
-        served_revision: The revision whose split the router has confirmed that it serves; behind `revision` while
-            a version with traffic is not ready, or the router has not answered yet.
-        versions: By name.
-        trouble: What keeps the newest revision from being served and will not go away by waiting, in a sentence: the
-            router refuses the route, somebody has changed it by hand. None while there is nothing of that kind.
-        waiting_for: What the newest revision still waits for, for the reader of a time-out.
+        served_revision: The newest revision whose whole split the router has confirmed; behind `revision` while a
+            version with traffic is not ready, or the router has not confirmed yet.
+        versions: The status of each version, by name.
+        trouble: A sentence on what keeps the newest revision from being served and will not go away by waiting: the
+            router refuses the route, or somebody has edited it. None if there is nothing of that kind.
+        waiting_for: A sentence on what the newest revision waits for; None if for nothing that is known.
         weight_ppm: Parts of a million of the requests that the router has confirmed to send to each version now; empty
             while it sends requests to none, or has not confirmed.
-        clusters: What the router calls the replicas of each version that shares the traffic, in its own counters.
+        split_revision: The revision that `weight_ppm` is of: as near to that revision's split as its versions allow. It
+            is wholly served if `served_revision` is the same.
+        clusters: By version: the name of its cluster in the router's own counters; of versions that share the traffic.
     """
 
     name: str
@@ -137,22 +139,23 @@ class EndpointStatus(_Message):
     trouble: str | None = None
     waiting_for: str | None = None
     weight_ppm: dict[str, int] = Field(default_factory=dict)
+    split_revision: int = 0
     clusters: dict[str, str] = Field(default_factory=dict)
 
 
 class Keys(_Message):
-    """The two keys of an endpoint; never printed by accident."""
+    """The two keys of an endpoint; their `repr` does not show them."""
 
     primary: str = Field(repr=False)
     secondary: str = Field(repr=False)
 
     @classmethod
     def new(cls) -> Self:
-        """Return two keys that nobody has had before."""
+        """Return two new keys."""
         return cls(primary=secrets.token_urlsafe(KEY_BYTES), secondary=secrets.token_urlsafe(KEY_BYTES))
 
     def renewed(self, which: Literal["primary", "secondary"]) -> Self:
-        """Return the keys with one of them new."""
+        """Return the keys with one of them replaced by a new one."""
         return self.model_copy(update={which: secrets.token_urlsafe(KEY_BYTES)})
 
 
@@ -179,40 +182,41 @@ class Target(Protocol):
         ...
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
-        """Store `endpoint` as revision `endpoint.revision + 1` and begin to make it so.
+        """Store `endpoint` as revision `endpoint.revision + 1` and begin to reconcile it.
 
-        Applying what is already the newest revision stores nothing and carries on: a retried task may call it again.
+        If the newest revision has that content already, nothing is stored and it is reconciled further: a retried task
+        may call this again.
 
         Returns:
             The endpoint as stored, with its revision number.
 
         Raises:
-            ConflictError: Somebody else stored that revision first with another content; nothing was changed.
+            ConflictError: Another writer stored that revision first with another content; nothing was changed.
         """
         ...
 
     async def status(self, name: str) -> EndpointStatus:
-        """Return how the endpoint and its versions are now."""
+        """Return the status of the endpoint and its versions."""
         ...
 
     def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
-        """Yield how the endpoint is: once at once, then whenever something has changed, until the caller has enough.
+        """Yield the endpoint's status, first as it is and then whenever it has changed, until the caller stops.
 
-        Request counts may be left at 0: watching is for readiness and for the served revision.
+        Request counts may be left at 0: watching is for readiness and for what is served.
 
         Args:
             name: The endpoint's name.
-            reconcile: Whether to bring the newest revision about meanwhile: there is no controller in the cluster, so
-                the waiting caller reconciles. Locally the supervisor does.
+            reconcile: Whether to reconcile the newest revision meanwhile: there is no controller in the cluster, so the
+                waiting caller does. Locally the supervisor reconciles in any case.
         """
         ...
 
     async def load(self, name: str) -> Mapping[str, Load]:
-        """Return the load of each version that the router knows, measured over the last seconds."""
+        """Return the load of each version that the router has counters of, measured over the last seconds."""
         ...
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
-        """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
+        """Return the last `tail` lines of a version's log, also if it has failed."""
         ...
 
     async def keys(self, name: str) -> Keys:
@@ -224,9 +228,13 @@ class Target(Protocol):
         ...
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of replicas that run now, without a new revision."""
+        """Set the number of replicas that run now, without a new revision.
+
+        Raises:
+            EndpointError: There is no such version, or the number is below 1 or above 100.
+        """
         ...
 
     async def delete(self, name: str, change: Change) -> None:
-        """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
+        """Delete the endpoint, its versions and its keys; if there is no such endpoint, do nothing."""
         ...

@@ -22,14 +22,16 @@ class Split:
         weights: Parts of a million by version. They add up to a million, or there are none: then the router itself
             answers every request with 503.
         default: The version that takes what no other version has; None if there are no weights.
-        waits_for: The versions that have to become ready before they get their share of the newest revision.
-        complete: Whether this is the split that the newest revision asks for.
+        waits_for: The versions that have to become ready before they get their share of the revision.
+        complete: Whether this is the split that the revision asks for.
+        revision: The revision that it was decided for.
     """
 
     weights: Mapping[str, int] = field(default_factory=dict)
     default: str | None = None
     waits_for: tuple[str, ...] = ()
     complete: bool = False
+    revision: int = 0
 
     @property
     def waiting_for(self) -> str | None:
@@ -76,21 +78,22 @@ def allowed_split(
     """
     wanted = endpoint.weights()
     if endpoint.default is None:
-        return Split(complete=True)
+        return Split(complete=True, revision=endpoint.revision)
     if closed:
-        return CLOSED
+        return Split(revision=endpoint.revision)
     # What each version may have if it is not the default.
     allowed = {
         name: weight if name in ready else min(weight, served.weights.get(name, 0)) for name, weight in wanted.items()
     }
     default = _default(endpoint.default.name, allowed, served=served, ready=ready, live=live)
     if default is None:
-        return Split(waits_for=tuple(name for name, weight in wanted.items() if weight and name not in ready))
+        waits_for = tuple(name for name, weight in wanted.items() if weight and name not in ready)
+        return Split(waits_for=waits_for, revision=endpoint.revision)
     rest = _rest(default, allowed)
     # An order that does not depend on what was served before.
     weights = {name: rest if name == default else weight for name, weight in allowed.items()} | {default: rest}
     waits_for = tuple(name for name, weight in wanted.items() if weights[name] < weight)
-    return Split(weights, default, waits_for, complete=not waits_for)
+    return Split(weights, default, waits_for, complete=not waits_for, revision=endpoint.revision)
 
 
 def _default(

@@ -1,6 +1,6 @@
-"""Waiting on a target, in bounded time, with progress: until it answers, a version is ready, a split is served.
+"""Waiting for a target, in bounded time: until it answers, a version is ready, a split is served.
 
-The one who waits does the work: a target that is watched by somebody who waits carries on meanwhile.
+The waiting caller reconciles: a target that is watched here is asked to reconcile meanwhile (docs/adr/0007).
 """
 
 import asyncio
@@ -13,24 +13,24 @@ from typing import Final, TypeVar
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
 from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
 
-__all__ = ["Progress", "patiently", "wait_until_ready", "wait_until_served"]
+__all__ = ["Progress", "patiently", "wait_until_left", "wait_until_ready", "wait_until_served"]
 
 Progress = Callable[[str], None]
 Result = TypeVar("Result")
 
-# Between two tries at a target that does not answer.
+# The pause between two attempts at a target that does not answer.
 RETRY_S: Final = 0.5
 
 
-def _unheard(sentence: str) -> None:
-    """Progress that nobody asked for."""
+def _no_progress(sentence: str) -> None:
+    """Report progress to nobody."""
 
 
 async def patiently(call: Callable[[], Awaitable[Result]], *, timeout: timedelta, progress: Progress) -> Result:
-    """Return what one call of a target returns; while the target does not answer, try again.
+    """Call a target until it answers, and return its answer.
 
     Args:
-        call: Makes the call; must come to the same end when it is made again.
+        call: Makes the call; it must be safe to repeat.
         timeout: How long to try; 0 tries once.
         progress: Called once with a sentence if the target does not answer at first.
 
@@ -45,7 +45,7 @@ async def patiently(call: Callable[[], Awaitable[Result]], *, timeout: timedelta
         except TargetUnavailableError as error:
             if time.monotonic() + RETRY_S > deadline:
                 raise
-            outage.began(error)
+            outage.begin(error)
         await asyncio.sleep(RETRY_S)
 
 
@@ -55,73 +55,114 @@ async def wait_until_ready(
     """Wait until every replica of a version answers.
 
     Args:
-        target: Where the endpoint lives.
+        target: The target of the endpoint.
         endpoint: The endpoint's name.
         version: The version's name.
-        timeout: When to give up.
-        progress: Called with a sentence each time the state changes.
+        timeout: How long to wait.
+        progress: Called with a sentence whenever the states of the replicas have changed.
 
     Raises:
         DeploymentError: The version failed, or was not ready in time; the message has the cause and the last log lines.
         TargetUnavailableError: The target did not answer until the time was over.
     """
-    seen: VersionStatus | None = None
-    said = ""
+    latest: VersionStatus | None = None
+    last_message = ""
 
     def ready(status: EndpointStatus) -> VersionStatus | None:
-        nonlocal seen, said
-        seen = status.versions.get(version)
-        if seen is None:
+        nonlocal latest, last_message
+        latest = status.versions.get(version)
+        if latest is None:
             raise DeploymentError(f"version {version!r} is not among the versions of endpoint {endpoint!r} any more")
-        if seen.ready:
-            return seen
-        if seen.failed:
-            raise DeploymentError(_failure(endpoint, seen, seen.cause or "failed"))
-        if (now := _states(seen)) != said:
-            progress(f"version {version!r}: {now}")
-            said = now
+        if latest.ready:
+            return latest
+        if latest.failed:
+            raise DeploymentError(_failure(endpoint, latest, latest.cause or "failed"))
+        if (message := f"version {version!r}: {_replica_states(latest)}") != last_message:
+            progress(message)
+            last_message = message
         return None
 
     try:
         return await _first(ready, target, endpoint, timeout, progress)
-    except _NotInTimeError:
+    except _TimeIsOverError as error:
         late = f"not ready after {timeout.total_seconds():g} s"
-        # A look at leisure says more than one in passing.
+        # A full status has log lines and warnings that a watched one leaves out.
         with contextlib.suppress(TargetUnavailableError):
-            seen = (await target.status(endpoint)).versions.get(version, seen)
-        if seen is None:
-            raise DeploymentError(
-                f"version {version!r} of endpoint {endpoint!r}: {late}, nor was its state seen"
-            ) from None
-        raise DeploymentError(_failure(endpoint, seen, f"{late}: {seen.cause or _states(seen)}")) from None
+            latest = (await target.status(endpoint)).versions.get(version, latest)
+        if latest is None:
+            raise DeploymentError(f"version {version!r} of endpoint {endpoint!r}: {late}, status not known") from error
+        cause = f"{late}: {latest.cause or _replica_states(latest)}"
+        raise DeploymentError(_failure(endpoint, latest, cause)) from error
 
 
 async def wait_until_served(
-    target: Target, endpoint: str, revision: int, *, timeout: timedelta, progress: Progress = _unheard
+    target: Target, endpoint: str, revision: int, *, timeout: timedelta, progress: Progress = _no_progress
 ) -> EndpointStatus:
-    """Wait until the router confirms that it serves the split of `revision` (or of a later one).
+    """Wait until the router confirms that it serves the whole split of `revision` or of a later one.
 
-    A version that fails meanwhile is said at once and waited for all the same: whether the router needs it is the
-    target's to know, and a roll-back must not end at the very version that it takes the traffic from.
+    A version that fails meanwhile is reported and does not end the wait: it may not matter to the split.
 
     Args:
-        target: Where the endpoint lives.
+        target: The target of the endpoint.
         endpoint: The endpoint's name.
         revision: The number of a stored revision.
-        timeout: When to give up.
+        timeout: How long to wait.
         progress: Called with a sentence when a version fails, or the target does not answer.
 
     Raises:
         DeploymentError: The router will not serve it, or did not confirm it in time.
         TargetUnavailableError: The target did not answer until the time was over.
     """
-    seen: EndpointStatus | None = None
-    said: set[str] = set()
 
-    def served(status: EndpointStatus) -> EndpointStatus | None:
-        nonlocal seen
-        seen = status
-        if status.served_revision >= revision:
+    def is_served(status: EndpointStatus) -> bool:
+        return status.served_revision >= revision
+
+    return await _wait_for_router(is_served, target, endpoint, revision, timeout, progress)
+
+
+async def wait_until_left(
+    target: Target, endpoint: str, version: str, revision: int, *, timeout: timedelta, progress: Progress = _no_progress
+) -> EndpointStatus:
+    """Wait until the router confirms that, as `revision` or a later one asks, it sends no request to a version.
+
+    Unlike `wait_until_served` this does not wait for other versions of the revision that are not ready yet.
+
+    Args:
+        target: The target of the endpoint.
+        endpoint: The endpoint's name.
+        version: A version without traffic in that revision; callers may still reach it by name.
+        revision: The number of a stored revision.
+        timeout: How long to wait.
+        progress: Called with a sentence when a version fails, or the target does not answer.
+
+    Raises:
+        DeploymentError: The router will not serve the revision, or did not confirm in time.
+        TargetUnavailableError: The target did not answer until the time was over.
+    """
+
+    def is_left(status: EndpointStatus) -> bool:
+        return status.served_revision >= revision or (
+            status.split_revision >= revision and version not in status.weight_ppm
+        )
+
+    return await _wait_for_router(is_left, target, endpoint, revision, timeout, progress)
+
+
+async def _wait_for_router(
+    is_done: Callable[[EndpointStatus], bool],
+    target: Target,
+    endpoint: str,
+    revision: int,
+    timeout: timedelta,
+    progress: Progress,
+) -> EndpointStatus:
+    latest: EndpointStatus | None = None
+    reported: set[str] = set()
+
+    def done(status: EndpointStatus) -> EndpointStatus | None:
+        nonlocal latest
+        latest = status
+        if is_done(status):
             return status
         if status.trouble and status.revision >= revision:
             raise DeploymentError(
@@ -129,29 +170,29 @@ async def wait_until_served(
                 f"make it {revision}: {status.trouble}"
             )
         for version in status.versions.values():
-            if version.failed and version.name not in said:
-                said.add(version.name)
-                progress(f"version {version.name!r} has failed: {version.cause or 'it does not say why'}")
+            if version.failed and version.name not in reported:
+                reported.add(version.name)
+                progress(f"version {version.name!r} has failed: {version.cause or 'the cause is not known'}")
         return None
 
     try:
-        return await _first(served, target, endpoint, timeout, progress)
-    except _NotInTimeError:
-        raise DeploymentError(_unserved(endpoint, revision, timeout, seen)) from None
+        return await _first(done, target, endpoint, timeout, progress)
+    except _TimeIsOverError as error:
+        raise DeploymentError(_not_served(endpoint, revision, timeout, latest)) from error
 
 
 async def _first(
-    wanted: Callable[[EndpointStatus], Result | None],
+    result_of: Callable[[EndpointStatus], Result | None],
     target: Target,
     endpoint: str,
     timeout: timedelta,
     progress: Progress,
 ) -> Result:
-    """Return the first thing that `wanted` makes of the endpoint's status; the target carries on until then.
+    """Watch an endpoint until `result_of` returns a result for its status, and return that; reconcile meanwhile.
 
     Raises:
         TargetUnavailableError: The target did not answer when the time was over.
-        _NotInTimeError: It did, and it was not so.
+        _TimeIsOverError: It did answer, and there was no result.
     """
     outage = _Outage(progress)
     try:
@@ -160,41 +201,41 @@ async def _first(
                 try:
                     async with _watched(target, endpoint) as statuses:
                         async for status in statuses:
-                            if (found := wanted(status)) is not None:
-                                return found
-                            outage.ended()
+                            if (result := result_of(status)) is not None:
+                                return result
+                            outage.end()
                 except TargetUnavailableError as error:
-                    outage.began(error)
+                    outage.begin(error)
                 await asyncio.sleep(RETRY_S)
-    except TimeoutError:
+    except TimeoutError as error:
         if not limit.expired():
             raise
-        raise outage.error or _NotInTimeError from None
+        raise outage.error or _TimeIsOverError() from error
 
 
-class _NotInTimeError(Exception):
-    """The time is over."""
+class _TimeIsOverError(Exception):
+    """The time that a wait may take is over."""
 
 
 class _Outage:
-    """Whether a target answers; says so once when it does not, and not again for every try."""
+    """Whether a target does not answer; reports each outage once."""
 
     def __init__(self, progress: Progress) -> None:
         self.error: TargetUnavailableError | None = None
         self._progress = progress
 
-    def began(self, error: TargetUnavailableError) -> None:
+    def begin(self, error: TargetUnavailableError) -> None:
         if self.error is None:
             self._progress(f"trying again: {error}")
         self.error = error
 
-    def ended(self) -> None:
+    def end(self) -> None:
         self.error = None
 
 
 @contextlib.asynccontextmanager
 async def _watched(target: Target, endpoint: str) -> AsyncIterator[AsyncIterator[EndpointStatus]]:
-    """Watch an endpoint, and let go of it at once at the end instead of whenever the interpreter gets there."""
+    """Watch an endpoint and reconcile it; close the watch at the end of the block."""
     statuses = target.watch(endpoint, reconcile=True)
     try:
         yield statuses
@@ -203,7 +244,7 @@ async def _watched(target: Target, endpoint: str) -> AsyncIterator[AsyncIterator
             await statuses.aclose()
 
 
-def _states(status: VersionStatus) -> str:
+def _replica_states(status: VersionStatus) -> str:
     counts: dict[str, int] = {}
     for replica in status.replicas:
         counts[replica.state.value] = counts.get(replica.state.value, 0) + 1
@@ -215,17 +256,17 @@ def _failure(endpoint: str, status: VersionStatus, cause: str) -> str:
     return f"version {status.name!r} of endpoint {endpoint!r} did not become ready: {cause}{log}"
 
 
-def _unserved(endpoint: str, revision: int, timeout: timedelta, seen: EndpointStatus | None) -> str:
+def _not_served(endpoint: str, revision: int, timeout: timedelta, latest: EndpointStatus | None) -> str:
     late = f"after {timeout.total_seconds():g} s"
-    if seen is None:
-        return f"whether the router serves revision {revision} of endpoint {endpoint!r} was not to be seen {late}"
-    unready = [version for version in seen.versions.values() if not version.ready]
+    if latest is None:
+        return f"no status of endpoint {endpoint!r} {late}: whether the router serves revision {revision} is not known"
+    unready = [version for version in latest.versions.values() if not version.ready]
     failures = [_failure(endpoint, version, version.cause or "failed") for version in unready if version.failed]
     return "\n".join(
         [
-            f"the router still serves revision {seen.served_revision} of endpoint {endpoint!r}, not {revision}, "
+            f"the router still serves revision {latest.served_revision} of endpoint {endpoint!r}, not {revision}, "
             f"{late}; versions that are not ready: {', '.join(version.name for version in unready) or 'none'}"
-            + (f"; it waits: {seen.waiting_for}" if seen.waiting_for else ""),
+            + (f"; waiting for: {latest.waiting_for}" if latest.waiting_for else ""),
             *failures,
         ]
     )

@@ -9,6 +9,7 @@ from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, Target, VersionStatus
+from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.workspace import Workspace
 
 
@@ -35,6 +36,7 @@ class MemoryTarget:
         self.failing_calls = 0
         self._revisions: dict[str, list[Revision]] = {}
         self._replicas: dict[str, int] = {}
+        self._served: dict[str, Split] = {}
 
     @asynccontextmanager
     async def open(self, workspace: Workspace) -> AsyncIterator[Target]:
@@ -82,8 +84,20 @@ class MemoryTarget:
             )
             for version in newest.versions
         }
-        served = 0 if self.unserved else newest.revision
-        return EndpointStatus(name=name, url="", revision=newest.revision, served_revision=served, versions=versions)
+        if not self.unserved:
+            ready = set(newest.versions) - self.never_ready
+            served = self._served.get(name, CLOSED)
+            self._served[name] = allowed_split(newest, served=served, ready=ready, live=ready)
+        split = self._served.get(name, CLOSED)
+        return EndpointStatus(
+            name=name,
+            url="",
+            revision=newest.revision,
+            served_revision=split.revision if split.complete else 0,
+            versions=versions,
+            weight_ppm={version: weight for version, weight in split.weights.items() if weight},
+            split_revision=split.revision,
+        )
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
         yield await self.status(name)

@@ -141,6 +141,22 @@ async def test_a_split_that_the_router_does_not_confirm_fails_the_step_and_is_no
     assert recorded(workspace)[-1] == ("roll_out", "new", "roll out new")
 
 
+async def test_a_version_is_rolled_back_and_retired_while_another_version_is_not_ready(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
+    newest = target.newest("digits")
+    target.never_ready.add("third")
+    target.store(newest.create_version("third", traffic_percentile=20), BY_OTHER)
+
+    await steps.roll_back(workspace, "digits", "new", change=CHANGE, timeout=SHORT)
+    assert (await target.status("digits")).weight_ppm == {"old": 1_000_000}
+    await steps.retire(workspace, "digits", "new", change=CHANGE, timeout=SHORT)
+    assert list(target.newest("digits").versions) == ["old", "third"]
+
+
 async def test_a_version_gets_the_replicas_for_its_share_before_it_gets_the_share(
     workspace: Workspace, target: MemoryTarget
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from controlled_rollout.errors import AccessError, DeploymentError, EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import waiting
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus
-from controlled_rollout.target.waiting import patiently, wait_until_ready, wait_until_served
+from controlled_rollout.target.waiting import patiently, wait_until_left, wait_until_ready, wait_until_served
 
 SOON = timedelta(seconds=0.2)
 LATE = timedelta(seconds=30)
@@ -32,7 +32,9 @@ READY = VersionStatus(name="one", ready=True)
 FAILED = starting(failed=True, cause="replica one-1 exited with code 1", log_tail="no weights found")
 
 
-def status(*versions: VersionStatus, served: int = 1, revision: int = 2, trouble: str | None = None) -> EndpointStatus:
+def status(
+    *versions: VersionStatus, served: int = 1, revision: int = 2, trouble: str | None = None, **split: Any
+) -> EndpointStatus:
     return EndpointStatus(
         name="digits",
         url="",
@@ -40,6 +42,7 @@ def status(*versions: VersionStatus, served: int = 1, revision: int = 2, trouble
         served_revision=served,
         versions={version.name: version for version in versions},
         trouble=trouble,
+        **split,
     )
 
 
@@ -152,6 +155,22 @@ async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause()
         "one, two\nversion 'one' of endpoint 'digits' did not become ready: replica one-1 exited with code 1\n"
     )
     assert "no weights found" in str(failure.value)
+
+
+async def left(play: Play, timeout: timedelta = LATE) -> EndpointStatus:
+    return await wait_until_left(play.target, "digits", "one", 2, timeout=timeout)
+
+
+async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision_without_it() -> None:
+    """Also while another version of the revision is not ready; a split of the revision before does not count."""
+    before = status(starting("two"), split_revision=1, weight_ppm={"two": 1_000_000})
+    leaving = status(starting("two"), split_revision=2, weight_ppm={"one": 1, "two": 1_000_000})
+    after = status(starting("two"), split_revision=2, weight_ppm={"two": 1_000_000})
+
+    assert await left(Play(before, leaving, after)) == after
+    assert await left(Play(before, status(served=2))) == status(served=2)
+    with pytest.raises(DeploymentError, match="the router still serves revision 1"):
+        await left(Play(before, leaving), SOON)
 
 
 async def test_temporarily_unreachable_target_only_delays() -> None:

@@ -251,6 +251,7 @@ class EndpointView:
             trouble=self.hand_edit or refusal or self.contradiction,
             waiting_for=self._waiting_for(),
             weight_ppm=route_rules.positive(self.managed.weights) if self.managed and self.confirmed else {},
+            split_revision=self.managed.mark.revision if self.managed and self.confirmed else 0,
             clusters={version: cluster for cluster, version in self.weight_clusters.items()},
         )
 

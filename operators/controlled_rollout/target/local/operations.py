@@ -136,6 +136,7 @@ class Operations:
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
+            split_revision=split.revision,
             waiting_for=split.waiting_for,
             clusters={version: cluster_name(name, version) for version in versions},
         )

@@ -1,6 +1,7 @@
 """What there is to do for an endpoint as it was seen."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
@@ -12,6 +13,7 @@ from controlled_rollout.target.kubernetes.route_rules import DIGEST, Mark
 from controlled_rollout.target.kubernetes.view import EndpointView
 
 NAMESPACE = "models"
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 GATEWAY = ("gateway", "envoy")
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "root", "uid": "1"}}
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -103,6 +105,17 @@ def test_a_deleted_versions_workload_is_unused_objects_only_once_every_envoy_ser
     # A newer revision may have it again.
     newer = replace(view, endpoint=endpoint("one", revision=3))
     assert newer.unused_objects == ()
+
+
+def test_a_deleted_versions_workload_is_not_kept_by_another_version_that_is_not_ready() -> None:
+    """Version three has no Deployment yet, so only a part of revision 2 can be served."""
+    view = settled(endpoint("one", "three", revision=2).shift("three", 50), "one", "two")
+
+    assert not view.whole_split_is_served
+    assert view.unused_objects == ("two",)
+    assert view.status("http://gateway", NOW).waiting_for == (
+        "version 'three' is not ready: 'one' serves the rest of the traffic meanwhile"
+    )
 
 
 def test_a_workload_that_is_on_its_way_out_is_not_deleted_again() -> None:
