@@ -301,11 +301,6 @@ class Endpoint(_Value):
         """The version that treatments are judged against, if one is marked."""
         return next((version for version in self.versions.values() if version.is_control), None)
 
-    @property
-    def treatments(self) -> tuple[Version, ...]:
-        """All versions that are not the control."""
-        return tuple(version for version in self.versions.values() if not version.is_control)
-
     def version(self, name: str) -> Version:
         """Return the version called `name`.
 

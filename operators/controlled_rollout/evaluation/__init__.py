@@ -1,1 +1,1 @@
-"""A look at a rollout: evidence read, judged, recorded, and what follows from it."""
+"""One look at a rollout: question -> evidence -> verdict -> what to do next; recorded, and replayed."""
