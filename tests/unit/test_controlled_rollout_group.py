@@ -26,9 +26,9 @@ def edges(rollout: ControlledRollout) -> dict[str, set[str]]:
 
 
 def test_the_way_forward_and_the_way_back() -> None:
-    found = edges(group())
+    downstream = edges(group())
     back = {"roll_back"}
-    assert found == {
+    assert downstream == {
         "check": {"roll_out"} | back,
         "roll_out": {"shift_10"} | back,
         "shift_10": {"gate_10"} | back,
@@ -56,9 +56,9 @@ def test_a_treatment_may_be_kept_to_be_looked_at() -> None:
 
 def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created() -> None:
     rollout = group(scan={"max_severity": "high"})
-    found = edges(rollout)
-    assert found["check"] == {"scan", "roll_back"}
-    assert found["scan"] == {"roll_out", "roll_back"}
+    downstream = edges(rollout)
+    assert downstream["check"] == {"scan", "roll_back"}
+    assert downstream["scan"] == {"roll_out", "roll_back"}
     assert rollout.scan
     assert rollout.scan.max_severity == "high"
     assert rollout.scan.image == MINIMUM["image"]

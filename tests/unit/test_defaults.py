@@ -31,10 +31,10 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 def defaults_of_task(task: type) -> dict[str, Any]:
     """Return the defaults of a task's arguments, those of its bases in this package included."""
-    ours = [base for base in task.__mro__ if base.__module__.startswith("controlled_rollout.")]
+    bases = [base for base in task.__mro__ if base.__module__.startswith("controlled_rollout.")]
     return {
         name: value
-        for base in reversed(ours)
+        for base in reversed(bases)
         for name, value in defaults_of(vars(base).get("__init__", object)).items()
     }
 
@@ -45,10 +45,10 @@ def options_of(command: str) -> dict[str, Any]:
     return {action.dest: action.default for action in commands.choices[command]._actions if action.option_strings}
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    shared = one.keys() & other.keys() - AIRFLOW_DECIDES
+def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    shared = left.keys() & right.keys() - AIRFLOW_DECIDES
     assert shared
-    assert {name: given(one[name]) for name in shared} == {name: given(other[name]) for name in shared}
+    assert {name: given(left[name]) for name in shared} == {name: given(right[name]) for name in shared}
 
 
 def given(default: Any) -> Any:

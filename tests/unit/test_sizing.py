@@ -24,8 +24,8 @@ def endpoint(share: float = 0.0, **settings: Any) -> Endpoint:
 
 
 def needed(after: Endpoint, loads: dict[str, Load], running: dict[str, int], version: str = "new") -> int | None:
-    found = plan(endpoint(), after, loads, running).get(version)
-    return found.needed if found else None
+    size = plan(endpoint(), after, loads, running).get(version)
+    return size.needed if size else None
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_a_load_that_fills_its_replicas_exactly_needs_not_one_more(
 def test_the_replicas_hold_the_load_at_the_utilisation_asked_for_and_one_less_would_not(
     requests_per_s: float, request_time_s: float, utilisation: float, concurrency: int
 ) -> None:
-    found = replicas_for(requests_per_s, request_time_s, target_utilisation=utilisation, concurrency=concurrency)
+    replicas = replicas_for(requests_per_s, request_time_s, target_utilisation=utilisation, concurrency=concurrency)
 
     busy = requests_per_s * request_time_s
-    assert busy <= found * concurrency * utilisation * (1 + 1e-8)
-    assert found == 1 or busy > (found - 1) * concurrency * utilisation
+    assert busy <= replicas * concurrency * utilisation * (1 + 1e-8)
+    assert replicas == 1 or busy > (replicas - 1) * concurrency * utilisation
 
 
 @given(rates, rates, times, times, utilisations, slots)
@@ -96,10 +96,10 @@ def test_what_cannot_be_is_refused(
 def test_a_version_gets_what_its_share_of_the_whole_endpoints_load_needs() -> None:
     loads = {"old": Load(requests_per_s=180, request_time_s=0.01), "new": Load(requests_per_s=20, request_time_s=0.02)}
 
-    found = plan(endpoint(10), endpoint(50), loads, {"old": 3, "new": 1})
+    sizes = plan(endpoint(10), endpoint(50), loads, {"old": 3, "new": 1})
 
-    assert list(found) == ["new"]
-    size = found["new"]
+    assert list(sizes) == ["new"]
+    size = sizes["new"]
     assert (size.needed, size.replicas, size.enough, size.grows) == (3, 3, True, True)
     assert (size.share, size.requests_per_s, size.request_time_s) == (50, 100, 0.02)
 
@@ -107,9 +107,9 @@ def test_a_version_gets_what_its_share_of_the_whole_endpoints_load_needs() -> No
 def test_a_version_that_keeps_or_loses_its_share_and_is_too_small_already_is_seen_too() -> None:
     loads = {"old": Load(requests_per_s=400, request_time_s=0.01)}
 
-    found = plan(endpoint(0), endpoint(10), loads, {"old": 1, "new": 1})
+    sizes = plan(endpoint(0), endpoint(10), loads, {"old": 1, "new": 1})
 
-    assert {name: (size.needed, size.grows) for name, size in found.items()} == {"old": (6, False)}
+    assert {name: (size.needed, size.grows) for name, size in sizes.items()} == {"old": (6, False)}
     assert plan(endpoint(10), endpoint(0), loads, {"old": 1, "new": 1})["old"].grows
 
 
@@ -117,10 +117,10 @@ def test_a_promotion_sizes_for_all_the_traffic_by_the_time_of_the_control_before
     before = endpoint(0)
     loads = {"old": Load(requests_per_s=100, request_time_s=0.1), "gone": Load(requests_per_s=0, request_time_s=9.0)}
 
-    found = plan(before, before.promote("new"), loads, {"old": 15, "new": 1})
+    sizes = plan(before, before.promote("new"), loads, {"old": 15, "new": 1})
 
-    assert {name: (size.needed, size.allowed, size.replicas) for name, size in found.items()} == {"new": (15, 10, 10)}
-    assert not found["new"].enough
+    assert {name: (size.needed, size.allowed, size.replicas) for name, size in sizes.items()} == {"new": (15, 10, 10)}
+    assert not sizes["new"].enough
 
 
 def test_without_a_time_of_its_own_or_of_a_control_the_slowest_known_is_taken() -> None:
@@ -158,9 +158,9 @@ def test_no_version_runs_beyond_its_maximum_or_with_less_than_now(
     settings = {"autoscale_max_replicas": most, "autoscale_target_utilization": round(utilisation * 100)}
     loads = {"old": Load(requests_per_s=rate, request_time_s=time)}
 
-    found = plan(endpoint(before, **settings), endpoint(share, **settings), loads, {"old": 10, "new": running})
+    sizes = plan(endpoint(before, **settings), endpoint(share, **settings), loads, {"old": 10, "new": running})
 
-    for size in found.values():
+    for size in sizes.values():
         assert size.running <= size.replicas <= max(size.allowed, size.running)
         assert size.needed > size.running
 

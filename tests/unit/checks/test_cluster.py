@@ -34,7 +34,10 @@ def test_rules_grant_what_they_say_and_nothing_for_single_objects(rules: list[di
 
 
 def test_the_rules_that_a_role_is_made_of_grant_all_that_it_is_for() -> None:
-    rules = [rule(*one.verbs, groups=(one.group,), resources=(one.resource,)) for one in NAMESPACE]
+    rules = [
+        rule(*permission.verbs, groups=(permission.group,), resources=(permission.resource,))
+        for permission in NAMESPACE
+    ]
     assert not_granted(NAMESPACE, rules) == []
     assert {action[2] for action in not_granted(NAMESPACE, rules[1:])} == {NAMESPACE[0].resource}
 
@@ -45,10 +48,10 @@ def test_what_is_not_allowed_is_said_resource_by_resource() -> None:
 
 
 def test_a_cluster_knows_a_kind_only_in_the_version_that_is_asked_for() -> None:
-    everything = {kind.version: {"resources": [{"name": one.plural} for one in NEEDED_KINDS]} for kind in NEEDED_KINDS}
-    assert not_served(everything) == []
-    assert not_served({**everything, NEEDED_KINDS[0].version: None}) == [
-        one for one in NEEDED_KINDS if "networking" in one.group
+    groups = {kind.version: {"resources": [{"name": kind.plural} for kind in NEEDED_KINDS]} for kind in NEEDED_KINDS}
+    assert not_served(groups) == []
+    assert not_served({**groups, NEEDED_KINDS[0].version: None}) == [
+        kind for kind in NEEDED_KINDS if "networking" in kind.group
     ]
     assert not_served({}) == list(NEEDED_KINDS)
 
@@ -57,8 +60,8 @@ def gateway(
     *, programmed: str = "True", listener: str = "True", takes_from: str | None = "All", name: str = "https"
 ) -> dict[str, object]:
     def conditions(status: str) -> list[dict[str, str]]:
-        said = {"type": "Programmed", "status": status, "reason": "Pending", "message": "no address yet"}
-        return [said] if status else []
+        condition = {"type": "Programmed", "status": status, "reason": "Pending", "message": "no address yet"}
+        return [condition] if status else []
 
     allowed = {"namespaces": {"from": takes_from}} if takes_from else {}
     return {
@@ -71,7 +74,7 @@ def gateway(
 
 
 @pytest.mark.parametrize(
-    ("found", "setting", "fault"),
+    ("gateway_object", "setting", "fault"),
     [
         (gateway(), "infra/shared", None),
         (gateway(), "infra/shared/https", None),
@@ -88,8 +91,8 @@ def gateway(
     ],
 )
 def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(
-    found: dict[str, Any], setting: str, fault: str | None
+    gateway_object: dict[str, Any], setting: str, fault: str | None
 ) -> None:
     workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)
-    said = gateway_fault(found, workspace)
-    assert said is None if fault is None else fault in str(said)
+    message = gateway_fault(gateway_object, workspace)
+    assert message is None if fault is None else fault in str(message)

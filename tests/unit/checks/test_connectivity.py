@@ -11,19 +11,19 @@ from tests.unit.checks.server import port_of, serve
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("answer", "message"),
     [
         (b"HTTP/1.1 200 OK", "/v2/ answers"),
         (b"HTTP/1.1 401 Who", "/v2/ answers, and asks for a user"),
         (b"HTTP/1.1 404 What", "answers 404: this is not a registry"),
     ],
 )
-async def test_a_registry_is_known_by_its_answer(answer: bytes, found: str, tmp_path: Path) -> None:
+async def test_a_registry_is_known_by_its_answer(answer: bytes, message: str, tmp_path: Path) -> None:
     async with await serve(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
         workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port_of(server)}/models/team")
         result = await run_check("registry", check_registry(workspace, {}))
-    assert result.works == ("404" not in found)
-    assert result.message.endswith(found)
+    assert result.works == ("404" not in message)
+    assert result.message.endswith(message)
 
 
 def test_without_an_api_server_nothing_is_asked_of_it_and_the_rest_is(tmp_path: Path, closed_port: int) -> None:

@@ -131,15 +131,15 @@ def test_a_workspace_is_read_from_yaml_and_from_json_and_its_paths_start_at_the_
         f'"kubeconfig": "{tmp_path}/kube/config", "root": "~/rollouts"}}'
     )
 
-    found = read_workspace(yaml)
+    workspace = read_workspace(yaml)
 
-    assert (found.name, found.target, found.gateway, found.namespace) == (
+    assert (workspace.name, workspace.target, workspace.gateway, workspace.namespace) == (
         "staging", "kubernetes", "infra/shared", "models",
     )  # fmt: skip
-    assert found.kubeconfig == tmp_path / "kube" / "config"
-    assert found.root == Path.home() / "rollouts"
-    assert found.registry is None
-    assert read_workspace(json) == found.model_copy(update={"name": "other"})
+    assert workspace.kubeconfig == tmp_path / "kube" / "config"
+    assert workspace.root == Path.home() / "rollouts"
+    assert workspace.registry is None
+    assert read_workspace(json) == workspace.model_copy(update={"name": "other"})
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ def settings(**arguments: Any) -> ScanSettings:
 
 
 def test_without_arguments_findings_above_medium_stop_the_image() -> None:
-    found = settings()
-    assert found.policy.max_severity is Severity.MEDIUM
-    assert found.policy.accepted == frozenset()
-    assert not found.policy.only_fixed
-    assert found.policy.max_database_age == timedelta(days=5)
-    assert found.scanner is None
-    assert found.attach_bill
+    scan = settings()
+    assert scan.policy.max_severity is Severity.MEDIUM
+    assert scan.policy.accepted == frozenset()
+    assert not scan.policy.only_fixed
+    assert scan.policy.max_database_age == timedelta(days=5)
+    assert scan.scanner is None
+    assert scan.attach_bill
 
 
 def test_arguments_may_be_the_text_that_templates_make_of_them() -> None:
-    found = settings(
+    scan = settings(
         max_severity="High",
         accept="CVE-2026-1, ghsa-2 ,",
         only_fixed="True",
@@ -35,11 +35,11 @@ def test_arguments_may_be_the_text_that_templates_make_of_them() -> None:
         timeout="90 s",
         attach_bill="false",
     )
-    assert found.policy.max_severity is Severity.HIGH
-    assert found.policy.accepted == {"CVE-2026-1", "ghsa-2"}
-    assert found.policy.only_fixed
-    assert found.policy.max_database_age == timedelta(days=7)
-    assert (found.scanner, found.timeout, found.attach_bill) == ("grype", timedelta(seconds=90), False)
+    assert scan.policy.max_severity is Severity.HIGH
+    assert scan.policy.accepted == {"CVE-2026-1", "ghsa-2"}
+    assert scan.policy.only_fixed
+    assert scan.policy.max_database_age == timedelta(days=7)
+    assert (scan.scanner, scan.timeout, scan.attach_bill) == ("grype", timedelta(seconds=90), False)
 
 
 @pytest.mark.parametrize(

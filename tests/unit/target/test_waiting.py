@@ -82,21 +82,21 @@ class Play:
         return cast("Target", self)
 
 
-async def ready(play: Play, said: list[str], timeout: timedelta = LATE) -> VersionStatus:
-    return await wait_until_ready(play.target, "digits", "one", timeout=timeout, progress=said.append)
+async def ready(play: Play, messages: list[str], timeout: timedelta = LATE) -> VersionStatus:
+    return await wait_until_ready(play.target, "digits", "one", timeout=timeout, progress=messages.append)
 
 
-async def served(play: Play, said: list[str], timeout: timedelta = LATE) -> EndpointStatus:
-    return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=said.append)
+async def served(play: Play, messages: list[str], timeout: timedelta = LATE) -> EndpointStatus:
+    return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=messages.append)
 
 
 async def test_one_watch_reports_each_change_once_until_the_version_is_ready() -> None:
     play = Play(status(starting()), status(starting(), starting("two")), status(READY))
-    said: list[str] = []
+    messages: list[str] = []
 
-    assert await ready(play, said) == READY
+    assert await ready(play, messages) == READY
 
-    assert said == ["version 'one': 1 starting"]
+    assert messages == ["version 'one': 1 starting"]
     assert (play.watches, play.open) == (1, 0)
 
 
@@ -122,11 +122,11 @@ async def test_deleted_or_late_version_is_an_error() -> None:
         await ready(Play(status(starting()), status()), [])
     with pytest.raises(DeploymentError, match=r"not ready after 0.2 s: 1 starting\nit has logged nothing"):
         await ready(Play(status(starting())), [], SOON)
-    told = status(starting(cause="it waits for its weights", log_tail="loading"))
+    late = status(starting(cause="it waits for its weights", log_tail="loading"))
     with pytest.raises(
         DeploymentError, match=r"not ready after 0.2 s: it waits for its weights\nlast lines .*\nloading"
     ):
-        await ready(Play(status(starting()), leisure=told), [], SOON)
+        await ready(Play(status(starting()), leisure=late), [], SOON)
 
 
 async def test_permanent_trouble_ends_the_wait_for_its_own_revision_only() -> None:
@@ -139,11 +139,11 @@ async def test_permanent_trouble_ends_the_wait_for_its_own_revision_only() -> No
 
 
 async def test_failed_version_is_reported_and_ends_the_wait_only_if_the_router_needs_it() -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
-    assert await served(Play(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), said)
+    assert await served(Play(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), messages)
 
-    assert said == ["version 'one' has failed: replica one-1 exited with code 1"]
+    assert messages == ["version 'one' has failed: replica one-1 exited with code 1"]
 
 
 async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause() -> None:
@@ -174,25 +174,25 @@ async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision
 
 
 async def test_temporarily_unreachable_target_only_delays() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))
 
-    assert await served(play, said)
+    assert await served(play, messages)
 
     # Said once for each of the two times, not for every try.
-    assert said == ["trying again: the API server is away"] * 2
+    assert messages == ["trying again: the API server is away"] * 2
     assert play.open == 0
 
 
 async def test_unreachable_target_is_an_error_after_the_timeout() -> None:
     away = [AWAY] * 1000
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await ready(Play(status(starting()), *away), said, SOON)
+        await ready(Play(status(starting()), *away), messages, SOON)
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await served(Play(*away), said, SOON)
+        await served(Play(*away), messages, SOON)
 
-    assert said.count("trying again: the API server is away") == 2
+    assert messages.count("trying again: the API server is away") == 2
 
 
 @pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), AccessError("not allowed"), TimeoutError("not ours")])
@@ -204,7 +204,7 @@ async def test_other_errors_end_the_wait(error: Exception) -> None:
 
 
 async def test_call_is_repeated_until_the_target_responds() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     answers: list[int | Exception] = [AWAY, AWAY, 7]
 
     async def call() -> int:
@@ -213,8 +213,8 @@ async def test_call_is_repeated_until_the_target_responds() -> None:
             raise answer
         return answer
 
-    assert await patiently(call, timeout=LATE, progress=said.append) == 7
-    assert said == ["trying again: the API server is away"]
+    assert await patiently(call, timeout=LATE, progress=messages.append) == 7
+    assert messages == ["trying again: the API server is away"]
 
 
 async def test_call_stops_at_its_timeout_and_is_made_once_without_one() -> None:

@@ -198,9 +198,9 @@ def test_every_type_is_named_and_written_as_azure_does(database: Database) -> No
 
 
 def test_a_table_has_azure_s_columns_besides_the_stored_ones(database: Database) -> None:
-    found = rows(database, "AppRequests | take 1 | project TenantId, Type, PerformanceBucket, ItemCount, SourceSystem")
+    result = rows(database, "AppRequests | take 1 | project TenantId, Type, PerformanceBucket, ItemCount, SourceSystem")
 
-    assert found == [[WORKSPACE, "AppRequests", "<250ms", 2, "Azure"]]
+    assert result == [[WORKSPACE, "AppRequests", "<250ms", 2, "Azure"]]
 
 
 @pytest.mark.parametrize(

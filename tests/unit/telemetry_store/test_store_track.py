@@ -39,8 +39,8 @@ def envelope(base_type: str = "RequestData", base: dict[str, Any] | None = None,
 def rows(*items: Any) -> list[dict[str, Any]]:
     result = track.rows_of(list(items))
     assert result.errors == []
-    [(table, found)] = result.rows.items()
-    return [dict(zip((column.name for column in TABLES[table].stored), row, strict=True)) for row in found]
+    [(table, rows_of_table)] = result.rows.items()
+    return [dict(zip((column.name for column in TABLES[table].stored), row, strict=True)) for row in rows_of_table]
 
 
 def test_a_request_gets_the_workspace_s_columns() -> None:
@@ -77,15 +77,15 @@ def test_every_base_type_has_its_table() -> None:
         ),
         "AppEvents": envelope("EventData", {"name": "promoted"}),
     }
-    found = {table: rows(item)[0] for table, item in items.items()}
+    row = {table: rows(item)[0] for table, item in items.items()}
 
-    assert found["AppDependencies"]["DurationMs"] == 500
-    assert (found["AppExceptions"]["OuterType"], found["AppExceptions"]["InnermostType"]) == ("ValueError", "KeyError")
-    assert found["AppExceptions"]["SeverityLevel"] == 3
-    assert (found["AppTraces"]["Message"], found["AppTraces"]["SeverityLevel"]) == ("hello", 2)
-    metric = found["AppMetrics"]
+    assert row["AppDependencies"]["DurationMs"] == 500
+    assert (row["AppExceptions"]["OuterType"], row["AppExceptions"]["InnermostType"]) == ("ValueError", "KeyError")
+    assert row["AppExceptions"]["SeverityLevel"] == 3
+    assert (row["AppTraces"]["Message"], row["AppTraces"]["SeverityLevel"]) == ("hello", 2)
+    metric = row["AppMetrics"]
     assert (metric["Sum"], metric["Min"], metric["Max"], metric["ItemCount"]) == (6.0, 1.0, 3.0, 3)
-    assert found["AppEvents"]["Name"] == "promoted"
+    assert row["AppEvents"]["Name"] == "promoted"
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_the_status_says_all_some_or_none() -> None:
 
 
 def test_an_array_an_object_and_lines_are_read_and_a_broken_line_loses_only_itself() -> None:
-    one = json.dumps(envelope())
+    item = json.dumps(envelope())
 
-    assert len(track.read_envelopes(f"[{one},{one}]".encode())) == 2
-    assert len(track.read_envelopes(one.encode())) == 1
-    lines = track.rows_of(track.read_envelopes(f"{one}\n{{broken\n\n{one}\r\n".encode()))
+    assert len(track.read_envelopes(f"[{item},{item}]".encode())) == 2
+    assert len(track.read_envelopes(item.encode())) == 1
+    lines = track.rows_of(track.read_envelopes(f"{item}\n{{broken\n\n{item}\r\n".encode()))
     assert (lines.accepted, [error["index"] for error in lines.errors]) == (2, [1])
 
 
@@ -177,10 +177,10 @@ def test_days_and_fraction_may_be_missing(written: str, expected: float) -> None
 @given(st.text(max_size=30))
 def test_any_text_is_a_duration_or_malformed(written: str) -> None:
     try:
-        found = track.duration_ms(written)
+        milliseconds = track.duration_ms(written)
     except MalformedError:
         return
-    assert found >= 0
+    assert milliseconds >= 0
 
 
 json_values = st.recursive(
