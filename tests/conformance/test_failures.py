@@ -8,7 +8,7 @@ from controlled_rollout.errors import DeploymentError
 from tests.conformance.target_lab import TargetLab
 
 
-async def test_a_version_that_cannot_start_fails_with_its_cause_and_last_words_and_harms_nobody(
+async def test_a_version_that_cannot_start_fails_with_its_cause_and_last_words_and_harms_no_other(
     target_lab: TargetLab,
 ) -> None:
     lab = target_lab

@@ -59,7 +59,7 @@ async def test_a_version_gets_its_share_only_once_it_is_ready(target_lab: Target
     assert load.failed == {}, load.refusals
 
 
-async def test_nobody_is_let_in_before_the_first_version_is_ready(target_lab: TargetLab) -> None:
+async def test_the_endpoint_is_closed_until_its_first_version_is_ready(target_lab: TargetLab) -> None:
     lab = target_lab
     endpoint = await lab.apply(lab.with_version(lab.endpoint("first"), "one", "late"))
     key = (await lab.target.keys(endpoint.name)).primary

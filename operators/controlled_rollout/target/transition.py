@@ -39,12 +39,11 @@ class Split:
         if not self.waits_for:
             return None
         versions = ", ".join(map(repr, self.waits_for))
-        who = f"version {versions} is not ready" if len(self.waits_for) == 1 else f"versions {versions} are not ready"
-        return f"{who}: " + (
-            f"{self.default!r} serves the rest of the traffic meanwhile"
-            if self.default
-            else "all requests are answered with 503 meanwhile"
+        unready = f"version {versions} is" if len(self.waits_for) == 1 else f"versions {versions} are"
+        meanwhile = (
+            f"{self.default!r} serves the rest of the traffic" if self.default else "all requests are answered 503"
         )
+        return f"{unready} not ready: {meanwhile} meanwhile"
 
 
 CLOSED: Final = Split()
@@ -66,15 +65,15 @@ def allowed_split(
     | the default                               | the rest, whatever becomes of its replicas                        |
 
     A new default replaces the served one when it is ready, or needs no more than it has, or has a replica while the
-    served one has none. Until then the served default takes the rest, also of a revision that has deleted it. Where no
-    split is served yet, nobody is let in until the default has a replica.
+    served one has none. Until then the served default takes the rest, also of a revision that has deleted it. While no
+    split is served, the endpoint stays closed until the default has a replica.
 
     Args:
         endpoint: The newest revision.
         served: The split that the router serves now, deleted versions included; `CLOSED` if it serves none.
         ready: The versions of which every replica answers the router.
         live: The versions of which at least one replica answers the router.
-        closed: Nobody may be let in, because the router does not ask callers for their keys yet.
+        closed: Whether the endpoint has to be closed, because the router does not check callers' keys yet.
     """
     wanted = endpoint.weights()
     if endpoint.default is None:
@@ -99,7 +98,7 @@ def allowed_split(
 def _default(
     new: str, allowed: Mapping[str, int], *, served: Split, ready: Collection[str], live: Collection[str]
 ) -> str | None:
-    """Return which version takes what no other version may have; None if nobody can be let in."""
+    """Return the version that takes what no other version may have; None if the endpoint stays closed."""
     may_replace = (
         new == served.default
         or new in ready

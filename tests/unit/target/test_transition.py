@@ -117,7 +117,7 @@ def test_no_requests_are_admitted_before_the_first_version_has_a_replica() -> No
     found = allowed_split(endpoint(0), served=CLOSED, ready=(), live=())
 
     assert found == Split(waits_for=("one",))
-    assert found.waiting_for == "version 'one' is not ready: all requests are answered with 503 meanwhile"
+    assert found.waiting_for == "version 'one' is not ready: all requests are answered 503 meanwhile"
     assert allowed(endpoint(0), CLOSED, live={"one"}) == ({"one": 100}, "one")
 
 

@@ -10,7 +10,7 @@ longer does.
 
 | state    | entered when                       | weights on the route         | left when                      |
 |----------|------------------------------------|------------------------------|--------------------------------|
-| CLOSED   | the goal lets nobody in            | none: the router answers 503 | the goal lets somebody in      |
+| CLOSED   | the goal is no split at all        | none: the router answers 503 | the goal is a split            |
 | ENTERING | a version is to get a share and    | the present ones, and 1 for  | every Envoy serves these rules |
 |          | has none, while others are served  | every version that enters    | and has a replica of each      |
 | LEAVING  | a version is to lose all its share | the goal's, and 1 for every  | every Envoy serves these rules |
@@ -57,7 +57,7 @@ class RouteState:
     """Everything that decides on the next phase.
 
     Attributes:
-        weights: The present weights on the route, by version; empty while nobody is let in.
+        weights: The present weights on the route, by version; empty while the endpoint is closed.
         phase: The present phase.
         confirmed: Every Envoy serves the present rules.
         connected: The versions of which every Envoy has a replica in the cluster that shares the traffic.

@@ -70,7 +70,7 @@ class Mark:
         phase: The phase of the split.
         step: Counts the splits of this revision, so that no two have the same name.
         served_revision: The last revision whose whole split every Envoy served before; 0 for none.
-        default: The version that takes what no other version has; None while nobody is let in.
+        default: The version that takes what no other version has; None while the endpoint is closed.
     """
 
     revision: int
@@ -123,7 +123,7 @@ def build_rules(
     Args:
         endpoint: The revision that is to be served.
         current: The route's present rules: backends keep their positions.
-        weights: Parts of a million by version; empty lets nobody in.
+        weights: Parts of a million by version; empty closes the endpoint.
         reachable: The versions that callers can reach by name.
         mark: The mark for the rule for unknown versions.
     """

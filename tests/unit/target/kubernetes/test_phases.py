@@ -30,9 +30,9 @@ def state(
 # Each state: what it is entered by, and what it is left by
 
 
-def test_closed_is_entered_when_the_goal_lets_nobody_in_and_left_when_it_does() -> None:
+def test_closed_is_entered_when_the_goal_is_no_split_and_left_when_it_is_one() -> None:
     assert next_weights(state({"one": ALL}, {})) == (Phase.CLOSED, {})
-    # Nobody is served, so there is no request that a version could enter with.
+    # Nothing is served, so there is no request to lose: no version has to enter with the minimal weight.
     assert next_weights(state({}, {"one": ALL}, Phase.CLOSED)) == (Phase.WHOLE, {"one": ALL})
 
 
