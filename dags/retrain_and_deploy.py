@@ -35,7 +35,7 @@ PARAMS = {
     "bake": Param("10 min", title="Minimum time at each step", **DURATION),
     "min_requests": Param(500, type="integer", minimum=0, title="Minimum treatment requests at each step"),
     "decision_timeout": Param("1 d", title="Maximum time at each step", **DURATION),
-    "on_no_decision": Param("hold", enum=["hold", "roll_back"], title="If there is no decision by then"),
+    "on_deadline": Param("hold", enum=["hold", "roll_back"], title="If there is no decision by then"),
     "keep_warm": Param("1 d", title="Keep the former control for", **DURATION),
     "gate": Param(
         {"warm_up": "5 min"},
@@ -94,7 +94,7 @@ with DAG(
         bake="{{ params.bake }}",
         min_requests="{{ params.min_requests }}",
         decision_timeout="{{ params.decision_timeout }}",
-        on_no_decision="{{ params.on_no_decision }}",
+        on_deadline="{{ params.on_deadline }}",
         keep_warm="{{ params.keep_warm }}",
         on_conflict="{{ params.on_conflict }}",
         interval="{{ params.interval }}",

@@ -60,7 +60,7 @@ class ControlledRollout(TaskGroup):
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
         decision_timeout: How long each gate may wait.
-        on_no_decision: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
+        on_deadline: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
@@ -107,7 +107,7 @@ class ControlledRollout(TaskGroup):
         min_requests: int | str = 0,
         pass_every_step: bool | str = False,
         decision_timeout: Time = DECISION_TIMEOUT,
-        on_no_decision: str = "hold",
+        on_deadline: str = "hold",
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
         interval: Time = LOOK_INTERVAL,
@@ -140,7 +140,7 @@ class ControlledRollout(TaskGroup):
             "bake": bake,
             "min_requests": min_requests,
             "decision_timeout": decision_timeout,
-            "on_no_decision": on_no_decision,
+            "on_deadline": on_deadline,
             "interval": interval,
             "bin_width": bin_width,
             "allowed_lag": allowed_lag,
@@ -232,7 +232,7 @@ class ControlledRollout(TaskGroup):
             )
             self.shifts.append(shift)
             self.gates.append(gate)
-            if looks["on_no_decision"] == "ask" or (approval and is_last):
+            if looks["on_deadline"] == "ask" or (approval and is_last):
                 ask = ApproveRolloutOperator(
                     task_id=f"ask_{name}",
                     **on_endpoint,

@@ -38,7 +38,7 @@ SECONDS = 180.0
 FILLED_LONG_AGO_S = 155
 TERMS = {
     "version": "v2a", "who": "bench/run/gate", "owner": None, "gate": {}, "bake": 86_400, "min_requests": 0,
-    "require_pass": True, "decision_timeout": 864_000, "on_no_decision": "hold", "interval": 60,
+    "require_pass": True, "decision_timeout": 864_000, "on_deadline": "hold", "interval": 60,
     "window": {"bin_width": 60, "allowed_lag": 60, "baseline_length": BASELINE.total_seconds()},
 }  # fmt: skip
 

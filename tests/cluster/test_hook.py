@@ -123,7 +123,7 @@ def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Pla
         min_requests=0,
         require_pass=True,
         decision_timeout=timedelta(0),
-        on_no_decision="hold",
+        on_deadline="hold",
         interval=timedelta(0),
         window=EvidenceWindow(
             bin_width=timedelta(seconds=1), allowed_lag=timedelta(0), baseline_length=timedelta(minutes=1)

@@ -36,7 +36,7 @@ QUICK: dict[str, Any] = {
     "bake": "1 s",
     "min_requests": 5,
     "decision_timeout": "90 s",
-    "on_no_decision": "ask",
+    "on_deadline": "ask",
     "approval": True,
     "interval": "0.5 s",
     "bin_width": "1 s",
@@ -252,7 +252,7 @@ def test_a_version_that_crashes_is_rolled_back_and_retired(lab: Lab) -> None:
 
 
 def test_a_decision_of_the_gate_has_no_cause_in_the_log(lab: Lab) -> None:
-    run = Run("fourth", image(lab, "fourth"), {"decision_timeout": "0 s", "on_no_decision": "hold", "approval": False})
+    run = Run("fourth", image(lab, "fourth"), {"decision_timeout": "0 s", "on_deadline": "hold", "approval": False})
     run.execute("scan")
     run.execute("roll_out")
     run.execute("shift_25")

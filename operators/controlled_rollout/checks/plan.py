@@ -25,7 +25,7 @@ class RolloutPlan:
         steps: The treatment's per cent at each step.
         bake, min_requests: The least time, and the fewest treatment requests, at each step.
         pass_every_step: Whether every gate has to pass, not only the last.
-        decision_timeout, on_no_decision: The most time at each step, and what follows it.
+        decision_timeout, on_deadline: The most time at each step, and what follows it.
         approval: Whether a person approves the promotion.
         keep_warm: How long the former control stays.
         keep_treatment: Whether a treatment that was rolled back stays.
@@ -38,7 +38,7 @@ class RolloutPlan:
     min_requests: int
     pass_every_step: bool
     decision_timeout: timedelta
-    on_no_decision: Literal["hold", "roll_back", "ask"]
+    on_deadline: Literal["hold", "roll_back", "ask"]
     approval: bool
     keep_warm: timedelta
     keep_treatment: bool
@@ -54,7 +54,7 @@ class RolloutPlan:
             "traffic",
             f"  {promotion + 1}. retire the former control after {format_duration(self.keep_warm)}",
             f"If a gate has no decision after {format_duration(self.decision_timeout)}, "
-            f"{WITHOUT_DECISION[self.on_no_decision]}. After a failure the version is rolled back at once and "
+            f"{WITHOUT_DECISION[self.on_deadline]}. After a failure the version is rolled back at once and "
             f"{'kept at 0 %' if self.keep_treatment else 'retired'}.",
         ]
         return "\n".join(lines)

@@ -52,7 +52,7 @@ class GateTerms(BaseModel):
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; else it is enough that nothing alarms.
         decision_timeout: How long to wait at the present share.
-        on_no_decision: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
+        on_deadline: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
         window: How the evidence is read.
         waiting_since: When the task began to wait.
@@ -70,7 +70,7 @@ class GateTerms(BaseModel):
     min_requests: int
     require_pass: bool
     decision_timeout: timedelta
-    on_no_decision: Literal["hold", "roll_back", "ask"]
+    on_deadline: Literal["hold", "roll_back", "ask"]
     interval: timedelta
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
@@ -124,9 +124,9 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     timeout = _text(terms.decision_timeout)
     reason = f"no decision {_text(waited)} after the split was set (decision_timeout {timeout}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
-    if terms.on_no_decision == "roll_back" and evidence_was_seen:
+    if terms.on_deadline == "roll_back" and evidence_was_seen:
         return result(NextAction.FAIL, reason)
-    if terms.on_no_decision == "ask":
+    if terms.on_deadline == "ask":
         return result(NextAction.ASK, reason)
     return result(NextAction.HOLD, reason)
 
@@ -169,7 +169,7 @@ def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) ->
     if waited < terms.decision_timeout:
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
-        NextAction.ASK if terms.on_no_decision == "ask" else NextAction.HOLD,
+        NextAction.ASK if terms.on_deadline == "ask" else NextAction.HOLD,
         f"no decision {_text(waited)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )

@@ -46,7 +46,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
         decision_timeout: How long to wait after the split was set.
-        on_no_decision: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
+        on_deadline: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
@@ -67,7 +67,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         "min_requests",
         "require_pass",
         "decision_timeout",
-        "on_no_decision",
+        "on_deadline",
         "interval",
         "bin_width",
         "allowed_lag",
@@ -85,7 +85,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         min_requests: int | str = 0,
         require_pass: bool | str = True,
         decision_timeout: timedelta | float | str = DECISION_TIMEOUT,
-        on_no_decision: str = "hold",
+        on_deadline: str = "hold",
         interval: timedelta | float | str = LOOK_INTERVAL,
         bin_width: timedelta | float | str = WINDOW.bin_width,
         allowed_lag: timedelta | float | str = WINDOW.allowed_lag,
@@ -106,7 +106,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.min_requests = min_requests
         self.require_pass = require_pass
         self.decision_timeout = decision_timeout
-        self.on_no_decision = on_no_decision
+        self.on_deadline = on_deadline
         self.interval = interval
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
@@ -148,12 +148,10 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         from controlled_rollout import record
 
         holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
-        on_no_decision = choice("on_no_decision", self.on_no_decision, "hold", "roll_back", "ask")
-        if on_no_decision == "ask" and not any(
-            isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
-        ):
+        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
+        if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
             raise ArgumentError(
-                "on_no_decision = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
+                "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
             )
         return GateTerms(
             endpoint=self.endpoint,
@@ -165,7 +163,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             min_requests=whole_number("min_requests", self.min_requests),
             require_pass=flag("require_pass", self.require_pass),
             decision_timeout=duration("decision_timeout", self.decision_timeout),
-            on_no_decision=cast("Literal['hold', 'roll_back', 'ask']", on_no_decision),
+            on_deadline=cast("Literal['hold', 'roll_back', 'ask']", on_deadline),
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
             waiting_since=datetime.now(UTC),

@@ -8,7 +8,7 @@ from controlled_rollout.checks.plan import RolloutPlan
 
 PLAN = RolloutPlan(
     endpoint="digits", version="v2a", steps=(10, 50), bake=timedelta(minutes=10), min_requests=500,
-    pass_every_step=False, decision_timeout=timedelta(days=1), on_no_decision="hold", approval=False,
+    pass_every_step=False, decision_timeout=timedelta(days=1), on_deadline="hold", approval=False,
     keep_warm=timedelta(days=1), keep_treatment=False,
 )  # fmt: skip
 
@@ -30,11 +30,11 @@ def test_the_plan_says_which_gates_have_to_pass() -> None:
     assert str(replace(PLAN, pass_every_step=True)).count("when the gate passes") == 2
 
 
-@pytest.mark.parametrize(("on_no_decision", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
+@pytest.mark.parametrize(("on_deadline", "words"), [("ask", "it asks a person"), ("hold", "a person decides")])
 def test_the_plan_says_what_happens_without_a_decision_and_who_approves(
-    on_no_decision: Literal["hold", "ask"], words: str
+    on_deadline: Literal["hold", "ask"], words: str
 ) -> None:
-    plan = str(replace(PLAN, on_no_decision=on_no_decision, approval=True))
+    plan = str(replace(PLAN, on_deadline=on_deadline, approval=True))
     assert words in plan
     assert "4. when a person approves, promote" in plan
 

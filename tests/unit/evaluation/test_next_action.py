@@ -35,7 +35,7 @@ def terms(**changes: Any) -> GateTerms:
             "min_requests": 100,
             "require_pass": True,
             "decision_timeout": 60 * MINUTE,
-            "on_no_decision": "hold",
+            "on_deadline": "hold",
             "interval": MINUTE,
             "window": EvidenceWindow(bin_width=MINUTE, allowed_lag=MINUTE, baseline_length=MINUTE),
             "waiting_since": NOW - 30 * MINUTE,
@@ -88,7 +88,7 @@ def test_the_decision_timeout_counts_from_the_shift_so_that_a_retry_does_not_mov
 
 
 def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was_seen() -> None:
-    late = terms(on_no_decision="roll_back")
+    late = terms(on_deadline="roll_back")
     assert decide(look("not_enough_evidence", since=61 * MINUTE), late, now=NOW).action is NextAction.FAIL
     assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).action is NextAction.FAIL
 
@@ -98,14 +98,14 @@ def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was
     minutes=st.integers(0, 10**6),
     requests=st.integers(0, 10**6),
     require_pass=st.booleans(),
-    on_no_decision=st.sampled_from(["hold", "roll_back"]),
+    on_deadline=st.sampled_from(["hold", "roll_back"]),
 )
 def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
-    outcome: str, minutes: int, requests: int, require_pass: bool, on_no_decision: str
+    outcome: str, minutes: int, requests: int, require_pass: bool, on_deadline: str
 ) -> None:
     result = decide(
         look(outcome, since=minutes * MINUTE, requests=requests),
-        terms(require_pass=require_pass, on_no_decision=on_no_decision),
+        terms(require_pass=require_pass, on_deadline=on_deadline),
         now=NOW,
     )
     assert result.action in (NextAction.WAIT, NextAction.HOLD)
@@ -125,7 +125,7 @@ def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
 def test_a_target_that_does_not_answer_is_waited_for_and_then_held() -> None:
     assert decide_when_unreachable(terms(), "no socket", now=NOW).action is NextAction.WAIT
     held = decide_when_unreachable(
-        terms(waiting_since=NOW - 60 * MINUTE, on_no_decision="roll_back"), "no socket", now=NOW
+        terms(waiting_since=NOW - 60 * MINUTE, on_deadline="roll_back"), "no socket", now=NOW
     )
     assert held.action is NextAction.HOLD
     assert "no socket" in held.reason

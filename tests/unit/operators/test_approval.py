@@ -86,7 +86,7 @@ def test_no_answer_in_time_fails_too(home: Workspace) -> None:
 def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
 
     with DAG("weekly", schedule=None):
-        gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_no_decision="ask")
+        gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
 
     with pytest.raises(ArgumentError, match="no ApproveRolloutOperator comes directly after"):
         asyncio.run(gate._terms(context({}), Workspace.local("/nonexistent")))
@@ -94,7 +94,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
 
 def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked() -> None:
     with DAG("weekly", schedule=None):
-        rollout = ControlledRollout(**GROUP, on_no_decision="ask")
+        rollout = ControlledRollout(**GROUP, on_deadline="ask")
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
     assert rollout.gates[0].downstream_task_ids == {"rollout.ask_10", "rollout.roll_back"}
     assert [shift.trigger_rule for shift in rollout.shifts] == ["all_success", "none_failed"]

@@ -34,7 +34,7 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("bin_width", "7 s"),
         ("bake", "soon"),
         ("decision_timeout", -1),
-        ("on_no_decision", "promote"),
+        ("on_deadline", "promote"),
         ("interval", "now and then"),
         ("pass_every_step", "maybe"),
         ("allowed_lag", "late"),
