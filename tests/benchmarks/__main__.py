@@ -77,11 +77,11 @@ def runtime_section(seconds: float) -> Iterator[str]:
     for connections, figures in scoring_runtime.measure(seconds=seconds).items():
         yield f"\n{connections} connection(s):"
         yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
-        stock, ours = figures["stock"], figures["runtime"]
+        stock, runtime = figures["stock"], figures["runtime"]
         yield ""
         yield (
-            f"Throughput {ours.requests_per_second / stock.requests_per_second:.2f} times the stock command's; "
-            f"p99 {ours.p99_ms / stock.p99_ms:.2f} times."
+            f"Throughput {runtime.requests_per_second / stock.requests_per_second:.2f} times the stock command's; "
+            f"p99 {runtime.p99_ms / stock.p99_ms:.2f} times."
         )
 
 
@@ -95,7 +95,7 @@ def shift_section() -> Iterator[str]:
 
 
 def cluster_section(seconds: float) -> Iterator[str]:
-    found = cluster.measure(seconds=seconds)
+    result = cluster.measure(seconds=seconds)
     yield "\n## On Kubernetes\n"
     yield (
         "The lab of `tests/cluster`: one node on this machine, Envoy Gateway, requests from outside by a node port. "
@@ -104,11 +104,11 @@ def cluster_section(seconds: float) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"From `roll_out` of a new endpoint's first version to its first answer: {found.first_answer_s:.1f} s. From "
-        f"`shift` called to the first answer of the version that has the traffic now, {len(found.shifts_s)} shifts: "
-        f"median {statistics.median(found.shifts_s):.1f} s, slowest {max(found.shifts_s):.1f} s (goal 3 s)."
+        f"From `roll_out` of a new endpoint's first version to its first answer: {result.first_answer_s:.1f} s. From "
+        f"`shift` called to the first answer of the version that has the traffic now, {len(result.shifts_s)} shifts: "
+        f"median {statistics.median(result.shifts_s):.1f} s, slowest {max(result.shifts_s):.1f} s (goal 3 s)."
     )
-    for connections, figures in found.router.items():
+    for connections, figures in result.router.items():
         yield f"\n{connections} connection(s):"
         yield from table(HEADER, [compared(name, of) for name, of in figures.items()])
         replica, routed = figures["replica"], figures["router"]
@@ -118,12 +118,12 @@ def cluster_section(seconds: float) -> Iterator[str]:
             f"{routed.p99_ms - replica.p99_ms:.2f} ms at p99."
         )
     yield "\nAPI requests of each step of a rollout, those for Envoy's counters among them:"
-    rows = [(step, requests.all, requests.watches, requests.envoy) for step, requests in found.requests.items()]
+    rows = [(step, requests.all, requests.watches, requests.envoy) for step, requests in result.requests.items()]
     yield from table(("step", "requests", "of them watches", "of them to Envoy"), rows)
 
 
 def gates_section() -> Iterator[str]:
-    found = gates.measure()
+    result = gates.measure()
     yield "\n## Gates\n"
     yield (
         f"Gates that look once a minute at bins of a minute, with {gates.BASELINE.seconds // 60} minutes of baseline "
@@ -143,7 +143,7 @@ def gates_section() -> Iterator[str]:
             f"{cost.queries:.1f}",
             f"{cost.store_cores:.3f}",
         )
-        for cost in found.values()
+        for cost in result.values()
     ]
     header = (
         "gates",
@@ -176,8 +176,8 @@ def images_section() -> Iterator[str]:
     rows: list[tuple[object, ...]] = []
     goals = {"nothing has changed": "1", "another model on a known environment": "5"}
     for what, figures in container_images.measure().items():
-        ratio = figures.plain / figures.ours
-        rows.append((what, f"{figures.ours:.2f}", f"{figures.plain:.2f}", f"{ratio:.1f}", goals.get(what, "")))
+        ratio = figures.plain / figures.provider
+        rows.append((what, f"{figures.provider:.2f}", f"{figures.plain:.2f}", f"{ratio:.1f}", goals.get(what, "")))
     yield from table(("", "s", "plain, s", "times faster", "goal, s"), rows)
 
 

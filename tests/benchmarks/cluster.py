@@ -73,13 +73,13 @@ class Meter:
     @asynccontextmanager
     async def of(self, step: str) -> AsyncIterator[None]:
         """Count what is sent in the block as that step's."""
-        found = self.by_step.setdefault(step, Requests())
+        counts = self.by_step.setdefault(step, Requests())
         send = Api._send
 
         async def counted(api: Api, method: str, path: str, body: Any, query: Any, *rest: Any) -> Any:
-            found.all += 1
-            found.watches += (query or {}).get("watch") == "true"
-            found.envoy += "/proxy/stats/" in path
+            counts.all += 1
+            counts.watches += (query or {}).get("watch") == "true"
+            counts.envoy += "/proxy/stats/" in path
             return await send(api, method, path, body, query, *rest)
 
         with patch.object(Api, "_send", counted):

@@ -37,7 +37,7 @@ USER 10001
 class Figures:
     """Seconds until the registry has the image."""
 
-    ours: float
+    provider: float
     plain: float
 
 
@@ -74,11 +74,11 @@ class _Bench:
     def retrain(self, number: int) -> None:
         self.model.write_bytes(number.to_bytes(4) * (MODEL_BYTES // 4))
 
-    def ours(self) -> None:
+    def provider(self) -> None:
         asyncio.run(
             image.build_container_image(
                 self.source,
-                name="ours",
+                name="provider",
                 registry=f"{self.registry}/bench",
                 cache=self.folder / "cache",
                 base_image=self.base,
@@ -129,16 +129,16 @@ def _seconds(work: Callable[[], None]) -> float:
 def measure(*, rounds: int = 5) -> dict[str, Figures]:
     """Return seconds for each kind of build; the two take turns."""
     with _bench() as bench:
-        full = Figures(_seconds(bench.ours), _seconds(bench.plain))
-        hits = [(_seconds(bench.ours), _seconds(bench.plain)) for _ in range(rounds)]
-        others = []
+        full = Figures(_seconds(bench.provider), _seconds(bench.plain))
+        hits = [(_seconds(bench.provider), _seconds(bench.plain)) for _ in range(rounds)]
+        model_changes = []
         for number in range(1, rounds + 1):
             bench.retrain(number)
-            others.append((_seconds(bench.ours), _seconds(bench.plain)))
+            model_changes.append((_seconds(bench.provider), _seconds(bench.plain)))
     return {
         "everything is new": full,
         "nothing has changed": _median(hits),
-        "another model on a known environment": _median(others),
+        "another model on a known environment": _median(model_changes),
     }
 
 

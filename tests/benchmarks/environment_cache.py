@@ -29,12 +29,12 @@ def measure(*, rounds: int = 5) -> dict[str, float]:
         model.write_bytes(b"first" * 1000)
         first = seconds_to_build(source, cache, model)
         hits = [seconds_to_build(source, cache, model) for _ in range(rounds)]
-        others = []
+        model_changes = []
         for number in range(rounds):
             model.write_bytes(f"model {number}".encode() * 1000)
-            others.append(seconds_to_build(source, cache, model))
+            model_changes.append(seconds_to_build(source, cache, model))
     return {
         "environment and image built": first,
         "nothing changed (median)": sorted(hits)[rounds // 2],
-        "another model on a known environment (median)": sorted(others)[rounds // 2],
+        "another model on a known environment (median)": sorted(model_changes)[rounds // 2],
     }

@@ -173,12 +173,12 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
 
     vars(trigger)["take_look"] = counted_look
 
-    async def one(number: int) -> None:
+    async def run_gate(number: int) -> None:
         terms = {**TERMS, "endpoint": name_of(number), "waiting_since": datetime.now(UTC).isoformat()}
         async for _ in trigger.TreatmentGateTrigger("controlled_rollout_default", terms).run():
             raise AssertionError("nothing ends these gates")
 
-    tasks = [asyncio.create_task(one(number)) for number in range(gates)]
+    tasks = [asyncio.create_task(run_gate(number)) for number in range(gates)]
     while len(looks) < gates:
         await asyncio.sleep(0.2)
         for task in tasks:
@@ -191,7 +191,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
     before, began, by_store = time.process_time(), time.monotonic(), sum(store.cpu_times()[:2])
     await asyncio.sleep(seconds)
     spent, wall = time.process_time() - before, time.monotonic() - began
-    found = Cost(
+    cost = Cost(
         gates=gates,
         looks=sum(moment >= began for moment in looks),
         cores=spent / wall,
@@ -203,7 +203,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return found
+    return cost
 
 
 def measure(*, seconds: float = SECONDS) -> dict[int, Cost]:
@@ -219,11 +219,11 @@ def measure(*, seconds: float = SECONDS) -> dict[int, Cost]:
             feeder = threading.Thread(target=feed, args=(store, ended))
             feeder.start()
             try:
-                found = {gates: cost_of(gates, store, root, started, seconds) for gates in (1, GATES)}
+                costs = {gates: cost_of(gates, store, root, started, seconds) for gates in (1, GATES)}
             finally:
                 ended.set()
                 feeder.join()
-    return found
+    return costs
 
 
 def cost_of(gates: int, store: Process, root: Path, started: datetime, seconds: float) -> Cost:

@@ -87,8 +87,8 @@ def static_envoy(upstream: str) -> Iterator[str]:
 
 def replica_socket(running: Bench) -> str:
     """The unix socket on which the version's only replica scores."""
-    (found,) = (path for path in running.lab.state.runtime.glob("r*.sock") if path.is_socket())
-    return str(found)
+    (path_of_socket,) = (path for path in running.lab.state.runtime.glob("r*.sock") if path.is_socket())
+    return str(path_of_socket)
 
 
 def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, load.Figures]]:

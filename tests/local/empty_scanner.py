@@ -20,9 +20,9 @@ def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime
     program.write_text(
         f"#!{sys.executable}\n"
         "import os, sys\n"
-        f"open({str(folder / 'told')!r}, 'w').write(repr((sys.argv, dict(os.environ))))\n"
+        f"open({str(folder / 'call')!r}, 'w').write(repr((sys.argv, dict(os.environ))))\n"
         f"open(sys.argv[5], 'w').write({report!r} % (sys.argv[1].removeprefix('dir:'), {built.isoformat()!r}))\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder / "told"
+    return folder / "call"

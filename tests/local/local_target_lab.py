@@ -76,15 +76,15 @@ class Lab:
 
     @property
     def state(self) -> SupervisorState:
-        found = SupervisorState.read(self.workspace)
-        assert found is not None
-        return found
+        supervisor = SupervisorState.read(self.workspace)
+        assert supervisor is not None
+        return supervisor
 
     async def image(self, note: str = "first", script: str | None = None) -> str:
         key = script or note
         if key not in self.images:
-            place = self.folder / f"source-{len(self.images)}"
-            self.images[key] = await asyncio.to_thread(build, place, script or ANSWERING % note)
+            source = self.folder / f"source-{len(self.images)}"
+            self.images[key] = await asyncio.to_thread(build, source, script or ANSWERING % note)
         return self.images[key]
 
     async def apply(self, endpoint: Endpoint) -> Endpoint:

@@ -68,17 +68,17 @@ def run(task: Task, connection: str, *, kill_after_s: float | None = None) -> st
         connection: The workspace's connection, as Airflow reads it from the environment.
         kill_after_s: SIGKILL so many seconds after `execute` was called, unless it has ended.
     """
-    ours, theirs = processes.Pipe(duplex=False)
-    child = processes.Process(target=_child, args=(task, connection, theirs))
+    receiver, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=_child, args=(task, connection, sender))
     child.start()
-    theirs.close()
+    sender.close()
     try:
-        assert ours.recv() == "began"
-        if kill_after_s is not None and not ours.poll(kill_after_s):
+        assert receiver.recv() == "began"
+        if kill_after_s is not None and not receiver.poll(kill_after_s):
             assert child.pid
             os.kill(child.pid, signal.SIGKILL)
         try:
-            return str(ours.recv())
+            return str(receiver.recv())
         except EOFError:
             return "killed"
     finally:

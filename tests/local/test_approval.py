@@ -45,9 +45,9 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
     (home / "dags").mkdir(parents=True, mode=0o700)
     (home / "dags" / "ask.py").write_text(dag)
     port, *log_ports = free_ports(3)
-    found = Airflow(home, port=port, log=lab.folder / "airflow.log")
-    found.password_file.touch(mode=0o600)
-    found.password_file.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
+    server = Airflow(home, port=port, log=lab.folder / "airflow.log")
+    server.password_file.touch(mode=0o600)
+    server.password_file.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
     settings = environment(
         home, port=port, log_ports=(log_ports[0], log_ports[1]), workspace_root=lab.workspace.root, schedules=False,
         outside=os.environ,
@@ -57,20 +57,20 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
     argv = [sys.executable, "-m", "airflow", "standalone"]
     started = processes.start("airflow", argv, env=settings, log=lab.folder / "airflow.log")
     try:
-        await found.wait_until_healthy(processes, dag_id="ask")
-        yield found
+        await server.wait_until_healthy(processes, dag_id="ask")
+        yield server
     finally:
-        await found.close()
+        await server.close()
         # Whether it goes when it is asked to is Airflow's matter; that nothing is left is ours.
         processes.end(started, grace_s=20)
         assert not processes.is_running(started)
 
 
-async def asked(api: Airflow, run: str) -> dict[str, Any] | None:
+async def open_question(api: Airflow, run: str) -> dict[str, Any] | None:
     """Return the question that waits for an answer, if there is one."""
     answer = await api._client.get(f"/api/v2/dags/ask/dagRuns/{run}/hitlDetails")
-    found = answer.raise_for_status().json()["hitl_details"]
-    return next((question for question in found if not question["response_received"]), None)
+    details = answer.raise_for_status().json()["hitl_details"]
+    return next((question for question in details if not question["response_received"]), None)
 
 
 async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], str, dict[str, str | None]]:
@@ -85,7 +85,7 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
         nonlocal parked_since
         waits = any(task.state == "awaiting_input" for task in await api.tasks("ask", run))
         parked_since = (parked_since or time.monotonic()) if waits else None
-        if parked_since and time.monotonic() - parked_since > READING_S and (question := await asked(api, run)):
+        if parked_since and time.monotonic() - parked_since > READING_S and (question := await open_question(api, run)):
             questions.append(question)
             path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
             await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})
@@ -118,7 +118,7 @@ def test_a_person_is_asked_with_the_evidence_and_yes_promotes_and_no_rolls_back(
             assert (state, tasks["ask_50"], tasks["promote"]) == ("success", "success", "success")
             assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v3a": 100.0}
 
-        kept = [(one.version, one.step, one.who) for one in record.read(lab.workspace, ENDPOINT)]
+        kept = [(decision.version, decision.step, decision.who) for decision in record.read(lab.workspace, ENDPOINT)]
         assert ("v2a", "reject", "admin") in kept
         assert ("v3a", "approve", "admin") in kept
         assert ("v3a", "ask", "ask/yes/rollout.ask_50") in kept

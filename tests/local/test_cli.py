@@ -106,11 +106,11 @@ def test_status_is_a_table_of_one_line_a_version_in_a_pipe_and_a_document_for_pr
     assert re.split(r"\s{2,}", row.strip())[:6] == ["one", "Control, default", "0 %", "100 %", "1 of 1", "ready"]
     assert name in shell("status")[1]
 
-    found = json.loads(shell("status", name, "--json")[1])
-    assert found["effective_traffic"] == {"one": 100.0}
-    assert found["status"]["versions"]["one"]["ready"] is True
-    assert json.loads(shell("endpoint", "show", name)[1])["endpoint"] == found["endpoint"]
-    assert name in [one["endpoint"]["name"] for one in json.loads(shell("status", "--json")[1])]
+    status = json.loads(shell("status", name, "--json")[1])
+    assert status["effective_traffic"] == {"one": 100.0}
+    assert status["status"]["versions"]["one"]["ready"] is True
+    assert json.loads(shell("endpoint", "show", name)[1])["endpoint"] == status["endpoint"]
+    assert name in [document["endpoint"]["name"] for document in json.loads(shell("status", "--json")[1])]
 
 
 def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell: Shell, tmp_path: Path) -> None:

@@ -172,9 +172,9 @@ def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(
 
     assert answer["state"] == "failed"
     assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
-    found = endpoint(lab)
-    assert dict(found.versions) == dict(before.versions)
-    assert found.rollout is None
+    after = endpoint(lab)
+    assert dict(after.versions) == dict(before.versions)
+    assert after.rollout is None
     [back] = [entry for entry in record.read(lab.workspace, ENDPOINT) if entry.step == "roll_back"]
     assert back.why.startswith("fail: ")
     assert "errors" in back.why

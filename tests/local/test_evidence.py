@@ -210,8 +210,8 @@ def test_custom_metrics_are_read_by_bin_and_a_failing_query_affects_its_own_gate
 def test_custom_categories_are_counted_by_bin_and_version(store: Process) -> None:
     name = "categories"
     store.send(*({"endpoint": name, "at": STARTED + n * S} for n in range(20)))
-    seen = [("control", name) for name in ("CH", "DE", "CH")]
-    seen += [("treatment", "it's"), ("treatment", ""), ("another", "FR")]
+    values = [("control", name) for name in ("CH", "DE", "CH")]
+    values += [("treatment", "it's"), ("treatment", ""), ("another", "FR")]
     envelopes = [
         {
             "time": (STARTED + 2 * S).isoformat(),
@@ -221,7 +221,7 @@ def test_custom_categories_are_counted_by_bin_and_version(store: Process) -> Non
                 "baseData": {"ver": 2, "name": "asked", "properties": {"version": version, "country": country}},
             },
         }
-        for version, country in seen
+        for version, country in values
     ]
     assert store.http.post("/v2.1/track", content=json.dumps(envelopes)).status_code == 200
     kql = """

@@ -90,9 +90,12 @@ class Counting(LogAnalyticsEvidence):
     """The same reader, counting the queries that go through it."""
 
     def __init__(self, process: Process) -> None:
-        ours = source(process)
+        reader_ = source(process)
         super().__init__(
-            endpoint=ours.endpoint, workspace_id=ours.workspace_id, credential=ours._credential, enforce_https=False
+            endpoint=reader_.endpoint,
+            workspace_id=reader_.workspace_id,
+            credential=reader_._credential,
+            enforce_https=False,
         )
         self.queries_sent: list[str] = []
 

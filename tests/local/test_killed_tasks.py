@@ -72,10 +72,10 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(
         "weekly/run-2/promote",
         "weekly/run-2/retire_old",
     ]
-    found = history[-1].endpoint
-    assert list(found.versions) == ["v2a"]
-    assert found.control == found.default == found.versions["v2a"]
-    assert found.rollout is None
+    end = history[-1].endpoint
+    assert list(end.versions) == ["v2a"]
+    assert end.control == end.default == end.versions["v2a"]
+    assert end.rollout is None
 
 
 @pytest.mark.parametrize("kill_after_s", [0.0, 0.05])
@@ -94,9 +94,9 @@ def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str, 
         == "done"
     )
 
-    found = endpoint(lab, name)
-    assert found.effective_traffic() == {"v1a": 100.0}
-    assert found.rollout is None
+    end = endpoint(lab, name)
+    assert end.effective_traffic() == {"v1a": 100.0}
+    assert end.rollout is None
 
 
 def test_second_run_conflicts_and_its_roll_back_does_not_touch_the_first_rollout(lab: Lab, connection: str) -> None:

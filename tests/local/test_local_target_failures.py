@@ -139,8 +139,8 @@ async def test_second_supervisor_on_a_folder_is_refused(lab: Lab, capsys: pytest
 
 async def _of(lab: Lab, endpoint: str) -> dict[str, int]:
     """Return an endpoint's processes and those of the workspace itself; what other tests have left may come and go."""
-    found = await lab.target.processes()
-    return {name: pid for name, pid in found.items() if name.startswith(f"{endpoint}/") or "/" not in name}
+    pids = await lab.target.processes()
+    return {name: pid for name, pid in pids.items() if name.startswith(f"{endpoint}/") or "/" not in name}
 
 
 def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str]":
@@ -163,10 +163,10 @@ def test_port_in_use_is_a_one_line_error_and_nothing_keeps_running(
 
         code = supervisor.up(workspace, port=port, detach=True)
 
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert code == 2
-    assert f"port {port}" in said
-    assert said.count("\n") == 1
+    assert f"port {port}" in output
+    assert output.count("\n") == 1
     assert not workspace.state_file.exists()
     assert supervisor.down(workspace) == 0
 

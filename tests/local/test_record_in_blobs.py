@@ -54,9 +54,9 @@ def test_decisions_are_read_back_in_order_and_nothing_is_on_the_disk(workspace: 
 
 
 def test_looks_of_a_killed_worker_continue_on_another_and_replay_to_the_same_verdicts(workspace: Workspace) -> None:
-    everything = bins(30)
+    all_bins = bins(30)
     for number in range(1, 31):
-        append(workspace, everything[:number])
+        append(workspace, all_bins[:number])
         if number % 10 == 0:
             tail._tails.clear()  # as in another process
 

@@ -47,7 +47,7 @@ async def test_the_environment_of_a_local_image_is_scanned(
 
     [finding] = decision.passing
     assert (finding.id, finding.package, finding.severity) == (KNOWN["id"], SERVER, Severity.HIGH)
-    assert SERVER in osv.asked and "pytest" not in osv.asked
+    assert SERVER in osv.queried and "pytest" not in osv.queried
 
 
 async def test_a_scanner_does_not_get_airflows_settings(

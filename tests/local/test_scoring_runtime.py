@@ -224,10 +224,10 @@ def test_request_beyond_the_queue_length_is_a_503_at_once(
     with start_replica(python, tmp_path, HOLD, MAX_QUEUED_REQUESTS="2", MAX_REQUEST_WAIT_TIME_MS="60000") as replica:
         first = start_held_request(replica, pool, gate)
         # Two wait, the others are refused: only refused requests can be done while the slot is held.
-        others = [pool.submit(replica.score) for _ in range(6)]
-        wait_until(lambda: sum(future.done() for future in others) == 4, "four of six are refused")
+        requests = [pool.submit(replica.score) for _ in range(6)]
+        wait_until(lambda: sum(future.done() for future in requests) == 4, "four of six are refused")
         gate.touch()
-        statuses = sorted(future.result().status for future in others)
+        statuses = sorted(future.result().status for future in requests)
 
         assert first.result().status == 200
     assert statuses == [200, 200, 503, 503, 503, 503]

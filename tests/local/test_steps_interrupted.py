@@ -136,7 +136,7 @@ async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
             progress=quiet,
         )
 
-    said = asyncio.Event()
+    waiting_reported = asyncio.Event()
     waiting = asyncio.create_task(
         steps.roll_out(
             lab.workspace,
@@ -146,10 +146,10 @@ async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
             owner="a/2",
             change=Change(who="a/2/roll_out"),
             conflict_timeout=DEADLINE,
-            progress=lambda line: said.set() if line.startswith("waiting: ") else None,
+            progress=lambda line: waiting_reported.set() if line.startswith("waiting: ") else None,
         )
     )
-    await asyncio.wait_for(said.wait(), 30)
+    await asyncio.wait_for(waiting_reported.wait(), 30)
     await steps.roll_back(
         lab.workspace, "contended", "one", change=Change(who="somebody", why="enough seen"), progress=quiet
     )

@@ -76,11 +76,11 @@ async def test_restarted_supervisor_only_delays_a_shift(
             yield LosingTarget(target, lab, before=before)
 
     monkeypatch.setattr(steps, "connect", connect_to_losing)
-    said: list[str] = []
+    messages: list[str] = []
     noticed = asyncio.Event()
 
     def progress(line: str) -> None:
-        said.append(line)
+        messages.append(line)
         noticed.set()
 
     shift = asyncio.create_task(
@@ -90,7 +90,9 @@ async def test_restarted_supervisor_only_delays_a_shift(
     assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
     stored = await asyncio.wait_for(shift, 60)
 
-    assert len([line for line in said if line.startswith("trying again: the supervisor of the local workspace")]) == 1
+    assert (
+        len([line for line in messages if line.startswith("trying again: the supervisor of the local workspace")]) == 1
+    )
     assert stored.effective_traffic() == {"old": 70, "new": 30}
     status = await lab.target.status("outage")
     assert (status.revision, status.served_revision) == (stored.revision, stored.revision)
@@ -99,12 +101,12 @@ async def test_restarted_supervisor_only_delays_a_shift(
 
 async def test_supervisor_that_stays_down_fails_the_step_after_its_timeout(lab: Lab) -> None:
     os.kill(lab.state.pid, signal.SIGKILL)
-    said: list[str] = []
+    messages: list[str] = []
 
     with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
         await steps.roll_back(
-            lab.workspace, "outage", "new", change=CHANGE, timeout=timedelta(seconds=2), progress=said.append
+            lab.workspace, "outage", "new", change=CHANGE, timeout=timedelta(seconds=2), progress=messages.append
         )
 
-    assert len(said) == 1
+    assert len(messages) == 1
     assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0

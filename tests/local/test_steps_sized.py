@@ -77,22 +77,22 @@ async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_
     await roll_out(lab, "growing", "old", FIXED)
     await roll_out(lab, "growing", "new", {})
     common: dict[str, Any] = {"change": CHANGE, "owner": OWNER}
-    said: list[str] = []
+    messages: list[str] = []
 
     async with await under_load(lab, "growing") as load:
         await until(lambda: measured(lab, "growing", part=0.9), "the whole load is measured")
-        await steps.shift(lab.workspace, "growing", "new", percentile=50, progress=said.append, **common)
+        await steps.shift(lab.workspace, "growing", "new", percentile=50, progress=messages.append, **common)
         at_half = await wanted(lab, "growing", "new")
         await load.more(RATE)
-        await steps.promote(lab.workspace, "growing", "new", progress=said.append, **common)
+        await steps.promote(lab.workspace, "growing", "new", progress=messages.append, **common)
         at_all = await wanted(lab, "growing", "new")
         await load.more(RATE)
-        await steps.retire(lab.workspace, "growing", "old", change=CHANGE, progress=said.append)
+        await steps.retire(lab.workspace, "growing", "old", change=CHANGE, progress=messages.append)
         await load.more(RATE)
 
     assert load.failed == {}
     assert 1 < at_half < at_all <= 10
-    assert any(line.startswith("version 'new' goes from 1 to ") for line in said)
+    assert any(line.startswith("version 'new' goes from 1 to ") for line in messages)
     assert await wanted(lab, "growing", "new") >= at_all
 
 
@@ -128,7 +128,7 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
     await roll_out(lab, endpoint, "old", {"autoscale_max_replicas": most})
     await roll_out(lab, endpoint, "new", FIXED)
     await steps.shift(lab.workspace, endpoint, "new", percentile=100, change=CHANGE, progress=lambda line: None)
-    said: list[str] = []
+    messages: list[str] = []
 
     async with await under_load(lab, endpoint):
         await until(lambda: measured(lab, endpoint), "the load is measured")
@@ -141,7 +141,7 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
                 "new",
                 change=Change(who=OWNER, why="it fails"),
                 timeout=timedelta(seconds=20),
-                progress=said.append,
+                progress=messages.append,
             )
         finally:
             flag_of(lab).unlink()
@@ -151,10 +151,10 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
     assert stored.effective_traffic() == {"old": 100, "new": 0}
     assert took_s < 10
     if most == 1:
-        assert any("would need" in line and "allows 1" in line for line in said)
+        assert any("would need" in line and "allows 1" in line for line in messages)
         assert await wanted(lab, endpoint, "old") == 1
     else:
-        assert "rolling back without waiting for more replicas: this took longer than 5 s" in said
+        assert "rolling back without waiting for more replicas: this took longer than 5 s" in messages
         assert await wanted(lab, endpoint, "old") > 1
 
 

@@ -139,7 +139,7 @@ def test_failing_treatment_is_detected_by_the_counters_of_the_router_and_replaye
     assert failed > 0
     replayed = list(replay(record.read(workspace, "failing")))
     assert replayed
-    assert [one.difference for one in replayed if one.difference] == []
+    assert [look_.difference for look_ in replayed if look_.difference] == []
     assert replayed[-1].look is not None
     assert replayed[-1].look.settings.queries[0].startswith("envoy_cluster_upstream_rq_xx{envoy_cluster_name=~")
 
@@ -176,24 +176,24 @@ def test_counters_equal_the_requests_of_callers_and_quantiles_are_histogram_boun
             )  # fmt: skip
             evidence = await evidence_source(workspace).read(query)
             # Each by itself: control's surplus (below) must not stand for what is not scraped yet of the treatment.
-            control = sum(one.control.requests for one in evidence.bins)
-            treatment = sum(one.treatment.requests for one in evidence.bins)
+            control = sum(bin_.control.requests for bin_ in evidence.bins)
+            treatment = sum(bin_.treatment.requests for bin_ in evidence.bins)
             return evidence if control >= load.versions["v1a"] and treatment >= load.versions["v2a"] else None
 
         evidence = await until(read, "all requests are counted", timeout_s=30, interval_s=0.5)
         sent = {name: load.versions[name] for name in ("v1a", "v2a")}
         # The scrape after the rollout's beginning also tells of what control had answered just before.
-        assert 0 <= sum(one.control.requests for one in evidence.bins) - sent["v1a"] <= 40
-        assert sum(one.treatment.requests for one in evidence.bins) == sent["v2a"]
-        assert sum(one.control.requests for one in evidence.baseline) > 300
+        assert 0 <= sum(bin_.control.requests for bin_ in evidence.bins) - sent["v1a"] <= 40
+        assert sum(bin_.treatment.requests for bin_ in evidence.bins) == sent["v2a"]
+        assert sum(bin_.control.requests for bin_ in evidence.baseline) > 300
         [median] = evidence.thresholds_ms
         assert median in (0.5, 1, 5, 10, 25, 50)
         # The treatment sleeps longer than that bound: nearly all of its requests lie beyond it.
-        slow = sum(one.treatment.slow[0] for one in evidence.bins)
+        slow = sum(bin_.treatment.slow[0] for bin_ in evidence.bins)
         assert slow > 0.8 * sent["v2a"]
         # Where the split changed, and in the bin after, it is not known what was set.
-        assert next(one.share for one in evidence.bins if one.treatment.requests) is None
-        assert 0.5 in [one.share for one in evidence.bins]
+        assert next(bin_.share for bin_ in evidence.bins if bin_.treatment.requests) is None
+        assert 0.5 in [bin_.share for bin_ in evidence.bins]
 
     asyncio.run(rollout())
 

@@ -20,13 +20,13 @@ class OsvService:
         url: Its query address.
         known: The vulnerabilities of each package, by its name.
         status: What it answers; 200 unless it is to fail.
-        asked: The packages and versions that it was asked about.
+        queried: The packages and versions of all queries so far.
     """
 
     url: str = ""
     known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     status: int = 200
-    asked: dict[str, str] = field(default_factory=dict)
+    queried: dict[str, str] = field(default_factory=dict)
 
 
 def vulnerability(package: str, name: str, *aliases: str, fixed: str) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def osv_service() -> Iterator[OsvService]:
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             name = query["package"]["name"]
-            service.asked[name] = query["version"]
-            found = service.known.get(name)
-            body = json.dumps({"vulns": found} if found else {}).encode()
+            service.queried[name] = query["version"]
+            vulnerabilities = service.known.get(name)
+            body = json.dumps({"vulns": vulnerabilities} if vulnerabilities else {}).encode()
             self.send_response(service.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -44,14 +44,14 @@ class Scanner:
             vulnerabilities: Each with `id`, `severity`, `package`, `fixed`; `debian` for a package of Debian 12.
         """
         if self.name == "grype":
-            place, maker = self.database / "6", program("database", of="grype")
+            target, maker = self.database / "6", program("database", of="grype")
             entries = [_for_grype(**known) for known in vulnerabilities]
         else:
-            place, maker = self.database / "db", program("trivy-database", of="trivy-database")
+            target, maker = self.database / "db", program("trivy-database", of="trivy-database")
             entries = [_for_trivy(**known) for known in vulnerabilities]
-        place.mkdir(parents=True)
+        target.mkdir(parents=True)
         document = json.dumps({"built": built.isoformat(), "vulnerabilities": entries})
-        subprocess.run([maker, place], input=document, text=True, check=True)
+        subprocess.run([maker, target], input=document, text=True, check=True)
 
 
 def scanner_or_skip(name: ScannerName, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scanner:

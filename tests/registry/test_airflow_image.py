@@ -35,10 +35,10 @@ class Storage:
     def build(self, base: str, *arguments: str, context: Path = REPOSITORY) -> "subprocess.CompletedProcess[str]":
         secrets = self.folder / "secrets"
         secrets.mkdir(exist_ok=True)
-        found = {**build_secrets([]), "certificates": build_secrets([]).get("certificates", b"")}
-        found["settings"] += f"export UV_INDEX_PRIVATE_PASSWORD={SECRET}\n".encode()
+        secrets_of_build = {**build_secrets([]), "certificates": build_secrets([]).get("certificates", b"")}
+        secrets_of_build["settings"] += f"export UV_INDEX_PRIVATE_PASSWORD={SECRET}\n".encode()
         for name in ("settings", "certificates"):
-            (secrets / name).write_bytes(found[name])
+            (secrets / name).write_bytes(secrets_of_build[name])
         wheels = self.folder / "wheels"
         wheels.mkdir(exist_ok=True)
         return self.call(

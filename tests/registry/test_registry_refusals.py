@@ -63,14 +63,14 @@ async def test_a_wrong_password_is_an_error_that_does_not_repeat_it(
 async def test_buildah_gets_the_password_in_a_file_that_is_removed(
     built: Built, with_password: RunningRegistry, tmp_path: Path
 ) -> None:
-    seen: set[str] = set()
+    commands: set[str] = set()
 
     def look(line: str) -> None:
         if "STEP" not in line and "Copying" not in line:
             return
         for child in psutil.Process().children(recursive=True):
             try:
-                seen.add(" ".join(child.cmdline()))
+                commands.add(" ".join(child.cmdline()))
             except psutil.Error:
                 continue
 
@@ -84,8 +84,8 @@ async def test_buildah_gets_the_password_in_a_file_that_is_removed(
         progress=look,
     )
 
-    assert any("buildah" in command for command in seen)
-    assert not any("hunter2" in command for command in seen)
+    assert any("buildah" in command for command in commands)
+    assert not any("hunter2" in command for command in commands)
     password = b64encode(b"robot:hunter2")
     assert not any(password in path.read_bytes() for path in (tmp_path / "cache").rglob("*.json") if path.is_file())
 

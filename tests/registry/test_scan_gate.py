@@ -104,7 +104,7 @@ async def test_a_vulnerability_without_a_rating_blocks_the_image_until_it_is_acc
     decision = await look(built, root, osv, ScanPolicy(accepted=frozenset({"CVE-2026-1000"})), by=scanner.name)
 
     assert decision.n_accepted == 1
-    assert SERVER in osv.asked and "pip" not in osv.asked, "only the environment is scanned"
+    assert SERVER in osv.queried and "pip" not in osv.queried, "only the environment is scanned"
 
 
 async def test_a_scan_without_a_database_is_no_pass(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate import judge
-from tests.benchmarks.gate import ours
+from tests.benchmarks.gate import vectorised_gate
 from tests.benchmarks.gate.peers import PEERS
 from tests.benchmarks.gate.traffic import CELLS, Traffic, simulate, thresholds_ms
 
@@ -48,7 +48,7 @@ def chunk(cell_index: int, runs: int, seed: Sequence[int]) -> Chunk:
     begin = time.process_time()
     cell = CELLS[cell_index]
     traffic = simulate(cell, runs, np.random.default_rng(seed))
-    gate = ours.looks(traffic)
+    gate = vectorised_gate.looks(traffic)
     failed = {GATE: gate.failed} | {peer.name: peer.failed(traffic) for peer in PEERS}
     if "p95" in cell.name:  # an answer is bad when it comes later than control's p95
         bad = traffic.treatment.slow(thresholds_ms((0.95,)))[..., 0]
@@ -68,15 +68,15 @@ def chunk(cell_index: int, runs: int, seed: Sequence[int]) -> Chunk:
     )
 
 
-def check(traffic: Traffic, looks: ours.Looks, runs: Sequence[int]) -> int:
+def check(traffic: Traffic, looks: vectorised_gate.Looks, runs: Sequence[int]) -> int:
     """Judge runs one by one, at the looks where the vectorised gate changes its mind and at the end.
 
     Raises:
         AssertionError: The two disagree.
     """
-    gate = ours.gate_of(traffic)
+    gate = vectorised_gate.gate_of(traffic)
     for run in runs:
-        bins, baseline = ours.bins_of(traffic, run)
+        bins, baseline = vectorised_gate.bins_of(traffic, run)
         failed, passed = int(looks.failed[run]), int(looks.passed[run])
         last = len(bins) - 1
         judged = {look for first in (failed, passed) for look in (first - 1, first, last) if 0 <= look <= last}
@@ -105,4 +105,4 @@ def merged(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def _minutes(first: NDArray[np.int64]) -> list[float]:
-    return [float(minute) for minute in np.where(first < ours.NEVER, first + 1.0, np.inf)]
+    return [float(minute) for minute in np.where(first < vectorised_gate.NEVER, first + 1.0, np.inf)]

@@ -12,7 +12,7 @@ import pytest
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Gate, power
-from tests.benchmarks.gate import ours
+from tests.benchmarks.gate import vectorised_gate
 from tests.benchmarks.gate.traffic import Cell, constant, simulate
 
 HOUR = timedelta(hours=1)
@@ -26,8 +26,8 @@ def known(value: Value | None) -> Value:
 
 def median_minutes(cell: Cell, kind: str) -> float:
     traffic = simulate(cell, 150, np.random.default_rng(7))
-    minutes = getattr(ours.looks(traffic), kind)
-    return float(np.median(np.where(minutes < ours.NEVER, minutes + 1.0, math.inf)))
+    minutes = getattr(vectorised_gate.looks(traffic), kind)
+    return float(np.median(np.where(minutes < vectorised_gate.NEVER, minutes + 1.0, math.inf)))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

@@ -27,8 +27,8 @@ def decision(version: str, why: str = "", step: Step = "look") -> Decision:
 def test_decisions_are_read_back_in_order_and_by_version(tmp_path: Path) -> None:
     workspace = Workspace.local(tmp_path)
     written = [decision("v1a", "1"), decision("v2b", "2"), decision("v1a", "3")]
-    for one in written:
-        record.append(workspace, one)
+    for decision_ in written:
+        record.append(workspace, decision_)
 
     assert list(record.read(workspace, "digits")) == written
     assert [d.why for d in record.read(workspace, "digits", version="v1a")] == ["1", "3"]

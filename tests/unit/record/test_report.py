@@ -21,11 +21,11 @@ def workspace(tmp_path: Path) -> Workspace:
     steps = [("roll_out", 0, 0.0), ("shift", 1, 10.0)]
     for step, minute, share in steps:
         record.append(workspace, decision(step, minute, share))
-    everything = bins(40, treatment_errors=0.2)
+    all_bins = bins(40, treatment_errors=0.2)
     for number in (2, 10, 20):
-        append(workspace, everything[:number])
-    append(workspace, everything[:20], lag=timedelta(minutes=9), at=T0 + 21 * MINUTE)
-    append(workspace, everything)
+        append(workspace, all_bins[:number])
+    append(workspace, all_bins[:20], lag=timedelta(minutes=9), at=T0 + 21 * MINUTE)
+    append(workspace, all_bins)
     record.append(workspace, decision("roll_back", 44, 0.0))
     return workspace
 
@@ -60,8 +60,8 @@ def test_spans_hold_every_request_once(workspace: Workspace, most: int) -> None:
     spans = spans_of(summary, most=most)
 
     assert len(spans) <= most
-    assert sum(span.control.requests for span in spans) == sum(one.control.requests for one in summary.bins)
-    assert sum(span.treatment.errors for span in spans) == sum(one.treatment.errors for one in summary.bins)
+    assert sum(span.control.requests for span in spans) == sum(bin_.control.requests for bin_ in summary.bins)
+    assert sum(span.treatment.errors for span in spans) == sum(bin_.treatment.errors for bin_ in summary.bins)
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])

@@ -24,25 +24,27 @@ def split(*percent: float, default: str = "one") -> Split:
 
 def allowed(wanted: Endpoint, served: Split, *ready: str, live: set[str] | None = None) -> tuple[dict[str, float], str]:
     """The shares in per cent, without those of nothing, and the default."""
-    found = allowed_split(wanted, served=served, ready=ready, live=set(ready) if live is None else live)
-    return {name: weight * 100 / WEIGHT_TOTAL for name, weight in found.weights.items() if weight}, found.default or ""
+    result = allowed_split(wanted, served=served, ready=ready, live=set(ready) if live is None else live)
+    return {
+        name: weight * 100 / WEIGHT_TOTAL for name, weight in result.weights.items() if weight
+    }, result.default or ""
 
 
 # What a version that is not ready does to itself and to the others
 
 
 def test_ready_versions_get_what_the_revision_asks_for() -> None:
-    found = allowed_split(endpoint(0, 40), served=split(100), ready=("one", "two"), live=())
+    result = allowed_split(endpoint(0, 40), served=split(100), ready=("one", "two"), live=())
 
-    assert found == Split({"one": 600_000, "two": 400_000}, "one", complete=True)
-    assert found.waiting_for is None
+    assert result == Split({"one": 600_000, "two": 400_000}, "one", complete=True)
+    assert result.waiting_for is None
 
 
 def test_the_default_serves_the_share_of_a_version_that_is_not_ready_and_the_others_get_theirs() -> None:
-    found = allowed_split(endpoint(0, 20, 20), served=split(90, 10, 0), ready=("one", "two"), live=())
+    result = allowed_split(endpoint(0, 20, 20), served=split(90, 10, 0), ready=("one", "two"), live=())
 
-    assert found == Split({"one": 800_000, "two": 200_000, "three": 0}, "one", ("three",), complete=False)
-    assert found.waiting_for == "version 'three' is not ready: 'one' serves the rest of the traffic meanwhile"
+    assert result == Split({"one": 800_000, "two": 200_000, "three": 0}, "one", ("three",), complete=False)
+    assert result.waiting_for == "version 'three' is not ready: 'one' serves the rest of the traffic meanwhile"
 
 
 def test_a_version_that_fails_keeps_its_share() -> None:
@@ -78,9 +80,9 @@ def test_a_promotion_that_is_taken_back_before_it_was_served_changes_nothing() -
 
 
 def test_while_a_new_default_is_not_ready_the_served_one_takes_the_rest() -> None:
-    found = allowed_split(endpoint(0, 0, default="two"), served=split(90, 10), ready=("one",), live=("one", "two"))
+    result = allowed_split(endpoint(0, 0, default="two"), served=split(90, 10), ready=("one",), live=("one", "two"))
 
-    assert found == Split({"one": 900_000, "two": 100_000}, "one", ("two",), complete=False)
+    assert result == Split({"one": 900_000, "two": 100_000}, "one", ("two",), complete=False)
 
 
 def test_a_new_default_that_is_not_ready_does_not_keep_a_third_version_from_going_to_nothing() -> None:
@@ -114,10 +116,10 @@ def test_a_deleted_version_loses_its_share_at_once() -> None:
 
 
 def test_no_requests_are_admitted_before_the_first_version_has_a_replica() -> None:
-    found = allowed_split(endpoint(0), served=CLOSED, ready=(), live=())
+    result = allowed_split(endpoint(0), served=CLOSED, ready=(), live=())
 
-    assert found == Split(waits_for=("one",))
-    assert found.waiting_for == "version 'one' is not ready: all requests are answered 503 meanwhile"
+    assert result == Split(waits_for=("one",))
+    assert result.waiting_for == "version 'one' is not ready: all requests are answered 503 meanwhile"
     assert allowed(endpoint(0), CLOSED, live={"one"}) == ({"one": 100}, "one")
 
 
@@ -161,38 +163,38 @@ def test_the_weights_add_up_and_no_version_grows_that_is_not_ready(
     wanted: Endpoint, served: Split, ready: set[str], others_live: set[str]
 ) -> None:
     live = ready | others_live
-    found = allowed_split(wanted, served=served, ready=ready, live=live)
+    result = allowed_split(wanted, served=served, ready=ready, live=live)
 
-    assert sum(found.weights.values()) == (WEIGHT_TOTAL if found.default else 0)
-    grown = {name for name, weight in found.weights.items() if weight > served.weights.get(name, 0)}
-    assert grown - ready <= {found.default}
-    if found.default in grown - ready:
-        assert found.default == served.default or served.default not in live
+    assert sum(result.weights.values()) == (WEIGHT_TOTAL if result.default else 0)
+    grown = {name for name, weight in result.weights.items() if weight > served.weights.get(name, 0)}
+    assert grown - ready <= {result.default}
+    if result.default in grown - ready:
+        assert result.default == served.default or served.default not in live
 
 
 @given(wanted=endpoints(), served=splits(), ready=SETS)
 def test_complete_means_that_the_newest_revision_is_served_and_else_it_says_what_is_missing(
     wanted: Endpoint, served: Split, ready: set[str]
 ) -> None:
-    found = allowed_split(wanted, served=served, ready=ready, live=ready)
+    result = allowed_split(wanted, served=served, ready=ready, live=ready)
 
-    assert found.complete == (dict(found.weights) == wanted.weights())
-    assert found.complete == (not found.waits_for)
-    assert set(found.waits_for) <= set(wanted.versions) - ready
-    if found.complete:
+    assert result.complete == (dict(result.weights) == wanted.weights())
+    assert result.complete == (not result.waits_for)
+    assert set(result.waits_for) <= set(wanted.versions) - ready
+    if result.complete:
         assert wanted.default is not None
-        assert found.default == wanted.default.name
+        assert result.default == wanted.default.name
 
 
 @given(wanted=endpoints(), served=splits(), ready=SETS, closed=st.booleans())
 def test_what_is_ready_is_served_as_it_is_asked_for(
     wanted: Endpoint, served: Split, ready: set[str], closed: bool
 ) -> None:
-    everything = {*wanted.versions, *ready}
-    found = allowed_split(wanted, served=served, ready=everything, live=everything, closed=closed)
+    all_versions = {*wanted.versions, *ready}
+    result = allowed_split(wanted, served=served, ready=all_versions, live=all_versions, closed=closed)
 
-    assert found.complete != closed
-    assert dict(found.weights) == ({} if closed else wanted.weights())
+    assert result.complete != closed
+    assert dict(result.weights) == ({} if closed else wanted.weights())
 
 
 @given(served=endpoints(), ready=SETS, live=SETS, name=st.sampled_from(NAMES))
@@ -202,19 +204,19 @@ def test_a_roll_back_to_nothing_is_always_possible(
     assume(name in served.versions and not served.versions[name].is_default)
     rolled_back = served.update_version(name, traffic_percentile=0)
 
-    found = allowed_split(rolled_back, served=split_of(served), ready=ready, live=live)
+    result = allowed_split(rolled_back, served=split_of(served), ready=ready, live=live)
 
-    assert found.complete
-    assert found.weights[name] == 0
+    assert result.complete
+    assert result.weights[name] == 0
 
 
 @given(wanted=endpoints(), served=splits(), ready=SETS, live=SETS)
 def test_asking_again_once_it_is_served_changes_nothing(
     wanted: Endpoint, served: Split, ready: set[str], live: set[str]
 ) -> None:
-    found = allowed_split(wanted, served=served, ready=ready, live=live | ready)
+    result = allowed_split(wanted, served=served, ready=ready, live=live | ready)
 
-    assert allowed_split(wanted, served=found, ready=ready, live=live | ready) == found
+    assert allowed_split(wanted, served=result, ready=ready, live=live | ready) == result
 
 
 @given(wanted=endpoints(), served=splits(), orders=st.permutations(NAMES))

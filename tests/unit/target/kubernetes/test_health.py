@@ -11,14 +11,14 @@ NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
 def deployment(*, replicas: int = 1, ready: int = 0, total: int | None = None, **status: Any) -> dict[str, Any]:
-    said = {
+    deployment_status = {
         "observedGeneration": 3,
         "replicas": replicas if total is None else total,
         "updatedReplicas": replicas,
         "readyReplicas": ready,
         **status,
     }
-    return {"metadata": {"name": "d", "generation": 3}, "spec": {"replicas": replicas}, "status": said}
+    return {"metadata": {"name": "d", "generation": 3}, "spec": {"replicas": replicas}, "status": deployment_status}
 
 
 def pod(*, age_s: int = 5, container: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -27,12 +27,12 @@ def pod(*, age_s: int = 5, container: dict[str, Any] | None = None, **status: An
     return {"metadata": {"name": "pod-a", "creationTimestamp": created}, "status": {**statuses, **status}}
 
 
-def waiting(reason: str, message: str = "", **others: Any) -> dict[str, Any]:
-    return {"image": "i", "state": {"waiting": {"reason": reason, "message": message}}, **others}
+def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
+    return {"image": "i", "state": {"waiting": {"reason": reason, "message": message}}, **more}
 
 
-def status(found: dict[str, Any] | None, *pods: dict[str, Any]) -> VersionStatus:
-    return version_status("two", found, pods, now=NOW)
+def status(deployment: dict[str, Any] | None, *pods: dict[str, Any]) -> VersionStatus:
+    return version_status("two", deployment, pods, now=NOW)
 
 
 def test_ready_means_all_replicas_of_the_newest_definition_and_no_others() -> None:
@@ -47,10 +47,10 @@ def test_ready_means_all_replicas_of_the_newest_definition_and_no_others() -> No
 def test_an_unschedulable_pod_says_why_and_waits_for_nodes() -> None:
     condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient cpu"}
 
-    found = status(deployment(), pod(conditions=[condition]))
+    version = status(deployment(), pod(conditions=[condition]))
 
-    assert not found.failed
-    assert found.cause == "pod pod-a cannot be scheduled: 0/3 nodes: Insufficient cpu"
+    assert not version.failed
+    assert version.cause == "pod pod-a cannot be scheduled: 0/3 nodes: Insufficient cpu"
 
 
 def test_an_image_that_is_not_there_fails_at_once_and_a_silent_registry_only_after_a_minute() -> None:
@@ -66,10 +66,10 @@ def test_a_container_that_ends_by_itself_fails_after_three_starts() -> None:
     thrice = waiting("CrashLoopBackOff", restartCount=2, lastState=ended)
 
     assert not status(deployment(), pod(container=once)).failed
-    found = status(deployment(), pod(container=thrice))
-    assert found.failed
-    assert found.cause == "pod pod-a exited with code 3; failed 3 times"
-    assert [replica.state for replica in found.replicas] == [ReplicaState.WAITING]
+    version = status(deployment(), pod(container=thrice))
+    assert version.failed
+    assert version.cause == "pod pod-a exited with code 3; failed 3 times"
+    assert [replica.state for replica in version.replicas] == [ReplicaState.WAITING]
 
 
 def test_time_without_enough_ready_replicas_is_read_from_the_deployment() -> None:
@@ -97,8 +97,8 @@ def test_newest_warning_of_a_pod_complements_its_status() -> None:
     new = event("11:02:00", "Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503\n")
     known = event("11:03:00", "BackOff", "Back-off restarting failed container")
 
-    said = newest_warning([new, old, known, event("11:04:00", "Pulled", "pulled", "Normal")])
-    assert said == "Startup probe failed: HTTP probe failed with statuscode: 503"
+    warning = newest_warning([new, old, known, event("11:04:00", "Pulled", "pulled", "Normal")])
+    assert warning == "Startup probe failed: HTTP probe failed with statuscode: 503"
     assert newest_warning([known]) is None
     assert newest_warning([]) is None
 
@@ -112,16 +112,16 @@ def test_out_of_memory_is_reported() -> None:
 def test_exhausted_quota_is_reported() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
 
-    found = status(deployment(conditions=[failure]))
+    version = status(deployment(conditions=[failure]))
 
-    assert (found.cause, found.failed) == ("no pod can be created: exceeded quota: pods", False)
+    assert (version.cause, version.failed) == ("no pod can be created: exceeded quota: pods", False)
 
 
 def test_terminating_pod_does_not_delay_readiness() -> None:
     leaving = pod(container=waiting("CrashLoopBackOff", restartCount=5))
     leaving["metadata"]["deletionTimestamp"] = NOW.isoformat()
 
-    found = status(deployment(), leaving)
+    version = status(deployment(), leaving)
 
-    assert (found.failed, found.cause) == (False, None)
-    assert [replica.state for replica in found.replicas] == [ReplicaState.STOPPING]
+    assert (version.failed, version.cause) == (False, None)
+    assert [replica.state for replica in version.replicas] == [ReplicaState.STOPPING]

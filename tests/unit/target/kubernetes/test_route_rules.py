@@ -30,21 +30,21 @@ def services(*names: str) -> dict[str, str]:
     return {version_object("digits", name): name for name in names}
 
 
-def written(found: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = route_rules.build_rules(
-        found, current, weights=found.weights(), reachable=found.versions, mark=route_rules.Mark(found.revision)
+def written(desired: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rules = route_rules.build_rules(
+        desired, current, weights=desired.weights(), reachable=desired.versions, mark=route_rules.Mark(desired.revision)
     )
-    return route_rules.merge_rules(current, wanted)
+    return route_rules.merge_rules(current, rules)
 
 
 def test_a_route_says_again_what_it_was_made_from() -> None:
     two = endpoint("one", "two", revision=7).shift("two", 10)
 
-    found = route_rules.read_rules(written(two, []), services("one", "two"))
+    state = route_rules.read_rules(written(two, []), services("one", "two"))
 
-    assert found is not None
-    assert (found.mark, dict(found.weights)) == (route_rules.Mark(7), {"one": 900_000, "two": 100_000})
-    assert found.reachable == {"one", "two"}
+    assert state is not None
+    assert (state.mark, dict(state.weights)) == (route_rules.Mark(7), {"one": 900_000, "two": 100_000})
+    assert state.reachable == {"one", "two"}
 
 
 def test_route_without_weights_admits_no_requests() -> None:
@@ -66,9 +66,9 @@ def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_ch
 
 
 def test_every_response_names_its_version() -> None:
-    [weights, one, *_] = written(endpoint("one"), [])
+    [weights, by_name, *_] = written(endpoint("one"), [])
 
-    for rule in (weights, one):
+    for rule in (weights, by_name):
         [backend] = rule["backendRefs"]
         assert [list(kind.values())[1]["set"] for kind in backend["filters"]] == [
             [{"name": "azureml-model-deployment", "value": "one"}]
@@ -153,13 +153,13 @@ STEP = st.one_of(
 @given(st.lists(STEP, max_size=12))
 def test_no_rule_and_no_backend_ever_moves(steps: list[tuple[str, Any]]) -> None:
     current: list[dict[str, Any]] = []
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for kind, value in steps:
         if kind == "foreign":
             if foreign(f"other-{value}") not in current:
                 current = [*current, foreign(f"other-{value}")]
         else:
-            found = endpoint(*sorted(value, key=NAMES.index))
+            desired = endpoint(*sorted(value, key=NAMES.index))
             backends_before = {
                 backend["name"]: slot
                 for rule in current
@@ -167,14 +167,14 @@ def test_no_rule_and_no_backend_ever_moves(steps: list[tuple[str, Any]]) -> None
                 for slot, backend in enumerate(rule["backendRefs"])
                 if backend["weight"]
             }
-            current = written(found, current)
+            current = written(desired, current)
             for slot, backend in enumerate(
                 current[0]["backendRefs"] if route_rules.is_weights_rule(current[0]) else []
             ):
                 if backend["weight"] and backend["name"] in backends_before:
                     assert backends_before[backend["name"]] == slot
             assert route_rules.foreign_rules(current) == [rule for rule in current if rule["name"].startswith("other")]
-        now = {rule["name"]: place for place, rule in enumerate(current) if "empty" not in rule["name"]}
-        assert all(now[name] == place for name, place in places.items() if name in now)
-        places = now
+        positions_now = {rule["name"]: position for position, rule in enumerate(current) if "empty" not in rule["name"]}
+        assert all(positions_now[name] == position for name, position in positions.items() if name in positions_now)
+        positions = positions_now
         assert len({rule["name"] for rule in current}) == len(current)

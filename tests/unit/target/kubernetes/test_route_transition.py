@@ -34,7 +34,7 @@ def read(rules: Rules) -> ManagedRules:
 
 
 def after(
-    wanted: Endpoint, current: Rules, *, ready: tuple[str, ...], proven: tuple[str, ...] | None = None, **others: Any
+    wanted: Endpoint, current: Rules, *, ready: tuple[str, ...], proven: tuple[str, ...] | None = None, **options: Any
 ) -> Rules:
     """The route after one more step, with Envoys that are quick unless told otherwise."""
     present = route_rules.read_rules(current, SERVICES)
@@ -44,10 +44,10 @@ def after(
         served=present.split if present else CLOSED,
         ready=proven,
         live=proven,
-        closed=others.pop("closed", False),
+        closed=options.pop("closed", False),
     )
     connected = {name for name, weight in present.weights.items() if weight} & set(ready) if present else set()
-    envoys: dict[str, Any] = {"connected": connected, "confirmed": True, **others}
+    envoys: dict[str, Any] = {"connected": connected, "confirmed": True, **options}
     return next_rules(wanted, current, goal, managed=present, available=ready, **envoys)
 
 
@@ -70,9 +70,9 @@ def test_first_version_gets_traffic_once_the_router_reaches_it() -> None:
 
 
 def test_no_requests_are_admitted_while_the_security_policy_is_not_in_force() -> None:
-    found = after(endpoint("one"), [], ready=("one",), closed=True)
+    rules = after(endpoint("one"), [], ready=("one",), closed=True)
 
-    assert (read(found).mark.phase, read(found).weights) == (Phase.CLOSED, {})
+    assert (read(rules).mark.phase, read(rules).weights) == (Phase.CLOSED, {})
 
 
 def test_a_version_that_is_not_ready_gets_nothing_and_the_revision_before_is_still_the_one_that_is_served() -> None:

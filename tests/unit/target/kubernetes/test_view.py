@@ -44,15 +44,15 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
         {"type": kind, "status": "True", "observedGeneration": 1, "reason": kind}
         for kind in ("Accepted", "ResolvedRefs")
     ]
-    said = {"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions}
-    return {**made, "status": {"parents": [said]}}
+    parent_status = {"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions}
+    return {**made, "status": {"parents": [parent_status]}}
 
 
-def seen(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> EndpointView:
+def view_of(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> EndpointView:
     """An endpoint with the Deployments of some versions, and one Envoy that serves the rules of a mark."""
-    everything = endpoint("one", "two")
+    both = endpoint("one", "two")
     objects = {
-        DEPLOYMENT: {name: deployment(everything, name) for name in versions},
+        DEPLOYMENT: {name: deployment(both, name) for name in versions},
         POD: {},
         HTTP_ROUTE: {"digits": route(rules)} if rules else {},
         SECURITY_POLICY: {},
@@ -68,22 +68,22 @@ def settled(of: Endpoint, *versions: str) -> EndpointView:
     rules: list[dict[str, Any]] = []
     mark: Mark | None = None
     for _ in range(10):
-        view = seen(of, rules, *versions, mark=mark)
+        view = view_of(of, rules, *versions, mark=mark)
         if view.next_rules == rules:
             return view
         rules = view.next_rules
-        found = seen(of, rules, *versions).managed
-        assert found is not None
-        mark = found.mark
+        state = view_of(of, rules, *versions).managed
+        assert state is not None
+        mark = state.mark
     raise AssertionError("it does not come to an end")
 
 
 def test_route_of_a_new_endpoint_admits_no_requests() -> None:
-    view = seen(endpoint("one"), [])
+    view = view_of(endpoint("one"), [])
 
     assert view.has_work
     assert [route_rules.is_weights_rule(rule) for rule in view.next_rules].count(True) == 1
-    served = seen(endpoint("one"), view.next_rules).managed
+    served = view_of(endpoint("one"), view.next_rules).managed
     assert served is not None
     assert served.weights == {}
 
@@ -127,9 +127,12 @@ def test_a_workload_that_is_on_its_way_out_is_not_deleted_again() -> None:
 
 def test_a_route_that_somebody_has_changed_is_left_alone() -> None:
     view = settled(endpoint("one"), "one")
-    found = view.objects[HTTP_ROUTE]["digits"]
-    changed = [{**rule, "timeouts": {"request": "1s"}} for rule in found["spec"]["rules"]]
-    objects = {**view.objects, HTTP_ROUTE: {"digits": {**found, "spec": {**found["spec"], "rules": changed}}}}
+    route_object = view.objects[HTTP_ROUTE]["digits"]
+    changed = [{**rule, "timeouts": {"request": "1s"}} for rule in route_object["spec"]["rules"]]
+    objects = {
+        **view.objects,
+        HTTP_ROUTE: {"digits": {**route_object, "spec": {**route_object["spec"], "rules": changed}}},
+    }
 
     # A newer revision would be something to do.
     assert not replace(view, objects=objects, endpoint=endpoint("one", "two", revision=2)).has_work

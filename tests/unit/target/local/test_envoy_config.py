@@ -25,12 +25,14 @@ def endpoint(
 
 
 def routes_of(*endpoints: EndpointRoute) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = envoy_routes.route_configuration(endpoints)["virtual_hosts"][0]["routes"]
-    return found
+    virtual_host_routes: list[dict[str, Any]] = envoy_routes.route_configuration(endpoints)["virtual_hosts"][0][
+        "routes"
+    ]
+    return virtual_host_routes
 
 
-def weighted_route(one: EndpointRoute) -> dict[str, Any]:
-    return routes_of(one)[-2]
+def weighted_route(endpoint_route: EndpointRoute) -> dict[str, Any]:
+    return routes_of(endpoint_route)[-2]
 
 
 @st.composite
@@ -44,14 +46,14 @@ def splits(draw: st.DrawFn) -> tuple[VersionRoute, ...]:
 def test_weights_reach_envoy_as_they_are_and_versions_without_weight_only_by_name(
     versions: tuple[VersionRoute, ...],
 ) -> None:
-    found = routes_of(endpoint(*versions))
+    endpoint_routes = routes_of(endpoint(*versions))
 
-    clusters = found[-2]["route"]["weighted_clusters"]["clusters"]
+    clusters = endpoint_routes[-2]["route"]["weighted_clusters"]["clusters"]
     assert {cluster["name"]: cluster["weight"] for cluster in clusters} == {
         f"digits/{version.name}": version.weight for version in versions if version.weight
     }
     assert sum(cluster["weight"] for cluster in clusters) == TOTAL
-    by_name = [route["route"]["cluster"] for route in found if "cluster" in route.get("route", {})]
+    by_name = [route["route"]["cluster"] for route in endpoint_routes if "cluster" in route.get("route", {})]
     assert by_name == [f"digits/{version.name}" for version in versions]
 
 
