@@ -1,11 +1,9 @@
 """An `airflow standalone` on this machine: its environment, its start, and calls of its REST API."""
 
-import asyncio
 import json
 import os
 import secrets
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +12,7 @@ from typing import Any, Final
 
 import httpx  # noqa: TID253 - a program of its own, that no DAG imports
 
+from controlled_rollout.polling import until
 from scripts.demo.errors import DemoError
 from scripts.demo.processes import Processes, StartedProcess
 
@@ -22,7 +21,7 @@ __all__ = ["AIRFLOW", "Airflow", "TaskState", "environment"]
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
 USER: Final = "admin"
-HEALTHY_WITHIN_S: Final = 240.0
+HEALTHY_TIMEOUT_S: Final = 240.0
 END_GRACE_S: Final = 8.0
 POLL_S: Final = 0.2
 NICE: Final = 10
@@ -157,20 +156,22 @@ class Airflow:
         Raises:
             DemoError: Airflow ended, or was not healthy in time.
         """
-        deadline = time.monotonic() + HEALTHY_WITHIN_S
         missing = "the API server"
-        while time.monotonic() < deadline:
+
+        async def is_healthy() -> bool:
+            nonlocal missing
             if self._process and (code := processes.exit_code(self._process)) is not None:
                 raise DemoError(f"Airflow ended with code {code} while it started: look into {self._log}")
             try:
-                if not (missing := await self._missing(dag_id)):
-                    return
+                missing = await self._missing(dag_id)
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 missing = f"the API server ({error or type(error).__name__})"
-            await asyncio.sleep(POLL_S)
-        raise DemoError(
-            f"Airflow was not healthy after {HEALTHY_WITHIN_S:g} s, {missing} is missing: look into {self._log}"
-        )
+            return not missing
+
+        if not await until(is_healthy, HEALTHY_TIMEOUT_S, interval_s=POLL_S):
+            raise DemoError(
+                f"Airflow was not healthy after {HEALTHY_TIMEOUT_S:g} s, {missing} is missing: look into {self._log}"
+            )
 
     async def _missing(self, dag_id: str) -> str:
         """Return what is missing until Airflow is healthy; empty if nothing is."""
@@ -179,7 +180,7 @@ class Airflow:
             return ", ".join(unhealthy)
         if "authorization" not in self._client.headers:
             # The tasks' API needs seconds for its first request: here they do not delay the first task.
-            await self._client.get("/execution/health", timeout=HEALTHY_WITHIN_S)
+            await self._client.get("/execution/health", timeout=HEALTHY_TIMEOUT_S)
             await self._log_in()
         dag = await self._client.get(f"/api/v2/dags/{dag_id}")
         if dag.status_code == httpx.codes.NOT_FOUND:
