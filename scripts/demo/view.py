@@ -17,12 +17,17 @@ from scripts.demo.airflow import TaskState
 from scripts.demo.load_report import LoadReport
 from scripts.demo.result import evidence_text, format_e_value
 
-__all__ = ["Preparation", "Snapshot", "View", "changed_lines", "draw"]
+__all__ = ["Preparation", "Snapshot", "StepRow", "View", "changed_lines", "draw", "folded"]
 
 REFRESH_PER_S: Final = 4
 REPORT_EVERY_S: Final = 5.0
 # The fewest columns in which the steps and the traffic have room beside each other.
 SIDE_BY_SIDE: Final = 130
+# What the panel's border and the heading of the steps take of the console.
+PANEL_COLUMNS: Final = 4
+PANEL_LINES: Final = 2
+STEPS_HEADING_LINES: Final = 2
+MIN_STEP_ROWS: Final = 3
 STYLES: Final = {
     "success": "green",
     "running": "yellow",
@@ -74,30 +79,82 @@ class Snapshot:
     notice: str = ""
 
 
-def draw(snapshot: Snapshot, *, width: int) -> RenderableType:
-    """Return the view for a terminal of `width` columns: steps and traffic side by side, or below each other."""
-    right = Group(_traffic(snapshot), _gate(snapshot.look))
-    parts: list[RenderableType] = [_steps(snapshot), right]
-    if width >= SIDE_BY_SIDE:
+@dataclass(frozen=True)
+class StepRow:
+    """A row of the table of steps.
+
+    Attributes:
+        sign: `✓` for a step that is done, `·` for one that has not begun, another sign for all others.
+        name: The step.
+        state: Its state or how long it took.
+        style: Its style for rich.
+    """
+
+    sign: str
+    name: str
+    state: str
+    style: str
+
+
+def draw(snapshot: Snapshot, console: Console) -> RenderableType:
+    """Return the view in the size of a console.
+
+    A wide console has the steps on the left. On a narrow one the gate and the traffic come first, and steps that are
+    done or have not begun are folded into one row each as far as the height requires it.
+    """
+    is_wide = console.width >= SIDE_BY_SIDE
+    traffic, gate = _traffic(snapshot, is_wide=is_wide), _gate(snapshot.look)
+    notice = [Text(snapshot.notice, style="bold magenta")] if snapshot.notice else []
+    if is_wide:
         columns = Table.grid(padding=(0, 2))
-        columns.add_row(*parts)
-        parts = [columns]
-    if snapshot.notice:
-        parts.append(Text(snapshot.notice, style="bold magenta"))
-    return Panel(Group(*parts), title=f"{snapshot.title} · {snapshot.elapsed_s:.0f} s", title_align="left")
+        columns.add_row(_steps(_step_rows(snapshot)), Group(traffic, "", gate))
+        content = Group(columns, *notice)
+    else:
+        above = Group(gate, traffic, *notice)
+        inner = console.options.update(width=console.width - PANEL_COLUMNS)
+        used = len(console.render_lines(above, inner)) + PANEL_LINES + STEPS_HEADING_LINES
+        content = Group(above, _steps(folded(_step_rows(snapshot), max(console.height - used, MIN_STEP_ROWS))))
+    return Panel(content, title=f"{snapshot.title} · {snapshot.elapsed_s:.0f} s", title_align="left")
 
 
-def _steps(snapshot: Snapshot) -> Table:
-    table = Table("step", "state", box=None, padding=(0, 1), title="steps", title_justify="left", header_style="dim")
-    for preparation in snapshot.preparations:
-        if preparation.seconds is None:
-            table.add_row(Text(f"● {preparation.name}", style="yellow"), "")
-        else:
-            table.add_row(Text(f"✓ {preparation.name}", style="green"), f"{preparation.seconds:.1f} s")
+def _step_rows(snapshot: Snapshot) -> list[StepRow]:
+    rows = [
+        StepRow("●", preparation.name, "", "yellow")
+        if preparation.seconds is None
+        else StepRow("✓", preparation.name, f"{preparation.seconds:.1f} s", "green")
+        for preparation in snapshot.preparations
+    ]
     for task in snapshot.tasks:
-        style = STYLES.get(task.state or "", "dim")
+        state = task.state or ""
         name = task.task.removeprefix("rollout.")
-        table.add_row(Text(f"{SIGNS.get(task.state or '', '·')} {name}", style=style), _task_state(task))
+        rows.append(StepRow(SIGNS.get(state, "·"), name, _task_state(task), STYLES.get(state, "dim")))
+    return rows
+
+
+def folded(rows: Sequence[StepRow], max_rows: int) -> list[StepRow]:
+    """Return at most `max_rows` rows if possible: first steps that are done are folded, then those that have not begun.
+
+    Args:
+        rows: The steps, in their order.
+        max_rows: How many rows there is room for.
+    """
+    done = next((index for index, row in enumerate(rows) if row.sign != "✓"), len(rows))
+    begun = next((index for index in range(len(rows), done, -1) if rows[index - 1].sign != "·"), done)
+    middle, to_come = list(rows[done:begun]), list(rows[begun:])
+    fold_done = min(done, len(rows) - max_rows + 1) if len(rows) > max_rows else 0
+    first = [StepRow("✓", f"{fold_done} steps", "done", "green")] if fold_done > 1 else list(rows[:fold_done])
+    shown = [*first, *rows[fold_done:done], *middle]
+    room = max_rows - len(shown)
+    if len(to_come) > room:
+        kept = max(room - 1, 0)
+        to_come = [*to_come[:kept], StepRow("·", f"{len(to_come) - kept} steps", "to come", "dim")]
+    return shown + to_come
+
+
+def _steps(rows: Sequence[StepRow]) -> Table:
+    table = Table("step", "state", box=None, padding=(0, 1), title="steps", title_justify="left", header_style="dim")
+    for row in rows:
+        table.add_row(Text(f"{row.sign} {row.name}", style=row.style), row.state)
     return table
 
 
@@ -108,13 +165,18 @@ def _task_state(task: TaskState) -> str:
     return state + (f", try {task.attempt}" if task.attempt > 1 else "")
 
 
-def _traffic(snapshot: Snapshot) -> Table:
+def _traffic(snapshot: Snapshot, *, is_wide: bool) -> Table:
+    """Return the table of versions; a narrow one has no column for the set share and the median latency."""
     table = Table(
         "version", "role", "set", "effective", "observed", "requests", "failed", "p50", "p95",
         box=None, padding=(0, 1), title="traffic (callers' view, last 5 s)", title_justify="left", header_style="dim",
     )  # fmt: skip
     for column in table.columns[2:]:
         column.justify = "right"
+    # Where there is too little room, only the versions' names are cut.
+    table.columns[0].overflow = "ellipsis"
+    for column in table.columns[1:]:
+        column.no_wrap = True
     endpoint, report = snapshot.endpoint, snapshot.report
     effective = endpoint.effective_traffic() if endpoint else {}
     observed = report.recent_split() if report else {}
@@ -122,11 +184,12 @@ def _traffic(snapshot: Snapshot) -> Table:
     for name in [*effective, *(name for name in reports if name not in effective)]:
         version = endpoint.versions.get(name) if endpoint else None
         counts = reports.get(name)
-        role = version.type.value.lower() if version else "gone"
+        # Without an endpoint its versions are not known yet.
+        missing_role = "gone" if endpoint else ""
         failed = counts.failed if counts else 0
         table.add_row(
             name,
-            role,
+            version.type.value.lower() if version else missing_role,
             f"{version.traffic_percentile:g} %" if version else "",
             f"{effective[name]:g} %" if name in effective else "",
             f"{observed.get(name, 0):.1f} %" if observed else "",
@@ -135,6 +198,8 @@ def _traffic(snapshot: Snapshot) -> Table:
             _milliseconds(counts.recent_p50_ms if counts else None),
             _milliseconds(counts.recent_p95_ms if counts else None),
         )
+    if not is_wide:
+        table.columns = [column for column in table.columns if column.header not in ("set", "p50")]
     return table
 
 
@@ -144,14 +209,14 @@ def _milliseconds(value: float | None) -> str:
 
 def _gate(look: Decision | None) -> Group:
     if look is None:
-        return Group("\ngate: no look yet")
+        return Group("gate: no look yet", "")
     table = Table("claim", "e-value", "of", "still needed", box=None, padding=(0, 1), header_style="dim")
     for column in table.columns[1:]:
         column.justify = "right"
     verdict = look.verdict or {}
     outcome = look.outcome or ""
     title = Text.assemble(
-        "\ngate: ",
+        "gate: ",
         (outcome.replace("_", " "), OUTCOMES.get(outcome, "yellow")),
         f" · treatment {verdict.get('treatment_requests', 0):,} requests, "
         f"control {verdict.get('control_requests', 0):,}",
@@ -161,7 +226,7 @@ def _gate(look: Decision | None) -> Group:
         table.add_row(
             claim["name"], format_e_value(claim["e_value"]), format_e_value(claim["threshold"]), _needed(claim)
         )
-    return Group(title, table if claims else f" {look.why}")
+    return Group(title, table if claims else f" {look.why}", "")
 
 
 def _needed(claim: dict[str, Any]) -> str:
@@ -259,7 +324,7 @@ class View:
     def show(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
         if self._live:
-            self._live.update(draw(snapshot, width=self._console.width))
+            self._live.update(draw(snapshot, self._console))
         else:
             self.print_lines(changed_lines(snapshot, self._printed), snapshot.elapsed_s)
 

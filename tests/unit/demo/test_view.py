@@ -3,13 +3,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from scripts.demo.airflow import TaskState
 from scripts.demo.load_report import LoadReport, VersionReport
-from scripts.demo.view import Preparation, Snapshot, View, draw
+from scripts.demo.view import Preparation, Snapshot, StepRow, View, draw, folded
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 CLAIM = {"e_value": 1.0, "threshold": 2000.0, "reached": False, "needed_requests": None, "detail": ""}
@@ -61,9 +62,9 @@ SNAPSHOT = Snapshot(
 )
 
 
-def drawn(snapshot: Snapshot) -> str:
-    console = Console(width=150, file=io.StringIO(), record=True)
-    console.print(draw(snapshot, width=150))
+def drawn(snapshot: Snapshot, *, width: int = 150, height: int = 40) -> str:
+    console = Console(width=width, height=height, file=io.StringIO(), record=True)
+    console.print(draw(snapshot, console))
     return console.export_text()
 
 
@@ -146,3 +147,66 @@ def test_every_line_has_the_time_in_front() -> None:
         view.show(SNAPSHOT)
 
     assert all(line.startswith("[  33.4 s] ") for line in output.getvalue().splitlines())
+
+
+LONG_NAME = "v20260105t060000-1f0c9ab3"
+TASKS = ("retrain", "build", "check", "scan", "roll_out", "shift_to_10", "gate_10", "shift_to_50", "gate_50", "promote")
+
+
+def test_small_terminal_shows_gate_versions_and_the_present_step() -> None:
+    endpoint = Endpoint(name="digits").create_version("first", is_control=True).create_version(LONG_NAME)
+    assert SNAPSHOT.report is not None
+    versions = {"first": SNAPSHOT.report.versions["first"], LONG_NAME: SNAPSHOT.report.versions["second"]}
+    snapshot = replace(
+        SNAPSHOT,
+        preparations=tuple(Preparation(f"part {number}", 1.0) for number in range(5)),
+        tasks=tuple(
+            TaskState(name, "success" if number < 6 else "deferred" if number == 6 else None, AT, AT)
+            for number, name in enumerate(TASKS)
+        ),
+        endpoint=endpoint,
+        report=SNAPSHOT.report.model_copy(update={"versions": versions}),
+    )
+
+    lines = drawn(snapshot, width=80, height=24).splitlines()
+
+    assert len(lines) <= 24
+    text = "\n".join(lines)
+    treatment = next(line for line in lines if "treatment  " in line)
+    assert "v2026" in treatment
+    assert "250" in treatment
+    for part in ("not enough evidence", "latency is not worse", "● gate_10", "steps", "done"):
+        assert part in text
+
+
+def test_versions_have_no_role_before_the_endpoint_is_known() -> None:
+    text = drawn(replace(SNAPSHOT, endpoint=None))
+
+    assert "gone" not in text
+    assert "2,250" in text
+
+
+def rows(done: int, running: int, to_come: int) -> list[StepRow]:
+    signs = "✓" * done + "●" * running + "·" * to_come
+    return [StepRow(sign, f"step {number}", "", "") for number, sign in enumerate(signs)]
+
+
+def test_steps_that_fit_are_not_folded() -> None:
+    steps = rows(3, 1, 2)
+
+    assert folded(steps, 6) == steps
+
+
+@pytest.mark.parametrize("max_rows", [3, 4, 5, 8, 11])
+def test_folded_steps_fit_and_keep_what_runs(max_rows: int) -> None:
+    steps = folded(rows(6, 1, 5), max_rows)
+
+    assert len(steps) <= max_rows
+    assert [row.name for row in steps if row.sign == "●"] == ["step 6"]
+
+
+def test_folded_rows_tell_how_many_steps_they_stand_for() -> None:
+    first, *_, last = folded(rows(6, 1, 5), 3)
+
+    assert (first.name, first.state) == ("6 steps", "done")
+    assert (last.name, last.state) == ("5 steps", "to come")
