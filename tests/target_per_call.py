@@ -1,6 +1,6 @@
 """A target for tests that look at an endpoint now and then: opened anew for each call, by whichever event loop runs."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, cast
 
@@ -20,7 +20,7 @@ class _TargetPerCall:
 
         return call
 
-    async def watch(self, *args: Any, **kwargs: Any) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, *args: Any, **kwargs: Any) -> AsyncGenerator[EndpointStatus]:
         async with self._open() as target:
             async for status in target.watch(*args, **kwargs):
                 yield status

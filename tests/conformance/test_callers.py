@@ -128,7 +128,7 @@ async def test_a_version_is_scaled_without_a_new_revision_and_who_watches_learns
     lab = target_lab
     endpoint = await lab.target.endpoint(shared)
 
-    async with lab.load(endpoint) as load, aclosing(lab.target.watch(shared)) as statuses:  # type: ignore[type-var]
+    async with lab.load(endpoint) as load, aclosing(lab.target.watch(shared)) as statuses:
         seen = [await anext(statuses)]
         for replicas in (2, 1):
             await lab.target.scale(shared, "one", replicas)

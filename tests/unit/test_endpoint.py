@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version, VersionType
+from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
 from controlled_rollout.errors import ConflictError
+from controlled_rollout.version import VersionType
 
 NOW = datetime(2026, 1, 5, 6, tzinfo=UTC)
 
@@ -73,8 +74,8 @@ def test_three_thirds_may_add_up_to_100() -> None:
     endpoint = endpoint.create_version("two", traffic_percentile=third).create_version(
         "three", traffic_percentile=third
     )
-    assert sum(endpoint.weights().values()) == 1_000_000
-    assert endpoint.weights()["two"] in (333_333, 333_334)
+    assert sum(endpoint.weight_ppm().values()) == 1_000_000
+    assert endpoint.weight_ppm()["two"] in (333_333, 333_334)
 
 
 @pytest.mark.parametrize("percentile", [-1, 101, math.nan, math.inf, "10", True, None])
@@ -289,7 +290,7 @@ class AnySequenceOfCalls(RuleBasedStateMachine):
         assert traffic.keys() == self.endpoint.versions.keys()
         if versions:
             assert sum(traffic.values()) == pytest.approx(100)
-            assert sum(self.endpoint.weights().values()) == 1_000_000
+            assert sum(self.endpoint.weight_ppm().values()) == 1_000_000
         for version in versions:
             assert traffic[version.name] >= version.traffic_percentile - 1e-6
 
@@ -308,5 +309,5 @@ def test_weights_are_within_a_millionth_of_the_effective_traffic(shares: list[fl
     for number, share in enumerate(shares):
         endpoint = endpoint.create_version(f"version{number}", traffic_percentile=share)
     traffic = endpoint.effective_traffic()
-    for name, weight in endpoint.weights().items():
+    for name, weight in endpoint.weight_ppm().items():
         assert abs(weight - traffic[name] * 10_000) < 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.sizing import Load, plan, replicas_for
+from controlled_rollout.sizing import Load, replicas_for, required_replicas
 
 rates = st.floats(0, 10_000)
 times = st.floats(0, 60)
@@ -24,8 +24,8 @@ def endpoint(share: float = 0.0, **settings: Any) -> Endpoint:
 
 
 def needed(after: Endpoint, loads: dict[str, Load], running: dict[str, int], version: str = "new") -> int | None:
-    size = plan(endpoint(), after, loads, running).get(version)
-    return size.needed if size else None
+    requirement = required_replicas(endpoint(), after, loads, running).get(version)
+    return requirement.required if requirement else None
 
 
 @pytest.mark.parametrize(
@@ -86,41 +86,45 @@ def test_more_requests_or_longer_ones_never_need_fewer_replicas(
     ("requests_per_s", "request_time_s", "target_utilisation", "concurrency"),
     [(-1, 1, 0.7, 1), (math.inf, 1, 0.7, 1), (1, math.nan, 0.7, 1), (1, 1, 0, 1), (1, 1, 1.01, 1), (1, 1, 0.7, 0)],
 )
-def test_what_cannot_be_is_refused(
+def test_an_impossible_load_or_replica_is_refused(
     requests_per_s: float, request_time_s: float, target_utilisation: float, concurrency: int
 ) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match=r"is not possible|cannot be busy"):
         replicas_for(requests_per_s, request_time_s, target_utilisation=target_utilisation, concurrency=concurrency)
 
 
 def test_a_version_gets_what_its_share_of_the_whole_endpoints_load_needs() -> None:
     loads = {"old": Load(requests_per_s=180, request_time_s=0.01), "new": Load(requests_per_s=20, request_time_s=0.02)}
 
-    sizes = plan(endpoint(10), endpoint(50), loads, {"old": 3, "new": 1})
+    required = required_replicas(endpoint(10), endpoint(50), loads, {"old": 3, "new": 1})
 
-    assert list(sizes) == ["new"]
-    size = sizes["new"]
-    assert (size.needed, size.replicas, size.enough, size.grows) == (3, 3, True, True)
-    assert (size.share, size.requests_per_s, size.request_time_s) == (50, 100, 0.02)
+    assert list(required) == ["new"]
+    version = required["new"]
+    assert (version.required, version.replicas) == (3, 3)
+    assert version.is_allowed
+    assert version.gets_more
+    assert (version.traffic_percent, version.requests_per_s, version.request_time_s) == (50, 100, 0.02)
 
 
 def test_a_version_that_keeps_or_loses_its_share_and_is_too_small_already_is_seen_too() -> None:
     loads = {"old": Load(requests_per_s=400, request_time_s=0.01)}
 
-    sizes = plan(endpoint(0), endpoint(10), loads, {"old": 1, "new": 1})
+    required = required_replicas(endpoint(0), endpoint(10), loads, {"old": 1, "new": 1})
 
-    assert {name: (size.needed, size.grows) for name, size in sizes.items()} == {"old": (6, False)}
-    assert plan(endpoint(10), endpoint(0), loads, {"old": 1, "new": 1})["old"].grows
+    assert {name: (version.required, version.gets_more) for name, version in required.items()} == {"old": (6, False)}
+    assert required_replicas(endpoint(10), endpoint(0), loads, {"old": 1, "new": 1})["old"].gets_more
 
 
 def test_a_promotion_sizes_for_all_the_traffic_by_the_time_of_the_control_before() -> None:
     before = endpoint(0)
     loads = {"old": Load(requests_per_s=100, request_time_s=0.1), "gone": Load(requests_per_s=0, request_time_s=9.0)}
 
-    sizes = plan(before, before.promote("new"), loads, {"old": 15, "new": 1})
+    required = required_replicas(before, before.promote("new"), loads, {"old": 15, "new": 1})
 
-    assert {name: (size.needed, size.allowed, size.replicas) for name, size in sizes.items()} == {"new": (15, 10, 10)}
-    assert not sizes["new"].enough
+    assert {name: (version.required, version.limit, version.replicas) for name, version in required.items()} == {
+        "new": (15, 10, 10)
+    }
+    assert not required["new"].is_allowed
 
 
 def test_without_a_time_of_its_own_or_of_a_control_the_slowest_known_is_taken() -> None:
@@ -131,7 +135,7 @@ def test_without_a_time_of_its_own_or_of_a_control_the_slowest_known_is_taken() 
         "away": Load(requests_per_s=0, request_time_s=0.05),
     }
 
-    assert plan(before, before.shift("new", 50), loads, {"old": 9, "new": 1})["new"].request_time_s == 0.05
+    assert required_replicas(before, before.shift("new", 50), loads, {"old": 9, "new": 1})["new"].request_time_s == 0.05
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def test_without_a_time_of_its_own_or_of_a_control_the_slowest_known_is_taken() 
     [{}, {"old": Load(requests_per_s=0, request_time_s=0.5)}, {"old": Load(requests_per_s=50)}],
 )
 def test_without_a_measured_load_there_is_nothing_to_do(loads: dict[str, Load]) -> None:
-    assert plan(endpoint(), endpoint(90), loads, {"old": 1, "new": 1}) == {}
+    assert required_replicas(endpoint(), endpoint(90), loads, {"old": 1, "new": 1}) == {}
 
 
 def test_a_fixed_number_of_replicas_is_left_alone_and_a_minimum_kept() -> None:
@@ -158,18 +162,22 @@ def test_no_version_runs_beyond_its_maximum_or_with_less_than_now(
     settings = {"autoscale_max_replicas": most, "autoscale_target_utilization": round(utilisation * 100)}
     loads = {"old": Load(requests_per_s=rate, request_time_s=time)}
 
-    sizes = plan(endpoint(before, **settings), endpoint(share, **settings), loads, {"old": 10, "new": running})
+    required = required_replicas(
+        endpoint(before, **settings), endpoint(share, **settings), loads, {"old": 10, "new": running}
+    )
 
-    for size in sizes.values():
-        assert size.running <= size.replicas <= max(size.allowed, size.running)
-        assert size.needed > size.running
+    for version in required.values():
+        assert version.running <= version.replicas <= max(version.limit, version.running)
+        assert version.required > version.running
 
 
 def test_a_share_that_differs_by_rounding_only_does_not_grow() -> None:
     loads = {"old": Load(requests_per_s=100, request_time_s=1.0)}
     before, after = endpoint(33.3), endpoint(33.3 + 1e-12)
 
-    assert not any(size.grows for size in plan(before, after, loads, {"old": 1, "new": 1}).values())
+    assert not any(
+        version.gets_more for version in required_replicas(before, after, loads, {"old": 1, "new": 1}).values()
+    )
 
 
 @given(rates, rates, times, shares, shares)

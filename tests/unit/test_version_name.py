@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.endpoint import check_name
+from controlled_rollout.version import check_name
 from controlled_rollout.version_name import version_of_run
 
 TEXT = st.characters(codec="utf-8")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.evidence.bins import BUCKETS_PER_E, FASTEST_MS
 from controlled_rollout.evidence.metric_store import StoreRequest
+from controlled_rollout.version import check_name
 
 __all__ = [
     "arrivals_query",

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, closed_until, floor_to_bin
 from controlled_rollout.evidence.metric_store import (
@@ -25,6 +24,7 @@ from controlled_rollout.evidence.metric_store import (
 )
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow, with_metrics
+from controlled_rollout.version import check_name
 
 __all__ = ["ReadBins", "SharedReader", "read_shared", "shared_reader"]
 

@@ -6,7 +6,6 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.record import storage
 from controlled_rollout.record.blob_storage import BlobStorage
 from controlled_rollout.record.decision import Decision, LookEvidence
@@ -14,6 +13,7 @@ from controlled_rollout.record.file_storage import FileStorage
 from controlled_rollout.record.look_input import LookInput
 from controlled_rollout.record.storage import AppendConflict, Appender, RecordPart, RecordStorage
 from controlled_rollout.record.tail import LookSeries, TailState, read_tail, series_name
+from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["append", "append_look", "last", "read", "read_part", "storage_of"]

@@ -19,7 +19,7 @@ from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.scaling import scale_before, scale_before_going_back
-from controlled_rollout.target.waiting import Progress, patiently
+from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
@@ -294,7 +294,7 @@ async def retire_former_control(
         EndpointNotFoundError: There is no such endpoint.
     """
     async with connect(workspace) as target:
-        history = await patiently(lambda: target.history(endpoint), timeout=timeout, progress=progress)
+        history = await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
         former, _ = rules.replaced_by(history, promoted)
         step = _retirement(former)
         await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
@@ -342,7 +342,7 @@ def _retirement(version: str) -> Step:
 async def _history(target: Target, endpoint: str, *, timeout: timedelta, progress: Progress) -> list[Revision]:
     """Return the endpoint's revisions, oldest first; none if there is no such endpoint."""
     try:
-        return await patiently(lambda: target.history(endpoint), timeout=timeout, progress=progress)
+        return await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
     except EndpointNotFoundError:
         return []
 

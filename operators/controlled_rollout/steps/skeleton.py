@@ -21,7 +21,7 @@ from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.target.waiting import (
     Progress,
-    patiently,
+    retry_until_available,
     wait_until_left,
     wait_until_ready,
     wait_until_served,
@@ -108,7 +108,7 @@ async def run(
     change = change.with_default(step.purpose)
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
     if step.ready_before or step.scale:
-        before = await patiently(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        before = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
         after = step.edit(before)  # validate before waiting
         if step.ready_before:
             await wait()
@@ -152,7 +152,7 @@ async def _apply(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
 ) -> Endpoint:
     """Apply the step's edit to the newest revision; if another writer was faster, to the revision that it stored."""
-    call = partial(patiently, timeout=timeout, progress=progress)
+    call = partial(retry_until_available, timeout=timeout, progress=progress)
     attempts = 0
     while True:
         attempts += 1

@@ -1,7 +1,7 @@
 """The interface to the place where endpoints are: everything that changes or reads one goes through a `Target`."""
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Literal, Protocol, Self
@@ -160,9 +160,9 @@ class Keys(_Message):
 
 
 class Target(Protocol):
-    """A place where endpoints live, opened by `connect`.
+    """Where endpoints run: a local workspace or a cluster, opened by `connect` for the length of an `async with`.
 
-    All methods raise `TargetUnavailableError` when it does not answer. It is used inside its `async with` only.
+    All methods raise `TargetUnavailableError` if it does not answer.
     """
 
     async def endpoints(self) -> list[str]:
@@ -199,7 +199,7 @@ class Target(Protocol):
         """Return the status of the endpoint and its versions."""
         ...
 
-    def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+    def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the endpoint's status, first as it is and then whenever it has changed, until the caller stops.
 
         Request counts may be left at 0: watching is for readiness and for what is served.

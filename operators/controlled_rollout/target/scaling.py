@@ -5,11 +5,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
-from controlled_rollout import sizing
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, DeploymentError
+from controlled_rollout.sizing import required_replicas
 from controlled_rollout.target.protocol import Target
-from controlled_rollout.target.waiting import Progress, patiently, wait_until_ready
+from controlled_rollout.target.waiting import Progress, retry_until_available, wait_until_ready
 
 __all__ = ["scale_before", "scale_before_going_back"]
 
@@ -41,24 +41,24 @@ async def scale_before(
         DeploymentError: A version would need more replicas than it may have, or they did not become ready.
         TargetUnavailableError: The target did not answer in time.
     """
-    ask = partial(patiently, timeout=timedelta(0) if going_back else timeout, progress=progress)
-    loads = await ask(lambda: target.load(before.name))
+    call = partial(retry_until_available, timeout=timedelta(0) if going_back else timeout, progress=progress)
+    loads = await call(lambda: target.load(before.name))
     if not any(load.requests_per_s for load in loads.values()):
         return
-    versions = (await ask(lambda: target.status(before.name))).versions
+    versions = (await call(lambda: target.status(before.name))).versions
     running = {name: version.wanted_replicas for name, version in versions.items()}
-    sizes = sizing.plan(before, after, loads, running).values()
-    refused = [size.in_words for size in sizes if size.grows and not size.enough]
+    requirements = required_replicas(before, after, loads, running).values()
+    refused = [required.summary() for required in requirements if required.gets_more and not required.is_allowed]
     if refused and not going_back:
         raise DeploymentError("; ".join(refused))
-    for size in sizes:
-        progress(size.in_words)
-    larger = [size for size in sizes if size.replicas > size.running]
-    for size in larger:
-        await ask(partial(target.scale, before.name, size.version, size.replicas))
-    for size in larger:
-        if size.grows:
-            await wait_until_ready(target, before.name, size.version, timeout=timeout, progress=progress)
+    for required in requirements:
+        progress(required.summary())
+    scaled = [required for required in requirements if required.replicas > required.running]
+    for required in scaled:
+        await call(partial(target.scale, before.name, required.version, required.replicas))
+    for required in scaled:
+        if required.gets_more:
+            await wait_until_ready(target, before.name, required.version, timeout=timeout, progress=progress)
 
 
 async def scale_before_going_back(

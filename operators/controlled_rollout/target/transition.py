@@ -75,7 +75,7 @@ def allowed_split(
         live: The versions of which at least one replica answers the router.
         closed: Whether the endpoint has to be closed, because the router does not check callers' keys yet.
     """
-    wanted = endpoint.weights()
+    wanted = endpoint.weight_ppm()
     if endpoint.default is None:
         return Split(complete=True, revision=endpoint.revision)
     if closed:

@@ -6,14 +6,14 @@ The waiting caller reconciles: a target that is watched here is asked to reconci
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final, TypeVar
 
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
 from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
 
-__all__ = ["Progress", "patiently", "wait_until_left", "wait_until_ready", "wait_until_served"]
+__all__ = ["Progress", "retry_until_available", "wait_until_left", "wait_until_ready", "wait_until_served"]
 
 Progress = Callable[[str], None]
 Result = TypeVar("Result")
@@ -26,7 +26,9 @@ def _no_progress(sentence: str) -> None:
     """Report progress to nobody."""
 
 
-async def patiently(call: Callable[[], Awaitable[Result]], *, timeout: timedelta, progress: Progress) -> Result:
+async def retry_until_available(
+    call: Callable[[], Awaitable[Result]], *, timeout: timedelta, progress: Progress
+) -> Result:
     """Call a target until it answers, and return its answer.
 
     Args:
@@ -199,7 +201,7 @@ async def _first(
         async with asyncio.timeout(timeout.total_seconds()) as limit:
             while True:
                 try:
-                    async with _watched(target, endpoint) as statuses:
+                    async with contextlib.aclosing(target.watch(endpoint, reconcile=True)) as statuses:
                         async for status in statuses:
                             if (result := result_of(status)) is not None:
                                 return result
@@ -231,17 +233,6 @@ class _Outage:
 
     def end(self) -> None:
         self.error = None
-
-
-@contextlib.asynccontextmanager
-async def _watched(target: Target, endpoint: str) -> AsyncIterator[AsyncIterator[EndpointStatus]]:
-    """Watch an endpoint and reconcile it; close the watch at the end of the block."""
-    statuses = target.watch(endpoint, reconcile=True)
-    try:
-        yield statuses
-    finally:
-        if isinstance(statuses, AsyncGenerator):
-            await statuses.aclose()
 
 
 def _replica_states(status: VersionStatus) -> str:

@@ -10,8 +10,8 @@ import pytest
 from controlled_rollout.cli import command_parser, main
 from controlled_rollout.cli.arguments import caller, workspace_of
 from controlled_rollout.cli.workspace_file import read_workspace
-from controlled_rollout.endpoint import check_name
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
 DOCS = Path(__file__).parents[3] / "docs"

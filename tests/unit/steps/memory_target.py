@@ -1,6 +1,6 @@
 """A target in memory: stores revisions as the real ones do, and is ready and served at once unless told otherwise."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -99,7 +99,7 @@ class MemoryTarget:
             split_revision=split.revision,
         )
 
-    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         yield await self.status(name)
 
     async def load(self, name: str) -> Mapping[str, Load]:

@@ -152,7 +152,7 @@ def splits(draw: st.DrawFn) -> Split:
 
 def split_of(revision: Endpoint) -> Split:
     assert revision.default is not None
-    return Split(revision.weights(), revision.default.name, complete=True)
+    return Split(revision.weight_ppm(), revision.default.name, complete=True)
 
 
 SETS = st.sets(st.sampled_from(NAMES))
@@ -178,7 +178,7 @@ def test_complete_means_that_the_newest_revision_is_served_and_else_it_says_what
 ) -> None:
     result = allowed_split(wanted, served=served, ready=ready, live=ready)
 
-    assert result.complete == (dict(result.weights) == wanted.weights())
+    assert result.complete == (dict(result.weights) == wanted.weight_ppm())
     assert result.complete == (not result.waits_for)
     assert set(result.waits_for) <= set(wanted.versions) - ready
     if result.complete:
@@ -194,7 +194,7 @@ def test_what_is_ready_is_served_as_it_is_asked_for(
     result = allowed_split(wanted, served=served, ready=all_versions, live=all_versions, closed=closed)
 
     assert result.complete != closed
-    assert dict(result.weights) == ({} if closed else wanted.weights())
+    assert dict(result.weights) == ({} if closed else wanted.weight_ppm())
 
 
 @given(served=endpoints(), ready=SETS, live=SETS, name=st.sampled_from(NAMES))
@@ -227,4 +227,4 @@ def test_versions_that_become_ready_in_any_order_end_in_the_split_that_was_asked
         ready = set(orders[:count])
         served = allowed_split(wanted, served=served, ready=ready, live=ready)
 
-    assert dict(served.weights) == wanted.weights()
+    assert dict(served.weights) == wanted.weight_ppm()

@@ -1,7 +1,7 @@
 """Waiting: what ends it, what it says, and that it outlasts a target that is away for a while."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any, cast
 
@@ -10,7 +10,12 @@ import pytest
 from controlled_rollout.errors import AccessError, DeploymentError, EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import waiting
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus
-from controlled_rollout.target.waiting import patiently, wait_until_left, wait_until_ready, wait_until_served
+from controlled_rollout.target.waiting import (
+    retry_until_available,
+    wait_until_left,
+    wait_until_ready,
+    wait_until_served,
+)
 
 SOON = timedelta(seconds=0.2)
 LATE = timedelta(seconds=30)
@@ -55,7 +60,7 @@ class Play:
         self._script = list(script)
         self._leisure = leisure
 
-    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         assert reconcile, "the waiting caller reconciles"
         self.watches += 1
         self.open += 1
@@ -213,7 +218,7 @@ async def test_call_is_repeated_until_the_target_responds() -> None:
             raise answer
         return answer
 
-    assert await patiently(call, timeout=LATE, progress=messages.append) == 7
+    assert await retry_until_available(call, timeout=LATE, progress=messages.append) == 7
     assert messages == ["trying again: the API server is away"]
 
 
@@ -226,8 +231,8 @@ async def test_call_stops_at_its_timeout_and_is_made_once_without_one() -> None:
         raise AWAY
 
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await patiently(call, timeout=timedelta(0), progress=lambda line: None)
+        await retry_until_available(call, timeout=timedelta(0), progress=lambda line: None)
     assert calls == 1
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await patiently(call, timeout=SOON, progress=lambda line: None)
+        await retry_until_available(call, timeout=SOON, progress=lambda line: None)
     assert calls > 3

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from controlled_rollout.cluster.kinds import MANAGED_BY
-from controlled_rollout.endpoint import check_name
+from controlled_rollout.version import check_name
 
 __all__ = [
     "ENDPOINT_LABEL",

@@ -6,7 +6,7 @@ There is no controller in the cluster; the waiting caller reconciles (docs/adr/0
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
@@ -94,7 +94,7 @@ class KubernetesTarget:
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)
 
-    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncIterator[EndpointStatus]:
+    async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""
 
         async def process(view: EndpointView) -> EndpointView:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from pydantic import TypeAdapter
 
 from controlled_rollout import errors
-from controlled_rollout.endpoint import Endpoint, check_name
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:

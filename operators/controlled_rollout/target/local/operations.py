@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from controlled_rollout import image
-from controlled_rollout.endpoint import Endpoint, Version, check_name
+from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.sizing import Load
@@ -22,6 +22,7 @@ from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
 from controlled_rollout.target.transition import CLOSED
+from controlled_rollout.version import check_name
 
 __all__ = ["Operations", "launch_spec_from_cache"]
 

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.endpoint import Endpoint, check_name
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import atomic_files, keys
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.version import check_name
 
 __all__ = ["RevisionStore"]
 

@@ -32,7 +32,11 @@ def services(*names: str) -> dict[str, str]:
 
 def written(desired: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rules = route_rules.build_rules(
-        desired, current, weights=desired.weights(), reachable=desired.versions, mark=route_rules.Mark(desired.revision)
+        desired,
+        current,
+        weights=desired.weight_ppm(),
+        reachable=desired.versions,
+        mark=route_rules.Mark(desired.revision),
     )
     return route_rules.merge_rules(current, rules)
 

@@ -1,0 +1,201 @@
+"""The rules of one version of an endpoint: its name, its settings, their defaults and bounds. Pure.
+
+Names and defaults are those of the retired `AksEndpoint` (azureml-core 1.61), with its silent mistakes turned into
+errors.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final, NoReturn, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from controlled_rollout.errors import EndpointError
+
+__all__ = ["Name", "Value", "Version", "VersionType", "check_name"]
+
+NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may name an endpoint or a version (3-32 characters, lower case, digits, inner hyphens).
+
+    Raises:
+        EndpointError: The name breaks the rule.
+    """
+    if not 3 <= len(name) <= 32 or not NAME_PATTERN.fullmatch(name):
+        raise EndpointError(
+            f"name {name!r} is not valid: use 3 to 32 characters, lower-case letters, digits and hyphens, "
+            "beginning with a letter and not ending with a hyphen"
+        )
+    return name
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse True and False where a number is meant: Python would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number was asked for, not true or false")
+    return value
+
+
+Name = Annotated[str, Field(strict=True), AfterValidator(check_name)]
+Percentile = Annotated[float, BeforeValidator(_no_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+
+
+class VersionType(StrEnum):
+    """What a version is in the comparison."""
+
+    CONTROL = "Control"
+    TREATMENT = "Treatment"
+
+
+class Value(BaseModel):
+    """An immutable value that refuses unknown fields and reports every fault as `EndpointError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _faults_as_endpoint_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            _raise_endpoint_error(cls.__name__, error)
+
+
+def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
+    """Say in one line, for each field, what was found and what is wrong with it."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in fault["loc"]) or what
+        faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
+    raise EndpointError(f"{what} is not valid: " + "; ".join(faults)) from None
+
+
+class Version(Value):
+    """One version of a model behind an endpoint.
+
+    Attributes:
+        name: 3 to 32 characters; unique in its endpoint.
+        image: What runs: `name@sha256:…`.
+        traffic_percentile: Per cent of the endpoint's requests set for this version, 0 to 100. The default version
+            gets what is left over on top.
+        is_default: Whether requests that no percentile claims go here.
+        is_control: Whether the others are judged against this version.
+        cpu_cores, memory_gb: What one replica asks for, in cores and gigabytes.
+        cpu_cores_limit, memory_gb_limit: What one replica may use at most; None for no limit.
+        gpu_cores: Whole GPUs for one replica.
+        node_selector, tolerations: Which nodes a replica may run on, in Kubernetes' terms; for pools with GPUs.
+        num_replicas: A fixed number of replicas; None lets the autoscaler choose.
+        autoscale_enabled: True unless `num_replicas` is given.
+        autoscale_min_replicas, autoscale_max_replicas: Bounds of the autoscaler.
+        autoscale_refresh_seconds: How often the autoscaler looks.
+        autoscale_target_utilization: Per cent of the replicas' slots that should be busy.
+        scoring_timeout_ms: After so long a request is answered 504.
+        replica_max_concurrent_requests: Requests that one replica scores at the same time.
+        max_request_wait_time: Milliseconds that a request may wait for a replica before it is answered 503.
+        worker_count: Scoring processes in one replica.
+        period_seconds, timeout_seconds, success_threshold, failure_threshold: The liveness probe.
+        initial_delay_seconds: How long `init()` may take before the version counts as failed.
+        collect_model_data: Whether inputs and predictions are kept.
+    """
+
+    name: Name
+    image: str = ""
+    description: str = ""
+    tags: dict[str, str] = {}
+    properties: dict[str, str] = {}
+    traffic_percentile: Percentile = 0.0
+    is_default: bool = False
+    is_control: bool = False
+
+    cpu_cores: PositiveFloat = 0.1
+    cpu_cores_limit: PositiveFloat | None = None
+    memory_gb: PositiveFloat = 0.5
+    memory_gb_limit: PositiveFloat | None = None
+    gpu_cores: NonNegativeInt = 0
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+
+    num_replicas: PositiveInt | None = None
+    autoscale_enabled: bool = True
+    autoscale_min_replicas: PositiveInt = 1
+    autoscale_max_replicas: PositiveInt = 10
+    autoscale_refresh_seconds: PositiveInt = 1
+    autoscale_target_utilization: Annotated[int, Field(gt=0, le=100)] = 70
+
+    scoring_timeout_ms: PositiveInt = 60_000
+    replica_max_concurrent_requests: PositiveInt = 1
+    max_request_wait_time: PositiveInt = 500
+    worker_count: PositiveInt = 1
+
+    period_seconds: PositiveInt = 10
+    initial_delay_seconds: PositiveInt = 310
+    timeout_seconds: PositiveInt = 2
+    success_threshold: PositiveInt = 1
+    failure_threshold: PositiveInt = 3
+
+    collect_model_data: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fixed_replicas_switch_the_autoscaler_off(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("num_replicas") is not None and "autoscale_enabled" not in data:
+            return {**data, "autoscale_enabled": False}
+        return data
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        autoscale_fields = {field for field in self.model_fields_set if field.startswith("autoscale_")}
+        if self.num_replicas is not None and self.autoscale_enabled:
+            raise EndpointError(
+                f"version {self.name!r} asks for num_replicas={self.num_replicas} and for the autoscaler: choose one"
+            )
+        if not self.autoscale_enabled and self.num_replicas is None:
+            raise EndpointError(
+                f"version {self.name!r} switches the autoscaler off and gives no num_replicas: give num_replicas"
+            )
+        changed = {field for field in autoscale_fields - {"autoscale_enabled"} if self._differs(field)}
+        if not self.autoscale_enabled and changed:
+            raise EndpointError(
+                f"version {self.name!r} sets {', '.join(sorted(changed))} without the autoscaler: leave them out"
+            )
+        if self.autoscale_min_replicas > self.autoscale_max_replicas:
+            raise EndpointError(
+                f"version {self.name!r} asks for at least {self.autoscale_min_replicas} and at most "
+                f"{self.autoscale_max_replicas} replicas: the minimum may not exceed the maximum"
+            )
+        for request, limit in (("cpu_cores", "cpu_cores_limit"), ("memory_gb", "memory_gb_limit")):
+            asked, at_most = getattr(self, request), getattr(self, limit)
+            if at_most is not None and at_most < asked:
+                raise EndpointError(
+                    f"version {self.name!r} asks for {request}={asked} and limits it to {at_most}: "
+                    "a limit may not be below the request"
+                )
+        return self
+
+    def _differs(self, field: str) -> bool:
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
+
+    @property
+    def type(self) -> VersionType:
+        """Control or treatment."""
+        return VersionType.CONTROL if self.is_control else VersionType.TREATMENT
+
+    @property
+    def replicas_at_start(self) -> int:
+        """How many replicas the version begins with, before any load is known."""
+        return self.num_replicas or self.autoscale_min_replicas
