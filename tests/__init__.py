@@ -1,1 +1,1 @@
-"""All tests; what they share is imported as `tests.…`, by the tests themselves and by `python -m tests.…` alike."""
+"""All tests. Shared code is imported as `tests.…`, by tests and by `python -m tests.…` alike."""

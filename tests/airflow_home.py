@@ -1,4 +1,4 @@
-"""Gives this test session an Airflow of its own; import it before anything of Airflow.
+"""A private Airflow home for this test session; import this module before anything of Airflow.
 
 Airflow reads its home when it is imported, so there is one for the whole session: an empty folder, SQLite, no examples.
 Processes that the session starts have it too: they may be killed, and would leave one each behind.

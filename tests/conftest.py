@@ -24,7 +24,7 @@ os.environ["CONTROLLED_ROLLOUT_CACHE"] = str(TESTS.parent / ".work" / "test-cach
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name this run, in the process that starts the others."""
+    """Give this run an id, in the process that starts the others."""
     if not hasattr(config, "workerinput"):
         os.environ[RUN_ID] = uuid.uuid4().hex
 

@@ -1,4 +1,4 @@
-"""A target for tests that look at an endpoint now and then: opened anew for each call, by whichever event loop runs."""
+"""A target for tests that opens a new connection for each call, in any event loop."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -27,7 +27,7 @@ class _TargetPerCall:
 
 
 def target_per_call(open_target: Callable[[], AbstractAsyncContextManager[T]]) -> T:
-    """Return a target each of whose calls opens the target that `open_target` gives, and closes it.
+    """Return a target that opens and closes the target of `open_target` for each call.
 
     Args:
         open_target: Gives the target of the test's workspace, not yet open.

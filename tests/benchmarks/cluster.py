@@ -1,4 +1,4 @@
-"""What the Kubernetes target costs on the lab's cluster: time to serve, time to shift, the router, API requests."""
+"""Costs of the Kubernetes target on the lab's cluster: time to serve, time to shift, the router, API requests."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ class ClusterFigures:
 
 @contextmanager
 def place() -> Iterator[Place]:
-    """A namespace of the lab's cluster for as long as the block runs."""
+    """Create a namespace of the lab's cluster for the block."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab.up()
         lab.kubectl("create", "namespace", NAMESPACE)
@@ -87,7 +87,7 @@ class Meter:
 
 
 async def rollout(at: Place, requests: Meter) -> tuple[float, list[float]]:
-    """Roll out, shift to and fro, promote, retire; return the time to the first answer, and of every shift."""
+    """Roll out, shift several times, promote, retire; return the seconds to the first response, and of every shift."""
     began = time.perf_counter()
     async with requests.of("first version"):
         await at.roll_out("one")

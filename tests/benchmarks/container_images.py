@@ -1,4 +1,4 @@
-"""What building an image for a cluster takes, against `buildah bud` of a plain Dockerfile that makes the same."""
+"""Time to build an image for a cluster, compared with `buildah bud` of a plain Dockerfile with the same content."""
 
 import asyncio
 import shutil

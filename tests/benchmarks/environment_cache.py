@@ -1,4 +1,4 @@
-"""What a known environment saves: building an image for the first time, again, and with another model."""
+"""Time to build an image with a new environment, a cached one, and with another model."""
 
 import asyncio
 import tempfile

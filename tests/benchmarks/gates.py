@@ -1,4 +1,4 @@
-"""What a thousand gates in one triggerer cost: the triggers' own process, and the store that they ask.
+"""The cost of a thousand gates in one triggerer: the process of the triggers, and the store that they query.
 
 Real: the triggers, the shared reader, the telemetry store with its rows, the record on disk. The endpoints are not (a
 thousand models would not fit on one machine): something that answers on the supervisor's socket tells their history.
@@ -27,7 +27,7 @@ from tests.local.telemetry_lab import PROTOBUF, Process, stores
 
 REPOSITORY = Path(__file__).parents[2]
 GATES = 1_000
-# Each endpoint's requests in a minute: every row is read, whoever asks.
+# Each endpoint's requests in a minute: every row is read.
 RATE = 4
 BASELINE = timedelta(minutes=30)
 ROLLOUT = timedelta(minutes=30)
@@ -45,7 +45,7 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What some gates cost, each looking once a minute.
+    """The cost of some gates that look once a minute each.
 
     Attributes:
         gates: How many.
@@ -112,7 +112,7 @@ def send(store: Process, spans: list[tuple[datetime, str, str]]) -> None:
 
 
 async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asyncio.Server:
-    """Tell the history and the state of every endpoint, as the supervisor of a local workspace does."""
+    """Serve the history and the state of every endpoint, as the supervisor of a local workspace does."""
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, VersionStatus
 

@@ -1,4 +1,4 @@
-"""What importing the provider costs on top of Airflow's SDK: DAG files are parsed all day."""
+"""The import time of the provider on top of Airflow's SDK: DAG files are parsed all day."""
 
 import os
 import statistics

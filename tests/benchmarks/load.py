@@ -71,7 +71,7 @@ class Figures:
 
 
 class _Connection:
-    """One caller: its socket, when its request was begun, and what it has received of the answer."""
+    """One caller: its socket, when its request began, and the bytes of the response so far."""
 
     def __init__(self, call: Call) -> None:
         self.call = call

@@ -28,7 +28,7 @@ class Bench:
 
 
 def silent(line: str) -> None:
-    """Progress that would disturb the figures."""
+    """Discard progress, whose output would disturb the figures."""
 
 
 async def roll_out(lab: Lab, version: str) -> None:

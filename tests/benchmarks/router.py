@@ -1,4 +1,4 @@
-"""What the router costs: through it, through the same Envoy with a plain static configuration, and past it."""
+"""The cost of the router: requests through it, through the same Envoy with a static configuration, and past it."""
 
 import asyncio
 import json
@@ -92,7 +92,7 @@ def replica_socket(running: Bench) -> str:
 
 
 def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, load.Figures]]:
-    """By number of connections: figures past the router, through a static Envoy, and through ours."""
+    """Return by number of connections the figures past the router, through a static Envoy, and through the router."""
     with bench() as running:
         upstream = replica_socket(running)
         with static_envoy(upstream) as listener:
@@ -108,7 +108,7 @@ def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, loa
 
 
 def shift_seconds(*, shifts: int = 20) -> list[float]:
-    """Seconds from a shift being asked for until the first answer of the version that now has all the traffic."""
+    """Return the seconds from a call of `shift` to the first response of the version that now has all the traffic."""
     taken = []
     with bench() as running:
         asyncio.run(roll_out(running.lab, "second"))

@@ -22,7 +22,7 @@ CONNECTIONS = (1, 8)
 
 
 def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, load.Figures]]:
-    """By number of connections: the figures of the stock command and of the runtime.
+    """Return by number of connections the figures of the stock command and of the runtime.
 
     Args:
         rounds: How often the two servers take turns.

@@ -1,4 +1,4 @@
-"""Treatments that are known to be bad: the stock project folder with an entry script that spoils its answers.
+"""Treatments that are known to be bad: the stock project folder with a faulty entry script.
 
 Each `<fault>.py` here imports the folder's own `score.py` and adds one fault:
 

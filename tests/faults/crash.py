@@ -1,4 +1,4 @@
-"""Dies at init: the version never becomes ready."""
+"""An entry script whose init() raises: the version never becomes ready."""
 
 from score import run  # noqa: F401 - the entry script has to have it
 

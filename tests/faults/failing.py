@@ -1,4 +1,4 @@
-"""5 % of the answers are 500: every twentieth request, so that the rate is exact."""
+"""An entry script that fails every twentieth request: exactly 5 % of the responses are 500."""
 
 import itertools
 from typing import Any

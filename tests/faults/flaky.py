@@ -1,4 +1,4 @@
-"""Dies some time after its first request, without a word, each time it is started again."""
+"""An entry script whose process ends some time after its first request, after every restart."""
 
 import os
 import threading

@@ -10,7 +10,7 @@ from tests.local.telemetry_lab import Process, stores
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start stores of one's own; what was not given another folder shares one."""
+    """Return a function that starts stores; without a folder of their own they share one."""
     with stores(tmp_path / "data") as start_store:
         yield start_store
 

@@ -10,7 +10,7 @@ import pytest
 
 
 def empty_scanner(folder: Path, monkeypatch: pytest.MonkeyPatch, built: datetime) -> Path:
-    """A scanner that finds nothing, and what it was told: for what happens around it."""
+    """Put a scanner that finds nothing on the PATH; return the file with its arguments and environment."""
     folder.mkdir()
     program = folder / "grype"
     report = (

@@ -1,4 +1,4 @@
-"""A telemetry store that does wrong what a JSON file says, so that its readers can be tested against a real server.
+"""A telemetry store with faults that a JSON file describes, to test its readers against a real server.
 
 Run as `python -m tests.local.faulty_telemetry_store <port> <data folder> <faults file>`.
 """
@@ -32,7 +32,7 @@ TIME_RECEIVED: Final = 1
 
 
 class Fault(BaseModel):
-    """What the store does wrong.
+    """A fault of the store.
 
     Attributes:
         answer: How every query is answered: with an error (see `ERRORS`), `partial` (the first row, and an error) or
@@ -97,7 +97,7 @@ class FaultyTelemetryStore(TelemetryStore):
 
 
 def _has(row: Row, values: Mapping[str, str]) -> bool:
-    """Whether a row's properties, its last column, have all of some values."""
+    """Return whether a row's properties, its last column, contain all of some values."""
     return bool(values) and values.items() <= loads(str(row[-1])).items()
 
 

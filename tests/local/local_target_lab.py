@@ -91,7 +91,7 @@ class Lab:
         return await self.target.apply(endpoint, CHANGE)
 
     async def serve(self, endpoint: Endpoint) -> tuple[Endpoint, EndpointStatus]:
-        """Apply, and wait until it is served."""
+        """Apply an endpoint, and wait until the router serves it."""
         stored = await self.apply(endpoint)
         return stored, await self.served(stored)
 
@@ -125,7 +125,7 @@ def running(folder: Path) -> Iterator[Lab]:
 
 
 def is_folder_free(workspace: Workspace) -> bool:
-    """Whether no supervisor holds the folder's lock."""
+    """Return whether no supervisor holds the folder's lock."""
     with (workspace.root / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +136,7 @@ def is_folder_free(workspace: Workspace) -> bool:
 
 @dataclass
 class Load:
-    """What a steady load has seen."""
+    """The responses to a steady load."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
@@ -154,7 +154,7 @@ class Load:
         return failures | ({"broken": len(self.broken)} if self.broken else {})
 
     async def more(self, requests: int) -> None:
-        """Return when so many more requests have been answered."""
+        """Wait until so many more requests have been answered."""
         goal = self.sent + requests
         await until(lambda: self.sent >= goal, f"{requests} more requests", timeout_s=60)
 

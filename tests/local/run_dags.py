@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Run a DAG for each line of stdin until it ends."""
     from airflow.dag_processing.dagbag import DagBag
 
     answers = os.fdopen(3, "w", buffering=1)

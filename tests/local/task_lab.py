@@ -22,7 +22,7 @@ processes.set_forkserver_preload(["controlled_rollout.task_group", "controlled_r
 
 @dataclass
 class TaskInstance:
-    """What a task asks of its task instance."""
+    """The attributes and XComs of a task instance, as far as tasks use them."""
 
     run_id: str
     task_id: str
@@ -37,7 +37,7 @@ class TaskInstance:
 
 
 def context(ti: TaskInstance) -> "Context":
-    """Return what Airflow hands to `execute`, as far as our tasks use it."""
+    """Return the context that Airflow passes to `execute`, as far as the provider's tasks use it."""
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
     content = {"ti": ti, "outlet_events": OutletEventAccessors(), "dag": SimpleNamespace(folder="/")}
@@ -46,7 +46,7 @@ def context(ti: TaskInstance) -> "Context":
 
 @dataclass(frozen=True)
 class Task:
-    """An operator and its arguments, as a child process can be told them."""
+    """An operator and its arguments, in a form that can be sent to a child process."""
 
     operator: str
     task_id: str

@@ -123,7 +123,7 @@ def export(*spans: dict[str, Any]) -> bytes:
 
 @contextmanager
 def stores(data: Path) -> Iterator[Callable[..., Process]]:
-    """Give a function that starts stores; they end with the block."""
+    """Yield a function that starts stores, which end with the block."""
     processes: list[Process] = []
 
     def start_store(*args: Any, **kwargs: Any) -> Process:

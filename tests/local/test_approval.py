@@ -1,4 +1,4 @@
-"""A person is asked when a gate has waited long enough, by a real Airflow, and answers through its API."""
+"""The approval task on a real Airflow: a person is asked after the gate's time, and answers through the API."""
 
 import asyncio
 import json
@@ -61,20 +61,20 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
         yield server
     finally:
         await server.close()
-        # Whether it goes when it is asked to is Airflow's matter; that nothing is left is ours.
+        # Not tested here: that Airflow ends by itself. Nothing of it may be left.
         processes.end(started, grace_s=20)
         assert not processes.is_running(started)
 
 
 async def open_question(api: Airflow, run: str) -> dict[str, Any] | None:
-    """Return the question that waits for an answer, if there is one."""
+    """Return the open question of a run; None if there is none."""
     answer = await api._client.get(f"/api/v2/dags/ask/dagRuns/{run}/hitlDetails")
     details = answer.raise_for_status().json()["hitl_details"]
     return next((question for question in details if not question["response_received"]), None)
 
 
 async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], str, dict[str, str | None]]:
-    """Answer, as a person would who needs some seconds to read, and wait until the run has ended.
+    """Answer the question after some seconds, as a person would, and wait until the run has ended.
 
     An answer that comes before Airflow has noticed that the worker has parked its task is lost to it.
     """

@@ -1,4 +1,4 @@
-"""The command line on a real local workspace: a whole rollout by hand, and what it prints."""
+"""The command line on a real local workspace: a whole rollout by hand, and its output."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The shipped DAGs, each run with `dag.test()`; a promotion under load is the demo's (test_demo.py)."""
+"""The shipped DAGs, run with `dag.test()`. The demo tests a promotion under load (test_demo.py)."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ class Dags:
 
 @cache
 def migrate_database() -> None:
-    """Give the session's Airflow its database, once."""
+    """Create the database of the session's Airflow, once."""
     migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
     done = subprocess.run(migrate, env=os.environ | {"AIRFLOW_HOME": str(HOME)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def dags(lab: Lab) -> Iterator[Dags]:
 
 @pytest.fixture(scope="module")
 def first(dags: Dags) -> dict[str, Any]:
-    """What the first deployment of the digits came to."""
+    """The result of the first run of the DAG: the first version of the digits."""
     return dags.run("retrain_and_deploy", **QUICK, part="first")
 
 

@@ -1,4 +1,4 @@
-"""The reader, over the wire, against the real store."""
+"""The evidence reader over HTTP against the real telemetry store."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What a gate makes of a real store that is told to go wrong: it waits. Nothing passes, fails or counts as zero."""
+"""Looks at a real store with faults: the gate waits, and nothing passes, fails or counts as zero."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def process(faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def just_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test has sent a moment before counts as read: elsewhere a row may become visible after its arrival."""
+    """Count rows that a test has just sent as visible; in production a row may become visible after its arrival."""
     monkeypatch.setattr(shared_module, "ARRIVAL_OVERLAP", timedelta(0))
 
 
@@ -51,7 +51,7 @@ def rounds_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tell(faults: Path) -> Iterator[Callable[..., None]]:
-    """Tell the store what to do wrong."""
+    """Return a function that sets the store's faults."""
 
     def write(**fault: Any) -> None:
         draft = faults.with_suffix(".new")
@@ -63,7 +63,7 @@ def tell(faults: Path) -> Iterator[Callable[..., None]]:
 
 
 def fill(process: Process, endpoint: str, *, bad: bool = False) -> None:
-    """Two minutes of baseline, two minutes of a rollout at 25 %."""
+    """Send two minutes of baseline and two minutes of a rollout at 25 %."""
     spans = [{"at": STARTED + n * S / 2, "ms": 10.0 + n % 7, "endpoint": endpoint} for n in range(-240, 240)]
     spans += [
         {
@@ -87,7 +87,7 @@ def query(endpoint: str, *, seconds: float = 123, **changes: Any) -> EvidenceQue
 
 
 class Counting(LogAnalyticsEvidence):
-    """The same reader, counting the queries that go through it."""
+    """A reader that counts its queries."""
 
     def __init__(self, process: Process) -> None:
         reader_ = source(process)

@@ -1,4 +1,4 @@
-"""Images built for real: uv, virtual environments, processes that are killed, disks that are full."""
+"""Builds of local images with uv: virtual environments, killed processes, full disks."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ DEADLINE_S = 120
 
 @dataclass(frozen=True)
 class Project:
-    """A source folder, the cache that its image is in, and what the build progress_lines."""
+    """A source folder, the cache with its image, and the progress lines of the build."""
 
     source: Path
     cache: Path
@@ -47,7 +47,7 @@ def entries(cache: Path, kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The scoring runtime's own requirements alone: the least that a version can have."""
+    """The smallest image that a version can have: the scoring runtime's own requirements."""
     folder = tmp_path_factory.mktemp("built")
     source = write_source(folder / "source")
     lines: list[str] = []
@@ -147,7 +147,7 @@ async def test_the_image_changes_with_source_entry_script_and_model_version(buil
 
 
 def link_environment(built: Project, cache: Path) -> Path:
-    """Return a cache that has nothing but a link to the environment that was built."""
+    """Return a cache that contains only a link to an environment that was built."""
     environment = load_local_image(built.reference, built.cache).python.parents[1]
     (cache / "environments").mkdir(parents=True)
     (cache / "environments" / environment.name).symlink_to(environment)

@@ -1,4 +1,4 @@
-"""The local target when something dies, is taken, or is full: what is replaced, what is refused, what is left."""
+"""Failures of the local target: killed processes, ports in use, full disks."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 async def answers(url: str, key: str) -> int | None:
-    """Return the status of one request on a connection of its own; None if nobody takes it."""
+    """Return the status of one request on a connection of its own; None if the connection fails."""
     async with httpx.AsyncClient(timeout=20) as caller:
         try:
             return (await caller.post(url, json={}, headers={"Authorization": f"Bearer {key}"})).status_code
@@ -138,7 +138,7 @@ async def test_second_supervisor_on_a_folder_is_refused(lab: Lab, capsys: pytest
 
 
 async def _of(lab: Lab, endpoint: str) -> dict[str, int]:
-    """Return an endpoint's processes and those of the workspace itself; what other tests have left may come and go."""
+    """Return the processes of an endpoint and of the workspace itself, without those of other tests' endpoints."""
     pids = await lab.target.processes()
     return {name: pid for name, pid in pids.items() if name.startswith(f"{endpoint}/") or "/" not in name}
 

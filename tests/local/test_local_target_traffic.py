@@ -1,4 +1,4 @@
-"""The local target with a real Envoy and real replicas: what only this target promises; see tests/conformance."""
+"""Promises of the local target alone, with a real Envoy and real replicas; the others are in tests/conformance."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ async def caller() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str, dict[str, str]]:
-    """Serve an endpoint with one version; return it, its URL and the header that opens it."""
+    """Serve an endpoint with one version; return it, its URL and the header with its key."""
     endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), is_control=True, **settings)
     stored, status = await lab.serve(endpoint)
     keys = await lab.target.keys(name)

@@ -1,4 +1,4 @@
-"""Models from elsewhere, for real: blobs in Azurite, a registry of MLflow's, a file server, a small disk."""
+"""Models from remote addresses: blobs in Azurite, an MLflow registry, a file server, a small disk."""
 
 import asyncio
 import http.server
@@ -32,7 +32,7 @@ def kept(cache: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A container of blobs; who may read it is in the environment, as adlfs reads it."""
+    """A container of blobs, with its credentials in the environment, where adlfs reads them."""
     from azure.storage.blob import BlobServiceClient
 
     with serving_blobs(tmp_path_factory.mktemp("azurite")) as connection, pytest.MonkeyPatch.context() as patch:
@@ -87,7 +87,7 @@ async def test_a_missing_blob_is_an_error(blobs: Any, tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Give a folder that is a disk of its own."""
+    """Mount a small disk and yield its folder."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=True)
     try:
@@ -123,7 +123,7 @@ async def test_two_builds_at_once_fetch_a_model_once(blobs: Any, tmp_path: Path)
 
 @contextmanager
 def serving_files(folder: Path, *, promised: int | None = None) -> Iterator[str]:
-    """Serve a folder over http; with `promised`, every file ends before the length that was progress_lines of it."""
+    """Serve a folder over HTTP; with `promised`, every file ends before its Content-Length."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def end_headers(self) -> None:
@@ -134,7 +134,7 @@ def serving_files(folder: Path, *, promised: int | None = None) -> Iterator[str]
             super().send_header(name, str(promised) if promised and name == "Content-Length" else value)
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -175,7 +175,7 @@ without_its_warnings = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADepr
 
 @pytest.fixture(scope="module")
 def mlflow_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A registry of MLflow's with one version of a model, also called `champion`."""
+    """An MLflow registry with one version of a model, which has the alias `champion`."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")

@@ -1,4 +1,4 @@
-"""The record in Azure Blob Storage, for workers that share no disk: the same lines, by a real Azurite."""
+"""The record in Azure Blob Storage (Azurite), for workers that share no disk: the same lines as in files."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every task of a `ControlledRollout`, executed one by one on a real local workspace: what each logs and does."""
+"""Every task of a `ControlledRollout`, executed one by one on a real local workspace: its log and its effect."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ APPROVED = {
 
 @dataclass
 class Log:
-    """Keeps what a task logs."""
+    """Keeps the log lines of a task."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -93,11 +93,11 @@ class Run:
         return task
 
     def execute(self, name: str) -> str:
-        """Execute a task as a worker would, keep its result, and return what it has logged."""
+        """Execute a task as a worker would, keep its result, and return its log."""
         return self._log(name, lambda task, context: task.execute(context))
 
     def answer(self, name: str, event: dict[str, Any]) -> str:
-        """Go on with a task that has asked a person."""
+        """Continue a task that has asked a person, with the answer."""
         return self._log(name, lambda task, context: task.execute_complete(context, event))
 
     def skip(self, name: str) -> str:

@@ -29,15 +29,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def quiet(line: str) -> None:
-    """Progress that nobody watches."""
+    """Discard progress lines."""
 
 
 class Killed(BaseException):
-    """What a task's process would not live to see."""
+    """Stands for the end of a task's process."""
 
 
 class DyingTarget:
-    """The real target, until the call at which the task dies: before it is sent, or before its answer is read."""
+    """The real target, except that the task dies at one call: before it is sent, or before its answer is read."""
 
     def __init__(self, target: Target, deaths: "Deaths") -> None:
         self._target = target
@@ -54,7 +54,7 @@ class DyingTarget:
 
 
 class Deaths:
-    """Lets every moment before and after a change pass once, then kills there."""
+    """Kills at every moment before and after a change, one after the other."""
 
     def __init__(self) -> None:
         self.survived = 0
@@ -69,7 +69,7 @@ class Deaths:
 
 
 async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
-    """Everything that a run does, each step from its beginning, as a retried task would."""
+    """Run all steps of a rollout, each from its beginning, as retried tasks would."""
     who = f"{OWNER}/task"
     common: dict[str, Any] = {"change": Change(who=who), "timeout": DEADLINE, "progress": quiet}
     new = await lab.target.endpoint(endpoint)
@@ -201,7 +201,7 @@ async def test_look_that_cannot_be_recorded_makes_no_decision(lab: Lab) -> None:
     )
     full = lab.workspace.records_folder / "unkept.jsonl"
     full.unlink()
-    full.mkdir()  # nobody can append to it, whoever they are
+    full.mkdir()  # a folder: appending to it fails for every user
 
     look = await looks.look(lab.workspace, lab.target, "unkept", "new", gate=Gate(), who="d/1/gate", owner="d/1")
 

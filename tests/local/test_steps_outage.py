@@ -1,4 +1,4 @@
-"""A target that is away in the middle of a step only delays it: the supervisor is killed, and started again."""
+"""Outages of the target in the middle of a step: the supervisor is killed, and started again."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 class LosingTarget:
-    """The real target, whose supervisor dies before a change is sent, or before its answer is read."""
+    """The real target, whose supervisor is killed before a change is sent, or before its answer is read."""
 
     def __init__(self, target: Target, lab: Lab, *, before: bool) -> None:
         self._target = target

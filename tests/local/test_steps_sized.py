@@ -1,4 +1,4 @@
-"""Traffic moves only to versions that are large enough for it, and goes back whatever their size; under real load."""
+"""Scaling under real load: traffic moves only to versions that are large enough, and back to versions of any size."""
 
 import time
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def flag_of(lab: Lab) -> Path:
-    """While this file is there, no replica that starts becomes ready."""
+    """Return the file whose existence keeps new replicas from becoming ready."""
     return lab.folder / "no-replica-comes"
 
 
@@ -63,7 +63,7 @@ async def measured(lab: Lab, endpoint: str, *, part: float = 0.6) -> bool:
 
 
 async def under_load(lab: Lab, endpoint: str) -> Any:
-    """Return the load generator of an endpoint that has its first version."""
+    """Serve the first version of an endpoint and yield a steady load on it."""
     return steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=RATE)
 
 

@@ -1,4 +1,4 @@
-"""The telemetry store as a real process, spoken to by the unmodified Azure client."""
+"""The telemetry store as a real process, queried by the unmodified Azure client."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What `pip install` gives: the provider, its entry points, and the scoring runtime that versions need."""
+"""The content of the wheel: the provider, its entry points, and the scoring runtime."""
 
 import subprocess
 import zipfile

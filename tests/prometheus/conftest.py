@@ -1,4 +1,4 @@
-"""The tests with a real Prometheus need the program."""
+"""Fixtures of the tests with a real Prometheus."""
 
 import pytest
 

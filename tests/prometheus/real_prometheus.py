@@ -1,4 +1,4 @@
-"""Debian's Prometheus on a port of its own, and a way for it to an Envoy whose counters lie behind a unix socket."""
+"""A real Prometheus from Debian's package, and a proxy for it to an Envoy whose counters are on a unix socket."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextmanager
 def forwarding(path: Path) -> Iterator[int]:
-    """Let a port lead to a unix socket."""
+    """Forward a TCP port to a unix socket."""
     loop = asyncio.new_event_loop()
     ports: list[int] = []
     listening = threading.Event()
@@ -79,7 +79,7 @@ def forwarding(path: Path) -> Iterator[int]:
 
 @dataclass
 class RunningPrometheus:
-    """A Prometheus that answers."""
+    """A running Prometheus."""
 
     url: str
     targets: tuple[str, ...]
@@ -94,12 +94,12 @@ class RunningPrometheus:
 def scraping(
     folder: Path, *targets: str, interval: str = "500ms", own_port: int | None = None
 ) -> Iterator[RunningPrometheus]:
-    """Scrape Envoys in the block.
+    """Run a Prometheus that scrapes Envoys in the block.
 
     Args:
-        folder: For its files; what it knows is kept in it from one to the next.
+        folder: For its files; a later Prometheus with the same folder has the same samples.
         targets: Their addresses.
-        interval: How often it is asked.
+        interval: How often it scrapes.
         own_port: Where Prometheus listens; None takes a free one.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Documents that are attached to an image, as any client of a registry finds them."""
+"""Documents that are attached to an image, found by the referrers tag, as any client of a registry would."""
 
 import json
 

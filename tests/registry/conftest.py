@@ -1,4 +1,4 @@
-"""What the tests of images in registries need: real registries, a base image, and one environment image, built once."""
+"""Fixtures of the tests of images in registries: registries, a base image, one environment image, built once."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class Built:
     """A project folder, and the image that was built of it.
 
     Attributes:
-        registry: A registry with a prefix that has the environment's image; nobody pushes there again.
+        registry: A registry with a prefix that has the environment's image; later tests do not push there.
         progress_lines: The lines that the build reported.
     """
 
@@ -66,7 +66,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]
 
 @pytest.fixture(scope="session")
 def built(programs: None, stock: RunningRegistry, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """An image with the least that a version can have, built while the machine's settings hold a secret."""
+    """The smallest image that a version can have, built while the environment variables hold a secret."""
     folder = tmp_path_factory.mktemp("built")
     source = write_source(folder / "source")
     base = base_image(stock.address)
@@ -97,7 +97,7 @@ def registry(tmp_path: Path) -> Iterator[RunningRegistry]:
 
 @pytest.fixture
 def start_registry(tmp_path: Path) -> Iterator[Start]:
-    """Start empty registries with settings of one's own."""
+    """Return a function that starts empty registries with given settings."""
     with ExitStack() as running:
         yield lambda **settings: running.enter_context(serving(tmp_path / "registry", **settings))
 

@@ -1,4 +1,4 @@
-"""A vulnerability service on this machine that speaks OSV's query protocol, with what a test says is known.
+"""A vulnerability service on loopback with OSV's query protocol and the vulnerabilities that a test sets.
 
 https://google.github.io/osv.dev/post-v1-query/
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class OsvService:
-    """A service that answers.
+    """A running vulnerability service.
 
     Attributes:
         url: Its query address.
@@ -45,7 +45,7 @@ def vulnerability(package: str, name: str, *aliases: str, fixed: str) -> dict[st
 
 @contextmanager
 def osv_service() -> Iterator[OsvService]:
-    """Serve in the block."""
+    """Run the service in the block."""
     service = OsvService()
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,7 +62,7 @@ def osv_service() -> Iterator[OsvService]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""Debian's docker-registry on a port of its own, with what it stores in a folder."""
+"""A real registry: Debian's docker-registry on a port of its own, with its storage in a folder."""
 
 import contextlib
 import http.client
@@ -19,7 +19,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 @dataclass(frozen=True)
 class RunningRegistry:
-    """A registry that answers.
+    """A running registry.
 
     Attributes:
         address: Host and port.
@@ -45,7 +45,7 @@ class RunningRegistry:
         return manifest
 
     def files(self) -> dict[str, int]:
-        """What it keeps, and when each was written."""
+        """Return all stored files with their modification times."""
         return {str(path): path.stat().st_mtime_ns for path in self.storage.rglob("*") if path.is_file()}
 
 

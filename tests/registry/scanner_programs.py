@@ -1,4 +1,4 @@
-"""Scanners, and small vulnerability databases for them, made by hand with their own writers.
+"""Real scanners, and small vulnerability databases for them, made with the scanners' own writers.
 
 `make lab` compiles Grype. Trivy is used where it is on the PATH, and `make lab` has compiled the program that makes its
 database.
@@ -26,7 +26,7 @@ BOOKWORM = {"system": "debian", "major": "12", "codename": "bookworm"}
 
 @dataclass(frozen=True)
 class Scanner:
-    """A real scanner that has no database yet, and nowhere to get one from.
+    """A real scanner without a database, and without a source for one.
 
     Attributes:
         name: The program's.
@@ -37,7 +37,7 @@ class Scanner:
     database: Path
 
     def knows(self, built: datetime, vulnerabilities: list[dict[str, Any]]) -> None:
-        """Give it a database.
+        """Create the scanner's database with these vulnerabilities.
 
         Args:
             built: When it says that it was built.

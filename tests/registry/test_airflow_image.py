@@ -21,7 +21,7 @@ SECRET = "secret-of-the-index"
 
 
 class Storage:
-    """Images and containers of buildah in a folder of their own."""
+    """buildah's images and containers, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ def test_build_secrets_are_not_in_the_airflow_image(storage: Storage, image: str
 def test_package_with_another_hash_is_not_installed(
     stock: RunningRegistry, storage: Storage, image: str, tmp_path: Path
 ) -> None:
-    """The hashes count: as if somebody had put another httpx on the index."""
+    """The hashes are checked: another file for httpx on the index is refused."""
     import re
     import shutil
 

@@ -1,4 +1,4 @@
-"""Bills of materials for real: what an image's layers hold, attached to it in its registry."""
+"""Bills of materials of real images: read from the layers, attached in the registry."""
 
 import json
 import socket
@@ -112,7 +112,7 @@ async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
 
 @pytest.fixture
 def listing(tmp_path: Path) -> Iterator[str]:
-    """The address of an empty registry that lists what refers to an image by itself."""
+    """The address of an empty registry with the referrers API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -136,7 +136,7 @@ async def test_no_referrers_tag_on_a_registry_with_the_referrers_api(built: Buil
     async with RegistryClient() as client:
         source, manifest = await image_of(client, built.reference)
         smallest = min(manifest.layers, key=lambda layer: layer.size)
-        # As much of the image as the registry asks for.
+        # The least of an image that the registry accepts.
         for blob in (smallest, manifest.config):
             await client.copy_blob(source, repository, blob)
         await client.put_manifest(repository, "1", manifest)

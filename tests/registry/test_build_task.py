@@ -1,4 +1,4 @@
-"""The task with a real Airflow and registries that ask for a password: it comes from a connection and stays secret."""
+"""The build task on a real Airflow, with registries whose password comes from a connection and stays secret."""
 
 import json
 from base64 import b64encode
@@ -27,7 +27,7 @@ Run = Callable[..., tuple[dict[str, Any], str]]
 
 @pytest.fixture(scope="module")
 def runner(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Dags, Path]]:
-    """A process that runs the DAG, and what it logs."""
+    """A process that runs the DAG, and its log."""
     folder = tmp_path_factory.mktemp("build")
     (folder / "dags").mkdir()
     (folder / "dags" / "build.py").write_text(DAG.format(source=str(built.source)))
@@ -40,7 +40,7 @@ def runner(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
 @pytest.fixture
 def run(runner: tuple[Dags, Path], built: Built, tmp_path: Path) -> Run:
-    """Run a DAG that builds, with the given settings and connections; return its end and everything it logged."""
+    """Run a DAG that builds an image, with the given settings and connections; return its state and its log."""
     dags, log = runner
 
     def run(settings: dict[str, str], **connections: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -58,7 +58,7 @@ def run(runner: tuple[Dags, Path], built: Built, tmp_path: Path) -> Run:
 
 
 def kept() -> bytes:
-    """Everything that Airflow keeps in its database and its logs."""
+    """Return the content of Airflow's database and logs."""
     return b"".join(path.read_bytes() for path in HOME.rglob("*") if path.is_file())
 
 

@@ -1,4 +1,4 @@
-"""Images built for real: buildah, registries, builds that are cancelled and killed."""
+"""Builds of container images with buildah: registries, cancelled and killed builds."""
 
 import asyncio
 import gzip
@@ -101,7 +101,7 @@ def test_no_secret_or_path_of_the_build_machine_is_in_the_image(built: Built, st
 
 @contextmanager
 def unpacked(reference: ImageReference, cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Give the root folder of an image and its configuration."""
+    """Mount an image; yield its root folder and its configuration."""
     buildah = ["buildah", f"--root={cache / 'root'}", f"--runroot={cache / 'run'}"]
 
     def call(*arguments: str) -> str:

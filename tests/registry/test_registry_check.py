@@ -1,4 +1,4 @@
-"""The check before a rollout, at a real registry that asks for a user."""
+"""The registry check before a rollout, at a real registry that needs a user."""
 
 from pathlib import Path
 

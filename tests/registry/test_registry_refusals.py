@@ -1,4 +1,4 @@
-"""Registries that ask who one is, that refuse, and that do not hold what they promise."""
+"""Registries with users, registries that refuse, and registries with corrupt content."""
 
 import json
 import os
@@ -127,7 +127,7 @@ def certificate(folder: Path, host: str) -> dict[str, str]:
 
 
 def own_address() -> str:
-    """An address of this machine that is not loopback: https is spoken with it."""
+    """Return an address of this machine that is not loopback: registries there are used with https."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family.name == "AF_INET" and not address.address.startswith("127."):
@@ -152,7 +152,7 @@ async def test_a_registry_with_private_certificates_is_trusted_by_ssl_cert_file(
 
 
 class TokenService(ThreadingHTTPServer):
-    """Gives the token that a registry asks for, to the robot with its password only."""
+    """Issues the tokens that a registry requires, to the user robot only."""
 
     def __init__(self, key: Path, chain: Path) -> None:
         super().__init__(("127.0.0.1", 0), TokenHandler)

@@ -1,4 +1,4 @@
-"""Registries that fill up, that go away in the middle, and models that are bigger than the disk."""
+"""Registries that fill up or stop in the middle of a push, and models that are larger than the disk."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ BIG_BYTES = 10_000_000_000
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Give a folder that holds no more than `size`."""
+    """Mount a disk of `size` and yield its folder."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
@@ -82,7 +82,7 @@ async def test_a_model_of_10_gb_needs_no_room_on_the_worker_and_a_registry_with_
 
 
 class Cutting(ThreadingHTTPServer):
-    """In front of a registry: ends the connection in the middle of the first big upload."""
+    """A proxy in front of a registry that ends the connection in the middle of the first large upload."""
 
     daemon_threads = True
 
@@ -125,7 +125,7 @@ class Cutter(BaseHTTPRequestHandler):
         connection.close()
 
     def _forward_half(self, length: int) -> None:
-        """Give the registry the first half of an upload, and then nothing more."""
+        """Forward the first half of an upload, and close the connection."""
         import socket
 
         host, _, port = self.server.registry.partition(":")

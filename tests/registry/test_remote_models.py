@@ -1,4 +1,4 @@
-"""Images of models that are elsewhere: what is fetched is what the layer holds, and what cannot be leaves no tag."""
+"""Images with models from remote addresses: the layer holds the fetched files; a failed fetch leaves no tag."""
 
 import io
 import os

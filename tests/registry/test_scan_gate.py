@@ -1,4 +1,4 @@
-"""The scan gate for real: an image in a registry, scanners with databases of ours, pip-audit with an OSV service."""
+"""The scan gate: an image in a registry, real scanners with small databases, pip-audit with an OSV service."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ def scanner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace's folder, in which the image's layers have been read after the first test."""
+    """The folder of a workspace; its cache has the image's layers after the first test."""
     return tmp_path_factory.mktemp("workspace")
 
 
@@ -181,7 +181,7 @@ async def test_hanging_scanner_is_killed_after_its_timeout(
 
 
 def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program of the scanner's name before all others."""
+    """Put a program with the scanner's name first on the PATH."""
     place = folder / "bin"
     place.mkdir()
     (place / "grype").write_text(f"#!/bin/sh\n{script}\n")

@@ -1,4 +1,4 @@
-"""Which addresses belong to this machine."""
+"""The addresses of this machine."""
 
 import socket
 
@@ -8,7 +8,7 @@ from controlled_rollout.addresses import is_loopback, is_this_machine
 
 
 def interface_address() -> str:
-    """The address under which other machines know this one; where there are none, the loopback one."""
+    """Return an address of this machine that other machines can reach; without a network the loopback one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
         try:
             unsent.connect(("203.0.113.1", 9))

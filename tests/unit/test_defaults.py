@@ -1,4 +1,4 @@
-"""One default for one thing: wherever the same argument is taken, leaving it out means the same."""
+"""The same argument has the same default everywhere: in tasks, commands and steps."""
 
 import argparse
 import inspect
@@ -52,7 +52,7 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
 
 
 def given(default: Any) -> Any:
-    """Return a default; an empty collection is as good as None."""
+    """Return a default; an empty collection counts as None."""
     return default or None if isinstance(default, (tuple, list, dict)) else default
 
 

@@ -1,4 +1,4 @@
-"""The rules of section C: what an endpoint allows, what it refuses, and that a refusal changes nothing."""
+"""The rules of an endpoint: what it allows, what it refuses, and that a refusal changes nothing."""
 
 import math
 from datetime import UTC, datetime
@@ -226,7 +226,7 @@ flags = st.sampled_from([None, True, False])
 
 
 class AnySequenceOfCalls(RuleBasedStateMachine):
-    """Whatever is asked for in whatever order, the rules hold and a refused call leaves the value as it was."""
+    """In any order of calls the rules hold, and a refused call changes nothing."""
 
     @initialize()
     def begin(self) -> None:

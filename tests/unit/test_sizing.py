@@ -1,4 +1,4 @@
-"""How many replicas a load needs, and which versions are too small for the share that they are to get."""
+"""The replicas that a load needs, and the versions that are too small for their next share."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ shares = st.floats(0, 100)
 
 
 def endpoint(share: float = 0.0, **settings: Any) -> Endpoint:
-    """A control `old`, and `new` with a share of the traffic."""
+    """Return an endpoint with a control `old`, and `new` with a share of the traffic."""
     made = Endpoint(name="digits").create_version("old", is_control=True)
     return made.create_version("new", traffic_percentile=share, **settings)
 

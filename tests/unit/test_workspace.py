@@ -1,4 +1,4 @@
-"""Where a workspace keeps what it builds."""
+"""The folders of a workspace."""
 
 from pathlib import Path
 

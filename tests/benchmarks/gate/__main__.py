@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def simulate(runs: int, processes: int, only: str) -> None:
-    """Run all cells and keep what they came to."""
+    """Run all cells and store their results."""
     begin = time.monotonic()
     wanted = [index for index, cell in enumerate(CELLS) if only in cell.name]
     jobs = [(index, part) for index in wanted for part in range(-(-runs // CHUNK))]

@@ -145,7 +145,7 @@ def _columns(cell: Chunk, rule: str) -> Iterator[str]:
 
 
 def _requirements(cells: Sequence[Chunk]) -> Iterator[str]:
-    """Yield what the gate has to reach, and whether it does."""
+    """Yield each requirement of the gate, and whether it is met."""
     named = {cell.cell: cell for cell in cells}
     yield "## Requirements\n"
     yield from _header("", "required", "measured", "")

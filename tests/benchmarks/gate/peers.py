@@ -1,4 +1,4 @@
-"""What other tools' rules decide on the same traffic, from their own documentation and source.
+"""The rules of other tools on the same traffic, from their own documentation and source.
 
 Each returns the minute after which it rolls the treatment back. They promote what they have not rolled back by the end.
 """

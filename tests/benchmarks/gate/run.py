@@ -1,4 +1,4 @@
-"""One chunk of a cell under every rule, in a process of its own; and what the chunks add up to."""
+"""One chunk of a cell under every rule, in a process of its own, and the sum of all chunks."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ CHECKED_RUNS = 10
 
 @dataclass(frozen=True)
 class Chunk:
-    """What some runs of a cell came to.
+    """The results of some runs of a cell.
 
     Attributes:
         cell: The cell's name.

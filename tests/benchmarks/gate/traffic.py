@@ -1,4 +1,4 @@
-"""Simulated rollouts: what the metric store would count in every minute, for thousands of runs at once.
+"""Simulated rollouts: the counts of every minute, for thousands of runs at once.
 
 Durations are drawn into the buckets of a histogram, as metric stores keep them. The edges contain control's quantiles
 and the same times 1.05, so the gate's counts are exact; the other rules read quantiles and means off the buckets.

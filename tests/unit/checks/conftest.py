@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is taken and does not listen: nobody else can begin to."""
+    """Return a port that is bound and does not listen: connections are refused, and no other process can use it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What the checks of a cluster make of its answers. On a real cluster: tests/cluster."""
+"""The checks of a cluster, from its answers. On a real cluster: tests/cluster."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the check tells apart. On a real cluster: tests/cluster; on a real local workspace: tests/local."""
+"""The causes that the check distinguishes. On a real cluster: tests/cluster; on a real local workspace: tests/local."""
 
 import asyncio
 from pathlib import Path

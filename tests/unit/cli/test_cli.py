@@ -1,4 +1,4 @@
-"""The command line: what it refuses and how it says so. What it does is tested on a real workspace, in tests/local."""
+"""The command line: its arguments and its errors. Its effects are tested on a real workspace, in tests/local."""
 
 import argparse
 import getpass

@@ -1,4 +1,4 @@
-"""Who the caller of the command line is to the registries."""
+"""The credentials of the command line for registries."""
 
 import base64
 import json

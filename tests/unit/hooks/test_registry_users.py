@@ -1,4 +1,4 @@
-"""Which user a task is to which registry. With Airflow and real registries: tests/registry/test_build_task.py."""
+"""The credentials of a task for registries. With Airflow and real registries: tests/registry/test_build_task.py."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which builder a workspace has."""
+"""The choice of a workspace's builder."""
 
 import pytest
 

@@ -36,7 +36,7 @@ def left_over(cache: Cache) -> list[str]:
 
 
 def environment(root: Path, key: str) -> Path:
-    """An environment as far as the cache looks: an interpreter that can be executed."""
+    """Create an environment as far as the cache checks it: an executable interpreter."""
     python = root / "environments" / key / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)

@@ -1,4 +1,4 @@
-"""A target in memory: stores revisions as the real ones do, and is ready and served at once unless told otherwise."""
+"""A target in memory: stores revisions as the real ones do; all versions are ready and served at once."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from controlled_rollout.workspace import Workspace
 
 
 class MemoryTarget:
-    """Endpoints that live in this object.
+    """A target that keeps its endpoints in this object.
 
     Attributes:
         openings: How often it was opened.

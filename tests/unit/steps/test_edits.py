@@ -1,4 +1,4 @@
-"""What each step makes of an endpoint, and what it refuses."""
+"""The edits of each step: the next endpoint, or a refusal."""
 
 from datetime import UTC, datetime
 

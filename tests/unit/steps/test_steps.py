@@ -1,4 +1,4 @@
-"""The steps, on a target in memory: what they share, and what is special about each."""
+"""The steps on a target in memory: their common skeleton, and the particulars of each."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Envoy's counters: what its text says, and the load that two texts make."""
+"""Envoy's counters: parsing, and the load between two readings."""
 
 from dataclasses import replace
 

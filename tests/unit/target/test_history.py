@@ -1,4 +1,4 @@
-"""What an endpoint's revisions say about the creation and the promotion of a version."""
+"""The creation and the promotion of a version, from the endpoint's revisions."""
 
 from datetime import UTC, datetime, timedelta
 

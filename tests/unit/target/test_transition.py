@@ -17,13 +17,13 @@ def endpoint(*percentiles: float, default: str = "one") -> Endpoint:
 
 
 def split(*percent: float, default: str = "one") -> Split:
-    """A split that is served, by its percentages."""
+    """Return a complete split with these percentages."""
     weights = {name: round(share * WEIGHT_TOTAL / 100) for name, share in zip(NAMES, percent, strict=False)}
     return Split(weights, default, complete=True)
 
 
 def allowed(wanted: Endpoint, served: Split, *ready: str, live: set[str] | None = None) -> tuple[dict[str, float], str]:
-    """The shares in per cent, without those of nothing, and the default."""
+    """Return the allowed shares in per cent, without zeros, and the default."""
     result = allowed_split(wanted, served=served, ready=ready, live=set(ready) if live is None else live)
     return {
         name: weight * 100 / WEIGHT_TOTAL for name, weight in result.weights.items() if weight
@@ -145,7 +145,7 @@ def endpoints(draw: st.DrawFn) -> Endpoint:
 
 @st.composite
 def splits(draw: st.DrawFn) -> Split:
-    """What was served before: the split of some other revision, or none."""
+    """Draw the split that was served before: of some other revision, or none."""
     before = draw(st.none() | endpoints())
     return CLOSED if before is None else split_of(before)
 

@@ -1,4 +1,4 @@
-"""Waiting: what ends it, what it says, and that it outlasts a target that is away for a while."""
+"""Waiting for a version or a revision: what ends it, its progress messages, and outages of the target."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -52,7 +52,7 @@ def status(
 
 
 class Play:
-    """A target that is, one after the other, what the script says, and stays at the last; an error ends a watch."""
+    """A target whose watches yield scripted states; the last one stays, an error ends a watch."""
 
     def __init__(self, *script: EndpointStatus | Exception, leisure: EndpointStatus | None = None) -> None:
         self.watches = 0

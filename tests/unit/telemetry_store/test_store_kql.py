@@ -1,4 +1,4 @@
-"""KQL -> SQL: what is read, what is refused."""
+"""Translation of KQL to SQL, and the queries that are refused."""
 
 import json
 from collections.abc import Iterator

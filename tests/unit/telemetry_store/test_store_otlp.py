@@ -1,4 +1,4 @@
-"""Spans -> rows."""
+"""Conversion of spans to rows."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""App Insights envelopes -> rows."""
+"""Conversion of App Insights envelopes to rows."""
 
 import json
 from datetime import timedelta

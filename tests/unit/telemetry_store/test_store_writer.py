@@ -1,4 +1,4 @@
-"""The buffer before the disk: what is accepted is written, seen, bounded and in time deleted."""
+"""The buffer before the disk: accepted rows are written, visible, bounded, and deleted after the retention."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Azure's management of a registry, as far as builds ask for it: answers as its reference writes them down.
+"""A fake of Azure's management API of a registry, as far as builds use it; its answers follow Microsoft's reference.
 
 There is no Azure where the tests run. The client is the real one; its requests go to this server.
 """
@@ -21,12 +21,12 @@ ACR_ID = ROOT
 
 @dataclass
 class Management:
-    """The requests that came, and the answers to give.
+    """The requests so far, and the answers to give.
 
     Attributes:
         statuses: The run's status at each look; the last one stays.
         logs: What has been written to the log by then.
-        running: The status of a run that somebody has begun already.
+        running: The status of a run that another worker has begun already.
         refuse: An answer to everything, as status and error code.
     """
 
@@ -173,7 +173,7 @@ class Identity(AbstractAsyncContextManager["Identity"]):
 
 @contextmanager
 def answering(at: Management) -> Iterator[Any]:
-    """Serve in the block; give the transport that leads there, whatever address is asked for."""
+    """Run the fake in the block; yield a transport that sends every request to it, for any address."""
     from azure.core.pipeline.transport import AioHttpTransport
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""Builds by ACR Tasks: the real client of Azure's management, answered as Microsoft's reference says. No Azure here."""
+"""Builds by ACR Tasks: the real client, with a fake of Azure's management API."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ REQUEST = BuildRequest(
 
 @pytest.fixture(autouse=True)
 def small_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program that installs is big, and nothing of these tests."""
+    """Replace uv, which is large, by a small file."""
     uv = tmp_path / "uv"
     uv.write_bytes(random.Random(1).randbytes(1_500_000))
     monkeypatch.setattr(build_context, "find_uv", lambda: str(uv))

@@ -1,4 +1,4 @@
-"""What of this machine's settings a build may know, as secrets."""
+"""The settings of this machine that a build gets as secrets."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where models may come from: what is an address, what is a path, and what is refused before anybody is asked."""
+"""Sources of models: addresses, paths, and what is refused before any request."""
 
 import asyncio
 import json

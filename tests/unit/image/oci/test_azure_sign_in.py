@@ -1,4 +1,4 @@
-"""The exchange of an identity's token for a registry's, as Microsoft documents it. Entra ID cannot run here."""
+"""The exchange of an Entra ID token for a registry's, as Microsoft documents it; Entra ID is a fake."""
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ from tests.unit.image.builders.acr_management import Identity
 async def exchange(
     answer: httpx.Response | Exception, identity: Identity | None = None
 ) -> tuple[Credentials, list[httpx.Request]]:
-    """Sign in to a registry that answers so; return the user and the requests that it received."""
+    """Sign in to a registry that gives this answer; return the credentials and the requests."""
     requests = []
 
     def handle(request: httpx.Request) -> httpx.Response:

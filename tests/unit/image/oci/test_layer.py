@@ -1,4 +1,4 @@
-"""The layer with source and models: the same bytes for the same files, and a tar archive that anybody can read."""
+"""The layer with source and models: the same bytes for the same files, in a standard tar archive."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Repositories: what is one, and how its registry is spoken to."""
+"""Names of repositories, and the URLs of their registries."""
 
 import pytest
 

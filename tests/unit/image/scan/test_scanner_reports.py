@@ -1,4 +1,4 @@
-"""Reading of the scanners' reports: what they write is understood, and what they do not write is never a pass."""
+"""Parsing of the scanners' reports: a missing or incomplete report is never a pass."""
 
 import json
 from datetime import UTC, datetime

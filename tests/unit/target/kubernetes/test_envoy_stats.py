@@ -1,4 +1,4 @@
-"""What the Envoys' counters say of a split."""
+"""Envoy's counters compared with the split."""
 
 from controlled_rollout.target.kubernetes.envoy_stats import contradiction
 

@@ -1,4 +1,4 @@
-"""What the Gateway's controller says of a route."""
+"""The conditions that the Gateway's controller sets on a route."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a version is, from what the cluster says."""
+"""The state of a version, from the objects of the cluster."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

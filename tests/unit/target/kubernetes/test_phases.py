@@ -1,4 +1,4 @@
-"""How a route comes from one split to another: what each state is entered and left by, and that every way ends."""
+"""The phases between two splits: the entry and exit conditions of each, and that every transition ends."""
 
 import itertools
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_a_version_that_is_wanted_again_while_it_leaves_has_its_cluster_still() 
 def way(
     weights: dict[str, int], goal: dict[str, int], phase: Phase = Phase.WHOLE
 ) -> list[tuple[Phase, dict[str, int]]]:
-    """All splits on the way to a goal, with Envoys that follow each of them."""
+    """Return all splits on the way to a goal, with Envoys that confirm each of them."""
     steps: list[tuple[Phase, dict[str, int]]] = []
     for _ in range(10):
         now = state(weights, goal, phase, connected=tuple(name for name, weight in weights.items() if weight))

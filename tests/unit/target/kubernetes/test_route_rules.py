@@ -1,4 +1,4 @@
-"""Our rules in a route, and everybody else's."""
+"""The provider's rules in a route, and rules of others."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ def read(rules: Rules) -> ManagedRules:
 def after(
     wanted: Endpoint, current: Rules, *, ready: tuple[str, ...], proven: tuple[str, ...] | None = None, **options: Any
 ) -> Rules:
-    """The route after one more step, with Envoys that are quick unless told otherwise."""
+    """Return the rules after one more step; by default every Envoy has confirmed the step before."""
     present = route_rules.read_rules(current, SERVICES)
     proven = ready if proven is None else proven
     goal = allowed_split(
@@ -52,7 +52,7 @@ def after(
 
 
 def settled(wanted: Endpoint, current: Rules, *, ready: tuple[str, ...]) -> tuple[Rules, list[ManagedRules]]:
-    """The route when there is nothing more to do, and every split on the way."""
+    """Return the rules when nothing is left to do, and every split on the way."""
     way = []
     while (later := after(wanted, current, ready=ready)) != current:
         current = later

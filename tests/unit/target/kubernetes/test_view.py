@@ -1,4 +1,4 @@
-"""What there is to do for an endpoint as it was seen."""
+"""The work that is left for an endpoint, from its objects in the cluster."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ def deployment(of: Endpoint, version: str) -> dict[str, Any]:
 
 
 def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
-    """The route as Envoy Gateway has accepted it."""
+    """Return the route as Envoy Gateway accepts it."""
     parent = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
     made = manifests.http_route(
         "digits", parent, rules, {DIGEST: route_rules.digest(rules)}, namespace=NAMESPACE, owner=OWNER
@@ -49,7 +49,7 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def view_of(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> EndpointView:
-    """An endpoint with the Deployments of some versions, and one Envoy that serves the rules of a mark."""
+    """Return the view of an endpoint with the Deployments of some versions, and one Envoy that serves a mark."""
     both = endpoint("one", "two")
     objects = {
         DEPLOYMENT: {name: deployment(both, name) for name in versions},
@@ -64,7 +64,7 @@ def view_of(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mar
 
 
 def settled(of: Endpoint, *versions: str) -> EndpointView:
-    """An endpoint after all steps that it needs, every one of them confirmed."""
+    """Return the view of an endpoint after all its steps, each confirmed by Envoy."""
     rules: list[dict[str, Any]] = []
     mark: Mark | None = None
     for _ in range(10):

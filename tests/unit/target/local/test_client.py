@@ -1,4 +1,4 @@
-"""The client of the local supervisor: opened once, and not lost when the supervisor starts again."""
+"""The client of the local supervisor: opened once, it survives a restart of the supervisor."""
 
 import asyncio
 import os

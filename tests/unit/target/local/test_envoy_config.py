@@ -1,4 +1,4 @@
-"""What Envoy is told, as pure values; one test has the real Envoy read it."""
+"""Envoy's configuration as pure values; one test validates it with the real Envoy."""
 
 import json
 import subprocess

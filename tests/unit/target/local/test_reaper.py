@@ -1,4 +1,4 @@
-"""The reaper: what it kills when the supervisor is gone."""
+"""The reaper: the processes that it kills when the supervisor has ended."""
 
 import subprocess
 import sys

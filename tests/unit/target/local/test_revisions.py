@@ -1,4 +1,4 @@
-"""The stored state: numbers without gaps, one winner, nothing half written."""
+"""Stored revisions: numbers without gaps, one winner, atomic writes."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A process that is kept running: when it is started again, and how it is ended."""
+"""A supervised process: its restarts and its end."""
 
 import asyncio
 import os
