@@ -16,9 +16,8 @@ import httpx
 
 from controlled_rollout.cluster.api import Api
 from tests.benchmarks import load
-from tests.cluster import place as places
 from tests.cluster.lab import Lab
-from tests.cluster.place import Place
+from tests.cluster.sandbox import Sandbox, create_sandbox, delete_roles
 from tests.cluster.scoring_images import build_all
 
 NAMESPACE = "benchmark"
@@ -43,16 +42,16 @@ class ClusterFigures:
 
 
 @contextmanager
-def place() -> Iterator[Place]:
+def cluster_sandbox() -> Iterator[Sandbox]:
     """Create a namespace of the lab's cluster for the block."""
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab.up()
         lab.kubectl("create", "namespace", NAMESPACE)
         try:
-            yield places.make(lab, NAMESPACE, build_all(lab.registry), Path(folder))
+            yield create_sandbox(lab, NAMESPACE, build_all(lab.registry), Path(folder))
         finally:
             lab.kubectl("delete", "namespace", NAMESPACE)
-            places.forget_role(lab, NAMESPACE)
+            delete_roles(lab, NAMESPACE)
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Meter:
             yield
 
 
-async def rollout(at: Place, requests: Meter) -> tuple[float, list[float]]:
+async def rollout(at: Sandbox, requests: Meter) -> tuple[float, list[float]]:
     """Roll out, shift several times, promote, retire; return the seconds to the first response, and of every shift."""
     began = time.perf_counter()
     async with requests.of("first version"):
@@ -117,7 +116,7 @@ async def rollout(at: Place, requests: Meter) -> tuple[float, list[float]]:
     return first_answer_s, shifts
 
 
-def past_the_router(at: Place) -> str:
+def past_the_router(at: Sandbox) -> str:
     """Open the version's replica to this machine by a Service of type NodePort; return its base URL."""
     service = {
         "apiVersion": "v1",
@@ -143,7 +142,7 @@ def past_the_router(at: Place) -> str:
 
 def measure(*, rounds: int = 3, seconds: float = 3.0) -> ClusterFigures:
     """Measure everything, in a namespace of its own."""
-    with place() as at:
+    with cluster_sandbox() as at:
         requests = Meter()
         first_answer_s, shifts_s = asyncio.run(rollout(at, requests))
         direct, routed = urlsplit(past_the_router(at)), urlsplit(at.url)

@@ -1,4 +1,4 @@
-"""What the tests on a cluster get: the lab, and a namespace of their own."""
+"""Fixtures of the tests on a cluster: the lab, and a sandbox in a namespace of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.cluster.lab import Lab
 from tests.cluster.lab.turns import turn
 from tests.cluster.lab_of_this_run import lab_of_this_run
-from tests.cluster.place import Place, fresh_namespace, fresh_place
+from tests.cluster.sandbox import Sandbox, fresh_namespace, fresh_sandbox
 from tests.cluster.scoring_images import build_all
 
 TIMEOUT_S = 300
@@ -52,14 +52,14 @@ def images(lab: Lab) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(lab: Lab, images: dict[str, str], tmp_path: Path) -> Iterator[Place]:
+def sandbox(lab: Lab, images: dict[str, str], tmp_path: Path) -> Iterator[Sandbox]:
     """A workspace in a namespace of its own, signed in with exactly the shipped Role."""
-    with fresh_place(lab, images, tmp_path) as place:
-        yield place
+    with fresh_sandbox(lab, images, tmp_path) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
-def other(lab: Lab, images: dict[str, str], tmp_path: Path) -> Iterator[Place]:
-    """Another one."""
-    with fresh_place(lab, images, tmp_path) as place:
-        yield place
+def second_sandbox(lab: Lab, images: dict[str, str], tmp_path: Path) -> Iterator[Sandbox]:
+    """Another sandbox."""
+    with fresh_sandbox(lab, images, tmp_path) as sandbox:
+        yield sandbox

@@ -26,7 +26,7 @@ from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.builder_image import builder_image
 from tests.cluster.lab.images import base_image
-from tests.cluster.place import ACCOUNT, Place
+from tests.cluster.sandbox import ACCOUNT, Sandbox
 from tests.cluster.scoring_images import project
 from tests.polling import until
 from tests.registry.conftest import HTPASSWD
@@ -52,14 +52,14 @@ spec:
 
 
 @pytest.fixture
-def workspace(lab: Lab, place: Place, tmp_path: Path) -> Workspace:
+def workspace(lab: Lab, sandbox: Sandbox, tmp_path: Path) -> Workspace:
     """A workspace that builds in its cluster, signed in with exactly the shipped Roles."""
-    place.kubectl("apply", "-f", "-", input=builder_as_yaml(place.namespace, ACCOUNT))
+    sandbox.kubectl("apply", "-f", "-", input=builder_as_yaml(sandbox.namespace, ACCOUNT))
     template = tmp_path / "pod.yaml"
     template.write_text(TEMPLATE)
-    return place.workspace.model_copy(
+    return sandbox.workspace.model_copy(
         update={
-            "registry": f"{lab.registry}/{place.namespace}",
+            "registry": f"{lab.registry}/{sandbox.namespace}",
             "base_image": base_image(lab.registry),
             "builder": "kubernetes",
             "builder_image": builder_image(lab.registry),
@@ -83,17 +83,17 @@ async def build(workspace: Workspace, source: Path, progress_lines: list[str], *
     )
 
 
-def pods(place: Place) -> list[dict[str, Any]]:
-    return list(json.loads(place.kubectl("get", "pods", "--selector", SELECTOR, "-o=json"))["items"])
+def pods(sandbox: Sandbox) -> list[dict[str, Any]]:
+    return list(json.loads(sandbox.kubectl("get", "pods", "--selector", SELECTOR, "-o=json"))["items"])
 
 
-def secrets(place: Place) -> list[str]:
-    return place.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
+def secrets(sandbox: Sandbox) -> list[str]:
+    return sandbox.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
 
 
-async def until_secrets_are_gone(place: Place) -> None:
+async def until_secrets_are_gone(sandbox: Sandbox) -> None:
     async def are_gone() -> bool:
-        return not await asyncio.to_thread(secrets, place)
+        return not await asyncio.to_thread(secrets, sandbox)
 
     await until(are_gone, "the Secret goes with its pod", timeout_s=DEADLINE_S, interval_s=0.5)
 
@@ -105,8 +105,8 @@ def read(lab: Lab, path: str) -> bytes:
             return answer.read()
 
 
-def tags(lab: Lab, place: Place) -> list[str]:
-    return list(json.loads(read(lab, f"{place.namespace}/environments/tags/list")).get("tags") or [])
+def tags(lab: Lab, sandbox: Sandbox) -> list[str]:
+    return list(json.loads(read(lab, f"{sandbox.namespace}/environments/tags/list")).get("tags") or [])
 
 
 def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
@@ -124,52 +124,52 @@ def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.timeout(900)
-async def test_of_two_builds_at_once_one_creates_the_pod_and_the_image_equals_a_workers_and_serves(
-    lab: Lab, place: Place, workspace: Workspace, source: Path
+async def test_concurrent_builds_share_one_pod_and_the_image_equals_that_of_a_worker(
+    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
 ) -> None:
     progress_lines: tuple[list[str], list[str]] = ([], [])
 
     reference, same = await asyncio.gather(
         *(build(workspace, source, lines, owner=f"run {at}") for at, lines in enumerate(progress_lines))
     )
-    place.workspace = workspace
-    await place.roll_out("one", str(reference))
+    sandbox.workspace = workspace
+    await sandbox.roll_out("one", str(reference))
 
     assert reference == same
     assert sum("in pod build-environment-" in line for lines in progress_lines for line in lines) == 1
     assert sum("is building it, waiting" in line for lines in progress_lines for line in lines) == 1
     assert any("STEP 2/" in line for lines in progress_lines for line in lines), "the build's log is the task's"
-    assert pods(place) == []
-    await until_secrets_are_gone(place)
+    assert pods(sandbox) == []
+    await until_secrets_are_gone(sandbox)
     # A worker has built the same environment for the other tests.
-    [tag] = tags(lab, place)
-    assert installed(lab, place.namespace, tag) == installed(lab, "models", tag)
-    answer = await scored(place)
+    [tag] = tags(lab, sandbox)
+    assert installed(lab, sandbox.namespace, tag) == installed(lab, "models", tag)
+    answer = await scored(sandbox)
     assert answer["version"] == "pod"
     # What the replica itself says of who it is, and of its root file system.
-    [replica] = json.loads(place.kubectl("get", "pods", "--selector", f"{VERSION_LABEL}=one", "-o=json"))["items"]
+    [replica] = json.loads(sandbox.kubectl("get", "pods", "--selector", f"{VERSION_LABEL}=one", "-o=json"))["items"]
     assert replica["spec"]["containers"][0]["image"] == str(reference), "deployed by its digest"
-    assert place.kubectl("exec", replica["metadata"]["name"], "--", "id", "-u").strip() == "10001"
+    assert sandbox.kubectl("exec", replica["metadata"]["name"], "--", "id", "-u").strip() == "10001"
     with pytest.raises(LabError, match="Read-only file system"):
-        place.kubectl("exec", replica["metadata"]["name"], "--", "touch", "/opt/app/written")
+        sandbox.kubectl("exec", replica["metadata"]["name"], "--", "touch", "/opt/app/written")
 
 
-async def scored(place: Place) -> dict[str, Any]:
+async def scored(sandbox: Sandbox) -> dict[str, Any]:
     import httpx
 
-    headers = {"Authorization": f"Bearer {await place.key()}"}
+    headers = {"Authorization": f"Bearer {await sandbox.key()}"}
     async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
-        answer = await client.post(place.url, json={"data": [1]})
+        answer = await client.post(sandbox.url, json={"data": [1]})
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 @pytest.mark.timeout(600)
-async def test_the_pod_signs_in_with_the_tasks_credentials_which_are_in_its_secret_only(
-    place: Place, workspace: Workspace, source: Path, tmp_path: Path
+async def test_pod_uses_the_credentials_of_the_task_from_its_secret_only(
+    sandbox: Sandbox, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     progress_lines: list[str] = []
-    seen: list[str] = []
+    pod_documents: list[str] = []
     (tmp_path / "htpasswd").write_text(HTPASSWD)
     auth = {"htpasswd": {"realm": "tests", "path": str(tmp_path / "htpasswd")}}
     with serving(tmp_path / "registry", auth=auth) as registry:
@@ -178,19 +178,21 @@ async def test_the_pod_signs_in_with_the_tasks_credentials_which_are_in_its_secr
 
         task = asyncio.create_task(build(there, source, progress_lines, credentials=users))
         while not task.done():
-            seen.append(await asyncio.to_thread(place.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml"))
+            pod_documents.append(
+                await asyncio.to_thread(sandbox.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml")
+            )
             await asyncio.wait([task], timeout=1)
         reference = await task
 
         assert reference.name == f"{registry.address}/models/pod"
         assert len(registry.tags("models/environments")) == 1
-    assert any("build-environment-" in text for text in seen)
-    assert not any(secret in text for text in (*seen, *progress_lines) for secret in (PASSWORD, BASIC))
+    assert any("build-environment-" in text for text in pod_documents)
+    assert not any(secret in text for text in (*pod_documents, *progress_lines) for secret in (PASSWORD, BASIC))
 
 
 @pytest.mark.timeout(600)
 async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
-    lab: Lab, place: Place, workspace: Workspace, source: Path
+    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
 ) -> None:
     progress_lines: list[str] = []
     task = asyncio.create_task(build(workspace, source, progress_lines, environment=environment("six==1.16.0")))
@@ -205,9 +207,9 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert pods(place) == []
-    await until_secrets_are_gone(place)
-    assert tags(lab, place) == []
+    assert pods(sandbox) == []
+    await until_secrets_are_gone(sandbox)
+    assert tags(lab, sandbox) == []
 
 
 KILLED = """
@@ -226,8 +228,8 @@ asyncio.run(call)
 
 
 @pytest.mark.timeout(600)
-async def test_a_retry_takes_over_the_pod_of_a_killed_build_and_removes_it(
-    place: Place, workspace: Workspace, source: Path, tmp_path: Path
+async def test_retry_continues_with_the_pod_of_a_killed_build_and_removes_it(
+    sandbox: Sandbox, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     killed = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", KILLED, workspace.model_dump_json(), str(source)),
@@ -239,45 +241,45 @@ async def test_a_retry_takes_over_the_pod_of_a_killed_build_and_removes_it(
         if b"STEP 1/" in line:
             killed.send_signal(signal.SIGKILL)
     await killed.wait()
-    [pod] = pods(place)
+    [pod] = pods(sandbox)
 
     progress_lines: list[str] = []
     await build(workspace, source, progress_lines, environment=environment("six==1.15.0"), owner="dag/run/build")
 
     assert any(f"pod {pod['metadata']['name']} is building it, waiting" in line for line in progress_lines)
     assert any("STEP 1/" in line for line in progress_lines), "its log is read from the beginning"
-    assert pods(place) == []
+    assert pods(sandbox) == []
 
 
 @pytest.mark.timeout(600)
 async def test_requirements_that_cannot_be_installed_are_an_error_as_on_a_worker(
-    lab: Lab, place: Place, workspace: Workspace, source: Path
+    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
 ) -> None:
     with pytest.raises(ImageError, match=r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"):
         await build(workspace, source, [], environment=environment("six==0.0.0.1"))
 
-    assert pods(place) == []
-    assert tags(lab, place) == []
+    assert pods(sandbox) == []
+    assert tags(lab, sandbox) == []
 
 
-async def test_a_missing_builder_image_is_an_error(place: Place, workspace: Workspace, source: Path) -> None:
-    wrong = workspace.model_copy(update={"builder_image": f"{place.lab.registry}/lab/missing:1"})
+async def test_a_missing_builder_image_is_an_error(sandbox: Sandbox, workspace: Workspace, source: Path) -> None:
+    wrong = workspace.model_copy(update={"builder_image": f"{sandbox.lab.registry}/lab/missing:1"})
 
     with pytest.raises(ImageError, match=r"cannot be built in the cluster: pod .* cannot pull its image .*missing:1"):
         await build(wrong, source, [], environment=environment("six==1.14.0"))
 
-    assert pods(place) == []
+    assert pods(sandbox) == []
 
 
 @pytest.fixture
-def without_pods(lab: Lab, place: Place) -> Iterator[None]:
+def without_pods(lab: Lab, sandbox: Sandbox) -> Iterator[None]:
     """The shipped Role without the part for builders."""
-    lab.kubectl("--namespace", place.namespace, "delete", "role,rolebinding", f"{ACCOUNT}-builder")
+    lab.kubectl("--namespace", sandbox.namespace, "delete", "role,rolebinding", f"{ACCOUNT}-builder")
     yield
 
 
 async def test_without_the_builders_role_the_error_names_what_is_missing(
-    place: Place, workspace: Workspace, without_pods: None, source: Path
+    sandbox: Sandbox, workspace: Workspace, without_pods: None, source: Path
 ) -> None:
     with pytest.raises(AccessError, match=r"403 .* pods .*docs/aks\.md"):
         await build(workspace, source, [], environment=environment("six==1.13.0"))

@@ -7,17 +7,17 @@ import pytest
 import yaml
 
 from controlled_rollout.cli import main
-from tests.cluster.place import Place
+from tests.cluster.sandbox import Sandbox
 
 SMALL = ["--set", "cpu_cores=0.02", "--set", "memory_gb=0.2", "--set", "num_replicas=1"]
 
 
 def test_a_rollout_by_hand_on_a_cluster(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = place.endpoint
-    settings = place.workspace.model_dump(mode="json", exclude_none=True)
-    file = place.workspace.root / "cluster.yaml"
+    name = sandbox.endpoint
+    settings = sandbox.workspace.model_dump(mode="json", exclude_none=True)
+    file = sandbox.workspace.root / "cluster.yaml"
     file.write_text(yaml.safe_dump(settings))
     monkeypatch.setenv("CONTROLLED_ROLLOUT_WORKSPACE", str(file))
 
@@ -27,8 +27,8 @@ def test_a_rollout_by_hand_on_a_cluster(
         return code, output.out, output.err
 
     assert run("status") == (0, "there are no endpoints\n", "")
-    assert run("deploy", name, "one", "--image", place.images["steady"], *SMALL)[::2] == (0, "")
-    assert run("deploy", name, "two", "--image", place.images["steady2"], *SMALL)[::2] == (0, "")
+    assert run("deploy", name, "one", "--image", sandbox.images["steady"], *SMALL)[::2] == (0, "")
+    assert run("deploy", name, "two", "--image", sandbox.images["steady2"], *SMALL)[::2] == (0, "")
 
     code, out, err = run("endpoint", "score", name, "--data", '{"data": [1]}')
     assert (code, json.loads(out)["version"]) == (0, "steady")
@@ -48,10 +48,10 @@ def test_a_rollout_by_hand_on_a_cluster(
     assert run("promote", name, "two")[0] == 0
     assert run("retire", name, "one")[0] == 0
     lines = run("status", name)[1].splitlines()
-    assert lines[0].startswith(f"{name}  {place.url}  revision ")
+    assert lines[0].startswith(f"{name}  {sandbox.url}  revision ")
     assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "Control,"]]
-    found = json.loads(run("status", name, "--json")[1])
-    assert found["status"]["revision"] == found["status"]["served_revision"]
+    document = json.loads(run("status", name, "--json")[1])
+    assert document["status"]["revision"] == document["status"]["served_revision"]
 
     assert run("delete", name, "--yes")[0] == 0
     assert run("status") == (0, "there are no endpoints\n", "")

@@ -9,7 +9,7 @@ import yaml
 
 from controlled_rollout import record
 from tests.cluster.lab.images import base_image
-from tests.cluster.place import Place
+from tests.cluster.sandbox import Sandbox
 from tests.local.local_target_lab import Load, steady_load
 from tests.local.test_dags import QUICK, Dags, dag_runner, states
 
@@ -23,46 +23,46 @@ QUICK_ON_CLUSTER = QUICK | {
 
 @pytest.mark.timeout(1200)
 def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = place.workspace.model_dump(mode="json", exclude_none=True, exclude={"name", "kubeconfig"})
-    built = {"registry": f"{place.lab.registry}/models", "base_image": base_image(place.lab.registry)}
+    settings = sandbox.workspace.model_dump(mode="json", exclude_none=True, exclude={"name", "kubeconfig"})
+    built = {"registry": f"{sandbox.lab.registry}/models", "base_image": base_image(sandbox.lab.registry)}
     for conn_id, conn_type, extra in (
         ("CONTROLLED_ROLLOUT_DEFAULT", "controlled_rollout", settings | built),
-        ("KUBERNETES_DEFAULT", "kubernetes", {"kube_config_path": str(place.workspace.kubeconfig)}),
+        ("KUBERNETES_DEFAULT", "kubernetes", {"kube_config_path": str(sandbox.workspace.kubeconfig)}),
     ):
         monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", json.dumps({"conn_type": conn_type, "extra": extra}))
-    conf = QUICK_ON_CLUSTER | {"endpoint": place.endpoint}
+    conf = QUICK_ON_CLUSTER | {"endpoint": sandbox.endpoint}
 
-    with dag_runner(place.workspace.root, place.workspace.root / "dags.log") as dags:
+    with dag_runner(sandbox.workspace.root, sandbox.workspace.root / "dags.log") as dags:
         first = dags.run("retrain_and_deploy", **conf, part="first")
         assert first["state"] == "success", states(first)
-        [old] = asyncio.run(place.target.endpoint(place.endpoint)).versions
-        second, load = asyncio.run(_under_load(place, dags, conf))
+        [old] = asyncio.run(sandbox.target.endpoint(sandbox.endpoint)).versions
+        second, load = asyncio.run(_under_load(sandbox, dags, conf))
 
-    decisions = list(record.read(place.workspace, place.endpoint))
+    decisions = list(record.read(sandbox.workspace, sandbox.endpoint))
     assert second["state"] == "success", (states(second), decisions[-1].why)
     assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
-    found = asyncio.run(place.target.endpoint(place.endpoint))
-    [new] = found.versions
+    stored = asyncio.run(sandbox.target.endpoint(sandbox.endpoint))
+    [new] = stored.versions
     assert new != old
-    assert found.control is not None
-    assert found.control.name == new
+    assert stored.control is not None
+    assert stored.control.name == new
     assert load.failed == {}
     assert set(load.versions) == {old, new}
     looks = [entry.outcome for entry in decisions if entry.step == "look"]
     assert looks[-1] == "pass"
-    log = (place.workspace.root / "dags.log").read_text()
-    assert asyncio.run(place.key()) not in log
-    assert _token(place) not in log
+    log = (sandbox.workspace.root / "dags.log").read_text()
+    assert asyncio.run(sandbox.key()) not in log
+    assert _token(sandbox) not in log
 
 
-async def _under_load(place: Place, dags: Dags, conf: dict[str, Any]) -> tuple[dict[str, Any], Load]:
-    async with steady_load(place.url, await place.key(), rate=40) as load:
+async def _under_load(sandbox: Sandbox, dags: Dags, conf: dict[str, Any]) -> tuple[dict[str, Any], Load]:
+    async with steady_load(sandbox.url, await sandbox.key(), rate=40) as load:
         await load.more(100)
         return await asyncio.to_thread(dags.run, "retrain_and_deploy", **conf), load
 
 
-def _token(place: Place) -> str:
-    assert place.workspace.kubeconfig is not None
-    return str(yaml.safe_load(place.workspace.kubeconfig.read_text())["users"][0]["user"]["token"])
+def _token(sandbox: Sandbox) -> str:
+    assert sandbox.workspace.kubeconfig is not None
+    return str(yaml.safe_load(sandbox.workspace.kubeconfig.read_text())["users"][0]["user"]["token"])

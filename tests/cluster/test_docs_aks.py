@@ -1,7 +1,7 @@
 """The page docs/aks.md, as it stands: its commands run on the cluster, its files are accepted, its messages exist.
 
 A block whose first line says `lab` is run; with `dry-run` the API server only says whether it would take everything.
-The values of the lab stand in the place of the variables that the page documents.
+The values of the lab replace the variables that the page documents.
 """
 
 import ast
@@ -24,7 +24,7 @@ from controlled_rollout.target.kubernetes.permissions import as_yaml
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.images import base_image
 from tests.cluster.lab.programs import chart, program
-from tests.cluster.place import forget_role
+from tests.cluster.sandbox import delete_roles
 from tests.cluster.scoring_images import build, project
 
 PROJECT = Path(__file__).parents[2]
@@ -122,34 +122,30 @@ def fresh(lab: Lab) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     yield name
     lab.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
-    forget_role(lab, name)
+    delete_roles(lab, name)
     for where in (lab.gateway.split("/")[0], "envoy-gateway-system"):
         lab.kubectl("delete", "rolebinding", f"airflow-{name}", "--namespace", where, "--ignore-not-found")
     lab.kubectl("delete", "clusterrolebinding", f"airflow-{name}", "--ignore-not-found")
 
 
-def test_the_gateway_and_the_collector_of_the_page_are_accepted_by_the_cluster(
-    lab: Lab, fresh: str, tmp_path: Path
-) -> None:
+def test_cluster_accepts_the_gateway_and_the_collector_of_the_page(lab: Lab, fresh: str, tmp_path: Path) -> None:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=models.example.com"]
     subprocess.run([*command, "-keyout", "tls.key", "-out", "tls.crt"], cwd=tmp_path, check=True, capture_output=True)
     shell = Shell(lab, tmp_path, fresh, f"{fresh}/models")
     dry = [block for block in blocks() if block.says == "dry-run"]
 
-    said = shell.run(dry, DRY_RUN="yes", CONNECTION_STRING="InstrumentationKey=11111111-2222-4333-8444-555555555555")
+    output = shell.run(dry, DRY_RUN="yes", CONNECTION_STRING="InstrumentationKey=11111111-2222-4333-8444-555555555555")
 
-    made = re.findall(r"^(\S+) (?:created|configured|unchanged) \(server dry run\)$", said, re.MULTILINE)
+    made = re.findall(r"^(\S+) (?:created|configured|unchanged) \(server dry run\)$", output, re.MULTILINE)
     kinds = {name.partition("/")[0].partition(".")[0] for name in made}
     assert kinds == {
         "secret", "gatewayclass", "envoyproxy", "gateway", "clienttrafficpolicy", "configmap", "deployment", "service",
     }  # fmt: skip
 
 
-def test_from_the_role_to_a_served_and_a_promoted_version_by_the_commands_of_the_page(
-    lab: Lab, fresh: str, tmp_path: Path
-) -> None:
+def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version(lab: Lab, fresh: str, tmp_path: Path) -> None:
     shell = Shell(lab, tmp_path, fresh, lab.gateway)
-    # The lab's store is in the place of Azure's, which needs no more than its own workspace's id.
+    # The lab's telemetry store replaces Azure's, which needs no more than its own workspace's id.
     store = f'"telemetry_endpoint": "{lab.telemetry_url}", "telemetry_token_file": "{lab.telemetry_token_file}",'
     to_run = [
         Block(
@@ -162,7 +158,7 @@ def test_from_the_role_to_a_served_and_a_promoted_version_by_the_commands_of_the
     ]
     endpoint = f"digits-{secrets.token_hex(3)}"
 
-    said = shell.run(
+    output = shell.run(
         to_run,
         AIRFLOW="airflow",
         ENDPOINT=endpoint,
@@ -174,17 +170,17 @@ def test_from_the_role_to_a_served_and_a_promoted_version_by_the_commands_of_the
         NEXT_IMAGE=build(lab.registry, "steady2"),
     )
 
-    assert "there are no endpoints" in said
-    assert re.search(r"^HTTP/1.1 200 OK\r?$(?:.|\n)*^azureml-model-deployment: one\r?$", said, re.MULTILINE)
-    assert '{"version": "steady"' in said
-    assert re.search(r"^two\s+Treatment\s+10 %\s+10 %\s+2 of 2\s+ready", said, re.MULTILINE)
-    assert "Connection success!" in said
-    assert re.search(rf"^endpoint '{endpoint}' is deleted$", said, re.MULTILINE)
+    assert "there are no endpoints" in output
+    assert re.search(r"^HTTP/1.1 200 OK\r?$(?:.|\n)*^azureml-model-deployment: one\r?$", output, re.MULTILINE)
+    assert '{"version": "steady"' in output
+    assert re.search(r"^two\s+Treatment\s+10 %\s+10 %\s+2 of 2\s+ready", output, re.MULTILINE)
+    assert "Connection success!" in output
+    assert re.search(rf"^endpoint '{endpoint}' is deleted$", output, re.MULTILINE)
     with pytest.raises(LabError, match="not found"):
         lab.kubectl("get", "clusterrole", f"controlled-rollout-{fresh}")
 
 
-def test_the_page_installs_the_envoy_gateway_that_is_tested(lab: Lab) -> None:
+def test_page_installs_the_tested_version_of_envoy_gateway(lab: Lab) -> None:
     version, settings = re.findall(r"^helm install eg \S+/gateway-helm --version (\S+)(.*?)^```", TEXT, re.M | re.S)[0]
     module = (LAB / "binaries" / "envoy-gateway" / "go.mod").read_text()
     assert f"github.com/envoyproxy/gateway {version}" in module
@@ -193,12 +189,14 @@ def test_the_page_installs_the_envoy_gateway_that_is_tested(lab: Lab) -> None:
 
     made = lab.helm("template", "eg", str(chart()), *re.findall(r"--set=\S+", settings.replace("--set ", "--set=")))
 
-    objects = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(made) if one}
+    objects = {
+        (document["kind"], document["metadata"]["name"]): document for document in yaml.safe_load_all(made) if document
+    }
     assert objects["Deployment", "envoy-gateway"]["spec"]["replicas"] == 2
     assert objects["PodDisruptionBudget", "envoy-gateway"]["spec"]["minAvailable"] == 1
 
 
-def test_the_dag_of_the_page_rolls_an_image_out(tmp_path: Path) -> None:
+def test_dag_of_the_page_rolls_an_image_out(tmp_path: Path) -> None:
     file = tmp_path / "deploy.py"
     file.write_text(re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)[0])
 
@@ -207,10 +205,12 @@ def test_the_dag_of_the_page_rolls_an_image_out(tmp_path: Path) -> None:
     assert [task for task in dag.task_ids if "shift" in task] == ["rollout.shift_10", "rollout.shift_50"]
 
 
-def test_the_collector_of_the_page_counts_as_the_one_that_is_tested() -> None:
+def test_collector_of_the_page_has_the_configuration_that_is_tested() -> None:
     def configuration(file: Path) -> dict[str, object]:
         objects = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-        found = yaml.safe_load(next(one for one in objects if one["kind"] == "ConfigMap")["data"]["config.yaml"])
+        found = yaml.safe_load(
+            next(document for document in objects if document["kind"] == "ConfigMap")["data"]["config.yaml"]
+        )
         found["processors"].pop("memory_limiter")  # fits the size of the pod
         return dict(found)
 
@@ -221,14 +221,14 @@ def test_the_collector_of_the_page_counts_as_the_one_that_is_tested() -> None:
     assert f"go.opentelemetry.io/collector/otelcol v{image[1]}" in module
 
 
-def test_every_message_that_the_page_explains_is_said_somewhere() -> None:
+def test_every_message_on_the_page_exists_in_the_code() -> None:
     table = TEXT.partition("## When something is wrong")[2].partition("\n## ")[0]
     messages = re.findall(r"^\| (?:[^`|]* )?`([^`]+)` \|", table, re.MULTILINE)
-    said = "\n".join(text for file in SOURCES.rglob("*.py") for text in texts(ast.parse(file.read_text())))
+    all_texts = "\n".join(text for file in SOURCES.rglob("*.py") for text in texts(ast.parse(file.read_text())))
 
     assert len(messages) > 15
     patterns = {message: ".*".join(map(re.escape, message.split("…"))) for message in messages}
-    assert [message for message, pattern in patterns.items() if not re.search(pattern, said)] == []
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, all_texts)] == []
 
 
 def texts(tree: ast.AST) -> Iterator[str]:

@@ -25,7 +25,7 @@ from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import Lab
 from tests.cluster.lab.images import base_image
-from tests.cluster.place import ACCOUNT, Place, forget_role, make
+from tests.cluster.sandbox import ACCOUNT, Sandbox, create_sandbox, delete_roles
 from tests.local.task_lab import TaskInstance, context
 from tests.polling import wait_until
 
@@ -33,14 +33,14 @@ Connect = Callable[..., WorkspaceHook]
 
 
 @pytest.fixture
-def signed_in(lab: Lab, namespace: str, tmp_path: Path) -> Iterator[Place]:
+def signed_in(lab: Lab, namespace: str, tmp_path: Path) -> Iterator[Sandbox]:
     """A namespace with the shipped Role; nothing is deployed there."""
-    yield make(lab, namespace, {}, tmp_path)
-    forget_role(lab, namespace)
+    yield create_sandbox(lab, namespace, {}, tmp_path)
+    delete_roles(lab, namespace)
 
 
 @pytest.fixture
-def connect_to(signed_in: Place, monkeypatch: pytest.MonkeyPatch) -> Connect:
+def connect_to(signed_in: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Make the workspace's connection, and the Kubernetes connection with the given extras; return the hook."""
 
     def connect_to(extras: dict[str, Any], **settings: Any) -> WorkspaceHook:
@@ -56,17 +56,17 @@ def connect_to(signed_in: Place, monkeypatch: pytest.MonkeyPatch) -> Connect:
     return connect_to
 
 
-def by_path(place: Place, folder: Path) -> dict[str, Any]:
-    return {"kube_config_path": str(place.workspace.kubeconfig), "in_cluster": False, "kube_config": ""}
+def by_path(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
+    return {"kube_config_path": str(sandbox.workspace.kubeconfig), "in_cluster": False, "kube_config": ""}
 
 
-def by_content(place: Place, folder: Path) -> dict[str, Any]:
-    return {"kube_config": Path(str(place.workspace.kubeconfig)).read_text()}
+def by_content(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
+    return {"kube_config": Path(str(sandbox.workspace.kubeconfig)).read_text()}
 
 
-def by_program(place: Place, folder: Path) -> dict[str, Any]:
+def by_program(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
     """As with AKS and Entra ID: a program gives the token."""
-    content = yaml.safe_load(by_content(place, folder)["kube_config"])
+    content = yaml.safe_load(by_content(sandbox, folder)["kube_config"])
     token = content["users"][0]["user"]["token"]
     status = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
     (folder / "credential.json").write_text(json.dumps(status))
@@ -75,8 +75,8 @@ def by_program(place: Place, folder: Path) -> dict[str, Any]:
     return {"kube_config": content}
 
 
-def without_checking_certificates(place: Place, folder: Path) -> dict[str, Any]:
-    content = yaml.safe_load(by_content(place, folder)["kube_config"])
+def without_checking_certificates(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
+    content = yaml.safe_load(by_content(sandbox, folder)["kube_config"])
     content["clusters"][0]["cluster"].pop("certificate-authority-data", None)
     return {"kube_config": json.dumps(content), "disable_verify_ssl": True}
 
@@ -87,8 +87,8 @@ async def endpoints(workspace: Workspace) -> list[str]:
 
 
 @pytest.mark.parametrize("way", [by_path, by_content, by_program, without_checking_certificates])
-def test_every_way_that_a_kubernetes_connection_knows_opens_the_cluster(
-    way: Callable[[Place, Path], dict[str, Any]], connect_to: Connect, signed_in: Place, tmp_path: Path
+def test_every_form_of_a_kubernetes_connection_opens_the_cluster(
+    way: Callable[[Sandbox, Path], dict[str, Any]], connect_to: Connect, signed_in: Sandbox, tmp_path: Path
 ) -> None:
     hook = connect_to(way(signed_in, tmp_path))
 
@@ -102,16 +102,14 @@ def test_every_way_that_a_kubernetes_connection_knows_opens_the_cluster(
     assert asyncio.run(in_the_triggerer()) == []
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    connect_to: Connect, signed_in: Place, tmp_path: Path
-) -> None:
+def test_untrusted_certificate_is_refused(connect_to: Connect, signed_in: Sandbox, tmp_path: Path) -> None:
     extras = without_checking_certificates(signed_in, tmp_path) | {"disable_verify_ssl": False}
 
     with pytest.raises(TargetUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
         asyncio.run(endpoints(connect_to(extras).get_workspace()))
 
 
-def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Place, tmp_path: Path) -> None:
+def test_trigger_of_the_gate_reads_the_cluster(connect_to: Connect, signed_in: Sandbox, tmp_path: Path) -> None:
     connect_to(by_content(signed_in, tmp_path))
     terms = GateTerms(
         endpoint="nobody",
@@ -143,7 +141,7 @@ def test_the_gate_s_trigger_asks_the_cluster(connect_to: Connect, signed_in: Pla
 
 
 @pytest.mark.timeout(180)
-def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed_in: Place) -> None:
+def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed_in: Sandbox) -> None:
     """The worker's pod takes Python and the package from this machine: only the node can lend them."""
     if not lab.is_ours:
         pytest.skip("the cluster's nodes are not this machine: its pods cannot use this machine's Python")
@@ -198,7 +196,7 @@ def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed
 
 
 def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
-    connect_to: Connect, signed_in: Place, tmp_path: Path
+    connect_to: Connect, signed_in: Sandbox, tmp_path: Path
 ) -> None:
     workspace = connect_to(by_path(signed_in, tmp_path)).get_workspace()
 
@@ -222,8 +220,8 @@ def failures(workspace: Workspace) -> dict[str, str]:
     }
 
 
-def test_what_is_missing_is_named_before_anything_is_changed(
-    connect_to: Connect, signed_in: Place, tmp_path: Path
+def test_missing_permission_is_named_before_anything_is_changed(
+    connect_to: Connect, signed_in: Sandbox, tmp_path: Path
 ) -> None:
     way_in = by_path(signed_in, tmp_path)
     gateway_namespace = signed_in.lab.gateway.split("/")[0]
@@ -244,19 +242,19 @@ def test_what_is_missing_is_named_before_anything_is_changed(
     assert f"not allowed in namespace {signed_in.namespace}: create, get" in lost["permissions"]
 
 
-def test_a_missing_namespace_is_told_from_a_missing_role(lab: Lab, signed_in: Place) -> None:
+def test_missing_namespace_and_missing_role_have_different_messages(lab: Lab, signed_in: Sandbox) -> None:
     settings = signed_in.workspace.model_dump(mode="json", exclude_none=True)
     anywhere = Workspace.from_settings(settings | {"namespace": "nowhere", "kubeconfig": str(lab.kubeconfig)})
 
-    found = failures(anywhere)
+    messages = failures(anywhere)
 
-    assert set(found) == {"namespace"}
-    assert "the cluster has no namespace 'nowhere': create it" in found["namespace"]
+    assert set(messages) == {"namespace"}
+    assert "the cluster has no namespace 'nowhere': create it" in messages["namespace"]
 
 
 @pytest.mark.parametrize("token", ["not-a-token", "expired"])
-def test_a_token_that_is_not_valid_any_more_is_told_from_a_server_that_is_away(
-    token: str, connect_to: Connect, signed_in: Place, tmp_path: Path
+def test_expired_token_and_unreachable_server_have_different_messages(
+    token: str, connect_to: Connect, signed_in: Sandbox, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(by_content(signed_in, tmp_path)["kube_config"])
     if token == "expired":
@@ -265,22 +263,20 @@ def test_a_token_that_is_not_valid_any_more_is_told_from_a_server_that_is_away(
         token = f"{head}.{claims}.{signature}"
     content["users"][0]["user"]["token"] = token
 
-    found = failures(connect_to({"kube_config": content}).get_workspace())
+    messages = failures(connect_to({"kube_config": content}).get_workspace())
 
-    assert "the token or certificate is not valid (any more)" in found["API server"]
-    assert found["gateway"] == "not asked: the API server comes first"
-    assert token not in json.dumps(found)
+    assert "the token or certificate is not valid (any more)" in messages["API server"]
+    assert messages["gateway"] == "not asked: the API server comes first"
+    assert token not in json.dumps(messages)
 
 
-def test_a_connection_that_leads_nowhere_says_which_part_of_the_way_it_is(
-    connect_to: Connect, signed_in: Place, tmp_path: Path
-) -> None:
+def test_failed_connection_names_its_failing_part(connect_to: Connect, signed_in: Sandbox, tmp_path: Path) -> None:
     content = yaml.safe_load(by_content(signed_in, tmp_path)["kube_config"])
     content["clusters"][0]["cluster"]["server"] = "https://no-such-cluster.invalid:6443"
-    found = failures(connect_to({"kube_config": content}).get_workspace())
-    assert found["API server"].startswith("DNS: the name no-such-cluster.invalid is not known here")
+    messages = failures(connect_to({"kube_config": content}).get_workspace())
+    assert messages["API server"].startswith("DNS: the name no-such-cluster.invalid is not known here")
 
-    found = failures(connect_to({"kube_config_path": str(tmp_path / "none")}).get_workspace())
-    assert f"kube_config_path {tmp_path}/none, which does not exist here" in found["API server"]
+    messages = failures(connect_to({"kube_config_path": str(tmp_path / "none")}).get_workspace())
+    assert f"kube_config_path {tmp_path}/none, which does not exist here" in messages["API server"]
     with pytest.raises(WorkspaceError, match="which does not exist here"):
         asyncio.run(endpoints(WorkspaceHook("ml").get_workspace()))

@@ -35,19 +35,19 @@ http.server.ThreadingHTTPServer(("", 8080), Answer).serve_forever()
 
 
 def _backend(version: str) -> dict[str, Any]:
-    said = [{"name": VERSION_HEADER, "value": version}]
+    headers = [{"name": VERSION_HEADER, "value": version}]
     filters = [
-        {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": said}},
-        {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": said}},
+        {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": headers}},
+        {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": headers}},
     ]
     return {"name": version, "port": 80, "weight": 1, "filters": filters}
 
 
 def _rule(prefix: str, *versions: str) -> dict[str, Any]:
-    said = [{"name": "x-routed-by", "value": "weights"}]
+    headers = [{"name": "x-routed-by", "value": "weights"}]
     return {
         "matches": [{"path": {"type": "PathPrefix", "value": prefix}}],
-        "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": said}}],
+        "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": headers}}],
         "backendRefs": [_backend(version) for version in versions],
         "timeouts": {"request": "1s"},
     }
@@ -141,19 +141,19 @@ def _arrived(lab: Lab, endpoint: str, requests: int) -> list[dict[str, Any]]:
     about = f"tostring(Properties.endpoint) == '{endpoint}' and Url endswith '{COUNTED}'"
 
     def rows() -> list[dict[str, Any]]:
-        found = _query(lab, f"AppRequests | where {about} | order by TimeGenerated asc")
-        return found if len(found) >= requests else []
+        rows_of_requests = _query(lab, f"AppRequests | where {about} | order by TimeGenerated asc")
+        return rows_of_requests if len(rows_of_requests) >= requests else []
 
-    found = wait_until(rows, f"{requests} rows of AppRequests", interval_s=0.25)
-    assert len(found) == requests
-    return [row | json.loads(row["Properties"]) for row in found]
+    rows_of_requests = wait_until(rows, f"{requests} rows of AppRequests", interval_s=0.25)
+    assert len(rows_of_requests) == requests
+    return [row | json.loads(row["Properties"]) for row in rows_of_requests]
 
 
 def _about(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in ("ResultCode", "Success", "version", "response_flags")}
 
 
-def test_every_answer_becomes_one_row_that_says_what_the_caller_saw(lab: Lab, namespace: str) -> None:
+def test_every_response_becomes_one_row_with_what_the_caller_saw(lab: Lab, namespace: str) -> None:
     """200, 404 and 500 are the version's own; 504 is the gateway's."""
     _serve(lab, namespace)
     codes = [200, 404, 500, 504]
@@ -173,7 +173,7 @@ def test_every_answer_becomes_one_row_that_says_what_the_caller_saw(lab: Lab, na
     assert rows[3]["DurationMs"] == pytest.approx(1000, abs=200)
 
 
-def test_the_callers_own_trace_cannot_switch_evidence_off(lab: Lab, namespace: str) -> None:
+def test_trace_header_of_a_caller_cannot_disable_telemetry(lab: Lab, namespace: str) -> None:
     """A caller that samples nothing sends a traceparent that says so."""
     _serve(lab, namespace)
     trace = "0af7651916cd43dd8448eb211c80319c"
@@ -184,7 +184,7 @@ def test_the_callers_own_trace_cannot_switch_evidence_off(lab: Lab, namespace: s
 
 
 @pytest.mark.parametrize(("path", "flags"), [("/gone", "-"), ("/mixed", "NC")])
-def test_a_version_without_replicas_is_answered_by_the_gateway_which_does_not_say_whose_it_was(
+def test_gateway_answers_for_a_version_without_replicas_and_does_not_name_it(
     lab: Lab, namespace: str, path: str, flags: str
 ) -> None:
     """Envoy Gateway takes a backend without ready endpoints out, and with it what names the version."""
@@ -204,7 +204,7 @@ def test_a_version_without_replicas_is_answered_by_the_gateway_which_does_not_sa
     assert all(_about(row) == expected for row in failed)
 
 
-def test_routing_by_service_says_whose_replicas_are_missing(lab: Lab, namespace: str) -> None:
+def test_routing_by_service_names_the_version_without_replicas(lab: Lab, namespace: str) -> None:
     """The backend stays then, and the connection is refused: 503, or 504 where the kernel's refusal comes too late."""
     _serve(lab, namespace, routing="Service")
     wait_until(

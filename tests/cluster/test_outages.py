@@ -14,7 +14,7 @@ import pytest
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from tests.cluster.lab.components import BARE_APISERVER, BARE_PORT
-from tests.cluster.place import CHANGE, Place
+from tests.cluster.sandbox import CHANGE, Sandbox
 from tests.local.local_target_lab import steady_load
 
 RATE = 50.0
@@ -23,43 +23,43 @@ OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,servi
 
 
 @pytest.mark.breaks_lab
-async def test_the_api_server_is_away_for_half_a_minute_in_the_middle_of_a_shift(place: Place) -> None:
-    await place.roll_out("one", num_replicas=2)
-    await place.roll_out("two", num_replicas=2)
-    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+async def test_shift_survives_an_outage_of_the_api_server(sandbox: Sandbox) -> None:
+    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.roll_out("two", num_replicas=2)
+    async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(100)
-        shifting = asyncio.create_task(place.shift("two", 30))
+        shifting = asyncio.create_task(sandbox.shift("two", 30))
         await asyncio.sleep(0)
-        await asyncio.to_thread(place.lab.kill, "kube-apiserver")
+        await asyncio.to_thread(sandbox.lab.kill, "kube-apiserver")
         back_at = time.monotonic() + OUTAGE_S
         while time.monotonic() < back_at:
             await load.more(50)
-        await asyncio.to_thread(place.lab.start, "kube-apiserver")
+        await asyncio.to_thread(sandbox.lab.start, "kube-apiserver")
         stored = await shifting
         await load.more(500)
 
     assert load.failed == {}, load.refusals
     assert stored.effective_traffic() == {"one": 70.0, "two": 30.0}
     assert load.versions["two"] > 0
-    assert (await place.target.status(place.endpoint)).served_revision == stored.revision
+    assert (await sandbox.target.status(sandbox.endpoint)).served_revision == stored.revision
 
 
 @pytest.mark.breaks_lab
-async def test_the_gateways_controller_dies_in_the_middle_of_a_shift(place: Place) -> None:
-    await place.roll_out("one", num_replicas=2)
-    await place.roll_out("two", num_replicas=2)
-    async with steady_load(place.url, await place.key(), rate=RATE) as load:
+async def test_shift_survives_the_death_of_the_gateways_controller(sandbox: Sandbox) -> None:
+    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.roll_out("two", num_replicas=2)
+    async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(100)
-        await asyncio.to_thread(place.lab.kill, "envoy-gateway")
-        shifting = asyncio.create_task(place.shift("two", 30))
+        await asyncio.to_thread(sandbox.lab.kill, "envoy-gateway")
+        shifting = asyncio.create_task(sandbox.shift("two", 30))
         await load.more(500)
-        await asyncio.to_thread(place.lab.start, "envoy-gateway")
+        await asyncio.to_thread(sandbox.lab.start, "envoy-gateway")
         stored = await shifting
         await load.more(500)
 
     assert load.failed == {}, load.refusals
     assert load.versions["two"] > 0
-    assert (await place.target.status(place.endpoint)).served_revision == stored.revision
+    assert (await sandbox.target.status(sandbox.endpoint)).served_revision == stored.revision
 
 
 # Runs one step again and again, each time in a process of its own that is killed, by a signal that nothing can catch,
@@ -111,11 +111,11 @@ sys.exit(os.WEXITSTATUS(status))
 """
 
 
-def work(place: Place, script: Path, step: str, arguments: dict[str, object]) -> int:
+def work(sandbox: Sandbox, script: Path, step: str, arguments: dict[str, object]) -> int:
     """Run one step, killed after every change that it makes; return how often that was."""
     script.write_text(textwrap.dedent(WORKER))
-    settings = place.workspace.model_dump(mode="json", exclude_none=True)
-    what = [str(script.with_suffix(".seen")), step, place.endpoint, json.dumps(settings), json.dumps(arguments)]
+    settings = sandbox.workspace.model_dump(mode="json", exclude_none=True)
+    what = [str(script.with_suffix(".seen")), step, sandbox.endpoint, json.dumps(settings), json.dumps(arguments)]
     # Who is killed leaves its temporary files (certificates) behind.
     done = subprocess.run(
         [sys.executable, str(script), *what],
@@ -129,21 +129,21 @@ def work(place: Place, script: Path, step: str, arguments: dict[str, object]) ->
 
 
 @pytest.mark.timeout(600)
-def test_a_worker_killed_after_any_change_and_retried_comes_to_the_same_end(place: Place, tmp_path: Path) -> None:
+def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     run: dict[str, object] = {"owner": "weekly/run-1"}
-    new: dict[str, object] = {"image": place.images["steady"], "settings": {"cpu_cores": 0.02, "memory_gb": 0.2}}
+    new: dict[str, object] = {"image": sandbox.images["steady"], "settings": {"cpu_cores": 0.02, "memory_gb": 0.2}}
 
     killed = [
-        work(place, script, "roll_out", {"version": "one", **new, **run}),
-        work(place, script, "roll_out", {"version": "two", **new, **run}),
-        work(place, script, "shift", {"version": "two", "percentile": 30, **run}),
-        work(place, script, "promote", {"version": "two", **run}),
-        work(place, script, "retire", {"version": "one"}),
+        work(sandbox, script, "roll_out", {"version": "one", **new, **run}),
+        work(sandbox, script, "roll_out", {"version": "two", **new, **run}),
+        work(sandbox, script, "shift", {"version": "two", "percentile": 30, **run}),
+        work(sandbox, script, "promote", {"version": "two", **run}),
+        work(sandbox, script, "retire", {"version": "one"}),
     ]
 
     assert all(times >= least for times, least in zip(killed, (11, 5, 3, 3, 4), strict=True)), killed
-    history = asyncio.run(place.target.history(place.endpoint))
+    history = asyncio.run(sandbox.target.history(sandbox.endpoint))
     assert [revision.change.why for revision in history] == [
         "roll out one",
         "roll out two",
@@ -151,107 +151,107 @@ def test_a_worker_killed_after_any_change_and_retried_comes_to_the_same_end(plac
         "promote two to control",
         "retire one",
     ]
-    found = history[-1].endpoint
-    assert (list(found.versions), found.rollout) == (["two"], None)
-    status = asyncio.run(place.target.status(place.endpoint))
+    end = history[-1].endpoint
+    assert (list(end.versions), end.rollout) == (["two"], None)
+    status = asyncio.run(sandbox.target.status(sandbox.endpoint))
     assert status.served_revision == 5
-    label = f"controlled-rollout/endpoint={place.endpoint}"
-    names = place.kubectl("get", "deployments,services", "-l", label, "-o", "name")
+    label = f"controlled-rollout/endpoint={sandbox.endpoint}"
+    names = sandbox.kubectl("get", "deployments,services", "-l", label, "-o", "name")
     assert len(names.split()) == 2
 
 
-def refused(place: Place, **settings: object) -> Place:
-    workspace = place.workspace.model_copy(update=settings)
-    return Place(place.lab, place.namespace, place.endpoint, workspace, place.images)
+def refused(sandbox: Sandbox, **settings: object) -> Sandbox:
+    workspace = sandbox.workspace.model_copy(update=settings)
+    return Sandbox(sandbox.lab, sandbox.namespace, sandbox.endpoint, workspace, sandbox.images)
 
 
-def first_version(place: Place) -> Endpoint:
-    return Endpoint(name=place.endpoint).create_version("one", image=place.images["steady"], is_control=True)
+def first_version(sandbox: Sandbox) -> Endpoint:
+    return Endpoint(name=sandbox.endpoint).create_version("one", image=sandbox.images["steady"], is_control=True)
 
 
-async def test_a_namespace_without_permission_is_refused_and_says_what_is_missing(place: Place) -> None:
-    elsewhere = refused(place, namespace="kube-public")
+async def test_a_namespace_without_permission_is_refused_and_says_what_is_missing(sandbox: Sandbox) -> None:
+    elsewhere = refused(sandbox, namespace="kube-public")
 
     with pytest.raises(AccessError, match=r"403 .*controllerrevisions.*docs/aks\.md"):
-        await elsewhere.target.apply(first_version(place), CHANGE)
+        await elsewhere.target.apply(first_version(sandbox), CHANGE)
 
 
-async def test_an_expired_token_is_refused_and_says_so(place: Place, tmp_path: Path) -> None:
-    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+async def test_expired_token_is_an_error_that_says_so(sandbox: Sandbox, tmp_path: Path) -> None:
+    kubeconfig = json.loads(sandbox.lab.kubectl("config", "view", "--raw", "-o", "json"))
     kubeconfig["users"][0]["user"] = {"token": "expired"}
     file = tmp_path / "kubeconfig"
     file.touch(mode=0o600)
     file.write_text(json.dumps(kubeconfig))
 
     with pytest.raises(AccessError, match=r"401 .*renew"):
-        await refused(place, kubeconfig=file).target.endpoints()
+        await refused(sandbox, kubeconfig=file).target.endpoints()
 
 
-async def test_a_cluster_without_the_gateways_kinds_is_refused_before_anything_is_made(
-    place: Place, tmp_path: Path
+async def test_cluster_without_gateway_api_kinds_is_refused_before_anything_is_created(
+    sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+    kubeconfig = json.loads(sandbox.lab.kubectl("config", "view", "--raw", "-o", "json"))
     cluster = kubeconfig["clusters"][0]["cluster"]
     cluster["server"] = cluster["server"].replace(":6443", f":{BARE_PORT}")
     file = tmp_path / "kubeconfig"
     file.touch(mode=0o600)
     file.write_text(json.dumps(kubeconfig))
-    bare = refused(place, kubeconfig=file, namespace="default")
-    await asyncio.to_thread(place.lab.start, BARE_APISERVER)
+    bare = refused(sandbox, kubeconfig=file, namespace="default")
+    await asyncio.to_thread(sandbox.lab.start, BARE_APISERVER)
     try:
         with pytest.raises(
             WorkspaceError, match=r"does not know httproutes\.gateway\.networking\.k8s\.io.*docs/aks\.md"
         ):
-            await bare.target.apply(first_version(place), CHANGE)
-        assert place.endpoint not in await bare.target.endpoints()
+            await bare.target.apply(first_version(sandbox), CHANGE)
+        assert sandbox.endpoint not in await bare.target.endpoints()
     finally:
-        await asyncio.to_thread(place.lab.kill, BARE_APISERVER)
+        await asyncio.to_thread(sandbox.lab.kill, BARE_APISERVER)
 
 
-async def test_a_gateway_that_is_not_there_is_refused_before_anything_is_made(place: Place) -> None:
-    namespace, _ = place.lab.gateway.split("/")
+async def test_missing_gateway_is_refused_before_anything_is_created(sandbox: Sandbox) -> None:
+    namespace, _ = sandbox.lab.gateway.split("/")
 
     with pytest.raises(WorkspaceError, match=r"has no Gateway 'nothing'"):
-        await refused(place, gateway=f"{namespace}/nothing").target.apply(first_version(place), CHANGE)
-    assert place.endpoint not in place.kubectl(
+        await refused(sandbox, gateway=f"{namespace}/nothing").target.apply(first_version(sandbox), CHANGE)
+    assert sandbox.endpoint not in sandbox.kubectl(
         "get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name"
     )
 
 
-async def test_a_gateway_that_cannot_ask_for_keys_is_refused_and_nothing_is_served_open(place: Place) -> None:
-    namespace, _ = place.lab.gateway.split("/")
+async def test_gateway_that_cannot_check_keys_is_refused_and_nothing_is_served_open(sandbox: Sandbox) -> None:
+    namespace, _ = sandbox.lab.gateway.split("/")
     other = f"""
 apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
-metadata: {{name: keyless-{place.namespace}}}
+metadata: {{name: keyless-{sandbox.namespace}}}
 spec: {{controllerName: example.com/keyless}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {{name: keyless-{place.namespace}, namespace: {namespace}}}
+metadata: {{name: keyless-{sandbox.namespace}, namespace: {namespace}}}
 spec:
-  gatewayClassName: keyless-{place.namespace}
+  gatewayClassName: keyless-{sandbox.namespace}
   listeners: [{{name: http, port: 80, protocol: HTTP, allowedRoutes: {{namespaces: {{from: All}}}}}}]
 """
-    place.lab.kubectl("apply", "-f", "-", input=other)
+    sandbox.lab.kubectl("apply", "-f", "-", input=other)
     try:
         with pytest.raises(WorkspaceError, match=r"served by example\.com/keyless.*only Envoy Gateway"):
-            await refused(place, gateway=f"{namespace}/keyless-{place.namespace}").target.apply(
-                first_version(place), CHANGE
+            await refused(sandbox, gateway=f"{namespace}/keyless-{sandbox.namespace}").target.apply(
+                first_version(sandbox), CHANGE
             )
     finally:
-        place.lab.kubectl("delete", "-f", "-", input=other)
-    assert place.endpoint not in place.kubectl(
+        sandbox.lab.kubectl("delete", "-f", "-", input=other)
+    assert sandbox.endpoint not in sandbox.kubectl(
         "get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name"
     )
 
 
-async def test_a_cluster_that_does_not_answer_says_so(place: Place, tmp_path: Path) -> None:
-    kubeconfig = json.loads(place.lab.kubectl("config", "view", "--raw", "-o", "json"))
+async def test_unreachable_cluster_is_an_error(sandbox: Sandbox, tmp_path: Path) -> None:
+    kubeconfig = json.loads(sandbox.lab.kubectl("config", "view", "--raw", "-o", "json"))
     kubeconfig["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     file = tmp_path / "kubeconfig"
     file.touch(mode=0o600)
     file.write_text(json.dumps(kubeconfig))
 
     with pytest.raises(TargetUnavailableError, match=r"https://127\.0\.0\.1:1 did not answer"):
-        await refused(place, kubeconfig=file).target.endpoints()
+        await refused(sandbox, kubeconfig=file).target.endpoints()

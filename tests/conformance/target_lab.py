@@ -18,7 +18,7 @@ from controlled_rollout.target.waiting import wait_until_ready, wait_until_serve
 from controlled_rollout.workspace import user_cache
 from tests.cluster.lab import Lab
 from tests.cluster.lab.turns import turn
-from tests.cluster.place import SMALL, fresh_place
+from tests.cluster.sandbox import SMALL, fresh_sandbox
 from tests.cluster.scoring_images import MODELS, build_all, project
 from tests.local import local_target_lab
 from tests.local.local_target_lab import Load, steady_load
@@ -140,8 +140,8 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
     with ExitStack() as stack:
         with use_lab():
             images = build_all(lab.registry)
-            place = stack.enter_context(fresh_place(lab, images, folder))
-        yield TargetLab(place.target, images, SMALL, use_lab)
+            sandbox = stack.enter_context(fresh_sandbox(lab, images, folder))
+        yield TargetLab(sandbox.target, images, SMALL, use_lab)
         with use_lab():
             stack.close()
 

@@ -129,18 +129,18 @@ async def test_a_version_is_scaled_without_a_new_revision_and_who_watches_learns
     endpoint = await lab.target.endpoint(shared)
 
     async with lab.load(endpoint) as load, aclosing(lab.target.watch(shared)) as statuses:
-        seen = [await anext(statuses)]
+        updates = [await anext(statuses)]
         for replicas in (2, 1):
             await lab.target.scale(shared, "one", replicas)
             async for status in statuses:
-                seen.append(status)
+                updates.append(status)
                 version = status.versions["one"]
                 if version.ready and (version.wanted_replicas, len(version.replicas)) == (replicas, replicas):
                     break
         await load.more(50)
 
-    assert (seen[0].versions["one"].wanted_replicas, seen[0].versions["one"].ready) == (1, True)
-    assert all(before != after for before, after in itertools.pairwise(seen))
+    assert (updates[0].versions["one"].wanted_replicas, updates[0].versions["one"].ready) == (1, True)
+    assert all(before != after for before, after in itertools.pairwise(updates))
     assert load.failed == {}, load.refusals
     assert (await lab.target.endpoint(shared)).revision == endpoint.revision
     with pytest.raises(EndpointError, match="0 replicas"):
@@ -158,11 +158,11 @@ async def test_the_load_of_a_version_is_what_it_is_sent_and_how_long_it_takes(
 
     async with lab.load(endpoint, rate=40):
         await until(is_measured, "the load is the load that is sent")
-        found = await lab.target.load(shared)
+        loads = await lab.target.load(shared)
 
-    assert found["one"].request_time_s is not None
-    assert 0.005 <= found["one"].request_time_s < 1
-    assert found["two"].requests_per_s < 1
+    assert loads["one"].request_time_s is not None
+    assert 0.005 <= loads["one"].request_time_s < 1
+    assert loads["two"].requests_per_s < 1
 
 
 def served(target: Target, name: str) -> Coroutine[Any, Any, EndpointStatus]:

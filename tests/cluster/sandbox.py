@@ -1,4 +1,4 @@
-"""A namespace of the cluster with exactly the shipped Role, and a workspace that uses it as Airflow would."""
+"""A sandbox of a test: a namespace with exactly the shipped Role, and a workspace that uses it as Airflow would."""
 
 import json
 import secrets
@@ -25,21 +25,30 @@ CHANGE = Change(who="a test")
 OWNER = "retrain/run-1"
 ACCOUNT = "controlled-rollout"
 LABEL = "controlled-rollout/test"
-DEADLINE = timedelta(seconds=180)
-# Many fit on two cores; and a replica that gets no core for half a second must not count as overloaded.
+MAX_WAIT = timedelta(seconds=180)
+# Many fit on two cores; a replica without a core for half a second must not count as overloaded.
 SMALL = {"cpu_cores": 0.05, "memory_gb": 0.2, "max_request_wait_time": 5_000}
 
 
 @dataclass
-class Place:
-    """A namespace, the workspace that has its endpoints there, and the images to deploy."""
+class Sandbox:
+    """A namespace of the cluster, the workspace whose endpoints are in it, and the images to deploy.
+
+    Attributes:
+        lab: The lab whose cluster it is.
+        namespace: The namespace of the versions.
+        endpoint: The name of the test's endpoint.
+        workspace: The workspace, signed in as the namespace's service account.
+        images: References of images by model.
+        progress_lines: The progress of all steps so far.
+    """
 
     lab: "Lab"
     namespace: str
     endpoint: str
     workspace: Workspace
     images: dict[str, str]
-    said: list[str] = field(default_factory=list)
+    progress_lines: list[str] = field(default_factory=list)
 
     @property
     def target(self) -> KubernetesTarget:
@@ -56,7 +65,7 @@ class Place:
         return self.lab.kubectl("--namespace", self.namespace, *args, input=input)
 
     async def roll_out(self, version: str, image: str = "steady", **settings: object) -> Endpoint:
-        """Roll a version out as `OWNER`, small unless told otherwise."""
+        """Roll a version out as `OWNER`; by default with the settings `SMALL`."""
         auth = settings.pop("auth", Auth.KEY)
         return await steps.roll_out(
             self.workspace,
@@ -67,8 +76,8 @@ class Place:
             change=CHANGE,
             auth=Auth(str(auth)),
             settings={**SMALL, **settings},
-            timeout=DEADLINE,
-            progress=self.said.append,
+            timeout=MAX_WAIT,
+            progress=self.progress_lines.append,
         )
 
     async def shift(self, version: str, percentile: float, **kwargs: object) -> Endpoint:
@@ -78,8 +87,8 @@ class Place:
             version,
             percentile=percentile,
             change=CHANGE,
-            timeout=DEADLINE,
-            progress=self.said.append,
+            timeout=MAX_WAIT,
+            progress=self.progress_lines.append,
             **kwargs,  # type: ignore[arg-type]
         )
 
@@ -89,8 +98,8 @@ class Place:
             self.endpoint,
             version,
             change=CHANGE,
-            timeout=DEADLINE,
-            progress=self.said.append,
+            timeout=MAX_WAIT,
+            progress=self.progress_lines.append,
         )
 
     async def roll_back(self, version: str, why: str) -> Endpoint | None:
@@ -99,8 +108,8 @@ class Place:
             self.endpoint,
             version,
             change=Change(who="a test", why=why),
-            timeout=DEADLINE,
-            progress=self.said.append,
+            timeout=MAX_WAIT,
+            progress=self.progress_lines.append,
         )
 
     async def retire(self, version: str) -> Endpoint | None:
@@ -109,8 +118,8 @@ class Place:
             self.endpoint,
             version,
             change=CHANGE,
-            timeout=DEADLINE,
-            progress=self.said.append,
+            timeout=MAX_WAIT,
+            progress=self.progress_lines.append,
         )
 
 
@@ -125,26 +134,26 @@ def fresh_namespace(lab: "Lab") -> Iterator[str]:
 
 
 @contextmanager
-def fresh_place(lab: "Lab", images: dict[str, str], folder: Path) -> Iterator[Place]:
-    """Make a place in a namespace of its own, and delete it afterwards."""
+def fresh_sandbox(lab: "Lab", images: dict[str, str], folder: Path) -> Iterator[Sandbox]:
+    """Create a sandbox in a namespace of its own, and delete it afterwards."""
     with fresh_namespace(lab) as namespace:
-        yield make(lab, namespace, images, folder)
-        forget_role(lab, namespace)
+        yield create_sandbox(lab, namespace, images, folder)
+        delete_roles(lab, namespace)
 
 
-def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Place:
-    """Give a namespace the ServiceAccount and the Roles of docs/aks/role.yaml, and a workspace that signs in as it."""
+def create_sandbox(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Sandbox:
+    """Create the ServiceAccount and the Roles of docs/aks/role.yaml, and a workspace that signs in with them."""
     gateway_namespace, _ = lab.gateway.split("/")
     roles = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
     lab.kubectl("apply", "--validate=ignore", "-f", "-", input=roles)
-    # The API server's own view of Roles is a moment behind.
+    # The API server applies new Roles with a short delay.
     wait_until(
         lambda: _may_list(lab, namespace),
         f"{namespace}/{ACCOUNT} may do what its Roles say",
         timeout_s=20,
         interval_s=0.25,
     )
-    return Place(
+    return Sandbox(
         lab,
         namespace,
         # Endpoints of one Gateway share its paths, whatever their namespaces.
@@ -168,28 +177,33 @@ def make(lab: "Lab", namespace: str, images: dict[str, str], folder: Path) -> Pl
 
 
 def _may_list(lab: "Lab", namespace: str) -> bool:
-    """Ask for both places where Roles are, in one call: a kubectl more for every test is felt."""
+    """Return whether both Roles are in force, with one call of kubectl, which every test waits for."""
     reviews = [
         {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SubjectAccessReview",
             "spec": {
                 "user": f"system:serviceaccount:{namespace}:{ACCOUNT}",
-                "resourceAttributes": {"verb": "list", "namespace": where, "group": group, "resource": resource},
+                "resourceAttributes": {
+                    "verb": "list",
+                    "namespace": role_namespace,
+                    "group": group,
+                    "resource": resource,
+                },
             },
         }
-        for where, group, resource in (
+        for role_namespace, group, resource in (
             (namespace, "apps", "controllerrevisions"),
             ("envoy-gateway-system", "", "pods"),
         )
     ]
-    asked = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
-    answers = lab.kubectl("create", "-f", "-", "-o=jsonpath={.status.allowed} ", input=asked).split()
+    review_list = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
+    answers = lab.kubectl("create", "-f", "-", "-o=jsonpath={.status.allowed} ", input=review_list).split()
     return answers == ["true"] * len(reviews)
 
 
-def forget_role(lab: "Lab", namespace: str) -> None:
-    """Remove the Roles: the namespace does not take all of them with it when it goes."""
+def delete_roles(lab: "Lab", namespace: str) -> None:
+    """Delete the Roles; the one in the Gateway's namespace is not deleted with the test's namespace."""
     gateway_namespace, _ = lab.gateway.split("/")
     roles = as_yaml(namespace, gateway_namespace, service_account=ACCOUNT)
     lab.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", input=roles)
