@@ -54,7 +54,7 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(
         roll_out(lab, name, "v2a", "run-2"),
         Task("ShiftTrafficOperator", "shift_10", {"endpoint": name, "version": "v2a", "percentile": 10}, "run-2"),
         Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2"),
-        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a"}, "run-2"),
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
     ]
 
     killed = 0
@@ -245,7 +245,8 @@ def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: s
     assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
 
     retire = run(
-        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a"}, "run-2"), connection
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
+        connection,
     )
 
     assert retire.startswith("AirflowSkipException")
