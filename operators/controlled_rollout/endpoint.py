@@ -1,8 +1,7 @@
 """The rules of an endpoint: up to six versions behind one name, one default, one control, percentiles that add up.
 
-Everything here is a pure value or a pure function. A change returns a new `Endpoint`; a refused change raises
-`EndpointError` and leaves the value as it was. The rules, defaults and names are those of the retired
-`AksEndpoint` (azureml-core 1.61), with its silent mistakes turned into errors.
+Pure: a change returns a new `Endpoint`; a refused change raises `EndpointError` and leaves the value as it was. Rules
+and names are those of the retired `AksEndpoint` (azureml-core 1.61), with its silent mistakes turned into errors.
 """
 
 import math
@@ -26,16 +25,16 @@ from controlled_rollout.version import Name, Value, Version
 __all__ = ["VERSION_HEADER", "WEIGHT_TOTAL", "Auth", "Endpoint", "EndpointError", "Rollout", "Version"]
 
 MAX_VERSIONS: Final = 6
-# A caller asks for one version by it, and every answer names its own.
+# In a request: the version that should answer it. In an answer: the version that gave it.
 VERSION_HEADER: Final = "azureml-model-deployment"
-# Weights are parts of a million, the largest that a Gateway API backendRef allows.
+# Weights are parts of a million: the largest weight that a Gateway API backendRef may have.
 WEIGHT_TOTAL: Final = 1_000_000
 # Percentiles are floats: three thirds must be allowed to add up to 100.
 SUM_TOLERANCE: Final = 1e-9
 
 
 class Auth(StrEnum):
-    """How a caller shows that it may call: a key, a signed token, or nothing (only when asked for by name)."""
+    """How callers authenticate: by a key, by a signed token, or not at all (which is never the default)."""
 
     KEY = "key"
     TOKEN = "token"  # noqa: S105 - the name of a method, not a secret
@@ -43,12 +42,12 @@ class Auth(StrEnum):
 
 
 class Rollout(Value):
-    """Who is rolling out which version: one rollout at a time may hold an endpoint.
+    """The rollout that holds an endpoint; only one at a time may.
 
     Attributes:
         version: The treatment that is being rolled out.
         owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`.
-        started: When it took hold.
+        started: Since when it holds the endpoint.
     """
 
     version: Name
@@ -62,10 +61,10 @@ class Endpoint(Value):
     Attributes:
         name: 3 to 32 characters; unique in its workspace.
         revision: The number of the stored revision that this value was read from; 0 if it was never stored. A target
-            stores a changed value as `revision + 1`, or refuses when somebody else was faster.
-        auth: Key, token, or none.
+            stores a changed value as `revision + 1`, unless another writer has stored that revision first.
+        auth: How callers authenticate.
         versions: The versions by name, in the order of their creation; at most six.
-        rollout: Who is rolling out, if anybody.
+        rollout: The rollout that holds the endpoint; None if there is none.
     """
 
     name: Name
@@ -80,7 +79,7 @@ class Endpoint(Value):
     rollout: Rollout | None = None
 
     @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
+    def _check_rules(self) -> Self:
         versions = list(self.versions.values())
         for key, version in self.versions.items():
             if key != version.name:
@@ -109,11 +108,9 @@ class Endpoint(Value):
     def _versions_as_dict(self, versions: Mapping[str, Version]) -> dict[str, Version]:
         return dict(versions)
 
-    # What there is
-
     @property
     def default(self) -> Version | None:
-        """The version that takes what no percentile claims; None only while there are no versions."""
+        """The version that gets the requests that no percentile assigns; None only while there are no versions."""
         return next((version for version in self.versions.values() if version.is_default), None)
 
     @property
@@ -134,26 +131,24 @@ class Endpoint(Value):
         return self.versions[name]
 
     def effective_traffic(self) -> dict[str, float]:
-        """Return the per cent of requests that each version really gets: its own, and for the default the rest too.
+        """Return the per cent of the requests that each version gets: the default gets what the others leave.
 
-        The values add up to 100 (an endpoint without versions gives an empty dictionary).
+        The values add up to 100; an endpoint without versions gives an empty dictionary.
         """
-        others = math.fsum(v.traffic_percentile for v in self.versions.values() if not v.is_default)
+        assigned = math.fsum(v.traffic_percentile for v in self.versions.values() if not v.is_default)
         return {
-            name: max(0.0, 100.0 - others) if version.is_default else version.traffic_percentile
+            name: max(0.0, 100.0 - assigned) if version.is_default else version.traffic_percentile
             for name, version in self.versions.items()
         }
 
     def weight_ppm(self) -> dict[str, int]:
         """Return the effective traffic as whole weights that add up to 1,000,000, rounded by largest remainder."""
-        exact = {name: share * WEIGHT_TOTAL / 100 for name, share in self.effective_traffic().items()}
-        weights = {name: math.floor(share) for name, share in exact.items()}
+        exact = {name: percent * WEIGHT_TOTAL / 100 for name, percent in self.effective_traffic().items()}
+        weights = {name: math.floor(weight) for name, weight in exact.items()}
         missing = WEIGHT_TOTAL - sum(weights.values()) if weights else 0
         for name in sorted(exact, key=lambda name: weights[name] - exact[name])[:missing]:
             weights[name] += 1
         return weights
-
-    # What can be done
 
     def create_version(
         self,
@@ -200,7 +195,7 @@ class Endpoint(Value):
             **changes: Fields of `Version` and their new values; an explicit 0 or "" is a value, not "unchanged".
 
         Raises:
-            EndpointError: A rule would be broken, or the default would be taken from a version without a successor.
+            EndpointError: A rule would be broken, or the endpoint would have no default.
         """
         old = self.version(name)
         if "name" in changes and changes["name"] != name:
@@ -223,19 +218,19 @@ class Endpoint(Value):
                 default, and for a control that still has traffic.
 
         Raises:
-            EndpointError: The version is unknown, or it is the default or a control with traffic and nobody succeeds.
+            EndpointError: There is no such version, or a successor is needed and not given.
         """
         old = self.version(name)
         rest = {other: version for other, version in self.versions.items() if other != name}
         if successor is not None:
             if successor == name:
-                raise EndpointError(f"version {name!r} cannot succeed itself: name another version")
-            heir = self.version(successor)
-            rest[successor] = heir.model_copy(
+                raise EndpointError(f"version {name!r} cannot be its own successor: name another version")
+            new = self.version(successor)
+            rest[successor] = new.model_copy(
                 update={
-                    "is_default": heir.is_default or old.is_default,
-                    "is_control": heir.is_control or old.is_control,
-                    "traffic_percentile": min(100.0, heir.traffic_percentile + old.traffic_percentile),
+                    "is_default": new.is_default or old.is_default,
+                    "is_control": new.is_control or old.is_control,
+                    "traffic_percentile": min(100.0, new.traffic_percentile + old.traffic_percentile),
                 }
             )
         elif old.is_default:
@@ -247,34 +242,33 @@ class Endpoint(Value):
                 f"version {name!r} is the control of endpoint {self.name!r} and has {old.traffic_percentile:g} % of "
                 "its traffic: name a successor, or set its traffic to 0 first"
             )
-        # Nobody can go on rolling out what is not there.
+        # The rollout of a deleted version has ended.
         return self.release(name)._changed(versions=rest)
 
     def shift(self, name: str, percentile: float) -> "Endpoint":
-        """Return the endpoint with `percentile` for one version, taken from the default where nothing else is left.
+        """Return the endpoint with another percentile for one version; the default's own is lowered if it has to be.
 
-        A default whose own percentile says 100 would otherwise have to be lowered by hand before every rollout.
+        Otherwise a default whose percentile is 100 would have to be updated before every rollout.
 
         Raises:
-            EndpointError: There is no such version, the percentile is none, or the others leave too little.
+            EndpointError: There is no such version, the percentile is not valid, or the others leave too little.
         """
         self.version(name)
-        asked = Version(name=name, traffic_percentile=percentile).traffic_percentile
-        default = self.default
-        if default is None or default.name == name:
-            return self.update_version(name, traffic_percentile=asked)
-        others = math.fsum(v.traffic_percentile for v in self.versions.values() if v.name not in (name, default.name))
-        left = max(0.0, 100.0 - others - asked)
-        lowered = (
-            self if default.traffic_percentile <= left else self.update_version(default.name, traffic_percentile=left)
-        )
-        return lowered.update_version(name, traffic_percentile=asked)
+        percentile = Version(name=name, traffic_percentile=percentile).traffic_percentile
+        endpoint, default = self, self.default
+        if default is not None and default.name != name:
+            fixed = math.fsum(
+                v.traffic_percentile for v in self.versions.values() if v.name not in (name, default.name)
+            )
+            remaining = max(0.0, 100.0 - fixed - percentile)
+            if default.traffic_percentile > remaining:
+                endpoint = self.update_version(default.name, traffic_percentile=remaining)
+        return endpoint.update_version(name, traffic_percentile=percentile)
 
     def promote(self, name: str) -> "Endpoint":
-        """Return the endpoint with `name` as default and control with all the traffic; the others stay, at 0.
+        """Return the endpoint with `name` as default and control with all the traffic; the other versions stay, at 0.
 
-        No percentile is left set: everything goes to the default, and the next treatment's share comes out of that.
-        Going back is one call as well: promote the old control.
+        All percentiles are 0 then: the default gets all the traffic, and a treatment's percentile is taken from it.
 
         Raises:
             EndpointError: There is no such version.
@@ -292,19 +286,19 @@ class Endpoint(Value):
         """Return the endpoint with the treatment `name` at 0 and everything else as before.
 
         Raises:
-            EndpointError: The version is unknown, or is the default or the control: those have nothing to go back to.
+            EndpointError: There is no such version, or it is the default or the control.
         """
         version = self.version(name)
         if version.is_default or version.is_control:
             role = "default" if version.is_default else "control"
             raise EndpointError(
-                f"version {name!r} is the {role} of endpoint {self.name!r} and cannot be rolled back to nothing: "
+                f"version {name!r} is the {role} of endpoint {self.name!r} and cannot be set to 0: "
                 "promote the version that should take its place"
             )
         return self.update_version(name, traffic_percentile=0.0)
 
     def claim(self, version: str, *, owner: str, at: datetime) -> "Endpoint":
-        """Return the endpoint held for one rollout; claiming again by the same owner and version changes nothing.
+        """Return the endpoint held for a rollout; unchanged if `owner` holds it for that version already.
 
         Raises:
             ConflictError: Another rollout holds the endpoint.
@@ -320,10 +314,10 @@ class Endpoint(Value):
         )
 
     def check_holder(self, version: str, owner: str | None) -> None:
-        """Refuse to go on with a rollout of `version` that `owner` no longer holds; None does not check.
+        """Refuse to continue a rollout of `version` if `owner` does not hold the endpoint for it; None does not check.
 
         Raises:
-            ConflictError: Another run holds the endpoint, or none, or it is held for another version.
+            ConflictError: Another run holds it, or no run, or it is held for another version.
         """
         if owner is None:
             return
@@ -332,26 +326,26 @@ class Endpoint(Value):
             holder = f"{rollout.owner} holds it for {rollout.version!r}" if rollout else "no run holds it"
             raise ConflictError(
                 f"{owner} no longer holds endpoint {self.name!r} to roll out {version!r} ({holder}): "
-                "somebody promoted it or rolled it back; its history says who"
+                "it was promoted or rolled back meanwhile; the endpoint's history says by whom"
             )
 
     def release(self, version: str) -> "Endpoint":
-        """Return the endpoint no longer held for the rollout of `version`; unchanged if it is not."""
+        """Return the endpoint no longer held for the rollout of `version`; unchanged if it is not held for it."""
         if self.rollout is None or self.rollout.version != version:
             return self
         return self._changed(rollout=None)
 
     def same_as(self, other: "Endpoint") -> bool:
-        """Whether both say the same, whatever their revision numbers."""
+        """Return whether both have the same content; their revision numbers may differ."""
         return self.model_copy(update={"revision": other.revision}) == other
 
     def _with_version(self, version: Version) -> "Endpoint":
-        """Put the version in its place and take from the others what it is now the only one to have."""
+        """Add or replace a version; if it is default or control, no other version is any more."""
+        unique_roles = {role for role in ("is_default", "is_control") if getattr(version, role)}
         versions: dict[str, Version] = {}
         for other in self.versions.values():
-            loses = {"is_default": False} if version.is_default and other.is_default else {}
-            loses |= {"is_control": False} if version.is_control and other.is_control else {}
-            versions[other.name] = other.model_copy(update=loses) if loses else other
+            lost = {role: False for role in unique_roles if getattr(other, role)}
+            versions[other.name] = other.model_copy(update=lost) if lost else other
         return self._changed(versions=versions | {version.name: version})
 
     def _changed(self, **changes: Any) -> "Endpoint":

@@ -1,4 +1,4 @@
-"""The rules of one version of an endpoint: its name, its settings, their defaults and bounds. Pure.
+"""The rules of one version of an endpoint: its name, its settings, their defaults and limits. Pure.
 
 Names and defaults are those of the retired `AksEndpoint` (azureml-core 1.61), with its silent mistakes turned into
 errors.
@@ -31,10 +31,10 @@ NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it may name an endpoint or a version (3-32 characters, lower case, digits, inner hyphens).
+    """Return `name` if an endpoint or a version may have it: 3 to 32 lower-case letters, digits and inner hyphens.
 
     Raises:
-        EndpointError: The name breaks the rule.
+        EndpointError: It may not.
     """
     if not 3 <= len(name) <= 32 or not NAME_PATTERN.fullmatch(name):
         raise EndpointError(
@@ -45,9 +45,9 @@ def check_name(name: str) -> str:
 
 
 def _no_bool(value: Any) -> Any:
-    """Refuse True and False where a number is meant: Python would take them for 1 and 0."""
+    """Refuse True and False where a number is expected: Python treats them as 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("a number was asked for, not true or false")
+        raise ValueError("a number is expected, not true or false")
     return value
 
 
@@ -56,20 +56,20 @@ Percentile = Annotated[float, BeforeValidator(_no_bool), Field(strict=True, ge=0
 
 
 class VersionType(StrEnum):
-    """What a version is in the comparison."""
+    """The role of a version in the comparison."""
 
     CONTROL = "Control"
     TREATMENT = "Treatment"
 
 
 class Value(BaseModel):
-    """An immutable value that refuses unknown fields and reports every fault as `EndpointError`."""
+    """An immutable value without unknown fields, whose validation errors are `EndpointError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="wrap")
     @classmethod
-    def _faults_as_endpoint_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _raise_endpoint_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(data)
         except ValidationError as error:
@@ -77,7 +77,7 @@ class Value(BaseModel):
 
 
 def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
-    """Say in one line, for each field, what was found and what is wrong with it."""
+    """Raise the error that lists, in one line, each field with its value and what is wrong with it."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in fault["loc"]) or what
@@ -92,19 +92,19 @@ class Version(Value):
         name: 3 to 32 characters; unique in its endpoint.
         image: What runs: `name@sha256:…`.
         traffic_percentile: Per cent of the endpoint's requests set for this version, 0 to 100. The default version
-            gets what is left over on top.
-        is_default: Whether requests that no percentile claims go here.
-        is_control: Whether the others are judged against this version.
-        cpu_cores, memory_gb: What one replica asks for, in cores and gigabytes.
+            also gets what the percentiles leave.
+        is_default: Whether it gets the requests that no percentile assigns.
+        is_control: Whether the treatments are judged against it.
+        cpu_cores, memory_gb: What one replica requests, in cores and gigabytes.
         cpu_cores_limit, memory_gb_limit: What one replica may use at most; None for no limit.
         gpu_cores: Whole GPUs for one replica.
         node_selector, tolerations: Which nodes a replica may run on, in Kubernetes' terms; for pools with GPUs.
         num_replicas: A fixed number of replicas; None lets the autoscaler choose.
         autoscale_enabled: True unless `num_replicas` is given.
         autoscale_min_replicas, autoscale_max_replicas: Bounds of the autoscaler.
-        autoscale_refresh_seconds: How often the autoscaler looks.
+        autoscale_refresh_seconds: The time between two decisions of the autoscaler.
         autoscale_target_utilization: Per cent of the replicas' slots that should be busy.
-        scoring_timeout_ms: After so long a request is answered 504.
+        scoring_timeout_ms: A request that takes longer is answered 504.
         replica_max_concurrent_requests: Requests that one replica scores at the same time.
         max_request_wait_time: Milliseconds that a request may wait for a replica before it is answered 503.
         worker_count: Scoring processes in one replica.
@@ -152,13 +152,13 @@ class Version(Value):
 
     @model_validator(mode="before")
     @classmethod
-    def _fixed_replicas_switch_the_autoscaler_off(cls, data: Any) -> Any:
+    def _fixed_replicas_disable_the_autoscaler(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("num_replicas") is not None and "autoscale_enabled" not in data:
             return {**data, "autoscale_enabled": False}
         return data
 
     @model_validator(mode="after")
-    def _settings_agree(self) -> Self:
+    def _check_settings(self) -> Self:
         autoscale_fields = {field for field in self.model_fields_set if field.startswith("autoscale_")}
         if self.num_replicas is not None and self.autoscale_enabled:
             raise EndpointError(
@@ -179,10 +179,10 @@ class Version(Value):
                 f"{self.autoscale_max_replicas} replicas: the minimum may not exceed the maximum"
             )
         for request, limit in (("cpu_cores", "cpu_cores_limit"), ("memory_gb", "memory_gb_limit")):
-            asked, at_most = getattr(self, request), getattr(self, limit)
-            if at_most is not None and at_most < asked:
+            requested, maximum = getattr(self, request), getattr(self, limit)
+            if maximum is not None and maximum < requested:
                 raise EndpointError(
-                    f"version {self.name!r} asks for {request}={asked} and limits it to {at_most}: "
+                    f"version {self.name!r} asks for {request}={requested} and limits it to {maximum}: "
                     "a limit may not be below the request"
                 )
         return self
@@ -197,5 +197,5 @@ class Version(Value):
 
     @property
     def replicas_at_start(self) -> int:
-        """How many replicas the version begins with, before any load is known."""
+        """The number of replicas that the version starts with, before any load is known."""
         return self.num_replicas or self.autoscale_min_replicas

@@ -1,6 +1,6 @@
-"""Where things are: the target, the metric store and the caches of one workspace, as one value.
+"""The configuration of a workspace as one value: its target, its metric store, its registries, its folders.
 
-No workspace configured means the local one, so that a first run needs no configuration.
+Without a configuration it is the local workspace: a first run needs none.
 """
 
 import os
@@ -31,7 +31,7 @@ ACR_ID: Final = (
 
 
 def user_cache() -> Path:
-    """Return the cache folder of every workspace that sets no other: what one has built, the others need not build.
+    """Return the folder of built images that all workspaces of a user share, unless they set another.
 
     It is `$CONTROLLED_ROLLOUT_CACHE`, else `controlled-rollout/images` in `$XDG_CACHE_HOME`, else in `~/.cache`.
     """
@@ -42,49 +42,49 @@ def user_cache() -> Path:
 
 
 class Workspace(BaseModel):
-    """A workspace: where endpoints live, where their telemetry is read, where builds are kept.
+    """A workspace: where endpoints run, where their telemetry is read, where images are pushed.
 
     Attributes:
-        name: What people call it.
-        target: Where versions run. `local` is one laptop with nothing installed; `kubernetes` any cluster with the
-            Gateway API and Envoy Gateway.
+        name: Its name in messages.
+        target: Where versions run: `local` in processes of this machine, `kubernetes` in a cluster with the Gateway API
+            and Envoy Gateway.
         root: This machine's folder of the workspace: records; for the local workspace also revisions, keys, logs and
             telemetry.
         cache_folder: This machine's folder of built environments, local images and fetched models, addressed by their
             content. By default all workspaces of a user share one, see `user_cache`.
         records: Where the records of decisions are, if workers and triggerer share no `root`: an address in Azure Blob
             Storage, `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for `root`.
-        telemetry_endpoint: Base URL of the Log Analytics query API; None means Azure's, or asks the local supervisor.
-        telemetry_workspace_id: The Log Analytics workspace that the queries go to; None asks the local supervisor.
-        telemetry_token_file: Where the token of a telemetry store on this machine lies.
+        telemetry_endpoint: Base URL of the Log Analytics query API; None for Azure's, or for the local supervisor's.
+        telemetry_workspace_id: The Log Analytics workspace that is queried; None for the local supervisor's.
+        telemetry_token_file: The file with the token of a telemetry store on this machine.
         prometheus_url: Base URL of a Prometheus that scrapes the routers: evidence is then read there instead.
         prometheus_selector: Label matchers of the routers' series in it, such as `job="envoy"`.
-        kubernetes_conn_id: The Airflow connection (type `kubernetes`) that leads to the cluster; used by the tasks.
-        kubeconfig: Without Airflow: the file that leads to the cluster; None for $KUBECONFIG, ~/.kube/config, or the
+        kubernetes_conn_id: The Airflow connection (type `kubernetes`) to the cluster; used by the tasks.
+        kubeconfig: Without Airflow: the kubeconfig file of the cluster; None for $KUBECONFIG, ~/.kube/config, or the
             service account of the pod that this runs in.
         kube_context: A context of that file; None for its current one.
-        namespace: Where the endpoints' objects live.
+        namespace: The namespace of the endpoints' objects.
         gateway: The Gateway that the endpoints' routes attach to, as `namespace/name` or `namespace/name/listener`.
-        envoy_namespace: Where the Gateway's Envoy pods run.
-        endpoint_url: Base URL under which callers reach the Gateway; None takes the Gateway's own address.
-        image_pull_secret: The Secret, in `namespace`, for pulling images from a registry that asks for one.
+        envoy_namespace: The namespace of the Gateway's Envoy pods.
+        endpoint_url: Base URL at which callers reach the Gateway; None for the Gateway's own address.
+        image_pull_secret: The Secret, in `namespace`, for pulling images from a registry that requires one.
         registry: Where images are pushed: a registry and a prefix, such as `registry.example/models`.
-        shared_registry: Where environments are looked up that this workspace's registry does not have.
-        base_image: What images are built on when an environment names no base image of its own.
+        shared_registry: A registry with environments that this workspace's registry may not have.
+        base_image: The base image of environments that name none.
         registry_conn_id: The Airflow connection with the user who pushes to `registry`; used by the tasks. None for a
-            registry that asks for none, or for an Azure Container Registry that the worker signs in to as itself.
+            registry without users, or for an Azure Container Registry that accepts the worker's own identity.
         shared_registry_conn_id: The same for `shared_registry`.
         base_image_conn_id: The same for the registry of base images.
-        builder: Who builds environment images: `buildah` on this machine, `kubernetes` in a pod of the cluster,
+        builder: What builds environment images: `buildah` on this machine, `kubernetes` a pod of the cluster,
             `acr_tasks` the Azure Container Registry itself.
-        builder_image: For `kubernetes`: an image with buildah in it.
-        builder_namespace: For `kubernetes`: where such pods run; None for `namespace`.
-        builder_pod_template: For `kubernetes`: a file with a Pod that theirs are made from.
+        builder_image: For `kubernetes`: an image that contains buildah.
+        builder_namespace: For `kubernetes`: the namespace of the pods that build; None for `namespace`.
+        builder_pod_template: For `kubernetes`: a file with a Pod that they are made from.
         acr_id: For `acr_tasks`: the registry's resource id,
             `/subscriptions/…/resourceGroups/…/providers/Microsoft.ContainerRegistry/registries/…`.
-        scanner: Which program looks at images before they are rolled out: `trivy` or `grype`.
-        osv_url: The query address of an OSV service for pip-audit; None for PyPI's own vulnerability data.
-        open_cluster: Opens the cluster's API client; set by code (the tasks' hook), never by a configuration.
+        scanner: The program that scans images before they are rolled out: `trivy` or `grype`.
+        osv_url: The query URL of an OSV service for pip-audit; None for PyPI's own vulnerability data.
+        open_cluster: Opens the cluster's API client; set by the tasks' hook, never by a configuration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,7 +128,7 @@ class Workspace(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _a_cluster_needs_a_gateway(self) -> Self:
+    def _check_gateway(self) -> Self:
         if self.target == "kubernetes" and not self.gateway:
             raise ValueError("target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway")
         return self
@@ -175,7 +175,7 @@ class Workspace(BaseModel):
         _, _, *listener = self.gateway.split("/")
         return listener[0] if listener else None
 
-    # The local workspace's layout: one place that knows it.
+    # The layout of the local workspace.
 
     @property
     def endpoints_folder(self) -> Path:
@@ -199,5 +199,5 @@ class Workspace(BaseModel):
 
     @property
     def state_file(self) -> Path:
-        """What the running supervisor tells its clients: process id, socket, addresses. Absent when it is down."""
+        """What clients of the running supervisor need: process id, socket, addresses. Absent while it is down."""
         return self.root / "supervisor.json"

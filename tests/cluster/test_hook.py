@@ -4,7 +4,8 @@ import asyncio
 import base64
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import pytest
 import yaml
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
-from controlled_rollout import CheckConnectivityOperator
+from controlled_rollout import CheckConnectivityOperator, steps
 from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
-from controlled_rollout.evaluation.next_action import GateTerms
+from controlled_rollout.evaluation.next_action import GateTerms, take_look
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -25,7 +26,7 @@ from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
 from controlled_rollout.workspace import Workspace
 from tests.cluster.lab import Lab
 from tests.cluster.lab.images import base_image
-from tests.cluster.sandbox import ACCOUNT, Sandbox, create_sandbox, delete_roles
+from tests.cluster.sandbox import ACCOUNT, CHANGE, MAX_WAIT, OWNER, Sandbox, create_sandbox, delete_roles
 from tests.local.task_lab import TaskInstance, context
 from tests.polling import wait_until
 
@@ -64,13 +65,17 @@ def by_content(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
     return {"kube_config": Path(str(sandbox.workspace.kubeconfig)).read_text()}
 
 
+SIGN_INS = "sign-ins"
+
+
 def by_program(sandbox: Sandbox, folder: Path) -> dict[str, Any]:
     """As with AKS and Entra ID: a program gives the token."""
     content = yaml.safe_load(by_content(sandbox, folder)["kube_config"])
     token = content["users"][0]["user"]["token"]
     status = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
     (folder / "credential.json").write_text(json.dumps(status))
-    program = {"command": "cat", "args": [str(folder / "credential.json")], "interactiveMode": "Never"}
+    script = f"echo >> {folder / SIGN_INS}; cat {folder / 'credential.json'}"
+    program = {"command": "sh", "args": ["-c", script], "interactiveMode": "Never"}
     content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", **program}}
     return {"kube_config": content}
 
@@ -84,6 +89,26 @@ def without_checking_certificates(sandbox: Sandbox, folder: Path) -> dict[str, A
 async def endpoints(workspace: Workspace) -> list[str]:
     async with connect(workspace) as target:
         return await target.endpoints()
+
+
+def gate_terms(endpoint: str, version: str) -> GateTerms:
+    return GateTerms(
+        endpoint=endpoint,
+        version=version,
+        who="a test",
+        owner=None,
+        gate=Gate(),
+        bake=timedelta(0),
+        min_requests=0,
+        require_pass=True,
+        decision_timeout=timedelta(0),
+        on_deadline="hold",
+        interval=timedelta(0),
+        window=EvidenceWindow(
+            bin_width=timedelta(seconds=1), allowed_lag=timedelta(0), baseline_length=timedelta(minutes=1)
+        ),
+        waiting_since=datetime.now(UTC),
+    )
 
 
 @pytest.mark.parametrize("way", [by_path, by_content, by_program, without_checking_certificates])
@@ -102,6 +127,40 @@ def test_every_form_of_a_kubernetes_connection_opens_the_cluster(
     assert asyncio.run(in_the_triggerer()) == []
 
 
+@pytest.mark.timeout(600)
+async def test_every_step_and_every_look_signs_in_once(
+    lab: Lab, images: dict[str, str], namespace: str, tmp_path: Path
+) -> None:
+    sandbox = create_sandbox(lab, namespace, images, tmp_path)
+    kubeconfig = tmp_path / "kubeconfig-with-program"
+    kubeconfig.write_text(json.dumps(by_program(sandbox, tmp_path)["kube_config"]))
+    sandbox = replace(sandbox, workspace=sandbox.workspace.model_copy(update={"kubeconfig": kubeconfig}))
+    run: dict[str, Any] = {
+        "change": CHANGE,
+        "owner": OWNER,
+        "timeout": MAX_WAIT,
+        "progress": sandbox.progress_lines.append,
+    }
+    workspace, endpoint = sandbox.workspace, sandbox.endpoint
+    sign_ins: dict[str, int] = {}
+
+    async def count(name: str, step: Awaitable[object]) -> None:
+        (tmp_path / SIGN_INS).write_text("")
+        await step
+        sign_ins[name] = len((tmp_path / SIGN_INS).read_text().splitlines())
+
+    await count("roll_out the first", sandbox.roll_out("one"))
+    await count("roll_out", sandbox.roll_out("two"))
+    await count("shift", steps.shift(workspace, endpoint, "two", percentile=10, **run))
+    await count("look", take_look(workspace, gate_terms(endpoint, "two"), sandbox.progress_lines.append))
+    await count("roll_back", steps.roll_back(workspace, endpoint, "two", **run))
+    await count("promote", steps.promote(workspace, endpoint, "two", **{**run, "owner": None}))
+    await count("retire", steps.retire_former_control(workspace, endpoint, "two", change=CHANGE, timeout=MAX_WAIT))
+    delete_roles(lab, namespace)
+
+    assert sign_ins == dict.fromkeys(sign_ins, 1)
+
+
 def test_untrusted_certificate_is_refused(connect_to: Connect, signed_in: Sandbox, tmp_path: Path) -> None:
     extras = without_checking_certificates(signed_in, tmp_path) | {"disable_verify_ssl": False}
 
@@ -111,23 +170,7 @@ def test_untrusted_certificate_is_refused(connect_to: Connect, signed_in: Sandbo
 
 def test_trigger_of_the_gate_reads_the_cluster(connect_to: Connect, signed_in: Sandbox, tmp_path: Path) -> None:
     connect_to(by_content(signed_in, tmp_path))
-    terms = GateTerms(
-        endpoint="nobody",
-        version="one",
-        who="a test",
-        owner=None,
-        gate=Gate(),
-        bake=timedelta(0),
-        min_requests=0,
-        require_pass=True,
-        decision_timeout=timedelta(0),
-        on_deadline="hold",
-        interval=timedelta(0),
-        window=EvidenceWindow(
-            bin_width=timedelta(seconds=1), allowed_lag=timedelta(0), baseline_length=timedelta(minutes=1)
-        ),
-        waiting_since=datetime.now(UTC),
-    )
+    terms = gate_terms("nobody", "one")
 
     async def fire() -> dict[str, Any]:
         trigger = TreatmentGateTrigger("ml", terms.model_dump(mode="json"))
