@@ -77,7 +77,7 @@ async def test_an_endpoint_is_open_only_when_that_is_asked_for_by_name(target_la
     ("change", "why"),
     [({"auth": Auth.TOKEN}, "use auth='key'"), ({"collect_model_data": True}, "cannot collect inputs and predictions")],
 )
-async def test_what_no_target_can_do_yet_is_refused_and_nothing_is_stored(
+async def test_unsupported_setting_is_refused_and_nothing_is_stored(
     target_lab: TargetLab, change: dict[str, Any], why: str
 ) -> None:
     lab = target_lab
@@ -90,7 +90,7 @@ async def test_what_no_target_can_do_yet_is_refused_and_nothing_is_stored(
     assert refused.name not in await lab.target.endpoints()
 
 
-async def test_of_two_writers_one_wins_and_the_other_learns_who_and_why(target_lab: TargetLab, shared: str) -> None:
+async def test_second_of_two_writers_gets_a_conflict_with_who_and_why(target_lab: TargetLab, shared: str) -> None:
     lab = target_lab
     endpoint = await lab.target.endpoint(shared)
     changes = [endpoint.model_copy(update={"description": text}) for text in ("mine", "yours")]
@@ -122,9 +122,7 @@ async def test_what_a_version_prints_is_its_log(target_lab: TargetLab, shared: s
     assert len((await target_lab.target.logs(shared, "two", tail=1)).splitlines()) == 1
 
 
-async def test_a_version_is_scaled_without_a_new_revision_and_who_watches_learns_of_it(
-    target_lab: TargetLab, shared: str
-) -> None:
+async def test_scaling_creates_no_revision_and_is_reported_to_watchers(target_lab: TargetLab, shared: str) -> None:
     lab = target_lab
     endpoint = await lab.target.endpoint(shared)
 
@@ -187,7 +185,7 @@ CALLS: dict[str, Callable[[Target, str], Coroutine[Any, Any, object]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_an_endpoint_that_is_not_there_is_said_to_be_missing(target_lab: TargetLab, call: str) -> None:
+async def test_missing_endpoint_is_reported_as_missing(target_lab: TargetLab, call: str) -> None:
     with pytest.raises(EndpointNotFoundError, match="no-such-endpoint"):
         await CALLS[call](target_lab.target, "no-such-endpoint")
 

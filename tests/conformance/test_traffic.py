@@ -72,7 +72,7 @@ async def test_the_endpoint_is_closed_until_its_first_version_is_ready(target_la
     await lab.answers(endpoint, 200, key=key)
 
 
-async def test_of_three_versions_one_that_is_not_ready_delays_neither_the_others_nor_a_roll_back(
+async def test_version_that_is_not_ready_delays_neither_the_other_two_nor_a_roll_back(
     target_lab: TargetLab,
 ) -> None:
     lab = target_lab

@@ -41,5 +41,5 @@ def test_an_address_elsewhere_or_one_that_a_name_server_chooses_is_not(host: str
     assert not is_this_machine(f"http://{host}:8080/v1")
 
 
-def test_what_is_no_url_is_not_this_machine() -> None:
+def test_invalid_url_is_not_this_machine() -> None:
     assert not is_this_machine("http://[::1")

@@ -70,7 +70,7 @@ def test_a_gate_may_be_a_value_its_fields_their_json_or_left_out() -> None:
         ("{", "not a mapping"),
     ],
 )
-def test_a_gate_that_makes_no_sense_is_refused_by_field(fields: Any, message: str) -> None:
+def test_invalid_gate_is_refused_with_the_name_of_its_field(fields: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         gate_of(fields)
 

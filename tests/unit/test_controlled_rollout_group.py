@@ -25,7 +25,7 @@ def edges(rollout: ControlledRollout) -> dict[str, set[str]]:
     }
 
 
-def test_the_way_forward_and_the_way_back() -> None:
+def test_tasks_and_their_order_forward_and_back() -> None:
     downstream = edges(group())
     back = {"roll_back"}
     assert downstream == {
@@ -42,7 +42,7 @@ def test_the_way_forward_and_the_way_back() -> None:
     }
 
 
-def test_what_decides_between_the_two() -> None:
+def test_trigger_rules_choose_promotion_or_roll_back() -> None:
     rollout = group()
     assert rollout.roll_back.trigger_rule == TriggerRule.ONE_FAILED
     assert rollout.promote.trigger_rule == TriggerRule.NONE_FAILED  # a first version skips its gates
@@ -50,11 +50,11 @@ def test_what_decides_between_the_two() -> None:
     assert [gate.require_pass for gate in group(pass_every_step=True).gates] == [True, True]
 
 
-def test_a_treatment_may_be_kept_to_be_looked_at() -> None:
+def test_failed_treatment_may_be_kept() -> None:
     assert "retire_treatment" not in edges(group(keep_treatment=True))
 
 
-def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created() -> None:
+def test_scan_comes_before_the_version_is_created() -> None:
     rollout = group(scan={"max_severity": "high"})
     downstream = edges(rollout)
     assert downstream["check"] == {"scan", "roll_back"}
@@ -68,14 +68,14 @@ def test_an_image_that_is_to_be_scanned_is_scanned_before_the_version_is_created
     assert [operator for operator, _ in image.iter_references()] == [rollout.scan]
 
 
-def test_steps_may_be_parts_of_a_per_cent() -> None:
+def test_steps_may_be_fractions_of_a_per_cent() -> None:
     assert list(edges(group(steps=(0.5, 2.5, 100))))[2:8] == [
         "shift_0_5", "gate_0_5", "shift_2_5", "gate_2_5", "shift_100", "gate_100",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [(), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)])
-def test_steps_that_are_no_ladder_are_refused(steps: tuple[object, ...]) -> None:
+def test_steps_that_do_not_ascend_are_refused(steps: tuple[object, ...]) -> None:
     with pytest.raises(ValueError, match="give ascending percentiles"):
         group(steps=steps)
 

@@ -63,7 +63,7 @@ def test_seventh_version_is_refused_and_nothing_changes() -> None:
     assert endpoint.model_dump_json() == before
 
 
-def test_a_sum_over_100_is_refused_and_says_who_has_what() -> None:
+def test_sum_over_100_is_refused_with_the_share_of_each_version() -> None:
     with pytest.raises(EndpointError, match=r"101 % .*second 10 %, third 91 %.*may not exceed 100"):
         two_versions().create_version("third", traffic_percentile=91)
 
@@ -79,7 +79,7 @@ def test_three_thirds_may_add_up_to_100() -> None:
 
 
 @pytest.mark.parametrize("percentile", [-1, 101, math.nan, math.inf, "10", True, None])
-def test_a_percentile_that_is_none_is_refused(percentile: object) -> None:
+def test_invalid_percentile_is_refused(percentile: object) -> None:
     endpoint = two_versions()
     with pytest.raises(EndpointError, match="traffic_percentile"):
         endpoint.update_version("second", traffic_percentile=percentile)
@@ -151,7 +151,7 @@ def test_after_a_promotion_the_next_treatment_gets_its_share_from_the_new_contro
     assert endpoint.update_version("third", traffic_percentile=10) == endpoint.shift("third", 10)
 
 
-def test_a_shift_lowers_a_default_that_was_set_to_100_but_takes_from_nobody_else() -> None:
+def test_shift_takes_traffic_from_the_default_only() -> None:
     endpoint = Endpoint(name="digits").create_version("first", traffic_percentile=100).create_version("second")
     shifted = endpoint.shift("second", 10)
     assert shifted.effective_traffic() == {"first": 90, "second": 10}

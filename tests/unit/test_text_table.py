@@ -3,7 +3,7 @@ import pytest
 from controlled_rollout.text_table import text_table
 
 
-def test_each_row_is_one_line_whatever_its_cells_hold() -> None:
+def test_each_row_is_one_line_with_any_content() -> None:
     rows = [("version", "state", "active"), ("one", "failed: exit code 1\n[last line]", "0"), ("a-longer-one", "", "")]
     assert text_table(rows).splitlines() == [
         "version       state                            active",
@@ -19,7 +19,7 @@ def test_numbers_are_aligned_right_behind_the_columns_of_text() -> None:
     ]
 
 
-def test_a_table_of_no_rows_is_no_text() -> None:
+def test_table_without_rows_is_empty() -> None:
     assert text_table([]) == ""
 
 

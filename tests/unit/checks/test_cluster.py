@@ -29,11 +29,11 @@ PODS = (Permission("", "pods", ("list", "watch"), ""), Permission("", "pods/log"
         ([{"verbs": ["*"], "resources": ["*"]}], ["list pods", "watch pods", "get pods/log"]),
     ],
 )
-def test_rules_grant_what_they_say_and_nothing_for_single_objects(rules: list[dict[str, Any]], left: list[str]) -> None:
+def test_rules_grant_their_verbs_but_nothing_for_single_objects(rules: list[dict[str, Any]], left: list[str]) -> None:
     assert [f"{verb} {resource}" for verb, _, resource in not_granted(PODS, rules)] == left
 
 
-def test_the_rules_that_a_role_is_made_of_grant_all_that_it_is_for() -> None:
+def test_rules_of_the_role_grant_all_needed_permissions() -> None:
     rules = [
         rule(*permission.verbs, groups=(permission.group,), resources=(permission.resource,))
         for permission in NAMESPACE
@@ -42,7 +42,7 @@ def test_the_rules_that_a_role_is_made_of_grant_all_that_it_is_for() -> None:
     assert {action[2] for action in not_granted(NAMESPACE, rules[1:])} == {NAMESPACE[0].resource}
 
 
-def test_what_is_not_allowed_is_said_resource_by_resource() -> None:
+def test_missing_permissions_are_listed_by_resource() -> None:
     needed = (Permission("apps", "deployments/scale", ("patch",), ""), *PODS)
     assert actions_text(not_granted(needed, [])) == "patch deployments/scale.apps; list, watch pods; get pods/log"
 
@@ -90,7 +90,7 @@ def gateway(
         ({"spec": {}, "status": gateway()["status"]}, "infra/shared", "has no listeners"),
     ],
 )
-def test_a_gateway_that_would_not_serve_the_workspace_s_routes_is_known_before(
+def test_gateway_that_would_not_serve_the_routes_is_reported(
     gateway_object: dict[str, Any], setting: str, fault: str | None
 ) -> None:
     workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)

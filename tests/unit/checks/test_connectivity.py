@@ -18,7 +18,7 @@ from tests.unit.checks.server import port_of, serve
         (b"HTTP/1.1 404 What", "answers 404: this is not a registry"),
     ],
 )
-async def test_a_registry_is_known_by_its_answer(answer: bytes, message: str, tmp_path: Path) -> None:
+async def test_registry_is_recognised_by_its_answer(answer: bytes, message: str, tmp_path: Path) -> None:
     async with await serve(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
         workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port_of(server)}/models/team")
         result = await run_check("registry", check_registry(workspace, {}))
@@ -26,7 +26,7 @@ async def test_a_registry_is_known_by_its_answer(answer: bytes, message: str, tm
     assert result.message.endswith(message)
 
 
-def test_without_an_api_server_nothing_is_asked_of_it_and_the_rest_is(tmp_path: Path, closed_port: int) -> None:
+def test_without_an_api_server_the_other_checks_still_run(tmp_path: Path, closed_port: int) -> None:
     kubeconfig = tmp_path / "config"
     kubeconfig.write_text(
         "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}],\n"

@@ -39,7 +39,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("go", [check_reachable, get])
-async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(
+async def test_unknown_host_and_closed_port_have_different_messages(
     go: Callable[[str], Awaitable[Any]], closed_port: int
 ) -> None:
     with pytest.raises(TargetUnavailableError, match=r"^DNS: the name no-such-host\.invalid is not known here"):
@@ -51,7 +51,7 @@ async def test_a_name_that_is_not_known_is_told_from_a_port_that_is_closed(
 
 
 @pytest.mark.parametrize("go", [check_reachable, get])
-async def test_a_certificate_that_nobody_trusts_is_told_from_both(
+async def test_untrusted_certificate_has_its_own_message(
     go: Callable[[str], Awaitable[Any]], self_signed: ssl.SSLContext
 ) -> None:
     async with await serve(b"", ssl=self_signed) as server:
@@ -63,7 +63,7 @@ async def test_a_certificate_that_nobody_trusts_is_told_from_both(
         assert await check_reachable(url, tls=False) == f"127.0.0.1:{port_of(server)}"
 
 
-async def test_a_server_that_accepts_and_does_not_speak_http_is_told_from_all() -> None:
+async def test_server_without_http_has_its_own_message() -> None:
     async with await serve(b"220 mail\r\n") as server:
         url = f"http://127.0.0.1:{port_of(server)}"
         with pytest.raises(TargetUnavailableError, match=rf"^{url} does not answer"):
@@ -76,6 +76,6 @@ async def test_a_server_that_accepts_and_does_not_speak_http_is_told_from_all() 
 
 
 @pytest.mark.parametrize("url", ["models.example", "ftp://models.example", "https://", "http://host:port"])
-async def test_what_is_no_address_is_refused(url: str) -> None:
+async def test_invalid_address_of_a_server_is_refused(url: str) -> None:
     with pytest.raises(WorkspaceError, match=r"not the address of a server"):
         await check_reachable(url)

@@ -57,7 +57,7 @@ def test_without_a_running_workspace_a_command_says_how_to_start_one(
     assert output.out == ""
 
 
-def test_a_step_goes_on_trying_for_as_long_as_it_may_and_says_so_at_once(
+def test_step_retries_until_its_timeout_and_reports_it_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["promote", "digits", "one", "--timeout", "0.6", "--root", str(tmp_path)]) == 1
@@ -89,7 +89,7 @@ def test_a_step_goes_on_trying_for_as_long_as_it_may_and_says_so_at_once(
         (["status", "--workspace", "a", "--root", "b"], "not allowed with argument"),
     ],
 )
-def test_a_call_that_makes_no_sense_exits_with_2_and_says_what_is_wrong(
+def test_invalid_command_exits_with_2_and_names_the_fault(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -184,7 +184,7 @@ def test_the_option_comes_before_the_variable_and_the_variable_before_the_local_
     assert chosen(root=tmp_path / "local") == Workspace.local(tmp_path / "local")
 
 
-def test_who_changes_something_is_a_user_on_a_host_even_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_author_of_a_change_is_user_and_host_even_without_a_user_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def nameless() -> str:
         raise OSError("No username set in the environment")
 

@@ -18,7 +18,7 @@ def write(file: Path, **users: str) -> Path:
     return file
 
 
-def test_the_first_file_that_is_there_says_who_one_is(tmp_path: Path) -> None:
+def test_credentials_come_from_the_first_auth_file_that_exists(tmp_path: Path) -> None:
     write(tmp_path / ".docker" / "config.json", **{"https://index.docker.io/v1/": "me:a:b"})
     environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
 
@@ -31,7 +31,7 @@ def test_the_first_file_that_is_there_says_who_one_is(tmp_path: Path) -> None:
     assert registry_users({**environment, "DOCKER_CONFIG": str(tmp_path / "docker")}) == {}
 
 
-def test_nobody_who_has_signed_in_nowhere(tmp_path: Path) -> None:
+def test_no_credentials_without_any_auth_file(tmp_path: Path) -> None:
     assert registry_users({"HOME": str(tmp_path)}) == {}
 
 

@@ -88,7 +88,7 @@ def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_
     assert verdict(evidence((90, 10), lag=3 * MINUTE)).outcome == "not_enough_evidence"
 
 
-def test_a_treatment_that_is_down_fails_whatever_was_read() -> None:
+def test_treatment_that_is_down_fails_with_any_evidence() -> None:
     down = "version 'new' has no ready replica"
     nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
     for seen in (nothing_came, late):

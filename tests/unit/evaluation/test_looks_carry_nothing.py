@@ -207,7 +207,7 @@ def look_once(name: str, root: Path, at: int) -> Verdict:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_fresh_process_comes_to_the_same_verdict(name: str, tmp_path: Path) -> None:
+def test_fresh_process_reaches_the_same_verdict(name: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]()
 
     async def looks_before_the_last() -> Verdict:

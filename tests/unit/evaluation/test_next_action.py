@@ -49,17 +49,17 @@ def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) 
     return Look(verdict, started=NOW - since, since_shift=since, requests_since_shift=requests, share=10.0)
 
 
-def test_a_pass_goes_on() -> None:
+def test_passed_verdict_continues() -> None:
     assert decide(look("pass"), terms(), now=NOW).action is NextAction.GO_ON
 
 
-def test_a_fail_fails_at_once_with_the_reason_whatever_else_is_missing() -> None:
+def test_failed_verdict_fails_at_once_with_its_reason() -> None:
     result = decide(look("fail", since=MINUTE, requests=0), terms(), now=NOW)
     assert (result.action, result.reason) == (NextAction.FAIL, "because of fail")
 
 
 @pytest.mark.parametrize(("since", "requests"), [(9 * MINUTE, 1000), (30 * MINUTE, 99)])
-def test_even_a_pass_waits_for_the_time_and_the_requests_of_its_step(since: timedelta, requests: int) -> None:
+def test_passed_verdict_waits_for_the_time_and_the_requests_of_its_step(since: timedelta, requests: int) -> None:
     assert decide(look("pass", since=since, requests=requests), terms(), now=NOW).action is NextAction.WAIT
 
 
@@ -75,7 +75,7 @@ def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
 
 @pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])
 @pytest.mark.parametrize("require_pass", [True, False])
-def test_blindness_and_a_wrong_split_never_go_on(outcome: str, require_pass: bool) -> None:
+def test_missing_evidence_and_a_wrong_split_never_continue(outcome: str, require_pass: bool) -> None:
     result = decide(look(outcome), terms(require_pass=require_pass), now=NOW)
     assert result.action is NextAction.WAIT
     assert outcome.replace("_", " ") in result.reason
@@ -111,7 +111,7 @@ def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
     assert result.action in (NextAction.WAIT, NextAction.HOLD)
 
 
-def test_clearing_a_held_gate_gives_another_decision_timeout() -> None:
+def test_clearing_a_gate_on_hold_restarts_its_decision_timeout() -> None:
     late = look("not_enough_evidence", since=600 * MINUTE)
     assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).action is NextAction.WAIT
     assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).action is NextAction.HOLD
@@ -138,14 +138,14 @@ def test_the_first_version_has_nothing_to_be_compared_with() -> None:
     assert result.reason.startswith("first version")
 
 
-def test_a_version_that_somebody_has_promoted_has_nothing_to_be_compared_with() -> None:
+def test_version_promoted_meanwhile_has_no_control_to_compare_with() -> None:
     promoted = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a").promote("v2a")
     result = decide_when_refused(promoted, terms(), "nobody holds it")
     assert result.action is NextAction.NOTHING_TO_COMPARE
     assert "control" in result.reason
 
 
-def test_a_rollout_that_somebody_else_has_ended_is_a_conflict() -> None:
+def test_rollout_ended_by_another_owner_is_a_conflict() -> None:
     endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
     taken = endpoint.claim("v3a", owner="other/run", at=NOW)
     for present in (endpoint, taken, None):
@@ -154,7 +154,7 @@ def test_a_rollout_that_somebody_else_has_ended_is_a_conflict() -> None:
         )
 
 
-def test_an_answer_survives_json_strict_enough_for_any_database() -> None:
+def test_look_result_survives_strict_json() -> None:
     result = decide(look("fail"), terms(), now=NOW, table="claim  inf")
     event = json.loads(json.dumps(result.to_event(), allow_nan=False))
     assert LookResult.from_event(event) == result

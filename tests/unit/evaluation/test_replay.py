@@ -127,7 +127,7 @@ def changed(line: str, **fields: object) -> str:
         (lambda recorded: [*recorded[:-1], changed(recorded[-1], evidence={"series": "x"})], "cannot be read"),
     ],
 )
-def test_what_was_changed_in_a_record_is_found(
+def test_changed_record_is_detected(
     workspace: Workspace, damage: Damage, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     everything = bins(5)
@@ -172,7 +172,7 @@ def test_looks_that_could_not_see_are_replayed_too(workspace: Workspace) -> None
     assert [look.difference for look in replay(record.read(workspace, "digits"))] == [""]
 
 
-def test_what_the_router_had_counted_at_earlier_looks_is_taken_from_the_record(workspace: Workspace) -> None:
+def test_counts_of_the_router_at_earlier_looks_come_from_the_record(workspace: Workspace) -> None:
     outcomes = []
     for minute in (6, 9, 13):
         counts = RouterCounts(T0 + minute * MINUTE, {"v1a": 50 * minute, "v2a": 5 * minute})
@@ -225,7 +225,7 @@ def test_a_line_cut_short_by_a_crash_is_found_by_the_next_writer_and_by_the_repl
 
 @examples(50)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8))
-def test_deltas_lead_to_the_same_bins_whatever_changed_between_looks(cuts: list[tuple[int, int]]) -> None:
+def test_deltas_reproduce_the_bins_after_any_change_between_looks(cuts: list[tuple[int, int]]) -> None:
     writer, reader = bin_delta.BinFingerprints(), bin_delta.BinFingerprints()
     read_back: list[Bin] = []
     for number, seed in cuts:

@@ -44,7 +44,7 @@ def test_a_treatment_without_ready_replicas_is_down_when_that_has_lasted(states:
     assert down(CONTROL, version("new", *states)) == ""
 
 
-def test_one_ready_replica_is_not_down_whatever_the_others_do() -> None:
+def test_version_with_one_ready_replica_is_not_down() -> None:
     half = version("new", ReplicaState.READY, ReplicaState.WAITING, failed=True, down_since=NOW - 10 * MIN_DOWN_TIME)
     assert down(CONTROL, half) == ""
 

@@ -86,7 +86,7 @@ def test_a_change_in_or_just_before_the_bin_leaves_the_share_unknown(offset: flo
 
 
 @pytest.mark.parametrize(("offset", "share"), [(-5.0, 0.5), (10.0, 0.1)])
-def test_a_change_five_seconds_before_or_at_the_end_of_the_bin_is_no_matter(offset: float, share: float) -> None:
+def test_change_within_five_seconds_of_the_end_of_a_bin_is_ignored(offset: float, share: float) -> None:
     splits = [SplitChange(T0 - 60 * S, 0.1), SplitChange(T0 + offset * S, 0.5)]
 
     assert share_in(T0, T0 + WIDTH, splits) == share

@@ -115,12 +115,12 @@ def test_an_author_s_query_is_only_continued() -> None:
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
-def test_a_threshold_that_is_no_number_is_never_sent(threshold: float) -> None:
+def test_threshold_that_is_not_a_number_is_never_sent(threshold: float) -> None:
     with pytest.raises(ValueError, match="not finite"):
         counts_query([request(threshold)], bin_width=timedelta(seconds=1))
 
 
-def test_a_time_without_a_zone_and_a_name_that_is_none_are_never_sent() -> None:
+def test_time_without_a_zone_and_invalid_name_are_never_sent() -> None:
     with pytest.raises(ValueError, match="no time zone"):
         baseline_query([request(started=T0.replace(tzinfo=None))])
     with pytest.raises(EndpointError):

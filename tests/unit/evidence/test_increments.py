@@ -30,7 +30,7 @@ def test_a_counter_that_went_back_began_anew() -> None:
     assert numbers(at((0, 500), (15, 510), (30, 4), (45, 6))) == [10, 4, 2]
 
 
-def test_what_grew_while_nobody_scraped_for_longer_than_a_bin_is_left_out() -> None:
+def test_growth_during_a_gap_longer_than_a_bin_is_left_out() -> None:
     assert numbers(at((0, 500), (15, 510), (90, 900), (105, 901))) == [10, 1]
 
 

@@ -160,7 +160,7 @@ def test_a_kube_config_that_leads_nowhere_is_an_error_without_its_content(
 
 
 @pytest.mark.parametrize("text", [f"token: {SECRET}: {SECRET}", f"[{SECRET}]", SECRET])
-def test_a_kube_config_that_is_none_is_refused_without_its_content(text: str) -> None:
+def test_invalid_kube_config_is_refused_without_its_content(text: str) -> None:
     with pytest.raises(WorkspaceError, match="neither JSON nor YAML") as refused:
         cluster_settings("aks", {"kube_config": text})
     assert SECRET not in str(refused.value)

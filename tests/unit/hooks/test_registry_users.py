@@ -45,7 +45,7 @@ def test_each_registry_has_the_user_of_its_connection() -> None:
     }
 
 
-def test_without_connections_nobody_signs_in() -> None:
+def test_without_connections_there_are_no_credentials() -> None:
     assert users({"registry": "one.example/models"}) == {}
 
 

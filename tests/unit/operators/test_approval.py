@@ -48,7 +48,7 @@ def operator() -> ApproveRolloutOperator:
     return ApproveRolloutOperator(task_id="ask_50", endpoint="digits", version="v2a", gate_task_id="gate_50")
 
 
-def test_nobody_is_asked_when_the_gate_has_decided() -> None:
+def test_approval_is_skipped_when_the_gate_has_decided() -> None:
     with pytest.raises(AirflowSkipException, match="has decided: errors are fine"):
         operator().execute(context({"asks": False, "reason": "errors are fine"}))
 
@@ -83,7 +83,7 @@ def test_no_answer_in_time_fails_too(home: Workspace) -> None:
         operator().execute_complete(context({}), {"error": "late", "error_type": "timeout"})
 
 
-def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
+def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
 
     with DAG("weekly", schedule=None):
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
@@ -92,7 +92,7 @@ def test_a_gate_that_asks_needs_somebody_who_asks() -> None:
         asyncio.run(gate._terms(context({}), Workspace.local("/nonexistent")))
 
 
-def test_the_group_asks_after_each_gate_and_goes_on_when_nobody_had_to_be_asked() -> None:
+def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:
     with DAG("weekly", schedule=None):
         rollout = ControlledRollout(**GROUP, on_deadline="ask")
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]

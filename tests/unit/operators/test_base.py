@@ -64,7 +64,7 @@ def test_an_error_that_would_come_again_fails_the_task_for_good_and_keeps_its_ca
 @pytest.mark.parametrize(
     "error", [TargetUnavailableError, EvidenceUnavailableError, RegistryUnavailableError, ScanUnavailableError]
 )
-def test_an_error_that_may_be_gone_at_the_next_try_is_retried(error: type[ControlledRolloutError]) -> None:
+def test_temporary_error_is_retried(error: type[ControlledRolloutError]) -> None:
     content, pushed = context()
     with pytest.raises(error):
         Failing(error=error("away")).execute(content)

@@ -77,7 +77,9 @@ def test_the_picture_is_drawn(
     assert head.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in file.read_bytes()[:1000]
 
 
-def test_what_cannot_be_drawn_is_said(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(tmp_path / "a.doc")]) == 1
     assert ".png" in capsys.readouterr().err
     with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):

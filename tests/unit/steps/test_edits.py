@@ -22,7 +22,7 @@ def roll_out(endpoint: Endpoint, version: str, *, owner: str = RUN, image: str =
     return edits.roll_out(endpoint, version, image=image, owner=owner, at=NOW, settings={"cpu_cores": 0.5})
 
 
-def test_the_first_version_is_control_with_all_the_traffic_and_nobody_holds_the_endpoint() -> None:
+def test_first_version_is_control_with_all_the_traffic_and_no_rollout() -> None:
     first = roll_out(EMPTY, "old")
     assert first.control == first.default == first.version("old")
     assert first.version("old").cpu_cores == 0.5

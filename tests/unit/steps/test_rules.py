@@ -58,7 +58,7 @@ def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
 
 
 @pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
-def test_what_was_never_rolled_out_is_left(revisions: list[Revision]) -> None:
+def test_version_that_was_never_rolled_out_is_not_touched(revisions: list[Revision]) -> None:
     assert "was not rolled out" in reason_to_leave(revisions)
 
 
@@ -71,7 +71,7 @@ def test_a_warm_version_of_the_same_name_that_another_run_made_is_left() -> None
     assert "was created by weekly/run-1/roll_out" in reason_to_leave(warm)
 
 
-def test_a_run_whose_name_begins_like_anothers_is_not_that_other() -> None:
+def test_run_with_a_common_name_prefix_is_another_run() -> None:
     warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/roll_out"))
     assert reason_to_leave(warm)
 

@@ -97,9 +97,7 @@ async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Wor
     assert len(await target.history("digits")) == 3
 
 
-async def test_what_is_not_allowed_is_refused_before_anything_is_waited_for(
-    workspace: Workspace, target: MemoryTarget
-) -> None:
+async def test_forbidden_change_is_refused_before_waiting(workspace: Workspace, target: MemoryTarget) -> None:
     await roll_out(workspace, "old")
     await roll_out(workspace, "new")
     target.never_ready.add("new")

@@ -187,9 +187,7 @@ def test_complete_means_that_the_newest_revision_is_served_and_else_it_says_what
 
 
 @given(wanted=endpoints(), served=splits(), ready=SETS, closed=st.booleans())
-def test_what_is_ready_is_served_as_it_is_asked_for(
-    wanted: Endpoint, served: Split, ready: set[str], closed: bool
-) -> None:
+def test_ready_versions_are_served_as_requested(wanted: Endpoint, served: Split, ready: set[str], closed: bool) -> None:
     all_versions = {*wanted.versions, *ready}
     result = allowed_split(wanted, served=served, ready=all_versions, live=all_versions, closed=closed)
 

@@ -164,7 +164,7 @@ def test_syntax_errors_name_the_place_as_azure_does(database: Database) -> None:
 
 
 @pytest.mark.parametrize("query", ["nosuch | count", "apprequests | count", "AppRequests | where Nope == 1"])
-def test_what_cannot_be_resolved_is_a_semantic_error(database: Database, query: str) -> None:
+def test_unknown_names_are_a_semantic_error(database: Database, query: str) -> None:
     status, body = ask(database, query)
 
     assert status == 400

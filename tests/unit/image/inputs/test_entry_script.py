@@ -57,7 +57,7 @@ def test_a_syntax_error_is_reported_with_file_line_and_text(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"\0", b"# coding: nonsense\n", b"\xff = 1\n", b"(" * 5000])
-def test_a_script_that_is_no_python_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_script_that_is_not_python_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "score.py").write_bytes(content)
 
     with pytest.raises(EntryScriptSyntaxError, match="does not compile"):

@@ -155,7 +155,7 @@ async def test_an_image_is_built_of_a_model_with_an_address(tmp_path: Path) -> N
     assert any("fetching memory://trained/model.joblib (1 files, 0.0 MB)" in line for line in progress_lines)
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_model_larger_than_the_free_space_is_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"the model: 1,000,000,000\.0 MB are needed, .* nothing was written"):
         check_free_space(10**15, tmp_path / "absent" / "folder", "the model")
     check_free_space(0, tmp_path, "the model")

@@ -26,7 +26,7 @@ def paths(packaged: FileSet) -> list[str]:
     return [file.path for file in packaged.files]
 
 
-def test_digest_is_the_same_whatever_the_order_times_umask_and_place(tmp_path: Path) -> None:
+def test_digest_does_not_depend_on_order_times_umask_and_folder(tmp_path: Path) -> None:
     tree = {"score.py": b"1", "lib/a.py": b"2", "lib/b.py": b"3"}
     one = write(tmp_path / "one", tree)
     old_umask = os.umask(0o077)

@@ -26,7 +26,7 @@ def test_plain_http_is_used_for_this_machine_only(text: str, url: str) -> None:
 @pytest.mark.parametrize(
     "text", ["digits", "me/digits", "https://registry.example/a", "registry.example/", "registry.example/A", "r.io/a:1"]
 )
-def test_a_text_that_is_no_repository_is_refused(text: str) -> None:
+def test_text_that_is_not_a_repository_is_refused(text: str) -> None:
     with pytest.raises(ImageError, match=r"repository .* (does not begin with a registry|is not valid)"):
         Repository.parse(text)
 

@@ -103,7 +103,7 @@ def test_the_same_vulnerability_in_two_versions_of_a_package_stays_two() -> None
     assert len(decide([ScanReport("grype", both)], ScanPolicy()).blocking) == 2
 
 
-def test_an_accepted_vulnerability_passes_by_any_of_its_names_whatever_their_case() -> None:
+def test_accepted_vulnerability_passes_by_any_of_its_names_in_any_case() -> None:
     report = audited("PYSEC-1", "CVE-2026-1", "GHSA-1")
 
     for name in ("PYSEC-1", "cve-2026-1", "ghsa-1"):

@@ -30,7 +30,7 @@ def state(
 # Each state: what it is entered by, and what it is left by
 
 
-def test_closed_is_entered_when_the_goal_is_no_split_and_left_when_it_is_one() -> None:
+def test_phase_closed_lasts_while_the_goal_is_closed() -> None:
     assert next_weights(state({"one": ALL}, {})) == (Phase.CLOSED, {})
     # Nothing is served, so there is no request to lose: no version has to enter with the minimal weight.
     assert next_weights(state({}, {"one": ALL}, Phase.CLOSED)) == (Phase.WHOLE, {"one": ALL})
@@ -91,7 +91,7 @@ def test_a_shift_between_versions_that_have_a_share_is_one_step() -> None:
     ]
 
 
-def test_a_minimal_weight_is_no_share_while_a_version_enters() -> None:
+def test_minimal_weight_of_a_new_version_does_not_count_as_a_share() -> None:
     assert shares({"one": ALL, "two": MINIMAL}, Phase.ENTERING) == {"one": ALL}
     assert shares({"one": ALL - MINIMAL, "two": MINIMAL}, Phase.WHOLE) == {"one": ALL - MINIMAL, "two": MINIMAL}
 
@@ -130,7 +130,7 @@ PHASES = st.sampled_from(sorted(set(Phase) - {Phase.CLOSED}))
 
 
 @given(before=splits(), phase=PHASES, goal=splits())
-def test_every_way_ends_at_its_goal_and_no_share_jumps_from_or_to_nothing(
+def test_every_transition_ends_at_its_goal_and_no_share_jumps_from_or_to_zero(
     before: dict[str, int], phase: Phase, goal: dict[str, int]
 ) -> None:
     steps = [(phase, before), *way(before, goal, phase)]

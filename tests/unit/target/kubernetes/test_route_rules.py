@@ -60,7 +60,7 @@ def test_route_without_weights_admits_no_requests() -> None:
     assert route_rules.read_rules(made.values(), {}) == route_rules.ManagedRules(route_rules.Mark(1, Phase.CLOSED))
 
 
-def test_a_new_revision_is_told_by_a_rule_without_backends_so_that_no_cluster_changes() -> None:
+def test_new_revision_is_marked_by_a_rule_without_backends() -> None:
     before = written(endpoint("one", "two", revision=7), [])
     after = written(endpoint("one", "two", revision=8), before)
 
@@ -113,7 +113,7 @@ def test_a_route_with_too_many_rules_is_refused_and_names_the_others() -> None:
         written(endpoint("one"), current)
 
 
-def test_a_change_by_hand_changes_the_digest_and_somebody_elses_rule_does_not() -> None:
+def test_edit_by_hand_changes_the_digest_and_a_foreign_rule_does_not() -> None:
     rules = written(endpoint("one", "two"), [])
     by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
 

@@ -86,7 +86,7 @@ def test_a_version_that_is_not_ready_gets_nothing_and_the_revision_before_is_sti
     assert step.reachable == {"one"}
 
 
-def test_every_split_on_a_way_has_a_mark_of_its_own() -> None:
+def test_every_split_of_a_transition_has_its_own_mark() -> None:
     """Envoys keep the counters of rules that they have served: a mark that came again would be confirmed too early."""
     rules, way = settled(endpoint("one"), [], ready=("one",))
     three = endpoint("one", "two", "three", revision=2).shift("two", 20).shift("three", 30)
@@ -106,7 +106,7 @@ def test_every_split_on_a_way_has_a_mark_of_its_own() -> None:
     assert [step.mark.served_revision for step in way] == [0, 1, 1, 1, 1, 1]
 
 
-def test_no_step_is_taken_before_every_envoy_has_followed_the_one_before() -> None:
+def test_every_step_waits_until_every_envoy_has_confirmed_the_one_before() -> None:
     before, _ = settled(endpoint("one", "two"), [], ready=("one", "two"))
     two = endpoint("one", "two", revision=2).promote("two")
     entering = after(two, before, ready=("one", "two"))

@@ -118,14 +118,14 @@ def test_a_deleted_versions_workload_is_not_kept_by_another_version_that_is_not_
     )
 
 
-def test_a_workload_that_is_on_its_way_out_is_not_deleted_again() -> None:
+def test_terminating_workload_is_not_deleted_again() -> None:
     view = settled(endpoint("one", revision=2), "one", "two")
     view.objects[DEPLOYMENT]["two"]["metadata"]["deletionTimestamp"] = "2026-11-26T00:00:00Z"
 
     assert replace(view).unused_objects == ()
 
 
-def test_a_route_that_somebody_has_changed_is_left_alone() -> None:
+def test_route_edited_by_hand_is_not_overwritten() -> None:
     view = settled(endpoint("one"), "one")
     route_object = view.objects[HTTP_ROUTE]["digits"]
     changed = [{**rule, "timeouts": {"request": "1s"}} for rule in route_object["spec"]["rules"]]

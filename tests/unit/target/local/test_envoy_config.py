@@ -110,7 +110,7 @@ def test_each_version_has_its_own_scoring_timeout() -> None:
     assert timeouts == ["0.250s", "60.000s"]
 
 
-def test_an_endpoint_without_versions_says_so_and_one_without_insights_is_not_traced() -> None:
+def test_endpoint_without_versions_answers_503_and_one_without_insights_is_not_traced() -> None:
     empty = EndpointRoute("digits", (), ("k1",))
 
     assert weighted_route(empty)["direct_response"]["status"] == 503

@@ -40,7 +40,7 @@ async def test_the_load_is_that_of_the_last_seconds_and_not_of_the_time_before()
     assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(20.0)
 
 
-async def test_one_sample_is_no_load_yet() -> None:
+async def test_load_needs_two_samples() -> None:
     router = Router()
 
     assert router.meter.loads() == {}
