@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -86,11 +86,14 @@ class TargetLab:
 
     async def until(self, endpoint: Endpoint, condition: Callable[[EndpointStatus], object], what: str) -> None:
         """Wait for a condition on the status, as a step that waits would: on Kubernetes that moves the traffic."""
-        async with asyncio.timeout(MAX_WAIT.total_seconds()):
-            async for status in self.target.watch(endpoint.name, reconcile=True):
-                if condition(status):
-                    return
-        raise AssertionError(f"the watch has ended before {what}")
+        statuses = self.target.watch(endpoint.name, reconcile=True)
+        try:
+            async with asyncio.timeout(MAX_WAIT.total_seconds()), aclosing(statuses):
+                async for status in statuses:
+                    if condition(status):
+                        return
+        except TimeoutError as error:
+            raise AssertionError(f"not within {MAX_WAIT}: {what}") from error
 
     async def ask(
         self, endpoint: Endpoint, *, key: str | None = None, version: str | None = None, sleep_s: float = 0.0
