@@ -35,7 +35,6 @@ class _TrivyVulnerability(_Part):
     version: Annotated[str, Field(alias="InstalledVersion")] = ""
     fixed: Annotated[str, Field(alias="FixedVersion")] = ""
     severity: Annotated[str, Field(alias="Severity")] = ""
-    url: Annotated[str, Field(alias="PrimaryURL")] = ""
 
 
 class _TrivyResult(_Part):
@@ -75,7 +74,6 @@ class _GrypeFix(_Part):
 class _GrypeVulnerability(_Part):
     id: Annotated[str, Field(min_length=1)]
     severity: str = ""
-    source: Annotated[str, Field(alias="dataSource")] = ""
     fix: _GrypeFix = _GrypeFix()
 
 
@@ -265,7 +263,7 @@ def _of_trivy(item: _TrivyVulnerability) -> Vulnerability:
     fixed = tuple(filter(None, (version.strip() for version in item.fixed.split(","))))
     severity = Severity.parse(item.severity)
     # The vendor's advisory is not taken as an alias: it may be about several vulnerabilities.
-    return Vulnerability(item.id, item.package, item.version, severity, fixed, source="trivy", url=item.url)
+    return Vulnerability(item.id, item.package, item.version, severity, fixed, source="trivy")
 
 
 def _of_grype(match: _GrypeMatch) -> Vulnerability:
@@ -278,7 +276,6 @@ def _of_grype(match: _GrypeMatch) -> Vulnerability:
         tuple(item.fix.versions),
         frozenset(related.id for related in match.related) - {item.id},
         "grype",
-        item.source,
     )
 
 

@@ -48,7 +48,6 @@ class Vulnerability:
         fixed_in: The versions that do not have it; empty if there is none yet.
         aliases: Other names of the same vulnerability.
         source: The programs that reported it, separated by `, `.
-        url: Where to read more.
     """
 
     id: str
@@ -58,7 +57,6 @@ class Vulnerability:
     fixed_in: tuple[str, ...] = ()
     aliases: frozenset[str] = frozenset()
     source: str = ""
-    url: str = ""
 
     @property
     def names(self) -> frozenset[str]:
@@ -132,7 +130,6 @@ def _merged(left: Vulnerability, right: Vulnerability) -> Vulnerability:
         fixed_in=first.fixed_in or second.fixed_in,
         aliases=frozenset((*first.aliases, *second.aliases, second.id)) - {first.id},
         source=", ".join(dict.fromkeys((*first.source.split(", "), *second.source.split(", ")))),
-        url=first.url or second.url,
     )
 
 

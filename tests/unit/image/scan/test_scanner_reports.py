@@ -30,7 +30,6 @@ TRIVY_FINDINGS = st.fixed_dictionaries(
     optional={
         "InstalledVersion": WORDS,
         "FixedVersion": st.sampled_from(["", "1.2", "1.2, 2.0.1"]),
-        "PrimaryURL": WORDS,
     },
 )
 TRIVY_RESULTS = st.fixed_dictionaries(
