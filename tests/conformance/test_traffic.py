@@ -23,7 +23,7 @@ async def test_a_rollout_from_the_first_version_to_its_successor_serves_the_spli
         await load.more(100)
         endpoint = await lab.serve(endpoint.shift("two", 30))
         load.versions.clear()
-        await load.more(1000)
+        await load.more(600)
         share = load.versions["two"] / load.versions.total()
         endpoint = await lab.serve(endpoint.promote("two"))
         await load.more(100)
@@ -34,7 +34,7 @@ async def test_a_rollout_from_the_first_version_to_its_successor_serves_the_spli
 
     assert load.failed == {}, load.refusals
     # Five standard deviations of a binomial: one false alarm in a million runs.
-    assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
+    assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 600)
     assert set(load.versions) == {"two"}
     status = await lab.target.status(endpoint.name)
     assert (set(status.versions), status.weight_ppm) == ({"two"}, {"two": 1_000_000})
