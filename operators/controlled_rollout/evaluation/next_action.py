@@ -16,6 +16,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.evaluation.look import Look
+    from controlled_rollout.target.protocol import Target
 
 __all__ = [
     "GateTerms",
@@ -183,35 +184,43 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
         terms: The gate's terms.
         log: Takes each sentence for the task's log.
     """
-    from controlled_rollout.evaluation import look as looks
-    from controlled_rollout.gate import describe
     from controlled_rollout.target.connect import connect
 
-    async with connect(workspace) as target:
-        try:
-            look = await looks.look(
-                workspace,
-                target,
-                terms.endpoint,
-                terms.version,
-                gate=terms.gate,
-                who=terms.who,
-                owner=terms.owner,
-                window=terms.window,
-            )
-        except TargetUnavailableError as error:
-            result = decide_when_unreachable(terms, str(error), now=datetime.now(UTC))
-        except EndpointNotFoundError as error:
-            result = decide_when_refused(None, terms, str(error))
-        except (ConflictError, EndpointError) as error:
-            result = decide_when_refused(await target.endpoint(terms.endpoint), terms, str(error))
-        else:
-            result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
-            log(
-                f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} "
-                f"requests: {look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
-            )
+    try:
+        async with connect(workspace) as target:
+            result = await _look_and_decide(workspace, target, terms, log)
+    except TargetUnavailableError as error:
+        result = decide_when_unreachable(terms, str(error), now=datetime.now(UTC))
     log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
+    return result
+
+
+async def _look_and_decide(
+    workspace: Workspace, target: "Target", terms: GateTerms, log: Callable[[str], None]
+) -> LookResult:
+    from controlled_rollout.evaluation import look as looks
+    from controlled_rollout.gate import describe
+
+    try:
+        look = await looks.look(
+            workspace,
+            target,
+            terms.endpoint,
+            terms.version,
+            gate=terms.gate,
+            who=terms.who,
+            owner=terms.owner,
+            window=terms.window,
+        )
+    except EndpointNotFoundError as error:
+        return decide_when_refused(None, terms, str(error))
+    except (ConflictError, EndpointError) as error:
+        return decide_when_refused(await target.endpoint(terms.endpoint), terms, str(error))
+    result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
+    log(
+        f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} requests: "
+        f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
+    )
     return result
 
 

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import pytest
 
-from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, shared
@@ -24,8 +23,9 @@ from controlled_rollout.evidence.metric_store import ThrottledError
 from controlled_rollout.evidence.shared import SharedReader, read_shared
 from controlled_rollout.gate import Gate, Mean, Outcome, Verdict
 from controlled_rollout.record import storage_of, tail
-from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target, VersionStatus
+from controlled_rollout.target.protocol import Target
 from controlled_rollout.workspace import Workspace
+from tests.unit.evaluation.one_endpoint import OneEndpoint
 from tests.unit.evidence.memory_store import T0, MemoryStore, Row, S
 
 WINDOW = EvidenceWindow(bin_width=10 * S, allowed_lag=20 * S, baseline_length=60 * S)
@@ -142,30 +142,6 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
 }
 
 
-class OneEndpoint:
-    """A target with one endpoint, `digits`, whose treatment has had half of the traffic since the rollout began."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self._scenario = scenario
-        self.now = 0
-        first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
-        second = first.create_version("v2a", traffic_percentile=50)
-        self._history = [
-            Revision(number=number, endpoint=endpoint, change=Change(who="a", why="b"), created=T0 + seconds * S)
-            for number, endpoint, seconds in ((1, first, 0), (2, second, STARTED))
-        ]
-
-    async def history(self, name: str) -> list[Revision]:
-        return self._history
-
-    async def status(self, name: str) -> EndpointStatus:
-        counted = {"v1a": 2 * self.now, "v2a": 2 * max(0, self.now - STARTED)}
-        if self._scenario.router is not None:
-            counted = dict(self._scenario.router(self.now))
-        versions = {name: VersionStatus(name=name, ready=True, requests=number) for name, number in counted.items()}
-        return EndpointStatus(name=name, url="", revision=2, served_revision=2, versions=versions)
-
-
 class Looker:
     """A process that looks: what it remembers of the store is in its reader.
 
@@ -179,13 +155,19 @@ class Looker:
         self._workspace = Workspace.local(root)
         self._store = MemoryStore(scenario.rows)
         self._reader = SharedReader(self._store, clock=lambda: self._store.now)
-        self._target = OneEndpoint(scenario)
+        self._target = OneEndpoint(created=T0 + STARTED * S, before=T0, counted=self._counted)
+
+    def _counted(self) -> Mapping[str, int]:
+        now = round((self._store.now - T0) / S)
+        if self._scenario.router is not None:
+            return self._scenario.router(now)
+        return {"v1a": 2 * now, "v2a": 2 * max(0, now - STARTED)}
 
     async def read(self, query: EvidenceQuery) -> Evidence:
         return await read_shared(self._reader, self._store, query)
 
     async def look(self, at: int) -> Verdict:
-        self._store.now, self._target.now = T0 + at * S, at
+        self._store.now = T0 + at * S
         self._store.refuses = {"arrivals": [self._scenario.refuses[at]]} if at in self._scenario.refuses else {}
         if at == self._scenario.retire:
             with storage_of(self._workspace, "digits").appending() as appender:

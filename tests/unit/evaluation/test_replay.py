@@ -125,6 +125,16 @@ def changed(line: str, **fields: object) -> str:
             "no evidence that its outcome could rest on",
         ),
         (lambda recorded: [*recorded[:-1], changed(recorded[-1], evidence={"series": "x"})], "cannot be read"),
+        (
+            lambda recorded: [*recorded[:-1], recorded[-1].replace('"name":"errors are higher"', '"name":"x"')],
+            "claims [",
+        ),
+        (lambda recorded: [*recorded[:-1], changed(recorded[-1], verdict={"outcome": 3})], "not a verdict"),
+        (
+            lambda recorded: [*recorded[:-1], recorded[-1].replace('"treatment_requests":', '"treatment_requests":1')],
+            "requests (",
+        ),
+        (lambda recorded: [*recorded[:-1], recorded[-1].replace('"start":', '"begin":')], "bins cannot be read"),
     ],
 )
 def test_changed_record_is_detected(

@@ -1,0 +1,58 @@
+"""A target with one endpoint, `digits`, as far as a look needs it."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import cast
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import EndpointNotFoundError
+from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target, VersionStatus
+from controlled_rollout.workspace import Workspace
+
+
+class OneEndpoint:
+    """An endpoint whose treatment `v2a` has had half of the traffic since it was created; `v1a` is control.
+
+    Args:
+        before: When control was created.
+        created: When the treatment was created.
+        counted: What the router has counted by now.
+        fails: What every call raises; None for nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        before: datetime,
+        created: datetime,
+        counted: Callable[[], Mapping[str, int]],
+        fails: Exception | None = None,
+    ) -> None:
+        self._counted = counted
+        self._fails = fails
+        first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
+        self.newest = first.create_version("v2a", traffic_percentile=50)
+        self._history = [
+            Revision(number=number, endpoint=endpoint, change=Change(who="a", why="b"), created=moment)
+            for number, endpoint, moment in ((1, first, before), (2, self.newest, created))
+        ]
+
+    async def history(self, name: str) -> list[Revision]:
+        if self._fails is not None:
+            raise self._fails
+        return self._history if name == "digits" else []
+
+    async def endpoint(self, name: str) -> Endpoint:
+        if name != "digits":
+            raise EndpointNotFoundError(f"there is no endpoint {name!r}")
+        return self.newest
+
+    async def status(self, name: str) -> EndpointStatus:
+        versions = {name: VersionStatus(name=name, ready=True, requests=n) for name, n in self._counted().items()}
+        return EndpointStatus(name=name, url="", revision=2, served_revision=2, versions=versions)
+
+    @asynccontextmanager
+    async def connect(self, workspace: Workspace) -> AsyncIterator[Target]:
+        """Open it, as `controlled_rollout.target.connect.connect` does."""
+        yield cast("Target", self)

@@ -1,0 +1,111 @@
+"""A look of a gate task: what it logs, and what follows when target, endpoint, store or record are not there."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.errors import EvidenceUnavailableError, TargetUnavailableError
+from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
+from controlled_rollout.evidence import Evidence, EvidenceQuery
+from controlled_rollout.gate import Bin, Counts, Gate
+from controlled_rollout.target import connect as connect_module
+from controlled_rollout.workspace import Workspace
+from tests.unit.evaluation.one_endpoint import OneEndpoint
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+TERMS = GateTerms(
+    endpoint="digits", version="v2a", who="dag/run/gate", owner=None, gate=Gate(latency_quantiles=()),
+    bake=timedelta(0), min_requests=0, require_pass=True, decision_timeout=24 * HOUR, on_no_decision="hold",
+    interval=timedelta(minutes=1), waiting_since=NOW,
+)  # fmt: skip
+
+
+class Source:
+    """Evidence of one bin; or none, because the store is away."""
+
+    def __init__(self, *, errors: int = 0, away: bool = False) -> None:
+        self._errors, self._away = errors, away
+
+    async def read(self, query: EvidenceQuery) -> Evidence:
+        if self._away:
+            raise EvidenceUnavailableError("the store does not answer")
+        counts = Bin(NOW - HOUR, Counts(1_000, 5), Counts(1_000, self._errors), share=0.5)
+        return Evidence((counts,), (), (), NOW - timedelta(minutes=3), ("AppRequests",))
+
+
+class Gates:
+    """Takes looks in a workspace whose target and evidence are those of the test."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.workspace = Workspace.local(root)
+        self.messages: list[str] = []
+        self._patch = patch
+
+    def take(self, source: Source | None = None, fails: Exception | None = None, **changes: object) -> LookResult:
+        target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict, fails=fails)
+        self._patch.setattr(connect_module, "connect", target.connect)
+        self._patch.setattr(looks, "evidence_source", lambda workspace: source or Source())
+        return asyncio.run(take_look(self.workspace, TERMS.model_copy(update=changes), self.messages.append))
+
+
+@pytest.fixture
+def gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gates:
+    return Gates(tmp_path, monkeypatch)
+
+
+def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) -> None:
+    result = gates.take(Source(errors=900))
+
+    assert (result.action, result.outcome) == (NextAction.FAIL, "fail")
+    assert gates.messages[0].startswith("v2a at 50 % for 2:00:00, 1000 requests: fail\nclaim ")
+    assert gates.messages[1].startswith("fail: errors are higher")
+    [decision] = record.read(gates.workspace, "digits")
+    assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
+
+
+def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:
+    result = gates.take(Source(away=True))
+
+    assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
+    [decision] = record.read(gates.workspace, "digits")
+    assert (decision.outcome, decision.evidence) == ("cannot_see", None)
+
+
+def test_look_that_cannot_be_recorded_cannot_see(gates: Gates) -> None:
+    gates.workspace.records_folder.parent.mkdir(parents=True, exist_ok=True)
+    gates.workspace.records_folder.write_text("not a folder")
+
+    for source in (Source(errors=900), Source(away=True)):
+        result = gates.take(source)
+        assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
+        assert "cannot be recorded in" in result.reason
+
+
+def test_target_that_does_not_answer_is_waited_for(gates: Gates) -> None:
+    result = gates.take(fails=TargetUnavailableError("no socket"))
+
+    assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: no socket")
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "reason"),
+    [
+        ({"version": "v1a"}, NextAction.NOTHING_TO_COMPARE, "is the control of endpoint 'digits' already"),
+        ({"version": "v9z"}, NextAction.CONFLICT, "v9z"),
+        ({"owner": "dag/other"}, NextAction.CONFLICT, "dag/other no longer holds"),
+        ({"endpoint": "letters"}, NextAction.CONFLICT, "no endpoint 'letters'"),
+    ],
+)
+def test_rollout_that_has_ended_needs_no_look(
+    gates: Gates, changes: dict[str, str], action: NextAction, reason: str
+) -> None:
+    result = gates.take(**changes)
+
+    assert result.action is action
+    assert reason in result.reason
+    assert list(record.read(gates.workspace, "digits")) == []
