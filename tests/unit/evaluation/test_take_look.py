@@ -20,7 +20,7 @@ NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
 TERMS = GateTerms(
     endpoint="digits", version="v2a", who="dag/run/gate", owner=None, gate=Gate(latency_quantiles=()),
-    bake=timedelta(0), min_requests=0, require_pass=True, decision_timeout=24 * HOUR, on_no_decision="hold",
+    bake=timedelta(0), min_requests=0, require_pass=True, decision_timeout=24 * HOUR, on_deadline="hold",
     interval=timedelta(minutes=1), waiting_since=NOW,
 )  # fmt: skip
 
@@ -46,11 +46,13 @@ class Gates:
         self.messages: list[str] = []
         self._patch = patch
 
-    def take(self, source: Source | None = None, fails: Exception | None = None, **changes: object) -> LookResult:
+    def take(
+        self, source: Source | None = None, *, fails: Exception | None = None, terms: GateTerms = TERMS
+    ) -> LookResult:
         target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict, fails=fails)
         self._patch.setattr(connect_module, "connect", target.connect)
         self._patch.setattr(looks, "evidence_source", lambda workspace: source or Source())
-        return asyncio.run(take_look(self.workspace, TERMS.model_copy(update=changes), self.messages.append))
+        return asyncio.run(take_look(self.workspace, terms, self.messages.append))
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_target_that_does_not_answer_is_waited_for(gates: Gates) -> None:
 def test_rollout_that_has_ended_needs_no_look(
     gates: Gates, changes: dict[str, str], action: NextAction, reason: str
 ) -> None:
-    result = gates.take(**changes)
+    result = gates.take(terms=TERMS.model_copy(update=changes))
 
     assert result.action is action
     assert reason in result.reason
