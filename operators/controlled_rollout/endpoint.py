@@ -198,8 +198,6 @@ class Endpoint(Value):
             EndpointError: A rule would be broken, or the endpoint would have no default.
         """
         old = self.version(name)
-        if "name" in changes and changes["name"] != name:
-            raise EndpointError(f"version {name!r} cannot be renamed: create {changes['name']!r} and delete {name!r}")
         if old.is_default and changes.get("is_default") is False:
             raise EndpointError(
                 f"version {name!r} is the default of endpoint {self.name!r}: make another version the default instead"

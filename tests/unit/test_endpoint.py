@@ -136,6 +136,15 @@ def test_a_control_with_traffic_is_deleted_only_with_a_successor_that_gets_its_t
     assert left.control == left.versions["third"]
 
 
+def test_a_version_is_not_its_own_successor_and_is_listed_under_its_name() -> None:
+    endpoint = two_versions()
+
+    with pytest.raises(EndpointError, match="cannot be its own successor"):
+        endpoint.delete_version("first", successor="first")
+    with pytest.raises(EndpointError, match="under the name 'other'"):
+        Endpoint(name="digits", versions={"other": Version(name="first", is_default=True)})
+
+
 def test_promotion_moves_everything_at_once_and_back_again() -> None:
     promoted = two_versions().promote("second")
     assert promoted.effective_traffic() == {"first": 0, "second": 100}
@@ -208,6 +217,14 @@ def test_a_fixed_number_of_replicas_switches_the_autoscaler_off_and_both_are_ref
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(EndpointError, match=next(iter(settings)).split("_limit", maxsplit=1)[0]):
         Version(name="version", **settings)  # type: ignore[arg-type]
+
+
+def test_a_fixed_number_in_an_update_switches_the_autoscaler_off() -> None:
+    endpoint = Endpoint(name="digits").create_version("first", is_control=True)
+
+    assert endpoint.update_version("first", num_replicas=3).versions["first"].autoscale_enabled is False
+    with pytest.raises(EndpointError, match="gives no num_replicas"):
+        endpoint.create_version("second", autoscale_enabled=False)
 
 
 def test_endpoints_survive_json_and_cannot_be_changed_in_place() -> None:
