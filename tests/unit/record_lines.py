@@ -41,6 +41,7 @@ def append(
     lag: timedelta | None = None,
     router: tuple[RouterCounts, ...] = (),
     down: str = "",
+    thresholds_ms: tuple[float, ...] = (10.0, 50.0),
 ) -> Decision:
     """Judge a look and append it, as a gate does."""
     until = at or (bins[-1].start + MINUTE if bins else T0)
@@ -48,7 +49,7 @@ def append(
         endpoint="digits", treatment=version, control="v1a", started=T0, window=WINDOW, gate=gate,
         queries=("AppRequests",),
     )  # fmt: skip
-    evidence = Evidence(tuple(bins), tuple(baseline), (10.0, 50.0), until, settings.queries, lag)
+    evidence = Evidence(tuple(bins), tuple(baseline), thresholds_ms, until, settings.queries, lag)
 
     def decide(look: LookInput) -> Decision:
         verdict = conclude(look)

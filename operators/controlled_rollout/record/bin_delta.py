@@ -63,9 +63,6 @@ class BinFingerprints:
 
     fingerprints: bytes = b""
 
-    def __len__(self) -> int:
-        return len(self.fingerprints) // FINGERPRINT_BYTES
-
     @property
     def digest(self) -> str:
         """One digest of all bins together."""

@@ -1,14 +1,19 @@
 """The record: what is appended is read back in order, whatever crash came between."""
 
+import os
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlled_rollout import record
 from controlled_rollout.errors import EndpointError
-from controlled_rollout.record import Decision
+from controlled_rollout.record import Decision, file_storage
 from controlled_rollout.record.decision import Step
+from controlled_rollout.record.file_storage import FilePart
+from controlled_rollout.record.storage import AppendConflict
 from controlled_rollout.workspace import Workspace
 
 
@@ -58,3 +63,41 @@ def test_the_record_is_for_its_owner_only_and_stays_in_its_folder(tmp_path: Path
     assert (workspace.records_folder / "digits.jsonl").stat().st_mode & 0o077 == 0
     with pytest.raises(EndpointError):
         list(record.read(workspace, "../../etc/passwd"))
+
+
+def test_writer_that_waited_while_the_file_became_full_appends_to_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace.local(tmp_path)
+    record.append(workspace, decision("v1a"))
+    opened, open_file = threading.Event(), os.open
+
+    def open_and_tell(*arguments: Any) -> int:
+        descriptor = open_file(*arguments)
+        opened.set()
+        return descriptor
+
+    with record.storage_of(workspace, "digits").appending() as appender:
+        monkeypatch.setattr(os, "open", open_and_tell)
+        writer = threading.Thread(target=record.append, args=(workspace, decision("v2b")))
+        writer.start()
+        assert opened.wait(30)
+        appender.retire()
+    writer.join(30)
+
+    parts = record.storage_of(workspace, "digits").parts()
+    assert [[one.version for one in record.read_part(part)] for part in parts] == [["v1a"], ["v2b"]]
+
+
+def test_file_that_was_deleted_meanwhile_has_no_lines(tmp_path: Path) -> None:
+    assert list(FilePart(tmp_path / "gone.jsonl").lines()) == []
+
+
+def test_appending_gives_up_after_many_conflicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def conflict(*arguments: object) -> None:
+        raise AppendConflict
+
+    monkeypatch.setattr(file_storage._Appender, "write", conflict)
+
+    with pytest.raises(OSError, match="changed by other writers 50 times in a row"):
+        record.append(Workspace.local(tmp_path), decision("v1a"))

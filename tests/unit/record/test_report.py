@@ -1,5 +1,6 @@
 """A rollout's report out of its record: what is in it, and what is refused."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.errors import ControlledRolloutError
-from controlled_rollout.record import Decision
+from controlled_rollout.gate import Bin, Counts, Gate
+from controlled_rollout.record import Decision, tail
+from controlled_rollout.record.picture import draw
 from controlled_rollout.record.summary import spans_of, summarize
 from controlled_rollout.record.text import text_report
 from controlled_rollout.workspace import Workspace
@@ -84,3 +87,48 @@ def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
     assert ".png" in capsys.readouterr().err
     with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):
         summarize(record.read(workspace, "digits"), version="v9z")
+
+
+def test_rollout_without_latency_and_with_a_gap_is_told_and_drawn(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    gate = Gate(latency_quantiles=())
+    without_latency = [
+        Bin(one.start, Counts(one.control.requests, 1), Counts(one.treatment.requests, 0), one.share)
+        for one in bins(60)
+    ]
+    append(workspace, [*without_latency[:20], *without_latency[40:]], gate=gate, thresholds_ms=())
+
+    summary = summarize(record.read(workspace, "digits"))
+    draw(summary, tmp_path / "rollout.svg")
+
+    assert summary.shown_quantile is None
+    assert "beyond" not in text_report(summary)
+    assert "slower than" not in (tmp_path / "rollout.svg").read_text()
+
+
+def test_look_whose_verdict_is_damaged_is_left_out(workspace: Workspace) -> None:
+    file = workspace.records_folder / "digits.jsonl"
+    lines = file.read_text().splitlines()
+    looks = len(summarize(record.read(workspace, "digits")).looks)
+    lines[3] = json.dumps({**json.loads(lines[3]), "verdict": {"outcome": "perhaps"}})
+    file.write_text("".join(f"{line}\n" for line in lines))
+
+    assert len(summarize(record.read(workspace, "digits")).looks) == looks - 1
+
+
+def test_record_without_bins_has_no_spans(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    append(workspace, [])
+
+    assert spans_of(summarize(record.read(workspace, "digits")), most=10) == []
+
+
+def test_forgotten_records_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "MAX_RECORDS", 1)
+    first, second = Workspace.local(tmp_path / "1"), Workspace.local(tmp_path / "2")
+    for number in range(1, 4):
+        for workspace in (first, second):
+            append(workspace, bins(number))
+
+    kept = [one.evidence["bins"]["keep"] for one in record.read(first, "digits") if one.evidence]
+    assert kept == [0, 1, 2]
