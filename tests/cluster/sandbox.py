@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth, Endpoint
@@ -80,7 +80,7 @@ class Sandbox:
             progress=self.progress_lines.append,
         )
 
-    async def shift(self, version: str, percentile: float, **kwargs: object) -> Endpoint:
+    async def shift(self, version: str, percentile: float, **kwargs: Any) -> Endpoint:
         return await steps.shift(
             self.workspace,
             self.endpoint,
@@ -89,7 +89,7 @@ class Sandbox:
             change=CHANGE,
             timeout=MAX_WAIT,
             progress=self.progress_lines.append,
-            **kwargs,  # type: ignore[arg-type]
+            **kwargs,
         )
 
     async def promote(self, version: str) -> Endpoint:

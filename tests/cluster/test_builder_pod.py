@@ -23,6 +23,7 @@ from controlled_rollout.image.builders.pod.manifest import SELECTOR
 from controlled_rollout.target.kubernetes.names import VERSION_LABEL
 from controlled_rollout.target.kubernetes.permissions import builder_as_yaml
 from controlled_rollout.workspace import Workspace
+from tests.archives import read_file
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.builder_image import builder_image
 from tests.cluster.lab.images import base_image
@@ -117,7 +118,7 @@ def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         for entry in archive:
             attributes = {name for name in entry.pax_headers if ".user.overlay." not in name}
-            content = archive.extractfile(entry).read() if entry.isreg() else entry.linkname.encode()  # type: ignore[union-attr]
+            content = read_file(archive, entry) if entry.isreg() else entry.linkname.encode()
             digest = hashlib.sha256(content).hexdigest()
             entries.append((entry.name, entry.type, entry.mode, entry.uid, entry.gid, entry.mtime, digest, attributes))
     return entries

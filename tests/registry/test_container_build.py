@@ -30,6 +30,7 @@ from controlled_rollout.image import (
 )
 from controlled_rollout.image.container_image import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
+from tests.archives import read_file
 from tests.registry.conftest import Built, write_source
 from tests.registry.real_registry import RunningRegistry
 
@@ -199,7 +200,7 @@ async def test_a_changed_model_adds_one_layer_and_builds_nothing(
     assert times[-1] < 5
     assert [line for line in progress_lines if "building" in line] == []
     with tarfile.open(registry.blob_file(second[-1])) as archive:
-        assert archive.extractfile("opt/models/digits/3/model.pkl").read() == b"2"  # type: ignore[union-attr]
+        assert read_file(archive, "opt/models/digits/3/model.pkl") == b"2"
 
 
 async def test_the_shared_registry_s_environment_is_copied_with_the_same_digest(
@@ -356,7 +357,7 @@ async def test_docker_steps_run_before_the_environment_is_installed(
     manifest = registry.manifest(reference.sha256)
     assert "PREPARED=yes" in json.loads(registry.blob(manifest["config"]["digest"]))["config"]["Env"]
     with tarfile.open(registry.blob_file(manifest["layers"][1]["digest"])) as archive:
-        assert archive.extractfile("opt/prepared").read() == b"yes\n"  # type: ignore[union-attr]
+        assert read_file(archive, "opt/prepared") == b"yes\n"
 
 
 async def test_without_buildah_a_hit_works_and_a_build_is_an_error(

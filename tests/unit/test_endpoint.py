@@ -2,6 +2,7 @@
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -79,12 +80,12 @@ def test_three_thirds_may_add_up_to_100() -> None:
 
 
 @pytest.mark.parametrize("percentile", [-1, 101, math.nan, math.inf, "10", True, None])
-def test_invalid_percentile_is_refused(percentile: object) -> None:
+def test_invalid_percentile_is_refused(percentile: Any) -> None:
     endpoint = two_versions()
     with pytest.raises(EndpointError, match="traffic_percentile"):
         endpoint.update_version("second", traffic_percentile=percentile)
     with pytest.raises(EndpointError, match="traffic_percentile"):
-        endpoint.create_version("third", traffic_percentile=percentile)  # type: ignore[arg-type]
+        endpoint.create_version("third", traffic_percentile=percentile)
     assert endpoint.effective_traffic() == {"first": 90, "second": 10}
 
 
@@ -214,9 +215,9 @@ def test_a_fixed_number_of_replicas_switches_the_autoscaler_off_and_both_are_ref
         {"unknown": 1},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(EndpointError, match=next(iter(settings)).split("_limit", maxsplit=1)[0]):
-        Version(name="version", **settings)  # type: ignore[arg-type]
+        Version(name="version", **settings)
 
 
 def test_a_fixed_number_in_an_update_switches_the_autoscaler_off() -> None:

@@ -54,7 +54,7 @@ async def test_unknown_host_and_closed_port_have_different_messages(
 async def test_untrusted_certificate_has_its_own_message(
     go: Callable[[str], Awaitable[Any]], self_signed: ssl.SSLContext
 ) -> None:
-    async with await serve(b"", ssl=self_signed) as server:
+    async with await serve(b"", tls=self_signed) as server:
         url = f"https://127.0.0.1:{port_of(server)}"
         with pytest.raises(
             TargetUnavailableError, match=rf"^TLS: 127\.0\.0\.1:{port_of(server)} is not trusted \(self"

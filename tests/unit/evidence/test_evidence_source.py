@@ -13,6 +13,7 @@ from controlled_rollout.endpoint import EndpointError
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence import EvidenceWindow, evidence_source
 from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
+from controlled_rollout.evidence.local import StateFileEvidence
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.metric_store import QueryKey, StoreRequest
 from controlled_rollout.telemetry_store.kql import translate
@@ -27,19 +28,23 @@ def workspace(tmp_path: Path, **settings: str) -> Workspace:
 
 def test_without_a_supervisor_the_evidence_is_unavailable_and_says_how_to_get_it(tmp_path: Path) -> None:
     source = evidence_source(workspace(tmp_path))
+    assert isinstance(source, StateFileEvidence)
 
     with pytest.raises(EvidenceUnavailableError, match="controlled-rollout local up"):
-        asyncio.run(source.newest("digits"))  # type: ignore[attr-defined]
+        asyncio.run(source.newest("digits"))
 
 
 def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tmp_path: Path) -> None:
-    place = workspace(tmp_path)
-    place.state_file.write_text(
+    local = workspace(tmp_path)
+    local.state_file.write_text(
         '{"telemetry_url": "http://10.0.0.1:1", "telemetry_workspace_id": "x", "telemetry_token_file": "/nonexistent"}'
     )
 
+    source = evidence_source(local)
+    assert isinstance(source, StateFileEvidence)
+
     with pytest.raises(EvidenceUnavailableError, match="not on this machine"):
-        asyncio.run(evidence_source(place).newest("digits"))  # type: ignore[attr-defined]
+        asyncio.run(source.newest("digits"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The steps on a target in memory: their common skeleton, and the particulars of each."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -63,8 +63,8 @@ async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_st
     await roll_out(workspace, "old", owner=OTHER)
     openings = [target.openings]
 
-    async def step(call: Callable[[], object]) -> None:
-        await call()  # type: ignore[misc]
+    async def step(call: Callable[[], Awaitable[object]]) -> None:
+        await call()
         openings.append(target.openings - sum(openings))
 
     await step(lambda: roll_out(workspace, "new"))

@@ -18,6 +18,7 @@ from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 from controlled_rollout.image.oci.registry_client import Repository
 from controlled_rollout.image.scoring_runtime import build_files
+from tests.archives import read_file
 from tests.unit.image.builders.acr_management import ACR_ID, RUN_ID, Identity, Management, answering
 
 REQUEST = BuildRequest(
@@ -93,8 +94,8 @@ async def test_the_files_of_the_build_are_uploaded_with_the_arguments_in_the_doc
 
     with tarfile.open(fileobj=io.BytesIO(at.uploaded)) as archive:
         assert {"Dockerfile", "install-environment", "environment.txt", "uv"} <= set(archive.getnames())
-        dockerfile = archive.extractfile("Dockerfile").read().decode()  # type: ignore[union-attr]
-        assert archive.extractfile("environment.txt").read() == b"six==1.17.0\n"  # type: ignore[union-attr]
+        dockerfile = read_file(archive, "Dockerfile").decode()
+        assert read_file(archive, "environment.txt") == b"six==1.17.0\n"
     assert f'ARG BASE_IMAGE="{REQUEST.base_image}"\n' in dockerfile
     assert 'ARG PYTHON=">=3.10"\n' in dockerfile
 

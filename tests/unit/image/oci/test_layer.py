@@ -15,6 +15,7 @@ from controlled_rollout.image import ModelSource
 from controlled_rollout.image.inputs.files import FileSet, SourceFile, read_source_folder
 from controlled_rollout.image.inputs.models import read_models
 from controlled_rollout.image.oci.layer import model_layer
+from tests.archives import read_file
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -36,7 +37,7 @@ def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
 
     with archive(source, models) as tar:
         names = tar.getnames()
-        content = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.isfile()}  # type: ignore[union-attr]
+        content = {entry.name: read_file(tar, entry) for entry in tar if entry.isfile()}
 
     assert content == {
         "opt/app/inner/data.txt": b"d",
@@ -86,7 +87,7 @@ def test_archive_preserves_any_names_and_contents(
         packaged.append(SourceFile(f"inner/{name * 20}", folder / str(number), len(content), False, digest))
 
     with archive(FileSet(tuple(packaged), "")) as tar:
-        contents = {entry.name: tar.extractfile(entry).read() for entry in tar if entry.isfile()}  # type: ignore[union-attr]
+        contents = {entry.name: read_file(tar, entry) for entry in tar if entry.isfile()}
 
     assert contents == {f"opt/app/inner/{name * 20}": data for name, data in files.items()}
 
