@@ -220,15 +220,7 @@ async def roll_back(
             step = _promotion(to, owner=None, scale=scale_before_going_back)
             return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         rules.check_is_treatment(history, version)
-        step = Step(
-            name="roll_back",
-            version=version,
-            edit=partial(edits.roll_back, version=version, owner=owner),
-            done=lambda stored: f"{version!r} is rolled back: {_split_in_words(stored)}",
-            purpose=f"roll back {version}",
-            scale=scale_before_going_back,
-            whole_split=False,
-        )
+        step = _return_of_traffic(version, owner=owner)
         try:
             return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
@@ -311,6 +303,19 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
     async with connect(workspace) as target:
         _, promotion = rules.replaced_by(await target.history(endpoint), promoted)
         return promotion
+
+
+def _return_of_traffic(version: str, *, owner: str | None) -> Step:
+    """Return the step that sets a treatment to 0 % and releases the endpoint."""
+    return Step(
+        name="roll_back",
+        version=version,
+        edit=partial(edits.roll_back, version=version, owner=owner),
+        done=lambda stored: f"{version!r} is rolled back: {_split_in_words(stored)}",
+        purpose=f"roll back {version}",
+        scale=scale_before_going_back,
+        whole_split=False,
+    )
 
 
 def _promotion(version: str, *, owner: str | None, scale: Scale) -> Step:
