@@ -51,7 +51,7 @@ def status(
     )
 
 
-class Play:
+class ScriptedTarget:
     """A target whose watches yield scripted states; the last one stays, an error ends a watch."""
 
     def __init__(self, *script: EndpointStatus | Exception, leisure: EndpointStatus | None = None) -> None:
@@ -87,73 +87,75 @@ class Play:
         return cast("Target", self)
 
 
-async def ready(play: Play, messages: list[str], timeout: timedelta = LATE) -> VersionStatus:
-    return await wait_until_ready(play.target, "digits", "one", timeout=timeout, progress=messages.append)
+async def ready(scripted: ScriptedTarget, messages: list[str], timeout: timedelta = LATE) -> VersionStatus:
+    return await wait_until_ready(scripted.target, "digits", "one", timeout=timeout, progress=messages.append)
 
 
-async def served(play: Play, messages: list[str], timeout: timedelta = LATE) -> EndpointStatus:
-    return await wait_until_served(play.target, "digits", 2, timeout=timeout, progress=messages.append)
+async def served(scripted: ScriptedTarget, messages: list[str], timeout: timedelta = LATE) -> EndpointStatus:
+    return await wait_until_served(scripted.target, "digits", 2, timeout=timeout, progress=messages.append)
 
 
 async def test_one_watch_reports_each_change_once_until_the_version_is_ready() -> None:
-    play = Play(status(starting()), status(starting(), starting("two")), status(READY))
+    scripted = ScriptedTarget(status(starting()), status(starting(), starting("two")), status(READY))
     messages: list[str] = []
 
-    assert await ready(play, messages) == READY
+    assert await ready(scripted, messages) == READY
 
     assert messages == ["version 'one': 1 starting"]
-    assert (play.watches, play.open) == (1, 0)
+    assert (scripted.watches, scripted.open) == (1, 0)
 
 
 async def test_ready_version_and_served_revision_are_returned_at_once() -> None:
-    play = Play(status(READY, served=3))
+    scripted = ScriptedTarget(status(READY, served=3))
 
-    assert await ready(play, []) == READY
-    assert (await served(play, [])).served_revision == 3
-    assert play.open == 0
+    assert await ready(scripted, []) == READY
+    assert (await served(scripted, [])).served_revision == 3
+    assert scripted.open == 0
 
 
 async def test_failed_version_ends_the_wait_with_its_last_log_lines() -> None:
-    play = Play(status(starting()), status(FAILED))
+    scripted = ScriptedTarget(status(starting()), status(FAILED))
 
     with pytest.raises(DeploymentError, match=r"did not become ready: replica one-1 exited with code 1\nlast lines of"):
-        await ready(play, [])
+        await ready(scripted, [])
 
-    assert play.open == 0
+    assert scripted.open == 0
 
 
 async def test_deleted_or_late_version_is_an_error() -> None:
     with pytest.raises(DeploymentError, match="is not among the versions of endpoint 'digits' any more"):
-        await ready(Play(status(starting()), status()), [])
+        await ready(ScriptedTarget(status(starting()), status()), [])
     with pytest.raises(DeploymentError, match=r"not ready after 0.2 s: 1 starting\nit has logged nothing"):
-        await ready(Play(status(starting())), [], SOON)
+        await ready(ScriptedTarget(status(starting())), [], SOON)
     late = status(starting(cause="it waits for its weights", log_tail="loading"))
     with pytest.raises(
         DeploymentError, match=r"not ready after 0.2 s: it waits for its weights\nlast lines .*\nloading"
     ):
-        await ready(Play(status(starting()), leisure=late), [], SOON)
+        await ready(ScriptedTarget(status(starting()), leisure=late), [], SOON)
 
 
 async def test_permanent_trouble_ends_the_wait_for_its_own_revision_only() -> None:
     troubled = "the router refuses the route"
     with pytest.raises(DeploymentError, match=f"waiting will not make it 2: {troubled}"):
-        await served(Play(status(READY), status(READY, trouble=troubled)), [])
+        await served(ScriptedTarget(status(READY), status(READY, trouble=troubled)), [])
 
     of_the_revision_before = status(READY, revision=1, trouble=troubled)
-    assert await served(Play(of_the_revision_before, status(READY, served=2)), [])
+    assert await served(ScriptedTarget(of_the_revision_before, status(READY, served=2)), [])
 
 
 async def test_failed_version_is_reported_and_ends_the_wait_only_if_the_router_needs_it() -> None:
     messages: list[str] = []
 
-    assert await served(Play(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), messages)
+    assert await served(
+        ScriptedTarget(status(FAILED), status(FAILED, starting("two")), status(FAILED, served=2)), messages
+    )
 
     assert messages == ["version 'one' has failed: replica one-1 exited with code 1"]
 
 
 async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause() -> None:
     with pytest.raises(DeploymentError) as failure:
-        await served(Play(status(FAILED, starting("two"))), [], SOON)
+        await served(ScriptedTarget(status(FAILED, starting("two"))), [], SOON)
 
     assert str(failure.value).startswith(
         "the router still serves revision 1 of endpoint 'digits', not 2, after 0.2 s; versions that are not ready: "
@@ -162,8 +164,8 @@ async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause()
     assert "no weights found" in str(failure.value)
 
 
-async def left(play: Play, timeout: timedelta = LATE) -> EndpointStatus:
-    return await wait_until_left(play.target, "digits", "one", 2, timeout=timeout)
+async def left(scripted: ScriptedTarget, timeout: timedelta = LATE) -> EndpointStatus:
+    return await wait_until_left(scripted.target, "digits", "one", 2, timeout=timeout)
 
 
 async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision_without_it() -> None:
@@ -172,30 +174,30 @@ async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision
     leaving = status(starting("two"), split_revision=2, weight_ppm={"one": 1, "two": 1_000_000})
     after = status(starting("two"), split_revision=2, weight_ppm={"two": 1_000_000})
 
-    assert await left(Play(before, leaving, after)) == after
-    assert await left(Play(before, status(served=2))) == status(served=2)
+    assert await left(ScriptedTarget(before, leaving, after)) == after
+    assert await left(ScriptedTarget(before, status(served=2))) == status(served=2)
     with pytest.raises(DeploymentError, match="the router still serves revision 1"):
-        await left(Play(before, leaving), SOON)
+        await left(ScriptedTarget(before, leaving), SOON)
 
 
 async def test_temporarily_unreachable_target_only_delays() -> None:
     messages: list[str] = []
-    play = Play(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))
+    scripted = ScriptedTarget(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))
 
-    assert await served(play, messages)
+    assert await served(scripted, messages)
 
     # Said once for each of the two times, not for every try.
     assert messages == ["trying again: the API server is away"] * 2
-    assert play.open == 0
+    assert scripted.open == 0
 
 
 async def test_unreachable_target_is_an_error_after_the_timeout() -> None:
     away = [AWAY] * 1000
     messages: list[str] = []
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await ready(Play(status(starting()), *away), messages, SOON)
+        await ready(ScriptedTarget(status(starting()), *away), messages, SOON)
     with pytest.raises(TargetUnavailableError, match="is away"):
-        await served(Play(*away), messages, SOON)
+        await served(ScriptedTarget(*away), messages, SOON)
 
     assert messages.count("trying again: the API server is away") == 2
 
@@ -203,9 +205,9 @@ async def test_unreachable_target_is_an_error_after_the_timeout() -> None:
 @pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), AccessError("not allowed"), TimeoutError("not ours")])
 async def test_other_errors_end_the_wait(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
-        await ready(Play(error), [])
+        await ready(ScriptedTarget(error), [])
     with pytest.raises(type(error), match=str(error)):
-        await served(Play(status(READY), error), [])
+        await served(ScriptedTarget(status(READY), error), [])
 
 
 async def test_call_is_repeated_until_the_target_responds() -> None:
