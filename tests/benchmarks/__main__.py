@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -118,8 +119,8 @@ def cluster_section(seconds: float) -> Iterator[str]:
             f"{routed.p99_ms - replica.p99_ms:.2f} ms at p99."
         )
     yield "\nAPI requests of each step of a rollout, those for Envoy's counters among them:"
-    rows = [(step, requests.all, requests.watches, requests.envoy) for step, requests in result.requests.items()]
-    yield from table(("step", "requests", "of them watches", "of them to Envoy"), rows)
+    rows = [(step, *astuple(requests)) for step, requests in result.requests.items()]
+    yield from table(("step", "sign-ins", "requests", "of them watches", "of them to Envoy"), rows)
 
 
 def gates_section() -> Iterator[str]:

@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from controlled_rollout.cluster.api import Api
+from controlled_rollout.workspace import Workspace
 from tests.benchmarks import load
 from tests.cluster.lab import Lab
 from tests.cluster.sandbox import Sandbox, create_sandbox, delete_roles
@@ -56,8 +57,9 @@ def cluster_sandbox() -> Iterator[Sandbox]:
 
 @dataclass
 class Requests:
-    """API requests of one step."""
+    """API requests of one step, and how often it signed in for them."""
 
+    sign_ins: int = 0
     all: int = 0
     watches: int = 0
     envoy: int = 0
@@ -73,7 +75,11 @@ class Meter:
     async def of(self, step: str) -> AsyncIterator[None]:
         """Count what is sent in the block as that step's."""
         counts = self.by_step.setdefault(step, Requests())
-        send = Api._send
+        send, open_api = Api._send, Api.open
+
+        def counted_opening(workspace: Workspace) -> AbstractAsyncContextManager[Api]:
+            counts.sign_ins += 1
+            return open_api(workspace)
 
         async def counted(api: Api, method: str, path: str, body: Any, query: Any, *rest: Any) -> Any:
             counts.all += 1
@@ -81,7 +87,7 @@ class Meter:
             counts.envoy += "/proxy/stats/" in path
             return await send(api, method, path, body, query, *rest)
 
-        with patch.object(Api, "_send", counted):
+        with patch.object(Api, "_send", counted), patch.object(Api, "open", counted_opening):
             yield
 
 
@@ -156,5 +162,7 @@ def measure(*, rounds: int = 3, seconds: float = 3.0) -> ClusterFigures:
             for connections in (1, 8)
         }
         shift = requests.by_step["shift"]
-        requests.by_step["shift"] = Requests(shift.all // SHIFTS, shift.watches // SHIFTS, shift.envoy // SHIFTS)
+        requests.by_step["shift"] = Requests(
+            shift.sign_ins // SHIFTS, shift.all // SHIFTS, shift.watches // SHIFTS, shift.envoy // SHIFTS
+        )
         return ClusterFigures(first_answer_s, shifts_s, router, requests.by_step)
