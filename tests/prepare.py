@@ -1,6 +1,6 @@
 """Install and compile what the tests need on this machine, once: `make lab`, which `make test` calls first.
 
-Nothing here has a time limit. What this machine cannot have is said in one line, with the tests that are skipped.
+Nothing here has a time limit. For each thing that this machine cannot have, one line names the skipped tests.
 """
 
 import shutil

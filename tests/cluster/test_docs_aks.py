@@ -59,8 +59,8 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    found = re.findall(r"^```(\w+) lab ?([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    return [Block(*parts) for parts in found]
+    fenced = re.findall(r"^```(\w+) lab ?([^\n]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return [Block(*parts) for parts in fenced]
 
 
 class Shell:
@@ -208,11 +208,11 @@ def test_dag_of_the_page_rolls_an_image_out(tmp_path: Path) -> None:
 def test_collector_of_the_page_has_the_configuration_that_is_tested() -> None:
     def configuration(file: Path) -> dict[str, object]:
         objects = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-        found = yaml.safe_load(
+        content = yaml.safe_load(
             next(document for document in objects if document["kind"] == "ConfigMap")["data"]["config.yaml"]
         )
-        found["processors"].pop("memory_limiter")  # fits the size of the pod
-        return dict(found)
+        content["processors"].pop("memory_limiter")  # fits the size of the pod
+        return dict(content)
 
     assert configuration(PAGE.parent / "aks" / "collector.yaml") == configuration(LAB / "manifests" / "collector.yaml")
     module = (LAB / "binaries" / "collector" / "go.mod").read_text()

@@ -230,8 +230,8 @@ def test_a_worker_in_the_cluster_needs_no_kubernetes_connection(lab: Lab, signed
     signed_in.kubectl("apply", "-f", "-", input=json.dumps(pod))
 
     def phase() -> str | None:
-        found = signed_in.kubectl("get", "pod", "worker", "-o", "jsonpath={.status.phase}").strip()
-        return found if found in ("Succeeded", "Failed") else None
+        pod_phase = signed_in.kubectl("get", "pod", "worker", "-o", "jsonpath={.status.phase}").strip()
+        return pod_phase if pod_phase in ("Succeeded", "Failed") else None
 
     ended = wait_until(phase, "the worker's pod ends", timeout_s=150, interval_s=0.25)
 

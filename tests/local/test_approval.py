@@ -89,12 +89,12 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
             questions.append(question)
             path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
             await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})
-        found = await api.run_state("ask", run)
-        return found if found in ("success", "failed") else None
+        end_state = await api.run_state("ask", run)
+        return end_state if end_state in ("success", "failed") else None
 
-    found = await until(ended, "the run ends", timeout_s=240, interval_s=0.5)
+    end_state = await until(ended, "the run ends", timeout_s=240, interval_s=0.5)
     tasks = {task.task.removeprefix("rollout."): task.state for task in await api.tasks("ask", run)}
-    return questions[0], str(found), tasks
+    return questions[0], str(end_state), tasks
 
 
 @pytest.mark.timeout(600)

@@ -103,7 +103,7 @@ def test_append_with_a_lost_response_is_not_repeated(workspace: Workspace, monke
     def loses_its_answer(appender: blob_storage._Appender, line: bytes) -> int:
         length = write(appender, line)
         if next(lost, False):
-            raise storage.AppendConflict  # what the client's own second try is told
+            raise storage.AppendConflict  # the answer to a retry of the client itself
         return length
 
     monkeypatch.setattr(blob_storage._Appender, "write", loses_its_answer)

@@ -17,7 +17,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.image.scan import ScanPolicy, ScanSettings
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 
-# Airflow's own convention, [operators] default_deferrable; the group waits for days and defers unless told otherwise.
+# Airflow's own convention, [operators] default_deferrable; the group waits for days, so it defers by default.
 AIRFLOW_DECIDES = {"deferrable"}
 
 

@@ -1,4 +1,4 @@
-"""The load generator, against a server of this process that answers as it is told."""
+"""The load generator, against a server in this process with scripted responses."""
 
 import asyncio
 import contextlib
@@ -37,9 +37,9 @@ class Server:
             self.heads.append(head)
             number = len(self.heads)
             await asyncio.sleep(self.delay_s(number))
-            if (said := self.answer(number)) is None:
+            if (reply := self.answer(number)) is None:
                 return
-            writer.write(said)
+            writer.write(reply)
 
     async def read(self, reader: asyncio.StreamReader) -> str:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

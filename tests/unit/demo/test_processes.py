@@ -27,9 +27,9 @@ STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    found = Processes(tmp_path)
-    yield found
-    found.end_all(grace_s=0)
+    supervised = Processes(tmp_path)
+    yield supervised
+    supervised.end_all(grace_s=0)
 
 
 def start_family(

@@ -70,15 +70,15 @@ def drawn(snapshot: Snapshot, *, width: int = 150, height: int = 40) -> str:
 
 def lines(*snapshots: Snapshot) -> list[list[str]]:
     """Return the lines that each snapshot adds where there is no terminal."""
-    said = []
+    outputs = []
     output = io.StringIO()
     with View(Console(file=output, width=80)) as view:
         for snapshot in snapshots:
             view.show(snapshot)
-            said.append([line.split("] ", 1)[1] for line in output.getvalue().splitlines()])
+            outputs.append([line.split("] ", 1)[1] for line in output.getvalue().splitlines()])
             output.seek(0)
             output.truncate()
-    return said
+    return outputs
 
 
 def test_the_view_shows_steps_traffic_and_the_gates_numbers() -> None:

@@ -59,20 +59,20 @@ def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know
 @pytest.mark.parametrize("name", ["old", "new"])
 def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: str) -> None:
     silent = (90, 0) if name == "new" else (0, 10)
-    seen = evidence((90, 10), (90, 10), *[silent] * 6)
+    evidence_read = evidence((90, 10), (90, 10), *[silent] * 6)
     router = [counted(minute, 90 * minute, 30 * minute) for minute in (3, 7)]
 
-    blind = blindness(seen, *router, counted(11, 990, 330))
+    blind = blindness(evidence_read, *router, counted(11, 990, 330))
     assert blind is not None
     assert f"version {name!r}" in blind
     assert "between 00:03:00 and 00:07:00" in blind
 
 
 def test_a_quiet_version_a_router_that_began_anew_and_too_few_requests_are_no_blindness() -> None:
-    seen = evidence((90, 10), (90, 10), *[(90, 0)] * 6)
-    assert blindness(seen, counted(3, 270, 30), counted(7, 630, 30), counted(11, 990, 30)) is None
-    assert blindness(seen, counted(3, 270, 30), counted(7, 630, 49), counted(11, 990, 60)) is None
-    assert blindness(seen, counted(3, 270, 300), counted(7, 100, 90), counted(11, 200, 100)) is None
+    evidence_read = evidence((90, 10), (90, 10), *[(90, 0)] * 6)
+    assert blindness(evidence_read, counted(3, 270, 30), counted(7, 630, 30), counted(11, 990, 30)) is None
+    assert blindness(evidence_read, counted(3, 270, 30), counted(7, 630, 49), counted(11, 990, 60)) is None
+    assert blindness(evidence_read, counted(3, 270, 300), counted(7, 100, 90), counted(11, 200, 100)) is None
     # Only one of the two moments lies behind the version's last bin.
     assert blindness(evidence(*[(90, 10)] * 8), counted(3, 270, 30), counted(7, 630, 70), counted(11, 990, 99)) is None
 
@@ -91,8 +91,8 @@ def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_
 def test_treatment_that_is_down_fails_with_any_evidence() -> None:
     down = "version 'new' has no ready replica"
     nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
-    for seen in (nothing_came, late):
-        result = verdict(seen, counted(1, 90, 10), down=down)
+    for evidence_read in (nothing_came, late):
+        result = verdict(evidence_read, counted(1, 90, 10), down=down)
         assert (result.outcome, result.reason) == (Outcome.FAIL, down)
 
 

@@ -1,4 +1,4 @@
-"""A metric store in memory: rows become visible when they arrive, and it can be told to refuse."""
+"""A metric store in memory: rows become visible when they arrive, and it can refuse on request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

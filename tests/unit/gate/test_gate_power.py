@@ -1,4 +1,4 @@
-"""What a step is said to show beforehand is about what it then shows."""
+"""The forecast of a step agrees with simulated rollouts."""
 
 import math
 import subprocess

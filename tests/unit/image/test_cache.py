@@ -73,14 +73,14 @@ async def test_several_builds_of_the_same_at_once_become_one(tmp_path: Path) -> 
 
     first = asyncio.create_task(cache.build(cache.image(KEY), is_complete, make))
     await started.wait()
-    others = [
+    waiting_builds = [
         asyncio.create_task(cache.build(cache.image(KEY), is_complete, never, on_wait=waiting.set)) for _ in range(3)
     ]
     await waiting.wait()
     go_on.set()
 
     assert await first is True
-    assert await asyncio.gather(*others) == [False, False, False]
+    assert await asyncio.gather(*waiting_builds) == [False, False, False]
 
 
 async def test_a_waiting_build_starts_if_the_first_fails(tmp_path: Path) -> None:
