@@ -14,7 +14,7 @@ from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TI
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import EndpointNotFoundError, NothingToDoError
 from controlled_rollout.steps import edits, rules
-from controlled_rollout.steps.skeleton import Scale, Step, run
+from controlled_rollout.steps.skeleton import Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
@@ -85,7 +85,7 @@ async def roll_out(
         conflict_timeout=conflict_timeout,
     )
     async with connect(workspace) as target:
-        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
 async def shift(
@@ -131,7 +131,7 @@ async def shift(
         scale=scale_before,
     )
     async with connect(workspace) as target:
-        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
 async def promote(
@@ -166,7 +166,7 @@ async def promote(
     """
     step = _promotion(version, owner=owner, scale=scale_before)
     async with connect(workspace) as target:
-        return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
 async def roll_back(
@@ -218,11 +218,11 @@ async def roll_back(
         if to is not None:
             rules.check_replacement(history, version, to)
             step = _promotion(to, owner=None, scale=scale_before_going_back)
-            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         rules.check_is_treatment(history, version)
         step = _return_of_traffic(version, owner=owner)
         try:
-            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
             return None
 
@@ -256,7 +256,7 @@ async def retire(
     async with connect(workspace) as target:
         step = _retirement(version)
         try:
-            return await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
             return None
 
@@ -289,7 +289,7 @@ async def retire_former_control(
         history = await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
         former, _ = rules.replaced_by(history, promoted)
         step = _retirement(former)
-        await run(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+        await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         return former
 
 

@@ -28,7 +28,7 @@ from controlled_rollout.target.waiting import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Edit", "Scale", "Step", "run"]
+__all__ = ["Edit", "Scale", "Step", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
 
@@ -78,7 +78,7 @@ class Step:
     conflict_timeout: timedelta = timedelta(0)
 
 
-async def run(
+async def run_step(
     step: Step,
     workspace: Workspace,
     target: Target,

@@ -39,7 +39,7 @@ def creation_of(history: Sequence[Revision], version: str) -> Revision:
 
 
 def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
-    """Return when the version last became control and whom it replaced; None if it is not control now.
+    """Return when the version last became control and which version it replaced; None if it is not control now.
 
     Args:
         history: The endpoint's revisions, oldest first.
