@@ -57,8 +57,8 @@ class Step:
         edit: Returns the endpoint as it is to be, or raises why not. Pure: it may be called again on a newer revision.
         done: What is reached, in a sentence, given the endpoint as stored.
         purpose: The reason that is stored with the revision if the caller gives none.
-        ready_before: Whether the version has to be ready before the change is applied.
         scale: How versions get the replicas for their new share before the change is applied; None leaves them.
+        ready_before: Whether the version has to be ready before that.
         whole_split: Whether the router has to serve the whole split of the revision. If not, the step is done once its
             version gets no requests: then another version that is not ready does not delay it.
         creates: The endpoint to begin with where there is none, for the step that creates a version; it waits until
@@ -71,8 +71,8 @@ class Step:
     edit: Edit
     done: Callable[[Endpoint], str]
     purpose: str
-    ready_before: bool = False
     scale: Scale | None = None
+    ready_before: bool = False
     whole_split: bool = True
     creates: Endpoint | None = None
     conflict_timeout: timedelta = timedelta(0)
@@ -107,13 +107,12 @@ async def run_step(
     """
     change = change.with_default(step.purpose)
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
-    if step.ready_before or step.scale:
+    if step.scale:
         before = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
         after = step.edit(before)  # validate before waiting
         if step.ready_before:
             await wait()
-        if step.scale:
-            await step.scale(target, before, after, timeout=timeout, progress=progress)
+        await step.scale(target, before, after, timeout=timeout, progress=progress)
     stored = await _apply_when_free(step, target, endpoint, change, timeout, progress)
     if step.creates:
         # A version that never becomes ready was rolled out all the same: the record has to show it.

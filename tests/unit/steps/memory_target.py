@@ -22,7 +22,7 @@ class MemoryTarget:
         never_ready: Versions that do not become ready.
         unserved: Whether the router does not confirm anything.
         loads: What `load` answers.
-        before_apply: Called before each change is stored, such as by another writer.
+        before: By method: called before it does its work, such as by another writer.
         failing_calls: How many of the next calls fail because the target does not answer.
     """
 
@@ -32,7 +32,7 @@ class MemoryTarget:
         self.never_ready: set[str] = set()
         self.unserved = False
         self.loads: dict[str, Load] = {}
-        self.before_apply: Callable[[], None] = lambda: None
+        self.before: dict[str, Callable[[], None]] = {}
         self.failing_calls = 0
         self._revisions: dict[str, list[Revision]] = {}
         self._replicas: dict[str, int] = {}
@@ -55,6 +55,10 @@ class MemoryTarget:
         """Return the newest revision, without a call of the target."""
         return self._revisions[name][-1].endpoint
 
+    def drop(self, name: str) -> None:
+        """Delete an endpoint, without a call of the target."""
+        self._revisions.pop(name, None)
+
     async def endpoints(self) -> list[str]:
         self._call("endpoints")
         return sorted(self._revisions)
@@ -70,7 +74,6 @@ class MemoryTarget:
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         self._call("apply")
-        self.before_apply()
         return self.store(endpoint, change)
 
     async def status(self, name: str) -> EndpointStatus:
@@ -121,10 +124,12 @@ class MemoryTarget:
 
     async def delete(self, name: str, change: Change) -> None:
         self._call("delete")
-        self._revisions.pop(name, None)
+        self.drop(name)
 
     def _call(self, method: str) -> None:
         if self.failing_calls:
             self.failing_calls -= 1
             raise TargetUnavailableError("it does not answer")
         self.calls.append(method)
+        if method in self.before:
+            self.before[method]()

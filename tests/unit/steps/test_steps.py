@@ -8,7 +8,14 @@ import pytest
 
 from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, DeploymentError, EndpointError, NothingToDoError
+from controlled_rollout.errors import (
+    ConflictError,
+    DeploymentError,
+    EndpointError,
+    EndpointNotFoundError,
+    NothingToDoError,
+    TargetUnavailableError,
+)
 from controlled_rollout.record import Decision
 from controlled_rollout.sizing import Load
 from controlled_rollout.steps import Change, skeleton
@@ -174,10 +181,10 @@ async def test_a_writer_that_was_faster_makes_the_step_decide_again(workspace: W
     newest = await target.endpoint("digits")
 
     def another_writer() -> None:
-        target.before_apply = lambda: None
+        target.before.clear()
         target.store(newest.create_version("third"), BY_OTHER)
 
-    target.before_apply = another_writer
+    target.before["apply"] = another_writer
     stored = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
     assert stored.revision == newest.revision + 2
     assert stored.effective_traffic() == {"old": 90, "new": 10, "third": 0}
@@ -191,7 +198,7 @@ async def test_a_step_gives_up_when_other_writers_are_always_faster(workspace: W
         newest = target.newest("digits")
         target.store(newest.update_version("old", tags={"writer": str(next(versions))}), BY_OTHER)
 
-    target.before_apply = another_writer
+    target.before["apply"] = another_writer
     with pytest.raises(ConflictError, match="of its own"):
         await steps.promote(workspace, "digits", "old", change=CHANGE)
     assert next(versions) == skeleton.MAX_ATTEMPTS
@@ -293,3 +300,27 @@ async def test_a_roll_back_is_not_refused_for_want_of_replicas(workspace: Worksp
     rolled_back = await steps.roll_back(workspace, "digits", "new", change=CHANGE)
     assert rolled_back is not None
     assert rolled_back.effective_traffic() == {"old": 100, "new": 0}
+
+
+async def test_endpoint_deleted_while_a_step_waits_is_reported(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    target.before["load"] = lambda: target.drop("digits")
+    with pytest.raises(EndpointNotFoundError):
+        await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
+
+
+async def test_roll_back_does_not_need_the_load(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
+    messages: list[str] = []
+
+    def fail() -> None:
+        raise TargetUnavailableError("the router does not answer")
+
+    target.before["load"] = fail
+    rolled_back = await steps.roll_back(workspace, "digits", "new", change=CHANGE, progress=messages.append)
+
+    assert rolled_back is not None
+    assert "rolling back without waiting for more replicas: the router does not answer" in messages
