@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 # Most of what runs here is many processes that import the same thousand modules: each would compile them anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo up down lab test fuzz check format bench bench-gate constraints clean
+.PHONY: help install demo up down lab test demos fuzz check format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
 TREATMENT ?=
@@ -30,6 +30,9 @@ lab: install  ## Install and compile what the tests need: once, the first time f
 
 test: lab  ## Run all tests that this machine can run
 	@scripts/test
+
+demos: install  ## Run the demo with each of its faults and check how it ends: for minutes, on an idle machine
+	@RUN_DEMOS=1 .venv/bin/pytest --quiet --durations=0 tests/local/test_demo.py
 
 fuzz: install  ## Run the property tests with ten times as many, random examples (SEED=… repeats a run)
 	@echo "make fuzz SEED=$(SEED)"

@@ -1,4 +1,4 @@
-"""The whole demo, as `make demo` runs it: a real Airflow, Envoy, load. Its faulty treatments only with RUN_DEMO=1."""
+"""The whole demo, as `make demo` runs it: a real Airflow, Envoy, load. `make demos` runs it with every fault."""
 
 import os
 import re
@@ -12,6 +12,8 @@ import pytest
 from controlled_rollout.workspace import user_cache
 
 REPOSITORY = Path(__file__).parents[2]
+
+PROMOTED = r"promoted \S+ to control in [\d.]+ s; \d+ requests, 0 failed"
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -47,26 +49,29 @@ def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(
     ended = run_demo(folder)
 
     last = ended.stdout.strip().splitlines()[-1]
-    assert re.fullmatch(r"result: promoted \S+ to control in [\d.]+ s; \d+ requests, 0 failed", last), ended.stdout
+    assert re.fullmatch(f"result: {PROMOTED}", last), ended.stdout
     assert ended.returncode == 0
     assert left_running(tmp_path) == []
     key = (folder / "load.key").read_text()
     assert not [log for log in (folder / "logs").iterdir() if key in log.read_text(errors="replace")]
 
 
-@pytest.mark.skipif(os.environ.get("RUN_DEMO") != "1", reason="takes a minute or two each: set RUN_DEMO=1")
+@pytest.mark.skipif(os.environ.get("RUN_DEMOS") != "1", reason="`make demos` runs it, on a machine that is idle")
 @pytest.mark.parametrize(
-    ("fault", "claim"),
+    ("arguments", "result"),
     [
-        ("failing", "errors are higher, e-value .* of 2,000"),
-        ("slow", "latency is higher, e-value .* of 2,000"),
-        ("crash", "did not become ready: .*"),
-        ("flaky", "errors are higher, e-value .* of 2,000"),
+        (("--treatment", "failing"), r"rolled back \S+: errors are higher, e-value .* of 2,000"),
+        (("--treatment", "slow"), r"rolled back \S+: latency is higher, e-value .* of 2,000"),
+        (("--treatment", "crash"), r"rolled back \S+: did not become ready: .*"),
+        (("--treatment", "flaky"), r"rolled back \S+: errors are higher, e-value .* of 2,000"),
+        (("--metrics", "down"), PROMOTED),
     ],
 )
-def test_the_demo_rolls_a_bad_model_back(fault: str, claim: str, tmp_path: Path) -> None:
-    ended = run_demo(tmp_path / "demo", "--treatment", fault)
+def test_the_demo_rolls_a_bad_model_back_and_waits_while_it_sees_nothing(
+    arguments: tuple[str, ...], result: str, tmp_path: Path
+) -> None:
+    ended = run_demo(tmp_path / "demo", *arguments)
 
     last = ended.stdout.strip().splitlines()[-1]
-    assert re.fullmatch(rf"result: rolled back \S+: {claim}", last), ended.stdout
+    assert re.fullmatch(f"result: {result}", last), ended.stdout
     assert ended.returncode == 0
