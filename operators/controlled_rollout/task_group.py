@@ -126,6 +126,7 @@ class ControlledRollout(TaskGroup):
         default_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Create all tasks of the rollout inside this group and connect them."""
         check_steps(steps)
         super().__init__(
             group_id=group_id,
@@ -194,7 +195,7 @@ class ControlledRollout(TaskGroup):
         arguments: Mapping[str, Any],
         **options: Any,
     ) -> None:
-        """Add the tasks `check` and, if asked for, `scan`."""
+        """Create the task `check` and, if `scan` is given, the task `scan`."""
         self.scan = None
         if scan is not None:
             self.scan = ScanImageOperator(task_id="scan", image=image, conn_id=on_endpoint["conn_id"], **scan)
@@ -215,7 +216,7 @@ class ControlledRollout(TaskGroup):
         approval: bool,
         approval_settings: Mapping[str, Any],
     ) -> None:
-        """Add a shift and a gate for each step, and where a person may be asked a task that asks."""
+        """Create a shift task and a gate task per step, and an approval task where a person may be asked."""
         self.shifts, self.gates, self.approvals = [], [], []
         for percentile in steps:
             name = f"{percentile:g}".replace(".", "_")
@@ -245,7 +246,7 @@ class ControlledRollout(TaskGroup):
     def _add_endings(
         self, on_endpoint: Mapping[str, Any], *, keep_warm: Time, keep_treatment: bool, deferrable: bool
     ) -> None:
-        """Add the two ends of a rollout, and connect all tasks."""
+        """Create the tasks `promote`, `retire_old`, `roll_back` and `retire_treatment`, and connect all tasks."""
         endpoint = {name: value for name, value in on_endpoint.items() if name != "version"}
         # The gates of a first version are skipped, and it is promoted; a failed gate keeps this task from running.
         self.promote = PromoteToControlOperator(task_id="promote", **on_endpoint, trigger_rule=TriggerRule.NONE_FAILED)
@@ -257,14 +258,14 @@ class ControlledRollout(TaskGroup):
             deferrable=deferrable,
         )
         self.roll_back = RollBackOperator(task_id="roll_back", **on_endpoint, trigger_rule=TriggerRule.ONE_FAILED)
-        forward = [*self._forward(), self.promote]
+        forward = [*self._tasks_before_promotion(), self.promote]
         chain(*forward, self.retire_old)
         forward >> self.roll_back
         if not keep_treatment:
             self.roll_back >> DeleteVersionOperator(task_id="retire_treatment", **on_endpoint, reason="rolled back")
 
-    def _forward(self) -> list[BaseOperator]:
-        """Return the tasks before the promotion in the order in which they run."""
+    def _tasks_before_promotion(self) -> list[BaseOperator]:
+        """Return the tasks before `promote`, in the order in which they run."""
         by_gate = {ask.gate_task_id: ask for ask in self.approvals}
         steps: list[BaseOperator] = []
         for shift, gate in zip(self.shifts, self.gates, strict=True):
@@ -273,7 +274,7 @@ class ControlledRollout(TaskGroup):
 
 
 def check_steps(steps: Sequence[float]) -> None:
-    """Check that the steps are ascending percentiles.
+    """Raise ValueError unless the steps are ascending percentiles above 0 and up to 100.
 
     Raises:
         ValueError: There are none, or they are not numbers, not ascending, or not between 0 and 100.

@@ -13,7 +13,7 @@ __all__ = ["command_parser", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Parse the command line, run the command, and return the exit code.
 
     Args:
         arguments: The arguments after the program's name; None for those of this process.
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+    """Return the argparse parser with all commands of `controlled-rollout`."""
     parser = argparse.ArgumentParser(
         prog="controlled-rollout", description="Roll out machine-learning models: canary traffic, a gate, promotion."
     )

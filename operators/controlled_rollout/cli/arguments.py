@@ -12,15 +12,15 @@ from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Commands", "add_root", "add_workspace", "caller", "duration", "port", "workspace_of"]
+__all__ = ["Commands", "add_root_option", "add_workspace_options", "caller", "duration", "port", "workspace_of"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 WORKSPACE_VARIABLE: Final = "CONTROLLED_ROLLOUT_WORKSPACE"
 
 
-def add_root(parser: "argparse._ActionsContainer") -> None:
-    """Add the option `--root`: the local workspace's folder."""
+def add_root_option(parser: "argparse._ActionsContainer") -> None:
+    """Add the option `--root` (the local workspace's folder) to a parser or an option group."""
     parser.add_argument(
         "--root",
         type=Path,
@@ -29,8 +29,8 @@ def add_root(parser: "argparse._ActionsContainer") -> None:
     )
 
 
-def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """Add the options `--workspace` and `--root`, of which one may be given."""
+def add_workspace_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options `--workspace` and `--root` to a parser; they exclude each other."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--workspace",
@@ -38,11 +38,11 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"the workspace's settings, YAML or JSON (else ${WORKSPACE_VARIABLE}, else the local workspace)",
     )
-    add_root(group)
+    add_root_option(group)
 
 
 def workspace_of(options: argparse.Namespace) -> Workspace:
-    """Return the workspace of a command's options.
+    """Return the workspace that `--workspace`, `--root` or `$CONTROLLED_ROLLOUT_WORKSPACE` names.
 
     Raises:
         WorkspaceError: Its file cannot be read, or its settings are not valid.
@@ -64,7 +64,7 @@ def caller() -> str:
 
 
 def duration(text: str) -> timedelta:
-    """Return a length of time.
+    """Parse an option's value such as `5 min` as a duration (argparse type).
 
     Raises:
         argparse.ArgumentTypeError: The text is not a length of time.
@@ -76,7 +76,7 @@ def duration(text: str) -> timedelta:
 
 
 def port(text: str) -> int:
-    """Return a port.
+    """Parse an option's value as a TCP port, 1 to 65535 (argparse type).
 
     Raises:
         argparse.ArgumentTypeError: The text is not a port.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.addresses import is_this_machine
-from controlled_rollout.cli.arguments import Commands, add_workspace, caller, workspace_of
-from controlled_rollout.cli.view import document, print_endpoint, print_json, say
+from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
+from controlled_rollout.cli.view import endpoint_as_json, print_endpoint, print_json, print_line
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, TargetUnavailableError
 
@@ -26,19 +26,19 @@ SCORE_TIMEOUT_S: Final = 70.0
 
 
 def add_to(commands: Commands) -> None:
-    """Add `status`, `logs`, `keys`, `delete` and `endpoint`."""
+    """Add the parsers of the commands `status`, `logs`, `keys`, `delete` and `endpoint`."""
     status = commands.add_parser("status", help="show endpoints, versions, traffic and replicas")
     status.add_argument("endpoint", nargs="?", help="only this endpoint")
     status.add_argument("--json", action="store_true", help="for programs: everything that is known")
-    add_workspace(status)
-    status.set_defaults(run=_status)
+    add_workspace_options(status)
+    status.set_defaults(run=_run_status)
 
     logs = commands.add_parser("logs", help="print the last lines of a version's log")
     logs.add_argument("endpoint")
     logs.add_argument("version")
-    logs.add_argument("--tail", type=_lines, default=200, metavar="LINES", help="how many (default %(default)s)")
-    add_workspace(logs)
-    logs.set_defaults(run=_logs)
+    logs.add_argument("--tail", type=_line_count, default=200, metavar="LINES", help="how many (default %(default)s)")
+    add_workspace_options(logs)
+    logs.set_defaults(run=_run_logs)
 
     keys = commands.add_parser("keys", help="print an endpoint's two keys, or replace one")
     keys.add_argument("endpoint")
@@ -46,101 +46,116 @@ def add_to(commands: Commands) -> None:
         "--regenerate", choices=["primary", "secondary"], help="replace this one first; the other keeps working"
     )
     keys.add_argument("--json", action="store_true", help="for programs")
-    add_workspace(keys)
-    keys.set_defaults(run=_keys)
+    add_workspace_options(keys)
+    keys.set_defaults(run=_run_keys)
 
     delete = commands.add_parser("delete", help="delete an endpoint with its versions and keys")
     delete.add_argument("endpoint")
     delete.add_argument("--reason", default="", help="the reason, for the history")
     delete.add_argument("--yes", action="store_true", required=True, help="really: nothing brings it back")
-    add_workspace(delete)
-    delete.set_defaults(run=_delete)
-    _add_endpoint(commands)
+    add_workspace_options(delete)
+    delete.set_defaults(run=_run_delete)
+    _add_endpoint_command(commands)
 
 
-def _add_endpoint(commands: Commands) -> None:
+def _add_endpoint_command(commands: Commands) -> None:
+    """Add the parser of `endpoint` with its actions `show` and `score`."""
     endpoint = commands.add_parser("endpoint", help="look at an endpoint, or call it")
     actions = endpoint.add_subparsers(title="actions", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="show an endpoint's newest revision and how it is, as JSON")
     show.add_argument("endpoint", metavar="name")
-    add_workspace(show)
-    show.set_defaults(run=_status, json=True)
+    add_workspace_options(show)
+    show.set_defaults(run=_run_status, json=True)
     score = actions.add_parser("score", help="send one request to an endpoint, with its key, and print the answer")
     score.add_argument("endpoint", metavar="name")
     score.add_argument("--data", required=True, help="the request's body; @FILE reads it from a file, @- from stdin")
     score.add_argument("--version", help="reach this version, whatever its share of the traffic")
-    add_workspace(score)
-    score.set_defaults(run=_score)
+    add_workspace_options(score)
+    score.set_defaults(run=_run_endpoint_score)
 
 
-def _target(options: argparse.Namespace) -> "AbstractAsyncContextManager[Target]":
+def _connect_target(options: argparse.Namespace) -> "AbstractAsyncContextManager[Target]":
+    """Return a context manager that connects to the target of the command's workspace."""
     from controlled_rollout.target.connect import connect
 
     return connect(workspace_of(options))
 
 
-def _status(options: argparse.Namespace) -> int:
-    async def show() -> None:
-        async with _target(options) as target:
+def _run_status(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout status`: print endpoints, versions and traffic; return the exit code."""
+
+    async def print_endpoints() -> None:
+        """Read the endpoints and their status from the target, and print them as a table or as JSON."""
+        async with _connect_target(options) as target:
             names = [options.endpoint] if options.endpoint else await target.endpoints()
             endpoints = [(await target.endpoint(name), await target.status(name)) for name in names]
         if options.json:
-            documents = [document(endpoint, status) for endpoint, status in endpoints]
+            documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
             print_json(documents[0] if options.endpoint else documents)
         elif not endpoints:
-            say("there are no endpoints")
+            print_line("there are no endpoints")
         for number, (endpoint, status) in enumerate([] if options.json else endpoints):
             if number:
-                say("")
+                print_line("")
             print_endpoint(endpoint, status)
 
-    asyncio.run(show())
+    asyncio.run(print_endpoints())
     return 0
 
 
-def _logs(options: argparse.Namespace) -> int:
-    async def read() -> str:
-        async with _target(options) as target:
+def _run_logs(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout logs`: print the last lines of a version's log; return the exit code."""
+
+    async def read_log() -> str:
+        """Return the last lines of the version's log from the target."""
+        async with _connect_target(options) as target:
             return await target.logs(options.endpoint, options.version, tail=options.tail)
 
-    say(asyncio.run(read()))
+    print_line(asyncio.run(read_log()))
     return 0
 
 
-def _keys(options: argparse.Namespace) -> int:
-    async def read() -> "Keys":
-        async with _target(options) as target:
+def _run_keys(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout keys`: print an endpoint's keys, one replaced if requested; return the exit code."""
+
+    async def read_keys() -> "Keys":
+        """Return the endpoint's keys from the target, after replacing one with `--regenerate`."""
+        async with _connect_target(options) as target:
             if options.regenerate:
                 return await target.regenerate_key(options.endpoint, options.regenerate)
             return await target.keys(options.endpoint)
 
-    keys = asyncio.run(read())
+    keys = asyncio.run(read_keys())
     if options.json:
         print_json(keys.model_dump())
     else:
-        say(f"primary    {keys.primary}\nsecondary  {keys.secondary}")
+        print_line(f"primary    {keys.primary}\nsecondary  {keys.secondary}")
     return 0
 
 
-def _delete(options: argparse.Namespace) -> int:
+def _run_delete(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout delete`: delete an endpoint with its versions and keys; return the exit code."""
     from controlled_rollout.target.protocol import Change
 
-    async def delete() -> None:
+    async def delete_endpoint() -> None:
+        """Delete the endpoint on the target, with author and reason for the history."""
         change = Change(who=caller(), why=options.reason or f"delete the endpoint {options.endpoint}")
-        async with _target(options) as target:
+        async with _connect_target(options) as target:
             await target.delete(options.endpoint, change)
 
-    asyncio.run(delete())
-    say(f"endpoint {options.endpoint!r} is deleted")
+    asyncio.run(delete_endpoint())
+    print_line(f"endpoint {options.endpoint!r} is deleted")
     return 0
 
 
-def _score(options: argparse.Namespace) -> int:
-    body = _body(options.data)
+def _run_endpoint_score(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout endpoint score`: send one request, print the answer; return the exit code."""
+    body = _request_body(options.data)
 
-    async def score() -> "httpx.Response":
+    async def send_request() -> "httpx.Response":
+        """Look up the endpoint's URL and key, send the request, and return the response."""
         headers = {"Content-Type": "application/json"}
-        async with _target(options) as target:
+        async with _connect_target(options) as target:
             endpoint = await target.endpoint(options.endpoint)
             if endpoint.auth is Auth.TOKEN:
                 raise EndpointError(f"endpoint {endpoint.name!r} asks for a token: only keys are known here")
@@ -151,14 +166,15 @@ def _score(options: argparse.Namespace) -> int:
             headers[VERSION_HEADER] = options.version
         return await _post(url, body, headers)
 
-    answer = asyncio.run(score())
+    answer = asyncio.run(send_request())
     by = answer.headers.get(VERSION_HEADER, "the router")
     sys.stderr.write(f"{answer.status_code} from {by} after {answer.elapsed.total_seconds() * 1000:.0f} ms\n")
-    say(answer.text)
+    print_line(answer.text)
     return 0 if answer.is_success else 1
 
 
 async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Response":
+    """Send an HTTP POST request and return the response; raise TargetUnavailableError if there is none."""
     import httpx
 
     try:
@@ -168,7 +184,8 @@ async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Respon
         raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from error
 
 
-def _body(data: str) -> bytes:
+def _request_body(data: str) -> bytes:
+    """Return the request body that `--data` gives: the text itself, the content of `@FILE`, or stdin for `@-`."""
     if not data.startswith("@"):
         return data.encode()
     if data == "@-":
@@ -179,7 +196,8 @@ def _body(data: str) -> bytes:
         raise ControlledRolloutError(f"the request's body cannot be read: {error}") from error
 
 
-def _lines(text: str) -> int:
+def _line_count(text: str) -> int:
+    """Parse the value of `--tail` as a number of lines, 1 to 100000 (argparse type)."""
     if not text.isdigit() or not 1 <= int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines, from 1 to 100000")
     return int(text)

@@ -4,9 +4,9 @@ import argparse
 import asyncio
 from typing import Final
 
-from controlled_rollout.cli.arguments import Commands, add_workspace, duration, workspace_of
+from controlled_rollout.cli.arguments import Commands, add_workspace_options, duration, workspace_of
 from controlled_rollout.cli.registry_users import registry_users
-from controlled_rollout.cli.view import say
+from controlled_rollout.cli.view import print_line
 from controlled_rollout.defaults import MAX_DATABASE_AGE
 from controlled_rollout.duration import format_duration
 
@@ -16,7 +16,7 @@ SEVERITIES: Final = ("none", "negligible", "low", "medium", "high", "critical")
 
 
 def add_to(commands: Commands) -> None:
-    """Add `scan`."""
+    """Add the parser of the command `scan`."""
     scan = commands.add_parser(
         "scan", help="scan an image for known vulnerabilities; exit code 1 if it must not be rolled out"
     )
@@ -48,11 +48,12 @@ def add_to(commands: Commands) -> None:
         default=True,
         help="attach the bill of materials (CycloneDX) to an image in a registry, whatever is found (default: yes)",
     )
-    add_workspace(scan)
-    scan.set_defaults(run=_scan)
+    add_workspace_options(scan)
+    scan.set_defaults(run=_run_scan)
 
 
-def _scan(options: argparse.Namespace) -> int:
+def _run_scan(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout scan`: scan an image for vulnerabilities; return the exit code."""
     from controlled_rollout.image.scan import ScanPolicy, ScanSettings, Severity, scan_image
 
     policy = ScanPolicy(
@@ -63,5 +64,5 @@ def _scan(options: argparse.Namespace) -> int:
     )
     settings = ScanSettings(options.scanner, policy, attach_bill=options.attach_bill)
     users = registry_users()
-    asyncio.run(scan_image(workspace_of(options), options.image, settings, credentials=users, progress=say))
+    asyncio.run(scan_image(workspace_of(options), options.image, settings, credentials=users, progress=print_line))
     return 0

@@ -5,8 +5,8 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from controlled_rollout.cli.arguments import Commands, add_root, duration, port
-from controlled_rollout.cli.view import print_endpoint, say
+from controlled_rollout.cli.arguments import Commands, add_root_option, duration, port
+from controlled_rollout.cli.view import print_endpoint, print_line
 from controlled_rollout.errors import ImageError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
@@ -17,29 +17,31 @@ DEFAULT_ROUTER_PORT = 8088
 
 
 def add_to(commands: Commands) -> None:
-    """Add `local`, `score` and `telemetry-store`."""
-    _add_local(commands)
-    _add_score(commands)
-    _add_telemetry_store(commands)
+    """Add the parsers of the commands `local`, `score` and `telemetry-store`."""
+    _add_local_command(commands)
+    _add_score_command(commands)
+    _add_telemetry_store_command(commands)
 
 
-def _add_local(commands: Commands) -> None:
+def _add_local_command(commands: Commands) -> None:
+    """Add the parser of `local` with its actions `up`, `down` and `status`."""
     local = commands.add_parser("local", help="the local workspace: a router, versions and telemetry on this machine")
     actions = local.add_subparsers(title="actions", metavar="ACTION", required=True)
     up = actions.add_parser("up", help="start it")
-    add_root(up)
+    add_root_option(up)
     up.add_argument("--port", type=port, default=DEFAULT_ROUTER_PORT, help="the router's port (default %(default)s)")
     up.add_argument("--foreground", action="store_true", help="stay in the foreground until Ctrl-C")
-    up.set_defaults(run=_local_up)
+    up.set_defaults(run=_run_local_up)
     down = actions.add_parser("down", help="stop it; endpoints, keys and telemetry stay on disk")
-    add_root(down)
-    down.set_defaults(run=_local_down)
+    add_root_option(down)
+    down.set_defaults(run=_run_local_down)
     status = actions.add_parser("status", help="show endpoints, versions, traffic, replicas and processes")
-    add_root(status)
-    status.set_defaults(run=_local_status)
+    add_root_option(status)
+    status.set_defaults(run=_run_local_status)
 
 
-def _add_score(commands: Commands) -> None:
+def _add_score_command(commands: Commands) -> None:
+    """Add the parser of `score`, which serves a project folder on this machine."""
     score = commands.add_parser("score", help="serve a project folder on this machine as a version would be served")
     score.add_argument("folder", type=Path, help="the folder with score.py and its environment file")
     score.add_argument("--port", type=port, default=5001, help="port on 127.0.0.1 (default %(default)s)")
@@ -48,16 +50,17 @@ def _add_score(commands: Commands) -> None:
     score.add_argument(
         "--model",
         metavar="NAME=PATH",
-        type=_model,
+        type=_model_name_and_path,
         action="append",
         default=[],
         help="a model's files; may be repeated",
     )
-    add_root(score)
-    score.set_defaults(run=_score)
+    add_root_option(score)
+    score.set_defaults(run=_run_score)
 
 
-def _add_telemetry_store(commands: Commands) -> None:
+def _add_telemetry_store_command(commands: Commands) -> None:
+    """Add the parser of `telemetry-store`, which runs the local telemetry store."""
     store = commands.add_parser(
         "telemetry-store", help="receive App Insights and OTLP telemetry, and answer Log Analytics queries"
     )
@@ -71,37 +74,42 @@ def _add_telemetry_store(commands: Commands) -> None:
         help="delete rows older than this, such as '12 h' (default 30 d)",
     )
     store.add_argument("--token-file", type=Path, help="require the bearer token in this file for queries")
-    store.set_defaults(run=_telemetry_store)
+    store.set_defaults(run=_run_telemetry_store)
 
 
-def _local_up(options: argparse.Namespace) -> int:
+def _run_local_up(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout local up`: start the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
     return supervisor.up(Workspace.local(options.root), port=options.port, detach=not options.foreground)
 
 
-def _local_down(options: argparse.Namespace) -> int:
+def _run_local_down(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout local down`: stop the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
     return supervisor.down(Workspace.local(options.root))
 
 
-def _local_status(options: argparse.Namespace) -> int:
+def _run_local_status(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout local status`: print endpoints and processes; return the exit code."""
     from controlled_rollout.target.local.client import LocalTarget
 
-    async def show() -> None:
+    async def print_status() -> None:
+        """Read endpoints and processes from the supervisor and print them."""
         async with LocalTarget.open(Workspace.local(options.root)) as target:
             for name in await target.endpoints():
                 print_endpoint(await target.endpoint(name), await target.status(name))
-                say("")
+                print_line("")
             processes = await target.processes()
-        say(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))
+        print_line(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))
 
-    asyncio.run(show())
+    asyncio.run(print_status())
     return 0
 
 
-def _score(options: argparse.Namespace) -> int:
+def _run_score(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout score`: serve a project folder until it is stopped; return the exit code."""
     from controlled_rollout.image import ModelSource
     from controlled_rollout.target.local.serve_folder import serve_folder
 
@@ -115,7 +123,8 @@ def _score(options: argparse.Namespace) -> int:
     )
 
 
-def _telemetry_store(options: argparse.Namespace) -> int:
+def _run_telemetry_store(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout telemetry-store` until it is stopped; return the exit code."""
     from controlled_rollout.telemetry_store.server import serve
 
     return serve(
@@ -126,7 +135,8 @@ def _telemetry_store(options: argparse.Namespace) -> int:
     )
 
 
-def _model(text: str) -> tuple[str, Path | str]:
+def _model_name_and_path(text: str) -> tuple[str, Path | str]:
+    """Parse the value of `--model`, `NAME=PATH`, into name and path or remote address (argparse type)."""
     from controlled_rollout.image.inputs.remote_models import resolve_model_path
 
     name, separator, path = text.partition("=")

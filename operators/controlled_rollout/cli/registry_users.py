@@ -16,7 +16,7 @@ __all__ = ["registry_users"]
 
 
 def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Credentials]":
-    """Return the user of each registry, by host, from the first of the known files; none if there is no file.
+    """Return the credentials of each registry, by host, from the first existing file of `docker login` and the like.
 
     The files are `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`, `$XDG_RUNTIME_DIR/containers/auth.json` and
     `~/.docker/config.json`. Users that a credential helper keeps are not found.

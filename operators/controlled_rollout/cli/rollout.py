@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import yaml
 
-from controlled_rollout.cli.arguments import Commands, add_workspace, caller, duration, workspace_of
-from controlled_rollout.cli.view import say
+from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
+from controlled_rollout.cli.view import print_line
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth, Version
@@ -21,22 +21,27 @@ NOT_SETTINGS: Final = ("name", "image", "traffic_percentile", "is_default", "is_
 
 
 def add_to(commands: Commands) -> None:
-    """Add `deploy`, `shift`, `promote`, `rollback` and `retire`."""
-    _add_roll_out(commands)
-    shift = _add_step(commands, "shift", _shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT)
+    """Add the parsers of the commands `deploy`, `shift`, `promote`, `rollback` and `retire`."""
+    _add_deploy_command(commands)
+    shift = _add_step_command(
+        commands, "shift", _run_shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT
+    )
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
     promote = "make a version default and control with all the traffic"
-    _add_step(commands, "promote", _promote, promote, timeout=SERVED_TIMEOUT)
+    _add_step_command(commands, "promote", _run_promote, promote, timeout=SERVED_TIMEOUT)
     roll_back = "set a version to 0 %% at once and end its rollout"
-    _add_step(commands, "rollback", _roll_back, roll_back, timeout=SERVED_TIMEOUT, reason_required=True).add_argument(
+    _add_step_command(
+        commands, "rollback", _run_rollback, roll_back, timeout=SERVED_TIMEOUT, reason_required=True
+    ).add_argument(
         "--to", metavar="VERSION", help="for a version that is the control: the version that takes its place at once"
     )
-    _add_step(commands, "retire", _retire, "delete a version that has no traffic", timeout=RETIRE_TIMEOUT)
+    _add_step_command(commands, "retire", _run_retire, "delete a version that has no traffic", timeout=RETIRE_TIMEOUT)
 
 
-def _add_step(
+def _add_step_command(
     commands: Commands, name: str, run: Any, purpose: str, *, timeout: timedelta, reason_required: bool = False
 ) -> argparse.ArgumentParser:
+    """Add a command's parser with the arguments that all steps of a rollout share, and return the parser."""
     parser = commands.add_parser(name, help=purpose)
     parser.add_argument("endpoint", help="the endpoint's name")
     parser.add_argument("version", help="the version's name")
@@ -48,16 +53,17 @@ def _add_step(
         metavar="DURATION",
         help=f"how long to wait until it is done, such as '5 min' (default {format_duration(timeout)})",
     )
-    add_workspace(parser)
+    add_workspace_options(parser)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_roll_out(commands: Commands) -> None:
-    roll_out = _add_step(
+def _add_deploy_command(commands: Commands) -> None:
+    """Add the parser of `deploy`, with the options of a new version."""
+    roll_out = _add_step_command(
         commands,
         "deploy",
-        _roll_out,
+        _run_deploy,
         "create a version at 0 %%; the first version of a new endpoint gets all the traffic",
         timeout=READY_TIMEOUT,
     )
@@ -67,7 +73,7 @@ def _add_roll_out(commands: Commands) -> None:
     roll_out.add_argument(
         "--set",
         metavar="FIELD=VALUE",
-        type=_setting,
+        type=_field_and_value,
         action="append",
         dest="settings",
         help="a field of the version, such as cpu_cores=0.5; may be repeated",
@@ -93,7 +99,8 @@ def _add_roll_out(commands: Commands) -> None:
     )
 
 
-def _roll_out(options: argparse.Namespace) -> int:
+def _run_deploy(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout deploy`: create a version and wait until it is ready; return the exit code."""
     from controlled_rollout import steps
     from controlled_rollout.image.reference import ImageReference
 
@@ -106,30 +113,33 @@ def _roll_out(options: argparse.Namespace) -> int:
         auth=Auth(options.auth),
         settings=dict(options.settings or ()),
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
-        **_change(options),
+        **_step_options(options),
     )
     asyncio.run(rolled_out)
     return 0
 
 
-def _shift(options: argparse.Namespace) -> int:
+def _run_shift(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout shift`: set a version's per cent of the traffic; return the exit code."""
     from controlled_rollout import steps
 
-    asyncio.run(steps.shift(*_version(options), percentile=options.percentile, **_change(options)))
+    asyncio.run(steps.shift(*_step_arguments(options), percentile=options.percentile, **_step_options(options)))
     return 0
 
 
-def _promote(options: argparse.Namespace) -> int:
+def _run_promote(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout promote`: make a version control with all the traffic; return the exit code."""
     from controlled_rollout import steps
 
-    asyncio.run(steps.promote(*_version(options), **_change(options)))
+    asyncio.run(steps.promote(*_step_arguments(options), **_step_options(options)))
     return 0
 
 
-def _roll_back(options: argparse.Namespace) -> int:
+def _run_rollback(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout rollback`: set a version to 0 %; return the exit code, raise if it does not exist."""
     from controlled_rollout import steps
 
-    if asyncio.run(steps.roll_back(*_version(options), to=options.to, **_change(options))) is None:
+    if asyncio.run(steps.roll_back(*_step_arguments(options), to=options.to, **_step_options(options))) is None:
         # For a task this is no error; a person may have mistyped a name.
         raise EndpointNotFoundError(
             f"there is no version {options.version!r} of an endpoint {options.endpoint!r} to roll back: "
@@ -138,26 +148,30 @@ def _roll_back(options: argparse.Namespace) -> int:
     return 0
 
 
-def _retire(options: argparse.Namespace) -> int:
+def _run_retire(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout retire`: delete a version without traffic; return the exit code."""
     from controlled_rollout import steps
 
-    if asyncio.run(steps.retire(*_version(options), **_change(options))) is None:
-        say(f"there is no endpoint {options.endpoint!r}: nothing to delete")
+    if asyncio.run(steps.retire(*_step_arguments(options), **_step_options(options))) is None:
+        print_line(f"there is no endpoint {options.endpoint!r}: nothing to delete")
     return 0
 
 
-def _version(options: argparse.Namespace) -> tuple[Any, str, str]:
+def _step_arguments(options: argparse.Namespace) -> tuple[Any, str, str]:
+    """Return the positional arguments of a step: workspace, endpoint name and version name."""
     return workspace_of(options), options.endpoint, options.version
 
 
-def _change(options: argparse.Namespace) -> dict[str, Any]:
+def _step_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of a step: author and reason of the change, timeout, progress output."""
     from controlled_rollout.target.protocol import Change
 
     change = Change(who=caller(), why=options.reason)
-    return {"change": change, "timeout": options.timeout, "progress": say}
+    return {"change": change, "timeout": options.timeout, "progress": print_line}
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _field_and_value(text: str) -> tuple[str, Any]:
+    """Parse the value of `--set`, `FIELD=VALUE`, into field name and YAML value (argparse type)."""
     name, separator, value = text.partition("=")
     known = [field for field in Version.model_fields if field not in NOT_SETTINGS]
     if not separator or name not in known:

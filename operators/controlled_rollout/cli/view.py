@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import EndpointStatus
 
-__all__ = ["document", "print_endpoint", "print_json", "say"]
+__all__ = ["endpoint_as_json", "print_endpoint", "print_json", "print_line"]
 
 
-def say(sentence: str) -> None:
-    """Print a line, and flush it, for a reader at the other end of a pipe."""
+def print_line(sentence: str) -> None:
+    """Print a line to stdout and flush it at once, so that a reader of the pipe gets it."""
     sys.stdout.write(f"{sentence}\n")
     sys.stdout.flush()
 
 
 def print_json(content: Any) -> None:
-    """Print a JSON document."""
-    say(json.dumps(content, indent=2))
+    """Print a value to stdout as indented JSON."""
+    print_line(json.dumps(content, indent=2))
 
 
-def document(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
-    """Return an endpoint's newest revision and its status as JSON values."""
+def endpoint_as_json(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
+    """Return an endpoint's newest revision, its effective traffic and its status as JSON values."""
     return {
         "endpoint": endpoint.model_dump(mode="json"),
         "effective_traffic": endpoint.effective_traffic(),
@@ -34,18 +34,19 @@ def document(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
 
 
 def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
-    """Print an endpoint and a table of its versions."""
+    """Print an endpoint's state and a table of its versions."""
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
-    say(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
+    print_line(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
     if status.trouble or status.waiting_for:
-        say(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
+        print_line(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
     if endpoint.rollout:
-        say(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
+        print_line(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
-    say(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
+    print_line(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
 
 
 def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> tuple[str, ...]:
+    """Return the table row of one version: name, role, traffic, replicas, state and request counts."""
     version = endpoint.versions[name]
     role = version.type.value + (", default" if version.is_default else "")
     shares = (f"{version.traffic_percentile:g} %", f"{endpoint.effective_traffic()[name]:g} %")

@@ -15,12 +15,12 @@ PATHS: Final = ("root", "kubeconfig", "telemetry_token_file")
 
 
 def read_workspace(file: Path) -> Workspace:
-    """Return the workspace that a file describes; its default name is the file's.
+    """Read a workspace from a YAML or JSON file; its name defaults to the file's name without suffix.
 
     Raises:
         WorkspaceError: The file cannot be read, or a setting is unknown or not valid.
     """
-    settings = _mapping(file)
+    settings = _read_settings(file)
     for name in PATHS:
         if isinstance(settings.get(name), str):
             settings[name] = str(file.parent.absolute() / Path(settings[name]).expanduser())
@@ -30,7 +30,8 @@ def read_workspace(file: Path) -> Workspace:
         raise WorkspaceError(f"{file}: {error}") from error
 
 
-def _mapping(file: Path) -> dict[str, Any]:
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Return the file's settings without empty values; raise WorkspaceError if it is not YAML or JSON of a mapping."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

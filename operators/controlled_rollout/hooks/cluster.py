@@ -30,12 +30,12 @@ ACCESS_FIELDS: Final = ("in_cluster", "kube_config_path", "kube_config")
 
 
 def cluster_conn_id(workspace: Workspace) -> str | None:
-    """Return the Kubernetes connection of a workspace; None for one that is not on a cluster."""
+    """Return the id of a workspace's Kubernetes connection; None if its target is not Kubernetes."""
     return (workspace.kubernetes_conn_id or DEFAULT_CONN_ID) if workspace.target == "kubernetes" else None
 
 
 def with_cluster(workspace: Workspace, connection: "Connection") -> Workspace:
-    """Return the workspace with access to the cluster that a connection describes.
+    """Return a copy of the workspace that opens its cluster with an Airflow connection.
 
     Nothing is opened yet, and Airflow is not called again, so that a trigger can open it in its event loop.
 
@@ -50,11 +50,11 @@ def with_cluster(workspace: Workspace, connection: "Connection") -> Workspace:
     settings = cluster_settings(connection.conn_id, connection.extra_dejson)
     if not any(settings.get(field) for field in ACCESS_FIELDS) and _in_pod():
         settings["in_cluster"] = True
-    return _opened_with(workspace, connection.conn_id, settings)
+    return _with_open_cluster(workspace, connection.conn_id, settings)
 
 
 def with_own_cluster(workspace: Workspace) -> Workspace:
-    """Return the workspace with access to the cluster of this process's own pod, as it has no Kubernetes connection.
+    """Return a copy of the workspace that opens the cluster of this process's own pod (it has no connection).
 
     Raises:
         WorkspaceError: The missing connection is not the default one, or this is no pod with a service account.
@@ -65,11 +65,11 @@ def with_own_cluster(workspace: Workspace) -> Workspace:
             f"workspace {workspace.name!r} is on Kubernetes and its connection {conn_id!r} does not exist: create it "
             f"with the type {CONN_TYPE!r}, or name another one in kubernetes_conn_id"
         )
-    return _opened_with(workspace, DEFAULT_CONN_ID, {"in_cluster": True})
+    return _with_open_cluster(workspace, DEFAULT_CONN_ID, {"in_cluster": True})
 
 
 def cluster_settings(conn_id: str, extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a Kubernetes connection, without empty fields; a switch is True or absent.
+    """Return a Kubernetes connection's extras without empty fields; booleans become True or are left out.
 
     The provider's asynchronous hook takes an empty path for a path and the text "false" for true.
 
@@ -83,11 +83,12 @@ def cluster_settings(conn_id: str, extras: Mapping[str, Any]) -> dict[str, Any]:
         if str(settings.pop(switch, False)).strip().lower() == "true":
             settings[switch] = True
     if "kube_config" in settings:
-        settings["kube_config"] = _mapping(conn_id, settings["kube_config"])
+        settings["kube_config"] = _kube_config_mapping(conn_id, settings["kube_config"])
     return settings
 
 
-def _mapping(conn_id: str, kube_config: Any) -> dict[str, Any]:
+def _kube_config_mapping(conn_id: str, kube_config: Any) -> dict[str, Any]:
+    """Return the kube config of a connection as a mapping, parsed from JSON or YAML text if it is text."""
     content = kube_config
     if isinstance(content, str):
         try:
@@ -103,10 +104,12 @@ def _mapping(conn_id: str, kube_config: Any) -> dict[str, Any]:
 
 
 def _in_pod() -> bool:
+    """Return whether this process runs in a pod with a mounted service account token."""
     return SERVICE_ACCOUNT_TOKEN.is_file()
 
 
-def _opened_with(workspace: Workspace, conn_id: str, settings: dict[str, Any]) -> Workspace:
+def _with_open_cluster(workspace: Workspace, conn_id: str, settings: dict[str, Any]) -> Workspace:
+    """Return a copy of the workspace whose `open_cluster` uses these settings of a connection."""
     return workspace.model_copy(
         update={"open_cluster": functools.partial(_open_cluster, workspace.name, conn_id, settings)}
     )
@@ -114,24 +117,25 @@ def _opened_with(workspace: Workspace, conn_id: str, settings: dict[str, Any]) -
 
 @asynccontextmanager
 async def _open_cluster(workspace: str, conn_id: str, settings: Mapping[str, Any]) -> AsyncIterator["ApiClient"]:
-    """Open the API client of a cluster, and close it at the end.
+    """Context manager: open the API client of a cluster; on exit close it.
 
     Every opening runs the program that signs in, if the kube config names one (as for AKS with Entra ID).
     """
     # In a thread: importing the client would block the event loop for seconds.
-    hook = await asyncio.to_thread(_hook, workspace, conn_id, dict(settings))
+    hook = await asyncio.to_thread(_kubernetes_hook, workspace, conn_id, dict(settings))
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(hook.get_conn())
         except Exception as error:  # the reader of a kube config raises errors of many types
             raise WorkspaceError(
                 f"workspace {workspace!r} cannot open its cluster with the connection {conn_id!r}"
-                f"{_path_text(settings)}: {_without_secrets(error)}"
+                f"{_kube_config_path_text(settings)}: {_without_secrets(error)}"
             ) from None
         yield client
 
 
-def _hook(workspace: str, conn_id: str, settings: dict[str, Any]) -> "AsyncKubernetesHook":
+def _kubernetes_hook(workspace: str, conn_id: str, settings: dict[str, Any]) -> "AsyncKubernetesHook":
+    """Return the cncf provider's asynchronous hook for these settings; raise WorkspaceError if a package is missing."""
     try:
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
         from kubernetes_asyncio.client import Configuration
@@ -147,11 +151,12 @@ def _hook(workspace: str, conn_id: str, settings: dict[str, Any]) -> "AsyncKuber
     return AsyncKubernetesHook(conn_id=conn_id, connection_extras=settings, client_configuration=configuration)
 
 
-def _path_text(settings: Mapping[str, Any]) -> str:
+def _kube_config_path_text(settings: Mapping[str, Any]) -> str:
+    """Return the kube config's path in brackets for an error message; empty if none is set."""
     path = settings.get("kube_config_path")
     return f" (kube_config_path {path}{'' if Path(path).exists() else ', which does not exist here'})" if path else ""
 
 
 def _without_secrets(error: Exception) -> str:
-    """Return an error's message without the pieces of the kube config that some messages carry in braces."""
+    """Return an error's message up to the first brace: after it, some messages quote the kube config."""
     return str(error).partition("{")[0].strip() or type(error).__name__

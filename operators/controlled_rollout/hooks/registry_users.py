@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from controlled_rollout.image import Credentials
 
-__all__ = ["registry_users", "signed_in", "user_of"]
+__all__ = ["credentials_from", "registry_users", "with_azure_sign_in"]
 
 SETTINGS: Final = {
     "registry_conn_id": "registry",
@@ -21,7 +21,7 @@ SETTINGS: Final = {
 
 
 def registry_users(workspace: Workspace, connection: "Callable[[str], Connection]") -> "dict[str, Credentials]":
-    """Return the user of each registry for which the workspace names a connection, by host.
+    """Return the credentials of each registry whose connection the workspace names, by registry host.
 
     Args:
         workspace: Its `registry_conn_id`, `shared_registry_conn_id` and `base_image_conn_id` name connections of any
@@ -46,8 +46,8 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
         host = registry_host(prefix)
         of_registry = connection(conn_id)
         if is_azure_registry(host) and not (of_registry.login or of_registry.password):
-            continue  # `signed_in` adds the worker's own identity
-        user = user_of(of_registry, host)
+            continue  # `with_azure_sign_in` adds the worker's own identity
+        user = credentials_from(of_registry, host)
         if users.setdefault(host, user) != user:
             raise WorkspaceError(
                 f"workspace {workspace.name!r}: connection {conn_id!r} ({setting}) has another user for {host} than "
@@ -56,8 +56,8 @@ def registry_users(workspace: Workspace, connection: "Callable[[str], Connection
     return users
 
 
-def user_of(connection: "Connection", host: str) -> "Credentials":
-    """Return the user of a registry that a connection holds.
+def credentials_from(connection: "Connection", host: str) -> "Credentials":
+    """Return a connection's login and password as the credentials for a registry.
 
     Raises:
         WorkspaceError: The connection is for another registry, or has no login or no password.
@@ -79,8 +79,8 @@ def user_of(connection: "Connection", host: str) -> "Credentials":
     return Credentials(connection.login, connection.password)
 
 
-async def signed_in(workspace: Workspace, users: "Mapping[str, Credentials]") -> "dict[str, Credentials]":
-    """Return the users, with the worker's own identity added where an Azure Container Registry has no user.
+async def with_azure_sign_in(workspace: Workspace, users: "Mapping[str, Credentials]") -> "dict[str, Credentials]":
+    """Return the credentials, plus the worker's own identity for an Azure Container Registry that has none.
 
     Its token is masked in every log of this task from then on.
 

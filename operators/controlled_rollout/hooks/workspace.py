@@ -57,15 +57,16 @@ class WorkspaceHook(BaseHook):
     hook_name = "Controlled Rollout workspace"
 
     def __init__(self, conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        """Store the connection's id."""
         super().__init__(**kwargs)
         self.conn_id = conn_id
 
     def get_conn(self) -> Workspace:
-        """Return the workspace, as Airflow's hooks name it."""
+        """Return `get_workspace()`: Airflow's standard name for what a hook opens."""
         return self.get_workspace()
 
     def get_workspace(self) -> Workspace:
-        """Return the connection's workspace.
+        """Read the Airflow connection and return the workspace that it describes.
 
         On Kubernetes the connection `kubernetes_conn_id` is read too, for `open_cluster`.
 
@@ -76,7 +77,7 @@ class WorkspaceHook(BaseHook):
         try:
             connection = self.get_connection(self.conn_id)
         except AirflowNotFoundException:
-            return self._missing()
+            return self._local_workspace_or_raise()
         workspace = workspace_from(self.conn_id, connection.extra_dejson)
         if (cluster := cluster_conn_id(workspace)) is None:
             return workspace
@@ -86,11 +87,11 @@ class WorkspaceHook(BaseHook):
             return with_own_cluster(workspace)
 
     async def aget_workspace(self) -> Workspace:
-        """Like `get_workspace`, for the event loop of a trigger."""
+        """Like `get_workspace`, but does not block the triggerer's event loop."""
         try:
             connection = await self.aget_connection(self.conn_id)
         except AirflowNotFoundException:
-            return self._missing()
+            return self._local_workspace_or_raise()
         workspace = workspace_from(self.conn_id, connection.extra_dejson)
         if (cluster := cluster_conn_id(workspace)) is None:
             return workspace
@@ -100,7 +101,7 @@ class WorkspaceHook(BaseHook):
             return with_own_cluster(workspace)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Check everything that a rollout needs of the workspace; Airflow shows the result beside the form."""
+        """Run all connectivity checks for Airflow's Test button; return whether all passed, and a table of results."""
         from controlled_rollout.checks.connectivity import check_connectivity, results_table
         from controlled_rollout.hooks.registry_users import registry_users
 
@@ -109,7 +110,8 @@ class WorkspaceHook(BaseHook):
         results = asyncio.run(check_connectivity(workspace, registry_users(workspace, self.get_connection)))
         return all(result.works for result in results), results_table(results)
 
-    def _missing(self) -> Workspace:
+    def _local_workspace_or_raise(self) -> Workspace:
+        """Return the local workspace if the missing connection is the default one; raise for any other."""
         if self.conn_id != self.default_conn_name:
             raise AirflowNotFoundException(
                 f"connection {self.conn_id!r} was asked for and does not exist: create it with the type "

@@ -15,7 +15,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["ApproveRolloutOperator", "body_of", "person_of"]
+__all__ = ["ApproveRolloutOperator", "question_text", "user_name"]
 
 SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
 
@@ -49,6 +49,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments, and set the default subject of the question."""
         super().__init__(**{"subject": SUBJECT.format(version=version, endpoint=endpoint), **kwargs})
         self.endpoint = endpoint
         self.version = version
@@ -57,43 +58,45 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> None:
-        """Ask, with the gate's last look as the question's text."""
+        """Skip the task if the gate has decided; otherwise record the question and defer until it is answered."""
         result = self._gate_result(context)
         if not (self.always or result.get("asks")):
             raise AirflowSkipException(f"the gate has decided: {result.get('reason', '')}")
         if not self.body:
-            self.body = body_of(result)
-        self._record(context, "ask", task_of(context), str(result.get("reason", "")))
+            self.body = question_text(result)
+        self._append_decision(context, "ask", task_of(context), str(result.get("reason", "")))
         super().execute(context)
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
-        """Succeed or fail as the person has decided."""
+        """Return who approved, after another look at the evidence; raise if the person rejected or nobody answered."""
         if "error" in event:
             self.fail(context, f"nobody answered: {event.get('error_type')}: {event['error']}")
         answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
-        who = person_of(answer.get("responded_by_user"))
+        who = user_name(answer.get("responded_by_user"))
         if answer["chosen_options"] != [self.APPROVE]:
-            self._record(context, "reject", who, f"{who} answered {self.REJECT}")
+            self._append_decision(context, "reject", who, f"{who} answered {self.REJECT}")
             self.fail(context, f"{who} rejected version {self.version!r} of endpoint {self.endpoint!r}")
         self._look_again(context)
-        self._record(context, "approve", who, f"{who} answered {self.APPROVE}")
+        self._append_decision(context, "approve", who, f"{who} answered {self.APPROVE}")
         return {"approved_by": who}
 
     def _gate_result(self, context: "Context") -> Mapping[str, Any]:
+        """Return what the gate task pushed to XCom: outcome, reason, table and terms; empty if it pushed nothing."""
         result = context["ti"].xcom_pull(task_ids=self.gate_task_id)
         return result if isinstance(result, Mapping) else {}
 
     def _look_again(self, context: "Context") -> None:
-        """Fail if a claim has alarmed since the person saw the evidence."""
+        """Look at the evidence once more after an approval; raise if a claim has alarmed in the meantime."""
         terms = self._gate_result(context).get("terms")
         if not terms:
             return
         terms_now = GateTerms.model_validate({**terms, "who": task_of(context), "waiting_since": datetime.now(UTC)})
-        result = self.call(context, lambda workspace: take_look(workspace, terms_now, self.log_progress))
+        result = self.run_in_workspace(context, lambda workspace: take_look(workspace, terms_now, self.log_progress))
         if result.action in (NextAction.FAIL, NextAction.CONFLICT):
             self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
 
-    def _record(self, context: "Context", step: Any, who: str, why: str) -> None:
+    def _append_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
+        """Append a question or an answer to the endpoint's record."""
         from controlled_rollout import record
 
         decision = record.Decision(
@@ -101,17 +104,18 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         )
 
         async def append(workspace: Workspace) -> None:
+            """Append the decision; a coroutine, as `run_in_workspace` requires one."""
             record.append(workspace, decision)
 
-        self.call(context, append)
+        self.run_in_workspace(context, append)
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
-        """Fail without retries: a person is not asked twice."""
+        """Raise AirflowFailException: a retry would ask the person again."""
         super().fail(context, reason)
 
 
-def body_of(result: Mapping[str, Any]) -> str:
-    """Return the question's text in Markdown: the reason why a person is asked, and the evidence."""
+def question_text(result: Mapping[str, Any]) -> str:
+    """Return the Markdown text of the question to the person: why it is asked, and the gate's evidence."""
     reason = str(result.get("reason") or "The gate has not looked.")
     table = str(result.get("table") or "")
     evidence = f"\n\n```\n{table}\n```" if table else ""
@@ -121,8 +125,8 @@ def body_of(result: Mapping[str, Any]) -> str:
     )
 
 
-def person_of(user: Any) -> str:
-    """Return the name of the person who answered, for the record."""
+def user_name(user: Any) -> str:
+    """Return the name of the user who answered, from Airflow's answer; for the record."""
     if isinstance(user, Mapping):
         return str(user.get("name") or user.get("id") or "somebody")
     return str(getattr(user, "name", None) or getattr(user, "id", None) or user or "somebody")

@@ -42,18 +42,18 @@ TEMPORARY_ERRORS = (
 
 
 def run_of(context: "Context") -> str:
-    """Return `dag/run`: the owner of a rollout."""
+    """Return `dag_id/run_id` of the Airflow task: the name under which its DAG run owns a rollout."""
     ti = context["ti"]
     return f"{ti.dag_id}/{ti.run_id}"
 
 
 def task_of(context: "Context") -> str:
-    """Return `dag/run/task`: the author of a change, for the history."""
+    """Return `dag_id/run_id/task_id` of the Airflow task: the author of a change in the endpoint's history."""
     return f"{run_of(context)}/{context['ti'].task_id}"
 
 
 def change_of(context: "Context", reason: Any) -> "Change":
-    """Return the author and the reason of a task's change; for an empty reason the engine writes one."""
+    """Return the author (the Airflow task) and the reason of a change; an empty reason gets a default."""
     from controlled_rollout.target.protocol import Change
 
     return Change(who=task_of(context), why=str(reason or ""))
@@ -76,11 +76,11 @@ class EngineCalls:
         return version_of_run(dag_run)
 
     def log_progress(self, message: str) -> None:
-        """Write a message of the engine into the task's log."""
+        """Write a progress message of a rollout step into the Airflow task's log."""
         self.log.info("%s", message)
 
-    def call(self, context: "Context", step: Callable[[Workspace], Coroutine[Any, Any, Result]]) -> Result:
-        """Run a coroutine of the engine on the task's workspace, to its end.
+    def run_in_workspace(self, context: "Context", step: Callable[[Workspace], Coroutine[Any, Any, Result]]) -> Result:
+        """Run a coroutine on the connection's workspace until it finishes; map its errors to Airflow's exceptions.
 
         Raises:
             AirflowFailException: It failed and would fail again: the task is not retried.
@@ -89,7 +89,7 @@ class EngineCalls:
         """
         quieten_clients()
         try:
-            return asyncio.run(self._cancellable(step(self.workspace())))
+            return asyncio.run(self._run_cancellable(step(self.workspace())))
         except NothingToDoError as error:
             raise AirflowSkipException(str(error)) from error
         except ControlledRolloutError as error:
@@ -98,28 +98,29 @@ class EngineCalls:
                 raise
             raise AirflowFailException(str(error)) from error
 
-    def call_with_users(
+    def run_with_registry_users(
         self,
         context: "Context",
         step: "Callable[[Workspace, dict[str, Credentials]], Coroutine[Any, Any, Result]]",
     ) -> Result:
-        """Run a coroutine of the engine on the task's workspace, with the users of its registries.
+        """Like `run_in_workspace`, but also pass the step the credentials of the workspace's registries, by host.
 
         Raises:
             AirflowFailException: It failed and would fail again: the task is not retried.
             ControlledRolloutError: It failed for a reason that may be gone at the next try.
         """
         # The connections are read before the event loop runs, because that blocks.
-        return self.call(
+        return self.run_in_workspace(
             context, lambda workspace: step(workspace, registry_users(workspace, WorkspaceHook.get_connection))
         )
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
-        """Fail the task without retries, by a decision and not by an error."""
+        """Raise AirflowFailException: fail the Airflow task without retries, with the reason in XCom."""
         push_failure(context, reason)
         raise AirflowFailException(reason) from None
 
-    async def _cancellable(self, step: Coroutine[Any, Any, Result]) -> Result:
+    async def _run_cancellable(self, step: Coroutine[Any, Any, Result]) -> Result:
+        """Await a coroutine and remember its asyncio task meanwhile, so that `on_kill` can cancel it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has a task
         self._call = (asyncio.get_running_loop(), task)
@@ -129,7 +130,7 @@ class EngineCalls:
             self._call = None
 
     def on_kill(self) -> None:
-        """Cancel the call. The endpoint keeps what was begun, and the task continues there when it runs again."""
+        """Cancel the running coroutine. The endpoint keeps its state; a retry of the Airflow task continues there."""
         if self._call is not None:
             loop, task = self._call
             loop.call_soon_threadsafe(task.cancel)
@@ -156,24 +157,25 @@ class RolloutOperator(EngineCalls, BaseOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
         self.endpoint = endpoint
         self.own_rollout = own_rollout
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> Any:
-        """Run the task's step."""
-        return self.call(context, lambda workspace: self.step(context, workspace))
+        """Run the operator's `step` in the connection's workspace, and return its result."""
+        return self.run_in_workspace(context, lambda workspace: self.step(context, workspace))
 
     async def step(self, context: "Context", workspace: Workspace) -> Any:
-        """Do the task's work on the endpoint; safe to repeat, as the worker may be killed at any point."""
+        """Change the endpoint; every operator implements it so that a retry after a killed worker is safe."""
         raise NotImplementedError
 
-    def holder(self, context: "Context") -> str | None:
-        """Return the run that must hold the endpoint; None where any rollout is accepted."""
+    def required_owner(self, context: "Context") -> str | None:
+        """Return the DAG run that must own the endpoint's rollout; None to accept any owner."""
         return run_of(context) if self.own_rollout else None
 
 
 def push_failure(context: "Context", reason: str) -> None:
-    """Push the first line of a failure's reason to XCom; the other lines may be a container's log."""
+    """Push the first line of a failure's reason to XCom, where `RollBackOperator` reads it."""
     context["ti"].xcom_push(key=FAILURE_KEY, value=reason.partition("\n")[0])

@@ -31,15 +31,16 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
     ui_color = "#e6e6e6"
 
     def __init__(self, *, conn_id: str = WorkspaceHook.default_conn_name, **kwargs: Any) -> None:
+        """Store the connection's id."""
         super().__init__(**kwargs)
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> None:
-        """Check, and log the results. What does not answer now may answer when the task is retried."""
-        self.call_with_users(context, self.check)
+        """Run all checks and log their results; raise an error that Airflow retries if one fails."""
+        self.run_with_registry_users(context, self.check)
 
     async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
-        """Check everything that a rollout needs of the workspace.
+        """Run the connectivity checks of a workspace and log a table of the results; raise if one failed.
 
         Args:
             workspace: The workspace.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.hooks.registry_users import signed_in
+from controlled_rollout.hooks.registry_users import with_azure_sign_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.workspace import Workspace
@@ -51,6 +51,7 @@ class BuildImageOperator(EngineCalls, BaseOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
         self.source_dir = source_dir
         self.name = name
@@ -60,10 +61,11 @@ class BuildImageOperator(EngineCalls, BaseOperator):
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> str:
-        """Build, and return the reference."""
-        return self.call_with_users(context, lambda workspace, users: self._build(context, workspace, users))
+        """Build the image unless it exists, and return its reference `name@sha256:…`."""
+        return self.run_with_registry_users(context, lambda workspace, users: self._build(context, workspace, users))
 
     async def _build(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
+        """Build the image with paths relative to the DAG file's folder, and return its reference."""
         from controlled_rollout.image import build_image
 
         folder = Path(context["dag"].folder)
@@ -79,7 +81,7 @@ class BuildImageOperator(EngineCalls, BaseOperator):
             environment=environment,
             entry_script=self.entry_script,
             models=model_sources(self.models, folder),
-            credentials=await signed_in(workspace, users) if workspace.registry else None,
+            credentials=await with_azure_sign_in(workspace, users) if workspace.registry else None,
             owner=task_of(context),
             progress=self.log_progress,
         )
@@ -87,7 +89,7 @@ class BuildImageOperator(EngineCalls, BaseOperator):
 
 
 def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folder: Path) -> "list[ModelSource]":
-    """Return the models that a DAG's author has given.
+    """Return the `models` argument of a DAG as model sources, with paths resolved against the DAG file's folder.
 
     Args:
         models: `{name: path}`, or mappings with `name`, `path` and, if wanted, `version`.

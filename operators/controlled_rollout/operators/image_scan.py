@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 from controlled_rollout.arguments import choice, duration, flag, text
 from controlled_rollout.defaults import MAX_DATABASE_AGE, SCAN_TIMEOUT
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.hooks.registry_users import signed_in
+from controlled_rollout.hooks.registry_users import with_azure_sign_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
@@ -68,6 +68,7 @@ class ScanImageOperator(EngineCalls, BaseOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
         self.image = image
         self.max_severity = max_severity
@@ -80,14 +81,15 @@ class ScanImageOperator(EngineCalls, BaseOperator):
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> str:
-        """Scan, and return the image's reference."""
-        return self.call_with_users(context, lambda workspace, users: self._scan(context, workspace, users))
+        """Scan the image, and return its reference; raise if a finding is above the allowed severity."""
+        return self.run_with_registry_users(context, lambda workspace, users: self._scan(context, workspace, users))
 
     async def _scan(self, context: "Context", workspace: Workspace, users: "dict[str, Credentials]") -> str:
+        """Scan the image, push the summary to XCom, and return the image's reference."""
         from controlled_rollout.image.scan import scan_image
 
         image = text("image", self.image)
-        credentials = await signed_in(workspace, users) if workspace.registry else None
+        credentials = await with_azure_sign_in(workspace, users) if workspace.registry else None
         decision = await scan_image(
             workspace, image, scan_settings(self.arguments()), credentials=credentials, progress=self.log_progress
         )
@@ -95,12 +97,12 @@ class ScanImageOperator(EngineCalls, BaseOperator):
         return image
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that `scan_settings` reads."""
+        """Return the operator's scan arguments by name, as `scan_settings` reads them."""
         return {name: getattr(self, name) for name in SETTINGS}
 
 
 def scan_settings(arguments: Mapping[str, Any]) -> "ScanSettings":
-    """Read the arguments of a scan, by the names of `ScanImageOperator`'s.
+    """Return the checked settings of a scan from `ScanImageOperator`'s arguments, given by name.
 
     Raises:
         ArgumentError: One of them cannot be used.
@@ -125,7 +127,7 @@ def scan_settings(arguments: Mapping[str, Any]) -> "ScanSettings":
 
 
 def names_of(argument: str, value: Sequence[str] | str | None) -> list[str]:
-    """Return names that are given as a list, or as text with commas.
+    """Return a list of names that is given as a list, or as text separated by commas.
 
     Raises:
         ArgumentError: They are neither.

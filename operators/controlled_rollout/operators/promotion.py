@@ -47,13 +47,14 @@ class PromoteToControlOperator(RolloutOperator):
         timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments, and declare the outlet `NEW_CONTROL`."""
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
         self.version = version
         self.reason = reason
         self.timeout = timeout
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
-        """Promote, and return every version's effective per cent."""
+        """Promote the version, update the endpoint's asset, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
         stored = await steps.promote(
@@ -61,11 +62,11 @@ class PromoteToControlOperator(RolloutOperator):
             self.endpoint,
             self.version,
             change=change_of(context, self.reason),
-            owner=self.holder(context),
+            owner=self.required_owner(context),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )
-        announce(context, self.endpoint, self.version)
+        add_asset_event(context, self.endpoint, self.version)
         return stored.effective_traffic()
 
 
@@ -97,6 +98,7 @@ class RollBackOperator(RolloutOperator):
         timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments, and declare the outlet `NEW_CONTROL`."""
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
         self.version = version
         self.to = to
@@ -104,32 +106,32 @@ class RollBackOperator(RolloutOperator):
         self.timeout = timeout
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float] | None:
-        """Roll back, and return every version's effective per cent; None if the version is not there."""
+        """Roll the version back and return each version's per cent of the traffic; None if there is no such version."""
         from controlled_rollout import steps
 
         stored = await steps.roll_back(
             workspace,
             self.endpoint,
             self.version,
-            change=change_of(context, self.reason or self._failures(context)),
+            change=change_of(context, self.reason or self._upstream_failure_reasons(context)),
             to=self.to or None,
-            owner=self.holder(context),
+            owner=self.required_owner(context),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )
         if self.to:
-            announce(context, self.endpoint, self.to)
+            add_asset_event(context, self.endpoint, self.to)
         return stored.effective_traffic() if stored is not None else None
 
-    def _failures(self, context: "Context") -> str:
-        """Return the reasons of the failed tasks before this one."""
+    def _upstream_failure_reasons(self, context: "Context") -> str:
+        """Return the reasons that failed upstream tasks pushed to XCom, joined into one text."""
         upstream = sorted(self.upstream_task_ids)
         reasons = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
         return "; ".join(filter(None, reasons)) or f"roll back {self.version}: a task before it failed"
 
 
-def announce(context: "Context", endpoint: str, version: str) -> None:
-    """Update the asset of an endpoint, because a version has become its control."""
+def add_asset_event(context: "Context", endpoint: str, version: str) -> None:
+    """Add an event to the endpoint's asset that says which version has become control."""
     context["outlet_events"][NEW_CONTROL].add(
         control_asset(endpoint), extra={"endpoint": endpoint, "version": version, "who": task_of(context)}
     )

@@ -64,6 +64,7 @@ class RolloutVersionOperator(RolloutOperator):
         reason: str = "",
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
         self.version = version
         self.image = image
@@ -75,7 +76,7 @@ class RolloutVersionOperator(RolloutOperator):
         self.reason = reason
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, Any]:
-        """Roll out, and return the version, its role and the endpoint's revision."""
+        """Create the version, wait until it is ready, and return its name, its role and the endpoint's revision."""
         from controlled_rollout import steps
         from controlled_rollout.image.reference import ImageReference
 
@@ -132,6 +133,7 @@ class DeleteVersionOperator(RolloutOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; raise ValueError unless exactly one of `version` and `replaced_by` is given."""
         if (version is None) == (replaced_by is None):
             raise ValueError(f"give version or replaced_by, not both and not neither: {version=}, {replaced_by=}")
         super().__init__(**kwargs)
@@ -144,22 +146,22 @@ class DeleteVersionOperator(RolloutOperator):
 
     def execute(self, context: "Context") -> str | None:
         """Wait for `keep_warm`, then delete the version; return its name, or None if there is no endpoint."""
-        due = self.call(context, self._due)
+        due = self.run_in_workspace(context, self._deletion_time)
         if due is not None and due > datetime.now(UTC):
             self.log_progress(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
             if self.deferrable:
                 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
                 self.defer(trigger=DateTimeTrigger(moment=due), method_name=self.execute_complete.__name__)
-            self.call(context, lambda _: asyncio.sleep((due - datetime.now(UTC)).total_seconds()))
+            self.run_in_workspace(context, lambda _: asyncio.sleep((due - datetime.now(UTC)).total_seconds()))
         return self.execute_complete(context)
 
     def execute_complete(self, context: "Context", event: Any = None) -> str | None:
-        """Delete the version, unless somebody has gone back to it while it stayed warm."""
-        return self.call(context, lambda workspace: self.step(context, workspace))
+        """Delete the version after `keep_warm`; skip the task if somebody has gone back to the version meanwhile."""
+        return self.run_in_workspace(context, lambda workspace: self.step(context, workspace))
 
     async def step(self, context: "Context", workspace: Workspace) -> str | None:
-        """Delete the version."""
+        """Delete the version and return its name; None if there is no endpoint."""
         from controlled_rollout import steps
 
         change, timeout = change_of(context, self.reason), duration("timeout", self.timeout)
@@ -173,7 +175,8 @@ class DeleteVersionOperator(RolloutOperator):
         )
         return self.version if deleted is not None else None
 
-    async def _due(self, workspace: Workspace) -> datetime | None:
+    async def _deletion_time(self, workspace: Workspace) -> datetime | None:
+        """Return when `keep_warm` after the promotion ends; None if the version is to be deleted at once."""
         from controlled_rollout import steps
 
         if self.replaced_by is None:

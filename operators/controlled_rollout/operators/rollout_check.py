@@ -74,6 +74,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         keep_treatment: bool = False,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments of all later tasks; `check` reads them."""
         super().__init__(**kwargs)
         self.endpoint = endpoint
         self.version = version
@@ -83,7 +84,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         self.keep_treatment = keep_treatment
 
     async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
-        """Read the arguments, log plan and forecast, then check what the rollout needs.
+        """Read the arguments, log plan and forecast, then run the connectivity checks.
 
         Raises:
             ArgumentError: An argument cannot be used; the message names all of them.
@@ -91,11 +92,11 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """
         plan, gate, window = self.read_arguments()
         self.log_progress(str(plan))
-        self.log_progress(await self._forecast(workspace, plan, gate, window))
+        self.log_progress(await self._forecast_text(workspace, plan, gate, window))
         await super().check(workspace, users)
 
     def read_arguments(self) -> tuple[RolloutPlan, Gate, EvidenceWindow]:
-        """Read all arguments of the rollout, and return what they describe.
+        """Check all arguments of the rollout, and return its plan, its gate and its evidence window.
 
         Raises:
             ArgumentError: Some cannot be used; the message names all of them.
@@ -103,6 +104,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         given = self.arguments
 
         def create_version() -> Endpoint:
+            """Create the version on an empty endpoint, only to check its name and its settings."""
             settings = mapping_of("settings", given["settings"])
             return Endpoint(name=self.endpoint).create_version(self.version, **settings)
 
@@ -130,7 +132,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         )
         return plan, values["gate"], values["window"]
 
-    async def _forecast(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
+    async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
+        """Return a text of what each step can show at control's present traffic, or why that is not known."""
         try:
             traffic = await read_control_traffic(workspace, plan.endpoint, plan.version, gate=gate, window=window)
         except ControlledRolloutError as error:

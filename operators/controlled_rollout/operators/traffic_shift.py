@@ -40,6 +40,7 @@ class ShiftTrafficOperator(RolloutOperator):
         timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
         self.version = version
         self.percentile = percentile
@@ -47,7 +48,7 @@ class ShiftTrafficOperator(RolloutOperator):
         self.timeout = timeout
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float]:
-        """Shift, and return every version's effective per cent."""
+        """Shift the traffic, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
         stored = await steps.shift(
@@ -56,7 +57,7 @@ class ShiftTrafficOperator(RolloutOperator):
             self.version,
             percentile=number("percentile", self.percentile),
             change=change_of(context, self.reason),
-            owner=self.holder(context),
+            owner=self.required_owner(context),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )

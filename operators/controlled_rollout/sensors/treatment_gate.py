@@ -95,6 +95,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
+        """Store the arguments; raise ValueError for options of a sensor that would hide a failed gate."""
         for name in ("soft_fail", "never_fail", "silent_fail"):
             if kwargs.get(name):
                 raise ValueError(f"{name}=True would let a treatment go on that the gate has stopped: leave it out")
@@ -116,8 +117,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.deferrable = deferrable
 
     def execute(self, context: "Context") -> Any:
-        """Defer to the trigger, or look from the worker until there is a decision."""
-        terms = self.call(context, lambda workspace: self._terms(context, workspace))
+        """Wait for the gate's decision, in the triggerer or in the worker; return it as the XCom value."""
+        terms = self.run_in_workspace(context, lambda workspace: self._gate_terms(context, workspace))
         if self.deferrable:
             self.defer(
                 trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
@@ -128,23 +129,25 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         return super().execute(context)
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
-        """Finish as the trigger's last look decided."""
-        terms = self.call(context, lambda workspace: self._terms(context, workspace))
-        return self._finish(context, LookResult.from_event(event), terms)
+        """Return, skip or fail according to the trigger's last look."""
+        terms = self.run_in_workspace(context, lambda workspace: self._gate_terms(context, workspace))
+        return self._return_or_raise(context, LookResult.from_event(event), terms)
 
     def poke(self, context: "Context") -> PokeReturnValue:
-        """Look once, as the trigger does, and finish if there is a decision."""
+        """Look at the evidence once; return done with the decision, or not done to be called again."""
 
         async def look_once(workspace: Workspace) -> tuple[LookResult, GateTerms]:
-            terms = await self._terms(context, workspace)
+            """Read the gate's terms and look at the evidence once; return the result and the terms."""
+            terms = await self._gate_terms(context, workspace)
             return await take_look(workspace, terms, self.log_progress), terms
 
-        result, terms = self.call(context, look_once)
+        result, terms = self.run_in_workspace(context, look_once)
         if result.action is NextAction.WAIT:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._finish(context, result, terms))
+        return PokeReturnValue(is_done=True, xcom_value=self._return_or_raise(context, result, terms))
 
-    async def _terms(self, context: "Context", workspace: Workspace) -> GateTerms:
+    async def _gate_terms(self, context: "Context", workspace: Workspace) -> GateTerms:
+        """Check the arguments and return them as the terms of the gate's looks, with the time of the last hold."""
         from controlled_rollout import record
 
         holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
@@ -170,11 +173,12 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             held=max(holds, default=None),
         )
 
-    def _finish(self, context: "Context", result: LookResult, terms: GateTerms) -> dict[str, Any]:
+    def _return_or_raise(self, context: "Context", result: LookResult, terms: GateTerms) -> dict[str, Any]:
+        """Return the gate's XCom value if the rollout goes on or a person is asked; otherwise skip or fail the task."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(result.reason)
         if result.action is NextAction.HOLD:
-            self._hold(context, result)
+            self._record_hold_and_fail(context, result)
         if result.action not in (NextAction.GO_ON, NextAction.ASK):
             self.fail(
                 context, f"{result.action.value}: {result.reason}" + (f"\n{result.table}" if result.table else "")
@@ -188,7 +192,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "terms": terms.model_dump(mode="json"),
         }
 
-    def _hold(self, context: "Context", result: LookResult) -> NoReturn:
+    def _record_hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:
+        """Record that the rollout is on hold, then fail the task without retries; nothing is rolled back."""
         from controlled_rollout.evaluation import look as looks
 
         looks.hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))

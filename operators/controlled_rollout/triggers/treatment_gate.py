@@ -24,16 +24,17 @@ class TreatmentGateTrigger(BaseTrigger):
     """
 
     def __init__(self, conn_id: str, terms: dict[str, Any]) -> None:
+        """Store the arguments that `serialize` returns."""
         super().__init__()  # type: ignore[no-untyped-call] # Airflow's
         self.conn_id = conn_id
         self.terms = terms
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and the arguments with which any triggerer can run this trigger."""
+        """Return the class path and the arguments from which a triggerer creates this trigger again."""
         return f"{type(self).__module__}.{type(self).__qualname__}", {"conn_id": self.conn_id, "terms": self.terms}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until there is a decision, and yield it as the only event."""
+        """Look at the evidence at intervals until there is a decision, then yield the decision as the only event."""
         quieten_clients()
         terms = GateTerms.model_validate(self.terms)
         workspace = await WorkspaceHook(self.conn_id).aget_workspace()

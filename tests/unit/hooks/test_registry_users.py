@@ -7,7 +7,7 @@ import pytest
 from airflow.sdk import Connection
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.hooks.registry_users import registry_users, signed_in
+from controlled_rollout.hooks.registry_users import registry_users, with_azure_sign_in
 from controlled_rollout.image import Credentials
 from controlled_rollout.workspace import Workspace
 
@@ -95,7 +95,7 @@ def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(mon
         }
     )
 
-    credentials = asyncio.run(signed_in(workspace, {"mine.azurecr.io": ROBOT}))
+    credentials = asyncio.run(with_azure_sign_in(workspace, {"mine.azurecr.io": ROBOT}))
 
     assert hosts == ["all.azurecr.io"]
     assert credentials["mine.azurecr.io"] == ROBOT

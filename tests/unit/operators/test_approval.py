@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout import ControlledRollout, TreatmentGateSensor, record
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.operators.approval import ApproveRolloutOperator, body_of, person_of
+from controlled_rollout.operators.approval import ApproveRolloutOperator, question_text, user_name
 from controlled_rollout.workspace import Workspace
 
 GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
@@ -54,7 +54,7 @@ def test_approval_is_skipped_when_the_gate_has_decided() -> None:
 
 
 def test_the_question_shows_why_and_the_evidence() -> None:
-    body = body_of({"reason": "no decision after 1 h", "table": "claim  e-value"})
+    body = question_text({"reason": "no decision after 1 h", "table": "claim  e-value"})
     assert body.startswith("no decision after 1 h")
     assert "```\nclaim  e-value\n```" in body
 
@@ -64,7 +64,7 @@ def test_the_question_shows_why_and_the_evidence() -> None:
     [({"id": "1", "name": "Ada"}, "Ada"), (SimpleNamespace(id="2", name=""), "2"), (None, "somebody")],
 )
 def test_whoever_answered_is_named(user: object, name: str) -> None:
-    assert person_of(user) == name
+    assert user_name(user) == name
 
 
 def test_a_no_fails_without_retries_and_is_in_the_record(home: Workspace) -> None:
@@ -89,7 +89,7 @@ def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
 
     with pytest.raises(ArgumentError, match="no ApproveRolloutOperator comes directly after"):
-        asyncio.run(gate._terms(context({}), Workspace.local("/nonexistent")))
+        asyncio.run(gate._gate_terms(context({}), Workspace.local("/nonexistent")))
 
 
 def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:
