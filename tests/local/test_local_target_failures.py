@@ -147,9 +147,9 @@ def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str
     import sys
 
     code = (
-        "import sys; from controlled_rollout.target.local.supervisor import run; "
+        "import sys; from controlled_rollout.target.local.supervisor import run_in_foreground; "
         "from controlled_rollout.workspace import Workspace; "
-        "sys.exit(run(Workspace.local(sys.argv[1]), 0, '127.0.0.1'))"
+        "sys.exit(run_in_foreground(Workspace.local(sys.argv[1]), 0, '127.0.0.1'))"
     )
     return subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, timeout=60)
 

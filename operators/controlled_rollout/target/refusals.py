@@ -7,7 +7,7 @@ from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["already_stored", "check_replicas", "check_supported", "conflict", "not_found"]
+__all__ = ["already_stored", "check_replicas", "check_supported", "conflict_error", "not_found_error"]
 
 MAX_REPLICAS: Final = 100
 
@@ -21,11 +21,11 @@ def already_stored(endpoint: Endpoint, newest: Revision | None) -> Endpoint | No
     if newest and endpoint.same_as(newest.endpoint):
         return newest.endpoint
     if endpoint.revision != (newest.number if newest else 0):
-        raise conflict(endpoint, newest)
+        raise conflict_error(endpoint, newest)
     return None
 
 
-def conflict(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
+def conflict_error(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
     """Return the error for an endpoint that was made from another revision than the newest."""
     request = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
     if newest is None:
@@ -36,7 +36,7 @@ def conflict(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
     )
 
 
-def not_found(name: str, existing: Iterable[str]) -> EndpointNotFoundError:
+def not_found_error(name: str, existing: Iterable[str]) -> EndpointNotFoundError:
     """Return the error for an endpoint that does not exist, which lists those that do."""
     return EndpointNotFoundError(
         f"there is no endpoint {name!r} in this workspace: it has {', '.join(existing) or 'none'}"

@@ -69,7 +69,7 @@ class MemoryTarget:
     async def history(self, name: str) -> list[Revision]:
         self._call("history")
         if name not in self._revisions:
-            raise refusals.not_found(name, self._revisions)
+            raise refusals.not_found_error(name, self._revisions)
         return list(self._revisions[name])
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:

@@ -37,7 +37,7 @@ async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revi
     """
     if revisions := await history(api, namespace, endpoint):
         return revisions
-    raise refusals.not_found(endpoint, await endpoints_of(api, namespace))
+    raise refusals.not_found_error(endpoint, await endpoints_of(api, namespace))
 
 
 async def endpoints_of(api: Api, namespace: str) -> list[str]:
@@ -69,7 +69,7 @@ async def store(
         winner = taken[0] if taken else None
         # The same content by the same writer: this very call has stored it, and the API server's answer got lost.
         if winner is None or not winner.endpoint.same_as(revision.endpoint) or winner.change.who != change.who:
-            raise refusals.conflict(endpoint, winner)
+            raise refusals.conflict_error(endpoint, winner)
         return winner
     for old in kept[: max(0, len(kept) + 1 - KEPT)]:
         await api.delete(CONTROLLER_REVISION.path(namespace, _name(endpoint.name, old.number)))

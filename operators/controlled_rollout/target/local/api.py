@@ -19,24 +19,32 @@ STATUS_CODES: Final = {EndpointNotFoundError: 404, ConflictError: 409}
 
 
 class _Body(BaseModel):
+    """A JSON request body; unknown fields raise a validation error."""
+
     model_config = ConfigDict(extra="forbid")
 
 
 class _ApplyBody(_Body):
+    """The body of `POST /endpoints`: the endpoint's content, and who changes it and why."""
+
     endpoint: dict[str, Any]
     change: Change
 
 
 class _ScaleBody(_Body):
+    """The body of a scale request: the number of replicas that should run."""
+
     replicas: int
 
 
 class _TelemetryBody(_Body):
+    """The body of `POST /telemetry`: whether the telemetry store should run."""
+
     running: bool
 
 
 def create_app(operations: Operations, *, shut_down: Callable[[], None]) -> FastAPI:
-    """Return the API's application.
+    """Return the FastAPI application of the supervisor's HTTP API.
 
     Args:
         operations: What the API offers.
@@ -51,71 +59,93 @@ def create_app(operations: Operations, *, shut_down: Callable[[], None]) -> Fast
 
 
 async def _error_response(request: Request, error: Exception) -> JSONResponse:
+    """Return a `ControlledRolloutError` as JSON (class and message) with HTTP status 404, 409 or 400."""
     status = next((status for error_class, status in STATUS_CODES.items() if isinstance(error, error_class)), 400)
     return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
 
 
 def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
+    """Add the HTTP routes of endpoints to `app`: read, apply, delete, history, status, load and keys."""
+
     @app.get("/endpoints")
     async def endpoints() -> list[str]:
+        """Return the names of all endpoints."""
         return operations.endpoints()
 
     @app.get("/endpoints/{name}")
     async def endpoint(name: str) -> Endpoint:
+        """Return the newest revision of one endpoint."""
         return operations.endpoint(name)
 
     @app.post("/endpoints")
     async def apply(body: _ApplyBody) -> Endpoint:
+        """Validate an endpoint, store it as the next revision and begin to serve it."""
         return await operations.apply(Endpoint.model_validate(body.endpoint), body.change)
 
     @app.delete("/endpoints/{name}")
     async def delete(name: str) -> None:
+        """Delete an endpoint and wait until its replicas have ended."""
         await operations.delete(name)
 
     @app.get("/endpoints/{name}/history")
     async def history(name: str) -> list[Revision]:
+        """Return the kept revisions of an endpoint, oldest first."""
         return operations.history(name)
 
     @app.get("/endpoints/{name}/status")
     async def status(name: str) -> EndpointStatus:
+        """Return the status of an endpoint and its versions."""
         return await operations.status(name)
 
     @app.get("/endpoints/{name}/load")
     async def load(name: str) -> dict[str, Load]:
+        """Return the measured load of each version of an endpoint."""
         return operations.load(name)
 
     @app.get("/endpoints/{name}/keys")
     async def keys(name: str) -> Keys:
+        """Return the two keys of an endpoint."""
         return operations.keys(name)
 
     @app.post("/endpoints/{name}/keys/{which}")
     async def regenerate(name: str, which: Literal["primary", "secondary"]) -> Keys:
+        """Replace one key of an endpoint and return both."""
         return await operations.regenerate_key(name, which)
 
 
 def _add_version_routes(app: FastAPI, operations: Operations) -> None:
+    """Add the HTTP routes of one version to `app`: its log and its number of replicas."""
+
     @app.get("/endpoints/{name}/versions/{version}/logs")
     async def logs(name: str, version: str, tail: PositiveInt = 200) -> str:
+        """Return the last `tail` lines of a version's log."""
         return operations.logs(name, version, tail)
 
     @app.post("/endpoints/{name}/versions/{version}/scale")
     async def scale(name: str, version: str, body: _ScaleBody) -> None:
+        """Set the number of replicas that a version runs."""
         operations.scale(name, version, body.replicas)
 
 
 def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Callable[[], None]) -> None:
+    """Add the HTTP routes of the whole workspace to `app`: health, processes, telemetry and shutdown."""
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
+        """Return the supervisor's health and the router's address."""
         return {"status": "ok", "router_url": operations.router_url}
 
     @app.get("/processes")
     async def processes() -> dict[str, int]:
+        """Return the process ids of the router, the telemetry store and all replicas, by name."""
         return operations.processes()
 
     @app.post("/telemetry")
     async def telemetry(body: _TelemetryBody) -> None:
+        """Start or stop the telemetry store."""
         await operations.set_telemetry(body.running)
 
     @app.post("/shutdown")
     async def shutdown() -> None:
+        """Begin to end the supervisor; return before it has ended."""
         shut_down()

@@ -4,16 +4,16 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["create_once", "private_folder", "replace"]
+__all__ = ["create_atomically", "create_private_folder", "write_atomically"]
 
 
-def private_folder(path: Path) -> Path:
-    """Create a folder and its parents unless they exist; only the owner may enter them. Return the folder."""
+def create_private_folder(path: Path) -> Path:
+    """Create a folder and its parents unless they exist, with access for the owner only. Return the folder."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
-def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file in one step: a reader sees the old content or the new one, never a part.
 
     Args:
@@ -31,7 +31,7 @@ def replace(path: Path, content: bytes, *, durable: bool = True) -> None:
         _sync_folder(path.parent)
 
 
-def create_once(path: Path, content: bytes) -> None:
+def create_atomically(path: Path, content: bytes) -> None:
     """Create a file in one step, on disk when this returns.
 
     Raises:
@@ -46,6 +46,7 @@ def create_once(path: Path, content: bytes) -> None:
 
 
 def _write_temporary(path: Path, content: bytes, *, durable: bool) -> Path:
+    """Write `content` to a new temporary file in the folder of `path`; return the temporary file's path."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -60,6 +61,7 @@ def _write_temporary(path: Path, content: bytes, *, durable: bool) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a created or renamed file survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from controlled_rollout.target.local.log_file import LogFile
 
-__all__ = ["RUNTIME_VARIABLE", "ChildProcess", "exit_text", "inherited_environment"]
+__all__ = ["RUNTIME_VARIABLE", "ChildProcess", "describe_exit", "inherited_environment"]
 
 # The environment variable that every child carries, with the supervisor's runtime folder as its value: the reaper
 # finds the children of a killed supervisor by it.
@@ -59,7 +59,7 @@ class ChildProcess:
     async def start(
         cls, command: Sequence[str], *, environment: Mapping[str, str], log: LogFile, folder: Path | None = None
     ) -> Self:
-        """Start a process whose output goes into `log`.
+        """Start a child process in its own session, with its output going into `log`.
 
         Args:
             command: The program and its arguments.
@@ -135,17 +135,18 @@ class ChildProcess:
         return bool(data)
 
     def _close_pipe(self) -> None:
+        """Stop reading the process's output and close the pipe; do nothing if it is closed already."""
         if self._pipe >= 0:
             asyncio.get_running_loop().remove_reader(self._pipe)
             os.close(self._pipe)
             self._pipe = -1
 
 
-def exit_text(code: int) -> str:
-    """Return an exit code in words; a negative one is the number of the signal that ended the process."""
-    if code >= 0:
-        return f"exited with code {code}"
+def describe_exit(exit_code: int) -> str:
+    """Return a phrase for an exit code, such as `exited with code 1`; a negative code is minus a signal's number."""
+    if exit_code >= 0:
+        return f"exited with code {exit_code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was ended by {signal.Signals(-exit_code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was ended by signal {-exit_code}"

@@ -54,7 +54,7 @@ class LocalTarget:
     @classmethod
     @asynccontextmanager
     async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
-        """Open the target of a workspace; whether its supervisor runs shows at the first call."""
+        """Context manager: yield the target of a workspace; close its connections on exit. It sends no request yet."""
         target = cls(workspace)
         try:
             yield target
@@ -69,11 +69,11 @@ class LocalTarget:
 
     async def endpoint(self, name: str) -> Endpoint:
         """Return the newest revision of an endpoint."""
-        return Endpoint.model_validate_json((await self._request("GET", _path(name))).content)
+        return Endpoint.model_validate_json((await self._request("GET", _endpoint_path(name))).content)
 
     async def history(self, name: str) -> list[Revision]:
         """Return all kept revisions of an endpoint, oldest first."""
-        return _HISTORY.validate_json((await self._request("GET", _path(name, "history"))).content)
+        return _HISTORY.validate_json((await self._request("GET", _endpoint_path(name, "history"))).content)
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store `endpoint` as the next revision and begin to serve it; see `Target.apply`."""
@@ -82,7 +82,7 @@ class LocalTarget:
 
     async def status(self, name: str) -> EndpointStatus:
         """Return the state of the endpoint and its versions now."""
-        return EndpointStatus.model_validate_json((await self._request("GET", _path(name, "status"))).content)
+        return EndpointStatus.model_validate_json((await self._request("GET", _endpoint_path(name, "status"))).content)
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus, None]:
         """Yield the endpoint's status now, and again whenever something but its request counts has changed."""
@@ -98,32 +98,36 @@ class LocalTarget:
 
     async def load(self, name: str) -> Mapping[str, Load]:
         """Return the load of each version that the router knows, measured over the last seconds."""
-        return _LOADS.validate_json((await self._request("GET", _path(name, "load"))).content)
+        return _LOADS.validate_json((await self._request("GET", _endpoint_path(name, "load"))).content)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
         return str(
-            (await self._request("GET", _path(name, "versions", check_name(version), f"logs?tail={tail}"))).json()
+            (
+                await self._request("GET", _endpoint_path(name, "versions", check_name(version), f"logs?tail={tail}"))
+            ).json()
         )
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two keys."""
-        return Keys.model_validate_json((await self._request("GET", _path(name, "keys"))).content)
+        return Keys.model_validate_json((await self._request("GET", _endpoint_path(name, "keys"))).content)
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        return Keys.model_validate_json((await self._request("POST", _path(name, "keys", which))).content)
+        return Keys.model_validate_json((await self._request("POST", _endpoint_path(name, "keys", which))).content)
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Set the number of replicas that run now, without a new revision."""
-        await self._request("POST", _path(name, "versions", check_name(version), "scale"), {"replicas": replicas})
+        await self._request(
+            "POST", _endpoint_path(name, "versions", check_name(version), "scale"), {"replicas": replicas}
+        )
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
-        await self._request("DELETE", _path(name), timeout_s=DELETE_TIMEOUT_S)
+        await self._request("DELETE", _endpoint_path(name), timeout_s=DELETE_TIMEOUT_S)
 
     async def set_telemetry(self, running: bool) -> None:
-        """Start or stop the telemetry store; the router goes on serving either way."""
+        """Start or stop the telemetry store; the router serves requests in both cases."""
         await self._request("POST", "/telemetry", {"running": running})
 
     async def processes(self) -> dict[str, int]:
@@ -131,11 +135,11 @@ class LocalTarget:
         return dict((await self._request("GET", "/processes")).json())
 
     async def shut_down(self) -> None:
-        """Ask the supervisor to end; returns before it has ended."""
+        """Send the supervisor the request to end; return before it has ended."""
         await self._request("POST", "/shutdown")
 
     async def check_health(self) -> None:
-        """Ask the supervisor whether it is healthy.
+        """Send a health check to the supervisor; return nothing if it answers.
 
         Raises:
             TargetUnavailableError: No supervisor answers.
@@ -145,35 +149,37 @@ class LocalTarget:
     async def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> "httpx.Response":
+        """Send a request to the supervisor's socket; return the response, or raise the error that it reports."""
         import httpx
 
-        client = self._client()
+        client = self._client_of_running_supervisor()
         try:
             response = await client.request(method, path, json=body, timeout=timeout_s)
         except httpx.TimeoutException as error:
-            raise self._unavailable(f"did not answer {method} {path} within {timeout_s:g} s") from error
+            raise self._unavailable_error(f"did not answer {method} {path} within {timeout_s:g} s") from error
         except httpx.TransportError as error:
-            raise self._unavailable(f"does not answer ({error or type(error).__name__})") from error
+            raise self._unavailable_error(f"does not answer ({error or type(error).__name__})") from error
         if response.is_error:
-            raise _error_of(response)
+            raise _error_from_response(response)
         return response
 
-    def _client(self) -> "httpx.AsyncClient":
-        """Return the client of the supervisor that runs now: one that was started again has another socket."""
+    def _client_of_running_supervisor(self) -> "httpx.AsyncClient":
+        """Return the HTTP client for the supervisor that runs now; a restarted supervisor has another socket."""
         import httpx
 
         if not self._is_open:
             raise RuntimeError("this target is closed: call it inside `async with connect(workspace) as target`")
         state = SupervisorState.read(self._workspace)
         if state is None:
-            raise self._unavailable("is not running")
+            raise self._unavailable_error("is not running")
         if state.socket not in self._clients:
             limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
             transport = httpx.AsyncHTTPTransport(uds=str(state.socket), verify=False, limits=limits)
             self._clients[state.socket] = httpx.AsyncClient(transport=transport, base_url="http://supervisor")
         return self._clients[state.socket]
 
-    def _unavailable(self, problem: str) -> TargetUnavailableError:
+    def _unavailable_error(self, problem: str) -> TargetUnavailableError:
+        """Return the error for a supervisor that cannot be reached; `problem` completes its sentence."""
         return TargetUnavailableError(
             f"the supervisor of the local workspace in {self._workspace.root} {problem}: "
             "start it with `controlled-rollout local up`"
@@ -181,17 +187,19 @@ class LocalTarget:
 
 
 def _without_requests(status: EndpointStatus) -> EndpointStatus:
+    """Return the status with all request counts at 0, so that two statuses compare without them."""
     versions = {
         name: version.model_copy(update={"requests": 0, "active": 0}) for name, version in status.versions.items()
     }
     return status.model_copy(update={"versions": versions})
 
 
-def _path(name: str, *parts: str) -> str:
+def _endpoint_path(name: str, *parts: str) -> str:
+    """Return the API path of an endpoint, or of a part below it, such as `/endpoints/NAME/keys`."""
     return "/".join(["/endpoints", check_name(name), *parts])
 
 
-def _error_of(response: "httpx.Response") -> ControlledRolloutError:
+def _error_from_response(response: "httpx.Response") -> ControlledRolloutError:
     """Return the error that the supervisor has raised, as an exception of the same class."""
     try:
         document = response.json()

@@ -19,13 +19,13 @@ __all__ = [
     "STAT_PREFIX",
     "ClusterSpec",
     "Json",
-    "assignment",
-    "bootstrap",
-    "cluster",
+    "bootstrap_config",
+    "cluster_config",
     "cluster_name",
-    "discovery",
-    "duration",
-    "listener",
+    "discovery_response",
+    "listener_config",
+    "load_assignment",
+    "protobuf_duration",
 ]
 
 Json = dict[str, Any]
@@ -84,24 +84,25 @@ class ClusterSpec:
 
 
 def cluster_name(endpoint: str, version: str) -> str:
-    """Return the name of a version's cluster; neither part can contain the separator."""
+    """Return the Envoy cluster's name for a version, `endpoint/version`; neither part can contain the separator."""
     return f"{endpoint}/{version}"
 
 
-def discovery(version: str, resources: Iterable[Json]) -> Json:
-    """Return a discovery response; Envoy reports `version` once it has taken over the resources."""
+def discovery_response(version: str, resources: Iterable[Json]) -> Json:
+    """Return the content of a discovery file; Envoy reports `version` once it has loaded the resources."""
     return {"version_info": version, "resources": list(resources)}
 
 
-def _source(path: Path) -> Json:
+def _file_config_source(path: Path) -> Json:
+    """Return Envoy's configuration source for a discovery file on disk."""
     return {"path_config_source": {"path": str(path)}, "resource_api_version": "V3", "initial_fetch_timeout": "5s"}
 
 
 # Start
 
 
-def bootstrap(files: EnvoyFiles, *, telemetry_port: int | None) -> Json:
-    """Return the configuration that Envoy is started with: where the discovery files are, and where spans are sent.
+def bootstrap_config(files: EnvoyFiles, *, telemetry_port: int | None) -> Json:
+    """Return the configuration that Envoy starts with: where the discovery files are, and where spans are sent.
 
     Args:
         files: The router's files.
@@ -111,8 +112,8 @@ def bootstrap(files: EnvoyFiles, *, telemetry_port: int | None) -> Json:
         "node": {"id": "router", "cluster": "controlled-rollout"},
         "admin": {"address": {"pipe": {"path": str(files.admin_socket), "mode": 0o600}}},
         "dynamic_resources": {
-            "lds_config": _source(files.listeners),
-            "cds_config": _source(files.clusters),
+            "lds_config": _file_config_source(files.listeners),
+            "cds_config": _file_config_source(files.clusters),
         },
         "static_resources": {"clusters": [_telemetry_cluster(telemetry_port)] if telemetry_port else []},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
@@ -127,6 +128,7 @@ _RUNTIME: Final[Json] = {
 
 
 def _telemetry_cluster(port: int) -> Json:
+    """Return the Envoy cluster that spans are sent to: the telemetry store on 127.0.0.1."""
     return {
         "name": TELEMETRY_CLUSTER,
         "type": "STATIC",
@@ -144,13 +146,15 @@ def _telemetry_cluster(port: int) -> Json:
 
 
 def _tcp_host(host: str, port: int) -> Json:
+    """Return an Envoy endpoint with a TCP address."""
     return {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
 
 
 def _http_options(*, idle_timeout_s: float, max_stream_ms: int | None = None) -> Json:
+    """Return HTTP/1.1 options for connections to a cluster: the idle timeout and the longest request time."""
     common: Json = {"idle_timeout": f"{idle_timeout_s}s"}
     if max_stream_ms is not None:
-        common["max_stream_duration"] = duration(max_stream_ms)
+        common["max_stream_duration"] = protobuf_duration(max_stream_ms)
     return {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": ENVOY_TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -160,7 +164,7 @@ def _http_options(*, idle_timeout_s: float, max_stream_ms: int | None = None) ->
     }
 
 
-def duration(milliseconds: int) -> str:
+def protobuf_duration(milliseconds: int) -> str:
     """Return a duration in protobuf's JSON form, such as `1.500s`."""
     return f"{milliseconds / 1000:.3f}s"
 
@@ -168,12 +172,12 @@ def duration(milliseconds: int) -> str:
 # Listener
 
 
-def listener(files: EnvoyFiles, *, host: str, port: int, traced: bool) -> Json:
+def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool) -> Json:
     """Return the listener that all endpoints share; it stays the same as long as the router runs."""
     connection_manager: Json = {
         "@type": ENVOY_TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
-        "rds": {"route_config_name": ROUTES, "config_source": _source(files.routes)},
+        "rds": {"route_config_name": ROUTES, "config_source": _file_config_source(files.routes)},
         "use_remote_address": True,
         "normalize_path": True,
         "merge_slashes": True,
@@ -209,6 +213,7 @@ def listener(files: EnvoyFiles, *, host: str, port: int, traced: bool) -> Json:
 
 
 def _remove_request_headers() -> Json:
+    """Return the extension that removes the headers by which callers could set timeouts and retries."""
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
@@ -219,7 +224,7 @@ def _remove_request_headers() -> Json:
 
 
 def _local_replies() -> Json:
-    """Return the form of the router's own answers: JSON, with status 504 where the version's scoring timeout passed."""
+    """Return the form of Envoy's own error responses: JSON, with HTTP status 504 after a scoring timeout."""
     return {
         "mappers": [
             {
@@ -233,6 +238,7 @@ def _local_replies() -> Json:
 
 
 def _http_filters() -> list[Json]:
+    """Return the HTTP filters in their order: check the API key, buffer the body, route the request."""
     return [
         {
             "name": API_KEY_AUTH,
@@ -260,7 +266,7 @@ def _http_filters() -> list[Json]:
 
 
 def _tracing() -> Json:
-    """Return the setting that sends one span per request, whatever the caller's trace header says about sampling."""
+    """Return the tracing settings: one span per request, whatever the caller's trace header says about sampling."""
     return {
         "random_sampling": {"value": 100},
         "client_sampling": {"value": 100},
@@ -294,13 +300,13 @@ def _tracing() -> Json:
 # Clusters
 
 
-def cluster(files: EnvoyFiles, spec: ClusterSpec) -> Json:
-    """Return a version's cluster; its replicas are listed in a file of their own, see `assignment`."""
+def cluster_config(files: EnvoyFiles, spec: ClusterSpec) -> Json:
+    """Return the Envoy cluster of a version; a separate file lists its replicas, see `load_assignment`."""
     return {
         "@type": ENVOY_TYPE + "config.cluster.v3.Cluster",
         "name": spec.name,
         "type": "EDS",
-        "eds_cluster_config": {"eds_config": _source(files.assignment(spec.name))},
+        "eds_cluster_config": {"eds_config": _file_config_source(files.assignment(spec.name))},
         "lb_policy": "LEAST_REQUEST",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "circuit_breakers": {
@@ -319,8 +325,8 @@ def cluster(files: EnvoyFiles, spec: ClusterSpec) -> Json:
     }
 
 
-def assignment(cluster: str, sockets: Sequence[Path]) -> Json:
-    """Return the list of a cluster's replicas that may get requests, by their unix sockets."""
+def load_assignment(cluster: str, sockets: Sequence[Path]) -> Json:
+    """Return the Envoy resource that lists the unix sockets of a cluster's replicas that may get requests."""
     return {
         "@type": ENVOY_TYPE + "config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": cluster,

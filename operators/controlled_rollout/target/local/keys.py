@@ -6,25 +6,25 @@ from typing import Final, Literal
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.protocol import Keys
 
-__all__ = ["create_if_missing", "read", "regenerate"]
+__all__ = ["create_keys_if_missing", "read_keys", "replace_key"]
 
 FILE_NAME: Final = "keys.json"
 
 
-def create_if_missing(endpoint_folder: Path) -> None:
-    """Create the endpoint's keys unless it has some."""
+def create_keys_if_missing(endpoint_folder: Path) -> None:
+    """Create the keys file of an endpoint with two new keys, unless the file exists."""
     path = endpoint_folder / FILE_NAME
     if not path.exists():
-        atomic_files.replace(path, Keys.new().model_dump_json().encode())
+        atomic_files.write_atomically(path, Keys.new().model_dump_json().encode())
 
 
-def read(endpoint_folder: Path) -> Keys:
-    """Return the endpoint's keys."""
+def read_keys(endpoint_folder: Path) -> Keys:
+    """Read the two keys of an endpoint from its folder."""
     return Keys.model_validate_json((endpoint_folder / FILE_NAME).read_bytes())
 
 
-def regenerate(endpoint_folder: Path, which: Literal["primary", "secondary"]) -> Keys:
-    """Replace one of the two keys, and return both."""
-    keys = read(endpoint_folder).renewed(which)
-    atomic_files.replace(endpoint_folder / FILE_NAME, keys.model_dump_json().encode())
+def replace_key(endpoint_folder: Path, which: Literal["primary", "secondary"]) -> Keys:
+    """Replace one of an endpoint's two keys in its file; return both."""
+    keys = read_keys(endpoint_folder).renewed(which)
+    atomic_files.write_atomically(endpoint_folder / FILE_NAME, keys.model_dump_json().encode())
     return keys

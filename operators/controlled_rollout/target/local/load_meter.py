@@ -35,12 +35,12 @@ class LoadMeter:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start the asyncio task that reads the counters once a second."""
         self._started = self._clock()
         self._task = asyncio.create_task(self._keep_sampling(), name="load meter")
 
     async def stop(self) -> None:
-        """Stop sampling."""
+        """Stop reading the counters."""
         if self._task:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -64,18 +64,19 @@ class LoadMeter:
         return loads(before, after, last_time - first_time)
 
     async def sample(self) -> None:
-        """Read the counters once."""
+        """Read the router's counters once and keep them with their time; drop old samples."""
         if (counters := await self._read_counters()) is not None:
             self._samples.append((self._clock(), counters))
         self._drop_old_samples()
 
     async def _keep_sampling(self) -> None:
+        """Read the counters once per `INTERVAL_S`, until cancelled."""
         while True:
             await self.sample()
             await asyncio.sleep(INTERVAL_S)
 
     def _drop_old_samples(self) -> None:
-        """Drop samples that are too old, the newest one too: a router that has ended has no load now."""
+        """Drop all samples older than the window, even the newest: a router that has ended has no load now."""
         oldest = self._clock() - WINDOW_S - INTERVAL_S / 2
         while self._samples and self._samples[0][0] < oldest:
             self._samples.popleft()

@@ -25,11 +25,11 @@ class LogFile:
     def __init__(self, path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
         self.path = path
         self._half_bytes = limit_bytes // 2
-        atomic_files.private_folder(path.parent)
+        atomic_files.create_private_folder(path.parent)
 
     @property
     def older(self) -> Path:
-        """The file that was rotated last."""
+        """The path of the file that was rotated last."""
         return self.path.with_name(self.path.name + ".1")
 
     def write(self, data: bytes) -> None:
@@ -42,12 +42,12 @@ class LogFile:
                 file.write(data)
 
     def note(self, text: str) -> None:
-        """Append a line of the supervisor, with the time."""
+        """Append one line written by the supervisor, with the time."""
         self.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n".encode())
 
-    def tail(self, lines: int) -> list[str]:
-        """Return the last `lines` lines, oldest first."""
-        last: deque[str] = deque(maxlen=lines)
+    def tail(self, line_count: int) -> list[str]:
+        """Return the last `line_count` lines, oldest first."""
+        last: deque[str] = deque(maxlen=line_count)
         for path in (self.older, self.path):
             with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
                 last.extend(line.rstrip("\n") for line in file)

@@ -30,7 +30,7 @@ DELETE_TIMEOUT_S: Final = 600.0
 
 
 def launch_spec_from_cache(version: Version, cache: Path) -> LaunchSpec:
-    """Return how a version's replicas are started, from the image in the cache.
+    """Return how to start a version's replicas, from its image in the local cache.
 
     Raises:
         ImageError: The version names no image, or one that is not in the cache.
@@ -94,7 +94,7 @@ class Operations:
         """Return an endpoint's newest revision."""
         newest = self._revisions.newest(name)
         if newest is None:
-            raise self._revisions.not_found(name)
+            raise self._revisions.not_found_error(name)
         return newest.endpoint
 
     def history(self, name: str) -> list[Revision]:
@@ -105,7 +105,7 @@ class Operations:
         """Store an endpoint as its next revision and begin to serve it; see `Target.apply`."""
         refusals.check_supported(endpoint, "local")
         async with self._locks[endpoint.name]:
-            stored = self._revisions.check(endpoint)
+            stored = self._revisions.already_stored(endpoint)
             if stored is None:
                 await asyncio.to_thread(self._check_images, endpoint)
                 stored = self._revisions.store(endpoint, change).endpoint
@@ -113,7 +113,7 @@ class Operations:
             return stored
 
     def _check_images(self, endpoint: Endpoint) -> None:
-        """Check that the images that the newest revision does not use yet can be run.
+        """Check that every image that the newest revision does not use yet is in the cache.
 
         Raises:
             ImageError: One cannot.
@@ -143,6 +143,7 @@ class Operations:
         )
 
     def _version_status(self, key: VersionKey, activity: EnvoyActivity | None) -> VersionStatus:
+        """Return the status of one version from its replicas and the router's request counts."""
         running = self._reconciler.running.get(key)
         if running is None or running.retiring:
             start_error = self._reconciler.start_errors.get(key)
@@ -154,7 +155,7 @@ class Operations:
         )
 
     def load(self, name: str) -> dict[str, Load]:
-        """Return the load of the versions of an endpoint, also of one that is being removed."""
+        """Return the measured load of each version of an endpoint, also of a version that is being removed."""
         self.endpoint(name)
         prefix = cluster_name(name, "")
         return {
@@ -169,7 +170,7 @@ class Operations:
         return self._envoy.url
 
     def logs(self, name: str, version: str, tail: int) -> str:
-        """Return the last `tail` lines of a version's log; the replica that wrote last comes last."""
+        """Return the last `tail` lines of all logs of a version; the log that was written last comes last."""
         folder = self._logs_folder / check_name(name) / check_name(version)
         paths = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         lines: list[str] = []
@@ -181,13 +182,13 @@ class Operations:
     def keys(self, name: str) -> Keys:
         """Return an endpoint's keys."""
         self.endpoint(name)
-        return keys.read(self._revisions.endpoint_folder(name))
+        return keys.read_keys(self._revisions.endpoint_folder(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key of an endpoint; the other keeps working."""
         async with self._locks[name]:
             self.endpoint(name)
-            renewed = keys.regenerate(self._revisions.endpoint_folder(name), which)
+            renewed = keys.replace_key(self._revisions.endpoint_folder(name), which)
             self._reconciler.wake()
             return renewed
 
@@ -199,7 +200,7 @@ class Operations:
             running.scale(replicas)
 
     async def delete(self, name: str) -> None:
-        """Delete an endpoint; return when its replicas have answered the requests that they had and have ended."""
+        """Delete an endpoint; wait until its replicas have answered their open requests and have ended."""
         async with self._locks[check_name(name)]:
             self._revisions.delete(name)
             if not await self._reconciler.remove(name, DELETE_TIMEOUT_S):

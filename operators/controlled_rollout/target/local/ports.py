@@ -4,10 +4,10 @@ import socket
 
 from controlled_rollout.errors import WorkspaceError
 
-__all__ = ["reserve"]
+__all__ = ["reserve_port"]
 
 
-def reserve(host: str, port: int) -> socket.socket:
+def reserve_port(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to a port and never listens, so that only a child process can listen there.
 
     Linux lets a second socket with SO_REUSEADDR bind the same port as long as no other one listens. The port therefore

@@ -4,30 +4,31 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-__all__ = ["status_of", "status_of_port"]
+__all__ = ["http_status_on_port", "http_status_on_socket"]
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def status_of(socket: Path, target: str, timeout_s: float) -> int | None:
-    """Return the status of `GET target` on a unix socket; None if nothing answers within `timeout_s` seconds."""
+async def http_status_on_socket(socket: Path, target: str, timeout_s: float) -> int | None:
+    """Return the HTTP status of `GET target` on a unix socket; None if no answer comes within `timeout_s` seconds."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _get_status(await asyncio.open_unix_connection(str(socket)), target)
+            return await _exchange_get(await asyncio.open_unix_connection(str(socket)), target)
     except (OSError, TimeoutError):
         return None
 
 
-async def status_of_port(host: str, port: int, target: str, timeout_s: float) -> int | None:
-    """Return the status of `GET target` on a port; None if nothing answers within `timeout_s` seconds."""
+async def http_status_on_port(host: str, port: int, target: str, timeout_s: float) -> int | None:
+    """Return the HTTP status of `GET target` on a TCP port; None if no answer comes within `timeout_s` seconds."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _get_status(await asyncio.open_connection(host, port), target)
+            return await _exchange_get(await asyncio.open_connection(host, port), target)
     except (OSError, TimeoutError):
         return None
 
 
-async def _get_status(streams: Streams, target: str) -> int | None:
+async def _exchange_get(streams: Streams, target: str) -> int | None:
+    """Send `GET target` on an open connection and close it; return the HTTP status, or None if the answer has none."""
     reader, writer = streams
     try:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())

@@ -34,7 +34,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def kill_marked(mark: str, *, timeout_s: float = 10.0) -> None:
-    """Kill all processes whose environment holds `mark`, and those that they start meanwhile, until none is left."""
+    """Kill all processes whose environment holds `mark`, again and again until none is left or the time is over."""
     deadline = time.monotonic() + timeout_s
     while (process_ids := marked_processes(mark)) and time.monotonic() < deadline:
         for process_id in process_ids:

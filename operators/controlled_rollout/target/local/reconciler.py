@@ -86,15 +86,15 @@ class Reconciler:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to reconcile."""
-        self._task = asyncio.create_task(self._run(), name="reconciler")
+        """Start the asyncio task that reconciles all endpoints."""
+        self._task = asyncio.create_task(self._keep_reconciling(), name="reconciler")
 
     def wake(self) -> None:
-        """Reconcile at once, because something has changed."""
+        """Make the reconciler take its next step at once, because something has changed."""
         self._wake_up.set()
 
     def set_desired(self, endpoint: Endpoint) -> None:
-        """Take over an endpoint's newest revision."""
+        """Set the newest revision of an endpoint as what should run, and reconcile."""
         self.desired[endpoint.name] = endpoint
         self.wake()
 
@@ -104,10 +104,11 @@ class Reconciler:
         self.start_errors = {key: text for key, text in self.start_errors.items() if key.endpoint != endpoint}
         self.wake()
 
-        def is_gone() -> bool:
+        def is_removed() -> bool:
+            """Return whether the endpoint has no route and no replica any more."""
             return endpoint not in self.served and not self._running_versions(endpoint)
 
-        return await until(is_gone, timeout_s)
+        return await until(is_removed, timeout_s)
 
     async def stop(self) -> None:
         """Stop reconciling, then end all replicas."""
@@ -118,7 +119,8 @@ class Reconciler:
                     await task
         await asyncio.gather(*(running.stop() for running in self.running.values()))
 
-    async def _run(self) -> None:
+    async def _keep_reconciling(self) -> None:
+        """Reconcile after every change until cancelled; try again every `RETRY_S` while something is not done."""
         last_error = ""
         while True:
             is_done = False
@@ -139,16 +141,16 @@ class Reconciler:
         for running in self.running.values():
             running.release_outgoing()
         desired = dict(self.desired)
-        splits = {name: self._split(endpoint) for name, endpoint in desired.items()}
+        splits = {name: self._split_to_serve(endpoint) for name, endpoint in desired.items()}
         up_to_date = {name for name, endpoint in desired.items() if self._is_up_to_date(endpoint)}
         stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
         published = await self._envoy.publish(
             [ClusterSpec(*key, running.version.scoring_timeout_ms) for key, running in self.running.items()],
             {cluster_name(*key): running.sockets() for key, running in self.running.items()},
-            [self._route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
+            [self._endpoint_route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
         )
         self.is_prepared = published is not PublishState.PENDING and all(
-            self._is_final(name, split) for name, split in splits.items()
+            self._is_split_final(name, split) for name, split in splits.items()
         )
         if published is not PublishState.SERVED:
             return False
@@ -183,7 +185,7 @@ class Reconciler:
 
     @contextlib.contextmanager
     def _recorded_start_error(self, key: VersionKey) -> Iterator[None]:
-        """Record an error of one version, so that the others are served all the same."""
+        """Context manager: record an error while starting one version, and do not raise it."""
         try:
             yield
         except (ControlledRolloutError, OSError) as error:
@@ -194,24 +196,26 @@ class Reconciler:
             self.start_errors.pop(key, None)
 
     def _running_versions(self, endpoint: str) -> dict[str, RunningVersion]:
+        """Return the versions of an endpoint that have processes, by version name."""
         return {key.version: running for key, running in self.running.items() if key.endpoint == endpoint}
 
     def _is_up_to_date(self, endpoint: Endpoint) -> bool:
-        """Whether every version runs as the newest revision defines it."""
+        """Return whether every version of an endpoint runs as its newest revision defines it."""
         running = self._running_versions(endpoint.name)
         return all(
             name in running and not running[name].retiring and running[name].up_to_date for name in endpoint.versions
         )
 
-    def _is_final(self, endpoint: str, split: Split) -> bool:
-        """Whether a split is complete, or every version that it waits for has failed."""
+    def _is_split_final(self, endpoint: str, split: Split) -> bool:
+        """Return whether a split is complete, or every version that it waits for has failed."""
         running = self._running_versions(endpoint)
         return split.complete or all(
             running[version].failed if version in running else VersionKey(endpoint, version) in self.start_errors
             for version in split.waits_for
         )
 
-    def _split(self, endpoint: Endpoint) -> Split:
+    def _split_to_serve(self, endpoint: Endpoint) -> Split:
+        """Return the split that the router may serve now for an endpoint, from the readiness of its versions."""
         running = {
             name: version for name, version in self._running_versions(endpoint.name).items() if not version.retiring
         }
@@ -222,7 +226,7 @@ class Reconciler:
             live=[name for name, version in running.items() if version.sockets()],
         )
 
-    def _route(self, endpoint: Endpoint, split: Split) -> EndpointRoute:
+    def _endpoint_route(self, endpoint: Endpoint, split: Split) -> EndpointRoute:
         """Return the endpoint's route: all its versions, and those that have a share only until the split is served."""
         running = self._running_versions(endpoint.name)
         versions = dict(endpoint.versions)
@@ -247,24 +251,26 @@ class Reconciler:
             is_served = key.version in self.served.get(key.endpoint, CLOSED).weights
             if not is_desired and not is_served and key not in self._retirements:
                 running.retiring = True
-                self._retirements[key] = asyncio.create_task(self._retire(key), name=f"retire {key.version}")
+                self._retirements[key] = asyncio.create_task(self._retire_version(key), name=f"retire {key.version}")
 
-    async def _retire(self, key: VersionKey) -> None:
+    async def _retire_version(self, key: VersionKey) -> None:
+        """Wait until a version gets no request any more, stop its replicas and forget it."""
         running = self.running[key]
         try:
-            await self._drain(cluster_name(*key), running.version.scoring_timeout_ms / 1000)
+            await self._wait_until_drained(cluster_name(*key), running.version.scoring_timeout_ms / 1000)
             await running.stop()
             del self.running[key]
         finally:
             del self._retirements[key]
             self.wake()
 
-    async def _drain(self, cluster: str, scoring_timeout_s: float) -> None:
-        """Wait, in bounded time, until no request can still reach a cluster that has lost its route."""
+    async def _wait_until_drained(self, cluster: str, scoring_timeout_s: float) -> None:
+        """Wait, for a bounded time, until no request can still reach a cluster that has lost its route."""
         linger_deadline = time.monotonic() + LINGER_S
         was_idle = False
 
         async def is_drained() -> bool:
+            """Return whether the cluster has no open request, and none can still be on its way to it."""
             nonlocal was_idle
             activity = await self._envoy.activity()
             if activity is None:

@@ -12,7 +12,7 @@ from typing import Final
 from controlled_rollout.endpoint import Version
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.probe import status_of
+from controlled_rollout.target.local.probe import http_status_on_socket
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
 
@@ -58,7 +58,7 @@ class LaunchSpec:
     max_wait_ms: int
 
     def command(self, runtime: Path, socket: Path, health: Path) -> Command:
-        """Return the command of one replica.
+        """Return the command that starts one replica: arguments, environment variables and folder.
 
         Args:
             runtime: The supervisor's runtime folder.
@@ -130,8 +130,8 @@ class Replica:
             self._next_command,
             log=log,
             back_off=BackOff(FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S),
-            watch=self._watch,
-            on_exit=self._exited,
+            watch=self._probe_until_unhealthy,
+            on_exit=self._record_exit,
         )
         self._process.start()
 
@@ -142,7 +142,7 @@ class Replica:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """How often the process was started again after its first start."""
         return max(0, self._starts - 1)
 
     @property
@@ -151,7 +151,7 @@ class Replica:
         return self._process.pid
 
     def status(self) -> ReplicaStatus:
-        """Return its state for clients."""
+        """Return the replica's status for clients."""
         return ReplicaStatus(name=self.name, state=self.state, restarts=self.restarts, last_exit=self.last_exit)
 
     def use_probes_of(self, version: Version) -> None:
@@ -159,7 +159,7 @@ class Replica:
         self._version = version
 
     def begin_stopping(self) -> None:
-        """Take it off the router's list for good; it goes on answering requests until `stop`."""
+        """Mark the replica as stopping for good: it gets no new requests, and answers open ones until `stop`."""
         self._set_state(ReplicaState.STOPPING)
         self._process.do_not_restart()
 
@@ -169,6 +169,7 @@ class Replica:
         await self._process.stop(self.spec.scoring_timeout_ms / 1000 + STOP_MARGIN_S)
 
     def _next_command(self) -> Command:
+        """Choose new sockets for the next start, set the state to STARTING and return the command."""
         number = next(_socket_numbers)
         self.socket = self._runtime / f"r{number}.sock"
         self._health_socket = self._runtime / f"h{number}.sock"
@@ -178,7 +179,8 @@ class Replica:
         self.log.note(f"replica {self.name} starts, image {self.spec.image}")
         return self.spec.command(self._runtime, self.socket, self._health_socket)
 
-    def _exited(self, reason: str) -> None:
+    def _record_exit(self, reason: str) -> None:
+        """Remove the sockets of the ended process, and record why it ended and whether the start failed."""
         for path in (self.socket, self._health_socket):
             path.unlink(missing_ok=True)
         if self._process.is_stopping:
@@ -188,13 +190,13 @@ class Replica:
         self._set_state(ReplicaState.WAITING)
         self._on_change()
 
-    async def _watch(self, exited: "asyncio.Task[int]") -> str | None:
-        """Return why the process has to end; None if it ends by itself."""
+    async def _probe_until_unhealthy(self, exited: "asyncio.Task[int]") -> str | None:
+        """Probe the process until it ends or is unhealthy; return why it must be ended, or None if it ended itself."""
         startup_s = self._version.initial_delay_seconds
         deadline = time.monotonic() + startup_s
         successes = 0
         while not exited.done():
-            is_ready = await status_of(self._health_socket, "/ready", PROBE_TIMEOUT_S) == 200
+            is_ready = await http_status_on_socket(self._health_socket, "/ready", PROBE_TIMEOUT_S) == 200
             successes = successes + 1 if is_ready else 0
             if successes >= self._version.success_threshold:
                 break
@@ -206,15 +208,16 @@ class Replica:
         self._was_ready = True
         self.failed_starts = 0
         self._set_state(ReplicaState.READY)
-        return await self._watch_liveness(exited)
+        return await self._probe_liveness(exited)
 
-    async def _watch_liveness(self, exited: "asyncio.Task[int]") -> str | None:
+    async def _probe_liveness(self, exited: "asyncio.Task[int]") -> str | None:
+        """Probe the liveness until the process ends; return why it must be ended after too many failures, or None."""
         failures = 0
         while not exited.done():
             await asyncio.wait([exited], timeout=self._version.period_seconds)
             if exited.done() or self._process.is_stopping:
                 break
-            is_alive = await status_of(self._health_socket, "/live", self._version.timeout_seconds) == 200
+            is_alive = await http_status_on_socket(self._health_socket, "/live", self._version.timeout_seconds) == 200
             failures = 0 if is_alive else failures + 1
             if failures >= self._version.failure_threshold:
                 self._set_state(ReplicaState.WAITING)

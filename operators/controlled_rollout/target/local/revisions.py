@@ -28,7 +28,7 @@ class RevisionStore:
         self._folder = folder
 
     def endpoint_folder(self, name: str) -> Path:
-        """Return the folder of an endpoint, whether it exists or not."""
+        """Return the folder of an endpoint; it may not exist."""
         return self._folder / check_name(name)
 
     def endpoints(self) -> list[str]:
@@ -36,12 +36,12 @@ class RevisionStore:
         if not self._folder.is_dir():
             return []
         names = [entry.name for entry in self._folder.iterdir() if not entry.name.startswith(".")]
-        return sorted(name for name in names if self._numbers(name))
+        return sorted(name for name in names if self._revision_numbers(name))
 
     def newest(self, name: str) -> Revision | None:
         """Return an endpoint's newest revision; None if there is no such endpoint."""
-        numbers = self._numbers(name)
-        return self._read(name, numbers[-1]) if numbers else None
+        numbers = self._revision_numbers(name)
+        return self._read_revision(name, numbers[-1]) if numbers else None
 
     def history(self, name: str) -> list[Revision]:
         """Return all kept revisions of an endpoint, oldest first.
@@ -49,17 +49,17 @@ class RevisionStore:
         Raises:
             EndpointNotFoundError: There is no such endpoint.
         """
-        numbers = self._numbers(name)
+        numbers = self._revision_numbers(name)
         if not numbers:
-            raise self.not_found(name)
-        return [self._read(name, number) for number in numbers]
+            raise self.not_found_error(name)
+        return [self._read_revision(name, number) for number in numbers]
 
-    def not_found(self, name: str) -> EndpointNotFoundError:
+    def not_found_error(self, name: str) -> EndpointNotFoundError:
         """Return the error for an endpoint that does not exist, with the names of those that do."""
-        return refusals.not_found(name, self.endpoints())
+        return refusals.not_found_error(name, self.endpoints())
 
-    def check(self, endpoint: Endpoint) -> Endpoint | None:
-        """Return the stored endpoint if `endpoint` equals it; None if `endpoint` may be stored as the next revision.
+    def already_stored(self, endpoint: Endpoint) -> Endpoint | None:
+        """Return the newest stored endpoint if it equals `endpoint`; None if `endpoint` may be stored as the next one.
 
         Raises:
             ConflictError: It was made from a revision that is not the newest.
@@ -77,19 +77,19 @@ class RevisionStore:
         folder = self.endpoint_folder(endpoint.name)
         content = revision.model_dump_json(indent=1).encode()
         try:
-            atomic_files.private_folder(folder / "revisions")
-            keys.create_if_missing(folder)
-            atomic_files.create_once(self._path(endpoint.name, revision.number), content)
+            atomic_files.create_private_folder(folder / "revisions")
+            keys.create_keys_if_missing(folder)
+            atomic_files.create_atomically(self._revision_file(endpoint.name, revision.number), content)
         except FileExistsError as error:
-            raise refusals.conflict(endpoint, self.newest(endpoint.name)) from error
+            raise refusals.conflict_error(endpoint, self.newest(endpoint.name)) from error
         except OSError as error:
-            if not self._numbers(endpoint.name):
+            if not self._revision_numbers(endpoint.name):
                 shutil.rmtree(folder, ignore_errors=True)
             raise TargetUnavailableError(
                 f"revision {revision.number} of endpoint {endpoint.name!r} could not be stored in {folder}: "
                 f"{error.strerror or error}; nothing was changed: free disk space there and apply it again"
             ) from error
-        self._remove_old(endpoint.name)
+        self._remove_oldest_revisions(endpoint.name)
         return revision
 
     def delete(self, name: str) -> None:
@@ -113,19 +113,23 @@ class RevisionStore:
         for unfinished in self._folder.glob("*/**/.*.json.*"):
             unfinished.unlink(missing_ok=True)
 
-    def _path(self, name: str, number: int) -> Path:
+    def _revision_file(self, name: str, number: int) -> Path:
+        """Return the path of the file of one revision."""
         return self.endpoint_folder(name) / "revisions" / f"{number:08d}.json"
 
-    def _numbers(self, name: str) -> list[int]:
+    def _revision_numbers(self, name: str) -> list[int]:
+        """Return the numbers of the kept revisions of an endpoint, sorted; empty if there is no such endpoint."""
         try:
             entries = os.listdir(self.endpoint_folder(name) / "revisions")
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(int(match[1]) for entry in entries if (match := FILE_NAME.fullmatch(entry)))
 
-    def _read(self, name: str, number: int) -> Revision:
-        return Revision.model_validate_json(self._path(name, number).read_bytes())
+    def _read_revision(self, name: str, number: int) -> Revision:
+        """Read one revision from its file."""
+        return Revision.model_validate_json(self._revision_file(name, number).read_bytes())
 
-    def _remove_old(self, name: str) -> None:
-        for number in self._numbers(name)[:-KEPT_REVISIONS]:
-            self._path(name, number).unlink(missing_ok=True)
+    def _remove_oldest_revisions(self, name: str) -> None:
+        """Delete the oldest revisions of an endpoint beyond the `KEPT_REVISIONS` newest."""
+        for number in self._revision_numbers(name)[:-KEPT_REVISIONS]:
+            self._revision_file(name, number).unlink(missing_ok=True)

@@ -48,7 +48,7 @@ class RunningVersion:
         self._current: list[Replica] = []
         self._outgoing: list[Replica] = []
         self._stops: set[asyncio.Task[None]] = set()
-        self._start_missing()
+        self._start_missing_replicas()
 
     @property
     def replicas(self) -> list[Replica]:
@@ -62,7 +62,7 @@ class RunningVersion:
 
     @property
     def ready(self) -> bool:
-        """Whether as many replicas as it should have may get requests."""
+        """Whether at least as many replicas as required may get requests."""
         return sum(replica.ready for replica in self._current) >= self._required_replicas
 
     @property
@@ -78,7 +78,7 @@ class RunningVersion:
         return [replica.socket for replica in self.replicas if replica.ready]
 
     def update(self, version: Version, launch_spec: LaunchSpec) -> None:
-        """Take over a changed version; replicas that need another process serve until the new ones are ready."""
+        """Change to a new definition of the version; old replicas serve until the new ones are ready."""
         if version.replicas_at_start != self.version.replicas_at_start:
             self._required_replicas = version.replicas_at_start
         self.version = version
@@ -88,16 +88,16 @@ class RunningVersion:
             self._current = []
         for replica in self._current:
             replica.use_probes_of(version)
-        self._start_missing()
+        self._start_missing_replicas()
 
     def scale(self, replicas: int) -> None:
-        """Set the number of replicas that should run."""
+        """Set the number of replicas that should run; start missing replicas and begin to stop surplus ones."""
         self._required_replicas = replicas
         while len(self._current) > replicas:
             surplus = self._current.pop()
             surplus.begin_stopping()
             self._outgoing.append(surplus)
-        self._start_missing()
+        self._start_missing_replicas()
         self._on_change()
 
     def release_outgoing(self) -> None:
@@ -112,7 +112,7 @@ class RunningVersion:
         return [replica for replica in self._outgoing if replica.state is ReplicaState.STOPPING]
 
     def stop_replicas(self, replicas: Iterable[Replica]) -> None:
-        """Begin to end replicas that the router has taken off its list."""
+        """Begin to end replicas that the router has taken off its list; return at once."""
         for replica in replicas:
             self._outgoing.remove(replica)
             stop = asyncio.create_task(_settle_and_stop(replica))
@@ -120,7 +120,7 @@ class RunningVersion:
             stop.add_done_callback(self._stops.discard)
 
     async def stop(self) -> None:
-        """End all replicas, each after it has answered the requests that it has."""
+        """Stop all replicas; each one first answers its open requests."""
         self.retiring = True
         await asyncio.gather(*(replica.stop() for replica in self.replicas), *self._stops)
         self._current, self._outgoing = [], []
@@ -139,22 +139,23 @@ class RunningVersion:
             ready=self.ready and self.up_to_date,
             wanted_replicas=self._required_replicas,
             failed=self.failed,
-            cause=None if self.ready else self._cause(failing),
+            cause=None if self.ready else self._not_ready_cause(failing),
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
             replicas=tuple(replica.status() for replica in self.replicas),
             requests=requests,
             active=active,
         )
 
-    def _cause(self, failing: Replica | None) -> str | None:
-        """Return why the version is not ready, as far as an end of one of its replicas explains it."""
+    def _not_ready_cause(self, failing: Replica | None) -> str | None:
+        """Return why the version is not ready, if the end of one of its replicas explains it; else None."""
         if failing:
             times = f"{failing.failed_starts} times" if failing.failed_starts > 1 else "once"
             return f"replica {failing.name} {failing.last_exit}; failed {times} during start"
         ended = (replica for replica in self._current if not replica.ready and replica.last_exit)
         return next((f"replica {replica.name} {replica.last_exit}" for replica in ended), None)
 
-    def _start_missing(self) -> None:
+    def _start_missing_replicas(self) -> None:
+        """Start replicas until the required number exists."""
         while len(self._current) < self._required_replicas:
             name = f"{self.version.name}-{next(self._replica_numbers)}"
             replica = Replica(
@@ -169,5 +170,6 @@ class RunningVersion:
 
 
 async def _settle_and_stop(replica: Replica) -> None:
+    """Wait until no router thread can still send requests to the replica, then stop it."""
     await asyncio.sleep(SETTLE_S)
     await replica.stop()

@@ -13,8 +13,8 @@ from typing import Final
 from controlled_rollout.image import LocalImage, ModelSource, build_local_image, load_local_image
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.target.local.child_process import inherited_environment
-from controlled_rollout.target.local.ports import reserve
-from controlled_rollout.target.local.probe import status_of
+from controlled_rollout.target.local.ports import reserve_port
+from controlled_rollout.target.local.probe import http_status_on_socket
 
 __all__ = ["serve_folder"]
 
@@ -42,7 +42,7 @@ def serve_folder(
     models: Sequence[ModelSource] = (),
     entry_script: str = "score.py",
 ) -> int:
-    """Build the folder's image unless it exists, and serve it on 127.0.0.1 until Ctrl-C or SIGTERM, which drain it.
+    """Build the folder's image unless it exists; serve it on 127.0.0.1 until Ctrl-C or SIGTERM; then drain it.
 
     Args:
         folder: The project folder.
@@ -60,7 +60,7 @@ def serve_folder(
         ImageError: No image can be built from the folder and its environment.
     """
     # No other process can begin to listen on the port while the image is being built.
-    with reserve(HOST, port) as reserved:
+    with reserve_port(HOST, port) as reserved:
         reserved_port = reserved.getsockname()[1]
         try:
             return asyncio.run(_build_and_serve(folder, reserved_port, cache, environment, models, entry_script))
@@ -76,6 +76,7 @@ async def _build_and_serve(
     models: Sequence[ModelSource],
     entry_script: str,
 ) -> int:
+    """Build the local image of a folder and serve it until it ends; return the exit code."""
     reference = await build_local_image(
         folder,
         name=_image_name(folder),
@@ -83,13 +84,14 @@ async def _build_and_serve(
         environment=environment,
         entry_script=entry_script,
         models=models,
-        progress=_progress,
+        progress=_print_progress,
     )
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as sockets:
-        return await _serve(folder, load_local_image(reference, cache), port, Path(sockets) / "health")
+        return await _serve_image(folder, load_local_image(reference, cache), port, Path(sockets) / "health")
 
 
-async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> int:
+async def _serve_image(folder: Path, image: LocalImage, port: int, health: Path) -> int:
+    """Run the scoring process of an image until it ends; print its address once it is ready; return the exit code."""
     process = await asyncio.create_subprocess_exec(
         str(image.python),
         "-m",
@@ -99,14 +101,14 @@ async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> in
         "--health",
         f"unix:{health}",
         "--exit-with-parent",
-        env=_environment(image),
+        env=_scoring_environment(image),
         cwd=image.app_root,
         stdin=asyncio.subprocess.DEVNULL,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, _stop, process)
+        asyncio.get_running_loop().add_signal_handler(number, _terminate, process)
     exited = asyncio.create_task(process.wait())
-    while not exited.done() and await status_of(health, "/ready", PROBE_TIMEOUT_S) != 200:
+    while not exited.done() and await http_status_on_socket(health, "/ready", PROBE_TIMEOUT_S) != 200:
         await asyncio.wait([exited], timeout=PROBE_INTERVAL_S)
     if not exited.done():
         sys.stdout.write(f"serving {folder} at http://{HOST}:{port}/score (Ctrl-C stops)\n")
@@ -115,12 +117,14 @@ async def _serve(folder: Path, image: LocalImage, port: int, health: Path) -> in
     return code if code >= 0 else 128 - code
 
 
-def _stop(process: asyncio.subprocess.Process) -> None:
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    """Send SIGTERM to the process unless it has ended."""
     if process.returncode is None:
         process.terminate()
 
 
-def _environment(image: LocalImage) -> dict[str, str]:
+def _scoring_environment(image: LocalImage) -> dict[str, str]:
+    """Return the environment variables of the scoring process of a local image."""
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return {
         **inherited_environment(),
@@ -133,9 +137,11 @@ def _environment(image: LocalImage) -> dict[str, str]:
 
 
 def _image_name(folder: Path) -> str:
+    """Return a valid image name made from the folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:128].strip("-") or "model"
 
 
-def _progress(line: str) -> None:
+def _print_progress(line: str) -> None:
+    """Print one line of the build's progress to stderr."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.target.local.child_process import ChildProcess, exit_text
+from controlled_rollout.target.local.child_process import ChildProcess, describe_exit
 from controlled_rollout.target.local.log_file import LogFile
 
 __all__ = ["BackOff", "Command", "SupervisedProcess"]
@@ -31,8 +31,8 @@ class BackOff:
     healthy_s: float
     _next_s: float = 0.0
 
-    def after(self, run_s: float) -> float:
-        """Return how long to pause after a run of so many seconds."""
+    def next_pause(self, run_s: float) -> float:
+        """Return the pause in seconds before the next start, after a process that ran for `run_s` seconds."""
         if not self._next_s or run_s >= self.healthy_s:
             self._next_s = self.first_s
         pause, self._next_s = self._next_s, min(self._next_s * 2, self.longest_s)
@@ -55,6 +55,7 @@ class Command:
 
 
 async def _never_unhealthy(exited: "asyncio.Task[int]") -> str | None:
+    """Return None at once: the default `watch`, for a process without health checks."""
     return None
 
 
@@ -98,18 +99,18 @@ class SupervisedProcess:
         return self._child.pid if self._child else None
 
     def start(self) -> None:
-        """Start the process and keep it running; does nothing if it is kept running already."""
+        """Start the process and restart it whenever it ends; do nothing if that is the case already."""
         if self._task is None or self._task.done():
             self.is_stopping = False
             self._no_restart.clear()
             self._task = asyncio.create_task(self._keep_running(), name=self.name)
 
     def do_not_restart(self) -> None:
-        """Leave the process running, and do not start it again once it has ended."""
+        """Do not start the process again once it has ended; a running process goes on."""
         self._no_restart.set()
 
     async def stop(self, grace_s: float) -> None:
-        """End the process for good; return when it has ended.
+        """End the process and do not start it again; return when it has ended.
 
         Args:
             grace_s: How long it may take after SIGTERM before it is killed, in seconds.
@@ -122,16 +123,17 @@ class SupervisedProcess:
             await self._task
 
     async def _keep_running(self) -> None:
+        """Run the process again and again, with a pause after each end, until restarts are forbidden."""
         while not self._no_restart.is_set():
             started = time.monotonic()
             reason = await self._run_once()
             self._log.note(f"{self.name} {reason}")
             self._on_exit(reason)
             if not self._no_restart.is_set():
-                await self._pause(self._back_off.after(time.monotonic() - started))
+                await self._pause_before_restart(self._back_off.next_pause(time.monotonic() - started))
 
     async def _run_once(self) -> str:
-        """Start the process, return why it ended once it has."""
+        """Start the process and wait until it ends; return why it ended."""
         try:
             command = self._command()
             self._child = await ChildProcess.start(
@@ -150,9 +152,10 @@ class SupervisedProcess:
             code = await exited
         finally:
             self._child = None
-        return problem or exit_text(code)
+        return problem or describe_exit(code)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause_before_restart(self, seconds: float) -> None:
+        """Wait `seconds`; return earlier if restarts are forbidden meanwhile."""
         try:
             await asyncio.wait_for(self._no_restart.wait(), seconds)
         except TimeoutError:

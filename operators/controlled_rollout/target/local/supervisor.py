@@ -22,7 +22,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from controlled_rollout.target.local.supervisor_process import StartReport
 
-__all__ = ["down", "is_running", "run", "up"]
+__all__ = ["down", "is_running", "run_in_foreground", "up"]
 
 DEFAULT_PORT: Final = 8088
 UP_TIMEOUT_S: Final = 90.0
@@ -50,18 +50,18 @@ def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: st
     if state and asyncio.run(is_running(workspace)):
         _print(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
         return OK
-    return _start_in_background(workspace, port, host) if detach else run(workspace, port, host)
+    return _start_in_background(workspace, port, host) if detach else run_in_foreground(workspace, port, host)
 
 
-def run(workspace: Workspace, port: int, host: str) -> int:
+def run_in_foreground(workspace: Workspace, port: int, host: str) -> int:
     """Run a local workspace in this process until a signal or a client ends it; return the exit code as `up` does."""
-    from controlled_rollout.target.local.supervisor_process import serve
+    from controlled_rollout.target.local.supervisor_process import run_supervisor
 
-    return serve(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
+    return run_supervisor(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
 
 
 def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
-    """Start the supervisor in a session of its own, wait until it reports its start; return the exit code."""
+    """Start the supervisor in its own session and wait until it reports its start; return the exit code."""
     log = LogFile(workspace.logs_folder / "supervisor.log")
     log.note("supervisor starts")
     read_end, write_end = os.pipe()
@@ -101,13 +101,13 @@ def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
     return OK
 
 
-def _read_report(pipe: int, timeout_s: float) -> "StartReport | None":
-    """Read how the start went; None if the supervisor ends without a report, or reports nothing in time."""
+def _read_report(pipe_fd: int, timeout_s: float) -> "StartReport | None":
+    """Read how the start went from a pipe; return None if the supervisor ends without a report or is too slow."""
     deadline = time.monotonic() + timeout_s
     text = b""
     while not text.endswith(b"\n"):
-        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        data = os.read(pipe, 65536) if ready else b""
+        ready, _, _ = select.select([pipe_fd], [], [], max(0.0, deadline - time.monotonic()))
+        data = os.read(pipe_fd, 65536) if ready else b""
         if not data:
             return None
         text += data
@@ -131,7 +131,7 @@ def down(workspace: Workspace) -> int:
         return OK
     state = SupervisorState.read(workspace)
     try:
-        asyncio.run(_shut_down(workspace))
+        asyncio.run(_request_shutdown(workspace))
     except TargetUnavailableError:
         # It holds the lock and does not answer, so it is starting or hangs: a signal ends it.
         if state:
@@ -148,7 +148,7 @@ def down(workspace: Workspace) -> int:
 
 
 async def is_running(workspace: Workspace) -> bool:
-    """Return whether the supervisor of a local workspace answers."""
+    """Return whether the supervisor of a local workspace answers a health check."""
     async with LocalTarget.open(workspace) as target:
         try:
             await target.check_health()
@@ -157,14 +157,17 @@ async def is_running(workspace: Workspace) -> bool:
     return True
 
 
-async def _shut_down(workspace: Workspace) -> None:
+async def _request_shutdown(workspace: Workspace) -> None:
+    """Send the supervisor of a workspace the request to end."""
     async with LocalTarget.open(workspace) as target:
         await target.shut_down()
 
 
 def _print(text: str) -> None:
+    """Print a line to stdout, unformatted and without line breaks."""
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 def _print_error(text: str) -> None:
+    """Print a line to stderr, unformatted and without line breaks."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)

@@ -33,7 +33,7 @@ from controlled_rollout.target.local.supervisor_state import FolderLock, Supervi
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["StartReport", "serve"]
+__all__ = ["StartReport", "run_supervisor"]
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class StartReport(TypedDict):
     message: str
 
 
-def serve(workspace: Workspace, *, port: int, host: str, report: Callable[[StartReport], None]) -> int:
-    """Lock the workspace's folder, run everything in it until a signal or a client ends it, and return the exit code.
+def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callable[[StartReport], None]) -> int:
+    """Lock the workspace's folder and run everything in it until a signal or a client ends it; return the exit code.
 
     Args:
         workspace: A workspace whose target is `local`.
@@ -71,16 +71,18 @@ def serve(workspace: Workspace, *, port: int, host: str, report: Callable[[Start
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    atomic_files.private_folder(workspace.root).chmod(0o700)
+    atomic_files.create_private_folder(workspace.root).chmod(0o700)
     lock = FolderLock(workspace)
     if not lock.take():
-        report({"code": 2, "message": _folder_in_use(workspace)})
+        report({"code": 2, "message": _folder_in_use_message(workspace)})
         return 2
     try:
-        with ports.reserve(host, port) as router_port, ports.reserve("127.0.0.1", 0) as telemetry_port:
-            _end_remains(workspace)
+        with ports.reserve_port(host, port) as router_port, ports.reserve_port("127.0.0.1", 0) as telemetry_port:
+            _remove_remains_of_killed_supervisor(workspace)
             with _runtime_folder() as runtime:
-                process = _SupervisorProcess(workspace, runtime, host, _port_of(router_port), _port_of(telemetry_port))
+                process = _SupervisorProcess(
+                    workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port)
+                )
                 return asyncio.run(process.run(report))
     except WorkspaceError as error:
         report({"code": 2, "message": str(error)})
@@ -89,19 +91,21 @@ def serve(workspace: Workspace, *, port: int, host: str, report: Callable[[Start
         lock.release()
 
 
-def _folder_in_use(workspace: Workspace) -> str:
+def _folder_in_use_message(workspace: Workspace) -> str:
+    """Return the message for a workspace folder that another supervisor has locked."""
     state = SupervisorState.read(workspace)
     owner = f"process {state.pid} serves it at {state.router_url}" if state else "another supervisor is starting there"
     return f"the workspace {workspace.root} is in use: {owner}; use that one, or choose another folder"
 
 
-def _port_of(reserved: socket.socket) -> int:
+def _port_number(reserved: socket.socket) -> int:
+    """Return the port number that a socket is bound to."""
     port: int = reserved.getsockname()[1]
     return port
 
 
-def _end_remains(workspace: Workspace) -> None:
-    """End the processes of a supervisor that was killed together with its reaper, and remove its files."""
+def _remove_remains_of_killed_supervisor(workspace: Workspace) -> None:
+    """Kill the processes of a supervisor that was killed together with its reaper, and remove its files."""
     if state := SupervisorState.read(workspace):
         reaper.kill_marked(f"{RUNTIME_VARIABLE}={state.runtime}")
         shutil.rmtree(state.runtime, ignore_errors=True)
@@ -110,7 +114,7 @@ def _end_remains(workspace: Workspace) -> None:
 
 @contextlib.contextmanager
 def _runtime_folder() -> Iterator[Path]:
-    """Make a private folder for sockets, and start a reaper that removes it should this process be killed.
+    """Context manager: create a private folder for sockets; a reaper process removes it, even if this one is killed.
 
     The folder's path is short, because a unix socket's path has at most 107 bytes.
     """
@@ -137,7 +141,7 @@ class _ApiServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle no signal."""
+        """Context manager that handles no signal: the supervisor handles them itself."""
         yield
 
 
@@ -156,11 +160,11 @@ class _SupervisorProcess:
         self._workspace = workspace
         self._runtime = runtime
         self._end = asyncio.Event()
-        self._revisions = RevisionStore(atomic_files.private_folder(workspace.endpoints_folder))
+        self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder))
         self._telemetry = TelemetryStoreProcess(
             port=telemetry_port,
             data=workspace.telemetry_folder,
-            token_file=_token_file(workspace),
+            token_file=_ensure_token_file(workspace),
             runtime=runtime,
             log=LogFile(workspace.logs_folder / "telemetry.log"),
         )
@@ -178,7 +182,7 @@ class _SupervisorProcess:
             runtime=runtime,
             logs_folder=workspace.logs_folder,
             launch_spec=lambda version: launch_spec_from_cache(version, workspace.cache_folder),
-            keys=lambda name: keys.read(self._revisions.endpoint_folder(name)),
+            keys=lambda name: keys.read_keys(self._revisions.endpoint_folder(name)),
         )
         self._load_meter = LoadMeter(self._envoy.counters)
         operations = Operations(
@@ -207,7 +211,7 @@ class _SupervisorProcess:
             await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 failure = await starting
-            report({"code": 1, "message": failure} if failure else {"code": 0, "message": self._running_text()})
+            report({"code": 1, "message": failure} if failure else {"code": 0, "message": self._running_message()})
             if failure is None:
                 self._write_state()
                 waiting_for_telemetry = asyncio.create_task(self._write_state_with_workspace_id())
@@ -220,17 +224,19 @@ class _SupervisorProcess:
         return 1 if failure else 0
 
     def _bind_api_socket(self) -> socket.socket:
+        """Return a bound unix socket for the API, which only the owner may use."""
         path = self._runtime / "supervisor.sock"
         api_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         api_socket.bind(str(path))
         path.chmod(0o600)
         return api_socket
 
-    def _running_text(self) -> str:
+    def _running_message(self) -> str:
+        """Return the message that the workspace runs, with the router's address."""
         return f"running: {self._envoy.url} (workspace {self._workspace.root})"
 
     def _write_state(self) -> None:
-        """Write the file by which clients find this supervisor, and a later supervisor what is left of it."""
+        """Write the file in which clients find this supervisor, and a later supervisor finds its remains."""
         SupervisorState(
             pid=os.getpid(),
             runtime=self._runtime,
@@ -243,7 +249,7 @@ class _SupervisorProcess:
         ).write(self._workspace)
 
     async def _start(self) -> str | None:
-        """Start everything; return why the router does not answer, or None if it does."""
+        """Start all parts; return None if the router answers, else the message why it does not."""
         self._revisions.remove_leftovers()
         self._envoy.start()
         self._load_meter.start()
@@ -269,7 +275,7 @@ class _SupervisorProcess:
                 self._write_state()
 
     async def _stop(self, serving_api: "asyncio.Task[None]") -> None:
-        """End everything: the API first, then the router once callers have their answers, then the replicas."""
+        """Stop the API first, then the router once open requests are answered, then the replicas and the store."""
         self._workspace.state_file.unlink(missing_ok=True)
         self._api_server.should_exit = True
         await serving_api
@@ -279,9 +285,9 @@ class _SupervisorProcess:
         await self._telemetry.stop()
 
 
-def _token_file(workspace: Workspace) -> Path:
-    """Return the file of the telemetry store's token, with a new token if there is none yet."""
+def _ensure_token_file(workspace: Workspace) -> Path:
+    """Return the path of the telemetry store's token; create the file with a new token if there is none."""
     path = workspace.root / "telemetry.token"
     if not path.exists():
-        atomic_files.replace(path, secrets.token_urlsafe().encode())
+        atomic_files.write_atomically(path, secrets.token_urlsafe().encode())
     return path

@@ -48,7 +48,7 @@ class SupervisorState(BaseModel):
 
     def write(self, workspace: Workspace) -> None:
         """Write the state file of a workspace."""
-        atomic_files.replace(workspace.state_file, self.model_dump_json(indent=1).encode())
+        atomic_files.write_atomically(workspace.state_file, self.model_dump_json(indent=1).encode())
 
 
 class FolderLock:

@@ -42,7 +42,7 @@ class TelemetryStoreProcess:
         self._runtime = runtime
         self._process = SupervisedProcess(
             "telemetry store",
-            self._command,
+            self._store_command,
             log=log,
             back_off=BackOff(first_s=0.2, longest_s=30.0, healthy_s=30.0),
         )
@@ -60,19 +60,20 @@ class TelemetryStoreProcess:
         return self._process.pid
 
     async def start(self) -> None:
-        """Start the store and keep it running."""
+        """Start the store; restart it whenever it ends."""
         async with self._changing:
             self._process.start()
 
     async def stop(self) -> None:
-        """End the store; it stays stopped until `start`."""
+        """End the store; it is not started again before `start`."""
         async with self._changing:
             await self._process.stop(STOP_GRACE_S)
 
     async def wait_until_healthy(self, timeout_s: float) -> bool:
-        """Wait until the store answers, and read its workspace id; return False if it did not answer in time."""
+        """Wait until the store answers, and read its Log Analytics workspace id; return False if it is too slow."""
 
-        async def answers() -> bool:
+        async def is_healthy() -> bool:
+            """Return whether the store answers its health check; set `workspace_id` from the answer."""
             try:
                 response = (await client.get(f"{self.url}/healthz")).raise_for_status()
                 self.workspace_id = str(response.json()["workspace_id"])
@@ -82,9 +83,10 @@ class TelemetryStoreProcess:
 
         # Without the proxies that the environment names.
         async with httpx.AsyncClient(timeout=PROBE_TIMEOUT_S, trust_env=False) as client:
-            return await until(answers, timeout_s, interval_s=PROBE_INTERVAL_S)
+            return await until(is_healthy, timeout_s, interval_s=PROBE_INTERVAL_S)
 
-    def _command(self) -> Command:
+    def _store_command(self) -> Command:
+        """Return the command that starts the telemetry store."""
         arguments = [
             sys.executable,
             "-m",

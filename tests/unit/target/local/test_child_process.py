@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.target.local.child_process import ChildProcess, exit_text, inherited_environment
+from controlled_rollout.target.local.child_process import ChildProcess, describe_exit, inherited_environment
 from controlled_rollout.target.local.log_file import LogFile
 from tests.polling import until
 
@@ -21,7 +21,7 @@ def test_a_child_inherits_no_secret() -> None:
     [(0, "exited with code 0"), (3, "exited with code 3"), (-9, "was ended by SIGKILL"), (-200, "by signal 200")],
 )
 def test_exit_code_is_described_in_words(code: int, text: str) -> None:
-    assert text in exit_text(code)
+    assert text in describe_exit(code)
 
 
 async def start(script: str, log: LogFile) -> ChildProcess:

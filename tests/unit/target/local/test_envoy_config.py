@@ -72,7 +72,7 @@ def test_only_an_endpoint_without_keys_is_open() -> None:
 
 
 def test_route_without_keys_is_refused_by_the_listener() -> None:
-    listener = envoy_config.listener(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True)
+    listener = envoy_config.listener_config(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True)
 
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     assert filters[0]["name"] == "envoy.filters.http.api_key_auth"
@@ -101,9 +101,11 @@ def test_a_request_that_may_have_run_is_never_sent_again() -> None:
 def test_each_version_has_its_own_scoring_timeout() -> None:
     files = EnvoyFiles(Path("/x"))
     timeouts = [
-        envoy_config.cluster(files, ClusterSpec("digits", "one", timeout_ms))["typed_extension_protocol_options"][
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-        ]["common_http_protocol_options"]["max_stream_duration"]
+        envoy_config.cluster_config(files, ClusterSpec("digits", "one", timeout_ms))[
+            "typed_extension_protocol_options"
+        ]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["common_http_protocol_options"][
+            "max_stream_duration"
+        ]
         for timeout_ms in (250, 60_000)
     ]
 
@@ -124,8 +126,8 @@ def test_a_new_weight_changes_nothing_but_the_routes() -> None:
     )
 
     assert envoy_routes.route_configuration([before]) != envoy_routes.route_configuration([after])
-    assert "weight" not in json.dumps(envoy_config.cluster(files, ClusterSpec("digits", "one", 1000)))
-    assert "digits" not in json.dumps(envoy_config.listener(files, host="127.0.0.1", port=1, traced=True))
+    assert "weight" not in json.dumps(envoy_config.cluster_config(files, ClusterSpec("digits", "one", 1000)))
+    assert "digits" not in json.dumps(envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True))
 
 
 @pytest.mark.parametrize("keys", [("k1", "k2"), None])
@@ -133,14 +135,14 @@ def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> 
     files = EnvoyFiles(tmp_path)
     spec = ClusterSpec("digits", "one", 60_000)
     documents = {
-        files.listeners: [envoy_config.listener(files, host="127.0.0.1", port=1, traced=True)],
-        files.clusters: [envoy_config.cluster(files, spec)],
-        files.assignment(spec.name): [envoy_config.assignment(spec.name, [tmp_path / "one.sock"])],
+        files.listeners: [envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True)],
+        files.clusters: [envoy_config.cluster_config(files, spec)],
+        files.assignment(spec.name): [envoy_config.load_assignment(spec.name, [tmp_path / "one.sock"])],
         files.routes: [envoy_routes.route_configuration([endpoint(keys=keys)])],
     }
     for path, resources in documents.items():
-        path.write_text(json.dumps(envoy_config.discovery("1", resources)))
-    static = envoy_config.bootstrap(files, telemetry_port=4318)
+        path.write_text(json.dumps(envoy_config.discovery_response("1", resources)))
+    static = envoy_config.bootstrap_config(files, telemetry_port=4318)
     # Validation reads only what is static: give it everything that way.
     listener = json.loads(json.dumps(documents[files.listeners][0]))
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]

@@ -41,7 +41,7 @@ def test_a_change_of_an_old_revision_is_refused_with_who_when_and_why(store: Rev
     before = files_of(tmp_path)
 
     with pytest.raises(ConflictError, match=r"anna stored it at \d{4}-.* \(the new model is better\)"):
-        store.check(first.create_version("two"))
+        store.already_stored(first.create_version("two"))
     with pytest.raises(ConflictError, match="anna"):
         store.store(first.create_version("two"), BERT)
 
@@ -51,8 +51,8 @@ def test_a_change_of_an_old_revision_is_refused_with_who_when_and_why(store: Rev
 def test_revision_that_is_stored_already_is_not_stored_again(store: RevisionStore) -> None:
     stored = store.store(Endpoint(name="digits").create_version("one"), ANNA).endpoint
 
-    assert store.check(Endpoint(name="digits").create_version("one")) == stored
-    assert store.check(stored.create_version("two")) is None
+    assert store.already_stored(Endpoint(name="digits").create_version("one")) == stored
+    assert store.already_stored(stored.create_version("two")) is None
 
 
 def test_a_change_of_a_deleted_endpoint_is_refused(store: RevisionStore, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_change_of_a_deleted_endpoint_is_refused(store: RevisionStore, tmp_pat
     store.delete("digits")
 
     with pytest.raises(ConflictError, match="deleted"):
-        store.check(stored.create_version("one"))
+        store.already_stored(stored.create_version("one"))
     assert store.endpoints() == []
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(EndpointNotFoundError, match="it has none"):
@@ -93,13 +93,13 @@ def test_leftovers_of_a_killed_writer_are_removed_and_never_read(store: Revision
 
 def test_files_are_private_and_keys_are_made_once(store: RevisionStore, tmp_path: Path) -> None:
     endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
-    made = keys.read(store.endpoint_folder("digits"))
+    made = keys.read_keys(store.endpoint_folder("digits"))
     store.store(endpoint.create_version("one"), ANNA)
-    changed = keys.regenerate(store.endpoint_folder("digits"), "secondary")
+    changed = keys.replace_key(store.endpoint_folder("digits"), "secondary")
 
     assert changed.primary == made.primary
     assert changed.secondary != made.secondary
-    assert keys.read(store.endpoint_folder("digits")) == changed
+    assert keys.read_keys(store.endpoint_folder("digits")) == changed
     assert made.primary not in repr(made)
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "digits").rglob("*"))
 

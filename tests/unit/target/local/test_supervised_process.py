@@ -30,8 +30,8 @@ def supervise(log: LogFile, script: str, **settings: Any) -> SupervisedProcess:
 def test_pauses_double_up_to_a_limit_and_start_again_after_a_healthy_run() -> None:
     pauses = BackOff(first_s=0.5, longest_s=4, healthy_s=60)
 
-    assert [pauses.after(1) for _ in range(5)] == [0.5, 1, 2, 4, 4]
-    assert pauses.after(61) == 0.5
+    assert [pauses.next_pause(1) for _ in range(5)] == [0.5, 1, 2, 4, 4]
+    assert pauses.next_pause(61) == 0.5
 
 
 async def test_a_process_that_is_killed_is_started_again(log: LogFile) -> None:

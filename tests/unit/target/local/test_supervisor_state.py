@@ -23,13 +23,13 @@ def test_one_process_owns_a_folder(tmp_path: Path) -> None:
 
 
 def test_only_a_child_can_listen_on_a_reserved_port() -> None:
-    with ports.reserve("127.0.0.1", 0) as reserved:
+    with ports.reserve_port("127.0.0.1", 0) as reserved:
         port = reserved.getsockname()[1]
         with socket.socket() as child:
             child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             child.bind(("127.0.0.1", port))
             child.listen()
             with pytest.raises(WorkspaceError, match=f"port {port}"):
-                ports.reserve("127.0.0.1", port)
+                ports.reserve_port("127.0.0.1", port)
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
