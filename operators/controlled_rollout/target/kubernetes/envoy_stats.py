@@ -58,15 +58,15 @@ class GatewayStats:
     pods: Mapping[str, EnvoyStats] = field(default_factory=dict)
 
     def serve(self, rule: str) -> bool:
-        """Whether there is an Envoy, and every one of them has taken a rule over."""
+        """Return whether there is an Envoy and all Envoys have counters of `rule`, which means they have loaded it."""
         return bool(self.pods) and all(rule in envoy.rules for envoy in self.pods.values())
 
     def namespaces(self) -> set[str]:
-        """Return the namespaces of the routes that any Envoy has rules of."""
+        """Return the namespaces of all routes that any Envoy has rules of."""
         return {rule.partition("/")[0] for envoy in self.pods.values() for rule in envoy.rules}
 
     def healthy(self, cluster: str) -> int:
-        """Return how many replicas of a cluster every Envoy would send a request to, at the least."""
+        """Return the number of replicas of a cluster that every Envoy reaches: the minimum over the Envoys."""
         return min((envoy.healthy.get(cluster, 0) for envoy in self.pods.values()), default=0)
 
     def requests(self, cluster: str) -> int:
@@ -74,7 +74,7 @@ class GatewayStats:
         return sum(envoy.clusters.get(cluster, Counters()).requests for envoy in self.pods.values())
 
     def active(self, cluster: str) -> int:
-        """Return how many requests all Envoys have sent to a cluster and are still waiting for."""
+        """Return how many requests to a cluster all Envoys have open now."""
         return sum(envoy.clusters.get(cluster, Counters()).active for envoy in self.pods.values())
 
     def since(self, earlier: "GatewayStats") -> dict[str, Counters]:
@@ -94,7 +94,7 @@ class GatewayStats:
 
 
 def loads(earlier: GatewayStats, later: GatewayStats, versions: Mapping[str, str], seconds: float) -> dict[str, Load]:
-    """Return the load of each version between two readings.
+    """Return the load of each version between two readings of the Envoys' counters.
 
     Args:
         earlier: The first reading.
@@ -120,7 +120,7 @@ def loads(earlier: GatewayStats, later: GatewayStats, versions: Mapping[str, str
 
 
 def contradiction(weights: Mapping[str, int], counted: Mapping[str, int]) -> str | None:
-    """Return a sentence on how counted requests contradict a split; None if they do not.
+    """Return a sentence if the counted requests do not fit the weights of a split; None if they do.
 
     Six standard deviations of a fair draw, and three requests: a split that is served as it was set is called wrong
     less than once in a hundred million times.
@@ -142,7 +142,7 @@ def contradiction(weights: Mapping[str, int], counted: Mapping[str, int]) -> str
 
 
 def envoy_selector(workspace: Workspace) -> str:
-    """Return the labels of the pods in the workspace's `envoy_namespace` that are Envoys of its Gateway."""
+    """Return the label selector of the Envoy pods of the workspace's Gateway."""
     namespace, name = workspace.gateway_name
     return selector(
         {
@@ -153,18 +153,18 @@ def envoy_selector(workspace: Workspace) -> str:
 
 
 def ready_pods(pods: Iterable[Object]) -> list[str]:
-    """Return the names of the Envoy pods that answer."""
+    """Return the names of the pods that are ready and not being deleted."""
     return [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
 
 
 async def read_all(api: Api, workspace: Workspace, endpoint: str) -> GatewayStats:
-    """List the Envoys of the workspace's Gateway, and read the counters of each as `read` does."""
+    """List the Envoy pods of the workspace's Gateway and read the counters of each for one endpoint."""
     pods = await api.items(POD.path(workspace.envoy_namespace), labelSelector=envoy_selector(workspace))
     return await read(api, workspace, endpoint, pods)
 
 
 async def read(api: Api, workspace: Workspace, endpoint: str, pods: Iterable[Object]) -> GatewayStats:
-    """Read the counters of an endpoint's route, and of routes of that name in other namespaces, from Envoy pods.
+    """Read an endpoint's counters from the given Envoy pods, also those of same-named routes in other namespaces.
 
     Args:
         api: The cluster.
@@ -174,11 +174,12 @@ async def read(api: Api, workspace: Workspace, endpoint: str, pods: Iterable[Obj
     """
     names = ready_pods(pods)
     route = f"{workspace.namespace}/{route_name(endpoint)}"
-    stats = await asyncio.gather(*(_read(api, workspace.envoy_namespace, name, route) for name in names))
+    stats = await asyncio.gather(*(_read_pod(api, workspace.envoy_namespace, name, route) for name in names))
     return GatewayStats({name: envoy for name, envoy in zip(names, stats, strict=True) if envoy is not None})
 
 
-async def _read(api: Api, namespace: str, pod: str, route: str) -> EnvoyStats | None:
+async def _read_pod(api: Api, namespace: str, pod: str, route: str) -> EnvoyStats | None:
+    """Read the counters of one Envoy pod for a route; None if the pod no longer exists."""
     path = f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
     _, _, name = route.partition("/")
     names = rf"^(cluster\.httproute/{re.escape(route)}/.*(upstream_rq_(total|active|time)|membership_healthy)$"
@@ -193,6 +194,7 @@ async def _read(api: Api, namespace: str, pod: str, route: str) -> EnvoyStats | 
 
 
 def _is_ready(pod: Object) -> bool:
+    """Return whether a pod's condition Ready is true and the pod is not being deleted."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     is_ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
     return is_ready and "deletionTimestamp" not in pod["metadata"]

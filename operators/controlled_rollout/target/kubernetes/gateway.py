@@ -42,7 +42,7 @@ class Acknowledgement:
 def acknowledgement(
     resource: Object | None, parents: str, *, gateway: tuple[str, str], conditions: Sequence[str]
 ) -> Acknowledgement:
-    """Return whether the Gateway's controller has taken a route or a policy of ours over.
+    """Return whether the Gateway's controller has accepted the newest generation of a route or policy.
 
     Args:
         resource: The object with its status; None if there is none.
@@ -56,7 +56,7 @@ def acknowledgement(
     of_parents = [
         {condition["type"]: condition for condition in parent.get("conditions") or []}
         for parent in (resource.get("status") or {}).get(parents) or []
-        if _is_of(parent, gateway, resource["metadata"]["namespace"])
+        if _is_status_of_gateway(parent, gateway, resource["metadata"]["namespace"])
     ]
     if not of_parents:
         return Acknowledgement(False, f"Envoy Gateway has not reported on {kind} {name} yet")
@@ -75,14 +75,15 @@ def acknowledgement(
     return Acknowledgement(True)
 
 
-def _is_of(parent: Object, gateway: tuple[str, str], namespace: str) -> bool:
+def _is_status_of_gateway(parent: Object, gateway: tuple[str, str], namespace: str) -> bool:
+    """Return whether a status entry is about this Gateway and was written by Envoy Gateway's controller."""
     reference = parent.get("parentRef") or parent.get("ancestorRef") or {}
     names = (reference.get("namespace", namespace), reference.get("name"))
     return names == gateway and parent.get("controllerName") == CONTROLLER
 
 
 def address(gateway: Object, section: str | None) -> str:
-    """Return the base URL of a Gateway's listener, from the Gateway's status.
+    """Return the base URL of a Gateway's listener, from the Gateway's spec and status.
 
     Args:
         gateway: The Gateway.
@@ -98,7 +99,7 @@ def address(gateway: Object, section: str | None) -> str:
 
 
 def base_url(gateway: Object, workspace: Workspace) -> str:
-    """Return where callers reach the Gateway: the workspace's `endpoint_url`, or else the Gateway's own address."""
+    """Return the URL at which callers reach the Gateway: the workspace's `endpoint_url`, else the Gateway's address."""
     return workspace.endpoint_url or address(gateway, workspace.gateway_listener)
 
 
@@ -110,7 +111,7 @@ def parent_reference(workspace: Workspace) -> Object:
 
 
 async def find_gateway(api: Api, workspace: Workspace) -> Object:
-    """Return the workspace's Gateway.
+    """Read the workspace's Gateway from the cluster and return it.
 
     Raises:
         WorkspaceError: There is none of that name.

@@ -13,7 +13,7 @@ __all__ = ["version_status"]
 def version_status(
     version: str, deployment: Object | None, pods: Sequence[Object], *, now: datetime | None
 ) -> VersionStatus:
-    """Return the status of a version, without its log.
+    """Return the status of a version from its Deployment and pods, without its log.
 
     Args:
         version: The version's name.
@@ -32,7 +32,7 @@ def version_status(
         and status.get("updatedReplicas", 0) == wanted == status.get("replicas", 0)
         and status.get("readyReplicas", 0) == wanted
     )
-    cause, failed = (None, False) if ready else _problem(deployment, pods, now)
+    cause, failed = (None, False) if ready else _readiness_problem(deployment, pods, now)
     return VersionStatus(
         name=version,
         ready=ready,
@@ -40,26 +40,26 @@ def version_status(
         failed=failed,
         down_since=_down_since(deployment),
         cause=cause,
-        replicas=tuple(_replica(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
+        replicas=tuple(_replica_status(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
     )
 
 
 def _down_since(deployment: Object) -> datetime | None:
-    """Return since when the Deployment's controller has called it unavailable."""
-    available = _conditions(deployment).get("Available")
+    """Return since when the Deployment's condition Available has been False; None if it is not."""
+    available = _conditions_by_type(deployment).get("Available")
     if available and available["status"] == "False" and "lastTransitionTime" in available:
         return datetime.fromisoformat(available["lastTransitionTime"])
     return None
 
 
-def _problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
-    """Return what keeps a version from being ready, and whether waiting cannot help."""
+def _readiness_problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
+    """Return why a version is not ready (None if unknown), and whether the problem is permanent."""
     problems = [problem for pod in pods if not is_terminating(pod) if (problem := pod_problem(pod, now))]
     if problems:
         # A pod that can never start tells more than another one that has not started yet.
         worst = max(problems, key=lambda problem: problem.is_permanent)
         return worst.message, worst.is_permanent
-    conditions = _conditions(deployment)
+    conditions = _conditions_by_type(deployment)
     failure = conditions.get("ReplicaFailure")
     if failure and failure["status"] == "True":
         message = f"no pod can be created: {failure.get('message')}"
@@ -70,12 +70,14 @@ def _problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -
     return None, False
 
 
-def _conditions(deployment: Object) -> dict[str, Object]:
+def _conditions_by_type(deployment: Object) -> dict[str, Object]:
+    """Return the Deployment's status conditions by type."""
     conditions = (deployment.get("status") or {}).get("conditions") or []
     return {condition["type"]: condition for condition in conditions}
 
 
-def _replica(pod: Object) -> ReplicaStatus:
+def _replica_status(pod: Object) -> ReplicaStatus:
+    """Return the status of one replica from its pod."""
     containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
     waiting = (containers[0].get("state") or {}).get("waiting") or {}
     if is_terminating(pod):

@@ -60,15 +60,15 @@ USER_ID: Final = 10001
 
 
 def root(endpoint: str, namespace: str) -> Object:
-    """Return the object that owns all others of an endpoint: deleting it deletes the endpoint, and nothing else."""
+    """Return the ConfigMap that owns all other objects of an endpoint: deleting it deletes them too."""
     return {
-        **_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),
+        **_object_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),
         "data": {"endpoint": endpoint},
     }
 
 
 def owner_reference(owner: Object) -> Object:
-    """Return the reference by which an object is deleted together with `owner`."""
+    """Return the ownerReference to `owner`, with which an object is deleted together with its owner."""
     return {
         "apiVersion": "v1",
         "kind": CONFIG_MAP.name,
@@ -81,7 +81,7 @@ def owner_reference(owner: Object) -> Object:
 def deployment(
     endpoint: Endpoint, version: Version, *, namespace: str, owner: Object, image_pull_secret: str | None = None
 ) -> Object:
-    """Return a version's Deployment, without the number of its replicas, which is set by scaling."""
+    """Return a version's Deployment, without the number of replicas, which scaling sets."""
     labels = version_labels(endpoint.name, version.name)
     drain_s = -(-version.scoring_timeout_ms // 1000) + DRAIN_MARGIN_S
     pod: Object = {
@@ -105,7 +105,7 @@ def deployment(
     if image_pull_secret:
         pod["imagePullSecrets"] = [{"name": image_pull_secret}]
     return {
-        **_owned(DEPLOYMENT, version_object(endpoint.name, version.name), namespace, labels, owner),
+        **_owned_object_head(DEPLOYMENT, version_object(endpoint.name, version.name), namespace, labels, owner),
         "spec": {
             "selector": {"matchLabels": labels},
             "revisionHistoryLimit": 2,
@@ -118,12 +118,13 @@ def deployment(
 
 
 def _container(version: Version, drain_s: int) -> Object:
-    requests: dict[str, str] = {"cpu": _cores(version.cpu_cores), "memory": _gigabytes(version.memory_gb)}
+    """Return the container of a version's pods: image, resources, probes and settings."""
+    requests: dict[str, str] = {"cpu": _cpu_quantity(version.cpu_cores), "memory": _memory_quantity(version.memory_gb)}
     limits: dict[str, str] = {}
     if version.cpu_cores_limit is not None:
-        limits["cpu"] = _cores(version.cpu_cores_limit)
+        limits["cpu"] = _cpu_quantity(version.cpu_cores_limit)
     if version.memory_gb_limit is not None:
-        limits["memory"] = _gigabytes(version.memory_gb_limit)
+        limits["memory"] = _memory_quantity(version.memory_gb_limit)
     if version.gpu_cores:
         # A GPU cannot be shared: Kubernetes wants request and limit to be the same.
         requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(version.gpu_cores)
@@ -175,10 +176,10 @@ def _container(version: Version, drain_s: int) -> Object:
 
 
 def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Object:
-    """Return the Service of a version's replicas."""
+    """Return the Service of a version's pods."""
     labels = version_labels(endpoint, version)
     return {
-        **_owned(SERVICE, version_object(endpoint, version), namespace, labels, owner),
+        **_owned_object_head(SERVICE, version_object(endpoint, version), namespace, labels, owner),
         "spec": {
             "type": "ClusterIP",
             "selector": labels,
@@ -188,18 +189,18 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
 
 
 def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object) -> Object:
-    """Return the Secret with an endpoint's keys, which the router checks callers' keys against."""
+    """Return the Secret with an endpoint's keys, against which the router checks callers' keys."""
     return {
-        **_owned(SECRET, endpoint_object(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner),
+        **_owned_object_head(SECRET, endpoint_object(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner),
         "type": "Opaque",
         "stringData": {"primary": keys.primary, "secondary": keys.secondary},
     }
 
 
 def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
-    """Return the policy that lets only callers with a key in."""
+    """Return the SecurityPolicy that only lets callers with a key in."""
     return {
-        **_policy(SECURITY_POLICY, endpoint, namespace, owner),
+        **_policy_head(SECURITY_POLICY, endpoint, namespace, owner),
         "spec": {
             "targetRefs": [_route_reference(endpoint)],
             "apiKeyAuth": {
@@ -212,9 +213,9 @@ def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
 
 
 def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
-    """Return the policy for an endpoint's requests: retries, load balancing, limits and telemetry."""
+    """Return the BackendTrafficPolicy of an endpoint: retries, load balancing, limits and telemetry."""
     return {
-        **_policy(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
+        **_policy_head(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
         "spec": {
             "targetRefs": [_route_reference(endpoint.name)],
             "loadBalancer": {"type": "LeastRequest"},
@@ -259,7 +260,7 @@ def http_route(
     owner: Object,
 ) -> Object:
     """Return the route of an endpoint's requests, as it is created."""
-    route = _owned(HTTP_ROUTE, route_name(endpoint), namespace, endpoint_labels(endpoint), owner)
+    route = _owned_object_head(HTTP_ROUTE, route_name(endpoint), namespace, endpoint_labels(endpoint), owner)
     route["metadata"]["annotations"] = dict(annotations)
     return {**route, "spec": {"parentRefs": [parent], "rules": list(rules)}}
 
@@ -267,7 +268,9 @@ def http_route(
 def direct_response(endpoint: str, part: str, status: int, text: str, *, namespace: str, owner: Object) -> Object:
     """Return the filter by which the router itself answers a request."""
     return {
-        **_owned(HTTP_ROUTE_FILTER, endpoint_object(endpoint, part), namespace, endpoint_labels(endpoint), owner),
+        **_owned_object_head(
+            HTTP_ROUTE_FILTER, endpoint_object(endpoint, part), namespace, endpoint_labels(endpoint), owner
+        ),
         "spec": {
             "directResponse": {
                 "contentType": "text/plain; charset=utf-8",
@@ -278,15 +281,18 @@ def direct_response(endpoint: str, part: str, status: int, text: str, *, namespa
     }
 
 
-def _policy(kind: Kind, endpoint: str, namespace: str, owner: Object) -> Object:
-    return _owned(kind, endpoint_object(endpoint), namespace, endpoint_labels(endpoint), owner)
+def _policy_head(kind: Kind, endpoint: str, namespace: str, owner: Object) -> Object:
+    """Return the common part of a policy of an endpoint: kind, metadata and owner."""
+    return _owned_object_head(kind, endpoint_object(endpoint), namespace, endpoint_labels(endpoint), owner)
 
 
 def _route_reference(endpoint: str) -> Object:
+    """Return the reference by which a policy names the endpoint's HTTPRoute."""
     return {"group": HTTP_ROUTE.group, "kind": HTTP_ROUTE.name, "name": route_name(endpoint)}
 
 
-def _head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str]) -> Object:
+def _object_head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str]) -> Object:
+    """Return the common part of an object: API version, kind, name, namespace and labels."""
     return {
         "apiVersion": kind.version,
         "kind": kind.name,
@@ -294,16 +300,18 @@ def _head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str]) -> O
     }
 
 
-def _owned(kind: Kind, name: str, namespace: str, labels: Mapping[str, str], owner: Object) -> Object:
-    head = _head(kind, name, namespace, labels)
+def _owned_object_head(kind: Kind, name: str, namespace: str, labels: Mapping[str, str], owner: Object) -> Object:
+    """Return the common part of an object that is deleted together with `owner`."""
+    head = _object_head(kind, name, namespace, labels)
     head["metadata"]["ownerReferences"] = [owner_reference(owner)]
     return head
 
 
-def _cores(cores: float) -> str:
+def _cpu_quantity(cores: float) -> str:
+    """Return a number of CPU cores as a Kubernetes quantity in millicores."""
     return f"{max(1, round(cores * 1000))}m"
 
 
-def _gigabytes(gigabytes: float) -> str:
-    """Return a quantity in bytes; a gigabyte of the old service has 10^9."""
+def _memory_quantity(gigabytes: float) -> str:
+    """Return a number of gigabytes (10^9 bytes) as a Kubernetes quantity in bytes."""
     return str(max(1, round(gigabytes * 1_000_000_000)))

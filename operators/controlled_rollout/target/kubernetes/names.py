@@ -34,17 +34,17 @@ def version_labels(endpoint: str, version: str) -> dict[str, str]:
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Return labels as a label selector of the API server."""
+    """Return labels as a label selector for the API server, such as `a=1,b=2`."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def endpoint_object(endpoint: str, part: str = "") -> str:
-    """Return the name of one of an endpoint's objects."""
+    """Return the name of an object of an endpoint; `part` tells several objects of one kind apart."""
     return f"controlled-rollout-{check_name(endpoint)}" + (f"-{part}" if part else "")
 
 
 def route_name(endpoint: str) -> str:
-    """Return the name of an endpoint's HTTPRoute, which people look for: the endpoint's name."""
+    """Return the name of an endpoint's HTTPRoute, which is the endpoint's name."""
     return check_name(endpoint)
 
 

@@ -86,7 +86,7 @@ BUILDER: Final = (
 def builder_as_yaml(
     namespace: str = "models", service_account: str = "controlled-rollout", account_namespace: str | None = None
 ) -> str:
-    """Return the Role that building images in pods needs, and its binding, as YAML.
+    """Return as YAML the Role, and its RoleBinding, for building images in pods.
 
     Args:
         namespace: The namespace that such pods run in.
@@ -94,7 +94,7 @@ def builder_as_yaml(
         account_namespace: The ServiceAccount's namespace; None for `namespace`.
     """
     account = f"{account_namespace or namespace}/{service_account}"
-    return _role(f"{service_account}-builder", namespace, BUILDER, account)
+    return _role_as_yaml(f"{service_account}-builder", namespace, BUILDER, account)
 
 
 def as_yaml(
@@ -103,7 +103,7 @@ def as_yaml(
     envoy_namespace: str = "envoy-gateway-system",
     service_account: str = "controlled-rollout",
 ) -> str:
-    """Return the ServiceAccount, exactly the Roles that the target needs, and their bindings, as YAML.
+    """Return as YAML the ServiceAccount, the Roles that the target needs, and their bindings.
 
     Args:
         namespace: The namespace of the endpoints and of the ServiceAccount.
@@ -115,10 +115,10 @@ def as_yaml(
     return "---\n".join(
         [
             _ACCOUNT.format(name=service_account, namespace=namespace),
-            _role(service_account, namespace, NAMESPACE, account),
-            _role(f"{service_account}-{namespace}-gateway", gateway_namespace, GATEWAY_NAMESPACE, account),
-            _role(f"{service_account}-{namespace}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
-            _role(f"{service_account}-{namespace}", None, GATEWAY_CLASSES, account),
+            _role_as_yaml(service_account, namespace, NAMESPACE, account),
+            _role_as_yaml(f"{service_account}-{namespace}-gateway", gateway_namespace, GATEWAY_NAMESPACE, account),
+            _role_as_yaml(f"{service_account}-{namespace}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
+            _role_as_yaml(f"{service_account}-{namespace}", None, GATEWAY_CLASSES, account),
         ]
     )
 
@@ -160,7 +160,8 @@ _RULE: Final = """\
 """
 
 
-def _role(name: str, namespace: str | None, permissions: Sequence[Permission], account: str) -> str:
+def _role_as_yaml(name: str, namespace: str | None, permissions: Sequence[Permission], account: str) -> str:
+    """Return as YAML a Role and its binding to an account, or a ClusterRole if `namespace` is None."""
     account_namespace, account_name = account.split("/")
     rules = [
         _RULE.format(

@@ -72,7 +72,7 @@ class RouteState:
 
     @property
     def entering(self) -> list[str]:
-        """The versions that are to get a share and have only the minimal weight, or none."""
+        """The versions that are to get a share and have no more than the minimal weight now."""
         served = shares(self.weights, self.phase)
         if not served:
             return []  # nobody is served: there is no request to lose
@@ -84,7 +84,7 @@ class RouteState:
 
     @property
     def leaving(self) -> list[str]:
-        """The versions that are to lose all their share and have more than the minimal weight on some Envoy."""
+        """The versions that are to lose their whole share and have more than the minimal weight on some Envoy."""
         return [
             version
             for version, weight in self.weights.items()
@@ -93,6 +93,8 @@ class RouteState:
 
 
 class _State(NamedTuple):
+    """A row of the table: the phase, its entry condition and its weights."""
+
     phase: Phase
     is_entered: Callable[[RouteState], bool]
     weights: Callable[[RouteState], Weights]
@@ -116,12 +118,12 @@ _STATES: Final = (
 
 
 def next_weights(now: RouteState) -> tuple[Phase, dict[str, int]]:
-    """Return the phase to be in, which may be the present one, and its weights."""
+    """Return the phase that the route should be in next, which may be the present one, and the phase's weights."""
     state = next(state for state in _STATES if state.is_entered(now))
     return state.phase, dict(state.weights(now))
 
 
 def shares(weights: Weights, phase: Phase) -> dict[str, int]:
-    """Return the weights that are shares: in ENTERING, the minimal ones are of versions that have none yet."""
+    """Return the weights that are real shares, without the minimal weights of versions that enter."""
     least = MINIMAL + 1 if phase is Phase.ENTERING else 1
     return {version: weight for version, weight in weights.items() if weight >= least}

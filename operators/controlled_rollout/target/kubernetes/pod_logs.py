@@ -12,13 +12,13 @@ from controlled_rollout.target.kubernetes.names import selector, version_labels
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["logs", "with_logs"]
+__all__ = ["version_logs", "with_logs"]
 
 STATUS_LINES: Final = 30
 
 
-async def logs(api: Api, workspace: Workspace, endpoint: str, version: str, lines: int) -> str:
-    """Return the last lines of the logs of a version's pods, the newest pod's last."""
+async def version_logs(api: Api, workspace: Workspace, endpoint: str, version: str, lines: int) -> str:
+    """Read the last lines of the logs of a version's pods; the newest pod's lines come last."""
     labels = selector(version_labels(endpoint, version))
     pods = await api.items(POD.path(workspace.namespace), labelSelector=labels)
     text: list[str] = []
@@ -32,11 +32,11 @@ async def logs(api: Api, workspace: Workspace, endpoint: str, version: str, line
 async def with_logs(
     api: Api, workspace: Workspace, status: EndpointStatus, versions: Iterable[VersionStatus]
 ) -> EndpointStatus:
-    """Return a status in which some versions have the last lines of their logs and Kubernetes' newest warning."""
+    """Return the status with log lines and the newest Kubernetes warning added to the given versions."""
     changed = dict(status.versions)
     for version in versions:
-        log_tail = await logs(api, workspace, status.name, version.name, STATUS_LINES)
-        warning = await _warning(api, workspace, version)
+        log_tail = await version_logs(api, workspace, status.name, version.name, STATUS_LINES)
+        warning = await _newest_warning(api, workspace, version)
         warning = f"Kubernetes: {warning}" if warning and version.cause else warning
         cause = "; ".join(filter(None, (version.cause, warning))) or None
         changed[version.name] = version.model_copy(update={"log_tail": log_tail, "cause": cause})
@@ -44,6 +44,7 @@ async def with_logs(
 
 
 async def _pod_log(api: Api, workspace: Workspace, pod: Object, lines: int) -> str:
+    """Read the last lines of a pod's log, or of its previous container's log while it waits to restart."""
     path = POD.path(workspace.namespace, pod["metadata"]["name"], "log")
     containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
     # A container that waits for its next start has logged nothing yet: the one before it says why it ended.
@@ -55,8 +56,8 @@ async def _pod_log(api: Api, workspace: Workspace, pod: Object, lines: int) -> s
         return ""  # a container that never started has no log
 
 
-async def _warning(api: Api, workspace: Workspace, version: VersionStatus) -> str | None:
-    """Return the newest warning about the first pod that is not ready."""
+async def _newest_warning(api: Api, workspace: Workspace, version: VersionStatus) -> str | None:
+    """Return the newest warning about the version's first pod that is not ready; None if there is none."""
     pod = next((replica.name for replica in version.replicas if replica.state is not ReplicaState.READY), None)
     if pod is None:
         return None

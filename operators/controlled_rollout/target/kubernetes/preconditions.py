@@ -15,7 +15,7 @@ __all__ = ["check_cluster", "check_endpoint"]
 
 
 def check_endpoint(endpoint: Endpoint, workspace: Workspace) -> None:
-    """Refuse an endpoint that this target cannot serve.
+    """Raise an error if this target cannot serve the endpoint; nothing is read or changed.
 
     Raises:
         EndpointError: It asks for another namespace, for what no target can do yet, or a version has no image.
@@ -32,7 +32,7 @@ def check_endpoint(endpoint: Endpoint, workspace: Workspace) -> None:
 
 
 async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
-    """Refuse a cluster that cannot do what is needed, and a route that somebody else has written or edited.
+    """Raise an error if the cluster lacks an API or the Gateway, or if foreign rules are in the way.
 
     Raises:
         ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
@@ -50,7 +50,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
     await _check_controller(api, workspace, await find_gateway(api, workspace))
     route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
     if route is None:
-        await _check_path(api, workspace, endpoint)
+        await _check_path_is_free(api, workspace, endpoint)
         return
     if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint:
         raise ConflictError(
@@ -62,6 +62,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
 
 
 async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> None:
+    """Raise WorkspaceError if another controller than Envoy Gateway serves the Gateway."""
     name = gateway["spec"]["gatewayClassName"]
     try:
         gateway_class = await api.find(f"/apis/{GATEWAY.version}/gatewayclasses/{name}")
@@ -76,8 +77,8 @@ async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> 
         )
 
 
-async def _check_path(api: Api, workspace: Workspace, endpoint: str) -> None:
-    """Refuse an endpoint whose path on the Gateway another namespace has: the older route would get its requests."""
+async def _check_path_is_free(api: Api, workspace: Workspace, endpoint: str) -> None:
+    """Raise ConflictError if the Gateway serves the endpoint's path for another namespace, whose route would win."""
     namespaces = (await envoy_stats.read_all(api, workspace, endpoint)).namespaces() - {workspace.namespace}
     if namespaces:
         raise ConflictError(

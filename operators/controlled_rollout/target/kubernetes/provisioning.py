@@ -26,7 +26,7 @@ from controlled_rollout.target.kubernetes.names import (
 from controlled_rollout.target.protocol import Keys
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["apply_objects", "apply_root", "scale"]
+__all__ = ["apply_objects", "apply_root", "scale_version"]
 
 # The annotation of a Deployment and of an endpoint's root object with the digest of the manifests that were applied
 # last: what is the same is not sent again.
@@ -34,13 +34,13 @@ APPLIED: Final = "controlled-rollout/made-from"
 
 
 async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
-    """Apply the object that owns all others of an endpoint, and return it."""
+    """Apply the ConfigMap that owns all other objects of an endpoint, and return it."""
     path = CONFIG_MAP.path(workspace.namespace, endpoint_object(endpoint))
     return await api.apply(path, manifests.root(endpoint, workspace.namespace))
 
 
 async def apply_objects(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:
-    """Apply all objects of an endpoint but its route, those that have changed since they were applied last.
+    """Apply all objects of an endpoint except its route; skip those that have not changed.
 
     Args:
         api: The cluster.
@@ -58,7 +58,7 @@ async def apply_objects(api: Api, workspace: Workspace, endpoint: Endpoint, owne
         await _apply_version(api, workspace, endpoint, version, owner, deployments.get(version.name))
 
 
-async def scale(api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int) -> None:
+async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int) -> None:
     """Set the number of a version's pods.
 
     The field has a manager of its own, so that applying the Deployment again does not take the number back.
@@ -68,6 +68,7 @@ async def scale(api: Api, workspace: Workspace, endpoint: str, version: str, rep
 
 
 async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:
+    """Apply an endpoint's policies, direct responses and keys, unless they are unchanged since the last time."""
     name, namespace = endpoint.name, workspace.namespace
     policies = {BACKEND_TRAFFIC_POLICY: manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)}
     if endpoint.auth is Auth.KEY:
@@ -82,7 +83,7 @@ async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, ow
         for part, (status, text) in responses.items()
     ]
     digest = _digest([*policies.values(), *filters])
-    if _applied(owner) == digest:
+    if _applied_digest(owner) == digest:
         return
     if endpoint.auth is Auth.KEY:
         # Created, not applied: keys that exist stay.
@@ -104,25 +105,28 @@ async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, ow
 async def _apply_version(
     api: Api, workspace: Workspace, endpoint: Endpoint, version: Version, owner: Object, deployment: Object | None
 ) -> None:
+    """Apply a version's Service and Deployment if they have changed, and raise its replicas to the minimum."""
     name, namespace = version_object(endpoint.name, version.name), workspace.namespace
     manifest = manifests.deployment(
         endpoint, version, namespace=namespace, owner=owner, image_pull_secret=workspace.image_pull_secret
     )
     digest = _digest(manifest)
-    if deployment is None or _applied(deployment) != digest:
+    if deployment is None or _applied_digest(deployment) != digest:
         service = manifests.service(endpoint.name, version.name, namespace=namespace, owner=owner)
         await api.apply(SERVICE.path(namespace, name), service)
         manifest["metadata"]["annotations"] = {APPLIED: digest}
         deployment = await api.apply(DEPLOYMENT.path(namespace, name), manifest)
     replicas = deployment["spec"].get("replicas", 1)
     if replicas < version.replicas_at_start or (version.num_replicas and replicas != version.num_replicas):
-        await scale(api, workspace, endpoint.name, version.name, version.replicas_at_start)
+        await scale_version(api, workspace, endpoint.name, version.name, version.replicas_at_start)
 
 
-def _applied(resource: Object) -> str | None:
+def _applied_digest(resource: Object) -> str | None:
+    """Return the digest of the manifests that were applied last, from the object's annotation; None without one."""
     digest: str | None = (resource["metadata"].get("annotations") or {}).get(APPLIED)
     return digest
 
 
 def _digest(objects: Any) -> str:
+    """Return the SHA-256 digest of objects as JSON."""
     return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()

@@ -13,12 +13,12 @@ from controlled_rollout.target.kubernetes import manifests, revisions
 from controlled_rollout.target.kubernetes.gateway import parent_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
 from controlled_rollout.target.kubernetes.provisioning import apply_root
-from controlled_rollout.target.kubernetes.route_rules import DIGEST, digest, foreign_rules
+from controlled_rollout.target.kubernetes.route_rules import DIGEST, foreign_rules, rules_digest
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.target.kubernetes.watching import read_view
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["ATTEMPTS", "delete_rules", "reconcile", "reconcile_view"]
+__all__ = ["ATTEMPTS", "delete_rules", "reconcile_endpoint", "reconcile_view"]
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 ATTEMPTS: Final = 5
 
 
-async def reconcile(api: Api, workspace: Workspace, endpoint: Endpoint) -> None:
-    """Do what is possible now for the newest revision, `endpoint`, also if others change the route at the same time."""
+async def reconcile_endpoint(api: Api, workspace: Workspace, endpoint: Endpoint) -> None:
+    """Take the next step for an endpoint's newest revision; repeat if others change the route at the same time."""
     for _ in range(ATTEMPTS):
         view = await read_view(api, workspace, endpoint)
         if view.hand_edit:
             log.warning("%s", view.hand_edit)
             return
-        if await _act(api, workspace, view):
+        if await _take_step(api, workspace, view):
             return
 
 
 async def reconcile_view(api: Api, workspace: Workspace, view: EndpointView) -> EndpointView:
-    """Do what a view allows for the newest revision; return the view that was acted on.
+    """Take the next step that a view allows for the newest revision; return the view with that revision.
 
     Nothing is done if somebody has changed the route since: the next view shows that.
     """
@@ -48,12 +48,12 @@ async def reconcile_view(api: Api, workspace: Workspace, view: EndpointView) -> 
     history = await revisions.existing_history(api, workspace.namespace, view.endpoint.name)
     view = replace(view, endpoint=history[-1].endpoint)
     if view.has_work:
-        await _act(api, workspace, view)
+        await _take_step(api, workspace, view)
     return view
 
 
 async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:
-    """Delete our rules from an endpoint's route, and the route if it has no others.
+    """Delete our rules from an endpoint's route, or the whole route if it has no other rules.
 
     Raises:
         ConflictError: Others change the route all the time.
@@ -80,8 +80,8 @@ async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:
     )
 
 
-async def _act(api: Api, workspace: Workspace, view: EndpointView) -> bool:
-    """Write the rules that the route should have next, or else delete what no router refers to any more.
+async def _take_step(api: Api, workspace: Workspace, view: EndpointView) -> bool:
+    """Write the rules that the route should have next; if it has them, delete the objects that no Envoy refers to.
 
     Returns:
         False if somebody has changed the route since the view: nothing was done.
@@ -98,8 +98,8 @@ async def _act(api: Api, workspace: Workspace, view: EndpointView) -> bool:
 async def _write_rules(
     api: Api, workspace: Workspace, endpoint: str, route: Object | None, rules: Sequence[Object]
 ) -> bool:
-    """Write all rules of a route; return False, and write nothing, if somebody has changed it since it was read."""
-    namespace, annotations = workspace.namespace, {DIGEST: digest(rules)}
+    """Write all rules of a route; return False, with nothing written, if it was changed since it was read."""
+    namespace, annotations = workspace.namespace, {DIGEST: rules_digest(rules)}
     if route is None:
         owner = await apply_root(api, workspace, endpoint)
         parent = parent_reference(workspace)

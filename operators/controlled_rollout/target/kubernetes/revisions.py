@@ -26,7 +26,7 @@ async def history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
     stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(endpoint_labels(endpoint)))
     # Objects that are being deleted belong to an endpoint that is being deleted.
     kept = [revision for revision in stored if "deletionTimestamp" not in revision["metadata"]]
-    return sorted(map(_revision, kept), key=lambda revision: revision.number)
+    return sorted(map(_revision_from_object, kept), key=lambda revision: revision.number)
 
 
 async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
@@ -49,7 +49,7 @@ async def endpoints_of(api: Api, namespace: str) -> list[str]:
 async def store(
     api: Api, namespace: str, endpoint: Endpoint, change: Change, *, owner: Object, kept: Sequence[Revision]
 ) -> Revision:
-    """Store `endpoint` as the revision after its own, and delete the oldest beyond the 200 that are kept.
+    """Store `endpoint` as its next revision, and delete the oldest revisions beyond the 200 that are kept.
 
     Args:
         api: The cluster.
@@ -63,7 +63,7 @@ async def store(
         ConflictError: That number is taken by another revision.
     """
     revision = Revision.after(endpoint, change)
-    created = await api.create(CONTROLLER_REVISION.path(namespace), _object(revision, namespace, owner))
+    created = await api.create(CONTROLLER_REVISION.path(namespace), _revision_object(revision, namespace, owner))
     if created is None:
         taken = [stored for stored in await history(api, namespace, endpoint.name) if stored.number == revision.number]
         winner = taken[0] if taken else None
@@ -72,21 +72,23 @@ async def store(
             raise refusals.conflict_error(endpoint, winner)
         return winner
     for old in kept[: max(0, len(kept) + 1 - KEPT)]:
-        await api.delete(CONTROLLER_REVISION.path(namespace, _name(endpoint.name, old.number)))
+        await api.delete(CONTROLLER_REVISION.path(namespace, _revision_object_name(endpoint.name, old.number)))
     return revision
 
 
-def _name(endpoint: str, number: int) -> str:
+def _revision_object_name(endpoint: str, number: int) -> str:
+    """Return the name of the ControllerRevision of a revision."""
     return endpoint_object(endpoint, f"{number:08d}")
 
 
-def _object(revision: Revision, namespace: str, owner: Object) -> Object:
+def _revision_object(revision: Revision, namespace: str, owner: Object) -> Object:
+    """Return the ControllerRevision that stores a revision."""
     name = revision.endpoint.name
     return {
         "apiVersion": CONTROLLER_REVISION.version,
         "kind": CONTROLLER_REVISION.name,
         "metadata": {
-            "name": _name(name, revision.number),
+            "name": _revision_object_name(name, revision.number),
             "namespace": namespace,
             "labels": endpoint_labels(name),
             "annotations": {
@@ -101,7 +103,8 @@ def _object(revision: Revision, namespace: str, owner: Object) -> Object:
     }
 
 
-def _revision(resource: Object) -> Revision:
+def _revision_from_object(resource: Object) -> Revision:
+    """Return the revision that a ControllerRevision stores."""
     annotations = resource["metadata"]["annotations"]
     return Revision(
         number=resource["revision"],

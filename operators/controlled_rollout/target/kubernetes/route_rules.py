@@ -36,16 +36,16 @@ __all__ = [
     "ManagedRules",
     "Mark",
     "build_rules",
-    "clusters",
-    "digest",
     "foreign_rules",
     "hand_edit",
     "is_weights_rule",
     "managed_rules",
     "mark_of",
     "merge_rules",
-    "positive",
+    "positive_weights",
     "read_rules",
+    "rules_digest",
+    "versions_by_cluster",
 ]
 
 # The Gateway API's limit.
@@ -86,7 +86,7 @@ class Mark:
         return f"{name}-{self.default}" if self.default else name
 
     def stat(self, namespace: str, route: str) -> str:
-        """Return the name of that rule's counters in Envoy."""
+        """Return the name under which Envoy counts the requests of the rule with the mark."""
         return f"{namespace}/{route}/{self.rule}"
 
 
@@ -132,14 +132,14 @@ def build_rules(
         rules[f"version-{version}"] = _version_rule(endpoint, version)
     rules[UNKNOWN] = {
         "name": mark.rule,
-        "matches": [_match(endpoint.name, {"type": "RegularExpression", "value": ".+"})],
-        "filters": [_direct_response(endpoint.name, UNKNOWN)],
+        "matches": [_endpoint_match(endpoint.name, {"type": "RegularExpression", "value": ".+"})],
+        "filters": [_direct_response_filter(endpoint.name, UNKNOWN)],
     }
     return rules
 
 
 def merge_rules(current: Sequence[Object], wanted: Mapping[str, Object]) -> list[Object]:
-    """Return the route's rules with ours as `wanted`; all other rules, and all positions, stay as they are.
+    """Return the route's rules with ours replaced by `wanted`; other rules and all positions stay as they are.
 
     Raises:
         EndpointError: There would be more rules than a route may have.
@@ -147,7 +147,7 @@ def merge_rules(current: Sequence[Object], wanted: Mapping[str, Object]) -> list
     merged: list[Object | None] = []
     missing = dict(wanted)
     for rule in current:
-        key = _key(rule)
+        key = _rule_key(rule)
         merged.append(rule if key is None else missing.pop(key, None))
     for key in wanted:
         if key in missing:
@@ -167,23 +167,23 @@ def merge_rules(current: Sequence[Object], wanted: Mapping[str, Object]) -> list
 
 
 def managed_rules(current: Iterable[Object]) -> list[Object]:
-    """Return our rules among those of a route."""
-    return [rule for rule in current if _key(rule) is not None]
+    """Return the rules of a route that we manage."""
+    return [rule for rule in current if _rule_key(rule) is not None]
 
 
 def foreign_rules(current: Iterable[Object]) -> list[Object]:
     """Return the rules of a route that others have written."""
-    return [rule for rule in current if _key(rule) is None]
+    return [rule for rule in current if _rule_key(rule) is None]
 
 
 def read_rules(current: Iterable[Object], versions: Mapping[str, str]) -> ManagedRules | None:
-    """Return what our rules say, or None if there are none.
+    """Return the weights and the mark that our rules hold; None if the route has none of our rules.
 
     Args:
         current: The route's rules.
         versions: The versions by the names of their Services.
     """
-    rules = {key: rule for rule in current if (key := _key(rule)) is not None}
+    rules = {key: rule for rule in current if (key := _rule_key(rule)) is not None}
     if WEIGHTS not in rules or UNKNOWN not in rules:
         return None
     mark = mark_of(rules[UNKNOWN]["name"])
@@ -196,8 +196,8 @@ def read_rules(current: Iterable[Object], versions: Mapping[str, str]) -> Manage
     return ManagedRules(mark, weights, reachable) if mark else None
 
 
-def positive(weights: Mapping[str, int]) -> dict[str, int]:
-    """Return the weights above 0."""
+def positive_weights(weights: Mapping[str, int]) -> dict[str, int]:
+    """Return only the weights above 0."""
     return {version: weight for version, weight in weights.items() if weight}
 
 
@@ -210,21 +210,21 @@ def mark_of(rule: str) -> Mark | None:
     return Mark(int(revision), Phase(phase), int(step), int(served_revision), default)
 
 
-def digest(current: Iterable[Object]) -> str:
-    """Return the digest of our rules, which tells them from rules that somebody has edited."""
+def rules_digest(current: Iterable[Object]) -> str:
+    """Return a digest of our rules, by which edited rules are recognised."""
     text = json.dumps(managed_rules(current), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hand_edit(route: Object | None) -> str | None:
-    """Return a sentence on who has edited our rules in a route; None if nobody has.
+    """Return a sentence on who has edited our rules in a route; None if they are as we wrote them.
 
     Rules that are all gone are no edit: they are written again.
     """
     if route is None or not managed_rules(route["spec"].get("rules") or []):
         return None
     written = (route["metadata"].get("annotations") or {}).get(DIGEST)
-    if written is None or written == digest(route["spec"]["rules"]):
+    if written is None or written == rules_digest(route["spec"]["rules"]):
         return None
     name = f"{route['metadata']['namespace']}/{route['metadata']['name']}"
     writers = [
@@ -242,10 +242,10 @@ def hand_edit(route: Object | None) -> str | None:
     )
 
 
-def clusters(
+def versions_by_cluster(
     namespace: str, route: str, current: Sequence[Object], versions: Mapping[str, str], *, by_name: bool
 ) -> dict[str, str]:
-    """Return the versions by the names of their clusters in Envoy.
+    """Return the versions of a route by the names of their clusters in Envoy.
 
     Args:
         namespace: Of the route.
@@ -256,7 +256,7 @@ def clusters(
     """
     names: dict[str, str] = {}
     for position, rule in enumerate(current):
-        if _key(rule) is None or is_weights_rule(rule) == by_name:
+        if _rule_key(rule) is None or is_weights_rule(rule) == by_name:
             continue
         for slot, backend in enumerate(rule.get("backendRefs") or []):
             if backend.get("weight", 1) > 0 and backend["name"] in versions:
@@ -265,12 +265,12 @@ def clusters(
 
 
 def is_weights_rule(rule: Object) -> bool:
-    """Whether a rule is ours with the weights."""
+    """Return whether a rule is ours and holds the weights."""
     return bool(rule.get("name") == PREFIX + WEIGHTS)
 
 
-def _key(rule: Object) -> str | None:
-    """Return which of our rules this is; None for a foreign one."""
+def _rule_key(rule: Object) -> str | None:
+    """Return the key of one of our rules, such as `weights` or `version-NAME`; None for a foreign rule."""
     name = rule.get("name", "")
     if not name.startswith(PREFIX):
         return None
@@ -278,35 +278,39 @@ def _key(rule: Object) -> str | None:
 
 
 def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> Object:
-    rule = {"name": PREFIX + WEIGHTS, "matches": [_match(endpoint.name)]}
+    """Return the rule that splits the traffic by weight, or that answers 503 if there are no weights."""
+    rule = {"name": PREFIX + WEIGHTS, "matches": [_endpoint_match(endpoint.name)]}
     if not weights:
-        return {**rule, "filters": [_direct_response(endpoint.name, "closed")]}
+        return {**rule, "filters": [_direct_response_filter(endpoint.name, "closed")]}
     timeout_ms = max(version.scoring_timeout_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
     return {
         **rule,
         "filters": _request_filters(WEIGHTS),
-        "backendRefs": _backends(endpoint, current, weights),
+        "backendRefs": _weighted_backends(endpoint, current, weights),
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
 
 
 def _version_rule(endpoint: Endpoint, version: str) -> Object:
+    """Return the rule for callers who name `version` in the version header."""
     timeout_ms = endpoint.versions[version].scoring_timeout_ms + TIMEOUT_MARGIN_MS
     return {
         "name": f"{PREFIX}version-{version}",
-        "matches": [_match(endpoint.name, {"type": "Exact", "value": version})],
+        "matches": [_endpoint_match(endpoint.name, {"type": "Exact", "value": version})],
         "filters": _request_filters("header"),
-        "backendRefs": [_backend(endpoint.name, version, 1)],
+        "backendRefs": [_version_backend(endpoint.name, version, 1)],
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
 
 
-def _match(endpoint: str, header: Object | None = None) -> Object:
+def _endpoint_match(endpoint: str, header: Object | None = None) -> Object:
+    """Return the match for an endpoint's path and, if given, for the version header."""
     match: Object = {"path": {"type": "PathPrefix", "value": f"/api/v1/service/{endpoint}"}}
     return {**match, "headers": [{"name": VERSION_HEADER, **header}]} if header else match
 
 
 def _request_filters(routed_by: str) -> list[Object]:
+    """Return the filters that strip the path prefix and record in a header how the request was routed."""
     return [
         {
             "type": "URLRewrite",
@@ -319,7 +323,8 @@ def _request_filters(routed_by: str) -> list[Object]:
     ]
 
 
-def _direct_response(endpoint: str, part: str) -> Object:
+def _direct_response_filter(endpoint: str, part: str) -> Object:
+    """Return the filter that makes the router answer itself, by the name of its HTTPRouteFilter."""
     return {
         "type": "ExtensionRef",
         "extensionRef": {
@@ -330,7 +335,8 @@ def _direct_response(endpoint: str, part: str) -> Object:
     }
 
 
-def _backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> list[Object]:
+def _weighted_backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> list[Object]:
+    """Return the weighted backends; a version keeps its position, and free positions are used first."""
     services = {version_object(endpoint.name, version): version for version in weights}
     positions: list[str | None] = []
     for rule in filter(is_weights_rule, current):
@@ -350,12 +356,15 @@ def _backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[st
         positions.pop()
     largest = max(weights, key=lambda version: weights[version])
     return [
-        _backend(endpoint.name, version, weights[version]) if version else _backend(endpoint.name, largest, 0)
+        _version_backend(endpoint.name, version, weights[version])
+        if version
+        else _version_backend(endpoint.name, largest, 0)
         for version in positions
     ]
 
 
-def _backend(endpoint: str, version: str, weight: int) -> Object:
+def _version_backend(endpoint: str, version: str, weight: int) -> Object:
+    """Return one backend: a version's Service with its weight, and filters that set the version header."""
     version_header = {"set": [{"name": VERSION_HEADER, "value": version}]}
     return {
         "group": "",
@@ -371,7 +380,7 @@ def _backend(endpoint: str, version: str, weight: int) -> Object:
 
 
 def _empty_rule(position: int) -> Object:
-    """Return a rule that keeps a position and matches nothing: no version has such a name."""
+    """Return a rule that keeps a position free and matches no request."""
     return {
         "name": f"{PREFIX}{EMPTY}-{position}",
         "matches": [

@@ -52,7 +52,7 @@ def _next_mark(
     """Return the present mark if split and revision stay the same, else one that no rules have had before."""
     mark = present.mark
     default = mark.default if phase is Phase.ENTERING else goal.default
-    is_same_split = route_rules.positive(weights) == route_rules.positive(present.weights)
+    is_same_split = route_rules.positive_weights(weights) == route_rules.positive_weights(present.weights)
     if is_same_split and (mark.revision, mark.phase, mark.default) == (revision, phase, default):
         return mark
     step = mark.step + 1 if mark.revision == revision else 0

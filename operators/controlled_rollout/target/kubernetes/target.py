@@ -22,7 +22,7 @@ from controlled_rollout.target.kubernetes import envoy_stats, pod_logs, provisio
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
-from controlled_rollout.target.kubernetes.view import EndpointView, clusters, services
+from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
 from controlled_rollout.workspace import Workspace
@@ -52,7 +52,7 @@ class KubernetesTarget:
     @classmethod
     @asynccontextmanager
     async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
-        """Open the target of a workspace: one sign-in for everything that is done with it.
+        """Context manager: sign in to a workspace's cluster and yield the target; close the connection on exit.
 
         Raises:
             WorkspaceError: The workspace does not lead to a cluster.
@@ -84,7 +84,7 @@ class KubernetesTarget:
             revision = await revisions.store(self._api, self._namespace, endpoint, change, owner=owner, kept=history)
             stored = revision.endpoint
         await provisioning.apply_objects(self._api, self._workspace, stored, owner)
-        await reconciling.reconcile(self._api, self._workspace, stored)
+        await reconciling.reconcile_endpoint(self._api, self._workspace, stored)
         return stored
 
     async def status(self, name: str) -> EndpointStatus:
@@ -97,13 +97,14 @@ class KubernetesTarget:
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""
 
-        async def process(view: EndpointView) -> EndpointView:
+        async def reconcile_if_asked(view: EndpointView) -> EndpointView:
+            """Reconcile the view first if the caller asked for it; return the view that was acted on."""
             return await reconciling.reconcile_view(self._api, self._workspace, view) if reconcile else view
 
         url = await self._base_url()
         newest = await self.endpoint(name)
         latest: EndpointStatus | None = None
-        async with aclosing(watch_views(self._api, self._workspace, newest, process)) as views:
+        async with aclosing(watch_views(self._api, self._workspace, newest, reconcile_if_asked)) as views:
             async for view in views:
                 status = view.status(url, datetime.now(UTC))
                 if status != latest:
@@ -118,26 +119,26 @@ class KubernetesTarget:
         before = await envoy_stats.read_all(self._api, self._workspace, name)
         await asyncio.sleep(LOAD_WINDOW_S)
         after = await envoy_stats.read_all(self._api, self._workspace, name)
-        names = services(name, newest.versions)
-        versions = clusters(route, names, by_name=False) | clusters(route, names, by_name=True)
+        names = versions_by_service(name, newest.versions)
+        versions = versions_by_cluster(route, names, by_name=False) | versions_by_cluster(route, names, by_name=True)
         return envoy_stats.loads(before, after, versions, LOAD_WINDOW_S)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of the logs of a version's pods; those of deleted pods are not kept."""
-        return await pod_logs.logs(self._api, self._workspace, name, version, tail)
+        return await pod_logs.version_logs(self._api, self._workspace, name, version, tail)
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two keys."""
-        return _keys(await self._keys_secret(name))
+        return _keys_from_secret(await self._keys_secret(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
         path = SECRET.path(self._namespace, endpoint_object(name, "keys"))
         for _ in range(reconciling.ATTEMPTS):
             secret = await self._keys_secret(name)
-            change = {"stringData": {which: getattr(_keys(secret).renewed(which), which)}}
+            change = {"stringData": {which: getattr(_keys_from_secret(secret).renewed(which), which)}}
             if (changed := await self._api.merge_if_unchanged(path, secret, change)) is not None:
-                return _keys(changed)
+                return _keys_from_secret(changed)
         raise ConflictError(
             f"the {which} key of endpoint {name!r} was to be replaced, and others changed the keys at each of "
             f"{reconciling.ATTEMPTS} attempts: try again"
@@ -147,7 +148,7 @@ class KubernetesTarget:
         """Set the number of replicas that run now, without a new revision."""
         refusals.check_replicas(version, replicas)
         try:
-            await provisioning.scale(self._api, self._workspace, name, version, replicas)
+            await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
         except ApiError as error:
             if error.status == 404:
                 # Raises the error that names what is missing, the endpoint or the version.
@@ -155,15 +156,16 @@ class KubernetesTarget:
             raise
 
     async def delete(self, name: str, change: Change) -> None:
-        """Delete the endpoint: our rules in its route first, then, by their owner, all other objects of it."""
+        """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""
         path = CONFIG_MAP.path(self._namespace, endpoint_object(name))
         await reconciling.delete_rules(self._api, self._workspace, name)
         await self._api.delete(path, propagation="Foreground")
 
-        async def is_gone() -> bool:
+        async def is_deleted() -> bool:
+            """Return whether the endpoint's root object is deleted, and with it all that it owns."""
             return await self._api.find(path) is None
 
-        if not await until(is_gone, DELETE_TIMEOUT_S, interval_s=DELETE_POLL_S):
+        if not await until(is_deleted, DELETE_TIMEOUT_S, interval_s=DELETE_POLL_S):
             raise TargetUnavailableError(
                 f"endpoint {name!r} is being deleted, and its objects are not gone within "
                 f"{DELETE_TIMEOUT_S:g} s: call again to go on waiting; `kubectl get all -n {self._namespace} "
@@ -172,9 +174,11 @@ class KubernetesTarget:
         log.info("endpoint %s was deleted by %s: %s", name, change.who, change.why)
 
     async def _base_url(self) -> str:
+        """Return the URL at which callers reach the Gateway now."""
         return base_url(await find_gateway(self._api, self._workspace), self._workspace)
 
     async def _keys_secret(self, name: str) -> Object:
+        """Read the Secret with an endpoint's keys; raise EndpointError if it has none."""
         secret = await self._api.find(SECRET.path(self._namespace, endpoint_object(name, "keys")))
         if secret is None:
             newest = await self.endpoint(name)
@@ -182,6 +186,7 @@ class KubernetesTarget:
         return secret
 
 
-def _keys(secret: Object) -> Keys:
+def _keys_from_secret(secret: Object) -> Keys:
+    """Return the keys that a Secret holds, decoded."""
     keys = {name: base64.b64decode(value).decode() for name, value in (secret.get("data") or {}).items()}
     return Keys(primary=keys["primary"], secondary=keys["secondary"])

@@ -18,16 +18,16 @@ from controlled_rollout.target.kubernetes.route_transition import next_rules
 from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 
-__all__ = ["EndpointView", "clusters", "services"]
+__all__ = ["EndpointView", "versions_by_cluster", "versions_by_service"]
 
 
-def services(endpoint: str, versions: Iterable[str]) -> dict[str, str]:
-    """Return versions of an endpoint by the names of their Services."""
+def versions_by_service(endpoint: str, versions: Iterable[str]) -> dict[str, str]:
+    """Return the versions of an endpoint by the names of their Services."""
     return {version_object(endpoint, version): version for version in versions}
 
 
-def clusters(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
-    """Return the versions by the names of their clusters in Envoy; see `route_rules.clusters`.
+def versions_by_cluster(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
+    """Return the versions of a route by the names of their clusters in Envoy; empty if there is no route.
 
     Args:
         route: The endpoint's HTTPRoute; None if there is none.
@@ -37,7 +37,7 @@ def clusters(route: Object | None, services: Mapping[str, str], *, by_name: bool
     if route is None:
         return {}
     metadata, rules = route["metadata"], route["spec"].get("rules") or []
-    return route_rules.clusters(metadata["namespace"], metadata["name"], rules, services, by_name=by_name)
+    return route_rules.versions_by_cluster(metadata["namespace"], metadata["name"], rules, services, by_name=by_name)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class EndpointView:
     @cached_property
     def services(self) -> dict[str, str]:
         """The versions by the names of their Services, with deleted versions whose Deployments still exist."""
-        deployed = map(_version, self.objects[DEPLOYMENT].values())
-        return services(self.endpoint.name, {*self.endpoint.versions, *deployed})
+        deployed = map(_version_label, self.objects[DEPLOYMENT].values())
+        return versions_by_service(self.endpoint.name, {*self.endpoint.versions, *deployed})
 
     @cached_property
     def managed(self) -> ManagedRules | None:
@@ -87,13 +87,13 @@ class EndpointView:
 
     @cached_property
     def weight_clusters(self) -> dict[str, str]:
-        """The versions by their clusters in Envoy that share the traffic."""
-        return clusters(self.route, self.services, by_name=False)
+        """The versions by the names of the Envoy clusters that share the traffic by weight."""
+        return versions_by_cluster(self.route, self.services, by_name=False)
 
     @cached_property
     def name_clusters(self) -> dict[str, str]:
-        """The versions by their clusters in Envoy for callers who ask for a version by name."""
-        return clusters(self.route, self.services, by_name=True)
+        """The versions by the names of the Envoy clusters for callers who name a version."""
+        return versions_by_cluster(self.route, self.services, by_name=True)
 
     @cached_property
     def route_acknowledged(self) -> Acknowledgement:
@@ -102,7 +102,7 @@ class EndpointView:
 
     @cached_property
     def policy_acknowledged(self) -> Acknowledgement:
-        """Whether the Gateway has taken the policy over that asks callers for their keys; it has if none is needed."""
+        """Whether the Gateway enforces the policy that checks callers' keys; done if the endpoint needs no key."""
         if self.endpoint.auth is Auth.NONE:
             return Acknowledgement(True)
         policy = self.objects[SECURITY_POLICY].get(endpoint_object(self.endpoint.name))
@@ -133,9 +133,9 @@ class EndpointView:
 
     @cached_property
     def available(self) -> frozenset[str]:
-        """The versions of which a pod is ready, with deleted versions whose Deployments still exist."""
+        """The versions with at least one ready pod, also deleted versions whose Deployments still exist."""
         return frozenset(
-            _version(deployment)
+            _version_label(deployment)
             for deployment in self.objects[DEPLOYMENT].values()
             if (deployment.get("status") or {}).get("readyReplicas", 0)
         )
@@ -170,7 +170,7 @@ class EndpointView:
 
     @cached_property
     def goal(self) -> Split:
-        """The split that may be served now."""
+        """The split that may be served now, given the readiness of the versions."""
         return allowed_split(
             self.endpoint,
             served=self.managed.split if self.managed else CLOSED,
@@ -181,7 +181,7 @@ class EndpointView:
 
     @cached_property
     def next_rules(self) -> list[Object]:
-        """All rules that the route should have next, on the way to that split."""
+        """All rules that the route should have next on the way to `goal`."""
         return next_rules(
             self.endpoint,
             self.rules,
@@ -203,7 +203,7 @@ class EndpointView:
         return tuple(
             name
             for name, deployment in self.objects[DEPLOYMENT].items()
-            if _version(deployment) not in {*self.endpoint.versions, *weights}
+            if _version_label(deployment) not in {*self.endpoint.versions, *weights}
             and "deletionTimestamp" not in deployment["metadata"]
         )
 
@@ -214,7 +214,7 @@ class EndpointView:
 
     @cached_property
     def has_work(self) -> bool:
-        """Whether something can be done now for the newest revision."""
+        """Whether there is a step to take now for the newest revision."""
         return not self.hand_edit and (self.next_rules != self.rules or bool(self.unused_objects))
 
     @cached_property
@@ -250,7 +250,7 @@ class EndpointView:
             versions={name: self._version_status(name, now) for name in self.endpoint.versions},
             trouble=self.hand_edit or refusal or self.contradiction,
             waiting_for=self._waiting_for(),
-            weight_ppm=route_rules.positive(self.managed.weights) if self.managed and self.confirmed else {},
+            weight_ppm=route_rules.positive_weights(self.managed.weights) if self.managed and self.confirmed else {},
             split_revision=self.managed.mark.revision if self.managed and self.confirmed else 0,
             clusters={version: cluster for cluster, version in self.weight_clusters.items()},
         )
@@ -277,6 +277,7 @@ class EndpointView:
         return None if self.compared else "the Envoys' counters are compared with the split"
 
     def _version_status(self, version: str, now: datetime) -> VersionStatus:
+        """Return a version's status with its request counts; ready only if every Envoy reaches all replicas."""
         status = self._deployment_status(version, now)
         shared = [cluster for cluster, name in self.weight_clusters.items() if name == version]
         changes: dict[str, int | bool | str] = {
@@ -288,10 +289,12 @@ class EndpointView:
         return status.model_copy(update=changes)
 
     def _deployment_status(self, version: str, now: datetime | None = None) -> VersionStatus:
-        deployments = (item for item in self.objects[DEPLOYMENT].values() if _version(item) == version)
-        pods = [pod for pod in self.objects[POD].values() if _version(pod) == version]
+        """Return a version's status from its Deployment and pods alone."""
+        deployments = (item for item in self.objects[DEPLOYMENT].values() if _version_label(item) == version)
+        pods = [pod for pod in self.objects[POD].values() if _version_label(pod) == version]
         return health.version_status(version, next(deployments, None), pods, now=now)
 
 
-def _version(resource: Object) -> str:
+def _version_label(resource: Object) -> str:
+    """Return the version that an object belongs to, from its label; empty if there is none."""
     return str(resource["metadata"]["labels"].get(VERSION_LABEL, ""))

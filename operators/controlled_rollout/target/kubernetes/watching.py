@@ -13,7 +13,7 @@ from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.kubernetes import envoy_stats, revisions
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
 from controlled_rollout.target.kubernetes.names import endpoint_labels, selector
-from controlled_rollout.target.kubernetes.route_rules import positive
+from controlled_rollout.target.kubernetes.route_rules import positive_weights
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.workspace import Workspace
 
@@ -33,15 +33,15 @@ Reconcile = Callable[[EndpointView], Awaitable[EndpointView]]
 
 
 async def read_view(api: Api, workspace: Workspace, endpoint: Endpoint) -> EndpointView:
-    """Return the state of an endpoint, whose newest revision is `endpoint`, as it is now."""
-    view, _ = await _list(api, workspace, endpoint)
+    """Read the present state of an endpoint, whose newest revision is `endpoint`, from the cluster."""
+    view, _ = await _list_sources(api, workspace, endpoint)
     return view
 
 
 async def watch_views(
     api: Api, workspace: Workspace, endpoint: Endpoint, reconcile: Reconcile
 ) -> AsyncGenerator[EndpointView]:
-    """Yield the state of an endpoint, first as it is, then whenever something may have changed.
+    """Yield the state of an endpoint at once, and again whenever something may have changed.
 
     Args:
         api: The cluster.
@@ -53,16 +53,18 @@ async def watch_views(
         TargetUnavailableError: The API server does not answer, or ended a watch: begin again.
     """
     events: asyncio.Queue[tuple[_Source, Object] | BaseException] = asyncio.Queue()
-    view, versions = await _list(api, workspace, endpoint)
+    view, versions = await _list_sources(api, workspace, endpoint)
     view = await reconcile(replace(view, compared=False))
     yield view
     # The watches begin only now: the first state is often enough.
     async with contextlib.AsyncExitStack() as stack:
         for source, version in versions.items():
-            stack.push_async_callback(_cancel, asyncio.create_task(_follow(api, source, version, events)))
+            stack.push_async_callback(
+                _cancel_and_wait, asyncio.create_task(_queue_events(api, source, version, events))
+            )
         while True:
             if view.whole_split_is_served and not view.compared and view.contradiction is None:
-                contradiction = await _contradiction(api, workspace, view)
+                contradiction = await _confirmed_contradiction(api, workspace, view)
                 view = replace(view, compared=True, contradiction=contradiction)
                 yield view
             view = await _after_events(view, events)
@@ -79,7 +81,7 @@ async def watch_views(
 async def _after_events(
     view: EndpointView, events: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
 ) -> EndpointView:
-    """Wait for an event, or for the time to read the counters again; return the view after all that have arrived."""
+    """Wait for an event or the next reading of counters; return the view with all arrived events applied."""
     event = None
     with contextlib.suppress(TimeoutError):
         pause_s = COUNTERS_INTERVAL_S if view.needs_counters else CLOCK_INTERVAL_S
@@ -88,17 +90,18 @@ async def _after_events(
     while event is not None:
         if isinstance(event, BaseException):
             raise event
-        view = _after(view, *event)
+        view = _with_event(view, *event)
         event = None if events.empty() else events.get_nowait()
     return view if view.managed == rules else replace(view, compared=False, contradiction=None)
 
 
 async def _read_counters(api: Api, workspace: Workspace, view: EndpointView) -> GatewayStats:
+    """Read the endpoint's counters from the Envoy pods of the view."""
     return await envoy_stats.read(api, workspace, view.endpoint.name, view.envoy_pods.values())
 
 
-async def _contradiction(api: Api, workspace: Workspace, view: EndpointView) -> str | None:
-    """Return how the Envoys' counters contradict the split that they serve, if every comparison says so."""
+async def _confirmed_contradiction(api: Api, workspace: Workspace, view: EndpointView) -> str | None:
+    """Compare the Envoys' counters with the served split; return the contradiction if each comparison shows one."""
     contradiction = None
     for _ in range(COMPARISONS):
         before = await _read_counters(api, workspace, view)
@@ -107,7 +110,9 @@ async def _contradiction(api: Api, workspace: Workspace, view: EndpointView) -> 
         counted: dict[str, int] = {}
         for cluster, version in view.weight_clusters.items():
             counted[version] = counted.get(version, 0) + (growth[cluster].requests if cluster in growth else 0)
-        contradiction = envoy_stats.contradiction(positive(view.managed.weights) if view.managed else {}, counted)
+        contradiction = envoy_stats.contradiction(
+            positive_weights(view.managed.weights) if view.managed else {}, counted
+        )
         if contradiction is None:
             return None
     return contradiction
@@ -134,10 +139,12 @@ class _Source:
 
     @property
     def path(self) -> str:
+        """The path of the list of these objects on the API server."""
         return self.kind.path(self.namespace)
 
 
-def _sources(workspace: Workspace, endpoint: str) -> list[_Source]:
+def _view_sources(workspace: Workspace, endpoint: str) -> list[_Source]:
+    """Return what a view is made of: the endpoint's objects of each kind, and the Gateway's Envoy pods."""
     labels = selector(endpoint_labels(endpoint))
     kinds = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
     return [
@@ -146,29 +153,29 @@ def _sources(workspace: Workspace, endpoint: str) -> list[_Source]:
     ]
 
 
-async def _list(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[EndpointView, dict[_Source, str]]:
-    """List every source once; return the view, and the resource version that each can be watched from."""
-    sources = _sources(workspace, endpoint.name)
+async def _list_sources(api: Api, workspace: Workspace, endpoint: Endpoint) -> tuple[EndpointView, dict[_Source, str]]:
+    """List every source once; return the view, and the resource version from which each source can be watched."""
+    sources = _view_sources(workspace, endpoint.name)
     lists = await asyncio.gather(*(api.get(source.path, labelSelector=source.labels) for source in sources))
     view = EndpointView(endpoint, workspace.gateway_name, {source.kind: {} for source in sources})
     versions: dict[_Source, str] = {}
     for source, listed in zip(sources, lists, strict=True):
-        objects = {item["metadata"]["name"]: _typed(item, source.kind) for item in listed.get("items") or []}
+        objects = {item["metadata"]["name"]: _with_kind(item, source.kind) for item in listed.get("items") or []}
         view = _with_objects(view, source, objects)
         versions[source] = listed["metadata"]["resourceVersion"]
     return replace(view, envoys=await _read_counters(api, workspace, view)), versions
 
 
-async def _follow(
+async def _queue_events(
     api: Api, source: _Source, version: str, events: "asyncio.Queue[tuple[_Source, Object] | BaseException]"
 ) -> None:
-    """Put the events of a source into a queue, and the error that ends its watch."""
+    """Watch a source and put its events into a queue; put the error in as well when the watch fails."""
     try:
         while True:
             async for event in api.watch(source.path, version, labelSelector=source.labels, allowWatchBookmarks="true"):
                 version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] != "BOOKMARK":
-                    events.put_nowait((source, {**event, "object": _typed(event["object"], source.kind)}))
+                    events.put_nowait((source, {**event, "object": _with_kind(event["object"], source.kind)}))
     except ApiError as error:
         if error.status == 410:
             expired = TargetUnavailableError(f"the watch of {source.kind.plural} was too slow: {error}")
@@ -180,14 +187,15 @@ async def _follow(
         events.put_nowait(error)
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
+async def _cancel_and_wait(task: "asyncio.Task[None]") -> None:
+    """Cancel an asyncio task and wait until it has ended."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
-def _after(view: EndpointView, source: _Source, event: Object) -> EndpointView:
-    """Return the view after one event."""
+def _with_event(view: EndpointView, source: _Source, event: Object) -> EndpointView:
+    """Return the view with one event of a source applied. Pure."""
     before = view.envoy_pods if source.are_envoys else view.objects[source.kind]
     changed = event["object"]
     after = {name: item for name, item in before.items() if name != changed["metadata"]["name"]}
@@ -197,11 +205,12 @@ def _after(view: EndpointView, source: _Source, event: Object) -> EndpointView:
 
 
 def _with_objects(view: EndpointView, source: _Source, objects: Mapping[str, Object]) -> EndpointView:
+    """Return the view with all objects of one source replaced."""
     if source.are_envoys:
         return replace(view, envoy_pods=objects)
     return replace(view, objects={**view.objects, source.kind: objects})
 
 
-def _typed(item: Object, kind: Kind) -> Object:
-    """Return an object with its kind, which lists leave out."""
+def _with_kind(item: Object, kind: Kind) -> Object:
+    """Return an object with `apiVersion` and `kind`, which the items of lists lack."""
     return {"apiVersion": kind.version, "kind": kind.name, **item}

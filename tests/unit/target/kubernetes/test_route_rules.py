@@ -117,8 +117,8 @@ def test_edit_by_hand_changes_the_digest_and_a_foreign_rule_does_not() -> None:
     rules = written(endpoint("one", "two"), [])
     by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
 
-    assert route_rules.digest(by_hand) != route_rules.digest(rules)
-    assert route_rules.digest([foreign("theirs"), *rules]) == route_rules.digest(rules)
+    assert route_rules.rules_digest(by_hand) != route_rules.rules_digest(rules)
+    assert route_rules.rules_digest([foreign("theirs"), *rules]) == route_rules.rules_digest(rules)
 
 
 def in_cluster(rules: list[dict[str, Any]], note: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def in_cluster(rules: list[dict[str, Any]], note: str) -> dict[str, Any]:
 
 def test_a_change_by_hand_is_noticed_and_names_who_made_it() -> None:
     rules = written(endpoint("one"), [])
-    note = route_rules.digest(rules)
+    note = route_rules.rules_digest(rules)
     by_hand = [{**rules[0], "timeouts": {"request": "1s"}}, *rules[1:]]
 
     assert route_rules.hand_edit(None) is None

@@ -37,7 +37,7 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the route as Envoy Gateway accepts it."""
     parent = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
     made = manifests.http_route(
-        "digits", parent, rules, {DIGEST: route_rules.digest(rules)}, namespace=NAMESPACE, owner=OWNER
+        "digits", parent, rules, {DIGEST: route_rules.rules_digest(rules)}, namespace=NAMESPACE, owner=OWNER
     )
     made["metadata"]["generation"] = 1
     conditions = [
