@@ -82,7 +82,9 @@ class FaultyTelemetryStore(TelemetryStore):
         timer.daemon = True
         timer.start()
 
-    def answer(self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool) -> ApiResponse:
+    def run_query_blocking(
+        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool
+    ) -> ApiResponse:
         fault = self._fault()
         if fault.answer is None or len(str(query)) <= fault.longer_than:
             self.limits = QueryLimits()
@@ -93,7 +95,7 @@ class FaultyTelemetryStore(TelemetryStore):
         else:
             response = error_response(*ERRORS[fault.answer])
             return response if fault.retry_after is None else _with_retry_after(response, fault.retry_after)
-        return super().answer(query, timespan, timeout_s=timeout_s, with_statistics=with_statistics)
+        return super().run_query_blocking(query, timespan, timeout_s=timeout_s, with_statistics=with_statistics)
 
 
 def _has(row: Row, values: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.oci.manifest import Manifest
-from controlled_rollout.image.oci.referrers import attach, referrers_tag
+from controlled_rollout.image.oci.referrers import attach_document, referrers_tag
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
 from controlled_rollout.image.scan.installed_packages import InstalledPackages, packages_of_image
@@ -104,7 +104,7 @@ async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
         await client.put_manifest(repository, "1", manifest)
         kinds = [f"application/vnd.example.{number}" for number in range(4)]
         for kind in kinds:
-            await attach(client, repository, manifest, kind, kind.encode(), "a")
+            await attach_document(client, repository, manifest, kind, kind.encode(), "a")
 
         for kind in kinds:
             assert await attached(client, repository, manifest.digest, kind) == [kind.encode()]
@@ -140,7 +140,7 @@ async def test_no_referrers_tag_on_a_registry_with_the_referrers_api(built: Buil
         for blob in (smallest, manifest.config):
             await client.copy_blob(source, repository, blob)
         await client.put_manifest(repository, "1", manifest)
-        await attach(client, repository, manifest, CYCLONEDX, b"{}", "bom.cdx.json")
+        await attach_document(client, repository, manifest, CYCLONEDX, b"{}", "bom.cdx.json")
 
         assert await client.manifest(repository, referrers_tag(manifest.digest)) is None
         assert await attached(client, repository, manifest.digest, CYCLONEDX) == [b"{}"]

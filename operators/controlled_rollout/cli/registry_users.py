@@ -25,7 +25,7 @@ def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Cr
         WorkspaceError: The file cannot be read as such a file.
     """
     from controlled_rollout.image import Credentials
-    from controlled_rollout.image.reference import address_host
+    from controlled_rollout.image.reference import host_of_registry_url
 
     home = environment.get("HOME") or str(Path.home())
     candidates = (
@@ -43,7 +43,7 @@ def registry_users(environment: Mapping[str, str] = os.environ) -> "dict[str, Cr
         for address, entry in entries.items():
             if entry.get("auth"):
                 name, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
-                users[address_host(address)] = Credentials(name, password)
+                users[host_of_registry_url(address)] = Credentials(name, password)
     except (OSError, ValueError, AttributeError, TypeError):
         # The error may quote a password.
         raise WorkspaceError(f"the file with the registries' users {file} cannot be read: sign in again") from None

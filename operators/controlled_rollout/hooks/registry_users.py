@@ -63,9 +63,9 @@ def credentials_from(connection: "Connection", host: str) -> "Credentials":
         WorkspaceError: The connection is for another registry, or has no login or no password.
     """
     from controlled_rollout.image import Credentials
-    from controlled_rollout.image.reference import address_host
+    from controlled_rollout.image.reference import host_of_registry_url
 
-    named = address_host(connection.host or "")
+    named = host_of_registry_url(connection.host or "")
     if named and named != host:
         raise WorkspaceError(
             f"connection {connection.conn_id!r} is for the registry {named}, but the workspace's registry is {host}: "

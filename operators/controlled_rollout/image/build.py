@@ -19,7 +19,7 @@ __all__ = ["build_image", "builder_for"]
 
 
 def builder_for(workspace: Workspace, *, owner: str) -> Builder:
-    """Return the builder of a workspace's environment images.
+    """Return the builder that a workspace uses for its environment images.
 
     Args:
         workspace: Its setting `builder` names it.
@@ -42,6 +42,7 @@ def builder_for(workspace: Workspace, *, owner: str) -> Builder:
 
 
 def _check_setting(workspace: Workspace, setting: str) -> None:
+    """Raise `WorkspaceError` if the workspace lacks a setting that its builder needs."""
     if not getattr(workspace, setting):
         raise WorkspaceError(
             f"workspace {workspace.name!r} has the builder {workspace.builder!r}, which needs the setting {setting}"
@@ -60,7 +61,7 @@ async def build_image(
     owner: str = "",
     progress: Progress = lambda line: None,
 ) -> ImageReference:
-    """Build a project folder's image where the workspace's versions run from, or find it there.
+    """Build a project folder's image in the workspace's registry or cache, unless the same image exists there.
 
     Args:
         workspace: With `registry`, the image is pushed there; without, it is for the local target.

@@ -50,31 +50,31 @@ class Cache:
 
     @classmethod
     def at(cls, folder: Path) -> "Cache":
-        """Return the cache in a folder that may be relative or begin with `~`."""
+        """Return a `Cache` for a folder that may be relative or begin with `~`. Does not touch the disk."""
         return cls(Path(folder).expanduser().absolute())
 
     def find_environment(self, environment_hash: str) -> Path | None:
-        """Return the folder of a built environment whose interpreter still runs, or None."""
+        """Return the folder of a built environment whose interpreter is executable, or None."""
         folder = self.environment(environment_hash)
         return folder if os.access(folder / "bin" / "python", os.X_OK) else None
 
     def environment(self, environment_hash: str) -> Path:
-        """Return the folder of an environment, whether or not it exists."""
+        """Return the path of an environment's folder, whether or not it exists."""
         return self.root / ENVIRONMENTS / environment_hash
 
     def image(self, sha256: str) -> Path:
-        """Return the folder of an image, whether or not it exists."""
+        """Return the path of an image's folder, whether or not it exists."""
         return self.root / IMAGES / sha256
 
     def folder(self, name: str) -> Path:
-        """Return a folder for files that are written as a whole, made if it does not exist.
+        """Return a folder of the cache for files that are replaced as a whole; create it if it does not exist.
 
         Raises:
             ImageError: The cache cannot be written.
         """
         folder = self.root / name
         with self._write_errors():
-            self._make(folder)
+            self._create_folder(folder)
         return folder
 
     async def build(
@@ -85,7 +85,7 @@ class Cache:
         *,
         on_wait: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Build the entry `folder` unless it exists. Of several processes that build the same, one does; others wait.
+        """Build the cache entry `folder` unless it exists. One process at a time builds an entry; others wait for it.
 
         Args:
             folder: The entry's place, two levels below the root.
@@ -104,24 +104,24 @@ class Cache:
             return False
         unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
         with self._write_errors():
-            self._make(folder.parent)
-            async with _locked(self._lock_path(folder.parent.name, folder.name), on_wait) as lock:
+            self._create_folder(folder.parent)
+            async with _wait_for_lock(self._lock_path(folder.parent.name, folder.name), on_wait) as lock:
                 if is_complete(folder):
                     return False
                 await in_thread(lambda _: self._remove_unfinished(folder.parent, current=unfinished))
                 try:
                     unfinished.mkdir()
                     await fill(unfinished, lock)
-                    await in_thread(lambda _: _remove(folder))
+                    await in_thread(lambda _: _remove_if_exists(folder))
                     unfinished.rename(folder)
                 except BaseException:
-                    await in_thread(lambda _: _remove(unfinished))
+                    await in_thread(lambda _: _remove_if_exists(unfinished))
                     raise
         return True
 
     @contextlib.asynccontextmanager
     async def exclusive_folder(self, name: str, *, on_wait: Callable[[], None]) -> AsyncIterator[tuple[Path, int]]:
-        """Lock a working folder of the cache for the block: one process of this machine uses it at a time.
+        """Context manager: lock a working folder of the cache for this process, and release it on exit.
 
         Args:
             name: The folder's name. Its content stays from one use to the next.
@@ -135,40 +135,43 @@ class Cache:
         """
         folder = self.root / name
         with self._write_errors():
-            self._make(folder)
-            async with _locked(self._lock_path("folder", name), on_wait) as lock:
+            self._create_folder(folder)
+            async with _wait_for_lock(self._lock_path("folder", name), on_wait) as lock:
                 yield folder, lock
 
-    def _make(self, folder: Path) -> None:
+    def _create_folder(self, folder: Path) -> None:
+        """Create the cache's root, readable by this user only, and a folder in it."""
         # Models may be confidential: no other user of the machine gets in.
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _lock_path(self, kind: str, key: str) -> Path:
+        """Return the path of the lock file of a cache entry or working folder."""
         return self.root / LOCKS / f"{kind}-{key}.lock"
 
     def _remove_unfinished(self, parent: Path, *, current: Path) -> None:
-        """Remove what killed builds left: the entry that is locked by the caller, and all that nobody has locked."""
-        _remove(current)
+        """Remove folders of killed builds: `current`, locked by the caller, and all that no process has locked."""
+        _remove_if_exists(current)
         for leftover in parent.glob(f".*{UNFINISHED}"):
             key = leftover.name.removeprefix(".").removesuffix(UNFINISHED)
             with _lock_if_free(self._lock_path(parent.name, key)) as lock:
                 if lock is not None:
-                    _remove(leftover)
+                    _remove_if_exists(leftover)
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
-        """Turn an error of the file system into an `ImageError` that names the cache folder."""
+        """Context manager: convert an `OSError` or `DiskFullError` to an `ImageError` that names the cache folder."""
         try:
             yield
         except DiskFullError as error:
-            raise self._disk_full(str(error)) from error
+            raise self._disk_full_error(str(error)) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._disk_full(f"{error.filename or self.root}: {error.strerror}") from error
+                raise self._disk_full_error(f"{error.filename or self.root}: {error.strerror}") from error
             raise ImageError(f"the cache folder {self.root} cannot be written: {error}") from error
 
-    def _disk_full(self, detail: str) -> ImageError:
+    def _disk_full_error(self, detail: str) -> ImageError:
+        """Return the `ImageError` for a full disk, with the free space of the cache folder."""
         existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         return ImageError(
@@ -178,7 +181,7 @@ class Cache:
 
 
 def check_free_space(needed: int, folder: Path, what: str, *, reserve: int = 0) -> None:
-    """Refuse to write what would fill the disk.
+    """Raise `ImageError` if writing `needed` bytes would fill the disk. Writes nothing.
 
     Args:
         needed: Bytes to be written.
@@ -198,8 +201,8 @@ def check_free_space(needed: int, folder: Path, what: str, *, reserve: int = 0) 
         )
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder or a link, if it exists."""
+def _remove_if_exists(path: Path) -> None:
+    """Delete a folder with its content, or a symbolic link; do nothing if it does not exist."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     elif path.exists():
@@ -208,7 +211,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _lock_if_free(path: Path) -> Iterator[int | None]:
-    """Hold a file lock in the block and yield its descriptor; yield None if another process holds it."""
+    """Context manager: hold a file lock and yield its descriptor; yield None if another process holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -227,8 +230,8 @@ def _lock_if_free(path: Path) -> Iterator[int | None]:
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path, on_wait: Callable[[], None]) -> AsyncIterator[int]:
-    """Hold a file lock in the block. It is polled for, so that a cancelled wait leaves no thread behind."""
+async def _wait_for_lock(path: Path, on_wait: Callable[[], None]) -> AsyncIterator[int]:
+    """Context manager: wait for a file lock, yield its descriptor, release it on exit. Polls, so it is cancellable."""
     waited = False
     while True:
         with _lock_if_free(path) as lock:

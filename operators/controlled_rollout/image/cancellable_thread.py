@@ -18,11 +18,11 @@ class WorkCancelledError(Exception):
 
 
 def never_cancelled() -> None:
-    """The `CancelCheck` of callers that are not tasks."""
+    """Do nothing: the `CancelCheck` for callers that are not asyncio tasks."""
 
 
 async def in_thread(work: Callable[[CancelCheck], Result]) -> Result:
-    """Run blocking work in a thread and return its result; when cancelled, return only after the thread has ended.
+    """Run blocking work in a thread and return its result. If cancelled, wait until the thread has ended.
 
     Otherwise the thread might still write into a folder that its owner removes meanwhile, and half of it would stay.
 
@@ -32,6 +32,7 @@ async def in_thread(work: Callable[[CancelCheck], Result]) -> Result:
     cancelled = threading.Event()
 
     def check_cancelled() -> None:
+        """Raise `WorkCancelledError` in the thread if the asyncio task was cancelled."""
         if cancelled.is_set():
             raise WorkCancelledError
 

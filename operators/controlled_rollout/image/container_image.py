@@ -23,10 +23,10 @@ from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.inputs.models import model_dir
 from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
-from controlled_rollout.image.oci.layer import APP_ROOT, MODELS_FOLDER, model_layer, read_in_thread
-from controlled_rollout.image.oci.manifest import LAYER, Descriptor, Manifest, architecture, with_layer
+from controlled_rollout.image.oci.layer import APP_ROOT, MODELS_FOLDER, layer_chunks_in_thread, model_layer
+from controlled_rollout.image.oci.manifest import LAYER, Descriptor, Manifest, image_with_layer, oci_architecture
 from controlled_rollout.image.oci.registry_client import Credentials, RegistryClient, Repository
-from controlled_rollout.image.reference import ImageReference, ModelSource, full_name
+from controlled_rollout.image.reference import ImageReference, ModelSource, name_with_registry
 from controlled_rollout.image.scoring_runtime import DOCKERFILE, PACKAGE, build_files, runtime_folder
 
 __all__ = ["ENVIRONMENTS", "build_container_image"]
@@ -54,7 +54,7 @@ async def build_container_image(
     builder: Builder | None = None,
     progress: Progress = lambda line: None,
 ) -> ImageReference:
-    """Build a project folder's image in a registry, or find it: what was built before is not built again.
+    """Build a project folder's image and push it to a registry, unless the registry has the same image.
 
     The environment image is looked up by the environment's hash in `registry`, then in `shared_registry`, from which it
     is copied, and only then built. A changed model adds one layer and builds nothing. A build that fails, is cancelled
@@ -93,13 +93,13 @@ async def build_container_image(
         cache=Cache.at(cache),
         progress=progress,
     )
-    base_image = _base_image(inputs.environment, base_image)
+    base_image = _base_image_name(inputs.environment, base_image)
     async with RegistryClient(credentials) as client:
-        base_image = await _with_digest(client, base_image, progress)
+        base_image = await _resolve_base_image(client, base_image, progress)
         request = _build_request(inputs.environment, base_image, environment_repository, credentials or {})
         source = _EnvironmentSource(client, shared_repository, builder or BuildahBuilder(cache), progress)
         environment_image = await source.ensure(request)
-        return await _ensure_image(
+        return await _push_image_if_missing(
             client, inputs, image_repository, environment_repository, environment_image, progress
         )
 
@@ -114,14 +114,15 @@ class _EnvironmentSource:
     progress: Progress
 
     async def ensure(self, request: BuildRequest) -> Manifest:
-        """Return the environment image's manifest once the registry has it."""
+        """Return the environment image's manifest; copy it from the shared registry or build it if it is missing."""
         if manifest := await self.client.manifest(request.repository, request.tag):
             self.progress(f"{request.label}: found in {request.repository}")
             return manifest
-        if self.shared and (manifest := await self._copy(request, self.shared)):
+        if self.shared and (manifest := await self._copy_from_shared_registry(request, self.shared)):
             return manifest
 
         async def is_pushed() -> bool:
+            """Whether the registry has an image with the tag of this environment."""
             return await self.client.digest(request.repository, request.tag) is not None
 
         await self.builder.build(request, is_pushed=is_pushed, progress=self.progress)
@@ -132,8 +133,8 @@ class _EnvironmentSource:
             f"{request.label} was pushed to {request.repository}, and the registry does not have it: build again"
         )
 
-    async def _copy(self, request: BuildRequest, shared: Repository) -> Manifest | None:
-        """Copy the image from the shared registry; return None if that does not have it, or does not answer."""
+    async def _copy_from_shared_registry(self, request: BuildRequest, shared: Repository) -> Manifest | None:
+        """Copy the image from the shared registry; return None if it is not there or the registry does not respond."""
         try:
             manifest = await self.client.manifest(shared, request.tag)
         except RegistryUnavailableError as error:
@@ -150,7 +151,7 @@ class _EnvironmentSource:
 def _build_request(
     environment: Environment, base_image: str, repository: Repository, credentials: Mapping[str, Credentials]
 ) -> BuildRequest:
-    """Return what would be built; its tag is the hash over everything that it is built from.
+    """Return the request to build an environment image. Its tag is the hash over everything it is built from.
 
     Args:
         environment: What is installed.
@@ -168,7 +169,7 @@ def _build_request(
         tag=environment_hash(
             # By its digest alone: the same base image under another name, such as a mirror's, gives the same hash.
             environment.model_copy(update={"base_image": base_image.partition("@")[2]}),
-            platform=f"linux/{architecture()}",
+            platform=f"linux/{oci_architecture()}",
             python=python,
             build_files=hashlib.sha256(content.encode()).hexdigest(),
         ),
@@ -180,18 +181,19 @@ def _build_request(
     )
 
 
-def _base_image(environment: Environment, base_image: str | None) -> str:
+def _base_image_name(environment: Environment, base_image: str | None) -> str:
+    """Return the full name of the environment's base image, or the workspace's; raise if neither names one."""
     name = environment.base_image or base_image
     if not name:
         raise ImageError(
             f"environment {environment.name or ''} names no base image, and neither does the workspace: set base_image "
             "in the workspace's settings, or in the environment's file, to an image that has Python 3.10 or newer"
         )
-    return full_name(name)
+    return name_with_registry(name)
 
 
-async def _with_digest(client: RegistryClient, image: str, progress: Progress) -> str:
-    """Return an image's name with the digest that its tag has now, which counts in the hash.
+async def _resolve_base_image(client: RegistryClient, image: str, progress: Progress) -> str:
+    """Resolve a base image's tag in its registry; return the name with the digest, which counts in the hash.
 
     Raises:
         RegistryUnavailableError: Its registry does not answer.
@@ -213,7 +215,7 @@ async def _with_digest(client: RegistryClient, image: str, progress: Progress) -
     return f"{repository}@{current}"
 
 
-async def _ensure_image(
+async def _push_image_if_missing(
     client: RegistryClient,
     inputs: ImageInputs,
     repository: Repository,
@@ -221,7 +223,7 @@ async def _ensure_image(
     environment_image: Manifest,
     progress: Progress,
 ) -> ImageReference:
-    """Return the image's reference once the registry has it. It is looked up by a tag that hashes all its inputs."""
+    """Push the image unless the registry has it; return its reference. Its tag is the hash of all inputs."""
     document = {"schema": LAYER_SCHEMA, "environment": environment_image.digest, **inputs.document()}
     tag = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     digest = await client.digest(repository, tag)
@@ -243,11 +245,11 @@ async def _push_image(
     environment_image: Manifest,
     tag: str,
 ) -> str:
-    """Put the layer with source and models on the environment image, push the result and return its digest."""
+    """Add the layer with source and models to the environment image, push the result and return its digest."""
     layer = model_layer(inputs.source, inputs.models)
     digest, size = await in_thread(lambda check_cancelled: layer.digest(check_cancelled=check_cancelled))
     blob = Descriptor(LAYER, digest, size)
-    config, manifest = with_layer(
+    config, manifest = image_with_layer(
         environment_image,
         await client.blob(environments, environment_image.config),
         blob,
@@ -255,14 +257,14 @@ async def _push_image(
         created_by="controlled-rollout: source and models",
     )
     await _copy_blobs(client, environment_image, environments, repository, with_config=False)
-    await client.put_blob(repository, blob, lambda: read_in_thread(layer))
+    await client.put_blob(repository, blob, lambda: layer_chunks_in_thread(layer))
     await client.put_blob(repository, manifest.config, config)
     await client.put_manifest(repository, tag, manifest)
     return manifest.digest
 
 
 def _entry_script_variables(inputs: ImageInputs) -> dict[str, str]:
-    """Return the environment variables that the retired service set for entry scripts."""
+    """Return the `AZUREML_*` environment variables that entry scripts read."""
     names = [(model.name, model.version) for model, _ in inputs.models]
     return {
         "AML_APP_ROOT": str(APP_ROOT),
@@ -274,7 +276,7 @@ def _entry_script_variables(inputs: ImageInputs) -> dict[str, str]:
 async def _copy_blobs(
     client: RegistryClient, manifest: Manifest, source: Repository, target: Repository, *, with_config: bool = True
 ) -> None:
-    """Copy an image's layers, and its configuration, from one repository to another, all at once."""
+    """Copy an image's layers, and its configuration, concurrently from one repository to another."""
     blobs = {blob.digest: blob for blob in (*manifest.layers, *([manifest.config] if with_config else []))}
     try:
         async with asyncio.TaskGroup() as copies:

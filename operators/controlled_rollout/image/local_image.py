@@ -56,7 +56,7 @@ async def build_local_image(
     models: Sequence[ModelSource] = (),
     progress: Progress = lambda line: None,
 ) -> ImageReference:
-    """Build the image of a project folder in the cache, or find it: what was built before is not built again.
+    """Build a project folder's image in the workspace's cache folder, unless the same image is there.
 
     The environment is found by its hash, the image by its digest. If several processes build the same at once, one
     builds it. A build that is cancelled or killed leaves nothing that would be used.
@@ -87,18 +87,18 @@ async def build_local_image(
     if inputs.environment.base_image or inputs.environment.docker_steps:
         progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")
     env_hash = environment_hash(inputs.environment)
-    await _ensure_environment(inputs.environment, env_hash, place, progress)
+    await _build_environment_if_missing(inputs.environment, env_hash, place, progress)
     document = _image_document(inputs, env_hash)
     reference = ImageReference(
         f"local/{name}", hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     )
-    built = await _ensure_image(inputs, document, place.image(reference.sha256), place)
+    built = await _copy_image_if_missing(inputs, document, place.image(reference.sha256), place)
     progress(f"image: {reference} {'built' if built else 'found in the cache'}")
     return reference
 
 
 def load_local_image(reference: str | ImageReference, cache: Path) -> LocalImage:
-    """Return an image that was built into the cache.
+    """Return the image of a reference from the cache folder; raise if it was never built there.
 
     Args:
         reference: The image, as `local/<name>@sha256:…`.
@@ -137,18 +137,21 @@ def load_local_image(reference: str | ImageReference, cache: Path) -> LocalImage
 
 
 def _image_document(inputs: ImageInputs, env_hash: str) -> dict[str, Any]:
-    """Return what an image is made of: the digest over this document is the image's."""
+    """Return the JSON object whose SHA-256 is the image's digest: hashes of the environment, source and models."""
     return {"schema": IMAGE_SCHEMA, "environment_hash": env_hash, **inputs.document()}
 
 
-async def _ensure_environment(environment: Environment, env_hash: str, cache: Cache, progress: Progress) -> None:
-    """Find the environment in the cache, or build it there."""
+async def _build_environment_if_missing(
+    environment: Environment, env_hash: str, cache: Cache, progress: Progress
+) -> None:
+    """Build the virtual environment in the cache unless it is there."""
     label = f"environment {env_hash[:12]}"
     if cache.find_environment(env_hash) is not None:
         progress(f"{label}: found in the cache")
         return
 
     async def fill(folder: Path, lock: int) -> None:
+        """Create the virtual environment in the cache entry's empty folder."""
         progress(f"{label}: building with Python {environment.python_version}")
         await create_virtual_environment(folder, environment, lock=lock, progress=progress)
 
@@ -161,16 +164,18 @@ async def _ensure_environment(environment: Environment, env_hash: str, cache: Ca
     progress(f"{label}: {'built' if built else 'was built by another process'}")
 
 
-async def _ensure_image(inputs: ImageInputs, document: dict[str, Any], folder: Path, cache: Cache) -> bool:
+async def _copy_image_if_missing(inputs: ImageInputs, document: dict[str, Any], folder: Path, cache: Cache) -> bool:
     """Copy the image's files into the cache unless they are there; return whether they were copied."""
 
     def copy(target: Path, check_cancelled: CancelCheck) -> None:
+        """Copy source and models into `target` and write image.json. Blocks, so it runs in a thread."""
         copy_files(inputs.source, target / "app", check_cancelled=check_cancelled)
         copy_models(inputs.models, target / "models", check_cancelled=check_cancelled)
         described = {**document, "environment": inputs.environment.model_dump(mode="json")}
         (target / IMAGE_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     async def fill(target: Path, lock: int) -> None:
+        """Fill the cache entry's empty folder with the image's files."""
         await in_thread(lambda check_cancelled: copy(target, check_cancelled))
 
     return await cache.build(folder, lambda image: (image / IMAGE_FILE).is_file(), fill)

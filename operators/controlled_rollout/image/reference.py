@@ -6,7 +6,7 @@ from pathlib import Path
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["ImageReference", "ModelSource", "address_host", "full_name", "registry_host"]
+__all__ = ["ImageReference", "ModelSource", "host_of_registry_url", "name_with_registry", "registry_host"]
 
 # Other names of Docker Hub, as `docker login` and connections of the type docker write them.
 DOCKER_HUB = ("index.docker.io", "registry-1.docker.io", "hub.docker.com")
@@ -30,7 +30,7 @@ class ImageReference:
 
     @classmethod
     def parse(cls, text: str) -> "ImageReference":
-        """Return the reference written as `name@sha256:…`.
+        """Parse an image reference written as `name@sha256:…`.
 
         Raises:
             ImageError: The text has no digest, or a malformed one.
@@ -57,8 +57,8 @@ class ModelSource:
     version: str = "1"
 
 
-def full_name(image: str) -> str:
-    """Return an image's name with its registry: a name without one is on Docker Hub, as for docker."""
+def name_with_registry(image: str) -> str:
+    """Return an image's name with its registry host. As in docker, a name without a host is on Docker Hub."""
     first, slash, _ = image.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         return image
@@ -66,11 +66,11 @@ def full_name(image: str) -> str:
 
 
 def registry_host(name: str) -> str:
-    """Return the host in the name of an image, or of a registry with its prefix."""
-    return full_name(name).partition("/")[0]
+    """Return the registry host in an image name such as `host/name:tag`, or in a registry's `host/prefix`."""
+    return name_with_registry(name).partition("/")[0]
 
 
-def address_host(address: str) -> str:
-    """Return the host of a registry's address, such as `https://index.docker.io/v1/`; Docker Hub is `docker.io`."""
+def host_of_registry_url(address: str) -> str:
+    """Return the host of a registry URL such as `https://index.docker.io/v1/`; Docker Hub is `docker.io`."""
     host = (address.partition("://")[2] or address).partition("/")[0]
     return "docker.io" if host in DOCKER_HUB else host

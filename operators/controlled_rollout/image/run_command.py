@@ -29,7 +29,7 @@ async def run_command(
     lock: int,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, list[str]]:
-    """Run a program; return its exit code and its last lines.
+    """Run a program until it finishes; return its exit code and its last output lines.
 
     Args:
         command: The program and its arguments.
@@ -42,7 +42,7 @@ async def run_command(
         DiskFullError: It failed, and one of its last lines says that the disk is full.
     """
     lines: deque[str] = deque(maxlen=KEPT_LINES)
-    async with _process(command, cwd, environment, lock) as process:
+    async with _running_process(command, cwd, environment, lock) as process:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         while raw := await process.stdout.readline():
             line = hide_credentials(raw.decode(errors="replace").rstrip())
@@ -55,17 +55,17 @@ async def run_command(
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a text has an address with a user or a password in it."""
+    """Whether a text contains a URL with a user or a password."""
     return CREDENTIALS.search(text) is not None
 
 
 def hide_credentials(text: str) -> str:
-    """Return a text with user and password of each address in it replaced by `***`."""
+    """Return a text in which the user and password of each URL are replaced by `***`."""
     return CREDENTIALS.sub("://***@", text)
 
 
 def error_excerpt(lines: Sequence[str], start: str = r"\s*(error:|×)") -> str:
-    """Return the part of a failed program's output that names the error.
+    """Return the lines of a failed program's output that describe the error.
 
     Args:
         lines: Its last lines.
@@ -78,10 +78,10 @@ def error_excerpt(lines: Sequence[str], start: str = r"\s*(error:|×)") -> str:
 
 
 @contextlib.asynccontextmanager
-async def _process(
+async def _running_process(
     command: Sequence[str], cwd: Path, environment: Mapping[str, str], lock: int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a process in the block; when the block ends, the process and all that it started have ended."""
+    """Context manager: start a process; on exit, kill it and all its child processes."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=cwd,

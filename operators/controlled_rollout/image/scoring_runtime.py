@@ -13,7 +13,7 @@ INSTALL_SCRIPT: Final = "install-environment"
 
 
 def runtime_folder() -> Path:
-    """Return the folder to put on PYTHONPATH when a replica starts: the one that holds the runtime's package.
+    """Return the folder that contains the scoring runtime's package, for the PYTHONPATH of a replica.
 
     Raises:
         ImageError: The installation lacks it.
@@ -31,30 +31,31 @@ def runtime_folder() -> Path:
 
 
 def runtime_requirements() -> Path:
-    """Return the requirements file of the scoring runtime.
+    """Return the path of the scoring runtime's requirements file.
 
     Raises:
         ImageError: The installation lacks it.
     """
-    return _existing(runtime_folder() / PACKAGE / "requirements.txt")
+    return _existing_file(runtime_folder() / PACKAGE / "requirements.txt")
 
 
 def runtime_pins() -> list[str]:
-    """Return the requirements of the scoring runtime, such as `granian==2.5.0`."""
+    """Return the pinned requirements of the scoring runtime, such as `granian==2.5.0`."""
     lines = runtime_requirements().read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def build_files() -> dict[str, Path]:
-    """Return the files that build an environment image, by name: the Dockerfile and its installation script.
+    """Return the paths of the Dockerfile and installation script of environment images, by file name.
 
     Raises:
         ImageError: The installation lacks one.
     """
-    return {name: _existing(runtime_folder() / name) for name in (DOCKERFILE, INSTALL_SCRIPT)}
+    return {name: _existing_file(runtime_folder() / name) for name in (DOCKERFILE, INSTALL_SCRIPT)}
 
 
-def _existing(path: Path) -> Path:
+def _existing_file(path: Path) -> Path:
+    """Return the path of an installed file; raise `ImageError` if it is missing."""
     if not path.is_file():
         raise ImageError(f"{path} is missing: this installation is not complete, install the package again")
     return path

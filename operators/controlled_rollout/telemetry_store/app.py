@@ -43,24 +43,30 @@ def create_app(store: TelemetryStore, *, token: str | None) -> Starlette:
             Route("/v1/traces", endpoints.traces, methods=["POST"]),
             Route("/v2/track", endpoints.track, methods=["POST"]),
             Route("/v2.1/track", endpoints.track, methods=["POST"]),
-            Route("/v1/$batch", endpoints.guarded(endpoints.batch), methods=["POST"]),
+            Route("/v1/$batch", endpoints.with_authorization(endpoints.batch), methods=["POST"]),
             Route(
                 "/v1/workspaces/{workspace_id}/query",
-                endpoints.guarded(endpoints.query_workspace),
+                endpoints.with_authorization(endpoints.query_workspace),
                 methods=["GET", "POST"],
             ),
-            Route("/v1/{resource_id:path}/query", endpoints.guarded(endpoints.query_resource), methods=["GET", "POST"]),
+            Route(
+                "/v1/{resource_id:path}/query",
+                endpoints.with_authorization(endpoints.query_resource),
+                methods=["GET", "POST"],
+            ),
         ],
         exception_handlers={404: _path_not_found},
     )
 
 
 async def _path_not_found(request: Request, error: Exception) -> Response:
+    """Return the HTTP 404 response for a path that no route serves."""
     message = f"The requested path {request.url.path} does not exist"
-    return _http(error_response(404, "PathNotFoundError", message))
+    return _starlette_response(error_response(404, "PathNotFoundError", message))
 
 
-def _http(response: ApiResponse) -> Response:
+def _starlette_response(response: ApiResponse) -> Response:
+    """Convert an `ApiResponse` to a Starlette response with a JSON body."""
     return Response(response.body, response.status, response.headers, "application/json")
 
 
@@ -77,72 +83,78 @@ class _Endpoints:
         self._token = token
 
     async def health(self, request: Request) -> Response:
+        """Handle `GET /healthz`: respond HTTP 200 with the Log Analytics workspace id."""
         return JSONResponse({"status": "ok", "workspace_id": self._store.workspace_id})
 
     # Uploads
 
     async def traces(self, request: Request) -> Response:
-        """Accept an OTLP export of spans, as protobuf or JSON."""
+        """Handle `POST /v1/traces`: store the spans of an OTLP export, which is protobuf or JSON."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_json = media_type == "application/json"
         response_type = "application/json" if is_json else otlp.PROTOBUF
 
-        def refuse(status: int, message: str, code: int = code_pb2.INVALID_ARGUMENT) -> Response:
+        def error_reply(status: int, message: str, code: int = code_pb2.INVALID_ARGUMENT) -> Response:
+            """Return an error response with a google.rpc.Status body, in the encoding of the request."""
             body = otlp.status_body(message, code=code, is_json=is_json)
             return Response(body, status, RETRY_AFTER if status == 503 else None, response_type)
 
         if not is_json and media_type != otlp.PROTOBUF:
-            return refuse(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
+            return error_reply(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
         try:
             body = await read_body(request)
-            spans = otlp.rows_of(otlp.read_request(body, is_json=is_json))
+            spans = otlp.rows_of_spans(otlp.read_request(body, is_json=is_json))
             self._store.accept(spans.rows, len(body))
         except BodyError as error:
-            return refuse(error.status, str(error))
+            return error_reply(error.status, str(error))
         except MalformedError as error:
-            return refuse(400, str(error))
+            return error_reply(400, str(error))
         except BufferFullError as error:
-            return refuse(503, str(error), code_pb2.UNAVAILABLE)
+            return error_reply(503, str(error), code_pb2.UNAVAILABLE)
         return Response(otlp.success_body(spans, is_json=is_json), 200, None, response_type)
 
     async def track(self, request: Request) -> Response:
-        """Accept App Insights envelopes."""
+        """Handle `POST /v2/track`: store App Insights envelopes and report each invalid one by its index."""
 
-        def refuse(status: int, message: str) -> Response:
+        def error_reply(status: int, message: str) -> Response:
+            """Return an App Insights error response for an upload of which nothing was stored."""
             error = {"index": 0, "statusCode": status, "message": message}
             headers = RETRY_AFTER if status == 503 else None
             return JSONResponse({"itemsReceived": 0, "itemsAccepted": 0, "errors": [error]}, status, headers)
 
         try:
             body = await read_body(request)
-            envelopes = track.rows_of(track.read_envelopes(body))
+            envelopes = track.rows_of_envelopes(track.read_envelopes(body))
             if not envelopes.received:
-                return refuse(400, "the upload holds no item")
+                return error_reply(400, "the upload holds no item")
             self._store.accept(envelopes.rows, len(body))
         except BodyError as error:
-            return refuse(error.status, str(error))
+            return error_reply(error.status, str(error))
         except BufferFullError as error:
-            return refuse(503, str(error))
+            return error_reply(503, str(error))
         return JSONResponse(envelopes.response(), envelopes.status)
 
     # Queries
 
-    def guarded(self, handler: Callable[[Request], Awaitable[ApiResponse]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return a handler that checks the caller first, and turns errors of the body into responses."""
+    def with_authorization(
+        self, handler: Callable[[Request], Awaitable[ApiResponse]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler that first checks the bearer token, and turns a `BodyError` into an error response."""
 
         async def handle(request: Request) -> Response:
-            refusal = self._refusal_of_caller(request)
+            """Check the caller, call the wrapped handler and convert its result to a Starlette response."""
+            refusal = self._authorization_error(request)
             if refusal is not None:
-                return _http(refusal)
+                return _starlette_response(refusal)
             try:
-                return _http(await handler(request))
+                return _starlette_response(await handler(request))
             except BodyError as error:
-                return _http(error_response(error.status, "BadArgumentError", str(error)))
+                return _starlette_response(error_response(error.status, "BadArgumentError", str(error)))
 
         return handle
 
-    def _refusal_of_caller(self, request: Request) -> ApiResponse | None:
-        """Return the error for a caller without the right bearer token; None for one that may query.
+    def _authorization_error(self, request: Request) -> ApiResponse | None:
+        """Return the error response for a caller without the right bearer token; None if it may query.
 
         Without a token of our own, the request must name a loopback host: else a web page could reach the store by
         letting its own host name resolve to this machine (DNS rebinding).
@@ -161,43 +173,45 @@ class _Endpoints:
         return None
 
     async def query_workspace(self, request: Request) -> ApiResponse:
-        """Answer a query of the workspace that the path names."""
+        """Run the KQL query of a request to `/v1/workspaces/{workspace_id}/query`; HTTP 404 for another workspace."""
         workspace_id = request.path_params["workspace_id"]
         if not self._store.is_workspace(workspace_id):
-            return self._store.unknown_workspace(workspace_id)
-        return await self._query(request)
+            return self._store.unknown_workspace_response(workspace_id)
+        return await self._query_from_request(request)
 
     async def query_resource(self, request: Request) -> ApiResponse:
-        """Answer a query of an Azure resource; every resource has the same rows here."""
+        """Run the KQL query of a request for an Azure resource. Every resource id gives the same rows."""
         resource_id = request.path_params["resource_id"]
         if not RESOURCE_ID.fullmatch(resource_id.strip("/")):
             return error_response(404, "PathNotFoundError", f"{resource_id!r} is no Azure resource id")
-        return await self._query(request)
+        return await self._query_from_request(request)
 
-    async def _query(self, request: Request) -> ApiResponse:
-        document = dict(request.query_params) if request.method == "GET" else await _json(request)
+    async def _query_from_request(self, request: Request) -> ApiResponse:
+        """Run the KQL query in a request's URL parameters (GET) or JSON body (POST)."""
+        document = dict(request.query_params) if request.method == "GET" else await _read_json_body(request)
         return await self._store.query(document, request.headers.get("prefer", ""))
 
     async def batch(self, request: Request) -> ApiResponse:
-        """Answer several queries at once."""
+        """Handle `POST /v1/$batch`: run several KQL queries concurrently and return their responses by id."""
         try:
-            queries: list[dict[str, Any]] = (await _json(request))["requests"]
+            queries: list[dict[str, Any]] = (await _read_json_body(request))["requests"]
             ids = [str(query["id"]) for query in queries]
         except (KeyError, TypeError) as error:
             return error_response(400, "BadArgumentError", f"not a batch of queries with ids: {error!r}")
         if len(queries) > MAX_BATCH:
             return error_response(400, "BadArgumentError", f"{len(queries)} queries: {MAX_BATCH} at most")
-        responses = await asyncio.gather(*(self._batched(query) for query in queries))
+        responses = await asyncio.gather(*(self._run_batched_query(query) for query in queries))
         parts = (
             b'{"id":%b,"status":%d,"body":%b}' % (json.dumps(query_id).encode(), response.status, response.body)
             for query_id, response in zip(ids, responses, strict=True)
         )
         return ApiResponse(200, b'{"responses":[' + b",".join(parts) + b"]}")
 
-    async def _batched(self, query: Mapping[str, Any]) -> ApiResponse:
+    async def _run_batched_query(self, query: Mapping[str, Any]) -> ApiResponse:
+        """Run one KQL query of a batch; return an error response if it names another workspace."""
         workspace_id = query.get("workspace", "")
         if not self._store.is_workspace(workspace_id):
-            return self._store.unknown_workspace(workspace_id)
+            return self._store.unknown_workspace_response(workspace_id)
         headers = query.get("headers")
         headers = (
             {str(name).lower(): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
@@ -205,8 +219,8 @@ class _Endpoints:
         return await self._store.query(query.get("body"), headers.get("prefer", ""))
 
 
-async def _json(request: Request) -> Any:
-    """Return the JSON document of a query's body.
+async def _read_json_body(request: Request) -> Any:
+    """Read a query request's body and return it parsed from JSON.
 
     Raises:
         BodyError: It is none.

@@ -68,7 +68,7 @@ class Database:
         self._lock = threading.Lock()
 
     def _check_columns(self) -> None:
-        """Refuse a file whose tables have other columns: rows would be written into the wrong ones."""
+        """Raise `DatabaseError` if a table of an existing file has other columns than the schema."""
         for table in TABLES.values():
             columns = self._connection.execute(f'SELECT * FROM main."{table.name}" LIMIT 0').description or []  # noqa: S608
             if [column[0] for column in columns] != [column.name for column in table.stored]:
@@ -80,7 +80,7 @@ class Database:
 
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open a cursor for one query."""
+        """Context manager: open a DuckDB cursor for one query, and close it on exit."""
         cursor = self._connection.cursor()
         with self._lock:
             self._cursors.add(cursor)
@@ -92,12 +92,12 @@ class Database:
             cursor.close()
 
     @property
-    def busy(self) -> bool:
-        """Whether a query runs."""
+    def has_running_queries(self) -> bool:
+        """Whether at least one query is running."""
         return bool(self._cursors)
 
     def interrupt_queries(self) -> None:
-        """Stop every running query."""
+        """Interrupt every running query; its thread gets a `duckdb.InterruptException`."""
         with self._lock:
             for cursor in self._cursors:
                 cursor.interrupt()
@@ -121,6 +121,7 @@ class Database:
             raise
 
     def _roll_back(self) -> None:
+        """Roll back the current transaction after a failed insert; log if there is none."""
         try:
             self._connection.execute("ROLLBACK")
         except duckdb.Error as error:  # a failed COMMIT has already ended the transaction
@@ -133,7 +134,7 @@ class Database:
         return int(row[0] if row else 0) + (log_file.stat().st_size if log_file.exists() else 0)
 
     def delete_before(self, moment: datetime) -> int:
-        """Delete one chunk of rows older than `moment`; return how many were deleted, 0 if none is left."""
+        """Delete one chunk of rows older than `moment`; return the number of deleted rows, 0 if none is left."""
         naive = moment.replace(tzinfo=None)
         for name in TABLES:
             deleted = self._connection.execute(
@@ -146,7 +147,7 @@ class Database:
         return 0
 
     def age_limit_for(self, max_bytes: int) -> datetime | None:
-        """Return the age limit that makes the data fit in `max_bytes`: older rows must be deleted; None if it fits."""
+        """Return the time before which rows must be deleted so that the data fits in `max_bytes`; None if it fits."""
         used = self.used_bytes()
         if used <= max_bytes:
             return None
@@ -158,12 +159,12 @@ class Database:
         return None if limit is None else limit + timedelta(microseconds=1)
 
     def checkpoint(self) -> None:
-        """Write the log into the file and free the space of deleted rows; skipped while a query prevents it."""
+        """Write DuckDB's log into the file and free the space of deleted rows. Skipped while a query runs."""
         try:
             self._connection.execute("CHECKPOINT")
         except duckdb.TransactionException as error:
             log.debug("checkpoint postponed: %s", error)
 
     def close(self) -> None:
-        """Write the log into the file and close it."""
+        """Write DuckDB's log into the file and close the database."""
         self._connection.close()

@@ -54,7 +54,7 @@ class Statement:
     """A translated query.
 
     Attributes:
-        sql: One SELECT that names the store's tables; `over` says which rows they have.
+        sql: One SELECT that names the store's tables; `sql_for_rows` limits their rows.
         parameters: The values of its placeholders.
         tables: The names of the tables that it reads.
     """
@@ -63,8 +63,8 @@ class Statement:
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
 
-    def over(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
-        """Return the SQL over the rows within [start, end] of the store's tables."""
+    def sql_for_rows(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
+        """Return the SQL that runs this query on the rows of one workspace with TimeGenerated in [start, end]."""
         if not self.tables:
             return self.sql
         views = ", ".join(
@@ -84,10 +84,12 @@ def translate(query: str) -> Statement:
 
 @lru_cache(maxsize=256)
 def _translate_cached(query: str) -> Statement:
+    """Translate a KQL query to SQL, with an LRU cache by query text."""
     return _translate(query)
 
 
 def _translate(query: str) -> Statement:
+    """Check a KQL query's size and syntax, and translate it to SQL that reads only the store's tables."""
     length = len(QUOTED.sub("", query)) if len(query) <= MAX_TEXT_LENGTH else len(query)
     if length > MAX_QUERY_LENGTH:
         raise QueryRefusedError(
@@ -98,7 +100,7 @@ def _translate(query: str) -> Statement:
     query = _with_time_received(query)
     if not query.strip():
         raise QueryRefusedError("SyntaxError", "the query is empty", code="SYN0001")
-    if _uncommented(query).startswith("."):
+    if _without_leading_comments(query).startswith("."):
         raise QueryRefusedError("NotSupportedError", "control commands are not allowed in queries", code="SYN0002")
     try:
         with _translating:
@@ -116,11 +118,11 @@ def _translate(query: str) -> Statement:
         names = ", ".join(translated.unbound)
         raise QueryRefusedError("SemanticError", f"query parameters without a value: {names}", code="SEM0100")
     sql = str(translated)
-    return Statement(sql, dict(translated.parameters), _tables_read(sql))
+    return Statement(sql, dict(translated.parameters), _table_names_read(sql))
 
 
 def _with_time_received(query: str) -> str:
-    """Replace `ingestion_time()` by the column `_TimeReceived`, padded so that error positions stay right."""
+    """Replace `ingestion_time()` in a KQL query by the column `_TimeReceived`. Error positions stay right."""
     if "ingestion_time" not in query:
         return query
     parts = QUOTED.split(query)
@@ -129,12 +131,13 @@ def _with_time_received(query: str) -> str:
     return "".join(parts)
 
 
-def _uncommented(query: str) -> str:
-    """Return the query from its first character that is neither space nor comment."""
+def _without_leading_comments(query: str) -> str:
+    """Return a KQL query without the spaces and comments before its first statement."""
     return re.sub(r"\A(?:\s+|//[^\n]*(?:\n|\Z))*", "", query)
 
 
 def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedError:
+    """Convert a parser error to a `QueryRefusedError` that names the token, the line and the column, as Azure does."""
     if not error.diagnostics:
         return QueryRefusedError("SyntaxError", str(error), code="SYN0002")
     span = error.diagnostics[0].span
@@ -153,8 +156,8 @@ def _syntax_error(query: str, error: duckdb_kql.KqlSyntaxError) -> QueryRefusedE
     )
 
 
-def _tables_read(sql: str) -> tuple[str, ...]:
-    """Return the store's tables that a translated query reads.
+def _table_names_read(sql: str) -> tuple[str, ...]:
+    """Return the names of the store's tables that translated SQL reads; raise if it reads anything else.
 
     The translator already refuses other tables. This is a second, independent check on the SQL as DuckDB parses it: one
     statement, a SELECT, over our tables by their exact names, without a function that reads from anywhere else.
@@ -162,7 +165,7 @@ def _tables_read(sql: str) -> tuple[str, ...]:
     Raises:
         QueryRefusedError: It reads anything else.
     """
-    parser, built_in = _parser()
+    parser, built_in = _parser_connection()
     try:
         with parser.cursor() as cursor:
             # DuckDB serializes nothing but SELECT statements.
@@ -172,7 +175,7 @@ def _tables_read(sql: str) -> tuple[str, ...]:
         raise QueryRefusedError("SemanticError", f"the query cannot be translated: {error}") from error
     if document.get("error") or len(document["statements"]) != 1:
         raise QueryRefusedError("NotSupportedError", "only one statement that reads is allowed", code="NotSupported")
-    names, defined = _names_in(document)
+    names, defined = _read_and_defined_tables(document)
     for name in sorted(names - TABLES.keys()):
         # A table that the query itself defines may be read, unless it has the name of one of DuckDB's own.
         if name not in defined or name.lower() in built_in:
@@ -185,17 +188,17 @@ def _tables_read(sql: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _parser() -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
-    """Return an empty database that parses SQL, and the names of the views that every DuckDB database has."""
+def _parser_connection() -> tuple[duckdb.DuckDBPyConnection, frozenset[str]]:
+    """Return an empty DuckDB connection for parsing SQL, and the names of DuckDB's built-in views."""
     parser = duckdb.connect(":memory:", config={"enable_external_access": False, "threads": 1})
     # DuckDB warns on stderr about connections that are open when the interpreter ends.
-    atexit.register(_parser.cache_clear)
+    atexit.register(_parser_connection.cache_clear)
     views = parser.execute("SELECT view_name FROM duckdb_views()").fetchall()
     return parser, frozenset(name.lower() for (name,) in views)
 
 
-def _names_in(document: object) -> tuple[set[str], set[str]]:
-    """Return the tables that a serialized statement names, and those that it defines itself."""
+def _read_and_defined_tables(document: object) -> tuple[set[str], set[str]]:
+    """Return the table names that a parsed SQL statement (JSON) reads, and those that it defines itself (CTEs)."""
     names: set[str] = set()
     defined: set[str] = set()
     nodes = [document]
@@ -223,7 +226,7 @@ def column_type(duckdb_type: object) -> str:
 
 
 def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:
-    """Return the first and the last moment of an ISO 8601 duration (which ends now) or interval.
+    """Parse an ISO 8601 duration that ends now, or an interval; return its start and its end.
 
     Args:
         text: Such as `PT1H`, `2026-03-01T12:00:00Z/PT1H` or `2026-03-01/2026-03-02`; None is no bound.
@@ -237,25 +240,26 @@ def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, da
     first, slash, second = text.partition("/")
     try:
         if not slash:
-            return now - _duration(first), now
+            return now - _parse_duration(first), now
         if first.startswith("P"):
-            end = _moment(second)
-            return end - _duration(first), end
-        start = _moment(first)
-        end = start + _duration(second) if second.startswith("P") else _moment(second)
+            end = _parse_time(second)
+            return end - _parse_duration(first), end
+        start = _parse_time(first)
+        end = start + _parse_duration(second) if second.startswith("P") else _parse_time(second)
     except (ValueError, OverflowError) as error:
         message = f"timespan {text[:80]!r} is no ISO 8601 duration or interval"
         raise QueryRefusedError("InvalidTimespan", message) from error
     return start, end
 
 
-def _duration(text: str) -> timedelta:
-    """Read an ISO 8601 duration; one of years or months is refused, because their length is not fixed."""
+def _parse_duration(text: str) -> timedelta:
+    """Parse an ISO 8601 duration. Raise for years and months, because their duration is not fixed."""
     if not text.startswith("P") or set(text.partition("T")[0]) & {"Y", "M"}:
         raise ValueError(text)
     return parse_duration(text)
 
 
-def _moment(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
+    """Parse an ISO 8601 date and time; without an offset it is in UTC."""
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

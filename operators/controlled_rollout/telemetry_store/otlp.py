@@ -25,12 +25,12 @@ from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.values import (
     LATEST_US,
     MalformedError,
+    bounded_text,
+    is_success_code,
     properties_json,
-    success,
-    text,
 )
 
-__all__ = ["PROTOBUF", "SpanRows", "read_request", "rows_of", "status_body", "success_body"]
+__all__ = ["PROTOBUF", "SpanRows", "read_request", "rows_of_spans", "status_body", "success_body"]
 
 PROTOBUF: Final = "application/x-protobuf"
 MAX_STATUS_MESSAGE: Final = 1_000
@@ -57,7 +57,7 @@ class SpanRows:
 
 
 def read_request(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
-    """Decode one export.
+    """Decode the body of an OTLP trace export, which is protobuf or JSON.
 
     Raises:
         MalformedError: The body is not an ExportTraceServiceRequest.
@@ -91,12 +91,12 @@ def _identifiers_as_base64(document: dict[str, Any]) -> None:
 
 
 def success_body(result: SpanRows, *, is_json: bool) -> bytes:
-    """Return the response to an accepted export, with the number of refused spans (OTLP's partial success)."""
+    """Return the body for an accepted OTLP export, with the number of rejected spans (partial success)."""
     response = ExportTraceServiceResponse()
     if result.rejected:
         response.partial_success.rejected_spans = result.rejected
         response.partial_success.error_message = result.reason
-    return _encode(response, is_json=is_json)
+    return _serialize(response, is_json=is_json)
 
 
 def status_body(message: str, *, code: int, is_json: bool) -> bytes:
@@ -108,27 +108,28 @@ def status_body(message: str, *, code: int, is_json: bool) -> bytes:
         is_json: Whether the sender speaks JSON.
     """
     printable = message.encode("utf-8", "replace").decode("utf-8")
-    return _encode(status_pb2.Status(code=code, message=printable[:MAX_STATUS_MESSAGE]), is_json=is_json)
+    return _serialize(status_pb2.Status(code=code, message=printable[:MAX_STATUS_MESSAGE]), is_json=is_json)
 
 
-def _encode(message: Message, *, is_json: bool) -> bytes:
+def _serialize(message: Message, *, is_json: bool) -> bytes:
+    """Serialize a protobuf message as JSON or as binary."""
     encoded: bytes = MessageToJson(message, indent=None).encode() if is_json else message.SerializeToString()
     return encoded
 
 
-def rows_of(request: ExportTraceServiceRequest) -> SpanRows:
-    """Make rows of spans: AppRequests of SERVER and CONSUMER spans, AppDependencies of all others."""
+def rows_of_spans(request: ExportTraceServiceRequest) -> SpanRows:
+    """Convert spans to rows: SERVER and CONSUMER spans to AppRequests, all others to AppDependencies."""
     result = SpanRows()
     received = time.time_ns() // 1_000
     for resource_spans in request.resource_spans:
         resource = {item.key: _python_value(item.value) for item in resource_spans.resource.attributes}
-        role = text(resource.get("service.name"))
-        instance = text(resource.get("service.instance.id") or resource.get("host.name"))
-        version = text(resource.get("service.version"))
+        role = bounded_text(resource.get("service.name"))
+        instance = bounded_text(resource.get("service.instance.id") or resource.get("host.name"))
+        version = bounded_text(resource.get("service.version"))
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 try:
-                    table, values, parent, properties = _row(span)
+                    table, values, parent, properties = _row_of_span(span)
                 except MalformedError as error:
                     result.rejected += 1
                     result.reason = result.reason or str(error)
@@ -143,8 +144,8 @@ def rows_of(request: ExportTraceServiceRequest) -> SpanRows:
     return result
 
 
-def _row(span: Span) -> tuple[str, Row, str, str]:
-    """Return a span's table, the values of the columns that only this table has, the parent's id and the properties.
+def _row_of_span(span: Span) -> tuple[str, Row, str, str]:
+    """Convert one span; return its table, the columns that only this table has, the parent's id and the properties.
 
     Raises:
         MalformedError: The span lacks an identifier or its times make no sense.
@@ -156,26 +157,26 @@ def _row(span: Span) -> tuple[str, Row, str, str]:
         raise MalformedError(f"span {span.span_id.hex()} starts at {start} and ends at {end} ns: not a period of time")
     duration_ms = (end - start) / 1e6
     attributes = {item.key: _python_value(item.value) for item in span.attributes}
-    code = _status_code(attributes)
+    code = _pop_http_status(attributes)
     url = _first_text(attributes, URL_KEYS, remove=True)
     method = _first_text(attributes, METHOD_KEYS)
-    path = _path(url) or _first_text(attributes, ("url.path", "http.route"))
-    name = text(f"{method} {path}" if method and path else span.name, 1_024)
-    succeeded = span.status.code != Status.STATUS_CODE_ERROR if code is None else success(code)
+    path = _url_path(url) or _first_text(attributes, ("url.path", "http.route"))
+    name = bounded_text(f"{method} {path}" if method and path else span.name, 1_024)
+    succeeded = span.status.code != Status.STATUS_CODE_ERROR if code is None else is_success_code(code)
     result_code = "0" if code is None else code
     parent = span.parent_span_id.hex()
     properties = properties_json(attributes)
     identity = span.span_id.hex()
     if span.kind in (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CONSUMER):
-        request: Row = (identity, name, text(url, 2_048), "", succeeded, result_code, duration_ms, "{}")
+        request: Row = (identity, name, bounded_text(url, 2_048), "", succeeded, result_code, duration_ms, "{}")
         return "AppRequests", request, parent, properties
-    target = text(_first_text(attributes, ("server.address", "peer.service", "net.peer.name", "peer.address")))
+    target = bounded_text(_first_text(attributes, ("server.address", "peer.service", "net.peer.name", "peer.address")))
     kind = "HTTP" if method else "InProc" if span.kind == Span.SPAN_KIND_INTERNAL else "Other"
-    dependency = (identity, name, target, kind, text(url), succeeded, result_code, duration_ms, "{}")
+    dependency = (identity, name, target, kind, bounded_text(url), succeeded, result_code, duration_ms, "{}")
     return "AppDependencies", dependency, parent, properties
 
 
-def _status_code(attributes: dict[str, Any]) -> str | None:
+def _pop_http_status(attributes: dict[str, Any]) -> str | None:
     """Remove the HTTP status from the attributes and return it; Envoy writes the number as text."""
     for key in STATUS_KEYS:
         value = attributes.get(key)
@@ -188,7 +189,7 @@ def _status_code(attributes: dict[str, Any]) -> str | None:
 
 
 def _first_text(attributes: dict[str, Any], keys: tuple[str, ...], *, remove: bool = False) -> str:
-    """Return the first of some attributes that is a text; empty if there is none."""
+    """Return the first of several attributes whose value is a string; an empty string if there is none."""
     for key in keys:
         value = attributes.get(key)
         if isinstance(value, str) and value:
@@ -198,8 +199,8 @@ def _first_text(attributes: dict[str, Any], keys: tuple[str, ...], *, remove: bo
     return ""
 
 
-def _path(url: str) -> str:
-    """Return the path of a URL; empty if it has none or is no URL."""
+def _url_path(url: str) -> str:
+    """Return the path of a URL; an empty string if it has none or is not a URL."""
     try:
         return urlsplit(url).path
     except ValueError:
@@ -207,7 +208,7 @@ def _path(url: str) -> str:
 
 
 def _python_value(value: AnyValue) -> object:
-    """Return an attribute's value as a Python object; bytes in base64, as in OTLP/JSON."""
+    """Convert an OTLP attribute's value to a Python object; bytes become base64 text, as in OTLP/JSON."""
     kind = value.WhichOneof("value")
     if kind is None:
         return None

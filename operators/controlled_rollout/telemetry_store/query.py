@@ -43,8 +43,8 @@ class QueryLimits:
     max_timeout_s: float = 600.0
 
 
-def _refused(error: QueryRefusedError) -> ApiResponse:
-    """Return the error for a query that cannot be run, nested as Azure nests it."""
+def _refused_query_response(error: QueryRefusedError) -> ApiResponse:
+    """Return the error response for a KQL query that cannot be run, with Azure's nested error codes."""
     message = {
         "SyntaxError": "A recognition error occurred in the query.",
         "SemanticError": "A semantic error occurred.",
@@ -65,7 +65,7 @@ def run_query(
     limits: QueryLimits,
     with_statistics: bool = False,
 ) -> ApiResponse:
-    """Translate, run and encode one query; every failure becomes an error response.
+    """Translate a KQL query, run it and encode its rows as JSON. Every failure becomes an error response.
 
     Args:
         database: The rows.
@@ -83,27 +83,28 @@ def run_query(
         statement = translate(query)
         start, end = parse_timespan(timespan, datetime.now(UTC))
     except QueryRefusedError as error:
-        return _refused(error)
+        return _refused_query_response(error)
     deadline = started + timeout_s
-    with database.cursor() as cursor, _stopped_at(deadline, cursor):
+    with database.cursor() as cursor, _interrupt_at(deadline, cursor):
         try:
             # A translated query cannot write; the transaction is a second safeguard.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
-            cursor.execute(statement.over(workspace_id, start, end), statement.parameters or None)
-            return _encode(cursor, limits, started, deadline, with_statistics=with_statistics)
+            cursor.execute(statement.sql_for_rows(workspace_id, start, end), statement.parameters or None)
+            return _encode_result(cursor, limits, started, deadline, with_statistics=with_statistics)
         except duckdb.Error as error:
-            return _failed(error, timeout_s)
+            return _failed_query_response(error, timeout_s)
 
 
 @contextmanager
-def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Interrupt the statements of a cursor from `deadline` on.
+def _interrupt_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Context manager: interrupt the cursor's SQL statements as soon as `deadline` (monotonic time) has passed.
 
     Again and again: DuckDB forgets an interrupt that comes between two statements.
     """
     done = threading.Event()
 
     def watch() -> None:
+        """Wait for the deadline in a thread, then interrupt the cursor repeatedly until the context ends."""
         if done.wait(max(0.0, deadline - time.monotonic())):
             return
         while not done.wait(INTERRUPT_INTERVAL_S):
@@ -118,7 +119,8 @@ def _stopped_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[
         watcher.join()
 
 
-def _failed(error: duckdb.Error, timeout_s: float) -> ApiResponse:
+def _failed_query_response(error: duckdb.Error, timeout_s: float) -> ApiResponse:
+    """Convert a DuckDB error to Azure's error response: time-out, too little memory, or semantic error."""
     message = str(error).partition("\n")[0]
     if isinstance(error, duckdb.InterruptException):
         return error_response(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
@@ -128,12 +130,15 @@ def _failed(error: duckdb.Error, timeout_s: float) -> ApiResponse:
     resolved = not isinstance(error, duckdb.BinderException | duckdb.CatalogException)
     if resolved:
         log.info("query failed: %s", message)
-    return _refused(QueryRefusedError("SemanticError", message, code="SEM0000" if resolved else "SEM0100"))
+    return _refused_query_response(
+        QueryRefusedError("SemanticError", message, code="SEM0000" if resolved else "SEM0100")
+    )
 
 
-def _encode(
+def _encode_result(
     cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, started: float, deadline: float, *, with_statistics: bool
 ) -> ApiResponse:
+    """Fetch the rows of a query and return the response; cut at the limits and marked as a partial error if too big."""
     description = cursor.description or []
     types = [column_type(column[1]) for column in description]
     columns = [{"name": column[0], "type": name} for column, name in zip(description, types, strict=True)]
@@ -147,7 +152,7 @@ def _encode(
         if count + len(rows) > limits.max_rows:
             rows = rows[: limits.max_rows - count]
             exceeded = f"The results of this query exceed the set limit of {limits.max_rows} records."
-        encoded = _rows(rows, encoders)
+        encoded = _encode_rows(rows, encoders)
         if size + len(encoded) > limits.max_bytes:
             exceeded = f"The results of this query exceed the set limit of {limits.max_bytes} bytes."
             break
@@ -169,6 +174,7 @@ def _encode(
 
 
 def _partial_error(message: str) -> dict[str, Any]:
+    """Return the `error` object that Azure adds to a result that was cut at a limit."""
     return {
         "code": "PartialError",
         "message": "There were some errors when processing your query.",
@@ -182,28 +188,32 @@ def _partial_error(message: str) -> dict[str, Any]:
     }
 
 
-def _rows(rows: Sequence[Sequence[Any]], encoders: Sequence[Callable[[Any], Any]]) -> bytes:
+def _encode_rows(rows: Sequence[Sequence[Any]], encoders: Sequence[Callable[[Any], Any]]) -> bytes:
+    """Encode rows as the JSON text of a list without its brackets. Each column has its own encoder."""
     encoded = [
-        [_null(encode) if value is None else encode(value) for encode, value in zip(encoders, row, strict=True)]
+        [_encode_null(encode) if value is None else encode(value) for encode, value in zip(encoders, row, strict=True)]
         for row in rows
     ]
     return json.dumps(encoded, separators=(",", ":"))[1:-1].encode()
 
 
-def _null(encode: Callable[[Any], Any]) -> str | None:
-    """KQL's strings are never null."""
+def _encode_null(encode: Callable[[Any], Any]) -> str | None:
+    """Return the JSON value of NULL for a column: an empty string for KQL strings, which are never null, else None."""
     return "" if encode is _as_text else None
 
 
 def _as_text(value: Any) -> str:
+    """Encode a value of the KQL type string, or of a type without an own encoder."""
     return str(value)
 
 
 def _as_guid(value: Any) -> str:
+    """Encode a value of the KQL type guid as text."""
     return str(value)
 
 
 def _as_datetime(value: Any) -> str:
+    """Encode a datetime or date as Azure does: ISO 8601 in UTC with a `Z`, without trailing zeros."""
     if isinstance(value, datetime):
         moment = value.astimezone(UTC) if value.tzinfo else value
         # Azure writes no fraction where it is zero, and no zeros at its end.
@@ -213,6 +223,7 @@ def _as_datetime(value: Any) -> str:
 
 
 def _as_timespan(value: Any) -> str:
+    """Encode a timedelta in KQL's format `[-][D.]HH:MM:SS[.fffffff]`."""
     if not isinstance(value, timedelta):
         return str(value)
     sign, value = ("-", -value) if value < timedelta(0) else ("", value)
@@ -222,6 +233,7 @@ def _as_timespan(value: Any) -> str:
 
 
 def _as_real(value: Any) -> float | str:
+    """Encode a float; NaN and infinities, which JSON does not have, become text."""
     number = float(value)
     if math.isfinite(number):
         return number
@@ -229,11 +241,12 @@ def _as_real(value: Any) -> float | str:
 
 
 def _as_dynamic(value: Any) -> str:
-    """Azure gives dynamic values as JSON text."""
+    """Encode a value of the KQL type dynamic as JSON text, as Azure does."""
     return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))
 
 
 def _as_decimal(value: Any) -> str:
+    """Encode a value of the KQL type decimal as text without an exponent."""
     return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 

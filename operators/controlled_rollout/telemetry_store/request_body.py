@@ -26,7 +26,7 @@ class BodyError(Exception):
 async def read_body(
     request: Request, *, limit: int = MAX_BODY_BYTES, unpacked_limit: int = MAX_UNPACKED_BYTES
 ) -> bytes:
-    """Return the body of a request, unpacked if it is gzip.
+    """Read the whole body of an HTTP request, and decompress it if it is gzip.
 
     Args:
         request: The request.
@@ -54,10 +54,11 @@ async def read_body(
     except ClientDisconnect as error:
         raise BodyError(400, "the sender disconnected before the body was complete") from error
     body = b"".join(chunks)
-    return _unpack(body, unpacked_limit) if encoding == "gzip" else body
+    return _decompress_gzip(body, unpacked_limit) if encoding == "gzip" else body
 
 
-def _unpack(body: bytes, limit: int) -> bytes:
+def _decompress_gzip(body: bytes, limit: int) -> bytes:
+    """Decompress a gzip body of at most `limit` decompressed bytes."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
         unpacked = unpacker.decompress(body, limit + 1)

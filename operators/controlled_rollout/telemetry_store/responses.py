@@ -28,7 +28,7 @@ class ApiResponse:
 
 
 def error_response(status: int, code: str, message: str, inner_error: Mapping[str, Any] | None = None) -> ApiResponse:
-    """Return an error as Azure reports it.
+    """Return an HTTP error response with Azure's JSON error object.
 
     Args:
         status: The HTTP status.

@@ -71,7 +71,7 @@ class Table:
 
     @property
     def column_names(self) -> list[str]:
-        """The names of all columns, in the order in which a query sees them."""
+        """The names of all columns, in the order in which query results list them."""
         return [column.name for column in (*self.stored, *self.constant)]
 
     def create_sql(self) -> str:
@@ -92,7 +92,7 @@ class Table:
         return f'INSERT INTO main."{self.name}" SELECT {values} FROM (SELECT {unnested})'  # noqa: S608 - our own names
 
     def view_sql(self, workspace_id: str, start: datetime | None, end: datetime | None) -> str:
-        """Return the SELECT of all columns that stands for the table in a query.
+        """Return the SELECT that replaces the table name in a query: all columns, rows of the time range only.
 
         Args:
             workspace_id: The value of the column TenantId.
@@ -111,22 +111,22 @@ class Table:
         return f'SELECT {", ".join(columns)} FROM main."{self.name}"{where}'  # noqa: S608 - our own names
 
 
-def _columns(text: str) -> tuple[Column, ...]:
-    """Return the columns in a text such as `Id Success:bool`; one without a type is a string."""
+def _parse_columns(text: str) -> tuple[Column, ...]:
+    """Parse column definitions such as `Id Success:bool`; a name without a type is a string column."""
     pairs = (word.partition(":") for word in text.split())
     return tuple(Column(name, kind or "string") for name, _, kind in pairs)
 
 
-_FIRST = _columns("TimeGenerated:datetime _TimeReceived:datetime")
+_FIRST = _parse_columns("TimeGenerated:datetime _TimeReceived:datetime")
 # The sender and the operation: these columns are in every table, in this order.
-CONTEXT: Final = _columns(
+CONTEXT: Final = _parse_columns(
     "OperationId OperationName ParentId AppRoleName AppRoleInstance AppVersion SDKVersion IKey UserId SessionId "
     "ClientIP SyntheticSource ItemCount:int Properties:dynamic"
 )
 _CONSTANT = (
     *(
         Column(column.name, "string", "''")
-        for column in _columns(
+        for column in _parse_columns(
             "TenantId Type UserAuthenticatedId UserAccountId ClientType ClientModel ClientOS ClientBrowser ClientCity "
             "ClientStateOrProvince ClientCountryOrRegion ResourceGUID _ResourceId _SubscriptionId"
         )
@@ -144,32 +144,33 @@ _BUCKET = Column(
 )
 
 
-def _table(name: str, columns: str, *, bucket: bool = False) -> Table:
+def _table_with_common_columns(name: str, columns: str, *, bucket: bool = False) -> Table:
+    """Return a table with its own columns plus the columns that all tables have."""
     constant = (*((_BUCKET,) if bucket else ()), *_CONSTANT)
-    return Table(name, (*_FIRST, *_columns(columns), *CONTEXT), constant)
+    return Table(name, (*_FIRST, *_parse_columns(columns), *CONTEXT), constant)
 
 
 # https://learn.microsoft.com/azure/azure-monitor/reference/tables/apprequests and its neighbours.
 TABLES: Final[dict[str, Table]] = {
     table.name: table
     for table in (
-        _table(
+        _table_with_common_columns(
             "AppRequests",
             "Id Name Url Source Success:bool ResultCode DurationMs:real Measurements:dynamic",
             bucket=True,
         ),
-        _table(
+        _table_with_common_columns(
             "AppDependencies",
             "Id Name Target DependencyType Data Success:bool ResultCode DurationMs:real Measurements:dynamic",
             bucket=True,
         ),
-        _table(
+        _table_with_common_columns(
             "AppExceptions",
             "ProblemId ExceptionType Assembly Method OuterType OuterMessage OuterAssembly OuterMethod InnermostType "
             "InnermostMessage InnermostAssembly InnermostMethod SeverityLevel:int Details:dynamic Measurements:dynamic",
         ),
-        _table("AppTraces", "Message SeverityLevel:int Measurements:dynamic"),
-        _table("AppMetrics", "Name Sum:real Min:real Max:real"),
-        _table("AppEvents", "Name Measurements:dynamic"),
+        _table_with_common_columns("AppTraces", "Message SeverityLevel:int Measurements:dynamic"),
+        _table_with_common_columns("AppMetrics", "Name Sum:real Min:real Max:real"),
+        _table_with_common_columns("AppEvents", "Name Measurements:dynamic"),
     )
 }

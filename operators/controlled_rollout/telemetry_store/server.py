@@ -55,7 +55,7 @@ class Identity:
 
     @classmethod
     def of(cls, data: Path) -> "Identity":
-        """Return the identity of a data folder; a new folder gets a new one."""
+        """Read the store's instrumentation key and workspace id from its data folder; create them in a new folder."""
         file = data / "identity.json"
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def serve(
     token_file: Path | None = None,
     make_store: "Callable[[Database, Writer, str], TelemetryStore] | None" = None,
 ) -> int:
-    """Run the store until SIGTERM or SIGINT; return the process's exit code.
+    """Run the telemetry store until SIGTERM or SIGINT; return the process's exit code.
 
     Once it listens it prints a line with the connection string and the workspace id. All accepted rows are on disk when
     it returns. A problem at the start is one line on stderr and exit code 2.
@@ -98,14 +98,15 @@ def serve(
     try:
         _check_settings(host, retention, max_bytes, has_token=token_file is not None)
         token = None if token_file is None else _read_token(token_file)
-        with _locked_folder(data), _listening(host, port) as listener:
-            return _run(listener, data, retention, max_bytes, token, make_store)
+        with _lock_data_folder(data), _listening_socket(host, port) as listener:
+            return _run_until_signal(listener, data, retention, max_bytes, token, make_store)
     except StartError as error:
         sys.stderr.write(f"telemetry store: {error}\n")
         return EXIT_REFUSED
 
 
 def _check_settings(host: str, retention: timedelta, max_bytes: int, *, has_token: bool) -> None:
+    """Raise `StartError` if the host needs a token, or the retention or size limit is not above zero."""
     if not is_loopback(host) and not has_token:
         raise StartError(f"listening on {host} without a token would serve everybody: give a token file, or 127.0.0.1")
     if retention <= timedelta(0) or max_bytes <= 0:
@@ -113,6 +114,7 @@ def _check_settings(host: str, retention: timedelta, max_bytes: int, *, has_toke
 
 
 def _read_token(file: Path) -> str:
+    """Read the bearer token for queries from a file; raise `StartError` if it is not 8 or more ASCII characters."""
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
@@ -123,8 +125,8 @@ def _read_token(file: Path) -> str:
 
 
 @contextmanager
-def _locked_folder(data: Path) -> Iterator[None]:
-    """Lock the data folder; the kernel releases the lock when the process ends."""
+def _lock_data_folder(data: Path) -> Iterator[None]:
+    """Context manager: hold an exclusive file lock on the data folder. The kernel releases it if the process dies."""
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -145,7 +147,8 @@ def _locked_folder(data: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Context manager: open a TCP socket that listens on an address, and close it on exit."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -162,7 +165,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _run(
+def _run_until_signal(
     listener: socket.socket,
     data: Path,
     retention: timedelta,
@@ -170,7 +173,7 @@ def _run(
     token: str | None,
     make_store: "Callable[[Database, Writer, str], TelemetryStore] | None",
 ) -> int:
-    """Start the writer and the server, serve, and stop them in an order that loses no accepted row."""
+    """Start the writer thread and the HTTP server, serve, and stop them so that no accepted row is lost."""
     import uvicorn
 
     from controlled_rollout.telemetry_store.app import create_app
@@ -214,6 +217,7 @@ def _run(
 
 
 def _ready_line(listener: socket.socket, identity: Identity) -> str:
+    """Return the line that tells the user the connection string and the workspace id."""
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
     return (

@@ -41,7 +41,7 @@ class TelemetryStore:
         self._unanswered = 0
 
     def accept(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
-        """Accept the rows of one upload; every later query sees them.
+        """Hand the rows of one upload to the writer. Every query that starts later sees them.
 
         Args:
             rows: Rows by table.
@@ -53,7 +53,7 @@ class TelemetryStore:
         self._writer.add(rows, size)
 
     async def query(self, body: object, prefer: str) -> ApiResponse:
-        """Answer the query API's request.
+        """Run a KQL query from a request's JSON body and its `Prefer` header, without blocking the event loop.
 
         Args:
             body: The request's JSON document, with `query`, `timespan` and `workspaces`.
@@ -63,7 +63,7 @@ class TelemetryStore:
             return error_response(400, "BadArgumentError", "the body is not a JSON object with a query")
         for workspace in body.get("workspaces") or ():
             if not self.is_workspace(workspace):
-                return self.unknown_workspace(workspace)
+                return self.unknown_workspace_response(workspace)
         preferences = dict(pair.strip().lower().partition("=")[::2] for pair in prefer.split(","))
         wait = preferences.get("wait", "")
         timeout_s = min(float(wait), self.limits.max_timeout_s) if wait.isdecimal() else self.limits.timeout_s
@@ -72,8 +72,9 @@ class TelemetryStore:
                 429, "ThrottledError", f"{self._unanswered} queries are running or waiting: try later"
             )
 
-        def answer() -> ApiResponse:
-            return self.answer(
+        def run_in_thread() -> ApiResponse:
+            """Run the query in a worker thread."""
+            return self.run_query_blocking(
                 body.get("query"),
                 body.get("timespan"),
                 timeout_s=timeout_s,
@@ -82,12 +83,14 @@ class TelemetryStore:
 
         self._unanswered += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run_in_thread)
         finally:
             self._unanswered -= 1
 
-    def answer(self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool) -> ApiResponse:
-        """Run one query over all rows that were accepted before this call; blocks.
+    def run_query_blocking(
+        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool
+    ) -> ApiResponse:
+        """Run one KQL query over all rows accepted before this call. Blocks the calling thread.
 
         Args:
             query: The KQL, if it is text.
@@ -110,20 +113,21 @@ class TelemetryStore:
         )
 
     def is_workspace(self, workspace_id: object) -> bool:
-        """Whether an id is that of the store's workspace."""
+        """Whether `workspace_id` is the store's own Log Analytics workspace id."""
         return str(workspace_id).lower() == self.workspace_id
 
-    def unknown_workspace(self, workspace_id: object) -> ApiResponse:
-        """Return the error for a query of another workspace."""
+    def unknown_workspace_response(self, workspace_id: object) -> ApiResponse:
+        """Return the HTTP error response for a query of another workspace."""
         return error_response(404, "WorkspaceNotFoundError", f"The workspace {workspace_id!r} could not be found")
 
     def end_queries(self) -> None:
-        """Stop all queries, those that wait and those that run."""
+        """Stop all queries, both queued and running, and wait until none runs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
         def have_ended() -> bool:
+            """Interrupt all running queries; return whether none is left."""
             # Again and again: DuckDB forgets an interrupt that comes between two statements.
             self._database.interrupt_queries()
-            return not self._database.busy
+            return not self._database.has_running_queries
 
         block_until(have_ended, QUERY_END_TIMEOUT_S)

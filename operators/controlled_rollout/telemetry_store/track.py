@@ -15,15 +15,15 @@ from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.values import (
     MAX_ITEM_COUNT,
     MalformedError,
-    finite,
+    bounded_text,
+    epoch_microseconds,
+    finite_number,
+    is_success_code,
     json_text,
-    microseconds,
     properties_json,
-    success,
-    text,
 )
 
-__all__ = ["TrackRows", "duration_ms", "read_envelopes", "rows_of"]
+__all__ = ["TrackRows", "duration_ms", "read_envelopes", "rows_of_envelopes"]
 
 # D.HH:MM:SS.fffffff; the days and the fraction are optional.
 DURATION: Final = re.compile(r"(?:(\d{1,7})\.)?(\d{1,2}):(\d{2}):(\d{2})(?:\.(\d{1,7})\d*)?", re.ASCII)
@@ -51,23 +51,23 @@ class TrackRows:
 
     @property
     def status(self) -> int:
-        """The response's status: 200 if all envelopes were accepted, 206 if some were, 400 if none was."""
+        """The HTTP status of the response: 200 if all envelopes were accepted, 206 if some were, 400 if none was."""
         if self.accepted == self.received > 0:
             return 200
         return 206 if self.accepted else 400
 
     def refuse(self, index: int, message: str) -> None:
-        """Record one refused envelope by its index."""
+        """Record the error of one rejected envelope, by its index in the upload."""
         if len(self.errors) < MAX_DESCRIBED_ERRORS:
             self.errors.append({"index": index, "statusCode": 400, "message": message})
 
     def response(self) -> dict[str, Any]:
-        """Return the JSON document of the response."""
+        """Return the response's JSON object: numbers of received and accepted envelopes, and the errors."""
         return {"itemsReceived": self.received, "itemsAccepted": self.accepted, "errors": self.errors}
 
 
 def read_envelopes(body: bytes) -> list[object]:
-    """Return the envelopes of an upload; one that is not JSON becomes a `MalformedError` in its place.
+    """Split an upload into its JSON envelopes. One that is not JSON becomes a `MalformedError` in its place.
 
     A body that is no JSON document is read line by line, so that a broken line does not lose the others.
     """
@@ -77,11 +77,12 @@ def read_envelopes(body: bytes) -> list[object]:
         lines = [line for line in body.splitlines() if line.strip()]
         if len(lines) <= 1 or body.lstrip()[:1] == b"[":
             return [MalformedError(f"not JSON: {error}")]
-        return [_read_line(line) for line in lines]
+        return [_parse_json_line(line) for line in lines]
     return document if isinstance(document, list) else [document]
 
 
-def _read_line(line: bytes) -> object:
+def _parse_json_line(line: bytes) -> object:
+    """Parse one line as JSON; return (not raise) a `MalformedError` if it is not JSON."""
     try:
         item: object = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -89,15 +90,15 @@ def _read_line(line: bytes) -> object:
     return item
 
 
-def rows_of(items: list[object]) -> TrackRows:
-    """Make rows of envelopes; a malformed one is refused by its index, the others are accepted."""
+def rows_of_envelopes(items: list[object]) -> TrackRows:
+    """Convert envelopes to rows. A malformed envelope is recorded as an error; the others are accepted."""
     result = TrackRows(received=len(items))
     received_us = time.time_ns() // 1_000
     for index, item in enumerate(items):
         try:
             if isinstance(item, MalformedError):
                 raise item
-            table, rows = _envelope(item, received_us)
+            table, rows = _rows_of_envelope(item, received_us)
         except MalformedError as error:
             result.refuse(index, str(error))
             continue
@@ -106,23 +107,24 @@ def rows_of(items: list[object]) -> TrackRows:
     return result
 
 
-def _envelope(item: object, received_us: int) -> tuple[str, list[Row]]:
+def _rows_of_envelope(item: object, received_us: int) -> tuple[str, list[Row]]:
+    """Convert one App Insights envelope; return its table's name and its rows."""
     if not isinstance(item, dict):
         raise MalformedError(f"an envelope is a JSON object, not {type(item).__name__}")
     key = item.get("iKey")
     if not isinstance(key, str) or not INSTRUMENTATION_KEY.fullmatch(key):
         raise MalformedError("iKey is not an instrumentation key (a UUID)")
-    stamp = _time(item.get("time"))
-    tags = _mapping(item.get("tags"), "tags")
-    data = _mapping(item.get("data"), "data")
-    base = _mapping(data.get("baseData"), "data.baseData")
+    stamp = _parse_time(item.get("time"))
+    tags = _object_or_empty(item.get("tags"), "tags")
+    data = _object_or_empty(item.get("data"), "data")
+    base = _object_or_empty(data.get("baseData"), "data.baseData")
     base_type = data.get("baseType")
     if not isinstance(base_type, str) or base_type not in _READERS:
         raise MalformedError(f"data.baseType is {base_type!r}: kept are {', '.join(_READERS)}")
     table, read = _READERS[base_type]
     count = _item_count(item.get("sampleRate"))
-    properties = properties_json(_mapping(base.get("properties"), "properties"))
-    sender = tuple(text(tags.get(tag), 1_024) for tag in _CONTEXT_TAGS)
+    properties = properties_json(_object_or_empty(base.get("properties"), "properties"))
+    sender = tuple(bounded_text(tags.get(tag), 1_024) for tag in _CONTEXT_TAGS)
     rows: list[Row] = []
     for values, count_of_row in read(base):
         # The order of schema.CONTEXT.
@@ -146,7 +148,8 @@ _CONTEXT_TAGS: Final = (
 )
 
 
-def _mapping(value: object, what: str) -> Mapping[str, Any]:
+def _object_or_empty(value: object, what: str) -> Mapping[str, Any]:
+    """Return a JSON object as it is, and an empty one for None; raise `MalformedError` for any other value."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -154,28 +157,29 @@ def _mapping(value: object, what: str) -> Mapping[str, Any]:
     return value
 
 
-def _time(value: object) -> int:
+def _parse_time(value: object) -> int:
+    """Parse an envelope's ISO 8601 time; return microseconds since 1970. Without an offset it is in UTC."""
     if not isinstance(value, str):
         raise MalformedError("time is missing")
     try:
         moment = datetime.fromisoformat(value)
     except ValueError as error:
         raise MalformedError(f"time {value[:40]!r} is not an ISO 8601 time") from error
-    return microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    return epoch_microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _item_count(rate: object) -> int:
-    """Return how many items an item with this sample rate stands for: 4 at a rate of 25 per cent."""
+    """Return the number of items that a sampled item represents: 4 at a sample rate of 25 per cent."""
     if rate is None:
         return 1
-    number = finite(rate, "sampleRate")
+    number = finite_number(rate, "sampleRate")
     if not 0 < number <= 100:
         raise MalformedError(f"sampleRate is {rate!r}: per cent above 0 and up to 100 were expected")
     return min(max(1, round(100 / number)), MAX_ITEM_COUNT)
 
 
 def duration_ms(value: object) -> float:
-    """Read a duration, `D.HH:MM:SS.fffffff`, as milliseconds.
+    """Parse a .NET duration `D.HH:MM:SS.fffffff`; return milliseconds.
 
     Raises:
         MalformedError: It is not of this form.
@@ -191,7 +195,8 @@ def duration_ms(value: object) -> float:
     return (((days * 24 + hours) * 60 + minutes) * 60 * 10_000_000 + seconds * 10_000_000 + ticks) / 10_000
 
 
-def _severity(value: object) -> int | None:
+def _severity_number(value: object) -> int | None:
+    """Convert a severity level (a name, or 0 to 4) to its number; None stays None."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -203,72 +208,80 @@ def _severity(value: object) -> int | None:
     return level
 
 
-def _succeeded(base: Mapping[str, Any], code: str) -> bool:
+def _success_field(base: Mapping[str, Any], code: str) -> bool:
+    """Return an item's field `success`; if it is missing, derive it from the result code."""
     succeeded = base.get("success")
     if succeeded is None:
-        return success(code)
+        return is_success_code(code)
     if not isinstance(succeeded, bool):
         raise MalformedError(f"success is {succeeded!r}: true or false was expected")
     return succeeded
 
 
-def _required(base: Mapping[str, Any], key: str, limit: int) -> str:
+def _required_text(base: Mapping[str, Any], key: str, limit: int) -> str:
+    """Return a required string field, cut to `limit` characters; raise `MalformedError` if it is missing or empty."""
     value = base.get(key)
     if not isinstance(value, str) or not value:
         raise MalformedError(f"{key} is missing")
-    return text(value, limit)
+    return bounded_text(value, limit)
 
 
-def _measurements(base: Mapping[str, Any]) -> str:
-    measurements = _mapping(base.get("measurements"), "measurements")
-    return json_text({text(key, 150): finite(value, f"measurement {key!r}") for key, value in measurements.items()})
+def _measurements_json(base: Mapping[str, Any]) -> str:
+    """Return the item's custom measurements (finite numbers by name) as JSON text."""
+    measurements = _object_or_empty(base.get("measurements"), "measurements")
+    return json_text(
+        {bounded_text(key, 150): finite_number(value, f"measurement {key!r}") for key, value in measurements.items()}
+    )
 
 
 # For each row: the values of the columns that only this table has, in the schema's order, and how many items it counts.
 _Values = list[tuple[Row, int]]
 
 
-def _request(base: Mapping[str, Any]) -> _Values:
-    code = text(base.get("responseCode"), 1_024) or "0"
+def _request_values(base: Mapping[str, Any]) -> _Values:
+    """Convert RequestData to the column values of one AppRequests row."""
+    code = bounded_text(base.get("responseCode"), 1_024) or "0"
     return [
         (
             (
-                _required(base, "id", 512),
-                text(base.get("name"), 1_024),
-                text(base.get("url"), 2_048),
-                text(base.get("source"), 1_024),
-                _succeeded(base, code),
+                _required_text(base, "id", 512),
+                bounded_text(base.get("name"), 1_024),
+                bounded_text(base.get("url"), 2_048),
+                bounded_text(base.get("source"), 1_024),
+                _success_field(base, code),
                 code,
                 duration_ms(base.get("duration")),
-                _measurements(base),
+                _measurements_json(base),
             ),
             1,
         )
     ]
 
 
-def _dependency(base: Mapping[str, Any]) -> _Values:
-    code = text(base.get("resultCode"), 1_024)
-    succeeded = True if base.get("success") is None and not code else _succeeded(base, code)
+def _dependency_values(base: Mapping[str, Any]) -> _Values:
+    """Convert RemoteDependencyData to the column values of one AppDependencies row."""
+    code = bounded_text(base.get("resultCode"), 1_024)
+    succeeded = True if base.get("success") is None and not code else _success_field(base, code)
     return [
         (
             (
-                text(base.get("id"), 512),
-                _required(base, "name", 1_024),
-                text(base.get("target"), 1_024),
-                text(base.get("type"), 1_024),
-                text(base.get("data"), 8_192),
+                bounded_text(base.get("id"), 512),
+                _required_text(base, "name", 1_024),
+                bounded_text(base.get("target"), 1_024),
+                bounded_text(base.get("type"), 1_024),
+                bounded_text(base.get("data"), 8_192),
                 succeeded,
                 code,
                 duration_ms(base.get("duration")),
-                _measurements(base),
+                _measurements_json(base),
             ),
             1,
         )
     ]
 
 
-def _exception(base: Mapping[str, Any]) -> _Values:
+def _exception_values(base: Mapping[str, Any]) -> _Values:
+    """Convert ExceptionData to the column values of one AppExceptions row, with outermost and innermost exception."""
     details = base.get("exceptions")
     if not isinstance(details, list) or not details or not all(isinstance(detail, dict) for detail in details):
         raise MalformedError("exceptions is not a list of at least one JSON object")
@@ -279,57 +292,68 @@ def _exception(base: Mapping[str, Any]) -> _Values:
         for detail in (details[0], details[-1])
     ]
     outer, inner = (
-        (text(detail.get("typeName"), 1_024), text(detail.get("message"), 32_768), frame)
+        (bounded_text(detail.get("typeName"), 1_024), bounded_text(detail.get("message"), 32_768), frame)
         for detail, frame in zip((details[0], details[-1]), frames, strict=True)
     )
-    outer_assembly, outer_method = (text(outer[2].get(key), 1_024) for key in ("assembly", "method"))
-    inner_assembly, inner_method = (text(inner[2].get(key), 1_024) for key in ("assembly", "method"))
+    outer_assembly, outer_method = (bounded_text(outer[2].get(key), 1_024) for key in ("assembly", "method"))
+    inner_assembly, inner_method = (bounded_text(inner[2].get(key), 1_024) for key in ("assembly", "method"))
     values: Row = (
-        text(base.get("problemId"), 1_024) or f"{outer[0]} at {outer_method}",
+        bounded_text(base.get("problemId"), 1_024) or f"{outer[0]} at {outer_method}",
         outer[0], outer_assembly, outer_method,
         outer[0], outer[1], outer_assembly, outer_method,
         inner[0], inner[1], inner_assembly, inner_method,
-        _severity(base.get("severityLevel")),
+        _severity_number(base.get("severityLevel")),
         json_text(details),
-        _measurements(base),
+        _measurements_json(base),
     )  # fmt: skip
     return [(values, 1)]
 
 
-def _message(base: Mapping[str, Any]) -> _Values:
-    values = (_required(base, "message", 32_768), _severity(base.get("severityLevel")), _measurements(base))
+def _message_values(base: Mapping[str, Any]) -> _Values:
+    """Convert MessageData to the column values of one AppTraces row."""
+    values = (
+        _required_text(base, "message", 32_768),
+        _severity_number(base.get("severityLevel")),
+        _measurements_json(base),
+    )
     return [(values, 1)]
 
 
-def _metric(base: Mapping[str, Any]) -> _Values:
+def _metric_values(base: Mapping[str, Any]) -> _Values:
+    """Convert MetricData to column values: one AppMetrics row for each data point."""
     points = base.get("metrics")
     if not isinstance(points, list) or not points:
         raise MalformedError("metrics is not a list of at least one point")
     rows: _Values = []
     for point in points:
-        metric = _mapping(point, "a metric")
-        total = finite(metric.get("value"), "a metric's value")
+        metric = _object_or_empty(point, "a metric")
+        total = finite_number(metric.get("value"), "a metric's value")
         count = metric.get("count")
         if count is not None and (type(count) is not int or count < 0):
             raise MalformedError(f"a metric's count is {count!r}: a whole number was expected")
         least, most = (
-            total if metric.get(key) is None else finite(metric[key], f"a metric's {key}") for key in ("min", "max")
+            total if metric.get(key) is None else finite_number(metric[key], f"a metric's {key}")
+            for key in ("min", "max")
         )
         rows.append(
-            ((_required(metric, "name", 1_024), total, least, most), 1 if count is None else min(count, MAX_ITEM_COUNT))
+            (
+                (_required_text(metric, "name", 1_024), total, least, most),
+                1 if count is None else min(count, MAX_ITEM_COUNT),
+            )
         )
     return rows
 
 
-def _event(base: Mapping[str, Any]) -> _Values:
-    return [((_required(base, "name", 512), _measurements(base)), 1)]
+def _event_values(base: Mapping[str, Any]) -> _Values:
+    """Convert EventData to the column values of one AppEvents row."""
+    return [((_required_text(base, "name", 512), _measurements_json(base)), 1)]
 
 
 _READERS: Final[dict[str, tuple[str, Callable[[Mapping[str, Any]], _Values]]]] = {
-    "RequestData": ("AppRequests", _request),
-    "RemoteDependencyData": ("AppDependencies", _dependency),
-    "ExceptionData": ("AppExceptions", _exception),
-    "MessageData": ("AppTraces", _message),
-    "MetricData": ("AppMetrics", _metric),
-    "EventData": ("AppEvents", _event),
+    "RequestData": ("AppRequests", _request_values),
+    "RemoteDependencyData": ("AppDependencies", _dependency_values),
+    "ExceptionData": ("AppExceptions", _exception_values),
+    "MessageData": ("AppTraces", _message_values),
+    "MetricData": ("AppMetrics", _metric_values),
+    "EventData": ("AppEvents", _event_values),
 }

@@ -10,12 +10,12 @@ __all__ = [
     "LATEST_US",
     "MAX_ITEM_COUNT",
     "MalformedError",
-    "finite",
+    "bounded_text",
+    "epoch_microseconds",
+    "finite_number",
+    "is_success_code",
     "json_text",
-    "microseconds",
     "properties_json",
-    "success",
-    "text",
 ]
 
 # 2262-04-11, the end of nanoseconds in 64 bits; DuckDB's TIMESTAMP reaches much further.
@@ -30,8 +30,8 @@ class MalformedError(ValueError):
     """An item is not as its protocol requires; the message is sent back to the sender."""
 
 
-def text(value: object, limit: int = MAX_PROPERTY) -> str:
-    """Return a value as text of at most `limit` characters, valid in UTF-8."""
+def bounded_text(value: object, limit: int = MAX_PROPERTY) -> str:
+    """Convert a JSON value to text of at most `limit` characters that is valid UTF-8; None becomes an empty string."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -44,7 +44,7 @@ def text(value: object, limit: int = MAX_PROPERTY) -> str:
 
 
 def json_text(value: object) -> str:
-    """Return a value as JSON text.
+    """Serialize a value as compact JSON text that is valid UTF-8.
 
     Raises:
         MalformedError: It holds NaN or an infinity, which JSON has no form for.
@@ -57,12 +57,12 @@ def json_text(value: object) -> str:
 
 
 def properties_json(properties: Mapping[str, Any]) -> str:
-    """Return custom properties as Azure keeps them: every value as text, keys and values cut to Azure's limits."""
-    return json_text({text(key, MAX_KEY): text(value) for key, value in properties.items()})
+    """Serialize custom properties as Azure stores them: all values as text, keys and values cut to its limits."""
+    return json_text({bounded_text(key, MAX_KEY): bounded_text(value) for key, value in properties.items()})
 
 
-def microseconds(moment: datetime) -> int:
-    """Return a time as microseconds since 1970.
+def epoch_microseconds(moment: datetime) -> int:
+    """Convert a datetime to microseconds since 1970.
 
     Raises:
         MalformedError: It lies outside what a column can hold.
@@ -77,13 +77,13 @@ def microseconds(moment: datetime) -> int:
     return stamp
 
 
-def success(result_code: str) -> bool:
+def is_success_code(result_code: str) -> bool:
     """Whether App Insights counts a result code as success: an HTTP status from 100 to 399."""
     return result_code.isdecimal() and 100 <= int(result_code) < 400
 
 
-def finite(value: object, what: str) -> float:
-    """Return a value as a finite number.
+def finite_number(value: object, what: str) -> float:
+    """Convert a JSON number to a finite float; `what` names it in the error.
 
     Raises:
         MalformedError: It is not one.

@@ -91,14 +91,14 @@ class Writer:
         self._first_waiting = 0.0
         self._failure: Exception | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the writer thread."""
         self._thread.start()
 
     def add(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
-        """Accept the rows of one upload; they are on disk within about `delay_s`, or after the next `flush`.
+        """Put the rows of one upload into the buffer; on disk after about `delay_s`, or after the next `flush`.
 
         Args:
             rows: Rows by table.
@@ -128,7 +128,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all rows that were accepted before this call are on disk.
+        """Write the buffer at once, and wait until all rows accepted before this call are on disk.
 
         Raises:
             NotWrittenError: They are not after `timeout_s` seconds.
@@ -141,14 +141,15 @@ class Writer:
                 raise NotWrittenError(f"accepted rows are not on disk after {timeout_s:g} s: {self._failure or 'busy'}")
 
     def stop(self, timeout_s: float = 30.0) -> bool:
-        """Write all accepted rows and end the thread; return False if some could not be written."""
+        """Write all accepted rows and end the thread; return False if some rows could not be written."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
         return not self._thread.is_alive() and self._written == self._waiting.last_upload
 
-    def _run(self) -> None:
+    def _run_thread(self) -> None:
+        """Run in the writer thread: write the buffer and delete old rows until `stop` is called and all is written."""
         next_retention = time.monotonic()
         while self._write_waiting(next_retention) or not self._stopping:
             if not self._stopping and time.monotonic() >= next_retention:
@@ -156,10 +157,10 @@ class Writer:
                 next_retention = time.monotonic() + self._retention_interval_s
 
     def _write_waiting(self, wake_at: float) -> bool:
-        """Wait until rows are due and write them; return False if none was due before `wake_at`."""
+        """Wait until buffered rows are due and write them; return False if none was due before `wake_at`."""
         with self._changed:
-            while not self._due(wake_at):
-                self._changed.wait(self._time_left(wake_at))
+            while not self._should_wake(wake_at):
+                self._changed.wait(self._seconds_until_due(wake_at))
             batch = self._waiting
             if not batch.count:
                 return False
@@ -173,11 +174,12 @@ class Writer:
             self._changed.notify_all()
         return True
 
-    def _due(self, wake_at: float) -> bool:
-        return self._stopping or self._time_left(wake_at) <= 0
+    def _should_wake(self, wake_at: float) -> bool:
+        """Whether the thread should wake now: the writer stops, rows are due, or `wake_at` has passed."""
+        return self._stopping or self._seconds_until_due(wake_at) <= 0
 
-    def _time_left(self, wake_at: float) -> float:
-        """Return the seconds until rows are due or `wake_at` is reached."""
+    def _seconds_until_due(self, wake_at: float) -> float:
+        """Return the seconds until buffered rows are due or `wake_at` (monotonic time) is reached."""
         if self._waiting.count:
             if self._requested > self._written:
                 return 0.0
@@ -185,7 +187,7 @@ class Writer:
         return max(0.0, wake_at - time.monotonic())
 
     def _write_with_retries(self, batch: _Batch) -> bool:
-        """Write a batch, again and again while the machine fails; return False if the store stops meanwhile."""
+        """Write a batch, and retry while disk or memory fail. Return False if the writer stops before it succeeds."""
         attempt = 0
         while True:
             try:
@@ -209,7 +211,7 @@ class Writer:
         return True
 
     def _write_halves(self, batch: dict[str, list[Row]], error: Exception) -> None:
-        """Write a refused batch in halves, down to the row that the database refuses; only that row is lost."""
+        """Write a failed batch in halves, recursively, so that only the row which the database rejects is lost."""
         rows = [(table, row) for table, rows in batch.items() for row in rows]
         if len(rows) == 1:
             log.error("one row of %s is left out: %s", rows[0][0], error)
@@ -224,7 +226,7 @@ class Writer:
                 self._write_halves(part, inner)
 
     def _delete_old_rows(self) -> None:
-        """Delete rows by age and by size, in chunks; between two chunks accepted rows are written."""
+        """Delete rows above the age or size limit, in chunks. Between two chunks, write buffered rows."""
         try:
             limits = [self._clock().astimezone(UTC) - self._retention]
             by_size = self._database.age_limit_for(self._max_bytes)

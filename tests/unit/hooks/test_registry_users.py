@@ -86,7 +86,7 @@ def test_only_azure_registries_without_a_user_are_signed_in_to_as_the_worker(mon
         hosts.append(host)
         return Credentials("0", f"token of {host}")
 
-    monkeypatch.setattr(azure_sign_in, "sign_in", sign_in)
+    monkeypatch.setattr(azure_sign_in, "sign_in_to_registry", sign_in)
     workspace = Workspace.from_settings(
         {
             "registry": "mine.azurecr.io/models",

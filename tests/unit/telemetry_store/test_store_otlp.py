@@ -53,7 +53,7 @@ def export(attributes: dict[str, Any], **span_fields: Any) -> ExportTraceService
 
 
 def row_of(request: ExportTraceServiceRequest, table: str = "AppRequests") -> dict[str, Any]:
-    result = otlp.rows_of(request)
+    result = otlp.rows_of_spans(request)
     assert (result.rejected, result.reason) == (0, "")
     [row] = result.rows[table]
     return dict(zip((column.name for column in TABLES[table].stored), row, strict=True))
@@ -125,7 +125,7 @@ def test_invalid_span_is_refused_and_the_others_are_kept(fault: dict[str, Any]) 
     request = export(ENVOY)
     request.resource_spans.append(export(ENVOY, **fault).resource_spans[0])
 
-    result = otlp.rows_of(request)
+    result = otlp.rows_of_spans(request)
 
     assert len(result.rows["AppRequests"]) == 1
     assert result.rejected == 1
@@ -179,7 +179,7 @@ def test_any_bytes_are_an_export_or_malformed_and_never_anything_else(body: byte
         request = otlp.read_request(body, is_json=False)
     except MalformedError:
         return
-    otlp.rows_of(request)
+    otlp.rows_of_spans(request)
 
 
 def test_values_that_are_not_scalars_are_kept_as_json_text() -> None:
@@ -223,4 +223,4 @@ def test_one_process_can_make_rows_of_many_spans() -> None:
         copy.CopyFrom(spans[0])
         copy.span_id = os.urandom(8)
 
-    assert len(otlp.rows_of(request).rows["AppRequests"]) == 1_000
+    assert len(otlp.rows_of_spans(request).rows["AppRequests"]) == 1_000

@@ -37,7 +37,7 @@ def envelope(base_type: str = "RequestData", base: dict[str, Any] | None = None,
 
 
 def rows(*items: Any) -> list[dict[str, Any]]:
-    result = track.rows_of(list(items))
+    result = track.rows_of_envelopes(list(items))
     assert result.errors == []
     [(table, rows_of_table)] = result.rows.items()
     return [dict(zip((column.name for column in TABLES[table].stored), row, strict=True)) for row in rows_of_table]
@@ -118,7 +118,7 @@ def test_every_base_type_has_its_table() -> None:
     ],
 )
 def test_a_malformed_envelope_is_refused_with_its_index_and_loses_nothing_else(fault: object) -> None:
-    result = track.rows_of([envelope(), fault, envelope()])
+    result = track.rows_of_envelopes([envelope(), fault, envelope()])
 
     assert result.status == 206
     assert (result.received, result.accepted, len(result.rows["AppRequests"])) == (3, 2, 2)
@@ -128,10 +128,10 @@ def test_a_malformed_envelope_is_refused_with_its_index_and_loses_nothing_else(f
 
 
 def test_the_status_says_all_some_or_none() -> None:
-    assert track.rows_of([envelope()]).status == 200
-    assert track.rows_of([envelope(), 1]).status == 206
-    assert track.rows_of([1]).status == 400
-    assert track.rows_of([]).status == 400
+    assert track.rows_of_envelopes([envelope()]).status == 200
+    assert track.rows_of_envelopes([envelope(), 1]).status == 206
+    assert track.rows_of_envelopes([1]).status == 400
+    assert track.rows_of_envelopes([]).status == 400
 
 
 def test_an_array_an_object_and_lines_are_read_and_a_broken_line_loses_only_itself() -> None:
@@ -139,13 +139,13 @@ def test_an_array_an_object_and_lines_are_read_and_a_broken_line_loses_only_itse
 
     assert len(track.read_envelopes(f"[{item},{item}]".encode())) == 2
     assert len(track.read_envelopes(item.encode())) == 1
-    lines = track.rows_of(track.read_envelopes(f"{item}\n{{broken\n\n{item}\r\n".encode()))
+    lines = track.rows_of_envelopes(track.read_envelopes(f"{item}\n{{broken\n\n{item}\r\n".encode()))
     assert (lines.accepted, [error["index"] for error in lines.errors]) == (2, [1])
 
 
 @pytest.mark.parametrize("body", [b"", b"[{", b"\xff\xfe", b"[" * 100_000])
 def test_body_that_is_not_json_is_one_refused_item(body: bytes) -> None:
-    result = track.rows_of(track.read_envelopes(body))
+    result = track.rows_of_envelopes(track.read_envelopes(body))
 
     assert (result.status, result.accepted) == (400, 0)
 
@@ -198,7 +198,7 @@ def test_any_field_value_gives_a_row_or_a_refusal(field: str, value: Any, data: 
     else:
         item[field] = value
 
-    result = track.rows_of([item])
+    result = track.rows_of_envelopes([item])
 
     assert result.accepted + len(result.errors) == 1
     for row in result.rows.get("AppRequests", []):

@@ -31,7 +31,7 @@ UV_DOES_NOT_RUN, NO_SUCH_PYTHON, NOT_INSTALLED = 81, 82, 83
 
 
 def write_build_context(request: BuildRequest, folder: Path) -> None:
-    """Write the files of a build, none of them secret, into a new folder."""
+    """Write the Dockerfile, its scripts and the requirements into a new folder. None of the files is secret."""
     folder.mkdir()
     for name, text in request.build_files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -43,7 +43,7 @@ def write_build_context(request: BuildRequest, folder: Path) -> None:
 
 
 def registry_auth_file(credentials: Mapping[str, Credentials]) -> bytes:
-    """Return the credentials in the format of buildah, skopeo and docker: containers-auth.json(5)."""
+    """Return registry credentials as JSON in the format containers-auth.json(5) of buildah, skopeo and docker."""
     auths = {
         host: {"auth": base64.b64encode(f"{user.username}:{user.password}".encode()).decode()}
         for host, user in credentials.items()
@@ -52,7 +52,7 @@ def registry_auth_file(credentials: Mapping[str, Credentials]) -> bytes:
 
 
 def build_error(request: BuildRequest, lines: Sequence[str]) -> ImageError:
-    """Return the error for a failed build.
+    """Return the `ImageError` for a failed build, with the error lines of its log.
 
     Args:
         request: What was to be built.

@@ -33,7 +33,7 @@ class BuildRequest:
 
     @property
     def label(self) -> str:
-        """The environment's name in log lines."""
+        """The environment's name for log lines."""
         return f"environment {self.tag[:12]}"
 
 
@@ -43,7 +43,7 @@ class Builder(Protocol):
     async def build(
         self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
-        """Build an image and push it. If several build the same tag at once, one builds and the others wait for it.
+        """Build an environment image and push it. Of several tasks with the same tag, one builds and the others wait.
 
         When this returns, the registry has the tag. The tag is pushed last, so it never names half an image. If this is
         cancelled, it ends the build, and there is no tag.

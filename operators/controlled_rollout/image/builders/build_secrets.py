@@ -30,7 +30,7 @@ SECRETS_FOLDER: Final = "/run/secrets"
 def build_secrets(
     requirements: Sequence[str], environment: Mapping[str, str] = os.environ, *, system: Path = Path("/etc")
 ) -> dict[str, bytes]:
-    """Return the secrets of a build, by name.
+    """Return the contents of the build's secret files (indexes, netrc, certificates) by secret name.
 
     `settings` is a shell script that exports variables. `uv.toml`, `netrc`, `pip.conf` and `certificates` are files,
     present if this machine has them.
@@ -43,20 +43,20 @@ def build_secrets(
     home = Path(environment.get("HOME") or "/nonexistent")
     configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = {
-        "uv.toml": _first_readable(
+        "uv.toml": _first_readable_file(
             environment.get("UV_CONFIG_FILE"), configuration / "uv" / "uv.toml", system / "uv" / "uv.toml"
         ),
-        "netrc": _first_readable(environment.get("NETRC"), home / ".netrc"),
-        "pip.conf": _first_readable(
+        "netrc": _first_readable_file(environment.get("NETRC"), home / ".netrc"),
+        "pip.conf": _first_readable_file(
             environment.get("PIP_CONFIG_FILE"),
             configuration / "pip" / "pip.conf",
             home / ".pip" / "pip.conf",
             system / "pip.conf",
         ),
-        "certificates": _first_readable(*(environment.get(name) for name in CERTIFICATES)),
+        "certificates": _first_readable_file(*(environment.get(name) for name in CERTIFICATES)),
     }
     secrets = {name: path.read_bytes() for name, path in files.items() if path is not None}
-    variables = {name: value for name, value in environment.items() if _is_passed(name, value)}
+    variables = {name: value for name, value in environment.items() if _is_passed_to_build(name, value)}
     for line in requirements:
         variables |= {name: environment[name] for name in VARIABLE.findall(line) if name in environment}
     file_variables = {"UV_CONFIG_FILE": "uv.toml", "NETRC": "netrc", "PIP_CONFIG_FILE": "pip.conf"}
@@ -66,14 +66,14 @@ def build_secrets(
     return {**secrets, "settings": settings.encode()}
 
 
-def _is_passed(name: str, value: str) -> bool:
-    """Whether a variable is handed to the build: proxies, and settings of uv and pip that name no file."""
+def _is_passed_to_build(name: str, value: str) -> bool:
+    """Whether an environment variable is passed to the build: proxies, and uv or pip settings that name no file."""
     if name.upper() in PROXIES:
         return True
     return bool(INDEXES.fullmatch(name) or PIP.fullmatch(name)) and not value.startswith(("/", "~", "."))
 
 
-def _first_readable(*candidates: str | Path | None) -> Path | None:
-    """Return the first of some files that exists and can be read."""
+def _first_readable_file(*candidates: str | Path | None) -> Path | None:
+    """Return the first path that exists and is readable, or None."""
     paths = (Path(candidate) for candidate in candidates if candidate)
     return next((path for path in paths if path.is_file() and os.access(path, os.R_OK)), None)

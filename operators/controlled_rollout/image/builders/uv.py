@@ -6,7 +6,7 @@ __all__ = ["find_uv"]
 
 
 def find_uv() -> str:
-    """Return the path of uv's executable.
+    """Return the path of the uv executable; raise `ImageError` if uv is not installed.
 
     Raises:
         ImageError: It is not installed.

@@ -7,7 +7,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from controlled_rollout.errors import ImageError
 
-__all__ = ["from_conda", "python_from_conda", "split_conda"]
+__all__ = ["python_version_from_conda", "requirement_from_conda", "split_conda_dependency"]
 
 SPECIFICATION: Final = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?P<versions>[^A-Za-z0-9._-].*)?"
@@ -26,8 +26,8 @@ OTHER_NAMES: Final = {
 }
 
 
-def split_conda(specification: str) -> tuple[str, str]:
-    """Split a conda dependency into its name, in lower case, and its versions as a PEP 440 specifier (empty for any).
+def split_conda_dependency(specification: str) -> tuple[str, str]:
+    """Split a conda dependency into its lower-case name and its PEP 440 version specifier (empty for any version).
 
     Conda's `=1.2` means any 1.2, as PEP 440's `==1.2.*`; its `name 1.2` means exactly 1.2.
 
@@ -36,45 +36,49 @@ def split_conda(specification: str) -> tuple[str, str]:
     """
     text = specification.strip()
     if "::" in text or "[" in text:
-        raise _untranslatable(specification, "it names a channel or other properties that the index does not have")
+        raise _untranslatable_error(
+            specification, "it names a channel or other properties that the index does not have"
+        )
     parts = SPECIFICATION.fullmatch(text)
     if not parts:
-        raise _untranslatable(specification, "it does not begin with a package name")
+        raise _untranslatable_error(specification, "it does not begin with a package name")
     versions = re.sub(r"\s*([<>=!~,|]+)\s*", r"\1", parts["versions"] or "").strip()
     if "|" in versions:
-        raise _untranslatable(specification, "alternatives with | have no counterpart")
+        raise _untranslatable_error(specification, "alternatives with | have no counterpart")
     if re.search(r"\s|=[\w.*]+=", versions):
-        raise _untranslatable(specification, "it names a build")
-    clauses = [_clause(clause, specification) for clause in versions.split(",")] if versions else []
+        raise _untranslatable_error(specification, "it names a build")
+    clauses = (
+        [_translate_version_condition(clause, specification) for clause in versions.split(",")] if versions else []
+    )
     return parts["name"].lower(), str(SpecifierSet(",".join(clauses)))
 
 
-def from_conda(specification: str) -> str:
-    """Translate a conda dependency to a requirement: `numpy=1.26` becomes `numpy==1.26.*`.
+def requirement_from_conda(specification: str) -> str:
+    """Translate a conda dependency to a pip requirement: `numpy=1.26` becomes `numpy==1.26.*`.
 
     Raises:
         ImageError: It cannot be translated.
     """
-    name, versions = split_conda(specification)
+    name, versions = split_conda_dependency(specification)
     return OTHER_NAMES.get(name, name) + versions
 
 
-def python_from_conda(specification: str) -> str | None:
-    """Return the version of a dependency on Python, such as `3.11`, `3.11.4` or `>=3.9,<3.12`; None for any.
+def python_version_from_conda(specification: str) -> str | None:
+    """Return the version in a conda dependency on Python, such as `3.11` or `>=3.9,<3.12`; None for any version.
 
     Raises:
         ImageError: It cannot be translated.
     """
-    _, versions = split_conda(specification)
+    _, versions = split_conda_dependency(specification)
     exact = re.fullmatch(r"==(\d+(?:\.\d+)*)(?:\.\*)?", versions)
     return exact[1] if exact else versions or None
 
 
-def _clause(clause: str, specification: str) -> str:
-    """Translate one condition on the version, such as `>=1.2` or `=1.2`."""
+def _translate_version_condition(clause: str, specification: str) -> str:
+    """Translate one version condition such as `>=1.2` or conda's `=1.2` to PEP 440."""
     parts = CLAUSE.fullmatch(clause)
     if not parts:
-        raise _untranslatable(specification, f"{clause!r} is not a version")
+        raise _untranslatable_error(specification, f"{clause!r} is not a version")
     operator, version = parts["operator"], parts["version"]
     if operator in (None, "="):
         fuzzy = operator == "=" and not version.endswith("*")
@@ -86,10 +90,11 @@ def _clause(clause: str, specification: str) -> str:
             return str(SpecifierSet(candidate))
         except InvalidSpecifier:
             continue
-    raise _untranslatable(specification, f"{clause!r} is not a version that the index knows")
+    raise _untranslatable_error(specification, f"{clause!r} is not a version that the index knows")
 
 
-def _untranslatable(specification: str, why: str) -> ImageError:
+def _untranslatable_error(specification: str, why: str) -> ImageError:
+    """Return the `ImageError` for a conda dependency that has no equivalent on the Python package index."""
     return ImageError(
         f"conda dependency {specification!r} cannot be translated to the Python package index: {why}. "
         "Write it under `pip:` as the index names it, or leave it out"

@@ -17,7 +17,7 @@ SECRET: Final = re.compile(
 
 
 def with_docker_steps(dockerfile: str, steps: Sequence[str]) -> str:
-    """Insert docker steps into a Dockerfile: they run on the base image, before anything is installed.
+    """Return a Dockerfile with the docker steps inserted. They run on the base image, before any installation.
 
     Args:
         dockerfile: Text with the line `# docker steps`, which they follow.
@@ -27,10 +27,11 @@ def with_docker_steps(dockerfile: str, steps: Sequence[str]) -> str:
         ImageError: A step has an instruction that is not allowed, or a secret, which the image would keep.
     """
     before, mark, after = dockerfile.partition(MARK)
-    return before + mark + "".join(f"{_checked(step)}\n" for step in steps) + after
+    return before + mark + "".join(f"{_checked_step(step)}\n" for step in steps) + after
 
 
-def _checked(step: str) -> str:
+def _checked_step(step: str) -> str:
+    """Check one docker step (allowed instruction, no secret); return it as a Dockerfile instruction."""
     logical = re.sub(r"\\[ \t]*\r?\n", " ", step).strip()
     if "\n" in logical or "\r" in logical:
         raise ImageError(f"docker step {step!r} has more than one line: make each a step, or end lines with \\")

@@ -20,8 +20,8 @@ from controlled_rollout.image.environment.requirements import check_requirement
 __all__ = ["Environment", "running_python"]
 
 
-def _python(text: str) -> str:
-    """Return a version such as `3.11` or a range such as `>=3.9,<3.12` in canonical form."""
+def _check_python_version(text: str) -> str:
+    """Check a Python version such as `3.11`, or a range such as `>=3.9,<3.12`; return its canonical form."""
     try:
         return str(Version(text))
     except InvalidVersion:
@@ -47,14 +47,15 @@ class Environment(BaseModel):
 
     name: str | None = None
     version: str | None = None
-    python: Annotated[str, AfterValidator(_python)] | None = None
+    python: Annotated[str, AfterValidator(_check_python_version)] | None = None
     base_image: str | None = None
     docker_steps: tuple[str, ...] = ()
     requirements: tuple[Annotated[str, AfterValidator(check_requirement)], ...] = ()
 
     @model_validator(mode="wrap")
     @classmethod
-    def _faults_as_image_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _raise_image_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Convert pydantic's `ValidationError` to an `ImageError` that lists the invalid fields."""
         try:
             return handler(data)
         except ValidationError as error:
@@ -68,7 +69,7 @@ class Environment(BaseModel):
 
     @property
     def python_version(self) -> str:
-        """The version to build with: the running interpreter's where the environment allows it."""
+        """The Python version to install: the running interpreter's, if `python` allows it."""
         running = running_python()
         minor = f"{running.major}.{running.minor}"
         if self.python is None:
@@ -79,5 +80,5 @@ class Environment(BaseModel):
 
 
 def running_python() -> Version:
-    """Return the version of the running interpreter."""
+    """Return the version of the running interpreter as `major.minor.patch`."""
     return Version(".".join(map(str, sys.version_info[:3])))

@@ -17,7 +17,7 @@ HASH_SCHEMA: Final = 1
 def environment_hash(
     environment: Environment, *, platform: str | None = None, python: str | None = None, build_files: str | None = None
 ) -> str:
-    """Return the hash under which a built environment is kept: 64 hexadecimal digits.
+    """Return the SHA-256 (hexadecimal) of everything an environment is built from. It is the cache key.
 
     It covers the base image, the docker steps, the Python version, the requirements in their order, the scoring
     runtime's own requirements and the platform; not the environment's name and version.

@@ -22,21 +22,21 @@ CREDENTIALS: Final = re.compile(r"https?://(?!\$\{\w+\}(?::\$\{\w+\})?@)[^/\s@]+
 
 
 def read_requirements(path: Path) -> tuple[str, ...]:
-    """Return the requirements of a file, those of included files at the place of the include.
+    """Read a pip requirements file; `-r FILE` lines are replaced by the requirements of that file.
 
     Raises:
         ImageError: A file cannot be read, includes itself, or has a line that is refused.
     """
-    return tuple(_read(path, ()))
+    return tuple(_read_file(path, ()))
 
 
 def read_requirement_lines(lines: Iterable[str], source: Path) -> tuple[str, ...]:
-    """Return the requirements of some lines of the file `source`, such as the `pip:` part of a conda file."""
-    return tuple(_lines(lines, source, (source,)))
+    """Parse requirement lines of the file `source`, such as the `pip:` part of a conda file."""
+    return tuple(_check_lines(lines, source, (source,)))
 
 
 def check_requirement(line: str) -> str:
-    """Check one requirement or option and return its canonical form: the same meaning gives the same text.
+    """Check one requirement or option and return its canonical form. Equal meaning gives equal text.
 
     Raises:
         ImageError: It is neither, it holds a password, or it names content that the environment's hash cannot cover.
@@ -49,23 +49,24 @@ def check_requirement(line: str) -> str:
             "Write ${A_VARIABLE} in its place, or set UV_INDEX_<NAME>_PASSWORD, or use a .netrc file"
         )
     if text.startswith("-"):
-        return _option(text)
+        return _check_option(text)
     specification, *hashes = re.split(r"\s+(?=--hash[=\s])", text)
     try:
         requirement = Requirement(specification)
     except InvalidRequirement as error:
         why = str(error).splitlines()[0]
-        raise ImageError(f"requirement {text!r} is not understood: {why}. {_hint(text)}") from None
+        raise ImageError(f"requirement {text!r} is not understood: {why}. {_advice_for_invalid(text)}") from None
     if requirement.url and requirement.url.startswith("file:"):
-        raise ImageError(f"requirement {text!r} is a local path. {_hint('.')}")
+        raise ImageError(f"requirement {text!r} is a local path. {_advice_for_invalid('.')}")
     return " ".join([str(requirement), *(re.sub(r"^--hash[=\s]\s*", "--hash=", item).strip() for item in hashes)])
 
 
-def _option(text: str) -> str:
+def _check_option(text: str) -> str:
+    """Check one pip option such as `--extra-index-url`; return its canonical form."""
     name, _, value = text.partition("=") if re.match(r"--[a-z-]+=", text) else text.partition(" ")
     name, value = OPTION_NAMES.get(name, name), value.strip()
     if name in ("-e", "--editable"):
-        raise ImageError(f"requirement {text!r} is an editable install. {_hint('.')}")
+        raise ImageError(f"requirement {text!r} is an editable install. {_advice_for_invalid('.')}")
     if name not in OPTIONS:
         known = ", ".join(OPTIONS)
         raise ImageError(
@@ -78,7 +79,8 @@ def _option(text: str) -> str:
     return f"{name} {value}".strip()
 
 
-def _hint(text: str) -> str:
+def _advice_for_invalid(text: str) -> str:
+    """Return advice for a requirement that is a local path, a bare URL, or not parseable."""
     if "://" not in text and (text.startswith((".", "/", "~")) or text.endswith((".whl", ".tar.gz", ".zip"))):
         return (
             "A local path's content is not covered by the environment's hash: put the code into the source folder, "
@@ -89,7 +91,8 @@ def _hint(text: str) -> str:
     return "Write it as `name==1.2.3`"
 
 
-def _read(path: Path, including: tuple[Path, ...]) -> Iterable[str]:
+def _read_file(path: Path, including: tuple[Path, ...]) -> Iterable[str]:
+    """Yield the checked requirements of a file; raise `ImageError` if it includes itself."""
     if path.resolve() in including:
         raise ImageError(f"requirements file {path} includes itself")
     try:
@@ -97,29 +100,31 @@ def _read(path: Path, including: tuple[Path, ...]) -> Iterable[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"requirements file {path} cannot be read: {error}") from error
     continued = re.sub(r"\\\r?\n", " ", text)
-    return _lines(continued.splitlines(), path, (*including, path.resolve()))
+    return _check_lines(continued.splitlines(), path, (*including, path.resolve()))
 
 
-def _lines(lines: Iterable[str], source: Path, including: tuple[Path, ...]) -> Iterable[str]:
+def _check_lines(lines: Iterable[str], source: Path, including: tuple[Path, ...]) -> Iterable[str]:
+    """Yield the checked requirements of some lines, with included files in place of `-r FILE`."""
     for line in lines:
         text = COMMENT.sub("", line).strip()
         if not text:
             continue
         if include := INCLUDE.fullmatch(text):
-            yield from _read(source.parent / _unquoted(include["path"], source), including)
+            yield from _read_file(source.parent / _unquoted(include["path"], source), including)
             continue
-        yield _with_source(check_requirement, text, source)
+        yield _check_with_file_name(check_requirement, text, source)
 
 
 def _unquoted(text: str, source: Path) -> str:
-    """Return a path as pip reads it: quotes and backslashes as in a shell."""
+    """Return a file name without shell quotes and backslashes, as pip reads it."""
     try:
         return " ".join(shlex.split(text))
     except ValueError as error:
         raise ImageError(f"{source}: {text!r} cannot be read: {error}") from None
 
 
-def _with_source(check: Callable[[str], str], text: str, source: Path) -> str:
+def _check_with_file_name(check: Callable[[str], str], text: str, source: Path) -> str:
+    """Call a check; prefix the message of its `ImageError` with the file's name."""
     try:
         return check(text)
     except ImageError as error:

@@ -35,8 +35,8 @@ def check_entry_script(source: FileSet, entry_script: str) -> None:
             f"entry script {entry_script!r} is not in the source folder{excluded}; "
             f"Python files there: {', '.join(scripts[:10]) or 'none'}"
         )
-    tree = _parsed(file.source.read_bytes(), str(file.source))
-    names = set(_names(tree.body))
+    tree = _parse_script(file.source.read_bytes(), str(file.source))
+    names = set(_module_level_names(tree.body))
     missing = [name for name in REQUIRED if name not in names]
     if missing and "*" not in names:
         lacking = " and ".join(f"{name}()" for name in missing)
@@ -46,7 +46,8 @@ def check_entry_script(source: FileSet, entry_script: str) -> None:
         )
 
 
-def _parsed(source: bytes, filename: str) -> ast.Module:
+def _parse_script(source: bytes, filename: str) -> ast.Module:
+    """Parse an entry script's source; raise `EntryScriptSyntaxError` if it does not compile."""
     try:
         return ast.parse(source, filename)
     except SyntaxError as error:
@@ -58,8 +59,8 @@ def _parsed(source: bytes, filename: str) -> ast.Module:
         raise EntryScriptSyntaxError(f"entry script {filename} does not compile: {error}") from error
 
 
-def _names(body: list[ast.stmt]) -> Iterator[str]:
-    """Yield the names that statements bind at module level, also inside if, try, with and loops; `*` if unknown."""
+def _module_level_names(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the names bound at module level, also inside if, try, with and loops. `*` stands for unknown names."""
     for statement in body:
         match statement:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -68,15 +69,15 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
                 for alias in aliases:
                     yield alias.asname or alias.name.partition(".")[0]
             case _:
-                yield from _targets(statement)
+                yield from _assigned_names(statement)
                 for block in ("body", "orelse", "finalbody"):
-                    yield from _names(getattr(statement, block, []))
+                    yield from _module_level_names(getattr(statement, block, []))
                 for part in [*getattr(statement, "handlers", []), *getattr(statement, "cases", [])]:
-                    yield from _names(part.body)
+                    yield from _module_level_names(part.body)
 
 
-def _targets(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that an assignment binds; an annotation alone binds none."""
+def _assigned_names(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that an assignment statement binds; an annotation without a value binds none."""
     if isinstance(statement, ast.AnnAssign) and statement.value is None:
         return
     targets: list[ast.expr] = list(getattr(statement, "targets", []))

@@ -66,18 +66,18 @@ class FileSet:
 
     @property
     def size(self) -> int:
-        """Bytes in all files."""
+        """Total size of all files, in bytes."""
         return sum(file.size for file in self.files)
 
 
 def read_source_folder(source_dir: Path, *, check_cancelled: CancelCheck = never_cancelled) -> FileSet:
-    """Return the files of a project folder, without those that its ignore file excludes.
+    """Return the files of a project folder with their hashes, without those that its ignore file excludes.
 
     Raises:
         ImageError: The folder is missing, has no file or more than the limits; or it has a link out of itself, a
             dangling link, something that is neither file nor folder, or a file that cannot be read.
     """
-    root = _folder(source_dir)
+    root = _real_source_folder(source_dir)
     ignore_file, is_ignored, skips_folders = _ignore_rules(root)
     walk = _Walk(root, is_ignored=is_ignored, skips_folders=skips_folders, check_cancelled=check_cancelled)
     files = []
@@ -88,15 +88,15 @@ def read_source_folder(source_dir: Path, *, check_cancelled: CancelCheck = never
         if len(files) > MAX_FILES * GIVE_UP_FACTOR:
             break
     if len(files) > MAX_FILES or totals.bytes > MAX_BYTES:
-        raise ImageError(totals.too_big(root, ignore_file))
+        raise ImageError(totals.too_big_message(root, ignore_file))
     if not files:
         why = f" that {ignore_file} does not exclude" if ignore_file else ""
         raise ImageError(f"source folder {root} has no file{why}: there is nothing to package")
-    return _digested(files, ignore_file, check_cancelled)
+    return _with_digests(files, ignore_file, check_cancelled)
 
 
 def read_model_files(path: Path, *, check_cancelled: CancelCheck = never_cancelled) -> FileSet:
-    """Return the files of a model: one file, or a folder under its own name. No ignore file and no limit applies.
+    """Return a model's file, or the files of its folder, with their hashes. No ignore file and no limit applies.
 
     A folder keeps its name because the retired service kept it: scripts read `$AZUREML_MODEL_DIR/trained/weights`.
     Links are followed wherever they lead: model caches link from a snapshot to a store of contents beside it.
@@ -110,14 +110,14 @@ def read_model_files(path: Path, *, check_cancelled: CancelCheck = never_cancell
             walk = _Walk(Path(os.path.realpath(top)), check_cancelled=check_cancelled, allows_links_outside=True)
             files = [replace(file, path=f"{top.name}/{file.path}") for file in walk.files()]
         else:
-            files = [_file(top.name, Path(os.path.realpath(top)), top.stat())]
+            files = [_source_file(top.name, Path(os.path.realpath(top)), top.stat())]
     if not files:
         raise ImageError(f"model folder {top} has no file")
-    return _digested(files, None, check_cancelled)
+    return _with_digests(files, None, check_cancelled)
 
 
 def copy_files(file_set: FileSet, folder: Path, *, check_cancelled: CancelCheck = never_cancelled) -> None:
-    """Copy files into a folder, read-only, and check that each is still what was read.
+    """Copy files read-only into a folder; raise if one no longer has the hash that was taken when it was read.
 
     Raises:
         ImageError: A file changed since it was read.
@@ -134,8 +134,8 @@ def copy_files(file_set: FileSet, folder: Path, *, check_cancelled: CancelCheck 
             raise ImageError(f"{file.source} changed during the build: build again when it is no longer written to")
 
 
-def _folder(source_dir: Path) -> Path:
-    """Return the folder's real path."""
+def _real_source_folder(source_dir: Path) -> Path:
+    """Resolve a project folder's real path; raise if it is not a folder."""
     path = Path(source_dir).expanduser().absolute()
     root = Path(os.path.realpath(path))
     if not root.is_dir():
@@ -145,7 +145,7 @@ def _folder(source_dir: Path) -> Path:
 
 
 def _ignore_rules(root: Path) -> tuple[str | None, Callable[[str], bool], bool]:
-    """Return the ignore file's name, a test of paths, and whether an excluded folder can be skipped as a whole.
+    """Read the ignore file; return its name, a test of paths, and whether excluded folders can be skipped as a whole.
 
     It cannot if a pattern with an exclamation mark may include a file of an excluded folder again.
     """
@@ -175,7 +175,7 @@ class _Walk:
     _pending: list[tuple[str, Path, frozenset[str]]] = field(default_factory=list)
 
     def files(self) -> Iterator[SourceFile]:
-        """Yield the files.
+        """Walk the folder tree and yield each file that is not ignored.
 
         Raises:
             ImageError: See `read_source_folder`.
@@ -187,18 +187,20 @@ class _Walk:
             with _read_errors(folder), os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name not in ALWAYS_LEFT_OUT:
-                        yield from self._entry(prefix + entry.name, entry, chain)
+                        yield from self._visit_entry(prefix + entry.name, entry, chain)
 
-    def _entry(self, path: str, entry: os.DirEntry[str], chain: frozenset[str]) -> Iterator[SourceFile]:
+    def _visit_entry(self, path: str, entry: os.DirEntry[str], chain: frozenset[str]) -> Iterator[SourceFile]:
+        """Handle one directory entry: yield a file, queue a folder for the walk, or follow a symbolic link."""
         if entry.is_symlink():
-            yield from self._link(path, Path(entry.path), chain)
+            yield from self._follow_link(path, Path(entry.path), chain)
         elif entry.is_dir(follow_symlinks=False):
             if not (self.skips_folders and self.is_ignored(path + "/")):
                 self._pending.append((path + "/", Path(entry.path), chain | {entry.path}))
         elif not self.is_ignored(path):
-            yield _file(path, Path(entry.path), entry.stat(follow_symlinks=False))
+            yield _source_file(path, Path(entry.path), entry.stat(follow_symlinks=False))
 
-    def _link(self, path: str, link: Path, chain: frozenset[str]) -> Iterator[SourceFile]:
+    def _follow_link(self, path: str, link: Path, chain: frozenset[str]) -> Iterator[SourceFile]:
+        """Follow a symbolic link: yield its file or queue its folder; raise if it is broken or circular."""
         if self.is_ignored(path) or (self.skips_folders and self.is_ignored(path + "/")):
             return
         real = Path(os.path.realpath(link))
@@ -207,13 +209,14 @@ class _Walk:
         if not self.allows_links_outside:
             self._check_inside(link, real)
         if not real.is_dir():
-            yield _file(path, real, real.stat())
+            yield _source_file(path, real, real.stat())
         elif str(real) in chain:
             raise ImageError(f"link {link} points back to {real}, a folder that it is in: remove the link or ignore it")
         else:
             self._pending.append((path + "/", real, chain | {str(real)}))
 
     def _check_inside(self, link: Path, real: Path) -> None:
+        """Raise if a link points out of the source folder, or to a file that is never part of an image."""
         if not real.is_relative_to(self.root):
             raise ImageError(
                 f"link {link} points out of the source folder, to {real}: copy what it points to into the folder, "
@@ -225,14 +228,15 @@ class _Walk:
             )
 
 
-def _file(path: str, source: Path, status: os.stat_result) -> SourceFile:
+def _source_file(path: str, source: Path, status: os.stat_result) -> SourceFile:
+    """Return a `SourceFile` without its hash; raise if the path is a device, socket or pipe."""
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{source} is neither a file nor a folder: remove it or ignore it")
     return SourceFile(path, source, status.st_size, bool(status.st_mode & stat.S_IXUSR))
 
 
-def _digested(files: list[SourceFile], ignore_file: str | None, check_cancelled: CancelCheck) -> FileSet:
-    """Return the files with their digests. Each field is hashed with its length, so that two never run together."""
+def _with_digests(files: list[SourceFile], ignore_file: str | None, check_cancelled: CancelCheck) -> FileSet:
+    """Hash each file and the whole set. Each hashed field has its length before it, so that two never run together."""
     digest = hashlib.sha256()
     digested = []
     for file in sorted(files, key=lambda file: os.fsencode(file.path)):
@@ -245,6 +249,7 @@ def _digested(files: list[SourceFile], ignore_file: str | None, check_cancelled:
 
 
 def _sha256(source: Path, check_cancelled: CancelCheck, write: Callable[[bytes], object] | None = None) -> str:
+    """Return the SHA-256 of a file's content; also pass each chunk to `write` if given."""
     digest = hashlib.sha256()
     with source.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -257,6 +262,7 @@ def _sha256(source: Path, check_cancelled: CancelCheck, write: Callable[[bytes],
 
 @contextlib.contextmanager
 def _read_errors(path: Path) -> Iterator[None]:
+    """Context manager: convert an `OSError` to an `ImageError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -272,28 +278,32 @@ class _SizePerFolder:
     sizes: Counter[str] = field(default_factory=Counter)
 
     def add(self, file: SourceFile) -> None:
+        """Add one file to the totals of its top-level folder."""
         top, slash, _ = file.path.partition("/")
         self.counts[top + slash] += 1
         self.sizes[top + slash] += file.size
 
     @property
     def bytes(self) -> int:
+        """Total size of all files, in bytes."""
         return self.sizes.total()
 
-    def too_big(self, root: Path, ignore_file: str | None) -> str:
-        """Return the message for a folder above the limits."""
+    def too_big_message(self, root: Path, ignore_file: str | None) -> str:
+        """Return the error message for a source folder above the limits, with its three biggest folders."""
         n_files = self.counts.total()
         measure = self.counts if n_files > MAX_FILES else self.sizes
         biggest = ", ".join(
-            f"{top} ({self.counts[top]:,} files, {_megabytes(self.sizes[top])})" for top, _ in measure.most_common(3)
+            f"{top} ({self.counts[top]:,} files, {_format_megabytes(self.sizes[top])})"
+            for top, _ in measure.most_common(3)
         )
         more = "more than " if n_files > MAX_FILES * GIVE_UP_FACTOR else ""
         return (
-            f"source folder {root} has {more}{n_files:,} files of {_megabytes(self.bytes)} together; "
-            f"at most {MAX_FILES:,} files and {_megabytes(MAX_BYTES)} are allowed. The biggest are {biggest}: "
+            f"source folder {root} has {more}{n_files:,} files of {_format_megabytes(self.bytes)} together; "
+            f"at most {MAX_FILES:,} files and {_format_megabytes(MAX_BYTES)} are allowed. The biggest are {biggest}: "
             f"name what scoring does not need in {ignore_file or IGNORE_FILES[0]}, and give models as models"
         )
 
 
-def _megabytes(size: int) -> str:
+def _format_megabytes(size: int) -> str:
+    """Format a number of bytes, such as `1,234.5 MB`."""
     return f"{size / 1e6:,.1f} MB"

@@ -18,7 +18,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 def check_models(models: Sequence[ModelSource]) -> None:
-    """Check the number of models and their names.
+    """Raise `ImageError` if there are too many models, or a name or version is invalid or used twice.
 
     Raises:
         ImageError: More than 1,000, a name or version that could not be a folder's name, or the same one twice.
@@ -77,7 +77,7 @@ def copy_models(
 
 
 def model_dir(folder: Path, models: Sequence[tuple[str, str]]) -> Path:
-    """Return the value of AZUREML_MODEL_DIR: the only model's own folder, else the folder of all models.
+    """Return the value of AZUREML_MODEL_DIR: the folder of the only model, or else the folder of all models.
 
     Args:
         folder: Where the models were copied.

@@ -43,7 +43,7 @@ class ImageInputs:
     environment: Environment
 
     def document(self) -> dict[str, Any]:
-        """Return the digests of all inputs but the environment."""
+        """Return the digests of source, models and entry script as a JSON object. The environment is not in it."""
         return {
             "source_digest": self.source.digest,
             "entry_script": self.entry_script,
@@ -63,7 +63,7 @@ async def read_image_inputs(
     cache: Cache,
     progress: Progress,
 ) -> ImageInputs:
-    """Read and check the inputs of an image. Models that are not on this machine are fetched into the cache.
+    """Read and check all inputs of an image. Remote models are downloaded into the cache first.
 
     Args:
         source_dir: The project folder.
@@ -83,11 +83,13 @@ async def read_image_inputs(
     root = Path(source_dir).expanduser().absolute()
     local_models = await fetch_remote_models(models, cache, progress=progress)
     return await in_thread(
-        lambda check_cancelled: _read(root, environment, entry_script, local_models, progress, check_cancelled)
+        lambda check_cancelled: _read_local_inputs(
+            root, environment, entry_script, local_models, progress, check_cancelled
+        )
     )
 
 
-def _read(
+def _read_local_inputs(
     root: Path,
     environment: Path | str | Environment | None,
     entry_script: str,
@@ -95,15 +97,16 @@ def _read(
     progress: Progress,
     check_cancelled: CancelCheck,
 ) -> ImageInputs:
+    """Read and check source, environment, entry script and models from this machine. Blocks, so it runs in a thread."""
     source = read_source_folder(root, check_cancelled=check_cancelled)
     ignoring = f", without what {source.ignore_file} excludes" if source.ignore_file else ""
     progress(f"source: {len(source.files):,} files, {source.size / 1e6:,.1f} MB{ignoring}")
-    described = _environment(root, environment, progress)
+    described = _resolve_environment(root, environment, progress)
     try:
         check_entry_script(source, entry_script)
     except EntryScriptSyntaxError:
         # A newer Python may have syntax that this interpreter rejects; the version's own interpreter decides then.
-        if not _is_newer(described.python_version):
+        if not _is_newer_python(described.python_version):
             raise
         progress(f"entry script: syntax not checked, it is for Python {described.python_version}")
     return ImageInputs(
@@ -114,7 +117,8 @@ def _read(
     )
 
 
-def _environment(root: Path, given: Path | str | Environment | None, progress: Progress) -> Environment:
+def _resolve_environment(root: Path, given: Path | str | Environment | None, progress: Progress) -> Environment:
+    """Return the given environment, or read it from the given file or the project folder's default file."""
     if isinstance(given, Environment):
         return given
     if given is None:
@@ -124,7 +128,7 @@ def _environment(root: Path, given: Path | str | Environment | None, progress: P
     return read_environment(path, progress=progress)
 
 
-def _is_newer(python_version: str) -> bool:
+def _is_newer_python(python_version: str) -> bool:
     """Whether a Python version is newer than the running interpreter, or is a range."""
     version = re.match(r"(\d+)\.(\d+)", python_version)
     return version is None or (int(version[1]), int(version[2])) > sys.version_info[:2]

@@ -68,7 +68,7 @@ class ModelStore(ABC):
 
     @abstractmethod
     def files(self) -> Sequence[RemoteFile]:
-        """Return the model's files.
+        """List the model's files in the store.
 
         Raises:
             ImageError: There is no such model, or this identity may not read it.
@@ -76,7 +76,7 @@ class ModelStore(ABC):
 
     @abstractmethod
     def fetch(self, files: Sequence[RemoteFile], target: Path, check_cancelled: CancelCheck) -> None:
-        """Download the model's files to below `target`, or its only file to `target` itself.
+        """Download the model's files into the folder `target`, or its only file to the path `target`.
 
         Args:
             files: What `files` returned.
@@ -89,19 +89,19 @@ class ModelStore(ABC):
 
 
 def is_remote(path: Path | str) -> bool:
-    """Whether a model's path is an address, and not a path of this machine."""
+    """Whether a model's path is a URL of a remote store, and not a local path or `file:` URL."""
     address = ADDRESS.match(path) if isinstance(path, str) else None
     return address is not None and address["scheme"].lower() not in LOCAL_SCHEMES
 
 
 def resolve_model_path(path: Path | str, folder: Path) -> Path | str:
-    """Return an address unchanged, and a path of this machine relative to a folder.
+    """Return a remote URL unchanged, and a local path relative to `folder`.
 
     Raises:
         ImageError: It holds `..`, or a password.
     """
     text = str(path)
-    _check(text)
+    _check_model_path(text)
     if is_remote(text):
         return text
     return folder / Path(unquote(urlsplit(text).path) if ADDRESS.match(text) else text).expanduser()
@@ -110,7 +110,7 @@ def resolve_model_path(path: Path | str, folder: Path) -> Path | str:
 async def fetch_remote_models(
     models: Sequence[ModelSource], cache: Cache, *, progress: Progress = lambda line: None
 ) -> list[ModelSource]:
-    """Return the models with paths of this machine: those with an address are fetched into the cache.
+    """Download models with a remote URL into the cache; return all models with local paths.
 
     Args:
         models: Each with a path or an address.
@@ -122,24 +122,24 @@ async def fetch_remote_models(
             or it does not fit on the disk. Nothing of it is kept.
     """
     return [
-        replace(model, path=await _fetch(model, cache, progress))
+        replace(model, path=await _fetch_into_cache(model, cache, progress))
         if is_remote(model.path)
         else replace(model, path=resolve_model_path(model.path, Path()))
         for model in models
     ]
 
 
-async def _fetch(model: ModelSource, cache: Cache, progress: Progress) -> Path:
-    """Return the model's file or folder in the cache, fetched if it is not there."""
+async def _fetch_into_cache(model: ModelSource, cache: Cache, progress: Progress) -> Path:
+    """Return the local path of a model; download it into the cache unless it is there."""
     address = str(model.path)
-    _check(address)
+    _check_model_path(address)
     label = f"model {model.name!r}"
     try:
         store = await in_thread(lambda _: _open_store(address))
         files = await in_thread(lambda _: list(store.files()))
         if not files:
             raise ImageError(f"{address} has no file")
-        _check_names(files)
+        _check_remote_paths(files)
         size = sum(file.size or 0 for file in files)
         folder = cache.root / MODELS / _cache_key(address, files)
         if folder.is_dir():
@@ -147,6 +147,7 @@ async def _fetch(model: ModelSource, cache: Cache, progress: Progress) -> Path:
             return folder / store.name
 
         async def fill(unfinished: Path, lock: int) -> None:
+            """Download the model's files into the cache entry's empty folder."""
             check_free_space(size, unfinished, address, reserve=RESERVE_BYTES)
             progress(f"{label}: fetching {address} ({len(files):,} files, {size / 1e6:,.1f} MB)")
             await in_thread(lambda check_cancelled: store.fetch(files, unfinished / store.name, check_cancelled))
@@ -165,17 +166,18 @@ async def _fetch(model: ModelSource, cache: Cache, progress: Progress) -> Path:
 
 
 def _open_store(address: str) -> ModelStore:
+    """Return the MLflow client for `models:/` addresses, and the fsspec client for all others."""
     return MlflowStore(address) if address.startswith("models:/") else FsspecStore(address)
 
 
 def _cache_key(address: str, files: Sequence[RemoteFile]) -> str:
-    """Return the hash under which a model is kept: another address or another content gives another one."""
+    """Return the model's cache key: a hash of its address and of its files' paths, sizes and content versions."""
     facts = [address, *sorted((file.path, file.size, file.content_version) for file in files)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _check(text: str) -> None:
-    """Refuse a path with `..` in it, and an address that holds a secret."""
+def _check_model_path(text: str) -> None:
+    """Raise `ImageError` for a path that contains `..`, or a URL that contains a secret."""
     if ".." in re.split(r"[/\\]", unquote(text)):
         raise ImageError(f"model path {text!r} has '..' in it: write the whole path")
     if not is_remote(text):
@@ -191,8 +193,8 @@ def _check(text: str) -> None:
         )
 
 
-def _check_names(files: Sequence[RemoteFile]) -> None:
-    """Refuse names that would lead out of the model's folder."""
+def _check_remote_paths(files: Sequence[RemoteFile]) -> None:
+    """Raise `ImageError` for a file name that would be written outside the model's folder."""
     for file in files:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts or "\\" in file.path or "\0" in file.path:
@@ -205,7 +207,7 @@ class FsspecStore(ModelStore):
     def __init__(self, address: str) -> None:
         import fsspec
 
-        url, options = _for_fsspec(address)
+        url, options = _fsspec_url_and_options(address)
         with _store_errors(address):
             self._file_system, self._root = fsspec.core.url_to_fs(url, **options)
         self._address = address
@@ -214,7 +216,7 @@ class FsspecStore(ModelStore):
             raise ImageError(f"model address {address!r} names no file and no folder in {urlsplit(address).netloc!r}")
 
     def files(self) -> list[RemoteFile]:
-        """See `ModelStore`."""
+        """List the file, or the files below the folder, with fsspec."""
         with _store_errors(self._address):
             self._file_system.invalidate_cache()
             root_info: dict[str, Any] = self._file_system.info(self._root)
@@ -233,14 +235,14 @@ class FsspecStore(ModelStore):
         ]
 
     def fetch(self, files: Sequence[RemoteFile], target: Path, check_cancelled: CancelCheck) -> None:
-        """See `ModelStore`."""
+        """Download the files with fsspec, and check their sizes and MD5 sums."""
         for file in files:
             path = target / file.path if file.path else target
             path.parent.mkdir(parents=True, exist_ok=True)
             limit = file.size if file.size is not None else shutil.disk_usage(path.parent).free - RESERVE_BYTES
             digest, size = hashlib.md5(usedforsecurity=False), 0
             with path.open("wb") as content:
-                for chunk in self._chunks(file):
+                for chunk in self._read_chunks(file):
                     check_cancelled()
                     size += len(chunk)
                     if size > limit:
@@ -258,7 +260,8 @@ class FsspecStore(ModelStore):
                     "way, or in the store: try again"
                 )
 
-    def _chunks(self, file: RemoteFile) -> Iterator[bytes]:
+    def _read_chunks(self, file: RemoteFile) -> Iterator[bytes]:
+        """Yield the content of a remote file in chunks of `CHUNK_BYTES`."""
         with _store_errors(self._address):
             source: IO[bytes] = self._file_system.open(file.store_path, "rb")
         with contextlib.closing(source):
@@ -300,7 +303,7 @@ class MlflowStore(ModelStore):
         self._content_version = f"{version.version} {version.creation_timestamp} {version.source}"
 
     def files(self) -> list[RemoteFile]:
-        """See `ModelStore`."""
+        """List the artifacts of the registered model version."""
         from mlflow.artifacts import list_artifacts
 
         files, folders = [], [""]
@@ -316,7 +319,7 @@ class MlflowStore(ModelStore):
         return sorted(files, key=lambda file: file.path)
 
     def fetch(self, files: Sequence[RemoteFile], target: Path, check_cancelled: CancelCheck) -> None:
-        """See `ModelStore`. MLflow fetches all files in one call, which cannot be cancelled."""
+        """Download all artifacts with MLflow and check their sizes. One MLflow call, which cannot be cancelled."""
         from mlflow.artifacts import download_artifacts
 
         check_cancelled()
@@ -330,8 +333,8 @@ class MlflowStore(ModelStore):
                 raise ImageError(f"{file.path} of {self._address} has {size:,} of {file.size:,} bytes: try again")
 
 
-def _for_fsspec(address: str) -> tuple[str, dict[str, Any]]:
-    """Return an address in fsspec's form, and the options for it. Credentials come from the store's own settings."""
+def _fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL in fsspec's spelling, and its options. Credentials come from the store's own settings."""
     parts = urlsplit(address)
     if parts.scheme == "https" and (host := BLOB_HOST.fullmatch(parts.netloc)):
         return f"abfs:/{parts.path}", {"account_name": host["account"], "anon": False}
@@ -341,7 +344,7 @@ def _for_fsspec(address: str) -> tuple[str, dict[str, Any]]:
 
 
 def _remote_file(store_path: str, path: str, info: Mapping[str, Any]) -> RemoteFile:
-    """Return a file as fsspec's `info` describes it; each store has keys of its own."""
+    """Convert fsspec's `info` of a file to a `RemoteFile`. Each kind of store has its own keys."""
     md5 = info.get("md5Hash") or (info.get("content_settings") or {}).get("content_md5")
     if isinstance(md5, str):
         md5 = base64.b64decode(md5)
@@ -357,7 +360,7 @@ def _remote_file(store_path: str, path: str, info: Mapping[str, Any]) -> RemoteF
 
 @contextlib.contextmanager
 def _store_errors(address: str) -> Iterator[None]:
-    """Turn any exception of a store's client into an `ImageError` that names the address."""
+    """Context manager: convert any exception of a store's client to an `ImageError` that names the address."""
     try:
         yield
     except ImageError:

@@ -15,7 +15,7 @@ from controlled_rollout.image.reference import registry_host
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
-__all__ = ["is_azure_registry", "sign_in", "with_azure_credentials"]
+__all__ = ["is_azure_registry", "sign_in_to_registry", "with_azure_credentials"]
 
 SCOPE: Final = "https://containerregistry.azure.net/.default"
 SUFFIXES: Final = (".azurecr.io", ".azurecr.us", ".azurecr.cn")
@@ -24,14 +24,14 @@ TIMEOUT_S: Final = 30.0
 
 
 def is_azure_registry(host: str) -> bool:
-    """Whether a registry is an Azure Container Registry."""
+    """Whether a host is an Azure Container Registry, by its domain name."""
     return host.endswith(SUFFIXES)
 
 
 async def with_azure_credentials(
     credentials: Mapping[str, Credentials], registries: Iterable[str | None]
 ) -> dict[str, Credentials]:
-    """Add credentials of this process's own identity for each Azure Container Registry that has none yet.
+    """Add credentials for each Azure Container Registry that has none, by signing in with this process's identity.
 
     Args:
         credentials: By host.
@@ -45,12 +45,12 @@ async def with_azure_credentials(
     missing = sorted(host for host in hosts - set(credentials) if is_azure_registry(host))
     if not missing:
         return dict(credentials)
-    async with _own_identity() as identity:
-        return {**credentials, **{host: await sign_in(host, identity) for host in missing}}
+    async with _default_azure_credential() as identity:
+        return {**credentials, **{host: await sign_in_to_registry(host, identity) for host in missing}}
 
 
-async def sign_in(host: str, credential: "AsyncTokenCredential", *, client: Any = None) -> Credentials:
-    """Exchange an identity for credentials of a registry, which are valid for three hours.
+async def sign_in_to_registry(host: str, credential: "AsyncTokenCredential", *, client: Any = None) -> Credentials:
+    """Exchange an Entra ID identity for registry credentials that are valid for three hours.
 
     Args:
         host: The registry, such as `models.azurecr.io`.
@@ -93,7 +93,8 @@ async def sign_in(host: str, credential: "AsyncTokenCredential", *, client: Any 
 
 
 @asynccontextmanager
-async def _own_identity() -> "AsyncIterator[AsyncTokenCredential]":
+async def _default_azure_credential() -> "AsyncIterator[AsyncTokenCredential]":
+    """Context manager: open Azure's `DefaultAzureCredential` of this process, and close it on exit."""
     try:
         from azure.identity.aio import DefaultAzureCredential
     except ImportError as error:

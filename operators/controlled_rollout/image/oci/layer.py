@@ -16,7 +16,7 @@ from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread, 
 from controlled_rollout.image.inputs.files import CHUNK_BYTES, FileSet, SourceFile
 from controlled_rollout.image.reference import ModelSource
 
-__all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_of_files", "model_layer", "read_in_thread"]
+__all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_chunks_in_thread", "layer_of_files", "model_layer"]
 
 APP_ROOT: Final = PurePosixPath("/opt/app")
 MODELS_FOLDER: Final = PurePosixPath("/opt/models")
@@ -33,7 +33,7 @@ class Layer:
     entries: tuple[tuple[str, SourceFile | None], ...]
 
     def digest(self, *, check_cancelled: CancelCheck = never_cancelled) -> tuple[str, int]:
-        """Return the archive's digest `sha256:…` and its size in bytes.
+        """Read the whole archive; return its digest `sha256:…` and its size in bytes.
 
         Raises:
             ImageError: A file changed since its digest was taken, or cannot be read.
@@ -45,15 +45,15 @@ class Layer:
         return f"sha256:{digest.hexdigest()}", size
 
     def chunks(self, *, check_cancelled: CancelCheck = never_cancelled) -> Generator[bytes]:
-        """Yield the archive, piece by piece.
+        """Yield the bytes of the tar archive in chunks. Reads the files while it yields.
 
         Raises:
             ImageError: A file changed since its digest was taken, or cannot be read.
         """
         for path, file in self.entries:
-            yield _header(path, file)
+            yield _tar_header(path, file)
             if file is not None:
-                yield from _content(file, check_cancelled)
+                yield from _read_unchanged(file, check_cancelled)
                 yield bytes(-file.size % tarfile.BLOCKSIZE)
         yield bytes(2 * tarfile.BLOCKSIZE)
 
@@ -63,24 +63,24 @@ def model_layer(source: FileSet, models: Sequence[tuple[ModelSource, FileSet]]) 
     files = {str(APP_ROOT / file.path): file for file in source.files}
     for model, model_files in models:
         files |= {str(MODELS_FOLDER / model.name / model.version / file.path): file for file in model_files.files}
-    return _layer(files, {str(APP_ROOT), str(MODELS_FOLDER)}, depth=len(APP_ROOT.parts))
+    return _layer_with_folders(files, {str(APP_ROOT), str(MODELS_FOLDER)}, depth=len(APP_ROOT.parts))
 
 
 def layer_of_files(files: Sequence[SourceFile]) -> Layer:
-    """Return the layer with some files at their own paths, and with the folders that they are in."""
-    return _layer({f"/{file.path}": file for file in files}, set(), depth=1)
+    """Return a layer that has files at their own paths, and the folders that contain them."""
+    return _layer_with_folders({f"/{file.path}": file for file in files}, set(), depth=1)
 
 
-def _layer(files: dict[str, SourceFile], folders: set[str], *, depth: int) -> Layer:
-    """Return the layer with files, some folders, and those folders of the files that have more than `depth` parts."""
+def _layer_with_folders(files: dict[str, SourceFile], folders: set[str], *, depth: int) -> Layer:
+    """Return a layer of files and folders, plus the files' parent folders that have more than `depth` path parts."""
     for path in files:
         folders |= {str(folder) for folder in PurePosixPath(path).parents if len(folder.parts) > depth}
     entries: dict[str, SourceFile | None] = {**dict.fromkeys(folders), **files}
-    return Layer(tuple((path.lstrip("/"), entries[path]) for path in sorted(entries, key=_parts_of)))
+    return Layer(tuple((path.lstrip("/"), entries[path]) for path in sorted(entries, key=_path_parts)))
 
 
-async def read_in_thread(layer: Layer) -> AsyncIterator[bytes]:
-    """Yield a layer piece by piece, without blocking the event loop."""
+async def layer_chunks_in_thread(layer: Layer) -> AsyncIterator[bytes]:
+    """Yield the bytes of a layer's archive in chunks. The files are read in a thread."""
     chunks = layer.chunks()
     try:
         while (chunk := await in_thread(lambda _: next(chunks, None))) is not None:
@@ -89,12 +89,13 @@ async def read_in_thread(layer: Layer) -> AsyncIterator[bytes]:
         chunks.close()
 
 
-def _parts_of(path: str) -> tuple[str, ...]:
+def _path_parts(path: str) -> tuple[str, ...]:
+    """Return the parts of a path, as the sort key of a layer's entries."""
     return PurePosixPath(path).parts
 
 
-def _header(path: str, file: SourceFile | None) -> bytes:
-    """Return an entry's header: owner root, no time, read-only, and executable as the file is."""
+def _tar_header(path: str, file: SourceFile | None) -> bytes:
+    """Return an entry's tar header: owner root, time zero, read-only; a file stays executable if it was."""
     info = tarfile.TarInfo(path)
     if file is None:
         info.type, info.mode = tarfile.DIRTYPE, 0o755
@@ -103,7 +104,8 @@ def _header(path: str, file: SourceFile | None) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape")
 
 
-def _content(file: SourceFile, check_cancelled: CancelCheck) -> Iterator[bytes]:
+def _read_unchanged(file: SourceFile, check_cancelled: CancelCheck) -> Iterator[bytes]:
+    """Yield a file's content in chunks; raise `ImageError` if it no longer has its size and SHA-256."""
     digest, remaining = hashlib.sha256(), file.size
     try:
         with file.source.open("rb") as stream:

@@ -20,10 +20,10 @@ __all__ = [
     "MANIFEST",
     "Descriptor",
     "Manifest",
-    "architecture",
-    "encoded",
-    "of_layers",
-    "with_layer",
+    "canonical_json",
+    "image_of_layers",
+    "image_with_layer",
+    "oci_architecture",
 ]
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -50,16 +50,16 @@ class Descriptor:
 
     @classmethod
     def of(cls, media_type: str, content: bytes) -> Self:
-        """Return the descriptor of some content."""
+        """Return the descriptor of `content`: its SHA-256 digest and its size."""
         return cls(media_type, f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """Return a descriptor from its JSON in a manifest."""
+        """Read a descriptor from its JSON object in a manifest."""
         return cls(document["mediaType"], document["digest"], int(document["size"]))
 
     def document(self) -> dict[str, Any]:
-        """Return its JSON for a manifest."""
+        """Return the descriptor as a JSON object for a manifest."""
         return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
 
 
@@ -72,21 +72,21 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The image's digest `sha256:…`, by which it is deployed."""
+        """The image's digest `sha256:…`. Images are deployed by it."""
         return Descriptor.of(self.media_type, self.content).digest
 
     @property
     def config(self) -> Descriptor:
-        """The configuration's descriptor."""
+        """The descriptor of the image's configuration."""
         return self._parts()[0]
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
-        """The layers' descriptors, the lowest first."""
+        """The descriptors of the image's layers. The lowest layer is the first."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[Descriptor, tuple[Descriptor, ...]]:
-        """Return configuration and layers.
+        """Parse the manifest; return the descriptors of the configuration and of the layers.
 
         Raises:
             ImageError: It is not the manifest of one image, but a list of images, say.
@@ -99,34 +99,34 @@ class Manifest:
         return config, layers
 
 
-def encoded(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, the same bytes for the same content."""
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """Serialize a JSON object deterministically: equal content gives equal bytes and an equal digest."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def architecture() -> str:
-    """Return this machine's processor architecture as images name it, such as `amd64`."""
+def oci_architecture() -> str:
+    """Return this machine's processor oci_architecture in OCI spelling, such as `amd64`."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
 
 
-def of_layers(layers: Sequence[Descriptor]) -> tuple[bytes, Manifest]:
-    """Return configuration and manifest of an image that has only layers, none of them compressed."""
-    content = encoded(
+def image_of_layers(layers: Sequence[Descriptor]) -> tuple[bytes, Manifest]:
+    """Return the configuration (bytes) and the manifest of an image that has only uncompressed layers."""
+    content = canonical_json(
         {
-            "architecture": architecture(),
+            "architecture": oci_architecture(),
             "os": "linux",
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
         }
     )
-    return content, _manifest(Descriptor.of(CONFIG, content), layers, {})
+    return content, _image_manifest(Descriptor.of(CONFIG, content), layers, {})
 
 
-def with_layer(
+def image_with_layer(
     base: Manifest, config: bytes, layer: Descriptor, *, variables: Mapping[str, str], created_by: str
 ) -> tuple[bytes, Manifest]:
-    """Return configuration and manifest of an image with one more layer.
+    """Return the configuration (bytes) and the manifest of `base` with one more layer and environment variables.
 
     Args:
         base: The image to extend.
@@ -147,12 +147,13 @@ def with_layer(
         document.setdefault("history", []).append({"created": CREATED, "created_by": created_by})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"image {base.digest} has no configuration that can be read ({error}): build again") from error
-    content = encoded(document)
+    content = canonical_json(document)
     annotations = {"org.opencontainers.image.base.digest": base.digest}
-    return content, _manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], annotations)
+    return content, _image_manifest(Descriptor.of(CONFIG, content), [*base.layers, layer], annotations)
 
 
-def _manifest(config: Descriptor, layers: Sequence[Descriptor], annotations: Mapping[str, str]) -> Manifest:
+def _image_manifest(config: Descriptor, layers: Sequence[Descriptor], annotations: Mapping[str, str]) -> Manifest:
+    """Return the image manifest with this configuration, these layers and annotations."""
     document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -160,4 +161,4 @@ def _manifest(config: Descriptor, layers: Sequence[Descriptor], annotations: Map
         "layers": [layer.document() for layer in layers],
         **({"annotations": dict(annotations)} if annotations else {}),
     }
-    return Manifest(encoded(document), MANIFEST)
+    return Manifest(canonical_json(document), MANIFEST)

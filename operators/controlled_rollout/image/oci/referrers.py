@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, encoded
+from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, canonical_json
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 
-__all__ = ["artifact_manifest", "attach", "referrers_tag", "with_referrer"]
+__all__ = ["artifact_manifest", "attach_document", "referrers_tag", "with_referrer"]
 
 EMPTY: Final = Descriptor.of("application/vnd.oci.empty.v1+json", b"{}")
 # Another client may change the list between reading and writing it: so many times it is read again.
 ATTEMPTS: Final = 5
 
 
-async def attach(
+async def attach_document(
     client: RegistryClient, repository: Repository, subject: Manifest, media_type: str, content: bytes, title: str
 ) -> str:
-    """Attach a document to an image, unless the same document is attached; return its digest `sha256:…`.
+    """Attach a document to an image in its registry as an OCI referrer; return the document's digest `sha256:…`.
 
     A registry that does not list referrers itself gets the list under the tag that the specification defines. It cannot
     be changed conditionally, so it is read again after it was written, and written again if another client changed it.
@@ -71,16 +71,16 @@ def artifact_manifest(subject: Manifest, blob: Descriptor, title: str) -> Manife
         "layers": [{**blob.document(), "annotations": {"org.opencontainers.image.title": title}}],
         "subject": Descriptor.of(subject.media_type, subject.content).document(),
     }
-    return Manifest(encoded(document), MANIFEST)
+    return Manifest(canonical_json(document), MANIFEST)
 
 
 def referrers_tag(digest: str) -> str:
-    """Return the tag under which an image's referrers are listed, if the registry does not list them itself."""
+    """Return the fallback tag that lists an image's referrers, for registries without the referrers API."""
     return digest.replace(":", "-", 1)
 
 
 def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str) -> Manifest:
-    """Return the list of an image's referrers with one more entry, unless that is in it.
+    """Return an index of an image's referrers with `manifest` added, unless it is already listed.
 
     Args:
         index: The current list; None if there is none yet.
@@ -90,15 +90,16 @@ def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str
     Raises:
         ImageError: The current list is no list of referrers.
     """
-    entries = _entries(index) if index else []
+    entries = _index_entries(index) if index else []
     if index is not None and any(entry.get("digest") == manifest.digest for entry in entries):
         return index
     entry = Descriptor.of(manifest.media_type, manifest.content).document() | {"artifactType": artifact_type}
     manifests = sorted([*entries, entry], key=lambda entry: str(entry.get("digest")))
-    return Manifest(encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}), INDEX)
+    return Manifest(canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}), INDEX)
 
 
-def _entries(index: Manifest) -> list[Mapping[str, Any]]:
+def _index_entries(index: Manifest) -> list[Mapping[str, Any]]:
+    """Return the entries of an index of referrers; raise `ImageError` if the manifest is not an index."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         entries = json.loads(index.content)["manifests"]
         if index.media_type == INDEX and all(isinstance(entry, dict) for entry in entries):

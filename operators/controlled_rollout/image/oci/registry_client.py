@@ -62,7 +62,7 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the repository written as `registry.example/some/name`.
+        """Parse a repository written as `registry.example/some/name`.
 
         Raises:
             ImageError: It is not of that form.
@@ -79,7 +79,7 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """The repository's base address. Plain http is spoken with this machine only."""
+        """The repository's base URL. It is http for a registry on this machine, and https for all others."""
         scheme = "http" if is_loopback(self.host) else "https"
         return f"{scheme}://{DOCKER_HUB_API if self.host == DOCKER_HUB else self.host}/v2/{self.path}"
 
@@ -109,18 +109,18 @@ class RegistryClient:
         await self._stack.aclose()
 
     async def digest(self, repository: Repository, tag: str) -> str | None:
-        """Return the digest `sha256:…` of a tag's image, or None if there is none."""
+        """Return the digest `sha256:…` that a tag points to, or None if the tag does not exist."""
         response = await self._request("HEAD", repository, f"manifests/{tag}", headers={"Accept": ", ".join(ACCEPTED)})
         if response.status_code == 404:
             return None
-        _check(response, 200, f"look up {repository}:{tag}")
+        _check_status(response, 200, f"look up {repository}:{tag}")
         if "docker-content-digest" in response.headers:
             return str(response.headers["docker-content-digest"])
         manifest = await self.manifest(repository, tag)
         return manifest.digest if manifest else None
 
     async def manifest(self, repository: Repository, reference: str) -> Manifest | None:
-        """Return the manifest of a tag or a digest, or None if there is none.
+        """Download the manifest of a tag or digest and check its digest; None if it does not exist.
 
         Raises:
             ImageError: The content does not fit the digest.
@@ -130,14 +130,14 @@ class RegistryClient:
         )
         if response.status_code == 404:
             return None
-        _check(response, 200, f"read {repository}:{reference}")
+        _check_status(response, 200, f"read {repository}:{reference}")
         manifest = Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
         if reference.startswith("sha256:"):
             _check_digest(repository, reference, manifest.digest)
         return manifest
 
     async def blob(self, repository: Repository, blob: Descriptor) -> bytes:
-        """Return the content of a small blob, such as a configuration.
+        """Download a small blob, such as a configuration, and check its digest.
 
         Raises:
             ImageError: It is missing, too big, or does not fit its digest.
@@ -149,11 +149,11 @@ class RegistryClient:
         return content
 
     async def has_blob(self, repository: Repository, blob: Descriptor) -> bool:
-        """Whether the repository has a blob."""
+        """Whether the repository has a blob (HEAD request)."""
         response = await self._request("HEAD", repository, f"blobs/{blob.digest}")
         if response.status_code == 404:
             return False
-        _check(response, 200, f"look up {repository}@{blob.digest}")
+        _check_status(response, 200, f"look up {repository}@{blob.digest}")
         return True
 
     async def put_blob(self, repository: Repository, blob: Descriptor, content: Content | bytes) -> bool:
@@ -168,7 +168,7 @@ class RegistryClient:
         return True
 
     async def copy_blob(self, source: Repository, target: Repository, blob: Descriptor) -> None:
-        """Copy a blob to another repository unless that has it; within one registry without a transfer."""
+        """Copy a blob to another repository if it is missing there. Within one registry nothing is transferred."""
         if source == target or await self.has_blob(target, blob):
             return
         location = await self._begin_upload(target, blob, source=source if source.host == target.host else None)
@@ -176,15 +176,15 @@ class RegistryClient:
             await self._upload(target, location, blob, lambda: self.chunks(source, blob))
 
     async def referrers(self, repository: Repository, digest: str) -> Manifest | None:
-        """Return the registry's own list of the referrers of a digest, or None if it has no such list."""
+        """Return the registry's index of the referrers of a digest, or None if it has no referrers API."""
         response = await self._request("GET", repository, f"referrers/{digest}", headers={"Accept": INDEX})
         if response.status_code == 404:
             return None
-        _check(response, 200, f"list the referrers of {repository}@{digest}")
+        _check_status(response, 200, f"list the referrers of {repository}@{digest}")
         return Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
 
     async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> bool:
-        """Upload a manifest under a tag or its digest: the last step of a push, which makes the image visible.
+        """Upload a manifest under a tag or its digest. This is the last step of a push: the image becomes visible.
 
         Returns:
             Whether the registry itself lists the manifest among the referrers of its subject.
@@ -197,45 +197,47 @@ class RegistryClient:
             headers={"Content-Type": manifest.media_type},
             content=manifest.content,
         )
-        _check(response, 201, f"push {repository}:{tag}")
+        _check_status(response, 201, f"push {repository}:{tag}")
         _check_digest(repository, manifest.digest, response.headers.get("docker-content-digest", manifest.digest))
         return "oci-subject" in response.headers
 
     async def _begin_upload(
         self, repository: Repository, blob: Descriptor, source: Repository | None = None
     ) -> str | None:
-        """Begin an upload and return its address; None if the registry took the blob from `source`."""
+        """Start a blob upload and return its URL; None if the registry mounted the blob from `source`."""
         mount = {"mount": blob.digest, "from": source.path} if source else {}
         response = await self._request("POST", repository, "blobs/uploads/", push=True, source=source, params=mount)
         if source and response.status_code == 201:
             return None
-        _check(response, 202, f"push to {repository}")
-        return _location(response)
+        _check_status(response, 202, f"push to {repository}")
+        return _upload_location(response)
 
     async def _upload(
         self, repository: Repository, location: str | None, blob: Descriptor, content: Content | bytes
     ) -> None:
+        """Upload a blob's content to an upload URL, and finish the upload with its digest."""
         what = f"push {blob.digest[:19]} ({blob.size / 1e6:,.1f} MB) to {repository}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
         response = await self._request("PATCH", repository, location or "", push=True, headers=headers, content=content)
-        _check(response, 202, what)
+        _check_status(response, 202, what)
         response = await self._request(
-            "PUT", repository, _location(response), push=True, params={"digest": blob.digest}
+            "PUT", repository, _upload_location(response), push=True, params={"digest": blob.digest}
         )
-        _check(response, 201, what)
+        _check_status(response, 201, what)
 
     async def chunks(self, repository: Repository, blob: Descriptor) -> AsyncGenerator[bytes]:
-        """Yield a blob of any size, piece by piece. The caller checks the digest."""
+        """Download a blob of any size and yield it in chunks. The caller checks the digest."""
         headers = {"Accept-Encoding": "identity"}
         async with self._stream("GET", repository, f"blobs/{blob.digest}", headers=headers) as response:
             if response.status_code != 200:
                 await response.aread()
-            _check(response, 200, f"read {repository}@{blob.digest[:19]}")
+            _check_status(response, 200, f"read {repository}@{blob.digest[:19]}")
             with _transport_errors(repository):
                 async for chunk in response.aiter_raw(CHUNK_BYTES):
                     yield chunk
 
     async def _request(self, method: str, repository: Repository, path: str, **options: Any) -> "httpx.Response":
+        """Send an authorized request, and return the response with its whole body read."""
         async with self._stream(method, repository, path, **options) as response:
             with _transport_errors(repository):
                 await response.aread()
@@ -254,14 +256,14 @@ class RegistryClient:
         params: Mapping[str, str] | None = None,
         content: Content | bytes | None = None,
     ) -> "AsyncIterator[httpx.Response]":
-        """Send a request, authorized as the registry demands. The response's body is not read yet."""
+        """Context manager: send an authorized request and yield the response, whose body is not read yet."""
         import httpx
 
         url = httpx.URL(path if "://" in path else f"{repository.url}/{path}").copy_merge_params(dict(params or {}))
         scopes = [f"repository:{repository.path}:{'pull,push' if push else 'pull'}"]
         scopes += [f"repository:{source.path}:pull"] if source else []
         key = repository.host, frozenset(scopes)
-        client = await self._client(repository)
+        client = await self._http_client(repository)
         # An upload may continue on another host, which must not get the authorization.
         trusted = url.host == httpx.URL(repository.url).host
         for attempt in (1, 2):
@@ -277,14 +279,15 @@ class RegistryClient:
                 )
             try:
                 if response.status_code == 401 and trusted and attempt == 1:
-                    self._authorizations[key] = await self._authorize(repository, response, scopes)
+                    self._authorizations[key] = await self._authorization_header(repository, response, scopes)
                     continue
                 yield response
             finally:
                 await response.aclose()
             return
 
-    async def _client(self, repository: Repository) -> "httpx.AsyncClient":
+    async def _http_client(self, repository: Repository) -> "httpx.AsyncClient":
+        """Return the HTTP client for a registry; create it on first use. Loopback registries use no proxy."""
         import httpx
 
         local = is_this_machine(repository.url)
@@ -296,12 +299,12 @@ class RegistryClient:
             self._clients[local] = await self._stack.enter_async_context(client)
         return self._clients[local]
 
-    async def _authorize(self, repository: Repository, response: "httpx.Response", scopes: list[str]) -> str:
-        """Return the header `Authorization` that answers a registry's challenge."""
+    async def _authorization_header(self, repository: Repository, response: "httpx.Response", scopes: list[str]) -> str:
+        """Return the `Authorization` header for a registry's 401 response: Basic, or Bearer with a new token."""
         scheme, _, parameters = response.headers.get("www-authenticate", "").partition(" ")
         user = self._credentials.get(repository.host)
         if scheme.lower() == "bearer":
-            return f"Bearer {await self._token(repository, dict(CHALLENGE.findall(parameters)), user, scopes)}"
+            return f"Bearer {await self._request_token(repository, dict(CHALLENGE.findall(parameters)), user, scopes)}"
         if user is None:
             raise ImageError(
                 f"registry {repository.host} needs a user name and a password, and none are given: name a "
@@ -310,21 +313,22 @@ class RegistryClient:
         pair = base64.b64encode(f"{user.username}:{user.password}".encode()).decode()
         return f"Basic {pair}"
 
-    async def _token(
+    async def _request_token(
         self, repository: Repository, challenge: dict[str, str], user: Credentials | None, scopes: list[str]
     ) -> str:
+        """Request a bearer token for some scopes from the registry's token service."""
         realm = challenge.get("realm", "")
         address = urlsplit(realm)
         if address.scheme != "https" and not is_loopback(address.netloc):
             raise ImageError(
                 f"registry {repository.host} refers to {realm!r} for a token: only https is allowed for that"
             )
-        client = await self._client(repository)
+        client = await self._http_client(repository)
         query: list[tuple[str, str | int | float | bool | None]] = [("scope", scope) for scope in scopes]
         query += [("service", challenge["service"])] if "service" in challenge else []
         with _transport_errors(repository):
             response = await client.get(realm, params=query, auth=(user.username, user.password) if user else None)
-        _check(response, 200, f"let {user.username if user else 'anybody'} use {repository}")
+        _check_status(response, 200, f"let {user.username if user else 'anybody'} use {repository}")
         try:
             document = response.json()
             return str(document.get("token") or document["access_token"])
@@ -334,24 +338,25 @@ class RegistryClient:
 
 @contextlib.contextmanager
 def _transport_errors(repository: Repository, *, uploading: bool = False) -> Iterator[None]:
-    """Turn an error of the connection into a `RegistryUnavailableError`."""
+    """Context manager: convert connection errors to a `RegistryUnavailableError`."""
     import httpx
 
     try:
         yield
     except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError) as error:
         if not uploading:
-            raise _unavailable(repository, error) from error
+            raise _unavailable_error(repository, error) from error
         # A registry that refuses an upload resets the connection, and its response is lost.
         raise RegistryUnavailableError(
             f"registry {repository.host} ended the connection in the middle of an upload "
             f"({str(error) or type(error).__name__}): its disk may be full, or something on the way limits uploads"
         ) from error
     except (httpx.TransportError, httpx.TooManyRedirects) as error:
-        raise _unavailable(repository, error) from error
+        raise _unavailable_error(repository, error) from error
 
 
-def _unavailable(repository: Repository, error: Exception) -> RegistryUnavailableError:
+def _unavailable_error(repository: Repository, error: Exception) -> RegistryUnavailableError:
+    """Return the `RegistryUnavailableError` for a connection error, with advice."""
     detail = str(error) or type(error).__name__
     advice = (
         "set SSL_CERT_FILE to the certificates of its authority"
@@ -361,12 +366,13 @@ def _unavailable(repository: Repository, error: Exception) -> RegistryUnavailabl
     return RegistryUnavailableError(f"registry {repository.host} does not answer ({detail}): {advice}")
 
 
-def _location(response: "httpx.Response") -> str:
-    """Return the address at which an upload continues."""
+def _upload_location(response: "httpx.Response") -> str:
+    """Return the URL of a response's `Location` header, at which an upload continues."""
     return str(response.url.join(response.headers.get("location", "")))
 
 
 def _check_digest(repository: Repository, expected: str, actual: str) -> None:
+    """Raise `ImageError` if downloaded content does not have the expected digest."""
     if expected != actual:
         raise ImageError(
             f"registry {repository.host}: {expected} of {repository} was asked for, {actual} came: "
@@ -374,8 +380,8 @@ def _check_digest(repository: Repository, expected: str, actual: str) -> None:
         )
 
 
-def _check(response: "httpx.Response", expected: int, what: str) -> None:
-    """Raise an error unless a response has the expected status.
+def _check_status(response: "httpx.Response", expected: int, what: str) -> None:
+    """Raise an error unless a response has the expected HTTP status; `what` names the failed action.
 
     Args:
         response: The response.
@@ -399,7 +405,7 @@ def _check(response: "httpx.Response", expected: int, what: str) -> None:
 
 
 def _error_message(response: "httpx.Response") -> str:
-    """Return the status and the registry's own error messages."""
+    """Return a response's HTTP status and the registry's error messages as text."""
     try:
         faults = response.json()["errors"]
         words = "; ".join(f"{fault['code']}: {fault.get('message', '')}".rstrip(": ") for fault in faults)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.oci.manifest import Manifest
-from controlled_rollout.image.oci.referrers import attach
+from controlled_rollout.image.oci.referrers import attach_document
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.scan.installed_packages import InstalledPackage, InstalledPackages
@@ -80,7 +80,7 @@ async def attach_bill_of_materials(
     """
     image = ImageReference(str(repository), manifest.digest.removeprefix("sha256:"))
     bill = bill_of_materials(image, installed)
-    return await attach(client, repository, manifest, CYCLONEDX, bill, "bom.cdx.json")
+    return await attach_document(client, repository, manifest, CYCLONEDX, bill, "bom.cdx.json")
 
 
 def _component(package: InstalledPackage, installed: InstalledPackages) -> "Component":

@@ -12,7 +12,12 @@ import pytest
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.image import Credentials
 from controlled_rollout.image.builders.build_request import BuildRequest
-from controlled_rollout.image.builders.pod.builder import _check_end, _ended_at, _pod_end, _sortable
+from controlled_rollout.image.builders.pod.builder import (
+    _pod_end,
+    _pod_ended_at,
+    _raise_if_build_failed,
+    _sortable_timestamp,
+)
 from controlled_rollout.image.builders.pod.manifest import (
     BEGIN,
     BUILD,
@@ -137,7 +142,7 @@ def test_the_shell_accepts_the_scripts() -> None:
 def test_log_times_sort_as_text_without_their_trailing_zeros() -> None:
     times = ["2026-01-01T00:00:00.9Z", "2026-01-01T00:00:00.10000001Z", "2026-01-01T00:00:00Z"]
 
-    assert sorted(times, key=_sortable) == [times[2], times[1], times[0]]
+    assert sorted(times, key=_sortable_timestamp) == [times[2], times[1], times[0]]
 
 
 def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[str, Any]:
@@ -165,13 +170,13 @@ def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[st
 )
 def test_a_failed_pod_is_an_error_that_says_how_it_ended(pod: dict[str, Any], lines: list[str], message: str) -> None:
     with pytest.raises(ImageError, match=f"(?s){message}"):
-        _check_end(REQUEST, _pod_end(pod), lines)
+        _raise_if_build_failed(REQUEST, _pod_end(pod), lines)
 
 
 def test_a_pod_that_succeeded_is_no_error() -> None:
-    _check_end(REQUEST, _pod_end(ended(0, phase="Succeeded", reason="Completed")), [])
+    _raise_if_build_failed(REQUEST, _pod_end(ended(0, phase="Succeeded", reason="Completed")), [])
 
 
 def test_only_a_finished_pod_has_an_end_time() -> None:
-    assert _ended_at(ended(0)) == datetime(2026, 1, 1, tzinfo=UTC)
-    assert _ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None
+    assert _pod_ended_at(ended(0)) == datetime(2026, 1, 1, tzinfo=UTC)
+    assert _pod_ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.conda import from_conda, python_from_conda
+from controlled_rollout.image.environment.conda import python_version_from_conda, requirement_from_conda
 from controlled_rollout.image.environment.file import find_environment_file, read_environment
 from controlled_rollout.image.environment.requirements import check_requirement
 
@@ -195,7 +195,7 @@ def test_the_default_file_is_the_first_that_is_there(write: Write, tmp_path: Pat
     ],
 )
 def test_conda_versions_are_translated_to_requirements(conda: str, index: str) -> None:
-    assert from_conda(conda) == index
+    assert requirement_from_conda(conda) == index
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_conda_versions_are_translated_to_requirements(conda: str, index: str) -
 )
 def test_conda_version_without_equivalent_requirement_is_refused(conda: str) -> None:
     with pytest.raises(ImageError, match="cannot be translated to the Python package index"):
-        from_conda(conda)
+        requirement_from_conda(conda)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_conda_version_without_equivalent_requirement_is_refused(conda: str) -> 
     ],
 )
 def test_python_is_read_from_its_conda_dependency(conda: str, python: str | None) -> None:
-    assert python_from_conda(conda) == python
+    assert python_version_from_conda(conda) == python
 
 
 RELEASES = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda parts: ".".join(map(str, parts)))
@@ -239,7 +239,7 @@ RELEASES = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda parts
 
 @given(RELEASES, RELEASES)
 def test_fuzzy_conda_version_allows_exactly_the_releases_with_its_prefix(version: str, release: str) -> None:
-    requirement = Requirement(from_conda(f"numpy={version}"))
+    requirement = Requirement(requirement_from_conda(f"numpy={version}"))
 
     padded = [*Version(release).release, 0, 0, 0]
     begins_so = padded[: len(version.split("."))] == [int(part) for part in version.split(".")]
@@ -249,7 +249,7 @@ def test_fuzzy_conda_version_allows_exactly_the_releases_with_its_prefix(version
 @given(st.text("numpy=<>!~|,.*[]: 12a_", max_size=15))
 def test_any_text_is_translated_to_a_valid_requirement_or_refused(text: str) -> None:
     try:
-        translated = from_conda(text)
+        translated = requirement_from_conda(text)
     except ImageError:
         return
     assert str(Requirement(translated)) == translated

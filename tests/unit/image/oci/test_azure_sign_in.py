@@ -6,7 +6,7 @@ from azure.core.exceptions import ClientAuthenticationError
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image import Credentials
-from controlled_rollout.image.oci.azure_sign_in import is_azure_registry, sign_in
+from controlled_rollout.image.oci.azure_sign_in import is_azure_registry, sign_in_to_registry
 from tests.unit.image.builders.acr_management import Identity
 
 
@@ -23,7 +23,7 @@ async def exchange(
         return answer
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
-        return await sign_in("mine.azurecr.io", identity or Identity(), client=client), requests
+        return await sign_in_to_registry("mine.azurecr.io", identity or Identity(), client=client), requests
 
 
 async def test_token_of_the_identity_becomes_the_password_of_the_null_user() -> None:

@@ -5,9 +5,17 @@ import json
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.oci.manifest import CONFIG, LAYER, MANIFEST, Descriptor, Manifest, encoded, with_layer
+from controlled_rollout.image.oci.manifest import (
+    CONFIG,
+    LAYER,
+    MANIFEST,
+    Descriptor,
+    Manifest,
+    canonical_json,
+    image_with_layer,
+)
 
-BASE_CONFIG = encoded(
+BASE_CONFIG = canonical_json(
     {
         "architecture": "amd64",
         "config": {"Env": ["PATH=/bin", "AML_APP_ROOT=/elsewhere"], "User": "10001"},
@@ -21,13 +29,13 @@ ON_TOP = Descriptor(LAYER, "sha256:top", 9)
 
 def manifest(config: bytes) -> Manifest:
     document = {"config": Descriptor.of(CONFIG, config).document(), "layers": [BASE_LAYER.document()]}
-    return Manifest(encoded(document), MANIFEST)
+    return Manifest(canonical_json(document), MANIFEST)
 
 
 def test_a_layer_is_put_on_top_and_everything_else_stays() -> None:
     base = manifest(BASE_CONFIG)
 
-    config, image = with_layer(base, BASE_CONFIG, ON_TOP, variables={"AML_APP_ROOT": "/opt/app"}, created_by="us")
+    config, image = image_with_layer(base, BASE_CONFIG, ON_TOP, variables={"AML_APP_ROOT": "/opt/app"}, created_by="us")
 
     document = json.loads(config)
     assert document["config"] == {"Env": ["PATH=/bin", "AML_APP_ROOT=/opt/app"], "User": "10001"}
@@ -42,7 +50,7 @@ def test_equal_inputs_give_equal_manifests() -> None:
     settings = {"B": "1", "A": "2"}
 
     images = [
-        with_layer(manifest(BASE_CONFIG), BASE_CONFIG, ON_TOP, variables=order, created_by="us")[1].digest
+        image_with_layer(manifest(BASE_CONFIG), BASE_CONFIG, ON_TOP, variables=order, created_by="us")[1].digest
         for order in (settings, dict(reversed(settings.items())))
     ]
 
@@ -52,7 +60,7 @@ def test_equal_inputs_give_equal_manifests() -> None:
 @pytest.mark.parametrize("config", [b"", b"[]", b"{}", b'{"config": 1}', b'{"rootfs": {}}'])
 def test_a_configuration_that_cannot_be_read_is_an_error(config: bytes) -> None:
     with pytest.raises(ImageError, match="has no configuration that can be read"):
-        with_layer(manifest(config), config, ON_TOP, variables={}, created_by="us")
+        image_with_layer(manifest(config), config, ON_TOP, variables={}, created_by="us")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"manifests": []}', b'{"config": {}, "layers": []}'])

@@ -53,7 +53,7 @@ class PodBuilder:
     async def build(
         self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
-        """See `Builder`.
+        """Build and push the image in a Kubernetes pod, and report the pod's log as progress.
 
         Raises:
             TargetUnavailableError: The API server does not answer.
@@ -63,21 +63,21 @@ class PodBuilder:
             build_pod = _BuildPod(api, request, self._namespace, progress)
             await build_pod.delete_abandoned()
             while not await is_pushed():
-                pod = await self._create_or_find(build_pod)
-                if pod is None or _is_over(pod):
+                pod = await self._create_or_find_pod(build_pod)
+                if pod is None or _pod_is_over(pod):
                     # Another task's pod is about to be deleted, or was left behind.
                     await build_pod.delete(pod)
                     continue
                 await build_pod.create_secret(pod)
-                async with self._deleted_at_end(build_pod, pod):
+                async with self._delete_pod_on_exit(build_pod, pod):
                     lines, end = await build_pod.follow()
                 if end is not None:
-                    _check_end(request, end, lines)
+                    _raise_if_build_failed(request, end, lines)
                     return
             progress(f"{request.label}: was built by another task")
 
-    async def _create_or_find(self, build_pod: "_BuildPod") -> Object | None:
-        """Create the pod, or find the one that another task has created; None if that is gone again."""
+    async def _create_or_find_pod(self, build_pod: "_BuildPod") -> Object | None:
+        """Create the pod, or return the pod another Airflow task created; None if that pod was just deleted."""
         workspace, request = self._workspace, build_pod.request
         template = workspace.builder_pod_template
         body = manifest.pod_manifest(
@@ -95,13 +95,13 @@ class PodBuilder:
             build_pod.progress(f"{request.label}: building on {request.base_image} in pod {build_pod.name}")
             return pod
         existing = await build_pod.api.find(build_pod.path())
-        if existing is not None and not _is_over(existing):
+        if existing is not None and not _pod_is_over(existing):
             build_pod.progress(f"{request.label}: pod {build_pod.name} is building it, waiting")
         return existing
 
     @asynccontextmanager
-    async def _deleted_at_end(self, build_pod: "_BuildPod", pod: Object) -> AsyncIterator[None]:
-        """Delete the pod at the end of the block, however that ends, if this task created it."""
+    async def _delete_pod_on_exit(self, build_pod: "_BuildPod", pod: Object) -> AsyncIterator[None]:
+        """Context manager: delete the pod on exit, also after an error, if this Airflow task created it."""
         try:
             yield
         finally:
@@ -128,20 +128,22 @@ class _BuildPod:
 
     @property
     def name(self) -> str:
+        """The pod's name, derived from the image's tag."""
         return manifest.pod_name(self.request)
 
     def path(self, subresource: str = "") -> str:
+        """Return the pod's path in the Kubernetes API, or that of a subresource such as `log`."""
         return POD.path(self.namespace, self.name, subresource)
 
     async def delete_abandoned(self) -> None:
-        """Delete the pods of builds that were killed and never retried."""
+        """Delete pods of builds whose Airflow task was killed and never retried."""
         for pod in await self.api.items(POD.path(self.namespace), labelSelector=manifest.SELECTOR):
-            ended = _ended_at(pod)
+            ended = _pod_ended_at(pod)
             if ended and datetime.now(UTC) - ended > ABANDONED_AFTER:
                 await self.api.delete(POD.path(self.namespace, pod["metadata"]["name"]))
 
     async def create_secret(self, pod: Object) -> None:
-        """Create the Secret that a pod waits for, unless it exists."""
+        """Create the Secret that the pod mounts, unless it exists. The pod does not start without it."""
         secret_name = manifest.secret_name_of(pod)
         files = build_secrets(self.request.requirements)
         files |= {manifest.AUTH_FILE: registry_auth_file(self.request.credentials)}
@@ -150,7 +152,7 @@ class _BuildPod:
         await self.api.create(SECRET.path(self.namespace), body)
 
     async def follow(self) -> tuple[list[str], _PodEnd | None]:
-        """Report the pod's log as progress until the pod ends.
+        """Report the pod's log as progress until the pod ends; return the last log lines and how the pod ended.
 
         Returns:
             The log's last lines, and how the pod ended; None if it was deleted meanwhile.
@@ -169,8 +171,8 @@ class _BuildPod:
                     return list(lines), None
                 last_answer = clock()
                 last_problem = self._report_problem(pod, last_problem)
-                over = _is_over(pod)
-                if _has_started(pod):
+                over = _pod_is_over(pod)
+                if _pod_has_started(pod):
                     log_position = await self._read_log(log_position, lines)
                 if over:
                     return list(lines), _pod_end(pod)
@@ -181,12 +183,12 @@ class _BuildPod:
             await asyncio.sleep(POLL_S)
 
     def _report_problem(self, pod: Object, last_problem: str) -> str:
-        """Report what keeps the pod from starting, if that is news; return what was reported last.
+        """Report why the pod does not start, if the reason changed; return the reason that was reported last.
 
         Raises:
             ImageError: Waiting does not help.
         """
-        problem = pod_problem(pod, datetime.now(UTC)) if not _has_started(pod) else None
+        problem = pod_problem(pod, datetime.now(UTC)) if not _pod_has_started(pod) else None
         if problem is None:
             return last_problem
         if problem.is_permanent:
@@ -196,14 +198,14 @@ class _BuildPod:
         return problem.message
 
     async def _read_log(self, position: str, lines: "deque[str]") -> str:
-        """Report the log's lines after a time, until the log ends or breaks off; return the last line's time."""
+        """Report log lines after the time `position` until the log ends or breaks off; return the last line's time."""
         query = {"container": manifest.CONTAINER, "follow": "true", "timestamps": "true"}
         if position:
             query["sinceTime"] = position.partition(".")[0] + "Z"
         try:
             async for log_line in self.api.lines(self.path("log"), **query):
                 timestamp, _, text = log_line.partition(" ")
-                if (time := _sortable(timestamp)) <= position:
+                if (time := _sortable_timestamp(timestamp)) <= position:
                     continue
                 position = time
                 line = hide_credentials(text.rstrip())
@@ -216,7 +218,7 @@ class _BuildPod:
         return position
 
     async def delete(self, pod: Object | None) -> None:
-        """Delete a pod and wait until it is gone. A new pod of the same name stays.
+        """Delete a pod by uid and wait until it is gone. A new pod with the same name is not deleted.
 
         Raises:
             TargetUnavailableError: It does not go away.
@@ -225,19 +227,20 @@ class _BuildPod:
             return
         uid = pod["metadata"]["uid"]
 
-        async def is_gone() -> bool:
+        async def delete_again_unless_gone() -> bool:
+            """Return True if the pod is gone; otherwise send the delete request again and return False."""
             current = await self.api.find(self.path())
             if current is None or current["metadata"]["uid"] != uid:
                 return True
             await self.api.delete_with_uid(self.path(), uid, grace_s=0)
             return False
 
-        if not await until(is_gone, MAX_REMOVAL_S, interval_s=POLL_S):
+        if not await until(delete_again_unless_gone, MAX_REMOVAL_S, interval_s=POLL_S):
             raise TargetUnavailableError(f"pod {self.name} does not go away: check its node")
 
 
-def _check_end(request: BuildRequest, end: _PodEnd, lines: list[str]) -> None:
-    """Raise the error of a build that failed.
+def _raise_if_build_failed(request: BuildRequest, end: _PodEnd, lines: list[str]) -> None:
+    """Raise the error of a failed build; return if the pod ended with exit code 0.
 
     Raises:
         ImageError: It failed.
@@ -255,6 +258,7 @@ def _check_end(request: BuildRequest, end: _PodEnd, lines: list[str]) -> None:
 
 
 def _pod_end(pod: Object) -> _PodEnd:
+    """Return the exit code of the build container and a description of how the pod ended."""
     status = pod["status"]
     for container in status.get("containerStatuses") or []:
         terminated = (container.get("state") or {}).get("terminated")
@@ -264,25 +268,27 @@ def _pod_end(pod: Object) -> _PodEnd:
     return _PodEnd(None, status.get("message") or status.get("reason") or f"phase {status.get('phase')}")
 
 
-def _is_over(pod: Object) -> bool:
+def _pod_is_over(pod: Object) -> bool:
+    """Whether the pod has succeeded, failed, or is being deleted."""
     return pod["status"]["phase"] in ("Succeeded", "Failed") or is_terminating(pod)
 
 
-def _has_started(pod: Object) -> bool:
+def _pod_has_started(pod: Object) -> bool:
+    """Whether the pod has left the phase Pending."""
     return bool(pod["status"]["phase"] != "Pending")
 
 
-def _ended_at(pod: Object) -> datetime | None:
-    """Return when the last container of a pod ended; None if it runs, or Kubernetes does not say."""
+def _pod_ended_at(pod: Object) -> datetime | None:
+    """Return the time at which the pod's last container ended; None if one runs or Kubernetes gives no time."""
     ends: list[str] = [
         terminated["finishedAt"]
         for container in pod["status"].get("containerStatuses") or []
         if (terminated := (container.get("state") or {}).get("terminated")) and terminated.get("finishedAt")
     ]
-    return datetime.fromisoformat(max(ends)) if ends and _is_over(pod) else None
+    return datetime.fromisoformat(max(ends)) if ends and _pod_is_over(pod) else None
 
 
-def _sortable(timestamp: str) -> str:
-    """Return a log line's time with nine decimals, so that times sort as text: Kubernetes drops trailing zeros."""
+def _sortable_timestamp(timestamp: str) -> str:
+    """Return a log line's timestamp with nine decimals, so that timestamps sort as text."""
     seconds, _, fraction = timestamp.rstrip("Z").partition(".")
     return f"{seconds}.{fraction:0<9}"

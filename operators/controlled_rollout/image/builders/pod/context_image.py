@@ -11,8 +11,8 @@ from controlled_rollout.image.builders.build_context import UV, write_build_cont
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.cancellable_thread import in_thread
 from controlled_rollout.image.inputs.files import read_source_folder
-from controlled_rollout.image.oci.layer import Layer, layer_of_files, read_in_thread
-from controlled_rollout.image.oci.manifest import LAYER, Descriptor, of_layers
+from controlled_rollout.image.oci.layer import Layer, layer_chunks_in_thread, layer_of_files
+from controlled_rollout.image.oci.manifest import LAYER, Descriptor, image_of_layers
 from controlled_rollout.image.oci.registry_client import RegistryClient
 
 __all__ = ["push_build_context"]
@@ -21,7 +21,7 @@ FOLDER: Final = "context"
 
 
 async def push_build_context(request: BuildRequest) -> str:
-    """Push the files of a build to the repository of the environment images; return their image, `name@sha256:…`.
+    """Push the files of a build as an image to the environment repository; return its reference `name@sha256:…`.
 
     Raises:
         RegistryUnavailableError: The registry does not answer.
@@ -30,18 +30,18 @@ async def push_build_context(request: BuildRequest) -> str:
     repository = request.repository
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as temporary:
         folder = Path(temporary) / FOLDER
-        layers = await in_thread(lambda _: _layers(request, folder))
-        config, manifest = of_layers([blob for _, blob in layers])
+        layers = await in_thread(lambda _: _context_layers(request, folder))
+        config, manifest = image_of_layers([blob for _, blob in layers])
         async with RegistryClient(request.credentials) as client:
             for layer, blob in layers:
-                await client.put_blob(repository, blob, lambda layer=layer: read_in_thread(layer))  # type: ignore[misc]
+                await client.put_blob(repository, blob, lambda layer=layer: layer_chunks_in_thread(layer))  # type: ignore[misc]
             await client.put_blob(repository, manifest.config, config)
             await client.put_manifest(repository, manifest.digest, manifest)
     return f"{repository}@{manifest.digest}"
 
 
-def _layers(request: BuildRequest, folder: Path) -> list[tuple[Layer, Descriptor]]:
-    """Return two layers with their descriptors: uv, and everything else."""
+def _context_layers(request: BuildRequest, folder: Path) -> list[tuple[Layer, Descriptor]]:
+    """Return two layers with their descriptors: one with uv, and one with all other files of the build."""
     write_build_context(request, folder)
     files = read_source_folder(folder).files
     uv, others = [file for file in files if file.path == UV], [file for file in files if file.path != UV]

@@ -78,7 +78,7 @@ buildah push --authfile "$auth" --tls-verify="$TARGET_TLS" environment "docker:/
 
 
 def pod_name(request: BuildRequest) -> str:
-    """Return the name of the pod that builds an image: derived from its tag, so that there is one pod per image."""
+    """Return the name of the pod that builds an image. It is derived from the tag: one pod for each image."""
     return f"build-environment-{request.tag[:32]}"
 
 
@@ -94,7 +94,7 @@ def pod_manifest(
     image_pull_secret: str | None = None,
     template: Object | None = None,
 ) -> Object:
-    """Return the pod that builds an image.
+    """Return the Kubernetes manifest of the pod that builds an environment image.
 
     Args:
         request: What is to be built.
@@ -127,7 +127,7 @@ def pod_manifest(
                 "runAsGroup": USER_ID,
                 "fsGroup": USER_ID,
             },
-            "containers": [_container(request, context_image, builder_image, secret_files)],
+            "containers": [_build_container(request, context_image, builder_image, secret_files)],
             "volumes": [
                 {"name": "work", "emptyDir": {}},
                 {"name": VOLUME, "secret": {"secretName": secret_name, "defaultMode": 0o440}},
@@ -135,11 +135,14 @@ def pod_manifest(
             **({"imagePullSecrets": [{"name": image_pull_secret}]} if image_pull_secret else {}),
         },
     }
-    joined: Object = _joined(pod, template or {})
+    joined: Object = _merge_template(pod, template or {})
     return joined
 
 
-def _container(request: BuildRequest, context_image: str, builder_image: str, secret_files: Sequence[str]) -> Object:
+def _build_container(
+    request: BuildRequest, context_image: str, builder_image: str, secret_files: Sequence[str]
+) -> Object:
+    """Return the manifest of the build container: image, command, environment variables and volumes."""
     environment = {
         "BUILD": BUILD,
         "CONTEXT": context_image,
@@ -170,7 +173,7 @@ def _container(request: BuildRequest, context_image: str, builder_image: str, se
 
 
 def secret_manifest(name: str, namespace: str, pod: Object, data: Mapping[str, str]) -> Object:
-    """Return the Secret that a pod waits for. The pod owns it: Kubernetes deletes it with the pod.
+    """Return the manifest of the Secret that the pod mounts. The pod owns it, so it is deleted with the pod.
 
     Args:
         name: Its name.
@@ -189,13 +192,13 @@ def secret_manifest(name: str, namespace: str, pod: Object, data: Mapping[str, s
 
 
 def secret_name_of(pod: Object) -> str:
-    """Return the name of the Secret that a pod waits for."""
+    """Return the name of the Secret that a build pod mounts."""
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     return str(volumes[VOLUME]["secret"]["secretName"])
 
 
 def read_pod_template(path: Path) -> Object:
-    """Return the pod in a file.
+    """Read a pod template from a YAML file, and check that it is one pod.
 
     Raises:
         WorkspaceError: The file cannot be read, or holds no pod.
@@ -209,19 +212,22 @@ def read_pod_template(path: Path) -> Object:
     return pod
 
 
-def _joined(value: Any, template: Any) -> Any:
-    """Return a value with the template's fields over it. Lists of named entries are joined by name, others replaced."""
+def _merge_template(value: Any, template: Any) -> Any:
+    """Merge a pod template into a manifest. Lists of named entries are merged by name, all other values replaced."""
     if isinstance(value, dict) and isinstance(template, dict):
-        overrides = {key: _joined(value[key], template[key]) if key in value else template[key] for key in template}
+        overrides = {
+            key: _merge_template(value[key], template[key]) if key in value else template[key] for key in template
+        }
         return {**value, **overrides}
     if isinstance(value, list) and isinstance(template, list):
         if not all(isinstance(entry, dict) and "name" in entry for entry in (*value, *template)):
             return template
         named = {entry["name"]: entry for entry in template}
-        joined = [_joined(entry, named.pop(entry["name"], {})) for entry in value]
+        joined = [_merge_template(entry, named.pop(entry["name"], {})) for entry in value]
         return joined + list(named.values())
     return template
 
 
 def _tls_verify(host: str) -> str:
+    """Return buildah's `--tls-verify` value for a registry host: `false` for a loopback host only."""
     return str(not is_loopback(host)).lower()

@@ -24,7 +24,7 @@ from controlled_rollout.image.builders.build_secrets import VARIABLE, build_secr
 from controlled_rollout.image.cancellable_thread import in_thread
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.oci.layer import layer_of_files
-from controlled_rollout.image.oci.manifest import architecture
+from controlled_rollout.image.oci.manifest import oci_architecture
 from controlled_rollout.image.run_command import KEPT_LINES, hide_credentials
 from controlled_rollout.image.scoring_runtime import DOCKERFILE
 
@@ -100,14 +100,14 @@ class AcrTasksBuilder:
     async def build(
         self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
-        """See `Builder`.
+        """Build and push the image with a run of Azure Container Registry Tasks; report its log as progress.
 
         Raises:
             RegistryUnavailableError: Azure's management API does not answer.
         """
-        self._check(request, progress)
+        self._check_request(request, progress)
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(self._client())
+            client = await stack.enter_async_context(self._management_client())
             stack.enter_context(_azure_errors(self._acr))
             if await is_pushed():
                 return
@@ -122,8 +122,8 @@ class AcrTasksBuilder:
         if status != SUCCEEDED:
             raise _run_error(request, run_id, status, lines)
 
-    def _check(self, request: BuildRequest, progress: Callable[[str], None]) -> None:
-        """Refuse what ACR Tasks cannot build.
+    def _check_request(self, request: BuildRequest, progress: Callable[[str], None]) -> None:
+        """Raise `ImageError` for a request that ACR Tasks cannot build: another registry, or secrets it would need.
 
         Raises:
             ImageError: The image is for another registry, or a requirement needs a password.
@@ -144,7 +144,8 @@ class AcrTasksBuilder:
             progress(f"{request.label}: this machine's settings for indexes and certificates are not used in Azure")
 
     @asynccontextmanager
-    async def _client(self) -> "AsyncIterator[ContainerRegistryManagementClient]":
+    async def _management_client(self) -> "AsyncIterator[ContainerRegistryManagementClient]":
+        """Context manager: open Azure's management client of the registry, and close it on exit."""
         try:
             from azure.identity.aio import DefaultAzureCredential
             from azure.mgmt.containerregistry.aio import ContainerRegistryManagementClient
@@ -175,28 +176,30 @@ class _TaskRun:
 
     @property
     def name(self) -> str:
+        """The run's name, derived from the image's tag."""
         return f"environment-{self.request.tag[:32]}"
 
     @property
     def resource(self) -> tuple[str, str]:
+        """The resource group and the name of the registry."""
         return self.acr.group, self.acr.name
 
     async def begin(self) -> tuple[str, bool]:
-        """Find the run that builds the environment, or begin one; return its id, and whether it was begun here."""
-        run = await self._find()
+        """Find the run that builds this environment image, or start one; return its id and whether it was started here."""
+        run = await self._find_last_run()
         if run and run.status and run.status.lower() in UNFINISHED:
             self.progress(f"{self.request.label}: run {run.run_id} of {self.acr.name} is building it, waiting")
             return str(run.run_id), False
         models = self.client.models(API_VERSION)
         upload = await self.client.registries.get_build_source_upload_url(*self.resource)
-        archive = await in_thread(lambda _: _archive(self.request))
-        async with self._blob(upload.upload_url) as blob:
+        archive = await in_thread(lambda _: _context_archive(self.request))
+        async with self._blob_client(upload.upload_url) as blob:
             await blob.upload_blob(io.BytesIO(archive), length=len(archive), overwrite=True)
         task = TASK.format(image=f"$Registry/{self.request.repository.path}:{self.request.tag}", timeout_s=TIMEOUT_S)
         run_request = models.EncodedTaskRunRequest(
             encoded_task_content=base64.b64encode(task.encode()).decode(),
             source_location=upload.relative_path,
-            platform=models.PlatformProperties(os="Linux", architecture=architecture()),
+            platform=models.PlatformProperties(os="Linux", architecture=oci_architecture()),
             timeout=TIMEOUT_S,
             credentials=self._credentials(models),
         )
@@ -207,15 +210,15 @@ class _TaskRun:
             models.TaskRun(run_request=run_request, force_update_tag=upload.relative_path),
             polling=False,
         )
-        while (run := await self._find()) is None or not run.run_id:
+        while (run := await self._find_last_run()) is None or not run.run_id:
             await asyncio.sleep(self.poll_s)
         self.progress(
             f"{self.request.label}: building on {self.request.base_image} in run {run.run_id} of {self.acr.name}"
         )
         return str(run.run_id), True
 
-    async def _find(self) -> Any:
-        """Return the last run for this environment, or None."""
+    async def _find_last_run(self) -> Any:
+        """Return the most recent run for this environment image, or None."""
         from azure.core.exceptions import ResourceNotFoundError
 
         with suppress(ResourceNotFoundError):
@@ -223,7 +226,7 @@ class _TaskRun:
         return None
 
     def _credentials(self, models: Any) -> Any:
-        """Return the credentials for other registries, which base images may be in; ACR needs none for itself."""
+        """Return the run's credentials for other registries with base images. ACR needs none for itself."""
         own_host = self.request.repository.host
         others = {host: user for host, user in self.request.credentials.items() if host != own_host}
         if not others:
@@ -240,35 +243,36 @@ class _TaskRun:
         )
 
     async def follow(self, run_id: str) -> tuple[str, list[str]]:
-        """Report the run's log as progress until the run ends; return its status and the log's last lines."""
+        """Report the run's log as progress until the run ends; return its final status and the last log lines."""
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         log = (await self.client.runs.get_log_sas_url(*self.resource, run_id)).log_link
         unfinished_line = b""
         offset = 0
         while True:
             status = str((await self.client.runs.get(*self.resource, run_id)).status).rpartition(".")[2].lower()
-            content = await self._log(log, offset)
+            content = await self._read_log(log, offset)
             offset += len(content)
             *finished_lines, unfinished_line = (unfinished_line + content).split(b"\n")
             if status not in UNFINISHED:
                 finished_lines.append(unfinished_line)
             for line in finished_lines:
-                self._report(line.decode(errors="replace").rstrip(), lines)
+                self._report_log_line(line.decode(errors="replace").rstrip(), lines)
             if status not in UNFINISHED:
                 return status, list(lines)
             await asyncio.sleep(self.poll_s)
 
-    def _report(self, log_line: str, lines: "deque[str]") -> None:
+    def _report_log_line(self, log_line: str, lines: "deque[str]") -> None:
+        """Remove credentials from a log line, append it to `lines` and report it as progress."""
         line = hide_credentials(log_line)
         lines.append(line)
         if line.strip():
             self.progress(f"environment: {line}")
 
-    async def _log(self, url: str, offset: int) -> bytes:
-        """Return a log's content from byte `offset` on."""
+    async def _read_log(self, url: str, offset: int) -> bytes:
+        """Download the run's log from byte `offset` on; return no bytes if there is nothing new."""
         from azure.core.exceptions import HttpResponseError
 
-        async with self._blob(url) as blob:
+        async with self._blob_client(url) as blob:
             try:
                 return bytes(await (await blob.download_blob(offset=offset)).readall())
             except HttpResponseError as error:
@@ -277,7 +281,8 @@ class _TaskRun:
                 raise
 
     @asynccontextmanager
-    async def _blob(self, url: str) -> AsyncIterator[Any]:
+    async def _blob_client(self, url: str) -> AsyncIterator[Any]:
+        """Context manager: open a client for a blob's signed URL, and close it on exit."""
         from azure.storage.blob.aio import BlobClient
 
         options: dict[str, Any] = {"max_single_put_size": BLOCK_BYTES, "max_block_size": BLOCK_BYTES}
@@ -290,12 +295,12 @@ class _TaskRun:
                 await client.close()
 
     async def cancel(self, run_id: str) -> None:
-        """End the run."""
+        """Cancel the run in Azure, and wait until it is cancelled."""
         await (await self.client.runs.begin_cancel(*self.resource, run_id)).wait()
 
 
-def _archive(request: BuildRequest) -> bytes:
-    """Return the build context as a `.tar.gz`; the build's arguments are written into the Dockerfile."""
+def _context_archive(request: BuildRequest) -> bytes:
+    """Return the build context as a `.tar.gz`, with the build arguments written into the Dockerfile."""
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as temporary:
         folder = Path(temporary) / "context"
         write_build_context(request, folder)
@@ -309,6 +314,7 @@ def _archive(request: BuildRequest) -> bytes:
 
 
 def _run_error(request: BuildRequest, run_id: str, status: str, lines: list[str]) -> ImageError:
+    """Return the error for a run that failed, was cancelled or took too long."""
     if status in ("canceled", "timeout"):
         how = "was cancelled" if status == "canceled" else f"took more than {TIMEOUT_S} s"
         return ImageError(f"run {run_id}, which builds the environment image, {how}: no tag was pushed")
@@ -317,7 +323,7 @@ def _run_error(request: BuildRequest, run_id: str, status: str, lines: list[str]
 
 @contextmanager
 def _azure_errors(acr: _AcrResource) -> Iterator[None]:
-    """Turn an exception of Azure's clients into an error that says what to do."""
+    """Context manager: convert exceptions of Azure's clients to errors that say what to do."""
     from azure.core.exceptions import (
         ClientAuthenticationError,
         HttpResponseError,

@@ -41,7 +41,7 @@ class BuildahBuilder:
     async def build(
         self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]
     ) -> None:
-        """See `Builder`."""
+        """Build and push the image with buildah on this machine. One build at a time uses a cache folder."""
         waiting = f"{request.label}: another build runs on this machine, waiting"
         async with self._cache.exclusive_folder(CACHE_FOLDER, on_wait=lambda: progress(waiting)) as (folder, lock):
             if await is_pushed():
@@ -52,16 +52,17 @@ class BuildahBuilder:
 
 
 async def _build_and_push(request: BuildRequest, folder: Path, lock: int, progress: Callable[[str], None]) -> None:
+    """Build the environment image with buildah and push it; remove containers and temporary files afterwards."""
     buildah = _Buildah(folder, lock, progress)
     await buildah.clean_up()
     work = folder / "build"
     try:
-        secrets = await in_thread(lambda _: _write_files(request, work))
+        secrets = await in_thread(lambda _: _write_build_files(request, work))
         arguments = {"BASE_IMAGE": request.base_image, "PYTHON": request.python}
         exit_code, lines = await buildah.call(
             "build",
             *BUILDAH_OPTIONS,
-            *_access_options(work, request.base_image.partition("/")[0]),
+            *_registry_options(work, request.base_image.partition("/")[0]),
             *(f"--secret=id={name},src={path}" for name, path in secrets.items()),
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *("--volume", f"{_wheels_folder(folder)}:/run/wheels"),
@@ -71,7 +72,7 @@ async def _build_and_push(request: BuildRequest, folder: Path, lock: int, progre
             raise build_error(request, lines)
         repository = request.repository
         target = f"docker://{repository}:{request.tag}"
-        exit_code, lines = await buildah.call("push", *_access_options(work, repository.host), LOCAL_TAG, target)
+        exit_code, lines = await buildah.call("push", *_registry_options(work, repository.host), LOCAL_TAG, target)
         if exit_code != 0:
             excerpt = error_excerpt(lines, ERROR_LINE)
             raise ImageError(f"the environment image cannot be pushed to {repository}: {excerpt}")
@@ -95,9 +96,10 @@ class _Buildah:
         self._progress = progress
 
     async def call(self, *arguments: str, quiet: bool = False) -> tuple[int, list[str]]:
-        """Run buildah; return its exit code and its last lines. `quiet` reports no line as progress."""
+        """Run one buildah command; return its exit code and last output lines. With `quiet`, nothing is reported."""
 
         def report(line: str) -> None:
+            """Report one output line as progress."""
             if line.strip() and not quiet:
                 self._progress(f"environment: {line}")
 
@@ -106,14 +108,14 @@ class _Buildah:
         )
 
     async def clean_up(self) -> None:
-        """Remove what this or a killed build left; base images stay."""
+        """Delete containers, the built image and files of this or a killed build. Base images stay."""
         await self.call("rm", "--all", quiet=True)
         await self.call("rmi", "--force", LOCAL_TAG, quiet=True)
         await in_thread(lambda _: shutil.rmtree(self._folder / "build", ignore_errors=True))
 
 
-def _write_files(request: BuildRequest, work: Path) -> Mapping[str, Path]:
-    """Write all files of the build; return those of the secrets, which are not in the build context, by name."""
+def _write_build_files(request: BuildRequest, work: Path) -> Mapping[str, Path]:
+    """Write the build context, secrets and credentials below `work`; return the secret files' paths by name."""
     work.mkdir(mode=0o700)
     write_build_context(request, work / "context")
     folder = work / "secrets"
@@ -126,8 +128,8 @@ def _write_files(request: BuildRequest, work: Path) -> Mapping[str, Path]:
     return {name: folder / name for name in secrets}
 
 
-def _access_options(work: Path, host: str) -> list[str]:
-    """Return buildah's options for access to a registry: TLS unless it is this machine, and the credentials' file."""
+def _registry_options(work: Path, host: str) -> list[str]:
+    """Return buildah's options for a registry: TLS unless the host is loopback, and the credentials file."""
     auth_file = work / "auth.json"
     return [
         f"--tls-verify={str(not is_loopback(host)).lower()}",
@@ -136,7 +138,7 @@ def _access_options(work: Path, host: str) -> list[str]:
 
 
 def _wheels_folder(folder: Path) -> Path:
-    """Return the folder of packages that earlier builds have downloaded."""
+    """Return the folder with downloaded packages of earlier builds; create it if it does not exist."""
     wheels = folder / "wheels"
     wheels.mkdir(exist_ok=True)
     return wheels

@@ -35,7 +35,7 @@ STEP: Final = re.compile(r"(?:Resolved|Prepared|Installed|Bytecode compiled|Down
 async def create_virtual_environment(
     folder: Path, environment: Environment, *, lock: int, progress: Callable[[str], None]
 ) -> None:
-    """Fill an empty folder with a virtual environment that may be moved.
+    """Create a relocatable virtual environment in an empty folder with uv, and install the requirements.
 
     The user's own settings of uv apply: indexes, certificates, its cache.
 
@@ -50,7 +50,7 @@ async def create_virtual_environment(
         DiskFullError: No space is left.
     """
     uv = find_uv()
-    python = _interpreter(environment)
+    python = _python_argument(environment)
     # The scripts of an environment contain its interpreter's path; relocatable ones look beside themselves.
     venv = [uv, "venv", "--relocatable", "--no-project", "--allow-existing", "--python", python, str(folder)]
     exit_code, lines = await _run_uv(venv, folder.parent, lock=lock, progress=lambda line: None)
@@ -74,8 +74,8 @@ async def create_virtual_environment(
         )
 
 
-def _interpreter(environment: Environment) -> str:
-    """Return uv's argument `--python`: the running interpreter if it fits, since uv might not find it by itself."""
+def _python_argument(environment: Environment) -> str:
+    """Return uv's `--python` argument: this process's interpreter if its version fits, else the version."""
     version, running = environment.python_version, running_python()
     if version in (str(running), f"{running.major}.{running.minor}", str(running.major)):
         return sys.executable
@@ -85,7 +85,7 @@ def _interpreter(environment: Environment) -> str:
 async def _run_uv(
     command: list[str], cwd: Path, *, lock: int, progress: Callable[[str], None]
 ) -> tuple[int, list[str]]:
-    """Run uv; return its exit code and its last lines."""
+    """Run one uv command; return its exit code and last output lines."""
     # A project's configuration applies only if it is above the cache folder, not above the caller's current folder.
     return await run_command(
         [*command, "--no-progress", "--color=never"],
