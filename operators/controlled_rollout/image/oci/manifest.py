@@ -105,7 +105,7 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
 
 
 def oci_architecture() -> str:
-    """Return this machine's processor oci_architecture in OCI spelling, such as `amd64`."""
+    """Return this machine's processor architecture in OCI spelling, such as `amd64`."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
 

@@ -1,6 +1,6 @@
 """The scan of an image before it is rolled out: known vulnerabilities, and whether the image may pass."""
 
-from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, decide
+from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, decide_on_scan
 from controlled_rollout.image.scan.image_scan import ScanSettings, scan_image
 from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability
 
@@ -11,6 +11,6 @@ __all__ = [
     "ScanSettings",
     "Severity",
     "Vulnerability",
-    "decide",
+    "decide_on_scan",
     "scan_image",
 ]

@@ -25,7 +25,7 @@ TIMESTAMP: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def bill_of_materials(image: ImageReference, installed: InstalledPackages) -> bytes:
-    """Return the bill of materials of an image as CycloneDX JSON.
+    """Return the CycloneDX bill of materials (JSON) of an image with these installed packages.
 
     Components are sorted, the serial number is derived from the image's digest, and the time is constant.
 
@@ -72,7 +72,7 @@ def bill_of_materials(image: ImageReference, installed: InstalledPackages) -> by
 async def attach_bill_of_materials(
     client: RegistryClient, repository: Repository, manifest: Manifest, installed: InstalledPackages
 ) -> str:
-    """Attach an image's bill of materials to it in its registry, unless it is there; return its digest `sha256:…`.
+    """Attach the bill of materials to an image in its registry, unless it is there; return its digest `sha256:…`.
 
     Raises:
         RegistryUnavailableError: The registry does not answer.
@@ -84,6 +84,7 @@ async def attach_bill_of_materials(
 
 
 def _component(package: InstalledPackage, installed: InstalledPackages) -> "Component":
+    """Convert an installed package to a CycloneDX component."""
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component, ComponentType
 
@@ -99,6 +100,7 @@ def _component(package: InstalledPackage, installed: InstalledPackages) -> "Comp
 
 
 def _package_url(package: InstalledPackage, installed: InstalledPackages) -> "PackageURL":
+    """Return the package URL (purl) of an installed package, such as `pkg:pypi/numpy@2.1.0`."""
     from packageurl import PackageURL
 
     if package.kind == "pypi":

@@ -9,7 +9,7 @@ from typing import Final
 from controlled_rollout.errors import ScanError, ScanUnavailableError
 from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability, merge_vulnerabilities
 
-__all__ = ["ScanDecision", "ScanPolicy", "check_database_age", "decide"]
+__all__ = ["ScanDecision", "ScanPolicy", "check_database_age", "decide_on_scan"]
 
 MAX_LISTED_NAMES: Final = 5
 # The clock of the machine that built a database may differ from this machine's.
@@ -58,21 +58,21 @@ class ScanDecision:
 
     @property
     def passes(self) -> bool:
-        """Whether nothing blocks the image."""
+        """Whether no vulnerability blocks the image and no part of it is unscanned."""
         return not self.blocking and not self.not_scanned
 
     def summary(self) -> str:
-        """Return the decision in a line."""
+        """Return the decision as one line of text."""
         counts = Counter(vulnerability.severity for vulnerability in (*self.blocking, *self.passing))
         by_severity = ", ".join(f"{counts[severity]} {severity}" for severity in sorted(counts, reverse=True))
         parts = [f"vulnerabilities: {by_severity}; blocking: {len(self.blocking)}" if counts else "no vulnerabilities"]
         parts += [f"accepted: {self.n_accepted}"] if self.n_accepted else []
-        parts += [f"not scanned: {_listed(self.not_scanned)}"] if self.not_scanned else []
+        parts += [f"not scanned: {_list_names(self.not_scanned)}"] if self.not_scanned else []
         return "; ".join(parts)
 
 
-def decide(reports: Sequence[ScanReport], policy: ScanPolicy) -> ScanDecision:
-    """Decide whether an image may be rolled out, from the reports of all programs.
+def decide_on_scan(reports: Sequence[ScanReport], policy: ScanPolicy) -> ScanDecision:
+    """Decide from all scan reports and the policy whether an image may be rolled out.
 
     Args:
         reports: One of each program.
@@ -103,7 +103,7 @@ def decide(reports: Sequence[ScanReport], policy: ScanPolicy) -> ScanDecision:
 
 
 def check_database_age(source: str, built: datetime | None, now: datetime, max_age: timedelta) -> None:
-    """Refuse a scanner's database that is too old.
+    """Raise `ScanUnavailableError` if a scanner's database is older than `max_age` or has no known age.
 
     Args:
         source: The scanner.
@@ -130,14 +130,15 @@ def check_database_age(source: str, built: datetime | None, now: datetime, max_a
 
 
 def _is_accepted(vulnerability: Vulnerability, accepted: frozenset[str]) -> bool:
-    """Whether a vulnerability's name is accepted; of an advisory on several CVEs all have to be."""
+    """Whether the policy accepts a vulnerability by name. For an advisory on several CVEs, it must accept all."""
     cves = {name for name in vulnerability.names if name.startswith("CVE-")}
     if vulnerability.id.upper() in accepted:
         return True
     return cves <= accepted if len(cves) > 1 else bool(vulnerability.names & accepted)
 
 
-def _listed(not_scanned: dict[str, str]) -> str:
+def _list_names(not_scanned: dict[str, str]) -> str:
+    """Return the names of what was not scanned as text, the first few by name and the rest as a number."""
     names = sorted(not_scanned)
     more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
     return ", ".join(names[:MAX_LISTED_NAMES]) + more

@@ -1,4 +1,4 @@
-"""Scan an image with every program, and decide whether it may be rolled out."""
+"""Scan an image with every program, and decide_on_scan whether it may be rolled out."""
 
 import shutil
 import tempfile
@@ -14,14 +14,14 @@ from controlled_rollout.image.local_image import load_local_image
 from controlled_rollout.image.oci.registry_client import Credentials, RegistryClient, Repository
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.scan.bill_of_materials import attach_bill_of_materials
-from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, check_database_age, decide
+from controlled_rollout.image.scan.decision import ScanDecision, ScanPolicy, check_database_age, decide_on_scan
 from controlled_rollout.image.scan.installed_packages import (
     ENVIRONMENT,
     InstalledPackages,
     packages_of_environment,
     packages_of_image,
 )
-from controlled_rollout.image.scan.scanners import ScanRun, Subject, audit, scanner_named
+from controlled_rollout.image.scan.scanners import ScanRun, Subject, run_pip_audit, scanner_named
 from controlled_rollout.image.scan.vulnerabilities import MAX_TABLE_ROWS, vulnerability_table
 from controlled_rollout.workspace import Workspace
 
@@ -57,7 +57,7 @@ async def scan_image(
     credentials: Mapping[str, Credentials] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> ScanDecision:
-    """Scan an image before it is rolled out: the image with a scanner, its Python environment with pip-audit.
+    """Scan an image with a scanner, and its Python packages with pip-audit; return whether it may be rolled out.
 
     Args:
         workspace: Names the scanner, the vulnerability service and the cache.
@@ -91,19 +91,21 @@ async def scan_image(
         raise ScanUnavailableError(f"image {image} has no Python package in {root}: it was not built by this program")
     waiting = "scan: another scan runs on this machine, waiting"
     async with cache.exclusive_folder(CACHE_FOLDER, on_wait=lambda: progress(waiting)) as (folder, lock):
-        run = ScanRun(_new_folder(folder), folder / "pip-audit", lock, settings.timeout, credentials or {}, progress)
+        run = ScanRun(
+            _new_scan_folder(folder), folder / "pip-audit", lock, settings.timeout, credentials or {}, progress
+        )
         try:
             reports = [
                 await scanner.scan(subject, run),
-                await audit(requirements, run, osv_url=workspace.osv_url),
+                await run_pip_audit(requirements, run, osv_url=workspace.osv_url),
             ]
         finally:
             shutil.rmtree(run.folder, ignore_errors=True)
     check_database_age(scanner.name, reports[0].database_built, datetime.now(UTC), settings.policy.max_database_age)
-    decision = decide(reports, settings.policy)
-    _report(image, decision, progress)
+    decision = decide_on_scan(reports, settings.policy)
+    _report_decision(image, decision, progress)
     if not decision.passes:
-        raise _blocked(image, decision, settings.policy)
+        raise _blocked_error(image, decision, settings.policy)
     return decision
 
 
@@ -114,7 +116,7 @@ async def _packages_in_registry(
     settings: ScanSettings,
     progress: Callable[[str], None],
 ) -> InstalledPackages:
-    """Return the packages of an image in a registry, and attach its bill of materials if the settings say so."""
+    """Return the packages of an image in a registry; attach its bill of materials if the settings say so."""
     repository = Repository.parse(image.name)
     async with RegistryClient(credentials) as client:
         manifest = await client.manifest(repository, f"sha256:{image.sha256}")
@@ -127,7 +129,8 @@ async def _packages_in_registry(
         return installed
 
 
-def _report(image: ImageReference, decision: ScanDecision, progress: Callable[[str], None]) -> None:
+def _report_decision(image: ImageReference, decision: ScanDecision, progress: Callable[[str], None]) -> None:
+    """Report the vulnerabilities, what was not scanned, and the decision as progress lines."""
     for line in vulnerability_table((*decision.blocking, *decision.passing)):
         progress(f"scan: {line}")
     for name, why in sorted(decision.not_scanned.items()):
@@ -135,8 +138,8 @@ def _report(image: ImageReference, decision: ScanDecision, progress: Callable[[s
     progress(f"scan: {image}: {decision.summary()}")
 
 
-def _blocked(image: ImageReference, decision: ScanDecision, policy: ScanPolicy) -> ScanError:
-    """Return the error that lists what blocks an image."""
+def _blocked_error(image: ImageReference, decision: ScanDecision, policy: ScanPolicy) -> ScanError:
+    """Return the `ScanError` that lists the vulnerabilities and unscanned parts that block an image."""
     lines = [f"image {image} must not be rolled out ({decision.summary()})"]
     if decision.blocking:
         lines.append(f"Vulnerabilities above {policy.max_severity}:")
@@ -146,8 +149,8 @@ def _blocked(image: ImageReference, decision: ScanDecision, policy: ScanPolicy) 
     return ScanError("\n".join(lines))
 
 
-def _new_folder(folder: Path) -> Path:
-    """Return a new empty folder, and remove those of killed scans: the caller has the lock, so none is in use."""
+def _new_scan_folder(folder: Path) -> Path:
+    """Create an empty scan folder and delete those of killed scans. The caller must hold the cache's lock."""
     for leftover in folder.glob("run-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix="run-", dir=folder))

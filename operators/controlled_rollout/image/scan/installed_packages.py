@@ -86,7 +86,7 @@ class InstalledPackages:
     unread: tuple[str, ...] = ()
 
     def requirements(self, root: PurePosixPath = ENVIRONMENT) -> list[str]:
-        """Return the Python packages below a folder as `name==version`, each name once."""
+        """Return the Python packages below a folder as `name==version`. Each name appears once."""
         inside = {
             package.name: package.version
             for package in self.packages
@@ -122,7 +122,7 @@ async def packages_of_image(
     *,
     progress: Callable[[str], None] = lambda line: None,
 ) -> InstalledPackages:
-    """Return the packages that are installed in an image of a registry.
+    """Read the installed packages of an image in a registry, from its layers or from the cache.
 
     Args:
         client: The registry's client.
@@ -139,12 +139,12 @@ async def packages_of_image(
     layers = []
     for blob in manifest.layers:
         file = folder / f"{blob.digest.removeprefix('sha256:')}-{SCHEMA}.json"
-        layer = await in_thread(lambda _, file=file: _load(file))  # type: ignore[misc]
+        layer = await in_thread(lambda _, file=file: _load_cached_layer(file))  # type: ignore[misc]
         if layer is None:
             progress(f"contents: reading layer {blob.digest[:19]} ({blob.size / 1e6:,.1f} MB)")
             try:
                 layer = await _read_remote_layer(client, repository, blob, folder)
-                _save(file, layer)
+                _save_cached_layer(file, layer)
             except OSError as error:
                 raise ImageError(f"the packages of a layer cannot be kept in {folder}: {error}") from error
         layers.append(layer)
@@ -152,10 +152,10 @@ async def packages_of_image(
 
 
 def packages_of_environment(environment: Path) -> InstalledPackages:
-    """Return the Python packages of a virtual environment on this machine."""
+    """Read the installed Python packages of a virtual environment on this machine."""
     folders = sorted(environment.glob("lib/python3*/site-packages"))
     packages = {
-        InstalledPackage("pypi", _canonical(name), distribution.version, location=str(folder))
+        InstalledPackage("pypi", _normalized_name(name), distribution.version, location=str(folder))
         for folder in folders
         for distribution in importlib.metadata.distributions(path=[str(folder)])
         if (name := distribution.metadata["Name"])
@@ -164,7 +164,7 @@ def packages_of_environment(environment: Path) -> InstalledPackages:
 
 
 def read_layer(stream: IO[bytes], *, check_cancelled: CancelCheck) -> LayerPackages:
-    """Return the packages that a layer lists.
+    """Read the installed packages, and the deleted paths, from a layer's tar archive.
 
     Args:
         stream: The layer: a tar archive, as it is or compressed.
@@ -185,7 +185,7 @@ def read_layer(stream: IO[bytes], *, check_cancelled: CancelCheck) -> LayerPacka
 
 
 def merge_layers(layers: Iterable[LayerPackages]) -> InstalledPackages:
-    """Return the packages of an image from those of its layers, the lowest first."""
+    """Merge the packages of an image's layers into those of the image. The lowest layer must be the first."""
     packages: dict[str, list[InstalledPackage]] = {}
     release: dict[str, tuple[str, str]] = {}
     unread: dict[str, None] = {}
@@ -201,22 +201,22 @@ def merge_layers(layers: Iterable[LayerPackages]) -> InstalledPackages:
     return InstalledPackages(tuple(installed), name, version, tuple(sorted(unread)))
 
 
-def _canonical(name: str) -> str:
-    """Return a Python package's name in the form in which names are compared."""
+def _normalized_name(name: str) -> str:
+    """Return a Python package's name in normalized form: lower case, with `-` as the only separator."""
     from packaging.utils import canonicalize_name
 
     return canonicalize_name(name)
 
 
 def _is_deleted(path: str, layer: LayerPackages) -> bool:
-    """Whether a layer deletes a path of the layers beneath it."""
+    """Whether a layer deletes a path of the layers below it (whiteout)."""
     if any(path == deleted or path.startswith(f"{deleted}/") for deleted in layer.deleted):
         return True
     return any(path.startswith(f"{folder}/") for folder in layer.emptied)
 
 
 def _read_entry(layer: LayerPackages, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-    """Add what one entry of the archive says to the layer's packages."""
+    """Parse one entry of a layer's archive if it lists packages, and add them to `layer`."""
     path = str(PurePosixPath("/", entry.name)).lstrip("/")
     folder, _, name = path.rpartition("/")
     if name == OPAQUE:
@@ -225,7 +225,7 @@ def _read_entry(layer: LayerPackages, archive: tarfile.TarFile, entry: tarfile.T
         layer.deleted.append(f"{folder}/{name.removeprefix(WHITEOUT)}".lstrip("/"))
     elif entry.isfile() and path.startswith(RPM_FOLDERS) and name.startswith(("rpmdb", "Packages")):
         layer.unread.append(path)
-    elif entry.isfile() and (parse := _parser(path)) is not None:
+    elif entry.isfile() and (parse := _parser_for_path(path)) is not None:
         if entry.size > MAX_FILE_BYTES:
             raise ImageError(f"{path} has {entry.size / 1e6:,.1f} MB: too much for a list of packages")
         content = archive.extractfile(entry)
@@ -236,8 +236,8 @@ def _read_entry(layer: LayerPackages, archive: tarfile.TarFile, entry: tarfile.T
             layer.packages[path] = [package for package in parse(text, path) if package.name and package.version]
 
 
-def _parser(path: str) -> Callable[[str, str], Iterator[InstalledPackage]] | None:
-    """Return the parser for a file that lists packages; None for any other file."""
+def _parser_for_path(path: str) -> Callable[[str, str], Iterator[InstalledPackage]] | None:
+    """Return the parser for the file at a path in an image; None if the file lists no packages."""
     parts = PurePosixPath(path).parts
     if path in OS_RELEASE:
         return lambda text, path: iter(())
@@ -251,16 +251,19 @@ def _parser(path: str) -> Callable[[str, str], Iterator[InstalledPackage]] | Non
 
 
 def python_package(text: str, path: str) -> Iterator[InstalledPackage]:
-    """Yield the package that a METADATA or PKG-INFO file describes."""
+    """Parse a METADATA or PKG-INFO file; yield its package."""
     headers = HeaderParser().parsestr(text, headersonly=True)
     location = str(PurePosixPath("/", path).parent.parent)
     yield InstalledPackage(
-        "pypi", _canonical(str(headers.get("Name", ""))), str(headers.get("Version", "")).strip(), location=location
+        "pypi",
+        _normalized_name(str(headers.get("Name", ""))),
+        str(headers.get("Version", "")).strip(),
+        location=location,
     )
 
 
 def debian_packages(text: str, path: str) -> Iterator[InstalledPackage]:
-    """Yield the packages of dpkg's list, without those that were removed except for their configuration."""
+    """Parse dpkg's status file; yield the installed packages. Removed packages with kept configuration are skipped."""
     for paragraph in text.split("\n\n"):
         fields = HeaderParser().parsestr(paragraph.strip("\n"))
         if fields.get("Status", "install ok installed").endswith(" installed"):
@@ -271,7 +274,7 @@ def debian_packages(text: str, path: str) -> Iterator[InstalledPackage]:
 
 
 def alpine_packages(text: str, path: str) -> Iterator[InstalledPackage]:
-    """Yield the packages of apk's list, which has one letter, a colon and a value on each line."""
+    """Parse apk's database, which has lines such as `P:name`; yield the installed packages."""
     for paragraph in text.split("\n\n"):
         fields = dict(line.split(":", 1) for line in paragraph.splitlines() if line[1:2] == ":")
         yield InstalledPackage(
@@ -280,7 +283,7 @@ def alpine_packages(text: str, path: str) -> Iterator[InstalledPackage]:
 
 
 def distribution_of(text: str) -> tuple[str, str]:
-    """Return name and version of the distribution that an os-release file describes."""
+    """Parse an os-release file; return the distribution's name and version."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         name, separator, value = line.partition("=")
@@ -293,13 +296,14 @@ def distribution_of(text: str) -> tuple[str, str]:
 async def _read_remote_layer(
     client: RegistryClient, repository: Repository, blob: Descriptor, folder: Path
 ) -> LayerPackages:
-    """Download a layer, return its packages, and delete it again."""
+    """Download a layer to a temporary file, return its packages and delete the file."""
     file = folder / f".{blob.digest.removeprefix('sha256:')}.layer"
     check_free_space(blob.size, folder, f"layer {blob.digest[:19]}")
     try:
-        await _download(client.chunks(repository, blob), blob, file)
+        await _write_verified_blob(client.chunks(repository, blob), blob, file)
 
         def read(check_cancelled: CancelCheck) -> LayerPackages:
+            """Read the packages from the downloaded file. Blocks, so it runs in a thread."""
             with file.open("rb") as stream:
                 return read_layer(stream, check_cancelled=check_cancelled)
 
@@ -310,7 +314,8 @@ async def _read_remote_layer(
         file.unlink(missing_ok=True)
 
 
-async def _download(chunks: AsyncIterator[bytes], blob: Descriptor, file: Path) -> None:
+async def _write_verified_blob(chunks: AsyncIterator[bytes], blob: Descriptor, file: Path) -> None:
+    """Write downloaded chunks to a file; raise `ImageError` if size or digest differ from the blob's descriptor."""
     digest, size = hashlib.sha256(), 0
     with file.open("wb") as stream:
         async for chunk in chunks:
@@ -323,8 +328,8 @@ async def _download(chunks: AsyncIterator[bytes], blob: Descriptor, file: Path) 
         raise ImageError(f"the {size:,} bytes that came do not fit its digest and its size ({blob.size:,} bytes)")
 
 
-def _load(file: Path) -> LayerPackages | None:
-    """Return the kept packages of a layer; None if there are none, or they cannot be read."""
+def _load_cached_layer(file: Path) -> LayerPackages | None:
+    """Return a layer's packages from the cache; None if they are not there or not readable."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         packages = {
@@ -336,7 +341,8 @@ def _load(file: Path) -> LayerPackages | None:
     return None
 
 
-def _save(file: Path, layer: LayerPackages) -> None:
+def _save_cached_layer(file: Path, layer: LayerPackages) -> None:
+    """Write a layer's packages to the cache as JSON. The file is replaced atomically."""
     draft = file.with_name(f".{file.name}")
     draft.write_text(json.dumps(asdict(layer)), encoding="utf-8")
     draft.replace(file)

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability
 
-__all__ = ["grype_report", "pip_audit_report", "trivy_database", "trivy_report"]
+__all__ = ["grype_report", "pip_audit_report", "trivy_database_built_at", "trivy_report"]
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -154,29 +154,31 @@ def trivy_report(content: bytes, *, target: str, built: datetime | None, distrib
     Args:
         content: The report.
         target: The image or folder that Trivy was called with.
-        built: When its database was built (see `trivy_database`).
+        built: When its database was built (see `trivy_database_built_at`).
         distribution: Whether a distribution with packages is expected, as in a container image.
 
     Raises:
         ScanUnavailableError: It is not such a report, or a report on another target.
     """
-    report = _parsed(_TrivyReport, content, "Trivy")
+    report = _parse_report(_TrivyReport, content, "Trivy")
     if report.schema_version != TRIVY_SCHEMA:
         raise ScanUnavailableError(
             f"Trivy's report has schema {report.schema_version}, {TRIVY_SCHEMA} is understood: use another Trivy"
         )
     _check_target("Trivy", target, report.artifact)
-    vulnerabilities = tuple(_of_trivy(item) for result in report.results for item in result.vulnerabilities)
+    vulnerabilities = tuple(
+        _vulnerability_from_trivy(item) for result in report.results for item in result.vulnerabilities
+    )
     return ScanReport("trivy", vulnerabilities, _not_scanned_by_trivy(report) if distribution else {}, built)
 
 
-def trivy_database(content: bytes) -> datetime | None:
-    """Return when Trivy's database was built, as `trivy version --format json` says; None if it has none.
+def trivy_database_built_at(content: bytes) -> datetime | None:
+    """Return the build time of Trivy's database from the output of `trivy version --format json`, or None.
 
     Raises:
         ScanUnavailableError: The content is not that command's output.
     """
-    database = _parsed(_TrivyVersion, content, "Trivy").database
+    database = _parse_report(_TrivyVersion, content, "Trivy").database
     return database.updated_at.astimezone(UTC) if database else None
 
 
@@ -191,7 +193,7 @@ def grype_report(content: bytes, *, target: str, distribution: bool) -> ScanRepo
     Raises:
         ScanUnavailableError: It is not such a report, or a report on another target, or its database was not valid.
     """
-    report = _parsed(_GrypeReport, content, "Grype")
+    report = _parse_report(_GrypeReport, content, "Grype")
     source_target = report.source.target
     _check_target("Grype", target, source_target if isinstance(source_target, str) else source_target.user_input)
     status = report.descriptor.database.status
@@ -201,7 +203,7 @@ def grype_report(content: bytes, *, target: str, distribution: bool) -> ScanRepo
     if distribution and not report.distribution.name:
         not_scanned[NO_DISTRIBUTION] = NOT_RECOGNISED
     built = status.built.astimezone(UTC) if status.built else None
-    return ScanReport("grype", tuple(map(_of_grype, report.matches)), not_scanned, built)
+    return ScanReport("grype", tuple(map(_vulnerability_from_grype, report.matches)), not_scanned, built)
 
 
 def pip_audit_report(content: bytes, *, n_packages: int) -> ScanReport:
@@ -214,7 +216,7 @@ def pip_audit_report(content: bytes, *, n_packages: int) -> ScanReport:
     Raises:
         ScanUnavailableError: It is not such a report, or a report on fewer packages.
     """
-    report = _parsed(_AuditReport, content, "pip-audit")
+    report = _parse_report(_AuditReport, content, "pip-audit")
     if len(report.dependencies) < n_packages:
         raise ScanUnavailableError(
             f"pip-audit was asked about {n_packages} packages and reports on {len(report.dependencies)}: see its lines "
@@ -248,6 +250,7 @@ def pip_audit_report(content: bytes, *, n_packages: int) -> ScanReport:
 
 
 def _not_scanned_by_trivy(report: _TrivyReport) -> dict[str, str]:
+    """Return what Trivy did not scan, with the reason by name; empty if it scanned the distribution's packages."""
     system = report.metadata.system
     if system is None or system.family in ("", "none"):
         return {NO_DISTRIBUTION: NOT_RECOGNISED}
@@ -259,14 +262,16 @@ def _not_scanned_by_trivy(report: _TrivyReport) -> dict[str, str]:
     return {}
 
 
-def _of_trivy(item: _TrivyVulnerability) -> Vulnerability:
+def _vulnerability_from_trivy(item: _TrivyVulnerability) -> Vulnerability:
+    """Convert one vulnerability of Trivy's report."""
     fixed = tuple(filter(None, (version.strip() for version in item.fixed.split(","))))
     severity = Severity.parse(item.severity)
     # The vendor's advisory is not taken as an alias: it may be about several vulnerabilities.
     return Vulnerability(item.id, item.package, item.version, severity, fixed, source="trivy")
 
 
-def _of_grype(match: _GrypeMatch) -> Vulnerability:
+def _vulnerability_from_grype(match: _GrypeMatch) -> Vulnerability:
+    """Convert one match of Grype's report to a vulnerability."""
     item, package = match.vulnerability, match.package
     return Vulnerability(
         item.id,
@@ -280,11 +285,13 @@ def _of_grype(match: _GrypeMatch) -> Vulnerability:
 
 
 def _check_target(source: str, expected: str, actual: str) -> None:
+    """Raise `ScanUnavailableError` if a report is about another image or folder than the scanned one."""
     if expected != actual:
         raise ScanUnavailableError(f"{source} was called for {expected!r}, its report is on {actual!r}: scan again")
 
 
-def _parsed(document: type[Document], content: bytes, source: str) -> Document:
+def _parse_report(document: type[Document], content: bytes, source: str) -> Document:
+    """Parse and validate a scanner's JSON report; raise `ScanUnavailableError` if its format is not as expected."""
     try:
         return document.model_validate_json(content)
     except ValidationError as error:

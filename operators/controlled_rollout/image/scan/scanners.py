@@ -23,10 +23,15 @@ from controlled_rollout.image.builders.build_context import registry_auth_file
 from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.run_command import run_command
-from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
+from controlled_rollout.image.scan.scanner_reports import (
+    grype_report,
+    pip_audit_report,
+    trivy_database_built_at,
+    trivy_report,
+)
 from controlled_rollout.image.scan.vulnerabilities import ScanReport
 
-__all__ = ["SCANNERS", "ScanRun", "Scanner", "Subject", "audit", "scanner_named"]
+__all__ = ["SCANNERS", "ScanRun", "Scanner", "Subject", "run_pip_audit", "scanner_named"]
 
 COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 # A report has each package's location and each vulnerability's texts: tens of megabytes are common, more is a mistake.
@@ -63,17 +68,18 @@ class ScanRun:
     async def call(
         self, name: str, command: Sequence[str], settings: Mapping[str, str] | None = None
     ) -> tuple[int, list[str]]:
-        """Run a program; return its exit code and its last lines.
+        """Run a scanner program; return its exit code and its last output lines.
 
         Raises:
             ScanUnavailableError: It took too long; it and all that it started have ended.
         """
 
         def report(line: str) -> None:
+            """Report one output line as progress, without colour codes."""
             if text := COLOUR.sub("", line).strip():
                 self.progress(f"{name}: {text}")
 
-        seconds, environment = self.timeout.total_seconds(), self._environment(settings or {})
+        seconds, environment = self.timeout.total_seconds(), self._program_environment(settings or {})
         try:
             async with asyncio.timeout(seconds):
                 exit_code, lines = await run_command(
@@ -87,7 +93,7 @@ class ScanRun:
         return exit_code, [COLOUR.sub("", line) for line in lines]
 
     def read_report(self, name: str, file: Path, exit_code: int, lines: Sequence[str]) -> bytes:
-        """Return the report that a program wrote.
+        """Return the content of the report file that a scanner program wrote.
 
         Raises:
             ScanUnavailableError: It wrote none, or one that is too big.
@@ -95,18 +101,19 @@ class ScanRun:
         size = file.stat().st_size if file.is_file() else 0
         if size == 0:
             raise ScanUnavailableError(
-                f"{name} wrote no report (exit code {exit_code}): the image was not scanned.\n{_excerpt(lines)}"
+                f"{name} wrote no report (exit code {exit_code}): the image was not scanned.\n{_last_lines(lines)}"
             )
         if size > MAX_REPORT_BYTES:
             raise ScanUnavailableError(f"{name} wrote a report of {size / 1e6:,.0f} MB: too much for a report")
         return file.read_bytes()
 
-    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+    def _program_environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+        """Return the program's environment variables: inherited ones, registry credentials and `settings`."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         return {**inherited, "NO_COLOR": "1", **self._auth_settings(), **settings}
 
     def _auth_settings(self) -> dict[str, str]:
-        """Write the registries' credentials into a file, if there are any, and return the variable that names it."""
+        """Write the registries' credentials to a file; return the variable `DOCKER_CONFIG` that names its folder."""
         if not self.credentials:
             return {}
         folder = self.folder / "auth"
@@ -124,7 +131,7 @@ class Scanner(ABC):
     install: str
 
     def find(self) -> str:
-        """Return the program's path.
+        """Return the path of the scanner program.
 
         Raises:
             ScanUnavailableError: It is not installed.
@@ -139,7 +146,7 @@ class Scanner(ABC):
 
     @abstractmethod
     async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
-        """Scan an image or a folder.
+        """Run the scanner on an image or a folder and return its report.
 
         Raises:
             ScanUnavailableError: The program or its database is missing, or the program failed.
@@ -153,7 +160,7 @@ class Trivy(Scanner):
     install = "see trivy.dev for the packages of your system"
 
     async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
-        """See `Scanner`."""
+        """Run Trivy on an image in a registry, or on a folder."""
         program, file, target = self.find(), run.folder / "trivy.json", str(subject)
         kind = ["image", "--image-src", "remote"] if isinstance(subject, ImageReference) else ["rootfs"]
         filters = ["--scanners", "vuln", "--severity", EVERY_SEVERITY, "--ignore-unfixed=false", "--exit-code", "0"]
@@ -162,13 +169,13 @@ class Trivy(Scanner):
         command = [program, *kind, *filters, *options, "--format", "json", "--output", str(file), target]
         exit_code, lines = await run.call(self.name, command)
         if exit_code != 0:
-            raise _failed(self.name, exit_code, lines)
+            raise _program_failed_error(self.name, exit_code, lines)
         content = run.read_report(self.name, file, exit_code, lines)
-        built = trivy_database(await self._version(program, run))
+        built = trivy_database_built_at(await self._version_json(program, run))
         return trivy_report(content, target=target, built=built, distribution=isinstance(subject, ImageReference))
 
-    async def _version(self, program: str, run: ScanRun) -> bytes:
-        """Return what `trivy version` says about the database, which the report does not name."""
+    async def _version_json(self, program: str, run: ScanRun) -> bytes:
+        """Return the JSON output of `trivy version`, which has the database's build time; empty if it failed."""
         exit_code, lines = await run.call(self.name, [program, "version", "--format", "json"])
         output = "\n".join(lines)
         return output[output.find("{") :].encode() if exit_code == 0 else b""
@@ -181,7 +188,7 @@ class Grype(Scanner):
     install = "see oss.anchore.com for the packages of your system"
 
     async def scan(self, subject: Subject, run: ScanRun) -> ScanReport:
-        """See `Scanner`."""
+        """Run Grype on an image in a registry, or on a folder."""
         program, file, target = self.find(), run.folder / "grype.json", str(subject)
         in_registry = isinstance(subject, ImageReference)
         settings = {"GRYPE_CHECK_FOR_APP_UPDATE": "false", "GRYPE_FAIL_ON_SEVERITY": ""}
@@ -193,7 +200,7 @@ class Grype(Scanner):
         command = [program, source, "--output", "json", "--file", str(file)]
         exit_code, lines = await run.call(self.name, command, settings)
         if exit_code != 0:
-            raise _failed(self.name, exit_code, lines)
+            raise _program_failed_error(self.name, exit_code, lines)
         content = run.read_report(self.name, file, exit_code, lines)
         return grype_report(content, target=target, distribution=in_registry)
 
@@ -202,7 +209,7 @@ SCANNERS: Final[dict[str, type[Scanner]]] = {"trivy": Trivy, "grype": Grype}
 
 
 def scanner_named(name: str) -> Scanner:
-    """Return the scanner of that name.
+    """Return the scanner with this name, `trivy` or `grype`.
 
     Raises:
         ScanUnavailableError: There is none.
@@ -212,8 +219,8 @@ def scanner_named(name: str) -> Scanner:
     return SCANNERS[name]()
 
 
-async def audit(requirements: Sequence[str], run: ScanRun, *, osv_url: str | None = None) -> ScanReport:
-    """Scan the packages of a Python environment with pip-audit.
+async def run_pip_audit(requirements: Sequence[str], run: ScanRun, *, osv_url: str | None = None) -> ScanReport:
+    """Run pip-audit on the packages of a Python environment and return its report.
 
     Args:
         requirements: Each as `name==version`, each name once.
@@ -237,17 +244,18 @@ async def audit(requirements: Sequence[str], run: ScanRun, *, osv_url: str | Non
     exit_code, lines = await run.call("pip-audit", [sys.executable, "-P", "-m", "pip_audit", *source, *options])
     # Exit code 1 means vulnerabilities or a failure; only a report tells one from the other.
     if exit_code not in (0, 1):
-        raise _failed("pip-audit", exit_code, lines)
+        raise _program_failed_error("pip-audit", exit_code, lines)
     return pip_audit_report(run.read_report("pip-audit", file, exit_code, lines), n_packages=len(requirements))
 
 
-def _failed(name: str, exit_code: int, lines: Sequence[str]) -> ScanUnavailableError:
+def _program_failed_error(name: str, exit_code: int, lines: Sequence[str]) -> ScanUnavailableError:
+    """Return the error for a scanner program that failed, with the last lines of its output."""
     return ScanUnavailableError(
-        f"{name} failed (exit code {exit_code}): the image was not scanned, which is not a pass.\n{_excerpt(lines)}"
+        f"{name} failed (exit code {exit_code}): the image was not scanned, which is not a pass.\n{_last_lines(lines)}"
     )
 
 
-def _excerpt(lines: Sequence[str]) -> str:
-    """Return the last lines of a program's output: scanners write the error last."""
+def _last_lines(lines: Sequence[str]) -> str:
+    """Return the last lines of a program's output as text. Scanners write the error last."""
     written = [line.strip() for line in lines if line.strip()]
     return "\n".join(written[-EXCERPT_LINES:]) or "it wrote nothing"

@@ -29,7 +29,7 @@ class Severity(IntEnum):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the severity of that name; UNKNOWN if no severity has it."""
+        """Return the severity with this name; UNKNOWN for any other text."""
         try:
             return cls[text.strip().upper()]
         except KeyError:
@@ -60,7 +60,7 @@ class Vulnerability:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every name of the vulnerability, in upper case."""
+        """The id and all aliases of the vulnerability, in upper case."""
         return frozenset(name.upper() for name in (self.id, *self.aliases))
 
 
@@ -83,25 +83,25 @@ class ScanReport:
 
 
 def merge_vulnerabilities(vulnerabilities: Iterable[Vulnerability]) -> list[Vulnerability]:
-    """Return each vulnerability of each package once, the worst first.
+    """Merge reports of the same vulnerability of the same package; return one of each, worst severity first.
 
     If several programs report it, the worst of their severities counts; any rating counts more than none.
     """
     by_package: dict[tuple[str, str], list[Vulnerability]] = {}
     for vulnerability in vulnerabilities:
-        merged = by_package.setdefault((_canonical(vulnerability.package), vulnerability.version), [])
-        for other in [other for other in merged if _is_same(other, vulnerability)]:
+        merged = by_package.setdefault((_comparable_name(vulnerability.package), vulnerability.version), [])
+        for other in [other for other in merged if _is_same_vulnerability(other, vulnerability)]:
             merged.remove(other)
-            vulnerability = _merged(other, vulnerability)
+            vulnerability = _merge_two(other, vulnerability)
         merged.append(vulnerability)
     return sorted(
         (vulnerability for merged in by_package.values() for vulnerability in merged),
-        key=lambda item: (-_rating(item), _canonical(item.package), item.version, item.id),
+        key=lambda item: (-_severity_rank(item), _comparable_name(item.package), item.version, item.id),
     )
 
 
 def vulnerability_table(vulnerabilities: Sequence[Vulnerability]) -> list[str]:
-    """Return the first 50 vulnerabilities as lines of text, after a line of headings; no line if there is none."""
+    """Format the first 50 vulnerabilities as table lines with a heading. Return no line if there is none."""
     if not vulnerabilities:
         return []
     rows = [("severity", "vulnerability", "package", "installed", "fixed in", "found by")]
@@ -113,8 +113,8 @@ def vulnerability_table(vulnerabilities: Sequence[Vulnerability]) -> list[str]:
     return [*lines, f"and {more} more"] if more > 0 else lines
 
 
-def _is_same(left: Vulnerability, right: Vulnerability) -> bool:
-    """Whether two reports of one package mean the same vulnerability.
+def _is_same_vulnerability(left: Vulnerability, right: Vulnerability) -> bool:
+    """Whether two reports about one package describe the same vulnerability.
 
     Names are only compared between programs: one program reports each vulnerability under one id.
     """
@@ -122,9 +122,9 @@ def _is_same(left: Vulnerability, right: Vulnerability) -> bool:
     return left.id == right.id or (sources[0].isdisjoint(sources[1]) and bool(left.names & right.names))
 
 
-def _merged(left: Vulnerability, right: Vulnerability) -> Vulnerability:
-    """Return two reports of the same vulnerability as one, with name and severity of the one that is rated worse."""
-    first, second = sorted((left, right), key=lambda item: (_rating(item), item.source), reverse=True)
+def _merge_two(left: Vulnerability, right: Vulnerability) -> Vulnerability:
+    """Merge two reports of the same vulnerability. Id and severity are those of the worse rating."""
+    first, second = sorted((left, right), key=lambda item: (_severity_rank(item), item.source), reverse=True)
     return replace(
         first,
         fixed_in=first.fixed_in or second.fixed_in,
@@ -133,9 +133,11 @@ def _merged(left: Vulnerability, right: Vulnerability) -> Vulnerability:
     )
 
 
-def _rating(vulnerability: Vulnerability) -> int:
+def _severity_rank(vulnerability: Vulnerability) -> int:
+    """Return the severity as a number for sorting; UNKNOWN is below all others."""
     return -1 if vulnerability.severity is Severity.UNKNOWN else int(vulnerability.severity)
 
 
-def _canonical(package: str) -> str:
+def _comparable_name(package: str) -> str:
+    """Return a package's name in lower case with `-` for `_` and `.`, for comparison."""
     return package.lower().replace("_", "-").replace(".", "-")

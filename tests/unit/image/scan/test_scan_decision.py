@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ScanError, ScanUnavailableError
-from controlled_rollout.image.scan import ScanPolicy, ScanReport, Severity, Vulnerability, decide
+from controlled_rollout.image.scan import ScanPolicy, ScanReport, Severity, Vulnerability, decide_on_scan
 from controlled_rollout.image.scan.decision import check_database_age
 from controlled_rollout.image.scan.vulnerabilities import vulnerability_table
 
@@ -47,14 +47,16 @@ def audited(name: str, *aliases: str) -> ScanReport:
 def test_a_vulnerability_blocks_the_image_exactly_when_it_is_above_the_highest_severity(
     severity: Severity, highest: Severity
 ) -> None:
-    decision = decide([ScanReport("grype", (vulnerability(severity=severity),))], ScanPolicy(max_severity=highest))
+    decision = decide_on_scan(
+        [ScanReport("grype", (vulnerability(severity=severity),))], ScanPolicy(max_severity=highest)
+    )
 
     assert decision.passes == (severity <= highest)
 
 
 @pytest.mark.parametrize("highest", RATED)
 def test_a_vulnerability_without_a_rating_is_above_every_severity(highest: Severity) -> None:
-    assert not decide(
+    assert not decide_on_scan(
         [ScanReport("grype", (vulnerability(severity=Severity.UNKNOWN),))], ScanPolicy(max_severity=highest)
     ).passes
 
@@ -71,11 +73,11 @@ def test_a_policy_that_would_let_everything_pass_is_refused() -> None:
 
 def test_missing_report_is_not_a_pass() -> None:
     with pytest.raises(ScanError, match="no scanner has reported"):
-        decide([], ScanPolicy())
+        decide_on_scan([], ScanPolicy())
 
 
 def test_an_empty_report_passes() -> None:
-    assert decide([ScanReport("grype", ())], ScanPolicy()).passes
+    assert decide_on_scan([ScanReport("grype", ())], ScanPolicy()).passes
 
 
 def test_a_vulnerability_of_pip_audit_gets_the_severity_of_the_scanner_that_has_it_under_another_name() -> None:
@@ -83,7 +85,7 @@ def test_a_vulnerability_of_pip_audit_gets_the_severity_of_the_scanner_that_has_
         "grype", (vulnerability("GHSA-1", Severity.LOW, aliases=frozenset({"CVE-2026-1"}), package="Flask"),)
     )
 
-    decision = decide([grype, audited("PYSEC-1", "CVE-2026-1")], ScanPolicy())
+    decision = decide_on_scan([grype, audited("PYSEC-1", "CVE-2026-1")], ScanPolicy())
 
     [merged] = decision.passing
     assert (merged.id, merged.severity, merged.source) == ("GHSA-1", Severity.LOW, "grype, pip-audit")
@@ -94,58 +96,58 @@ def test_two_vulnerabilities_on_one_advisory_stay_two() -> None:
     advisory = frozenset({"ELSA-1"})
     both = (vulnerability("CVE-2026-1", aliases=advisory), vulnerability("CVE-2026-2", aliases=advisory))
 
-    assert len(decide([ScanReport("grype", both)], ScanPolicy()).blocking) == 2
+    assert len(decide_on_scan([ScanReport("grype", both)], ScanPolicy()).blocking) == 2
 
 
 def test_the_same_vulnerability_in_two_versions_of_a_package_stays_two() -> None:
     both = (vulnerability(version="1.0"), vulnerability(version="2.0"))
 
-    assert len(decide([ScanReport("grype", both)], ScanPolicy()).blocking) == 2
+    assert len(decide_on_scan([ScanReport("grype", both)], ScanPolicy()).blocking) == 2
 
 
 def test_accepted_vulnerability_passes_by_any_of_its_names_in_any_case() -> None:
     report = audited("PYSEC-1", "CVE-2026-1", "GHSA-1")
 
     for name in ("PYSEC-1", "cve-2026-1", "ghsa-1"):
-        decision = decide([report], ScanPolicy(accepted=frozenset({name})))
+        decision = decide_on_scan([report], ScanPolicy(accepted=frozenset({name})))
         assert decision.passes and decision.n_accepted == 1
-    assert not decide([report], ScanPolicy(accepted=frozenset({"CVE-2026-2"}))).passes
+    assert not decide_on_scan([report], ScanPolicy(accepted=frozenset({"CVE-2026-2"}))).passes
 
 
 def test_an_advisory_on_two_vulnerabilities_is_accepted_only_when_both_are() -> None:
     report = ScanReport("grype", (vulnerability("ELSA-1", aliases=frozenset({"CVE-2026-1", "CVE-2026-2"})),))
 
-    assert not decide([report], ScanPolicy(accepted=frozenset({"CVE-2026-1"}))).passes
-    assert decide([report], ScanPolicy(accepted=frozenset({"CVE-2026-1", "CVE-2026-2"}))).passes
-    assert decide([report], ScanPolicy(accepted=frozenset({"ELSA-1"}))).passes
+    assert not decide_on_scan([report], ScanPolicy(accepted=frozenset({"CVE-2026-1"}))).passes
+    assert decide_on_scan([report], ScanPolicy(accepted=frozenset({"CVE-2026-1", "CVE-2026-2"}))).passes
+    assert decide_on_scan([report], ScanPolicy(accepted=frozenset({"ELSA-1"}))).passes
 
 
 def test_a_vulnerability_without_a_fix_passes_only_if_the_policy_says_so() -> None:
     unfixed, fixed = vulnerability("CVE-2026-1"), vulnerability("CVE-2026-2", fixed_in=("2.0",))
 
-    decision = decide([ScanReport("grype", (unfixed, fixed))], ScanPolicy(only_fixed=True))
+    decision = decide_on_scan([ScanReport("grype", (unfixed, fixed))], ScanPolicy(only_fixed=True))
 
     assert (decision.passing, decision.blocking) == ((unfixed,), (fixed,))
-    assert not decide([ScanReport("grype", (unfixed,))], ScanPolicy()).passes
+    assert not decide_on_scan([ScanReport("grype", (unfixed,))], ScanPolicy()).passes
 
 
 def test_unscanned_package_blocks_the_image_until_it_is_accepted() -> None:
     report = ScanReport("pip-audit", (), {"our-package": "the service does not know it"})
 
-    decision = decide([report], ScanPolicy())
+    decision = decide_on_scan([report], ScanPolicy())
 
     assert not decision.passes
     assert decision.not_scanned == {"our-package": "pip-audit: the service does not know it"}
     assert decision.summary() == "no vulnerabilities; not scanned: our-package"
-    assert decide([report], ScanPolicy(accepted=frozenset({"Our-Package"}))).passes
+    assert decide_on_scan([report], ScanPolicy(accepted=frozenset({"Our-Package"}))).passes
 
 
 @given(st.lists(VULNERABILITIES, max_size=8), POLICIES)
 def test_no_vulnerability_is_lost_and_their_order_does_not_matter(
     vulnerabilities: list[Vulnerability], policy: ScanPolicy
 ) -> None:
-    decision = decide([ScanReport("grype", tuple(vulnerabilities))], policy)
-    reverse = decide([ScanReport("grype", tuple(reversed(vulnerabilities)))], policy)
+    decision = decide_on_scan([ScanReport("grype", tuple(vulnerabilities))], policy)
+    reverse = decide_on_scan([ScanReport("grype", tuple(reversed(vulnerabilities)))], policy)
 
     decided = {(item.id, item.package.lower(), item.version) for item in (*decision.blocking, *decision.passing)}
     assert decided == {(item.id, item.package.lower(), item.version) for item in vulnerabilities}
@@ -159,8 +161,8 @@ def test_one_more_vulnerability_never_makes_an_image_pass(
 ) -> None:
     # The new one may bring an accepted name for an old one.
     policy = replace(policy, accepted=frozenset())
-    before = decide([ScanReport("grype", tuple(vulnerabilities))], policy)
-    after = decide([ScanReport("grype", (*vulnerabilities, more))], policy)
+    before = decide_on_scan([ScanReport("grype", tuple(vulnerabilities))], policy)
+    after = decide_on_scan([ScanReport("grype", (*vulnerabilities, more))], policy)
 
     if any(item.severity is Severity.UNKNOWN for item in vulnerabilities):
         return  # The new one may bring a rating for an old one, and any rating counts more than none.
@@ -187,7 +189,9 @@ def test_a_recent_database_is_accepted() -> None:
 
 def test_the_table_has_the_worst_first_and_says_how_many_more_there_are() -> None:
     many = [vulnerability(f"CVE-2026-{number}", Severity.LOW) for number in range(60)]
-    decision = decide([ScanReport("grype", (*many, vulnerability("CVE-2026-99", Severity.CRITICAL)))], ScanPolicy())
+    decision = decide_on_scan(
+        [ScanReport("grype", (*many, vulnerability("CVE-2026-99", Severity.CRITICAL)))], ScanPolicy()
+    )
 
     lines = vulnerability_table((*decision.blocking, *decision.passing))
 

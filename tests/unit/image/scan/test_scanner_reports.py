@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.errors import ScanUnavailableError
-from controlled_rollout.image.scan import ScanPolicy, ScanReport, Severity, decide
-from controlled_rollout.image.scan.scanner_reports import grype_report, pip_audit_report, trivy_database, trivy_report
+from controlled_rollout.image.scan import ScanPolicy, ScanReport, Severity, decide_on_scan
+from controlled_rollout.image.scan.scanner_reports import (
+    grype_report,
+    pip_audit_report,
+    trivy_database_built_at,
+    trivy_report,
+)
 
 IMAGE = "registry.example/models/digits@sha256:" + "a" * 64
 BUILT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -179,7 +184,7 @@ def test_distribution_without_advisories_is_unscanned(system: object, name: str)
     report = read_trivy(trivy(system=system))
 
     assert list(report.not_scanned) == [name]
-    assert not decide([report], ScanPolicy()).passes
+    assert not decide_on_scan([report], ScanPolicy()).passes
 
 
 def test_distribution_packages_that_trivy_left_out_are_unscanned() -> None:
@@ -213,9 +218,9 @@ def test_a_database_that_grype_calls_not_valid_is_refused() -> None:
 
 
 def test_trivy_without_a_database_is_an_error() -> None:
-    assert trivy_database(b'{"Version": "0.70.0"}') is None
+    assert trivy_database_built_at(b'{"Version": "0.70.0"}') is None
     with_one = {"Version": "0.70.0", "VulnerabilityDB": {"Version": 2, "UpdatedAt": "2026-03-01T00:00:00Z"}}
-    assert trivy_database(json.dumps(with_one).encode()) == BUILT
+    assert trivy_database_built_at(json.dumps(with_one).encode()) == BUILT
 
 
 def test_packages_that_pip_audit_skipped_or_lost_are_unscanned() -> None:

@@ -123,7 +123,7 @@ class AcrTasksBuilder:
             raise _run_error(request, run_id, status, lines)
 
     def _check_request(self, request: BuildRequest, progress: Callable[[str], None]) -> None:
-        """Raise `ImageError` for a request that ACR Tasks cannot build: another registry, or secrets it would need.
+        """Check that ACR Tasks can build a request: same registry, and no requirement that needs a password.
 
         Raises:
             ImageError: The image is for another registry, or a requirement needs a password.
@@ -185,7 +185,7 @@ class _TaskRun:
         return self.acr.group, self.acr.name
 
     async def begin(self) -> tuple[str, bool]:
-        """Find the run that builds this environment image, or start one; return its id and whether it was started here."""
+        """Find or start the run that builds this environment image; return its id and whether it was started here."""
         run = await self._find_last_run()
         if run and run.status and run.status.lower() in UNFINISHED:
             self.progress(f"{self.request.label}: run {run.run_id} of {self.acr.name} is building it, waiting")
