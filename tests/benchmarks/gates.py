@@ -158,7 +158,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
 
     sent: list[float] = []
     looks: list[float] = []
-    query = LogAnalyticsEvidence._query_now
+    query = LogAnalyticsEvidence._query_blocking
 
     def counting(self: LogAnalyticsEvidence, text: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         sent.append(time.monotonic())
@@ -171,7 +171,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
         return result
 
     # For the rest of this process.
-    patch.object(LogAnalyticsEvidence, "_query_now", counting).start()
+    patch.object(LogAnalyticsEvidence, "_query_blocking", counting).start()
     patch.object(trigger, "take_look", counted_look).start()
 
     async def run_gate(number: int) -> None:

@@ -116,14 +116,14 @@ async def _telemetry_store(workspace: Workspace) -> str:
 
 
 async def _metric_store(workspace: Workspace) -> str:
-    from controlled_rollout.evidence.local import configured
+    from controlled_rollout.evidence.local import configured_log_analytics
 
     if workspace.prometheus_url:
         from controlled_rollout.evidence.prometheus import PrometheusEvidence
 
         routers = await PrometheusEvidence(workspace.prometheus_url, workspace.prometheus_selector).routers()
         return f"{workspace.prometheus_url} scrapes {', '.join(routers)}"
-    source = configured(workspace)
+    source = configured_log_analytics(workspace)
     # Any query shows that the store can be reached, accepts our identity, and has the table.
     newest = await source.newest(UNUSED_NAME)
     return f"{source.endpoint}: workspace {source.workspace_id} answers" + (f" ({newest})" if newest else "")

@@ -20,14 +20,14 @@ MIN_DOWN_TIME: Final = timedelta(minutes=2)
 
 
 def conclude(look: LookInput) -> Verdict:
-    """Judge the evidence of a look, unless it is incomplete.
+    """Return a look's verdict: fail if the treatment is down, "cannot see" for incomplete evidence, else the gate's.
 
     A treatment that is down fails whatever the evidence says: requests it never received leave no error rows.
 
     Args:
         look: The evidence, and what else the verdict rests on.
     """
-    problem = _late(look.evidence, look.settings.window) or _unseen_version(look)
+    problem = _late_telemetry(look.evidence, look.settings.window) or _unseen_version(look)
     try:
         evidence = look.evidence
         verdict = (
@@ -39,8 +39,8 @@ def conclude(look: LookInput) -> Verdict:
     return replace(verdict, outcome=Outcome.FAIL, reason=look.down) if look.down else verdict
 
 
-def _late(evidence: Evidence, window: EvidenceWindow) -> str | None:
-    """Return a sentence if bins were closed too early; None if telemetry is in time, or the store does not tell."""
+def _late_telemetry(evidence: Evidence, window: EvidenceWindow) -> str | None:
+    """Return a sentence if telemetry arrives later than `allowed_lag`; None if it is in time or its lag is unknown."""
     if evidence.lag is None or evidence.lag <= window.allowed_lag:
         return None
     lag_s, allowed_lag_s = evidence.lag.total_seconds(), window.allowed_lag.total_seconds()
@@ -51,28 +51,30 @@ def _late(evidence: Evidence, window: EvidenceWindow) -> str | None:
 
 
 def _unseen_version(look: LookInput) -> str | None:
-    """Return a sentence if the router has sent requests to a version and the store has none; None if it has both's.
+    """Return a sentence if a version has requests at the router and none in the store; None otherwise.
 
     A store that loses one version's rows must not make the other look good, and one that stops getting rows must not
     let time pass as if there were no traffic.
     """
     evidence, router = look.evidence, look.router
     for version, is_treatment in ((look.settings.control, False), (look.settings.treatment, True)):
-        if not any(bin_.share is not None and _share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
+        if not any(bin_.share is not None and _version_share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
             continue
-        counted = [bin_ for bin_ in evidence.bins if _requests(bin_, is_treatment)]
+        counted = [bin_ for bin_ in evidence.bins if _version_requests(bin_, is_treatment)]
         sent = router[-1].requests.get(version, 0) if router else 0
         if sent and not counted:
             return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins")
         if counted:
             newest_end = max(bin_.start for bin_ in counted) + look.settings.window.bin_width
-            if silence := _silence(version, newest_end, router, evidence.until):
+            if silence := _silent_version(version, newest_end, router, evidence.until):
                 return silence
     return None
 
 
-def _silence(version: str, counted_until: datetime, router: Sequence[RouterCounts], until: datetime) -> str | None:
-    """Return a sentence if the store has no newer rows of a version although the router has counted on."""
+def _silent_version(
+    version: str, counted_until: datetime, router: Sequence[RouterCounts], until: datetime
+) -> str | None:
+    """Return a sentence if the store gets no more rows of a version that still gets requests; else None."""
     covered = [counts for counts in router if counted_until <= counts.at <= until]
     if len(covered) < 2:
         return None
@@ -83,23 +85,26 @@ def _silence(version: str, counted_until: datetime, router: Sequence[RouterCount
 
 
 def _unseen_sentence(version: str, sent: int, where: str) -> str:
+    """Return the sentence that the store lacks a version's requests, with where to look for the fault."""
     return (
         f"the router has sent {sent} requests to version {version!r}, and the metric store has none of them {where}: "
         "check the telemetry's way from the router to the store"
     )
 
 
-def _share(bin_: Bin, is_treatment: bool) -> float:
+def _version_share(bin_: Bin, is_treatment: bool) -> float:
+    """Return the set share (0 to 1) of the treatment or control in a bin; unknown counts as 0 for the treatment."""
     share = bin_.share or 0.0
     return share if is_treatment else 1 - share
 
 
-def _requests(bin_: Bin, is_treatment: bool) -> int:
+def _version_requests(bin_: Bin, is_treatment: bool) -> int:
+    """Return the requests of the treatment or of control in a bin."""
     return (bin_.treatment if is_treatment else bin_.control).requests
 
 
 def treatment_down(status: EndpointStatus, *, control: str, treatment: str, now: datetime) -> str:
-    """Return a sentence if the treatment is down and control is not; empty otherwise.
+    """Return a sentence if the treatment has no ready replica and control has one; empty otherwise.
 
     Down: no ready replica for two minutes, or failed. The router answers the requests of a version without replicas by
     itself, and its telemetry may not say whose share they were.
@@ -124,4 +129,5 @@ def treatment_down(status: EndpointStatus, *, control: str, treatment: str, now:
 
 
 def _has_ready_replica(version: VersionStatus) -> bool:
+    """Return whether at least one replica of the version is ready."""
     return any(replica.state is ReplicaState.READY for replica in version.replicas)

@@ -21,7 +21,7 @@ from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Look", "hold", "look"]
+__all__ = ["Look", "look", "record_hold"]
 
 DEFAULT_WINDOW: Final = EvidenceWindow()
 
@@ -84,7 +84,7 @@ async def look(
     control = _control_of(document, version)
     share = document.effective_traffic()[version]
     status = await target.status(endpoint)
-    query = _query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
+    query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision(
         time=now, endpoint=endpoint, version=version, step="look", who=who, share=share, revision=document.revision
     )
@@ -102,6 +102,7 @@ async def look(
 
 
 def _control_of(endpoint: Endpoint, version: str) -> str:
+    """Return the name of the control that a version is compared with; raise ConflictError if there is none."""
     control = endpoint.control
     if control is None or control.name == version:
         raise ConflictError(
@@ -111,7 +112,7 @@ def _control_of(endpoint: Endpoint, version: str) -> str:
     return control.name
 
 
-def _query(
+def _evidence_query(
     history: Sequence[Revision],
     status: EndpointStatus,
     *,
@@ -121,6 +122,7 @@ def _query(
     window: EvidenceWindow,
     now: datetime,
 ) -> EvidenceQuery:
+    """Return the query for all evidence since the treatment was created, with every split that was set since then."""
     started = creation_of(history, treatment).created
     return EvidenceQuery(
         endpoint=status.name,
@@ -136,13 +138,14 @@ def _query(
 
 
 def _router_counts(status: EndpointStatus, now: datetime) -> RouterCounts:
+    """Return the requests that the router has counted for each version at the time of the look."""
     return RouterCounts(now, {name: version.requests for name, version in status.versions.items()})
 
 
 async def _judge_and_record(
     workspace: Workspace, query: EvidenceQuery, decision: Decision, requests: RouterCounts, down: str
 ) -> tuple[Evidence | None, Verdict]:
-    """Read the evidence, judge it and append the decision; what cannot be read or recorded is "cannot see"."""
+    """Read and judge the evidence and append the decision; if that fails, the verdict is "cannot see"."""
     evidence: Evidence | None = None
     try:
         evidence = await evidence_source(workspace).read(query)
@@ -152,7 +155,7 @@ async def _judge_and_record(
         if evidence is None:
             await asyncio.to_thread(record.append, workspace, blind)
             return None, verdict_from_dict(blind.verdict or {})
-        look_input = LookInput(_settings(query, evidence), evidence, (requests,), down)
+        look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down)
         recorded = await asyncio.to_thread(
             record.append_look, workspace, look_input, lambda look: _with_verdict(decision, conclude(look))
         )
@@ -164,12 +167,14 @@ async def _judge_and_record(
 
 
 def _with_verdict(decision: Decision, verdict: Verdict) -> Decision:
+    """Return a copy of the decision with the verdict, its outcome and its reason."""
     return decision.model_copy(
         update={"why": verdict.reason, "outcome": verdict.outcome.value, "verdict": verdict_to_dict(verdict)}
     )
 
 
-def _settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:
+def _look_settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:
+    """Return what is the same for all looks of this gate; the record stores it once per series."""
     return LookSettings(
         endpoint=query.endpoint,
         treatment=query.treatment,
@@ -181,8 +186,8 @@ def _settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:
     )
 
 
-def hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
-    """Record that a rollout is on hold: nothing is promoted, nothing is rolled back, a person decides."""
+def record_hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
+    """Append to the record that a rollout is on hold: a person has to promote it or roll it back."""
     decision = Decision(
         time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=change.who, why=change.why
     )

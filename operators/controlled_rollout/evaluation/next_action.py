@@ -23,7 +23,7 @@ __all__ = [
     "LookResult",
     "NextAction",
     "decide",
-    "decide_when_refused",
+    "decide_after_conflict",
     "decide_when_unreachable",
     "take_look",
 ]
@@ -95,35 +95,36 @@ class LookResult:
     table: str = ""
 
     def to_event(self) -> dict[str, Any]:
-        """Return it as JSON-able fields. The numbers are text: an e-value may be infinite, which JSON cannot say."""
+        """Return the result as JSON values for a trigger event; numbers become text, as an e-value may be infinite."""
         return {"action": self.action.value, "reason": self.reason, "outcome": self.outcome, "table": self.table}
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> "LookResult":
-        """Return the result that `to_event` wrote into an event."""
+        """Return the result that `to_event` put into a trigger event."""
         return cls(NextAction(event["action"]), event["reason"], event["outcome"], event["table"])
 
 
 def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> LookResult:
-    """Return what to do after a look that was possible.
+    """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
     """
     verdict = look.verdict
 
     def result(action: NextAction, reason: str) -> LookResult:
+        """Return a look result with this action and reason, and the look's outcome and table."""
         return LookResult(action, reason, verdict.outcome.value, table)
 
     if verdict.outcome is Outcome.FAIL:
         return result(NextAction.FAIL, verdict.reason)
-    missing = _missing(look, terms)
+    missing = _missing_to_go_on(look, terms)
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
     waited = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
     if waited < terms.decision_timeout:
         return result(NextAction.WAIT, missing)
-    timeout = _text(terms.decision_timeout)
-    reason = f"no decision {_text(waited)} after the split was set (decision_timeout {timeout}): {missing}"
+    timeout = _format_seconds(terms.decision_timeout)
+    reason = f"no decision {_format_seconds(waited)} after the split was set (decision_timeout {timeout}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
     if terms.on_deadline == "roll_back" and evidence_was_seen:
         return result(NextAction.FAIL, reason)
@@ -132,8 +133,8 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     return result(NextAction.HOLD, reason)
 
 
-def _missing(look: "Look", terms: GateTerms) -> str:
-    """Return what is still missing before the rollout can go on; empty when nothing is."""
+def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
+    """Return what a look still lacks for the rollout to go on, such as time or requests; empty if nothing."""
     verdict = look.verdict
     if verdict.outcome not in (Outcome.PASS, Outcome.NOT_ENOUGH_EVIDENCE):
         return f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
@@ -141,14 +142,14 @@ def _missing(look: "Look", terms: GateTerms) -> str:
     if terms.require_pass and verdict.outcome is not Outcome.PASS:
         missing.append(f"not enough evidence: {verdict.reason}")
     if look.since_shift < terms.bake:
-        missing.append(f"at {look.share:g} % for {_text(look.since_shift)} of {_text(terms.bake)}")
+        missing.append(f"at {look.share:g} % for {_format_seconds(look.since_shift)} of {_format_seconds(terms.bake)}")
     if look.requests_since_shift < terms.min_requests:
         missing.append(f"{look.requests_since_shift} of {terms.min_requests} requests at {look.share:g} %")
     return "; ".join(missing)
 
 
-def decide_when_refused(endpoint: "Endpoint | None", terms: GateTerms, problem: str) -> LookResult:
-    """Return what to do when a look was refused because the rollout has ended or changed.
+def decide_after_conflict(endpoint: "Endpoint | None", terms: GateTerms, problem: str) -> LookResult:
+    """Return the next action after a look that raised because the rollout has ended or changed. Pure.
 
     Args:
         endpoint: The endpoint as it is now; None if it is gone.
@@ -165,19 +166,19 @@ def decide_when_refused(endpoint: "Endpoint | None", terms: GateTerms, problem: 
 
 
 def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) -> LookResult:
-    """Return what to do while the target does not answer: that says nothing about the model."""
+    """Return the next action while the target does not answer: wait, and hold after `decision_timeout`. Pure."""
     waited = now - terms.waiting_since
     if waited < terms.decision_timeout:
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
         NextAction.ASK if terms.on_deadline == "ask" else NextAction.HOLD,
-        f"no decision {_text(waited)} after the task began to wait: cannot see: {problem}",
+        f"no decision {_format_seconds(waited)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )
 
 
 async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
-    """Look once, log the claims as a table, and return what to do next.
+    """Look at the evidence once, log the claims as a table, and return the next action of the gate task.
 
     Args:
         workspace: Where the endpoint, the evidence and the record are.
@@ -198,6 +199,7 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
 async def _look_and_decide(
     workspace: Workspace, target: "Target", terms: GateTerms, log: Callable[[str], None]
 ) -> LookResult:
+    """Look at the evidence of a connected target; return the next action, also for a look that was refused."""
     from controlled_rollout.evaluation import look as looks
     from controlled_rollout.gate import describe
 
@@ -213,17 +215,17 @@ async def _look_and_decide(
             window=terms.window,
         )
     except EndpointNotFoundError as error:
-        return decide_when_refused(None, terms, str(error))
+        return decide_after_conflict(None, terms, str(error))
     except (ConflictError, EndpointError) as error:
-        return decide_when_refused(await target.endpoint(terms.endpoint), terms, str(error))
+        return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
     result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
     log(
-        f"{terms.version} at {look.share:g} % for {_text(look.since_shift)}, {look.requests_since_shift} requests: "
+        f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, {look.requests_since_shift} requests: "
         f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
     )
     return result
 
 
-def _text(length: timedelta) -> str:
-    """Return a length of time as text, to the second."""
+def _format_seconds(length: timedelta) -> str:
+    """Return a duration as text, rounded to seconds, such as `0:05:00`."""
     return str(timedelta(seconds=round(length.total_seconds())))

@@ -35,7 +35,7 @@ class ReplayedLook:
 
 
 def replay(decisions: Iterable[Decision]) -> Iterator[ReplayedLook]:
-    """Yield the looks among the decisions of one part of a record, each judged again.
+    """Yield the looks of one part of a record, each with the verdict that the present gate gives for its evidence.
 
     Args:
         decisions: The part's decisions, oldest first; every part can be replayed by itself.
@@ -49,7 +49,7 @@ def replay(decisions: Iterable[Decision]) -> Iterator[ReplayedLook]:
 
 
 def _difference(decision: Decision, now: Verdict) -> str:
-    """Return how a verdict differs from the recorded one, in words; empty if in nothing that matters."""
+    """Return in words how a new verdict differs from the recorded one; empty if both agree."""
     if decision.outcome != now.outcome.value:
         return f"outcome {decision.outcome}, now {now.outcome.value}"
     try:

@@ -12,7 +12,7 @@ __all__ = ["splits_since"]
 def splits_since(
     history: Sequence[Revision], started: datetime, *, control: str, treatment: str
 ) -> tuple[SplitChange, ...]:
-    """Return when the treatment's part of control's and its own traffic changed, and to what, oldest first."""
+    """Return each change of the treatment's share of the traffic of both versions since a time, oldest first."""
     changes: list[SplitChange] = []
     for revision in history:
         traffic = revision.endpoint.effective_traffic()

@@ -17,7 +17,7 @@ __all__ = [
 
 
 def evidence_source(workspace: Workspace) -> EvidenceSource:
-    """Return where a workspace's evidence is read.
+    """Return the metric store that a workspace's settings name: Prometheus, Log Analytics or the local store.
 
     `prometheus_url` chooses Prometheus; otherwise it is a Log Analytics workspace, the one that `telemetry_endpoint`
     and `telemetry_workspace_id` name. Without them it is the store of the local workspace's supervisor, which is found
@@ -26,7 +26,7 @@ def evidence_source(workspace: Workspace) -> EvidenceSource:
     Raises:
         WorkspaceError: The settings contradict each other, or one is missing.
     """
-    from controlled_rollout.evidence.local import StateFileEvidence, configured
+    from controlled_rollout.evidence.local import StateFileEvidence, configured_log_analytics
     from controlled_rollout.evidence.prometheus import PrometheusEvidence
 
     telemetry_settings = (
@@ -41,4 +41,4 @@ def evidence_source(workspace: Workspace) -> EvidenceSource:
         return PrometheusEvidence(workspace.prometheus_url, workspace.prometheus_selector)
     if workspace.target == "local" and not any(telemetry_settings):
         return StateFileEvidence(workspace)
-    return configured(workspace)
+    return configured_log_analytics(workspace)

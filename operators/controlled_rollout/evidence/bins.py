@@ -35,12 +35,12 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def floor_to_bin(moment: datetime, width: timedelta) -> datetime:
-    """Return the start of the bin that holds `moment`, as KQL's `bin()` does."""
+    """Round a time down to the start of its bin, as KQL's `bin()` does."""
     return moment - (moment - _EPOCH) % width
 
 
 def closed_until(now: datetime, *, allowed_lag: timedelta, width: timedelta) -> datetime:
-    """Return where the newest closed bin ends: no row of a request before that is expected any more."""
+    """Return the end of the newest closed bin: no telemetry for an earlier time is expected any more."""
     return floor_to_bin(now - allowed_lag, width)
 
 
@@ -72,7 +72,7 @@ def thresholds(histogram: Mapping[int, int], quantiles: Sequence[float]) -> tupl
 def share_in(
     start: datetime, end: datetime, splits: Sequence[SplitChange], *, guard: timedelta = SPLIT_GUARD
 ) -> float | None:
-    """Return the treatment's set share in [start, end); None where it is not known or not one number.
+    """Return the treatment's set share in [start, end); None if it is unknown or changes within that time.
 
     A change makes the bin in which it lies unknown, and the next one too when that begins within `guard` of it.
 
@@ -104,7 +104,7 @@ def bins_of(
     n_thresholds: int,
     split_guard: timedelta = SPLIT_GUARD,
 ) -> tuple[tuple[Bin, ...], tuple[Bin, ...]]:
-    """Return bins with both versions' counts side by side.
+    """Join the count rows of control and treatment into bins; return the bins since the rollout began and the baseline.
 
     Args:
         rows: Counts by bin, version and side of `started`; those of other versions are ignored.

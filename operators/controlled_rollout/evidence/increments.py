@@ -11,7 +11,7 @@ from typing import Final
 
 from controlled_rollout.evidence.bins import floor_to_bin
 
-__all__ = ["Growth", "Sample", "binned", "bound_at_least", "growths", "quantile_bounds"]
+__all__ = ["Growth", "Sample", "bound_at_least", "growth_by_bin", "growths", "quantile_bounds"]
 
 # A scrape covers the time before it: one that falls on a bin's edge belongs to the bin that ends there.
 JUST_BEFORE: Final = timedelta(milliseconds=1)
@@ -29,7 +29,7 @@ class Growth:
 
 
 def growths(samples: Sequence[Sample], scrapes: Sequence[Sample], *, longest: timedelta) -> list[Growth]:
-    """Return a counter's growth from scrape to scrape.
+    """Return by how much a counter grew between each two scrapes; a reset of the counter is recognised.
 
     A counter that decreased was restarted: it counts from 0. One that was missing at the scrape before started since
     then. Growth in a gap longer than `longest` is left out: its bin is not known.
@@ -44,7 +44,7 @@ def growths(samples: Sequence[Sample], scrapes: Sequence[Sample], *, longest: ti
     before: Sample | None = None
     for time, value in samples:
         if before is None:
-            before = _beginning(time, times, scrapes, longest)
+            before = _sample_before_first(time, times, scrapes, longest)
         if before is not None and time - before[0] <= longest.total_seconds():
             number = value - before[1] if value >= before[1] else value
             result.append(Growth(datetime.fromtimestamp(time, UTC), round(number)))
@@ -52,8 +52,10 @@ def growths(samples: Sequence[Sample], scrapes: Sequence[Sample], *, longest: ti
     return result
 
 
-def _beginning(time: float, times: Sequence[float], scrapes: Sequence[Sample], longest: timedelta) -> Sample | None:
-    """Return when a counter was 0 whose first sample is at `time`; None where that is not known."""
+def _sample_before_first(
+    time: float, times: Sequence[float], scrapes: Sequence[Sample], longest: timedelta
+) -> Sample | None:
+    """Return a sample of 0 from before a counter's first sample, which is at `time`; None if it is not known."""
     index = bisect_left(times, time)
     if index > 0:
         return times[index - 1], 0.0
@@ -61,8 +63,8 @@ def _beginning(time: float, times: Sequence[float], scrapes: Sequence[Sample], l
     return (time - age, 0.0) if age is not None and age <= longest.total_seconds() else None
 
 
-def binned(grown: Iterable[Growth], *, width: timedelta, started: datetime) -> dict[tuple[datetime, bool], int]:
-    """Return the growth in each bin, by the bin's start and whether it was before `started`."""
+def growth_by_bin(grown: Iterable[Growth], *, width: timedelta, started: datetime) -> dict[tuple[datetime, bool], int]:
+    """Sum a counter's growth per bin; the key is the bin's start and whether it lies before the rollout's start."""
     by_bin: dict[tuple[datetime, bool], int] = {}
     for growth in grown:
         key = (floor_to_bin(growth.at - JUST_BEFORE, width), growth.at <= started)
@@ -71,12 +73,12 @@ def binned(grown: Iterable[Growth], *, width: timedelta, started: datetime) -> d
 
 
 def bound_at_least(bounds: Iterable[float], value: float) -> float | None:
-    """Return the smallest of a histogram's bounds that is not below `value`; None where there is none."""
+    """Return the smallest of a histogram's bounds that is not below a value; None if all are below it."""
     return min((bound for bound in bounds if bound >= value), default=None)
 
 
 def quantile_bounds(cumulative: Mapping[float, int], quantiles: Sequence[float], *, fewest: int) -> tuple[float, ...]:
-    """Return a histogram's bounds at or above its quantiles.
+    """Return the histogram bounds at or above the given quantiles; empty with fewer requests than `fewest`.
 
     Args:
         cumulative: Requests that took at most so many milliseconds, by the histogram's bounds; the infinite one counts

@@ -28,28 +28,33 @@ NEVER_MS: Final = 1e18
 
 
 def until_line(until: datetime) -> str:
-    """Return the line that says how far a query reads; it goes before a query that leaves that open."""
-    return f"let Until = {_datetime(until)};\n"
+    """Return the KQL line that sets `Until`, the end of the time that a query reads; it goes before such a query."""
+    return f"let Until = {_datetime_literal(until)};\n"
 
 
 def baseline_query(requests: Sequence[StoreRequest]) -> str:
-    """Return the KQL of the controls' latency histograms before each rollout, by logarithmic bucket of milliseconds."""
+    """Return the KQL that counts control's requests before each rollout by logarithmic latency bucket."""
     rows = [
-        [number, *_names(request, request.key.control), _time(request.key.first), _time(request.key.started)]
+        [
+            number,
+            *_checked_names(request, request.key.control),
+            _iso_time(request.key.first),
+            _iso_time(request.key.started),
+        ]
         for number, request in enumerate(requests)
     ]
     first, last = min(request.key.first for request in requests), max(request.key.started for request in requests)
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
-        f"{_requests(_datetime(first), _datetime(last))}"
-        f"{_rows_of_gates('TimeGenerated >= From and TimeGenerated < To')}"
-        f"| extend Bucket = bin(log(max_of(DurationMs, {_real(FASTEST_MS)})) * {_real(BUCKETS_PER_E)}, 1.0)\n"
+        f"{_requests_by_weight(_datetime_literal(first), _datetime_literal(last))}"
+        f"{_join_with_gates('TimeGenerated >= From and TimeGenerated < To')}"
+        f"| extend Bucket = bin(log(max_of(DurationMs, {_real_literal(FASTEST_MS)})) * {_real_literal(BUCKETS_PER_E)}, 1.0)\n"
         "| summarize Requests = sum(ItemCount) by Gate, Bucket"
     )
 
 
 def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> str:
-    """Return the KQL of the versions' counts by bin, before and since each rollout began; `until_line` goes before it.
+    """Return the KQL of each version's counts per bin, before and since its rollout began (`until_line` goes first).
 
     A request is slow when it takes longer than control's quantile, the treatment's longer than the tolerated multiple.
     """
@@ -57,27 +62,35 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
     rows: list[list[Any]] = []
     for number, request in enumerate(requests):
         for version, factor in ((request.key.control, 1.0), (request.key.treatment, 1 + request.key.tolerance)):
-            limits = [float(_real(threshold * factor)) for threshold in request.thresholds_ms]
+            limits = [float(_real_literal(threshold * factor)) for threshold in request.thresholds_ms]
             limits += [NEVER_MS] * (n_thresholds - len(limits))
-            rows.append([number, *_names(request, version), _time(request.since), _time(request.key.started), *limits])
+            rows.append(
+                [
+                    number,
+                    *_checked_names(request, version),
+                    _iso_time(request.since),
+                    _iso_time(request.key.started),
+                    *limits,
+                ]
+            )
     limits_of = [f"Limit{number} = toreal(Row[{number + 5}])" for number in range(n_thresholds)]
     slow = "".join(
         f",\n    Slow{number} = sumif(ItemCount, DurationMs > Limit{number})" for number in range(n_thresholds)
     )
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
-        f"{_requests(_datetime(min(request.since for request in requests)), 'Until')}"
-        f"{_rows_of_gates('TimeGenerated >= From')}"
+        f"{_requests_by_weight(_datetime_literal(min(request.since for request in requests)), 'Until')}"
+        f"{_join_with_gates('TimeGenerated >= From')}"
         "| summarize Requests = sum(ItemCount),\n"
         f"    Errors = sumif(ItemCount, toint(ResultCode) >= 500 or ResultCode == '0'){slow}\n"
-        f"    by Gate, Version, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}), Before = TimeGenerated < Started"
+        f"    by Gate, Version, Bin = bin(TimeGenerated, {_timespan_literal(bin_width)}), Before = TimeGenerated < Started"
     )
 
 
 def arrivals_query(
     *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
 ) -> str:
-    """Return the KQL of what arrived lately: how far back it reaches, and how long after its bin's end it came.
+    """Return the KQL of how far back recently ingested rows reach, and how late the newest ones arrived.
 
     Args:
         first: The oldest moment that any gate reads.
@@ -86,22 +99,22 @@ def arrivals_query(
         lag_since: `LateMs` is of what arrived since then.
         bin_width: The length of a bin.
     """
-    width = _milliseconds(bin_width)
+    width = _timespan_literal(bin_width)
     return (
         "AppRequests\n"
-        f"| where TimeGenerated >= {_datetime(first)} and TimeGenerated < {_datetime(until)}\n"
+        f"| where TimeGenerated >= {_datetime_literal(first)} and TimeGenerated < {_datetime_literal(until)}\n"
         "| extend Arrived = ingestion_time()\n"
-        f"| where Arrived >= {_datetime(min(since, lag_since))}\n"
+        f"| where Arrived >= {_datetime_literal(min(since, lag_since))}\n"
         "| extend Endpoint = tostring(Properties.endpoint)\n"
-        f"| extend Late = iff(Arrived >= {_datetime(lag_since)},"
+        f"| extend Late = iff(Arrived >= {_datetime_literal(lag_since)},"
         f" (Arrived - bin(TimeGenerated, {width}) - {width}) / 1ms, real(null))\n"
-        f"| extend Began = iff(Arrived >= {_datetime(since)}, TimeGenerated, datetime(null))\n"
+        f"| extend Began = iff(Arrived >= {_datetime_literal(since)}, TimeGenerated, datetime(null))\n"
         "| summarize Oldest = min(Began), LateMs = percentile(Late, 99) by Endpoint"
     )
 
 
 def mean_query(kql: str, request: StoreRequest, *, until: datetime | None, bin_width: timedelta) -> str:
-    """Return the KQL of one numeric metric: how many values each version had by bin, their mean and sample variance.
+    """Return the KQL of one numeric metric per bin and version: count, mean and sample variance of its values.
 
     Args:
         kql: The author's query: one row a value, with TimeGenerated, Version and Value.
@@ -109,13 +122,13 @@ def mean_query(kql: str, request: StoreRequest, *, until: datetime | None, bin_w
         until: How far to read; None leaves it open, for `until_line`.
         bin_width: The length of a bin.
     """
-    return _summarized(
+    return _summarized_by_bin(
         kql, "Count = count(), Mean = avg(Value), Variance = variance(Value)", "Version", request, until, bin_width
     )
 
 
 def category_query(kql: str, request: StoreRequest, *, until: datetime | None, bin_width: timedelta) -> str:
-    """Return the KQL of one categorical metric: how often each version had each category by bin.
+    """Return the KQL of one categorical metric per bin and version: how often each category occurs.
 
     Args:
         kql: The author's query: one row a value, with TimeGenerated, Version and Value; an empty one is none.
@@ -124,39 +137,41 @@ def category_query(kql: str, request: StoreRequest, *, until: datetime | None, b
         bin_width: The length of a bin.
     """
     text = f"{_one_statement(kql)}\n| extend Value = tostring(Value)\n| where isnotempty(Value)"
-    return _summarized(text, "Count = count()", "Version, Category = Value", request, until, bin_width)
+    return _summarized_by_bin(text, "Count = count()", "Version, Category = Value", request, until, bin_width)
 
 
-def _summarized(
+def _summarized_by_bin(
     kql: str, aggregates: str, by: str, request: StoreRequest, until: datetime | None, bin_width: timedelta
 ) -> str:
-    end = "Until" if until is None else _datetime(until)
+    """Return a metric's KQL with filters on time and versions, and aggregated by bin."""
+    end = "Until" if until is None else _datetime_literal(until)
     versions = f"'{check_name(request.key.control)}', '{check_name(request.key.treatment)}'"
     return (
         f"{_one_statement(kql)}\n"
-        f"| where TimeGenerated >= {_datetime(request.since)} and TimeGenerated < {end}\n"
+        f"| where TimeGenerated >= {_datetime_literal(request.since)} and TimeGenerated < {end}\n"
         f"| where Version in ({versions}) and isnotnull(Value)\n"
         f"| summarize {aggregates}\n"
-        f"    by {by}, Bin = bin(TimeGenerated, {_milliseconds(bin_width)}),"
-        f" Before = TimeGenerated < {_datetime(request.key.started)}"
+        f"    by {by}, Bin = bin(TimeGenerated, {_timespan_literal(bin_width)}),"
+        f" Before = TimeGenerated < {_datetime_literal(request.key.started)}"
     )
 
 
 def _one_statement(kql: str) -> str:
+    """Return a metric's KQL without the semicolon at its end, so that operators can be appended."""
     return kql.strip().rstrip(";")
 
 
 def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
-    """Return the KQL of when the newest request of an endpoint began."""
+    """Return the KQL of the time of an endpoint's newest request."""
     return (
-        f"{_requests(_datetime(start), _datetime(end))}"
+        f"{_requests_by_weight(_datetime_literal(start), _datetime_literal(end))}"
         f"| where tostring(Properties.endpoint) == '{check_name(endpoint)}'\n"
         "| summarize Newest = max(TimeGenerated)"
     )
 
 
-def _requests(start: str, end: str) -> str:
-    """Return the part that reads requests whose version the weights chose; rows without `routed_by` count as such."""
+def _requests_by_weight(start: str, end: str) -> str:
+    """Return the KQL that reads the requests that were split by weight, not routed by the version header."""
     return (
         "AppRequests\n"
         f"| where TimeGenerated >= {start} and TimeGenerated < {end}\n"
@@ -165,14 +180,15 @@ def _requests(start: str, end: str) -> str:
 
 
 def _gates_table(rows: list[list[Any]], *columns: str) -> str:
-    """Return the table of what each gate needs: one literal, so that a thousand gates are parsed as quickly as one."""
+    """Return the KQL that defines the table `Gates`: one row of parameters per gate, as a single literal."""
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     names = ("Gate = toint(Row[0])", "Endpoint = tostring(Row[1])", "Version = tostring(Row[2])", *columns)
     # Nothing in it needs escaping: names are checked, the rest is numbers and times.
     return f"let Gates = print Rows = parse_json('{text}')\n| mv-expand Row = Rows\n| project {', '.join(names)};\n"
 
 
-def _rows_of_gates(condition: str) -> str:
+def _join_with_gates(condition: str) -> str:
+    """Return the KQL that joins requests with the table `Gates` and keeps the rows for which a condition holds."""
     return (
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)\n"
         "| lookup kind=inner Gates on Endpoint, Version\n"
@@ -180,27 +196,30 @@ def _rows_of_gates(condition: str) -> str:
     )
 
 
-def _names(request: StoreRequest, version: str) -> tuple[str, str]:
+def _checked_names(request: StoreRequest, version: str) -> tuple[str, str]:
+    """Return the endpoint's and the version's name after a check, so that neither can inject KQL."""
     return check_name(request.key.endpoint), check_name(version)
 
 
-def _time(moment: datetime) -> str:
-    """ISO 8601 in UTC; a moment without a zone would silently be another one."""
+def _iso_time(moment: datetime) -> str:
+    """Return a time as ISO 8601 text in UTC; raise ValueError if it has no time zone."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _datetime(moment: datetime) -> str:
-    return f"datetime({_time(moment)})"
+def _datetime_literal(moment: datetime) -> str:
+    """Return a time as a KQL `datetime(…)` literal."""
+    return f"datetime({_iso_time(moment)})"
 
 
-def _milliseconds(width: timedelta) -> str:
+def _timespan_literal(width: timedelta) -> str:
+    """Return a duration as a KQL timespan literal in milliseconds."""
     return f"{width // timedelta(milliseconds=1)}ms"
 
 
-def _real(number: float) -> str:
-    """A KQL literal of a finite number: digits and a point, nothing else."""
+def _real_literal(number: float) -> str:
+    """Return a finite number as a KQL literal; raise ValueError if it is not finite."""
     if not math.isfinite(number):
         raise ValueError(f"{number!r} is not finite")
     return f"{number:.6f}"

@@ -17,7 +17,7 @@ from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["StateFileEvidence", "configured"]
+__all__ = ["StateFileEvidence", "configured_log_analytics"]
 
 # A store that was started without a token accepts any.
 ANY_TOKEN: Final = "local"  # noqa: S105 - a placeholder, not a secret
@@ -34,12 +34,13 @@ class FileToken:
     file: Path | None
 
     def get_token(self, *scopes: str, **kwargs: Any) -> Any:
-        """Return the token as `azure.core.credentials.AccessToken`."""
+        """Return the file's content as an access token, as Azure's `TokenCredential` requires."""
         from azure.core.credentials import AccessToken
 
         return AccessToken(self._read(), int(time.time()) + 3_600)
 
     def _read(self) -> str:
+        """Return the token from the file; raise EvidenceUnavailableError if it cannot be read."""
         if self.file is None:
             return ANY_TOKEN
         try:
@@ -58,6 +59,7 @@ class StateFileEvidence:
     """
 
     def __init__(self, workspace: Workspace) -> None:
+        """Store the workspace; its state file is read later, at every look."""
         self._workspace = workspace
 
     async def read(self, query: EvidenceQuery) -> Evidence:
@@ -65,14 +67,15 @@ class StateFileEvidence:
         return await (await asyncio.to_thread(self._source)).read(query)
 
     async def newest(self, endpoint: str) -> datetime | None:
-        """Return when the newest request of the last day began; None when there is none."""
+        """Return the time of the endpoint's newest request of the last day; None if there is none."""
         return await (await asyncio.to_thread(self._source)).newest(endpoint)
 
     def _source(self) -> LogAnalyticsEvidence:
+        """Return a reader of the store that the supervisor's state file names at this moment."""
         file = self._workspace.state_file
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            url = _on_this_machine(str(state["telemetry_url"]))
+            url = _checked_local_url(str(state["telemetry_url"]))
             # None if the state was written before the store had started.
             workspace_id = state["telemetry_workspace_id"] or _workspace_id_at(url)
             token_file = state.get("telemetry_token_file")
@@ -93,7 +96,8 @@ class StateFileEvidence:
         )
 
 
-def _on_this_machine(url: str) -> str:
+def _checked_local_url(url: str) -> str:
+    """Return the URL if it leads to this machine; raise otherwise, so that the token is not sent elsewhere."""
     if not is_this_machine(url):
         raise EvidenceUnavailableError(
             f"the telemetry store at {url!r} is not on this machine: its token is not sent there"
@@ -102,7 +106,7 @@ def _on_this_machine(url: str) -> str:
 
 
 def _workspace_id_at(url: str) -> str:
-    """Return the workspace id that a store on this machine serves."""
+    """Return the Log Analytics workspace id that the local telemetry store at a URL serves."""
     # Without the proxies of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -114,8 +118,8 @@ def _workspace_id_at(url: str) -> str:
         ) from error
 
 
-def configured(workspace: Workspace) -> LogAnalyticsEvidence:
-    """Return the source that the workspace's settings name.
+def configured_log_analytics(workspace: Workspace) -> LogAnalyticsEvidence:
+    """Return the Log Analytics reader that the workspace's settings describe, with its credential.
 
     Raises:
         WorkspaceError: The settings do not say which Log Analytics workspace is queried, or a token would be sent in
@@ -130,7 +134,7 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
     if url and urlsplit(url).scheme == "http":
         if not is_this_machine(url):
             raise WorkspaceError(f"telemetry_endpoint {url!r} would send a token in clear text: use https")
-        token_file = workspace.telemetry_token_file or _token_file_beside(workspace)
+        token_file = workspace.telemetry_token_file or _supervisor_token_file(workspace)
         return LogAnalyticsEvidence(
             endpoint=url, workspace_id=workspace_id, credential=FileToken(token_file), enforce_https=False
         )
@@ -150,14 +154,14 @@ def configured(workspace: Workspace) -> LogAnalyticsEvidence:
 
 @cache
 def _azure_credential() -> Any:
-    """Return this process's identity; it caches its token, so that not every look signs in again."""
+    """Return this process's Azure identity, created once so that its token is cached."""
     from azure.identity import DefaultAzureCredential
 
     return DefaultAzureCredential()
 
 
-def _token_file_beside(workspace: Workspace) -> Path | None:
-    """Return the token file of the local supervisor: a store on this machine may be its."""
+def _supervisor_token_file(workspace: Workspace) -> Path | None:
+    """Return the token file that the local supervisor's state names; None if there is none."""
     try:
         file = json.loads(workspace.state_file.read_text(encoding="utf-8")).get("telemetry_token_file")
     except (OSError, ValueError, AttributeError):

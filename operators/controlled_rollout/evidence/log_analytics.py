@@ -49,12 +49,14 @@ class LogAnalyticsEvidence:
     """
 
     def __init__(self, *, endpoint: str | None, workspace_id: str, credential: Any, enforce_https: bool = True) -> None:
+        """Store the settings; nothing is connected before the first query."""
         self.endpoint = (endpoint or PUBLIC_ENDPOINT).rstrip("/")
         self.workspace_id = workspace_id
         self._credential = credential
         self._enforce_https = enforce_https
 
     def __repr__(self) -> str:
+        """Return the store's address and workspace id, without the credential."""
         return f"LogAnalyticsEvidence(endpoint={self.endpoint!r}, workspace_id={self.workspace_id!r})"
 
     async def read(self, query: EvidenceQuery) -> Evidence:
@@ -70,7 +72,9 @@ class LogAnalyticsEvidence:
         """Return control's latency quantiles before each rollout; see `MetricStore.thresholds`."""
         histograms: list[dict[int, int]] = [{} for _ in requests]
         for row in await self._query(kql.baseline_query(requests), "Gate", "Bucket", "Requests"):
-            histograms[_whole(row["Gate"])][_whole(row["Bucket"])] = _whole(row["Requests"])
+            histograms[_checked_whole_number(row["Gate"])][_checked_whole_number(row["Bucket"])] = (
+                _checked_whole_number(row["Requests"])
+            )
         return [
             thresholds(histogram, request.key.quantiles)
             for request, histogram in zip(requests, histograms, strict=True)
@@ -84,7 +88,7 @@ class LogAnalyticsEvidence:
         slow = [f"Slow{number}" for number in range(max(len(request.thresholds_ms) for request in requests))]
         counts: list[list[CountRow]] = [[] for _ in requests]
         for row in await self._query(query, "Gate", "Version", "Bin", "Before", "Requests", "Errors", *slow):
-            number = _whole(row["Gate"])
+            number = _checked_whole_number(row["Gate"])
             counts[number].append(_count_row(row, slow[: len(requests[number].thresholds_ms)]))
         return counts
 
@@ -101,6 +105,7 @@ class LogAnalyticsEvidence:
         return metrics
 
     async def _query_metric(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
+        """Run the query of one of the author's metrics; an error names the metric."""
         try:
             return await self._query(query, "Version", "Bin", "Before", *columns)
         except ThrottledError:
@@ -128,7 +133,7 @@ class LogAnalyticsEvidence:
         return (*baseline, counts, *means, *categories)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
-        """Return when the newest request of the last day began; None when there is none.
+        """Return the time of the endpoint's newest request of the last day; None if there is none.
 
         Raises:
             EvidenceUnavailableError: The store did not answer.
@@ -139,13 +144,14 @@ class LogAnalyticsEvidence:
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
     async def _query(self, text: str, *columns: str) -> list[dict[str, Any]]:
-        """Run one query to its end; anything but a complete answer is an error, never zeros.
+        """Run one KQL query in a thread and return its rows; raise for anything but a complete answer.
 
         The client is the synchronous one in a thread: the asynchronous one would need an HTTP library of its own.
         """
-        return await asyncio.to_thread(self._query_now, text, columns)
+        return await asyncio.to_thread(self._query_blocking, text, columns)
 
-    def _query_now(self, text: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    def _query_blocking(self, text: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Run one KQL query, blocking, and return its rows by column name; raise for anything but a complete answer."""
         try:
             from azure.core.exceptions import AzureError, HttpResponseError
             from azure.monitor.query import LogsQueryClient, LogsQueryPartialResult
@@ -156,48 +162,54 @@ class LogAnalyticsEvidence:
             ) from error
         responses: list[Any] = []
 
-        def keep(response: Any) -> None:
+        def keep_response(response: Any) -> None:
+            """Keep the HTTP response, whose status is needed if the client cannot read the body."""
             responses.append(response.http_response)
 
         try:
             with LogsQueryClient(self._credential, endpoint=self.endpoint, **CLIENT_SETTINGS) as client:
                 result = client.query_workspace(
-                    self.workspace_id, text, timespan=None, enforce_https=self._enforce_https, raw_response_hook=keep
+                    self.workspace_id,
+                    text,
+                    timespan=None,
+                    enforce_https=self._enforce_https,
+                    raw_response_hook=keep_response,
                 )
         except HttpResponseError as error:
-            raise self._refused(error.status_code, _one_line(error), error.response) from error
+            raise self._error_for_status(error.status_code, _one_line(error), error.response) from error
         except (AzureError, OSError) as error:
-            raise self._unavailable(f"did not answer: {_one_line(error)}", None) from error
+            raise self._unavailable_error(f"did not answer: {_one_line(error)}", None) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             # An empty answer (204) or a proxy's page: the client cannot read the body.
             status = responses[-1].status_code if responses else None
-            raise self._unavailable(
+            raise self._unavailable_error(
                 f"answered {status}, which the client cannot read: {_one_line(error)}", status
             ) from error
         if isinstance(result, LogsQueryPartialResult):
-            raise TooMuchError(str(self._unavailable(f"answered only in part: {result.partial_error}", None)))
+            raise TooMuchError(str(self._unavailable_error(f"answered only in part: {result.partial_error}", None)))
         if len(result.tables) != 1:
-            raise self._unavailable(f"answered {len(result.tables)} tables instead of one", None)
+            raise self._unavailable_error(f"answered {len(result.tables)} tables instead of one", None)
         table = result.tables[0]
         missing = [column for column in columns if column not in table.columns]
         if missing:
-            raise self._unavailable(f"answered without the columns {', '.join(missing)}", None)
+            raise self._unavailable_error(f"answered without the columns {', '.join(missing)}", None)
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
-    def _refused(self, status: int | None, text: str, response: Any) -> EvidenceUnavailableError:
-        """Return the error for an HTTP status other than success; its type says whether to wait or to ask for less."""
-        error = self._unavailable(f"answered {status}: {text}", status)
+    def _error_for_status(self, status: int | None, text: str, response: Any) -> EvidenceUnavailableError:
+        """Return the error for an HTTP status other than success; its type says whether to wait or to query less."""
+        error = self._unavailable_error(f"answered {status}: {text}", status)
         if status in (429, 503):
             return ThrottledError(str(error), _retry_after(getattr(response, "headers", None) or {}, status))
         return TooMuchError(str(error)) if status in (408, 504) else error
 
-    def _unavailable(self, what: str, status: int | None) -> EvidenceUnavailableError:
+    def _unavailable_error(self, what: str, status: int | None) -> EvidenceUnavailableError:
+        """Return the error "workspace … at … <what>", with advice for the HTTP status."""
         advice = ADVICE.get(status or 0, "see that it runs and can be reached; the gate holds until it answers")
         return EvidenceUnavailableError(f"workspace {self.workspace_id} at {self.endpoint} {what}. {advice}")
 
 
 def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
-    """Return for how long the store wants no query, from `Retry-After` in seconds or as a date."""
+    """Return how long the store accepts no query, from the header `Retry-After` in seconds or as a date."""
     header = headers.get("Retry-After", "")
     wait = THROTTLED_FOR if status == 429 else timedelta(0)
     with contextlib.suppress(ValueError, TypeError):
@@ -210,11 +222,12 @@ def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
 
 
 def _one_line(error: Exception) -> str:
+    """Return an error's message on one line, cut to 400 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:400]
 
 
-def _whole(value: object) -> int:
-    """Return a count; NaN (which comes as text), null and other values are a broken answer."""
+def _checked_whole_number(value: object) -> int:
+    """Return a value of the answer as an integer; raise EvidenceUnavailableError for NaN, null and others."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number != int(number):
         raise EvidenceUnavailableError(
@@ -223,7 +236,8 @@ def _whole(value: object) -> int:
     return int(number)
 
 
-def _bin_of(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
+def _bin_key(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
+    """Return a row's bin start, version, and whether the bin lies before the rollout's start."""
     start = row["Bin"]
     if not isinstance(start, datetime) or not isinstance(row["Before"], bool):
         raise EvidenceUnavailableError(
@@ -233,6 +247,7 @@ def _bin_of(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
 
 
 def _arrivals(row: Mapping[str, Any]) -> Arrivals:
+    """Return a row's oldest time and lag of recently ingested requests."""
     oldest, late_ms = row["Oldest"], row["LateMs"]
     lag = None
     # NaN comes as text where no row was counted.
@@ -242,30 +257,35 @@ def _arrivals(row: Mapping[str, Any]) -> Arrivals:
 
 
 def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
+    """Return a row's requests, errors and slow requests of one version in one bin."""
     counts = Counts(
-        requests=_whole(row["Requests"]),
-        errors=_whole(row["Errors"]),
-        slow=tuple(_whole(row[name]) for name in slow),
+        requests=_checked_whole_number(row["Requests"]),
+        errors=_checked_whole_number(row["Errors"]),
+        slow=tuple(_checked_whole_number(row[name]) for name in slow),
     )
-    return CountRow(*_bin_of(row), counts)
+    return CountRow(*_bin_key(row), counts)
 
 
 def _mean_row(name: str, row: Mapping[str, Any]) -> MetricRow:
-    count = _whole(row["Count"])
+    """Return a row's values of a numeric metric: count, mean and sample variance of one version in one bin."""
+    count = _checked_whole_number(row["Count"])
     # A single value has no sample variance: null, or NaN as text.
-    variance = _number(name, row["Variance"]) if count > 1 else 0.0
-    return MetricRow(*_bin_of(row), name, Moments(count, _number(name, row["Mean"]) if count else 0.0, variance))
+    variance = _checked_float(name, row["Variance"]) if count > 1 else 0.0
+    return MetricRow(
+        *_bin_key(row), name, Moments(count, _checked_float(name, row["Mean"]) if count else 0.0, variance)
+    )
 
 
 def _category_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
-    """Return one row per version and bin: the store gives each category a row of its own, in any order."""
+    """Join the rows per category into one row per version and bin, with the count of each category."""
     tallies: dict[tuple[datetime, str, bool], dict[str, int]] = {}
     for row in sorted(rows, key=lambda row: str(row["Category"])):
-        tallies.setdefault(_bin_of(row), {})[str(row["Category"])] = _whole(row["Count"])
+        tallies.setdefault(_bin_key(row), {})[str(row["Category"])] = _checked_whole_number(row["Count"])
     return [MetricRow(*key, name, tally) for key, tally in tallies.items()]
 
 
-def _number(name: str, value: object) -> float:
+def _checked_float(name: str, value: object) -> float:
+    """Return a metric's value as a float; raise EvidenceUnavailableError unless it is a finite number."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number):
         raise EvidenceUnavailableError(

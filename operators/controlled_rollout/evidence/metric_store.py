@@ -21,6 +21,7 @@ class ThrottledError(EvidenceUnavailableError):
     """
 
     def __init__(self, message: str, retry_after: timedelta) -> None:
+        """Store the message, and how long the store accepts no query."""
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -56,7 +57,7 @@ class QueryKey:
 
     @property
     def first(self) -> datetime:
-        """Where the baseline begins."""
+        """The time at which the baseline begins."""
         return self.started - self.window.baseline_length
 
     @property
@@ -65,12 +66,12 @@ class QueryKey:
         return tuple(name for name, _ in (*self.means, *self.categories))
 
     def cluster_of(self, version: str) -> str:
-        """Return what the router calls a version's replicas."""
+        """Return the name of a version's Envoy cluster, under which the router counts its requests."""
         return dict(self.clusters)[version]
 
     @classmethod
     def of(cls, query: EvidenceQuery) -> "QueryKey":
-        """Return what a query has in common with the next one about the same rollout."""
+        """Return the part of a query that all looks of one gate on one rollout share."""
         versions = (query.control, query.treatment)
         return cls(
             endpoint=query.endpoint,
@@ -128,11 +129,11 @@ class MetricStore(Protocol):
     async def counts(
         self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
     ) -> list[list[CountRow]]:
-        """Return each request's counts by bin and version, from its `since` to `until`."""
+        """Return each request's counts by bin and version, between its `since` and `until`."""
         ...
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
-        """Return the author's metrics by bin and version, from the request's `since` to `until`.
+        """Return the author's metrics by bin and version, between the request's `since` and `until`.
 
         Raises:
             EvidenceUnavailableError: Also where the author's query cannot be run; only that gate is blind then.
@@ -142,7 +143,7 @@ class MetricStore(Protocol):
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
     ) -> Mapping[str, Arrivals]:
-        """Return what arrived lately of the requests in [first, until), by endpoint; endpoints without are left out.
+        """Return by endpoint how old and how late recently ingested rows are; endpoints without such rows are left out.
 
         Args:
             first: The oldest moment that any of the gates reads.
@@ -154,5 +155,5 @@ class MetricStore(Protocol):
         ...
 
     def queries(self, request: StoreRequest) -> tuple[str, ...]:
-        """Return the queries that give the same numbers when the store is queried by hand."""
+        """Return the queries with which a person gets the same numbers from the store."""
         ...

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
-from controlled_rollout.evidence.increments import Sample, binned, bound_at_least, growths, quantile_bounds
+from controlled_rollout.evidence.increments import Sample, bound_at_least, growth_by_bin, growths, quantile_bounds
 from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest, TooMuchError
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow
@@ -47,7 +47,7 @@ class TimeSeries:
 
     @property
     def instance(self) -> str:
-        """The router that it was scraped from."""
+        """The label `instance`: the router that the series was scraped from."""
         return self.labels.get("instance", "")
 
 
@@ -60,10 +60,12 @@ class PrometheusEvidence:
     """
 
     def __init__(self, url: str, selector: str = "") -> None:
+        """Store the address and the label selector that is added to every query."""
         self.url = url.rstrip("/")
         self.selector = selector
 
     def __repr__(self) -> str:
+        """Return the address and the selector."""
         return f"PrometheusEvidence({self.url!r}, {self.selector!r})"
 
     async def read(self, query: EvidenceQuery) -> Evidence:
@@ -81,7 +83,7 @@ class PrometheusEvidence:
         return await read_shared(reader, self, query, split_guard=query.window.bin_width)
 
     async def routers(self) -> list[str]:
-        """Return the routers that were scraped within the last minutes, as Prometheus calls them.
+        """Return the instances of the routers that Prometheus scraped within the last minutes.
 
         Raises:
             EvidenceUnavailableError: Prometheus did not answer, or has scraped none.
@@ -94,16 +96,18 @@ class PrometheusEvidence:
     async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
         """Return the histogram's bounds at or above control's quantiles; see `MetricStore.thresholds`."""
         return [
-            quantile_bounds(await self._cumulative(request), request.key.quantiles, fewest=MIN_BASELINE_REQUESTS)
+            quantile_bounds(
+                await self._cumulative_baseline(request), request.key.quantiles, fewest=MIN_BASELINE_REQUESTS
+            )
             for request in requests
         ]
 
-    async def _cumulative(self, request: StoreRequest) -> dict[float, int]:
-        """Return how many of control's requests before the rollout took at most each bound."""
+    async def _cumulative_baseline(self, request: StoreRequest) -> dict[float, int]:
+        """Return control's latency histogram before the rollout: requests at or below each bound."""
         key = request.key
         until, since = key.started, key.first - key.window.bin_width
         cluster = _cluster_matcher([key.cluster_of(key.control)])
-        buckets = await self._query(f"{TIMES}{self._braces(cluster)}{_range(since, until)}", until)
+        buckets = await self._query(f"{TIMES}{self._label_selector(cluster)}{_range_selector(since, until)}", until)
         scrapes = await self._scrapes(since, until)
         cumulative: dict[float, int] = {}
         for bucket in buckets:
@@ -123,17 +127,17 @@ class PrometheusEvidence:
             return [[] for _ in requests]
         keys = [request.key for request in requests]
         clusters = [key.cluster_of(version) for key in keys for version in (key.control, key.treatment)]
-        matcher, window = _cluster_matcher(clusters), _range(since, until)
+        matcher, window = _cluster_matcher(clusters), _range_selector(since, until)
         scrapes = await self._scrapes(since, until)
-        counters = await self._query(f"{REQUESTS}{self._braces(matcher)}{window}", until)
+        counters = await self._query(f"{REQUESTS}{self._label_selector(matcher)}{window}", until)
         times: list[TimeSeries] = []
         if any(request.thresholds_ms for request in requests):
-            times = await self._query(f"{TIMES}{self._braces(matcher)}{window}", until)
+            times = await self._query(f"{TIMES}{self._label_selector(matcher)}{window}", until)
         by_cluster = (_by_cluster(counters), _by_cluster(times))
-        return [_rows(request, *by_cluster, scrapes, until=until) for request in requests]
+        return [_count_rows(request, *by_cluster, scrapes, until=until) for request in requests]
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
-        """Refuse: the author's queries are KQL."""
+        """Raise EvidenceUnavailableError: the author's metrics are KQL queries, which Prometheus cannot run."""
         raise EvidenceUnavailableError(
             f"the metrics {', '.join(request.key.metrics)} are asked for in KQL, and the evidence is read from "
             "Prometheus: leave the gate's means and categories out, or give the workspace a Log Analytics workspace"
@@ -142,7 +146,7 @@ class PrometheusEvidence:
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
     ) -> Mapping[str, Arrivals]:
-        """Return nothing: a sample has the time of its scrape, none comes later. But check that routers are scraped."""
+        """Return nothing, as samples never arrive late; raise if no router was scraped within the last bin."""
         window = max(LATELY, 2 * bin_width)
         self._check_scrapes(await self._scrapes(until - window, until), until, bin_width)
         return {}
@@ -152,11 +156,11 @@ class PrometheusEvidence:
         key = request.key
         matcher = _cluster_matcher([key.cluster_of(key.control), key.cluster_of(key.treatment)])
         metrics = (REQUESTS, TIMES) if request.thresholds_ms else (REQUESTS,)
-        return tuple(f"{metric}{self._braces(matcher)}" for metric in metrics)
+        return tuple(f"{metric}{self._label_selector(matcher)}" for metric in metrics)
 
     async def _scrapes(self, since: datetime, until: datetime) -> dict[str, Sequence[Sample]]:
-        """Return by router when it was scraped, and how old it was then."""
-        ages = await self._query(f"{AGE}{self._braces()}{_range(since, until)}", until)
+        """Return by router the time of each scrape and the router's uptime then."""
+        ages = await self._query(f"{AGE}{self._label_selector()}{_range_selector(since, until)}", until)
         return {age.instance: age.samples for age in ages}
 
     def _check_scrapes(self, scrapes: Mapping[str, Sequence[Sample]], until: datetime, width: timedelta) -> None:
@@ -164,18 +168,19 @@ class PrometheusEvidence:
         newest = max((samples[-1][0] for samples in scrapes.values() if samples), default=None)
         if newest is None:
             raise EvidenceUnavailableError(
-                f"{self.url} has no sample of {AGE}{self._braces()}: check that it scrapes the routers, and that "
+                f"{self.url} has no sample of {AGE}{self._label_selector()}: check that it scrapes the routers, and that "
                 "prometheus_selector matches their labels"
             )
         if datetime.fromtimestamp(newest, UTC) < until - width:
             when = f"{datetime.fromtimestamp(newest, UTC):%H:%M:%S}"
             raise EvidenceUnavailableError(f"{self.url} has scraped no router since {when}: check its targets")
 
-    def _braces(self, *matchers: str) -> str:
+    def _label_selector(self, *matchers: str) -> str:
+        """Return a PromQL label selector of the matchers and the configured selector."""
         return "{" + ",".join(filter(None, (*matchers, self.selector))) + "}"
 
     async def _query(self, query: str, at: datetime) -> list[TimeSeries]:
-        """Return the raw samples of a range selector; anything but a complete answer is an error."""
+        """Run a PromQL query and return the raw samples of each series; raise for anything but a complete answer."""
         import httpx
 
         form = {"query": query, "time": f"{at.timestamp():.3f}", "timeout": f"{TIMEOUT_S:g}s"}
@@ -189,9 +194,10 @@ class PrometheusEvidence:
                 f"Prometheus at {self.url} does not answer ({error or type(error).__name__}): check that it runs and "
                 "can be reached; the gate waits until it answers"
             ) from error
-        return self._series(response)
+        return self._series_from_response(response)
 
-    def _series(self, response: "httpx.Response") -> list[TimeSeries]:
+    def _series_from_response(self, response: "httpx.Response") -> list[TimeSeries]:
+        """Return the time series of a query's HTTP response; raise if it is an error or only a partial answer."""
         try:
             document = response.json()
             message = str(document.get("error") or document.get("warnings") or "")
@@ -204,7 +210,7 @@ class PrometheusEvidence:
             raise EvidenceUnavailableError(f"Prometheus at {self.url} answered only in part: {message[:400]}")
         try:
             return [
-                TimeSeries(series["metric"], [(float(time), _finite(value)) for time, value in series["values"]])
+                TimeSeries(series["metric"], [(float(time), _finite_sample(value)) for time, value in series["values"]])
                 for series in document["data"]["result"]
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -213,19 +219,21 @@ class PrometheusEvidence:
             ) from error
 
 
-def _finite(text: str) -> float:
+def _finite_sample(text: str) -> float:
+    """Return a sample's value as a number; raise ValueError if it is not finite."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"sample {text!r}")
     return number
 
 
-def _range(since: datetime, until: datetime) -> str:
+def _range_selector(since: datetime, until: datetime) -> str:
+    """Return a PromQL range selector from `since` to `until`, rounded up to milliseconds."""
     return f"[{math.ceil((until - since).total_seconds() * 1000)}ms]"
 
 
 def _cluster_matcher(clusters: Sequence[str]) -> str:
-    """Return a label matcher for clusters; a name with a quote or a backslash is refused."""
+    """Return a PromQL label matcher for Envoy clusters; raise ValueError for quotes or backslashes in a name."""
     if any(re.search(r'["\\\n]', name) for name in clusters):
         raise ValueError(f"{clusters!r}: a cluster's name cannot have quotes, backslashes or line breaks")
     names = "|".join(re.escape(name).replace("\\", "\\\\") for name in dict.fromkeys(clusters))
@@ -233,13 +241,14 @@ def _cluster_matcher(clusters: Sequence[str]) -> str:
 
 
 def _by_cluster(series: Sequence[TimeSeries]) -> dict[str, list[TimeSeries]]:
+    """Group time series by their Envoy cluster."""
     clusters: dict[str, list[TimeSeries]] = {}
     for one_series in series:
         clusters.setdefault(one_series.labels.get("envoy_cluster_name", ""), []).append(one_series)
     return clusters
 
 
-def _rows(
+def _count_rows(
     request: StoreRequest,
     counters: Mapping[str, Sequence[TimeSeries]],
     times: Mapping[str, Sequence[TimeSeries]],
@@ -247,15 +256,16 @@ def _rows(
     *,
     until: datetime,
 ) -> list[CountRow]:
-    """Return the counts of one request's two versions, from the counters and histograms of their clusters."""
+    """Return the counts of one request's two versions per bin, from the counters and histograms of their clusters."""
     key, width = request.key, request.key.window.bin_width
 
-    def grown(series: Sequence[TimeSeries], label: str, value: str) -> dict[tuple[datetime, bool], int]:
+    def growth_with_label(series: Sequence[TimeSeries], label: str, value: str) -> dict[tuple[datetime, bool], int]:
+        """Return the growth per bin, summed over the series in which a label has a value."""
         by_bin: dict[tuple[datetime, bool], int] = {}
         for counter in series:
             if counter.labels.get(label) == value:
                 growth = growths(counter.samples, scrapes.get(counter.instance, ()), longest=width)
-                for bin_, number in binned(growth, width=width, started=key.started).items():
+                for bin_, number in growth_by_bin(growth, width=width, started=key.started).items():
                     by_bin[bin_] = by_bin.get(bin_, 0) + number
         return by_bin
 
@@ -263,11 +273,11 @@ def _rows(
     for version, factor in ((key.control, 1.0), (key.treatment, 1 + key.tolerance)):
         cluster = key.cluster_of(version)
         cluster_counters, cluster_times = counters.get(cluster, ()), times.get(cluster, ())
-        by_class = {code: grown(cluster_counters, "envoy_response_code_class", code) for code in CLASSES}
-        timed = grown(cluster_times, "le", "+Inf")
+        by_class = {code: growth_with_label(cluster_counters, "envoy_response_code_class", code) for code in CLASSES}
+        timed = growth_with_label(cluster_times, "le", "+Inf")
         bound_texts = {float(bucket.labels["le"]): bucket.labels["le"] for bucket in cluster_times}
         limits = [bound_at_least(bound_texts, threshold * factor) for threshold in request.thresholds_ms]
-        fast = [{} if limit is None else grown(cluster_times, "le", bound_texts[limit]) for limit in limits]
+        fast = [{} if limit is None else growth_with_label(cluster_times, "le", bound_texts[limit]) for limit in limits]
         for start, before in sorted({bin_ for bins in by_class.values() for bin_ in bins}):
             if start < request.since or start + width > until:
                 continue

@@ -36,7 +36,7 @@ class MetricRow:
 
 
 def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, n_thresholds: int) -> list[CountRow]:
-    """Return the counts, with the metrics of the same bin and version added.
+    """Return the count rows with the metrics of the same bin and version added. Pure.
 
     Args:
         rows: The counts.
@@ -52,6 +52,7 @@ def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, n_th
 
 
 def _with_metric(counts: Counts, metric: MetricRow) -> Counts:
+    """Return a copy of the counts with one metric's moments or categories added."""
     if isinstance(metric.values, Moments):
         return replace(counts, means={**counts.means, metric.name: metric.values})
     return replace(counts, categories={**counts.categories, metric.name: metric.values})

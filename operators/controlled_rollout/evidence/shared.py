@@ -66,7 +66,7 @@ class CachedBins:
     counts: dict[RowKey, CountRow] = field(default_factory=dict)
 
     def replace_since(self, since: datetime, rows: Sequence[CountRow], until: datetime) -> None:
-        """Replace the counts from `since` on."""
+        """Replace the cached counts from `since` on with newly read rows, which reach to `until`."""
         if since < self.until:
             self.counts = {key: row for key, row in self.counts.items() if key[0] < since}
         self.counts.update({(row.start, row.version, row.before): row for row in rows})
@@ -112,6 +112,7 @@ class SharedReader:
     """
 
     def __init__(self, store: MetricStore, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Start with an empty cache; the first `read` starts the first round of queries."""
         self._store = store
         self._clock = clock
         self._cached: dict[QueryKey, CachedBins] = {}
@@ -121,14 +122,14 @@ class SharedReader:
         self._not_before: datetime | None = None
 
     async def read(self, key: QueryKey, until: datetime) -> ReadBins:
-        """Return what the store has for a key, read at least as far as `until` after this call.
+        """Return the counts of one gate, read from the store at least as far as `until`.
 
         Raises:
             EvidenceUnavailableError: The store did not answer completely.
         """
         if self._gathering is None:
             self._gathering = Round()
-            self._running = asyncio.create_task(self._run(self._gathering, self._running), name="evidence")
+            self._running = asyncio.create_task(self._run_round(self._gathering, self._running), name="evidence")
         round_, task = self._gathering, self._running
         assert task is not None  # noqa: S101 - set together with the round
         round_.wanted[key] = max(until, round_.wanted.get(key, until))
@@ -138,15 +139,15 @@ class SharedReader:
             raise round_.failures[key]
         return round_.results[key]
 
-    async def _run(self, round_: Round, before: asyncio.Task[None] | None) -> None:
-        """Gather looks, then read for all of them; looks that come later are in the next round."""
+    async def _run_round(self, round_: Round, before: asyncio.Task[None] | None) -> None:
+        """Run one round: wait for further looks, then read for all of them. Later looks go into the next round."""
         if before is not None:
             await asyncio.wait([before])
         loop = asyncio.get_running_loop()
         wait_s = 0.0 if self._last_began is None else self._last_began + ROUND_INTERVAL_S - loop.time()
         await asyncio.sleep(max(GATHER_S, wait_s))
         self._gathering, self._last_began = None, loop.time()
-        self._forget(self._clock())
+        self._forget_unused(self._clock())
         groups: dict[tuple[timedelta, timedelta, datetime], list[QueryKey]] = {}
         for key, until in round_.wanted.items():
             groups.setdefault((key.window.bin_width, key.window.allowed_lag, until), []).append(key)
@@ -154,7 +155,7 @@ class SharedReader:
             await self._read_group(round_, keys, until)
 
     async def _read_group(self, round_: Round, keys: list[QueryKey], until: datetime) -> None:
-        """Read for keys with the same bin width and lag; whatever else closes the same bin is read along."""
+        """Read for all keys with the same bin width and lag; store results and failures in the round."""
         window = keys[0].window
         alike = [
             key
@@ -166,8 +167,8 @@ class SharedReader:
         now = self._clock()
         try:
             self._check_throttling(now)
-            arrivals = await self._arrivals(keys, until, now)
-            requests = [self._request(key, arrivals.get(key.endpoint)) for key in keys]
+            arrivals = await self._recent_arrivals(keys, until, now)
+            requests = [self._request_for_key(key, arrivals.get(key.endpoint)) for key in keys]
             due = [request for request in requests if request.since < until or request.since == request.key.first]
             if due:
                 # They ask for themselves what has arrived late, when they look.
@@ -176,21 +177,24 @@ class SharedReader:
                 await self._read_counts(round_, due[index : index + MAX_REQUESTS], until, now, MAX_HALVINGS)
             for key in keys:
                 if key not in round_.failures:
-                    await self._finish(round_, key, until, now, arrivals.get(key.endpoint))
+                    await self._store_result(round_, key, until, now, arrivals.get(key.endpoint))
         except EvidenceUnavailableError as error:
             if isinstance(error, ThrottledError):
                 self._not_before = self._clock() + error.retry_after
             round_.failures.update({key: error for key in keys if key not in round_.results})
 
     def _check_throttling(self, now: datetime) -> None:
+        """Raise EvidenceUnavailableError while the store's `Retry-After` has not passed."""
         if self._not_before is not None and now < self._not_before:
             seconds = (self._not_before - now).total_seconds()
             raise EvidenceUnavailableError(
                 f"the metric store throttles queries: none is sent for another {seconds:.0f} s, as it asked"
             )
 
-    async def _arrivals(self, keys: Sequence[QueryKey], until: datetime, now: datetime) -> Mapping[str, Arrivals]:
-        """Return what arrived since these keys were checked, and how late the newest arrivals are."""
+    async def _recent_arrivals(
+        self, keys: Sequence[QueryKey], until: datetime, now: datetime
+    ) -> Mapping[str, Arrivals]:
+        """Return what the store ingested since these keys were last checked, and how late the newest rows are."""
         bin_width = keys[0].window.bin_width
         lag_since = now - max(LAG_TIME, 2 * bin_width) - ARRIVAL_OVERLAP
         checked = [self._cached[key].checked for key in keys if key in self._cached]
@@ -202,8 +206,8 @@ class SharedReader:
             bin_width=bin_width,
         )
 
-    def _request(self, key: QueryKey, arrivals: Arrivals | None) -> StoreRequest:
-        """Return from where on a key has to be read: from the first bin that may have changed."""
+    def _request_for_key(self, key: QueryKey, arrivals: Arrivals | None) -> StoreRequest:
+        """Return what to read for a key: from the first bin that may have changed since the last read."""
         cached = self._cached.get(key)
         if cached is None or cached.until < key.started:
             return StoreRequest(key, key.first)
@@ -218,7 +222,7 @@ class SharedReader:
     async def _read_counts(
         self, round_: Round, requests: Sequence[StoreRequest], until: datetime, now: datetime, halvings: int
     ) -> None:
-        """Read counts into the cache; a query that is too much is cut in half: one gate must not blind the others."""
+        """Read counts into the cache; split a query that is too large in two, so that others still succeed."""
         try:
             complete = await self._with_thresholds(requests)
             counts = await self._store.counts(complete, until=until, bin_width=requests[0].key.window.bin_width)
@@ -237,7 +241,7 @@ class SharedReader:
             self._cached[key].replace_since(request.since, rows, until)
 
     async def _with_thresholds(self, requests: Sequence[StoreRequest]) -> list[StoreRequest]:
-        """Return the requests, those that begin at the baseline with control's quantiles."""
+        """Return the requests; those that start with the baseline get control's latency quantiles."""
         new = [request for request in requests if request.since == request.key.first and request.key.quantiles]
         if not new:
             return list(requests)
@@ -247,10 +251,10 @@ class SharedReader:
             for request in requests
         ]
 
-    async def _finish(
+    async def _store_result(
         self, round_: Round, key: QueryKey, until: datetime, now: datetime, arrivals: Arrivals | None
     ) -> None:
-        """Put together what a look gets for a key; the author's metrics are read from the beginning each time."""
+        """Store a key's result in the round: cached counts with the author's metrics, which are read in full."""
         cached = self._cached[key]
         cached.checked = cached.wanted = now
         metrics: list[MetricRow] = []
@@ -267,7 +271,8 @@ class SharedReader:
         rows = with_metrics(cached.counts.values(), metrics, n_thresholds=n_thresholds)
         round_.results[key] = ReadBins(cached.thresholds_ms, rows, arrivals.lag if arrivals is not None else None)
 
-    def _forget(self, now: datetime) -> None:
+    def _forget_unused(self, now: datetime) -> None:
+        """Delete cached bins of keys that no look has wanted for a while."""
         for key, cached in list(self._cached.items()):
             if now - cached.wanted > max(FORGET_AFTER, FORGET_AFTER_BINS * key.window.bin_width):
                 del self._cached[key]
@@ -276,7 +281,7 @@ class SharedReader:
 async def read_shared(
     reader: SharedReader, store: MetricStore, query: EvidenceQuery, *, split_guard: timedelta = SPLIT_GUARD
 ) -> Evidence:
-    """Return one gate's evidence.
+    """Read one gate's evidence through the shared reader; return it as bins.
 
     Args:
         reader: Reads for all gates.
@@ -314,7 +319,7 @@ _readers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, SharedRead
 
 
 def shared_reader(key: Hashable, store: MetricStore) -> SharedReader:
-    """Return the reader that all gates of this event loop use for one store.
+    """Return the shared reader of the running event loop for one store; create it at first use.
 
     Args:
         key: Identifies the store and the credential that it is queried with.

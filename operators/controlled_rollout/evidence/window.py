@@ -33,6 +33,7 @@ class EvidenceWindow(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "EvidenceWindow":
+        """Raise unless `bin_width` divides a day into whole milliseconds and the other durations are not negative."""
         # KQL counts bins from the year 1 and other engines from 1970: for a part of a day the two agree.
         if self.bin_width <= timedelta(0) or _DAY % self.bin_width or self.bin_width % _MILLISECOND:
             raise ControlledRolloutError(

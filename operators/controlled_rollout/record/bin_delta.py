@@ -24,18 +24,19 @@ FINGERPRINT_BYTES: Final = 8
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON that is the same for equal values."""
+    """Return a value as JSON bytes that are equal for equal values: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 @lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[tuple[Bin, ...]]:
+def _bins_adapter() -> TypeAdapter[tuple[Bin, ...]]:
+    """Return pydantic's reader and writer of bins, built once because that is slow."""
     return TypeAdapter(tuple[Bin, ...])
 
 
 def bins_to_json(bins: Sequence[Bin]) -> list[dict[str, Any]]:
-    """Return bins as JSON values; fields that a bin does not have are left out."""
-    values: list[dict[str, Any]] = _adapter().dump_python(tuple(bins), mode="json", exclude_defaults=True)
+    """Return bins as JSON values; fields that have their default are left out."""
+    values: list[dict[str, Any]] = _bins_adapter().dump_python(tuple(bins), mode="json", exclude_defaults=True)
     return list(values)
 
 
@@ -46,7 +47,7 @@ def bins_from_json(values: Iterable[dict[str, Any]]) -> tuple[Bin, ...]:
         EvidenceError: The values are not bins.
     """
     try:
-        return _adapter().validate_python(tuple(values))
+        return _bins_adapter().validate_python(tuple(values))
     except ValidationError as error:
         raise EvidenceError(
             f"the bins cannot be read ({error.error_count()} faults): give a line of the record"
@@ -65,15 +66,15 @@ class BinFingerprints:
 
     @property
     def digest(self) -> str:
-        """One digest of all bins together."""
+        """A hash of all fingerprints together."""
         return hashlib.blake2b(self.fingerprints, digest_size=8).hexdigest()
 
     def apply(self, delta: BinDelta) -> None:
-        """Take over a difference that is in the record."""
+        """Apply a delta that was read from the record."""
         self.fingerprints = self.fingerprints[: delta.keep * FINGERPRINT_BYTES] + _fingerprints(delta.add)
 
     def delta_to(self, bins: Sequence[Bin]) -> BinDelta:
-        """Return the difference from the present bins to `bins`, and make those the present ones."""
+        """Return the delta from the present bins to `bins`, then make those the present ones."""
         values = bins_to_json(bins)
         fingerprints = _fingerprints(values)
         keep = _common_length(self.fingerprints, fingerprints)
@@ -82,11 +83,12 @@ class BinFingerprints:
 
 
 def _fingerprints(values: Iterable[dict[str, Any]]) -> bytes:
+    """Return the hashes of bins, `FINGERPRINT_BYTES` each, joined."""
     return b"".join(hashlib.blake2b(canonical_json(value), digest_size=FINGERPRINT_BYTES).digest() for value in values)
 
 
 def _common_length(before: bytes, after: bytes) -> int:
-    """Return how many fingerprints two rows of them have in common at their beginning."""
+    """Return how many fingerprints two byte strings share at their start."""
     shorter = min(len(before), len(after)) // FINGERPRINT_BYTES
     if before[: shorter * FINGERPRINT_BYTES] == after[: shorter * FINGERPRINT_BYTES]:
         return shorter

@@ -36,9 +36,9 @@ class BlobPart:
     name: str
 
     def lines(self) -> Iterator[bytes]:
-        """Yield its lines, the oldest first."""
+        """Yield the blob's lines, oldest first; none if the blob was deleted."""
         with _storage_errors(self.name):
-            content = _read(self.container, self.name)
+            content = _read_blob(self.container, self.name)
         yield from content.splitlines(keepends=True)
 
 
@@ -56,29 +56,30 @@ class BlobStorage:
 
     @property
     def name(self) -> str:
-        """Its address."""
+        """The address of the record's blobs."""
         return f"{self.address.rstrip('/')}/{self.endpoint}"
 
     def parts(self) -> list[BlobPart]:
         """Return the blobs, the oldest first."""
         with _storage_errors(self.name):
-            container, prefix = self._open()
+            container, prefix = self._container_and_prefix()
             return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
-        """Open the last blob for one append; `write` fails if another writer appends meanwhile."""
+        """Context manager: open the last blob for one append. `write` raises if another writer was faster."""
         with _storage_errors(self.name):
-            container, prefix = self._open()
+            container, prefix = self._container_and_prefix()
             last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
             if last is None:
-                _create(container, f"{prefix}{FIRST:06d}.jsonl")
+                _create_blob(container, f"{prefix}{FIRST:06d}.jsonl")
                 raise AppendConflict
             identity = f"{last.name} {last.creation_time}"
             yield _Appender(self.name, container, prefix, last.name, identity, int(last.size))
 
-    def _open(self) -> "tuple[ContainerClient, str]":
-        container, prefix = _container(self.address, os.getpid())
+    def _container_and_prefix(self) -> "tuple[ContainerClient, str]":
+        """Return the client of the container, and the prefix of the record's blob names."""
+        container, prefix = _container_client(self.address, os.getpid())
         return container, f"{prefix}{self.endpoint}/"
 
 
@@ -94,32 +95,35 @@ class _Appender:
     size: int
 
     def read_from(self, offset: int) -> bytes:
-        return _read(self.container, self.blob, offset, self.size) if offset < self.size else b""
+        """Return the blob's bytes from `offset` to its size when it was opened."""
+        return _read_blob(self.container, self.blob, offset, self.size) if offset < self.size else b""
 
     def write(self, line: bytes) -> int:
+        """Append one line if the blob has not changed since; return its new size, raise AppendConflict otherwise."""
         from azure.core.exceptions import HttpResponseError
 
         try:
             # One block is appended whole or not at all: no crash cuts a line.
             self.container.get_blob_client(self.blob).append_block(line + b"\n", appendpos_condition=self.size)
         except HttpResponseError as error:
-            if _code(error) == FULL:
+            if _storage_error_code(error) == FULL:
                 self.retire()
-            if _code(error) in (FULL, *CONFLICTS):
+            if _storage_error_code(error) in (FULL, *CONFLICTS):
                 raise AppendConflict from error
             raise
         return self.size + len(line) + 1
 
     def retire(self) -> None:
+        """Create the next numbered blob, and delete the oldest beyond `KEPT_PARTS`."""
         number = int(self.blob.removeprefix(self.prefix).partition(".")[0])
-        _create(self.container, f"{self.prefix}{number + 1:06d}.jsonl")
+        _create_blob(self.container, f"{self.prefix}{number + 1:06d}.jsonl")
         names = sorted(blob.name for blob in self.container.list_blobs(name_starts_with=self.prefix))
         for oldest in names[: -storage.KEPT_PARTS - 1]:
-            _unless_gone(lambda name=oldest: self.container.delete_blob(name))
+            _none_if_deleted(lambda name=oldest: self.container.delete_blob(name))
 
 
-def _create(container: "ContainerClient", name: str) -> None:
-    """Create a blob unless it exists."""
+def _create_blob(container: "ContainerClient", name: str) -> None:
+    """Create an empty append blob unless a blob of that name exists."""
     from azure.core import MatchConditions
     from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
 
@@ -130,16 +134,16 @@ def _create(container: "ContainerClient", name: str) -> None:
         return
 
 
-def _read(container: "ContainerClient", name: str, offset: int = 0, end: int | None = None) -> bytes:
-    """Return a blob's bytes from `offset` to `end` (None: to its end); nothing if the blob is gone."""
+def _read_blob(container: "ContainerClient", name: str, offset: int = 0, end: int | None = None) -> bytes:
+    """Return a blob's bytes from `offset` to `end` (None: all the rest); empty if the blob was deleted."""
     length = None if end is None else end - offset
     start = None if length is None else offset
-    content = _unless_gone(lambda: container.download_blob(name, offset=start, length=length).readall())
+    content = _none_if_deleted(lambda: container.download_blob(name, offset=start, length=length).readall())
     return bytes(content or b"")
 
 
-def _unless_gone(call: Any) -> Any:
-    """Return what a call gives; None if the blob was deleted meanwhile."""
+def _none_if_deleted(call: Any) -> Any:
+    """Call a function of the client and return its result; None if the blob was deleted meanwhile."""
     from azure.core.exceptions import ResourceNotFoundError
 
     try:
@@ -148,14 +152,15 @@ def _unless_gone(call: Any) -> Any:
         return None
 
 
-def _code(error: Any) -> str:
+def _storage_error_code(error: Any) -> str:
+    """Return the error code that Azure Storage sent, as text; empty if there is none."""
     code = getattr(error, "error_code", "")
     return str(getattr(code, "value", code))
 
 
 @lru_cache(maxsize=8)
-def _container(address: str, process: int) -> "tuple[ContainerClient, str]":
-    """Return the container of an address, and the prefix in it; a forked process opens its own client."""
+def _container_client(address: str, process: int) -> "tuple[ContainerClient, str]":
+    """Return the client and the prefix for an address. Cached per process id, as clients do not survive a fork."""
     try:
         from azure.identity import DefaultAzureCredential
         from azure.storage.blob import ContainerClient
@@ -185,7 +190,7 @@ def _container(address: str, process: int) -> "tuple[ContainerClient, str]":
 
 @contextmanager
 def _storage_errors(where: str) -> Iterator[None]:
-    """Turn the errors of Azure's client into OSError, as a disk would raise: the record cannot be read or kept."""
+    """Context manager: turn errors of Azure's client into OSError, as a file system would raise."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
     try:
@@ -195,6 +200,6 @@ def _storage_errors(where: str) -> Iterator[None]:
         hint = ""
         if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
             hint = "; this identity needs the role Storage Blob Data Contributor on the container"
-        elif isinstance(error, HttpResponseError) and _code(error) == "ContainerNotFound":
+        elif isinstance(error, HttpResponseError) and _storage_error_code(error) == "ContainerNotFound":
             hint = "; create the container first"
         raise OSError(f"the record in {where} cannot be reached: {message}{hint}") from error

@@ -20,7 +20,7 @@ class FilePart:
     path: Path
 
     def lines(self) -> Iterator[bytes]:
-        """Yield its lines, the oldest first."""
+        """Yield the file's lines, oldest first; none if the file was deleted."""
         try:
             lines = self.path.open("rb")
         except FileNotFoundError:  # retired and deleted meanwhile
@@ -41,17 +41,17 @@ class FileStorage:
 
     @property
     def name(self) -> str:
-        """Its path."""
+        """The path of the open file."""
         return str(self.file)
 
     def parts(self) -> list[FilePart]:
-        """Return the files that exist, the oldest first."""
+        """Return the existing files, oldest first."""
         full = _full_files(self.file)
         return [FilePart(path) for path in ([*full, self.file] if self.file.exists() else full)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
-        """Lock the open file for one append; other writers wait."""
+        """Context manager: open and lock the newest file for one append; other writers wait for the lock."""
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -73,17 +73,21 @@ class _Appender:
 
     @property
     def name(self) -> str:
+        """The path of the file."""
         return str(self.file)
 
     @property
     def identity(self) -> str:
+        """The file's inode number, which changes when the file is replaced."""
         return str(os.fstat(self.descriptor).st_ino)
 
     @property
     def size(self) -> int:
+        """The file's length in bytes."""
         return os.fstat(self.descriptor).st_size
 
     def read_from(self, offset: int) -> bytes:
+        """Return the file's bytes from `offset` to its end."""
         parts = []
         while part := os.pread(self.descriptor, 1 << 20, offset):
             parts.append(part)
@@ -91,6 +95,7 @@ class _Appender:
         return b"".join(parts)
 
     def write(self, line: bytes) -> int:
+        """Append one line and flush it to disk; return the file's new length. A torn last line is closed first."""
         size = self.size
         # A crash may have cut the previous line short: this one must not become part of it.
         torn = size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n"
@@ -101,17 +106,19 @@ class _Appender:
         return self.size
 
     def retire(self) -> None:
+        """Rename the open file to a name with the time, and delete the oldest beyond `KEPT_PARTS`."""
         self.file.rename(self.file.with_name(f"{self.file.stem}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}.jsonl"))
         for oldest in _full_files(self.file)[: -storage.KEPT_PARTS]:
             oldest.unlink(missing_ok=True)
 
 
 def _full_files(file: Path) -> list[Path]:
+    """Return the files that are no longer appended to, oldest first."""
     return sorted(file.parent.glob(f"{file.stem}.*.jsonl"))
 
 
 def _is_open_file(file: Path, descriptor: int) -> bool:
-    """Return whether the path still names the locked file: another writer may have retired it meanwhile."""
+    """Return whether a path still names the locked file, which another writer may have renamed."""
     try:
         return file.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:

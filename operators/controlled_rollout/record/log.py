@@ -23,7 +23,7 @@ MAX_TRIES: Final = 50
 
 
 def storage_of(workspace: Workspace, endpoint: str) -> RecordStorage:
-    """Return where a workspace keeps the record of an endpoint: Azure Blob Storage, or a file."""
+    """Return the storage of an endpoint's record: Azure Blob Storage, or files in the workspace's folder."""
     check_name(endpoint)
     if workspace.records:
         return BlobStorage(workspace.records, endpoint)
@@ -31,16 +31,16 @@ def storage_of(workspace: Workspace, endpoint: str) -> RecordStorage:
 
 
 def append(workspace: Workspace, decision: Decision) -> None:
-    """Append one decision; it is durable when this returns.
+    """Append one decision to the endpoint's record; it is durable on return.
 
     Raises:
         OSError: It cannot be stored.
     """
-    _append(storage_of(workspace, decision.endpoint), lambda appender: (_line(decision), None))
+    _append_with_retries(storage_of(workspace, decision.endpoint), lambda appender: (_decision_line(decision), None))
 
 
 def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInput], Decision]) -> Decision:
-    """Decide on a look in the light of the looks before it, and append the decision with its evidence.
+    """Complete a look with the earlier looks of its record, decide on it, and append decision and evidence.
 
     Of the bins only those are written that the record does not have yet.
 
@@ -60,22 +60,23 @@ def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInp
     decision: Decision | None = None
 
     def line_after(appender: Appender) -> tuple[bytes, TailState]:
+        """Return the look's line and the state of the record after it, given the record's open part."""
         nonlocal decision
         tail = read_tail(appender)
         first = name not in tail.series
         series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width))
         complete = replace(look, router=(*series.earlier_counts(look.evidence.until), *look.router))
-        evidence = _evidence(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
+        evidence = _evidence_delta(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
         decision = decide(complete).model_copy(update={"evidence": evidence})
-        return _line(decision), tail
+        return _decision_line(decision), tail
 
-    _append(storage_of(workspace, look.settings.endpoint), line_after)
+    _append_with_retries(storage_of(workspace, look.settings.endpoint), line_after)
     assert decision is not None  # noqa: S101 - it was appended
     return decision
 
 
-def _evidence(name: str, look: LookInput, series: LookSeries, *, first: bool) -> LookEvidence:
-    """Return the evidence of a look as its line holds it, and take it over into the series."""
+def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bool) -> LookEvidence:
+    """Return the evidence of a look as stored in the record (a delta to the series), and update the series with it."""
     from controlled_rollout import __version__
 
     evidence = LookEvidence(
@@ -94,12 +95,15 @@ def _evidence(name: str, look: LookInput, series: LookSeries, *, first: bool) ->
     return evidence
 
 
-def _line(decision: Decision) -> bytes:
+def _decision_line(decision: Decision) -> bytes:
+    """Return a decision as one line of JSON, without the line break."""
     return decision.model_dump_json(exclude_none=True).encode()
 
 
-def _append(record: RecordStorage, line_after: Callable[[Appender], tuple[bytes, TailState | None]]) -> None:
-    """Append the line that follows from what the record holds; start again if another writer was faster."""
+def _append_with_retries(
+    record: RecordStorage, line_after: Callable[[Appender], tuple[bytes, TailState | None]]
+) -> None:
+    """Append the line that `line_after` builds; rebuild it and retry if another writer appended first."""
     tried: tuple[str, int, bytes] | None = None
     for _ in range(MAX_TRIES):
         tail: TailState | None = None
@@ -130,14 +134,14 @@ def _append(record: RecordStorage, line_after: Callable[[Appender], tuple[bytes,
 
 
 def _has_line(appender: Appender, identity: str, offset: int, line: bytes) -> bool:
-    """Return whether a line was appended although the storage's answer was lost."""
+    """Return whether the open part has a line at an offset: it was written although the answer was lost."""
     return appender.identity == identity and appender.read_from(offset).startswith(line + b"\n")
 
 
 def read(
     workspace: Workspace, endpoint: str, *, version: str | None = None, step: str | None = None
 ) -> Iterator[Decision]:
-    """Yield the decisions about an endpoint (or about one version of it, or of one step), oldest first.
+    """Yield the decisions about an endpoint, oldest first; optionally only those about one version or of one step.
 
     A line that a crash cut short is skipped.
     """
@@ -148,15 +152,16 @@ def read(
 
 
 def read_part(part: RecordPart, *, step: str | None = None) -> Iterator[Decision]:
-    """Yield the decisions in one part of a record (or those of one step), oldest first; damaged lines are skipped."""
+    """Yield the decisions in one part of a record, oldest first; damaged lines are skipped."""
     wanted = b'"step":"%b"' % step.encode() if step else b""
     for line in part.lines():
         # Most lines are looks: do not parse them when another step is wanted.
-        if wanted in line and (decision := _decision(line)) is not None and step in (None, decision.step):
+        if wanted in line and (decision := _parse_decision(line)) is not None and step in (None, decision.step):
             yield decision
 
 
-def _decision(line: bytes) -> Decision | None:
+def _parse_decision(line: bytes) -> Decision | None:
+    """Return the decision that a line holds; None if the line is damaged."""
     try:
         return Decision.model_validate_json(line)
     except ValidationError:
@@ -164,9 +169,9 @@ def _decision(line: bytes) -> Decision | None:
 
 
 def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
-    """Return the newest decision about a version, or None."""
+    """Return the newest decision about a version; None if the record has none."""
     for part in reversed(storage_of(workspace, endpoint).parts()):
         for line in reversed(list(part.lines())):
-            if (decision := _decision(line)) is not None and decision.version == version:
+            if (decision := _parse_decision(line)) is not None and decision.version == version:
                 return decision
     return None

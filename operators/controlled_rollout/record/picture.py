@@ -30,7 +30,7 @@ LARGEST: Final = 1e6
 
 
 def draw(summary: RolloutSummary, file: Path) -> None:
-    """Draw a rollout into a PNG, SVG or PDF file.
+    """Draw a rollout's traffic, errors, latency and evidence over time into a PNG, SVG or PDF file.
 
     Raises:
         ControlledRolloutError: The file's name has another ending, or matplotlib is not installed.
@@ -56,7 +56,7 @@ def draw(summary: RolloutSummary, file: Path) -> None:
         panel(axis, summary)
         axis.grid(True, axis="y", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        _mark(axis, summary)
+        _mark_steps_and_blind_times(axis, summary)
     _label_steps(axes[0], summary)
     _label_time(axes[-1], summary)
     figure.suptitle(
@@ -69,11 +69,12 @@ def draw(summary: RolloutSummary, file: Path) -> None:
 
 
 def _draw_traffic(axis: Any, summary: RolloutSummary) -> None:
+    """Draw both versions' requests per second over time."""
     spans = spans_of(summary, most=SPANS)
     for name, colour, treatment in ((summary.control, CONTROL, False), (summary.version, TREATMENT, True)):
         points: list[tuple[datetime, float]] = []
         for span, gap in _with_gaps(spans):
-            rate = _counts(span, treatment).requests / span.length.total_seconds()
+            rate = _version_counts(span, treatment).requests / span.length.total_seconds()
             points += [(span.start, rate), (span.start + span.length, math.nan if gap else rate)]
         times, rates = zip(*points, strict=True) if points else ((), ())
         axis.step(times, rates, where="post", color=colour, label=name, linewidth=1.6)
@@ -83,11 +84,13 @@ def _draw_traffic(axis: Any, summary: RolloutSummary) -> None:
 
 
 def _draw_errors(axis: Any, summary: RolloutSummary) -> None:
+    """Draw both versions' per cent of failed requests over time."""
     _draw_rates(axis, summary, lambda counts: counts.errors)
     axis.set_ylabel("errors, %")
 
 
 def _draw_latency(axis: Any, summary: RolloutSummary) -> None:
+    """Draw both versions' per cent of requests slower than one of control's latency quantiles."""
     index = summary.shown_quantile
     assert index is not None  # noqa: S101 - else this panel is not drawn
     _draw_rates(axis, summary, lambda counts: counts.slow[index] if counts.slow else 0)
@@ -102,13 +105,13 @@ def _draw_latency(axis: Any, summary: RolloutSummary) -> None:
 
 
 def _draw_rates(axis: Any, summary: RolloutSummary, events: Callable[[Counts], int]) -> None:
-    """Draw per cents of each version's requests, a dot per span: the larger, the more requests it stands for."""
+    """Draw the per cent of events of each version over time; a larger dot stands for more requests."""
     spans = spans_of(summary, most=COARSE_SPANS)
     most = max((counts.requests for span in spans for counts in (span.control, span.treatment)), default=1) or 1
     for colour, treatment in ((CONTROL, False), (TREATMENT, True)):
         points: list[tuple[datetime, float, int]] = []
-        for span, gap in _with_gaps([span for span in spans if _counts(span, treatment).requests]):
-            counts = _counts(span, treatment)
+        for span, gap in _with_gaps([span for span in spans if _version_counts(span, treatment).requests]):
+            counts = _version_counts(span, treatment)
             points.append((span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests))
             if gap:
                 points.append((span.start + span.length, math.nan, 0))
@@ -120,7 +123,7 @@ def _draw_rates(axis: Any, summary: RolloutSummary, events: Callable[[Counts], i
 
 
 def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
-    """Draw e-values on a logarithmic axis, their thresholds dashed, a dot where a claim is established."""
+    """Draw the e-value of each claim on a logarithmic axis, with its threshold and a dot where it is reached."""
     claims: dict[str, list[tuple[datetime, Claim]]] = {}
     for look in summary.looks:
         for claim in look.verdict.claims:
@@ -144,7 +147,7 @@ def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
         labelled.setdefault(threshold, []).append(name)
     for threshold, names in labelled.items():
         axis.text(
-            1.005, threshold, f"{threshold:,.4g}: {_short(names)}", transform=axis.get_yaxis_transform(), fontsize=8,
+            1.005, threshold, f"{threshold:,.4g}: {_short_claim_names(names)}", transform=axis.get_yaxis_transform(), fontsize=8,
             va="center",
         )  # fmt: skip
     axis.set_yscale("log")
@@ -154,16 +157,16 @@ def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _mark(axis: Any, summary: RolloutSummary) -> None:
-    """Draw the steps as lines, and shade the times in which the gate could not see."""
+def _mark_steps_and_blind_times(axis: Any, summary: RolloutSummary) -> None:
+    """Draw a vertical line for each step, and shade the times in which the gate could not judge."""
     for step in summary.steps:
         axis.axvline(step.time, color="#888888", linewidth=0.8)
-    for start, end in _blind(summary):
+    for start, end in _blind_times(summary):
         axis.axvspan(start, end, color=BAD, alpha=0.18, linewidth=0)
 
 
-def _blind(summary: RolloutSummary) -> list[tuple[datetime, datetime]]:
-    """Return the times between a look that could not see and the next that could."""
+def _blind_times(summary: RolloutSummary) -> list[tuple[datetime, datetime]]:
+    """Return the times from each look that could not judge to the next one that could."""
     spans: list[tuple[datetime, datetime]] = []
     begun: datetime | None = None
     for look in summary.looks:
@@ -179,7 +182,7 @@ def _blind(summary: RolloutSummary) -> list[tuple[datetime, datetime]]:
 
 
 def _label_steps(axis: Any, summary: RolloutSummary) -> None:
-    """Write the steps above the picture, those that are close to each other above each other."""
+    """Write the steps' names above the picture; names that would overlap go into further rows."""
     if not summary.steps:
         return
     first, last = summary.steps[0].time, max(summary.steps[-1].time, summary.looks[-1].time)
@@ -196,17 +199,18 @@ def _label_steps(axis: Any, summary: RolloutSummary) -> None:
 
 
 def _label_time(axis: Any, summary: RolloutSummary) -> None:
+    """Format the time axis, and explain the shaded times if there are any."""
     from matplotlib import dates
 
     locator: Any = dates.AutoDateLocator()  # type: ignore[no-untyped-call] # matplotlib's
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    blind = " – shaded: the gate could not see, or the split was not what was set" if _blind(summary) else ""
+    blind = " – shaded: the gate could not see, or the split was not what was set" if _blind_times(summary) else ""
     axis.set_xlabel(f"UTC{blind}", fontsize=9)
 
 
 def _with_gaps(spans: Sequence[Span]) -> list[tuple[Span, bool]]:
-    """Return each span, and whether a gap without counts follows it: no line is drawn across a gap."""
+    """Return each span with whether a gap without counts follows it; no line is drawn across a gap."""
     after = [*(span.start for span in spans[1:]), None]
     return [
         (span, following is not None and following > span.start + 2 * span.length)
@@ -214,12 +218,13 @@ def _with_gaps(spans: Sequence[Span]) -> list[tuple[Span, bool]]:
     ]
 
 
-def _counts(span: Span, treatment: bool) -> Counts:
+def _version_counts(span: Span, treatment: bool) -> Counts:
+    """Return the treatment's or control's counts of a span."""
     return span.treatment if treatment else span.control
 
 
-def _short(names: Sequence[str]) -> str:
-    """Return the names of several claims with one threshold in a few words."""
+def _short_claim_names(names: Sequence[str]) -> str:
+    """Return a short label for claims that share a threshold, such as "alarms and passes"."""
     words_by_end = {"is higher": "alarms", "are higher": "alarms", "not worse": "passes", "is wrong": "split"}
     words = dict.fromkeys(
         next((word for end, word in words_by_end.items() if name.endswith(end)), name) for name in names

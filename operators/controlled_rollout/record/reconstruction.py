@@ -31,7 +31,7 @@ class RecordedLook:
 
 
 def recorded_looks(decisions: Iterable[Decision]) -> Iterator[RecordedLook]:
-    """Yield the looks among the decisions of one part of a record.
+    """Yield the looks of one part of a record, each with its evidence rebuilt from the deltas of the lines before.
 
     Args:
         decisions: The part's decisions, oldest first; every part can be read by itself.
@@ -64,13 +64,14 @@ class _Series:
     """Puts the bins of one series together, look by look."""
 
     def __init__(self, settings: LookSettings) -> None:
+        """Start a series without bins."""
         self._settings = settings
         self._bins: list[Bin] = []
         self._baseline: list[Bin] = []
         self._fingerprints = (BinFingerprints(), BinFingerprints())
 
     def add(self, recorded: LookEvidence) -> LookInput:
-        """Return what the next look's verdict rests on.
+        """Apply the next look's delta to the bins, and return the look's full input.
 
         Raises:
             EvidenceError: A line is missing or was changed.

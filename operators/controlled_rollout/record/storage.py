@@ -19,7 +19,7 @@ class RecordPart(Protocol):
     """One part of a record."""
 
     def lines(self) -> Iterator[bytes]:
-        """Yield its lines, the oldest first; none if the part was deleted meanwhile."""
+        """Yield the part's lines, oldest first; none if the part was deleted meanwhile."""
         ...
 
 
@@ -33,20 +33,20 @@ class Appender(Protocol):
 
     @property
     def identity(self) -> str:
-        """Identifies this part; differs from that of a later part with the same name."""
+        """An id of this part that differs from that of a later part with the same name."""
         ...
 
     @property
     def size(self) -> int:
-        """Its length in bytes."""
+        """The part's length in bytes."""
         ...
 
     def read_from(self, offset: int) -> bytes:
-        """Return the bytes from `offset` to the end."""
+        """Return the part's bytes from `offset` to its end."""
         ...
 
     def write(self, line: bytes) -> int:
-        """Append one line and return the part's length then; the line is durable when this returns.
+        """Append one line and return the part's new length; the line is durable on return.
 
         Raises:
             AppendConflict: Nothing was appended, because the part has changed since it was opened.
@@ -55,7 +55,7 @@ class Appender(Protocol):
         ...
 
     def retire(self) -> None:
-        """Close the part, so that the next append opens a new one, and delete the oldest beyond `KEPT_PARTS`."""
+        """Close the part so that the next append opens a new one; delete the oldest parts beyond `KEPT_PARTS`."""
         ...
 
 
@@ -64,15 +64,15 @@ class RecordStorage(Protocol):
 
     @property
     def name(self) -> str:
-        """Its unique name: a path or an address."""
+        """The record's unique name: its path or address."""
         ...
 
     def parts(self) -> Sequence[RecordPart]:
-        """Return its parts, the oldest first."""
+        """Return the record's parts, oldest first."""
         ...
 
     def appending(self) -> AbstractContextManager[Appender]:
-        """Open the newest part for one append.
+        """Context manager: open the newest part for one append.
 
         Raises:
             AppendConflict: Another writer opened a new part at the same time.

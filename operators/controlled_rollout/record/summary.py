@@ -62,13 +62,13 @@ class RolloutSummary:
 
     @property
     def end(self) -> str:
-        """How it ended, or "under way"."""
+        """How the rollout ended, such as "promoted"; "under way" if it has not."""
         ends = [END_WORDS[step.label] for step in self.steps if step.label in END_WORDS]
         return ends[-1] if ends else "under way"
 
     @property
     def shown_quantile(self) -> int | None:
-        """The index of the gate's latency quantile nearest to p95; None where latency is not judged."""
+        """The index of the gate's latency quantile nearest to p95; None if latency is not judged."""
         if not self.thresholds_ms:
             return None
         quantiles = self.gate.latency_quantiles
@@ -76,7 +76,7 @@ class RolloutSummary:
 
 
 def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> RolloutSummary:
-    """Return the summary of a version's last rollout.
+    """Return the summary of a version's last rollout (None: of the last version) from the decisions of a record.
 
     Args:
         decisions: The record, oldest first.
@@ -103,38 +103,42 @@ def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> R
         gate=settings.gate,
         thresholds_ms=evidence.thresholds_ms,
         bins=evidence.bins,
-        looks=_looks(looks, settings.treatment, settings.started),
-        steps=_steps(all_decisions, settings.treatment, settings.started),
+        looks=_looks_since(looks, settings.treatment, settings.started),
+        steps=_steps_since(all_decisions, settings.treatment, settings.started),
     )
 
 
-def _looks(looks: Sequence[RecordedLook], version: str, started: datetime) -> tuple[SummaryLook, ...]:
+def _looks_since(looks: Sequence[RecordedLook], version: str, started: datetime) -> tuple[SummaryLook, ...]:
+    """Return the looks at a version since its rollout began, with their verdicts."""
     return tuple(
         SummaryLook(recorded.decision.time, recorded.look.evidence.until if recorded.look else None, verdict)
         for recorded in looks
         if recorded.decision.version == version
         and recorded.decision.time >= started
-        and (verdict := _verdict(recorded.decision.verdict)) is not None
+        and (verdict := _read_verdict(recorded.decision.verdict)) is not None
     )
 
 
-def _verdict(values: Mapping[str, Any] | None) -> Verdict | None:
+def _read_verdict(values: Mapping[str, Any] | None) -> Verdict | None:
+    """Return a recorded verdict; None if it is missing or cannot be read."""
     try:
         return verdict_from_dict(values or {})
     except EvidenceError:
         return None
 
 
-def _steps(decisions: Sequence[Decision], version: str, started: datetime) -> tuple[SummaryStep, ...]:
+def _steps_since(decisions: Sequence[Decision], version: str, started: datetime) -> tuple[SummaryStep, ...]:
+    """Return the steps other than looks that were taken on a version since its rollout began."""
     # The record's line of a roll-out is a moment later than the version's creation.
     return tuple(
-        SummaryStep(decision.time, _label(decision), decision.who, decision.why)
+        SummaryStep(decision.time, _step_label(decision), decision.who, decision.why)
         for decision in decisions
         if decision.version == version and decision.step != "look" and decision.time >= started
     )
 
 
-def _label(decision: Decision) -> str:
+def _step_label(decision: Decision) -> str:
+    """Return the short name of a step for tables and pictures, such as `10 %` for a shift."""
     if decision.step == "shift" and decision.share is not None:
         return f"{decision.share:g} %"
     return decision.step.replace("_", " ")
@@ -159,7 +163,7 @@ class Span:
 
 
 def spans_of(summary: RolloutSummary, *, most: int) -> list[Span]:
-    """Return the rollout's bins, put together to at most `most` spans of the same length."""
+    """Join neighbouring bins into at most `most` spans of the same duration."""
     if not summary.bins:
         return []
     first = summary.bins[0].start
@@ -172,14 +176,15 @@ def spans_of(summary: RolloutSummary, *, most: int) -> list[Span]:
         Span(
             first + index * length,
             length,
-            _sum([bin_.control for bin_ in bins]),
-            _sum([bin_.treatment for bin_ in bins]),
+            _sum_counts([bin_.control for bin_ in bins]),
+            _sum_counts([bin_.treatment for bin_ in bins]),
             next((bin_.share for bin_ in reversed(bins) if bin_.share is not None), None),
         )
         for index, bins in sorted(groups.items())
     ]
 
 
-def _sum(counts: Sequence[Counts]) -> Counts:
+def _sum_counts(counts: Sequence[Counts]) -> Counts:
+    """Return the sum of the requests, errors and slow requests of several counts."""
     slow = tuple(map(sum, zip(*(part.slow for part in counts), strict=True)))
     return Counts(sum(part.requests for part in counts), sum(part.errors for part in counts), slow)

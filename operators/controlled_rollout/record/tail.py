@@ -28,7 +28,7 @@ COMPARED_BINS: Final = 5
 
 
 def series_name(settings: LookSettings) -> str:
-    """Return the name of the series whose looks have these settings."""
+    """Return the name of the series of looks with these settings: a hash of them."""
     return hashlib.blake2b(canonical_json(settings.model_dump(mode="json")), digest_size=8).hexdigest()
 
 
@@ -49,7 +49,7 @@ class LookSeries:
     router: list[RouterCounts] = field(default_factory=list)
 
     def earlier_counts(self, until: datetime) -> tuple[RouterCounts, ...]:
-        """Return the router's counts at two looks that evidence up to `until` covers; nothing without two such looks.
+        """Return the router's counts at earlier looks that evidence up to `until` covers; empty with fewer than two.
 
         The first and the last within five bins before `until`.
         """
@@ -58,13 +58,13 @@ class LookSeries:
         return (covered[0], covered[-1]) if len(covered) > 1 else ()
 
     def add(self, look: LookEvidence) -> None:
-        """Take over a look that is in the record."""
+        """Add a look that was read from the record: its bins and its router counts."""
         self.bins.apply(look.bins)
         self.baseline.apply(look.baseline)
         self.add_counts(look.router, look.until)
 
     def add_counts(self, router: tuple[RouterCounts, ...], until: datetime) -> None:
-        """Add what the router had counted at a look: its last counts are those of that moment."""
+        """Add the router's counts at a look, and drop counts that are no longer needed."""
         oldest = until - COMPARED_BINS * self.bin_width
         self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
 
@@ -83,7 +83,7 @@ _tails_lock = Lock()
 
 
 def read_tail(appender: Appender) -> TailState:
-    """Return what the open part of a record holds now; only what was appended since the last time is read."""
+    """Return the state of a record's open part; reads only what was appended since the last call in this process."""
     with _tails_lock:
         tail = _tails.pop(appender.name, None)
         if tail is None or tail.identity != appender.identity or tail.offset > appender.size:
@@ -98,6 +98,7 @@ def read_tail(appender: Appender) -> TailState:
 
 
 def _add_line(tail: TailState, line: bytes) -> None:
+    """Add a line's look to its series; other lines and damaged lines are skipped."""
     if b'"series"' not in line:
         return
     try:

@@ -13,14 +13,24 @@ ROWS: Final = 24
 
 
 def text_report(summary: RolloutSummary) -> str:
-    """Return a rollout's steps, its traffic over time, and the gate's claims, as text."""
+    """Return a rollout's steps, traffic and e-values as text tables."""
     last = summary.looks[-1]
     end = last.until or last.time
     title = (
         f"{summary.endpoint}: {summary.version} against {summary.control}, "
         f"{summary.started:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {summary.end}"
     )
-    parts = [title, "=" * len(title), "", _steps(summary), "", _traffic(summary), "", _looks(summary), ""]
+    parts = [
+        title,
+        "=" * len(title),
+        "",
+        _steps_table(summary),
+        "",
+        _traffic_table(summary),
+        "",
+        _looks_table(summary),
+        "",
+    ]
     verdicts = [look.verdict for look in summary.looks if look.verdict.claims]
     if verdicts:
         parts += [describe(verdicts[-1]), ""]
@@ -28,14 +38,16 @@ def text_report(summary: RolloutSummary) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _steps(summary: RolloutSummary) -> str:
+def _steps_table(summary: RolloutSummary) -> str:
+    """Return a table of the rollout's steps: time, step, author and reason."""
     rows: list[tuple[str, ...]] = [("time", "step", "by", "why"), *(
-        (_clock(step.time), step.label, step.who, step.why.partition("\n")[0][:80]) for step in summary.steps
+        (_format_clock(step.time), step.label, step.who, step.why.partition("\n")[0][:80]) for step in summary.steps
     )]  # fmt: skip
     return text_table(rows, left_columns=4)
 
 
-def _traffic(summary: RolloutSummary) -> str:
+def _traffic_table(summary: RolloutSummary) -> str:
+    """Return a table of both versions' requests, errors and slow requests over time."""
     quantile = summary.shown_quantile
     header = ["from", "set", "requests", "control", "errors", "control"]
     if quantile is not None:
@@ -43,24 +55,24 @@ def _traffic(summary: RolloutSummary) -> str:
     rows = [tuple(header)]
     for span in spans_of(summary, most=ROWS):
         row = [
-            _clock(span.start),
+            _format_clock(span.start),
             "" if span.share is None else f"{100 * span.share:g} %",
             f"{span.treatment.requests:,}",
             f"{span.control.requests:,}",
-            _percent(span.treatment.errors, span.treatment),
-            _percent(span.control.errors, span.control),
+            _format_percent(span.treatment.errors, span.treatment),
+            _format_percent(span.control.errors, span.control),
         ]
         if quantile is not None:
             row += [
-                _percent(counts.slow[quantile], counts) if counts.slow else ""
+                _format_percent(counts.slow[quantile], counts) if counts.slow else ""
                 for counts in (span.treatment, span.control)
             ]
         rows.append(tuple(row))
     return text_table(rows, left_columns=1)
 
 
-def _looks(summary: RolloutSummary) -> str:
-    """Return a table of the e-values at the looks that changed the outcome, and at some in between."""
+def _looks_table(summary: RolloutSummary) -> str:
+    """Return a table of the e-values: a row for each change of the outcome, and some rows in between."""
     names = list(dict.fromkeys(claim.name for look in summary.looks for claim in look.verdict.claims))
     rows = [("look", "outcome", *names)]
     every = max(1, len(summary.looks) // ROWS)
@@ -71,20 +83,27 @@ def _looks(summary: RolloutSummary) -> str:
         if changed or number % every == 0 or number == len(summary.looks) - 1:
             claims = {claim.name: claim for claim in look.verdict.claims}
             rows.append(
-                (_clock(look.time), outcome.replace("_", " "), *(_evidence(claims.get(name)) for name in names))
+                (
+                    _format_clock(look.time),
+                    outcome.replace("_", " "),
+                    *(_format_e_value(claims.get(name)) for name in names),
+                )
             )
     thresholds = {claim.name: claim.threshold for look in summary.looks for claim in look.verdict.claims}
     rows.append(("", "threshold", *(f"{thresholds[name]:,.4g}" for name in names)))
     return text_table(rows, left_columns=2)
 
 
-def _evidence(claim: Claim | None) -> str:
+def _format_e_value(claim: Claim | None) -> str:
+    """Return a claim's e-value as text, with ` !` if its threshold is reached; empty without a claim."""
     return "" if claim is None else f"{claim.e_value:,.3g}{' !' if claim.reached else ''}"
 
 
-def _percent(events: int, counts: Counts) -> str:
+def _format_percent(events: int, counts: Counts) -> str:
+    """Return events as per cent of the requests, as text; `-` without requests."""
     return f"{100 * events / counts.requests:.2f} %" if counts.requests else "-"
 
 
-def _clock(moment: datetime) -> str:
+def _format_clock(moment: datetime) -> str:
+    """Return a time of day as HH:MM:SS."""
     return f"{moment:%H:%M:%S}"

@@ -196,7 +196,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         """Record that the rollout is on hold, then fail the task without retries; nothing is rolled back."""
         from controlled_rollout.evaluation import look as looks
 
-        looks.hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
+        looks.record_hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
         self.fail(
             context,
             f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "

@@ -13,7 +13,7 @@ from controlled_rollout.evaluation.next_action import (
     LookResult,
     NextAction,
     decide,
-    decide_when_refused,
+    decide_after_conflict,
     decide_when_unreachable,
 )
 from controlled_rollout.evidence import EvidenceWindow
@@ -133,14 +133,14 @@ def test_a_target_that_does_not_answer_is_waited_for_and_then_held() -> None:
 
 def test_the_first_version_has_nothing_to_be_compared_with() -> None:
     first = Endpoint(name="digits").create_version("v2a", is_control=True)
-    result = decide_when_refused(first, terms(), "nobody holds it")
+    result = decide_after_conflict(first, terms(), "nobody holds it")
     assert result.action is NextAction.NOTHING_TO_COMPARE
     assert result.reason.startswith("first version")
 
 
 def test_version_promoted_meanwhile_has_no_control_to_compare_with() -> None:
     promoted = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a").promote("v2a")
-    result = decide_when_refused(promoted, terms(), "nobody holds it")
+    result = decide_after_conflict(promoted, terms(), "nobody holds it")
     assert result.action is NextAction.NOTHING_TO_COMPARE
     assert "control" in result.reason
 
@@ -149,7 +149,7 @@ def test_rollout_ended_by_another_owner_is_a_conflict() -> None:
     endpoint = Endpoint(name="digits").create_version("v1a", is_control=True).create_version("v2a")
     taken = endpoint.claim("v3a", owner="other/run", at=NOW)
     for present in (endpoint, taken, None):
-        assert decide_when_refused(present, terms(), "other/run holds it") == LookResult(
+        assert decide_after_conflict(present, terms(), "other/run holds it") == LookResult(
             NextAction.CONFLICT, "other/run holds it"
         )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.evidence.increments import binned, bound_at_least, growths, quantile_bounds
+from controlled_rollout.evidence.increments import bound_at_least, growth_by_bin, growths, quantile_bounds
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 START = T0.timestamp()
@@ -48,7 +48,7 @@ def test_the_first_scrape_of_a_young_router_counts_and_that_of_an_old_one_does_n
 def test_a_scrape_on_a_bin_s_edge_tells_of_the_bin_that_ends_there() -> None:
     scrapes = at((0, 1), (30, 31), (60, 61), (75, 76))
     grown = growths(at((0, 0), (30, 1), (60, 3), (75, 7)), scrapes, longest=MINUTE)
-    assert binned(grown, width=MINUTE, started=T0 + timedelta(seconds=30)) == {
+    assert growth_by_bin(grown, width=MINUTE, started=T0 + timedelta(seconds=30)) == {
         (T0 - MINUTE, True): 0,
         (T0, True): 1,
         (T0, False): 2,
@@ -62,7 +62,9 @@ def test_every_request_is_in_exactly_one_bin(steps: list[int]) -> None:
     for number, step in enumerate(steps, start=1):
         total += step
         samples.append((START + 15 * number, float(total)))
-    by_bin = binned(growths(samples, [(time, 1e6) for time, _ in samples], longest=MINUTE), width=MINUTE, started=T0)
+    by_bin = growth_by_bin(
+        growths(samples, [(time, 1e6) for time, _ in samples], longest=MINUTE), width=MINUTE, started=T0
+    )
     assert sum(by_bin.values()) == total
 
 
