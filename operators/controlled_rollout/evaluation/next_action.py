@@ -220,7 +220,8 @@ async def _look_and_decide(
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
     result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
     log(
-        f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, {look.requests_since_shift} requests: "
+        f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
+        f"{look.requests_since_shift} requests: "
         f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
     )
     return result

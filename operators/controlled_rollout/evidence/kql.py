@@ -29,7 +29,7 @@ NEVER_MS: Final = 1e18
 
 def until_line(until: datetime) -> str:
     """Return the KQL line that sets `Until`, the end of the time that a query reads; it goes before such a query."""
-    return f"let Until = {_datetime_literal(until)};\n"
+    return f"let Until = {_kql_datetime(until)};\n"
 
 
 def baseline_query(requests: Sequence[StoreRequest]) -> str:
@@ -46,9 +46,9 @@ def baseline_query(requests: Sequence[StoreRequest]) -> str:
     first, last = min(request.key.first for request in requests), max(request.key.started for request in requests)
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
-        f"{_requests_by_weight(_datetime_literal(first), _datetime_literal(last))}"
+        f"{_requests_by_weight(_kql_datetime(first), _kql_datetime(last))}"
         f"{_join_with_gates('TimeGenerated >= From and TimeGenerated < To')}"
-        f"| extend Bucket = bin(log(max_of(DurationMs, {_real_literal(FASTEST_MS)})) * {_real_literal(BUCKETS_PER_E)}, 1.0)\n"
+        f"| extend Bucket = bin(log(max_of(DurationMs, {_kql_real(FASTEST_MS)})) * {_kql_real(BUCKETS_PER_E)}, 1.0)\n"
         "| summarize Requests = sum(ItemCount) by Gate, Bucket"
     )
 
@@ -62,7 +62,7 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
     rows: list[list[Any]] = []
     for number, request in enumerate(requests):
         for version, factor in ((request.key.control, 1.0), (request.key.treatment, 1 + request.key.tolerance)):
-            limits = [float(_real_literal(threshold * factor)) for threshold in request.thresholds_ms]
+            limits = [float(_kql_real(threshold * factor)) for threshold in request.thresholds_ms]
             limits += [NEVER_MS] * (n_thresholds - len(limits))
             rows.append(
                 [
@@ -79,11 +79,11 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
     )
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
-        f"{_requests_by_weight(_datetime_literal(min(request.since for request in requests)), 'Until')}"
+        f"{_requests_by_weight(_kql_datetime(min(request.since for request in requests)), 'Until')}"
         f"{_join_with_gates('TimeGenerated >= From')}"
         "| summarize Requests = sum(ItemCount),\n"
         f"    Errors = sumif(ItemCount, toint(ResultCode) >= 500 or ResultCode == '0'){slow}\n"
-        f"    by Gate, Version, Bin = bin(TimeGenerated, {_timespan_literal(bin_width)}), Before = TimeGenerated < Started"
+        f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
     )
 
 
@@ -99,16 +99,16 @@ def arrivals_query(
         lag_since: `LateMs` is of what arrived since then.
         bin_width: The length of a bin.
     """
-    width = _timespan_literal(bin_width)
+    width = _kql_timespan(bin_width)
     return (
         "AppRequests\n"
-        f"| where TimeGenerated >= {_datetime_literal(first)} and TimeGenerated < {_datetime_literal(until)}\n"
+        f"| where TimeGenerated >= {_kql_datetime(first)} and TimeGenerated < {_kql_datetime(until)}\n"
         "| extend Arrived = ingestion_time()\n"
-        f"| where Arrived >= {_datetime_literal(min(since, lag_since))}\n"
+        f"| where Arrived >= {_kql_datetime(min(since, lag_since))}\n"
         "| extend Endpoint = tostring(Properties.endpoint)\n"
-        f"| extend Late = iff(Arrived >= {_datetime_literal(lag_since)},"
+        f"| extend Late = iff(Arrived >= {_kql_datetime(lag_since)},"
         f" (Arrived - bin(TimeGenerated, {width}) - {width}) / 1ms, real(null))\n"
-        f"| extend Began = iff(Arrived >= {_datetime_literal(since)}, TimeGenerated, datetime(null))\n"
+        f"| extend Began = iff(Arrived >= {_kql_datetime(since)}, TimeGenerated, datetime(null))\n"
         "| summarize Oldest = min(Began), LateMs = percentile(Late, 99) by Endpoint"
     )
 
@@ -144,15 +144,15 @@ def _summarized_by_bin(
     kql: str, aggregates: str, by: str, request: StoreRequest, until: datetime | None, bin_width: timedelta
 ) -> str:
     """Return a metric's KQL with filters on time and versions, and aggregated by bin."""
-    end = "Until" if until is None else _datetime_literal(until)
+    end = "Until" if until is None else _kql_datetime(until)
     versions = f"'{check_name(request.key.control)}', '{check_name(request.key.treatment)}'"
     return (
         f"{_one_statement(kql)}\n"
-        f"| where TimeGenerated >= {_datetime_literal(request.since)} and TimeGenerated < {end}\n"
+        f"| where TimeGenerated >= {_kql_datetime(request.since)} and TimeGenerated < {end}\n"
         f"| where Version in ({versions}) and isnotnull(Value)\n"
         f"| summarize {aggregates}\n"
-        f"    by {by}, Bin = bin(TimeGenerated, {_timespan_literal(bin_width)}),"
-        f" Before = TimeGenerated < {_datetime_literal(request.key.started)}"
+        f"    by {by}, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}),"
+        f" Before = TimeGenerated < {_kql_datetime(request.key.started)}"
     )
 
 
@@ -164,7 +164,7 @@ def _one_statement(kql: str) -> str:
 def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
     """Return the KQL of the time of an endpoint's newest request."""
     return (
-        f"{_requests_by_weight(_datetime_literal(start), _datetime_literal(end))}"
+        f"{_requests_by_weight(_kql_datetime(start), _kql_datetime(end))}"
         f"| where tostring(Properties.endpoint) == '{check_name(endpoint)}'\n"
         "| summarize Newest = max(TimeGenerated)"
     )
@@ -208,17 +208,17 @@ def _iso_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _datetime_literal(moment: datetime) -> str:
+def _kql_datetime(moment: datetime) -> str:
     """Return a time as a KQL `datetime(…)` literal."""
     return f"datetime({_iso_time(moment)})"
 
 
-def _timespan_literal(width: timedelta) -> str:
+def _kql_timespan(width: timedelta) -> str:
     """Return a duration as a KQL timespan literal in milliseconds."""
     return f"{width // timedelta(milliseconds=1)}ms"
 
 
-def _real_literal(number: float) -> str:
+def _kql_real(number: float) -> str:
     """Return a finite number as a KQL literal; raise ValueError if it is not finite."""
     if not math.isfinite(number):
         raise ValueError(f"{number!r} is not finite")

@@ -168,8 +168,8 @@ class PrometheusEvidence:
         newest = max((samples[-1][0] for samples in scrapes.values() if samples), default=None)
         if newest is None:
             raise EvidenceUnavailableError(
-                f"{self.url} has no sample of {AGE}{self._label_selector()}: check that it scrapes the routers, and that "
-                "prometheus_selector matches their labels"
+                f"{self.url} has no sample of {AGE}{self._label_selector()}: check that it scrapes the routers, "
+                "and that prometheus_selector matches their labels"
             )
         if datetime.fromtimestamp(newest, UTC) < until - width:
             when = f"{datetime.fromtimestamp(newest, UTC):%H:%M:%S}"

@@ -147,8 +147,8 @@ def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
         labelled.setdefault(threshold, []).append(name)
     for threshold, names in labelled.items():
         axis.text(
-            1.005, threshold, f"{threshold:,.4g}: {_short_claim_names(names)}", transform=axis.get_yaxis_transform(), fontsize=8,
-            va="center",
+            1.005, threshold, f"{threshold:,.4g}: {_short_claim_names(names)}", transform=axis.get_yaxis_transform(),
+            fontsize=8, va="center",
         )  # fmt: skip
     axis.set_yscale("log")
     highest = max((min(claim.e_value, LARGEST) for points in claims.values() for _, claim in points), default=1.0)
