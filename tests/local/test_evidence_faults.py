@@ -99,9 +99,9 @@ class Counting(LogAnalyticsEvidence):
         )
         self.queries_sent: list[str] = []
 
-    def _query_now(self, kql: str, columns: Any) -> Any:
+    def _query_blocking(self, kql: str, columns: Any) -> Any:
         self.queries_sent.append(kql)
-        return super()._query_now(kql, columns)
+        return super()._query_blocking(kql, columns)
 
 
 def read(process: Process, endpoint: str, **changes: Any) -> Evidence:
