@@ -264,7 +264,7 @@ async def _push_image(
 
 
 def _entry_script_variables(inputs: ImageInputs) -> dict[str, str]:
-    """Return the `AZUREML_*` environment variables that entry scripts read."""
+    """Return the environment variables `AML_APP_ROOT` and `AZUREML_*`, which entry scripts read."""
     names = [(model.name, model.version) for model, _ in inputs.models]
     return {
         "AML_APP_ROOT": str(APP_ROOT),

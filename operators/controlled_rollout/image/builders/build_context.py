@@ -31,7 +31,7 @@ UV_DOES_NOT_RUN, NO_SUCH_PYTHON, NOT_INSTALLED = 81, 82, 83
 
 
 def write_build_context(request: BuildRequest, folder: Path) -> None:
-    """Write the Dockerfile, its scripts and the requirements into a new folder. None of the files is secret."""
+    """Write all build files (Dockerfile, requirements, uv, scoring runtime) into a new folder. None is secret."""
     folder.mkdir()
     for name, text in request.build_files.items():
         (folder / name).write_text(text, encoding="utf-8")

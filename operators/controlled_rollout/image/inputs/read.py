@@ -43,7 +43,7 @@ class ImageInputs:
     environment: Environment
 
     def document(self) -> dict[str, Any]:
-        """Return the digests of source, models and entry script as a JSON object. The environment is not in it."""
+        """Return a JSON object: entry script, digests of source and models. The environment is not in it."""
         return {
             "source_digest": self.source.digest,
             "entry_script": self.entry_script,
