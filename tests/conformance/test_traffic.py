@@ -5,7 +5,7 @@ import math
 
 import httpx
 
-from controlled_rollout.target.waiting import wait_until_left
+from controlled_rollout.target.waiting import wait_until_without_traffic
 from tests.conformance.target_lab import CHANGE, MAX_WAIT, TargetLab
 from tests.polling import until
 
@@ -88,7 +88,7 @@ async def test_version_that_is_not_ready_delays_neither_the_other_two_nor_a_roll
     assert "'three' is not ready: 'one' serves the rest" in (status.waiting_for or "")
 
     endpoint = await lab.apply(endpoint.roll_back("two"))
-    status = await wait_until_left(lab.target, endpoint.name, "two", endpoint.revision, timeout=MAX_WAIT)
+    status = await wait_until_without_traffic(lab.target, endpoint.name, "two", endpoint.revision, timeout=MAX_WAIT)
     assert (status.weight_ppm, status.served_revision) == ({"one": 1_000_000}, 1)
 
     endpoint = await lab.serve(endpoint.update_version("three", image=lab.images["steady"]))

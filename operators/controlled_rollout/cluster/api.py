@@ -70,7 +70,7 @@ class Api:
     @classmethod
     @asynccontextmanager
     async def open(cls, workspace: Workspace) -> AsyncIterator[Self]:
-        """Open a connection to a workspace's cluster: sign in, but send no request yet.
+        """Context manager: sign in to a cluster and yield the connection, without a request; close it on exit.
 
         Raises:
             WorkspaceError: The workspace's settings do not lead to a cluster.
@@ -80,6 +80,7 @@ class Api:
         async with AsyncExitStack() as clients:
 
             async def sign_in() -> "ApiClient":
+                """Open a client of the cluster with fresh credentials; it stays open until the connection is closed."""
                 opening = workspace.open_cluster() if workspace.open_cluster else open_kubeconfig(workspace)
                 client: ApiClient = await clients.enter_async_context(opening)
                 return client
@@ -102,27 +103,27 @@ class Api:
         accept: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> bytes:
-        """Send a request and return the response's body."""
+        """Send a request and return the body of the response; raise an error if the HTTP status is 300 or above."""
         status, content = await self._request_once(method, path, body, query, content_type, accept, timeout_s)
         if status == 403:
             # An API server that has just started refuses everything until it has read its Roles.
-            await self._until_ready()
+            await self._wait_until_ready()
             status, content = await self._request_once(method, path, body, query, content_type, accept, timeout_s)
         if status >= 300:
-            raise self._refusal(method, path, status, content)
+            raise self._error_for_status(method, path, status, content)
         return content
 
     async def _request_once(self, method: str, path: str, *request: Any) -> tuple[int, bytes]:
-        """Send a request and return the response's status and body."""
+        """Send a request; return the HTTP status and the body of the response."""
         response = await self._send(method, path, *request)
         try:
             return response.status, await response.read()
         except _transport_errors() as error:
-            raise self._unavailable(method, path, error) from error
+            raise self._unavailable_error(method, path, error) from error
 
     async def get(self, path: str, **query: str) -> Object:
         """Return the object, or the list of objects, at a path."""
-        return _document(await self.request("GET", path, query=query))
+        return _json_object(await self.request("GET", path, query=query))
 
     async def find(self, path: str) -> Object | None:
         """Return the object at a path, or None if there is none."""
@@ -138,9 +139,9 @@ class Api:
         return list((await self.get(path, **query)).get("items") or [])
 
     async def create(self, path: str, body: Object) -> Object | None:
-        """Create an object; return it, or None if one of that name exists."""
+        """Create an object and return it; return None if an object of that name exists."""
         try:
-            return _document(
+            return _json_object(
                 await self.request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER}),
             )
         except ApiError as error:
@@ -154,21 +155,21 @@ class Api:
         Raises:
             ConflictError: Another manager owns a field that has another value here; nothing was changed.
         """
-        return _document(
+        return _json_object(
             await self.request("PATCH", path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=APPLY)
         )
 
-    async def merge(self, path: str, body: Object, *, manager: str = FIELD_MANAGER) -> Object:
-        """Change an object by a merge patch and return it."""
-        return _document(
+    async def merge_patch(self, path: str, body: Object, *, manager: str = FIELD_MANAGER) -> Object:
+        """Change an object by a JSON merge patch and return it."""
+        return _json_object(
             await self.request("PATCH", path, body=body, query={"fieldManager": manager}, content_type=MERGE)
         )
 
     async def merge_if_unchanged(self, path: str, current: Object, body: Object) -> Object | None:
-        """Change an object by a merge patch if it is still as in `current`; return None if it was changed meanwhile."""
+        """Change an object by a JSON merge patch; return None if it is no longer as in `current`."""
         metadata = {"resourceVersion": current["metadata"]["resourceVersion"], **body.get("metadata", {})}
         try:
-            return await self.merge(path, {**body, "metadata": metadata})
+            return await self.merge_patch(path, {**body, "metadata": metadata})
         except ApiError as error:
             if error.status != 409:
                 raise
@@ -209,7 +210,7 @@ class Api:
         response = await self._send("GET", path, None, watch_query, JSON, JSON, MAX_WATCH_S + REQUEST_TIMEOUT_S)
         try:
             if response.status >= 300:
-                raise self._refusal("GET", path, response.status, await response.read())
+                raise self._error_for_status("GET", path, response.status, await response.read())
             async for line in response.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -221,12 +222,12 @@ class Api:
                     )
                 yield event
         except _transport_errors() as error:
-            raise self._unavailable("GET", path, error) from error
+            raise self._unavailable_error("GET", path, error) from error
         finally:
             response.close()
 
-    async def lines(self, path: str, **query: str) -> AsyncIterator[str]:
-        """Yield the lines of a log, also while it is being written, until the server ends the response.
+    async def log_lines(self, path: str, **query: str) -> AsyncIterator[str]:
+        """Yield the lines of a pod's log, also while it is being written, until the server ends the response.
 
         Raises:
             ApiError: There is no such log, or not yet.
@@ -234,27 +235,27 @@ class Api:
         response = await self._send("GET", path, None, query, JSON, "*/*", MAX_LOG_S)
         try:
             if response.status >= 300:
-                raise self._refusal("GET", path, response.status, await response.read())
+                raise self._error_for_status("GET", path, response.status, await response.read())
             async for line in response.content:
                 yield line.decode(errors="replace").rstrip("\r\n")
         except _transport_errors() as error:
-            raise self._unavailable("GET", path, error) from error
+            raise self._unavailable_error("GET", path, error) from error
         finally:
             response.close()
 
     async def _send(self, method: str, path: str, *request: Any) -> Any:
-        """Send a request; if the server no longer accepts the credentials, sign in again and send it once more."""
+        """Send a request; if the server answers 401, sign in again and send it once more. Return the response."""
         client = self._client
         response = await self._send_as(client, method, path, *request)
         if response.status != 401:
             self._was_accepted = True
-        elif await self._renew(client):
+        elif await self._sign_in_again(client):
             response.close()
             response = await self._send_as(self._client, method, path, *request)
         return response
 
-    async def _renew(self, refused: "ApiClient") -> bool:
-        """Sign in again if the credentials were accepted before; return whether the client is a new one now."""
+    async def _sign_in_again(self, refused: "ApiClient") -> bool:
+        """Sign in again if the credentials were accepted before; return whether there is a new client now."""
         async with self._signing_in:
             if self._client is refused and self._was_accepted:
                 # The old client stays open until the end: other requests may still be reading from it.
@@ -272,6 +273,7 @@ class Api:
         accept: str,
         timeout_s: float,
     ) -> Any:
+        """Send a request with the credentials of `client`; return the open response with any HTTP status."""
         headers = {"Content-Type": content_type, "Accept": accept}
         try:
             await client.update_params_for_auth(headers, [], ["BearerToken"])
@@ -285,22 +287,25 @@ class Api:
                 _request_timeout=timeout_s,
             )
         except _transport_errors() as error:
-            raise self._unavailable(method, path, error) from error
+            raise self._unavailable_error(method, path, error) from error
 
-    async def _until_ready(self) -> None:
-        """Wait until the API server is ready, for a bounded time: not every identity may ask it that."""
+    async def _wait_until_ready(self) -> None:
+        """Wait until the API server is ready, for at most `MAX_START_S`: not every identity may ask it that."""
 
         async def is_ready() -> bool:
+            """Return whether the API server answers 200 to its readiness check."""
             status, _ = await self._request_once("GET", READY_PATH, None, None, JSON, "*/*", REQUEST_TIMEOUT_S)
             return status == 200
 
         await until(is_ready, MAX_START_S, interval_s=START_POLL_S)
 
-    def _unavailable(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
+    def _unavailable_error(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
+        """Return the error for a request that the API server did not answer."""
         what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"
         return TargetUnavailableError(f"the API server {self.server} did not answer {method} {path} {what}")
 
-    def _refusal(self, method: str, path: str, status: int, content: bytes) -> ControlledRolloutError:
+    def _error_for_status(self, method: str, path: str, status: int, content: bytes) -> ControlledRolloutError:
+        """Return the error for a response with an HTTP status of 300 or above; the class depends on the status."""
         try:
             document = json.loads(content)
             message, reason = str(document["message"]), str(document.get("reason", ""))
@@ -324,11 +329,13 @@ class Api:
         return ApiError(answer, status=status, reason=reason)
 
 
-def _document(content: bytes) -> Object:
+def _json_object(content: bytes) -> Object:
+    """Return the JSON object in the body of a response."""
     return dict(json.loads(content))
 
 
 def _transport_errors() -> tuple[type[BaseException], ...]:
+    """Return the classes of errors that mean that the server cannot be reached."""
     import aiohttp
 
     return (aiohttp.ClientError, TimeoutError, OSError)

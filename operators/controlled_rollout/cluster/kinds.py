@@ -41,7 +41,7 @@ class Kind:
         return self.version.rpartition("/")[0]
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Return the path of one object, or of the list of all in a namespace."""
+        """Return the API server's path of one object, or of the list of all objects in a namespace."""
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
         parts = [root, "namespaces", namespace, self.plural, name, subresource]
         return "/".join(part for part in parts if part)

@@ -21,7 +21,7 @@ SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccou
 
 @asynccontextmanager
 async def open_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
-    """Open a client of a workspace's cluster.
+    """Context manager: yield a client of a workspace's cluster; close it on exit.
 
     The cluster is that of the workspace's `kubeconfig`, else of $KUBECONFIG or ~/.kube/config, else the one that this
     process's pod runs in.
@@ -47,16 +47,17 @@ async def open_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
         chosen = workspace.kubeconfig is not None or workspace.kube_context is not None
         if chosen or not await asyncio.to_thread(SERVICE_ACCOUNT_TOKEN.exists):
             # The cause is dropped: its message may quote whole entries of the file, tokens included.
-            raise _no_cluster(workspace, error) from None
+            raise _no_cluster_error(workspace, error) from None
         try:
             config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         except config.ConfigException as error:
-            raise _no_cluster(workspace, error) from error
+            raise _no_cluster_error(workspace, error) from error
     async with client.ApiClient(settings) as opened:
         yield opened
 
 
-def _no_cluster(workspace: Workspace, error: Exception) -> WorkspaceError:
+def _no_cluster_error(workspace: Workspace, error: Exception) -> WorkspaceError:
+    """Return the error for settings that do not lead to a cluster; it quotes no content of the kubeconfig file."""
     # A message about the file's content is cut before the first entry that it quotes; YAML errors quote lines.
     message = "" if isinstance(error, YAMLError) else str(error).partition("{")[0].rstrip(" /:")
     return WorkspaceError(

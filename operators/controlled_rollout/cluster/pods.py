@@ -48,7 +48,7 @@ class PodProblem:
 
 
 def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
-    """Return what keeps a pod from running; None if nothing does.
+    """Return what keeps a pod from running, from its status; None if nothing does.
 
     Args:
         pod: The pod.
@@ -61,12 +61,13 @@ def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
             why = condition.get("message") or condition.get("reason")
             return PodProblem(f"pod {name} cannot be scheduled: {why}", is_permanent=False)
     for container in status.get("containerStatuses") or []:
-        if problem := _container_problem(name, container, _age(pod, now)):
+        if problem := _container_problem(name, container, _pod_age(pod, now)):
             return problem
     return None
 
 
 def _container_problem(pod_name: str, container: Object, age: timedelta) -> PodProblem | None:
+    """Return what keeps a pod's container from being ready; None if nothing does."""
     state = container.get("state") or {}
     waiting = state.get("waiting") or {}
     reason = waiting.get("reason", "")
@@ -93,7 +94,7 @@ def _container_problem(pod_name: str, container: Object, age: timedelta) -> PodP
 
 
 def newest_warning(events: Sequence[Object]) -> str | None:
-    """Return the message of the newest warning that tells more than the pod's status; None if there is none."""
+    """Return the newest warning among events that says more than the pod's status; None if there is none."""
     warnings = [
         event for event in events if event.get("type") == "Warning" and event.get("reason") not in COVERED_BY_STATUS
     ]
@@ -104,7 +105,7 @@ def newest_warning(events: Sequence[Object]) -> str | None:
 
 
 def last_exit(container: Object) -> str | None:
-    """Return how a container ended last, such as `exited with code 1`; None if it never ended."""
+    """Return how a container last ended, such as `exited with code 1`; None if it never ended."""
     for state in ("state", "lastState"):
         if terminated := (container.get(state) or {}).get("terminated"):
             reason = terminated.get("reason", "Error")
@@ -113,11 +114,12 @@ def last_exit(container: Object) -> str | None:
 
 
 def is_terminating(pod: Object) -> bool:
-    """Whether a pod is being deleted."""
+    """Return whether a pod is being deleted."""
     return "deletionTimestamp" in pod["metadata"]
 
 
-def _age(pod: Object, now: datetime | None) -> timedelta:
+def _pod_age(pod: Object, now: datetime | None) -> timedelta:
+    """Return a pod's age at the time `now`; 0 if `now` is None."""
     if now is None:
         return timedelta(0)
     return now - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])

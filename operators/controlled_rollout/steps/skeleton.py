@@ -22,9 +22,9 @@ from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.target.waiting import (
     Progress,
     retry_until_available,
-    wait_until_left,
     wait_until_ready,
     wait_until_served,
+    wait_until_without_traffic,
 )
 from controlled_rollout.workspace import Workspace
 
@@ -122,7 +122,9 @@ async def run_step(
     if step.whole_split:
         await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
     else:
-        await wait_until_left(target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress)
+        await wait_until_without_traffic(
+            target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress
+        )
     if not step.creates:
         _record(workspace, step, stored, change)
     progress(step.done(stored))

@@ -9,7 +9,7 @@ __all__ = ["connect"]
 
 
 def connect(workspace: Workspace) -> AbstractAsyncContextManager[Target]:
-    """Open the target of a workspace for the length of an `async with`. The only place that knows them all.
+    """Context manager: open the local or Kubernetes target of a workspace; close it on exit.
 
     One opening does for a whole step: on Kubernetes every opening signs in, which may run a program such as kubelogin.
     Opening sends no request, so an API server or a supervisor that is away does not keep it from being opened.

@@ -12,7 +12,7 @@ from typing import Final
 
 from controlled_rollout.sizing import Load
 
-__all__ = ["Counters", "growth", "loads", "parse", "total"]
+__all__ = ["Counters", "counter_growth", "loads_between", "parse_counters", "total_counters"]
 
 _SAMPLE: Final = re.compile(
     r'^envoy_cluster_(upstream_rq_(?:total|active|time_sum|time_count))\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}[ \t]+(\S+)',
@@ -39,15 +39,15 @@ class Counters:
     answered: int = 0
 
 
-def parse(text: str) -> dict[str, Counters]:
-    """Return the counters of every cluster in an answer of `/stats/prometheus`; other metrics are skipped."""
+def parse_counters(text: str) -> dict[str, Counters]:
+    """Return the counters of every cluster from the text of Envoy's `/stats/prometheus`; other metrics are skipped."""
     clusters: dict[str, dict[str, float]] = {}
     for metric, labels, value in _SAMPLE.findall(text):
         name = _CLUSTER.search(labels)
-        number = _number(value)
+        number = _finite_number(value)
         if name is None or number is None:
             continue
-        cluster = clusters.setdefault(_ESCAPED.sub(_unescaped, name.group(1)), {})
+        cluster = clusters.setdefault(_ESCAPED.sub(_unescape_label_character, name.group(1)), {})
         cluster[metric] = cluster.get(metric, 0.0) + number
     return {
         name: Counters(
@@ -60,17 +60,17 @@ def parse(text: str) -> dict[str, Counters]:
     }
 
 
-def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, Counters]:
-    """Return what one router has counted between two readings, for each cluster of the second.
+def counter_growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, Counters]:
+    """Return what one router has counted between two readings, for each cluster of the second reading.
 
     A counter that has become smaller is of a router, or a cluster, that started again in between: it counts from 0.
     If no times were merged between the two readings, the requests are taken to have lasted as long as those before.
     """
-    return {name: _growth(before.get(name, Counters()), counters) for name, counters in after.items()}
+    return {name: _cluster_growth(before.get(name, Counters()), counters) for name, counters in after.items()}
 
 
-def total(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counters]:
-    """Return the sums of what several routers have counted, by cluster."""
+def total_counters(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counters]:
+    """Return the sums of the counters of several routers, by cluster."""
     sums: dict[str, Counters] = {}
     for part in parts:
         for name, counters in part.items():
@@ -84,10 +84,10 @@ def total(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counters]:
     return sums
 
 
-def loads(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Load]:
-    """Return each cluster's load between two readings of one router.
+def loads_between(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Load]:
+    """Return each cluster's load between two readings of one router's counters.
 
-    For several routers: `loads({}, total(growth(before, after) for before, after in readings), seconds)`.
+    For several routers: `loads_between({}, total_counters(growths), seconds)`, with the `counter_growth` of each router.
 
     Args:
         before: The first reading.
@@ -104,11 +104,12 @@ def loads(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds
             requests_per_s=grown.requests / seconds,
             request_time_s=grown.time_ms / grown.answered / 1000 if grown.answered else None,
         )
-        for name, grown in growth(before, after).items()
+        for name, grown in counter_growth(before, after).items()
     }
 
 
-def _growth(before: Counters, after: Counters) -> Counters:
+def _cluster_growth(before: Counters, after: Counters) -> Counters:
+    """Return what was counted for one cluster between two readings; all of `after` if the router restarted."""
     if after.requests < before.requests or after.answered < before.answered:
         return after
     requests, answered = after.requests - before.requests, after.answered - before.answered
@@ -120,7 +121,8 @@ def _growth(before: Counters, after: Counters) -> Counters:
     return Counters(requests=requests, active=after.active, time_ms=time_ms, answered=answered)
 
 
-def _number(text: str) -> float | None:
+def _finite_number(text: str) -> float | None:
+    """Return the finite number in a text; None if it is something else."""
     try:
         number = float(text)
     except ValueError:
@@ -128,5 +130,6 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _unescaped(escape: re.Match[str]) -> str:
+def _unescape_label_character(escape: re.Match[str]) -> str:
+    """Return the character that a backslash escape in a label value stands for."""
     return {"n": "\n"}.get(escape.group(1), escape.group(1))

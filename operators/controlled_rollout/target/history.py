@@ -24,7 +24,7 @@ class Promotion:
 
 
 def creation_of(history: Sequence[Revision], version: str) -> Revision:
-    """Return the revision that created the present version of that name: a name may have been used before.
+    """Return the revision that created the present version of a name; the name may have been used before.
 
     Args:
         history: The endpoint's revisions, oldest first.
@@ -39,7 +39,7 @@ def creation_of(history: Sequence[Revision], version: str) -> Revision:
 
 
 def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
-    """Return when the version last became control and which version it replaced; None if it is not control now.
+    """Return when a version last became control and which version it replaced; None if it is not control now.
 
     Args:
         history: The endpoint's revisions, oldest first.
@@ -59,4 +59,5 @@ def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
 
 
 def _is_control(endpoint: Endpoint | None, version: str) -> bool:
+    """Return whether the endpoint exists, has the version, and that version is control."""
     return endpoint is not None and version in endpoint.versions and endpoint.versions[version].is_control

@@ -27,6 +27,8 @@ KEY_BYTES: Final = 32
 
 
 class _Message(BaseModel):
+    """An immutable value that a target receives or returns; unknown fields raise a validation error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -63,7 +65,7 @@ class Revision(_Message):
 
     @classmethod
     def after(cls, endpoint: Endpoint, change: Change) -> Self:
-        """Return the revision that storing `endpoint` makes, now."""
+        """Return the next revision: `endpoint` with its number raised by one, stored now."""
         number = endpoint.revision + 1
         stored = endpoint.model_copy(update={"revision": number})
         return cls(number=number, endpoint=stored, change=change, created=datetime.now(UTC))
@@ -151,11 +153,11 @@ class Keys(_Message):
 
     @classmethod
     def new(cls) -> Self:
-        """Return two new keys."""
+        """Return two new random keys."""
         return cls(primary=secrets.token_urlsafe(KEY_BYTES), secondary=secrets.token_urlsafe(KEY_BYTES))
 
     def renewed(self, which: Literal["primary", "secondary"]) -> Self:
-        """Return the keys with one of them replaced by a new one."""
+        """Return a copy of the keys with one of them replaced by a new random key."""
         return self.model_copy(update={which: secrets.token_urlsafe(KEY_BYTES)})
 
 

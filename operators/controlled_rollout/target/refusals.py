@@ -26,7 +26,7 @@ def already_stored(endpoint: Endpoint, newest: Revision | None) -> Endpoint | No
 
 
 def conflict_error(endpoint: Endpoint, newest: Revision | None) -> ConflictError:
-    """Return the error for an endpoint that was made from another revision than the newest."""
+    """Return the error for storing an endpoint that was not made from the newest revision."""
     request = f"revision {endpoint.revision + 1} of endpoint {endpoint.name!r} was to be stored"
     if newest is None:
         return ConflictError(f"{request}, but the endpoint has been deleted meanwhile: create it again from revision 0")
@@ -37,14 +37,14 @@ def conflict_error(endpoint: Endpoint, newest: Revision | None) -> ConflictError
 
 
 def not_found_error(name: str, existing: Iterable[str]) -> EndpointNotFoundError:
-    """Return the error for an endpoint that does not exist, which lists those that do."""
+    """Return the error for an endpoint that does not exist; its message lists the endpoints that do."""
     return EndpointNotFoundError(
         f"there is no endpoint {name!r} in this workspace: it has {', '.join(existing) or 'none'}"
     )
 
 
 def check_supported(endpoint: Endpoint, target: str) -> None:
-    """Refuse an endpoint that asks for what no target can do yet.
+    """Raise EndpointError if an endpoint asks for a feature that no target has yet.
 
     Args:
         endpoint: The endpoint that is to be applied.
@@ -66,7 +66,7 @@ def check_supported(endpoint: Endpoint, target: str) -> None:
 
 
 def check_replicas(version: str, replicas: int) -> None:
-    """Refuse a number of replicas that can only be a mistake.
+    """Raise EndpointError if a number of replicas is below 1 or above 100.
 
     Raises:
         EndpointError: It is below 1 or above 100.

@@ -26,7 +26,7 @@ async def scale_before(
     progress: Progress,
     going_back: bool = False,
 ) -> None:
-    """Give every version the replicas for its share of the measured load, and wait for those of versions that get more.
+    """Scale versions up for a change of traffic: compute replicas from the measured load, set them, wait for them.
 
     Args:
         target: The target of the endpoint.
@@ -64,7 +64,7 @@ async def scale_before(
 async def scale_before_going_back(
     target: Target, before: Endpoint, after: Endpoint, *, timeout: timedelta, progress: Progress
 ) -> None:
-    """Scale for a roll-back, as far as that is possible in a quarter of `timeout`; raises no error of the target."""
+    """Scale up for a roll-back, within a quarter of `timeout`; report errors of the target, but do not raise them."""
     limit = timeout * ROLL_BACK_PART
     try:
         async with asyncio.timeout(limit.total_seconds()):

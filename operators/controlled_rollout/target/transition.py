@@ -52,7 +52,7 @@ CLOSED: Final = Split()
 def allowed_split(
     endpoint: Endpoint, *, served: Split, ready: Collection[str], live: Collection[str], closed: bool = False
 ) -> Split:
-    """Return the split that the router may serve now, as near to the newest revision's as the versions allow.
+    """Return the split that may be served now: the nearest to the newest revision's that the versions allow.
 
     | version                                   | its share                                                         |
     |-------------------------------------------|-------------------------------------------------------------------|
@@ -84,29 +84,30 @@ def allowed_split(
     allowed = {
         name: weight if name in ready else min(weight, served.weights.get(name, 0)) for name, weight in wanted.items()
     }
-    default = _default(endpoint.default.name, allowed, served=served, ready=ready, live=live)
+    default = _default_to_serve(endpoint.default.name, allowed, served=served, ready=ready, live=live)
     if default is None:
         waits_for = tuple(name for name, weight in wanted.items() if weight and name not in ready)
         return Split(waits_for=waits_for, revision=endpoint.revision)
-    rest = _rest(default, allowed)
+    rest = _remaining_weight(default, allowed)
     # An order that does not depend on what was served before.
     weights = {name: rest if name == default else weight for name, weight in allowed.items()} | {default: rest}
     waits_for = tuple(name for name, weight in wanted.items() if weights[name] < weight)
     return Split(weights, default, waits_for, complete=not waits_for, revision=endpoint.revision)
 
 
-def _default(
+def _default_to_serve(
     new: str, allowed: Mapping[str, int], *, served: Split, ready: Collection[str], live: Collection[str]
 ) -> str | None:
-    """Return the version that takes what no other version may have; None if the endpoint stays closed."""
+    """Return the version that gets the remaining traffic; None if the endpoint stays closed."""
     may_replace = (
         new == served.default
         or new in ready
-        or _rest(new, allowed) <= served.weights.get(new, 0)
+        or _remaining_weight(new, allowed) <= served.weights.get(new, 0)
         or (new in live and served.default not in live)
     )
     return new if may_replace else served.default
 
 
-def _rest(default: str, allowed: Mapping[str, int]) -> int:
+def _remaining_weight(default: str, allowed: Mapping[str, int]) -> int:
+    """Return the parts of a million that the default gets: what the other versions do not have."""
     return WEIGHT_TOTAL - sum(weight for name, weight in allowed.items() if name != default)

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from controlled_rollout.errors import DeploymentError, TargetUnavailableError
 from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
 
-__all__ = ["Progress", "retry_until_available", "wait_until_left", "wait_until_ready", "wait_until_served"]
+__all__ = ["Progress", "retry_until_available", "wait_until_ready", "wait_until_served", "wait_until_without_traffic"]
 
 Progress = Callable[[str], None]
 Result = TypeVar("Result")
@@ -23,13 +23,13 @@ RETRY_S: Final = 0.5
 
 
 def _no_progress(sentence: str) -> None:
-    """Report progress to nobody."""
+    """Ignore a progress message."""
 
 
 async def retry_until_available(
     call: Callable[[], Awaitable[Result]], *, timeout: timedelta, progress: Progress
 ) -> Result:
-    """Call a target until it answers, and return its answer.
+    """Await `call` again and again until the target answers; return the answer.
 
     Args:
         call: Makes the call; it must be safe to repeat.
@@ -54,7 +54,7 @@ async def retry_until_available(
 async def wait_until_ready(
     target: Target, endpoint: str, version: str, *, timeout: timedelta, progress: Progress
 ) -> VersionStatus:
-    """Wait until every replica of a version answers.
+    """Wait until every replica of a version answers; return the version's status.
 
     Args:
         target: The target of the endpoint.
@@ -70,7 +70,8 @@ async def wait_until_ready(
     latest: VersionStatus | None = None
     last_message = ""
 
-    def ready(status: EndpointStatus) -> VersionStatus | None:
+    def status_if_ready(status: EndpointStatus) -> VersionStatus | None:
+        """Return the version's status if it is ready, else None; raise DeploymentError if it failed or was deleted."""
         nonlocal latest, last_message
         latest = status.versions.get(version)
         if latest is None:
@@ -78,15 +79,15 @@ async def wait_until_ready(
         if latest.ready:
             return latest
         if latest.failed:
-            raise DeploymentError(_failure(endpoint, latest, latest.cause or "failed"))
+            raise DeploymentError(_failure_message(endpoint, latest, latest.cause or "failed"))
         if (message := f"version {version!r}: {_replica_states(latest)}") != last_message:
             progress(message)
             last_message = message
         return None
 
     try:
-        return await _first(ready, target, endpoint, timeout, progress)
-    except _TimeIsOverError as error:
+        return await _watch_until_result(status_if_ready, target, endpoint, timeout, progress)
+    except _WaitTimeoutError as error:
         late = f"not ready after {timeout.total_seconds():g} s"
         # A full status has log lines and warnings that a watched one leaves out.
         with contextlib.suppress(TargetUnavailableError):
@@ -94,7 +95,7 @@ async def wait_until_ready(
         if latest is None:
             raise DeploymentError(f"version {version!r} of endpoint {endpoint!r}: {late}, status not known") from error
         cause = f"{late}: {latest.cause or _replica_states(latest)}"
-        raise DeploymentError(_failure(endpoint, latest, cause)) from error
+        raise DeploymentError(_failure_message(endpoint, latest, cause)) from error
 
 
 async def wait_until_served(
@@ -117,15 +118,16 @@ async def wait_until_served(
     """
 
     def is_served(status: EndpointStatus) -> bool:
+        """Return whether the router serves this revision or a later one as a whole."""
         return status.served_revision >= revision
 
     return await _wait_for_router(is_served, target, endpoint, revision, timeout, progress)
 
 
-async def wait_until_left(
+async def wait_until_without_traffic(
     target: Target, endpoint: str, version: str, revision: int, *, timeout: timedelta, progress: Progress = _no_progress
 ) -> EndpointStatus:
-    """Wait until the router confirms that, as `revision` or a later one asks, it sends no request to a version.
+    """Wait until the router confirms that, as `revision` or a later one asks, a version gets no traffic.
 
     Unlike `wait_until_served` this does not wait for other versions of the revision that are not ready yet.
 
@@ -142,12 +144,13 @@ async def wait_until_left(
         TargetUnavailableError: The target did not answer until the time was over.
     """
 
-    def is_left(status: EndpointStatus) -> bool:
+    def has_no_traffic(status: EndpointStatus) -> bool:
+        """Return whether the router's confirmed split gives the version no traffic."""
         return status.served_revision >= revision or (
             status.split_revision >= revision and version not in status.weight_ppm
         )
 
-    return await _wait_for_router(is_left, target, endpoint, revision, timeout, progress)
+    return await _wait_for_router(has_no_traffic, target, endpoint, revision, timeout, progress)
 
 
 async def _wait_for_router(
@@ -158,10 +161,12 @@ async def _wait_for_router(
     timeout: timedelta,
     progress: Progress,
 ) -> EndpointStatus:
+    """Watch an endpoint until `is_done` is true for its status; raise DeploymentError if the router is too late."""
     latest: EndpointStatus | None = None
     reported: set[str] = set()
 
-    def done(status: EndpointStatus) -> EndpointStatus | None:
+    def status_if_done(status: EndpointStatus) -> EndpointStatus | None:
+        """Return the status if `is_done` is true for it, else None; raise if the router will not serve the revision."""
         nonlocal latest
         latest = status
         if is_done(status):
@@ -178,23 +183,23 @@ async def _wait_for_router(
         return None
 
     try:
-        return await _first(done, target, endpoint, timeout, progress)
-    except _TimeIsOverError as error:
-        raise DeploymentError(_not_served(endpoint, revision, timeout, latest)) from error
+        return await _watch_until_result(status_if_done, target, endpoint, timeout, progress)
+    except _WaitTimeoutError as error:
+        raise DeploymentError(_not_served_message(endpoint, revision, timeout, latest)) from error
 
 
-async def _first(
+async def _watch_until_result(
     result_of: Callable[[EndpointStatus], Result | None],
     target: Target,
     endpoint: str,
     timeout: timedelta,
     progress: Progress,
 ) -> Result:
-    """Watch an endpoint until `result_of` returns a result for its status, and return that; reconcile meanwhile.
+    """Watch an endpoint until `result_of` returns a result for its status; return the result. Reconcile meanwhile.
 
     Raises:
         TargetUnavailableError: The target did not answer when the time was over.
-        _TimeIsOverError: It did answer, and there was no result.
+        _WaitTimeoutError: It did answer, and there was no result.
     """
     outage = _Outage(progress)
     try:
@@ -212,47 +217,52 @@ async def _first(
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise outage.error or _TimeIsOverError() from error
+        raise outage.error or _WaitTimeoutError() from error
 
 
-class _TimeIsOverError(Exception):
-    """The time that a wait may take is over."""
+class _WaitTimeoutError(Exception):
+    """Raised when a wait has reached its timeout without a result."""
 
 
 class _Outage:
-    """Whether a target does not answer; reports each outage once."""
+    """Whether a target does not answer now; each outage is reported once."""
 
     def __init__(self, progress: Progress) -> None:
         self.error: TargetUnavailableError | None = None
         self._progress = progress
 
     def begin(self, error: TargetUnavailableError) -> None:
+        """Record that the target does not answer; report it if this is the beginning of an outage."""
         if self.error is None:
             self._progress(f"trying again: {error}")
         self.error = error
 
     def end(self) -> None:
+        """Record that the target answers again."""
         self.error = None
 
 
 def _replica_states(status: VersionStatus) -> str:
+    """Return a phrase with the number of replicas in each state, such as `2 ready, 1 starting`."""
     counts: dict[str, int] = {}
     for replica in status.replicas:
         counts[replica.state.value] = counts.get(replica.state.value, 0) + 1
     return ", ".join(f"{count} {state}" for state, count in counts.items()) or "no replica yet"
 
 
-def _failure(endpoint: str, status: VersionStatus, cause: str) -> str:
+def _failure_message(endpoint: str, status: VersionStatus, cause: str) -> str:
+    """Return the message for a version that did not become ready: the cause and its last log lines."""
     log = f"\nlast lines of its log:\n{status.log_tail}" if status.log_tail else "\nit has logged nothing"
     return f"version {status.name!r} of endpoint {endpoint!r} did not become ready: {cause}{log}"
 
 
-def _not_served(endpoint: str, revision: int, timeout: timedelta, latest: EndpointStatus | None) -> str:
+def _not_served_message(endpoint: str, revision: int, timeout: timedelta, latest: EndpointStatus | None) -> str:
+    """Return the message for a revision that was not served in time: what is served and what is not ready."""
     late = f"after {timeout.total_seconds():g} s"
     if latest is None:
         return f"no status of endpoint {endpoint!r} {late}: whether the router serves revision {revision} is not known"
     unready = [version for version in latest.versions.values() if not version.ready]
-    failures = [_failure(endpoint, version, version.cause or "failed") for version in unready if version.failed]
+    failures = [_failure_message(endpoint, version, version.cause or "failed") for version in unready if version.failed]
     return "\n".join(
         [
             f"the router still serves revision {latest.served_revision} of endpoint {endpoint!r}, not {revision}, "

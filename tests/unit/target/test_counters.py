@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.sizing import Load
-from controlled_rollout.target.counters import Counters, growth, loads, parse, total
+from controlled_rollout.target.counters import Counters, counter_growth, loads_between, parse_counters, total_counters
 
 # As Envoy 1.40 writes it: the histogram is merged later than the counter.
 TEXT = """\
@@ -40,14 +40,14 @@ names = st.text(min_size=1, max_size=40)
 
 
 def test_the_counters_of_every_cluster_are_read_from_envoys_text() -> None:
-    clusters = parse(TEXT)
+    clusters = parse_counters(TEXT)
 
     assert clusters.keys() == {"digits/one", "telemetry"}
     digits = clusters["digits/one"]
     assert digits.time_ms == pytest.approx(996.0067)
     assert replace(digits, time_ms=0) == Counters(requests=300, active=2, answered=288)
     assert clusters["telemetry"] == Counters(requests=12)
-    assert parse("") == parse("# nothing counted yet\n") == {}
+    assert parse_counters("") == parse_counters("# nothing counted yet\n") == {}
 
 
 def test_other_labels_the_order_of_labels_and_large_numbers_are_understood() -> None:
@@ -58,21 +58,23 @@ def test_other_labels_the_order_of_labels_and_large_numbers_are_understood() -> 
         'envoy_cluster_upstream_rq_total{pod="nameless"} 7\n'
     )
 
-    assert parse(text) == {"x/y": Counters(requests=1_500_000, active=3)}
+    assert parse_counters(text) == {"x/y": Counters(requests=1_500_000, active=3)}
 
 
 @given(names)
 def test_a_name_is_read_as_it_was_before_it_was_escaped(name: str) -> None:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
-    assert parse(f'envoy_cluster_upstream_rq_total{{envoy_cluster_name="{escaped}"}} 5\n') == {name: Counters(5)}
+    assert parse_counters(f'envoy_cluster_upstream_rq_total{{envoy_cluster_name="{escaped}"}} 5\n') == {
+        name: Counters(5)
+    }
 
 
 def test_a_load_is_requests_by_time_and_the_mean_of_what_was_answered() -> None:
     before = {"one": Counters(requests=100, time_ms=500.0, answered=90), "gone": Counters(requests=5)}
     after = {"one": Counters(requests=300, time_ms=1300.0, answered=250), "new": Counters(requests=10)}
 
-    assert loads(before, after, 10.0) == {
+    assert loads_between(before, after, 10.0) == {
         "one": Load(requests_per_s=20.0, request_time_s=0.005),
         "new": Load(requests_per_s=1.0, request_time_s=None),
     }
@@ -82,8 +84,8 @@ def test_earlier_times_are_used_until_envoy_merges_its_histograms() -> None:
     before = {"one": Counters(requests=100, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
     after = {"one": Counters(requests=120, time_ms=400.0, answered=80), "idle": Counters(5, 0, 10.0, 5)}
 
-    assert growth(before, after)["one"] == Counters(requests=20, time_ms=100.0, answered=20)
-    assert loads(before, after, 1.0) == {
+    assert counter_growth(before, after)["one"] == Counters(requests=20, time_ms=100.0, answered=20)
+    assert loads_between(before, after, 1.0) == {
         "one": Load(requests_per_s=20.0, request_time_s=0.005),
         "idle": Load(requests_per_s=0.0, request_time_s=None),
     }
@@ -93,28 +95,28 @@ def test_restarted_router_counts_from_zero() -> None:
     before = {"one": Counters(requests=10_000, time_ms=50_000.0, answered=10_000)}
     after = {"one": Counters(requests=40, time_ms=80.0, answered=20)}
 
-    assert loads(before, after, 4.0) == {"one": Load(requests_per_s=10.0, request_time_s=0.004)}
+    assert loads_between(before, after, 4.0) == {"one": Load(requests_per_s=10.0, request_time_s=0.004)}
 
 
 def test_the_loads_of_several_routers_add_up_each_with_its_own_restarts() -> None:
     steady = ({"one": Counters(100, 0, 100.0, 100)}, {"one": Counters(200, 1, 300.0, 200)})
     restarted = ({"one": Counters(900, 0, 900.0, 900)}, {"one": Counters(50, 2, 100.0, 50)})
 
-    together = total(growth(before, after) for before, after in (steady, restarted))
+    together = total_counters(counter_growth(before, after) for before, after in (steady, restarted))
 
     assert together == {"one": Counters(requests=150, active=3, time_ms=300.0, answered=150)}
-    assert loads({}, together, 10.0) == {"one": Load(requests_per_s=15.0, request_time_s=0.002)}
+    assert loads_between({}, together, 10.0) == {"one": Load(requests_per_s=15.0, request_time_s=0.002)}
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_no_time_between_two_readings_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="needs time between two readings"):
-        loads({}, {"one": Counters(1)}, seconds)
+        loads_between({}, {"one": Counters(1)}, seconds)
 
 
 @given(counters, counters, st.floats(0.1, 1000))
 def test_no_load_is_ever_negative(before: Counters, after: Counters, seconds: float) -> None:
-    load = loads({"one": before}, {"one": after}, seconds)["one"]
+    load = loads_between({"one": before}, {"one": after}, seconds)["one"]
 
     assert load.requests_per_s >= 0
     assert load.request_time_s is None or load.request_time_s >= 0

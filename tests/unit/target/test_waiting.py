@@ -12,9 +12,9 @@ from controlled_rollout.target import waiting
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, ReplicaStatus, Target, VersionStatus
 from controlled_rollout.target.waiting import (
     retry_until_available,
-    wait_until_left,
     wait_until_ready,
     wait_until_served,
+    wait_until_without_traffic,
 )
 
 SOON = timedelta(seconds=0.2)
@@ -165,7 +165,7 @@ async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause()
 
 
 async def left(scripted: ScriptedTarget, timeout: timedelta = LATE) -> EndpointStatus:
-    return await wait_until_left(scripted.target, "digits", "one", 2, timeout=timeout)
+    return await wait_until_without_traffic(scripted.target, "digits", "one", 2, timeout=timeout)
 
 
 async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision_without_it() -> None:

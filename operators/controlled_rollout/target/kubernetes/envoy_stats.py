@@ -15,7 +15,16 @@ from controlled_rollout.target.counters import Counters
 from controlled_rollout.target.kubernetes.names import route_name, selector
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["EnvoyStats", "GatewayStats", "contradiction", "envoy_selector", "loads", "read", "read_all", "ready_pods"]
+__all__ = [
+    "EnvoyStats",
+    "GatewayStats",
+    "contradiction",
+    "envoy_selector",
+    "read",
+    "read_all",
+    "ready_pods",
+    "version_loads",
+]
 
 # Where Envoy Gateway lets Prometheus read an Envoy's counters.
 STATS_PORT: Final = 19001
@@ -41,7 +50,7 @@ class EnvoyStats:
     def parse(cls, text: str) -> Self:
         """Return the counters in an answer of `/stats/prometheus`."""
         return cls(
-            clusters=counters.parse(text),
+            clusters=counters.parse_counters(text),
             healthy={cluster: int(number) for cluster, number in _HEALTHY.findall(text)},
             rules=frozenset(_ROUTE.findall(text)),
         )
@@ -82,18 +91,20 @@ class GatewayStats:
 
         An Envoy that was not in that reading is left out: what it has counted in its whole life is no growth.
         """
-        return counters.total(
-            counters.growth(earlier.pods[name].clusters, envoy.clusters)
+        return counters.total_counters(
+            counters.counter_growth(earlier.pods[name].clusters, envoy.clusters)
             for name, envoy in self.pods.items()
             if name in earlier.pods
         )
 
     def total(self) -> dict[str, Counters]:
         """Return what all Envoys have counted since they started, by cluster."""
-        return counters.total(envoy.clusters for envoy in self.pods.values())
+        return counters.total_counters(envoy.clusters for envoy in self.pods.values())
 
 
-def loads(earlier: GatewayStats, later: GatewayStats, versions: Mapping[str, str], seconds: float) -> dict[str, Load]:
+def version_loads(
+    earlier: GatewayStats, later: GatewayStats, versions: Mapping[str, str], seconds: float
+) -> dict[str, Load]:
     """Return the load of each version between two readings of the Envoys' counters.
 
     Args:

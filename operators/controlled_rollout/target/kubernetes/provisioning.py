@@ -64,7 +64,7 @@ async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: 
     The field has a manager of its own, so that applying the Deployment again does not take the number back.
     """
     path = DEPLOYMENT.path(workspace.namespace, version_object(endpoint, version), "scale")
-    await api.merge(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
+    await api.merge_patch(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
 
 
 async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:
@@ -95,7 +95,7 @@ async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, ow
         await api.apply(HTTP_ROUTE_FILTER.path(namespace, route_filter["metadata"]["name"]), route_filter)
     if endpoint.auth is Auth.NONE:
         await api.delete(SECURITY_POLICY.path(namespace, endpoint_object(name)))
-    await api.merge(
+    await api.merge_patch(
         CONFIG_MAP.path(namespace, endpoint_object(name)),
         {"metadata": {"annotations": {APPLIED: digest}}},
         manager=f"{FIELD_MANAGER}-notes",

@@ -121,7 +121,7 @@ class KubernetesTarget:
         after = await envoy_stats.read_all(self._api, self._workspace, name)
         names = versions_by_service(name, newest.versions)
         versions = versions_by_cluster(route, names, by_name=False) | versions_by_cluster(route, names, by_name=True)
-        return envoy_stats.loads(before, after, versions, LOAD_WINDOW_S)
+        return envoy_stats.version_loads(before, after, versions, LOAD_WINDOW_S)
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of the logs of a version's pods; those of deleted pods are not kept."""

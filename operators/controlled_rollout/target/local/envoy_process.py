@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.polling import until
-from controlled_rollout.target.counters import Counters, parse
+from controlled_rollout.target.counters import Counters, parse_counters
 from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.envoy_config import ClusterSpec
@@ -284,7 +284,7 @@ class EnvoyProcess:
             response.raise_for_status()
         except httpx.HTTPError:
             return None
-        return parse(response.text)
+        return parse_counters(response.text)
 
     async def _read_stats(self, pattern: str) -> dict[str, Any]:
         """Read the Envoy stats whose names match `pattern`; return them by name, or {} if Envoy does not answer."""

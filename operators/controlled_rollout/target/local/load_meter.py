@@ -9,7 +9,7 @@ from typing import Final
 
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
-from controlled_rollout.target.counters import Counters, loads
+from controlled_rollout.target.counters import Counters, loads_between
 
 __all__ = ["LoadMeter"]
 
@@ -61,7 +61,7 @@ class LoadMeter:
         if len(self._samples) < 2:
             return {}
         (first_time, before), (last_time, after) = self._samples[0], self._samples[-1]
-        return loads(before, after, last_time - first_time)
+        return loads_between(before, after, last_time - first_time)
 
     async def sample(self) -> None:
         """Read the router's counters once and keep them with their time; drop old samples."""

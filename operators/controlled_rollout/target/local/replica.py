@@ -98,7 +98,7 @@ class Replica:
         spec: How it is started.
         log: Its log.
         state: Where it is in its life.
-            last_exit: How it ended last, in words; None if it never did.
+        last_exit: How it ended last, in words; None if it never did.
         failed_starts: Starts in a row that ended before the replica was ready.
         socket: The unix socket that takes requests; another one after every start.
     """

@@ -203,7 +203,7 @@ class _BuildPod:
         if position:
             query["sinceTime"] = position.partition(".")[0] + "Z"
         try:
-            async for log_line in self.api.lines(self.path("log"), **query):
+            async for log_line in self.api.log_lines(self.path("log"), **query):
                 timestamp, _, text = log_line.partition(" ")
                 if (time := _sortable_timestamp(timestamp)) <= position:
                     continue
