@@ -110,7 +110,7 @@ def start(folder: Path) -> Lab:
     root = folder / "workspace"
     root.mkdir(mode=0o700)
     workspace = Workspace.local(root)
-    assert supervisor.up(workspace, port=0, detach=True) == 0
+    assert supervisor.start_workspace(workspace, port=0, detach=True) == 0
     return Lab(workspace, target_per_call(lambda: LocalTarget.open(workspace)), folder)
 
 
@@ -121,7 +121,7 @@ def running(folder: Path) -> Iterator[Lab]:
     try:
         yield lab
     finally:
-        assert supervisor.down(lab.workspace) == 0
+        assert supervisor.stop_workspace(lab.workspace) == 0
 
 
 def is_folder_free(workspace: Workspace) -> bool:

@@ -127,7 +127,7 @@ async def test_second_supervisor_on_a_folder_is_refused(lab: Lab, capsys: pytest
     await serve_one(lab, "unharmed")
     before = await _of(lab, "unharmed")
 
-    again = await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True)
+    again = await asyncio.to_thread(supervisor.start_workspace, lab.workspace, port=0, detach=True)
     second = await asyncio.to_thread(_run_in_foreground, lab.workspace)
 
     assert again == 0
@@ -161,14 +161,14 @@ def test_port_in_use_is_a_one_line_error_and_nothing_keeps_running(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        code = supervisor.up(workspace, port=port, detach=True)
+        code = supervisor.start_workspace(workspace, port=port, detach=True)
 
     output = capsys.readouterr().err
     assert code == 2
     assert f"port {port}" in output
     assert output.count("\n") == 1
     assert not workspace.state_file.exists()
-    assert supervisor.down(workspace) == 0
+    assert supervisor.stop_workspace(workspace) == 0
 
 
 async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_the_endpoints(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_t
         with pytest.raises(TargetUnavailableError, match="local up"):
             await lab.target.status("restored")
 
-        assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
+        assert await asyncio.to_thread(supervisor.start_workspace, lab.workspace, port=0, detach=True) == 0
 
         status = await lab.served(endpoint)
         assert await lab.target.endpoint("restored") == endpoint
@@ -196,7 +196,7 @@ async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_t
         assert load.failed == {}
         assert 60 < load.versions["two"] < 180
     finally:
-        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+        assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
 
 
 async def test_down_completes_requests_in_flight_and_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ async def test_down_completes_requests_in_flight_and_leaves_no_process_and_no_so
         slow = asyncio.create_task(caller.post(url, json={"sleep_s": 1}, headers={"Authorization": f"Bearer {key}"}))
         await until(lambda: _active(lab, "ending"), "a request is being answered")
 
-        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+        assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
 
         assert (await slow).status_code == 200
     assert not reaper.marked_processes(f"{RUNTIME_VARIABLE}={state.runtime}")
@@ -215,7 +215,7 @@ async def test_down_completes_requests_in_flight_and_leaves_no_process_and_no_so
     assert not lab.workspace.state_file.exists()
     with pytest.raises(TargetUnavailableError, match="is not running"):
         await lab.target.endpoints()
-    assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+    assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
 
 
 async def _active(lab: Lab, name: str) -> int:
@@ -236,4 +236,4 @@ async def test_replica_inherits_no_secret_of_its_starter(tmp_path: Path, monkeyp
         assert keys.primary not in spoken
         assert lab.state.telemetry_token_file.read_text() not in spoken
     finally:
-        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+        assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0

@@ -41,7 +41,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
             )
         yield lab
     finally:
-        assert await asyncio.to_thread(supervisor.down, lab.workspace) == 0
+        assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
 
 
 class LosingTarget:
@@ -87,7 +87,7 @@ async def test_restarted_supervisor_only_delays_a_shift(
         steps.shift(lab.workspace, "outage", "new", percentile=30, change=CHANGE, owner=OWNER, progress=progress)
     )
     await asyncio.wait_for(noticed.wait(), 30)
-    assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
+    assert await asyncio.to_thread(supervisor.start_workspace, lab.workspace, port=0, detach=True) == 0
     stored = await asyncio.wait_for(shift, 60)
 
     assert (
@@ -109,4 +109,4 @@ async def test_supervisor_that_stays_down_fails_the_step_after_its_timeout(lab: 
         )
 
     assert len(messages) == 1
-    assert await asyncio.to_thread(supervisor.up, lab.workspace, port=0, detach=True) == 0
+    assert await asyncio.to_thread(supervisor.start_workspace, lab.workspace, port=0, detach=True) == 0

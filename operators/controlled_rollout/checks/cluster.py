@@ -17,7 +17,7 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
-from controlled_rollout.target.kubernetes.gateway import address
+from controlled_rollout.target.kubernetes.gateway import listener_url
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,
@@ -230,7 +230,7 @@ async def _endpoints_address(api: Api, workspace: Workspace) -> str:
 
 
 def _address(gateway: Object, workspace: Workspace) -> str:
-    return workspace.endpoint_url or address(gateway, workspace.gateway_listener)
+    return workspace.endpoint_url or listener_url(gateway, workspace.gateway_listener)
 
 
 CLUSTER_CHECKS: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (

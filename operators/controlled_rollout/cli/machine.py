@@ -81,14 +81,14 @@ def _run_local_up(options: argparse.Namespace) -> int:
     """Run `controlled-rollout local up`: start the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
-    return supervisor.up(Workspace.local(options.root), port=options.port, detach=not options.foreground)
+    return supervisor.start_workspace(Workspace.local(options.root), port=options.port, detach=not options.foreground)
 
 
 def _run_local_down(options: argparse.Namespace) -> int:
     """Run `controlled-rollout local down`: stop the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
-    return supervisor.down(Workspace.local(options.root))
+    return supervisor.stop_workspace(Workspace.local(options.root))
 
 
 def _run_local_status(options: argparse.Namespace) -> int:

@@ -87,7 +87,7 @@ def total_counters(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counter
 def loads_between(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Load]:
     """Return each cluster's load between two readings of one router's counters.
 
-    For several routers: `loads_between({}, total_counters(growths), seconds)`, with the `counter_growth` of each router.
+    For several routers: `loads_between({}, total_counters(growths), seconds)`, with each router's `counter_growth`.
 
     Args:
         before: The first reading.

@@ -20,8 +20,8 @@ __all__ = [
     "GatewayStats",
     "contradiction",
     "envoy_selector",
-    "read",
-    "read_all",
+    "read_gateway_stats",
+    "read_pod_stats",
     "ready_pods",
     "version_loads",
 ]
@@ -168,13 +168,13 @@ def ready_pods(pods: Iterable[Object]) -> list[str]:
     return [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
 
 
-async def read_all(api: Api, workspace: Workspace, endpoint: str) -> GatewayStats:
+async def read_gateway_stats(api: Api, workspace: Workspace, endpoint: str) -> GatewayStats:
     """List the Envoy pods of the workspace's Gateway and read the counters of each for one endpoint."""
     pods = await api.items(POD.path(workspace.envoy_namespace), labelSelector=envoy_selector(workspace))
-    return await read(api, workspace, endpoint, pods)
+    return await read_pod_stats(api, workspace, endpoint, pods)
 
 
-async def read(api: Api, workspace: Workspace, endpoint: str, pods: Iterable[Object]) -> GatewayStats:
+async def read_pod_stats(api: Api, workspace: Workspace, endpoint: str, pods: Iterable[Object]) -> GatewayStats:
     """Read an endpoint's counters from the given Envoy pods, also those of same-named routes in other namespaces.
 
     Args:

@@ -13,9 +13,9 @@ __all__ = [
     "CONTROLLER",
     "Acknowledgement",
     "acknowledgement",
-    "address",
     "base_url",
     "find_gateway",
+    "listener_url",
     "parent_reference",
 ]
 
@@ -82,7 +82,7 @@ def _is_status_of_gateway(parent: Object, gateway: tuple[str, str], namespace: s
     return names == gateway and parent.get("controllerName") == CONTROLLER
 
 
-def address(gateway: Object, section: str | None) -> str:
+def listener_url(gateway: Object, section: str | None) -> str:
     """Return the base URL of a Gateway's listener, from the Gateway's spec and status.
 
     Args:
@@ -100,7 +100,7 @@ def address(gateway: Object, section: str | None) -> str:
 
 def base_url(gateway: Object, workspace: Workspace) -> str:
     """Return the URL at which callers reach the Gateway: the workspace's `endpoint_url`, else the Gateway's address."""
-    return workspace.endpoint_url or address(gateway, workspace.gateway_listener)
+    return workspace.endpoint_url or listener_url(gateway, workspace.gateway_listener)
 
 
 def parent_reference(workspace: Workspace) -> Object:

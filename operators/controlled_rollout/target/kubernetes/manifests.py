@@ -35,7 +35,7 @@ __all__ = [
     "http_route",
     "keys_secret",
     "owner_reference",
-    "root",
+    "root_config_map",
     "security_policy",
     "service",
     "traffic_policy",
@@ -59,7 +59,7 @@ MAX_IN_FLIGHT: Final = 4096
 USER_ID: Final = 10001
 
 
-def root(endpoint: str, namespace: str) -> Object:
+def root_config_map(endpoint: str, namespace: str) -> Object:
     """Return the ConfigMap that owns all other objects of an endpoint: deleting it deletes them too."""
     return {
         **_object_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),

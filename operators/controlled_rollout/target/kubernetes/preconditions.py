@@ -79,7 +79,7 @@ async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> 
 
 async def _check_path_is_free(api: Api, workspace: Workspace, endpoint: str) -> None:
     """Raise ConflictError if the Gateway serves the endpoint's path for another namespace, whose route would win."""
-    namespaces = (await envoy_stats.read_all(api, workspace, endpoint)).namespaces() - {workspace.namespace}
+    namespaces = (await envoy_stats.read_gateway_stats(api, workspace, endpoint)).namespaces() - {workspace.namespace}
     if namespaces:
         raise ConflictError(
             f"Gateway {workspace.gateway!r} serves an endpoint {endpoint!r} of namespace "

@@ -36,7 +36,7 @@ APPLIED: Final = "controlled-rollout/made-from"
 async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
     """Apply the ConfigMap that owns all other objects of an endpoint, and return it."""
     path = CONFIG_MAP.path(workspace.namespace, endpoint_object(endpoint))
-    return await api.apply(path, manifests.root(endpoint, workspace.namespace))
+    return await api.apply(path, manifests.root_config_map(endpoint, workspace.namespace))
 
 
 async def apply_objects(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:

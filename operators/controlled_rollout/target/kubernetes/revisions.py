@@ -12,7 +12,7 @@ from controlled_rollout.target.kubernetes.manifests import owner_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object, selector
 from controlled_rollout.target.protocol import Change, Revision
 
-__all__ = ["endpoints_of", "existing_history", "history", "store"]
+__all__ = ["endpoints_of", "existing_history", "history", "store_revision"]
 
 KEPT: Final = 200
 MAX_WHY: Final = 4096
@@ -46,7 +46,7 @@ async def endpoints_of(api: Api, namespace: str) -> list[str]:
     return sorted({revision["metadata"]["labels"][ENDPOINT_LABEL] for revision in stored})
 
 
-async def store(
+async def store_revision(
     api: Api, namespace: str, endpoint: Endpoint, change: Change, *, owner: Object, kept: Sequence[Revision]
 ) -> Revision:
     """Store `endpoint` as its next revision, and delete the oldest revisions beyond the 200 that are kept.

@@ -81,7 +81,9 @@ class KubernetesTarget:
             await check_cluster(self._api, self._workspace, endpoint.name)
         owner = await provisioning.apply_root(self._api, self._workspace, endpoint.name)
         if stored is None:
-            revision = await revisions.store(self._api, self._namespace, endpoint, change, owner=owner, kept=history)
+            revision = await revisions.store_revision(
+                self._api, self._namespace, endpoint, change, owner=owner, kept=history
+            )
             stored = revision.endpoint
         await provisioning.apply_objects(self._api, self._workspace, stored, owner)
         await reconciling.reconcile_endpoint(self._api, self._workspace, stored)
@@ -116,9 +118,9 @@ class KubernetesTarget:
         """Return the load of each version, from two readings of every Envoy's counters one second apart."""
         newest = await self.endpoint(name)
         route = await self._api.find(HTTP_ROUTE.path(self._namespace, route_name(name)))
-        before = await envoy_stats.read_all(self._api, self._workspace, name)
+        before = await envoy_stats.read_gateway_stats(self._api, self._workspace, name)
         await asyncio.sleep(LOAD_WINDOW_S)
-        after = await envoy_stats.read_all(self._api, self._workspace, name)
+        after = await envoy_stats.read_gateway_stats(self._api, self._workspace, name)
         names = versions_by_service(name, newest.versions)
         versions = versions_by_cluster(route, names, by_name=False) | versions_by_cluster(route, names, by_name=True)
         return envoy_stats.version_loads(before, after, versions, LOAD_WINDOW_S)

@@ -97,7 +97,7 @@ class EndpointView:
 
     @cached_property
     def route_acknowledged(self) -> Acknowledgement:
-        """Whether the Gateway has taken the route over."""
+        """Whether the Gateway has accepted the newest generation of the route."""
         return acknowledgement(self.route, "parents", gateway=self.gateway, conditions=("Accepted", "ResolvedRefs"))
 
     @cached_property
@@ -110,7 +110,7 @@ class EndpointView:
 
     @cached_property
     def confirmed(self) -> bool:
-        """Whether the Gateway has acknowledged the route as it is, and every Envoy serves it."""
+        """Whether the Gateway has accepted the present route and every Envoy has loaded its rules."""
         if self.managed is None or self.route is None or not self.route_acknowledged.done:
             return False
         metadata = self.route["metadata"]

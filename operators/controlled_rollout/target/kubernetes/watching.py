@@ -97,7 +97,7 @@ async def _after_events(
 
 async def _read_counters(api: Api, workspace: Workspace, view: EndpointView) -> GatewayStats:
     """Read the endpoint's counters from the Envoy pods of the view."""
-    return await envoy_stats.read(api, workspace, view.endpoint.name, view.envoy_pods.values())
+    return await envoy_stats.read_pod_stats(api, workspace, view.endpoint.name, view.envoy_pods.values())
 
 
 async def _confirmed_contradiction(api: Api, workspace: Workspace, view: EndpointView) -> str | None:

@@ -137,7 +137,7 @@ class Replica:
 
     @property
     def ready(self) -> bool:
-        """Whether it may get requests."""
+        """Whether the replica may get requests."""
         return self.state is ReplicaState.READY
 
     @property

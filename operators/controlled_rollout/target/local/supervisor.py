@@ -22,7 +22,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from controlled_rollout.target.local.supervisor_process import StartReport
 
-__all__ = ["down", "is_running", "run_in_foreground", "up"]
+__all__ = ["is_running", "run_in_foreground", "start_workspace", "stop_workspace"]
 
 DEFAULT_PORT: Final = 8088
 UP_TIMEOUT_S: Final = 90.0
@@ -34,7 +34,7 @@ OK: Final = 0
 FAILED: Final = 1
 
 
-def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
+def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
     """Start a local workspace, print the router's address, and return the exit code.
 
     Args:
@@ -54,7 +54,7 @@ def up(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: st
 
 
 def run_in_foreground(workspace: Workspace, port: int, host: str) -> int:
-    """Run a local workspace in this process until a signal or a client ends it; return the exit code as `up` does."""
+    """Run a local workspace in this process until a signal or a client ends it; return the exit code as `start_workspace` does."""
     from controlled_rollout.target.local.supervisor_process import run_supervisor
 
     return run_supervisor(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
@@ -115,7 +115,7 @@ def _read_report(pipe_fd: int, timeout_s: float) -> "StartReport | None":
     return report
 
 
-def down(workspace: Workspace) -> int:
+def stop_workspace(workspace: Workspace) -> int:
     """Stop a local workspace once open requests are answered; endpoints, keys and telemetry stay on disk.
 
     Returns:
