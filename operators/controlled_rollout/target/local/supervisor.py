@@ -54,7 +54,7 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
 
 
 def run_in_foreground(workspace: Workspace, port: int, host: str) -> int:
-    """Run a local workspace in this process until a signal or a client ends it; return the exit code as `start_workspace` does."""
+    """Run a local workspace in this process until a signal or a client ends it; return the exit code."""
     from controlled_rollout.target.local.supervisor_process import run_supervisor
 
     return run_supervisor(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
