@@ -33,7 +33,7 @@ class Assessment:
 
 
 def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessment:
-    """Test every claim on the bins.
+    """Test every claim of the gate on the bins of one look. Pure.
 
     Args:
         bins: All closed bins since the rollout began, in any order.
@@ -64,6 +64,7 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
 
 
 def _notes(judged: Columns, gate: Gate, warm_up: int) -> Iterable[str]:
+    """Yield what the reason of the verdict has to mention: metrics that are not judged, bins left out as warm-up."""
     if judged.starts:
         if gate.latency_quantiles and not judged.slow:
             yield "latency is not judged: the bins carry no counts of slow requests"

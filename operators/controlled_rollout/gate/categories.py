@@ -20,7 +20,7 @@ SCALE: Final = (4 * 0.1) ** 2
 
 
 def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> MixtureResult:
-    """Return the evidence that a category's odds differ between the versions, in either direction.
+    """Return the evidence that the shares of the categories differ between the versions, in either direction.
 
     Given how often a category was seen in a bin, how often the treatment had it is hypergeometric while the versions
     are alike: the exact two-sided test of every category in every bin (ratio.py), mixed over categories and ratios.
@@ -32,9 +32,9 @@ def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Mixtur
         counts: By category how often each version had it, per bin.
         log_threshold: The value to reach.
     """
-    treatment, control = _totals(counts)
+    treatment, control = _totals_by_bin(counts)
     bins = len(treatment)
-    weights = _weights(counts)
+    weights = _category_weights(counts)
     paths, shares = [], []
     for category, metric in counts.items():
         if category in weights:
@@ -45,7 +45,7 @@ def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Mixtur
 
 
 def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_threshold: float) -> MixtureResult:
-    """Return the evidence that the total variation between the versions is above `tolerance`.
+    """Return the evidence that the total variation distance between the versions is above `tolerance`.
 
     Total variation is the largest difference of the probabilities of any set of categories. The set is chosen before
     each bin, from the bins before it: the categories that the treatment had more often. The difference of its shares
@@ -58,7 +58,7 @@ def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_thresh
         tolerance: The total variation that is tolerated.
         log_threshold: The value to reach.
     """
-    treatment, control = _totals(counts)
+    treatment, control = _totals_by_bin(counts)
     comparable = (treatment > 0) & (control > 0)
     n, m = np.where(comparable, treatment, 1.0), np.where(comparable, control, 1.0)
     of_treatment = np.array([metric.treatment for metric in counts.values()])
@@ -71,7 +71,7 @@ def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_thresh
 
 
 def total_variation(counts: Mapping[str, Metric]) -> float | None:
-    """Return half the sum of the absolute differences of the shares, over all bins; None without values of both."""
+    """Return the total variation distance of the shares over all bins (0 to 1); None if a version has no values."""
     treatment = np.array([metric.treatment.sum() for metric in counts.values()])
     control = np.array([metric.control.sum() for metric in counts.values()])
     if not treatment.sum() or not control.sum():
@@ -79,7 +79,8 @@ def total_variation(counts: Mapping[str, Metric]) -> float | None:
     return 0.5 * float(np.abs(treatment / treatment.sum() - control / control.sum()).sum())
 
 
-def _totals(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
+def _totals_by_bin(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
+    """Return the values of all categories together in each bin, of the treatment and of control."""
     metrics = list(counts.values())
     if not metrics:
         return np.zeros(0), np.zeros(0)
@@ -89,8 +90,8 @@ def _totals(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
     )
 
 
-def _weights(counts: Mapping[str, Metric]) -> dict[str, float]:
-    """Return the weight of every category that occurs, by the bin in which it first appears."""
+def _category_weights(counts: Mapping[str, Metric]) -> dict[str, float]:
+    """Return the mixture weight of each category that occurs, from the bin in which it occurs first."""
     first: dict[int, list[str]] = {}
     for category, metric in counts.items():
         occurrences = np.flatnonzero(metric.treatment + metric.control)
@@ -104,7 +105,7 @@ def _weights(counts: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def _shares_before(counts: Floats) -> Floats:
-    """Return each category's share over all earlier bins, per bin; one row per category."""
+    """Return each category's share of all values in earlier bins: one row per category, one column per bin."""
     before = np.cumsum(counts, axis=1) - counts
     shares: Floats = before / np.maximum(before.sum(axis=0), 1.0)
     return shares

@@ -26,12 +26,12 @@ class ClaimResult:
     established_at: int | None = None
 
     def later(self, n_bins: int) -> "ClaimResult":
-        """Return the result with the index counted from `n_bins` bins earlier."""
+        """Return the result with the bin index counted from `n_bins` bins earlier (those left out as warm-up)."""
         return self if self.established_at is None else replace(self, established_at=self.established_at + n_bins)
 
 
 def alarm_threshold(gate: Gate, metric: str, *, latency: bool) -> float:
-    """Return 1 / alpha, with alpha shared out over the metrics that can fail the treatment and over the treatments.
+    """Return the e-value at which a metric's alarm is reached: 1 / alpha, with alpha split over metrics and treatments.
 
     The author's metrics have their part from the beginning, whether bins carry them yet or not: a threshold that moved
     when one appears would take back what was established.
@@ -56,7 +56,7 @@ def claim_from(
     detail: str,
     needed: int | None = None,
 ) -> Claim:
-    """Return a claim.
+    """Return a claim from the log of its e-value, its threshold and its texts.
 
     Args:
         name: What is claimed.

@@ -38,7 +38,7 @@ class Metric:
     control: Floats
 
     def since(self, first: int) -> "Metric":
-        """Return the metric without the first bins."""
+        """Return the metric without the bins before index `first`."""
         return Metric(self.treatment[first:], self.control[first:])
 
 
@@ -51,7 +51,7 @@ class Values:
     variance: Floats
 
     def since(self, first: int) -> "Values":
-        """Return the values without the first bins."""
+        """Return the values without the bins before index `first`."""
         return Values(self.count[first:], self.mean[first:], self.variance[first:])
 
 
@@ -79,7 +79,7 @@ class Columns:
     categories: Mapping[str, Mapping[str, Metric]]
 
     def since(self, first: int) -> "Columns":
-        """Return the columns without the first bins."""
+        """Return the columns without the bins before index `first`."""
         if not first:
             return self
         return Columns(
@@ -97,7 +97,7 @@ class Columns:
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
-        """Return how many bins begin earlier than `warm_up` after the first bin in which the treatment has requests."""
+        """Return how many bins start within `warm_up` after the first bin in which the treatment has requests."""
         served = np.flatnonzero(self.treatment)
         if not warm_up or not len(served):
             return 0
@@ -108,7 +108,7 @@ class Columns:
 def columns(
     bins: Iterable[Bin], *, quantiles: int, means: Iterable[str] = (), categories: Iterable[str] = ()
 ) -> Columns:
-    """Check the bins and turn them into columns, oldest first.
+    """Sort the bins by time and turn them into arrays, one value per bin; raise EvidenceError for inconsistent counts.
 
     Args:
         bins: In any order.
@@ -135,22 +135,22 @@ def columns(
     treatment = [row.treatment for row in rows]
     control = [row.control for row in rows]
     counted = _latency_is_counted(starts, treatment, control, quantiles)
-    requests_t, errors_t, slow_t = _counts(starts, "treatment", treatment, quantiles)
-    requests_c, errors_c, slow_c = _counts(starts, "control", control, quantiles)
+    requests_t, errors_t, slow_t = _counts_as_arrays(starts, "treatment", treatment, quantiles)
+    requests_c, errors_c, slow_c = _counts_as_arrays(starts, "control", control, quantiles)
     return Columns(
         starts,
         requests_t,
         requests_c,
         Metric(errors_t, errors_c),
         tuple(map(Metric, slow_t, slow_c)) if counted else (),
-        _shares(starts, [row.share for row in rows]),
-        _means(starts, treatment, control, list(means)),
-        _categories(starts, treatment, control, list(categories)),
+        _shares_as_array(starts, [row.share for row in rows]),
+        _means_as_arrays(starts, treatment, control, list(means)),
+        _categories_as_arrays(starts, treatment, control, list(categories)),
     )
 
 
-def _shares(starts: Sequence[datetime], shares: Sequence[float | None]) -> Floats:
-    """Return the set parts, not a number where they are not known."""
+def _shares_as_array(starts: Sequence[datetime], shares: Sequence[float | None]) -> Floats:
+    """Return the treatment's set share of each bin as an array; NaN where it is not known."""
     result = np.array(shares, dtype=np.float64)
     if int(((result >= 0) & (result <= 1)).sum()) + shares.count(None) < len(shares):
         start, wrong = next(
@@ -165,10 +165,10 @@ def _shares(starts: Sequence[datetime], shares: Sequence[float | None]) -> Float
     return result
 
 
-def _counts(
+def _counts_as_arrays(
     starts: Sequence[datetime], version: str, column: Sequence[Counts], quantiles: int
 ) -> tuple[Floats, Floats, list[Floats]]:
-    """Return requests, errors and slow requests; refuse inconsistent counts, a whole column at once.
+    """Return arrays of requests, errors and slow requests, one value per bin; raise for inconsistent counts.
 
     Slow requests that a version leaves out are 0: it has none, or latency is not counted at all.
     """
@@ -179,8 +179,8 @@ def _counts(
     try:
         if any(not {int}.issuperset(map(type, events)) for events in (requests, errors, slow)):
             raise ValueError(NOT_AN_INTEGER)
-        total = _floats(requests)
-        events = np.vstack([_floats(errors), _floats(slow).reshape(len(column), quantiles).T])
+        total = _float_array(requests)
+        events = np.vstack([_float_array(errors), _float_array(slow).reshape(len(column), quantiles).T])
         consistent = bool((events >= 0).all() and (events <= total).all() and (total <= LARGEST).all())
     except (ValueError, OverflowError):
         consistent = False
@@ -190,37 +190,40 @@ def _counts(
     return total, events[0], list(events[1:])
 
 
-def _floats(column: Sequence[float]) -> Floats:
+def _float_array(column: Sequence[float]) -> Floats:
+    """Return values as an array of 64-bit floats."""
     return np.array(column, dtype=np.float64)
 
 
 def _raise_if_inconsistent(where: str, counts: Counts) -> None:
-    """Raise an error that names the inconsistent count, if there is one."""
+    """Raise an EvidenceError that names a negative, non-integer or too large count of one bin, if it has one."""
     named = [("requests", counts.requests), ("errors", counts.errors)]
     named += [(f"slow[{index}]", count) for index, count in enumerate(counts.slow)]
     for name, count in named:
         _check_count(where, name, count)
         if count > counts.requests:
-            _refuse(where, name, count, f"is more than its {counts.requests} requests")
+            _raise_fault(where, name, count, f"is more than its {counts.requests} requests")
 
 
 def _check_count(where: str, name: str, count: object) -> None:
+    """Raise EvidenceError unless a count is an integer from 0 to 2^53."""
     if type(count) is not int:
-        _refuse(where, name, count, NOT_AN_INTEGER)
+        _raise_fault(where, name, count, NOT_AN_INTEGER)
     if count < 0:
-        _refuse(where, name, count, "is negative")
+        _raise_fault(where, name, count, "is negative")
     if count > LARGEST:
-        _refuse(where, name, count, "is more than can be counted exactly (2^53)")
+        _raise_fault(where, name, count, "is more than can be counted exactly (2^53)")
 
 
-def _refuse(where: str, name: str, count: object, fault: str) -> NoReturn:
+def _raise_fault(where: str, name: str, count: object, fault: str) -> NoReturn:
+    """Raise the EvidenceError that names a bin's wrong value and the fault in it."""
     raise EvidenceError(f"{where} {name} = {count!r} {fault}: correct the query that counted it")
 
 
 def _latency_is_counted(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], quantiles: int
 ) -> bool:
-    """Return whether the bins carry counts of slow requests; a version without requests may leave them out."""
+    """Return whether the bins carry counts of slow requests; raise if only some of them do."""
     every = set(map(len, [counts.slow for counts in chain(treatment, control)]))
     if every == {quantiles} and quantiles:
         return True
@@ -241,10 +244,10 @@ def _latency_is_counted(
     return True
 
 
-def _means(
+def _means_as_arrays(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
 ) -> dict[str, tuple[Values, Values]]:
-    """Return by metric both versions' values; a metric that no bin carries is left out."""
+    """Return each numeric metric's values of treatment and control as arrays; metrics that no bin has are left out."""
     means = {}
     for name in names:
         of_treatment, of_control = (
@@ -253,31 +256,33 @@ def _means(
         if any(moments is not NOTHING for moments in chain(of_treatment, of_control)):
             _check_moments(starts, f"treatment means[{name!r}]", of_treatment)
             _check_moments(starts, f"control means[{name!r}]", of_control)
-            means[name] = _values(of_treatment), _values(of_control)
+            means[name] = _values_as_arrays(of_treatment), _values_as_arrays(of_control)
     return means
 
 
-def _values(column: Sequence[Moments]) -> Values:
-    return Values(*(_floats([field(moments) for moments in column]) for field in MOMENTS))
+def _values_as_arrays(column: Sequence[Moments]) -> Values:
+    """Return the count, mean and variance of one version's metric as arrays, one value per bin."""
+    return Values(*(_float_array([field(moments) for moments in column]) for field in MOMENTS))
 
 
 MOMENTS: Final[tuple[Callable[[Moments], float], ...]] = tuple(map(attrgetter, ("count", "mean", "variance")))
 
 
 def _check_moments(starts: Sequence[datetime], name: str, column: Sequence[Moments]) -> None:
+    """Raise EvidenceError if a bin's count, mean or variance of a numeric metric is not valid."""
     for start, moments in zip(starts, column, strict=True):
         where = f"bin {start.isoformat()}:"
         _check_count(where, f"{name}.count", moments.count)
         if moments.count and not isfinite(moments.mean):
-            _refuse(where, f"{name}.mean", moments.mean, "is not a finite number")
+            _raise_fault(where, f"{name}.mean", moments.mean, "is not a finite number")
         if not (isfinite(moments.variance) and moments.variance >= 0):
-            _refuse(where, f"{name}.variance", moments.variance, "is not a number of 0 or more")
+            _raise_fault(where, f"{name}.variance", moments.variance, "is not a number of 0 or more")
 
 
-def _categories(
+def _categories_as_arrays(
     starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], names: Sequence[str]
 ) -> dict[str, dict[str, Metric]]:
-    """Return by metric and category how often each version had it, categories in the order of their appearance."""
+    """Return by metric and category each version's counts as arrays, categories in order of first appearance."""
     categories: dict[str, dict[str, Metric]] = {}
     for name in names:
         tallies = [[counts.categories.get(name) for counts in column] for column in (treatment, control)]
@@ -289,7 +294,7 @@ def _categories(
                     _check_count(where, f"categories[{name!r}][{category!r}]", count)
                     if category not in metrics:
                         if len(metrics) == MAX_CATEGORIES:
-                            _refuse(where, f"categories[{name!r}]", category, f"is one more than {MAX_CATEGORIES}")
+                            _raise_fault(where, f"categories[{name!r}]", category, f"is one more than {MAX_CATEGORIES}")
                         metrics[category] = Metric(np.zeros(len(starts)), np.zeros(len(starts)))
                     getattr(metrics[category], version)[index] = count
         if any(tally is not None for column in tallies for tally in column):

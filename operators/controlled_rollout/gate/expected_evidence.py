@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import alarm_threshold
-from controlled_rollout.gate.mixture import log_sum, more_needed
+from controlled_rollout.gate.mixture import log_sum_exp, more_needed
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.odds import Margins
 from controlled_rollout.gate.rate import log_evidence
@@ -30,7 +30,7 @@ LARGE: Final = 1e7
 
 
 def requests_to_pass(gate: Gate, share: float, error_rate: float, quantiles: Sequence[float]) -> int | None:
-    """Return about how many treatment requests a pass needs when the treatment is like control; None if it never comes.
+    """Return about how many treatment requests a pass needs if the treatment is like control; None if it never passes.
 
     Args:
         gate: What the treatment has to show.
@@ -47,47 +47,48 @@ def requests_to_pass(gate: Gate, share: float, error_rate: float, quantiles: Seq
 def detectable_error_rate(
     gate: Gate, share: float, error_rate: float, requests: float, *, latency: bool
 ) -> float | None:
-    """Return about the smallest error rate of the treatment that alarms within so many of its requests; None: none."""
+    """Return about the smallest treatment error rate that alarms within `requests` requests; None if none does."""
     goal = math.log(alarm_threshold(gate, "errors", latency=latency))
-    return _smallest(
-        lambda rate: _alarm(requests, share, error_rate, rate, gate.error_ratio, ABOVE_WEIGHTS) >= goal,
+    return _smallest_rate(
+        lambda rate: _expected_alarm(requests, share, error_rate, rate, gate.error_ratio, ABOVE_WEIGHTS) >= goal,
         error_rate + gate.error_difference,
     )
 
 
 def detectable_slow_share(gate: Gate, share: float, quantile: float, requests: float, n_quantiles: int) -> float | None:
-    """Return about the smallest part of requests beyond control's quantile that alarms within so many; None: none."""
+    """Return about the smallest share of requests slower than control's quantile that alarms; None if none does."""
     normal, weights = 1 - quantile, latency_weights(n_quantiles)[: len(ABOVE)]
     goal = math.log(alarm_threshold(gate, "latency", latency=True))
-    return _smallest(lambda part: _alarm(requests, share, normal, part, 1.0, weights) >= goal, normal)
+    return _smallest_rate(lambda part: _expected_alarm(requests, share, normal, part, 1.0, weights) >= goal, normal)
 
 
 def _requests_needed(gate: Gate, share: float, rate: float, acceptable_rate: float) -> int | None:
-    """Return about how many requests of the treatment a pass claim needs when it is as good as control."""
+    """Return about how many treatment requests one pass claim needs if both versions are alike; None if never."""
     ratios = pass_ratios(gate)
-    gains = [_growth(share, rate, rate, gate.pass_ratio, ratio) for ratio in ratios]
+    gains = [_expected_growth(share, rate, rate, gate.pass_ratio, ratio) for ratio in ratios]
 
-    def expected(requests: Floats) -> Floats:
+    def expected_log_evidence(requests: Floats) -> Floats:
+        """Return the log of the pass claim's expected evidence after each number of treatment requests."""
         by_ratio = [math.log(0.5 / len(ratios)) + gain * requests for gain in gains]
         absolute = log_evidence(acceptable_rate, rate * requests, requests) + math.log(0.5)
-        return log_sum(np.array([*by_ratio, absolute]))
+        return log_sum_exp(np.array([*by_ratio, absolute]))
 
-    return more_needed(expected, -math.log(gate.beta))
+    return more_needed(expected_log_evidence, -math.log(gate.beta))
 
 
-def _alarm(
+def _expected_alarm(
     requests: float, share: float, control_rate: float, treatment_rate: float, null: float, weights: Sequence[float]
 ) -> float:
-    """Return the log of an alarm's expected evidence after so many requests of the treatment."""
+    """Return the log of an alarm's expected evidence after a number of treatment requests."""
     grown = [
-        math.log(weight) + requests * _growth(share, control_rate, treatment_rate, null, ratio)
+        math.log(weight) + requests * _expected_growth(share, control_rate, treatment_rate, null, ratio)
         for ratio, weight in zip(ABOVE, weights, strict=True)
     ]
-    return float(log_sum(np.array(grown)))
+    return float(log_sum_exp(np.array(grown)))
 
 
-def _growth(share: float, control_rate: float, treatment_rate: float, null: float, ratio: float) -> float:
-    """Return by how much the log likelihood ratio of odds `null * ratio` to `null` grows per treatment request."""
+def _expected_growth(share: float, control_rate: float, treatment_rate: float, null: float, ratio: float) -> float:
+    """Return the expected log likelihood ratio of odds `null * ratio` to odds `null` per treatment request."""
     a, c = LARGE * share, LARGE * (1 - share)
     events = a * treatment_rate + c * control_rate
     margins = Margins(*(np.array([value]) for value in (a, c, events)))
@@ -95,8 +96,8 @@ def _growth(share: float, control_rate: float, treatment_rate: float, null: floa
     return gain / a
 
 
-def _smallest(alarms: Callable[[float], bool], low: float) -> float | None:
-    """Return about the smallest rate from `low` up that alarms, to a thousandth of itself."""
+def _smallest_rate(alarms: Callable[[float], bool], low: float) -> float | None:
+    """Return the smallest rate above `low` for which `alarms` is true, by bisection to 0.1 %; None if there is none."""
     high = 1 - 1e-6
     if low >= high or not alarms(high):
         return None

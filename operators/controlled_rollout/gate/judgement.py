@@ -17,7 +17,7 @@ __all__ = ["cannot_see", "judge"]
 
 
 def judge(bins: Iterable[Bin], gate: Gate, *, baseline: Iterable[Bin] = ()) -> Verdict:
-    """Judge a treatment against control on all closed bins since the rollout began.
+    """Return the gate's verdict on a treatment from all closed bins since the rollout began. Pure.
 
     Args:
         bins: In any order; every closed bin, each time.
@@ -36,7 +36,7 @@ def judge(bins: Iterable[Bin], gate: Gate, *, baseline: Iterable[Bin] = ()) -> V
 
 
 def cannot_see(reason: str) -> Verdict:
-    """Return the verdict of a look whose evidence could not be read, or only in part: never a pass, never a fail.
+    """Return the verdict "cannot see", for a look whose evidence was not read completely: neither pass nor fail.
 
     Args:
         reason: What could not be read, and why.
@@ -45,23 +45,23 @@ def cannot_see(reason: str) -> Verdict:
 
 
 def _verdict(assessment: "Assessment") -> Verdict:
-    """Decide: an alarm fails unless the split was known to be wrong by then; passing needs every pass claim."""
+    """Return the verdict that follows from the claims: fail on an alarm, pass if every pass claim is reached."""
     alarms = [alarm for alarm in assessment.alarms if alarm.established_at is not None]
     splits = [split for split in assessment.splits if split.established_at is not None]
-    first_alarm, first_split = _first(alarms), _first(splits)
+    first_alarm, first_split = _first_established(alarms), _first_established(splits)
     if first_split is not None and (first_alarm is None or first_split <= first_alarm):
         outcome = Outcome.SPLIT_IS_WRONG
-        reason = "; ".join(_sentence(split.claim) for split in splits)
+        reason = "; ".join(_claim_text(split.claim) for split in splits)
         reason += ": the two versions cannot be compared, nothing is rolled back because of it"
     elif first_alarm is not None:
         outcome = Outcome.FAIL
-        reason = "; ".join(_sentence(alarm.claim) for alarm in alarms)
+        reason = "; ".join(_claim_text(alarm.claim) for alarm in alarms)
     elif all(result.claim.reached for result in assessment.passes):
         outcome = Outcome.PASS
-        reason = "; ".join(_sentence(result.claim) for result in assessment.passes)
+        reason = "; ".join(_claim_text(result.claim) for result in assessment.passes)
     else:
         outcome = Outcome.NOT_ENOUGH_EVIDENCE
-        reason = _still_needed([result.claim for result in assessment.passes if not result.claim.reached])
+        reason = _needed_text([result.claim for result in assessment.passes if not result.claim.reached])
     return Verdict(
         outcome,
         tuple(result.claim for result in (*assessment.alarms, *assessment.splits, *assessment.passes)),
@@ -71,16 +71,18 @@ def _verdict(assessment: "Assessment") -> Verdict:
     )
 
 
-def _first(results: Iterable["ClaimResult"]) -> int | None:
-    """Return the index of the bin that established the first of the claims; None if none is established."""
+def _first_established(results: Iterable["ClaimResult"]) -> int | None:
+    """Return the earliest bin index at which one of the claims was reached; None if none was."""
     return min((result.established_at for result in results if result.established_at is not None), default=None)
 
 
-def _sentence(claim: Claim) -> str:
+def _claim_text(claim: Claim) -> str:
+    """Return a claim as text: name, e-value, threshold and detail."""
     return f"{claim.name}: e-value {claim.e_value:.3g} of {claim.threshold:.3g} ({claim.detail})"
 
 
-def _still_needed(claims: Sequence[Claim]) -> str:
+def _needed_text(claims: Sequence[Claim]) -> str:
+    """Return as text how much evidence each pass claim still needs."""
     parts = []
     for claim in claims:
         needed = "more evidence" if claim.needed_requests is None else f"about {claim.needed_requests:,} more requests"

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from controlled_rollout.gate.columns import Values
 
-__all__ = ["MIN_BINS", "MIN_VALUES", "Differences", "differences", "log_mixture", "scale_of"]
+__all__ = ["MIN_BINS", "MIN_VALUES", "Differences", "differences", "log_mixture", "mixture_scale"]
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Differences:
 
 
 def differences(treatment: Values, control: Values) -> Differences:
-    """Return the difference of the two means in each bin.
+    """Return the difference of the treatment's and control's mean in each bin, with its variance and weight.
 
     A version with a single value in a bin has no variance of its own: it is taken to have the other's. A bin with one
     value of each cannot be used.
@@ -71,8 +71,8 @@ def differences(treatment: Values, control: Values) -> Differences:
     return Differences(weight, difference, variance, int(ready[0]) if len(ready) else None)
 
 
-def scale_of(by_bin: Differences) -> float:
-    """Return the mixture's k: aimed at a difference of `AIM` standard deviations, as the first bins tell them.
+def mixture_scale(by_bin: Differences) -> float:
+    """Return the mixture's scale k for the standard deviation of the first bins; it aims at `AIM` of them.
 
     Only bins up to the first from which something may be concluded count, so that k does not change between looks.
     """
@@ -84,7 +84,7 @@ def scale_of(by_bin: Differences) -> float:
 
 
 def log_mixture(total: ArrayLike, variance: ArrayLike, scale: float) -> Floats:
-    """Return log M.
+    """Return the log of the mixture M over effect sizes: the evidence that the true mean of the differences is above 0.
 
     Args:
         total: S, in the metric's unit times a number of values.
@@ -93,12 +93,12 @@ def log_mixture(total: ArrayLike, variance: ArrayLike, scale: float) -> Floats:
     """
     s, spread = np.asarray(total, dtype=np.float64), 1 + scale * np.asarray(variance, dtype=np.float64)
     z = s * np.sqrt(scale / spread)
-    result: Floats = math.log(2) - 0.5 * np.log(spread) + 0.5 * z * z + _log_phi(z)
+    result: Floats = math.log(2) - 0.5 * np.log(spread) + 0.5 * z * z + _log_normal_cdf(z)
     return result
 
 
-def _log_phi(z: Floats) -> Floats:
-    """Return the log of the normal distribution function."""
+def _log_normal_cdf(z: Floats) -> Floats:
+    """Return the log of the standard normal distribution function, also far in its lower tail."""
     near = np.maximum(z, FAR_BELOW)
     exact = np.array([math.log(0.5 * math.erfc(-value / math.sqrt(2))) for value in near.ravel()]).reshape(z.shape)
     below = np.minimum(z, FAR_BELOW)

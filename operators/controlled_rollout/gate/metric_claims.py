@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from controlled_rollout.gate.categories import any_difference, difference_beyond, total_variation
 from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Values
-from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, scale_of
+from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, mixture_scale
 from controlled_rollout.gate.mixture import more_needed
 from controlled_rollout.gate.model import Gate, Mean
 
@@ -28,7 +28,7 @@ class MetricClaims:
 
 
 def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
-    """Test the claims about every metric that the bins carry; a pass also waits for one that they do not carry yet.
+    """Test the claims about every author's metric in the bins; a metric without values in them keeps the gate waiting.
 
     Args:
         judged: The rollout's bins, warm-up left out.
@@ -54,10 +54,10 @@ def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
 
 
 def _mean_worse(name: str, setting: Mean, by_bin: Differences, judged: Columns, threshold: float) -> ClaimResult:
-    """Alarm: the treatment's mean is worse than control's by more than the margin."""
-    path = _path(by_bin, 1.0 if setting.worse == "higher" else -1.0, setting.margin)
-    peak, first = _reached(path, math.log(threshold))
-    detail = f"{_means(by_bin, judged.means[name])}, {setting.margin:.3g} tolerated"
+    """Test the alarm claim: the treatment's mean is worse than control's by more than the margin."""
+    path = _evidence_path(by_bin, 1.0 if setting.worse == "higher" else -1.0, setting.margin)
+    peak, first = _peak_and_first_reached(path, math.log(threshold))
+    detail = f"{_means_text(by_bin, judged.means[name])}, {setting.margin:.3g} tolerated"
     claim = claim_from(f"{name} is {setting.worse}", "alarm", peak, threshold, first is not None, detail)
     return ClaimResult(claim, first)
 
@@ -65,28 +65,29 @@ def _mean_worse(name: str, setting: Mean, by_bin: Differences, judged: Columns, 
 def _mean_not_worse(
     name: str, worse: str, margin: float, by_bin: Differences, judged: Columns, gate: Gate
 ) -> ClaimResult:
-    """Pass: the treatment's mean is worse than control's by less than the pass margin."""
+    """Test the pass claim: the treatment's mean is worse than control's by less than the pass margin."""
     sign, goal = (1.0 if worse == "lower" else -1.0), -math.log(gate.beta)
-    path = _path(by_bin, sign, -margin)
-    peak, first = _reached(path, goal)
+    path = _evidence_path(by_bin, sign, -margin)
+    peak, first = _peak_and_first_reached(path, goal)
     needed: int | None = 0
     if first is None:
-        total, variance = _sums(by_bin, sign, -margin)
-        served, scale = float(judged.treatment.sum()), scale_of(by_bin)
+        total, variance = _cumulated_sums(by_bin, sign, -margin)
+        served, scale = float(judged.treatment.sum()), mixture_scale(by_bin)
 
-        def expected(more: Floats) -> Floats:
+        def expected_log_evidence(more: Floats) -> Floats:
+            """Return the log of the expected evidence after each number of further treatment requests."""
             grown = 1 + more / served
             return log_mixture(total[-1] * grown, variance[-1] * grown, scale)
 
-        needed = more_needed(expected, goal) if served and len(path) and by_bin.ready is not None else None
-    detail = f"{_means(by_bin, judged.means[name])}, {margin:.3g} worse to be ruled out"
+        needed = more_needed(expected_log_evidence, goal) if served and len(path) and by_bin.ready is not None else None
+    detail = f"{_means_text(by_bin, judged.means[name])}, {margin:.3g} worse to be ruled out"
     return ClaimResult(
         claim_from(f"{name} is not worse", "pass", peak, 1 / gate.beta, first is not None, detail, needed)
     )
 
 
 def _category_differs(name: str, judged: Columns, gate: Gate) -> ClaimResult:
-    """Split or alarm: the categories are not distributed alike, or differ by more than is tolerated."""
+    """Test the split or alarm claim: the categories' shares differ by more than is tolerated."""
     setting, counts = gate.categories[name], judged.categories[name]
     fails = setting.on_difference == "fail"
     threshold = alarm_threshold(gate, name, latency=bool(judged.slow)) if fails else 1 / gate.split_alpha
@@ -104,27 +105,29 @@ def _category_differs(name: str, judged: Columns, gate: Gate) -> ClaimResult:
     return ClaimResult(claim, evidence.reached_at)
 
 
-def _sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:
-    """Return S and V after every bin, for the claim that `sign` times the difference is above `margin`."""
+def _cumulated_sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:
+    """Return the cumulated sum S of the differences beyond the margin, and its variance V, after each bin."""
     return np.cumsum(by_bin.weight * (sign * by_bin.difference - margin)), np.cumsum(by_bin.variance)
 
 
-def _path(by_bin: Differences, sign: float, margin: float) -> Floats:
-    """Return the log of the evidence after every bin; none before there are values enough."""
-    total, variance = _sums(by_bin, sign, margin)
+def _evidence_path(by_bin: Differences, sign: float, margin: float) -> Floats:
+    """Return the log of the evidence after each bin; 0 before there are enough bins and values."""
+    total, variance = _cumulated_sums(by_bin, sign, margin)
     if by_bin.ready is None:
         return np.zeros(len(total))
-    path = log_mixture(total, variance, scale_of(by_bin))
+    path = log_mixture(total, variance, mixture_scale(by_bin))
     path[: by_bin.ready] = 0.0
     return path
 
 
-def _reached(path: Floats, goal: float) -> tuple[float, int | None]:
+def _peak_and_first_reached(path: Floats, goal: float) -> tuple[float, int | None]:
+    """Return the highest log evidence (at least 0) and the index of the first bin that reaches the goal, or None."""
     first = np.flatnonzero(path >= goal)
     return max(0.0, float(path.max(initial=0.0))), int(first[0]) if len(first) else None
 
 
-def _means(by_bin: Differences, values: tuple[Values, Values]) -> str:
+def _means_text(by_bin: Differences, values: tuple[Values, Values]) -> str:
+    """Return the two means and their difference as text."""
     if by_bin.ready is None:
         return f"fewer than {MIN_BINS} bins or {MIN_VALUES} values of each version"
     treatment, control = (float((version.count * version.mean).sum() / version.count.sum()) for version in values)

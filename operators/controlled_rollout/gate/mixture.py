@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MixtureResult", "follow", "log_sum", "mix", "more_needed", "relevant_bins", "settle"]
+__all__ = ["MixtureResult", "follow", "log_sum_exp", "mix", "more_needed", "relevant_bins", "settle"]
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class MixtureResult:
 
 
 def settle(evidence_after: Callable[[int], MixtureResult], bins: int, log_threshold: float) -> MixtureResult:
-    """Return the evidence of all bins, or of the first ones where that is a million times the threshold.
+    """Return the evidence of all bins, or only of as many as are needed to exceed the threshold a million times.
 
     Args:
         evidence_after: From a number of bins to the evidence of the first so many.
@@ -60,7 +60,7 @@ def settle(evidence_after: Callable[[int], MixtureResult], bins: int, log_thresh
 
 
 def relevant_bins(path: Floats) -> int:
-    """Return the number of bins up to the last one after which the path is not negligible."""
+    """Return the number of bins up to the last one at which a path of log evidence is not negligible."""
     relevant = np.flatnonzero(path >= NEGLIGIBLE)
     return int(relevant[-1]) + 1 if len(relevant) else 0
 
@@ -71,7 +71,7 @@ def follow(
     gain: Callable[[float, int], Floats],
     can_matter: Callable[[float, int], int] | None = None,
 ) -> list[Floats]:
-    """Return the path of every ratio, each only as far as it can matter.
+    """Return the path of log evidence of each ratio, computed only as far as it can matter.
 
     In log g every gain is concave and is 0 at g = 1 (the log of a likelihood ratio of an exponential family, also when
     tempered or capped). So a ratio farther from 1 on the same side is negligible wherever a nearer one is.
@@ -94,7 +94,7 @@ def follow(
 
 
 def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float, bins: int) -> MixtureResult:
-    """Return the evidence of the weighted sum of the paths.
+    """Return the evidence of a weighted sum of likelihood ratios, given the path of the log of each.
 
     Args:
         paths: At least one; those shorter than `bins` are too low to matter afterwards.
@@ -122,7 +122,7 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
 
 
 def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:
-    """Return about how many more requests bring the evidence to the threshold, None if it never gets there.
+    """Return about how many more requests bring the log evidence to the threshold; None if it never gets there.
 
     Args:
         log_value: From numbers of further requests to the evidence expected then.
@@ -141,8 +141,8 @@ def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> 
     return high
 
 
-def log_sum(values: Floats) -> Floats:
-    """Return the logarithm of the sum of the exponentials over the first axis, without overflow."""
+def log_sum_exp(values: Floats) -> Floats:
+    """Return log(sum(exp(values))) over the first axis, without overflow."""
     largest = np.max(values, axis=0)
     base = np.where(np.isfinite(largest), largest, 0.0)
     with np.errstate(divide="ignore"):

@@ -94,7 +94,8 @@ class Gate(BaseModel):
     categories: Mapping[str, Category] = {}
 
     @model_validator(mode="after")
-    def _names_are_known_and_differ(self) -> Self:
+    def _check_metric_names(self) -> Self:
+        """Raise if two metrics have the same name, or a setting names a metric that does not exist."""
         twice = (self.means.keys() | self.categories.keys()) & ALWAYS | self.means.keys() & self.categories.keys()
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")

@@ -66,7 +66,7 @@ class Margins:
         self._many_of = a[self._many], c[self._many], k[self._many], turned[self._many]
 
     def log_z(self, psi: float, bins: int) -> Floats:
-        """Return log Z(psi) of the first so many bins, up to a constant that is the same for every `psi`."""
+        """Return log Z(psi) of the first `bins` bins, the normaliser of the noncentral hypergeometric distribution."""
         result = np.zeros(min(bins, self._bins))
         n_bins = int(np.searchsorted(self._rare, bins))
         if n_bins:
@@ -76,14 +76,15 @@ class Margins:
         if n_bins:
             a, turned = self._few_of
             shift = np.where(turned[:n_bins], a[:n_bins] * math.log(psi), 0.0)
-            result[self._few[:n_bins]] = shift + self._polynomial(psi, turned[:n_bins])
+            result[self._few[:n_bins]] = shift + self._log_z_few_events(psi, turned[:n_bins])
         n_bins = int(np.searchsorted(self._many, bins))
         if n_bins:
             a, c, k, turned = self._many_of
-            result[self._many[:n_bins]] = _saddle_point(a[:n_bins], c[:n_bins], k[:n_bins], turned[:n_bins], psi)
+            result[self._many[:n_bins]] = _log_z_many_events(a[:n_bins], c[:n_bins], k[:n_bins], turned[:n_bins], psi)
         return result
 
-    def _polynomial(self, psi: float, turned: Truths) -> Floats:
+    def _log_z_few_events(self, psi: float, turned: Truths) -> Floats:
+        """Return log Z of the bins with few events, by evaluating their polynomials in psi."""
         powers = np.array([psi**x for x in range(FEW_EVENTS + 1)])
         inverse = np.array([psi**-x for x in range(FEW_EVENTS + 1)])
         coefficients = self._coefficients[:, : len(turned)]
@@ -92,7 +93,7 @@ class Margins:
 
 
 def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
-    """Return C(a, x) C(c, k - x), one row per x = 0 .. FEW_EVENTS; 0 where there is no such x."""
+    """Return the polynomial coefficients C(a, x) C(c, k - x), one row per x = 0 .. FEW_EVENTS (0 if impossible)."""
     of_a, of_c = binomials(a, FEW_EVENTS), binomials(c, FEW_EVENTS)
     rest = k - np.arange(FEW_EVENTS + 1)[:, np.newaxis]
     gathered = np.take_along_axis(of_c, np.maximum(rest, 0).astype(np.intp), axis=0)
@@ -101,15 +102,15 @@ def _coefficients(a: Floats, c: Floats, k: Floats) -> Floats:
 
 
 def binomials(n: Floats, most: int) -> Floats:
-    """Return C(n, x), one row per x = 0 .. most."""
+    """Return the binomial coefficients C(n, x), one row per x = 0 .. most."""
     result = np.ones((most + 1, len(n)))
     for x in range(1, most + 1):
         result[x] = result[x - 1] * (n - x + 1) / x
     return result
 
 
-def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -> Floats:
-    """Return log Z(psi) where there are many events and many non-events."""
+def _log_z_many_events(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -> Floats:
+    """Return log Z(psi) of bins with many events and many non-events, by a saddle-point approximation."""
     odds = np.where(turned, 1 / psi, psi)
     # The saddle point z makes the expected number of events k: quadratic z² + linear z - k = 0.
     linear = odds * a + c - k * (1 + odds)
@@ -121,12 +122,12 @@ def _saddle_point(a: Floats, c: Floats, k: Floats, turned: Truths, psi: float) -
     for index in np.flatnonzero(variance < MIN_VARIANCE):
         shift = a[index] * math.log(psi) if turned[index] else 0.0
         counted_odds = 1 / psi if turned[index] else psi
-        result[index] = shift + _near_the_mode(int(a[index]), int(c[index]), int(k[index]), counted_odds)
+        result[index] = shift + _log_z_by_summation(int(a[index]), int(c[index]), int(k[index]), counted_odds)
     return result
 
 
 def saddle_point_value(groups: Iterable[tuple[Floats, Floats]], k: Floats, z: Floats) -> tuple[Floats, Floats]:
-    """Return the log of the coefficient of z^k in the product of (1 + weight z)^size over the groups, and a variance.
+    """Return log of the coefficient of z^k in the product of (1 + weight z)^size over the groups, and its variance.
 
     Args:
         groups: By group its size and its weight times the saddle point.
@@ -165,10 +166,10 @@ def saddle_point_value(groups: Iterable[tuple[Floats, Floats]], k: Floats, z: Fl
     return value, variance
 
 
-def _near_the_mode(a: int, c: int, k: int, psi: float) -> float:
-    """Return log Z(psi), summed outwards from the mode until the terms are too small to matter."""
+def _log_z_by_summation(a: int, c: int, k: int, psi: float) -> float:
+    """Return log Z(psi) as a sum of terms from the mode outwards, until the terms are negligible."""
     low, high = max(0, k - c), min(k, a)
-    mode = min(high, max(low, _mode(a, c, k, psi)))
+    mode = min(high, max(low, _mode_of_terms(a, c, k, psi)))
     total = 1.0
     for step in (1, -1):
         term, x = 1.0, mode
@@ -179,11 +180,11 @@ def _near_the_mode(a: int, c: int, k: int, psi: float) -> float:
                 term *= x * (c - k + x) / (psi * (a - x + 1) * (k - x + 1))
             total += term
             x += step
-    return math.log(total) + mode * math.log(psi) + _log_choose(a, mode) + _log_choose(c, k - mode)
+    return math.log(total) + mode * math.log(psi) + _log_binomial(a, mode) + _log_binomial(c, k - mode)
 
 
-def _mode(a: int, c: int, k: int, psi: float) -> int:
-    """Return about where the largest term is: the root of (a + 1 - x)(k + 1 - x) psi = x (c - k + x)."""
+def _mode_of_terms(a: int, c: int, k: int, psi: float) -> int:
+    """Return about which x has the largest term: the root of (a + 1 - x)(k + 1 - x) psi = x (c - k + x)."""
     quadratic = psi - 1
     linear = -(psi * (a + k + 2) + c - k)
     constant = psi * (a + 1) * (k + 1)
@@ -191,5 +192,6 @@ def _mode(a: int, c: int, k: int, psi: float) -> int:
     return int(2 * constant / (root - linear))
 
 
-def _log_choose(n: int, k: int) -> float:
+def _log_binomial(n: int, k: int) -> float:
+    """Return the log of the binomial coefficient C(n, k)."""
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

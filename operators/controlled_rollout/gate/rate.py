@@ -2,7 +2,7 @@
 
 For a rate p the evidence against it after n requests with x errors is B(x + 1/2, n - x + 1/2) / (B(1/2, 1/2) p^x
 (1 - p)^(n - x)), a martingale that starts from 1 when p is true (Robbins, 1970; Howard and others, Time-uniform
-nonparametric confidence sequences, 2021). The rates against which the evidence is still short of 1 / level form a
+nonparametric confidence sequences, 2021). The rates against which the evidence is still short of 1 / alpha form a
 confidence sequence.
 """
 
@@ -25,7 +25,7 @@ SHIFT: Final = 8
 
 
 def log_evidence(rate: ArrayLike, errors: ArrayLike, requests: ArrayLike) -> Floats:
-    """Return the log of the evidence that the true rate is below `rate`.
+    """Return the log of the evidence that the true error rate is below `rate`.
 
     The least over all rates from `rate` up: above it, whatever the true rate is, the evidence is a fair game or less.
 
@@ -44,7 +44,7 @@ def log_evidence(rate: ArrayLike, errors: ArrayLike, requests: ArrayLike) -> Flo
 
 
 def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -> Floats:
-    """Return the log of the evidence that the true rate is below `rate`, after every bin.
+    """Return the log of the evidence that the true error rate is below `rate`, after each bin.
 
     Args:
         rate: The acceptable rate.
@@ -55,9 +55,9 @@ def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -
     return log_evidence(rate, np.cumsum(errors) / burst, np.cumsum(requests) / burst)
 
 
-def upper_bound(errors: float, requests: float, level: float) -> float:
-    """Return a bound that the true rate exceeds with probability `level` at most, over all looks together."""
-    goal = -math.log(level)
+def upper_bound(errors: float, requests: float, alpha: float) -> float:
+    """Return an upper confidence bound of the true error rate, which the rate exceeds with probability `alpha` at most over all looks."""
+    goal = -math.log(alpha)
     low, high = (errors / requests if requests else 1.0), 1.0
     while high - low > 1e-15 * high:
         points = np.linspace(low, high, POINTS)
@@ -70,7 +70,7 @@ def upper_bound(errors: float, requests: float, level: float) -> float:
 
 
 def log_gamma(x: Floats) -> Floats:
-    """Return log Gamma(x), x > 0, by Stirling's series, small x shifted up (Abramowitz and Stegun, 6.1.40)."""
+    """Return log Gamma(x) for x > 0 by Stirling's series; small x are shifted up (Abramowitz and Stegun, 6.1.40)."""
     small = x < SHIFT
     product = np.ones_like(x)
     for step in range(SHIFT):

@@ -59,18 +59,18 @@ class OddsRatio:
         self._normalisers: dict[float, Floats] = {}
 
     def paths(self, null: float, ratios: Sequence[float], bins: int) -> list[Floats]:
-        """Return one path per ratio: the log of the evidence for odds `null * ratio` against odds `null`.
+        """Return a path per ratio: the log of the evidence for odds `null * ratio` against odds `null`, after each bin.
 
         Args:
             null: The odds ratio that the evidence is against.
             ratios: The alternatives' odds ratios, in units of `null`; none of them 1.
             bins: How many bins, from the first.
         """
-        bound = self._can_matter if null == 1 else None
+        bound = self._relevant_bins_bound if null == 1 else None
         return follow(ratios, bins, lambda ratio, n_bins: self.gains(null, ratio, n_bins), bound)
 
     def gains(self, null: float, ratio: float, bins: int) -> Floats:
-        """Return each bin's log likelihood ratio of odds `null * ratio` to odds `null`, tempered or capped.
+        """Return each bin's log likelihood ratio of odds `null * ratio` to `null`, divided for bursts or capped.
 
         The log of f(x; null ratio) / f(x; null) is x log ratio - log Z(null ratio) + log Z(null).
         """
@@ -79,8 +79,8 @@ class OddsRatio:
             gains /= self._burst
         return np.minimum(gains, self._log_cap) if self._log_cap < math.inf else gains
 
-    def _can_matter(self, ratio: float, bins: int) -> int:
-        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can matter, without computing it.
+    def _relevant_bins_bound(self, ratio: float, bins: int) -> int:
+        """Return in how many bins the evidence for odds `ratio` > 1 against 1 can exceed a negligible value.
 
         Given t, the treatment's events are distributed as a sum of independent Bernoulli variables, so tilting by g
         shrinks their variance V at most by the factor g: log E[g^X] >= E[X] log g + V (1/g - 1 + log g). At odds 1
@@ -98,7 +98,7 @@ class OddsRatio:
         return relevant_bins(np.cumsum(gains))
 
     def _log_z(self, psi: float, bins: int) -> Floats:
-        """Return the normalisers of the first so many bins, computed anew only for more bins than before."""
+        """Return log Z of the first `bins` bins from a cache, computed anew only for more bins than before."""
         known = self._normalisers.get(psi)
         if known is None or len(known) < bins:
             known = self._normalisers[psi] = self._margins.log_z(psi, bins)
@@ -106,7 +106,7 @@ class OddsRatio:
 
 
 def burstiness(requests: Floats, events: Floats) -> float:
-    """Return how much more the counts vary than independent events would: Pearson's chi-square per degree of freedom.
+    """Return Pearson's chi-square per degree of freedom: how much more events vary than independent ones would.
 
     Never below 1. It is 1 with fewer than two bins with requests, and where none or all of the requests are events.
     """
@@ -121,20 +121,21 @@ def burstiness(requests: Floats, events: Floats) -> float:
 
 
 def rate_difference(columns: Columns, metric: Metric) -> float | None:
-    """Return treatment's rate less control's, compared inside each bin (Mantel-Haenszel); None if no bin has both."""
-    excess, weight = _differences(columns, metric)
+    """Return the treatment's event rate minus control's, stratified by bin (Mantel-Haenszel); None if undefined."""
+    excess, weight = _difference_terms(columns, metric)
     total = float(weight.sum())
     return float(excess.sum()) / total if total else None
 
 
 def first_difference(columns: Columns, metric: Metric, least: float, since: int) -> int | None:
-    """Return the first bin, `since` or later, after which the difference of the rates is `least` or more."""
-    excess, weight = (np.cumsum(values) for values in _differences(columns, metric))
+    """Return the first bin from `since` on at which the rate difference is at least `least`; None if there is none."""
+    excess, weight = (np.cumsum(values) for values in _difference_terms(columns, metric))
     reached = np.flatnonzero((weight[since:] > 0) & (excess[since:] >= least * weight[since:]))
     return since + int(reached[0]) if len(reached) else None
 
 
-def _differences(columns: Columns, metric: Metric) -> tuple[Floats, Floats]:
+def _difference_terms(columns: Columns, metric: Metric) -> tuple[Floats, Floats]:
+    """Return the Mantel-Haenszel numerator and weight of each bin; 0 where a version has no requests."""
     a, c = columns.treatment, columns.control
     both = (a > 0) & (c > 0)
     total = np.where(both, a + c, 1.0)

@@ -18,7 +18,7 @@ HEADINGS: Final = ("claim", "e-value", "of", "requests still needed")
 
 
 def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
-    """Return the verdict as values that JSON can carry; an infinite e-value becomes the text "Infinity"."""
+    """Return a verdict as values for JSON; an infinite e-value becomes the text "Infinity"."""
     values = asdict(verdict)
     values["outcome"] = verdict.outcome.value
     values["claims"] = [
@@ -28,7 +28,7 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
 
 
 def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
-    """Return the verdict that `verdict_to_dict` wrote.
+    """Return the verdict that `verdict_to_dict` wrote; raise EvidenceError if the values are not one.
 
     Raises:
         EvidenceError: The values are not a verdict.
@@ -43,7 +43,7 @@ def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
 
 
 def describe(verdict: Verdict) -> str:
-    """Return the claims as a short table of plain text, and how many requests they rest on."""
+    """Return the claims as a text table, and the number of requests behind them."""
     rows = [HEADINGS]
     for claim in verdict.claims:
         if claim.kind != "pass":
@@ -52,14 +52,15 @@ def describe(verdict: Verdict) -> str:
             needed = "none"
         else:
             needed = "not known" if claim.needed_requests is None else f"{claim.needed_requests:,}"
-        rows.append((claim.name, _number(claim.e_value), _number(claim.threshold), needed))
+        rows.append((claim.name, _format_e_value(claim.e_value), _format_e_value(claim.threshold), needed))
     requests = f"treatment {verdict.treatment_requests:,} requests, control {verdict.control_requests:,}"
     if not verdict.claims:
         return f"{verdict.outcome.value.replace('_', ' ')}: {verdict.reason}\n{requests}"
     return f"{text_table(rows, left_columns=1)}\n{requests}"
 
 
-def _number(value: float) -> str:
+def _format_e_value(value: float) -> str:
+    """Return an e-value as text of few digits."""
     if value == math.inf:
         return "inf"
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"

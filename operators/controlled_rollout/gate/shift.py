@@ -63,10 +63,10 @@ class Shift:
         self._burst = burst
         self._log_cap = math.inf if cap is None else math.log(cap)
         both = (treatment > 0) & (control > 0)
-        of_treatment = _classes(
+        of_treatment = _per_class(
             np.where(both, treatment, 0.0), [np.where(both, m.treatment, 0.0) for m in slow], quantiles
         )
-        of_control = _classes(np.where(both, control, 0.0), [np.where(both, m.control, 0.0) for m in slow], quantiles)
+        of_control = _per_class(np.where(both, control, 0.0), [np.where(both, m.control, 0.0) for m in slow], quantiles)
         self._scores = scores(quantiles)
         self._sizes = of_treatment + of_control
         # The fewer requests are drawn: choosing the treatment's is leaving out control's.
@@ -78,14 +78,14 @@ class Shift:
         self._zero = log_gamma(total + 1) - log_gamma(self._drawn + 1) - log_gamma(total - self._drawn + 1)
 
     def paths(self, bins: int) -> list[Floats]:
-        """Return one path per tilt: the log of the evidence that durations are longer by so much."""
+        """Return a path per tilt: the log of the evidence that the treatment's durations are longer, after each bin."""
         # `follow` takes ratios, of which 1 is no difference; here that is a tilt of 0.
         return follow(
             [math.exp(tilt) for tilt in TILTS], bins, lambda ratio, n_bins: self.gains(math.log(ratio), n_bins)
         )
 
     def gains(self, tilt: float, bins: int) -> Floats:
-        """Return each bin's log likelihood ratio of the tilt, tempered or capped."""
+        """Return each bin's log likelihood ratio of a tilt to no tilt, divided for bursts or capped."""
         gains = tilt * self._sum[:bins] - self._log_z(tilt, bins) + self._zero[:bins]
         gains = np.where(self._one_class[:bins], 0.0, gains)
         if self._burst > 1:
@@ -93,20 +93,20 @@ class Shift:
         return np.minimum(gains, self._log_cap) if self._log_cap < math.inf else gains
 
     def _log_z(self, tilt: float, bins: int) -> Floats:
-        """Return log Z of the first so many bins, for the scores' tilt (control's is the opposite)."""
+        """Return log Z of the first `bins` bins for a tilt of the scores, the normaliser of the likelihood."""
         sizes, drawn = self._sizes[:, :bins], self._drawn[:bins]
         signed = np.where(self._turned[:bins], -tilt, tilt)
         result = np.zeros(bins)
         few = np.flatnonzero((drawn <= FEW_EVENTS) & (drawn > 0))
         if len(few):
-            result[few] = self._polynomial(few, signed[few])
+            result[few] = self._log_z_of_few_requests(few, signed[few])
         many = np.flatnonzero(drawn > FEW_EVENTS)
         if len(many):
-            result[many] = self._saddle_point(sizes[:, many], drawn[many], signed[many])
+            result[many] = self._log_z_of_many_requests(sizes[:, many], drawn[many], signed[many])
         return result
 
-    def _polynomial(self, few: Indices, tilt: Floats) -> Floats:
-        """Return log Z where few requests are drawn: the polynomials of the classes, multiplied as far as needed."""
+    def _log_z_of_few_requests(self, few: Indices, tilt: Floats) -> Floats:
+        """Return log Z of bins in which one version has few requests, by multiplying the classes' polynomials."""
         drawn = self._drawn[few].astype(np.intp)
         degree = int(drawn.max())
         product = np.zeros((degree + 1, len(few)))
@@ -119,8 +119,8 @@ class Shift:
         result: Floats = np.log(np.take_along_axis(product, drawn[np.newaxis], axis=0)[0])
         return result
 
-    def _saddle_point(self, sizes: Floats, drawn: Floats, tilt: Floats) -> Floats:
-        """Return log Z where many are drawn (odds.py has the expansion); Newton's method finds the saddle point."""
+    def _log_z_of_many_requests(self, sizes: Floats, drawn: Floats, tilt: Floats) -> Floats:
+        """Return log Z of bins with many requests of both versions, by a saddle-point approximation (see odds.py)."""
         h, up = float(np.abs(tilt).max()), tilt > 0
         weights = [np.where(up, np.exp(h * score), np.exp(-h * score)) for score in self._scores]
         total = sizes.sum(axis=0)
@@ -145,7 +145,7 @@ class Shift:
 
 
 def scores(quantiles: Sequence[float]) -> Floats:
-    """Return the normal score of each class of durations, the fastest first."""
+    """Return the normal score of each duration class, from the fastest to the slowest."""
     normal = NormalDist()
     edges = [0.0, *sorted(quantiles), 1.0]
     heights = [0.0, *(normal.pdf(normal.inv_cdf(q)) for q in edges[1:-1]), 0.0]
@@ -154,9 +154,9 @@ def scores(quantiles: Sequence[float]) -> Floats:
 
 
 def score_burstiness(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> float:
-    """Return how much more the bins' mean scores vary than those of independent requests would, never below 1."""
+    """Return how much more the mean scores vary between bins than with independent requests; at least 1."""
     served = requests > 0
-    counts = _classes(requests[served], [events[served] for events in slow], quantiles)
+    counts = _per_class(requests[served], [events[served] for events in slow], quantiles)
     n, values = counts.sum(axis=0), scores(quantiles)
     if len(n) < 2:
         return 1.0
@@ -167,8 +167,8 @@ def score_burstiness(requests: Floats, slow: Sequence[Floats], quantiles: Sequen
     return max(1.0, float((n * (values @ counts / n - mean) ** 2).sum()) / variance / (len(n) - 1))
 
 
-def _classes(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> Floats:
-    """Return the requests between neighbouring quantiles, one row per class.
+def _per_class(requests: Floats, slow: Sequence[Floats], quantiles: Sequence[float]) -> Floats:
+    """Return the requests between neighbouring quantiles (duration classes), one row per class.
 
     A request that exceeds a quantile exceeds every lower one: smaller counts (they were sampled) are raised to that.
     """

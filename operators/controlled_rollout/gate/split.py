@@ -20,7 +20,7 @@ STRAY: Final = 0.001
 
 
 def split_evidence(columns: Columns, log_threshold: float) -> tuple[MixtureResult, NDArray[np.intp]]:
-    """Return the evidence that the split is wrong, and the indices of the bins where it could be checked.
+    """Return the evidence that the split differs from what was set, and the indices of the bins that were checked.
 
     Every request is an event that falls to the treatment with probability w, the set part; the alternatives are the
     odds g w / (1 - w), on both sides (Lindon and Malek, arXiv 2011.03567).
@@ -30,21 +30,22 @@ def split_evidence(columns: Columns, log_threshold: float) -> tuple[MixtureResul
     share, treated, total = columns.shares[checked], columns.treatment[checked], total[checked]
 
     def gain(ratio: float, bins: int) -> Floats:
-        return treated[:bins] * _step(share[:bins], ratio) - total[:bins] * _cost(share[:bins], ratio)
+        """Return each bin's log likelihood ratio of a split whose odds are `ratio` times the set ones."""
+        return treated[:bins] * _treated_gain(share[:bins], ratio) - total[:bins] * _request_cost(share[:bins], ratio)
 
     paths = follow(BOTH_SIDES, len(checked), gain)
     weight = 1 / len(BOTH_SIDES)
     return mix(paths, [weight] * len(BOTH_SIDES), log_threshold, len(checked)), checked
 
 
-def _step(share: Floats, ratio: float) -> Floats:
-    """Return the gain of each of the treatment's requests; 0 where no alternative on this side is possible."""
+def _treated_gain(share: Floats, ratio: float) -> Floats:
+    """Return the log gain per treatment request; 0 where the set share excludes such an alternative."""
     impossible = (share == 0) if ratio < 1 else (share == 1)
     return np.where(impossible, 0.0, math.log(ratio))
 
 
-def _cost(share: Floats, ratio: float) -> Floats:
-    """Return log(1 + w (g - 1)); where a version should have no request, stray ones are tolerated on one side."""
+def _request_cost(share: Floats, ratio: float) -> Floats:
+    """Return log(1 + w (g - 1)) per request; a few stray requests to a version with share 0 are tolerated."""
     if ratio > 1:
         stray = np.where(share == 0, math.log1p(STRAY * (ratio - 1)), np.log1p(share * (ratio - 1)))
         return np.where(share == 1, 0.0, stray)
@@ -53,7 +54,7 @@ def _cost(share: Floats, ratio: float) -> Floats:
 
 
 def split_served(columns: Columns) -> tuple[float, float] | None:
-    """Return the treatment's part of the requests as served and as set; None where no split is known."""
+    """Return the treatment's share of the requests as served and as set; None if no split is known."""
     known = ~np.isnan(columns.shares)
     treated = columns.treatment[known]
     requests = treated + columns.control[known]

@@ -42,11 +42,11 @@ class Power:
     slow_quantile: float | None
 
     def __str__(self) -> str:
+        """Return a sentence for a log: how long a pass takes, and which regressions are found."""
         passes = "does not pass within 30 days"
         if self.time_to_pass is not None:
-            passes = (
-                f"passes after about {_length(self.time_to_pass)} ({self.treatment_requests_to_pass:,} of its requests)"
-            )
+            needed = f"{self.treatment_requests_to_pass:,} of its requests"
+            passes = f"passes after about {_duration(self.time_to_pass)} ({needed})"
         control_rate = _percent(self.error_rate)
         if self.detectable_error_rate is None:
             detected = [f"no higher error rate than control's {control_rate}"]
@@ -58,7 +58,7 @@ class Power:
             least = self.detectable_slow_share
             detected.append(f"no share {beyond}" if least is None else f"{_percent(least)} or more {beyond} {normally}")
         traffic = f"{100 * self.share:.3g} % of {self.requests_per_second:,.3g} requests/s"
-        found = f"found within {_length(self.within)}: {', '.join(detected)}"
+        found = f"found within {_duration(self.within)}: {', '.join(detected)}"
         return f"{traffic}: a treatment like control {passes}; {found}"
 
 
@@ -71,7 +71,7 @@ def power(
     within: timedelta = timedelta(hours=1),
     latency: bool = True,
 ) -> Power:
-    """Return how long a step has to last for a pass, and which regressions it finds, before the rollout begins.
+    """Return how long a rollout step has to last for a pass, and which regressions it detects, before it begins. Pure.
 
     Args:
         gate: What the treatment has to show.
@@ -93,7 +93,7 @@ def power(
         requests_to_pass,
     )
 
-    _check(share, requests_per_second, error_rate, within)
+    _check_arguments(share, requests_per_second, error_rate, within)
     quantiles = gate.latency_quantiles if latency else ()
     per_second = share * requests_per_second
     requests = requests_to_pass(gate, share, error_rate, quantiles)
@@ -117,7 +117,8 @@ def power(
     )
 
 
-def _check(share: float, requests_per_second: float, error_rate: float, within: timedelta) -> None:
+def _check_arguments(share: float, requests_per_second: float, error_rate: float, within: timedelta) -> None:
+    """Raise EvidenceError for an argument of `power` that is out of range."""
     for name, value, in_range, wanted in (
         ("share", share, 0 < share < 1, "above 0 and below 1 (it is a fraction, not per cent)"),
         ("requests_per_second", requests_per_second, 0 < requests_per_second < math.inf, "above 0 and finite"),
@@ -129,10 +130,12 @@ def _check(share: float, requests_per_second: float, error_rate: float, within: 
 
 
 def _percent(rate: float) -> str:
+    """Return a rate as per cent with two digits, as text."""
     return f"{100 * rate:.2g} %"
 
 
-def _length(length: timedelta) -> str:
+def _duration(length: timedelta) -> str:
+    """Return a duration as text in a fitting unit: seconds, minutes, hours or days."""
     minutes = length.total_seconds() / 60
     if minutes < 1:
         return f"{length.total_seconds():.0f} s"

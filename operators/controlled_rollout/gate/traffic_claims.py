@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import MixtureResult, log_sum, mix, more_needed, settle
+from controlled_rollout.gate.mixture import MixtureResult, log_sum_exp, mix, more_needed, settle
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
 from controlled_rollout.gate.ratio import (
@@ -30,25 +30,25 @@ Floats = NDArray[np.float64]
 
 
 def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
-    """Return the alarms and the pass claims about errors and, where the bins count it, latency.
+    """Test the alarm and the pass claims about errors and, if the bins count slow requests, about latency.
 
     Args:
         judged: The rollout's bins, warm-up left out.
         before: Control's bins before the rollout: they tell how much events come in bursts.
         gate: What the treatment has to show.
     """
-    errors = _Event(judged, judged.errors, gate, _burst(before, before.errors, gate))
+    errors = _Event(judged, judged.errors, gate, _burst_divisor(before, before.errors, gate))
     alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, errors)]
     if judged.slow:
-        bursts = [_burst(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
+        bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
         slow = [_Event(judged, metric, gate, burst) for metric, burst in zip(judged.slow, bursts, strict=True)]
-        alarms.append(_latency_higher(gate, slow, _shift(judged, before, gate)))
+        alarms.append(_latency_higher(gate, slow, _duration_test(judged, before, gate)))
         passes.append(_latency_not_worse(gate, slow))
     return alarms, passes
 
 
-def _burst(before: Columns, metric: Metric, gate: Gate) -> float:
-    """Return by how much gains are divided: a cap on every bin's gain is the other way to bear bursts."""
+def _burst_divisor(before: Columns, metric: Metric, gate: Gate) -> float:
+    """Return the factor by which evidence is divided because events come in bursts; 1 if `burst_cap` handles them."""
     return 1.0 if gate.burst_cap is not None else burstiness(before.control, metric.control)
 
 
@@ -56,6 +56,7 @@ class _Event:
     """One kind of event (errors, or requests slower than one quantile) in the judged bins, with its odds-ratio test."""
 
     def __init__(self, judged: Columns, metric: Metric, gate: Gate, burst: float) -> None:
+        """Prepare the odds-ratio test of this kind of event."""
         self.judged = judged
         self.metric = metric
         self.burst = burst
@@ -63,15 +64,17 @@ class _Event:
         self.n_bins = len(judged.starts)
 
     def rates(self) -> str:
-        treatment = _rate(self.metric.treatment, self.judged.treatment)
-        return f"{treatment} against control's {_rate(self.metric.control, self.judged.control)}"
+        """Return the event's rate in both versions as text."""
+        treatment = _format_rate(self.metric.treatment, self.judged.treatment)
+        return f"{treatment} against control's {_format_rate(self.metric.control, self.judged.control)}"
 
     def bursts(self) -> str:
+        """Return the discount for bursts as text; empty if there is none."""
         return f", discounted {self.burst:.3g} times for bursts" if self.burst > 1 else ""
 
 
 def _errors_higher(gate: Gate, errors: _Event) -> ClaimResult:
-    """Alarm: the odds of an error are above the tolerated ratio, and the rates differ by more than is tolerated."""
+    """Test the alarm claim: error odds above the tolerated ratio, and a rate difference above the tolerated one."""
     judged, metric = errors.judged, errors.metric
     threshold = alarm_threshold(gate, "errors", latency=bool(judged.slow))
     evidence = settle(
@@ -92,8 +95,8 @@ def _errors_higher(gate: Gate, errors: _Event) -> ClaimResult:
     )
 
 
-def _shift(judged: Columns, before: Columns, gate: Gate) -> Shift:
-    """Return the test of the durations as a whole; half of the latency alarm's weight is its."""
+def _duration_test(judged: Columns, before: Columns, gate: Gate) -> Shift:
+    """Return the test that the treatment's durations as a whole are longer; half of the latency alarm's weight."""
     burst = 1.0
     if before.slow and gate.burst_cap is None:
         burst = score_burstiness(before.control, [metric.control for metric in before.slow], gate.latency_quantiles)
@@ -101,25 +104,26 @@ def _shift(judged: Columns, before: Columns, gate: Gate) -> Shift:
 
 
 def latency_weights(n_quantiles: int) -> list[float]:
-    """Return the weights of the latency alarm's components: every quantile's ratios, then the tilts of the whole."""
+    """Return the weights of the latency alarm's components: first each quantile's ratios, then the tilts."""
     by_quantile = [weight / (2 * n_quantiles) for _ in range(n_quantiles) for weight in ABOVE_WEIGHTS]
     return by_quantile + [1 / (2 * len(TILTS))] * len(TILTS)
 
 
 def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimResult:
-    """Alarm: durations exceed control's quantiles more often, one of them or as a whole.
+    """Test the alarm claim: durations exceed control's quantiles more often, at one quantile or as a whole.
 
     E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
     """
     threshold = alarm_threshold(gate, "latency", latency=True)
 
     def evidence_after(bins: int) -> MixtureResult:
+        """Return the mixed evidence of all quantiles and tilts over the first `bins` bins."""
         paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]
         return mix([*paths, *shift.paths(bins)], latency_weights(len(slow)), math.log(threshold), bins)
 
     evidence = settle(evidence_after, slow[0].n_bins, math.log(threshold))
     parts = [
-        f"{_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
+        f"{_format_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
         for quantile, event in zip(gate.latency_quantiles, slow, strict=True)
     ]
     reached = evidence.reached_at is not None
@@ -128,7 +132,7 @@ def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimRe
 
 
 def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
-    """Return the split claim: requests do not fall to the two versions in the shares that were set."""
+    """Test the split claim: the versions do not get the shares of the requests that were set."""
     threshold = 1 / gate.split_alpha
     evidence, checked = split_evidence(all_bins, math.log(threshold))
     shares = split_served(all_bins)
@@ -143,7 +147,7 @@ def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
 
 
 def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
-    """Pass: the odds of an error are below `pass_ratio` times control's, or the rate is acceptable as it is."""
+    """Test the pass claim: error odds below `pass_ratio` times control's, or an acceptable rate."""
     result = _not_worse(gate, errors, gate.acceptable_error_rate)
     hits, requests = float(errors.metric.treatment.sum()), float(errors.judged.treatment.sum())
     bound = upper_bound(hits / errors.burst, requests / errors.burst, gate.beta / 2)
@@ -174,7 +178,7 @@ def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
     known = [number for number in needed if number is not None]
     detail = (
         f"odds of exceeding below {gate.pass_ratio:g} times control's, or times those before the rollout, at every "
-        f"quantile; least sure of {_quantile(gate.latency_quantiles[weakest])}"
+        f"quantile; least sure of {_format_quantile(gate.latency_quantiles[weakest])}"
     )
     reached = all(result.reached for result in results)
     more = max(known) if len(known) == len(needed) else None
@@ -203,10 +207,11 @@ def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
     The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
     """
     goal, ratios = -math.log(gate.beta), pass_ratios(gate)
-    weights = [*(weight / 2 for weight in _equal(ratios)), 0.5]
+    weights = [*(weight / 2 for weight in _equal_weights(ratios)), 0.5]
     hits, requests = event.metric.treatment, event.judged.treatment
 
     def evidence_after(bins: int) -> MixtureResult:
+        """Return the mixed evidence of both ways to pass over the first `bins` bins."""
         absolute = evidence_path(acceptable_rate, hits[:bins], requests[:bins], event.burst)
         return mix([*event.odds.paths(gate.pass_ratio, ratios, bins), absolute], weights, goal, bins)
 
@@ -215,17 +220,18 @@ def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
         return _NotWorse(evidence.peak, True, 0)
     total, served = float(hits.sum()), float(requests.sum())
 
-    def expected(more: Floats) -> Floats:
+    def expected_log_evidence(more: Floats) -> Floats:
+        """Return the log of the expected evidence after each number of further treatment requests."""
         grown = 1 + more / served if served else np.ones_like(more)
         parts = [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, weights, strict=True)]
         absolute = log_evidence(acceptable_rate, total * grown / event.burst, (served + more) / event.burst)
-        return log_sum(np.array([*parts[:-1], absolute + math.log(0.5)]))
+        return log_sum_exp(np.array([*parts[:-1], absolute + math.log(0.5)]))
 
-    return _NotWorse(evidence.peak, False, more_needed(expected, goal))
+    return _NotWorse(evidence.peak, False, more_needed(expected_log_evidence, goal))
 
 
 def pass_ratios(gate: Gate) -> list[float]:
-    """Return a pass claim's alternatives as ratios to its null: all below 1, others would be evidence for worse."""
+    """Return the alternatives of a pass claim as ratios to its null hypothesis; only those below 1."""
     return [odds / gate.pass_ratio for odds in BETTER if odds < gate.pass_ratio]
 
 
@@ -234,20 +240,23 @@ def rate_of_odds(odds: float) -> float:
     return odds / (1 + odds)
 
 
-def _equal(parts: Sequence[object]) -> list[float]:
+def _equal_weights(parts: Sequence[object]) -> list[float]:
+    """Return equal weights that sum to 1, one per item."""
     return [1 / len(parts)] * len(parts)
 
 
 def _extrapolate(part: float, weight: float, grown: Floats) -> Floats:
-    """Return a component's value at `grown` times as many requests, if it goes on growing as it has on average."""
+    """Return a component's log evidence at `grown` times as many requests, at its average growth so far."""
     start = math.log(weight)
     return start + (part - start) * grown
 
 
-def _rate(events: Floats, requests: Floats) -> str:
+def _format_rate(events: Floats, requests: Floats) -> str:
+    """Return events as per cent of requests, as text; "nothing" without requests."""
     total = float(requests.sum())
     return f"{100 * float(events.sum()) / total:.3g} %" if total else "nothing"
 
 
-def _quantile(quantile: float) -> str:
+def _format_quantile(quantile: float) -> str:
+    """Return a quantile as text, such as `p95`."""
     return f"p{100 * quantile:g}"

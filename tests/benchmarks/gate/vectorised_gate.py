@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Metric
-from controlled_rollout.gate.mixture import log_sum
+from controlled_rollout.gate.mixture import log_sum_exp
 from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.shift import TILTS, Shift, scores
@@ -99,11 +99,11 @@ class _Events:
         parts = [path + math.log(0.5 / len(ratios)) for path in self.paths(gate.pass_ratio, ratios)]
         x, n = (np.cumsum(counts, axis=1) / self.burst for counts in (self.x, self.a))
         parts.append(log_evidence(acceptable, x, n) + math.log(0.5))
-        return log_sum(np.array(parts)) >= -math.log(gate.beta)
+        return log_sum_exp(np.array(parts)) >= -math.log(gate.beta)
 
 
 def _mixed(paths: Sequence[Floats], weights: Sequence[float]) -> Floats:
-    return log_sum(np.array([path + math.log(weight) for path, weight in zip(paths, weights, strict=True)]))
+    return log_sum_exp(np.array([path + math.log(weight) for path, weight in zip(paths, weights, strict=True)]))
 
 
 def _shift_paths(traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> list[Floats]:
