@@ -111,6 +111,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name from its module at first use, so that `import controlled_rollout` stays fast."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it has {', '.join(__all__)}")
     value = getattr(import_module(_MODULES[name]), name)
@@ -119,4 +120,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return the module's names with the public ones that have not been imported yet."""
     return sorted({*globals(), *__all__})

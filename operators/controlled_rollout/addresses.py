@@ -8,12 +8,12 @@ __all__ = ["is_loopback", "is_this_machine"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is `localhost` or a loopback address; other names are never resolved.
+    """Return whether a host is `localhost` or a loopback address; other names are not resolved.
 
     Args:
         host: A name or an address, with or without a port; an IPv6 address with a port is in brackets.
     """
-    name = _name(host)
+    name = _host_without_port(host)
     try:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -21,7 +21,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_this_machine(url: str) -> bool:
-    """Whether a URL leads to this machine: to a loopback address or to an address of one of its interfaces.
+    """Return whether a URL's host is a loopback address or an address of one of this machine's interfaces.
 
     A request to such a URL must not go through a proxy.
     """
@@ -38,8 +38,8 @@ def is_this_machine(url: str) -> bool:
         return False
 
 
-def _name(host: str) -> str:
-    """Return a host without its port and without the brackets of an IPv6 address."""
+def _host_without_port(host: str) -> str:
+    """Return the host of `host:port` without the port and without the brackets of an IPv6 address."""
     if host.count(":") > 1 and not host.startswith("["):
         return host.lower()
     try:

@@ -28,7 +28,7 @@ __all__ = [
 
 
 def duration(name: str, value: timedelta | float | str) -> timedelta:
-    """Return a length of time that `parse_duration` reads.
+    """Parse an argument of an Airflow task as a duration; raise ArgumentError if it is none.
 
     Raises:
         ArgumentError: It is not a length of time.
@@ -42,7 +42,7 @@ def duration(name: str, value: timedelta | float | str) -> timedelta:
 def evidence_window(
     bin_width: timedelta | float | str, allowed_lag: timedelta | float | str, baseline_length: timedelta | float | str
 ) -> EvidenceWindow:
-    """Return how evidence is read.
+    """Parse the three durations that say how evidence is read, and return them as an evidence window.
 
     Raises:
         ArgumentError: One of the three is not a length of time, or `bin_width` does not divide a day.
@@ -59,7 +59,7 @@ def evidence_window(
 
 
 def text(name: str, value: Any) -> str:
-    """Return a text that native rendering may have made a number of.
+    """Return an argument as text, also if Airflow's native rendering has made a number of it.
 
     Raises:
         ArgumentError: There is none.
@@ -70,7 +70,7 @@ def text(name: str, value: Any) -> str:
 
 
 def number(name: str, value: float | str) -> float:
-    """Return a finite number that may be given as text.
+    """Parse an argument as a finite number.
 
     Raises:
         ArgumentError: It is not a finite number.
@@ -85,7 +85,7 @@ def number(name: str, value: float | str) -> float:
 
 
 def whole_number(name: str, value: int | str) -> int:
-    """Return a whole number, 0 or more, that may be given as text.
+    """Parse an argument as an integer of 0 or more.
 
     Raises:
         ArgumentError: It is not a whole number, or negative.
@@ -97,7 +97,7 @@ def whole_number(name: str, value: int | str) -> int:
 
 
 def flag(name: str, value: bool | str) -> bool:
-    """Return a truth value that may be given as the text that a template makes of it.
+    """Parse an argument as a boolean, also from the text "True" or "false" that a template gives.
 
     Raises:
         ArgumentError: It is neither true nor false.
@@ -109,7 +109,7 @@ def flag(name: str, value: bool | str) -> bool:
 
 
 def choice(name: str, value: str, *allowed: str) -> str:
-    """Return a value that is one of the allowed ones.
+    """Return an argument if it is one of the allowed values; raise ArgumentError otherwise.
 
     Raises:
         ArgumentError: It is not.
@@ -120,7 +120,7 @@ def choice(name: str, value: str, *allowed: str) -> str:
 
 
 def gate_of(value: Gate | Mapping[str, Any] | str | None) -> Gate:
-    """Return the gate that an author wrote as a `Gate`, as its fields, as their JSON text, or not at all.
+    """Parse an argument as a gate: a `Gate`, its fields, their JSON text, or None for the default gate.
 
     Raises:
         ArgumentError: A field is unknown or not valid.
@@ -139,7 +139,7 @@ def gate_of(value: Gate | Mapping[str, Any] | str | None) -> Gate:
 
 
 def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Return fields that are given as a mapping, as the JSON text of one, or not at all.
+    """Parse an argument as a mapping: a mapping, its JSON text, or None for an empty one.
 
     Raises:
         ArgumentError: It is no mapping.
@@ -156,7 +156,7 @@ def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, An
 
 
 def read_all(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Call every reader, and return what each returned, by its name.
+    """Call every reader and return the results by name; raise one ArgumentError with the faults of all of them.
 
     Raises:
         ArgumentError: Some failed; the message has the reasons of all of them.

@@ -15,7 +15,7 @@ ISO_8601: Final = TypeAdapter(timedelta)
 
 
 def parse_duration(value: timedelta | float | str) -> timedelta:
-    """Return a length of time.
+    """Return a duration from a timedelta, a number of seconds, or text such as `5 min` or `PT5M`.
 
     Args:
         value: A timedelta; a number of seconds; or text: a number with the unit `s`, `min`, `h` or `d` (none means
@@ -29,7 +29,7 @@ def parse_duration(value: timedelta | float | str) -> timedelta:
         if isinstance(value, timedelta):
             length = value
         elif isinstance(value, str):
-            length = _parse_text(value.strip())
+            length = _parse_duration_text(value.strip())
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             length = timedelta(seconds=value)
     except (ValidationError, OverflowError):
@@ -41,14 +41,15 @@ def parse_duration(value: timedelta | float | str) -> timedelta:
     return length
 
 
-def _parse_text(text: str) -> timedelta | None:
+def _parse_duration_text(text: str) -> timedelta | None:
+    """Return the duration that a text such as `5 min` or `PT5M` means; None if it is neither form."""
     if match := NUMBER_AND_UNIT.fullmatch(text):
         return timedelta(seconds=float(match[1]) * SECONDS[match[2] or "s"])
     return ISO_8601.validate_python(text) if text.startswith("P") else None
 
 
 def format_duration(length: timedelta) -> str:
-    """Return a length of time in its largest whole unit, such as `90 s`, `5 min`, `1 d`; `parse_duration` reads it."""
+    """Return a duration in its largest whole unit, such as `90 s`, `5 min`, `1 d`; `parse_duration` reads it."""
     seconds = length.total_seconds()
     for unit, unit_seconds in reversed(SECONDS.items()):
         if seconds and seconds % unit_seconds == 0:

@@ -80,6 +80,7 @@ class Endpoint(Value):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
+        """Raise EndpointError if the versions break a rule, such as two defaults or more than 100 % in sum."""
         versions = list(self.versions.values())
         for key, version in self.versions.items():
             if key != version.name:
@@ -106,6 +107,7 @@ class Endpoint(Value):
 
     @field_serializer("versions")
     def _versions_as_dict(self, versions: Mapping[str, Version]) -> dict[str, Version]:
+        """Return the versions as a plain dict, which pydantic can write."""
         return dict(versions)
 
     @property
@@ -119,7 +121,7 @@ class Endpoint(Value):
         return next((version for version in self.versions.values() if version.is_control), None)
 
     def version(self, name: str) -> Version:
-        """Return the version called `name`.
+        """Return the version called `name`; raise EndpointError if there is none.
 
         Raises:
             EndpointError: There is none; the message lists those that exist.
@@ -131,7 +133,7 @@ class Endpoint(Value):
         return self.versions[name]
 
     def effective_traffic(self) -> dict[str, float]:
-        """Return the per cent of the requests that each version gets: the default gets what the others leave.
+        """Return the per cent of the requests that each version gets; the default version gets the remainder.
 
         The values add up to 100; an endpoint without versions gives an empty dictionary.
         """
@@ -142,7 +144,7 @@ class Endpoint(Value):
         }
 
     def weight_ppm(self) -> dict[str, int]:
-        """Return the effective traffic as whole weights that add up to 1,000,000, rounded by largest remainder."""
+        """Return the effective traffic as integer weights that sum to 1,000,000, rounded by largest remainder."""
         exact = {name: percent * WEIGHT_TOTAL / 100 for name, percent in self.effective_traffic().items()}
         weights = {name: math.floor(weight) for name, weight in exact.items()}
         missing = WEIGHT_TOTAL - sum(weights.values()) if weights else 0
@@ -159,7 +161,7 @@ class Endpoint(Value):
         is_control: bool | None = None,
         **settings: Any,
     ) -> "Endpoint":
-        """Return the endpoint with one more version; the first one becomes the default.
+        """Return a copy of the endpoint with one more version; the first one becomes the default.
 
         Args:
             name: The new version's name.
@@ -188,7 +190,7 @@ class Endpoint(Value):
         return self._with_version(version)
 
     def update_version(self, name: str, **changes: Any) -> "Endpoint":
-        """Return the endpoint with one version changed; changing nothing returns this very value.
+        """Return a copy of the endpoint with one version changed; the endpoint itself if nothing changes.
 
         Args:
             name: The version's name.
@@ -208,7 +210,7 @@ class Endpoint(Value):
         return self if new == old else self._with_version(new)
 
     def delete_version(self, name: str, *, successor: str | None = None) -> "Endpoint":
-        """Return the endpoint without one version.
+        """Return a copy of the endpoint without one version.
 
         Args:
             name: The version to delete.
@@ -241,10 +243,10 @@ class Endpoint(Value):
                 "its traffic: name a successor, or set its traffic to 0 first"
             )
         # The rollout of a deleted version has ended.
-        return self.release(name)._changed(versions=rest)
+        return self.release(name)._validated_copy(versions=rest)
 
     def shift(self, name: str, percentile: float) -> "Endpoint":
-        """Return the endpoint with another percentile for one version; the default's own is lowered if it has to be.
+        """Return a copy with another percentile for one version; the default's percentile is lowered if needed.
 
         Otherwise a default whose percentile is 100 would have to be updated before every rollout.
 
@@ -264,7 +266,7 @@ class Endpoint(Value):
         return endpoint.update_version(name, traffic_percentile=percentile)
 
     def promote(self, name: str) -> "Endpoint":
-        """Return the endpoint with `name` as default and control with all the traffic; the other versions stay, at 0.
+        """Return a copy with `name` as default and control and 100 %; the other versions stay, at 0 %.
 
         All percentiles are 0 then: the default gets all the traffic, and a treatment's percentile is taken from it.
 
@@ -278,10 +280,10 @@ class Endpoint(Value):
             )
             for other, version in self.versions.items()
         }
-        return self if versions == dict(self.versions) else self._changed(versions=versions)
+        return self if versions == dict(self.versions) else self._validated_copy(versions=versions)
 
     def roll_back(self, name: str) -> "Endpoint":
-        """Return the endpoint with the treatment `name` at 0 and everything else as before.
+        """Return a copy with the treatment `name` at 0 %; the other versions are unchanged.
 
         Raises:
             EndpointError: There is no such version, or it is the default or the control.
@@ -296,13 +298,13 @@ class Endpoint(Value):
         return self.update_version(name, traffic_percentile=0.0)
 
     def claim(self, version: str, *, owner: str, at: datetime) -> "Endpoint":
-        """Return the endpoint held for a rollout; unchanged if `owner` holds it for that version already.
+        """Return a copy that `owner` holds for the rollout of a version; the endpoint itself if it does already.
 
         Raises:
             ConflictError: Another rollout holds the endpoint.
         """
         if self.rollout is None:
-            return self._changed(rollout=Rollout(version=version, owner=owner, started=at))
+            return self._validated_copy(rollout=Rollout(version=version, owner=owner, started=at))
         if (self.rollout.owner, self.rollout.version) == (owner, version):
             return self
         raise ConflictError(
@@ -312,7 +314,7 @@ class Endpoint(Value):
         )
 
     def check_holder(self, version: str, owner: str | None) -> None:
-        """Refuse to continue a rollout of `version` if `owner` does not hold the endpoint for it; None does not check.
+        """Raise ConflictError if `owner` does not hold the endpoint for `version`; None as owner checks nothing.
 
         Raises:
             ConflictError: Another run holds it, or no run, or it is held for another version.
@@ -328,24 +330,25 @@ class Endpoint(Value):
             )
 
     def release(self, version: str) -> "Endpoint":
-        """Return the endpoint no longer held for the rollout of `version`; unchanged if it is not held for it."""
+        """Return a copy that is not held for the rollout of `version`; the endpoint itself if it is not held for it."""
         if self.rollout is None or self.rollout.version != version:
             return self
-        return self._changed(rollout=None)
+        return self._validated_copy(rollout=None)
 
     def same_as(self, other: "Endpoint") -> bool:
-        """Return whether both have the same content; their revision numbers may differ."""
+        """Return whether both endpoints have equal content; revision numbers may differ."""
         return self.model_copy(update={"revision": other.revision}) == other
 
     def _with_version(self, version: Version) -> "Endpoint":
-        """Add or replace a version; if it is default or control, no other version is any more."""
+        """Return a copy with a version added or replaced; the roles default and control move to it if it has them."""
         unique_roles = {role for role in ("is_default", "is_control") if getattr(version, role)}
         versions: dict[str, Version] = {}
         for other in self.versions.values():
             lost = {role: False for role in unique_roles if getattr(other, role)}
             versions[other.name] = other.model_copy(update=lost) if lost else other
-        return self._changed(versions=versions | {version.name: version})
+        return self._validated_copy(versions=versions | {version.name: version})
 
-    def _changed(self, **changes: Any) -> "Endpoint":
+    def _validated_copy(self, **changes: Any) -> "Endpoint":
+        """Return a copy with these fields changed, after all rules are checked."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return Endpoint(**{**fields, **changes})

@@ -11,7 +11,7 @@ INTERVAL_S = 0.02
 
 
 async def until(condition: Callable[[], object], timeout_s: float, *, interval_s: float = INTERVAL_S) -> bool:
-    """Wait until a condition holds; return False if it still does not after `timeout_s` seconds.
+    """Poll a condition on the event loop until it holds; return False if it does not within `timeout_s` seconds.
 
     Args:
         condition: A function or a coroutine function; any true value means that it holds. It is checked at least once.
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], object], timeout_s: float, *, interval_s
 
 
 def block_until(condition: Callable[[], object], timeout_s: float, *, interval_s: float = INTERVAL_S) -> bool:
-    """Wait like `until`, in a thread without an event loop; `condition` is a function."""
+    """Poll a condition from a thread without an event loop; return False if it does not hold in `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:

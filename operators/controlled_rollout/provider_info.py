@@ -6,7 +6,7 @@ INTEGRATION = "Controlled Rollout"
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the provider's description in Airflow's provider-info schema."""
+    """Return the provider's metadata in Airflow's provider-info schema; Airflow calls it."""
     return {
         "package-name": "airflow-provider-controlled-rollout",
         "name": INTEGRATION,
@@ -45,6 +45,7 @@ def get_provider_info() -> dict[str, Any]:
 
 
 def _connection_type() -> dict[str, Any]:
+    """Return the connection type `controlled_rollout` with the fields of its form."""
     return {
         "connection-type": "controlled_rollout",
         "hook-class-name": "controlled_rollout.hooks.workspace.WorkspaceHook",
@@ -72,31 +73,32 @@ def _connection_type() -> dict[str, Any]:
     }
 
 
-def _field(label: str, description: str, **schema: Any) -> dict[str, Any]:
-    """Return a field of the connection's form; every field may be left empty."""
+def _form_field(label: str, description: str, **schema: Any) -> dict[str, Any]:
+    """Return the schema of one form field; every field may be left empty."""
     return {"label": label, "schema": {"type": ["string", "null"], **schema}, "description": description}
 
 
 def _place_fields() -> dict[str, Any]:
+    """Return the form fields that say where versions run and where files are kept."""
     return {
-        "target": _field(
+        "target": _form_field(
             "Target",
             "Where versions run. local: this machine, with nothing installed. kubernetes: a cluster with the Gateway "
             "API and Envoy Gateway.",
             enum=["local", "kubernetes"],
             default="local",
         ),
-        "root": _field(
+        "root": _form_field(
             "Folder",
             "The workspace's folder on the workers: records, for the local target everything but the cache; empty for "
             "$CONTROLLED_ROLLOUT_HOME or ~/.controlled-rollout.",
         ),
-        "cache_folder": _field(
+        "cache_folder": _form_field(
             "Cache folder",
             "The workers' folder of built environments, local images and fetched models; empty for the user's own, "
             "$CONTROLLED_ROLLOUT_CACHE or ~/.cache/controlled-rollout/images.",
         ),
-        "records": _field(
+        "records": _form_field(
             "Records",
             "Where the records of decisions are, if the workers share no folder: an address in Azure Blob Storage, "
             "https://<account>.blob.core.windows.net/<container>/<prefix>.",
@@ -105,27 +107,28 @@ def _place_fields() -> dict[str, Any]:
 
 
 def _cluster_fields() -> dict[str, Any]:
+    """Return the form fields of the Kubernetes cluster."""
     return {
-        "kubernetes_conn_id": _field(
+        "kubernetes_conn_id": _form_field(
             "Kubernetes connection",
             "The connection of the type kubernetes to the cluster; empty for kubernetes_default or, if that does not "
             "exist, the cluster that the worker runs in.",
         ),
-        "namespace": _field("Namespace", "Where the endpoints' objects live in the cluster; empty for default."),
-        "gateway": _field(
+        "namespace": _form_field("Namespace", "Where the endpoints' objects live in the cluster; empty for default."),
+        "gateway": _form_field(
             "Gateway",
             "The Gateway that the endpoints' routes attach to, as namespace/name or namespace/name/listener; needed "
             "on Kubernetes.",
         ),
-        "envoy_namespace": _field(
+        "envoy_namespace": _form_field(
             "Namespace of Envoy", "Where the Gateway's Envoy pods run; empty for envoy-gateway-system."
         ),
-        "endpoint_url": _field(
+        "endpoint_url": _form_field(
             "URL of the endpoints",
             "Base URL under which callers reach the Gateway; empty for the Gateway's own address.",
             format="url",
         ),
-        "image_pull_secret": _field(
+        "image_pull_secret": _form_field(
             "Image pull secret",
             "The Secret in the namespace with which the cluster pulls images; empty for a registry that needs none.",
         ),
@@ -133,49 +136,51 @@ def _cluster_fields() -> dict[str, Any]:
 
 
 def _image_fields() -> dict[str, Any]:
+    """Return the form fields about building and storing images."""
     return {
-        "registry": _field(
+        "registry": _form_field(
             "Registry", "Where images are pushed: a registry and a prefix; empty where no images are built."
         ),
-        "shared_registry": _field(
+        "shared_registry": _form_field(
             "Shared registry",
             "The registry that is looked up for environments that the first one does not have; may be empty.",
         ),
-        "base_image": _field("Base image", "The base of images whose environment names no base image."),
-        "registry_conn_id": _field(
+        "base_image": _form_field("Base image", "The base of images whose environment names no base image."),
+        "registry_conn_id": _form_field(
             "Registry connection",
             "The connection with login and password for the registry; empty if it needs none, or for an Azure "
             "Container Registry that the worker's own identity signs in to.",
         ),
-        "shared_registry_conn_id": _field("Shared registry connection", "The same for the shared registry."),
-        "base_image_conn_id": _field("Base image connection", "The same for the registry of base images."),
-        "builder": _field(
+        "shared_registry_conn_id": _form_field("Shared registry connection", "The same for the shared registry."),
+        "base_image_conn_id": _form_field("Base image connection", "The same for the registry of base images."),
+        "builder": _form_field(
             "Builder",
             "Who builds environment images. buildah: the worker. kubernetes: a pod in the cluster. acr_tasks: the "
             "Azure Container Registry itself.",
             enum=["buildah", "kubernetes", "acr_tasks"],
             default="buildah",
         ),
-        "builder_image": _field("Builder image", "For the builder kubernetes: an image with buildah in it."),
-        "builder_namespace": _field(
+        "builder_image": _form_field("Builder image", "For the builder kubernetes: an image with buildah in it."),
+        "builder_namespace": _form_field(
             "Builder namespace", "For the builder kubernetes: where its pods run; empty for the endpoints' namespace."
         ),
-        "builder_pod_template": _field(
+        "builder_pod_template": _form_field(
             "Builder pod template", "For the builder kubernetes: a file on the worker with a Pod to begin with."
         ),
-        "acr_id": _field("Registry's resource id", "For the builder acr_tasks: /subscriptions/… of the registry."),
+        "acr_id": _form_field("Registry's resource id", "For the builder acr_tasks: /subscriptions/… of the registry."),
     }
 
 
 def _scan_fields() -> dict[str, Any]:
+    """Return the form fields about scanning images."""
     return {
-        "scanner": _field(
+        "scanner": _form_field(
             "Scanner",
             "The program that scans images before they are rolled out; installed on the workers. Empty for trivy.",
             enum=["trivy", "grype"],
             default="trivy",
         ),
-        "osv_url": _field(
+        "osv_url": _form_field(
             "OSV service",
             "The query address of an OSV service for pip-audit; empty for PyPI's own vulnerability data.",
             format="url",
@@ -184,28 +189,29 @@ def _scan_fields() -> dict[str, Any]:
 
 
 def _telemetry_fields() -> dict[str, Any]:
+    """Return the form fields of the metric store."""
     return {
-        "telemetry_endpoint": _field(
+        "telemetry_endpoint": _form_field(
             "Telemetry endpoint",
             "Base address of the Log Analytics query API; empty for Azure's or, on the local target, for the local "
             "telemetry store.",
             format="url",
         ),
-        "telemetry_workspace_id": _field(
+        "telemetry_workspace_id": _form_field(
             "Log Analytics workspace",
             "The workspace that is queried; needed on Kubernetes, empty for the local telemetry store's.",
         ),
-        "telemetry_token_file": _field(
+        "telemetry_token_file": _form_field(
             "File with the telemetry token",
             "The file with the token of a telemetry store on the worker itself; empty for Azure, where the identity "
             "of the worker signs in.",
         ),
-        "prometheus_url": _field(
+        "prometheus_url": _form_field(
             "Prometheus",
             "Base address of a Prometheus that scrapes the routers, to read the evidence there instead.",
             format="url",
         ),
-        "prometheus_selector": _field(
+        "prometheus_selector": _form_field(
             "Prometheus selector",
             'Label matchers of the routers\' series in that Prometheus, such as job="envoy".',
         ),

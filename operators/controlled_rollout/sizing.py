@@ -61,16 +61,16 @@ class ReplicaRequirement:
 
     @property
     def is_allowed(self) -> bool:
-        """Whether the version may have as many replicas as it needs."""
+        """Whether the version's maximum allows as many replicas as it needs."""
         return self.required <= self.limit
 
     @property
     def replicas(self) -> int:
-        """The number of replicas to run: as many as are needed and allowed, and not fewer than run now."""
+        """The number of replicas to run: the needed ones up to the maximum, and not fewer than run now."""
         return max(self.running, min(self.required, self.limit))
 
     def summary(self) -> str:
-        """Return what will be done, or why it cannot be done, in a sentence."""
+        """Return a sentence for a log: to how many replicas the version is scaled, or why it cannot be."""
         load = f"{self.requests_per_s:.1f} requests/s at {self.request_time_s * 1000:.1f} ms"
         share = f"{self.traffic_percent:g} % of the load ({load})"
         if self.is_allowed:
@@ -83,7 +83,7 @@ class ReplicaRequirement:
 
 
 def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisation: float, concurrency: int) -> int:
-    """Return how many replicas a load needs, at least 1.
+    """Return how many replicas a load needs at the target utilisation; at least 1.
 
     Args:
         requests_per_s: Requests per second.
@@ -108,7 +108,7 @@ def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisa
 def required_replicas(
     before: Endpoint, after: Endpoint, loads: Mapping[str, Load], running: Mapping[str, int]
 ) -> dict[str, ReplicaRequirement]:
-    """Return what each version needs that has too few replicas for its share in `after`; in the endpoint's order.
+    """Return the requirement of each version that has too few replicas for its share in `after`.
 
     The load is that of the whole endpoint, whichever versions have it now. The time of a request is the mean of the
     version's own requests; of a version that has answered none, that of control's, else of the slowest version's.
@@ -151,6 +151,7 @@ def required_replicas(
 
 
 def _request_time_s(version: str, before: Endpoint, loads: Mapping[str, Load]) -> float | None:
+    """Return a version's time per request in seconds: its own, else control's, else the longest known, else None."""
     times = {name: load.request_time_s for name, load in loads.items() if load.request_time_s is not None}
     control = before.control.name if before.control else None
     return next((times[name] for name in (version, control) if name in times), max(times.values(), default=None))

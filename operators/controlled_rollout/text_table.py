@@ -6,7 +6,7 @@ __all__ = ["text_table"]
 
 
 def text_table(rows: Sequence[Sequence[str]], *, left_columns: int | None = None) -> str:
-    """Return rows as lines of text, one line a row, with two spaces between columns.
+    """Return rows as aligned lines of text, with two spaces between columns.
 
     Args:
         rows: The cells, the headings first; line breaks inside a cell become spaces.

@@ -31,7 +31,7 @@ NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """Return `name` if an endpoint or a version may have it: 3 to 32 lower-case letters, digits and inner hyphens.
+    """Return a valid name of an endpoint or a version; raise for others (3 to 32 of a-z, 0-9, `-`).
 
     Raises:
         EndpointError: It may not.
@@ -45,7 +45,7 @@ def check_name(name: str) -> str:
 
 
 def _no_bool(value: Any) -> Any:
-    """Refuse True and False where a number is expected: Python treats them as 1 and 0."""
+    """Return the value; raise for True and False, which Python would accept as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("a number is expected, not true or false")
     return value
@@ -70,6 +70,7 @@ class Value(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _raise_endpoint_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise EndpointError instead of pydantic's ValidationError (a wrap validator)."""
         try:
             return handler(data)
         except ValidationError as error:
@@ -77,7 +78,7 @@ class Value(BaseModel):
 
 
 def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
-    """Raise the error that lists, in one line, each field with its value and what is wrong with it."""
+    """Raise EndpointError with one line that lists each wrong field, its value and the fault."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in fault["loc"]) or what
@@ -153,12 +154,14 @@ class Version(Value):
     @model_validator(mode="before")
     @classmethod
     def _fixed_replicas_disable_the_autoscaler(cls, data: Any) -> Any:
+        """Turn off the autoscaler for settings that fix the number of replicas."""
         if isinstance(data, Mapping) and data.get("num_replicas") is not None and "autoscale_enabled" not in data:
             return {**data, "autoscale_enabled": False}
         return data
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
+        """Raise if settings contradict each other, such as a minimum above the maximum."""
         autoscale_fields = {field for field in self.model_fields_set if field.startswith("autoscale_")}
         if self.num_replicas is not None and self.autoscale_enabled:
             raise EndpointError(
@@ -168,7 +171,7 @@ class Version(Value):
             raise EndpointError(
                 f"version {self.name!r} switches the autoscaler off and gives no num_replicas: give num_replicas"
             )
-        changed = {field for field in autoscale_fields - {"autoscale_enabled"} if self._differs(field)}
+        changed = {field for field in autoscale_fields - {"autoscale_enabled"} if self._differs_from_default(field)}
         if not self.autoscale_enabled and changed:
             raise EndpointError(
                 f"version {self.name!r} sets {', '.join(sorted(changed))} without the autoscaler: leave them out"
@@ -187,15 +190,16 @@ class Version(Value):
                 )
         return self
 
-    def _differs(self, field: str) -> bool:
+    def _differs_from_default(self, field: str) -> bool:
+        """Return whether a field differs from its default."""
         return bool(getattr(self, field) != type(self).model_fields[field].default)
 
     @property
     def type(self) -> VersionType:
-        """Control or treatment."""
+        """The version's role: control or treatment."""
         return VersionType.CONTROL if self.is_control else VersionType.TREATMENT
 
     @property
     def replicas_at_start(self) -> int:
-        """The number of replicas that the version starts with, before any load is known."""
+        """The number of replicas to start with, before any load is known."""
         return self.num_replicas or self.autoscale_min_replicas

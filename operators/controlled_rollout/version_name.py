@@ -16,7 +16,7 @@ class RunLike(Protocol):
 
 
 def version_of_run(dag_run: RunLike) -> str:
-    """Return a version name such as `v20260105t020000-1f0c9ab3`: when the run was due, and a hash of its name.
+    """Return a DAG run's version name, such as `v20260105t020000-1f0c9ab3`: its logical time and a hash of its id.
 
     `ControlledRollout` gives this name to a version without one; in a task of your own, call it with the `dag_run` of
     the task's context.

@@ -31,7 +31,7 @@ ACR_ID: Final = (
 
 
 def user_cache() -> Path:
-    """Return the folder of built images that all workspaces of a user share, unless they set another.
+    """Return the user's folder of built images, which all workspaces share that do not set another.
 
     It is `$CONTROLLED_ROLLOUT_CACHE`, else `controlled-rollout/images` in `$XDG_CACHE_HOME`, else in `~/.cache`.
     """
@@ -129,6 +129,7 @@ class Workspace(BaseModel):
 
     @model_validator(mode="after")
     def _check_gateway(self) -> Self:
+        """Raise ValueError if the target is Kubernetes and the setting `gateway` is missing."""
         if self.target == "kubernetes" and not self.gateway:
             raise ValueError("target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway")
         return self
@@ -140,7 +141,7 @@ class Workspace(BaseModel):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
-        """Return the workspace that a configuration (such as a connection's extras) describes.
+        """Return the workspace for settings by name, such as a connection's extras; raise if one is wrong.
 
         Raises:
             WorkspaceError: A setting is unknown or not valid.
@@ -165,13 +166,13 @@ class Workspace(BaseModel):
 
     @property
     def gateway_name(self) -> tuple[str, str]:
-        """Namespace and name of the Gateway."""
+        """The Gateway's namespace and name."""
         namespace, name, *_ = self.gateway.split("/")
         return namespace, name
 
     @property
     def gateway_listener(self) -> str | None:
-        """The one listener of the Gateway that serves the endpoints; None for all."""
+        """The name of the Gateway's listener that serves the endpoints; None for all listeners."""
         _, _, *listener = self.gateway.split("/")
         return listener[0] if listener else None
 
@@ -179,25 +180,25 @@ class Workspace(BaseModel):
 
     @property
     def endpoints_folder(self) -> Path:
-        """One folder per endpoint: revisions/, keys.json."""
+        """The folder with one folder per endpoint, which holds revisions and keys."""
         return self.root / "endpoints"
 
     @property
     def records_folder(self) -> Path:
-        """One file of decisions per endpoint."""
+        """The folder with the record of decisions of each endpoint."""
         return self.root / "records"
 
     @property
     def logs_folder(self) -> Path:
-        """One file per process of the local workspace."""
+        """The folder with a log file per process of the local workspace."""
         return self.root / "logs"
 
     @property
     def telemetry_folder(self) -> Path:
-        """The local telemetry store's data."""
+        """The folder with the data of the local telemetry store."""
         return self.root / "telemetry"
 
     @property
     def state_file(self) -> Path:
-        """What clients of the running supervisor need: process id, socket, addresses. Absent while it is down."""
+        """The supervisor's process id, socket and addresses for its clients; the file is absent while it is down."""
         return self.root / "supervisor.json"

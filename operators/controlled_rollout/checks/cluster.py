@@ -37,7 +37,7 @@ Action = tuple[str, str, str]
 
 
 async def api_server(api: Api) -> str:
-    """Return the API server's address and version.
+    """Check that the API server answers; return its address and Kubernetes version.
 
     Raises:
         TargetUnavailableError: The API server does not answer; the message says whether its name or port is to blame.
@@ -51,15 +51,15 @@ async def api_server(api: Api) -> str:
     return f"{api.server}: Kubernetes {version.get('gitVersion')}"
 
 
-async def _permissions(api: Api, workspace: Workspace) -> str:
-    """Review the rules of each namespace at once, then each action that they do not grant: only that is binding."""
+async def _check_permissions(api: Api, workspace: Workspace) -> str:
+    """Check the identity's permissions in each namespace: by its rules, then each action that they do not grant."""
     needed = (
         (workspace.namespace, NAMESPACE),
         (workspace.gateway.partition("/")[0], GATEWAY_NAMESPACE),
         (workspace.envoy_namespace, ENVOY_NAMESPACE),
         *([(workspace.builder_namespace or workspace.namespace, BUILDER)] if workspace.builder == "kubernetes" else []),
     )
-    refused = await asyncio.gather(*(_refused(api, namespace, permissions) for namespace, permissions in needed))
+    refused = await asyncio.gather(*(_denied_actions(api, namespace, permissions) for namespace, permissions in needed))
     faults = [
         f"in namespace {namespace}: {actions_text(actions)}"
         for (namespace, _), actions in zip(needed, refused, strict=True)
@@ -72,28 +72,31 @@ async def _permissions(api: Api, workspace: Workspace) -> str:
     return f"all that is needed in {', '.join(dict.fromkeys(namespace for namespace, _ in needed))}"
 
 
-async def _refused(api: Api, namespace: str, permissions: Sequence[Permission]) -> list[Action]:
-    review = await _review(api, "SelfSubjectRulesReview", {"namespace": namespace})
+async def _denied_actions(api: Api, namespace: str, permissions: Sequence[Permission]) -> list[Action]:
+    """Return the needed actions that the API server does not allow this identity in a namespace."""
+    review = await _post_review(api, "SelfSubjectRulesReview", {"namespace": namespace})
     open_actions = not_granted(permissions, review["status"].get("resourceRules") or [])
     allowed = await asyncio.gather(*(_is_allowed(api, namespace, action) for action in open_actions))
     return [action for action, is_allowed in zip(open_actions, allowed, strict=True) if not is_allowed]
 
 
 async def _is_allowed(api: Api, namespace: str, action: Action) -> bool:
+    """Return whether this identity may do one action in a namespace, from a SelfSubjectAccessReview."""
     verb, group, resource = action
     name, _, subresource = resource.partition("/")
     attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}
-    review = await _review(api, "SelfSubjectAccessReview", {"resourceAttributes": attributes})
+    review = await _post_review(api, "SelfSubjectAccessReview", {"resourceAttributes": attributes})
     return bool(review["status"].get("allowed"))
 
 
-async def _review(api: Api, kind: str, spec: Mapping[str, Any]) -> Object:
+async def _post_review(api: Api, kind: str, spec: Mapping[str, Any]) -> Object:
+    """Post a review of this identity's permissions to the API server, and return it with its status."""
     body = {"apiVersion": REVIEWS, "kind": kind, "spec": spec}
     return dict(json.loads(await api.request("POST", f"/apis/{REVIEWS}/{kind.lower()}s", body=body)))
 
 
 def not_granted(permissions: Iterable[Permission], rules: Iterable[Mapping[str, Any]]) -> list[Action]:
-    """Return the actions that a namespace's rules do not grant; rules for objects of certain names grant nothing.
+    """Return the needed actions that a namespace's rules do not grant; rules limited to named objects do not count.
 
     Args:
         permissions: The permissions that are needed.
@@ -105,6 +108,7 @@ def not_granted(permissions: Iterable[Permission], rules: Iterable[Mapping[str, 
 
 
 def _grants(rule: Mapping[str, Any], verb: str, group: str, resource: str) -> bool:
+    """Return whether an RBAC rule grants a verb on a resource of an API group."""
     subresource = resource.partition("/")[2]
     resources = {"*", resource} | ({f"*/{subresource}"} if subresource else set())
     return (
@@ -122,8 +126,8 @@ def actions_text(actions: Iterable[Action]) -> str:
     return "; ".join(f"{', '.join(of_resource)} {resource}" for resource, of_resource in verbs.items())
 
 
-async def _namespace(api: Api, workspace: Workspace) -> str:
-    """Create an object as a dry run, so that quotas and admission rules refuse now and not during the rollout."""
+async def _check_namespace(api: Api, workspace: Workspace) -> str:
+    """Check, by creating a ConfigMap as a dry run, that quotas and admission rules of the namespace allow objects."""
     body = {
         "apiVersion": CONFIG_MAP.version,
         "kind": CONFIG_MAP.name,
@@ -140,7 +144,8 @@ async def _namespace(api: Api, workspace: Workspace) -> str:
     return f"{workspace.namespace}: objects can be created"
 
 
-async def _gateway_api(api: Api, workspace: Workspace) -> str:
+async def _check_gateway_api(api: Api, workspace: Workspace) -> str:
+    """Check that the cluster serves all resources of the Gateway API and Envoy Gateway that a rollout needs."""
     versions = dict.fromkeys(kind.version for kind in NEEDED_KINDS)
     resources = await asyncio.gather(*(api.find(f"/apis/{version}") for version in versions))
     missing = not_served(dict(zip(versions, resources, strict=True)))
@@ -153,7 +158,7 @@ async def _gateway_api(api: Api, workspace: Workspace) -> str:
 
 
 def not_served(versions: Mapping[str, Object | None]) -> list[Kind]:
-    """Return the kinds that a rollout needs and a cluster does not serve.
+    """Return the needed resource kinds that a cluster does not serve.
 
     Args:
         versions: The API server's resource list of each group and version; None for one that it does not serve.
@@ -166,14 +171,16 @@ def not_served(versions: Mapping[str, Object | None]) -> list[Kind]:
     return [kind for kind in NEEDED_KINDS if (kind.version, kind.plural) not in served]
 
 
-async def _gateway(api: Api, workspace: Workspace) -> str:
-    gateway = await _gateway_object(api, workspace)
+async def _check_gateway(api: Api, workspace: Workspace) -> str:
+    """Check that the workspace's Gateway is programmed and takes its routes; return its name and address."""
+    gateway = await _get_gateway(api, workspace)
     if fault := gateway_fault(gateway, workspace):
         raise WorkspaceError(f"Gateway {workspace.gateway}: {fault}")
-    return f"{workspace.gateway}: programmed, {_address(gateway, workspace)}"
+    return f"{workspace.gateway}: programmed, {_endpoints_base_url(gateway, workspace)}"
 
 
-async def _gateway_object(api: Api, workspace: Workspace) -> Object:
+async def _get_gateway(api: Api, workspace: Workspace) -> Object:
+    """Return the workspace's Gateway from the API server; raise WorkspaceError if it does not exist."""
     namespace, name = workspace.gateway_name
     gateway = await api.find(GATEWAY.path(namespace, name))
     if gateway is None:
@@ -184,7 +191,7 @@ async def _gateway_object(api: Api, workspace: Workspace) -> Object:
 
 
 def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
-    """Return why a Gateway would not serve a workspace's routes; None if it would."""
+    """Return why a Gateway would not serve the workspace's routes; None if it would."""
     (namespace, _), section = workspace.gateway_name, workspace.gateway_listener
     if fault := _not_programmed(gateway.get("status") or {}):
         return fault
@@ -198,7 +205,7 @@ def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
     if all(faults):
         return f"listener {listeners[0].get('name')!r}: {faults[0]}"
     # A selector is not checked: that needs the namespace's labels, which the Role need not allow to read.
-    if workspace.namespace != namespace and all(_allows_from(listener) == "Same" for listener in listeners):
+    if workspace.namespace != namespace and all(_listener_allows_from(listener) == "Same" for listener in listeners):
         return (
             f"it takes routes from its own namespace only, and the endpoints live in {workspace.namespace}: set "
             "allowedRoutes.namespaces of its listener"
@@ -206,11 +213,13 @@ def gateway_fault(gateway: Object, workspace: Workspace) -> str | None:
     return None
 
 
-def _allows_from(listener: Object) -> str:
+def _listener_allows_from(listener: Object) -> str:
+    """Return from which namespaces a listener takes routes: `Same`, `All` or `Selector`."""
     return str(((listener.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same"))
 
 
 def _not_programmed(status: Object) -> str | None:
+    """Return why a Gateway or a listener is not programmed, from its status conditions; None if it is."""
     conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
     programmed = conditions.get("Programmed")
     if programmed is None:
@@ -220,23 +229,25 @@ def _not_programmed(status: Object) -> str | None:
     return None
 
 
-async def _endpoints_address(api: Api, workspace: Workspace) -> str:
+async def _check_endpoints_address(api: Api, workspace: Workspace) -> str:
+    """Check that the endpoints' address accepts connections; return its host, port and addresses."""
     if workspace.endpoint_url:
         return await check_reachable(workspace.endpoint_url)
-    gateway = await _gateway_object(api, workspace)
+    gateway = await _get_gateway(api, workspace)
     if not (gateway.get("status") or {}).get("addresses"):
         raise WorkspaceError(f"Gateway {workspace.gateway} has no address: give one, or set endpoint_url")
-    return await check_reachable(_address(gateway, workspace))
+    return await check_reachable(_endpoints_base_url(gateway, workspace))
 
 
-def _address(gateway: Object, workspace: Workspace) -> str:
+def _endpoints_base_url(gateway: Object, workspace: Workspace) -> str:
+    """Return the base URL of the endpoints: the workspace's setting, else the Gateway's address."""
     return workspace.endpoint_url or listener_url(gateway, workspace.gateway_listener)
 
 
 CLUSTER_CHECKS: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (
-    ("permissions", _permissions),
-    ("namespace", _namespace),
-    ("Gateway API", _gateway_api),
-    ("gateway", _gateway),
-    ("endpoints' address", _endpoints_address),
+    ("permissions", _check_permissions),
+    ("namespace", _check_namespace),
+    ("Gateway API", _check_gateway_api),
+    ("gateway", _check_gateway),
+    ("endpoints' address", _check_endpoints_address),
 )

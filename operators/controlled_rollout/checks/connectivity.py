@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from controlled_rollout.checks.reachability import get
+from controlled_rollout.checks.reachability import http_get
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
@@ -43,7 +43,7 @@ class CheckResult:
 
 
 async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[CheckResult]:
-    """Check everything that a rollout needs of a workspace; a failed check is a result, not an exception.
+    """Run all connectivity checks of a workspace; a failed check is a result, not an exception.
 
     Args:
         workspace: What is checked.
@@ -51,17 +51,17 @@ async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credenti
     """
     # The cluster first: importing its client blocks everything else in this process.
     cluster = await _check_cluster(workspace)
-    others = (run_check(name, check(workspace)) for name, check in _checks(workspace.target, users))
+    others = (run_check(name, check(workspace)) for name, check in _checks_for_target(workspace.target, users))
     return [*cluster, *await asyncio.gather(*others)]
 
 
 def results_table(results: Sequence[CheckResult]) -> str:
-    """Return the results as a table of text, one line a check."""
+    """Return the check results as a text table, one line per check."""
     return text_table([(result.name, "works" if result.works else "FAILS", result.message) for result in results])
 
 
 async def run_check(name: str, check: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:
-    """Wait for a check, at most `timeout_s`, and return what it said or why it failed."""
+    """Await a check for at most `timeout_s` seconds; return its message, or its error as a failed result."""
     try:
         return CheckResult(name, True, await asyncio.wait_for(check, timeout_s))
     except TimeoutError:
@@ -71,7 +71,7 @@ async def run_check(name: str, check: Awaitable[str], timeout_s: float = TIMEOUT
 
 
 async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
-    """Check what only the cluster knows; without an answer of its API server the other checks are not made."""
+    """Run the checks of the Kubernetes cluster; without an answer of its API server all others count as failed."""
     if workspace.target != "kubernetes":
         return []
     from controlled_rollout.checks.cluster import CLUSTER_CHECKS, api_server
@@ -81,6 +81,7 @@ async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
     async with AsyncExitStack() as stack:
 
         async def open_api() -> str:
+            """Open the client of the cluster for all checks, and check the API server."""
             nonlocal api
             api = await stack.enter_async_context(Api.open(workspace))
             return await api_server(api)
@@ -93,7 +94,8 @@ async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
         return [server, *await asyncio.gather(*others)]
 
 
-async def _supervisor(workspace: Workspace) -> str:
+async def _check_supervisor(workspace: Workspace) -> str:
+    """Check that the local supervisor answers; return the number of its endpoints."""
     from controlled_rollout.target.connect import connect
 
     async with connect(workspace) as target:
@@ -101,21 +103,24 @@ async def _supervisor(workspace: Workspace) -> str:
     return f"{workspace.root}: {len(endpoints)} endpoints"
 
 
-async def _router(workspace: Workspace) -> str:
-    url = _state(workspace).router_url
-    await get(url)
+async def _check_router(workspace: Workspace) -> str:
+    """Check that the local workspace's router answers HTTP requests."""
+    url = _supervisor_state(workspace).router_url
+    await http_get(url)
     return f"{url} answers"
 
 
-async def _telemetry_store(workspace: Workspace) -> str:
+async def _check_telemetry_store(workspace: Workspace) -> str:
+    """Check that the local workspace's telemetry store or Prometheus answers."""
     if workspace.prometheus_url:
-        return await _metric_store(workspace)
-    url = workspace.telemetry_endpoint or _state(workspace).telemetry_url
-    await get(url)
+        return await _check_metric_store(workspace)
+    url = workspace.telemetry_endpoint or _supervisor_state(workspace).telemetry_url
+    await http_get(url)
     return f"{url} answers"
 
 
-async def _metric_store(workspace: Workspace) -> str:
+async def _check_metric_store(workspace: Workspace) -> str:
+    """Check that the configured metric store answers a query."""
     from controlled_rollout.evidence.local import configured_log_analytics
 
     if workspace.prometheus_url:
@@ -130,7 +135,7 @@ async def _metric_store(workspace: Workspace) -> str:
 
 
 async def check_registry(workspace: Workspace, users: "Mapping[str, Credentials]") -> str:
-    """Check that the workspace's registry answers, and accepts its user where there is one; return a sentence.
+    """Check that the workspace's registry answers and accepts its credentials, if it has any; return a sentence.
 
     Raises:
         TargetUnavailableError: It does not answer as a registry does.
@@ -147,24 +152,28 @@ async def check_registry(workspace: Workspace, users: "Mapping[str, Credentials]
             await registry.digest(Repository.parse(f"{workspace.registry}/{UNUSED_NAME}"), "any")
         return f"{workspace.registry} lets {user.username} in"
     url = Repository.parse(f"{workspace.registry}/{UNUSED_NAME}").url.partition("/v2/")[0] + "/v2/"
-    response = await get(url)
+    response = await http_get(url)
     if response.status_code not in (200, 401):
         raise TargetUnavailableError(f"{url} answers {response.status_code}: this is not a registry")
     return f"{url} answers" + (", and asks for a user" if response.status_code == 401 else "")
 
 
-async def _cache_folder(workspace: Workspace) -> str:
-    def write() -> None:
+async def _check_cache_folder(workspace: Workspace) -> str:
+    """Check that a file can be written into the workspace's cache folder."""
+
+    def write_temporary_file() -> None:
+        """Create the folder and write a temporary file into it."""
         workspace.cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workspace.cache_folder) as file:
             file.write(b"\0")
             os.fsync(file.fileno())
 
-    await asyncio.to_thread(write)
+    await asyncio.to_thread(write_temporary_file)
     return f"{workspace.cache_folder}: can be written"
 
 
-def _state(workspace: Workspace) -> "SupervisorState":
+def _supervisor_state(workspace: Workspace) -> "SupervisorState":
+    """Return the state of the local supervisor; raise TargetUnavailableError if it does not run."""
     from controlled_rollout.target.local.supervisor_state import SupervisorState
 
     state = SupervisorState.read(workspace)
@@ -175,19 +184,19 @@ def _state(workspace: Workspace) -> "SupervisorState":
     return state
 
 
-def _checks(
+def _checks_for_target(
     target: str, users: "Mapping[str, Credentials]"
 ) -> Sequence[tuple[str, Callable[[Workspace], Awaitable[str]]]]:
-    """Return the checks for a kind of target, beside those of the cluster itself."""
+    """Return names and functions of the checks for a target, besides those of the cluster."""
     if target == "local":
         return (
-            ("supervisor", _supervisor),
-            ("router", _router),
-            ("telemetry store", _telemetry_store),
-            ("cache folder", _cache_folder),
+            ("supervisor", _check_supervisor),
+            ("router", _check_router),
+            ("telemetry store", _check_telemetry_store),
+            ("cache folder", _check_cache_folder),
         )
     return (
-        ("metric store", _metric_store),
+        ("metric store", _check_metric_store),
         ("registry", partial(check_registry, users=users)),
-        ("cache folder", _cache_folder),
+        ("cache folder", _check_cache_folder),
     )

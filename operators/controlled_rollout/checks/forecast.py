@@ -35,7 +35,7 @@ class ControlTraffic:
 async def read_control_traffic(
     workspace: Workspace, endpoint: str, version: str, *, gate: Gate, window: EvidenceWindow
 ) -> ControlTraffic | None:
-    """Read the traffic of an endpoint's control during the last `window.baseline_length` from the metric store.
+    """Read control's traffic of the last `window.baseline_length` from the metric store; None if there is no control.
 
     Args:
         workspace: Where the endpoint and its evidence are.
@@ -84,7 +84,7 @@ async def read_control_traffic(
 def forecast(
     gate: Gate, steps: Sequence[float], traffic: ControlTraffic | None, *, bake: timedelta, decision_timeout: timedelta
 ) -> str:
-    """Return what each step can show at the present traffic, as text with one line a step.
+    """Return a text of what each rollout step can detect at control's present traffic, one line per step.
 
     Args:
         gate: What the treatment will have to show.

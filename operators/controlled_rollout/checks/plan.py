@@ -44,12 +44,13 @@ class RolloutPlan:
     keep_treatment: bool
 
     def __str__(self) -> str:
+        """Return the numbered steps of the rollout as text for a log."""
         promotion = len(self.steps) + 2
         lines = [
             f"Plan for version {self.version} of endpoint {self.endpoint}:",
             "  1. create it at 0 % and wait until it is ready (the first version of an endpoint gets all the traffic "
             f"at once, and steps 2 to {promotion - 1} are skipped)",
-            *(f"  {number}. {self._shift(percentile)}" for number, percentile in enumerate(self.steps, start=2)),
+            *(f"  {number}. {self._shift_text(percentile)}" for number, percentile in enumerate(self.steps, start=2)),
             f"  {promotion}. {'when a person approves, ' if self.approval else ''}promote it to control with all the "
             "traffic",
             f"  {promotion + 1}. retire the former control after {format_duration(self.keep_warm)}",
@@ -59,7 +60,8 @@ class RolloutPlan:
         ]
         return "\n".join(lines)
 
-    def _shift(self, percentile: float) -> str:
+    def _shift_text(self, percentile: float) -> str:
+        """Return the text of one step: shift traffic, and the condition to go on."""
         must_pass = self.pass_every_step or percentile == self.steps[-1]
         condition = "when the gate passes" if must_pass else "unless a claim alarms"
         return (

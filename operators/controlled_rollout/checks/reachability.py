@@ -13,7 +13,7 @@ from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["check_reachable", "get"]
+__all__ = ["check_reachable", "http_get"]
 
 # Together less than a connectivity check may take, so that its result names the part that failed.
 PART_TIMEOUT_S: Final = 3.0
@@ -22,7 +22,7 @@ PORTS: Final = {"http": 80, "https": 443}
 
 
 async def check_reachable(url: str, *, tls: bool = True) -> str:
-    """Connect to the server of a URL and disconnect; return its host, port and addresses.
+    """Open and close a connection to a URL's server; return its host, port and addresses.
 
     Args:
         url: Where the server is.
@@ -33,28 +33,28 @@ async def check_reachable(url: str, *, tls: bool = True) -> str:
             begins with `DNS:`, `TCP:` or `TLS:`.
         WorkspaceError: The URL is not the address of a server.
     """
-    scheme, host, port = _server(url)
+    scheme, host, port = _scheme_host_port(url)
     try:
         async with asyncio.timeout(PART_TIMEOUT_S):
             resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise TargetUnavailableError(f"DNS: the name {host} is not known here{_because(error)}") from error
+        raise TargetUnavailableError(f"DNS: the name {host} is not known here{_cause_in_brackets(error)}") from error
     addresses = ", ".join(dict.fromkeys(str(address[4][0]) for address in resolved))
     place = f"{host}:{port}" if host == addresses else f"{host}:{port} ({addresses})"
     try:
-        await _connect(host, port)
+        await _try_connection(host, port)
     except OSError as error:
-        raise TargetUnavailableError(f"TCP: {place} does not accept connections{_because(error)}") from error
+        raise TargetUnavailableError(f"TCP: {place} does not accept connections{_cause_in_brackets(error)}") from error
     if tls and scheme == "https":
         try:
-            await _connect(host, port, ssl=ssl.create_default_context(), server_hostname=host)
+            await _try_connection(host, port, ssl=ssl.create_default_context(), server_hostname=host)
         except OSError as error:
-            raise TargetUnavailableError(f"TLS: {place} is not trusted{_because(error)}") from error
+            raise TargetUnavailableError(f"TLS: {place} is not trusted{_cause_in_brackets(error)}") from error
     return place
 
 
-async def get(url: str) -> "httpx.Response":
-    """Send a GET request and return the response, whatever its status below 500.
+async def http_get(url: str) -> "httpx.Response":
+    """Send an HTTP GET request and return the response; raise for an HTTP status of 500 or more, or no answer.
 
     Raises:
         TargetUnavailableError: The server does not answer, or answers with 500 or more; the message says whether name,
@@ -68,13 +68,14 @@ async def get(url: str) -> "httpx.Response":
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if not isinstance(error, httpx.ProxyError):
             await check_reachable(url)
-        raise TargetUnavailableError(f"{url} does not answer{_because(error)}") from error
+        raise TargetUnavailableError(f"{url} does not answer{_cause_in_brackets(error)}") from error
     if response.status_code >= 500:
         raise TargetUnavailableError(f"{url} answers {response.status_code}")
     return response
 
 
-def _server(url: str) -> tuple[str, str, int]:
+def _scheme_host_port(url: str) -> tuple[str, str, int]:
+    """Return the scheme, host and port of a URL; raise WorkspaceError if it is not the URL of a server."""
     try:
         parts = urlsplit(url)
         port = parts.port or PORTS[parts.scheme]
@@ -85,7 +86,8 @@ def _server(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname, port
 
 
-async def _connect(host: str, port: int, **tls: Any) -> None:
+async def _try_connection(host: str, port: int, **tls: Any) -> None:
+    """Open a TCP or TLS connection and close it; raise if that takes too long or fails."""
     async with asyncio.timeout(PART_TIMEOUT_S):
         _, writer = await asyncio.open_connection(host, port, **tls)
     writer.close()
@@ -94,7 +96,8 @@ async def _connect(host: str, port: int, **tls: Any) -> None:
             await writer.wait_closed()
 
 
-def _because(error: BaseException) -> str:
+def _cause_in_brackets(error: BaseException) -> str:
+    """Return an error's cause in brackets, to be appended to a message."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f" ({error.verify_message})"
     if isinstance(error, TimeoutError):

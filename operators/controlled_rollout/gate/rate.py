@@ -56,7 +56,7 @@ def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -
 
 
 def upper_bound(errors: float, requests: float, alpha: float) -> float:
-    """Return an upper confidence bound of the true error rate, which the rate exceeds with probability `alpha` at most over all looks."""
+    """Return an upper bound of the true error rate, exceeded with probability `alpha` at most over all looks."""
     goal = -math.log(alpha)
     low, high = (errors / requests if requests else 1.0), 1.0
     while high - low > 1e-15 * high:

@@ -49,7 +49,7 @@ async def roll_out(
     timeout: timedelta = READY_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
-    """Create a version at 0 % and wait until it is ready; the first version of a new endpoint takes all the traffic.
+    """Create a version at 0 % and wait until it is ready; the first version of a new endpoint gets all the traffic.
 
     Args:
         workspace: Where the endpoint lives.
@@ -79,7 +79,7 @@ async def roll_out(
         edit=lambda newest: edits.roll_out(
             newest, version, image=image, owner=owner, at=datetime.now(UTC), settings=settings
         ),
-        done=lambda stored: f"version {version!r} is ready: {_split_in_words(stored)}",
+        done=lambda stored: f"version {version!r} is ready: {_format_split(stored)}",
         purpose=f"roll out {version}",
         creates=Endpoint(name=endpoint, auth=auth),
         conflict_timeout=conflict_timeout,
@@ -99,7 +99,7 @@ async def shift(
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
-    """Set a version's percentile once it is ready and large enough, and wait until the router serves the new split.
+    """Set a ready version's percentile and wait until the router serves the new split.
 
     Args:
         workspace: Where the endpoint lives.
@@ -125,7 +125,7 @@ async def shift(
         name="shift",
         version=version,
         edit=partial(edits.shift, version=version, percentile=percentile, owner=owner),
-        done=lambda stored: f"the router serves revision {stored.revision}: {_split_in_words(stored)}",
+        done=lambda stored: f"the router serves revision {stored.revision}: {_format_split(stored)}",
         purpose=f"send {percentile:g} % to {version}",
         ready_before=True,
         scale=scale_before,
@@ -144,7 +144,7 @@ async def promote(
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
-    """Make a version default and control with all the traffic; the old control stays, ready, at 0 %.
+    """Make a version default and control with all the traffic; the former control stays ready at 0 %.
 
     Args:
         workspace: Where the endpoint lives.
@@ -164,7 +164,7 @@ async def promote(
             the router did not confirm the split in time.
         EndpointError: There is no such version.
     """
-    step = _promotion(version, owner=owner, scale=scale_before)
+    step = _promotion_step(version, owner=owner, scale=scale_before)
     async with connect(workspace) as target:
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
@@ -180,7 +180,7 @@ async def roll_back(
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
-    """Set a treatment to 0 % and release the endpoint; everything else stays as it is.
+    """Set a treatment to 0 % and release the endpoint, or replace a control by another version.
 
     The versions that get the traffic back are given the replicas for it first, as far as that goes quickly: a roll-back
     is never refused for want of replicas, and waits for them no longer than a quarter of its time-out.
@@ -207,7 +207,7 @@ async def roll_back(
         EndpointError: The version is the control and `to` is missing, or `to` does not fit.
     """
     async with connect(workspace) as target:
-        history = await _history(target, endpoint, timeout=timeout, progress=progress)
+        history = await _read_history(target, endpoint, timeout=timeout, progress=progress)
         if owner is not None:
             if rules.has_created_endpoint(history, version, owner):
                 await _delete_if_never_ready(target, endpoint, version, change, progress)
@@ -217,10 +217,10 @@ async def roll_back(
                 raise NothingToDoError(reason)
         if to is not None:
             rules.check_replacement(history, version, to)
-            step = _promotion(to, owner=None, scale=scale_before_going_back)
+            step = _promotion_step(to, owner=None, scale=scale_before_going_back)
             return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         rules.check_is_treatment(history, version)
-        step = _return_of_traffic(version, owner=owner)
+        step = _rollback_step(version, owner=owner)
         try:
             return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
@@ -236,7 +236,7 @@ async def retire(
     timeout: timedelta = RETIRE_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
-    """Delete a version that has no traffic; one that is gone already is no error.
+    """Delete a version that has no traffic; nothing to do if it does not exist.
 
     Args:
         workspace: Where the endpoint lives.
@@ -254,7 +254,7 @@ async def retire(
         EndpointError: The version is the default.
     """
     async with connect(workspace) as target:
-        step = _retirement(version)
+        step = _retirement_step(version)
         try:
             return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
@@ -288,13 +288,13 @@ async def retire_former_control(
     async with connect(workspace) as target:
         history = await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
         former, _ = rules.replaced_by(history, promoted)
-        step = _retirement(former)
+        step = _retirement_step(former)
         await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         return former
 
 
 async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> Promotion:
-    """Return when `promoted` became control and which version it replaced, if that one may be retired.
+    """Return when `promoted` became control and which version it replaced; raise NothingToDoError if it must stay.
 
     Raises:
         NothingToDoError: There is no former control, it is in use again, or `promoted` is not control any more.
@@ -305,34 +305,34 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
         return promotion
 
 
-def _return_of_traffic(version: str, *, owner: str | None) -> Step:
+def _rollback_step(version: str, *, owner: str | None) -> Step:
     """Return the step that sets a treatment to 0 % and releases the endpoint."""
     return Step(
         name="roll_back",
         version=version,
         edit=partial(edits.roll_back, version=version, owner=owner),
-        done=lambda stored: f"{version!r} is rolled back: {_split_in_words(stored)}",
+        done=lambda stored: f"{version!r} is rolled back: {_format_split(stored)}",
         purpose=f"roll back {version}",
         scale=scale_before_going_back,
         whole_split=False,
     )
 
 
-def _promotion(version: str, *, owner: str | None, scale: Scale) -> Step:
+def _promotion_step(version: str, *, owner: str | None, scale: Scale) -> Step:
+    """Return the step that makes a version default and control with all the traffic."""
     return Step(
         name="promote",
         version=version,
         edit=partial(edits.promote, version=version, owner=owner),
-        done=lambda stored: (
-            f"{version!r} is default and control of endpoint {stored.name!r}: {_split_in_words(stored)}"
-        ),
+        done=lambda stored: f"{version!r} is default and control of endpoint {stored.name!r}: {_format_split(stored)}",
         purpose=f"promote {version} to control",
         ready_before=True,
         scale=scale,
     )
 
 
-def _retirement(version: str) -> Step:
+def _retirement_step(version: str) -> Step:
+    """Return the step that deletes a version without traffic."""
     return Step(
         name="retire",
         version=version,
@@ -344,8 +344,8 @@ def _retirement(version: str) -> Step:
     )
 
 
-async def _history(target: Target, endpoint: str, *, timeout: timedelta, progress: Progress) -> list[Revision]:
-    """Return the endpoint's revisions, oldest first; none if there is no such endpoint."""
+async def _read_history(target: Target, endpoint: str, *, timeout: timedelta, progress: Progress) -> list[Revision]:
+    """Return the endpoint's revisions, oldest first; empty if it does not exist. Retry until the target answers."""
     try:
         return await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
     except EndpointNotFoundError:
@@ -355,11 +355,13 @@ async def _history(target: Target, endpoint: str, *, timeout: timedelta, progres
 async def _delete_if_never_ready(
     target: Target, endpoint: str, version: str, change: Change, progress: Progress
 ) -> None:
+    """Delete an endpoint whose only version never became ready, so that a later rollout can create it again."""
     if (await target.status(endpoint)).versions[version].ready:
         raise NothingToDoError(f"version {version!r} is the first of endpoint {endpoint!r} and answers: it stays")
     await target.delete(endpoint, change)
     progress(f"endpoint {endpoint!r} is deleted: its first version {version!r} never became ready")
 
 
-def _split_in_words(endpoint: Endpoint) -> str:
+def _format_split(endpoint: Endpoint) -> str:
+    """Return the effective traffic of all versions as text."""
     return ", ".join(f"{name} {percent:g} %" for name, percent in endpoint.effective_traffic().items())

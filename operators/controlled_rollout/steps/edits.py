@@ -13,7 +13,7 @@ __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
 def roll_out(
     endpoint: Endpoint, version: str, *, image: str, owner: str, at: datetime, settings: Mapping[str, Any]
 ) -> Endpoint:
-    """Return the endpoint with the new version at 0 %, held by `owner`; the first version is control and not held.
+    """Return the endpoint with a new version at 0 %, held by `owner`; a first version becomes control and is not held.
 
     Raises:
         ConflictError: Another run holds the endpoint, or the version exists with another image.
@@ -33,7 +33,7 @@ def roll_out(
 
 
 def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None) -> Endpoint:
-    """Return the endpoint with another percentile for a version.
+    """Return the endpoint with another percentile for a version; raise if `owner` does not hold it.
 
     Raises:
         NothingToDoError: The version is control already, in the rollout of `owner`.
@@ -50,7 +50,7 @@ def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | N
 
 
 def promote(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
-    """Return the endpoint with the version as default and control, no longer held.
+    """Return the endpoint with the version as default and control, and released.
 
     Raises:
         ConflictError: `owner` no longer holds the endpoint.
@@ -68,7 +68,7 @@ def promote(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
 
 
 def roll_back(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
-    """Return the endpoint with the version at 0 % and no longer held for it.
+    """Return the endpoint with the version at 0 %, and released.
 
     Raises:
         EndpointNotFoundError: There is no such version (any more).
@@ -83,7 +83,7 @@ def roll_back(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoin
 
 
 def retire(endpoint: Endpoint, version: str) -> Endpoint:
-    """Return the endpoint without a version that has no traffic; unchanged if the version is gone already.
+    """Return the endpoint without a version that has no traffic; unchanged if it does not exist.
 
     Raises:
         ConflictError: The version has traffic, or a run holds the endpoint to roll it out.

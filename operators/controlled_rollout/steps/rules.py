@@ -21,7 +21,7 @@ __all__ = [
 def reason_not_to_roll_back(
     history: Sequence[Revision], last_decision: Decision | None, version: str, owner: str
 ) -> str | None:
-    """Say why a run must not roll a version back; None if it may.
+    """Return why a DAG run must not roll a version back, as a sentence; None if it may.
 
     Args:
         history: The endpoint's revisions, oldest first; empty if there is no endpoint.
@@ -48,7 +48,7 @@ def reason_not_to_roll_back(
 
 
 def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:
-    """Return whether the run `owner` has created the endpoint, and `version` is the only one that it has.
+    """Return whether the run `owner` created the endpoint and `version` is its only version.
 
     Args:
         history: The endpoint's revisions, oldest first; empty if there is no endpoint.
@@ -64,7 +64,7 @@ def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) 
 
 
 def check_is_treatment(history: Sequence[Revision], version: str) -> None:
-    """Refuse to roll back a control without a replacement, and name the version that was control before.
+    """Raise if the version to roll back is control; the message names the former control to use as replacement.
 
     Raises:
         EndpointError: The version is the control.
@@ -82,7 +82,7 @@ def check_is_treatment(history: Sequence[Revision], version: str) -> None:
 
 
 def check_replacement(history: Sequence[Revision], version: str, replacement: str) -> None:
-    """Refuse to replace a version that is not the control, unless the replacement has taken its place already.
+    """Raise if the version to replace is not control, unless the replacement has become control already.
 
     Raises:
         EndpointError: The version is a treatment, or one of the two is not there.
@@ -101,7 +101,7 @@ def check_replacement(history: Sequence[Revision], version: str, replacement: st
 
 
 def replaced_by(history: Sequence[Revision], promoted: str) -> tuple[str, Promotion]:
-    """Return the former control that `promoted` has replaced, if it may be retired, and its promotion.
+    """Return the former control that `promoted` replaced, and the promotion; raise if it must not be retired.
 
     Args:
         history: The endpoint's revisions, oldest first.
@@ -122,7 +122,7 @@ def replaced_by(history: Sequence[Revision], promoted: str) -> tuple[str, Promot
 
 
 def reason_not_to_retire(endpoint: Endpoint, former_control: str) -> str | None:
-    """Say why a former control must not be deleted; None if it is not in use, or gone already."""
+    """Return why a former control must not be deleted, as a sentence; None if it is unused or does not exist."""
     if former_control not in endpoint.versions:
         return None
     if percent := endpoint.effective_traffic()[former_control]:

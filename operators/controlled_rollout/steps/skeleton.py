@@ -43,7 +43,7 @@ class Scale(Protocol):
     async def __call__(
         self, target: Target, before: Endpoint, after: Endpoint, *, timeout: timedelta, progress: Progress
     ) -> None:
-        """Scale from what `before` needs to what `after` needs."""
+        """Scale versions from the replicas that `before` needs to those that `after` needs; wait until ready."""
         ...
 
 
@@ -88,7 +88,7 @@ async def run_step(
     timeout: timedelta,
     progress: Progress,
 ) -> Endpoint:
-    """Take one step to its end, and return the endpoint as stored.
+    """Run one step: check, wait, scale, apply the edit, wait until served, record. Return the endpoint as stored.
 
     Args:
         step: The step.
@@ -116,7 +116,7 @@ async def run_step(
     stored = await _apply_when_free(step, target, endpoint, change, timeout, progress)
     if step.creates:
         # A version that never becomes ready was rolled out all the same: the record has to show it.
-        _record(workspace, step, stored, change)
+        _record_step(workspace, step, stored, change)
         progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
         await wait()
     if step.whole_split:
@@ -126,7 +126,7 @@ async def run_step(
             target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress
         )
     if not step.creates:
-        _record(workspace, step, stored, change)
+        _record_step(workspace, step, stored, change)
     progress(step.done(stored))
     return stored
 
@@ -134,7 +134,7 @@ async def run_step(
 async def _apply_when_free(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
 ) -> Endpoint:
-    """Apply the step's edit; while another run holds the endpoint, wait as long as the step may."""
+    """Apply the step's edit; while another run holds the endpoint, retry until the step's conflict timeout."""
     deadline = time.monotonic() + step.conflict_timeout.total_seconds()
     last_message = ""
     while True:
@@ -152,7 +152,7 @@ async def _apply_when_free(
 async def _apply(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
 ) -> Endpoint:
-    """Apply the step's edit to the newest revision; if another writer was faster, to the revision that it stored."""
+    """Apply the step's edit to the newest revision; retry with the newer revision if another writer was faster."""
     call = partial(retry_until_available, timeout=timeout, progress=progress)
     attempts = 0
     while True:
@@ -173,7 +173,8 @@ async def _apply(
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
 
 
-def _record(workspace: Workspace, step: Step, stored: Endpoint, change: Change) -> None:
+def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change) -> None:
+    """Append the step's decision, with author and reason, to the endpoint's record."""
     decision = Decision(
         time=datetime.now(UTC),
         endpoint=stored.name,

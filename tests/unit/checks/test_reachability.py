@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from controlled_rollout.checks.reachability import check_reachable, get
+from controlled_rollout.checks.reachability import check_reachable, http_get
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from tests.unit.checks.server import port_of, serve
 
@@ -38,7 +38,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize("go", [check_reachable, get])
+@pytest.mark.parametrize("go", [check_reachable, http_get])
 async def test_unknown_host_and_closed_port_have_different_messages(
     go: Callable[[str], Awaitable[Any]], closed_port: int
 ) -> None:
@@ -50,7 +50,7 @@ async def test_unknown_host_and_closed_port_have_different_messages(
         await go(f"http://127.0.0.1:{closed_port}")
 
 
-@pytest.mark.parametrize("go", [check_reachable, get])
+@pytest.mark.parametrize("go", [check_reachable, http_get])
 async def test_untrusted_certificate_has_its_own_message(
     go: Callable[[str], Awaitable[Any]], self_signed: ssl.SSLContext
 ) -> None:
@@ -67,12 +67,12 @@ async def test_server_without_http_has_its_own_message() -> None:
     async with await serve(b"220 mail\r\n") as server:
         url = f"http://127.0.0.1:{port_of(server)}"
         with pytest.raises(TargetUnavailableError, match=rf"^{url} does not answer"):
-            await get(url)
+            await http_get(url)
     async with await serve(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n") as server:
         with pytest.raises(TargetUnavailableError, match="answers 503"):
-            await get(f"http://127.0.0.1:{port_of(server)}")
+            await http_get(f"http://127.0.0.1:{port_of(server)}")
     async with await serve(b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n") as server:
-        assert (await get(f"http://127.0.0.1:{port_of(server)}")).status_code == 401
+        assert (await http_get(f"http://127.0.0.1:{port_of(server)}")).status_code == 401
 
 
 @pytest.mark.parametrize("url", ["models.example", "ftp://models.example", "https://", "http://host:port"])
