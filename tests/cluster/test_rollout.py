@@ -67,7 +67,7 @@ async def test_caller_that_waits_for_an_older_revision_reconciles_the_newest_and
 
     again = retired.create_version("one", image=sandbox.images["steady"], cpu_cores=0.05, memory_gb=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconciling, "reconcile", AsyncMock())
+        patch.setattr(reconciling, "reconcile_endpoint", AsyncMock())
         await sandbox.target.apply(again, Change(who="a test", why="bring it back"))
     made = uid_of(sandbox, "one")
     served = await bystander
