@@ -17,7 +17,7 @@ from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.target.kubernetes import reconciling
-from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.names import version_object_name
 from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
 from tests.cluster.sandbox import CHANGE, MAX_WAIT, SMALL, Sandbox
@@ -78,7 +78,7 @@ async def test_caller_that_waits_for_an_older_revision_reconciles_the_newest_and
 
 def uid_of(sandbox: Sandbox, version: str) -> str:
     """Return the uid of a version's Deployment; empty for none."""
-    name = version_object(sandbox.endpoint, version)
+    name = version_object_name(sandbox.endpoint, version)
     return sandbox.kubectl("get", "deployment", name, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}")
 
 

@@ -161,7 +161,7 @@ def _azure_credential() -> Any:
 
 
 def _supervisor_token_file(workspace: Workspace) -> Path | None:
-    """Return the token file that the local supervisor's state names; None if there is none."""
+    """Return the path of the telemetry store's token file, from the supervisor's state file; None without one."""
     try:
         file = json.loads(workspace.state_file.read_text(encoding="utf-8")).get("telemetry_token_file")
     except (OSError, ValueError, AttributeError):

@@ -222,7 +222,11 @@ class SharedReader:
     async def _read_counts(
         self, round_: Round, requests: Sequence[StoreRequest], until: datetime, now: datetime, halvings: int
     ) -> None:
-        """Read counts into the cache; split a query that is too large in two, so that others still succeed."""
+        """Read the counts of several rollouts with one query into the cache.
+
+        If the answer is too large, the rollouts are split into two queries, at most `halvings` times: one large rollout
+        does not make the others fail.
+        """
         try:
             complete = await self._with_thresholds(requests)
             counts = await self._store.counts(complete, until=until, bin_width=requests[0].key.window.bin_width)

@@ -222,7 +222,7 @@ class Target(Protocol):
         ...
 
     async def keys(self, name: str) -> Keys:
-        """Return the endpoint's two keys."""
+        """Return the endpoint's two API keys, with which callers authenticate."""
         ...
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
@@ -230,7 +230,7 @@ class Target(Protocol):
         ...
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of replicas that run now, without a new revision.
+        """Change how many replicas of a version run, at once and without a new revision.
 
         Raises:
             EndpointError: There is no such version, or the number is below 1 or above 100.

@@ -117,7 +117,7 @@ class TelemetryStore:
         return str(workspace_id).lower() == self.workspace_id
 
     def unknown_workspace_response(self, workspace_id: object) -> ApiResponse:
-        """Return the HTTP error response for a query of another workspace."""
+        """Return the HTTP error for a query whose Log Analytics workspace id is not this store's."""
         return error_response(404, "WorkspaceNotFoundError", f"The workspace {workspace_id!r} could not be found")
 
     def end_queries(self) -> None:

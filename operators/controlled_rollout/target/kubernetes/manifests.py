@@ -18,10 +18,10 @@ from controlled_rollout.cluster.kinds import (
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint, Version
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
-    endpoint_object,
+    endpoint_object_name,
     route_name,
     version_labels,
-    version_object,
+    version_object_name,
 )
 from controlled_rollout.target.protocol import Keys
 
@@ -62,7 +62,7 @@ USER_ID: Final = 10001
 def root_config_map(endpoint: str, namespace: str) -> Object:
     """Return the ConfigMap that owns all other objects of an endpoint: deleting it deletes them too."""
     return {
-        **_object_head(CONFIG_MAP, endpoint_object(endpoint), namespace, endpoint_labels(endpoint)),
+        **_object_head(CONFIG_MAP, endpoint_object_name(endpoint), namespace, endpoint_labels(endpoint)),
         "data": {"endpoint": endpoint},
     }
 
@@ -105,7 +105,7 @@ def deployment(
     if image_pull_secret:
         pod["imagePullSecrets"] = [{"name": image_pull_secret}]
     return {
-        **_owned_object_head(DEPLOYMENT, version_object(endpoint.name, version.name), namespace, labels, owner),
+        **_owned_object_head(DEPLOYMENT, version_object_name(endpoint.name, version.name), namespace, labels, owner),
         "spec": {
             "selector": {"matchLabels": labels},
             "revisionHistoryLimit": 2,
@@ -179,7 +179,7 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
     """Return the Service of a version's pods."""
     labels = version_labels(endpoint, version)
     return {
-        **_owned_object_head(SERVICE, version_object(endpoint, version), namespace, labels, owner),
+        **_owned_object_head(SERVICE, version_object_name(endpoint, version), namespace, labels, owner),
         "spec": {
             "type": "ClusterIP",
             "selector": labels,
@@ -191,7 +191,9 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
 def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object) -> Object:
     """Return the Secret with an endpoint's keys, against which the router checks callers' keys."""
     return {
-        **_owned_object_head(SECRET, endpoint_object(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner),
+        **_owned_object_head(
+            SECRET, endpoint_object_name(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner
+        ),
         "type": "Opaque",
         "stringData": {"primary": keys.primary, "secondary": keys.secondary},
     }
@@ -204,7 +206,7 @@ def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
         "spec": {
             "targetRefs": [_route_reference(endpoint)],
             "apiKeyAuth": {
-                "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object(endpoint, "keys")}],
+                "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object_name(endpoint, "keys")}],
                 "extractFrom": [{"headers": ["Authorization"]}],
                 "sanitize": True,
             },
@@ -269,7 +271,7 @@ def direct_response(endpoint: str, part: str, status: int, text: str, *, namespa
     """Return the filter by which the router itself answers a request."""
     return {
         **_owned_object_head(
-            HTTP_ROUTE_FILTER, endpoint_object(endpoint, part), namespace, endpoint_labels(endpoint), owner
+            HTTP_ROUTE_FILTER, endpoint_object_name(endpoint, part), namespace, endpoint_labels(endpoint), owner
         ),
         "spec": {
             "directResponse": {
@@ -283,7 +285,7 @@ def direct_response(endpoint: str, part: str, status: int, text: str, *, namespa
 
 def _policy_head(kind: Kind, endpoint: str, namespace: str, owner: Object) -> Object:
     """Return the common part of a policy of an endpoint: kind, metadata and owner."""
-    return _owned_object_head(kind, endpoint_object(endpoint), namespace, endpoint_labels(endpoint), owner)
+    return _owned_object_head(kind, endpoint_object_name(endpoint), namespace, endpoint_labels(endpoint), owner)
 
 
 def _route_reference(endpoint: str) -> Object:

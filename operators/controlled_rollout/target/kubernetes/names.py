@@ -11,11 +11,11 @@ __all__ = [
     "ENDPOINT_LABEL",
     "VERSION_LABEL",
     "endpoint_labels",
-    "endpoint_object",
+    "endpoint_object_name",
     "route_name",
     "selector",
     "version_labels",
-    "version_object",
+    "version_object_name",
 ]
 
 
@@ -38,8 +38,8 @@ def selector(labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
-def endpoint_object(endpoint: str, part: str = "") -> str:
-    """Return the name of an object of an endpoint; `part` tells several objects of one kind apart."""
+def endpoint_object_name(endpoint: str, part: str = "") -> str:
+    """Return the name of an object of an endpoint; `part` distinguishes objects of one kind."""
     return f"controlled-rollout-{check_name(endpoint)}" + (f"-{part}" if part else "")
 
 
@@ -48,7 +48,7 @@ def route_name(endpoint: str) -> str:
     return check_name(endpoint)
 
 
-def version_object(endpoint: str, version: str) -> str:
+def version_object_name(endpoint: str, version: str) -> str:
     """Return the name of a version's Deployment and Service.
 
     The two names joined could be longer than a Service's name may be, and two pairs could give the same name: so they

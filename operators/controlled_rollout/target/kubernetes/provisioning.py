@@ -19,9 +19,9 @@ from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.kubernetes.names import (
     VERSION_LABEL,
     endpoint_labels,
-    endpoint_object,
+    endpoint_object_name,
     selector,
-    version_object,
+    version_object_name,
 )
 from controlled_rollout.target.protocol import Keys
 from controlled_rollout.workspace import Workspace
@@ -35,7 +35,7 @@ APPLIED: Final = "controlled-rollout/made-from"
 
 async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
     """Apply the ConfigMap that owns all other objects of an endpoint, and return it."""
-    path = CONFIG_MAP.path(workspace.namespace, endpoint_object(endpoint))
+    path = CONFIG_MAP.path(workspace.namespace, endpoint_object_name(endpoint))
     return await api.apply(path, manifests.root_config_map(endpoint, workspace.namespace))
 
 
@@ -63,7 +63,7 @@ async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: 
 
     The field has a manager of its own, so that applying the Deployment again does not take the number back.
     """
-    path = DEPLOYMENT.path(workspace.namespace, version_object(endpoint, version), "scale")
+    path = DEPLOYMENT.path(workspace.namespace, version_object_name(endpoint, version), "scale")
     await api.merge_patch(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
 
 
@@ -90,13 +90,13 @@ async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, ow
         keys = manifests.keys_secret(name, Keys.new(), namespace=namespace, owner=owner)
         await api.create(SECRET.path(namespace), keys)
     for kind, policy in policies.items():
-        await api.apply(kind.path(namespace, endpoint_object(name)), policy)
+        await api.apply(kind.path(namespace, endpoint_object_name(name)), policy)
     for route_filter in filters:
         await api.apply(HTTP_ROUTE_FILTER.path(namespace, route_filter["metadata"]["name"]), route_filter)
     if endpoint.auth is Auth.NONE:
-        await api.delete(SECURITY_POLICY.path(namespace, endpoint_object(name)))
+        await api.delete(SECURITY_POLICY.path(namespace, endpoint_object_name(name)))
     await api.merge_patch(
-        CONFIG_MAP.path(namespace, endpoint_object(name)),
+        CONFIG_MAP.path(namespace, endpoint_object_name(name)),
         {"metadata": {"annotations": {APPLIED: digest}}},
         manager=f"{FIELD_MANAGER}-notes",
     )
@@ -106,7 +106,7 @@ async def _apply_version(
     api: Api, workspace: Workspace, endpoint: Endpoint, version: Version, owner: Object, deployment: Object | None
 ) -> None:
     """Apply a version's Service and Deployment if they have changed, and raise its replicas to the minimum."""
-    name, namespace = version_object(endpoint.name, version.name), workspace.namespace
+    name, namespace = version_object_name(endpoint.name, version.name), workspace.namespace
     manifest = manifests.deployment(
         endpoint, version, namespace=namespace, owner=owner, image_pull_secret=workspace.image_pull_secret
     )

@@ -9,7 +9,7 @@ from controlled_rollout.cluster.kinds import CONTROLLER_REVISION, MANAGED_BY
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes.manifests import owner_reference
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object, selector
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, selector
 from controlled_rollout.target.protocol import Change, Revision
 
 __all__ = ["endpoints_of", "existing_history", "history", "store_revision"]
@@ -78,7 +78,7 @@ async def store_revision(
 
 def _revision_object_name(endpoint: str, number: int) -> str:
     """Return the name of the ControllerRevision of a revision."""
-    return endpoint_object(endpoint, f"{number:08d}")
+    return endpoint_object_name(endpoint, f"{number:08d}")
 
 
 def _revision_object(revision: Revision, namespace: str, owner: Object) -> Object:

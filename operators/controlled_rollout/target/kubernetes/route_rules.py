@@ -27,7 +27,7 @@ from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER, SERVICE_PORT
-from controlled_rollout.target.kubernetes.names import endpoint_object, version_object
+from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase, shares
 from controlled_rollout.target.transition import Split
 
@@ -330,14 +330,14 @@ def _direct_response_filter(endpoint: str, part: str) -> Object:
         "extensionRef": {
             "group": HTTP_ROUTE_FILTER.group,
             "kind": HTTP_ROUTE_FILTER.name,
-            "name": endpoint_object(endpoint, part),
+            "name": endpoint_object_name(endpoint, part),
         },
     }
 
 
 def _weighted_backends(endpoint: Endpoint, current: Sequence[Object], weights: Mapping[str, int]) -> list[Object]:
     """Return the weighted backends; a version keeps its position, and free positions are used first."""
-    services = {version_object(endpoint.name, version): version for version in weights}
+    services = {version_object_name(endpoint.name, version): version for version in weights}
     positions: list[str | None] = []
     for rule in filter(is_weights_rule, current):
         backends = rule.get("backendRefs") or []
@@ -369,7 +369,7 @@ def _version_backend(endpoint: str, version: str, weight: int) -> Object:
     return {
         "group": "",
         "kind": "Service",
-        "name": version_object(endpoint, version),
+        "name": version_object_name(endpoint, version),
         "port": SERVICE_PORT,
         "weight": weight,
         "filters": [

@@ -20,7 +20,7 @@ from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy_stats, pod_logs, provisioning, reconciling, revisions
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object, route_name
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
@@ -130,12 +130,12 @@ class KubernetesTarget:
         return await pod_logs.version_logs(self._api, self._workspace, name, version, tail)
 
     async def keys(self, name: str) -> Keys:
-        """Return the endpoint's two keys."""
+        """Return the endpoint's two API keys, with which callers authenticate."""
         return _keys_from_secret(await self._keys_secret(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        path = SECRET.path(self._namespace, endpoint_object(name, "keys"))
+        path = SECRET.path(self._namespace, endpoint_object_name(name, "keys"))
         for _ in range(reconciling.ATTEMPTS):
             secret = await self._keys_secret(name)
             change = {"stringData": {which: getattr(_keys_from_secret(secret).renewed(which), which)}}
@@ -147,7 +147,7 @@ class KubernetesTarget:
         )
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of replicas that run now, without a new revision."""
+        """Change how many replicas of a version run, at once and without a new revision."""
         refusals.check_replicas(version, replicas)
         try:
             await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
@@ -159,7 +159,7 @@ class KubernetesTarget:
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""
-        path = CONFIG_MAP.path(self._namespace, endpoint_object(name))
+        path = CONFIG_MAP.path(self._namespace, endpoint_object_name(name))
         await reconciling.delete_rules(self._api, self._workspace, name)
         await self._api.delete(path, propagation="Foreground")
 
@@ -181,7 +181,7 @@ class KubernetesTarget:
 
     async def _keys_secret(self, name: str) -> Object:
         """Read the Secret with an endpoint's keys; raise EndpointError if it has none."""
-        secret = await self._api.find(SECRET.path(self._namespace, endpoint_object(name, "keys")))
+        secret = await self._api.find(SECRET.path(self._namespace, endpoint_object_name(name, "keys")))
         if secret is None:
             newest = await self.endpoint(name)
             raise EndpointError(f"endpoint {name!r} has no keys: its auth is {newest.auth.value!r}")

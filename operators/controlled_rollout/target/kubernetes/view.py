@@ -11,7 +11,12 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import health, route_rules
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats, ready_pods
 from controlled_rollout.target.kubernetes.gateway import Acknowledgement, acknowledgement
-from controlled_rollout.target.kubernetes.names import VERSION_LABEL, endpoint_object, route_name, version_object
+from controlled_rollout.target.kubernetes.names import (
+    VERSION_LABEL,
+    endpoint_object_name,
+    route_name,
+    version_object_name,
+)
 from controlled_rollout.target.kubernetes.phases import SETTLED, Phase
 from controlled_rollout.target.kubernetes.route_rules import ManagedRules
 from controlled_rollout.target.kubernetes.route_transition import next_rules
@@ -23,7 +28,7 @@ __all__ = ["EndpointView", "versions_by_cluster", "versions_by_service"]
 
 def versions_by_service(endpoint: str, versions: Iterable[str]) -> dict[str, str]:
     """Return the versions of an endpoint by the names of their Services."""
-    return {version_object(endpoint, version): version for version in versions}
+    return {version_object_name(endpoint, version): version for version in versions}
 
 
 def versions_by_cluster(route: Object | None, services: Mapping[str, str], *, by_name: bool) -> dict[str, str]:
@@ -105,7 +110,7 @@ class EndpointView:
         """Whether the Gateway enforces the policy that checks callers' keys; done if the endpoint needs no key."""
         if self.endpoint.auth is Auth.NONE:
             return Acknowledgement(True)
-        policy = self.objects[SECURITY_POLICY].get(endpoint_object(self.endpoint.name))
+        policy = self.objects[SECURITY_POLICY].get(endpoint_object_name(self.endpoint.name))
         return acknowledgement(policy, "ancestors", gateway=self.gateway, conditions=("Accepted",))
 
     @cached_property

@@ -109,7 +109,7 @@ class LocalTarget:
         )
 
     async def keys(self, name: str) -> Keys:
-        """Return the endpoint's two keys."""
+        """Return the endpoint's two API keys, with which callers authenticate."""
         return Keys.model_validate_json((await self._request("GET", _endpoint_path(name, "keys"))).content)
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
@@ -117,7 +117,7 @@ class LocalTarget:
         return Keys.model_validate_json((await self._request("POST", _endpoint_path(name, "keys", which))).content)
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of replicas that run now, without a new revision."""
+        """Change how many replicas of a version run, at once and without a new revision."""
         await self._request(
             "POST", _endpoint_path(name, "versions", check_name(version), "scale"), {"replicas": replicas}
         )

@@ -193,7 +193,7 @@ class Operations:
             return renewed
 
     def scale(self, name: str, version: str, replicas: int) -> None:
-        """Set the number of replicas that a version runs now."""
+        """Change how many replicas of a version run, at once and without a new revision."""
         self.endpoint(name).version(version)
         refusals.check_replicas(version, replicas)
         if running := self._reconciler.running.get(VersionKey(name, version)):

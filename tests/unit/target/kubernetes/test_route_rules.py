@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes import route_rules
-from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.names import version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -27,7 +27,7 @@ def foreign(name: str) -> dict[str, Any]:
 
 
 def services(*names: str) -> dict[str, str]:
-    return {version_object("digits", name): name for name in names}
+    return {version_object_name("digits", name): name for name in names}
 
 
 def written(desired: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def test_a_version_that_goes_leaves_its_place_free() -> None:
     def backends(rules: list[dict[str, Any]]) -> list[str]:
         return [backend["name"] for backend in rules[0]["backendRefs"]]
 
-    names = [version_object("digits", name) for name in ("one", "two", "three")]
+    names = [version_object_name("digits", name) for name in ("one", "two", "three")]
     assert backends(three) == names
     assert backends(two) == [names[0], names[0], names[2]]
     assert two[0]["backendRefs"][1]["weight"] == 0
@@ -102,7 +102,7 @@ def test_a_new_version_takes_the_free_place() -> None:
 
     after = written(again, without)
 
-    assert [backend["name"] for backend in after[0]["backendRefs"]][1] == version_object("digits", "four")
+    assert [backend["name"] for backend in after[0]["backendRefs"]][1] == version_object_name("digits", "four")
     assert len(after) == len(before)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.kubernetes import route_rules
-from controlled_rollout.target.kubernetes.names import version_object
+from controlled_rollout.target.kubernetes.names import version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase
 from controlled_rollout.target.kubernetes.route_rules import ManagedRules, Mark
 from controlled_rollout.target.kubernetes.route_transition import next_rules
@@ -23,7 +23,7 @@ def endpoint(*names: str, revision: int = 1) -> Endpoint:
     return made
 
 
-SERVICES = {version_object("digits", name): name for name in ("one", "two", "three")}
+SERVICES = {version_object_name("digits", name): name for name in ("one", "two", "three")}
 Rules = list[dict[str, Any]]
 
 
