@@ -134,7 +134,7 @@ class _EnvironmentSource:
         )
 
     async def _copy_from_shared_registry(self, request: BuildRequest, shared: Repository) -> Manifest | None:
-        """Copy the image from the shared registry to this workspace's; return None if it has none or does not answer."""
+        """Copy the image from the shared registry to this workspace's; None if it has none or is down."""
         try:
             manifest = await self.client.manifest(shared, request.tag)
         except RegistryUnavailableError as error:
