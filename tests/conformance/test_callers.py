@@ -81,8 +81,8 @@ async def test_unsupported_setting_is_refused_and_nothing_is_stored(
     target_lab: TargetLab, change: dict[str, Any], why: str
 ) -> None:
     lab = target_lab
-    auth = change.pop("auth", Auth.KEY)
-    refused = lab.with_version(lab.endpoint("refused", auth=auth), "one", **change)
+    settings = {name: value for name, value in change.items() if name != "auth"}
+    refused = lab.with_version(lab.endpoint("refused", auth=change.get("auth", Auth.KEY)), "one", **settings)
 
     with pytest.raises(EndpointError, match=why):
         await lab.apply(refused)
