@@ -32,7 +32,8 @@ def _prepare() -> list[str]:
     """
     skipped = []
     if why_not := packages.why_not_here(packages.CLUSTER | packages.PROMETHEUS):
-        skipped.append(f"tests of images and Prometheus, and on a cluster, will be skipped: {why_not}")
+        cluster = "" if Existing.of() else " and on a cluster"
+        skipped.append(f"tests of images in registries, with Prometheus{cluster} will be skipped: {why_not}")
     else:
         preparation.install(packages.CLUSTER | packages.PROMETHEUS)
         if not Existing.of():
