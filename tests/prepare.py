@@ -36,7 +36,9 @@ def _prepare() -> list[str]:
         skipped.append(f"tests of images in registries, with Prometheus{cluster} will be skipped: {why_not}")
     else:
         preparation.install(packages.CLUSTER | packages.PROMETHEUS)
-        if not Existing.of():
+        if Existing.of():
+            preparation.make_base_image()
+        else:
             preparation.prepare()
         preparation.compile_program("referrers-registry")
     preparation.compile_program("grype")

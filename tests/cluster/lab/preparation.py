@@ -9,7 +9,7 @@ from .builder_image import builder_is_made, make_builder
 from .images import debian_is_made, make_debian
 from .programs import CLUSTER, compile_component, is_compiled
 
-__all__ = ["compile_program", "install", "prepare", "step", "why_not_prepared"]
+__all__ = ["compile_program", "install", "make_base_image", "prepare", "step", "why_not_prepared"]
 
 # Minutes on two processors, for the person who waits.
 MINUTES = {"kubernetes": 5, "helm": 1, "coredns": 1, "collector": 1, "envoy-gateway": 3, "grype": 4}
@@ -36,7 +36,7 @@ def prepare() -> None:
     install(packages.CLUSTER)
     for name in CLUSTER:
         compile_program(name)
-    step("making a Debian image", debian_is_made(), make_debian)
+    make_base_image()
     step("making an image with buildah", builder_is_made(), make_builder)
 
 
@@ -44,6 +44,11 @@ def install(table: dict[str, str]) -> None:
     """Install the missing Debian packages of a table."""
     names = packages.missing(table)
     step(f"installing the Debian packages {', '.join(names)}", not names, lambda: packages.install(names))
+
+
+def make_base_image() -> None:
+    """Make the layer of the base image, unless it is in the cache."""
+    step("making a Debian image", debian_is_made(), make_debian)
 
 
 def compile_program(name: str) -> None:
