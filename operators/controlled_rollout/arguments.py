@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -77,7 +78,7 @@ def number(name: str, value: float | str) -> float:
     """
     try:
         result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
         raise ArgumentError(f"{name} = {value!r} is not a number")
@@ -144,14 +145,14 @@ def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, An
     Raises:
         ArgumentError: It is no mapping.
     """
-    fields: Any = value or {}
+    fields: Any = {} if value is None or value == "" else value
     if isinstance(fields, str):
         try:
             fields = json.loads(fields)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # numbers of thousands of digits, or nested too deep
             fields = None
     if not isinstance(fields, Mapping):
-        raise ArgumentError(f"{name} = {value!r} is not a mapping of fields, nor the JSON text of one")
+        raise ArgumentError(f"{name} = {reprlib.repr(value)} is not a mapping of fields, nor the JSON text of one")
     return dict(fields)
 
 

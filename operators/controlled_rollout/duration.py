@@ -12,6 +12,8 @@ __all__ = ["format_duration", "parse_duration"]
 SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 NUMBER_AND_UNIT: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})?")
 ISO_8601: Final = TypeAdapter(timedelta)
+# Longer waits mean nothing, and their sum with a date is beyond the calendar.
+LONGEST: Final = timedelta(days=3660)
 
 
 def parse_duration(value: timedelta | float | str) -> timedelta:
@@ -22,7 +24,7 @@ def parse_duration(value: timedelta | float | str) -> timedelta:
             seconds), or an ISO 8601 duration such as `PT1H30M`.
 
     Raises:
-        ValueError: It is none of these, or negative.
+        ValueError: It is none of these, negative, or longer than ten years.
     """
     length: timedelta | None = None
     try:
@@ -34,9 +36,10 @@ def parse_duration(value: timedelta | float | str) -> timedelta:
             length = timedelta(seconds=value)
     except (ValidationError, OverflowError):
         length = None
-    if length is None or length < timedelta(0):
+    if length is None or not timedelta(0) <= length <= LONGEST:
         raise ValueError(
-            f"{value!r} is not a length of time: give a timedelta, seconds, or text such as '5 min' or 'PT5M'"
+            f"{value!r} is not a length of time: give a timedelta, seconds, or text such as '5 min' or 'PT5M', of ten "
+            "years at most"
         )
     return length
 
@@ -53,5 +56,5 @@ def format_duration(length: timedelta) -> str:
     seconds = length.total_seconds()
     for unit, unit_seconds in reversed(SECONDS.items()):
         if seconds and seconds % unit_seconds == 0:
-            return f"{seconds / unit_seconds:g} {unit}"
-    return f"{seconds:g} s"
+            return f"{seconds / unit_seconds:.0f} {unit}"
+    return f"{seconds:f}".rstrip("0").rstrip(".") + " s"

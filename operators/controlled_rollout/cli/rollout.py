@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
@@ -13,11 +13,9 @@ from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth, Version
 from controlled_rollout.errors import EndpointNotFoundError
+from controlled_rollout.steps.edits import SET_BY_STEPS
 
 __all__ = ["add_to"]
-
-# Fields of a version that the steps of a rollout set.
-NOT_SETTINGS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
 
 
 def add_to(commands: Commands) -> None:
@@ -173,7 +171,7 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
 def _field_and_value(text: str) -> tuple[str, Any]:
     """Parse the value of `--set`, `FIELD=VALUE`, into field name and YAML value (argparse type)."""
     name, separator, value = text.partition("=")
-    known = [field for field in Version.model_fields if field not in NOT_SETTINGS]
+    known = [field for field in Version.model_fields if field not in SET_BY_STEPS]
     if not separator or name not in known:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
     try:

@@ -22,6 +22,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
+from controlled_rollout.steps.edits import check_settings
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         def create_version() -> Endpoint:
             """Create the version on an empty endpoint, only to check its name and its settings."""
             settings = mapping_of("settings", given["settings"])
+            check_settings(settings)
             return Endpoint(name=self.endpoint).create_version(self.version, **settings)
 
         values = read_all(

@@ -1,6 +1,7 @@
 """The edits of each step: the next endpoint, or a refusal."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,24 @@ def test_first_version_is_control_with_all_the_traffic_and_no_rollout() -> None:
     assert first.version("old").cpu_cores == 0.5
     assert first.rollout is None
     assert roll_out(first, "old") is first
+
+
+@pytest.mark.parametrize("endpoint", [EMPTY, FIRST, ROLLING])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"traffic_percentile": 50},
+        {"is_default": True},
+        {"is_control": True},
+        {"is_control": True, "is_default": True},
+        {"image": "other@sha256:3"},
+        {"name": "other"},
+        {1: 2},
+    ],
+)
+def test_settings_cannot_move_traffic_or_roles_past_the_steps(endpoint: Endpoint, settings: dict[str, Any]) -> None:
+    with pytest.raises(EndpointError, match=str(next(iter(settings)))):
+        edits.roll_out(endpoint, "new", image="b@sha256:2", owner=RUN, at=NOW, settings=settings)
 
 
 def test_a_further_version_is_at_0_and_its_run_holds_the_endpoint() -> None:
