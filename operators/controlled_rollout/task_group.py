@@ -279,6 +279,8 @@ def check_steps(steps: Sequence[float]) -> None:
     Raises:
         ValueError: There are none, or they are not numbers, not ascending, or not between 0 and 100.
     """
-    numbers = all(isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps)
+    numbers = isinstance(steps, Sequence) and all(
+        isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
+    )
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")

@@ -149,6 +149,8 @@ def test_a_version_that_crashes_fails_the_command_and_leaves_its_log(lab: Lab, s
     assert "no weights found" in err
     assert "no weights found" in shell("logs", name, "one", "--tail", "50")[1]
     assert len(shell("logs", name, "one", "--tail", "1")[1].splitlines()) == 1
+    code, _, error = shell("logs", name, "typo")
+    assert (code, "no version 'typo'" in error) == (1, True)
     assert "failed: " in shell("status", name)[1]
 
 

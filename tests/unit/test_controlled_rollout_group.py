@@ -74,7 +74,9 @@ def test_steps_may_be_fractions_of_a_per_cent() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [(), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)])
+@pytest.mark.parametrize(
+    "steps", [None, 10, "10", (), (0, 10), (10, 10), (50, 10), (10, 101), (True,), ("10",), (float("nan"),)]
+)
 def test_steps_that_do_not_ascend_are_refused(steps: tuple[object, ...]) -> None:
     with pytest.raises(ValueError, match="give ascending percentiles"):
         group(steps=steps)

@@ -109,7 +109,10 @@ def _run_logs(options: argparse.Namespace) -> int:
     async def read_log() -> str:
         """Return the last lines of the version's log from the target."""
         async with _connect_target(options) as target:
-            return await target.logs(options.endpoint, options.version, tail=options.tail)
+            log = await target.logs(options.endpoint, options.version, tail=options.tail)
+            if not log:  # what a deleted version wrote can be read; a name that was mistyped has nothing to read
+                (await target.endpoint(options.endpoint)).version(options.version)
+            return log
 
     print_line(asyncio.run(read_log()))
     return 0
