@@ -3,6 +3,7 @@
 Source: OCI distribution specification 1.1; token authentication as Docker's registries specify it.
 """
 
+import asyncio
 import base64
 import contextlib
 import re
@@ -26,6 +27,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 RESPONSE_TIMEOUT_S: Final = 300.0
 MAX_DOCUMENT_BYTES: Final = 8_000_000
 CHUNK_BYTES: Final = 1 << 20
+LOOK_UP_AGAIN_S: Final = 1.0
 
 PATH: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
@@ -151,6 +153,10 @@ class RegistryClient:
     async def has_blob(self, repository: Repository, blob: Descriptor) -> bool:
         """Whether the repository has a blob (HEAD request)."""
         response = await self._request("HEAD", repository, f"blobs/{blob.digest}")
+        if response.status_code >= 500:
+            # Docker's registry answers so while another client's upload of the same blob is being stored.
+            await asyncio.sleep(LOOK_UP_AGAIN_S)
+            response = await self._request("HEAD", repository, f"blobs/{blob.digest}")
         if response.status_code == 404:
             return False
         _check_status(response, 200, f"look up {repository}@{blob.digest}")
