@@ -224,7 +224,7 @@ class Api:
         except _transport_errors() as error:
             raise self._unavailable_error("GET", path, error) from error
         finally:
-            response.close()
+            _abort_response(response)
 
     async def log_lines(self, path: str, **query: str) -> AsyncIterator[str]:
         """Yield the lines of a pod's log, also while it is being written, until the server ends the response.
@@ -241,7 +241,7 @@ class Api:
         except _transport_errors() as error:
             raise self._unavailable_error("GET", path, error) from error
         finally:
-            response.close()
+            _abort_response(response)
 
     async def _send(self, method: str, path: str, *request: Any) -> Any:
         """Send a request; if the server answers 401, sign in again and send it once more. Return the response."""
@@ -327,6 +327,17 @@ class Api:
                 "was changed; make them give up these fields, or set them to the endpoint's values there"
             )
         return ApiError(answer, status=status, reason=reason)
+
+
+def _abort_response(response: Any) -> None:
+    """End a response that is still being sent, with its connection, at once.
+
+    To close a TLS connection takes an answer of the server, for which no one waits: the socket would stay open.
+    """
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _json_object(content: bytes) -> Object:
