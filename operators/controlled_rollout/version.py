@@ -25,9 +25,11 @@ from pydantic import (
 
 from controlled_rollout.errors import EndpointError
 
-__all__ = ["Name", "Value", "Version", "VersionType", "check_name"]
+__all__ = ["SET_BY_STEPS", "Name", "Value", "Version", "VersionType", "check_name", "check_settings"]
 
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+# The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
+SET_BY_STEPS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
 
 
 def check_name(name: str) -> str:
@@ -42,6 +44,20 @@ def check_name(name: str) -> str:
             "beginning with a letter and not ending with a hyphen"
         )
     return name
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise EndpointError if the settings of a new version name a field that only the steps of a rollout set.
+
+    Raises:
+        EndpointError: They do, or a name is not text.
+    """
+    forbidden = [str(name) for name in settings if name in SET_BY_STEPS or not isinstance(name, str)]
+    if forbidden:
+        raise EndpointError(
+            f"settings name {', '.join(forbidden)}, which the steps of a rollout set: leave that out. A version begins "
+            "at 0 %; shift, promote and roll_back change its traffic and its role"
+        )
 
 
 def _no_bool(value: Any) -> Any:

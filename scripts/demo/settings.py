@@ -16,13 +16,14 @@ OUTAGE_S: Final = 60.0
 # Airflow, the router, the replicas and the load share two cores, so a request may wait longer for its turn.
 SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5_000}
 # A good model is rolled back in at most one of a thousand demos. p95 and p99 are left out: few requests exceed them, so
-# that they need minutes. A quarter more latency is tolerated, because two cores serve everything and every process that
-# starts makes the latency vary; a cap on what one bin contributes bears that better than the discount for bursts.
+# that they need minutes. Half as much latency again is tolerated, because two cores serve everything and every process
+# that starts makes the latency vary for seconds; a low cap on what one bin contributes bears that better than the
+# discount for bursts: no alarm comes from fewer than seven bins.
 GATE: Final[dict[str, Any]] = {
     "alpha": 0.001,
-    "burst_cap": 10.0,
+    "burst_cap": 3.0,
     "latency_quantiles": [0.5, 0.9],
-    "latency_tolerance": 0.25,
+    "latency_tolerance": 0.5,
     "warm_up": "3 s",
 }
 

@@ -11,9 +11,9 @@ from controlled_rollout.cli.arguments import Commands, add_workspace_options, ca
 from controlled_rollout.cli.view import print_line
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.duration import format_duration
-from controlled_rollout.endpoint import Auth, Version
+from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import EndpointNotFoundError
-from controlled_rollout.steps.edits import SET_BY_STEPS
+from controlled_rollout.version import SET_BY_STEPS, Version
 
 __all__ = ["add_to"]
 

@@ -22,7 +22,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
-from controlled_rollout.steps.edits import check_settings
+from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:

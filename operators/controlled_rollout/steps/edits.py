@@ -2,29 +2,13 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.version import check_settings
 
-__all__ = ["SET_BY_STEPS", "check_settings", "promote", "retire", "roll_back", "roll_out", "shift"]
-
-# The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
-SET_BY_STEPS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise EndpointError if the settings of a new version name a field that only the steps of a rollout set.
-
-    Raises:
-        EndpointError: They do, or a name is not text.
-    """
-    forbidden = [str(name) for name in settings if name in SET_BY_STEPS or not isinstance(name, str)]
-    if forbidden:
-        raise EndpointError(
-            f"settings name {', '.join(forbidden)}, which the steps of a rollout set: leave that out. A version begins "
-            "at 0 %; shift, promote and roll_back change its traffic and its role"
-        )
+__all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
 
 
 def roll_out(

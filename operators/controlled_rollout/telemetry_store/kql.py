@@ -12,8 +12,8 @@ from typing import Any, Final
 import duckdb  # noqa: TID253 - runs only inside the store's own process
 import duckdb_kql
 from duckdb_kql.types import kusto_type
+from pydantic import TypeAdapter
 
-from controlled_rollout.duration import parse_duration
 from controlled_rollout.telemetry_store.schema import TABLES
 
 __all__ = ["QueryRefusedError", "Statement", "parse_timespan", "translate"]
@@ -26,6 +26,7 @@ MAX_CACHED_LENGTH: Final = 16_384
 QUOTED: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|//[^\n]*)""")
 # Azure's function for the time at which a row arrived; here the column `_TimeReceived` holds it.
 INGESTION_TIME: Final = re.compile(r"\bingestion_time\s*\(\s*\)")
+ISO_8601: Final = TypeAdapter(timedelta)
 SCHEMA: Final = {name: table.column_names for name, table in TABLES.items()}
 
 # Table functions that make rows of values in the query itself.
@@ -256,7 +257,7 @@ def _parse_duration(text: str) -> timedelta:
     """Parse an ISO 8601 duration. Raise for years and months, because their duration is not fixed."""
     if not text.startswith("P") or set(text.partition("T")[0]) & {"Y", "M"}:
         raise ValueError(text)
-    return parse_duration(text)
+    return ISO_8601.validate_python(text)
 
 
 def _parse_time(text: str) -> datetime:
