@@ -64,8 +64,11 @@ def too_long(text: str, name: str) -> Iterator[str]:
 
 
 def _reason_at_top(lines: list[str], tree: ast.Module) -> bool:
-    imports = (node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
-    return any(REASON.match(line) for line in lines[: next(imports, len(lines)) - 1])
+    """Whether a comment before the first import, not its docstring, states a reason."""
+    first = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    begin = (tree.body[0].end_lineno or 0) if first is not tree.body else 0
+    imports = (node.lineno for node in first if isinstance(node, ast.Import | ast.ImportFrom))
+    return any(REASON.match(line) for line in lines[begin : next(imports, len(lines)) - 1])
 
 
 def _reason_above(lines: list[str], first: int) -> bool:

@@ -3,7 +3,7 @@
 A public name is imported when it is first used, because DAG files are parsed all day.
 """
 
-from importlib import import_module
+from importlib import import_module  # noqa: TID251 - makes the public names known without loading their modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ def test_a_long_file_states_its_reason_before_its_first_import() -> None:
 
     assert [line.split(":")[0] for line in too_long(rest, "a.py")] == ["a.py"]
     assert not list(too_long(f'"""A table."""\n\n# Long because it is a table.\n\n{rest}', "a.py"))
+    assert list(too_long(f'"""A table.\n\n# Long because it is a table.\n"""\n\n{rest}', "a.py"))
 
 
 def test_a_circle_by_an_import_in_a_function_is_found_and_one_for_types_is_none(
