@@ -1,5 +1,17 @@
 """The family of errors: each message says what was asked, what was found and what to do."""
 
+from typing import Final
+
+# Raised by a fault of the software, not by what a server answered: waiting does not help, somebody has to read them.
+PROGRAMMING_ERRORS: Final = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
+
 
 class ControlledRolloutError(Exception):
     """The base of every error of this package."""

@@ -5,17 +5,17 @@ Looks carry nothing from one to the next but what is in the record: a task that 
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, EvidenceUnavailableError
+from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
-from controlled_rollout.gate import Gate, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
+from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target
@@ -59,7 +59,7 @@ async def look(
 ) -> Look:
     """Judge a treatment against control on all evidence since its rollout began, and append the look to the record.
 
-    A metric store or a record that cannot be reached gives the outcome `cannot_see`, never an exception.
+    A metric store or a record that cannot be reached or understood gives the outcome `cannot_see`, never an exception.
 
     Args:
         workspace: Where the evidence and the record are.
@@ -149,8 +149,11 @@ async def _judge_and_record(
     evidence: Evidence | None = None
     try:
         evidence = await evidence_source(workspace).read(query)
-    except EvidenceUnavailableError as error:
-        blind = _with_verdict(decision, cannot_see(str(error)))
+    except PROGRAMMING_ERRORS:
+        raise
+    except Exception as error:  # whatever a store answers says nothing about the model
+        unseen = cannot_see(str(error) or type(error).__name__)
+        blind = _with_verdict(decision, replace(unseen, outcome=Outcome.FAIL, reason=down) if down else unseen)
     try:
         if evidence is None:
             await asyncio.to_thread(record.append, workspace, blind)
@@ -160,10 +163,13 @@ async def _judge_and_record(
             record.append_look, workspace, look_input, lambda look: _with_verdict(decision, conclude(look))
         )
         return evidence, verdict_from_dict(recorded.verdict or {})
-    except OSError as error:
+    except PROGRAMMING_ERRORS:
+        raise
+    except Exception as error:
         # A look that cannot be replayed decides nothing, and a full disk says nothing about the model.
         where = workspace.records or workspace.records_folder
-        return evidence, cannot_see(f"the look cannot be recorded in {where}: {error.strerror or error}")
+        problem = getattr(error, "strerror", None) or error
+        return evidence, cannot_see(f"the look cannot be recorded in {where}: {problem}")
 
 
 def _with_verdict(decision: Decision, verdict: Verdict) -> Decision:

@@ -1,5 +1,6 @@
 """What a gate task does after a look: wait, go on, fail, hold, ask a person. Pure, except `take_look`."""
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError, EndpointError, EndpointNotFoundError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.workspace import Workspace
@@ -24,6 +25,7 @@ __all__ = [
     "NextAction",
     "decide",
     "decide_after_conflict",
+    "decide_after_error",
     "decide_when_unreachable",
     "take_look",
 ]
@@ -177,8 +179,26 @@ def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) ->
     )
 
 
+def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> LookResult:
+    """Return the next action after a look that raised: wait, or hold if the error is a fault of this software. Pure.
+
+    No error says anything about the model: none passes, and none rolls back.
+    """
+    problem = str(error) or type(error).__name__
+    if not isinstance(error, PROGRAMMING_ERRORS):
+        return decide_when_unreachable(terms, problem, now=now)
+    return LookResult(
+        NextAction.HOLD,
+        f"cannot see: the look failed because of a fault in the software ({type(error).__name__}: {problem}); "
+        "the log has the stack trace",
+        Outcome.CANNOT_SEE.value,
+    )
+
+
 async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
     """Look at the evidence once, log the claims as a table, and return the next action of the gate task.
+
+    Whatever a target, a metric store or a record answers, this raises nothing: a look that failed could not see.
 
     Args:
         workspace: Where the endpoint, the evidence and the record are.
@@ -190,8 +210,9 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
     try:
         async with connect(workspace) as target:
             result = await _look_and_decide(workspace, target, terms, log)
-    except TargetUnavailableError as error:
-        result = decide_when_unreachable(terms, str(error), now=datetime.now(UTC))
+    except Exception as error:  # whatever went wrong
+        log("".join(traceback.format_exception(error)).rstrip())
+        result = decide_after_error(terms, error, now=datetime.now(UTC))
     log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
     return result
 

@@ -1,15 +1,22 @@
 """The gate's trigger: looks at the evidence in the triggerer until there is a decision."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from controlled_rollout.evaluation.next_action import GateTerms, NextAction, take_look
+from controlled_rollout.evaluation.next_action import (
+    GateTerms,
+    LookResult,
+    NextAction,
+    decide_after_error,
+    take_look,
+)
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 
-__all__ = ["TreatmentGateTrigger"]
+__all__ = ["TreatmentGateTrigger", "look_from_triggerer"]
 
 # A little more than the least interval of a worker's heartbeat, [workers] min_heartbeat_interval.
 FIRST_LOOK_AFTER_S = 6.0
@@ -37,12 +44,21 @@ class TreatmentGateTrigger(BaseTrigger):
         """Look at the evidence at intervals until there is a decision, then yield the decision as the only event."""
         quieten_clients()
         terms = GateTerms.model_validate(self.terms)
-        workspace = await WorkspaceHook(self.conn_id).aget_workspace()
         # Not at once: if the event came before the executor notices the deferral, the task would look dead.
         await asyncio.sleep(min(terms.interval.total_seconds(), FIRST_LOOK_AFTER_S))
         while True:
-            result = await take_look(workspace, terms, lambda message: self.log.info("%s", message))
+            result = await look_from_triggerer(self.conn_id, terms, lambda message: self.log.info("%s", message))
             if result.action is not NextAction.WAIT:
                 yield TriggerEvent(result.to_event())  # type: ignore[no-untyped-call] # Airflow's
                 return
             await asyncio.sleep(terms.interval.total_seconds())
+
+
+async def look_from_triggerer(conn_id: str, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
+    """Take a look in the workspace of a connection; one that cannot be read now only makes the gate wait."""
+    try:
+        workspace = await WorkspaceHook(conn_id).aget_workspace()
+    except Exception as error:  # a secrets backend that is away says nothing about the model
+        log(f"the connection {conn_id!r} cannot be read: {error}")
+        return decide_after_error(terms, error, now=datetime.now(UTC))
+    return await take_look(workspace, terms, log)

@@ -1,6 +1,7 @@
 """A look of a gate task: what it logs, and what follows when target, endpoint, store or record are not there."""
 
 import asyncio
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout import record
-from controlled_rollout.errors import EvidenceUnavailableError, TargetUnavailableError
+from controlled_rollout.errors import (
+    AccessError,
+    ControlledRolloutError,
+    EvidenceUnavailableError,
+    TargetUnavailableError,
+)
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.evidence import Evidence, EvidenceQuery
@@ -29,10 +35,12 @@ TERMS = GateTerms(
 class Source:
     """Evidence of one bin; or none, because the store is away."""
 
-    def __init__(self, *, errors: int = 0, away: bool = False) -> None:
-        self._errors, self._away = errors, away
+    def __init__(self, *, errors: int = 0, away: bool = False, fails: Exception | None = None) -> None:
+        self._errors, self._away, self._fails = errors, away, fails
 
     async def read(self, query: EvidenceQuery) -> Evidence:
+        if self._fails is not None:
+            raise self._fails
         if self._away:
             raise EvidenceUnavailableError("the store does not answer")
         counts = Bin(NOW - HOUR, Counts(1_000, 5), Counts(1_000, self._errors), share=0.5)
@@ -93,6 +101,32 @@ def test_target_that_does_not_answer_is_waited_for(gates: Gates) -> None:
     result = gates.take(fails=TargetUnavailableError("no socket"))
 
     assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: no socket")
+
+
+# What clients raise when a server answers 401, 403, 5xx, not at all, or with something that cannot be understood.
+ANSWERS = [
+    TargetUnavailableError("503"), AccessError("403: pods is forbidden"), ControlledRolloutError("418"),
+    ConnectionResetError("reset"), TimeoutError(), json.JSONDecodeError("no value", "<html>", 0), KeyError("items"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), RuntimeError("odd"),
+    ExceptionGroup("two", [OSError("a"), ValueError("b")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+def test_no_answer_of_a_target_or_a_store_ends_the_looks(gates: Gates, error: Exception) -> None:
+    for result in (gates.take(fails=error), gates.take(Source(fails=error))):
+        assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
+        assert (str(error) or type(error).__name__) in result.reason
+
+
+@pytest.mark.parametrize("error", [TypeError("NoneType"), AttributeError("x"), AssertionError()])
+def test_a_fault_in_the_software_holds_at_once_and_neither_passes_nor_rolls_back(
+    gates: Gates, error: Exception
+) -> None:
+    for result in (gates.take(fails=error), gates.take(Source(fails=error))):
+        assert (result.action, result.outcome) == (NextAction.HOLD, "cannot_see")
+        assert f"fault in the software ({type(error).__name__}" in result.reason
+    assert "Traceback" in gates.messages[0]
 
 
 @pytest.mark.parametrize(
