@@ -87,10 +87,37 @@ class Process:
     def send(self, *spans: dict[str, Any]) -> httpx.Response:
         return self.http.post("/v1/traces", content=export(*spans), headers=PROTOBUF)
 
+    def track(self, *requests: dict[str, Any]) -> httpx.Response:
+        """Upload requests as the exporter of Azure Monitor does, with a result code of any text and a sample rate."""
+        return self.http.post("/v2.1/track", json=[envelope(**fields) for fields in requests])
+
     def end(self, signal_number: int = signal.SIGTERM) -> tuple[int, str]:
         self.popen.send_signal(signal_number)
         _, errors = self.popen.communicate(timeout=30)
         return self.popen.returncode, errors
+
+
+def envelope(**fields: Any) -> dict[str, Any]:
+    """Return the App Insights envelope of one request."""
+    data = {
+        "id": fields.get("id") or os.urandom(8).hex(),
+        "name": "POST /api/v1/service/digits/score",
+        "duration": "00:00:00.005",
+        "responseCode": fields.get("code", "200"),
+        "success": True,
+        "properties": {
+            "endpoint": fields.get("endpoint", "digits"),
+            "version": fields.get("version", "control"),
+            "routed_by": fields.get("routed_by", "weights"),
+        },
+    }
+    return {
+        "iKey": "00000000-0000-0000-0000-000000000000",
+        "time": fields.get("at", datetime.now(UTC)).isoformat(),
+        "sampleRate": fields.get("sample_rate", 100),
+        "tags": {"ai.operation.id": fields.get("operation") or os.urandom(16).hex()},
+        "data": {"baseType": "RequestData", "baseData": data},
+    }
 
 
 def export(*spans: dict[str, Any]) -> bytes:
@@ -100,16 +127,16 @@ def export(*spans: dict[str, Any]) -> bytes:
     for fields in spans:
         start = int(fields.get("at", datetime.now(UTC)).timestamp() * 1e6) * 1_000
         span = scope.spans.add(
-            trace_id=os.urandom(16),
-            span_id=os.urandom(8),
+            trace_id=fields.get("trace_id") or os.urandom(16),
+            span_id=fields.get("span_id") or os.urandom(8),
             kind=2,
             name="ingress",
             start_time_unix_nano=start,
             end_time_unix_nano=start + int(fields.get("ms", 5.0) * 1e6),
         )
         tags = {
-            "http.url": "http://localhost/api/v1/service/digits/score",
-            "http.method": "POST",
+            "http.url": fields.get("url", "http://localhost/api/v1/service/digits/score"),
+            "http.method": fields.get("method", "POST"),
             "http.status_code": fields.get("code", "200"),
             "endpoint": fields.get("endpoint", "digits"),
             "version": fields.get("version", "control"),

@@ -50,7 +50,7 @@ def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> No
         {"at": STARTED + 3 * S, "ms": 104.0, "version": "treatment"},  # above control's median, within its tolerance
         {"at": STARTED + 4 * S, "ms": 120.0, "version": "treatment", "code": "0"},
         {"at": STARTED + 5 * S, "ms": 1.0, "version": "treatment", "routed_by": "header", "code": "500"},
-        {"at": STARTED + 6 * S, "ms": 1.0, "version": "treatment", "routed_by": None},
+        {"at": STARTED + 6 * S, "ms": 1.0, "version": "treatment"},
         {"at": STARTED + 7 * S, "version": "another"},
         {"at": STARTED + 12 * S, "version": "treatment"},
         {"at": STARTED + 31 * S, "version": "treatment"},  # its bin is not closed
@@ -75,6 +75,50 @@ def test_the_reader_counts_what_callers_saw_in_closed_bins(store: Process) -> No
     assert sum(row[4] for row in counted if not row[3]) == 6
     assert len(store.rows(evidence.queries[0])) > 100
     assert read(source(store), name).bins == evidence.bins
+
+
+def test_only_requests_for_a_score_that_the_router_split_by_weight_are_evidence(store: Process) -> None:
+    base = {"endpoint": "judged", "at": STARTED + 1 * S, "version": "treatment"}
+    host = "http://localhost/api/v1/service/judged"
+    store.send(
+        base,
+        {**base, "code": "503"},  # the router's own answer for a version that it had chosen
+        {**base, "url": "http://localhost/score?explain=1", "method": "GET"},
+        *({**base, "routed_by": way, "code": "500"} for way in (None, "header", "", "Weights")),
+        *({**base, "code": code} for code in ("401", "403")),
+        *({**base, "method": method, "code": "500"} for method in ("OPTIONS",)),
+        *({**base, "url": host + path, "method": "GET", "code": "500"} for path in ("/swagger.json", "/", "", "/live")),
+    )
+
+    counts = read(source(store), "judged").bins[0].treatment
+
+    assert (counts.requests, counts.errors) == (3, 1)
+
+
+def test_a_request_whose_span_arrives_twice_counts_once(store: Process) -> None:
+    ids = {"trace_id": b"t" * 16, "span_id": b"s" * 8}
+    base = {"endpoint": "twice", "at": STARTED + 1 * S, "version": "treatment", "code": "500"}
+    store.send({**base, **ids}, {**base, **ids})
+    store.send({**base, **ids})
+    store.send({**base, "trace_id": b"t" * 16})  # a caller may use one trace for many requests
+
+    counts = read(source(store), "twice").bins[0].treatment
+
+    assert (counts.requests, counts.errors) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "errors"),
+    [
+        *((code, 0) for code in ("100", "200", "404", "404.0", "499")),
+        *((code, 1) for code in ("500", "599", "600", "503.0", "0", "Timeout", "-1", "2000", "9999999999", "503 ")),
+    ],
+)
+def test_every_result_code_but_a_number_below_500_is_an_error(store: Process, code: str, errors: int) -> None:
+    name = f"code-{'x'.join(str(ord(letter)) for letter in code)}"[:32].rstrip("x")
+    store.track({"endpoint": name, "at": STARTED + 1 * S, "version": "treatment", "code": code})
+
+    assert read(source(store), name).bins[0].treatment == Counts(requests=1, errors=errors)
 
 
 def test_latency_needs_a_baseline_and_empty_bins_are_left_out(store: Process) -> None:

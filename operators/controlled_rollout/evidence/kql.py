@@ -25,6 +25,8 @@ __all__ = [
 
 # Longer than any duration: fills up where one gate has fewer thresholds than another in the same query.
 NEVER_MS: Final = 1e18
+# Everything but a number from 100 to 499: 5xx, text such as `Timeout`, and 0 where a caller hung up before an answer.
+_IS_ERROR: Final = "not(ResultCode matches regex '^[1-4][0-9][0-9]([.]0*)?$')"
 
 
 def until_line(until: datetime) -> str:
@@ -46,10 +48,10 @@ def baseline_query(requests: Sequence[StoreRequest]) -> str:
     first, last = min(request.key.first for request in requests), max(request.key.started for request in requests)
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
-        f"{_requests_by_weight(_kql_datetime(first), _kql_datetime(last))}"
+        f"{_evidence_rows(_kql_datetime(first), _kql_datetime(last))}"
         f"{_join_with_gates('TimeGenerated >= From and TimeGenerated < To')}"
         f"| extend Bucket = bin(log(max_of(DurationMs, {_kql_real(FASTEST_MS)})) * {_kql_real(BUCKETS_PER_E)}, 1.0)\n"
-        "| summarize Requests = sum(ItemCount) by Gate, Bucket"
+        "| summarize Requests = count() by Gate, Bucket"
     )
 
 
@@ -74,15 +76,13 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
                 ]
             )
     limits_of = [f"Limit{number} = toreal(Row[{number + 5}])" for number in range(n_thresholds)]
-    slow = "".join(
-        f",\n    Slow{number} = sumif(ItemCount, DurationMs > Limit{number})" for number in range(n_thresholds)
-    )
+    slow = "".join(f",\n    Slow{number} = countif(DurationMs > Limit{number})" for number in range(n_thresholds))
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
-        f"{_requests_by_weight(_kql_datetime(min(request.since for request in requests)), 'Until')}"
+        f"{_evidence_rows(_kql_datetime(min(request.since for request in requests)), 'Until')}"
         f"{_join_with_gates('TimeGenerated >= From')}"
-        "| summarize Requests = sum(ItemCount),\n"
-        f"    Errors = sumif(ItemCount, toint(ResultCode) >= 500 or ResultCode == '0'){slow}\n"
+        "| summarize Requests = count(), Represented = sum(ItemCount),\n"
+        f"    Errors = countif({_IS_ERROR}){slow}\n"
         f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
     )
 
@@ -164,18 +164,26 @@ def _one_statement(kql: str) -> str:
 def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
     """Return the KQL of the time of an endpoint's newest request."""
     return (
-        f"{_requests_by_weight(_kql_datetime(start), _kql_datetime(end))}"
-        f"| where tostring(Properties.endpoint) == '{check_name(endpoint)}'\n"
+        f"{_evidence_rows(_kql_datetime(start), _kql_datetime(end))}"
+        f"| where Endpoint == '{check_name(endpoint)}'\n"
         "| summarize Newest = max(TimeGenerated)"
     )
 
 
-def _requests_by_weight(start: str, end: str) -> str:
-    """Return the KQL that reads the requests that were split by weight, not routed by the version header."""
+def _evidence_rows(start: str, end: str) -> str:
+    """Return the KQL that reads what is evidence: requests to `/score` that the router split by weight, each once.
+
+    `routed_by` is set by the router's own rule after it has let the caller in. Rows of answers 401 and 403 are left out
+    as well, for a router that does not remove that header from what callers send.
+    """
     return (
         "AppRequests\n"
         f"| where TimeGenerated >= {start} and TimeGenerated < {end}\n"
-        "| where tostring(Properties.routed_by) != 'header'\n"
+        "| where tostring(Properties.routed_by) == 'weights' and ResultCode !in ('401', '403')\n"
+        "| where Name endswith '/score' and not(Name startswith 'OPTIONS ')\n"
+        # A span that was sent twice has the same ids.
+        "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)\n"
+        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, DurationMs, ItemCount\n"
     )
 
 
@@ -189,11 +197,7 @@ def _gates_table(rows: list[list[Any]], *columns: str) -> str:
 
 def _join_with_gates(condition: str) -> str:
     """Return the KQL that joins requests with the table `Gates` and keeps the rows for which a condition holds."""
-    return (
-        "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)\n"
-        "| lookup kind=inner Gates on Endpoint, Version\n"
-        f"| where {condition}\n"
-    )
+    return f"| lookup kind=inner Gates on Endpoint, Version\n| where {condition}\n"
 
 
 def _checked_names(request: StoreRequest, version: str) -> tuple[str, str]:
