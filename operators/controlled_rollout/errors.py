@@ -69,6 +69,10 @@ class EvidenceUnavailableError(ControlledRolloutError):
     """The metric store cannot be read, or read only in part. Never a statement about the model."""
 
 
+class RecordUnavailableError(ControlledRolloutError):
+    """The record of decisions cannot be read or appended to. Going back does not need it; going on does."""
+
+
 class WorkspaceError(ControlledRolloutError):
     """The workspace's configuration is missing, contradictory or not valid."""
 

@@ -11,7 +11,7 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 
 from controlled_rollout import cli, record
-from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.errors import RecordUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision, blob_storage, storage, tail
 from controlled_rollout.workspace import Workspace
@@ -116,7 +116,10 @@ def test_append_with_a_lost_response_is_not_repeated(workspace: Workspace, monke
 def test_missing_container_is_an_error_that_names_what_to_do(blobs: BlobServiceClient, tmp_path: Path) -> None:
     nowhere = Workspace.from_settings({"root": str(tmp_path), "records": f"{blobs.url.rstrip('/')}/nothing"})
 
-    with pytest.raises(OSError, match=r"record in .*/nothing/digits cannot be reached: .*create the container first"):
+    with pytest.raises(
+        RecordUnavailableError,
+        match=r"record in .*/nothing/digits cannot be read or .*create the container",
+    ):
         record.append(nowhere, decision("1"))
 
 

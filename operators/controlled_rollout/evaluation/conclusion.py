@@ -11,7 +11,7 @@ from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
 from controlled_rollout.record import LookInput
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 
-__all__ = ["conclude", "treatment_down"]
+__all__ = ["conclude", "treatment_down", "verdict_without_record"]
 
 # So many requests that the router counted and the store has no row of are not chance.
 MIN_UNSEEN_REQUESTS: Final = 20
@@ -37,6 +37,19 @@ def conclude(look: LookInput) -> Verdict:
         # Inconsistent counts are the metric store's fault, not the model's.
         verdict = cannot_see(str(error))
     return replace(verdict, outcome=Outcome.FAIL, reason=look.down) if look.down else verdict
+
+
+def verdict_without_record(verdict: Verdict, problem: str) -> Verdict:
+    """Return what the verdict of a look that cannot be recorded counts: an alarm stays one, all else cannot see.
+
+    Args:
+        verdict: What the look concludes.
+        problem: Why it cannot be recorded.
+    """
+    if verdict.outcome is Outcome.FAIL:
+        return replace(verdict, reason=f"{verdict.reason} (not in the record: {problem})")
+    # A look that cannot be replayed lets nothing go on.
+    return cannot_see(f"the look cannot be recorded: {problem}")
 
 
 def _late_telemetry(evidence: Evidence, window: EvidenceWindow) -> str | None:

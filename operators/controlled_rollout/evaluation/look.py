@@ -12,11 +12,12 @@ from typing import Final
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
-from controlled_rollout.evaluation.conclusion import conclude, treatment_down
+from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
 from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
+from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
@@ -60,6 +61,7 @@ async def look(
     """Judge a treatment against control on all evidence since its rollout began, and append the look to the record.
 
     A metric store or a record that cannot be reached or understood gives the outcome `cannot_see`, never an exception.
+    To fail needs neither: a treatment that is down fails without the store, and an alarm is one without the record.
 
     Args:
         workspace: Where the evidence and the record are.
@@ -145,31 +147,39 @@ def _router_counts(status: EndpointStatus, now: datetime) -> RouterCounts:
 async def _judge_and_record(
     workspace: Workspace, query: EvidenceQuery, decision: Decision, requests: RouterCounts, down: str
 ) -> tuple[Evidence | None, Verdict]:
-    """Read and judge the evidence and append the decision; if that fails, the verdict is "cannot see"."""
+    """Read and judge the evidence and append the decision; without store or record the look fails or cannot see."""
     evidence: Evidence | None = None
     try:
         evidence = await evidence_source(workspace).read(query)
     except PROGRAMMING_ERRORS:
         raise
     except Exception as error:  # whatever a store answers says nothing about the model
-        unseen = cannot_see(str(error) or type(error).__name__)
-        blind = _with_verdict(decision, replace(unseen, outcome=Outcome.FAIL, reason=down) if down else unseen)
+        unread = _without_evidence(decision, str(error) or type(error).__name__, down)
+    record_name = record.storage_of(workspace, query.endpoint).name
     try:
         if evidence is None:
-            await asyncio.to_thread(record.append, workspace, blind)
-            return None, verdict_from_dict(blind.verdict or {})
+            await within_time(record_name, lambda: record.append(workspace, unread))
+            return None, verdict_from_dict(unread.verdict or {})
         look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down)
-        recorded = await asyncio.to_thread(
-            record.append_look, workspace, look_input, lambda look: _with_verdict(decision, conclude(look))
+        recorded = await within_time(
+            record_name,
+            lambda: record.append_look(workspace, look_input, lambda look: _with_verdict(decision, conclude(look))),
         )
         return evidence, verdict_from_dict(recorded.verdict or {})
     except PROGRAMMING_ERRORS:
         raise
     except Exception as error:
-        # A look that cannot be replayed decides nothing, and a full disk says nothing about the model.
-        where = workspace.records or workspace.records_folder
-        problem = getattr(error, "strerror", None) or error
-        return evidence, cannot_see(f"the look cannot be recorded in {where}: {problem}")
+        judged = await asyncio.to_thread(conclude, look_input) if evidence else None
+        verdict = judged or verdict_from_dict(unread.verdict or {})
+        return evidence, verdict_without_record(verdict, str(error) or type(error).__name__)
+
+
+def _without_evidence(decision: Decision, problem: str, down: str) -> Decision:
+    """Return the decision of a look that could not read the metric store: "cannot see", or fail if it is down."""
+    if not down:
+        return _with_verdict(decision, cannot_see(problem))
+    verdict = replace(cannot_see(problem), outcome=Outcome.FAIL, reason=down)
+    return _with_verdict(decision, verdict).model_copy(update={"evidence": {"down": down}})
 
 
 def _with_verdict(decision: Decision, verdict: Verdict) -> Decision:

@@ -11,6 +11,7 @@ from controlled_rollout.errors import (
     ControlledRolloutError,
     EvidenceUnavailableError,
     NothingToDoError,
+    RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,
     TargetUnavailableError,
@@ -36,6 +37,7 @@ FAILURE_KEY = "failure"
 TEMPORARY_ERRORS = (
     TargetUnavailableError,
     EvidenceUnavailableError,
+    RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,
 )

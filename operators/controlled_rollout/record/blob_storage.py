@@ -25,6 +25,15 @@ __all__ = ["BlobPart", "BlobStorage"]
 CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
 FIRST: Final = 1
 FULL: Final = "BlockCountExceedsLimit"
+# A look or a step tries again later: the client itself gives up after a few seconds (by itself after 84 s).
+RETRIES: Final[dict[str, Any]] = {
+    "retry_total": 2,
+    "initial_backoff": 1,
+    "increment_base": 1,
+    "random_jitter_range": 0,
+    "connection_timeout": 5,
+    "read_timeout": 20,
+}
 CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
 
@@ -37,7 +46,7 @@ class BlobPart:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the blob's lines, oldest first; none if the blob was deleted."""
-        with _storage_errors(self.name):
+        with _storage_errors():
             content = _read_blob(self.container, self.name)
         yield from content.splitlines(keepends=True)
 
@@ -61,14 +70,14 @@ class BlobStorage:
 
     def parts(self) -> list[BlobPart]:
         """Return the blobs, the oldest first."""
-        with _storage_errors(self.name):
+        with _storage_errors():
             container, prefix = self._container_and_prefix()
             return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
         """Context manager: open the last blob for one append. `write` raises if another writer was faster."""
-        with _storage_errors(self.name):
+        with _storage_errors():
             container, prefix = self._container_and_prefix()
             last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
             if last is None:
@@ -177,7 +186,7 @@ def _container_client(address: str, process: int) -> "tuple[ContainerClient, str
     container, prefix = names[above], "".join(f"{name}/" for name in names[above + 1 :])
     connection_string = os.environ.get(CONNECTION_STRING)
     if connection_string:
-        client = ContainerClient.from_connection_string(connection_string, container)
+        client = ContainerClient.from_connection_string(connection_string, container, **RETRIES)
         if client.url.startswith(f"{account}/"):
             return client, prefix
     if parts.scheme != "https":
@@ -185,11 +194,11 @@ def _container_client(address: str, process: int) -> "tuple[ContainerClient, str
             f"records are to be kept in {address}: an identity's token is sent over https only; sign in to an emulator "
             f"on this machine with {CONNECTION_STRING}"
         )
-    return ContainerClient(account, container, credential=DefaultAzureCredential()), prefix
+    return ContainerClient(account, container, credential=DefaultAzureCredential(), **RETRIES), prefix
 
 
 @contextmanager
-def _storage_errors(where: str) -> Iterator[None]:
+def _storage_errors() -> Iterator[None]:
     """Context manager: turn errors of Azure's client into OSError, as a file system would raise."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
@@ -202,4 +211,4 @@ def _storage_errors(where: str) -> Iterator[None]:
             hint = "; this identity needs the role Storage Blob Data Contributor on the container"
         elif isinstance(error, HttpResponseError) and _storage_error_code(error) == "ContainerNotFound":
             hint = "; create the container first"
-        raise OSError(f"the record in {where} cannot be reached: {message}{hint}") from error
+        raise OSError(f"{message}{hint}") from error

@@ -1,11 +1,13 @@
 """Append decisions and looks to an endpoint's record, and read them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
 from pydantic import ValidationError
 
+from controlled_rollout.errors import RecordUnavailableError
 from controlled_rollout.record import storage
 from controlled_rollout.record.blob_storage import BlobStorage
 from controlled_rollout.record.decision import Decision, LookEvidence
@@ -34,7 +36,7 @@ def append(workspace: Workspace, decision: Decision) -> None:
     """Append one decision to the endpoint's record; it is durable on return.
 
     Raises:
-        OSError: It cannot be stored.
+        RecordUnavailableError: It cannot be stored.
     """
     _append_with_retries(storage_of(workspace, decision.endpoint), lambda appender: (_decision_line(decision), None))
 
@@ -54,7 +56,7 @@ def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInp
         The decision that was appended.
 
     Raises:
-        OSError: It cannot be stored.
+        RecordUnavailableError: It cannot be stored.
     """
     name = series_name(look.settings)
     decision: Decision | None = None
@@ -109,7 +111,7 @@ def _append_with_retries(
         tail: TailState | None = None
         written = False
         try:
-            with record.appending() as appender:
+            with _storage_errors(record), record.appending() as appender:
                 if tried is not None and _has_line(appender, *tried):
                     return
                 line, tail = line_after(appender)
@@ -128,7 +130,7 @@ def _append_with_retries(
             if tail is not None and not written:
                 # It already holds the line that was not written: read the part again next time.
                 tail.identity = ""
-    raise OSError(
+    raise RecordUnavailableError(
         f"the record in {record.name} was changed by other writers {MAX_TRIES} times in a row: nothing was appended"
     )
 
@@ -144,11 +146,16 @@ def read(
     """Yield the decisions about an endpoint, oldest first; optionally only those about one version or of one step.
 
     A line that a crash cut short is skipped.
+
+    Raises:
+        RecordUnavailableError: It cannot be read.
     """
-    for part in storage_of(workspace, endpoint).parts():
-        for decision in read_part(part, step=step):
-            if version is None or decision.version == version:
-                yield decision
+    record = storage_of(workspace, endpoint)
+    with _storage_errors(record):
+        for part in record.parts():
+            for decision in read_part(part, step=step):
+                if version is None or decision.version == version:
+                    yield decision
 
 
 def read_part(part: RecordPart, *, step: str | None = None) -> Iterator[Decision]:
@@ -169,9 +176,27 @@ def _parse_decision(line: bytes) -> Decision | None:
 
 
 def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
-    """Return the newest decision about a version; None if the record has none."""
-    for part in reversed(storage_of(workspace, endpoint).parts()):
-        for line in reversed(list(part.lines())):
-            if (decision := _parse_decision(line)) is not None and decision.version == version:
-                return decision
+    """Return the newest decision about a version; None if the record has none.
+
+    Raises:
+        RecordUnavailableError: It cannot be read.
+    """
+    record = storage_of(workspace, endpoint)
+    with _storage_errors(record):
+        for part in reversed(record.parts()):
+            for line in reversed(list(part.lines())):
+                if (decision := _parse_decision(line)) is not None and decision.version == version:
+                    return decision
     return None
+
+
+@contextmanager
+def _storage_errors(record: RecordStorage) -> Iterator[None]:
+    """Context manager: turn an OSError of the record's storage into a RecordUnavailableError that names the record."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordUnavailableError(
+            f"the record in {record.name} cannot be read or appended to: {error.strerror or error}; make it available "
+            "again, and free disk space if it is full"
+        ) from error

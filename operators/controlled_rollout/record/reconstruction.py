@@ -46,8 +46,9 @@ def recorded_looks(decisions: Iterable[Decision]) -> Iterator[RecordedLook]:
             yield RecordedLook(decision, problem=f"its evidence cannot be read ({error.error_count()} faults)")
             continue
         if evidence is None:
-            blind = decision.outcome == "cannot_see"
-            yield RecordedLook(decision, problem="" if blind else "it holds no evidence that its outcome could rest on")
+            down = (decision.evidence or {}).get("down")
+            rests = decision.outcome == "cannot_see" or (decision.outcome == "fail" and down == decision.why)
+            yield RecordedLook(decision, problem="" if rests else "it holds no evidence that its outcome could rest on")
             continue
         if evidence.settings is not None:
             series[evidence.series] = _Series(evidence.settings)

@@ -12,7 +12,8 @@ from typing import Any
 from controlled_rollout import record
 from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import EndpointNotFoundError, NothingToDoError
+from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, rules
 from controlled_rollout.steps.skeleton import Scale, Step, run_step
 from controlled_rollout.target.connect import connect
@@ -212,7 +213,7 @@ async def roll_back(
             if rules.has_created_endpoint(history, version, owner):
                 await _delete_if_never_ready(target, endpoint, version, change, progress)
                 return None
-            last_decision = record.last(workspace, endpoint, version)
+            last_decision = await _last_decision(workspace, endpoint, version, progress)
             if reason := rules.reason_not_to_roll_back(history, last_decision, version, owner):
                 raise NothingToDoError(reason)
         if to is not None:
@@ -305,6 +306,18 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
         return promotion
 
 
+async def _last_decision(
+    workspace: Workspace, endpoint: str, version: str, progress: Progress
+) -> record.Decision | None:
+    """Return the newest decision about a version; None if there is none, or the record cannot be read."""
+    try:
+        where = record.storage_of(workspace, endpoint).name
+        return await within_time(where, lambda: record.last(workspace, endpoint, version))
+    except ControlledRolloutError as error:
+        progress(f"warning: rolling back without the record: {error}")
+        return None
+
+
 def _rollback_step(version: str, *, owner: str | None) -> Step:
     """Return the step that sets a treatment to 0 % and releases the endpoint."""
     return Step(
@@ -339,7 +352,6 @@ def _retirement_step(version: str) -> Step:
         edit=partial(edits.retire, version=version),
         done=lambda stored: f"{version!r} is deleted; endpoint {stored.name!r} has {', '.join(stored.versions)}",
         purpose=f"retire {version}",
-        scale=scale_before,
         whole_split=False,
     )
 

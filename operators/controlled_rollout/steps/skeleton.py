@@ -16,8 +16,9 @@ from typing import Final, Literal, Protocol
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, EndpointNotFoundError
+from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.record import Decision
+from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.target.waiting import (
     Progress,
@@ -116,7 +117,7 @@ async def run_step(
     stored = await _apply_when_free(step, target, endpoint, change, timeout, progress)
     if step.creates:
         # A version that never becomes ready was rolled out all the same: the record has to show it.
-        _record_step(workspace, step, stored, change)
+        await _record_step(workspace, step, stored, change, progress)
         progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
         await wait()
     if step.whole_split:
@@ -126,7 +127,7 @@ async def run_step(
             target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress
         )
     if not step.creates:
-        _record_step(workspace, step, stored, change)
+        await _record_step(workspace, step, stored, change, progress)
     progress(step.done(stored))
     return stored
 
@@ -173,8 +174,8 @@ async def _apply(
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
 
 
-def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change) -> None:
-    """Append the step's decision, with author and reason, to the endpoint's record."""
+async def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change, progress: Progress) -> None:
+    """Append the step's decision to the endpoint's record; warn if that fails, for the step itself is done."""
     decision = Decision(
         time=datetime.now(UTC),
         endpoint=stored.name,
@@ -185,4 +186,7 @@ def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Cha
         share=stored.effective_traffic().get(step.version),
         revision=stored.revision,
     )
-    record.append(workspace, decision)
+    try:
+        await within_time(record.storage_of(workspace, stored.name).name, lambda: record.append(workspace, decision))
+    except ControlledRolloutError as error:
+        progress(f"warning: revision {stored.revision} is not in the record yet: {error}")

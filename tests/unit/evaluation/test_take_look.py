@@ -87,14 +87,24 @@ def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:
     assert (decision.outcome, decision.evidence) == ("cannot_see", None)
 
 
-def test_look_that_cannot_be_recorded_cannot_see(gates: Gates) -> None:
+def test_an_alarm_that_cannot_be_recorded_is_still_an_alarm(gates: Gates) -> None:
     gates.workspace.records_folder.parent.mkdir(parents=True, exist_ok=True)
     gates.workspace.records_folder.write_text("not a folder")
 
-    for source in (Source(errors=900), Source(away=True)):
+    result = gates.take(Source(errors=900))
+
+    assert (result.action, result.outcome) == (NextAction.FAIL, "fail")
+    assert re.search(r"errors are higher.*\(not in the record: .*records/digits.jsonl cannot be", result.reason)
+
+
+def test_look_without_an_alarm_that_cannot_be_recorded_cannot_see(gates: Gates) -> None:
+    gates.workspace.records_folder.parent.mkdir(parents=True, exist_ok=True)
+    gates.workspace.records_folder.write_text("not a folder")
+
+    for source in (Source(errors=5), Source(away=True)):
         result = gates.take(source)
         assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
-        assert "cannot be recorded in" in result.reason
+        assert "the look cannot be recorded: " in result.reason
 
 
 def test_target_that_does_not_answer_is_waited_for(gates: Gates) -> None:

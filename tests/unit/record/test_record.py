@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controlled_rollout import record
-from controlled_rollout.errors import EndpointError
+from controlled_rollout.errors import EndpointError, RecordUnavailableError
 from controlled_rollout.record import Decision, file_storage
 from controlled_rollout.record.decision import Step
 from controlled_rollout.record.file_storage import FilePart
@@ -99,5 +99,5 @@ def test_appending_gives_up_after_many_conflicts(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(file_storage._Appender, "write", conflict)
 
-    with pytest.raises(OSError, match="changed by other writers 50 times in a row"):
+    with pytest.raises(RecordUnavailableError, match="changed by other writers 50 times in a row"):
         record.append(Workspace.local(tmp_path), decision("v1a"))
