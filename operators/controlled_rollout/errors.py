@@ -61,6 +61,10 @@ class TargetUnavailableError(ControlledRolloutError):
     """The target (the supervisor, or the cluster's API server) does not answer."""
 
 
+class DamagedFileError(ControlledRolloutError):
+    """A file of the local workspace cannot be read: the endpoint that it belongs to is closed, all others go on."""
+
+
 class AccessError(ControlledRolloutError):
     """The target answers, and does not allow this identity what it asked for."""
 

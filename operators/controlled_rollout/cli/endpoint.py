@@ -10,16 +10,17 @@ from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
 from controlled_rollout.cli.view import endpoint_as_json, print_endpoint, print_json, print_line
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
-from controlled_rollout.errors import ControlledRolloutError, EndpointError, TargetUnavailableError
+from controlled_rollout.errors import ControlledRolloutError, DamagedFileError, EndpointError, TargetUnavailableError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     import httpx
 
+    from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import Keys, Target
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "readable_endpoint"]
 
 # A little more than a version's default scoring timeout, so that the router answers with 504 first.
 SCORE_TIMEOUT_S: Final = 70.0
@@ -88,7 +89,7 @@ def _run_status(options: argparse.Namespace) -> int:
         """Read the endpoints and their status from the target, and print them as a table or as JSON."""
         async with _connect_target(options) as target:
             names = [options.endpoint] if options.endpoint else await target.endpoints()
-            endpoints = [(await target.endpoint(name), await target.status(name)) for name in names]
+            endpoints = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
         if options.json:
             documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
             print_json(documents[0] if options.endpoint else documents)
@@ -101,6 +102,14 @@ def _run_status(options: argparse.Namespace) -> int:
 
     asyncio.run(print_endpoints())
     return 0
+
+
+async def readable_endpoint(target: "Target", name: str) -> "Endpoint | None":
+    """Return an endpoint's newest revision; None if its file cannot be read, which the endpoint's status explains."""
+    try:
+        return await target.endpoint(name)
+    except DamagedFileError:
+        return None
 
 
 def _run_logs(options: argparse.Namespace) -> int:

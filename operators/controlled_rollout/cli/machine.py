@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from controlled_rollout.cli.arguments import Commands, add_root_option, duration, port
+from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.view import print_endpoint, print_line
 from controlled_rollout.errors import ImageError
 from controlled_rollout.text_table import text_table
@@ -99,7 +100,7 @@ def _run_local_status(options: argparse.Namespace) -> int:
         """Read endpoints and processes from the supervisor and print them."""
         async with LocalTarget.open(Workspace.local(options.root)) as target:
             for name in await target.endpoints():
-                print_endpoint(await target.endpoint(name), await target.status(name))
+                print_endpoint(await readable_endpoint(target, name), await target.status(name))
                 print_line("")
             processes = await target.processes()
         print_line(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))

@@ -24,21 +24,26 @@ def print_json(content: Any) -> None:
     print_line(json.dumps(content, indent=2))
 
 
-def endpoint_as_json(endpoint: "Endpoint", status: "EndpointStatus") -> dict[str, Any]:
-    """Return an endpoint's newest revision, its effective traffic and its status as JSON values."""
+def endpoint_as_json(endpoint: "Endpoint | None", status: "EndpointStatus") -> dict[str, Any]:
+    """Return an endpoint's newest revision, its effective traffic and its status as JSON values.
+
+    A revision that cannot be read is null: the status says why.
+    """
     return {
-        "endpoint": endpoint.model_dump(mode="json"),
-        "effective_traffic": endpoint.effective_traffic(),
+        "endpoint": endpoint.model_dump(mode="json") if endpoint else None,
+        "effective_traffic": endpoint.effective_traffic() if endpoint else {},
         "status": status.model_dump(mode="json"),
     }
 
 
-def print_endpoint(endpoint: "Endpoint", status: "EndpointStatus") -> None:
-    """Print an endpoint's state and a table of its versions."""
+def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> None:
+    """Print an endpoint's state and a table of its versions; only the state if its revision cannot be read."""
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
-    print_line(f"{endpoint.name}  {status.url}  revision {status.revision}{behind}")
+    print_line(f"{status.name}  {status.url}  revision {status.revision}{behind}")
     if status.trouble or status.waiting_for:
         print_line(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
+    if endpoint is None:
+        return
     if endpoint.rollout:
         print_line(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")

@@ -44,12 +44,14 @@ class EndpointRoute:
         versions: The versions that can be reached. Their weights add up to a million, or there are none.
         keys: The keys that are accepted; None only for an endpoint whose `auth` is `none`.
         traced: Whether spans of its requests are sent to the telemetry store.
+        closed: Whether every request is answered 503, because the endpoint's files cannot be read.
     """
 
     name: str
     versions: tuple[VersionRoute, ...]
     keys: tuple[str, ...] | None = field(repr=False)
     traced: bool = True
+    closed: bool = False
 
 
 def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
@@ -97,6 +99,8 @@ def _auth_disabled() -> Json:
 def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
     """Return an endpoint's routes: one per version by header, 404 for unknown versions, then the weighted split."""
     prefix = f"/api/v1/service/{endpoint.name}/"
+    if endpoint.closed:
+        return [_direct_response({"prefix": prefix}, 503, f"endpoint {endpoint.name} is closed")]
     auth = _api_key_auth(endpoint)
     names = ", ".join(version.name for version in endpoint.versions) or "none"
     by_name = [

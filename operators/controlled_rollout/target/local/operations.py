@@ -9,6 +9,7 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.scoring_runtime import runtime_folder
+from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import keys
@@ -19,6 +20,8 @@ from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.running_version import SETTLE_S
+from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
 from controlled_rollout.target.transition import CLOSED
@@ -27,6 +30,8 @@ from controlled_rollout.version import check_name
 __all__ = ["Operations", "launch_spec_from_cache"]
 
 DELETE_TIMEOUT_S: Final = 600.0
+# Shorter than clients wait for an answer.
+KEYS_TIMEOUT_S: Final = 20.0
 
 
 def launch_spec_from_cache(version: Version, cache: Path) -> LaunchSpec:
@@ -56,7 +61,8 @@ class Operations:
     """The operations of a local workspace.
 
     Args:
-        revisions: The stored endpoints.
+        revisions: The stored revisions.
+        stored: The endpoints as their files define them.
         reconciler: Makes the newest revisions run.
         envoy: The router.
         telemetry: The telemetry store.
@@ -68,6 +74,7 @@ class Operations:
     def __init__(
         self,
         revisions: RevisionStore,
+        stored: StoredEndpoints,
         reconciler: Reconciler,
         envoy: EnvoyProcess,
         telemetry: TelemetryStoreProcess,
@@ -77,6 +84,7 @@ class Operations:
         logs_folder: Path,
     ) -> None:
         self._revisions = revisions
+        self._stored = stored
         self._reconciler = reconciler
         self._envoy = envoy
         self._telemetry = telemetry
@@ -109,7 +117,7 @@ class Operations:
             if stored is None:
                 await asyncio.to_thread(self._check_images, endpoint)
                 stored = self._revisions.store(endpoint, change).endpoint
-            self._reconciler.set_desired(stored)
+            self._reconciler.wake()
             return stored
 
     def _check_images(self, endpoint: Endpoint) -> None:
@@ -125,17 +133,19 @@ class Operations:
                 launch_spec_from_cache(version, self._cache_folder)
 
     async def status(self, name: str) -> EndpointStatus:
-        """Return the state of an endpoint and its versions."""
-        endpoint = self.endpoint(name)
+        """Return the state of an endpoint and its versions; the versions of a revision that is unreadable are none."""
+        stored = self._stored.read(name)
         activity = await self._envoy.activity()
-        versions = {version: self._version_status(VersionKey(name, version), activity) for version in endpoint.versions}
+        names = stored.endpoint.versions if stored.endpoint else ()
+        versions = {version: self._version_status(VersionKey(name, version), activity) for version in names}
         split = self._reconciler.served.get(name, CLOSED)
         return EndpointStatus(
             name=name,
             url=f"{self.router_url}/api/v1/service/{name}/score",
-            revision=endpoint.revision,
+            revision=stored.revision,
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
+            trouble=stored.damage,
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
             waiting_for=split.waiting_for,
@@ -185,12 +195,35 @@ class Operations:
         return keys.read_keys(self._revisions.endpoint_folder(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        """Replace one key of an endpoint; the other keeps working."""
+        """Replace one key of an endpoint, and wait until the router has confirmed it; the other keeps working.
+
+        If the file of the keys cannot be read, both are new.
+
+        Raises:
+            TargetUnavailableError: The router has not confirmed it; the file has the new key.
+        """
         async with self._locks[name]:
-            self.endpoint(name)
+            if not self._revisions.exists(name):
+                raise self._revisions.not_found_error(name)
             renewed = keys.replace_key(self._revisions.endpoint_folder(name), which)
             self._reconciler.wake()
+            if not await until(lambda: self._are_confirmed(name, renewed), KEYS_TIMEOUT_S):
+                raise TargetUnavailableError(
+                    f"the new {which} key of endpoint {name!r} is stored, but the router has not confirmed it within "
+                    f"{KEYS_TIMEOUT_S:g} s: the old key may still open the endpoint; look into router.log, and make "
+                    "another one"
+                )
+            # A worker thread of the router may still check the keys of before for a moment.
+            await asyncio.sleep(SETTLE_S)
             return renewed
+
+    def _are_confirmed(self, name: str, renewed: Keys) -> bool:
+        """Return whether the router accepts these keys of an endpoint and no others, or none because it is closed."""
+        stored = self._stored.read(name)
+        accepted = self._reconciler.accepted_keys.get(name, ())
+        if stored.damage:
+            return accepted == ()
+        return accepted == (None if stored.keys is None else (renewed.primary, renewed.secondary))
 
     def scale(self, name: str, version: str, replicas: int) -> None:
         """Change how many replicas of a version run, at once and without a new revision."""

@@ -4,19 +4,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from controlled_rollout.endpoint import Auth, Endpoint, Version
-from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.polling import until
 from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_name
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.running_version import RunningVersion
-from controlled_rollout.target.protocol import Keys
+from controlled_rollout.target.local.stored_endpoints import FileSignature, StoredEndpoint, StoredEndpoints
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 
 __all__ = ["Reconciler", "VersionKey"]
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # The pause before what failed, or is not confirmed yet, is tried again without an event.
 RETRY_S: Final = 0.25
+# How often the files of the endpoints are looked at without an event: somebody may edit, damage or restore one.
+FILES_INTERVAL_S: Final = 1.0
 # A caller may send its body slowly, and the router asks a replica only once it has the whole body. A version without a
 # route therefore goes on answering until no request at all is open for a moment, or for so long.
 LINGER_S: Final = 10.0
@@ -49,15 +50,15 @@ class Reconciler:
         envoy: The router.
         runtime: The supervisor's runtime folder.
         logs_folder: The folder of the replicas' logs.
+        stored: The endpoints as their files define them.
         launch_spec: Returns how the replicas of a version are started.
-        keys: Returns the keys of an endpoint.
 
     Attributes:
-        desired: The newest revision of every endpoint.
         running: The versions that have processes, also those that are being removed.
         served: By endpoint: the split that the router has confirmed.
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
         start_errors: Why a version of a newest revision has no processes, or still those of an older revision.
+        accepted_keys: By endpoint: the keys that the router has confirmed to accept; None if it asks for none.
         is_prepared: Whether the router has every endpoint's whole split, as far as its versions can become ready.
     """
 
@@ -65,22 +66,23 @@ class Reconciler:
         self,
         envoy: EnvoyProcess,
         *,
+        stored: StoredEndpoints,
         runtime: Path,
         logs_folder: Path,
         launch_spec: Callable[[Version], LaunchSpec],
-        keys: Callable[[str], Keys],
     ) -> None:
-        self.desired: dict[str, Endpoint] = {}
         self.running: dict[VersionKey, RunningVersion] = {}
         self.served: dict[str, Split] = {}
         self.served_revision: dict[str, int] = {}
+        self.accepted_keys: dict[str, tuple[str, ...] | None] = {}
         self.start_errors: dict[VersionKey, str] = {}
         self.is_prepared = False
         self._envoy = envoy
+        self._stored = stored
         self._runtime = runtime
         self._logs_folder = logs_folder
         self._launch_spec = launch_spec
-        self._keys = keys
+        self._damages: dict[str, str] = {}
         self._wake_up = asyncio.Event()
         self._retirements: dict[VersionKey, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -93,15 +95,8 @@ class Reconciler:
         """Make the reconciler take its next step at once, because something has changed."""
         self._wake_up.set()
 
-    def set_desired(self, endpoint: Endpoint) -> None:
-        """Set the newest revision of an endpoint as what should run, and reconcile."""
-        self.desired[endpoint.name] = endpoint
-        self.wake()
-
     async def remove(self, endpoint: str, timeout_s: float) -> bool:
-        """Stop serving an endpoint; return False if a replica still runs after `timeout_s` seconds."""
-        self.desired.pop(endpoint, None)
-        self.start_errors = {key: text for key, text in self.start_errors.items() if key.endpoint != endpoint}
+        """Stop serving a deleted endpoint; return False if a replica still runs after `timeout_s` seconds."""
         self.wake()
 
         def is_removed() -> bool:
@@ -125,70 +120,101 @@ class Reconciler:
         while True:
             is_done = False
             self._wake_up.clear()
+            signature = None
             try:
+                signature = self._stored.signature()
                 is_done = await self._reconcile()
             except Exception as error:
                 # An error that lasts is logged once, not at every retry.
                 if repr(error) != last_error:
                     last_error = repr(error)
                     log.exception("the endpoints could not be reconciled; trying again every %g s", RETRY_S)
+            await self._wait_for_change(signature if is_done else None)
+
+    async def _wait_for_change(self, signature: FileSignature | None) -> None:
+        """Return after an event or once the files have another signature; without a signature, after `RETRY_S`."""
+        while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake_up.wait(), None if is_done else RETRY_S)
+                await asyncio.wait_for(self._wake_up.wait(), RETRY_S if signature is None else FILES_INTERVAL_S)
+            if signature is None or self._wake_up.is_set() or self._stored.signature() != signature:
+                return
 
     async def _reconcile(self) -> bool:
         """Take one step; return whether the router has confirmed that the newest revisions are served."""
-        self._start_versions()
+        stored = self._stored.read_all()
+        self._log_damages(stored)
+        open_endpoints = {name: entry.endpoint for name, entry in stored.items() if entry.endpoint and not entry.damage}
+        self._start_versions(stored)
         for running in self.running.values():
             running.release_outgoing()
-        desired = dict(self.desired)
-        splits = {name: self._split_to_serve(endpoint) for name, endpoint in desired.items()}
-        up_to_date = {name for name, endpoint in desired.items() if self._is_up_to_date(endpoint)}
+        splits = {
+            name: self._split_to_serve(open_endpoints[name]) if name in open_endpoints else CLOSED for name in stored
+        }
+        up_to_date = {name for name, endpoint in open_endpoints.items() if self._is_up_to_date(endpoint)}
         stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
+        routes = [self._endpoint_route(entry, splits[name]) for name, entry in stored.items()]
         published = await self._envoy.publish(
             [ClusterSpec(*key, running.version.scoring_timeout_ms) for key, running in self.running.items()],
             {cluster_name(*key): running.sockets() for key, running in self.running.items()},
-            [self._endpoint_route(endpoint, splits[name]) for name, endpoint in sorted(desired.items())],
+            routes,
         )
         self.is_prepared = published is not PublishState.PENDING and all(
-            self._is_split_final(name, split) for name, split in splits.items()
+            self._is_split_final(name, splits[name]) for name in open_endpoints
         )
         if published is not PublishState.SERVED:
             return False
         self.served = splits
         self.served_revision = {
-            name: desired[name].revision if split.complete and name in up_to_date else self.served_revision.get(name, 0)
-            for name, split in splits.items()
+            name: endpoint.revision
+            if splits[name].complete and name in up_to_date
+            else self.served_revision.get(name, 0)
+            for name, endpoint in open_endpoints.items()
         }
+        self.accepted_keys = {route.name: route.keys for route in routes}
         for running, replicas in stopping:
             running.stop_replicas(replicas)
-        self._retire_unserved()
+        self._retire_unserved(stored)
         return not self.start_errors
 
-    def _start_versions(self) -> None:
+    def _log_damages(self, stored: Mapping[str, StoredEndpoint]) -> None:
+        """Log each endpoint that has to be closed, once."""
+        damages = {name: entry.damage for name, entry in stored.items() if entry.damage}
+        for name, damage in damages.items():
+            if self._damages.get(name) != damage:
+                log.error("%s", damage)
+        self._damages = damages
+
+    def _start_versions(self, stored: Mapping[str, StoredEndpoint]) -> None:
         """Start or update the processes of all desired versions, except of one whose older processes still end."""
-        for name, endpoint in self.desired.items():
-            for version in endpoint.versions.values():
-                key = VersionKey(name, version.name)
-                running = self.running.get(key)
-                if running is None:
-                    with self._recorded_start_error(key):
-                        self.running[key] = RunningVersion(
-                            version,
-                            self._launch_spec(version),
-                            runtime=self._runtime,
-                            logs_folder=self._logs_folder / name / version.name,
-                            on_change=self.wake,
-                        )
-                elif not running.retiring and running.version != version:
-                    with self._recorded_start_error(key):
-                        running.update(version, self._launch_spec(version))
+        desired = {
+            VersionKey(name, version.name): version
+            for name, entry in stored.items()
+            if entry.endpoint
+            for version in entry.endpoint.versions.values()
+        }
+        self.start_errors = {key: text for key, text in self.start_errors.items() if key in desired}
+        for key, version in desired.items():
+            running = self.running.get(key)
+            if running is None:
+                with self._recorded_start_error(key):
+                    self.running[key] = RunningVersion(
+                        version,
+                        self._launch_spec(version),
+                        runtime=self._runtime,
+                        logs_folder=self._logs_folder / key.endpoint / key.version,
+                        on_change=self.wake,
+                    )
+            elif not running.retiring and running.version != version:
+                with self._recorded_start_error(key):
+                    running.update(version, self._launch_spec(version))
 
     @contextlib.contextmanager
     def _recorded_start_error(self, key: VersionKey) -> Iterator[None]:
         """Context manager: record an error while starting one version, and do not raise it."""
         try:
             yield
-        except (ControlledRolloutError, OSError) as error:
+        except Exception as error:
+            # Whatever is wrong with one version, such as half a file of its image, is that version's error only.
             if self.start_errors.get(key) != str(error):
                 log.warning("version %s of endpoint %s cannot be started: %s", key.version, key.endpoint, error)
             self.start_errors[key] = str(error)
@@ -226,28 +252,35 @@ class Reconciler:
             live=[name for name, version in running.items() if version.sockets()],
         )
 
-    def _endpoint_route(self, endpoint: Endpoint, split: Split) -> EndpointRoute:
+    def _endpoint_route(self, stored: StoredEndpoint, split: Split) -> EndpointRoute:
         """Return the endpoint's route: all its versions, and those that have a share only until the split is served."""
+        endpoint = stored.endpoint
+        if endpoint is None or stored.damage:
+            return EndpointRoute(stored.name, (), (), closed=True)
         running = self._running_versions(endpoint.name)
         versions = dict(endpoint.versions)
         versions |= {name: running[name].version for name in split.weights if name not in versions}
-        keys = None if endpoint.auth is Auth.NONE else self._keys(endpoint.name)
         return EndpointRoute(
             name=endpoint.name,
             versions=tuple(
                 VersionRoute(name, split.weights.get(name, 0), version.scoring_timeout_ms)
                 for name, version in versions.items()
             ),
-            keys=(keys.primary, keys.secondary) if keys else None,
+            keys=(stored.keys.primary, stored.keys.secondary) if stored.keys else None,
             traced=endpoint.enable_app_insights,
         )
 
     # Versions that are removed
 
-    def _retire_unserved(self) -> None:
-        """Begin to remove the versions that no revision asks for and no route leads to."""
+    def _retire_unserved(self, stored: Mapping[str, StoredEndpoint]) -> None:
+        """Begin to remove the versions that no revision asks for and no route leads to.
+
+        The versions of an endpoint whose revision cannot be read go on running, without a route: once the file is
+        restored they serve at once.
+        """
         for key, running in self.running.items():
-            is_desired = key.endpoint in self.desired and key.version in self.desired[key.endpoint].versions
+            entry = stored.get(key.endpoint)
+            is_desired = entry is not None and (entry.endpoint is None or key.version in entry.endpoint.versions)
             is_served = key.version in self.served.get(key.endpoint, CLOSED).weights
             if not is_desired and not is_served and key not in self._retirements:
                 running.retiring = True

@@ -1,13 +1,16 @@
 """The stored revisions of endpoints: one immutable file each, created only under the next number."""
 
+import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.errors import DamagedFileError, EndpointError, EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import atomic_files, keys
 from controlled_rollout.target.protocol import Change, Revision
@@ -31,15 +34,38 @@ class RevisionStore:
         """Return the folder of an endpoint; it may not exist."""
         return self._folder / check_name(name)
 
+    def revision_file(self, name: str, number: int) -> Path:
+        """Return the path of the file of one revision."""
+        return self.endpoint_folder(name) / "revisions" / f"{number:08d}.json"
+
     def endpoints(self) -> list[str]:
         """Return the names of all endpoints that have a revision, sorted."""
         if not self._folder.is_dir():
             return []
-        names = [entry.name for entry in self._folder.iterdir() if not entry.name.startswith(".")]
-        return sorted(name for name in names if self._revision_numbers(name))
+        return sorted(entry.name for entry in self._folder.iterdir() if self.exists(entry.name))
+
+    def exists(self, name: str) -> bool:
+        """Return whether an endpoint has a revision, readable or not; False for what cannot be an endpoint's name."""
+        try:
+            return bool(self._revision_numbers(name))
+        except EndpointError:
+            return False
+        except DamagedFileError:
+            return True
+
+    def newest_number(self, name: str) -> int:
+        """Return the number of an endpoint's newest revision file; 0 if there is none, or it cannot be listed."""
+        try:
+            return max(self._revision_numbers(name), default=0)
+        except DamagedFileError:
+            return 0
 
     def newest(self, name: str) -> Revision | None:
-        """Return an endpoint's newest revision; None if there is no such endpoint."""
+        """Return an endpoint's newest revision; None if there is no such endpoint.
+
+        Raises:
+            DamagedFileError: Its file cannot be read.
+        """
         numbers = self._revision_numbers(name)
         return self._read_revision(name, numbers[-1]) if numbers else None
 
@@ -48,6 +74,7 @@ class RevisionStore:
 
         Raises:
             EndpointNotFoundError: There is no such endpoint.
+            DamagedFileError: The file of one of them cannot be read.
         """
         numbers = self._revision_numbers(name)
         if not numbers:
@@ -78,8 +105,9 @@ class RevisionStore:
         content = revision.model_dump_json(indent=1).encode()
         try:
             atomic_files.create_private_folder(folder / "revisions")
-            keys.create_keys_if_missing(folder)
-            atomic_files.create_atomically(self._revision_file(endpoint.name, revision.number), content)
+            if revision.number == 1:
+                keys.create_keys_if_missing(folder)
+            atomic_files.create_atomically(self.revision_file(endpoint.name, revision.number), content)
         except FileExistsError as error:
             raise refusals.conflict_error(endpoint, self.newest(endpoint.name)) from error
         except OSError as error:
@@ -111,25 +139,45 @@ class RevisionStore:
         for leftover in self._folder.glob(f"{DELETED_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for unfinished in self._folder.glob("*/**/.*.json.*"):
-            unfinished.unlink(missing_ok=True)
-
-    def _revision_file(self, name: str, number: int) -> Path:
-        """Return the path of the file of one revision."""
-        return self.endpoint_folder(name) / "revisions" / f"{number:08d}.json"
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
 
     def _revision_numbers(self, name: str) -> list[int]:
         """Return the numbers of the kept revisions of an endpoint, sorted; empty if there is no such endpoint."""
+        folder = self.endpoint_folder(name) / "revisions"
         try:
-            entries = os.listdir(self.endpoint_folder(name) / "revisions")
+            entries = os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise DamagedFileError(
+                f"the folder {folder} cannot be read ({error.strerror or error}): make it readable"
+            ) from error
         return sorted(int(match[1]) for entry in entries if (match := FILE_NAME.fullmatch(entry)))
 
     def _read_revision(self, name: str, number: int) -> Revision:
-        """Read one revision from its file."""
-        return Revision.model_validate_json(self._revision_file(name, number).read_bytes())
+        """Read one revision from its file; raise DamagedFileError if the file does not hold it."""
+        path = self.revision_file(name, number)
+        try:
+            revision = Revision.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise _damaged_revision_error(path, str(error.errors(include_input=False)[0]["msg"])) from error
+        except OSError as error:
+            raise _damaged_revision_error(path, error.strerror or str(error)) from error
+        found = (revision.endpoint.name, revision.number, revision.endpoint.revision)
+        if found != (name, number, number):
+            raise _damaged_revision_error(path, f"it holds revision {found[1]} of endpoint {found[0]!r}")
+        return revision
 
     def _remove_oldest_revisions(self, name: str) -> None:
         """Delete the oldest revisions of an endpoint beyond the `KEPT_REVISIONS` newest."""
         for number in self._revision_numbers(name)[:-KEPT_REVISIONS]:
-            self._revision_file(name, number).unlink(missing_ok=True)
+            self.revision_file(name, number).unlink(missing_ok=True)
+
+
+def _damaged_revision_error(path: Path, reason: str) -> DamagedFileError:
+    """Return the error for a revision file that cannot be read, with the ways to repair it."""
+    return DamagedFileError(
+        f"the file {path} cannot be read ({reason}): restore it; or remove it, then the revision before it is the "
+        "newest; or delete the endpoint"
+    )

@@ -11,7 +11,7 @@ from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.replica import LaunchSpec, Replica
 from controlled_rollout.target.protocol import ReplicaState, VersionStatus
 
-__all__ = ["RunningVersion"]
+__all__ = ["SETTLE_S", "RunningVersion"]
 
 # After so many starts in a row that ended before the replica was ready, the version has failed.
 MAX_FAILED_STARTS: Final = 3

@@ -20,7 +20,7 @@ import uvicorn  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.polling import until
-from controlled_rollout.target.local import atomic_files, keys, ports, reaper
+from controlled_rollout.target.local import atomic_files, ports, reaper
 from controlled_rollout.target.local.api import create_app
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
 from controlled_rollout.target.local.envoy_process import EnvoyProcess
@@ -29,6 +29,7 @@ from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.workspace import Workspace
@@ -161,6 +162,7 @@ class _SupervisorProcess:
         self._runtime = runtime
         self._end = asyncio.Event()
         self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder))
+        self._stored = StoredEndpoints(self._revisions)
         self._telemetry = TelemetryStoreProcess(
             port=telemetry_port,
             data=workspace.telemetry_folder,
@@ -179,14 +181,15 @@ class _SupervisorProcess:
         )
         self._reconciler = Reconciler(
             self._envoy,
+            stored=self._stored,
             runtime=runtime,
             logs_folder=workspace.logs_folder,
             launch_spec=lambda version: launch_spec_from_cache(version, workspace.cache_folder),
-            keys=lambda name: keys.read_keys(self._revisions.endpoint_folder(name)),
         )
         self._load_meter = LoadMeter(self._envoy.counters)
         operations = Operations(
             self._revisions,
+            self._stored,
             self._reconciler,
             self._envoy,
             self._telemetry,
@@ -232,8 +235,9 @@ class _SupervisorProcess:
         return api_socket
 
     def _running_message(self) -> str:
-        """Return the message that the workspace runs, with the router's address."""
-        return f"running: {self._envoy.url} (workspace {self._workspace.root})"
+        """Return the message that the workspace runs, with the router's address and the endpoints that are closed."""
+        damages = [entry.damage for entry in self._stored.read_all().values() if entry.damage]
+        return "\n".join([f"running: {self._envoy.url} (workspace {self._workspace.root})", *damages])
 
     def _write_state(self) -> None:
         """Write the file in which clients find this supervisor, and a later supervisor finds its remains."""
@@ -254,9 +258,6 @@ class _SupervisorProcess:
         self._envoy.start()
         self._load_meter.start()
         await self._telemetry.start()
-        for name in self._revisions.endpoints():
-            if newest := self._revisions.newest(name):
-                self._reconciler.set_desired(newest.endpoint)
         self._reconciler.start()
         self._write_state()
         await until(lambda: self._reconciler.is_prepared, RESTORE_TIMEOUT_S)
