@@ -1,4 +1,4 @@
-"""The approval task on a real Airflow: a person is asked after the gate's time, and answers through the API."""
+"""The approval task on a real Airflow: a person is asked after the gate's time, and answers in time or too late."""
 
 import asyncio
 import json
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx import Response
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from scripts.demo.airflow import Airflow, environment
 from scripts.demo.local_stack import free_ports
 from scripts.demo.processes import Processes
-from tests.local.local_target_lab import Lab, running
+from tests.local.local_target_lab import Lab, running, steady_load
 from tests.polling import until
 
 ENDPOINT = "digits"
@@ -35,6 +36,20 @@ with DAG("ask", schedule=None):
         interval="1 s", bin_width="1 s", allowed_lag="2 s", baseline_length="10 s", keep_warm="0 s",
         approval_settings={{"body": None}},
     )
+"""
+
+
+# Answers until a file says that from now on it fails.
+BREAKABLE = """
+import os
+
+def init():
+    pass
+
+def run(data):
+    if os.path.exists({broken!r}):
+        raise RuntimeError("broken")
+    return {{}}
 """
 
 
@@ -73,6 +88,12 @@ async def open_question(api: Airflow, run: str) -> dict[str, Any] | None:
     return next((question for question in details if not question["response_received"]), None)
 
 
+async def answer(api: Airflow, run: str, option: str) -> Response:
+    """Answer the question of a run; return what the API says to that."""
+    path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
+    return await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})
+
+
 async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], str, dict[str, str | None]]:
     """Answer the question after some seconds, as a person would, and wait until the run has ended.
 
@@ -83,12 +104,11 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
 
     async def ended() -> str | None:
         nonlocal parked_since
-        waits = any(task.state == "awaiting_input" for task in await api.tasks("ask", run))
+        waits = any(task.state == "deferred" and task.task == "rollout.ask_50" for task in await api.tasks("ask", run))
         parked_since = (parked_since or time.monotonic()) if waits else None
         if parked_since and time.monotonic() - parked_since > READING_S and (question := await open_question(api, run)):
             questions.append(question)
-            path = f"/api/v2/dags/ask/dagRuns/{run}/taskInstances/rollout.ask_50/-1/hitlDetails"
-            await api._client.patch(path, json={"chosen_options": [option], "params_input": {}})
+            await answer(api, run, option)
         end_state = await api.run_state("ask", run)
         return end_state if end_state in ("success", "failed") else None
 
@@ -97,13 +117,30 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
     return questions[0], str(end_state), tasks
 
 
+async def fail_while_asked(lab: Lab, api: Airflow, broken: Path) -> None:
+    """Start a run, let its treatment fail every request once the question is open, and wait until the run has ended."""
+    await api.trigger("ask", run_id="alarm", conf={"version": "v4a"})
+    await until(lambda: open_question(api, "alarm"), "a person is asked", timeout_s=120, interval_s=0.5)
+    broken.touch()
+
+    async def ended() -> bool:
+        return await api.run_state("ask", "alarm") in ("success", "failed")
+
+    url, key = await lab.url(ENDPOINT), (await lab.target.keys(ENDPOINT)).primary
+    async with steady_load(url, key, rate=40.0):
+        await until(ended, "the run ends", timeout_s=120, interval_s=0.5)
+
+
 @pytest.mark.timeout(600)
-def test_a_person_is_asked_with_the_evidence_and_yes_promotes_and_no_rolls_back(tmp_path: Path) -> None:
+def test_a_person_is_asked_and_no_or_an_alarm_meanwhile_rolls_back_and_yes_promotes(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+
     async def steps(lab: Lab) -> None:
         await lab.serve(
             Endpoint(name=ENDPOINT).create_version("v1a", is_control=True, image=await lab.image("first"))
         )  # fmt: skip
-        async with airflow(lab, DAG.format(image=await lab.image("second"))) as api:
+        image = await lab.image(script=BREAKABLE.format(broken=str(broken)))
+        async with airflow(lab, DAG.format(image=image)) as api:
             await api.trigger("ask", run_id="no", conf={"version": "v2a"})
             question, state, tasks = await decide(api, "no", "Reject")
             assert question["subject"] == "Go on with version v2a of endpoint digits?"
@@ -113,6 +150,14 @@ def test_a_person_is_asked_with_the_evidence_and_yes_promotes_and_no_rolls_back(
             assert (tasks["roll_back"], tasks["retire_treatment"]) == ("success", "success")
             assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v1a": 100.0}
 
+            await fail_while_asked(lab, api, broken)
+            tasks = {task.task.removeprefix("rollout."): task.state for task in await api.tasks("ask", "alarm")}
+            assert (tasks["gate_50"], tasks["ask_50"], tasks["roll_back"]) == ("success", "failed", "success")
+            assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v1a": 100.0}
+            assert await open_question(api, "alarm") is None
+            assert (await answer(api, "alarm", "Approve")).status_code == 409
+            broken.unlink()
+
             await api.trigger("ask", run_id="yes", conf={"version": "v3a"})
             _, state, tasks = await decide(api, "yes", "Approve")
             assert (state, tasks["ask_50"], tasks["promote"]) == ("success", "success", "success")
@@ -120,6 +165,7 @@ def test_a_person_is_asked_with_the_evidence_and_yes_promotes_and_no_rolls_back(
 
         kept = [(decision.version, decision.step, decision.who) for decision in record.read(lab.workspace, ENDPOINT)]
         assert ("v2a", "reject", "admin") in kept
+        assert ("v4a", "reject", "ask/alarm/rollout.ask_50") in kept
         assert ("v3a", "approve", "admin") in kept
         assert ("v3a", "ask", "ask/yes/rollout.ask_50") in kept
 

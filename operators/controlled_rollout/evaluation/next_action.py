@@ -60,6 +60,7 @@ class GateTerms(BaseModel):
         window: How the evidence is read.
         waiting_since: When the task began to wait.
         held: When the rollout was last put on hold: clearing the task gives it another `decision_timeout` from then.
+        asked: Whether a person is asked meanwhile: then the looks go on until a claim alarms or the rollout has ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +79,7 @@ class GateTerms(BaseModel):
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
     held: AwareDatetime | None = None
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
+    While a person is asked only an alarm decides.
     """
     verdict = look.verdict
 
@@ -119,6 +122,10 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
 
     if verdict.outcome is Outcome.FAIL:
         return result(NextAction.FAIL, verdict.reason)
+    if terms.asked:
+        return result(
+            NextAction.WAIT, f"a person is asked; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
+        )
     missing = _missing_to_go_on(look, terms)
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
@@ -170,7 +177,7 @@ def decide_after_conflict(endpoint: "Endpoint | None", terms: GateTerms, problem
 def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) -> LookResult:
     """Return the next action while the target does not answer: wait, and hold after `decision_timeout`. Pure."""
     waited = now - terms.waiting_since
-    if waited < terms.decision_timeout:
+    if terms.asked or waited < terms.decision_timeout:
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
         NextAction.ASK if terms.on_deadline == "ask" else NextAction.HOLD,
@@ -185,7 +192,7 @@ def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> 
     No error says anything about the model: none passes, and none rolls back.
     """
     problem = str(error) or type(error).__name__
-    if not isinstance(error, PROGRAMMING_ERRORS):
+    if terms.asked or not isinstance(error, PROGRAMMING_ERRORS):
         return decide_when_unreachable(terms, problem, now=now)
     return LookResult(
         NextAction.HOLD,

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk import exceptions
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
-from controlled_rollout.evaluation.next_action import GateTerms, NextAction, take_look
+from controlled_rollout.errors import ArgumentError
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
+from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -18,14 +21,32 @@ if TYPE_CHECKING:
 __all__ = ["ApproveRolloutOperator", "question_text", "user_name"]
 
 SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
+# What the standard provider raises once the question is in Airflow's database: the first from Airflow 3.3 on.
+QUESTION_IS_OPEN: Final = (getattr(exceptions, "TaskAwaitingInput", TaskDeferred), TaskDeferred)
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """A task whose looks the question goes on with: a `TreatmentGateSensor`."""
+
+    def prepare_for_execution(self) -> Any:
+        """Return a copy of the task whose templates can be rendered."""
+        ...
+
+    def gate_terms(self, context: "Context") -> GateTerms:
+        """Return how to look, from the task's arguments."""
+        ...
 
 
 class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     """Asks a person whether a rollout goes on, with the gate's evidence as the question's text.
 
-    Skipped when the gate before it has decided, unless `always`. After *Approve* the gate looks once more, and the task
-    fails if a claim has alarmed in the meantime; after *Reject* it fails without retries, and the roll-back follows.
+    Skipped when the gate before it has decided, unless `always`. While the person thinks, the triggerer goes on looking
+    at the evidence as the gate did: an alarm withdraws the question and fails the task. After *Approve* there is one
+    more look. After *Reject*, and without an answer in time, the task fails without retries, and the roll-back follows.
     The record keeps question, answer and the person's name.
+
+    The task waits as a deferred one. Airflow takes an answer without a triggerer too, but only a triggerer looks.
 
     Args:
         endpoint: The endpoint's name.
@@ -33,7 +54,8 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         gate_task_id: The `TreatmentGateSensor` whose evidence is shown.
         always: Whether to ask even when the gate has passed.
         conn_id: The connection of the workspace; without the default one, the local workspace.
-        **kwargs: What `ApprovalOperator` takes: `assigned_users`, `response_timeout`, `notifiers`, …
+        **kwargs: What `ApprovalOperator` takes: `assigned_users`, `response_timeout`, `notifiers`, … but neither
+            `defaults` (what nobody has approved is not approved) nor `execution_timeout` (see `response_timeout`).
     """
 
     template_fields = (*ApprovalOperator.template_fields, "endpoint", "version", "conn_id")
@@ -49,8 +71,16 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        """Store the arguments, and set the default subject of the question."""
-        super().__init__(**{"subject": SUBJECT.format(version=version, endpoint=endpoint), **kwargs})
+        """Store the arguments, and set the default subject of the question; raise ValueError for a default answer."""
+        for name, reason in (
+            ("defaults", "nobody's answer is no approval"),
+            ("execution_timeout", "response_timeout says how long a person may take"),
+        ):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name}={kwargs[name]!r} was given to an approval: {reason}; leave it out")
+        subject = SUBJECT.format(version=version, endpoint=endpoint)
+        # None given here keeps away that of the DAG's default_args: time that has passed says nothing about the model.
+        super().__init__(**{"subject": subject, **kwargs, "defaults": None, "execution_timeout": None})
         self.endpoint = endpoint
         self.version = version
         self.gate_task_id = gate_task_id
@@ -60,15 +90,22 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     def execute(self, context: "Context") -> None:
         """Skip the task if the gate has decided; otherwise record the question and defer until it is answered."""
         result = self._gate_result(context)
-        if not (self.always or result.get("asks")):
+        # Without the gate's answer nobody knows that it has decided: ask.
+        if not (self.always or result.get("asks", True)):
             raise AirflowSkipException(f"the gate has decided: {result.get('reason', '')}")
+        terms = self.run_in_workspace(context, lambda _: self._terms_of_looks(context))
         if not self.body:
             self.body = question_text(result)
         self._append_decision(context, "ask", task_of(context), str(result.get("reason", "")))
-        super().execute(context)
+        try:
+            super().execute(context)
+        except QUESTION_IS_OPEN:
+            self.defer(trigger=self._trigger(context, terms), method_name=self.execute_complete.__name__)
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Return who approved, after another look at the evidence; raise if the person rejected or nobody answered."""
+        if "look" in event:
+            self._stop(context, LookResult.from_event(event["look"]))
         if "error" in event:
             self.fail(context, f"nobody answered: {event.get('error_type')}: {event['error']}")
         answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
@@ -76,24 +113,58 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         if answer["chosen_options"] != [self.APPROVE]:
             self._append_decision(context, "reject", who, f"{who} answered {self.REJECT}")
             self.fail(context, f"{who} rejected version {self.version!r} of endpoint {self.endpoint!r}")
-        self._look_again(context)
+
+        async def look_once(workspace: Workspace) -> LookResult:
+            """Look at the evidence once, as the gate does."""
+            return await take_look(workspace, await self._terms_of_looks(context), self.log_progress)
+
+        result = self.run_in_workspace(context, look_once)
+        if result.action is not NextAction.WAIT:
+            self._stop(context, result)
         self._append_decision(context, "approve", who, f"{who} answered {self.APPROVE}")
         return {"approved_by": who}
 
     def _gate_result(self, context: "Context") -> Mapping[str, Any]:
-        """Return what the gate task pushed to XCom: outcome, reason, table and terms; empty if it pushed nothing."""
+        """Return what the gate task pushed to XCom: outcome, reason and table; empty if it pushed nothing."""
         result = context["ti"].xcom_pull(task_ids=self.gate_task_id)
         return result if isinstance(result, Mapping) else {}
 
-    def _look_again(self, context: "Context") -> None:
-        """Look at the evidence once more after an approval; raise if a claim has alarmed in the meantime."""
-        terms = self._gate_result(context).get("terms")
-        if not terms:
-            return
-        terms_now = GateTerms.model_validate({**terms, "who": task_of(context), "waiting_since": datetime.now(UTC)})
-        result = self.run_in_workspace(context, lambda workspace: take_look(workspace, terms_now, self.log_progress))
-        if result.action in (NextAction.FAIL, NextAction.CONFLICT):
-            self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
+    async def _terms_of_looks(self, context: "Context") -> GateTerms:
+        """Return how to look while a person is asked: as the gate task does, from its arguments.
+
+        Raises:
+            ArgumentError: `gate_task_id` names no gate of this DAG.
+        """
+        gate = self.dag.task_dict.get(self.gate_task_id)
+        if not isinstance(gate, Gate):
+            raise ArgumentError(f"gate_task_id={self.gate_task_id!r}: the DAG has no TreatmentGateSensor of that name")
+        rendered = gate.prepare_for_execution()
+        rendered.render_template_fields(context)
+        terms: GateTerms = rendered.gate_terms(context)
+        return terms.model_copy(update={"who": task_of(context), "asked": True})
+
+    def _trigger(self, context: "Context", terms: GateTerms) -> RolloutQuestionTrigger:
+        """Return the trigger that waits for the answer to the open question, and looks meanwhile."""
+        deadline = datetime.now(UTC) + self.response_timeout if self.response_timeout else None
+        question = {
+            "ti_id": str(context["ti"].id),
+            "options": self.options,
+            "defaults": self.defaults,
+            "params": self.serialized_params,
+            "multiple": self.multiple,
+            "timeout_datetime": deadline.isoformat() if deadline else None,
+        }
+        return RolloutQuestionTrigger(self.conn_id, terms.model_dump(mode="json"), question, withdrawn_as=self.REJECT)
+
+    def _stop(self, context: "Context", result: LookResult) -> NoReturn:
+        """Fail the task because of what a look has found; skip it if the version has become control by hand."""
+        if result.action is NextAction.NOTHING_TO_COMPARE:
+            raise AirflowSkipException(f"the question is withdrawn: {result.reason}")
+        try:
+            self._append_decision(context, "reject", task_of(context), f"the question is withdrawn: {result.reason}")
+        except Exception as error:  # nothing may delay the roll-back
+            self.log.warning("the withdrawal is not in the record: %s", error)
+        self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
 
     def _append_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
         """Append a question or an answer to the endpoint's record."""

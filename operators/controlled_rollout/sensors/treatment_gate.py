@@ -95,11 +95,18 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        """Store the arguments; raise ValueError for options of a sensor that would hide a failed gate."""
+        """Store the arguments; raise ValueError for those of a sensor that would hide a failed gate or end it early."""
+        if kwargs.get("execution_timeout") is not None:
+            raise ValueError(
+                "execution_timeout would fail a gate, and roll its treatment back, because time has passed: leave it "
+                "out; decision_timeout and on_deadline say how long the gate waits, and what then"
+            )
+        # None given here keeps away that of the DAG's default_args, which is meant for other tasks.
+        super().__init__(**{**kwargs, "execution_timeout": None})
+        # Read from the task, because the DAG's default_args may have set them too.
         for name in ("soft_fail", "never_fail", "silent_fail"):
-            if kwargs.get(name):
+            if kwargs.get(name) or getattr(self, name, False):
                 raise ValueError(f"{name}=True would let a treatment go on that the gate has stopped: leave it out")
-        super().__init__(**kwargs)
         self.endpoint = endpoint
         self.version = version
         self.gate = gate
@@ -118,7 +125,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     def execute(self, context: "Context") -> Any:
         """Wait for the gate's decision, in the triggerer or in the worker; return it as the XCom value."""
-        terms = self.run_in_workspace(context, lambda workspace: self._gate_terms(context, workspace))
+        terms = self.run_in_workspace(context, lambda workspace: self._own_terms(context, workspace))
         if self.deferrable:
             self.defer(
                 trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
@@ -130,32 +137,22 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
         """Return, skip or fail according to the trigger's last look."""
-        terms = self.run_in_workspace(context, lambda workspace: self._gate_terms(context, workspace))
-        return self._return_or_raise(context, LookResult.from_event(event), terms)
+        return self._return_or_raise(context, LookResult.from_event(event))
 
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look at the evidence once; return done with the decision, or not done to be called again."""
 
-        async def look_once(workspace: Workspace) -> tuple[LookResult, GateTerms]:
-            """Read the gate's terms and look at the evidence once; return the result and the terms."""
-            terms = await self._gate_terms(context, workspace)
-            return await take_look(workspace, terms, self.log_progress), terms
+        async def look_once(workspace: Workspace) -> LookResult:
+            """Read the gate's terms and look at the evidence once."""
+            return await take_look(workspace, await self._own_terms(context, workspace), self.log_progress)
 
-        result, terms = self.run_in_workspace(context, look_once)
+        result = self.run_in_workspace(context, look_once)
         if result.action is NextAction.WAIT:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._return_or_raise(context, result, terms))
+        return PokeReturnValue(is_done=True, xcom_value=self._return_or_raise(context, result))
 
-    async def _gate_terms(self, context: "Context", workspace: Workspace) -> GateTerms:
-        """Check the arguments and return them as the terms of the gate's looks, with the time of the last hold."""
-        from controlled_rollout import record
-
-        holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
-        on_deadline = choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask")
-        if on_deadline == "ask" and not any(isinstance(task, ApproveRolloutOperator) for task in self.downstream_list):
-            raise ArgumentError(
-                "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
-            )
+    def gate_terms(self, context: "Context") -> GateTerms:
+        """Check the arguments and return them as the terms of the gate's looks."""
         return GateTerms(
             endpoint=self.endpoint,
             version=self.version,
@@ -166,14 +163,30 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             min_requests=whole_number("min_requests", self.min_requests),
             require_pass=flag("require_pass", self.require_pass),
             decision_timeout=duration("decision_timeout", self.decision_timeout),
-            on_deadline=cast("Literal['hold', 'roll_back', 'ask']", on_deadline),
+            on_deadline=cast(
+                "Literal['hold', 'roll_back', 'ask']",
+                choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask"),
+            ),
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
             waiting_since=datetime.now(UTC),
-            held=max(holds, default=None),
         )
 
-    def _return_or_raise(self, context: "Context", result: LookResult, terms: GateTerms) -> dict[str, Any]:
+    async def _own_terms(self, context: "Context", workspace: Workspace) -> GateTerms:
+        """Return the terms of this task's looks, with the time of the last hold."""
+        from controlled_rollout import record
+
+        terms = self.gate_terms(context)
+        if terms.on_deadline == "ask" and not any(
+            isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
+        ):
+            raise ArgumentError(
+                "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
+            )
+        holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
+        return terms.model_copy(update={"held": max(holds, default=None)})
+
+    def _return_or_raise(self, context: "Context", result: LookResult) -> dict[str, Any]:
         """Return the gate's XCom value if the rollout goes on or a person is asked; otherwise skip or fail the task."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(result.reason)
@@ -189,7 +202,6 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "reason": result.reason,
             "table": result.table,
             "asks": result.action is NextAction.ASK,
-            "terms": terms.model_dump(mode="json"),
         }
 
     def _record_hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:

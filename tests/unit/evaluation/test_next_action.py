@@ -14,6 +14,7 @@ from controlled_rollout.evaluation.next_action import (
     NextAction,
     decide,
     decide_after_conflict,
+    decide_after_error,
     decide_when_unreachable,
 )
 from controlled_rollout.evidence import EvidenceWindow
@@ -109,6 +110,19 @@ def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
         now=NOW,
     )
     assert result.action in (NextAction.WAIT, NextAction.HOLD)
+
+
+@given(
+    outcome=st.sampled_from(["pass", "not_enough_evidence", "cannot_see", "split_is_wrong"]),
+    minutes=st.integers(0, 10**6),
+    on_deadline=st.sampled_from(["hold", "roll_back", "ask"]),
+)
+def test_while_a_person_is_asked_only_an_alarm_decides(outcome: str, minutes: int, on_deadline: str) -> None:
+    asked = terms(asked=True, on_deadline=on_deadline, waiting_since=NOW - minutes * MINUTE)
+    assert decide(look(outcome, since=minutes * MINUTE), asked, now=NOW).action is NextAction.WAIT
+    assert decide(look("fail", since=minutes * MINUTE), asked, now=NOW).action is NextAction.FAIL
+    for error in (TimeoutError("no socket"), TypeError("a fault")):
+        assert decide_after_error(asked, error, now=NOW).action is NextAction.WAIT
 
 
 def test_clearing_a_gate_on_hold_restarts_its_decision_timeout() -> None:

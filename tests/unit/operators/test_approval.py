@@ -1,17 +1,23 @@
 import asyncio
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
+from airflow.providers.standard.operators import hitl
 from airflow.sdk import DAG, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
-from controlled_rollout import ControlledRollout, TreatmentGateSensor, record
+from controlled_rollout import ControlledRollout, Gate, TreatmentGateSensor, record
+from controlled_rollout.defaults import LOOK_INTERVAL
 from controlled_rollout.errors import ArgumentError
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.operators.approval import ApproveRolloutOperator, question_text, user_name
+from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
 from controlled_rollout.workspace import Workspace
 
 GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
@@ -21,21 +27,22 @@ GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local
 class TaskInstance:
     """What the task asks of its task instance; `result` is what the gate's task has returned."""
 
-    result: dict[str, Any]
+    result: dict[str, Any] | None
     dag_id: str = "weekly"
     run_id: str = "run-1"
     task_id: str = "ask_50"
+    id: UUID = field(default_factory=lambda: UUID(int=7))
 
     def xcom_push(self, key: str, value: object) -> None:
         pass
 
-    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
+    def xcom_pull(self, task_ids: str) -> dict[str, Any] | None:
         return self.result
 
 
-def context(result: dict[str, Any]) -> Context:
+def context(result: dict[str, Any] | None) -> Context:
     ti = TaskInstance(result)
-    return cast(Context, {"ti": ti, "task_instance": ti})
+    return cast(Context, {"ti": ti, "task_instance": ti, "params": {"bin": "8 s"}})
 
 
 @pytest.fixture
@@ -44,8 +51,100 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace.local(tmp_path)
 
 
-def operator() -> ApproveRolloutOperator:
-    return ApproveRolloutOperator(task_id="ask_50", endpoint="digits", version="v2a", gate_task_id="gate_50")
+def operator(**arguments: Any) -> ApproveRolloutOperator:
+    """An approval behind a gate, in a DAG."""
+    with DAG("weekly", schedule=None):
+        gate = TreatmentGateSensor(
+            task_id="gate_50", endpoint="digits", version="v2a", gate=Gate(alpha=0.01), bin_width="{{ params.bin }}"
+        )
+        ask = ApproveRolloutOperator(
+            task_id="ask_50", endpoint="digits", version="v2a", **{"gate_task_id": "gate_50", **arguments}
+        )
+        gate >> ask
+    return ask
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The questions that were stored in Airflow's database."""
+    stored: list[dict[str, Any]] = []
+    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **question: stored.append(question))
+    return stored
+
+
+def trigger_of(task: ApproveRolloutOperator, result: dict[str, Any] | None) -> RolloutQuestionTrigger:
+    """Execute the task, and return the trigger that it waits with."""
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context(result))
+    assert isinstance(deferred.value.trigger, RolloutQuestionTrigger)
+    assert deferred.value.method_name == "execute_complete"
+    return deferred.value.trigger
+
+
+def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, questions: list[dict[str, Any]]) -> None:
+    trigger = trigger_of(operator(response_timeout=timedelta(hours=1)), {"asks": True, "reason": "too few requests"})
+
+    terms = GateTerms.model_validate(json.loads(json.dumps(trigger.terms)))
+    assert (terms.gate.alpha, terms.window.bin_width, terms.interval) == (0.01, timedelta(seconds=8), LOOK_INTERVAL)
+    assert (terms.asked, terms.who, terms.owner) == (True, "weekly/run-1/ask_50", "weekly/run-1")
+    assert [question["body"].startswith("too few requests") for question in questions] == [True]
+    assert trigger.question["ti_id"] == str(UUID(int=7))
+    assert datetime.fromisoformat(trigger.question["timeout_datetime"]) > datetime.now(UTC) + timedelta(minutes=59)
+
+
+@pytest.mark.parametrize("result", [None, {}, {"outcome": "pass"}])
+def test_without_the_gates_answer_a_person_is_asked(
+    home: Workspace, questions: list[dict[str, Any]], result: dict[str, Any] | None
+) -> None:
+    trigger_of(operator(), result)
+    assert len(questions) == 1
+
+
+def test_approval_without_its_gate_is_an_error_and_asks_nobody(home: Workspace, questions: list[Any]) -> None:
+    with pytest.raises(AirflowFailException, match="the DAG has no TreatmentGateSensor of that name"):
+        operator(gate_task_id="gate_10").execute(context({"asks": True}))
+    assert questions == []
+
+
+@pytest.mark.parametrize("arguments", [{"defaults": "Approve"}, {"execution_timeout": timedelta(hours=1)}])
+def test_passing_time_is_no_answer(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="was given to an approval"):
+        operator(**arguments)
+
+
+def test_execution_timeout_of_the_dag_ends_neither_a_gate_nor_a_question() -> None:
+    with DAG("weekly", schedule=None, default_args={"execution_timeout": timedelta(minutes=5)}):
+        rollout = ControlledRollout(**GROUP, approval=True, deferrable=False)
+    assert rollout.promote.execution_timeout == timedelta(minutes=5)
+    for task in (*rollout.gates, *rollout.approvals):
+        assert task.execution_timeout is None
+    assert rollout.approvals[0].response_timeout is None
+
+
+@pytest.mark.parametrize(("action", "reason"), [("fail", "errors are higher"), ("conflict", "Ada holds it")])
+def test_look_that_ends_the_rollout_withdraws_the_question_and_fails_the_task(
+    home: Workspace, action: str, reason: str
+) -> None:
+    event = {"look": LookResult(NextAction(action), reason, "fail", "claim").to_event()}
+    with pytest.raises(AirflowFailException, match=f"{action}: {reason}"):
+        operator().execute_complete(context({}), event)
+    [line] = record.read(home, "digits")
+    assert (line.step, line.who) == ("reject", "weekly/run-1/ask_50")
+    assert line.why == f"the question is withdrawn: {reason}"
+
+
+def test_withdrawal_that_cannot_be_recorded_still_fails_the_task(home: Workspace) -> None:
+    home.records_folder.parent.mkdir(parents=True, exist_ok=True)
+    home.records_folder.write_text("not a folder")
+    event = {"look": LookResult(NextAction.FAIL, "errors are higher", "fail").to_event()}
+    with pytest.raises(AirflowFailException, match="errors are higher"):
+        operator().execute_complete(context({}), event)
+
+
+def test_version_that_a_person_has_promoted_needs_no_answer(home: Workspace) -> None:
+    event = {"look": LookResult(NextAction.NOTHING_TO_COMPARE, "v2a is the control already").to_event()}
+    with pytest.raises(AirflowSkipException, match="the question is withdrawn: v2a is the control already"):
+        operator().execute_complete(context({}), event)
 
 
 def test_approval_is_skipped_when_the_gate_has_decided() -> None:
@@ -89,7 +188,7 @@ def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
 
     with pytest.raises(ArgumentError, match="no ApproveRolloutOperator comes directly after"):
-        asyncio.run(gate._gate_terms(context({}), Workspace.local("/nonexistent")))
+        asyncio.run(gate._own_terms(context({}), Workspace.local("/nonexistent")))
 
 
 def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:

@@ -30,6 +30,20 @@ def test_argument_that_would_hide_a_failed_gate_is_refused(argument: str) -> Non
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **arguments)
 
 
+@pytest.mark.parametrize("argument", ["soft_fail", "never_fail", "silent_fail"])
+def test_default_argument_of_the_dag_that_would_hide_a_failed_gate_is_refused(argument: str) -> None:
+    with (
+        DAG("weekly", schedule=None, default_args={argument: True}),
+        pytest.raises(ValueError, match="would let a treatment go on"),
+    ):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a")
+
+
+def test_gate_that_would_fail_because_time_has_passed_is_refused() -> None:
+    with pytest.raises(ValueError, match="decision_timeout and on_deadline say how long"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", execution_timeout=timedelta(minutes=5))
+
+
 def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed() -> None:
     def parsed() -> dict[str, Any]:
         with DAG("weekly", schedule=None) as dag:
