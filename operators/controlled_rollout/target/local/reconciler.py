@@ -134,8 +134,10 @@ class Reconciler:
     async def _wait_for_change(self, signature: FileSignature | None) -> None:
         """Return after an event or once the files have another signature; without a signature, after `RETRY_S`."""
         while True:
+            # Unlike `wait_for` this never loses a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake_up.wait(), RETRY_S if signature is None else FILES_INTERVAL_S)
+                async with asyncio.timeout(RETRY_S if signature is None else FILES_INTERVAL_S):
+                    await self._wake_up.wait()
             if signature is None or self._wake_up.is_set() or self._stored.signature() != signature:
                 return
 
