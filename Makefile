@@ -37,6 +37,7 @@ demos: install  ## Run the demo with each of its faults and check how it ends: f
 fuzz: install  ## Run the property tests with ten times as many, random examples (SEED=… repeats a run)
 	@echo "make fuzz SEED=$(SEED)"
 	@.venv/bin/pytest --quiet --numprocesses=2 --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) -m hypothesis tests/unit
+	@.venv/bin/python -m tests.invariants --sequences 5000 --seed $(SEED)
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check

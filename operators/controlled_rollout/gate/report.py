@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +28,12 @@ def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
     return values
 
 
+@lru_cache(maxsize=1)
+def _verdict_adapter() -> TypeAdapter[Verdict]:
+    """Return pydantic's reader of verdicts, built once because that takes longer than a whole look."""
+    return TypeAdapter(Verdict)
+
+
 def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
     """Return the verdict that `verdict_to_dict` wrote; raise EvidenceError if the values are not one.
 
@@ -34,7 +41,7 @@ def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
         EvidenceError: The values are not a verdict.
     """
     try:
-        return TypeAdapter(Verdict).validate_python(dict(values))
+        return _verdict_adapter().validate_python(dict(values))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise EvidenceError(

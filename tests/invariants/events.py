@@ -1,0 +1,389 @@
+"""Every event that may happen to a rollout, by name: `docs/what-can-decide.md` has a line for each."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from controlled_rollout import steps
+from controlled_rollout.errors import AccessError, TargetUnavailableError
+from tests.invariants.invariants import check, check_end, check_is_at_zero
+from tests.invariants.simulated_airflow import FINISHED, Options, State, TaskInstance
+from tests.invariants.simulated_target import NEVER
+from tests.invariants.world import World, image_of
+
+__all__ = ["EVENTS", "Event", "apply", "random_event", "settle"]
+
+# The name of the event and its arguments: plain values, so that a sequence can be printed and repeated.
+Event = tuple[Any, ...]
+TICK_S: Final = 10.0
+VERSIONS: Final = ("two", "three", "four")
+OPTIONS: Final = (
+    Options(),
+    Options(steps=(50,)),
+    Options(on_deadline="roll_back"),
+    Options(on_deadline="ask"),
+    Options(approval=True),
+    Options(on_conflict="wait", keep_treatment=True),
+    Options(steps=(25, 100), pass_every_step=True),
+)
+
+
+def tick(world: World, times: int = 1) -> None:
+    """Let time pass, and tasks run, as usual."""
+    for _ in range(times):
+        world.run_tasks()
+        world.pass_time(TICK_S)
+        world.run_tasks()
+
+
+def start_run(world: World, version: str, options: int) -> None:
+    """Another DAG run begins."""
+    if len(world.runs) < 3:
+        world.start_run(version, OPTIONS[options])
+
+
+def errors(world: World, version: str, rate: float) -> None:
+    """From now on so large a part of a version's answers are errors."""
+    world.target.advance()
+    world.traffic.error_rates[version] = rate
+
+
+def quiet(world: World, on: bool) -> None:
+    """Callers stop calling, or begin again."""
+    world.target.advance()
+    world.traffic.quiet = on
+
+
+def target_away(world: World, seconds: float) -> None:
+    """The target does not answer."""
+    world.target.outage = TargetUnavailableError("the target does not answer")
+    world.target.unavailable_until = world.clock.seconds + seconds
+
+
+def target_refuses(world: World, seconds: float) -> None:
+    """The target answers 401 or 403."""
+    world.target.outage = AccessError("the target refuses: 403")
+    world.target.unavailable_until = world.clock.seconds + seconds
+
+
+def answers_lost(world: World, number: int) -> None:
+    """The next changes are stored although their answers are lost."""
+    world.target.lost_answers = number
+
+
+def serving_lag(world: World, seconds: float) -> None:
+    """The router serves new revisions so late."""
+    world.target.serving_lag_s = seconds
+
+
+def starting(world: World, seconds: float) -> None:
+    """New versions take so long to become ready; `NEVER`: for ever."""
+    world.target.starting_s = seconds
+
+
+def down(world: World, version: str) -> None:
+    """A version's replicas die."""
+    world.target.advance()
+    if version in world.target.instances and world.target.instances[version].down_since is None:
+        world.target.instances[version].down_since = world.clock.seconds
+        world.disturbed.add(version)
+
+
+def up(world: World, version: str) -> None:
+    """A version's replicas are back."""
+    world.target.advance()
+    if version in world.target.instances:
+        world.target.instances[version].down_since = None
+
+
+def store_away(world: World, seconds: float) -> None:
+    """The metric store does not answer."""
+    world.store.unavailable_until = world.clock.seconds + seconds
+
+
+def store_nonsense(world: World, seconds: float) -> None:
+    """The metric store answers nonsense."""
+    world.store.nonsense_until = world.clock.seconds + seconds
+
+
+def rows_late(world: World, seconds: float) -> None:
+    """Telemetry of the next requests arrives late, all at once."""
+    world.target.advance()
+    world.traffic.late_until = world.clock.seconds + seconds
+
+
+def rows_lost(world: World, version: str) -> None:
+    """The metric store gets no more rows of a version."""
+    world.target.advance()
+    world.traffic.lost.add(version)
+    world.forged = True
+
+
+def rows_back(world: World) -> None:
+    """The metric store gets rows of all versions again."""
+    world.target.advance()
+    world.traffic.lost.clear()
+
+
+def rows_forged(world: World, version: str, requests: int, errors: int) -> None:
+    """Somebody writes rows into the metric store."""
+    world.traffic.add_rows(version, requests, errors)
+    world.forged = True
+
+
+def rows_doubled(world: World, version: str) -> None:
+    """The newest rows of a version are uploaded twice."""
+    world.target.advance()
+    newest = next((rows for rows in reversed(world.traffic.rows) if rows.version == version and rows.real), None)
+    if newest is not None:
+        world.traffic.add_rows(version, newest.requests, newest.errors)
+        world.forged = True
+
+
+def record_away(world: World, seconds: float) -> None:
+    """The record's storage cannot be reached."""
+    world.record.unavailable_until = world.clock.seconds + seconds
+
+
+def record_full(world: World, seconds: float) -> None:
+    """The record's disk is full: it can be read."""
+    world.record.full_until = world.clock.seconds + seconds
+
+
+def record_conflicts(world: World, number: int) -> None:
+    """Other writers append to the record first."""
+    world.record.conflicts = number
+
+
+def record_answers_lost(world: World, number: int) -> None:
+    """Lines are appended although the writer is told that they were not."""
+    world.record.lost_answers = number
+
+
+def record_part(world: World) -> None:
+    """The record's open part is full: a new one begins."""
+    world.record.open_part()
+
+
+def record_cut(world: World) -> None:
+    """A crash has cut the record's last line short."""
+    world.record.cut_last_line()
+    world.damaged = True
+
+
+def kill(world: World, calls: int) -> None:
+    """The next task is killed after so many of its calls; it is retried."""
+    world.kill_in = calls
+    ready = world.runnable()
+    if ready:
+        ready[0].run.kills += 1
+        world.run_task(ready[0])
+    world.kill_in = None
+
+
+def restart(world: World) -> None:
+    """All processes begin anew: workers, the triggerer, the API server."""
+    world.forget_memory()
+    for run in world.runs:
+        for task in run.tasks.values():
+            if task.state == "deferred" and task.event is None and task.trigger is not None:
+                trigger = task.trigger
+                run.stop_trigger(task)
+                run.start_trigger(task, trigger)
+
+
+def mark(world: World, run: int, name: str, state: State) -> None:
+    """A person sets a task's state: it does not run."""
+    found = _task(world, run, name)
+    if found is not None and any(task.tries for task in found.run.tasks.values()):
+        found.run.touched = True
+        found.run.mark(found, state)
+
+
+def clear(world: World, run: int, name: str) -> None:
+    """A person clears a task and all after it: they run again."""
+    found = _task(world, run, name)
+    if found is not None and found.state in FINISHED:
+        found.run.touched = True
+        found.run.clear(found)
+
+
+def stop_run(world: World, run: int) -> None:
+    """A person marks a whole run as failed."""
+    if run < len(world.runs):
+        world.runs[run].touched = True
+        world.runs[run].stop()
+
+
+def answers_missing(world: World, run: int) -> None:
+    """Tasks do not get what other tasks have returned, as with `do_xcom_push=False`."""
+    if run < len(world.runs):
+        world.runs[run].loses_answers = True
+
+
+def answer(world: World, chosen: str) -> None:
+    """A person answers a question; empty: nobody does in time."""
+    for run in world.runs:
+        for task in run.tasks.values():
+            if task.state == "awaiting_input" and task.event is None:
+                run.answer(task, chosen)
+                if chosen == "Approve":
+                    run.approvals.append(world.clock.now())
+                else:
+                    run.rejected = True
+                return
+
+
+def command(world: World, name: str, version: str, argument: Any = None) -> None:
+    """A person takes a step by hand."""
+    world.touched.add(version)
+    problem = world.command(getattr(steps, name), version, **_arguments(name, argument))
+    world.log(f"by hand: {name} {version} {argument}: {problem or 'done'}")
+    if name == "roll_back" and argument is None and not problem:
+        check_is_at_zero(world, version, "a roll-back by hand")
+
+
+def command_meanwhile(world: World, calls: int, name: str, version: str, argument: Any = None) -> None:
+    """A person takes a step by hand between two calls of the next task."""
+    world.touched.add(version)
+    world.meanwhile = partial(world.by_hand, getattr(steps, name), version, **_arguments(name, argument))
+    world.meanwhile_in = calls
+    ready = world.runnable()
+    if ready:
+        world.run_task(ready[0])
+    world.meanwhile = None
+
+
+def made_anew(world: World, version: str) -> None:
+    """A version without traffic is deleted by hand and made anew under the same name, by nobody's run."""
+    world.touched.add(version)
+    world.command(steps.retire, version)
+    world.command(steps.roll_out, version, **_arguments("roll_out", None))
+
+
+def endpoint_deleted(world: World) -> None:
+    """The endpoint is deleted by hand."""
+    world.touched.update(VERSIONS)
+    world.target.drop()
+    world.traffic.counted.clear()
+
+
+EVENTS: Final[dict[str, Callable[..., None]]] = {
+    event.__name__: event
+    for event in (
+        tick, start_run, errors, quiet, target_away, target_refuses, answers_lost, serving_lag, starting, down, up,
+        store_away, store_nonsense, rows_late, rows_lost, rows_back, rows_forged, rows_doubled, record_away,
+        record_full, record_conflicts, record_answers_lost, record_part, record_cut, kill, restart, mark, clear,
+        stop_run, answers_missing, answer, command, command_meanwhile, made_anew, endpoint_deleted,
+    )
+}  # fmt: skip
+
+
+def apply(world: World, event: Event) -> None:
+    """Let an event happen, then check what must always hold."""
+    world.log(f"[{world.clock.seconds:g} s] {event}")
+    EVENTS[event[0]](world, *event[1:])
+    check(world)
+
+
+def settle(world: World, ticks: int = 45) -> None:
+    """Let everything answer again and time pass until all runs are over; then check how it ended."""
+    world.heal()
+    for _ in range(ticks):
+        if all(run.is_over for run in world.runs):
+            break
+        tick(world)
+        check(world)
+    tick(world, 3)
+    check(world)
+    check_end(world)
+
+
+def _task(world: World, run: int, name: str) -> TaskInstance | None:
+    """Return a run's task by its name in the group; None if there is none."""
+    if run >= len(world.runs):
+        return None
+    return next((task for task in world.runs[run].tasks.values() if task.task_id.endswith(f".{name}")), None)
+
+
+def _arguments(name: str, argument: Any) -> dict[str, Any]:
+    """Return the arguments of a step by hand."""
+    if name == "shift":
+        return {"percentile": argument}
+    if name == "roll_back":
+        return {"to": argument}
+    if name == "roll_out":
+        return {"image": image_of("by hand"), "owner": "Ada"}
+    return {}
+
+
+_DURATIONS: Final = (5.0, 25.0, 90.0, 400.0)
+
+
+def random_event(world: World, chance: random.Random) -> Event:
+    """Return an event by chance: time passes at least half of the time."""
+    if chance.random() < 0.5:
+        return ("tick", chance.choice((1, 1, 1, 2, 3)))
+    return chance.choice(_CHOICES)(world, chance)
+
+
+def _seconds(chance: random.Random) -> float:
+    return chance.choice(_DURATIONS)
+
+
+def _version(chance: random.Random) -> str:
+    return chance.choice(("two", "two", "two", "three", "first"))
+
+
+def _name(world: World, chance: random.Random) -> tuple[int, str]:
+    """Return a run's number and the name of one of its tasks."""
+    run: int = chance.randrange(max(1, len(world.runs)))
+    names = [task.rpartition(".")[2] for task in world.runs[run].tasks] if world.runs else ["promote"]
+    return run, chance.choice(names)
+
+
+_COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (
+    ("shift", "two", 30), ("shift", "two", 0), ("shift", "three", 20), ("promote", "two"), ("promote", "first"),
+    ("roll_back", "two"), ("roll_back", "two", "first"), ("retire", "two"), ("retire", "first"),
+    ("roll_out", "three"), ("roll_back", "three"), ("promote", "three"),
+)  # fmt: skip
+_CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
+    lambda w, c: ("errors", _version(c), c.choice((0.0, 0.0, 1.0, 1.0, 0.5))),
+    lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
+    lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
+    lambda w, c: ("quiet", c.random() < 0.5),
+    lambda w, c: ("target_away", _seconds(c)),
+    lambda w, c: ("target_refuses", _seconds(c)),
+    lambda w, c: ("answers_lost", c.choice((1, 2))),
+    lambda w, c: ("serving_lag", c.choice((0.0, 3.0, 30.0))),
+    lambda w, c: ("starting", c.choice((2.0, 20.0, NEVER))),
+    lambda w, c: ("down", _version(c)),
+    lambda w, c: ("up", _version(c)),
+    lambda w, c: ("store_away", _seconds(c)),
+    lambda w, c: ("store_nonsense", _seconds(c)),
+    lambda w, c: ("rows_late", _seconds(c)),
+    lambda w, c: ("rows_lost", _version(c)),
+    lambda w, c: ("rows_back",),
+    lambda w, c: ("rows_forged", _version(c), c.choice((20, 400)), c.choice((0, 20))),
+    lambda w, c: ("rows_doubled", _version(c)),
+    lambda w, c: ("record_away", _seconds(c)),
+    lambda w, c: ("record_full", _seconds(c)),
+    lambda w, c: ("record_conflicts", c.choice((1, 3))),
+    lambda w, c: ("record_answers_lost", 1),
+    lambda w, c: ("record_part",),
+    lambda w, c: ("record_cut",),
+    lambda w, c: ("kill", c.randrange(12)),
+    lambda w, c: ("kill", c.randrange(12)),
+    lambda w, c: ("restart",),
+    lambda w, c: ("mark", *_name(w, c), c.choice(("success", "failed", "skipped"))),
+    lambda w, c: ("clear", *_name(w, c)),
+    lambda w, c: ("stop_run", c.randrange(2)),
+    lambda w, c: ("answers_missing", c.randrange(2)),
+    lambda w, c: ("answer", c.choice(("Approve", "Reject", ""))),
+    lambda w, c: ("command", *c.choice(_COMMANDS)),
+    lambda w, c: ("command_meanwhile", c.randrange(8), *c.choice(_COMMANDS)),
+    lambda w, c: ("made_anew", c.choice(("two", "three"))),
+    lambda w, c: ("endpoint_deleted",),
+    lambda w, c: ("start_run", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
+)

@@ -1,0 +1,225 @@
+"""What must hold whatever happens to a rollout."""
+
+from datetime import datetime
+from typing import Final
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.record import Decision
+from controlled_rollout.target.protocol import Revision
+from tests.invariants.simulated_airflow import DagRun
+from tests.invariants.world import World
+
+__all__ = ["Violation", "check", "check_end", "check_is_at_zero"]
+
+SEEN: Final = ("pass", "not_enough_evidence")
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def check(world: World) -> None:
+    """Check everything that must hold after each event."""
+    for life in world.target.lives:
+        first_unchecked = world.checked.get(id(life), 0)
+        for index in range(first_unchecked, len(life)):
+            _check_revision(world, life, index)
+        world.checked[id(life)] = len(life)
+    _check_alarms(world)
+    _check_roll_back_tasks(world)
+
+
+def check_end(world: World) -> None:
+    """Check how all rollouts have ended, and that the record replays."""
+    if not world.damaged:
+        for part in world.record.parts():
+            for look in replay(record.read_part(part)):
+                if look.difference:
+                    raise Violation(f"replay: the look of {look.decision.time:%H:%M:%S}: {look.difference}")
+    for run in world.runs:
+        _check_run_end(world, run)
+
+
+def check_is_at_zero(world: World, version: str, by: str) -> None:
+    """Raise unless a version that was rolled back has no traffic, as stored and as served."""
+    newest = world.newest()
+    stored = newest.effective_traffic().get(version, 0.0) if newest else 0.0
+    served = world.target.split.weights.get(version, 0)
+    if stored or served:
+        raise Violation(f"{by} has succeeded, and {version!r} has {stored:g} % (served: {served} ppm)")
+
+
+def _run_of(world: World, who: str) -> DagRun | None:
+    """Return the DAG run one of whose tasks is the author `who`; None for a person."""
+    return next((run for run in world.runs if who.startswith(f"{run.owner}/")), None)
+
+
+def _check_revision(world: World, life: list[Revision], index: int) -> None:
+    """Check one revision, given those before it."""
+    revision, before = life[index], life[index - 1] if index else None
+    if revision.number != index + 1 or revision.endpoint.revision != revision.number:
+        raise Violation(f"history: revision {revision.number} at place {index + 1}")
+    if before is None:
+        return
+    if revision.created < before.created:
+        raise Violation(f"history: revision {revision.number} is older than the one before")
+    old, new = before.endpoint, revision.endpoint
+    if old.rollout and new.rollout and _holder(old) != _holder(new):
+        raise Violation(f"two rollouts: {_holder(old)} and, without an end between them, {_holder(new)}")
+    run = _run_of(world, revision.change.who)
+    if run is None:
+        return
+    if new.control and (old.control is None or old.control.name != new.control.name):
+        _check_promotion(world, run, life[:index], revision)
+    elif _share(new, run.version) > _share(old, run.version) > 0:
+        _check_raise(world, run, life[:index], revision)
+    if old.rollout and not new.rollout and new.control and new.control.name != run.version:
+        _check_cause(world, run, life[:index], revision)
+
+
+def _holder(endpoint: Endpoint) -> tuple[str, str, datetime] | None:
+    """Return who holds an endpoint, for which version, since when."""
+    rollout = endpoint.rollout
+    return (rollout.owner, rollout.version, rollout.started) if rollout else None
+
+
+def _share(endpoint: Endpoint, version: str) -> float:
+    """Return a version's per cent of the traffic; 0 if there is none."""
+    return endpoint.effective_traffic().get(version, 0.0)
+
+
+def _shifted(life: list[Revision], version: str) -> datetime:
+    """Return since when a version has had its present share."""
+    share = _share(life[-1].endpoint, version)
+    shifted = life[-1].created
+    for revision in reversed(life):
+        if _share(revision.endpoint, version) != share:
+            break
+        shifted = revision.created
+    return shifted
+
+
+def _looks(world: World, version: str, since: datetime, known: int | None = None) -> list[Decision]:
+    """Return the looks at a version since a moment, oldest first, of the first `known` decisions of the record."""
+    return [
+        decision
+        for decision in world.decisions[:known]
+        if decision.step == "look" and decision.version == version and decision.time >= since
+    ]
+
+
+def _check_promotion(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
+    """Raise unless a run that promotes has the positive fact for it: a pass at this share, or a person's approval."""
+    before, version = life[-1].endpoint, run.version
+    if before.control is None:
+        return
+    what = f"promoted: {revision.change.who} has made {version!r} control in revision {revision.number}"
+    if before.rollout is None or (before.rollout.owner, before.rollout.version) != (run.owner, version):
+        raise Violation(f"{what} without holding the endpoint")
+    if world.newest() and revision.endpoint.control and revision.endpoint.control.name != version:
+        raise Violation(f"{what}, and it is not its version")
+    share, shifted = _share(before, version), _shifted(life, version)
+    looks = _looks(world, version, before.rollout.started, world.known[id(revision)])
+    if looks and looks[-1].outcome == "fail":
+        raise Violation(f"{what} after a look that failed")
+    approved = any(moment >= shifted for moment in run.approvals)
+    passed = [look for look in looks if look.outcome == "pass" and look.share == share and look.time >= shifted]
+    if share <= 0 or not (approved or passed):
+        raise Violation(f"{what} without a pass at {share:g} % since {shifted:%H:%M:%S}, or an approval")
+    if not approved and not world.forged and _is_plainly_broken(world, version, shifted, passed[-1].time):
+        raise Violation(f"{what}, all of whose answers are errors")
+
+
+def _check_raise(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
+    """Raise unless a run that raises its treatment's share has seen that nothing alarms at the present one."""
+    before, version = life[-1].endpoint, run.version
+    if before.rollout is None or before.control is None:
+        return
+    share, shifted = _share(before, version), _shifted(life, version)
+    looks = _looks(world, version, before.rollout.started, world.known[id(revision)])
+    what = f"raised: {revision.change.who} has raised {version!r} from {share:g} % in revision {revision.number}"
+    if looks and looks[-1].outcome == "fail":
+        raise Violation(f"{what} after a look that failed")
+    approved = any(moment >= shifted for moment in run.approvals)
+    if not approved and not any(
+        look.outcome in SEEN and look.share == share and look.time >= shifted for look in looks
+    ):
+        raise Violation(f"{what} without a look that could see at that share")
+
+
+def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
+    """Raise if a run has rolled its treatment back although nothing but outages has happened to it."""
+    before, version = life[-1].endpoint, run.version
+    if before.rollout is None or _holder(before) is None or before.rollout.owner != run.owner:
+        return
+    failed = any(
+        look.outcome == "fail" for look in _looks(world, version, before.rollout.started, world.known[id(revision)])
+    )
+    person = run.touched or run.rejected or version in world.touched
+    instance = world.target.instances.get(version)
+    fault = run.kills or version in world.disturbed or instance is None or world.target.starting_s > 60
+    on_deadline = run.options.on_deadline == "roll_back"
+    if not (failed or person or fault or on_deadline or world.forged):
+        raise Violation(
+            f"outage: {revision.change.who} has rolled {version!r} back in revision {revision.number}, and nothing but "
+            f"outages has happened: {revision.change.why}"
+        )
+
+
+def _is_plainly_broken(world: World, version: str, since: datetime, until: datetime) -> bool:
+    """Return whether all answers of a version between two moments were errors, and there were some."""
+    begin, end = (world.clock_seconds(moment) for moment in (since, until))
+    rows = [
+        rows
+        for rows in world.traffic.rows
+        if rows.version == version and rows.real and begin <= rows.began and rows.arrived <= end
+    ]
+    requests = sum(part.requests for part in rows)
+    return requests >= 20 and sum(part.errors for part in rows) == requests
+
+
+def _check_alarms(world: World) -> None:
+    """Raise if looks go on at a rollout of a run after a look that failed, although nobody has intervened."""
+    newest = world.newest()
+    if newest is None or newest.rollout is None:
+        return
+    rollout = newest.rollout
+    run = next((run for run in world.runs if run.owner == rollout.owner), None)
+    if run is None or run.touched or run.stopped or run.approvals or rollout.version in world.touched:
+        return
+    looks = _looks(world, rollout.version, rollout.started)
+    failed = [index for index, look in enumerate(looks) if look.outcome == "fail"]
+    if failed and len(looks) - failed[0] > 2:
+        raise Violation(f"alarm: {len(looks) - failed[0] - 1} looks at {rollout.version!r} after one that failed")
+
+
+def _check_roll_back_tasks(world: World) -> None:
+    """Raise unless each roll-back that has just succeeded has left its treatment without traffic."""
+    for run in world.runs:
+        task = run.task("roll_back")
+        key = (run.run_id, task.tries)
+        if task.state == "success" and task.tries and not run.touched and key not in world.checked_tasks:
+            world.checked_tasks.add(key)
+            if run.version not in world.touched and not world.shared(run):
+                check_is_at_zero(world, run.version, f"{run.run_id}/roll_back")
+
+
+def _check_run_end(world: World, run: DagRun) -> None:
+    """Raise if a run that is over leaves an alarm without consequence, or is green without a promotion."""
+    if run.touched or run.stopped or run.version in world.touched or world.shared(run):
+        return
+    newest = world.newest()
+    rollout = newest.rollout if newest else None
+    if rollout is not None and rollout.owner == run.owner and run.is_over:
+        looks = _looks(world, rollout.version, rollout.started)
+        if looks and looks[-1].outcome == "fail" and not run.approvals:
+            raise Violation(f"alarm: {run.run_id} is over, the last look failed, and {rollout.version!r} still runs")
+    if run.is_over and run.state == "success" and run.task("roll_out").state == "success":
+        controls = [
+            revision for life in world.target.lives for revision in life
+            if revision.endpoint.control and revision.endpoint.control.name == run.version
+        ]  # fmt: skip
+        if not controls:
+            raise Violation(f"green: {run.run_id} has succeeded, and {run.version!r} was never control")

@@ -1,0 +1,178 @@
+"""The requests that callers send, what became of them, and which of them the metric store shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence.bins import floor_to_bin
+from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest
+from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.gate import Counts
+from tests.invariants.simulated_clock import START, SimulatedClock, moment
+
+__all__ = ["BIN_S", "Rows", "SimulatedMetricStore", "SimulatedTraffic"]
+
+BIN_S: Final = 10.0
+REQUESTS_PER_S: Final = 8.0
+# So long after the request a row is visible, unless telemetry is late.
+INGESTION_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of requests to one version that began and arrived together.
+
+    Attributes:
+        version: Who answered.
+        began, arrived: In seconds of the clock.
+        requests, errors: How many rows, and how many of them are errors.
+        real: Whether the router counted these requests, each once; False for forged rows and for copies.
+    """
+
+    version: str
+    began: float
+    arrived: float
+    requests: int
+    errors: int
+    real: bool = True
+
+
+@dataclass
+class SimulatedTraffic:
+    """Constant traffic to one endpoint; the same share of each version's answers are errors, without chance.
+
+    Without chance, a version that is as good as control never alarms: each alarm of a test is one that must be.
+
+    Attributes:
+        error_rates: By version; 0 for those that are not named.
+        quiet: Whether nobody calls at present.
+        late_until: Rows of requests before that moment arrive then.
+        lost: Versions whose rows never arrive at present.
+        rows: All rows.
+        counted: What the router has counted for each version.
+    """
+
+    clock: SimulatedClock
+    error_rates: dict[str, float] = field(default_factory=dict)
+    quiet: bool = False
+    late_until: float = 0.0
+    lost: set[str] = field(default_factory=set)
+    rows: list[Rows] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+    _parts: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def send(self, shares: Mapping[str, float], begin: float, end: float) -> None:
+        """Send the requests of [begin, end): a fraction of them to each version."""
+        if self.quiet:
+            return
+        while begin < end:
+            stop = min(end, (begin // BIN_S + 1) * BIN_S)
+            for version, share in shares.items():
+                self._send_to(version, REQUESTS_PER_S * share * (stop - begin), begin, stop)
+            begin = stop
+
+    def _send_to(self, version: str, expected: float, begin: float, end: float) -> None:
+        """Send requests to one version; fractions of requests are kept for the next time."""
+        requests = self._whole(version, "requests", expected)
+        errors = min(requests, self._whole(version, "errors", requests * self.error_rates.get(version, 0.0)))
+        if not requests:
+            return
+        self.counted[version] = self.counted.get(version, 0) + requests
+        if version not in self.lost:
+            arrived = max(end + INGESTION_S, self.late_until)
+            self.rows.append(Rows(version, begin, arrived, requests, errors))
+
+    def _whole(self, version: str, what: str, expected: float) -> int:
+        """Return the whole part of what has come together, and keep the rest."""
+        total = self._parts.get((version, what), 0.0) + expected
+        whole = int(total + 1e-9)
+        self._parts[version, what] = total - whole
+        return whole
+
+    def forget(self, version: str) -> None:
+        """Forget what the router has counted for a version that is deleted."""
+        self.counted.pop(version, None)
+
+    def add_rows(self, version: str, requests: int, errors: int) -> None:
+        """Add rows that no request of a caller stands behind, such as a stranger's or copies."""
+        now = self.clock.seconds
+        self.rows.append(Rows(version, now - 2 * BIN_S, now, requests, errors, real=False))
+
+
+@dataclass
+class SimulatedMetricStore:
+    """The metric store of the simulated traffic, as the shared reader queries it.
+
+    Attributes:
+        unavailable_until: In seconds of the clock: queries before fail.
+        nonsense_until: Answers before have more errors than requests.
+    """
+
+    clock: SimulatedClock
+    traffic: SimulatedTraffic
+    endpoint: str
+    unavailable_until: float = 0.0
+    nonsense_until: float = 0.0
+
+    def _check(self) -> None:
+        """Raise EvidenceUnavailableError during an outage."""
+        if self.clock.seconds < self.unavailable_until:
+            raise EvidenceUnavailableError("the simulated metric store does not answer")
+
+    def _visible(self) -> list[Rows]:
+        """Return the rows that have arrived."""
+        return [rows for rows in self.traffic.rows if rows.arrived <= self.clock.seconds]
+
+    async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
+        self._check()
+        return [() for _ in requests]
+
+    async def counts(
+        self, requests: Sequence[StoreRequest], *, until: object, bin_width: timedelta
+    ) -> list[list[CountRow]]:
+        self._check()
+        return [self._counts(request, (until - START).total_seconds(), bin_width) for request in requests]  # type: ignore[operator]
+
+    def _counts(self, request: StoreRequest, until: float, bin_width: timedelta) -> list[CountRow]:
+        """Return one request's counts by bin, version and side of the rollout's start."""
+        width = bin_width.total_seconds()
+        since = (request.since - START).total_seconds()
+        started = (request.key.started - START).total_seconds()
+        sums: dict[tuple[float, str, bool], list[int]] = {}
+        for rows in self._visible():
+            if since <= rows.began < until:
+                total = sums.setdefault((rows.began // width * width, rows.version, rows.began < started), [0, 0])
+                total[0] += rows.requests
+                total[1] += rows.errors
+        nonsense = self.clock.seconds < self.nonsense_until
+        return [
+            CountRow(moment(begin), version, before, Counts(total, total + 1 if nonsense else errors))
+            for (begin, version, before), (total, errors) in sums.items()
+        ]
+
+    async def metrics(self, request: StoreRequest, *, until: object) -> list[MetricRow]:
+        self._check()
+        return []
+
+    async def arrivals(
+        self, *, first: object, until: object, since: object, lag_since: object, bin_width: timedelta
+    ) -> Mapping[str, Arrivals]:
+        self._check()
+        begin, end, new, recent = ((time - START).total_seconds() for time in (first, until, since, lag_since))  # type: ignore[operator]
+        rows = [rows for rows in self._visible() if begin <= rows.began < end]
+        oldest = min((rows.began for rows in rows if rows.arrived >= new), default=None)
+        lags = [
+            moment(rows.arrived) - floor_to_bin(moment(rows.began), bin_width)
+            - bin_width
+            for rows in rows
+            if rows.arrived >= recent
+        ]  # fmt: skip
+        if oldest is None and not lags:
+            return {}
+        lag = max(max(lags), timedelta(0)) if lags else None
+        return {self.endpoint: Arrivals(None if oldest is None else moment(oldest), lag)}
+
+    def queries(self, request: StoreRequest) -> tuple[str, ...]:
+        return ("simulated",)

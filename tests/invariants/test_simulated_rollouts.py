@@ -1,0 +1,74 @@
+"""The simulated surroundings carry a whole rollout of the real task group to its end."""
+
+import pytest
+
+from tests.invariants.sequences import replay_sequence
+from tests.invariants.simulated_airflow import State, next_state
+from tests.invariants.simulated_target import NEVER
+from tests.invariants.world import World
+
+
+def ends(world: World) -> dict[str, str]:
+    return {task_id.rpartition(".")[2]: task.state for task_id, task in world.runs[0].tasks.items()}
+
+
+def test_a_good_version_is_promoted() -> None:
+    world = replay_sequence([("start_run", "two", 0), ("tick", 10)])
+    newest = world.newest()
+    assert newest is not None and newest.effective_traffic() == {"two": 100}
+    assert ends(world)["promote"] == "success"
+    assert world.runs[0].state == "success"
+
+
+def test_a_broken_version_is_rolled_back_and_its_run_fails() -> None:
+    world = replay_sequence([("start_run", "two", 0), ("errors", "two", 1.0), ("tick", 10)])
+    newest = world.newest()
+    assert newest is not None and newest.effective_traffic() == {"first": 100}
+    assert (ends(world)["promote"], ends(world)["roll_back"]) == ("upstream_failed", "success")
+    assert world.runs[0].state == "failed"
+
+
+def test_while_the_metric_store_is_away_nothing_is_decided() -> None:
+    world = replay_sequence([("start_run", "two", 0), ("store_away", 62), ("tick", 6)])
+    looks = [look for look in world.decisions if look.step == "look"]
+    assert {look.outcome for look in looks[:5]} == {"cannot_see"}
+    assert all(look.outcome != "cannot_see" for look in looks[6:])
+    assert ends(world)["promote"] == "success"
+
+
+def test_the_first_version_that_never_becomes_ready_takes_its_endpoint_with_it() -> None:
+    world = replay_sequence([("starting", NEVER), ("start_run", "two", 0), ("tick", 10)], first_version=True)
+    assert world.newest() is None
+    assert world.runs[0].state == "failed"
+
+
+def test_a_question_is_answered_by_a_person() -> None:
+    events = [("start_run", "two", 4), ("tick", 8), ("answer", "Approve"), ("tick", 2)]
+    world = replay_sequence(events)
+    assert ends(world)["ask_50"] == "success"
+    assert ends(world)["promote"] == "success"
+
+
+def test_a_task_that_is_killed_is_retried_and_the_rollout_goes_on() -> None:
+    kills = [event for calls in range(8) for event in (("kill", calls), ("tick", 1))]
+    world = replay_sequence([("start_run", "two", 0), *kills, ("tick", 10)])
+    assert ends(world)["promote"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("rule", "upstream", "state"),
+    [
+        ("all_success", ["success", "none"], None),
+        ("all_success", ["success", "skipped"], "skipped"),
+        ("all_success", ["upstream_failed", "none"], "upstream_failed"),
+        ("none_failed", ["success", "skipped"], "run"),
+        ("none_failed", ["failed", "success"], "upstream_failed"),
+        ("one_failed", ["failed", "none"], "run"),
+        ("one_failed", ["success", "skipped"], "skipped"),
+        ("all_done", ["failed", "skipped"], "run"),
+        ("all_done", ["failed", "deferred"], None),
+        ("none_failed_min_one_success", ["skipped", "skipped"], "skipped"),
+    ],
+)
+def test_trigger_rules_are_airflows(rule: str, upstream: list[State], state: str | None) -> None:
+    assert next_state(rule, upstream) == state

@@ -1,0 +1,341 @@
+"""One endpoint, its callers, its stores and its DAG runs; every event that may happen to a rollout is a method."""
+
+import asyncio
+import importlib
+import itertools
+import json
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+from airflow.providers.standard.operators import hitl
+from airflow.sdk import BaseOperator
+from airflow.sdk.bases.operator import ExecutorSafeguard
+from airflow.triggers.base import BaseTrigger
+
+from controlled_rollout import record, steps
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError, EvidenceUnavailableError
+from controlled_rollout.evaluation import conclusion
+from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evidence import Evidence, EvidenceQuery
+from controlled_rollout.evidence.shared import SharedReader, read_shared
+from controlled_rollout.gate import Bin, Gate, Verdict, judge
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.operators import rollout_check
+from controlled_rollout.operators.connectivity import CheckConnectivityOperator
+from controlled_rollout.record import Decision, tail
+from controlled_rollout.target.protocol import Change
+from controlled_rollout.workspace import Workspace
+from tests.invariants.simulated_airflow import DagRun, Killed, Options, TaskInstance, task_group
+from tests.invariants.simulated_clock import START, SimulatedClock, SimulatedLoop, simulated_time
+from tests.invariants.simulated_record import SimulatedRecord
+from tests.invariants.simulated_target import SimulatedTarget
+from tests.invariants.simulated_traffic import SimulatedMetricStore, SimulatedTraffic
+
+__all__ = ["ENDPOINT", "GATE", "World", "simulated_surroundings"]
+
+ENDPOINT: Final = "digits"
+WORKSPACE: Final = Workspace.local(Path("/nonexistent/simulated"))
+# Little evidence is enough, so that a rollout is short: the statistics have tests of their own.
+GATE: Final = Gate(latency_quantiles=(), pass_ratio=4.0, acceptable_error_rate=0.3)
+ARGUMENTS: Final[dict[str, Any]] = {
+    "gate": GATE,
+    "bake": "20 s",
+    "interval": "10 s",
+    "bin_width": "10 s",
+    "allowed_lag": "10 s",
+    "baseline_length": "60 s",
+    "decision_timeout": "2 min",
+    "keep_warm": 0,
+    "conflict_timeout": "60 s",
+    "ready_timeout": "60 s",
+}
+LOOK_S: Final = 10.0
+GOOD: Final = 0.0
+BROKEN: Final = 1.0
+
+_current: "World | None" = None
+_use_clock: "Callable[[SimulatedClock], None] | None" = None
+_numbers = itertools.count()
+
+
+def _world() -> "World":
+    """Return the world whose code runs now."""
+    assert _current is not None, "no simulated world is in use"
+    return _current
+
+
+class _SimulatedSource:
+    """What `evidence_source` returns: the real reader on the simulated store."""
+
+    async def read(self, query: EvidenceQuery) -> Evidence:
+        world = _world()
+        await world.interrupt("evidence")
+        return await read_shared(world.reader, world.store, query)
+
+
+class _Quiet:
+    """The log of all tasks and triggers."""
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda *message, **arguments: None
+
+
+_verdicts: dict[tuple[Any, ...], Verdict] = {}
+
+
+def _remembered_judge(bins: tuple[Bin, ...], gate: Gate, *, baseline: tuple[Bin, ...] = ()) -> Verdict:
+    """Judge as the gate does; equal evidence is judged once, because the gate is pure and its mathematics take long."""
+    key = (gate.model_dump_json(), *map(_key, bins), None, *map(_key, baseline))
+    if key not in _verdicts:
+        if len(_verdicts) > 200_000:
+            _verdicts.clear()
+        _verdicts[key] = judge(bins, gate, baseline=baseline)
+    return _verdicts[key]
+
+
+def _key(bin_: Bin) -> tuple[Any, ...]:
+    """Return everything that a bin says, as a value that can be a key."""
+    sides = (bin_.control, bin_.treatment)
+    return bin_.start, bin_.share, *((side.requests, side.errors, side.slow) for side in sides)
+
+
+@contextmanager
+def simulated_surroundings() -> Iterator[None]:
+    """Context manager: the package's edges lead to the world in use, for as many worlds as are used one by one."""
+    with ExitStack() as stack:
+        use_clock = stack.enter_context(simulated_time())
+
+        def patch(place: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(place, name, value))
+
+        async def aget_workspace(self: WorkspaceHook) -> Workspace:
+            return WORKSPACE
+
+        async def no_check(*args: Any) -> None:
+            """The connectivity checks have nothing to look at here."""
+
+        async def no_forecast(*args: Any, **kwargs: Any) -> Any:
+            raise EvidenceUnavailableError("not simulated")
+
+        global _use_clock
+        _use_clock = use_clock
+        for module in ("steps", "target.connect"):
+            patch(importlib.import_module(f"controlled_rollout.{module}"), "connect", lambda _: _world().target.open(_))
+        patch(looks, "evidence_source", lambda workspace: _SimulatedSource())
+        patch(record.log, "storage_of", lambda workspace, endpoint: _world().record)
+        patch(conclusion, "judge", _remembered_judge)
+        patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
+        patch(WorkspaceHook, "aget_workspace", aget_workspace)
+        patch(CheckConnectivityOperator, "check", no_check)
+        patch(rollout_check, "read_control_traffic", no_forecast)
+        for module in ("operators.base", "triggers.treatment_gate"):
+            patch(importlib.import_module(f"controlled_rollout.{module}"), "quieten_clients", lambda: None)
+        patch(hitl, "upsert_hitl_detail", lambda **arguments: None)
+        patch(asyncio, "run", lambda coroutine: _world().loop.run_until_complete(coroutine))
+        patch(ExecutorSafeguard, "test_mode", True)
+        for with_log in (BaseOperator, BaseTrigger):
+            patch(with_log, "log", _Quiet())
+        yield
+
+
+@dataclass
+class World:
+    """Everything around one endpoint.
+
+    Attributes:
+        chance: Where choices come from that are not the caller's, such as the pause after a conflict.
+        history: What has happened, for people.
+        runs: The DAG runs, oldest first.
+        kill_in: After how many writes and reads the running task is killed; None: it is not.
+        meanwhile: Somebody's command that comes between two calls of a running task; None: nobody's.
+        touched: Versions on which a person has taken a step by hand.
+        disturbed: Versions whose replicas died.
+        forged: Whether the metric store has had rows too many or too few.
+        damaged: Whether a line of the record was cut short.
+        decisions: What was appended to the record, oldest first.
+        known: By revision: how many decisions had been recorded when it was stored.
+        checked, checked_tasks: Which revisions and which roll-backs the invariants have been checked for.
+    """
+
+    seed: int = 0
+    first_version: bool = False
+    log: Callable[[str], None] = lambda line: None
+    clock: SimulatedClock = field(default_factory=SimulatedClock)
+    runs: list[DagRun] = field(default_factory=list)
+    kill_in: int | None = None
+    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
+    meanwhile_in: int = 0
+    in_task: bool = False
+    touched: set[str] = field(default_factory=set)
+    disturbed: set[str] = field(default_factory=set)
+    forged: bool = False
+    damaged: bool = False
+    decisions: list[Decision] = field(default_factory=list)
+    known: dict[int, int] = field(default_factory=dict)
+    checked: dict[int, int] = field(default_factory=dict)
+    checked_tasks: set[tuple[str, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        global _current
+        _current = self
+        assert _use_clock is not None, "use `simulated_surroundings`"
+        _use_clock(self.clock)
+        random.seed(self.seed)  # the pauses after a conflict
+        self.loop = SimulatedLoop(self.clock)
+        self.traffic = SimulatedTraffic(self.clock)
+        self.target = SimulatedTarget(
+            ENDPOINT, self.clock, self.traffic, before=self.interrupt, after=self.interrupt,
+            stored=lambda revision: self.known.setdefault(id(revision), len(self.decisions)),
+        )  # fmt: skip
+        self.store = SimulatedMetricStore(self.clock, self.traffic, ENDPOINT)
+        self.record = SimulatedRecord(
+            f"simulated-{next(_numbers)}", self.clock, before=self.interrupt_now, after=self.interrupt_now,
+            appended=lambda line: self.decisions.append(Decision.model_validate_json(line)),
+        )  # fmt: skip
+        self.reader = SharedReader(self.store, clock=self.clock.now)
+        if not self.first_version:
+            first = Endpoint(name=ENDPOINT).create_version(
+                "first", is_control=True, is_default=True, image=image_of("first"), traffic_percentile=100
+            )
+            self.target.store(first, Change(who="somebody", why="set up"))
+            self.pass_time(90)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self.runs:
+            for task in run.tasks.values():
+                run.stop_trigger(task)
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+
+    # Time and tasks.
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass: triggers look, versions start, callers call."""
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+        self.target.advance()
+
+    def start_run(self, version: str, options: Options) -> DagRun:
+        """Start a DAG run that rolls a version out."""
+        dag = task_group(options, ENDPOINT, version, (("image", image_of(version)), *_hashable(ARGUMENTS)))
+        run = DagRun(
+            f"run-{len(self.runs) + 1}", version, options, dag, self.loop, self.clock, self.clock.now(), log=self.log
+        )
+        self.runs.append(run)
+        return run
+
+    def runnable(self) -> list[TaskInstance]:
+        """Return the tasks of all runs that can run now."""
+        return [task for run in self.runs for task in run.runnable()]
+
+    def run_task(self, task: TaskInstance) -> None:
+        """Run one task; a kill or somebody's command that is due happens within it."""
+        self.in_task = True
+        try:
+            task.run.execute(task)
+        finally:
+            self.in_task = False
+            self.kill_in = None
+        self.target.advance()
+
+    def run_tasks(self, most: int = 100) -> int:
+        """Run what can run, one after the other; return how many tasks were run."""
+        for number in range(most):
+            ready = self.runnable()
+            if not ready:
+                return number
+            self.run_task(ready[0])
+        return most
+
+    async def interrupt(self, call: str) -> None:
+        """Between two calls of a task: somebody's command, or the task's end."""
+        if self.meanwhile is not None and self.in_task:
+            self.meanwhile_in -= 1
+            if self.meanwhile_in < 0:
+                command, self.meanwhile = self.meanwhile, None
+                self.in_task = False
+                try:
+                    await command()
+                except (ControlledRolloutError, OSError) as error:
+                    self.log(f"meanwhile: {error}")
+                self.in_task = True
+        self.interrupt_now(call)
+
+    def interrupt_now(self, call: str) -> None:
+        """Kill the running task if that is due."""
+        if self.kill_in is not None and self.in_task:
+            self.kill_in -= 1
+            if self.kill_in < 0:
+                self.kill_in = None
+                self.log(f"killed at: {call}")
+                raise Killed
+
+    def forget_memory(self) -> None:
+        """Let all processes begin anew: nothing that they remember may decide."""
+        self.reader = SharedReader(self.store, clock=self.clock.now)
+        tail._tails.clear()
+
+    # People.
+
+    def command(self, step: Callable[..., Coroutine[Any, Any, Any]], version: str, **arguments: Any) -> str:
+        """Take a step by hand; return the error that it ends with, or nothing."""
+        try:
+            self.loop.run_until_complete(self.by_hand(step, version, **arguments))
+        except (ControlledRolloutError, OSError) as error:
+            if step is steps.roll_back and isinstance(error, OSError):
+                raise
+            return str(error) or type(error).__name__
+        finally:
+            self.target.advance()
+        return ""
+
+    async def by_hand(self, step: Callable[..., Coroutine[Any, Any, Any]], version: str, **arguments: Any) -> None:
+        """Take a step as a person does, for no run."""
+        await step(
+            WORKSPACE, ENDPOINT, version, change=Change(who="Ada", why="by hand"), progress=lambda line: None,
+            timeout=timedelta(seconds=30), **arguments,
+        )  # fmt: skip
+
+    def heal(self) -> None:
+        """Let everything answer again, from now on."""
+        self.target.advance()
+        self.target.unavailable_until = self.store.unavailable_until = self.store.nonsense_until = 0.0
+        self.record.unavailable_until = self.record.full_until = 0.0
+        self.record.conflicts = self.record.lost_answers = self.target.lost_answers = 0
+        self.target.serving_lag_s = self.traffic.late_until = 0.0
+        self.traffic.lost.clear()
+        self.traffic.quiet = False
+        for instance in self.target.instances.values():
+            instance.down_since = None
+
+    def clock_seconds(self, moment: datetime) -> float:
+        """Return a moment in seconds of the clock."""
+        return (moment - START).total_seconds()
+
+    def shared(self, run: DagRun) -> bool:
+        """Return whether another run has the same version."""
+        return any(other is not run and other.version == run.version for other in self.runs)
+
+    def newest(self) -> Endpoint | None:
+        """Return the endpoint as stored; None if there is none."""
+        return self.target.newest
+
+
+def image_of(version: str) -> str:
+    """Return an image reference that is another for each version's name."""
+    return f"local/digits@sha256:{version.encode().hex():0<64}"
+
+
+def _hashable(arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return arguments as a value that can be a key."""
+    return tuple(
+        (name, json.dumps(value.model_dump(mode="json", exclude_defaults=True)) if isinstance(value, Gate) else value)
+        for name, value in arguments.items()
+    )
