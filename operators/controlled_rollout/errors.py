@@ -33,6 +33,10 @@ class ConflictError(ControlledRolloutError):
     """Another change of the same endpoint came first, or another rollout holds the endpoint."""
 
 
+class NotJudgedError(ControlledRolloutError):
+    """A run asked for more traffic for its treatment than anybody has allowed: no gate and no person, at this share."""
+
+
 class NothingToDoError(ControlledRolloutError):
     """The step is not needed, or not the caller's to take; nothing was changed. Airflow skips such a task."""
 

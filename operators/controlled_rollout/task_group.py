@@ -185,7 +185,13 @@ class ControlledRollout(TaskGroup):
                 approval=approval,
                 approval_settings=approval_settings or {},
             )
-            self._add_endings(on_endpoint, keep_warm=keep_warm, keep_treatment=keep_treatment, deferrable=deferrable)
+            self._add_endings(
+                on_endpoint,
+                needs_approval=approval,
+                keep_warm=keep_warm,
+                keep_treatment=keep_treatment,
+                deferrable=deferrable,
+            )
 
     def _add_checks(
         self,
@@ -244,12 +250,20 @@ class ControlledRollout(TaskGroup):
                 self.approvals.append(ask)
 
     def _add_endings(
-        self, on_endpoint: Mapping[str, Any], *, keep_warm: Time, keep_treatment: bool, deferrable: bool
+        self,
+        on_endpoint: Mapping[str, Any],
+        *,
+        needs_approval: bool,
+        keep_warm: Time,
+        keep_treatment: bool,
+        deferrable: bool,
     ) -> None:
         """Create the tasks `promote`, `retire_old`, `roll_back` and `retire_treatment`, and connect all tasks."""
         endpoint = {name: value for name, value in on_endpoint.items() if name != "version"}
         # The gates of a first version are skipped, and it is promoted; a failed gate keeps this task from running.
-        self.promote = PromoteToControlOperator(task_id="promote", **on_endpoint, trigger_rule=TriggerRule.NONE_FAILED)
+        self.promote = PromoteToControlOperator(
+            task_id="promote", **on_endpoint, needs_approval=needs_approval, trigger_rule=TriggerRule.NONE_FAILED
+        )
         self.retire_old = DeleteVersionOperator(
             task_id="retire_old",
             **endpoint,

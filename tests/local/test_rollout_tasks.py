@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from airflow.providers.standard.operators import hitl
 from airflow.sdk import DAG, BaseOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
@@ -212,7 +212,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
         assert f"{run.version} 50 %" in run.execute("shift_50")
         assert "errors are not worse" in run.execute("gate_50")
         assert run.xcoms["rollout.gate_50", "return_value"]["outcome"] == "pass"
-        with pytest.raises(TaskAwaitingInput):
+        with pytest.raises(TaskDeferred):
             run.execute("ask_50")
         assert "errors are not worse" in run.questions[0]["body"]
         assert "pass" in run.answer("ask_50", APPROVED)
@@ -227,7 +227,9 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
     assert endpoint(lab).effective_traffic() == {run.version: 100.0}
     assert list(endpoint(lab).versions) == [run.version]
     steps = [decision.step for decision in record.read(lab.workspace, ENDPOINT, version=run.version)]
-    assert [step for step in steps if step != "look"] == ["roll_out", "shift", "shift", "ask", "approve", "promote"]
+    assert [step for step in steps if step != "look"] == [
+        "roll_out", "shift", "go_on", "shift", "go_on", "ask", "approve", "promote",
+    ]  # fmt: skip
     executed = {f"rollout.{name}" for name in run.logs}
     assert executed | {"rollout.roll_back", "rollout.retire_treatment"} == set(run.dag.task_dict)
 

@@ -13,6 +13,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate
+from controlled_rollout.record import Decision
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.workspace import Workspace
@@ -76,7 +77,8 @@ async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
     promoted = new.control is not None and new.control.name == "new"
     if not promoted:
         await steps.roll_out(lab.workspace, endpoint, "new", image=image, owner=OWNER, **common)
-        await steps.shift(lab.workspace, endpoint, "new", percentile=50, owner=OWNER, **common)
+        shifted = await steps.shift(lab.workspace, endpoint, "new", percentile=50, owner=OWNER, **common)
+        record.append(lab.workspace, Decision.about(shifted, "new", step="go_on", who="gate", outcome="pass"))
     await steps.promote(lab.workspace, endpoint, "new", owner=OWNER, **common)
     return await steps.retire(lab.workspace, endpoint, "old", **common)
 

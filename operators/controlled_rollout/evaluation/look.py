@@ -19,10 +19,10 @@ from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.history import creation_of
-from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target
+from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Look", "look", "record_hold"]
+__all__ = ["Look", "look"]
 
 DEFAULT_WINDOW: Final = EvidenceWindow()
 
@@ -37,6 +37,7 @@ class Look:
         since_shift: How long the treatment has had its present share.
         requests_since_shift: Treatment requests counted since then.
         share: The treatment's effective per cent of the traffic.
+        document: The endpoint that was looked at.
     """
 
     verdict: Verdict
@@ -44,6 +45,7 @@ class Look:
     since_shift: timedelta
     requests_since_shift: int
     share: float
+    document: Endpoint
 
 
 async def look(
@@ -87,9 +89,7 @@ async def look(
     share = document.effective_traffic()[version]
     status = await target.status(endpoint)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
-    decision = Decision(
-        time=now, endpoint=endpoint, version=version, step="look", who=who, share=share, revision=document.revision
-    )
+    decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)
     evidence, verdict = await _judge_and_record(workspace, query, decision, _router_counts(status, now), down)
     shifted = query.splits[-1].at if query.splits else query.started
@@ -100,6 +100,7 @@ async def look(
         since_shift=now - shifted,
         requests_since_shift=sum(bin_.treatment.requests for bin_ in bins),
         share=share,
+        document=document,
     )
 
 
@@ -200,11 +201,3 @@ def _look_settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:
         gate=query.gate,
         queries=evidence.queries,
     )
-
-
-def record_hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
-    """Append to the record that a rollout is on hold: a person has to promote it or roll it back."""
-    decision = Decision(
-        time=datetime.now(UTC), endpoint=endpoint, version=version, step="hold", who=change.who, why=change.why
-    )
-    record.append(workspace, decision)

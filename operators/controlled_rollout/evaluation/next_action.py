@@ -108,11 +108,18 @@ class LookResult:
         return cls(NextAction(event["action"]), event["reason"], event["outcome"], event["table"])
 
 
-def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> LookResult:
+def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "", record_problem: str = "") -> LookResult:
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
     While a person is asked only an alarm decides.
+
+    Args:
+        look: The look.
+        terms: The gate's terms.
+        now: The time of the look.
+        table: The claims as lines of text.
+        record_problem: Why the record cannot take the line that lets the rollout go on; empty if it can.
     """
     verdict = look.verdict
 
@@ -126,7 +133,7 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
         return result(
             NextAction.WAIT, f"a person is asked; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
         )
-    missing = _missing_to_go_on(look, terms)
+    missing = _missing_to_go_on(look, terms) or record_problem
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
     waited = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
@@ -135,7 +142,7 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") ->
     timeout = _format_seconds(terms.decision_timeout)
     reason = f"no decision {_format_seconds(waited)} after the split was set (decision_timeout {timeout}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
-    if terms.on_deadline == "roll_back" and evidence_was_seen:
+    if terms.on_deadline == "roll_back" and evidence_was_seen and not record_problem:
         return result(NextAction.FAIL, reason)
     if terms.on_deadline == "ask":
         return result(NextAction.ASK, reason)
@@ -229,6 +236,7 @@ async def _look_and_decide(
 ) -> LookResult:
     """Look at the evidence of a connected target; return the next action, also for a look that was refused."""
     from controlled_rollout.evaluation import look as looks
+    from controlled_rollout.evaluation.judgements import record_going_on
     from controlled_rollout.gate import describe
 
     try:
@@ -246,7 +254,12 @@ async def _look_and_decide(
         return decide_after_conflict(None, terms, str(error))
     except (ConflictError, EndpointError) as error:
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
-    result = decide(look, terms, now=datetime.now(UTC), table=describe(look.verdict))
+    table = describe(look.verdict)
+    result = decide(look, terms, now=datetime.now(UTC), table=table)
+    if result.action is NextAction.GO_ON and (
+        problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who)
+    ):
+        result = decide(look, terms, now=datetime.now(UTC), table=table, record_problem=problem)
     log(
         f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
         f"{look.requests_since_shift} requests: "

@@ -167,18 +167,15 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
 
     def _append_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
-        """Append a question or an answer to the endpoint's record."""
-        from controlled_rollout import record
+        """Append a question or an answer to the endpoint's record, about the rollout at its present share."""
+        from controlled_rollout.evaluation.judgements import record_answer
 
-        decision = record.Decision(
-            time=datetime.now(UTC), endpoint=self.endpoint, version=self.version, step=step, who=who, why=why
+        self.run_in_workspace(
+            context,
+            lambda workspace: record_answer(
+                workspace, self.endpoint, self.version, step=step, who=who, why=why, progress=self.log_progress
+            ),
         )
-
-        async def append(workspace: Workspace) -> None:
-            """Append the decision; a coroutine, as `run_in_workspace` requires one."""
-            record.append(workspace, decision)
-
-        self.run_in_workspace(context, append)
 
     def fail(self, context: "Context", reason: str) -> NoReturn:
         """Raise AirflowFailException: a retry would ask the person again."""

@@ -29,8 +29,13 @@ class PromoteToControlOperator(RolloutOperator):
 
     Updates the asset `controlled-rollout://<endpoint>/control`, with the version in the event's `extra`.
 
+    A DAG run promotes its own treatment (`own_rollout`) only if the record says that its last gate has passed at the
+    present share, or that a person has approved it; otherwise the task fails. It does not matter in which state the
+    tasks before it are. A version that is control already is as it should be.
+
     Args:
         version: The version to promote.
+        needs_approval: Whether a person has to have approved it, even after a pass.
         reason: The reason, for the history.
         timeout: How long the version may take to be ready, and the router to serve the new split.
         **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
@@ -43,6 +48,7 @@ class PromoteToControlOperator(RolloutOperator):
         self,
         *,
         version: str,
+        needs_approval: bool = False,
         reason: str = "",
         timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
@@ -50,6 +56,7 @@ class PromoteToControlOperator(RolloutOperator):
         """Store the arguments, and declare the outlet `NEW_CONTROL`."""
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
         self.version = version
+        self.needs_approval = needs_approval
         self.reason = reason
         self.timeout = timeout
 
@@ -63,6 +70,7 @@ class PromoteToControlOperator(RolloutOperator):
             self.version,
             change=change_of(context, self.reason),
             owner=self.required_owner(context),
+            needs_approval=self.needs_approval,
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,
         )

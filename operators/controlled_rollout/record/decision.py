@@ -1,16 +1,19 @@
 """One line of the record: what was decided, when, by whom and why; of a look, also its evidence."""
 
-from datetime import timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evidence import RouterCounts
 from controlled_rollout.record.look_input import LookSettings
 
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
 
-Step = Literal["roll_out", "shift", "look", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire"]
+Step = Literal[
+    "roll_out", "shift", "look", "go_on", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire"
+]
 
 
 class BinDelta(BaseModel):
@@ -65,14 +68,17 @@ class Decision(BaseModel):
     Attributes:
         time: When it was decided.
         endpoint, version: What it is about.
-        step: Which step decided.
+        step: Which step decided; `go_on`: a gate let the rollout go on from its present share.
         who: The person, or the task as `dag/run/task`.
         why: The reason in a sentence.
-        outcome: Of a look: pass, fail, not_enough_evidence, cannot_see or split_is_wrong.
+        outcome: Of a look, or of a gate that lets the rollout go on: pass, fail, not_enough_evidence, cannot_see or
+            split_is_wrong.
         verdict: Of a look: the claims with their numbers.
         evidence: Of a look that could read the metric store: a `LookEvidence` as JSON.
         share: The version's effective per cent of the traffic, at a look or after a step.
         revision: The endpoint's revision that the step led to, or looked at.
+        run: The run that held the endpoint for the version then; None if no run did.
+        rollout: When that rollout began: together with endpoint and version it says which rollout this is about.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -88,6 +94,29 @@ class Decision(BaseModel):
     evidence: dict[str, Any] | None = None
     share: float | None = None
     revision: int | None = None
+    run: str | None = None
+    rollout: AwareDatetime | None = None
+
+    @classmethod
+    def about(cls, endpoint: Endpoint, version: str, *, step: Step, who: str, **fields: Any) -> Self:
+        """Return a decision about a version as the endpoint has it: with its share, the revision, run and rollout.
+
+        Args:
+            endpoint: The endpoint, as it was read or stored.
+            version: The version.
+            step: Which step decided.
+            who: Who decided.
+            **fields: Any other field; `time` is the present if it is not given.
+        """
+        held = endpoint.rollout if endpoint.rollout and endpoint.rollout.version == version else None
+        known = {
+            "time": datetime.now(UTC),
+            "share": endpoint.effective_traffic().get(version),
+            "revision": endpoint.revision,
+            "run": held.owner if held else None,
+            "rollout": held.started if held else None,
+        }
+        return cls(**{**known, **fields, "endpoint": endpoint.name, "version": version, "step": step, "who": who})
 
     def look_evidence(self) -> LookEvidence | None:
         """Return a look's evidence; None for other steps, and for looks that could not read the metric store.

@@ -18,7 +18,7 @@ from controlled_rollout.record.tail import LookSeries, TailState, read_tail, ser
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["append", "append_look", "last", "read", "read_part", "storage_of"]
+__all__ = ["append", "append_look", "last", "read", "read_newest_first", "read_part", "storage_of"]
 
 # With many writers at once each meets a few conflicts; more than this is a fault.
 MAX_TRIES: Final = 50
@@ -175,8 +175,8 @@ def _parse_decision(line: bytes) -> Decision | None:
         return None
 
 
-def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
-    """Return the newest decision about a version; None if the record has none.
+def read_newest_first(workspace: Workspace, endpoint: str, version: str) -> Iterator[Decision]:
+    """Yield the decisions about a version, newest first; lines that are damaged are skipped.
 
     Raises:
         RecordUnavailableError: It cannot be read.
@@ -186,8 +186,16 @@ def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
         for part in reversed(record.parts()):
             for line in reversed(list(part.lines())):
                 if (decision := _parse_decision(line)) is not None and decision.version == version:
-                    return decision
-    return None
+                    yield decision
+
+
+def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
+    """Return the newest decision about a version; None if the record has none.
+
+    Raises:
+        RecordUnavailableError: It cannot be read.
+    """
+    return next(read_newest_first(workspace, endpoint, version), None)
 
 
 @contextmanager

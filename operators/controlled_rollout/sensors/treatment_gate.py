@@ -206,9 +206,9 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     def _record_hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:
         """Record that the rollout is on hold, then fail the task without retries; nothing is rolled back."""
-        from controlled_rollout.evaluation import look as looks
+        from controlled_rollout.evaluation.judgements import record_hold
 
-        looks.record_hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
+        record_hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
         self.fail(
             context,
             f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "

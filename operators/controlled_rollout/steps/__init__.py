@@ -4,7 +4,8 @@ Airflow's tasks and the command line are thin wrappers around these. Each functi
 `skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -12,10 +13,16 @@ from typing import Any
 from controlled_rollout import record
 from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.errors import (
+    ControlledRolloutError,
+    EndpointNotFoundError,
+    NothingToDoError,
+    NotJudgedError,
+)
+from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
-from controlled_rollout.steps import edits, rules
-from controlled_rollout.steps.skeleton import Scale, Step, run_step
+from controlled_rollout.steps import edits, permission, rules
+from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
@@ -118,6 +125,7 @@ async def shift(
     Raises:
         NothingToDoError: `owner` is given, and the version is control already.
         ConflictError: `owner` no longer holds the endpoint.
+        NotJudgedError: `owner` is given, and nothing in the record lets the version go on from its present share.
         DeploymentError: The version is not ready, would need more replicas for its share of the measured load than it
             may have, or the router did not confirm the split in time.
         EndpointError: A rule was broken.
@@ -128,6 +136,9 @@ async def shift(
         edit=partial(edits.shift, version=version, percentile=percentile, owner=owner),
         done=lambda stored: f"the router serves revision {stored.revision}: {_format_split(stored)}",
         purpose=f"send {percentile:g} % to {version}",
+        permit=_permission(
+            workspace, endpoint, version, owner, partial(permission.reason_not_to_shift, percentile=percentile)
+        ),
         ready_before=True,
         scale=scale_before,
     )
@@ -142,6 +153,7 @@ async def promote(
     *,
     change: Change,
     owner: str | None = None,
+    needs_approval: bool = False,
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
@@ -152,7 +164,9 @@ async def promote(
         endpoint: The endpoint's name.
         version: The version to promote.
         change: Who does it and why, for the history.
-        owner: The run that has to hold the endpoint; None does not check.
+        owner: The run that has to hold the endpoint, and whose gate has to have passed; None checks neither: the
+            caller is a person, who approves it by calling.
+        needs_approval: With `owner`: whether only a person's approval in the record permits it, not a gate's pass.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
         progress: Called with a sentence when something changes.
 
@@ -161,11 +175,16 @@ async def promote(
 
     Raises:
         ConflictError: `owner` no longer holds the endpoint.
+        NotJudgedError: `owner` is given, and nothing in the record permits the promotion.
         DeploymentError: The version is not ready, would need more replicas for the measured load than it may have, or
             the router did not confirm the split in time.
         EndpointError: There is no such version.
     """
-    step = _promotion_step(version, owner=owner, scale=scale_before)
+    reason_not_to = partial(permission.reason_not_to_promote, needs_approval=needs_approval)
+    step = replace(
+        _promotion_step(version, owner=owner, scale=scale_before),
+        permit=_permission(workspace, endpoint, version, owner, reason_not_to),
+    )
     async with connect(workspace) as target:
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
@@ -316,6 +335,27 @@ async def _last_decision(
     except ControlledRolloutError as error:
         progress(f"warning: rolling back without the record: {error}")
         return None
+
+
+def _permission(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    owner: str | None,
+    reason_not_to: Callable[[Sequence[Revision], Iterable[Decision], str, str], str | None],
+) -> Permit | None:
+    """Return a step's `permit`, which reads the record and raises NotJudgedError; None for a person, who may."""
+    if owner is None:
+        return None
+
+    async def permit(history: Sequence[Revision]) -> None:
+        """Raise NotJudgedError if the record gives a reason not to take the step."""
+        where = record.storage_of(workspace, endpoint).name
+        decisions = record.read_newest_first(workspace, endpoint, version)
+        if reason := await within_time(where, lambda: reason_not_to(history, decisions, version, owner)):
+            raise NotJudgedError(reason)
+
+    return permit
 
 
 def _rollback_step(version: str, *, owner: str | None) -> Step:

@@ -8,9 +8,9 @@ does not answer delays a step, up to its time-out.
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -19,7 +19,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
-from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.waiting import (
     Progress,
     retry_until_available,
@@ -29,9 +29,10 @@ from controlled_rollout.target.waiting import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Edit", "Scale", "Step", "run_step"]
+__all__ = ["Edit", "Permit", "Scale", "Step", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
+Permit = Callable[[Sequence[Revision]], Awaitable[None]]
 
 # How often a step decides again because another writer stored a revision first.
 MAX_ATTEMPTS: Final = 10
@@ -56,6 +57,8 @@ class Step:
         name: Its name in the record.
         version: The version that it is about.
         edit: Returns the endpoint as it is to be, or raises why not. Pure: it may be called again on a newer revision.
+        permit: Raises unless the record has what permits the step, given the endpoint's revisions; None asks nothing.
+            Called again for every newer revision that the edit is applied to.
         done: What is reached, in a sentence, given the endpoint as stored.
         purpose: The reason that is stored with the revision if the caller gives none.
         scale: How versions get the replicas for their new share before the change is applied; None leaves them.
@@ -72,6 +75,7 @@ class Step:
     edit: Edit
     done: Callable[[Endpoint], str]
     purpose: str
+    permit: Permit | None = None
     scale: Scale | None = None
     ready_before: bool = False
     whole_split: bool = True
@@ -109,8 +113,10 @@ async def run_step(
     change = change.with_default(step.purpose)
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
     if step.scale:
-        before = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-        after = step.edit(before)  # validate before waiting
+        # Validate before waiting.
+        before, after = await retry_until_available(
+            partial(_edit_newest, step, target, endpoint), timeout=timeout, progress=progress
+        )
         if step.ready_before:
             await wait()
         await step.scale(target, before, after, timeout=timeout, progress=progress)
@@ -158,13 +164,7 @@ async def _apply(
     attempts = 0
     while True:
         attempts += 1
-        try:
-            newest = await call(lambda: target.endpoint(endpoint))
-        except EndpointNotFoundError:
-            if step.creates is None:
-                raise
-            newest = step.creates
-        edited = step.edit(newest)
+        _, edited = await call(partial(_edit_newest, step, target, endpoint))
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
             return await call(partial(target.apply, edited, change))
@@ -174,18 +174,26 @@ async def _apply(
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
 
 
+async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpoint, Endpoint]:
+    """Return the newest revision of an endpoint and what the step makes of it; raise if it is refused."""
+    history: Sequence[Revision] = ()
+    try:
+        if step.permit:
+            history = await target.history(endpoint)
+        newest = history[-1].endpoint if history else await target.endpoint(endpoint)
+    except EndpointNotFoundError:
+        if step.creates is None:
+            raise
+        newest = step.creates
+    edited = step.edit(newest)
+    if step.permit and history:
+        await step.permit(history)
+    return newest, edited
+
+
 async def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change, progress: Progress) -> None:
     """Append the step's decision to the endpoint's record; warn if that fails, for the step itself is done."""
-    decision = Decision(
-        time=datetime.now(UTC),
-        endpoint=stored.name,
-        version=step.version,
-        step=step.name,
-        who=change.who,
-        why=change.why,
-        share=stored.effective_traffic().get(step.version),
-        revision=stored.revision,
-    )
+    decision = Decision.about(stored, step.version, step=step.name, who=change.who, why=change.why)
     try:
         await within_time(record.storage_of(workspace, stored.name).name, lambda: record.append(workspace, decision))
     except ControlledRolloutError as error:

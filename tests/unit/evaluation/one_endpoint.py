@@ -12,7 +12,7 @@ from controlled_rollout.workspace import Workspace
 
 
 class OneEndpoint:
-    """An endpoint whose treatment `v2a` has had half of the traffic since it was created; `v1a` is control.
+    """An endpoint whose treatment `v2a` has had half of the traffic since `dag/run` created it; `v1a` is control.
 
     Args:
         before: When control was created.
@@ -32,7 +32,8 @@ class OneEndpoint:
         self._counted = counted
         self._fails = fails
         first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
-        self.newest = first.create_version("v2a", traffic_percentile=50)
+        rolling = first.claim("v2a", owner="dag/run", at=created).create_version("v2a", traffic_percentile=50)
+        self.newest = rolling.model_copy(update={"revision": 2})
         self._history = [
             Revision(number=number, endpoint=endpoint, change=Change(who="a", why="b"), created=moment)
             for number, endpoint, moment in ((1, first, before), (2, self.newest, created))

@@ -47,11 +47,27 @@ def terms(**changes: Any) -> GateTerms:
 
 def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) -> Look:
     verdict = Verdict(Outcome(outcome), reason=f"because of {outcome}")
-    return Look(verdict, started=NOW - since, since_shift=since, requests_since_shift=requests, share=10.0)
+    return Look(
+        verdict,
+        started=NOW - since,
+        since_shift=since,
+        requests_since_shift=requests,
+        share=10.0,
+        document=Endpoint(name="digits"),
+    )
 
 
 def test_passed_verdict_continues() -> None:
     assert decide(look("pass"), terms(), now=NOW).action is NextAction.GO_ON
+
+
+@pytest.mark.parametrize("on_deadline", ["hold", "roll_back"])
+def test_pass_that_cannot_be_recorded_waits_and_in_the_end_holds(on_deadline: str) -> None:
+    problem, of = "it cannot be recorded", terms(on_deadline=on_deadline)
+    assert decide(look("pass"), of, now=NOW, record_problem=problem).action is NextAction.WAIT
+    late = decide(look("pass", since=60 * MINUTE), of, now=NOW, record_problem=problem)
+    assert (late.action, late.reason.endswith(problem)) == (NextAction.HOLD, True)
+    assert decide(look("fail"), of, now=NOW, record_problem=problem).action is NextAction.FAIL
 
 
 def test_failed_verdict_fails_at_once_with_its_reason() -> None:

@@ -13,6 +13,7 @@ from controlled_rollout.errors import (
     AccessError,
     ControlledRolloutError,
     EvidenceUnavailableError,
+    RecordUnavailableError,
     TargetUnavailableError,
 )
 from controlled_rollout.evaluation import look as looks
@@ -77,6 +78,30 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     assert gates.messages[1].startswith("fail: errors are higher")
     [decision] = record.read(gates.workspace, "digits")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
+
+
+def test_gate_that_lets_the_rollout_go_on_records_it_about_this_share_of_this_rollout(gates: Gates) -> None:
+    easy = TERMS.model_copy(update={"require_pass": False})
+    assert gates.take(Source(errors=5), terms=easy).action is NextAction.GO_ON
+
+    look, going_on = record.read(gates.workspace, "digits")
+    assert (look.step, going_on.step, going_on.who) == ("look", "go_on", "dag/run/gate")
+    assert going_on.outcome == look.outcome
+    for line in (look, going_on):
+        assert (line.share, line.revision, line.run, line.rollout) == (50, 2, "dag/run", NOW - 2 * HOUR)
+
+
+def test_gate_waits_while_the_record_does_not_take_that_the_rollout_goes_on(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(workspace: Workspace, decision: record.Decision) -> None:
+        raise RecordUnavailableError("the disk is full")
+
+    monkeypatch.setattr(record, "append", append)
+    result = gates.take(Source(errors=5), terms=TERMS.model_copy(update={"require_pass": False}))
+
+    assert result.action is NextAction.WAIT
+    assert result.reason == "it is not recorded that the rollout goes on: the disk is full"
 
 
 def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:

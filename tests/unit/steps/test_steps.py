@@ -14,6 +14,7 @@ from controlled_rollout.errors import (
     EndpointError,
     EndpointNotFoundError,
     NothingToDoError,
+    NotJudgedError,
     TargetUnavailableError,
 )
 from controlled_rollout.record import Decision
@@ -59,6 +60,12 @@ async def roll_out(
     )
 
 
+def let_go_on(workspace: Workspace, target: MemoryTarget, outcome: str = "pass", version: str = "new") -> None:
+    """Append to the record what a gate appends that lets the rollout go on from its present share."""
+    newest = target.newest("digits")
+    record.append(workspace, Decision.about(newest, version, step="go_on", who=f"{RUN}/gate", outcome=outcome))
+
+
 def recorded(workspace: Workspace) -> list[tuple[str, str, str]]:
     decisions = record.read(workspace, "digits")
     return [(decision.step, decision.version, decision.why) for decision in decisions]
@@ -78,6 +85,7 @@ async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_st
     await step(lambda: steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN))
     await step(lambda: steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN))
     await step(lambda: roll_out(workspace, "new"))
+    let_go_on(workspace, target)
     await step(lambda: steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN))
     await step(lambda: steps.former_control(workspace, "digits", "new"))
     await step(lambda: steps.retire_former_control(workspace, "digits", "new", change=CHANGE))
@@ -90,9 +98,66 @@ async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_st
         ("shift", "new", "send 10 % to new"),
         ("roll_back", "new", "roll back new"),
         ("roll_out", "new", "roll out new"),
+        ("go_on", "new", ""),
         ("promote", "new", "promote new to control"),
         ("retire", "old", "retire old"),
     ]
+
+
+async def test_run_promotes_only_what_its_gate_has_passed_at_the_present_share(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    for before in (None, "not_enough_evidence"):
+        if before:
+            let_go_on(workspace, target, before)
+        with pytest.raises(NotJudgedError, match="a person has to approve it"):
+            await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    let_go_on(workspace, target)
+    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, owner=RUN)
+    with pytest.raises(NotJudgedError, match=r"at 50 % was made at 10 % in revision 3"):
+        await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    let_go_on(workspace, target)
+    with pytest.raises(NotJudgedError, match="a person has to approve it"):
+        await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN, needs_approval=True)
+    promoted = await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    assert promoted.control == promoted.version("new")
+    # A retry finds it done: it asks for nothing.
+    assert await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN) == promoted
+
+
+async def test_run_raises_a_share_only_after_a_gate_let_it_go_on(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    target.calls.clear()
+    with pytest.raises(NotJudgedError, match="nothing in the record of this rollout lets version 'new'"):
+        await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, owner=RUN)
+    assert target.calls == ["history"]  # refused before anything is waited for
+    let_go_on(workspace, target, "not_enough_evidence")
+    raised = await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, owner=RUN)
+    assert raised.effective_traffic()["new"] == 50
+    # Going down asks for nothing.
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+
+
+async def test_run_does_not_promote_after_another_writer_changed_the_split_at_the_last_moment(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    let_go_on(workspace, target)
+
+    def interfere() -> None:
+        target.before.clear()
+        target.store(target.newest("digits").shift("new", 30), BY_OTHER)
+
+    target.before["apply"] = interfere
+    with pytest.raises(NotJudgedError, match="before the split changed"):
+        await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
 
 
 async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Workspace, target: MemoryTarget) -> None:

@@ -1,0 +1,98 @@
+"""The lines of the record on which a rollout goes on, holds, or ends: a gate's decision, a person's answer.
+
+A promotion, and a shift that gives a treatment more traffic, ask for them: see `steps/permission.py`.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+from controlled_rollout import record
+from controlled_rollout.defaults import SERVED_TIMEOUT
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import EndpointNotFoundError, RecordUnavailableError, TargetUnavailableError
+from controlled_rollout.gate import Verdict
+from controlled_rollout.record import Decision
+from controlled_rollout.record.in_time import within_time
+from controlled_rollout.target.protocol import Change
+from controlled_rollout.target.waiting import Progress, retry_until_available
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["record_answer", "record_going_on", "record_hold"]
+
+
+async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str, verdict: Verdict, *, who: str) -> str:
+    """Append to the record that a gate lets the rollout go on from its present share; return why that failed, or "".
+
+    Args:
+        workspace: Where the record is.
+        endpoint: The endpoint as the look has seen it.
+        version: The treatment.
+        verdict: The verdict that lets it go on.
+        who: The gate's task.
+    """
+    decision = Decision.about(
+        endpoint, version, step="go_on", who=who, why=verdict.reason, outcome=verdict.outcome.value
+    )
+    try:
+        await _append(workspace, decision)
+    except RecordUnavailableError as error:
+        return f"it is not recorded that the rollout goes on: {error}"
+    return ""
+
+
+async def _append(workspace: Workspace, decision: Decision) -> None:
+    """Append a decision to its endpoint's record in bounded time."""
+    await within_time(record.storage_of(workspace, decision.endpoint).name, lambda: record.append(workspace, decision))
+
+
+def record_hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
+    """Append to the record that a rollout is on hold: a person has to promote it or roll it back."""
+    record.append(
+        workspace,
+        Decision.about(Endpoint(name=endpoint), version, step="hold", who=change.who, why=change.why, revision=None),
+    )
+
+
+async def record_answer(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    step: Literal["ask", "approve", "reject"],
+    who: str,
+    why: str,
+    timeout: timedelta = SERVED_TIMEOUT,
+    progress: Progress = print,
+) -> None:
+    """Append to the record that a person was asked about a rollout, or what the person answered.
+
+    The line says about which share, revision and rollout: an approval permits what follows only there. A question or a
+    rejection permits nothing: it is appended without them where the target does not answer, or has no such endpoint.
+
+    Args:
+        workspace: Where the endpoint and its record are.
+        endpoint: The endpoint's name.
+        version: The treatment.
+        step: The question or the answer.
+        who: Who asked or answered.
+        why: The question's reason, or the answer's.
+        timeout: How long the target may take to answer, for an approval.
+        progress: Called with a sentence if the target does not answer at first.
+
+    Raises:
+        RecordUnavailableError: It cannot be stored.
+        TargetUnavailableError: The target did not answer in time, and it is an approval.
+    """
+    from controlled_rollout.target.connect import connect
+
+    document = Endpoint(name=endpoint)
+    wait = timeout if step == "approve" else timedelta(0)
+    try:
+        async with connect(workspace) as target:
+            document = await retry_until_available(lambda: target.endpoint(endpoint), timeout=wait, progress=progress)
+    except EndpointNotFoundError:
+        pass
+    except TargetUnavailableError:
+        if step == "approve":
+            raise
+    await _append(workspace, Decision.about(document, version, step=step, who=who, why=why))
