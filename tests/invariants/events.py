@@ -29,6 +29,16 @@ OPTIONS: Final = (
 )
 
 
+EVENTS: Final[dict[str, Callable[..., None]]] = {}
+
+
+def event(happening: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: make a function an event that is known by its name."""
+    EVENTS[happening.__name__] = happening
+    return happening
+
+
+@event
 def tick(world: World, times: int = 1) -> None:
     """Let time pass, and tasks run, as usual."""
     for _ in range(times):
@@ -37,51 +47,60 @@ def tick(world: World, times: int = 1) -> None:
         world.run_tasks()
 
 
+@event
 def start_run(world: World, version: str, options: int) -> None:
     """Another DAG run begins."""
     if len(world.runs) < 3:
         world.start_run(version, OPTIONS[options])
 
 
+@event
 def errors(world: World, version: str, rate: float) -> None:
     """From now on so large a part of a version's answers are errors."""
     world.target.advance()
     world.traffic.error_rates[version] = rate
 
 
+@event
 def quiet(world: World, on: bool) -> None:
     """Callers stop calling, or begin again."""
     world.target.advance()
     world.traffic.quiet = on
 
 
+@event
 def target_away(world: World, seconds: float) -> None:
     """The target does not answer."""
     world.target.outage = TargetUnavailableError("the target does not answer")
     world.target.unavailable_until = world.clock.seconds + seconds
 
 
+@event
 def target_refuses(world: World, seconds: float) -> None:
     """The target answers 401 or 403."""
     world.target.outage = AccessError("the target refuses: 403")
     world.target.unavailable_until = world.clock.seconds + seconds
 
 
+@event
 def answers_lost(world: World, number: int) -> None:
     """The next changes are stored although their answers are lost."""
     world.target.lost_answers = number
 
 
+@event
 def serving_lag(world: World, seconds: float) -> None:
     """The router serves new revisions so late."""
     world.target.serving_lag_s = seconds
 
 
+@event
 def starting(world: World, seconds: float) -> None:
     """New versions take so long to become ready; `NEVER`: for ever."""
     world.target.starting_s = seconds
 
 
+@event
 def down(world: World, version: str) -> None:
     """A version's replicas die."""
     world.target.advance()
@@ -90,6 +109,7 @@ def down(world: World, version: str) -> None:
         world.disturbed.add(version)
 
 
+@event
 def up(world: World, version: str) -> None:
     """A version's replicas are back."""
     world.target.advance()
@@ -97,22 +117,26 @@ def up(world: World, version: str) -> None:
         world.target.instances[version].down_since = None
 
 
+@event
 def store_away(world: World, seconds: float) -> None:
     """The metric store does not answer."""
     world.store.unavailable_until = world.clock.seconds + seconds
 
 
+@event
 def store_nonsense(world: World, seconds: float) -> None:
     """The metric store answers nonsense."""
     world.store.nonsense_until = world.clock.seconds + seconds
 
 
+@event
 def rows_late(world: World, seconds: float) -> None:
     """Telemetry of the next requests arrives late, all at once."""
     world.target.advance()
     world.traffic.late_until = world.clock.seconds + seconds
 
 
+@event
 def rows_lost(world: World, version: str) -> None:
     """The metric store gets no more rows of a version."""
     world.target.advance()
@@ -120,18 +144,21 @@ def rows_lost(world: World, version: str) -> None:
     world.forged = True
 
 
+@event
 def rows_back(world: World) -> None:
     """The metric store gets rows of all versions again."""
     world.target.advance()
     world.traffic.lost.clear()
 
 
+@event
 def rows_forged(world: World, version: str, requests: int, errors: int) -> None:
     """Somebody writes rows into the metric store."""
     world.traffic.add_rows(version, requests, errors)
     world.forged = True
 
 
+@event
 def rows_doubled(world: World, version: str) -> None:
     """The newest rows of a version are uploaded twice."""
     world.target.advance()
@@ -141,37 +168,50 @@ def rows_doubled(world: World, version: str) -> None:
         world.forged = True
 
 
+@event
 def record_away(world: World, seconds: float) -> None:
     """The record's storage cannot be reached."""
     world.record.unavailable_until = world.clock.seconds + seconds
 
 
+@event
 def record_full(world: World, seconds: float) -> None:
     """The record's disk is full: it can be read."""
     world.record.full_until = world.clock.seconds + seconds
 
 
+@event
+def record_hangs(world: World, seconds: float) -> None:
+    """Work on the record's storage blocks."""
+    world.record.hangs_until = world.clock.seconds + seconds
+
+
+@event
 def record_conflicts(world: World, number: int) -> None:
     """Other writers append to the record first."""
     world.record.conflicts = number
 
 
+@event
 def record_answers_lost(world: World, number: int) -> None:
     """Lines are appended although the writer is told that they were not."""
     world.record.lost_answers = number
 
 
+@event
 def record_part(world: World) -> None:
     """The record's open part is full: a new one begins."""
     world.record.open_part()
 
 
+@event
 def record_cut(world: World) -> None:
     """A crash has cut the record's last line short."""
     world.record.cut_last_line()
     world.damaged = True
 
 
+@event
 def kill(world: World, calls: int) -> None:
     """The next task is killed after so many of its calls; it is retried."""
     world.kill_in = calls
@@ -182,6 +222,7 @@ def kill(world: World, calls: int) -> None:
     world.kill_in = None
 
 
+@event
 def restart(world: World) -> None:
     """All processes begin anew: workers, the triggerer, the API server."""
     world.forget_memory()
@@ -193,6 +234,7 @@ def restart(world: World) -> None:
                 run.start_trigger(task, trigger)
 
 
+@event
 def mark(world: World, run: int, name: str, state: State) -> None:
     """A person sets a task's state: it does not run."""
     found = _task(world, run, name)
@@ -201,6 +243,7 @@ def mark(world: World, run: int, name: str, state: State) -> None:
         found.run.mark(found, state)
 
 
+@event
 def clear(world: World, run: int, name: str) -> None:
     """A person clears a task and all after it: they run again."""
     found = _task(world, run, name)
@@ -209,6 +252,7 @@ def clear(world: World, run: int, name: str) -> None:
         found.run.clear(found)
 
 
+@event
 def stop_run(world: World, run: int) -> None:
     """A person marks a whole run as failed."""
     if run < len(world.runs):
@@ -216,18 +260,20 @@ def stop_run(world: World, run: int) -> None:
         world.runs[run].stop()
 
 
+@event
 def answers_missing(world: World, run: int) -> None:
     """Tasks do not get what other tasks have returned, as with `do_xcom_push=False`."""
     if run < len(world.runs):
         world.runs[run].loses_answers = True
 
 
+@event
 def answer(world: World, chosen: str) -> None:
     """A person answers a question; empty: nobody does in time."""
     for run in world.runs:
         for task in run.tasks.values():
-            if task.state == "awaiting_input" and task.event is None:
-                run.answer(task, chosen)
+            if task.state == "deferred" and task.id in world.questions and world.questions[task.id] is None:
+                world.answer(task.id, chosen)
                 if chosen == "Approve":
                     run.approvals.append(world.clock.now())
                 else:
@@ -235,6 +281,7 @@ def answer(world: World, chosen: str) -> None:
                 return
 
 
+@event
 def command(world: World, name: str, version: str, argument: Any = None) -> None:
     """A person takes a step by hand."""
     world.touched.add(version)
@@ -244,6 +291,7 @@ def command(world: World, name: str, version: str, argument: Any = None) -> None
         check_is_at_zero(world, version, "a roll-back by hand")
 
 
+@event
 def command_meanwhile(world: World, calls: int, name: str, version: str, argument: Any = None) -> None:
     """A person takes a step by hand between two calls of the next task."""
     world.touched.add(version)
@@ -255,6 +303,7 @@ def command_meanwhile(world: World, calls: int, name: str, version: str, argumen
     world.meanwhile = None
 
 
+@event
 def made_anew(world: World, version: str) -> None:
     """A version without traffic is deleted by hand and made anew under the same name, by nobody's run."""
     world.touched.add(version)
@@ -262,6 +311,7 @@ def made_anew(world: World, version: str) -> None:
     world.command(steps.roll_out, version, **_arguments("roll_out", None))
 
 
+@event
 def endpoint_deleted(world: World) -> None:
     """The endpoint is deleted by hand."""
     world.touched.update(VERSIONS)
@@ -269,21 +319,10 @@ def endpoint_deleted(world: World) -> None:
     world.traffic.counted.clear()
 
 
-EVENTS: Final[dict[str, Callable[..., None]]] = {
-    event.__name__: event
-    for event in (
-        tick, start_run, errors, quiet, target_away, target_refuses, answers_lost, serving_lag, starting, down, up,
-        store_away, store_nonsense, rows_late, rows_lost, rows_back, rows_forged, rows_doubled, record_away,
-        record_full, record_conflicts, record_answers_lost, record_part, record_cut, kill, restart, mark, clear,
-        stop_run, answers_missing, answer, command, command_meanwhile, made_anew, endpoint_deleted,
-    )
-}  # fmt: skip
-
-
-def apply(world: World, event: Event) -> None:
+def apply(world: World, happening: Event) -> None:
     """Let an event happen, then check what must always hold."""
-    world.log(f"[{world.clock.seconds:g} s] {event}")
-    EVENTS[event[0]](world, *event[1:])
+    world.log(f"[{world.clock.seconds:g} s] {happening}")
+    EVENTS[happening[0]](world, *happening[1:])
     check(world)
 
 
@@ -369,6 +408,7 @@ _CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("rows_doubled", _version(c)),
     lambda w, c: ("record_away", _seconds(c)),
     lambda w, c: ("record_full", _seconds(c)),
+    lambda w, c: ("record_hangs", _seconds(c)),
     lambda w, c: ("record_conflicts", c.choice((1, 3))),
     lambda w, c: ("record_answers_lost", 1),
     lambda w, c: ("record_part",),

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import importlib
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -107,6 +108,7 @@ class TaskInstance:
         state: Its state in Airflow.
         tries: How often it has been started.
         failure: What the last try raised.
+        retry_at: When a task that is to be retried may start, in seconds of the clock.
         waiting: What it waits for while it is deferred, and the method that is called then.
         event: What the trigger, or a person, has answered.
     """
@@ -116,6 +118,7 @@ class TaskInstance:
     state: State = "none"
     tries: int = 0
     failure: BaseException | None = None
+    retry_at: float = 0.0
     xcom: dict[str, Any] = field(default_factory=dict)
     trigger: Any = None
     method: str = ""
@@ -135,6 +138,11 @@ class TaskInstance:
 
     @property
     def id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, self.name))
+
+    @property
+    def name(self) -> str:
+        """Its run and its name, for people."""
         return f"{self.run_id}/{self.task_id}"
 
     @property
@@ -229,14 +237,14 @@ class DagRun:
             if task.state in ("deferred", "awaiting_input"):
                 if self._answer(task) is not None:
                     ready.append(task)
-            elif task.state in ("none", "up_for_retry"):
+            elif task.state == "none" or (task.state == "up_for_retry" and task.retry_at <= self.clock.seconds):
                 upstream = [self.tasks[task_id].state for task_id in task.operator.upstream_task_ids]
                 decided = next_state(task.operator.trigger_rule, upstream) if upstream else "run"
                 if decided == "run":
                     ready.append(task)
                 elif decided is not None:
                     task.state = decided
-                    self.log(f"{task.id}: {decided}")
+                    self.log(f"{task.name}: {decided}")
         return ready
 
     def _answer(self, task: TaskInstance) -> object:
@@ -278,7 +286,8 @@ class DagRun:
     def _finish(self, task: TaskInstance, state: State, failure: BaseException | None) -> None:
         """Note a task's new state."""
         task.state, task.failure = state, failure
-        self.log(f"{task.id}: {state}" + (f" ({type(failure).__name__}: {str(failure)[:200]})" if failure else ""))
+        task.retry_at = self.clock.seconds + task.operator.retry_delay.total_seconds()
+        self.log(f"{task.name}: {state}" + (f" ({type(failure).__name__}: {str(failure)[:200]})" if failure else ""))
 
     def _defer(self, task: TaskInstance, deferral: TaskDeferred) -> None:
         """Give a deferred task's trigger to the triggerer."""
@@ -294,7 +303,7 @@ class DagRun:
             task.trigger = trigger
             return
         task.trigger = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
-        task.watcher = self.loop.create_task(self._wait_for(task, task.trigger), name=task.id)
+        task.watcher = self.loop.create_task(self._wait_for(task, task.trigger), name=task.name)
 
     async def _wait_for(self, task: TaskInstance, trigger: Any) -> None:
         """Run a trigger until its event; after a kill the triggerer starts it again."""
@@ -338,15 +347,3 @@ class DagRun:
                 self.stop_trigger(task)
                 task.state = "failed" if task.state != "none" else "skipped"
         self.stopped = True
-
-    def answer(self, task: TaskInstance, chosen: str) -> None:
-        """Answer a task's question; empty for nobody answered in time."""
-        if not chosen:
-            task.event = {"error": "late", "error_type": "timeout"}
-            return
-        task.event = {
-            "chosen_options": [chosen],
-            "params_input": {},
-            "responded_at": self.clock.now(),
-            "responded_by_user": {"id": "1", "name": "Ada"},
-        }

@@ -30,6 +30,7 @@ class SimulatedRecord:
         name: Its unique name.
         unavailable_until: In seconds of the clock: until then it cannot be reached.
         full_until: Until then it can be read and not written.
+        hangs_until: Until then work on it blocks.
         conflicts: How many of the next appends find that another writer was faster.
         lost_answers: How many of the next appends are stored although the writer is told that they were not.
         before, after: Called before and after each append: where a task may be killed.
@@ -41,6 +42,7 @@ class SimulatedRecord:
     clock: SimulatedClock
     unavailable_until: float = 0.0
     full_until: float = 0.0
+    hangs_until: float = 0.0
     conflicts: int = 0
     lost_answers: int = 0
     before: Callable[[str], None] = lambda call: None

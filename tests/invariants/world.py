@@ -5,18 +5,20 @@ import importlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Coroutine, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
 from airflow.providers.standard.operators import hitl
 from airflow.sdk import BaseOperator
 from airflow.sdk.bases.operator import ExecutorSafeguard
-from airflow.triggers.base import BaseTrigger
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Endpoint
@@ -29,8 +31,9 @@ from controlled_rollout.gate import Bin, Gate, Verdict, judge
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators import rollout_check
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
-from controlled_rollout.record import Decision, tail
+from controlled_rollout.record import Decision, in_time, tail
 from controlled_rollout.target.protocol import Change
+from controlled_rollout.triggers import rollout_question
 from controlled_rollout.workspace import Workspace
 from tests.invariants.simulated_airflow import DagRun, Killed, Options, TaskInstance, task_group
 from tests.invariants.simulated_clock import START, SimulatedClock, SimulatedLoop, simulated_time
@@ -78,6 +81,35 @@ class _SimulatedSource:
         world = _world()
         await world.interrupt("evidence")
         return await read_shared(world.reader, world.store, query)
+
+
+class _Answer:
+    """What Airflow's trigger for a person's answer does, in the world in use."""
+
+    def __init__(self, ti_id: uuid.UUID, **question: Any) -> None:
+        self._id = str(ti_id)
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait until somebody has answered."""
+        while (answer := _world().questions[self._id]) is None:
+            await asyncio.sleep(LOOK_S / 2)
+        yield TriggerEvent(answer)  # type: ignore[no-untyped-call] # Airflow's
+
+
+class _Thread:
+    """A thread whose work is done at once, or, while the record hangs, when that has an end."""
+
+    def __init__(self, target: Callable[[], None], **_: Any) -> None:
+        self._work = target
+
+    def start(self) -> None:
+        """Do the work."""
+        world = _world()
+        hangs = world.record.hangs_until - world.clock.seconds
+        if hangs > 0:
+            world.loop.call_later(hangs, self._work)
+        else:
+            self._work()
 
 
 class _Quiet:
@@ -129,15 +161,19 @@ def simulated_surroundings() -> Iterator[None]:
         for module in ("steps", "target.connect"):
             patch(importlib.import_module(f"controlled_rollout.{module}"), "connect", lambda _: _world().target.open(_))
         patch(looks, "evidence_source", lambda workspace: _SimulatedSource())
-        patch(record.log, "storage_of", lambda workspace, endpoint: _world().record)
+        for place in (record, record.log):
+            patch(place, "storage_of", lambda workspace, endpoint: _world().record)
+        patch(in_time, "threading", SimpleNamespace(Thread=_Thread))
         patch(conclusion, "judge", _remembered_judge)
         patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
         patch(WorkspaceHook, "aget_workspace", aget_workspace)
         patch(CheckConnectivityOperator, "check", no_check)
         patch(rollout_check, "read_control_traffic", no_forecast)
-        for module in ("operators.base", "triggers.treatment_gate"):
+        for module in ("operators.base", "triggers.treatment_gate", "triggers.rollout_question"):
             patch(importlib.import_module(f"controlled_rollout.{module}"), "quieten_clients", lambda: None)
-        patch(hitl, "upsert_hitl_detail", lambda **arguments: None)
+        patch(hitl, "upsert_hitl_detail", lambda ti_id, **_: _world().questions.update({ti_id: None}))
+        patch(rollout_question, "HITLTrigger", _Answer)
+        patch(rollout_question, "update_hitl_detail_response", lambda ti_id, **_: _world().answer(str(ti_id), "Reject"))
         patch(asyncio, "run", lambda coroutine: _world().loop.run_until_complete(coroutine))
         patch(ExecutorSafeguard, "test_mode", True)
         for with_log in (BaseOperator, BaseTrigger):
@@ -155,6 +191,7 @@ class World:
         runs: The DAG runs, oldest first.
         kill_in: After how many writes and reads the running task is killed; None: it is not.
         meanwhile: Somebody's command that comes between two calls of a running task; None: nobody's.
+        questions: The answers to the questions that were asked, by task instance; None while there is none.
         touched: Versions on which a person has taken a step by hand.
         disturbed: Versions whose replicas died.
         forged: Whether the metric store has had rows too many or too few.
@@ -173,6 +210,7 @@ class World:
     meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
     meanwhile_in: int = 0
     in_task: bool = False
+    questions: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     disturbed: set[str] = field(default_factory=set)
     forged: bool = False
@@ -303,11 +341,21 @@ class World:
             timeout=timedelta(seconds=30), **arguments,
         )  # fmt: skip
 
+    def answer(self, question: str, chosen: str) -> None:
+        """Answer a question that is open; empty: nobody has in time."""
+        if self.questions.get(question) is None:
+            self.questions[question] = {"error": "late", "error_type": "timeout"} if not chosen else {
+                "chosen_options": [chosen],
+                "params_input": {},
+                "responded_at": self.clock.now(),
+                "responded_by_user": {"id": "1", "name": "Ada"},
+            }  # fmt: skip
+
     def heal(self) -> None:
         """Let everything answer again, from now on."""
         self.target.advance()
         self.target.unavailable_until = self.store.unavailable_until = self.store.nonsense_until = 0.0
-        self.record.unavailable_until = self.record.full_until = 0.0
+        self.record.unavailable_until = self.record.full_until = self.record.hangs_until = 0.0
         self.record.conflicts = self.record.lost_answers = self.target.lost_answers = 0
         self.target.serving_lag_s = self.traffic.late_until = 0.0
         self.traffic.lost.clear()
