@@ -29,6 +29,7 @@ with DAG(
             description="Only to roll back the control: the version that gets all the traffic.",
             **{**NAME, "type": ["null", "string"]},
         ),
+        "roll_back_timeout": Param("1 h", type="string", title="How long it goes on trying"),
         "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
     },
     default_args={"retries": 3},
@@ -42,5 +43,6 @@ with DAG(
         version="{{ params.version }}",
         to="{{ params.to or '' }}",
         reason="{{ params.reason }}" + BY,
+        roll_back_timeout="{{ params.roll_back_timeout }}",
         own_rollout=False,
     )

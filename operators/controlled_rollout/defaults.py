@@ -12,6 +12,7 @@ __all__ = [
     "MAX_DATABASE_AGE",
     "READY_TIMEOUT",
     "RETIRE_TIMEOUT",
+    "ROLL_BACK_TIMEOUT",
     "SCAN_TIMEOUT",
     "SERVED_TIMEOUT",
 ]
@@ -22,6 +23,8 @@ READY_TIMEOUT: Final = timedelta(minutes=10)
 SERVED_TIMEOUT: Final = timedelta(minutes=2)
 # How long the deletion of a version may take.
 RETIRE_TIMEOUT: Final = timedelta(minutes=5)
+# How long a roll-back goes on trying while the target, or the router behind it, does not do it.
+ROLL_BACK_TIMEOUT: Final = timedelta(hours=1)
 # How long to wait, if asked to, while another run holds the endpoint.
 CONFLICT_TIMEOUT: Final = timedelta(hours=1)
 # How long a former control stays, ready to take the traffic back.

@@ -61,6 +61,10 @@ class DeploymentError(ControlledRolloutError):
     """A version did not become ready; the message carries the cause and the last log lines."""
 
 
+class RouterTimeoutError(DeploymentError):
+    """The router has not confirmed a split in time. The revision is stored: calling the step again goes on waiting."""
+
+
 class TargetUnavailableError(ControlledRolloutError):
     """The target (the supervisor, or the cluster's API server) does not answer."""
 

@@ -13,7 +13,10 @@ from controlled_rollout.defaults import (
     KEEP_WARM,
     LOOK_INTERVAL,
     READY_TIMEOUT,
+    RETIRE_TIMEOUT,
+    ROLL_BACK_TIMEOUT,
 )
+from controlled_rollout.duration import parse_duration
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -30,7 +33,15 @@ __all__ = ["ControlledRollout"]
 Time = timedelta | float | str
 
 # A worker may be killed at any moment. Errors that would come again fail the task without retries anyway.
-RETRIES: Final = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+RETRIES: Final[dict[str, Any]] = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+# Arguments of the tasks that go back, which no `default_args` replace: they come soon, and wait for no earlier run.
+GOING_BACK: Final[dict[str, Any]] = {
+    "retry_delay": RETRIES["retry_delay"],
+    "depends_on_past": False,
+    "wait_for_downstream": False,
+}
+# What a task that goes back needs beyond its time-out, such as for Airflow's own start of it.
+MARGIN: Final = timedelta(minutes=10)
 VERSION_OF_RUN: Final = "{{ task.version_of_run(dag_run) }}"
 WINDOW: Final = EvidenceWindow()
 
@@ -76,6 +87,9 @@ class ControlledRollout(TaskGroup):
         on_conflict: `fail` or `wait`, while another run holds the endpoint.
         conflict_timeout: How long to wait for that.
         ready_timeout: How long the version may take to become ready.
+        roll_back_timeout: How long a try of `roll_back` goes on while the target does not answer or refuses, or the
+            router does not serve the new split. That task and `retire_treatment` have three retries at least and an
+            `execution_timeout` above their time-outs, whatever `default_args` say.
         conn_id: The connection of the workspace; without the default one, the local workspace.
         deferrable: Whether the gates and `keep_warm` wait in the triggerer, without a worker slot.
         default_args: Arguments for every task of the group, before the DAG's own.
@@ -121,6 +135,7 @@ class ControlledRollout(TaskGroup):
         on_conflict: str = "fail",
         conflict_timeout: Time = CONFLICT_TIMEOUT,
         ready_timeout: Time = READY_TIMEOUT,
+        roll_back_timeout: Time = ROLL_BACK_TIMEOUT,
         conn_id: str = WorkspaceHook.default_conn_name,
         deferrable: bool = True,
         default_args: dict[str, Any] | None = None,
@@ -164,6 +179,7 @@ class ControlledRollout(TaskGroup):
                     "pass_every_step": pass_every_step,
                     "keep_warm": keep_warm,
                     "ready_timeout": ready_timeout,
+                    "roll_back_timeout": roll_back_timeout,
                 },
                 steps=tuple(steps),
                 approval=approval,
@@ -190,6 +206,7 @@ class ControlledRollout(TaskGroup):
                 needs_approval=approval,
                 keep_warm=keep_warm,
                 keep_treatment=keep_treatment,
+                roll_back_timeout=roll_back_timeout,
                 deferrable=deferrable,
             )
 
@@ -256,6 +273,7 @@ class ControlledRollout(TaskGroup):
         needs_approval: bool,
         keep_warm: Time,
         keep_treatment: bool,
+        roll_back_timeout: Time,
         deferrable: bool,
     ) -> None:
         """Create the tasks `promote`, `retire_old`, `roll_back` and `retire_treatment`, and connect all tasks."""
@@ -271,12 +289,26 @@ class ControlledRollout(TaskGroup):
             keep_warm=keep_warm,
             deferrable=deferrable,
         )
-        self.roll_back = RollBackOperator(task_id="roll_back", **on_endpoint, trigger_rule=TriggerRule.ONE_FAILED)
+        going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], self.default_args["retries"] or 0)}
+        self.roll_back = RollBackOperator(
+            task_id="roll_back",
+            **on_endpoint,
+            roll_back_timeout=roll_back_timeout,
+            trigger_rule=TriggerRule.ONE_FAILED,
+            execution_timeout=execution_timeout_above(roll_back_timeout),
+            **going_back,
+        )
         forward = [*self._tasks_before_promotion(), self.promote]
         chain(*forward, self.retire_old)
         forward >> self.roll_back
         if not keep_treatment:
-            self.roll_back >> DeleteVersionOperator(task_id="retire_treatment", **on_endpoint, reason="rolled back")
+            self.roll_back >> DeleteVersionOperator(
+                task_id="retire_treatment",
+                **on_endpoint,
+                reason="rolled back",
+                execution_timeout=execution_timeout_above(RETIRE_TIMEOUT),
+                **going_back,
+            )
 
     def _tasks_before_promotion(self) -> list[BaseOperator]:
         """Return the tasks before `promote`, in the order in which they run."""
@@ -298,3 +330,11 @@ def check_steps(steps: Sequence[float]) -> None:
     )
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")
+
+
+def execution_timeout_above(timeout: Time) -> timedelta | None:
+    """Return an `execution_timeout` that leaves a task all of its own time-out; None if that is a template."""
+    try:
+        return parse_duration(timeout) + MARGIN
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,10 @@ MINIMUM: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "loc
 def group(dag_arguments: dict[str, Any] | None = None, **arguments: Any) -> ControlledRollout:
     with DAG("weekly", schedule=None, default_args=dag_arguments or {}):
         return ControlledRollout(**{**MINIMUM, **arguments})
+
+
+def goes_back(task: Any) -> bool:
+    return task.task_id in ("rollout.roll_back", "rollout.retire_treatment")
 
 
 def edges(rollout: ControlledRollout) -> dict[str, set[str]]:
@@ -85,7 +89,29 @@ def test_steps_that_do_not_ascend_are_refused(steps: tuple[object, ...]) -> None
 def test_killed_tasks_are_retried_unless_the_author_says_otherwise() -> None:
     assert {task.retries for task in group()} == {3}
     assert {task.retries for task in group(dag_arguments={"retries": 7})} == {7}
-    assert {task.retries for task in group(dag_arguments={"retries": 7}, default_args={"retries": 0})} == {0}
+    forward = [task for task in group(dag_arguments={"retries": 7}, default_args={"retries": 0}) if not goes_back(task)]
+    assert {task.retries for task in forward} == {0}
+
+
+@pytest.mark.parametrize("level", ["dag", "group"])
+def test_no_default_args_take_a_roll_back_its_retries_or_its_time(level: str) -> None:
+    unfit = {
+        "retries": 0,
+        "retry_delay": timedelta(days=1),
+        "execution_timeout": timedelta(minutes=1),
+        "depends_on_past": True,
+        "wait_for_downstream": True,
+    }
+    rollout = group(unfit) if level == "dag" else group(default_args=unfit)
+    retirement = next(task for task in rollout if task.task_id.endswith("retire_treatment"))
+
+    for task in (rollout.roll_back, retirement):
+        assert (task.retries, task.retry_delay) == (3, timedelta(seconds=10))
+        assert not task.depends_on_past
+        assert not task.wait_for_downstream
+    assert rollout.roll_back.execution_timeout == timedelta(hours=1, minutes=10)
+    assert retirement.execution_timeout == timedelta(minutes=15)
+    assert group(roll_back_timeout="{{ params.hours }} h").roll_back.execution_timeout is None
 
 
 def test_the_group_is_a_task_group_to_airflow() -> None:

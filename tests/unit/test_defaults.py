@@ -108,6 +108,14 @@ def test_a_scan_has_the_same_defaults_everywhere() -> None:
 
 
 def test_every_length_of_time_has_a_default_that_is_one() -> None:
-    lengths = ("bake", "decision_timeout", "interval", "keep_warm", "conflict_timeout", "ready_timeout")
+    lengths = (
+        "bake",
+        "decision_timeout",
+        "interval",
+        "keep_warm",
+        "conflict_timeout",
+        "ready_timeout",
+        "roll_back_timeout",
+    )
     for name in lengths:
         assert parse_duration(GROUP[name]) >= timedelta(0)

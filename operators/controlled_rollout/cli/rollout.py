@@ -9,7 +9,13 @@ import yaml
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
 from controlled_rollout.cli.view import print_line
-from controlled_rollout.defaults import CONFLICT_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.defaults import (
+    CONFLICT_TIMEOUT,
+    READY_TIMEOUT,
+    RETIRE_TIMEOUT,
+    ROLL_BACK_TIMEOUT,
+    SERVED_TIMEOUT,
+)
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import EndpointNotFoundError
@@ -29,7 +35,7 @@ def add_to(commands: Commands) -> None:
     _add_step_command(commands, "promote", _run_promote, promote, timeout=SERVED_TIMEOUT)
     roll_back = "set a version to 0 %% at once and end its rollout"
     _add_step_command(
-        commands, "rollback", _run_rollback, roll_back, timeout=SERVED_TIMEOUT, reason_required=True
+        commands, "rollback", _run_rollback, roll_back, timeout=ROLL_BACK_TIMEOUT, reason_required=True
     ).add_argument(
         "--to", metavar="VERSION", help="for a version that is the control: the version that takes its place at once"
     )

@@ -3,12 +3,19 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from controlled_rollout.cluster.kubeconfig import open_kubeconfig
-from controlled_rollout.errors import AccessError, ConflictError, ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.errors import (
+    AccessError,
+    ConflictError,
+    ControlledRolloutError,
+    TargetUnavailableError,
+    WorkspaceError,
+)
 from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
@@ -25,6 +32,9 @@ REQUEST_TIMEOUT_S: Final = 20.0
 # The API server ends a watch after this time; the caller then starts the next one where it ended.
 MAX_WATCH_S: Final = 300
 MAX_LOG_S: Final = 3600
+
+# Credentials that were never accepted are renewed no more often than this: who has none must not sign in all the time.
+SIGN_IN_INTERVAL_S: Final = 30.0
 
 READY_PATH: Final = "/readyz"
 MAX_START_S: Final = 10.0
@@ -57,8 +67,9 @@ class Api:
 
     Args:
         client: An open `kubernetes_asyncio` client.
-        sign_in: Opens another client of the same cluster with fresh credentials. It is called once when the server no
-            longer accepts credentials that it had accepted: a token may expire while a step waits.
+        sign_in: Opens another client of the same cluster with fresh credentials. It is called when the server no longer
+            accepts credentials that it had accepted (a token may expire while a step waits), and again every half a
+            minute while it refuses the new ones (an identity provider may be away for longer).
     """
 
     def __init__(self, client: "ApiClient", sign_in: Callable[[], Awaitable["ApiClient"]]) -> None:
@@ -66,6 +77,7 @@ class Api:
         self._sign_in = sign_in
         self._signing_in = asyncio.Lock()
         self._was_accepted = False
+        self._signed_in_at = time.monotonic()
 
     @classmethod
     @asynccontextmanager
@@ -212,7 +224,7 @@ class Api:
             if response.status >= 300:
                 raise self._error_for_status("GET", path, response.status, await response.read())
             async for line in response.content:
-                event = json.loads(line)
+                event = _json_object(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
                     raise ApiError(
@@ -255,11 +267,23 @@ class Api:
         return response
 
     async def _sign_in_again(self, refused: "ApiClient") -> bool:
-        """Sign in again if the credentials were accepted before; return whether there is a new client now."""
+        """Sign in again if the credentials were accepted before, or are old; return whether there is a new client now.
+
+        Raises:
+            AccessError: Signing in fails.
+        """
         async with self._signing_in:
-            if self._client is refused and self._was_accepted:
-                # The old client stays open until the end: other requests may still be reading from it.
-                self._client, self._was_accepted = await self._sign_in(), False
+            is_due = self._was_accepted or time.monotonic() - self._signed_in_at >= SIGN_IN_INTERVAL_S
+            if self._client is refused and is_due:
+                self._signed_in_at = time.monotonic()
+                try:
+                    # The old client stays open until the end: other requests may still be reading from it.
+                    self._client, self._was_accepted = await self._sign_in(), False
+                except WorkspaceError as error:
+                    raise AccessError(
+                        f"the API server {self.server} no longer accepts these credentials, and signing in again "
+                        f"failed: {error}"
+                    ) from error
             return self._client is not refused
 
     async def _send_as(
@@ -341,8 +365,18 @@ def _abort_response(response: Any) -> None:
 
 
 def _json_object(content: bytes) -> Object:
-    """Return the JSON object in the body of a response."""
-    return dict(json.loads(content))
+    """Return the JSON object in the body of a response.
+
+    Raises:
+        TargetUnavailableError: It is none: something else answers in the API server's place, such as a proxy.
+    """
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise TargetUnavailableError(
+            "something else than an API server answers at its address: a JSON object was expected, and the answer "
+            f"begins with {content[:100].decode(errors='replace')!r}"
+        ) from error
 
 
 def _transport_errors() -> tuple[type[BaseException], ...]:

@@ -8,13 +8,16 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout.errors import (
+    AccessError,
     ControlledRolloutError,
+    DeploymentError,
     EvidenceUnavailableError,
     NothingToDoError,
     RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,
     TargetUnavailableError,
+    WorkspaceError,
 )
 from controlled_rollout.hooks.registry_users import registry_users
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
@@ -41,6 +44,8 @@ TEMPORARY_ERRORS = (
     RegistryUnavailableError,
     ScanUnavailableError,
 )
+# What a roll-back or the deletion of a version failed for may be gone as well at the next try.
+TEMPORARY_WHEN_GOING_BACK = (*TEMPORARY_ERRORS, AccessError, DeploymentError, WorkspaceError)
 
 
 def run_of(context: "Context") -> str:
@@ -66,6 +71,7 @@ class EngineCalls:
 
     conn_id: str
     log: Any
+    temporary_errors: tuple[type[ControlledRolloutError], ...] = TEMPORARY_ERRORS
     _call: "tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None" = None
 
     def workspace(self) -> Workspace:
@@ -96,7 +102,7 @@ class EngineCalls:
             raise AirflowSkipException(str(error)) from error
         except ControlledRolloutError as error:
             push_failure(context, str(error))
-            if isinstance(error, TEMPORARY_ERRORS):
+            if isinstance(error, self.temporary_errors):
                 raise
             raise AirflowFailException(str(error)) from error
 

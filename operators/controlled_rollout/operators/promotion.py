@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, AssetAlias
 
 from controlled_rollout.arguments import duration
-from controlled_rollout.defaults import SERVED_TIMEOUT
-from controlled_rollout.operators.base import FAILURE_KEY, RolloutOperator, change_of, task_of
+from controlled_rollout.defaults import ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.operators.base import (
+    FAILURE_KEY,
+    TEMPORARY_WHEN_GOING_BACK,
+    RolloutOperator,
+    change_of,
+    task_of,
+)
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -90,12 +96,14 @@ class RollBackOperator(RolloutOperator):
         version: The version to roll back.
         to: The version that takes all the traffic as the new control, for rolling back a version that is the control.
         reason: The reason, for the history. By default the reasons of the failed tasks before this one.
-        timeout: How long the router may take to serve the new split.
+        roll_back_timeout: How long to go on trying while the target does not answer or refuses, or the router does not
+            serve the new split. Whatever has failed until then fails the task, which Airflow may retry.
         **kwargs: `endpoint`, `own_rollout`, `conn_id` (see `RolloutOperator`), and what every operator takes.
     """
 
-    template_fields = (*RolloutOperator.template_fields, "version", "to", "reason", "timeout")
+    template_fields = (*RolloutOperator.template_fields, "version", "to", "reason", "roll_back_timeout")
     ui_color = "#f8d6d6"
+    temporary_errors = TEMPORARY_WHEN_GOING_BACK
 
     def __init__(
         self,
@@ -103,7 +111,7 @@ class RollBackOperator(RolloutOperator):
         version: str,
         to: str | None = None,
         reason: str = "",
-        timeout: timedelta | float | str = SERVED_TIMEOUT,
+        roll_back_timeout: timedelta | float | str = ROLL_BACK_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         """Store the arguments, and declare the outlet `NEW_CONTROL`."""
@@ -111,7 +119,7 @@ class RollBackOperator(RolloutOperator):
         self.version = version
         self.to = to
         self.reason = reason
-        self.timeout = timeout
+        self.roll_back_timeout = roll_back_timeout
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float] | None:
         """Roll the version back and return each version's per cent of the traffic; None if there is no such version."""
@@ -124,7 +132,7 @@ class RollBackOperator(RolloutOperator):
             change=change_of(context, self.reason or self._upstream_failure_reasons(context)),
             to=self.to or None,
             owner=self.required_owner(context),
-            timeout=duration("timeout", self.timeout),
+            timeout=duration("roll_back_timeout", self.roll_back_timeout),
             progress=self.log_progress,
         )
         if self.to:

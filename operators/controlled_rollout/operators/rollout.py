@@ -10,7 +10,7 @@ from airflow.sdk import conf
 from controlled_rollout.arguments import choice, duration, mapping_of, text
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth
-from controlled_rollout.operators.base import RolloutOperator, change_of, run_of
+from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class DeleteVersionOperator(RolloutOperator):
 
     template_fields = (*RolloutOperator.template_fields, "version", "replaced_by", "keep_warm", "reason", "timeout")
     ui_color = "#e6e6e6"
+    temporary_errors = TEMPORARY_WHEN_GOING_BACK
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "on_conflict": lambda name, value: choice(name, value, "fail", "wait"),
     "conflict_timeout": duration,
     "ready_timeout": duration,
+    "roll_back_timeout": duration,
 }
 
 

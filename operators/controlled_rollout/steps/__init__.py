@@ -1,7 +1,8 @@
 """The steps of a rollout: roll out, shift, promote, roll back, retire.
 
 Airflow's tasks and the command line are thin wrappers around these. Each function says what is special about its step;
-`skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end.
+`skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end,
+`going_back.py` how a roll-back goes on trying.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from controlled_rollout import record
-from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import (
     ControlledRolloutError,
@@ -22,6 +23,7 @@ from controlled_rollout.errors import (
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
+from controlled_rollout.steps.going_back import try_until_done
 from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
@@ -197,13 +199,13 @@ async def roll_back(
     change: Change,
     to: str | None = None,
     owner: str | None = None,
-    timeout: timedelta = SERVED_TIMEOUT,
+    timeout: timedelta = ROLL_BACK_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
     """Set a treatment to 0 % and release the endpoint, or replace a control by another version.
 
-    The versions that get the traffic back are given the replicas for it first, as far as that goes quickly: a roll-back
-    is never refused for want of replicas, and waits for them no longer than a quarter of its time-out.
+    It goes on trying while the target does not answer or refuses, or the router does not confirm. The versions that get
+    the traffic back are given the replicas for it first, but it waits half a minute for them at most.
 
     Args:
         workspace: Where the endpoint lives.
@@ -214,8 +216,8 @@ async def roll_back(
         owner: The run whose rollout this ends: versions that are not its own are left alone, and an endpoint that it
             has created, and whose only version never became ready, is deleted: no later rollout would have a control.
             None rolls back whichever run's version it is.
-        timeout: How long the router may take to confirm.
-        progress: Called with a sentence when something changes.
+        timeout: How long to go on trying.
+        progress: Called with a sentence when something changes, and after each try.
 
     Returns:
         The endpoint as stored; None if the endpoint or the version is not there (any more).
@@ -223,28 +225,17 @@ async def roll_back(
     Raises:
         NothingToDoError: `owner` is given, and the version is not that run's to roll back, or a person decides.
         ConflictError: Another run has taken the endpoint in the meantime.
-        DeploymentError: The router did not confirm the split in time.
+        DeploymentError: The router will not serve the split, or did not confirm it until the time was over.
         EndpointError: The version is the control and `to` is missing, or `to` does not fit.
     """
-    async with connect(workspace) as target:
-        history = await _read_history(target, endpoint, timeout=timeout, progress=progress)
-        if owner is not None:
-            if rules.has_created_endpoint(history, version, owner):
-                await _delete_if_never_ready(target, endpoint, version, change, progress)
-                return None
-            last_decision = await _last_decision(workspace, endpoint, version, progress)
-            if reason := rules.reason_not_to_roll_back(history, last_decision, version, owner):
-                raise NothingToDoError(reason)
-        if to is not None:
-            rules.check_replacement(history, version, to)
-            step = _promotion_step(to, owner=None, scale=scale_before_going_back)
-            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
-        rules.check_is_treatment(history, version)
-        step = _rollback_step(version, owner=owner)
-        try:
-            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
-        except EndpointNotFoundError:
-            return None
+
+    async def attempt(limit: timedelta) -> Endpoint | None:
+        """Roll back once, with a new connection; wait for the router no longer than `limit`."""
+        wait: dict[str, Any] = {"timeout": limit, "progress": progress}
+        async with connect(workspace) as target:
+            return await _roll_back_once(workspace, target, endpoint, version, change, to=to, owner=owner, **wait)
+
+    return await try_until_done(attempt, timeout=timeout, progress=progress)
 
 
 async def retire(
@@ -368,10 +359,11 @@ def _rollback_step(version: str, *, owner: str | None) -> Step:
         purpose=f"roll back {version}",
         scale=scale_before_going_back,
         whole_split=False,
+        going_back=True,
     )
 
 
-def _promotion_step(version: str, *, owner: str | None, scale: Scale) -> Step:
+def _promotion_step(version: str, *, owner: str | None, scale: Scale, going_back: bool = False) -> Step:
     """Return the step that makes a version default and control with all the traffic."""
     return Step(
         name="promote",
@@ -381,6 +373,7 @@ def _promotion_step(version: str, *, owner: str | None, scale: Scale) -> Step:
         purpose=f"promote {version} to control",
         ready_before=True,
         scale=scale,
+        going_back=going_back,
     )
 
 
@@ -396,10 +389,43 @@ def _retirement_step(version: str) -> Step:
     )
 
 
-async def _read_history(target: Target, endpoint: str, *, timeout: timedelta, progress: Progress) -> list[Revision]:
-    """Return the endpoint's revisions, oldest first; empty if it does not exist. Retry until the target answers."""
+async def _roll_back_once(
+    workspace: Workspace,
+    target: Target,
+    endpoint: str,
+    version: str,
+    change: Change,
+    *,
+    to: str | None,
+    owner: str | None,
+    timeout: timedelta,
+    progress: Progress,
+) -> Endpoint | None:
+    """Take the step that `roll_back` describes; a target that does not answer fails it."""
+    run = partial(run_step, change=change, timeout=timeout, progress=progress)
+    history = await _read_history(target, endpoint)
+    if owner is not None:
+        if rules.has_created_endpoint(history, version, owner):
+            await _delete_if_never_ready(target, endpoint, version, change, progress)
+            return None
+        last_decision = await _last_decision(workspace, endpoint, version, progress)
+        if reason := rules.reason_not_to_roll_back(history, last_decision, version, owner):
+            raise NothingToDoError(reason)
+    if to is not None:
+        rules.check_replacement(history, version, to)
+        step = _promotion_step(to, owner=None, scale=scale_before_going_back, going_back=True)
+        return await run(step, workspace, target, endpoint)
+    rules.check_is_treatment(history, version)
     try:
-        return await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
+        return await run(_rollback_step(version, owner=owner), workspace, target, endpoint)
+    except EndpointNotFoundError:
+        return None
+
+
+async def _read_history(target: Target, endpoint: str) -> list[Revision]:
+    """Return the endpoint's revisions, oldest first; empty if it does not exist."""
+    try:
+        return await target.history(endpoint)
     except EndpointNotFoundError:
         return []
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
@@ -32,6 +32,7 @@ from controlled_rollout.workspace import Workspace
 __all__ = ["Edit", "Permit", "Scale", "Step", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
+Result = TypeVar("Result")
 Permit = Callable[[Sequence[Revision]], Awaitable[None]]
 
 # How often a step decides again because another writer stored a revision first.
@@ -68,6 +69,7 @@ class Step:
         creates: The endpoint to begin with where there is none, for the step that creates a version; it waits until
             that version is ready after the change. None for all other steps.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
+        going_back: Whether this is a roll-back, whose caller tries again: a target that does not answer fails it.
     """
 
     name: Literal["roll_out", "shift", "promote", "roll_back", "retire"]
@@ -81,6 +83,7 @@ class Step:
     whole_split: bool = True
     creates: Endpoint | None = None
     conflict_timeout: timedelta = timedelta(0)
+    going_back: bool = False
 
 
 async def run_step(
@@ -114,9 +117,7 @@ async def run_step(
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
     if step.scale:
         # Validate before waiting.
-        before, after = await retry_until_available(
-            partial(_edit_newest, step, target, endpoint), timeout=timeout, progress=progress
-        )
+        before, after = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
         if step.ready_before:
             await wait()
         await step.scale(target, before, after, timeout=timeout, progress=progress)
@@ -160,14 +161,13 @@ async def _apply(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
 ) -> Endpoint:
     """Apply the step's edit to the newest revision; retry with the newer revision if another writer was faster."""
-    call = partial(retry_until_available, timeout=timeout, progress=progress)
     attempts = 0
     while True:
         attempts += 1
-        _, edited = await call(partial(_edit_newest, step, target, endpoint))
+        _, edited = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
-            return await call(partial(target.apply, edited, change))
+            return await _call(step, partial(target.apply, edited, change), timeout, progress)
         except ConflictError:
             if attempts == MAX_ATTEMPTS:
                 raise
@@ -189,6 +189,12 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     if step.permit and history:
         await step.permit(history)
     return newest, edited
+
+
+async def _call(step: Step, call: Callable[[], Awaitable[Result]], timeout: timedelta, progress: Progress) -> Result:
+    """Make a call of the target and return its result; if the step goes on, again and again until it answers."""
+    limit = timedelta(0) if step.going_back else timeout
+    return await retry_until_available(call, timeout=limit, progress=progress)
 
 
 async def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change, progress: Progress) -> None:

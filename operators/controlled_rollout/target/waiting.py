@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from controlled_rollout.errors import DeploymentError, TargetUnavailableError
+from controlled_rollout.errors import AccessError, DeploymentError, RouterTimeoutError, TargetUnavailableError
 from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
 
 __all__ = ["Progress", "retry_until_available", "wait_until_ready", "wait_until_served", "wait_until_without_traffic"]
@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 
 # The pause between two attempts at a target that does not answer.
 RETRY_S: Final = 0.5
+# An API server refuses what it allows (401, 403) while it starts or cannot look up who asks. A permission that is
+# really missing must not hold a step up for longer than this.
+REFUSED_S: Final = 30.0
 
 
 def _no_progress(sentence: str) -> None:
@@ -34,9 +37,10 @@ async def retry_until_available(
     Args:
         call: Makes the call; it must be safe to repeat.
         timeout: How long to try; 0 tries once.
-        progress: Called once with a sentence if the target does not answer at first.
+        progress: Called once with a sentence if the target does not answer at first, or refuses.
 
     Raises:
+        AccessError: The target refused until `timeout` was over, or for half a minute.
         TargetUnavailableError: The target did not answer in time.
     """
     deadline = time.monotonic() + timeout.total_seconds()
@@ -44,10 +48,9 @@ async def retry_until_available(
     while True:
         try:
             return await call()
-        except TargetUnavailableError as error:
-            if time.monotonic() + RETRY_S > deadline:
+        except (TargetUnavailableError, AccessError) as error:
+            if time.monotonic() + RETRY_S > deadline or outage.begin(error) > REFUSED_S:
                 raise
-            outage.begin(error)
         await asyncio.sleep(RETRY_S)
 
 
@@ -185,7 +188,7 @@ async def _wait_for_router(
     try:
         return await _watch_until_result(status_if_done, target, endpoint, timeout, progress)
     except _WaitTimeoutError as error:
-        raise DeploymentError(_not_served_message(endpoint, revision, timeout, latest)) from error
+        raise RouterTimeoutError(_not_served_message(endpoint, revision, timeout, latest)) from error
 
 
 async def _watch_until_result(
@@ -198,6 +201,7 @@ async def _watch_until_result(
     """Watch an endpoint until `result_of` returns a result for its status; return the result. Reconcile meanwhile.
 
     Raises:
+        AccessError: The target refused when the time was over, or for half a minute.
         TargetUnavailableError: The target did not answer when the time was over.
         _WaitTimeoutError: It did answer, and there was no result.
     """
@@ -211,8 +215,9 @@ async def _watch_until_result(
                             if (result := result_of(status)) is not None:
                                 return result
                             outage.end()
-                except TargetUnavailableError as error:
-                    outage.begin(error)
+                except (TargetUnavailableError, AccessError) as error:
+                    if outage.begin(error) > REFUSED_S:
+                        raise
                 await asyncio.sleep(RETRY_S)
     except TimeoutError as error:
         if not limit.expired():
@@ -225,21 +230,27 @@ class _WaitTimeoutError(Exception):
 
 
 class _Outage:
-    """Whether a target does not answer now; each outage is reported once."""
+    """Whether a target does not answer now, or refuses; each outage is reported once."""
 
     def __init__(self, progress: Progress) -> None:
-        self.error: TargetUnavailableError | None = None
+        self.error: TargetUnavailableError | AccessError | None = None
         self._progress = progress
+        self._refused_since: float | None = None
 
-    def begin(self, error: TargetUnavailableError) -> None:
-        """Record that the target does not answer; report it if this is the beginning of an outage."""
+    def begin(self, error: TargetUnavailableError | AccessError) -> float:
+        """Record and report that the target does not answer; return for how many seconds it has refused by now."""
         if self.error is None:
             self._progress(f"trying again: {error}")
         self.error = error
+        if not isinstance(error, AccessError):
+            self._refused_since = None
+            return 0.0
+        self._refused_since = self._refused_since or time.monotonic()
+        return time.monotonic() - self._refused_since
 
     def end(self) -> None:
         """Record that the target answers again."""
-        self.error = None
+        self.error = self._refused_since = None
 
 
 def _replica_states(status: VersionStatus) -> str:

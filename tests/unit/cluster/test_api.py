@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
+from controlled_rollout.cluster import api as api_module
 from controlled_rollout.cluster.api import Api
-from controlled_rollout.errors import AccessError, WorkspaceError
+from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Cluster:
         self.accepted = "token-1"
         self.offered: str | None = None
         self.sign_ins = 0
+        self.sign_in_fails = False
+        self.body: str | None = None
         self.url = ""
 
     @property
@@ -45,6 +48,8 @@ class Cluster:
     async def open(self) -> AsyncIterator["ApiClient"]:
         from kubernetes_asyncio.client import ApiClient, Configuration
 
+        if self.sign_in_fails:
+            raise WorkspaceError("the identity provider is away")
         self.sign_ins += 1
         configuration = Configuration(
             host=self.url,
@@ -57,6 +62,8 @@ class Cluster:
     async def answer(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {self.accepted}":
             return web.json_response({"message": "Unauthorized", "reason": "Unauthorized"}, status=401)
+        if self.body is not None:
+            return web.Response(text=self.body)
         return web.json_response({"kind": "Anything"})
 
 
@@ -111,6 +118,42 @@ async def test_a_renewed_token_that_is_refused_too_is_an_access_error(cluster: C
             await api.get("/api")
 
     assert cluster.sign_ins == 2
+
+
+async def test_a_renewed_token_that_is_refused_for_long_is_renewed_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await api.get("/api")
+        cluster.offered, cluster.accepted = "token-1", "token-2"
+        with pytest.raises(AccessError):
+            await api.get("/api")
+        monkeypatch.setattr(api_module, "SIGN_IN_INTERVAL_S", 0.0)
+        with pytest.raises(AccessError):
+            await api.get("/api")
+        cluster.offered = None
+        assert await api.get("/api") == {"kind": "Anything"}
+
+    assert cluster.sign_ins == 4
+
+
+async def test_a_sign_in_that_fails_while_a_step_waits_is_an_access_error(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await api.get("/api")
+        cluster.accepted = "token-2"
+        cluster.sign_in_fails = True
+        with pytest.raises(AccessError, match="signing in again failed: the identity provider is away"):
+            await api.get("/api")
+        cluster.sign_in_fails = False
+        assert await api.get("/api") == {"kind": "Anything"}
+
+
+@pytest.mark.parametrize("body", ["<html>Sign in</html>", "", "[1]", "7"])
+async def test_an_answer_that_is_no_object_is_as_good_as_none(cluster: Cluster, body: str) -> None:
+    cluster.body = body
+    async with Api.open(cluster.workspace) as api:
+        with pytest.raises(TargetUnavailableError, match="something else than an API server answers"):
+            await api.get("/api")
 
 
 async def test_a_token_that_was_never_accepted_is_not_renewed(cluster: Cluster) -> None:

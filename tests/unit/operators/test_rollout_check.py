@@ -55,6 +55,7 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("on_conflict", "retry"),
         ("conflict_timeout", "1 week"),
         ("ready_timeout", None),
+        ("roll_back_timeout", "soon"),
         ("scan", {"max_severity": "mild"}),
         ("scan", {"max_database_age": "old"}),
     ],

@@ -20,6 +20,7 @@ from controlled_rollout.target.waiting import (
 SOON = timedelta(seconds=0.2)
 LATE = timedelta(seconds=30)
 AWAY = TargetUnavailableError("the API server is away")
+REFUSED = AccessError("not allowed")
 
 
 @pytest.fixture(autouse=True)
@@ -202,12 +203,36 @@ async def test_unreachable_target_is_an_error_after_the_timeout() -> None:
     assert messages.count("trying again: the API server is away") == 2
 
 
-@pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), AccessError("not allowed"), TimeoutError("not ours")])
+@pytest.mark.parametrize("error", [EndpointNotFoundError("gone"), TimeoutError("not ours")])
 async def test_other_errors_end_the_wait(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         await ready(ScriptedTarget(error), [])
     with pytest.raises(type(error), match=str(error)):
         await served(ScriptedTarget(status(READY), error), [])
+
+
+async def test_a_refusal_that_passes_only_delays() -> None:
+    messages: list[str] = []
+    scripted = ScriptedTarget(status(READY), REFUSED, REFUSED, AWAY, REFUSED, status(READY, served=2))
+
+    assert await served(scripted, messages)
+
+    assert messages == ["trying again: not allowed"]
+
+
+async def test_a_refusal_that_stays_is_an_error_after_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "REFUSED_S", 0.05)
+    with pytest.raises(AccessError, match="not allowed"):
+        await served(ScriptedTarget(status(READY), *[REFUSED] * 1000), [])
+
+    async def call() -> None:
+        raise REFUSED
+
+    with pytest.raises(AccessError, match="not allowed"):
+        await retry_until_available(call, timeout=LATE, progress=lambda line: None)
+    monkeypatch.setattr(waiting, "REFUSED_S", 30.0)
+    with pytest.raises(AccessError, match="not allowed"):
+        await retry_until_available(call, timeout=SOON, progress=lambda line: None)
 
 
 async def test_call_is_repeated_until_the_target_responds() -> None:
