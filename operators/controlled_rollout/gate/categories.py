@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.means import log_mixture
-from controlled_rollout.gate.mixture import MixtureResult, mix
 from controlled_rollout.gate.ratio import BOTH_SIDES, OddsRatio
 
 __all__ = ["any_difference", "difference_beyond", "total_variation"]
@@ -19,8 +18,8 @@ Floats = NDArray[np.float64]
 SCALE: Final = (4 * 0.1) ** 2
 
 
-def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> MixtureResult:
-    """Return the evidence that the shares of the categories differ between the versions, in either direction.
+def any_difference(counts: Mapping[str, Metric]) -> tuple[list[Floats], list[float]]:
+    """Return the evidence that the shares of the categories differ, in either direction: its paths and their weights.
 
     Given how often a category was seen in a bin, how often the treatment had it is hypergeometric while the versions
     are alike: the exact two-sided test of every category in every bin (ratio.py), mixed over categories and ratios.
@@ -30,7 +29,6 @@ def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Mixtur
 
     Args:
         counts: By category how often each version had it, per bin.
-        log_threshold: The value to reach.
     """
     treatment, control = _totals_by_bin(counts)
     bins = len(treatment)
@@ -41,11 +39,11 @@ def any_difference(counts: Mapping[str, Metric], log_threshold: float) -> Mixtur
             odds = OddsRatio(treatment, control, metric)
             paths += odds.paths(1.0, BOTH_SIDES, bins)
             shares += [weights[category] / len(BOTH_SIDES)] * len(BOTH_SIDES)
-    return mix(paths, shares, log_threshold, bins) if paths else MixtureResult(0.0, None, ())
+    return paths, shares
 
 
-def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_threshold: float) -> MixtureResult:
-    """Return the evidence that the total variation distance between the versions is above `tolerance`.
+def difference_beyond(counts: Mapping[str, Metric], tolerance: float) -> Floats:
+    """Return the path of log evidence that the total variation distance between the versions is above `tolerance`.
 
     Total variation is the largest difference of the probabilities of any set of categories. The set is chosen before
     each bin, from the bins before it: the categories that the treatment had more often. The difference of its shares
@@ -56,7 +54,6 @@ def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_thresh
     Args:
         counts: By category how often each version had it, per bin.
         tolerance: The total variation that is tolerated.
-        log_threshold: The value to reach.
     """
     treatment, control = _totals_by_bin(counts)
     comparable = (treatment > 0) & (control > 0)
@@ -66,8 +63,7 @@ def difference_beyond(counts: Mapping[str, Metric], tolerance: float, log_thresh
     chosen = _shares_before(of_treatment) > _shares_before(of_control)
     difference = (of_treatment * chosen).sum(axis=0) / n - (of_control * chosen).sum(axis=0) / m - tolerance
     weight = np.where(comparable, n * m / (n + m), 0.0)
-    path = log_mixture(np.cumsum(weight * difference), np.cumsum(weight / 4), SCALE)
-    return mix([path], [1.0], log_threshold, len(path))
+    return log_mixture(np.cumsum(weight * difference), np.cumsum(weight / 4), SCALE)
 
 
 def total_variation(counts: Mapping[str, Metric]) -> float | None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from controlled_rollout.gate.model import Claim, Gate
+from controlled_rollout.gate.restarts import AlarmEvidence
 
-__all__ = ["ClaimResult", "alarm_threshold", "claim_from"]
+__all__ = ["ClaimResult", "alarm_from", "alarm_threshold", "claim_from"]
 
 # exp() of more is more than a float can hold: infinite.
 LARGEST_EXPONENT: Final = 709.0
@@ -67,5 +68,26 @@ def claim_from(
         detail: The numbers behind it in words.
         needed: How many more treatment requests a pass claim needs.
     """
-    e_value = math.exp(peak) if peak < LARGEST_EXPONENT else math.inf
-    return Claim(name, kind, e_value, threshold, reached, needed, detail)
+    return Claim(name, kind, _e_value(peak), threshold, reached, needed, detail)
+
+
+def alarm_from(
+    name: str, kind: Literal["alarm", "split"], evidence: AlarmEvidence, threshold: float, detail: str
+) -> ClaimResult:
+    """Return a claim that fails the treatment, or says that the split is wrong, with the bin that established it.
+
+    Args:
+        name: What is claimed.
+        kind: Its kind.
+        evidence: The evidence for it.
+        threshold: Its threshold, not as a log.
+        detail: The numbers behind it in words.
+    """
+    reached = evidence.reached_at is not None
+    claim = claim_from(name, kind, evidence.peak, threshold, reached, detail)
+    return ClaimResult(replace(claim, present=_e_value(evidence.now)), evidence.reached_at)
+
+
+def _e_value(log_value: float) -> float:
+    """Return the number of which this is the log; infinite where a float cannot hold it."""
+    return math.exp(log_value) if log_value < LARGEST_EXPONENT else math.inf

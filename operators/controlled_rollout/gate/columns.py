@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from math import isfinite
 from operator import attrgetter, ge
 from typing import Final, NoReturn
@@ -17,6 +17,8 @@ from controlled_rollout.gate.model import Bin, Counts, Moments
 __all__ = ["Columns", "Metric", "Values", "columns"]
 
 Floats = NDArray[np.float64]
+# Some of the bins: a part of them, or true for each that is meant.
+Selection = slice | NDArray[np.bool_]
 
 NOT_AN_INTEGER: Final = "is not a whole number"
 # Up to here every whole number is a float.
@@ -37,9 +39,9 @@ class Metric:
     treatment: Floats
     control: Floats
 
-    def since(self, first: int) -> "Metric":
-        """Return the metric without the bins before index `first`."""
-        return Metric(self.treatment[first:], self.control[first:])
+    def at(self, bins: "Selection") -> "Metric":
+        """Return the metric in some of the bins."""
+        return Metric(self.treatment[bins], self.control[bins])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,9 @@ class Values:
     mean: Floats
     variance: Floats
 
-    def since(self, first: int) -> "Values":
-        """Return the values without the bins before index `first`."""
-        return Values(self.count[first:], self.mean[first:], self.variance[first:])
+    def at(self, bins: "Selection") -> "Values":
+        """Return the values in some of the bins."""
+        return Values(self.count[bins], self.mean[bins], self.variance[bins])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +82,20 @@ class Columns:
 
     def since(self, first: int) -> "Columns":
         """Return the columns without the bins before index `first`."""
-        if not first:
-            return self
+        return self.at(slice(first, None)) if first else self
+
+    def at(self, bins: "Selection") -> "Columns":
+        """Return the columns of some of the bins."""
         return Columns(
-            self.starts[first:],
-            self.treatment[first:],
-            self.control[first:],
-            self.errors.since(first),
-            tuple(metric.since(first) for metric in self.slow),
-            self.shares[first:],
-            {name: (treatment.since(first), control.since(first)) for name, (treatment, control) in self.means.items()},
+            self.starts[bins] if isinstance(bins, slice) else list(compress(self.starts, bins)),
+            self.treatment[bins],
+            self.control[bins],
+            self.errors.at(bins),
+            tuple(metric.at(bins) for metric in self.slow),
+            self.shares[bins],
+            {name: (treatment.at(bins), control.at(bins)) for name, (treatment, control) in self.means.items()},
             {
-                name: {category: metric.since(first) for category, metric in metrics.items()}
+                name: {category: metric.at(bins) for category, metric in metrics.items()}
                 for name, metrics in self.categories.items()
             },
         )

@@ -19,6 +19,7 @@ from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.odds import Margins
 from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
+from controlled_rollout.gate.restarts import process_weight
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
 
 __all__ = ["detectable_error_rate", "detectable_slow_share", "requests_to_pass"]
@@ -79,12 +80,15 @@ def _requests_needed(gate: Gate, share: float, rate: float, acceptable_rate: flo
 def _expected_alarm(
     requests: float, share: float, control_rate: float, treatment_rate: float, null: float, weights: Sequence[float]
 ) -> float:
-    """Return the log of an alarm's expected evidence after a number of treatment requests."""
+    """Return the log of an alarm's expected evidence after a number of treatment requests at one share.
+
+    It is that of the process that begins at the first change of the split; a rollout's first share is judged sooner.
+    """
     grown = [
         math.log(weight) + requests * _expected_growth(share, control_rate, treatment_rate, null, ratio)
         for ratio, weight in zip(ABOVE, weights, strict=True)
     ]
-    return float(log_sum_exp(np.array(grown)))
+    return math.log(process_weight(1)) + float(log_sum_exp(np.array(grown)))
 
 
 def _expected_growth(share: float, control_rate: float, treatment_rate: float, null: float, ratio: float) -> float:

@@ -1,17 +1,21 @@
 """The claims about the author's own metrics: means and categories."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.categories import any_difference, difference_beyond, total_variation
-from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
-from controlled_rollout.gate.columns import Columns, Values
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
+from controlled_rollout.gate.columns import Columns, Metric, Values
 from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, mixture_scale
 from controlled_rollout.gate.mixture import more_needed
-from controlled_rollout.gate.model import Gate, Mean
+from controlled_rollout.gate.model import Category, Gate, Mean
+from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
 
 __all__ = ["MetricClaims", "metric_claims"]
 
@@ -37,36 +41,43 @@ def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
     alarms: list[ClaimResult] = []
     splits: list[ClaimResult] = []
     passes: list[ClaimResult] = []
+    spans = {first: judged.since(first) for first in process_starts(judged)}
+    present = judged.at(at_present_share(judged))
     for name, setting in gate.means.items():
         if name in judged.means:
-            by_bin = differences(*judged.means[name])
             threshold = alarm_threshold(gate, name, latency=bool(judged.slow))
-            alarms.append(_mean_worse(name, setting, by_bin, judged, threshold))
+            alarms.append(_mean_worse(name, setting, spans, threshold))
             if setting.pass_margin is not None:
-                passes.append(_mean_not_worse(name, setting.worse, setting.pass_margin, by_bin, judged, gate))
+                passes.append(_mean_not_worse(name, setting.worse, setting.pass_margin, present, gate))
         elif setting.pass_margin is not None:
             claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
             passes.append(ClaimResult(claim))
     for name in judged.categories:
-        result = _category_differs(name, judged, gate)
+        result = _category_differs(name, spans, gate)
         (alarms if result.claim.kind == "alarm" else splits).append(result)
     return MetricClaims(tuple(alarms), tuple(splits), tuple(passes))
 
 
-def _mean_worse(name: str, setting: Mean, by_bin: Differences, judged: Columns, threshold: float) -> ClaimResult:
+def _mean_worse(name: str, setting: Mean, spans: Mapping[int, Columns], threshold: float) -> ClaimResult:
     """Test the alarm claim: the treatment's mean is worse than control's by more than the margin."""
-    path = _evidence_path(by_bin, 1.0 if setting.worse == "higher" else -1.0, setting.margin)
-    peak, first = _peak_and_first_reached(path, math.log(threshold))
-    detail = f"{_means_text(by_bin, judged.means[name])}, {setting.margin:.3g} tolerated"
-    claim = claim_from(f"{name} is {setting.worse}", "alarm", peak, threshold, first is not None, detail)
-    return ClaimResult(claim, first)
+    sign = 1.0 if setting.worse == "higher" else -1.0
+    by_bin = {first: differences(*span.means[name]) for first, span in spans.items()}
+
+    def components(first: int, bins: int) -> tuple[list[Floats], list[float]]:
+        """Return the evidence of one process over its first `bins` bins."""
+        return [_evidence_path(by_bin[first], sign, setting.margin)[:bins]], [1.0]
+
+    processes = [Process(first, partial(components, first)) for first in spans]
+    evidence = alarm_evidence(processes, len(spans[0].starts), math.log(threshold))
+    values = spans[evidence.since].means[name]
+    detail = f"{_means_text(by_bin[evidence.since], values)}, {setting.margin:.3g} tolerated"
+    return alarm_from(f"{name} is {setting.worse}", "alarm", evidence, threshold, detail)
 
 
-def _mean_not_worse(
-    name: str, worse: str, margin: float, by_bin: Differences, judged: Columns, gate: Gate
-) -> ClaimResult:
+def _mean_not_worse(name: str, worse: str, margin: float, judged: Columns, gate: Gate) -> ClaimResult:
     """Test the pass claim: the treatment's mean is worse than control's by less than the pass margin."""
     sign, goal = (1.0 if worse == "lower" else -1.0), -math.log(gate.beta)
+    by_bin = differences(*judged.means[name])
     path = _evidence_path(by_bin, sign, -margin)
     peak, first = _peak_and_first_reached(path, goal)
     needed: int | None = 0
@@ -86,23 +97,31 @@ def _mean_not_worse(
     )
 
 
-def _category_differs(name: str, judged: Columns, gate: Gate) -> ClaimResult:
+def _category_differs(name: str, spans: Mapping[int, Columns], gate: Gate) -> ClaimResult:
     """Test the split or alarm claim: the categories' shares differ by more than is tolerated."""
-    setting, counts = gate.categories[name], judged.categories[name]
-    fails = setting.on_difference == "fail"
-    threshold = alarm_threshold(gate, name, latency=bool(judged.slow)) if fails else 1 / gate.split_alpha
-    if setting.tolerance:
-        evidence = difference_beyond(counts, setting.tolerance, math.log(threshold))
-        claimed = f"{name} differs by more than {setting.tolerance:g}"
-    else:
-        evidence = any_difference(counts, math.log(threshold))
-        claimed = f"{name} differs"
+    setting = gate.categories[name]
+    kind: Literal["alarm", "split"] = "alarm" if setting.on_difference == "fail" else "split"
+    threshold = 1 / gate.split_alpha
+    if kind == "alarm":
+        threshold = alarm_threshold(gate, name, latency=bool(spans[0].slow))
+    processes = [
+        Process(first, partial(_category_evidence, setting, span.categories[name])) for first, span in spans.items()
+    ]
+    evidence = alarm_evidence(processes, len(spans[0].starts), math.log(threshold))
+    claimed = f"{name} differs by more than {setting.tolerance:g}" if setting.tolerance else f"{name} differs"
+    counts = spans[evidence.since].categories[name]
     variation = total_variation(counts)
     detail = f"{len(counts)} categories, total variation "
     detail += "not known" if variation is None else f"{variation:.3g}"
-    reached = evidence.reached_at is not None
-    claim = claim_from(claimed, "alarm" if fails else "split", evidence.peak, threshold, reached, detail)
-    return ClaimResult(claim, evidence.reached_at)
+    return alarm_from(claimed, kind, evidence, threshold, detail)
+
+
+def _category_evidence(
+    setting: Category, counts: Mapping[str, Metric], bins: int
+) -> tuple[list[Floats], Sequence[float]]:
+    """Return the evidence of one process over its first `bins` bins, and its weights."""
+    counts = {category: metric.at(slice(None, bins)) for category, metric in counts.items()}
+    return ([difference_beyond(counts, setting.tolerance)], [1.0]) if setting.tolerance else any_difference(counts)
 
 
 def _cumulated_sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:

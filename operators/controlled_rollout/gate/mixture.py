@@ -12,7 +12,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MixtureResult", "follow", "log_sum_exp", "mix", "more_needed", "relevant_bins", "settle"]
+__all__ = [
+    "BEYOND_DOUBT",
+    "CEILING",
+    "STAGES",
+    "MixtureResult",
+    "follow",
+    "log_sum_exp",
+    "mix",
+    "mixture_path",
+    "more_needed",
+    "relevant_bins",
+    "settle",
+]
 
 Floats = NDArray[np.float64]
 
@@ -108,17 +120,29 @@ def mix(paths: Sequence[Floats], weights: Sequence[float], log_threshold: float,
     parts = tuple(
         float(path[-1]) + log if len(path) == bins else -math.inf for path, log in zip(paths, logs, strict=True)
     )
-    highest = max(
-        (float(path.max()) + log for path, log in zip(paths, logs, strict=True) if len(path)), default=-math.inf
-    )
-    total = np.zeros(max(map(len, paths)))
-    for path, log in zip(paths, logs, strict=True):
-        total[: len(path)] += np.exp(np.minimum(path + log, CEILING))
+    total, highest = mixture_path(paths, weights, bins)
     peak = math.log(max(1.0, float(total.max(initial=0.0))))
     if highest >= CEILING:  # so far beyond any threshold that the largest component is taken for the sum
         peak = highest
     reached = np.flatnonzero(total >= math.exp(log_threshold))
     return MixtureResult(peak, int(reached[0]) if len(reached) else None, parts)
+
+
+def mixture_path(paths: Sequence[Floats], weights: Sequence[float], bins: int) -> tuple[Floats, float]:
+    """Return a weighted sum of likelihood ratios after each bin, and the log of its largest term.
+
+    Args:
+        paths: The path of the log of each; those shorter than `bins` are too low to matter afterwards.
+        weights: One per path, adding up to 1 at most.
+        bins: How many bins there are.
+    """
+    total, highest = np.zeros(bins), -math.inf
+    for path, weight in zip(paths, weights, strict=True):
+        if len(path):
+            weighted = path + math.log(weight)
+            highest = max(highest, float(weighted.max()))
+            total[: len(path)] += np.exp(np.minimum(weighted, CEILING))
+    return total, highest
 
 
 def more_needed(log_value: Callable[[Floats], Floats], log_threshold: float) -> int | None:

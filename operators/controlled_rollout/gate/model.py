@@ -189,6 +189,7 @@ class Claim:
         needed_requests: About how many more treatment requests a `pass` claim needs at the present rates; 0 when
             reached, None when it cannot be said.
         detail: The numbers behind it in words.
+        present: For an alarm the evidence after the newest bin, as far as it could establish the claim; 1 for others.
     """
 
     name: str
@@ -198,6 +199,7 @@ class Claim:
     reached: bool
     needed_requests: int | None = None
     detail: str = ""
+    present: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ __all__ = [
     "BOTH_SIDES",
     "OddsRatio",
     "burstiness",
-    "first_difference",
     "rate_difference",
+    "rate_differs",
 ]
 
 Floats = NDArray[np.float64]
@@ -127,11 +127,11 @@ def rate_difference(columns: Columns, metric: Metric) -> float | None:
     return float(excess.sum()) / total if total else None
 
 
-def first_difference(columns: Columns, metric: Metric, least: float, since: int) -> int | None:
-    """Return the first bin from `since` on at which the rate difference is at least `least`; None if there is none."""
+def rate_differs(columns: Columns, metric: Metric, least: float) -> NDArray[np.bool_]:
+    """Return after each bin whether the rate difference over all bins so far is at least `least`."""
     excess, weight = (np.cumsum(values) for values in _difference_terms(columns, metric))
-    reached = np.flatnonzero((weight[since:] > 0) & (excess[since:] >= least * weight[since:]))
-    return since + int(reached[0]) if len(reached) else None
+    result: NDArray[np.bool_] = (weight > 0) & (excess >= least * weight)
+    return result
 
 
 def _difference_terms(columns: Columns, metric: Metric) -> tuple[Floats, Floats]:

@@ -1,13 +1,14 @@
 """The claims about what every request tells: errors, latency and the split (the author's metrics: metric_claims.py)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controlled_rollout.gate.claims import ClaimResult, alarm_threshold, claim_from
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import MixtureResult, log_sum_exp, mix, more_needed, settle
 from controlled_rollout.gate.model import Gate
@@ -18,9 +19,10 @@ from controlled_rollout.gate.ratio import (
     BETTER,
     OddsRatio,
     burstiness,
-    first_difference,
     rate_difference,
+    rate_differs,
 )
+from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
 from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness
 from controlled_rollout.gate.split import split_evidence, split_served
 
@@ -32,18 +34,27 @@ Floats = NDArray[np.float64]
 def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
     """Test the alarm and the pass claims about errors and, if the bins count slow requests, about latency.
 
+    Alarms count everything since the rollout began, passes only what came at the present share.
+
     Args:
         judged: The rollout's bins, warm-up left out.
         before: Control's bins before the rollout: they tell how much events come in bursts.
         gate: What the treatment has to show.
     """
-    errors = _Event(judged, judged.errors, gate, _burst_divisor(before, before.errors, gate))
-    alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, errors)]
+    spans = {first: judged.since(first) for first in process_starts(judged)}
+    at_present = at_present_share(judged)
+    present = judged if at_present.all() else judged.at(at_present)
+    burst = _burst_divisor(before, before.errors, gate)
+    errors = {first: _Event(span, span.errors, gate, burst) for first, span in spans.items()}
+    present_errors = errors[0] if present is judged else _Event(present, present.errors, gate, burst)
+    alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, present_errors)]
     if judged.slow:
         bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
-        slow = [_Event(judged, metric, gate, burst) for metric, burst in zip(judged.slow, bursts, strict=True)]
-        alarms.append(_latency_higher(gate, slow, _duration_test(judged, before, gate)))
-        passes.append(_latency_not_worse(gate, slow))
+        slow = {first: _slow_events(span, gate, bursts) for first, span in spans.items()}
+        shifts = {first: _duration_test(span, before, gate) for first, span in spans.items()}
+        present_slow = slow[0] if present is judged else _slow_events(present, gate, bursts)
+        alarms.append(_latency_higher(gate, slow, shifts))
+        passes.append(_latency_not_worse(gate, present_slow))
     return alarms, passes
 
 
@@ -73,26 +84,41 @@ class _Event:
         return f", discounted {self.burst:.3g} times for bursts" if self.burst > 1 else ""
 
 
-def _errors_higher(gate: Gate, errors: _Event) -> ClaimResult:
-    """Test the alarm claim: error odds above the tolerated ratio, and a rate difference above the tolerated one."""
-    judged, metric = errors.judged, errors.metric
-    threshold = alarm_threshold(gate, "errors", latency=bool(judged.slow))
-    evidence = settle(
-        lambda bins: mix(errors.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS, math.log(threshold), bins),
-        errors.n_bins,
-        math.log(threshold),
-    )
-    first = evidence.reached_at
-    if first is not None:
-        first = first_difference(judged, metric, gate.error_difference, first)
-    difference = rate_difference(judged, metric)
-    detail = errors.rates()
+def _slow_events(span: Columns, gate: Gate, bursts: Sequence[float]) -> list[_Event]:
+    """Return the requests slower than each quantile as events."""
+    return [_Event(span, metric, gate, burst) for metric, burst in zip(span.slow, bursts, strict=True)]
+
+
+def _errors_higher(gate: Gate, errors: Mapping[int, _Event]) -> ClaimResult:
+    """Test the alarm claim: error odds above the tolerated ratio, and a rate difference above the tolerated one.
+
+    Args:
+        gate: What the treatment has to show.
+        errors: By first bin the errors of each process.
+    """
+    threshold = alarm_threshold(gate, "errors", latency=bool(errors[0].judged.slow))
+
+    def components(event: _Event, bins: int) -> tuple[list[Floats], Sequence[float]]:
+        """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
+        return event.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS
+
+    processes = [
+        Process(first, partial(components, event), rate_differs(event.judged, event.metric, gate.error_difference))
+        for first, event in errors.items()
+    ]
+    evidence = alarm_evidence(processes, errors[0].n_bins, math.log(threshold))
+    event = errors[evidence.since]
+    difference = rate_difference(event.judged, event.metric)
+    detail = event.rates()
     if difference is not None:
         detail += f", difference {100 * difference:+.3g} points, {100 * gate.error_difference:.3g} tolerated"
-    detail += errors.bursts()
-    return ClaimResult(
-        claim_from("errors are higher", "alarm", evidence.peak, threshold, first is not None, detail), first
-    )
+    detail += event.bursts() + _since(event.judged, evidence.since)
+    return alarm_from("errors are higher", "alarm", evidence, threshold, detail)
+
+
+def _since(span: Columns, first: int) -> str:
+    """Return as text since when evidence counts that does not count from the rollout's start; else empty."""
+    return f", since the split changed at {span.starts[0]:%H:%M:%S}" if first else ""
 
 
 def _duration_test(judged: Columns, before: Columns, gate: Gate) -> Shift:
@@ -109,26 +135,32 @@ def latency_weights(n_quantiles: int) -> list[float]:
     return by_quantile + [1 / (2 * len(TILTS))] * len(TILTS)
 
 
-def _latency_higher(gate: Gate, slow: Sequence[_Event], shift: Shift) -> ClaimResult:
+def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[_Event]], shifts: Mapping[int, Shift]) -> ClaimResult:
     """Test the alarm claim: durations exceed control's quantiles more often, at one quantile or as a whole.
 
     E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
+
+    Args:
+        gate: What the treatment has to show.
+        slow: By first bin the slow requests of each process, per quantile.
+        shifts: By first bin the test of each process on durations as a whole.
     """
     threshold = alarm_threshold(gate, "latency", latency=True)
+    weights = latency_weights(len(slow[0]))
 
-    def evidence_after(bins: int) -> MixtureResult:
-        """Return the mixed evidence of all quantiles and tilts over the first `bins` bins."""
-        paths = [path for quantile in slow for path in quantile.odds.paths(1.0, ABOVE, bins)]
-        return mix([*paths, *shift.paths(bins)], latency_weights(len(slow)), math.log(threshold), bins)
+    def components(first: int, bins: int) -> tuple[list[Floats], list[float]]:
+        """Return the evidence of all quantiles and tilts over `bins` bins from `first` on, and its weights."""
+        paths = [path for quantile in slow[first] for path in quantile.odds.paths(1.0, ABOVE, bins)]
+        return [*paths, *shifts[first].paths(bins)], weights
 
-    evidence = settle(evidence_after, slow[0].n_bins, math.log(threshold))
+    processes = [Process(first, partial(components, first)) for first in slow]
+    evidence = alarm_evidence(processes, slow[0][0].n_bins, math.log(threshold))
     parts = [
         f"{_format_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
-        for quantile, event in zip(gate.latency_quantiles, slow, strict=True)
+        for quantile, event in zip(gate.latency_quantiles, slow[evidence.since], strict=True)
     ]
-    reached = evidence.reached_at is not None
-    claim = claim_from("latency is higher", "alarm", evidence.peak, threshold, reached, ", ".join(parts))
-    return ClaimResult(claim, evidence.reached_at)
+    detail = ", ".join(parts) + _since(slow[evidence.since][0].judged, evidence.since)
+    return alarm_from("latency is higher", "alarm", evidence, threshold, detail)
 
 
 def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:

@@ -18,6 +18,7 @@ TOLERANCE = 0.05
 MEDIAN_MS, SPREAD = 100.0, 0.6
 MINUTES = 120
 BASELINE_MINUTES = 60
+HISTORY_BIN = 10
 REPLICA_REQUESTS = 30  # requests a minute that one replica serves, where bursts hit replicas
 
 
@@ -68,6 +69,9 @@ class Cell:
         bursts: Whether replicas fail for a minute now and then, both versions' alike.
         cold: Whether the treatment's first minutes are slow and failing.
         minutes: How long the run is.
+        history: How many minutes both versions have been alike before, with `share_before`: only then begins what is
+            bad about the treatment. In bins of ten minutes.
+        share_before: The treatment's part then.
     """
 
     name: str
@@ -81,6 +85,13 @@ class Cell:
     bursts: bool = False
     cold: bool = False
     minutes: int = MINUTES
+    history: int = 0
+    share_before: float = 0.1
+
+    @property
+    def history_bins(self) -> int:
+        """How many bins the history has."""
+        return self.history // HISTORY_BIN
 
 
 @dataclass(frozen=True)
@@ -111,13 +122,15 @@ class Traffic:
 
 def simulate(cell: Cell, runs: int, rng: np.random.Generator) -> Traffic:
     """Return so many runs of a cell."""
-    before = np.arange(-BASELINE_MINUTES, 0.0)
-    minute = np.arange(0.0, cell.minutes)
-    share = cell.share(minute)
-    requests = rng.poisson(cell.per_minute, (runs, cell.minutes))
+    before = np.arange(-BASELINE_MINUTES, 0.0) - cell.history
+    minute = np.concatenate([np.arange(-cell.history, 0.0, HISTORY_BIN), np.arange(0.0, cell.minutes)])
+    width = np.where(minute < 0, HISTORY_BIN, 1)
+    share = np.where(minute < 0, cell.share_before, cell.share(minute))
+    requests = rng.poisson(cell.per_minute * width, (runs, len(minute)))
     treated = rng.binomial(requests, share)
     cold = np.where(minute < 4, 0.3 * (1 - minute / 4), 0.0) if cell.cold else np.zeros(len(minute))
     rate = cell.errors(minute)
+    ratio, slower = (np.where(minute < 0, 1.0, value) for value in (cell.ratio, cell.slower))
     return Traffic(
         cell,
         share,
@@ -125,13 +138,7 @@ def simulate(cell: Cell, runs: int, rng: np.random.Generator) -> Traffic:
             cell, rng.poisson(cell.per_minute, (runs, BASELINE_MINUTES)), cell.errors(before), cell.latency(before), rng
         ),
         _arm(cell, requests - treated, rate, cell.latency(minute), rng),
-        _arm(
-            cell,
-            treated,
-            np.minimum(cell.ratio * rate + cold, 1),
-            cell.latency(minute) * cell.slower * (1 + 5 * cold),
-            rng,
-        ),
+        _arm(cell, treated, np.minimum(ratio * rate + cold, 1), cell.latency(minute) * slower * (1 + 5 * cold), rng),
     )
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Metric
-from controlled_rollout.gate.mixture import log_sum_exp
+from controlled_rollout.gate.mixture import CEILING, log_sum_exp
 from controlled_rollout.gate.rate import log_evidence
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
+from controlled_rollout.gate.restarts import process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
@@ -25,10 +26,16 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Looks:
-    """When a rule decided, by run: the minute after which it first did, NEVER if it did not."""
+    """When a rule decided, by run: the bin after which it first did, NEVER if it did not.
+
+    Attributes:
+        failed, passed: The bins.
+        leans: After each bin (without warm-up) whether an alarm is close enough to its threshold for a step to wait.
+    """
 
     failed: NDArray[np.int64]
     passed: NDArray[np.int64]
+    leans: NDArray[np.bool_]
 
 
 def gate_of(traffic: Traffic) -> Gate:
@@ -47,30 +54,56 @@ def slow_counts(traffic: Traffic) -> tuple[Floats, Floats, Floats]:
 
 
 def looks(traffic: Traffic) -> Looks:
-    """Judge every run after every minute."""
+    """Judge every run after every bin."""
     gate = gate_of(traffic)
     skip = int(gate.warm_up / MINUTE)
     treatment, control, before = slow_counts(traffic)
     errors = _Events(traffic, traffic.treatment.errors, traffic.control.errors, traffic.before.errors, skip)
     slow = [_Events(traffic, treatment[..., k], control[..., k], before[..., k], skip) for k in range(len(QUANTILES))]
+    starts = _starts(traffic.share[skip:])
 
-    alarm = _mixed(errors.paths(gate.error_ratio, ABOVE), ABOVE_WEIGHTS) >= math.log(
-        alarm_threshold(gate, "errors", latency=True)
-    )
-    alarm = _ever(alarm) & errors.differs(gate.error_difference)
-    paths = [path for event in slow for path in event.paths(1.0, ABOVE)] + _shift_paths(
-        traffic, treatment, control, before, skip
-    )
-    latency = _mixed(paths, latency_weights(len(slow))) >= math.log(alarm_threshold(gate, "latency", latency=True))
-    failed = _first(alarm | latency)
+    gains = errors.gains(gate.error_ratio, ABOVE)
+    allowed = [errors.differs(gate.error_difference, first) for first in starts]
+    evidence = _alarm(gains, ABOVE_WEIGHTS, starts, allowed)
+    alarm = evidence >= math.log(alarm_threshold(gate, "errors", latency=True))
+    gains = [gain for event in slow for gain in event.gains(1.0, ABOVE)]
+    gains += _shift_gains(traffic, treatment, control, before, skip)
+    latency = _alarm(gains, latency_weights(len(slow)), starts)
+    limit = math.log(alarm_threshold(gate, "latency", latency=True))
+    failed = _first(alarm | (latency >= limit))
+    leans = _rises(evidence, alarm_threshold(gate, "errors", latency=True)) | _rises(latency, math.exp(limit))
 
-    passes = _ever(errors.not_worse(gate, gate.acceptable_error_rate))
+    passes = errors.not_worse(gate, gate.acceptable_error_rate, starts)
     for event, q in zip(slow, QUANTILES, strict=True):
-        passes &= _ever(event.not_worse(gate, rate_of_odds(gate.pass_ratio * (1 - q) / q)))
+        passes &= event.not_worse(gate, rate_of_odds(gate.pass_ratio * (1 - q) / q), starts)
     passed = _first(passes)
     later = NEVER - skip
     failed, passed = (np.where(first < later, first + skip, NEVER) for first in (failed, passed))
-    return Looks(failed, np.where(passed < failed, passed, NEVER))
+    return Looks(failed, np.where(passed < failed, passed, NEVER), leans)
+
+
+def _rises(evidence: Floats, threshold: float) -> NDArray[np.bool_]:
+    """Return where an alarm is at a tenth of its threshold or above: a step does not go on then."""
+    return evidence >= math.log(threshold / 10)
+
+
+def _starts(share: Floats) -> list[int]:
+    """Return the bins at which the split changes, and the first one."""
+    return [0, *(np.flatnonzero(np.diff(share)) + 1).tolist()]
+
+
+def _alarm(
+    gains: Sequence[Floats], weights: Sequence[float], starts: Sequence[int], allowed: Sequence[NDArray[np.bool_]] = ()
+) -> Floats:
+    """Return the log of an alarm's evidence: the average of the processes that begin at each start."""
+    total = np.ones_like(gains[0])
+    for number, first in enumerate(starts):
+        weight = process_weight(number)
+        mixed = _mixed([np.cumsum(gain[:, first:], axis=1) for gain in gains], weights)
+        path = np.exp(np.minimum(mixed, CEILING))
+        total[:, first:] += weight * (np.where(allowed[number], path, 0.0) if allowed else path) - weight
+    result: Floats = np.log(np.maximum(total, 1e-300))
+    return result
 
 
 class _Events:
@@ -81,37 +114,41 @@ class _Events:
         self.odds = OddsRatio(self.a.ravel(), self.c.ravel(), flat)
         self.burst = _burstiness(traffic.before.requests, before.astype(float))[:, None]
 
-    def paths(self, null: float, ratios: Sequence[float]) -> list[Floats]:
+    def gains(self, null: float, ratios: Sequence[float]) -> list[Floats]:
         shape = self.a.shape
-        return [
-            np.cumsum(self.odds.gains(null, ratio, self.a.size).reshape(shape) / self.burst, axis=1) for ratio in ratios
-        ]
+        return [self.odds.gains(null, ratio, self.a.size).reshape(shape) / self.burst for ratio in ratios]
 
-    def differs(self, least: float) -> NDArray[np.bool_]:
-        both = (self.a > 0) & (self.c > 0)
-        total = np.where(both, self.a + self.c, 1.0)
-        excess = np.cumsum(np.where(both, (self.x * self.c - self.y * self.a) / total, 0.0), axis=1)
-        weight = np.cumsum(np.where(both, self.a * self.c / total, 0.0), axis=1)
+    def differs(self, least: float, first: int) -> NDArray[np.bool_]:
+        a, c, x, y = (counts[:, first:] for counts in (self.a, self.c, self.x, self.y))
+        both = (a > 0) & (c > 0)
+        total = np.where(both, a + c, 1.0)
+        excess = np.cumsum(np.where(both, (x * c - y * a) / total, 0.0), axis=1)
+        weight = np.cumsum(np.where(both, a * c / total, 0.0), axis=1)
         return (weight > 0) & (excess >= least * weight)
 
-    def not_worse(self, gate: Gate, acceptable: float) -> NDArray[np.bool_]:
+    def not_worse(self, gate: Gate, acceptable: float, starts: Sequence[int]) -> NDArray[np.bool_]:
+        """Return after each bin whether what came at its share has established the claim."""
         ratios = pass_ratios(gate)
-        parts = [path + math.log(0.5 / len(ratios)) for path in self.paths(gate.pass_ratio, ratios)]
-        x, n = (np.cumsum(counts, axis=1) / self.burst for counts in (self.x, self.a))
-        parts.append(log_evidence(acceptable, x, n) + math.log(0.5))
-        return log_sum_exp(np.array(parts)) >= -math.log(gate.beta)
+        gains = self.gains(gate.pass_ratio, ratios)
+        spans = []
+        for span in map(slice, starts, [*starts[1:], None]):
+            parts = [np.cumsum(gain[:, span], axis=1) + math.log(0.5 / len(ratios)) for gain in gains]
+            x, n = (np.cumsum(counts[:, span], axis=1) / self.burst for counts in (self.x, self.a))
+            parts.append(log_evidence(acceptable, x, n) + math.log(0.5))
+            spans.append(_ever(log_sum_exp(np.array(parts)) >= -math.log(gate.beta)))
+        return np.concatenate(spans, axis=1)
 
 
 def _mixed(paths: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return log_sum_exp(np.array([path + math.log(weight) for path, weight in zip(paths, weights, strict=True)]))
 
 
-def _shift_paths(traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> list[Floats]:
+def _shift_gains(traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> list[Floats]:
     a, c = (arm.requests[:, skip:] for arm in (traffic.treatment, traffic.control))
     slow = [Metric(treatment[:, skip:, k].ravel(), control[:, skip:, k].ravel()) for k in range(len(QUANTILES))]
     shift = Shift(a.ravel(), c.ravel(), slow, QUANTILES)
     burst = _score_burstiness(traffic.before.requests, before)[:, None]
-    return [np.cumsum(shift.gains(tilt, a.size).reshape(a.shape) / burst, axis=1) for tilt in TILTS]
+    return [shift.gains(tilt, a.size).reshape(a.shape) / burst for tilt in TILTS]
 
 
 def _score_burstiness(requests: Floats, slow: Floats) -> Floats:
