@@ -45,12 +45,16 @@ async def test_shift_survives_an_outage_of_the_api_server(sandbox: Sandbox) -> N
 
 
 @pytest.mark.breaks_lab
-async def test_shift_survives_the_death_of_the_gateways_controller(sandbox: Sandbox) -> None:
+async def test_shift_survives_the_death_of_the_gateways_controller_also_with_a_policy_that_it_has_not_seen(
+    sandbox: Sandbox,
+) -> None:
     await sandbox.roll_out("one", num_replicas=2)
     await sandbox.roll_out("two", num_replicas=2)
     async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(100)
         await asyncio.to_thread(sandbox.lab.kill, "envoy-gateway")
+        # The step makes it again: a policy of which nobody can acknowledge anything until the controller is back.
+        sandbox.kubectl("delete", "securitypolicy", "--all")
         shifting = asyncio.create_task(sandbox.shift("two", 30))
         await load.more(500)
         await asyncio.to_thread(sandbox.lab.start, "envoy-gateway")
@@ -66,7 +70,7 @@ async def test_shift_survives_the_death_of_the_gateways_controller(sandbox: Sand
 # right after the first change to the cluster that none before it had made: between two changes all moments are the
 # same. Says how often that was.
 WORKER = """
-import asyncio, json, os, signal, sys
+import asyncio, json, os, re, signal, sys
 from datetime import timedelta
 import aiohttp, kubernetes_asyncio.client, kubernetes_asyncio.config
 from controlled_rollout import steps
@@ -79,9 +83,13 @@ settings, arguments = json.loads(sys.argv[4]), json.loads(sys.argv[5])
 def run():
     request_once = Api._request_once
 
+    found = set()
+
     async def killed_after_change(self, method, path, *how):
         status, content = await request_once(self, method, path, *how)
-        if method != "GET" and status < 300:
+        if method == "GET":
+            found.update(re.findall(r'"resourceVersion": ?"(\\d+)"', content.decode(errors="replace")))
+        elif status < 300 and json.loads(content)["metadata"].get("resourceVersion") not in found:
             line = f"{method} {path} {json.loads(content)['metadata'].get('resourceVersion')}\\n"
             with open(file, "a+") as seen:
                 seen.seek(0)

@@ -42,6 +42,8 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
     print_line(f"{status.name}  {status.url}  revision {status.revision}{behind}")
     if status.trouble or status.waiting_for:
         print_line(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
+    for warning in status.warnings:
+        print_line(f"warning: {warning}")
     if endpoint is None:
         return
     if endpoint.rollout:

@@ -43,6 +43,7 @@ START_POLL_S: Final = 0.25
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
+DRY_RUN: Final = {"dryRun": "All"}
 
 
 class ApiError(ControlledRolloutError):
@@ -150,32 +151,49 @@ class Api:
         """Return the objects of the list at a path."""
         return list((await self.get(path, **query)).get("items") or [])
 
-    async def create(self, path: str, body: Object) -> Object | None:
-        """Create an object and return it; return None if an object of that name exists."""
+    async def create(self, path: str, body: Object, *, dry_run: bool = False) -> Object | None:
+        """Create an object and return it; return None if an object of that name exists.
+
+        Args:
+            path: The list that the object is to be in.
+            body: The object.
+            dry_run: Whether the server only says what it would do.
+        """
+        query = {"fieldManager": FIELD_MANAGER, **(DRY_RUN if dry_run else {})}
         try:
-            return _json_object(
-                await self.request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER}),
-            )
+            return _json_object(await self.request("POST", path, body=body, query=query))
         except ApiError as error:
             if error.reason == "AlreadyExists":
                 return None
             raise
 
-    async def apply(self, path: str, body: Object) -> Object:
+    async def apply(self, path: str, body: Object, *, dry_run: bool = False) -> Object:
         """Create an object or set its fields by server-side apply; fields of other managers stay as they are.
+
+        Args:
+            path: The object's path.
+            body: The object with the fields that we set.
+            dry_run: Whether the server only says what it would do.
 
         Raises:
             ConflictError: Another manager owns a field that has another value here; nothing was changed.
         """
-        return _json_object(
-            await self.request("PATCH", path, body=body, query={"fieldManager": FIELD_MANAGER}, content_type=APPLY)
-        )
+        query = {"fieldManager": FIELD_MANAGER, **(DRY_RUN if dry_run else {})}
+        return _json_object(await self.request("PATCH", path, body=body, query=query, content_type=APPLY))
 
-    async def merge_patch(self, path: str, body: Object, *, manager: str = FIELD_MANAGER) -> Object:
-        """Change an object by a JSON merge patch and return it."""
-        return _json_object(
-            await self.request("PATCH", path, body=body, query={"fieldManager": manager}, content_type=MERGE)
-        )
+    async def merge_patch(
+        self, path: str, body: Object, *, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> Object:
+        """Change an object by a JSON merge patch and return it.
+
+        Args:
+            path: The object's path.
+            body: The patch.
+            manager: The field manager that the change is noted for.
+            dry_run: Whether the server only says what it would do.
+        """
+        query = {"fieldManager": manager, **(DRY_RUN if dry_run else {})}
+        return _json_object(await self.request("PATCH", path, body=body, query=query, content_type=MERGE))
 
     async def merge_if_unchanged(self, path: str, current: Object, body: Object) -> Object | None:
         """Change an object by a JSON merge patch; return None if it is no longer as in `current`."""

@@ -126,6 +126,8 @@ class EndpointStatus(_Message):
         trouble: A sentence on what keeps the newest revision from being served and will not go away by waiting: the
             router refuses the route, or somebody has edited it. None if there is nothing of that kind.
         waiting_for: A sentence on what the newest revision waits for; None if for nothing that is known.
+        warnings: A sentence for each thing that is not as the newest revision asks for, and does not keep it from being
+            served: what somebody has deleted or edited by hand, and what steps do about it.
         weight_ppm: Parts of a million of the requests that the router has confirmed to send to each version now; empty
             while it sends requests to none, or has not confirmed.
         split_revision: The revision that `weight_ppm` is of: as near to that revision's split as its versions allow. It
@@ -140,6 +142,7 @@ class EndpointStatus(_Message):
     versions: dict[str, VersionStatus] = Field(default_factory=dict)
     trouble: str | None = None
     waiting_for: str | None = None
+    warnings: tuple[str, ...] = ()
     weight_ppm: dict[str, int] = Field(default_factory=dict)
     split_revision: int = 0
     clusters: dict[str, str] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Final
 
 from controlled_rollout.endpoint import WEIGHT_TOTAL, Endpoint
 
-__all__ = ["CLOSED", "Split", "allowed_split"]
+__all__ = ["CLOSED", "Split", "allowed_split", "sends_more"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,24 @@ def allowed_split(
     weights = {name: rest if name == default else weight for name, weight in allowed.items()} | {default: rest}
     waits_for = tuple(name for name, weight in wanted.items() if weights[name] < weight)
     return Split(weights, default, waits_for, complete=not waits_for, revision=endpoint.revision)
+
+
+def sends_more(before: Endpoint, after: Endpoint) -> bool:
+    """Return whether a change takes a rollout forward: a version is new, becomes the default, or gets a bigger share.
+
+    All else goes back to the default, or only takes away: that may never be refused.
+
+    Args:
+        before: The newest revision.
+        after: The endpoint as it is to be.
+    """
+    weights, more = before.weight_ppm(), after.weight_ppm()
+    grown = {name for name, weight in more.items() if weight > weights.get(name, 0)}
+    default = before.default if before.default and before.default.name in after.versions else after.default
+    if default is None:
+        return False
+    is_replaced = after.default is not None and after.default.name != default.name
+    return is_replaced or bool(grown - {default.name}) or bool(set(after.versions) - set(before.versions))
 
 
 def _default_to_serve(

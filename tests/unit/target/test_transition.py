@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from controlled_rollout.endpoint import WEIGHT_TOTAL, Endpoint
-from controlled_rollout.target.transition import CLOSED, Split, allowed_split
+from controlled_rollout.target.transition import CLOSED, Split, allowed_split, sends_more
 
 NAMES = ("one", "two", "three", "four")
 
@@ -226,3 +226,21 @@ def test_versions_that_become_ready_in_any_order_end_in_the_split_that_was_asked
         served = allowed_split(wanted, served=served, ready=ready, live=ready)
 
     assert dict(served.weights) == wanted.weight_ppm()
+
+
+# Which changes go forward: only they are refused for what somebody has edited
+
+
+def test_a_new_version_a_bigger_share_and_another_default_go_forward_and_all_else_goes_back() -> None:
+    two = endpoint(0, 20)
+
+    assert sends_more(two, two.create_version("three"))
+    assert sends_more(two, two.shift("two", 30))
+    assert sends_more(two, two.promote("two"))
+    assert not sends_more(two, two.shift("two", 10))
+    assert not sends_more(two, two.roll_back("two"))
+    assert not sends_more(two.roll_back("two"), two.roll_back("two").delete_version("two"))
+    assert not sends_more(
+        endpoint(0, 20, default="two"), endpoint(0, 20, default="two").delete_version("two", successor="one")
+    )
+    assert not sends_more(two, two)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
+from controlled_rollout.target.kubernetes.drift import replicas_writer
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
 __all__ = ["version_status"]
@@ -33,6 +34,10 @@ def version_status(
         and status.get("readyReplicas", 0) == wanted
     )
     cause, failed = (None, False) if ready else _readiness_problem(deployment, pods, now)
+    if wanted == 0:
+        # Whoever did it may want it so: no step sets it back, and waiting does not help.
+        writer = replicas_writer(deployment) or "an unknown writer"
+        cause, failed = f"it is scaled to 0 replicas, by {writer}: scale its Deployment up again", True
     return VersionStatus(
         name=version,
         ready=ready,

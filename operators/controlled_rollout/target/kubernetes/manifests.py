@@ -188,12 +188,18 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
     }
 
 
-def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object) -> Object:
-    """Return the Secret with an endpoint's keys, against which the router checks callers' keys."""
+def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object, part: str = "keys") -> Object:
+    """Return the Secret with an endpoint's keys, against which the router checks callers' keys, or that Secret's copy.
+
+    Args:
+        endpoint: The endpoint's name.
+        keys: The keys.
+        namespace: Where it is.
+        owner: The endpoint's root object.
+        part: `keys`, or `keys-copy`.
+    """
     return {
-        **_owned_object_head(
-            SECRET, endpoint_object_name(endpoint, "keys"), namespace, endpoint_labels(endpoint), owner
-        ),
+        **_owned_object_head(SECRET, endpoint_object_name(endpoint, part), namespace, endpoint_labels(endpoint), owner),
         "type": "Opaque",
         "stringData": {"primary": keys.primary, "secondary": keys.secondary},
     }

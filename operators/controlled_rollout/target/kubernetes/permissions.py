@@ -37,9 +37,9 @@ class Permission:
 NAMESPACE: Final = (
     Permission("", "configmaps", ("create", "get", "patch", "delete"), "the object that owns all of an endpoint"),
     Permission("apps", "controllerrevisions", ("create", "list", "delete"), "the endpoint's revisions"),
-    Permission("apps", "deployments", ("create", "list", "watch", "patch", "delete"), "the versions' replicas"),
+    Permission("apps", "deployments", ("create", "get", "list", "watch", "patch", "delete"), "the versions' replicas"),
     Permission("apps", "deployments/scale", ("patch",), "sized before traffic"),
-    Permission("", "services", ("create", "list", "patch", "delete"), "the versions' addresses"),
+    Permission("", "services", ("create", "get", "patch", "delete"), "the versions' addresses"),
     Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys"),
     Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
     Permission("", "pods/log", ("get",), "a version's log"),
@@ -53,11 +53,13 @@ NAMESPACE: Final = (
     Permission(
         "gateway.envoyproxy.io",
         "securitypolicies",
-        ("create", "list", "watch", "patch", "delete"),
+        ("create", "get", "list", "watch", "patch", "delete"),
         "who may call",
     ),
-    Permission("gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "patch"), "time-outs, retries, telemetry"),
-    Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "patch"), "answers of the router itself"),
+    Permission(
+        "gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "get", "patch"), "time-outs, retries, telemetry"
+    ),
+    Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "get", "patch"), "answers of the router itself"),
 )
 
 # In the namespace of the Gateway.

@@ -31,8 +31,15 @@ def check_endpoint(endpoint: Endpoint, workspace: Workspace) -> None:
             raise EndpointError(f"version {version.name!r} names no image: build one and give its reference")
 
 
-async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
+async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_forward: bool) -> None:
     """Raise an error if the cluster lacks an API or the Gateway, or if foreign rules are in the way.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints are.
+        endpoint: The endpoint's name.
+        is_forward: Whether a version gets more traffic: going back is not refused because somebody has edited our
+            rules, it writes them again.
 
     Raises:
         ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
@@ -57,7 +64,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str) -> None:
             f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
             "controlled-rollout did not create: choose another name for the endpoint"
         )
-    if edit := hand_edit(route):
+    if is_forward and (edit := hand_edit(route)):
         raise ConflictError(f"{edit}; nothing was changed now")
 
 

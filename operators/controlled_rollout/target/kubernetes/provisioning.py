@@ -1,8 +1,12 @@
-"""Applying the objects of an endpoint, all but its route: keys, policies, and each version's Deployment and Service."""
+"""Applying the objects of an endpoint, all but its route: keys, policies, and each version's Deployment and Service.
 
-import hashlib
-import json
-from typing import Any, Final
+Every object is looked at each time: nothing is remembered of what was applied before (docs/adr/0043). A call that finds
+all as it should be changes nothing, and so raises no generation that the Gateway would have to acknowledge.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Api, Object
 from controlled_rollout.cluster.kinds import (
@@ -10,52 +14,68 @@ from controlled_rollout.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     HTTP_ROUTE_FILTER,
-    SECRET,
     SECURITY_POLICY,
     SERVICE,
+    Kind,
 )
 from controlled_rollout.endpoint import Auth, Endpoint, Version
-from controlled_rollout.target.kubernetes import manifests
-from controlled_rollout.target.kubernetes.names import (
-    VERSION_LABEL,
-    endpoint_labels,
-    endpoint_object_name,
-    selector,
-    version_object_name,
-)
-from controlled_rollout.target.protocol import Keys
+from controlled_rollout.errors import ConflictError
+from controlled_rollout.target.kubernetes import drift, keys_secret, manifests
+from controlled_rollout.target.kubernetes.drift import Drift
+from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["apply_objects", "apply_root", "scale_version"]
+__all__ = ["apply_objects", "apply_root", "find_drift", "scale_version"]
 
-# The annotation of a Deployment and of an endpoint's root object with the digest of the manifests that were applied
-# last: what is the same is not sent again.
-APPLIED: Final = "controlled-rollout/made-from"
+# Fields that the API server itself fills in, each of them once and for good, are left as they are.
+SERVICE_FIELDS: Final = ("selector", "ports", "type")
 
 
 async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
-    """Apply the ConfigMap that owns all other objects of an endpoint, and return it."""
+    """Create the ConfigMap that owns all other objects of an endpoint, if there is none, and return it."""
     path = CONFIG_MAP.path(workspace.namespace, endpoint_object_name(endpoint))
-    return await api.apply(path, manifests.root_config_map(endpoint, workspace.namespace))
+    manifest = manifests.root_config_map(endpoint, workspace.namespace)
+    found = await api.find(path)
+    if found is None:
+        found = await api.create(CONFIG_MAP.path(workspace.namespace), manifest) or await api.get(path)
+    if found["metadata"].get("labels") != manifest["metadata"]["labels"]:
+        found = await api.merge_patch(path, {"metadata": {"labels": manifest["metadata"]["labels"]}})
+    return found
 
 
-async def apply_objects(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:
-    """Apply all objects of an endpoint except its route; skip those that have not changed.
+async def find_drift(api: Api, workspace: Workspace, endpoint: Endpoint) -> list[Drift]:
+    """Return which objects of an endpoint's newest revision are not as it asks for; nothing is changed."""
+    name = endpoint_object_name(endpoint.name)
+    owner = await api.find(CONFIG_MAP.path(workspace.namespace, name))
+    if owner is None:
+        return [Drift.missing(CONFIG_MAP, name)]
+    return await apply_objects(api, workspace, endpoint, owner, dry_run=True)
+
+
+async def apply_objects(
+    api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, *, dry_run: bool = False
+) -> list[Drift]:
+    """Make all objects of an endpoint except its route as a revision asks for; return what was otherwise.
 
     Args:
         api: The cluster.
         workspace: Where in it endpoints are.
         endpoint: The revision whose objects they are.
         owner: The endpoint's root object.
+        dry_run: Whether to change nothing.
     """
-    await _apply_policies(api, workspace, endpoint, owner)
-    labels = selector(endpoint_labels(endpoint.name))
-    deployments = {
-        deployment["metadata"]["labels"][VERSION_LABEL]: deployment
-        for deployment in await api.items(DEPLOYMENT.path(workspace.namespace), labelSelector=labels)
-    }
-    for version in endpoint.versions.values():
-        await _apply_version(api, workspace, endpoint, version, owner, deployments.get(version.name))
+    found: list[Drift] = []
+    if endpoint.auth is Auth.KEY:
+        # Before the policy that names it: a policy without its Secret answers every request with 500.
+        found += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+    found += await _apply_policies(api, workspace, endpoint, owner, dry_run=dry_run)
+    versions = [
+        _apply_version(api, workspace, endpoint, version, owner, dry_run=dry_run)
+        for version in endpoint.versions.values()
+    ]
+    for of_version in await asyncio.gather(*versions):
+        found += of_version
+    return found
 
 
 async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int) -> None:
@@ -67,66 +87,93 @@ async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: 
     await api.merge_patch(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
 
 
-async def _apply_policies(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object) -> None:
-    """Apply an endpoint's policies, direct responses and keys, unless they are unchanged since the last time."""
+async def _apply_policies(
+    api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, *, dry_run: bool
+) -> list[Drift]:
+    """Make an endpoint's policies and direct responses as a revision asks for; return what was otherwise."""
     name, namespace = endpoint.name, workspace.namespace
-    policies = {BACKEND_TRAFFIC_POLICY: manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)}
+    policies: list[tuple[Kind, Object]] = [
+        (BACKEND_TRAFFIC_POLICY, manifests.traffic_policy(endpoint, namespace=namespace, owner=owner))
+    ]
     if endpoint.auth is Auth.KEY:
-        policies[SECURITY_POLICY] = manifests.security_policy(name, namespace=namespace, owner=owner)
+        policies.append((SECURITY_POLICY, manifests.security_policy(name, namespace=namespace, owner=owner)))
     versions = ", ".join(endpoint.versions) or "none"
     responses = {
         "closed": (503, f"endpoint {name} has no version that is ready yet"),
         "unknown": (404, f"endpoint {name} has no version of that name that is ready: it has {versions}"),
     }
-    filters = [
-        manifests.direct_response(name, part, status, text, namespace=namespace, owner=owner)
-        for part, (status, text) in responses.items()
-    ]
-    digest = _digest([*policies.values(), *filters])
-    if _applied_digest(owner) == digest:
-        return
-    if endpoint.auth is Auth.KEY:
-        # Created, not applied: keys that exist stay.
-        keys = manifests.keys_secret(name, Keys.new(), namespace=namespace, owner=owner)
-        await api.create(SECRET.path(namespace), keys)
-    for kind, policy in policies.items():
-        await api.apply(kind.path(namespace, endpoint_object_name(name)), policy)
-    for route_filter in filters:
-        await api.apply(HTTP_ROUTE_FILTER.path(namespace, route_filter["metadata"]["name"]), route_filter)
-    if endpoint.auth is Auth.NONE:
-        await api.delete(SECURITY_POLICY.path(namespace, endpoint_object_name(name)))
-    await api.merge_patch(
-        CONFIG_MAP.path(namespace, endpoint_object_name(name)),
-        {"metadata": {"annotations": {APPLIED: digest}}},
-        manager=f"{FIELD_MANAGER}-notes",
+    for part, (status, text) in responses.items():
+        response = manifests.direct_response(name, part, status, text, namespace=namespace, owner=owner)
+        policies.append((HTTP_ROUTE_FILTER, response))
+    found = await asyncio.gather(
+        *(_put_back(api, kind, namespace, manifest, dry_run=dry_run) for kind, manifest in policies)
     )
+    if endpoint.auth is Auth.NONE and not dry_run:
+        await api.delete(SECURITY_POLICY.path(namespace, endpoint_object_name(name)))
+    return [one for one in found if one is not None]
 
 
 async def _apply_version(
-    api: Api, workspace: Workspace, endpoint: Endpoint, version: Version, owner: Object, deployment: Object | None
-) -> None:
-    """Apply a version's Service and Deployment if they have changed, and raise its replicas to the minimum."""
+    api: Api, workspace: Workspace, endpoint: Endpoint, version: Version, owner: Object, *, dry_run: bool
+) -> list[Drift]:
+    """Make a version's Service and Deployment as a revision asks for; return what was otherwise.
+
+    The number of replicas is the endpoint's until somebody else sets it, a person or an autoscaler: then it is theirs.
+    """
     name, namespace = version_object_name(endpoint.name, version.name), workspace.namespace
+    service = manifests.service(endpoint.name, version.name, namespace=namespace, owner=owner)
+    of_service = await _put_back(api, SERVICE, namespace, service, version=version.name, dry_run=dry_run)
+    found = [of_service] if of_service else []
     manifest = manifests.deployment(
         endpoint, version, namespace=namespace, owner=owner, image_pull_secret=workspace.image_pull_secret
     )
-    digest = _digest(manifest)
-    if deployment is None or _applied_digest(deployment) != digest:
-        service = manifests.service(endpoint.name, version.name, namespace=namespace, owner=owner)
-        await api.apply(SERVICE.path(namespace, name), service)
-        manifest["metadata"]["annotations"] = {APPLIED: digest}
-        deployment = await api.apply(DEPLOYMENT.path(namespace, name), manifest)
+    path = DEPLOYMENT.path(namespace, name)
+    before = await api.find(path)
+    try:
+        deployment = await api.apply(path, manifest, dry_run=dry_run)
+    except ConflictError as error:
+        if before is None:
+            raise
+        return [*found, Drift.left(before, str(error), version.name)]
+    if before is None:
+        found.append(Drift.missing(DEPLOYMENT, name, version.name))
+    elif drift.is_changed(before, deployment):
+        found.append(Drift.edited(before, version.name))
     replicas = deployment["spec"].get("replicas", 1)
+    if dry_run or drift.replicas_writer(deployment):
+        return found
     if replicas < version.replicas_at_start or (version.num_replicas and replicas != version.num_replicas):
         await scale_version(api, workspace, endpoint.name, version.name, version.replicas_at_start)
+    return found
 
 
-def _applied_digest(resource: Object) -> str | None:
-    """Return the digest of the manifests that were applied last, from the object's annotation; None without one."""
-    digest: str | None = (resource["metadata"].get("annotations") or {}).get(APPLIED)
-    return digest
+async def _put_back(
+    api: Api, kind: Kind, namespace: str, manifest: Object, *, version: str | None = None, dry_run: bool
+) -> Drift | None:
+    """Make an object that is wholly ours exactly as its manifest says; return how it was otherwise, if it was.
+
+    Args:
+        api: The cluster.
+        kind: The object's kind.
+        namespace: Its namespace.
+        manifest: As it is to be.
+        version: The version that it belongs to; None if it belongs to the endpoint.
+        dry_run: Whether to change nothing.
+    """
+    name = manifest["metadata"]["name"]
+    path = kind.path(namespace, name)
+    before = await api.find(path)
+    if before is None:
+        await api.create(kind.path(namespace), manifest, dry_run=dry_run)
+        return Drift.missing(kind, name, version)
+    metadata = {part: manifest["metadata"][part] for part in ("labels", "ownerReferences")}
+    spec = _spec_patch(kind, before["spec"], manifest["spec"])
+    after = await api.merge_patch(path, {"metadata": metadata, "spec": spec}, dry_run=dry_run)
+    return Drift.edited(before, version) if drift.is_changed(before, after) else None
 
 
-def _digest(objects: Any) -> str:
-    """Return the SHA-256 digest of objects as JSON."""
-    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
+def _spec_patch(kind: Kind, found: Mapping[str, object], wanted: Mapping[str, object]) -> Object:
+    """Return the merge patch for a `spec`: fields that others have added are taken out, those of the server are not."""
+    if kind is SERVICE:
+        found = {field: found[field] for field in SERVICE_FIELDS if field in found}
+    return drift.exact_patch(found, wanted)

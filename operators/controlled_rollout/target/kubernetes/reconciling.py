@@ -26,13 +26,23 @@ log = logging.getLogger(__name__)
 ATTEMPTS: Final = 5
 
 
-async def reconcile_endpoint(api: Api, workspace: Workspace, endpoint: Endpoint) -> None:
-    """Take the next step for an endpoint's newest revision; repeat if others change the route at the same time."""
+async def reconcile_endpoint(api: Api, workspace: Workspace, endpoint: Endpoint, *, is_forward: bool) -> None:
+    """Take the next step for an endpoint's newest revision; repeat if others change the route at the same time.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints are.
+        endpoint: The newest revision.
+        is_forward: Whether it gives a version more traffic than the one before: then rules that somebody has edited are
+            left as they are. Going back never waits for a person: it writes them again.
+    """
     for _ in range(ATTEMPTS):
         view = await read_view(api, workspace, endpoint)
-        if view.hand_edit:
+        if view.hand_edit and is_forward:
             log.warning("%s", view.hand_edit)
             return
+        if view.hand_edit:
+            log.warning("%s; this step goes back, and writes them again now", view.hand_edit)
         if await _take_step(api, workspace, view):
             return
 

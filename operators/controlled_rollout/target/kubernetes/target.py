@@ -4,21 +4,28 @@ There is no controller in the cluster; the waiting caller reconciles (docs/adr/0
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 
 from controlled_rollout.cluster.api import Api, ApiError, Object
-from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE, SECRET
-from controlled_rollout.endpoint import Endpoint, EndpointError
+from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
+from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.errors import ConflictError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
-from controlled_rollout.target import refusals
-from controlled_rollout.target.kubernetes import envoy_stats, pod_logs, provisioning, reconciling, revisions
+from controlled_rollout.target import refusals, transition
+from controlled_rollout.target.kubernetes import (
+    envoy_stats,
+    keys_secret,
+    pod_logs,
+    provisioning,
+    reconciling,
+    revisions,
+)
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
@@ -76,22 +83,29 @@ class KubernetesTarget:
         """Store `endpoint` as the next revision, and reconcile it as far as is possible now; see `Target.apply`."""
         check_endpoint(endpoint, self._workspace)
         history = await revisions.history(self._api, self._namespace, endpoint.name)
+        newest = history[-1].endpoint if history else None
         stored = refusals.already_stored(endpoint, history[-1] if history else None)
+        former = history[:-1] if stored else history
+        is_forward = not former or transition.sends_more(former[-1].endpoint, endpoint)
         if stored is None:
-            await check_cluster(self._api, self._workspace, endpoint.name)
+            await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
+            if newest is not None and is_forward:
+                await self._check_nothing_is_left_edited(newest)
         owner = await provisioning.apply_root(self._api, self._workspace, endpoint.name)
         if stored is None:
             revision = await revisions.store_revision(
                 self._api, self._namespace, endpoint, change, owner=owner, kept=history
             )
             stored = revision.endpoint
-        await provisioning.apply_objects(self._api, self._workspace, stored, owner)
-        await reconciling.reconcile_endpoint(self._api, self._workspace, stored)
+        await self._apply_objects(stored, owner, before=newest)
+        await reconciling.reconcile_endpoint(self._api, self._workspace, stored, is_forward=is_forward)
         return stored
 
     async def status(self, name: str) -> EndpointStatus:
         """Return the state of an endpoint and its versions."""
-        view = await read_view(self._api, self._workspace, await self.endpoint(name))
+        newest = await self.endpoint(name)
+        view = await read_view(self._api, self._workspace, newest)
+        view = replace(view, drift=tuple(await provisioning.find_drift(self._api, self._workspace, newest)))
         status = view.status(await self._base_url(), datetime.now(UTC))
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)
@@ -105,6 +119,10 @@ class KubernetesTarget:
 
         url = await self._base_url()
         newest = await self.endpoint(name)
+        if reconcile:
+            # Before anything is waited for: what somebody has deleted may be what would be waited for.
+            owner = await provisioning.apply_root(self._api, self._workspace, name)
+            await self._apply_objects(newest, owner, before=newest)
         latest: EndpointStatus | None = None
         async with aclosing(watch_views(self._api, self._workspace, newest, reconcile_if_asked)) as views:
             async for view in views:
@@ -131,20 +149,17 @@ class KubernetesTarget:
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two API keys, with which callers authenticate."""
-        return _keys_from_secret(await self._keys_secret(name))
+        keys = await keys_secret.read(self._api, self._namespace, name)
+        if keys is None:
+            raise await self._no_keys_error(name)
+        return keys
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        path = SECRET.path(self._namespace, endpoint_object_name(name, "keys"))
-        for _ in range(reconciling.ATTEMPTS):
-            secret = await self._keys_secret(name)
-            change = {"stringData": {which: getattr(_keys_from_secret(secret).renewed(which), which)}}
-            if (changed := await self._api.merge_if_unchanged(path, secret, change)) is not None:
-                return _keys_from_secret(changed)
-        raise ConflictError(
-            f"the {which} key of endpoint {name!r} was to be replaced, and others changed the keys at each of "
-            f"{reconciling.ATTEMPTS} attempts: try again"
-        )
+        keys = await keys_secret.regenerate(self._api, self._namespace, name, which)
+        if keys is None:
+            raise await self._no_keys_error(name)
+        return keys
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Change how many replicas of a version run, at once and without a new revision."""
@@ -179,16 +194,33 @@ class KubernetesTarget:
         """Return the URL at which callers reach the Gateway now."""
         return base_url(await find_gateway(self._api, self._workspace), self._workspace)
 
-    async def _keys_secret(self, name: str) -> Object:
-        """Read the Secret with an endpoint's keys; raise EndpointError if it has none."""
-        secret = await self._api.find(SECRET.path(self._namespace, endpoint_object_name(name, "keys")))
-        if secret is None:
-            newest = await self.endpoint(name)
-            raise EndpointError(f"endpoint {name!r} has no keys: its auth is {newest.auth.value!r}")
-        return secret
+    async def _apply_objects(self, endpoint: Endpoint, owner: Object, *, before: Endpoint | None) -> None:
+        """Apply all objects of an endpoint but its route, and warn of what others have deleted or edited.
 
+        Args:
+            endpoint: The newest revision.
+            owner: The endpoint's root object.
+            before: The revision that the objects were made from; None if there was none. What differs only because
+                that was another one is no drift.
+        """
+        for drift in await provisioning.apply_objects(self._api, self._workspace, endpoint, owner):
+            is_new = before is None or (drift.version is not None and drift.version not in before.versions)
+            is_change = before is not None and before.revision != endpoint.revision and drift.is_unattributed
+            if not (is_new or is_change):
+                log.warning("endpoint %s: %s", endpoint.name, drift)
 
-def _keys_from_secret(secret: Object) -> Keys:
-    """Return the keys that a Secret holds, decoded."""
-    keys = {name: base64.b64decode(value).decode() for name, value in (secret.get("data") or {}).items()}
-    return Keys(primary=keys["primary"], secondary=keys["secondary"])
+    async def _check_nothing_is_left_edited(self, newest: Endpoint) -> None:
+        """Raise ConflictError if others have edited what steps leave as it is, such as a Deployment's image."""
+        for drift in await provisioning.find_drift(self._api, self._workspace, newest):
+            if drift.is_left:
+                raise ConflictError(f"endpoint {newest.name!r}: {drift}; nothing was changed now")
+
+    async def _no_keys_error(self, name: str) -> EndpointError:
+        """Return the error for an endpoint without keys: it needs none, or somebody has deleted them."""
+        newest = await self.endpoint(name)
+        if newest.auth is not Auth.KEY:
+            return EndpointError(f"endpoint {name!r} has no keys: its auth is {newest.auth.value!r}")
+        return EndpointError(
+            f"the keys of endpoint {name!r} are not in their Secret {endpoint_object_name(name, 'keys')}: somebody has "
+            "deleted or edited it; any step, such as a shift to the present share, brings them back"
+        )

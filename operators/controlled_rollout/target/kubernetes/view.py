@@ -9,6 +9,7 @@ from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import health, route_rules
+from controlled_rollout.target.kubernetes.drift import Drift, replicas_writer
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats, ready_pods
 from controlled_rollout.target.kubernetes.gateway import Acknowledgement, acknowledgement
 from controlled_rollout.target.kubernetes.names import (
@@ -57,6 +58,7 @@ class EndpointView:
         envoys: Their counters.
         compared: Whether the counters have been compared with the split since every Envoy serves it, or need not be.
         contradiction: How the counters contradict the split; None if they do not.
+        drift: The objects that are not as the newest revision asks for.
     """
 
     endpoint: Endpoint
@@ -66,6 +68,7 @@ class EndpointView:
     envoys: GatewayStats = field(default_factory=GatewayStats)
     compared: bool = True
     contradiction: str | None = None
+    drift: tuple[Drift, ...] = ()
 
     # The route and its rules
 
@@ -132,7 +135,10 @@ class EndpointView:
         if self.managed is None:
             return 0
         mark = self.managed.mark
-        return mark.revision if self.whole_split_is_served and self.compared else mark.served_revision
+        is_proven = (
+            self.compared and self.contradiction is None and self.policy_acknowledged.done and not self.unreached
+        )
+        return mark.revision if self.whole_split_is_served and is_proven else mark.served_revision
 
     # The versions
 
@@ -166,6 +172,12 @@ class EndpointView:
         return frozenset(version for cluster, version in self.weight_clusters.items() if self.envoys.healthy(cluster))
 
     @cached_property
+    def unreached(self) -> frozenset[str]:
+        """The versions with a share whose Deployments are ready, and of which an Envoy reaches no replica yet."""
+        shared = frozenset(route_rules.positive_weights(self.managed.weights)) if self.managed else frozenset()
+        return (shared & self.deployed) - self.connected
+
+    @cached_property
     def live(self) -> frozenset[str]:
         """The versions of which every Envoy reaches a replica."""
         by_name = {version for cluster, version in self.name_clusters.items() if self.envoys.healthy(cluster)}
@@ -181,7 +193,9 @@ class EndpointView:
             served=self.managed.split if self.managed else CLOSED,
             ready=self.ready,
             live=self.live,
-            closed=not self.policy_acknowledged.done,
+            # What serves is never closed for an acknowledgement that is late: who is late may be away for long. The
+            # policy is there, every step sees to that, and it goes the same way to the Envoys as closed rules would.
+            closed=not (self.policy_acknowledged.done or (self.managed and self.managed.weights)),
         )
 
     @cached_property
@@ -230,6 +244,7 @@ class EndpointView:
             set(self.envoys.pods) != set(ready_pods(self.envoy_pods.values()))
             or bool(self.deployed - self.ready)
             or self.available & routed != self.live & routed
+            or bool(self.unreached)
             or (
                 self.managed is not None
                 and self.route_acknowledged.done
@@ -255,10 +270,28 @@ class EndpointView:
             versions={name: self._version_status(name, now) for name in self.endpoint.versions},
             trouble=self.hand_edit or refusal or self.contradiction,
             waiting_for=self._waiting_for(),
+            warnings=self._warnings(),
             weight_ppm=route_rules.positive_weights(self.managed.weights) if self.managed and self.confirmed else {},
             split_revision=self.managed.mark.revision if self.managed and self.confirmed else 0,
             clusters={version: cluster for cluster, version in self.weight_clusters.items()},
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Return what is not as the newest revision asks for, or is somebody else's: a sentence for each."""
+        return (*map(str, self.drift), *self._other_replicas())
+
+    def _other_replicas(self) -> list[str]:
+        """Return a sentence for each version whose number of replicas somebody else has set to another one."""
+        sentences = []
+        for deployment in self.objects[DEPLOYMENT].values():
+            version = self.endpoint.versions.get(_version_label(deployment))
+            replicas, writer = deployment["spec"].get("replicas", 1), replicas_writer(deployment)
+            if version and writer and replicas != version.replicas_at_start:
+                sentences.append(
+                    f"version {version.name!r} has {replicas} replicas, as {writer} has set it, and its settings ask "
+                    f"for {version.replicas_at_start}: no step sets it back"
+                )
+        return sentences
 
     def _waiting_for(self) -> str | None:
         """Return what the newest revision's split waits for now; it changes with every step on the way."""
@@ -279,6 +312,8 @@ class EndpointView:
             )
         if self.goal.waiting_for:
             return self.goal.waiting_for
+        if self.unreached:
+            return f"not every Envoy reaches a replica of {', '.join(sorted(self.unreached))} yet"
         return None if self.compared else "the Envoys' counters are compared with the split"
 
     def _version_status(self, version: str, now: datetime) -> VersionStatus:

@@ -125,3 +125,18 @@ def test_terminating_pod_does_not_delay_readiness() -> None:
 
     assert (version.failed, version.cause) == (False, None)
     assert [replica.state for replica in version.replicas] == [ReplicaState.STOPPING]
+
+
+def test_a_version_that_somebody_has_scaled_to_0_fails_and_says_who_did_it() -> None:
+    scaled = deployment(replicas=0)
+    fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
+    scaled["metadata"]["managedFields"] = [
+        {"manager": "kubectl", "subresource": "scale", "time": "2026-05-01T11:00:00Z", "fieldsV1": fields}
+    ]
+
+    version = status(scaled)
+
+    assert version.failed
+    assert version.cause == (
+        "it is scaled to 0 replicas, by 'kubectl' at 2026-05-01T11:00:00Z: scale its Deployment up again"
+    )

@@ -136,3 +136,66 @@ def test_route_edited_by_hand_is_not_overwritten() -> None:
 
     # A newer revision would be something to do.
     assert not replace(view, objects=objects, endpoint=endpoint("one", "two", revision=2)).has_work
+
+
+def with_policy(view: EndpointView, *, acknowledged: bool) -> EndpointView:
+    """Return the view of an endpoint that asks for keys, with a policy that Envoy Gateway has or has not processed."""
+    accepted = {"type": "Accepted", "status": "True", "observedGeneration": 1 if acknowledged else 0}
+    ancestor = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
+    policy = {
+        **manifests.security_policy("digits", namespace=NAMESPACE, owner=OWNER),
+        "status": {"ancestors": [{"ancestorRef": ancestor, "controllerName": CONTROLLER, "conditions": [accepted]}]},
+    }
+    policy["metadata"]["generation"] = 1
+    keyed = view.endpoint.model_copy(update={"auth": Auth.KEY})
+    objects = {**view.objects, SECURITY_POLICY: {policy["metadata"]["name"]: policy}}
+    return replace(view, endpoint=keyed, objects=objects)
+
+
+def test_what_serves_is_not_closed_while_its_policy_is_not_acknowledged_yet_and_is_not_called_served_either() -> None:
+    serving = settled(endpoint("one"), "one")
+
+    late = with_policy(serving, acknowledged=False)
+    assert late.next_rules == late.rules
+    assert late.status("http://gateway", NOW).served_revision == 0
+    assert "has not processed the newest SecurityPolicy" in (late.status("http://gateway", NOW).waiting_for or "")
+    assert with_policy(serving, acknowledged=True).served_revision == 1
+    # Without its policy as well: closed rules would go the same way as the policy that every step makes again.
+    gone = replace(late, objects={**late.objects, SECURITY_POLICY: {}})
+    assert gone.next_rules == gone.rules
+
+
+def test_what_serves_nobody_yet_stays_closed_until_its_policy_is_acknowledged() -> None:
+    new = view_of(endpoint("one"), [], "one")
+    reached = view_of(endpoint("one"), new.next_rules, "one")
+
+    assert with_policy(reached, acknowledged=False).goal.weights == {}
+    assert with_policy(reached, acknowledged=True).goal.weights == {"one": 1_000_000}
+
+
+def test_a_split_that_the_counters_contradict_is_not_served() -> None:
+    view = replace(settled(endpoint("one"), "one"), contradiction="the Envoys have sent 9 of 9 requests elsewhere")
+
+    status = view.status("http://gateway", NOW)
+    assert (status.served_revision, status.trouble) == (0, view.contradiction)
+
+
+def test_a_version_with_a_share_that_is_ready_and_that_an_envoy_does_not_reach_is_waited_for() -> None:
+    view = settled(endpoint("one"), "one")
+    [pod] = view.envoys.pods.values()
+    late = replace(view, envoys=GatewayStats({"envoy-1": replace(pod, healthy={})}))
+
+    assert late.served_revision == 0
+    assert late.needs_counters
+    assert late.status("http://gateway", NOW).waiting_for == "not every Envoy reaches a replica of one yet"
+
+
+def test_replicas_that_somebody_else_has_set_are_said() -> None:
+    view = settled(endpoint("one"), "one")
+    writer = {"manager": "kubectl", "time": "2026-11-26T00:00:00Z", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    view.objects[DEPLOYMENT]["one"]["metadata"]["managedFields"] = [{**writer, "subresource": "scale"}]
+    view.objects[DEPLOYMENT]["one"]["spec"]["replicas"] = 3
+
+    [warning] = replace(view).status("http://gateway", NOW).warnings
+
+    assert warning.startswith("version 'one' has 3 replicas, as 'kubectl' at 2026-11-26T00:00:00Z has set it")

@@ -1,0 +1,137 @@
+"""What others have deleted or edited among an endpoint's objects, and who it was. Pure.
+
+docs/aks.md has the table: which objects are put back as the newest revision asks for, and which are left as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controlled_rollout.cluster.api import FIELD_MANAGER, Object
+from controlled_rollout.cluster.kinds import Kind
+
+__all__ = ["Drift", "exact_patch", "is_changed", "other_writers", "replicas_writer"]
+
+# What an object's content is in: all that we set, beside its labels and its owner.
+CONTENT: Final = ("spec", "data")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One object that is not as the endpoint's newest revision asks for.
+
+    Attributes:
+        subject: Kind and name, such as `Service digits-one-1a2b3c4d`.
+        found: What was found, such as `does not exist`.
+        remedy: What a step does about it, such as `it is made again`.
+        version: The version that it belongs to; None if it belongs to the endpoint.
+        is_left: Whether steps leave it as it is: a step that gives a version more traffic is refused meanwhile.
+        is_unattributed: Whether nobody else is known to have written it: it may be as an earlier revision asked for.
+    """
+
+    subject: str
+    found: str
+    remedy: str
+    version: str | None = None
+    is_left: bool = False
+    is_unattributed: bool = False
+
+    def __str__(self) -> str:
+        """Return the sentence for people."""
+        return f"{self.subject} {self.found}: {self.remedy}"
+
+    @classmethod
+    def missing(cls, kind: Kind, name: str, version: str | None = None) -> "Drift":
+        """Return that an object does not exist."""
+        return cls(f"{kind.name} {name}", "does not exist", "every step makes it again", version)
+
+    @classmethod
+    def edited(cls, found: Object, version: str | None = None) -> "Drift":
+        """Return that an object was edited and is put back.
+
+        Args:
+            found: The object as it was found.
+            version: The version that it belongs to; None if it belongs to the endpoint.
+        """
+        writers = other_writers(found)
+        who = f"was edited by {', '.join(writers)}" if writers else "was edited"
+        return cls(
+            f"{found['kind']} {found['metadata']['name']}",
+            who,
+            "every step puts it back",
+            version,
+            is_unattributed=not writers,
+        )
+
+    @classmethod
+    def left(cls, found: Object, why: str, version: str) -> "Drift":
+        """Return that an object was edited and is left as it is.
+
+        Args:
+            found: The object as it was found.
+            why: Which fields others own, in the API server's words.
+            version: The version that it belongs to.
+        """
+        remedy = f"it is left as it is, and a step that gives a version more traffic is refused meanwhile: {why}"
+        return cls(
+            f"{found['kind']} {found['metadata']['name']}",
+            f"was edited by {', '.join(other_writers(found)) or 'others'}",
+            remedy,
+            version,
+            is_left=True,
+        )
+
+
+def exact_patch(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Object:
+    """Return the JSON merge patch that turns a mapping into exactly another one, whatever others have added.
+
+    Args:
+        found: The mapping as it is.
+        wanted: As it is to be.
+    """
+    patch: Object = dict.fromkeys(key for key in found if key not in wanted)
+    for key, value in wanted.items():
+        now = found.get(key)
+        patch[key] = exact_patch(now, value) if isinstance(value, Mapping) and isinstance(now, Mapping) else value
+    return patch
+
+
+def is_changed(before: Object, after: Object) -> bool:
+    """Return whether the API server has changed anything that matters in an object: content, labels or owner."""
+    return any(before.get(part) != after.get(part) for part in CONTENT) or any(
+        before["metadata"].get(part) != after["metadata"].get(part) for part in ("labels", "ownerReferences")
+    )
+
+
+def other_writers(resource: Object) -> list[str]:
+    """Return who else than controlled-rollout has written to the content of an object, newest first, and when."""
+    entries = [
+        entry
+        for entry in resource["metadata"].get("managedFields") or []
+        if not entry.get("subresource")
+        and not entry["manager"].startswith(FIELD_MANAGER)
+        and any(f"f:{part}" in (entry.get("fieldsV1") or {}) for part in CONTENT)
+    ]
+    entries.sort(key=lambda entry: str(entry.get("time", "")), reverse=True)
+    return [_writer(entry) for entry in entries]
+
+
+def replicas_writer(deployment: Object) -> str | None:
+    """Return who else than controlled-rollout has set a Deployment's number of replicas: a person or an autoscaler.
+
+    Returns:
+        The field manager and the time; None if the number is ours, or nobody's.
+    """
+    entries = [
+        entry
+        for entry in deployment["metadata"].get("managedFields") or []
+        if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+    if not entries or any(entry["manager"].startswith(FIELD_MANAGER) for entry in entries):
+        return None
+    return _writer(entries[-1])
+
+
+def _writer(entry: Object) -> str:
+    """Return a field manager and the time at which it wrote."""
+    return f"{entry['manager']!r} at {entry.get('time', 'an unknown time')}"

@@ -1,0 +1,110 @@
+"""What others delete or edit among an endpoint's objects: the next step remakes it, or refuses and says so."""
+
+import json
+from typing import Any
+
+import pytest
+
+from controlled_rollout.errors import ConflictError
+from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
+from tests.cluster.sandbox import Sandbox
+from tests.local.local_target_lab import steady_load
+from tests.polling import until
+
+RATE = 40.0
+
+
+async def warnings_of(sandbox: Sandbox) -> str:
+    return "\n".join((await sandbox.target.status(sandbox.endpoint)).warnings)
+
+
+def patch(sandbox: Sandbox, kind: str, name: str, body: dict[str, Any]) -> None:
+    sandbox.kubectl("patch", kind, name, "--type=merge", "--field-manager=somebody", "-p", json.dumps(body))
+
+
+def spec(sandbox: Sandbox, kind: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(sandbox.kubectl("get", kind, name, "-o", "json"))["spec"]
+    return found
+
+
+async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_the_next_step(sandbox: Sandbox) -> None:
+    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.roll_out("two")
+    name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
+    keys = await sandbox.target.keys(sandbox.endpoint)
+
+    async with steady_load(sandbox.url, keys.primary, rate=RATE) as load:
+        await load.more(50)
+        # The policy: whoever brings it back closes nothing, not even for a moment.
+        sandbox.kubectl("delete", "securitypolicy,backendtrafficpolicy,httproutefilter", "--all")
+        said = await warnings_of(sandbox)
+        await sandbox.shift("two", 10)
+        await load.more(50)
+        assert load.failed == {}, load.refusals
+
+        sandbox.kubectl("delete", "secret", f"{name}-keys")
+        sandbox.kubectl("delete", "service", service)
+        said += await warnings_of(sandbox)
+        await sandbox.shift("two", 20)
+        failed_until_then = load.failed
+        await load.more(50)
+        assert load.failed == failed_until_then, load.refusals
+        sandbox.kubectl("delete", "deployment", service)
+        said += await warnings_of(sandbox)
+        await sandbox.roll_back("two", "to see that control is remade")
+
+        async def is_ready() -> bool:
+            return (await sandbox.target.status(sandbox.endpoint)).versions["one"].ready
+
+        await until(is_ready, "control has its replicas again", timeout_s=60, interval_s=0.5)
+
+    for missing in (
+        f"SecurityPolicy {name}",
+        f"BackendTrafficPolicy {name}",
+        f"Service {service}",
+        f"Deployment {service}",
+    ):
+        assert f"{missing} does not exist: every step makes it again" in said
+    assert "every step restores the keys from their copy; callers keep theirs" in said
+    assert await sandbox.target.keys(sandbox.endpoint) == keys
+    assert await warnings_of(sandbox) == ""
+
+
+async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment_is_refused_but_not_to_a_roll_back(
+    sandbox: Sandbox,
+) -> None:
+    await sandbox.roll_out("one")
+    await sandbox.roll_out("two")
+    await sandbox.shift("two", 10)
+    name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "two")
+    policies = {kind: spec(sandbox, kind, name) for kind in ("securitypolicy", "backendtrafficpolicy")}
+    patch(sandbox, "securitypolicy", name, {"spec": {"cors": {"allowOrigins": ["https://evil.example"]}}})
+    patch(sandbox, "backendtrafficpolicy", name, {"spec": {"retry": {"numRetries": 9}, "useClientProtocol": True}})
+    patch(sandbox, "service", service, {"spec": {"selector": {"track": "canary"}}})
+    said = await warnings_of(sandbox)
+
+    await sandbox.shift("two", 20)
+
+    for kind in ("SecurityPolicy", "BackendTrafficPolicy", "Service"):
+        assert f"{kind} {name if kind != 'Service' else service} was edited by 'somebody' at " in said
+    assert {kind: spec(sandbox, kind, name) for kind in policies} == policies
+    assert "track" not in spec(sandbox, "service", service)["selector"]
+    assert await warnings_of(sandbox) == ""
+
+    container = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
+    edit = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    sandbox.kubectl("patch", "deployment", service, "--field-manager=somebody", "-p", json.dumps(edit))
+    edit_rules = [{"op": "replace", "path": "/spec/rules/0/timeouts/request", "value": "1s"}]
+    with pytest.raises(
+        ConflictError, match=rf"Deployment {service} was edited by 'somebody' .*env.*nothing was changed now"
+    ):
+        await sandbox.shift("two", 30)
+    sandbox.kubectl("patch", "httproute", sandbox.endpoint, "--type=json", "-p", json.dumps(edit_rules))
+    back = await sandbox.roll_back("two", "going back waits for nobody")
+
+    assert back is not None
+    status = await sandbox.target.status(sandbox.endpoint)
+    assert (status.trouble, status.weight_ppm) == (None, {"one": 1_000_000})
+    environment = spec(sandbox, "deployment", service)["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"} in environment
+    assert f"Deployment {service} was edited by 'somebody'" in await warnings_of(sandbox)
