@@ -48,11 +48,20 @@ class Rollout(Value):
         version: The treatment that is being rolled out.
         owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`.
         started: Since when it holds the endpoint.
+        held: Since when it is on hold, because its gate came to no decision and a person has to; None if it is not.
+        resumed: When the last hold ended: a gate's deadline counts anew from there. None if there was none.
     """
 
     version: Name
     owner: str
     started: AwareDatetime
+    held: AwareDatetime | None = None
+    resumed: AwareDatetime | None = None
+
+    def is_same(self, other: "Rollout | None") -> bool:
+        """Return whether the other is the same rollout, on hold or not."""
+        mine = (self.version, self.owner, self.started)
+        return other is not None and mine == (other.version, other.owner, other.started)
 
 
 class Endpoint(Value):
@@ -334,6 +343,24 @@ class Endpoint(Value):
         if self.rollout is None or self.rollout.version != version:
             return self
         return self._validated_copy(rollout=None)
+
+    def hold(self, version: str, *, owner: str | None, at: datetime) -> "Endpoint":
+        """Return a copy whose rollout is on hold; the endpoint itself if it is already, or no run holds the endpoint.
+
+        Raises:
+            ConflictError: `owner` is given, and does not hold the endpoint for `version`.
+        """
+        self.check_holder(version, owner)
+        if self.rollout is None or self.rollout.version != version or self.rollout.held is not None:
+            return self
+        return self._validated_copy(rollout=self.rollout.model_copy(update={"held": at}))
+
+    def resume(self, version: str, *, owner: str | None, at: datetime) -> "Endpoint":
+        """Return a copy whose rollout is no longer on hold; the endpoint itself if it is not, or is not the owner's."""
+        rollout = self.rollout
+        if rollout is None or rollout.held is None or rollout.version != version or owner not in (None, rollout.owner):
+            return self
+        return self._validated_copy(rollout=rollout.model_copy(update={"held": None, "resumed": at}))
 
     def same_as(self, other: "Endpoint") -> bool:
         """Return whether both endpoints have equal content; revision numbers may differ."""

@@ -1,7 +1,7 @@
 """The rules of an endpoint: what it allows, what it refuses, and that a refusal changes nothing."""
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from controlled_rollout.errors import ConflictError
 from controlled_rollout.version import VersionType
 
 NOW = datetime(2026, 1, 5, 6, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
 
 
 def two_versions() -> Endpoint:
@@ -189,6 +190,27 @@ def test_one_rollout_holds_the_endpoint_until_it_is_released() -> None:
         held.claim("third", owner="weekly/run-2", at=NOW)
     assert held.release("third") is held
     assert held.release("second").claim("third", owner="weekly/run-2", at=NOW).rollout is not None
+
+
+def test_hold_and_resume_keep_the_rollout_and_its_split() -> None:
+    rolling = two_versions().claim("second", owner="weekly/run-1", at=NOW)
+    held = rolling.hold("second", owner="weekly/run-1", at=LATER)
+    assert held.rollout is not None and held.rollout.held == LATER
+    assert held.rollout.is_same(rolling.rollout)
+    assert held.hold("second", owner="weekly/run-1", at=NOW) is held
+    assert held.claim("second", owner="weekly/run-1", at=LATER) is held
+    with pytest.raises(ConflictError, match="no longer holds"):
+        rolling.hold("second", owner="weekly/run-2", at=LATER)
+
+    resumed = held.resume("second", owner="weekly/run-1", at=LATER)
+    assert resumed.rollout is not None
+    assert (resumed.rollout.held, resumed.rollout.resumed) == (None, LATER)
+    assert resumed.rollout.is_same(rolling.rollout)
+    assert resumed.effective_traffic() == rolling.effective_traffic()
+    for unchanged in (resumed, two_versions()):
+        assert unchanged.resume("second", owner=None, at=NOW) is unchanged
+    assert held.resume("second", owner="weekly/run-2", at=NOW) is held
+    assert held.resume("first", owner=None, at=NOW) is held
 
 
 def test_a_fixed_number_of_replicas_switches_the_autoscaler_off_and_both_are_refused() -> None:

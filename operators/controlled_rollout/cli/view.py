@@ -48,6 +48,8 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
         return
     if endpoint.rollout:
         print_line(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
+        if held := endpoint.rollout.held:
+            print_line(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
     print_line(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
 

@@ -13,11 +13,10 @@ from controlled_rollout.errors import EndpointNotFoundError, RecordUnavailableEr
 from controlled_rollout.gate import Verdict
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
-from controlled_rollout.target.protocol import Change
 from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["record_answer", "record_going_on", "record_hold"]
+__all__ = ["append", "record_answer", "record_going_on"]
 
 
 async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str, verdict: Verdict, *, who: str) -> str:
@@ -34,23 +33,15 @@ async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str
         endpoint, version, step="go_on", who=who, why=verdict.reason, outcome=verdict.outcome.value
     )
     try:
-        await _append(workspace, decision)
+        await append(workspace, decision)
     except RecordUnavailableError as error:
         return f"it is not recorded that the rollout goes on: {error}"
     return ""
 
 
-async def _append(workspace: Workspace, decision: Decision) -> None:
+async def append(workspace: Workspace, decision: Decision) -> None:
     """Append a decision to its endpoint's record in bounded time."""
     await within_time(record.storage_of(workspace, decision.endpoint).name, lambda: record.append(workspace, decision))
-
-
-def record_hold(workspace: Workspace, endpoint: str, version: str, change: Change) -> None:
-    """Append to the record that a rollout is on hold: a person has to promote it or roll it back."""
-    record.append(
-        workspace,
-        Decision.about(Endpoint(name=endpoint), version, step="hold", who=change.who, why=change.why, revision=None),
-    )
 
 
 async def record_answer(
@@ -95,4 +86,4 @@ async def record_answer(
     except TargetUnavailableError:
         if step == "approve":
             raise
-    await _append(workspace, Decision.about(document, version, step=step, who=who, why=why))
+    await append(workspace, Decision.about(document, version, step=step, who=who, why=why))

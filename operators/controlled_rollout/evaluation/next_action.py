@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,7 +59,6 @@ class GateTerms(BaseModel):
         interval: The time between two looks.
         window: How the evidence is read.
         waiting_since: When the task began to wait.
-        held: When the rollout was last put on hold: clearing the task gives it another `decision_timeout` from then.
         asked: Whether a person is asked meanwhile: then the looks go on until a claim alarms or the rollout has ended.
     """
 
@@ -78,7 +77,6 @@ class GateTerms(BaseModel):
     interval: timedelta
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
-    held: AwareDatetime | None = None
     asked: bool = False
 
 
@@ -136,7 +134,8 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "", re
     missing = _missing_to_go_on(look, terms) or record_problem
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
-    waited = look.since_shift if terms.held is None else min(look.since_shift, now - terms.held)
+    resumed = look.document.rollout.resumed if look.document.rollout else None
+    waited = look.since_shift if resumed is None else min(look.since_shift, now - resumed)
     if waited < terms.decision_timeout:
         return result(NextAction.WAIT, missing)
     timeout = _format_seconds(terms.decision_timeout)
@@ -236,6 +235,7 @@ async def _look_and_decide(
 ) -> LookResult:
     """Look at the evidence of a connected target; return the next action, also for a look that was refused."""
     from controlled_rollout.evaluation import look as looks
+    from controlled_rollout.evaluation.hold import end_hold
     from controlled_rollout.evaluation.judgements import record_going_on
     from controlled_rollout.gate import describe
 
@@ -254,6 +254,10 @@ async def _look_and_decide(
         return decide_after_conflict(None, terms, str(error))
     except (ConflictError, EndpointError) as error:
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
+    if not terms.asked and look.document.rollout is not None and look.document.rollout.held is not None:
+        # A gate that looks again has been begun again by a person: its decision_timeout counts anew.
+        document = await end_hold(target, terms.endpoint, terms.version, owner=terms.owner, who=terms.who)
+        look = replace(look, document=document)
     table = describe(look.verdict)
     result = decide(look, terms, now=datetime.now(UTC), table=table)
     if result.action is NextAction.GO_ON and (

@@ -173,9 +173,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         )
 
     async def _own_terms(self, context: "Context", workspace: Workspace) -> GateTerms:
-        """Return the terms of this task's looks, with the time of the last hold."""
-        from controlled_rollout import record
-
+        """Return the terms of this task's looks; raise ArgumentError if it would ask, and no task after it does."""
         terms = self.gate_terms(context)
         if terms.on_deadline == "ask" and not any(
             isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
@@ -183,15 +181,14 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             raise ArgumentError(
                 "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
             )
-        holds = [decision.time for decision in record.read(workspace, self.endpoint, version=self.version, step="hold")]
-        return terms.model_copy(update={"held": max(holds, default=None)})
+        return terms
 
     def _return_or_raise(self, context: "Context", result: LookResult) -> dict[str, Any]:
         """Return the gate's XCom value if the rollout goes on or a person is asked; otherwise skip or fail the task."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(result.reason)
         if result.action is NextAction.HOLD:
-            self._record_hold_and_fail(context, result)
+            self._hold_and_fail(context, result)
         if result.action not in (NextAction.GO_ON, NextAction.ASK):
             self.fail(
                 context, f"{result.action.value}: {result.reason}" + (f"\n{result.table}" if result.table else "")
@@ -204,11 +201,21 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "asks": result.action is NextAction.ASK,
         }
 
-    def _record_hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:
-        """Record that the rollout is on hold, then fail the task without retries; nothing is rolled back."""
-        from controlled_rollout.evaluation.judgements import record_hold
+    def _hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:
+        """Put the rollout on hold, then fail the task without retries; nothing is rolled back."""
+        from controlled_rollout.evaluation.hold import hold_rollout
 
-        record_hold(self.workspace(), self.endpoint, self.version, change_of(context, result.reason))
+        self.run_in_workspace(
+            context,
+            lambda workspace: hold_rollout(
+                workspace,
+                self.endpoint,
+                self.version,
+                owner=run_of(context) if self.own_rollout else None,
+                change=change_of(context, result.reason),
+                progress=self.log_progress,
+            ),
+        )
         self.fail(
             context,
             f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "

@@ -15,11 +15,11 @@ from controlled_rollout import record
 from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import (
-    ControlledRolloutError,
     EndpointNotFoundError,
     NothingToDoError,
     NotJudgedError,
 )
+from controlled_rollout.evaluation.hold import end_hold
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
@@ -145,6 +145,7 @@ async def shift(
         scale=scale_before,
     )
     async with connect(workspace) as target:
+        await _end_hold(target, endpoint, version, owner, change, timeout=timeout, progress=progress)
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
@@ -188,6 +189,7 @@ async def promote(
         permit=_permission(workspace, endpoint, version, owner, reason_not_to),
     )
     async with connect(workspace) as target:
+        await _end_hold(target, endpoint, version, owner, change, timeout=timeout, progress=progress)
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
@@ -316,16 +318,24 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
         return promotion
 
 
-async def _last_decision(
-    workspace: Workspace, endpoint: str, version: str, progress: Progress
-) -> record.Decision | None:
-    """Return the newest decision about a version; None if there is none, or the record cannot be read."""
-    try:
-        where = record.storage_of(workspace, endpoint).name
-        return await within_time(where, lambda: record.last(workspace, endpoint, version))
-    except ControlledRolloutError as error:
-        progress(f"warning: rolling back without the record: {error}")
-        return None
+async def _end_hold(
+    target: Target,
+    endpoint: str,
+    version: str,
+    owner: str | None,
+    change: Change,
+    *,
+    timeout: timedelta,
+    progress: Progress,
+) -> None:
+    """End the hold of a run's rollout, if it is on hold, before a later step of the run: a person let it begin.
+
+    From then on a failure of the run rolls back again.
+    """
+    if owner is not None:
+        await retry_until_available(
+            lambda: end_hold(target, endpoint, version, owner=owner, who=change.who), timeout=timeout, progress=progress
+        )
 
 
 def _permission(
@@ -408,8 +418,7 @@ async def _roll_back_once(
         if rules.has_created_endpoint(history, version, owner):
             await _delete_if_never_ready(target, endpoint, version, change, progress)
             return None
-        last_decision = await _last_decision(workspace, endpoint, version, progress)
-        if reason := rules.reason_not_to_roll_back(history, last_decision, version, owner):
+        if reason := rules.reason_not_to_roll_back(history, version, owner):
             raise NothingToDoError(reason)
     if to is not None:
         rules.check_replacement(history, version, to)

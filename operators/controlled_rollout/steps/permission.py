@@ -141,7 +141,8 @@ def _traffic_taken_at(history: Sequence[Revision], version: str) -> Revision | N
     """
     taken = history[-1]
     for revision in reversed(history):
-        if revision.endpoint.rollout != history[-1].endpoint.rollout:
+        rollout = history[-1].endpoint.rollout
+        if rollout is None or not rollout.is_same(revision.endpoint.rollout):
             return None
         if version in _split_of(revision):
             return taken

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError, NothingToDoError
-from controlled_rollout.record import Decision
 from controlled_rollout.target.history import Promotion, creation_of, promotion_of
 from controlled_rollout.target.protocol import Revision
 
@@ -18,14 +17,11 @@ __all__ = [
 ]
 
 
-def reason_not_to_roll_back(
-    history: Sequence[Revision], last_decision: Decision | None, version: str, owner: str
-) -> str | None:
+def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: str) -> str | None:
     """Return why a DAG run must not roll a version back, as a sentence; None if it may.
 
     Args:
         history: The endpoint's revisions, oldest first; empty if there is no endpoint.
-        last_decision: The newest entry of the version's record.
         version: The version.
         owner: The run that would roll back, as `dag/run`.
     """
@@ -42,9 +38,23 @@ def reason_not_to_roll_back(
         return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
             "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
         )
-    if last_decision is not None and last_decision.step == "hold":
-        return f"version {version!r} is on hold, a person decides: {last_decision.why}"
+    if endpoint.rollout is not None and endpoint.rollout.held is not None:
+        return (
+            f"version {version!r} is on hold since {endpoint.rollout.held:%Y-%m-%d %H:%M:%S %Z}, a person decides: "
+            f"{_hold_of(history).change.why}"
+        )
     return None
+
+
+def _hold_of(history: Sequence[Revision]) -> Revision:
+    """Return the revision that put the present rollout on hold."""
+    held = history[-1].endpoint.rollout
+    holding = history[-1]
+    for revision in reversed(history):
+        if revision.endpoint.rollout != held:
+            break
+        holding = revision
+    return holding
 
 
 def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:

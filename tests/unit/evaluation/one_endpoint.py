@@ -49,6 +49,13 @@ class OneEndpoint:
             raise EndpointNotFoundError(f"there is no endpoint {name!r}")
         return self.newest
 
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        number = len(self._history) + 1
+        self.newest = endpoint.model_copy(update={"revision": number})
+        revision = Revision(number=number, endpoint=self.newest, change=change, created=self._history[-1].created)
+        self._history.append(revision)
+        return self.newest
+
     async def status(self, name: str) -> EndpointStatus:
         versions = {name: VersionStatus(name=name, ready=True, requests=n) for name, n in self._counted().items()}
         return EndpointStatus(name=name, url="", revision=2, served_revision=2, versions=versions)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Endpoint, Rollout
 from controlled_rollout.evaluation.look import Look
 from controlled_rollout.evaluation.next_action import (
     GateTerms,
@@ -45,7 +45,9 @@ def terms(**changes: Any) -> GateTerms:
     )
 
 
-def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) -> Look:
+def look(
+    outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000, resumed: datetime | None = None
+) -> Look:
     verdict = Verdict(Outcome(outcome), reason=f"because of {outcome}")
     return Look(
         verdict,
@@ -53,7 +55,9 @@ def look(outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000) 
         since_shift=since,
         requests_since_shift=requests,
         share=10.0,
-        document=Endpoint(name="digits"),
+        document=Endpoint(
+            name="digits", rollout=Rollout(version="v2a", owner="dag/run", started=NOW - since, resumed=resumed)
+        ),
     )
 
 
@@ -142,14 +146,17 @@ def test_while_a_person_is_asked_only_an_alarm_decides(outcome: str, minutes: in
 
 
 def test_clearing_a_gate_on_hold_restarts_its_decision_timeout() -> None:
-    late = look("not_enough_evidence", since=600 * MINUTE)
-    assert decide(late, terms(held=NOW - 5 * MINUTE), now=NOW).action is NextAction.WAIT
-    assert decide(late, terms(held=NOW - 60 * MINUTE), now=NOW).action is NextAction.HOLD
+    for since, action in ((5, NextAction.WAIT), (60, NextAction.HOLD)):
+        late = look("not_enough_evidence", since=600 * MINUTE, resumed=NOW - since * MINUTE)
+        assert decide(late, terms(), now=NOW).action is action
 
 
 def test_a_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
-    assert decide(look("not_enough_evidence"), terms(held=NOW - 500 * MINUTE), now=NOW).action is NextAction.WAIT
-    assert decide(look("pass"), terms(held=NOW - 500 * MINUTE), now=NOW).action is NextAction.GO_ON
+    before = NOW - 500 * MINUTE
+    assert decide(look("not_enough_evidence", resumed=before), terms(), now=NOW).action is NextAction.WAIT
+    assert decide(look("pass", resumed=before), terms(), now=NOW).action is NextAction.GO_ON
+    late = look("not_enough_evidence", since=60 * MINUTE, resumed=before)
+    assert decide(late, terms(), now=NOW).action is NextAction.HOLD
 
 
 def test_a_target_that_does_not_answer_is_waited_for_and_then_held() -> None:
@@ -191,6 +198,6 @@ def test_look_result_survives_strict_json() -> None:
 
 
 def test_terms_survive_json() -> None:
-    asked = terms(gate=Gate(alpha=0.01, warm_up=5 * MINUTE, burst_cap=3.0), held=NOW)
+    asked = terms(gate=Gate(alpha=0.01, warm_up=5 * MINUTE, burst_cap=3.0))
     carried = json.loads(json.dumps(asked.model_dump(mode="json"), allow_nan=False))
     assert GateTerms.model_validate(carried) == asked

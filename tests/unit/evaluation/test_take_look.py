@@ -21,6 +21,7 @@ from controlled_rollout.evaluation.next_action import GateTerms, LookResult, Nex
 from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.target import connect as connect_module
+from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
 from tests.unit.evaluation.one_endpoint import OneEndpoint
 
@@ -102,6 +103,27 @@ def test_gate_waits_while_the_record_does_not_take_that_the_rollout_goes_on(
 
     assert result.action is NextAction.WAIT
     assert result.reason == "it is not recorded that the rollout goes on: the disk is full"
+
+
+def test_look_of_a_gate_that_begins_again_ends_the_hold(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = OneEndpoint(before=NOW - 50 * HOUR, created=NOW - 40 * HOUR, counted=dict)
+    held = target.newest.hold("v2a", owner="dag/run", at=NOW - HOUR)
+    asyncio.run(target.apply(held, Change(who="dag/run/gate", why="no decision")))
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    monkeypatch.setattr(looks, "evidence_source", lambda workspace: Source(away=True))
+
+    def take(**changes: object) -> NextAction:
+        terms = TERMS.model_copy(update=changes)
+        return asyncio.run(take_look(gates.workspace, terms, gates.messages.append)).action
+
+    # Another run's gate is refused, and the looks while a person is asked leave the hold to the person.
+    assert take(owner="dag/other") is NextAction.CONFLICT
+    take(asked=True)
+    assert target.newest.same_as(held)
+    # Its decision_timeout has been over for hours, and counts anew.
+    assert take(owner="dag/run") is NextAction.WAIT
+    assert target.newest.rollout is not None and target.newest.rollout.held is None
+    assert target.newest.rollout.resumed is not None
 
 
 def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:

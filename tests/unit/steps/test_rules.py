@@ -6,7 +6,6 @@ import pytest
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError, NothingToDoError
-from controlled_rollout.record import Decision
 from controlled_rollout.steps.rules import (
     check_is_treatment,
     check_replacement,
@@ -41,20 +40,20 @@ PROMOTED = SHIFTED.promote("v2a").release("v2a")
 MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
 
 
-def reason_to_leave(revisions: list[Revision], *, last: Decision | None = None, run: str = MINE) -> str:
+def reason_to_leave(revisions: list[Revision], *, run: str = MINE) -> str:
     """Return why the run's roll-back leaves version v2a alone."""
-    reason = reason_not_to_roll_back(revisions, last, "v2a", run)
+    reason = reason_not_to_roll_back(revisions, "v2a", run)
     assert reason is not None
     return reason
 
 
 def test_this_runs_treatment_is_rolled_back() -> None:
-    assert reason_not_to_roll_back(MY_ROLLOUT, None, "v2a", MINE) is None
+    assert reason_not_to_roll_back(MY_ROLLOUT, "v2a", MINE) is None
 
 
 def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
     done = history((FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), "a/b/c"))
-    assert reason_not_to_roll_back(done, None, "v2a", MINE) is None
+    assert reason_not_to_roll_back(done, "v2a", MINE) is None
 
 
 @pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
@@ -82,13 +81,20 @@ def test_a_version_that_was_promoted_stays() -> None:
 
 
 def test_a_rollout_on_hold_is_left_to_a_person() -> None:
-    held = Decision(time=NOW, endpoint="digits", version="v2a", step="hold", who="a/b/c", why="no decision in time")
-    assert "no decision in time" in reason_to_leave(MY_ROLLOUT, last=held)
+    held = SHIFTED.hold("v2a", owner=MINE, at=NOW)
+    scaled = held.update_version("v2a", num_replicas=2)
+    states = history(
+        (FIRST, "x/y/z"), (ROLLING, f"{MINE}/a"), (SHIFTED, f"{MINE}/b"), (held, f"{MINE}/gate"), (scaled, "x")
+    )
+    because = Change(who=f"{MINE}/gate", why="no decision in time")
+    states[3] = states[3].model_copy(update={"change": because})
+    assert reason_to_leave(states).endswith("a person decides: no decision in time")
 
 
-def test_a_hold_that_was_followed_by_a_failing_look_no_longer_counts() -> None:
-    failed = Decision(time=NOW, endpoint="digits", version="v2a", step="look", who="a/b/c", outcome="fail")
-    assert reason_not_to_roll_back(MY_ROLLOUT, failed, "v2a", MINE) is None
+def test_a_hold_that_has_ended_no_longer_counts() -> None:
+    resumed = SHIFTED.hold("v2a", owner=MINE, at=NOW).resume("v2a", owner=MINE, at=NOW)
+    states = [*MY_ROLLOUT, *history((FIRST, "x"), (FIRST, "x"), (FIRST, "x"), (resumed, f"{MINE}/gate"))[3:]]
+    assert reason_not_to_roll_back(states, "v2a", MINE) is None
 
 
 def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone() -> None:
