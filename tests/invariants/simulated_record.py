@@ -34,7 +34,7 @@ class SimulatedRecord:
         conflicts: How many of the next appends find that another writer was faster.
         lost_answers: How many of the next appends are stored although the writer is told that they were not.
         before, after: Called before and after each append: where a task may be killed.
-        appended: Called with each line that was appended.
+        appended: Called with the lines of each append.
         parts_kept: The parts, oldest first.
     """
 
@@ -47,7 +47,7 @@ class SimulatedRecord:
     lost_answers: int = 0
     before: Callable[[str], None] = lambda call: None
     after: Callable[[str], None] = lambda call: None
-    appended: Callable[[bytes], object] = lambda line: None
+    appended: Callable[[bytes], object] = lambda lines: None
     parts_kept: list[SimulatedPart] = field(default_factory=lambda: [SimulatedPart()])
     _number: int = 0
 

@@ -235,7 +235,7 @@ class World:
         self.store = SimulatedMetricStore(self.clock, self.traffic, ENDPOINT)
         self.record = SimulatedRecord(
             f"simulated-{next(_numbers)}", self.clock, before=self.interrupt_now, after=self.interrupt_now,
-            appended=lambda line: self.decisions.append(Decision.model_validate_json(line)),
+            appended=lambda lines: self.decisions.extend(map(Decision.model_validate_json, lines.splitlines())),
         )  # fmt: skip
         self.reader = SharedReader(self.store, clock=self.clock.now)
         if not self.first_version:

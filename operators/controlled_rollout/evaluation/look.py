@@ -91,7 +91,7 @@ async def look(
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)
-    evidence, verdict = await _judge_and_record(workspace, query, decision, _router_counts(status, now), down)
+    evidence, verdict = await _judge_and_record(workspace, query, decision, _router_counts(status, now), down, history)
     shifted = query.splits[-1].at if query.splits else query.started
     bins = [bin_ for bin_ in evidence.bins if bin_.start >= shifted] if evidence else []
     return Look(
@@ -146,7 +146,12 @@ def _router_counts(status: EndpointStatus, now: datetime) -> RouterCounts:
 
 
 async def _judge_and_record(
-    workspace: Workspace, query: EvidenceQuery, decision: Decision, requests: RouterCounts, down: str
+    workspace: Workspace,
+    query: EvidenceQuery,
+    decision: Decision,
+    requests: RouterCounts,
+    down: str,
+    history: Sequence[Revision],
 ) -> tuple[Evidence | None, Verdict]:
     """Read and judge the evidence and append the decision; without store or record the look fails or cannot see."""
     evidence: Evidence | None = None
@@ -159,12 +164,14 @@ async def _judge_and_record(
     record_name = record.storage_of(workspace, query.endpoint).name
     try:
         if evidence is None:
-            await within_time(record_name, lambda: record.append(workspace, unread))
+            await within_time(record_name, lambda: record.append(workspace, unread, history=history))
             return None, verdict_from_dict(unread.verdict or {})
         look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down)
         recorded = await within_time(
             record_name,
-            lambda: record.append_look(workspace, look_input, lambda look: _with_verdict(decision, conclude(look))),
+            lambda: record.append_look(
+                workspace, look_input, lambda look: _with_verdict(decision, conclude(look)), history=history
+            ),
         )
         return evidence, verdict_from_dict(recorded.verdict or {})
     except PROGRAMMING_ERRORS:

@@ -1,6 +1,6 @@
 """Append decisions and looks to an endpoint's record, and read them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -13,8 +13,10 @@ from controlled_rollout.record.blob_storage import BlobStorage
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.file_storage import FileStorage
 from controlled_rollout.record.look_input import LookInput
+from controlled_rollout.record.step_lines import StepMark, lines_with, missing_lines
 from controlled_rollout.record.storage import AppendConflict, Appender, RecordPart, RecordStorage
-from controlled_rollout.record.tail import LookSeries, TailState, read_tail, series_name
+from controlled_rollout.record.tail import LookSeries, TailState, read_step_marks, read_tail, series_name
+from controlled_rollout.target.protocol import Revision
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
@@ -32,16 +34,36 @@ def storage_of(workspace: Workspace, endpoint: str) -> RecordStorage:
     return FileStorage(workspace.records_folder / f"{endpoint}.jsonl")
 
 
-def append(workspace: Workspace, decision: Decision) -> None:
-    """Append one decision to the endpoint's record; it is durable on return.
+def append(workspace: Workspace, decision: Decision, *, history: Sequence[Revision] = ()) -> None:
+    """Append one decision to the endpoint's record, after the steps that the record lacks; it is durable on return.
+
+    A step is appended only once, however often its task was killed and called again.
+
+    Args:
+        workspace: Where the record is.
+        decision: The decision.
+        history: The endpoint's revisions, oldest first, from which missing lines are made; empty for none.
 
     Raises:
         RecordUnavailableError: It cannot be stored.
     """
-    _append_with_retries(storage_of(workspace, decision.endpoint), lambda appender: (_decision_line(decision), None))
+    record = storage_of(workspace, decision.endpoint)
+
+    def lines_after(appender: Appender) -> tuple[bytes, None]:
+        """Return the decision's line, and those before it that the record lacks; empty if it has all of them."""
+        recorded = _recorded_steps(record, appender, history) if history else ()
+        return _decision_lines(lines_with(decision, history, recorded)), None
+
+    _append_with_retries(record, lines_after)
 
 
-def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInput], Decision]) -> Decision:
+def append_look(
+    workspace: Workspace,
+    look: LookInput,
+    decide: Callable[[LookInput], Decision],
+    *,
+    history: Sequence[Revision] = (),
+) -> Decision:
     """Complete a look with the earlier looks of its record, decide on it, and append decision and evidence.
 
     Of the bins only those are written that the record does not have yet.
@@ -51,6 +73,7 @@ def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInp
         look: What the look read; of the router's counts only those of the present.
         decide: Judges a look. It gets `look` with the router's counts of two earlier looks, as the record has them, and
             is called again if another writer appended meanwhile.
+        history: The endpoint's revisions, oldest first: the steps that the record lacks are appended before the look.
 
     Returns:
         The decision that was appended.
@@ -60,19 +83,22 @@ def append_look(workspace: Workspace, look: LookInput, decide: Callable[[LookInp
     """
     name = series_name(look.settings)
     decision: Decision | None = None
+    record = storage_of(workspace, look.settings.endpoint)
 
-    def line_after(appender: Appender) -> tuple[bytes, TailState]:
-        """Return the look's line and the state of the record after it, given the record's open part."""
+    def lines_after(appender: Appender) -> tuple[bytes, TailState]:
+        """Return the look's line, after those that are missing, and the state of the record after it."""
         nonlocal decision
         tail = read_tail(appender)
+        missing = missing_lines(history, tail.steps or _steps_of_full_parts(record)) if history else []
+        tail.steps.extend(filter(None, map(StepMark.of, missing)))
         first = name not in tail.series
         series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width))
         complete = replace(look, router=(*series.earlier_counts(look.evidence.until), *look.router))
         evidence = _evidence_delta(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
         decision = decide(complete).model_copy(update={"evidence": evidence})
-        return _decision_line(decision), tail
+        return _decision_lines([*missing, decision]), tail
 
-    _append_with_retries(storage_of(workspace, look.settings.endpoint), line_after)
+    _append_with_retries(record, lines_after)
     assert decision is not None  # noqa: S101 - it was appended
     return decision
 
@@ -97,15 +123,28 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
     return evidence
 
 
-def _decision_line(decision: Decision) -> bytes:
-    """Return a decision as one line of JSON, without the line break."""
-    return decision.model_dump_json(exclude_none=True).encode()
+def _decision_lines(decisions: Sequence[Decision]) -> bytes:
+    """Return decisions as a line of JSON each, without the last line break."""
+    return b"\n".join(decision.model_dump_json(exclude_none=True).encode() for decision in decisions)
+
+
+def _recorded_steps(record: RecordStorage, appender: Appender, history: Sequence[Revision]) -> list[StepMark]:
+    """Return the steps in the open part, or in the newest full part that has some."""
+    return read_step_marks(appender.read_from(0).splitlines()) or _steps_of_full_parts(record)
+
+
+def _steps_of_full_parts(record: RecordStorage) -> list[StepMark]:
+    """Return the steps in the newest full part that has some."""
+    for part in reversed(record.parts()):
+        if marks := read_step_marks(part.lines()):
+            return marks
+    return []
 
 
 def _append_with_retries(
-    record: RecordStorage, line_after: Callable[[Appender], tuple[bytes, TailState | None]]
+    record: RecordStorage, lines_after: Callable[[Appender], tuple[bytes, TailState | None]]
 ) -> None:
-    """Append the line that `line_after` builds; rebuild it and retry if another writer appended first."""
+    """Append the lines that `lines_after` builds; build them again and retry if another writer appended first."""
     tried: tuple[str, int, bytes] | None = None
     for _ in range(MAX_TRIES):
         tail: TailState | None = None
@@ -114,7 +153,9 @@ def _append_with_retries(
             with _storage_errors(record), record.appending() as appender:
                 if tried is not None and _has_line(appender, *tried):
                     return
-                line, tail = line_after(appender)
+                line, tail = lines_after(appender)
+                if not line:
+                    return
                 if appender.size and appender.size + len(line) >= storage.MAX_PART_BYTES:
                     appender.retire()
                     continue
@@ -122,7 +163,7 @@ def _append_with_retries(
                 length = appender.write(line)
                 written = True
             if tail is not None:
-                tail.offset = length
+                tail.has_appended(line, length)
             return
         except AppendConflict:
             continue

@@ -6,6 +6,7 @@ begun reads the same from the whole part.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from threading import Lock
@@ -17,9 +18,13 @@ from controlled_rollout.evidence import RouterCounts
 from controlled_rollout.record.bin_delta import BinFingerprints, canonical_json
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookSettings
+from controlled_rollout.record.step_lines import StepMark
 from controlled_rollout.record.storage import Appender
 
-__all__ = ["LookSeries", "TailState", "read_tail", "series_name"]
+__all__ = ["LookSeries", "TailState", "read_step_marks", "read_tail", "series_name"]
+
+# In every line of a look, as it is written.
+LOOK: Final = b'"step":"look"'
 
 # As many endpoints may have a gate in one process without reading a record's part again.
 MAX_RECORDS: Final = 4_096
@@ -71,11 +76,33 @@ class LookSeries:
 
 @dataclass(slots=True)
 class TailState:
-    """How far the open part has been read, and the series in it."""
+    """How far the open part has been read, and what is in it.
+
+    Attributes:
+        identity: The part's own identity; empty if it has to be read again.
+        offset: How many of its bytes have been read.
+        series: The series of looks in it, by name.
+        steps: The steps in it, oldest first.
+        last_line: Length and hash of the last line that was read: a file that another was copied onto has another.
+    """
 
     identity: str = ""
     offset: int = 0
     series: dict[str, LookSeries] = field(default_factory=dict)
+    steps: list[StepMark] = field(default_factory=list)
+    last_line: tuple[int, bytes] = (0, b"")
+
+    def has_appended(self, content: bytes, offset: int) -> None:
+        """Take note that this process has appended lines, which are known already, and how long the part is now."""
+        self.last_line, self.offset = _ending(content + b"\n"), offset
+
+    def is_of(self, appender: Appender) -> bool:
+        """Return whether the part still begins with what was read of it."""
+        length, digest = self.last_line
+        if self.identity != appender.identity or self.offset > appender.size:
+            return False
+        ending = appender.read_from(self.offset - length)[:length] if length else b""
+        return not length or _digest(ending) == digest
 
 
 _tails: OrderedDict[str, TailState] = OrderedDict()
@@ -86,20 +113,51 @@ def read_tail(appender: Appender) -> TailState:
     """Return the state of a record's open part; reads only what was appended since the last call in this process."""
     with _tails_lock:
         tail = _tails.pop(appender.name, None)
-        if tail is None or tail.identity != appender.identity or tail.offset > appender.size:
+        if tail is None or not tail.is_of(appender):
             tail = TailState(appender.identity)
         _tails[appender.name] = tail
         while len(_tails) > MAX_RECORDS:
             _tails.popitem(last=False)
-    for line in appender.read_from(tail.offset).splitlines():
+    added = appender.read_from(tail.offset)
+    for line in added.splitlines():
         _add_line(tail, line)
+    if added:
+        tail.last_line = _ending(added)
     tail.offset = appender.size
     return tail
 
 
+def read_step_marks(lines: Iterable[bytes]) -> list[StepMark]:
+    """Return the steps in lines of a record, oldest first; other lines and damaged lines are skipped."""
+    return [mark for line in lines if (mark := _read_step_mark(line)) is not None]
+
+
+def _read_step_mark(line: bytes) -> StepMark | None:
+    """Return which step a line is about; None if it is not about one that stores a revision, or damaged."""
+    # Most lines are looks, and long.
+    if LOOK in line or not line.strip():
+        return None
+    try:
+        return StepMark.of(Decision.model_validate_json(line))
+    except ValidationError:  # a crash cut the line short
+        return None
+
+
+def _ending(content: bytes) -> tuple[int, bytes]:
+    """Return length and hash of the last line of some content, its line break included."""
+    last = content[content.rstrip(b"\n").rfind(b"\n") + 1 :]
+    return len(last), _digest(last)
+
+
+def _digest(content: bytes) -> bytes:
+    """Return a short hash of some bytes."""
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
 def _add_line(tail: TailState, line: bytes) -> None:
-    """Add a line's look to its series; other lines and damaged lines are skipped."""
+    """Add a line's look to its series, or its step to the steps; other lines and damaged lines are skipped."""
     if b'"series"' not in line:
+        tail.steps.extend(read_step_marks([line]))
         return
     try:
         look = Decision.model_validate_json(line).look_evidence()

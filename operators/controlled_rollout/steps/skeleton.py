@@ -117,14 +117,14 @@ async def run_step(
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
     if step.scale:
         # Validate before waiting.
-        before, after = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
+        before, after, _ = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
         if step.ready_before:
             await wait()
         await step.scale(target, before, after, timeout=timeout, progress=progress)
-    stored = await _apply_when_free(step, target, endpoint, change, timeout, progress)
+    stored, history = await _apply_when_free(step, target, endpoint, change, timeout, progress)
     if step.creates:
         # A version that never becomes ready was rolled out all the same: the record has to show it.
-        await _record_step(workspace, step, stored, change, progress)
+        await _record_step(workspace, step, stored, history, change, progress)
         progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
         await wait()
     if step.whole_split:
@@ -134,15 +134,19 @@ async def run_step(
             target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress
         )
     if not step.creates:
-        await _record_step(workspace, step, stored, change, progress)
+        await _record_step(workspace, step, stored, history, change, progress)
     progress(step.done(stored))
     return stored
 
 
 async def _apply_when_free(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
-) -> Endpoint:
-    """Apply the step's edit; while another run holds the endpoint, retry until the step's conflict timeout."""
+) -> tuple[Endpoint, Sequence[Revision]]:
+    """Apply the step's edit; while another run holds the endpoint, retry until the step's conflict timeout.
+
+    Returns:
+        The endpoint as stored, and the revisions that it was made from.
+    """
     deadline = time.monotonic() + step.conflict_timeout.total_seconds()
     last_message = ""
     while True:
@@ -159,28 +163,27 @@ async def _apply_when_free(
 
 async def _apply(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
-) -> Endpoint:
+) -> tuple[Endpoint, Sequence[Revision]]:
     """Apply the step's edit to the newest revision; retry with the newer revision if another writer was faster."""
     attempts = 0
     while True:
         attempts += 1
-        _, edited = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
+        _, edited, history = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
-            return await _call(step, partial(target.apply, edited, change), timeout, progress)
+            return await _call(step, partial(target.apply, edited, change), timeout, progress), history
         except ConflictError:
             if attempts == MAX_ATTEMPTS:
                 raise
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
 
 
-async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpoint, Endpoint]:
-    """Return the newest revision of an endpoint and what the step makes of it; raise if it is refused."""
+async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpoint, Endpoint, Sequence[Revision]]:
+    """Return the newest revision, what the step makes of it, and all revisions; raise if it is refused."""
     history: Sequence[Revision] = ()
     try:
-        if step.permit:
-            history = await target.history(endpoint)
-        newest = history[-1].endpoint if history else await target.endpoint(endpoint)
+        history = await target.history(endpoint)
+        newest = history[-1].endpoint
     except EndpointNotFoundError:
         if step.creates is None:
             raise
@@ -188,7 +191,7 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     edited = step.edit(newest)
     if step.permit and history:
         await step.permit(history)
-    return newest, edited
+    return newest, edited, history
 
 
 async def _call(step: Step, call: Callable[[], Awaitable[Result]], timeout: timedelta, progress: Progress) -> Result:
@@ -197,10 +200,24 @@ async def _call(step: Step, call: Callable[[], Awaitable[Result]], timeout: time
     return await retry_until_available(call, timeout=limit, progress=progress)
 
 
-async def _record_step(workspace: Workspace, step: Step, stored: Endpoint, change: Change, progress: Progress) -> None:
-    """Append the step's decision to the endpoint's record; warn if that fails, for the step itself is done."""
+async def _record_step(
+    workspace: Workspace,
+    step: Step,
+    stored: Endpoint,
+    history: Sequence[Revision],
+    change: Change,
+    progress: Progress,
+) -> None:
+    """Append the step's decision to the endpoint's record, and what it lacks before it.
+
+    The step is done: if that fails, its line is made from the stored revision by whoever appends next.
+    """
     decision = Decision.about(stored, step.version, step=step.name, who=change.who, why=change.why)
     try:
-        await within_time(record.storage_of(workspace, stored.name).name, lambda: record.append(workspace, decision))
+        where = record.storage_of(workspace, stored.name).name
+        await within_time(where, lambda: record.append(workspace, decision, history=history))
     except ControlledRolloutError as error:
-        progress(f"warning: revision {stored.revision} is not in the record yet: {error}")
+        progress(
+            f"warning: the record lags behind: revision {stored.revision} is not in it yet, and will be appended with "
+            f"the next entry: {error}"
+        )

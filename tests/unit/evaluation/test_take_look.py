@@ -77,7 +77,7 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     assert (result.action, result.outcome) == (NextAction.FAIL, "fail")
     assert re.match(r"v2a at 50 % for 2:\d\d:\d\d, 1000 requests: fail\nclaim ", gates.messages[0])
     assert gates.messages[1].startswith("fail: errors are higher")
-    [decision] = record.read(gates.workspace, "digits")
+    [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
 
 
@@ -85,7 +85,8 @@ def test_gate_that_lets_the_rollout_go_on_records_it_about_this_share_of_this_ro
     easy = TERMS.model_copy(update={"require_pass": False})
     assert gates.take(Source(errors=5), terms=easy).action is NextAction.GO_ON
 
-    look, going_on = record.read(gates.workspace, "digits")
+    *created, look, going_on = record.read(gates.workspace, "digits")
+    assert [decision.step for decision in created] == ["roll_out", "roll_out"]
     assert (look.step, going_on.step, going_on.who) == ("look", "go_on", "dag/run/gate")
     assert going_on.outcome == look.outcome
     for line in (look, going_on):
@@ -130,7 +131,7 @@ def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:
     result = gates.take(Source(away=True))
 
     assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
-    [decision] = record.read(gates.workspace, "digits")
+    [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.outcome, decision.evidence) == ("cannot_see", None)
 
 

@@ -13,8 +13,10 @@ from controlled_rollout.errors import EndpointError, RecordUnavailableError
 from controlled_rollout.record import Decision, file_storage
 from controlled_rollout.record.decision import Step
 from controlled_rollout.record.file_storage import FilePart
+from controlled_rollout.record.reconstruction import recorded_looks
 from controlled_rollout.record.storage import AppendConflict
 from controlled_rollout.workspace import Workspace
+from tests.unit import record_lines as lines
 
 
 def decision(version: str, why: str = "", step: Step = "look") -> Decision:
@@ -101,3 +103,20 @@ def test_appending_gives_up_after_many_conflicts(tmp_path: Path, monkeypatch: py
 
     with pytest.raises(RecordUnavailableError, match="changed by other writers 50 times in a row"):
         record.append(Workspace.local(tmp_path), decision("v1a"))
+
+
+def test_a_file_of_the_same_place_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    lines.append(workspace, lines.bins(3))
+    file = workspace.records_folder / "digits.jsonl"
+    inode = file.stat().st_ino
+    other = Workspace.local(tmp_path / "other")
+    for number in range(4, 9):
+        lines.append(other, lines.bins(number, seed=2), version="v3c")
+    # As `cp` does: the file stays, and has another content, which is longer.
+    file.write_bytes((other.records_folder / "digits.jsonl").read_bytes())
+    assert file.stat().st_ino == inode
+
+    lines.append(workspace, lines.bins(4))
+
+    assert [look.problem for look in recorded_looks(record.read(workspace, "digits"))] == [""] * 6

@@ -59,8 +59,12 @@ async def test_a_roll_back_and_a_retirement_do_not_need_the_records_folder(
 
     messages = await roll_back_and_retire(workspace, target)
 
-    assert any(message.startswith("warning: revision 4 is not in the record yet: ") for message in messages)
-    assert any(message.startswith("warning: revision 5 is not in the record yet: ") for message in messages)
+    assert any(
+        message.startswith("warning: the record lags behind: revision 4 is not in it yet") for message in messages
+    )
+    assert any(
+        message.startswith("warning: the record lags behind: revision 5 is not in it yet") for message in messages
+    )
 
 
 async def test_a_roll_back_and_a_retirement_do_not_need_space_on_the_records_disk(
@@ -94,7 +98,7 @@ async def test_a_roll_back_and_a_retirement_wait_for_no_storage_that_hangs(
 async def test_a_step_forward_is_done_too_and_its_line_is_said_to_lag(
     workspace: Workspace, target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*arguments: object) -> None:
+    def away(*arguments: object, **options: object) -> None:
         raise RecordUnavailableError("the container is away")
 
     monkeypatch.setattr(record, "append", away)
@@ -103,4 +107,43 @@ async def test_a_step_forward_is_done_too_and_its_line_is_said_to_lag(
     stored = await steps.shift(workspace, "digits", "new", percentile=60, change=CHANGE, progress=messages.append)
 
     assert stored.effective_traffic()["new"] == 60
-    assert "warning: revision 4 is not in the record yet: the container is away" in messages
+    assert (
+        "warning: the record lags behind: revision 4 is not in it yet, and will be appended with the next entry: "
+        "the container is away" in messages
+    )
+
+
+async def test_whoever_appends_next_appends_the_lines_that_are_missing(
+    workspace: Workspace, target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_storage._Appender, "write", full)
+        await roll_back_and_retire(workspace, target)
+    assert [decision.step for decision in record.read(workspace, "digits")] == ["roll_out", "roll_out", "shift"]
+
+    await steps.roll_out(
+        workspace, "digits", "third", image="a@sha256:1", owner=RUN, change=CHANGE, progress=lambda line: None
+    )
+
+    decisions = list(record.read(workspace, "digits"))
+    assert [(decision.step, decision.version, decision.revision) for decision in decisions[3:]] == [
+        ("roll_back", "new", 4),
+        ("retire", "new", 5),
+        ("roll_out", "third", 6),
+    ]
+    history = await target.history("digits")
+    assert [(decision.time, decision.who, decision.why) for decision in decisions[3:5]] == [
+        (revision.created, revision.change.who, revision.change.why) for revision in history[3:5]
+    ]
+
+
+async def test_a_step_that_was_killed_after_its_line_does_not_append_it_again(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    before = list(record.read(workspace, "digits"))
+    for _ in range(3):
+        await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, progress=lambda line: None)
+    assert list(record.read(workspace, "digits")) == before
