@@ -56,6 +56,8 @@ DRAIN_MARGIN_S: Final = 10
 UPSTREAM_IDLE: Final = "10s"
 # High, but bounded: a replica refuses what it cannot queue long before this.
 MAX_IN_FLIGHT: Final = 4096
+# A larger body is answered 413, as by the local router.
+MAX_PAYLOAD: Final = "100M"
 USER_ID: Final = 10001
 
 
@@ -221,7 +223,7 @@ def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
 
 
 def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
-    """Return the BackendTrafficPolicy of an endpoint: retries, load balancing, limits and telemetry."""
+    """Return the BackendTrafficPolicy of an endpoint: buffer, retries, load balancing, limits and telemetry."""
     return {
         **_policy_head(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
         "spec": {
@@ -236,6 +238,8 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                 "maxPendingRequests": MAX_IN_FLIGHT,
                 "maxParallelRequests": MAX_IN_FLIGHT,
             },
+            # A replica gets a request once the router has all of it: who sends slowly keeps no place in a replica.
+            "requestBuffer": {"limit": MAX_PAYLOAD},
             # Only requests that certainly never reached a replica's code are retried.
             "retry": {
                 "numRetries": 2,

@@ -34,6 +34,7 @@ Json = dict[str, Any]
 ROUTES: Final = "endpoints"
 STAT_PREFIX: Final = "router"
 MAX_PAYLOAD_BYTES: Final = 100_000_000
+REQUEST_TIMEOUT: Final = "60s"
 TELEMETRY_CLUSTER: Final = "telemetry"
 
 # Shorter than the replicas' keep-alive: only the router closes idle connections, so that it never sends a request on a
@@ -187,7 +188,8 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool) ->
         "always_set_request_id_in_response": True,
         "request_headers_timeout": "10s",
         "stream_idle_timeout": "0s",
-        "request_timeout": "300s",
+        # A caller who has not sent the whole request by then is answered 408.
+        "request_timeout": REQUEST_TIMEOUT,
         "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
         "early_header_mutation_extensions": [_remove_request_headers()],
         "local_reply_config": _local_replies(),
