@@ -109,6 +109,15 @@ def flag(name: str, value: bool | str) -> bool:
     return result
 
 
+def optional_duration(name: str, value: timedelta | float | str | None) -> timedelta | None:
+    """Parse an argument as a duration of 0 or more; None and an empty text are none.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    return None if value is None or str(value) in ("", "None") else duration(name, value)
+
+
 def choice(name: str, value: str, *allowed: str) -> str:
     """Return an argument if it is one of the allowed values; raise ArgumentError otherwise.
 

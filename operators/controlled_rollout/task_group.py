@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from airflow.sdk import BaseOperator, TaskGroup, TriggerRule, chain
+from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
 
 from controlled_rollout.defaults import (
     BAKE,
@@ -50,9 +50,9 @@ class ControlledRollout(TaskGroup):
     """Rolls a version out in steps, each behind a gate; promotes it, or rolls it back.
 
     `check → roll_out → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
-    retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. A rollout that
-    is on hold, or that somebody else has ended, is not rolled back. On the first version of a new endpoint the shifts
-    and gates are skipped: there is nothing to compare with.
+    retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. On
+    hold the gate waits for a person, and goes on looking. A rollout that somebody else has ended is not rolled back. On
+    the first version of a new endpoint the shifts and gates are skipped: there is nothing to compare with.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
     `keep_treatment`, `deferrable` and the group's own may be templates.
@@ -73,6 +73,9 @@ class ControlledRollout(TaskGroup):
         decision_timeout: How long each gate may wait.
         on_deadline: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
+        silence: On hold, how long no look may be able to see the evidence before the treatment is rolled back; None
+            keeps it for as long as the hold lasts.
+        hold_notifiers: Called with the gate's context when the rollout goes on hold: no task fails then.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
             `assigned_users`, `notifiers` or `response_timeout`.
@@ -122,6 +125,8 @@ class ControlledRollout(TaskGroup):
         pass_every_step: bool | str = False,
         decision_timeout: Time = DECISION_TIMEOUT,
         on_deadline: str = "hold",
+        silence: Time | None = None,
+        hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
         interval: Time = LOOK_INTERVAL,
@@ -157,6 +162,7 @@ class ControlledRollout(TaskGroup):
             "min_requests": min_requests,
             "decision_timeout": decision_timeout,
             "on_deadline": on_deadline,
+            "silence": silence,
             "interval": interval,
             "bin_width": bin_width,
             "allowed_lag": allowed_lag,
@@ -196,7 +202,7 @@ class ControlledRollout(TaskGroup):
             self._add_steps(
                 steps,
                 on_endpoint,
-                {**looks, "deferrable": deferrable},
+                {**looks, "hold_notifiers": hold_notifiers, "deferrable": deferrable},
                 pass_every_step=pass_every_step,
                 approval=approval,
                 approval_settings=approval_settings or {},

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from tests.local.local_target_lab import CRASHING, Lab, running
 from tests.local.task_lab import Task, run
+from tests.polling import wait_until
 
 SETTINGS = {"num_replicas": 1}
 
@@ -192,17 +194,20 @@ def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None
     times = {"decision_timeout": "0.5 s", "interval": "0.1 s"}
     waiting = {"endpoint": name, "version": "v2a", **times, "deferrable": False}
 
-    answer = run(Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
-    assert answer.startswith("AirflowFailException: on hold: no decision")
-    decision = record.last(lab.workspace, name, "v2a")
-    assert decision and decision.step == "hold"
-    skipped = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
-    assert skipped.startswith("AirflowSkipException")
-    assert "a person decides" in skipped
-    assert endpoint(lab, name).effective_traffic() == {"v1a": 90.0, "v2a": 10.0}
+    def holds() -> list[record.Decision]:
+        return list(record.read(lab.workspace, name, version="v2a", step="hold"))
 
-    by_hand = {"endpoint": name, "version": "v2a", "own_rollout": False, "reason": "good enough"}
-    assert run(Task("PromoteToControlOperator", "promote", by_hand, "by-hand"), connection) == "done"
+    with ThreadPoolExecutor() as pool:
+        gate = pool.submit(run, Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
+        [hold] = wait_until(holds, "the rollout is on hold", timeout_s=60)
+        assert hold.why.startswith("no decision")
+        rollout = endpoint(lab, name).rollout
+        assert rollout is not None and rollout.held is not None
+        assert endpoint(lab, name).effective_traffic() == {"v1a": 90.0, "v2a": 10.0}
+
+        by_hand = {"endpoint": name, "version": "v2a", "own_rollout": False, "reason": "good enough"}
+        assert run(Task("PromoteToControlOperator", "promote", by_hand, "by-hand"), connection) == "done"
+        assert "is the control" in gate.result(60)
     assert endpoint(lab, name).rollout is None
 
 

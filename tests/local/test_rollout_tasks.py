@@ -18,6 +18,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import ControlledRollout, record, version_of_run
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from tests.local.empty_scanner import empty_scanner
 from tests.local.local_target_lab import CRASHING, Lab, running, steady_load
 from tests.registry.osv_service import osv_service
@@ -253,22 +254,48 @@ def test_a_version_that_crashes_is_rolled_back_and_retired(lab: Lab) -> None:
     assert history[-1].change.why == "rolled back"
 
 
-def test_a_decision_of_the_gate_has_no_cause_in_the_log(lab: Lab) -> None:
-    run = Run("fourth", image(lab, "fourth"), {"decision_timeout": "0 s", "on_deadline": "hold", "approval": False})
+def test_a_gate_on_hold_waits_and_looks_until_an_alarm_fails_it_without_a_cause_in_the_log(lab: Lab) -> None:
+    run = Run(
+        "fourth",
+        image(lab, "fourth"),
+        {"decision_timeout": "0 s", "on_deadline": "hold", "approval": False, "deferrable": True},
+    )
     run.execute("scan")
     run.execute("roll_out")
     run.execute("shift_25")
 
-    with pytest.raises(AirflowFailException, match="on hold") as held:
+    with pytest.raises(TaskDeferred) as deferred:
         run.execute("gate_25")
-    assert held.value.__cause__ is None
-    assert held.value.__suppress_context__
-    assert "a person decides" in run.skip("roll_back")
+    look = next_event(deferred.value.trigger)
+    assert look["action"] == "hold"
+    with pytest.raises(TaskDeferred) as deferred:
+        run.answer("gate_25", look)
+    rollout = endpoint(lab).rollout
+    assert rollout is not None and rollout.held is not None
+    assert "on hold: no decision" in run.logs["gate_25"]
+    assert [line.why[:11] for line in record.read(lab.workspace, ENDPOINT, version=run.version, step="hold")] == [
+        "no decision"
+    ]
+    terms = deferred.value.trigger.serialize()[1]["terms"]
+    looked = asyncio.run(take_look(lab.workspace, GateTerms.model_validate(terms), lambda line: None))
+    assert (looked.action, looked.reason[:13]) == (NextAction.WAIT, "on hold since")
 
-    by_hand = run.rollout.roll_back
-    by_hand.own_rollout = False
-    run.execute("roll_back")
+    alarm = LookResult(NextAction.FAIL, "errors are higher", "fail")
+    with pytest.raises(AirflowFailException, match="errors are higher") as failed:
+        run.answer("gate_25", alarm.to_event())
+    assert failed.value.__cause__ is None
+    assert failed.value.__suppress_context__
+    assert "is rolled back" in run.execute("roll_back")
     run.execute("retire_treatment")
+
+
+def next_event(trigger: Any) -> Any:
+    """Run a trigger until its first event; return what it says."""
+
+    async def first() -> Any:
+        return await anext(trigger.run())
+
+    return asyncio.run(first()).payload
 
 
 def test_wrong_arguments_are_refused_before_anything_is_changed(lab: Lab) -> None:

@@ -1,103 +1,111 @@
-"""A rollout on hold: its gate came to no decision, nothing is rolled back, and a person decides.
+"""A rollout on hold: its mark in the endpoint, and how long nobody has seen its evidence."""
 
-The hold is in the endpoint's document and not in the record: a roll-back that asks for it needs nothing but the target.
-"""
-
-import asyncio
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Final
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError, EndpointNotFoundError, RecordUnavailableError
-from controlled_rollout.evaluation.judgements import append
-from controlled_rollout.record import Decision
+from controlled_rollout import record
+from controlled_rollout.evaluation.judgements import record_answer
+from controlled_rollout.gate import Outcome
+from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.protocol import Change, Target
-from controlled_rollout.target.waiting import Progress
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["HOLD_TIMEOUT", "end_hold", "hold_rollout"]
+if TYPE_CHECKING:
+    from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.evaluation.look import Look
+    from controlled_rollout.evaluation.next_action import GateTerms
 
-# How long to try to put a rollout on hold while the target does not answer: a task that gave up would be rolled back.
-HOLD_TIMEOUT: Final = timedelta(hours=1)
-# How often to edit the newest revision again because another writer stored one first.
-MAX_ATTEMPTS: Final = 10
-RETRY_S: Final = 5.0
+__all__ = ["mark", "marked", "put_on_hold", "unseen_for"]
 
 
-async def hold_rollout(
-    workspace: Workspace,
-    endpoint: str,
-    version: str,
-    *,
-    owner: str | None,
-    change: Change,
-    timeout: timedelta = HOLD_TIMEOUT,
-    progress: Progress = print,
-) -> None:
-    """Put a rollout on hold: a person has to promote it, roll it back or clear its gate.
+def marked(endpoint: "Endpoint", terms: "GateTerms") -> "Endpoint":
+    """Return the endpoint with the mark that its rollout is, or is no longer, on hold; itself if that is right. Pure.
 
     Args:
-        workspace: Where the endpoint and its record are.
-        endpoint: The endpoint's name.
-        version: The treatment.
-        owner: The run that has to hold the endpoint; None for whichever does.
-        change: Which gate has come to no decision, and why.
-        timeout: How long to try while the target does not answer.
-        progress: Called with a sentence if something does not answer.
-
-    Raises:
-        ConflictError: `owner` no longer holds the endpoint.
-        EndpointNotFoundError: There is no such endpoint any more.
-        Exception: What the last try raised, once the time is over.
+        endpoint: The endpoint as it is.
+        terms: The gate's terms.
     """
-    from controlled_rollout.target.connect import connect
-
-    edit = partial(Endpoint.hold, version=version, owner=owner, at=datetime.now(UTC))
-    deadline = time.monotonic() + timeout.total_seconds()
-    while True:
-        try:
-            async with connect(workspace) as target:
-                stored = await _change(target, endpoint, edit, change)
-            break
-        except (ConflictError, EndpointNotFoundError, *PROGRAMMING_ERRORS):
-            raise
-        except Exception as error:  # a target that is away, or refuses this identity for a while
-            if time.monotonic() > deadline:
-                raise
-            progress(f"not on hold yet, trying again: {error or type(error).__name__}")
-        await asyncio.sleep(RETRY_S)
-    try:
-        await append(workspace, Decision.about(stored, version, step="hold", who=change.who, why=change.why))
-    except RecordUnavailableError as error:
-        progress(f"warning: the hold is not in the record: {error}")
+    held = terms.on_hold_since(endpoint.rollout)
+    if held is None:
+        return endpoint.resume(terms.version, owner=terms.owner, at=terms.waiting_since)
+    return endpoint.hold(terms.version, owner=terms.owner, at=held)
 
 
-async def end_hold(target: Target, endpoint: str, version: str, *, owner: str | None, who: str) -> Endpoint:
-    """End the hold of a rollout, if it is on hold, because its gate or a later step has begun; return the endpoint.
+async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Callable[[str], None]) -> None:
+    """Write into the endpoint that its rollout is, or is no longer, on hold; without effect on what a look decides.
+
+    A mark that cannot be written is written at a later look.
 
     Args:
         target: Where the endpoint is, open.
-        endpoint: The endpoint's name.
-        version: The treatment.
-        owner: The run that begins; nothing changes if another one holds the endpoint. None for whichever does.
-        who: The task that begins.
+        endpoint: The endpoint as the look has seen it.
+        terms: The gate's terms.
+        log: Takes a sentence for the task's log.
     """
-    edit = partial(Endpoint.resume, version=version, owner=owner, at=datetime.now(UTC))
-    return await _change(target, endpoint, edit, Change(who=who, why="end the hold: the rollout goes on"))
+    wanted = marked(endpoint, terms)
+    if wanted is endpoint:
+        return
+    on_hold = wanted.rollout is not None and wanted.rollout.held is not None
+    word = "on hold: a person decides" if on_hold else "no longer on hold"
+    try:
+        await target.apply(wanted, Change(who=terms.who, why=f"{terms.version} is {word}"))
+    except Exception as error:  # another writer was faster, or the target does not answer
+        log(f"that {terms.version} is {word} is not written into the endpoint yet: {error}")
 
 
-async def _change(target: Target, endpoint: str, edit: Callable[[Endpoint], Endpoint], change: Change) -> Endpoint:
-    """Apply an edit to the newest revision, again if another writer was faster; return the endpoint as stored."""
-    for _ in range(MAX_ATTEMPTS):
-        newest = await target.endpoint(endpoint)
-        edited = edit(newest)
-        if edited is newest:
-            return newest
-        try:
-            return await target.apply(edited, change)
-        except ConflictError as error:
-            conflict = error
-    raise conflict
+async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log: Callable[[str], None]) -> None:
+    """Write into endpoint and record that a rollout is on hold; the hold does not depend on it.
+
+    Args:
+        workspace: Where both are.
+        terms: The gate's terms, with the time of the hold.
+        reason: Why, in a sentence.
+        log: Takes a sentence for the task's log if one of the two cannot be written.
+    """
+    from controlled_rollout.target.connect import connect
+
+    try:
+        async with connect(workspace) as target:
+            await mark(target, await target.endpoint(terms.endpoint), terms, log)
+    except Exception as error:
+        log(f"that {terms.version} is on hold is not written into the endpoint yet: {error}")
+    try:
+        await record_answer(
+            workspace, terms.endpoint, terms.version, step="hold", who=terms.who, why=reason, progress=log
+        )
+    except Exception as error:
+        log(f"that {terms.version} is on hold is not in the record: {error}")
+
+
+async def unseen_for(workspace: Workspace, look: "Look", terms: "GateTerms", *, now: datetime) -> timedelta | None:
+    """Return how long no look has seen the evidence of a rollout on hold; None if it is seen, or that is not known.
+
+    Args:
+        workspace: Where the record is.
+        look: The present look.
+        terms: The gate's terms.
+        now: The present.
+    """
+    held = terms.on_hold_since(look.document.rollout)
+    if held is None or terms.silence is None or look.verdict.outcome is not Outcome.CANNOT_SEE:
+        return None
+    try:
+        seen = await within_time(
+            record.storage_of(workspace, terms.endpoint).name, lambda: _last_seen(workspace, terms, held)
+        )
+    except Exception:  # without the record nobody knows how long: keep the treatment
+        return None
+    return now - seen if seen is not None else None
+
+
+def _last_seen(workspace: Workspace, terms: "GateTerms", held: datetime) -> datetime | None:
+    """Return when a look during the hold last saw the evidence; the hold's begin if none did; None without looks."""
+    blind = None
+    for decision in record.read_newest_first(workspace, terms.endpoint, terms.version):
+        if decision.time <= held:
+            break
+        if decision.step == "look" and decision.outcome != Outcome.CANNOT_SEE.value:
+            return decision.time
+        blind = held
+    return blind

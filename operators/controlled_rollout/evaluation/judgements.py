@@ -16,7 +16,7 @@ from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["append", "record_answer", "record_going_on"]
+__all__ = ["record_answer", "record_going_on"]
 
 
 async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str, verdict: Verdict, *, who: str) -> str:
@@ -33,13 +33,13 @@ async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str
         endpoint, version, step="go_on", who=who, why=verdict.reason, outcome=verdict.outcome.value
     )
     try:
-        await append(workspace, decision)
+        await _append(workspace, decision)
     except RecordUnavailableError as error:
         return f"it is not recorded that the rollout goes on: {error}"
     return ""
 
 
-async def append(workspace: Workspace, decision: Decision) -> None:
+async def _append(workspace: Workspace, decision: Decision) -> None:
     """Append a decision to its endpoint's record in bounded time."""
     await within_time(record.storage_of(workspace, decision.endpoint).name, lambda: record.append(workspace, decision))
 
@@ -49,22 +49,22 @@ async def record_answer(
     endpoint: str,
     version: str,
     *,
-    step: Literal["ask", "approve", "reject"],
+    step: Literal["hold", "ask", "approve", "reject"],
     who: str,
     why: str,
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> None:
-    """Append to the record that a person was asked about a rollout, or what the person answered.
+    """Append to the record that a rollout is on hold, that a person was asked about it, or what the person answered.
 
-    The line says about which share, revision and rollout: an approval permits what follows only there. A question or a
-    rejection permits nothing: it is appended without them where the target does not answer, or has no such endpoint.
+    The line says about which share, revision and rollout: an approval permits what follows only there. The others
+    permit nothing: they are appended without them where the target does not answer, or has no such endpoint.
 
     Args:
         workspace: Where the endpoint and its record are.
         endpoint: The endpoint's name.
         version: The treatment.
-        step: The question or the answer.
+        step: The hold, the question or the answer.
         who: Who asked or answered.
         why: The question's reason, or the answer's.
         timeout: How long the target may take to answer, for an approval.
@@ -86,4 +86,4 @@ async def record_answer(
     except TargetUnavailableError:
         if step == "approve":
             raise
-    await append(workspace, Decision.about(document, version, step=step, who=who, why=why))
+    await _append(workspace, Decision.about(document, version, step=step, who=who, why=why))

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
-    from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.endpoint import Endpoint, Rollout
     from controlled_rollout.evaluation.look import Look
     from controlled_rollout.target.protocol import Target
 
@@ -59,6 +59,8 @@ class GateTerms(BaseModel):
         interval: The time between two looks.
         window: How the evidence is read.
         waiting_since: When the task began to wait.
+        held: Since when this task has put the rollout on hold; None if it has not, or was cleared since then.
+        silence: On hold, how long no look may see the evidence before the treatment is rolled back; None keeps it.
         asked: Whether a person is asked meanwhile: then the looks go on until a claim alarms or the rollout has ended.
     """
 
@@ -77,7 +79,34 @@ class GateTerms(BaseModel):
     interval: timedelta
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
+    held: AwareDatetime | None = None
+    silence: timedelta | None = None
     asked: bool = False
+
+    def on_hold_since(self, rollout: "Rollout | None") -> datetime | None:
+        """Return since when the rollout is on hold for this task; None if it is not.
+
+        A hold that began before the task did has ended: a person has cleared the task.
+
+        Args:
+            rollout: What the endpoint says of the rollout; None if no run holds it.
+        """
+        if self.held is not None:
+            return self.held
+        marked = rollout.held if rollout is not None and rollout.version == self.version else None
+        return marked if marked is not None and marked >= self.waiting_since else None
+
+    def counted_from(self, rollout: "Rollout | None", shifted: datetime) -> datetime:
+        """Return from when `decision_timeout` counts: from the last change of the split, or from the end of a hold.
+
+        Args:
+            rollout: What the endpoint says of the rollout; None if no run holds it.
+            shifted: When the split was last changed.
+        """
+        if rollout is None or rollout.version != self.version:
+            return shifted
+        resumed = self.waiting_since if rollout.held is not None else rollout.resumed
+        return shifted if resumed is None else max(shifted, resumed)
 
 
 @dataclass(frozen=True)
@@ -106,11 +135,19 @@ class LookResult:
         return cls(NextAction(event["action"]), event["reason"], event["outcome"], event["table"])
 
 
-def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "", record_problem: str = "") -> LookResult:
+def decide(
+    look: "Look",
+    terms: GateTerms,
+    *,
+    now: datetime,
+    table: str = "",
+    record_problem: str = "",
+    unseen_for: timedelta | None = None,
+) -> LookResult:
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
-    While a person is asked only an alarm decides.
+    While a person is asked only an alarm decides. On hold the looks go on: only an alarm decides, or `silence`.
 
     Args:
         look: The look.
@@ -118,6 +155,7 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "", re
         now: The time of the look.
         table: The claims as lines of text.
         record_problem: Why the record cannot take the line that lets the rollout go on; empty if it can.
+        unseen_for: On hold, how long no look has seen the evidence; None if that is not known.
     """
     verdict = look.verdict
 
@@ -132,14 +170,22 @@ def decide(look: "Look", terms: GateTerms, *, now: datetime, table: str = "", re
             NextAction.WAIT, f"a person is asked; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
         )
     missing = _missing_to_go_on(look, terms) or record_problem
+    if (held := terms.on_hold_since(look.document.rollout)) is not None:
+        if terms.silence is not None and unseen_for is not None and unseen_for >= terms.silence:
+            return result(
+                NextAction.FAIL,
+                f"on hold since {held:%Y-%m-%d %H:%M:%S}, and no look has seen the evidence for "
+                f"{_format_seconds(unseen_for)} (silence {_format_seconds(terms.silence)}): {missing}",
+            )
+        return result(NextAction.WAIT, _on_hold(held, missing or f"the gate would go on now: {verdict.reason}"))
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
-    resumed = look.document.rollout.resumed if look.document.rollout else None
-    waited = look.since_shift if resumed is None else min(look.since_shift, now - resumed)
+    waited = now - terms.counted_from(look.document.rollout, now - look.since_shift)
     if waited < terms.decision_timeout:
         return result(NextAction.WAIT, missing)
     timeout = _format_seconds(terms.decision_timeout)
-    reason = f"no decision {_format_seconds(waited)} after the split was set (decision_timeout {timeout}): {missing}"
+    since = "the split was set" if waited == look.since_shift else "the last hold ended"
+    reason = f"no decision {_format_seconds(waited)} after {since} (decision_timeout {timeout}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
     if terms.on_deadline == "roll_back" and evidence_was_seen and not record_problem:
         return result(NextAction.FAIL, reason)
@@ -163,6 +209,11 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     return "; ".join(missing)
 
 
+def _on_hold(held: datetime, news: str) -> str:
+    """Return the sentence that a rollout is on hold, and what is new."""
+    return f"on hold since {held:%Y-%m-%d %H:%M:%S}, a person decides; {news}"
+
+
 def decide_after_conflict(endpoint: "Endpoint | None", terms: GateTerms, problem: str) -> LookResult:
     """Return the next action after a look that raised because the rollout has ended or changed. Pure.
 
@@ -183,6 +234,8 @@ def decide_after_conflict(endpoint: "Endpoint | None", terms: GateTerms, problem
 def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) -> LookResult:
     """Return the next action while the target does not answer: wait, and hold after `decision_timeout`. Pure."""
     waited = now - terms.waiting_since
+    if terms.held is not None:
+        return LookResult(NextAction.WAIT, _on_hold(terms.held, f"cannot see: {problem}"), Outcome.CANNOT_SEE.value)
     if terms.asked or waited < terms.decision_timeout:
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
@@ -198,7 +251,7 @@ def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> 
     No error says anything about the model: none passes, and none rolls back.
     """
     problem = str(error) or type(error).__name__
-    if terms.asked or not isinstance(error, PROGRAMMING_ERRORS):
+    if terms.asked or terms.held is not None or not isinstance(error, PROGRAMMING_ERRORS):
         return decide_when_unreachable(terms, problem, now=now)
     return LookResult(
         NextAction.HOLD,
@@ -234,8 +287,8 @@ async def _look_and_decide(
     workspace: Workspace, target: "Target", terms: GateTerms, log: Callable[[str], None]
 ) -> LookResult:
     """Look at the evidence of a connected target; return the next action, also for a look that was refused."""
+    from controlled_rollout.evaluation import hold
     from controlled_rollout.evaluation import look as looks
-    from controlled_rollout.evaluation.hold import end_hold
     from controlled_rollout.evaluation.judgements import record_going_on
     from controlled_rollout.gate import describe
 
@@ -254,16 +307,16 @@ async def _look_and_decide(
         return decide_after_conflict(None, terms, str(error))
     except (ConflictError, EndpointError) as error:
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
-    if not terms.asked and look.document.rollout is not None and look.document.rollout.held is not None:
-        # A gate that looks again has been begun again by a person: its decision_timeout counts anew.
-        document = await end_hold(target, terms.endpoint, terms.version, owner=terms.owner, who=terms.who)
-        look = replace(look, document=document)
     table = describe(look.verdict)
-    result = decide(look, terms, now=datetime.now(UTC), table=table)
+    now = datetime.now(UTC)
+    if not terms.asked:
+        await hold.mark(target, look.document, terms, log)
+    unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
+    result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)
     if result.action is NextAction.GO_ON and (
         problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who)
     ):
-        result = decide(look, terms, now=datetime.now(UTC), table=table, record_problem=problem)
+        result = decide(look, terms, now=now, table=table, record_problem=problem)
     log(
         f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
         f"{look.requests_since_shift} requests: "

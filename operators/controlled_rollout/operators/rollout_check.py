@@ -11,6 +11,7 @@ from controlled_rollout.arguments import (
     flag,
     gate_of,
     mapping_of,
+    optional_duration,
     read_all,
     whole_number,
 )
@@ -36,6 +37,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "pass_every_step": flag,
     "decision_timeout": duration,
     "on_deadline": lambda name, value: choice(name, value, "hold", "roll_back", "ask"),
+    "silence": optional_duration,
     "interval": duration,
     "keep_warm": duration,
     "auth": lambda name, value: choice(name, value, *Auth),

@@ -1,23 +1,31 @@
 """The gate as a task: looks at a treatment's evidence until the rollout goes on, is rolled back, or is held."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk import BaseNotifier, BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
-from controlled_rollout.arguments import choice, duration, evidence_window, flag, gate_of, whole_number
+from controlled_rollout.arguments import (
+    choice,
+    duration,
+    evidence_window,
+    flag,
+    gate_of,
+    optional_duration,
+    whole_number,
+)
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, LOOK_INTERVAL
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, decide_after_error, take_look
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
-from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 from controlled_rollout.operators.approval import ApproveRolloutOperator
-from controlled_rollout.operators.base import EngineCalls, change_of, run_of, task_of
+from controlled_rollout.operators.base import EngineCalls, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
-from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,9 +40,10 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     Every look reads all the evidence again, so a task that was killed comes to the same decision. The task succeeds
     when the gate passes (or, with `require_pass=False`, when nothing alarms) after `bake` and `min_requests`; it fails
-    without retries when a claim alarms, and it holds (fails, but nothing is rolled back) after `decision_timeout`. A
-    metric store that cannot be read, or a split that is not what was set, only makes it wait and in the end hold. On
-    the first version of an endpoint there is nothing to compare: the task is skipped and says so.
+    without retries when a claim alarms, and after `decision_timeout` the rollout is on hold: the task waits for a
+    person, and goes on looking, so that an alarm still fails it. A metric store that cannot be read, or a split that is
+    not what was set, only makes it wait and in the end hold. On the first version of an endpoint there is nothing to
+    compare: the task is skipped and says so.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`, and like all arguments may be templates.
 
@@ -48,6 +57,9 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         decision_timeout: How long to wait after the split was set.
         on_deadline: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
+        silence: On hold, how long no look may be able to see the evidence before the treatment is rolled back; None
+            keeps it for as long as the hold lasts.
+        hold_notifiers: Called with the task's context when the rollout goes on hold: no task fails then.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
         allowed_lag: How late telemetry may arrive.
@@ -68,12 +80,14 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         "require_pass",
         "decision_timeout",
         "on_deadline",
+        "silence",
         "interval",
         "bin_width",
         "allowed_lag",
         "baseline_length",
     )
     ui_color = "#f4e8c1"
+    _terms: GateTerms | None = None
 
     def __init__(
         self,
@@ -86,6 +100,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         require_pass: bool | str = True,
         decision_timeout: timedelta | float | str = DECISION_TIMEOUT,
         on_deadline: str = "hold",
+        silence: timedelta | float | str | None = None,
+        hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
         interval: timedelta | float | str = LOOK_INTERVAL,
         bin_width: timedelta | float | str = WINDOW.bin_width,
         allowed_lag: timedelta | float | str = WINDOW.allowed_lag,
@@ -115,6 +131,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.require_pass = require_pass
         self.decision_timeout = decision_timeout
         self.on_deadline = on_deadline
+        self.silence = silence
+        self.hold_notifiers = [hold_notifiers] if isinstance(hold_notifiers, BaseNotifier) else list(hold_notifiers)
         self.interval = interval
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
@@ -125,31 +143,65 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     def execute(self, context: "Context") -> Any:
         """Wait for the gate's decision, in the triggerer or in the worker; return it as the XCom value."""
-        terms = self.run_in_workspace(context, lambda workspace: self._own_terms(context, workspace))
+        self._terms = self._own_terms(context)
         if self.deferrable:
-            self.defer(
-                trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
-                method_name=self.execute_complete.__name__,
-            )
-        self.poke_interval = terms.interval.total_seconds()
+            self._wait_in_triggerer(self._terms)
+        self.poke_interval = self._terms.interval.total_seconds()
         self.timeout = float("inf")  # decision_timeout counts from the shift: the gate itself ends the wait
         return super().execute(context)
 
     def execute_complete(self, context: "Context", event: Mapping[str, Any]) -> dict[str, Any]:
-        """Return, skip or fail according to the trigger's last look."""
-        return self._return_or_raise(context, LookResult.from_event(event))
+        """Return, skip, fail or go on waiting on hold, according to the trigger's last look."""
+        result = LookResult.from_event(event)
+        if result.action is NextAction.HOLD:
+            self._wait_in_triggerer(self._hold(context, result, GateTerms.model_validate(event["terms"])))
+        return self._return_or_raise(context, result)
 
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look at the evidence once; return done with the decision, or not done to be called again."""
-
-        async def look_once(workspace: Workspace) -> LookResult:
-            """Read the gate's terms and look at the evidence once."""
-            return await take_look(workspace, await self._own_terms(context, workspace), self.log_progress)
-
-        result = self.run_in_workspace(context, look_once)
-        if result.action is NextAction.WAIT:
+        self._terms = self._terms or self._own_terms(context)
+        result = self._look(self._terms)
+        if result.action is NextAction.HOLD:
+            self._terms = self._hold(context, result, self._terms)
+        if result.action in (NextAction.WAIT, NextAction.HOLD):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._return_or_raise(context, result))
+
+    def _wait_in_triggerer(self, terms: GateTerms) -> NoReturn:
+        """Defer until a look has decided."""
+        self.defer(
+            trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
+            method_name=self.execute_complete.__name__,
+        )
+
+    def _look(self, terms: GateTerms) -> LookResult:
+        """Look at the evidence once from this worker; a connection that cannot be read now only makes the gate wait."""
+        quieten_clients()
+        try:
+            workspace = self.workspace()
+        except Exception as error:
+            self.log.warning("the connection %r cannot be read: %s", self.conn_id, error)
+            return decide_after_error(terms, error, now=datetime.now(UTC))
+        return asyncio.run(self._run_cancellable(take_look(workspace, terms, self.log_progress)))
+
+    def _hold(self, context: "Context", result: LookResult, terms: GateTerms) -> GateTerms:
+        """Say wherever people look that the rollout is on hold; return the terms of the looks that go on meanwhile."""
+        from controlled_rollout.evaluation.hold import put_on_hold
+
+        held = terms.model_copy(update={"held": datetime.now(UTC)})
+        self.log.warning(
+            "on hold: %s\n%s\nThe looks go on, and an alarm rolls back. Clear this task to wait again, or run the DAG "
+            "promote or roll_back for version %r of endpoint %r",
+            *(result.reason, result.table, self.version, self.endpoint),
+        )
+        try:
+            workspace = self.workspace()
+            asyncio.run(self._run_cancellable(put_on_hold(workspace, held, result.reason, self.log_progress)))
+            for notifier in self.hold_notifiers:
+                notifier(context)
+        except Exception as error:  # nothing of this may end the looks
+            self.log.warning("the hold could not be reported everywhere: %s", error)
+        return held
 
     def gate_terms(self, context: "Context") -> GateTerms:
         """Check the arguments and return them as the terms of the gate's looks."""
@@ -170,25 +222,29 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
             waiting_since=datetime.now(UTC),
+            silence=optional_duration("silence", self.silence),
         )
 
-    async def _own_terms(self, context: "Context", workspace: Workspace) -> GateTerms:
-        """Return the terms of this task's looks; raise ArgumentError if it would ask, and no task after it does."""
-        terms = self.gate_terms(context)
-        if terms.on_deadline == "ask" and not any(
-            isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
-        ):
-            raise ArgumentError(
-                "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
-            )
-        return terms
+    def _own_terms(self, context: "Context") -> GateTerms:
+        """Return the terms of this task's looks; fail the task if an argument cannot be used."""
+        try:
+            terms = self.gate_terms(context)
+            if terms.on_deadline == "ask" and not any(
+                isinstance(task, ApproveRolloutOperator) for task in self.downstream_list
+            ):
+                raise ArgumentError(
+                    "on_deadline = 'ask', but no ApproveRolloutOperator comes directly after this task: add one"
+                )
+        except ArgumentError as error:
+            self.fail(context, str(error))
+        # A task that is rescheduled began when it looked first: a hold since then is its own.
+        began = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
+        return terms.model_copy(update={"waiting_since": began or terms.waiting_since})
 
     def _return_or_raise(self, context: "Context", result: LookResult) -> dict[str, Any]:
         """Return the gate's XCom value if the rollout goes on or a person is asked; otherwise skip or fail the task."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(result.reason)
-        if result.action is NextAction.HOLD:
-            self._hold_and_fail(context, result)
         if result.action not in (NextAction.GO_ON, NextAction.ASK):
             self.fail(
                 context, f"{result.action.value}: {result.reason}" + (f"\n{result.table}" if result.table else "")
@@ -200,24 +256,3 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "table": result.table,
             "asks": result.action is NextAction.ASK,
         }
-
-    def _hold_and_fail(self, context: "Context", result: LookResult) -> NoReturn:
-        """Put the rollout on hold, then fail the task without retries; nothing is rolled back."""
-        from controlled_rollout.evaluation.hold import hold_rollout
-
-        self.run_in_workspace(
-            context,
-            lambda workspace: hold_rollout(
-                workspace,
-                self.endpoint,
-                self.version,
-                owner=run_of(context) if self.own_rollout else None,
-                change=change_of(context, result.reason),
-                progress=self.log_progress,
-            ),
-        )
-        self.fail(
-            context,
-            f"on hold: {result.reason}. Nothing is rolled back: clear this task to wait again, or run the DAG promote "
-            f"or roll_back for version {self.version!r} of endpoint {self.endpoint!r}",
-        )

@@ -19,7 +19,6 @@ from controlled_rollout.errors import (
     NothingToDoError,
     NotJudgedError,
 )
-from controlled_rollout.evaluation.hold import end_hold
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
@@ -145,7 +144,6 @@ async def shift(
         scale=scale_before,
     )
     async with connect(workspace) as target:
-        await _end_hold(target, endpoint, version, owner, change, timeout=timeout, progress=progress)
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
@@ -189,7 +187,6 @@ async def promote(
         permit=_permission(workspace, endpoint, version, owner, reason_not_to),
     )
     async with connect(workspace) as target:
-        await _end_hold(target, endpoint, version, owner, change, timeout=timeout, progress=progress)
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
@@ -225,7 +222,7 @@ async def roll_back(
         The endpoint as stored; None if the endpoint or the version is not there (any more).
 
     Raises:
-        NothingToDoError: `owner` is given, and the version is not that run's to roll back, or a person decides.
+        NothingToDoError: `owner` is given, and the version is not that run's to roll back.
         ConflictError: Another run has taken the endpoint in the meantime.
         DeploymentError: The router will not serve the split, or did not confirm it until the time was over.
         EndpointError: The version is the control and `to` is missing, or `to` does not fit.
@@ -316,26 +313,6 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
     async with connect(workspace) as target:
         _, promotion = rules.replaced_by(await target.history(endpoint), promoted)
         return promotion
-
-
-async def _end_hold(
-    target: Target,
-    endpoint: str,
-    version: str,
-    owner: str | None,
-    change: Change,
-    *,
-    timeout: timedelta,
-    progress: Progress,
-) -> None:
-    """End the hold of a run's rollout, if it is on hold, before a later step of the run: a person let it begin.
-
-    From then on a failure of the run rolls back again.
-    """
-    if owner is not None:
-        await retry_until_available(
-            lambda: end_hold(target, endpoint, version, owner=owner, who=change.who), timeout=timeout, progress=progress
-        )
 
 
 def _permission(

@@ -20,6 +20,8 @@ __all__ = [
 def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: str) -> str | None:
     """Return why a DAG run must not roll a version back, as a sentence; None if it may.
 
+    It may also while the rollout is on hold: a gate on hold waits, so a task that failed has another reason.
+
     Args:
         history: The endpoint's revisions, oldest first; empty if there is no endpoint.
         version: The version.
@@ -38,23 +40,7 @@ def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: st
         return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
             "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
         )
-    if endpoint.rollout is not None and endpoint.rollout.held is not None:
-        return (
-            f"version {version!r} is on hold since {endpoint.rollout.held:%Y-%m-%d %H:%M:%S %Z}, a person decides: "
-            f"{_hold_of(history).change.why}"
-        )
     return None
-
-
-def _hold_of(history: Sequence[Revision]) -> Revision:
-    """Return the revision that put the present rollout on hold."""
-    held = history[-1].endpoint.rollout
-    holding = history[-1]
-    for revision in reversed(history):
-        if revision.endpoint.rollout != held:
-            break
-        holding = revision
-    return holding
 
 
 def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:

@@ -49,7 +49,7 @@ class TreatmentGateTrigger(BaseTrigger):
         while True:
             result = await look_from_triggerer(self.conn_id, terms, lambda message: self.log.info("%s", message))
             if result.action is not NextAction.WAIT:
-                yield TriggerEvent(result.to_event())  # type: ignore[no-untyped-call] # Airflow's
+                yield TriggerEvent({**result.to_event(), "terms": self.terms})  # type: ignore[no-untyped-call] # Airflow's
                 return
             await asyncio.sleep(terms.interval.total_seconds())
 

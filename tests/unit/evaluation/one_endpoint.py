@@ -19,6 +19,9 @@ class OneEndpoint:
         created: When the treatment was created.
         counted: What the router has counted by now.
         fails: What every call raises; None for nothing.
+
+    Attributes:
+        refuses: What a change raises; None for nothing.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class OneEndpoint:
     ) -> None:
         self._counted = counted
         self._fails = fails
+        self.refuses: Exception | None = None
         first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
         rolling = first.claim("v2a", owner="dag/run", at=created).create_version("v2a", traffic_percentile=50)
         self.newest = rolling.model_copy(update={"revision": 2})
@@ -50,6 +54,8 @@ class OneEndpoint:
         return self.newest
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        if self.refuses is not None:
+            raise self.refuses
         number = len(self._history) + 1
         self.newest = endpoint.model_copy(update={"revision": number})
         revision = Revision(number=number, endpoint=self.newest, change=change, created=self._history[-1].created)

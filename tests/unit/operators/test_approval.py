@@ -1,4 +1,3 @@
-import asyncio
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,6 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from controlled_rollout import ControlledRollout, Gate, TreatmentGateSensor, record
 from controlled_rollout.defaults import LOOK_INTERVAL
-from controlled_rollout.errors import ArgumentError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.operators.approval import ApproveRolloutOperator, question_text, user_name
 from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
@@ -187,8 +185,8 @@ def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
     with DAG("weekly", schedule=None):
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
 
-    with pytest.raises(ArgumentError, match="no ApproveRolloutOperator comes directly after"):
-        asyncio.run(gate._own_terms(context({}), Workspace.local("/nonexistent")))
+    with pytest.raises(AirflowFailException, match="no ApproveRolloutOperator comes directly after"):
+        gate.execute(context({}))
 
 
 def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:

@@ -1,14 +1,23 @@
 import json
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseNotifier, Context
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
 
 from controlled_rollout import Gate, TreatmentGateSensor
+from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
+from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.sensors import treatment_gate
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
+from controlled_rollout.workspace import Workspace
 
+HOLD = LookResult(NextAction.HOLD, "no decision in time", "not_enough_evidence")
 TERMS = {"endpoint": "digits", "version": "v2a", "gate": {"alpha": 0.05, "warm_up": "PT5M"}}
 
 
@@ -57,3 +66,104 @@ def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed() -> None:
         return DagSerialization.to_dict(dag)
 
     assert json.dumps(parsed(), sort_keys=True) == json.dumps(parsed(), sort_keys=True)
+
+
+@dataclass
+class TaskInstance:
+    """What a gate asks of its task instance."""
+
+    dag_id: str = "weekly"
+    run_id: str = "run-1"
+    task_id: str = "gate"
+    pushed: dict[str, Any] = field(default_factory=dict)
+    rescheduled: datetime | None = None
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def get_first_reschedule_date(self, context: Context) -> datetime | None:
+        return self.rescheduled
+
+
+class Notifier(BaseNotifier):
+    """Counts the holds that it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notified = 0
+
+    def notify(self, context: Context) -> None:
+        self.notified += 1
+        raise ConnectionError("the chat is away")
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
+    ti = TaskInstance()
+    return cast("Context", {"ti": ti, "task_instance": ti})
+
+
+def gate(**arguments: Any) -> TreatmentGateSensor:
+    with DAG("weekly", schedule=None):
+        return TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", **arguments)
+
+
+def deferred_terms(call: Callable[[], object]) -> GateTerms:
+    """Return the terms of the trigger that a task defers with."""
+    with pytest.raises(TaskDeferred) as deferred:
+        call()
+    assert isinstance(deferred.value.trigger, TreatmentGateTrigger)
+    return GateTerms.model_validate(json.loads(json.dumps(deferred.value.trigger.terms)))
+
+
+def test_gate_on_hold_tells_people_and_waits_on_although_nobody_can_be_told(context: Context) -> None:
+    notifier = Notifier()
+    task = gate(deferrable=True, silence="2 d", hold_notifiers=notifier)
+    terms = deferred_terms(lambda: task.execute(context))
+    assert (terms.held, terms.silence) == (None, timedelta(days=2))
+
+    event = {**HOLD.to_event(), "terms": terms.model_dump(mode="json")}
+    held = deferred_terms(lambda: task.execute_complete(context, event))
+    assert held.held is not None
+    assert held == terms.model_copy(update={"held": held.held}), "a look on hold is the same look"
+    assert notifier.notified == 1
+
+
+def test_gate_in_a_worker_goes_on_looking_on_hold(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[GateTerms] = []
+    results = [HOLD, LookResult(NextAction.WAIT, "on hold"), LookResult(NextAction.FAIL, "errors are higher")]
+
+    async def take_look(workspace: Workspace, terms: GateTerms, log: object) -> LookResult:
+        looked.append(terms)
+        return results.pop(0)
+
+    monkeypatch.setattr(treatment_gate, "take_look", take_look)
+    task = gate(deferrable=False)
+    assert not task.poke(context)
+    assert not task.poke(context)
+    with pytest.raises(AirflowFailException, match="errors are higher"):
+        task.poke(context)
+    assert [terms.held is None for terms in looked] == [True, False, False]
+
+
+def test_rescheduled_gate_knows_since_when_it_waits(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    context["ti"].rescheduled = datetime(2026, 1, 5, tzinfo=UTC)  # type: ignore[attr-defined] # the test's own
+    assert gate(mode="reschedule", deferrable=False)._own_terms(context).waiting_since == datetime(
+        2026, 1, 5, tzinfo=UTC
+    )
+
+
+def test_connection_that_cannot_be_read_only_makes_a_gate_in_a_worker_wait(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_workspace(self: WorkspaceHook) -> Workspace:
+        raise ConnectionError("vault is sealed")
+
+    monkeypatch.setattr(WorkspaceHook, "get_workspace", get_workspace)
+    assert not gate(deferrable=False).poke(context)
+
+
+def test_wrong_argument_fails_a_gate_without_retries(context: Context) -> None:
+    with pytest.raises(AirflowFailException, match="silence"):
+        gate(silence="for a while").execute(context)

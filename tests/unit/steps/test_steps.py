@@ -1,7 +1,7 @@
 """The steps on a target in memory: their common skeleton, and the particulars of each."""
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,6 @@ from controlled_rollout.errors import (
     NotJudgedError,
     TargetUnavailableError,
 )
-from controlled_rollout.evaluation import hold as hold_module
-from controlled_rollout.evaluation.hold import hold_rollout
 from controlled_rollout.record import Decision
 from controlled_rollout.sizing import Load
 from controlled_rollout.steps import Change, skeleton
@@ -44,7 +42,6 @@ def target(monkeypatch: pytest.MonkeyPatch) -> MemoryTarget:
     monkeypatch.setattr(steps, "connect", target.open)
     monkeypatch.setattr(connect_module, "connect", target.open)
     monkeypatch.setattr(waiting, "RETRY_S", 0.001)
-    monkeypatch.setattr(hold_module, "RETRY_S", 0.001)
     monkeypatch.setattr(skeleton, "CONFLICT_INTERVAL_S", 0.001)
     return target
 
@@ -324,54 +321,19 @@ async def test_without_the_version_or_the_endpoint_there_is_nothing_to_roll_back
     assert await steps.retire(workspace, "digits", "new", change=CHANGE) == await target.endpoint("digits")
 
 
-async def hold(workspace: Workspace, owner: str = RUN) -> None:
-    """Put the rollout of `new` on hold, as its gate does."""
-    change = Change(who=f"{owner}/gate", why="no decision")
-    await hold_rollout(workspace, "digits", "new", owner=owner, change=change, progress=lambda _: None)
-
-
-async def test_a_run_leaves_a_version_that_is_on_hold_to_a_person(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
-    await hold(workspace)
-    held = target.newest("digits")
-    assert held.rollout is not None and held.rollout.held is not None
-    with pytest.raises(NothingToDoError, match="a person decides: no decision"):
-        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
-    assert target.newest("digits") == held
-    assert recorded(workspace)[-1] == ("hold", "new", "no decision")
-    assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is not None
-
-
-async def test_hold_needs_no_record_and_is_for_the_run_that_holds_the_endpoint(
+async def test_mark_of_a_person_on_a_gate_on_hold_is_no_judgement_and_a_failure_after_it_rolls_back(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
     await roll_out(workspace, "old", owner=OTHER)
     await roll_out(workspace, "new")
-    with pytest.raises(ConflictError, match="no longer holds"):
-        await hold(workspace, OTHER)
-    workspace.records_folder.rename(workspace.root / "away")
-    workspace.records_folder.write_text("not a folder")
-    target.failing_calls = 3
-    await hold(workspace)
-    await hold(workspace)  # a retry finds it done
-    assert [revision.number for revision in await target.history("digits")] == [1, 2, 3]
-    with pytest.raises(NothingToDoError, match="a person decides"):
-        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
-
-
-async def test_a_failure_after_a_hold_that_a_person_has_ended_rolls_back(
-    workspace: Workspace, target: MemoryTarget
-) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
-    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
-    await hold(workspace)
-    # A person has marked the gate, so that the next step begins: that is no judgement of the model.
+    shifted = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    held = await target.apply(shifted.hold("new", owner=RUN, at=datetime.now(UTC)), CHANGE)
+    record.append(workspace, Decision.about(held, "new", step="hold", who=f"{RUN}/gate", why="no decision"))
     with pytest.raises(NotJudgedError, match="is 'hold'"):
         await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, owner=RUN)
     rolled_back = await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
     assert rolled_back is not None and rolled_back.effective_traffic()["new"] == 0
+    assert rolled_back.rollout is None
 
 
 async def test_a_run_deletes_the_endpoint_that_it_has_created_if_its_version_never_became_ready(
