@@ -2,19 +2,25 @@
 
 import argparse
 import asyncio
+import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controlled_rollout.cli.arguments import Commands, add_root_option, duration, port
 from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.view import print_endpoint, print_line
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.target.local.process_status import ProcessStatus
 
 __all__ = ["add_to"]
 
 DEFAULT_ROUTER_PORT = 8088
+EXIT_REFUSED = 2
 
 
 def add_to(commands: Commands) -> None:
@@ -95,18 +101,34 @@ def _run_local_down(options: argparse.Namespace) -> int:
 def _run_local_status(options: argparse.Namespace) -> int:
     """Run `controlled-rollout local status`: print endpoints and processes; return the exit code."""
     from controlled_rollout.target.local.client import LocalTarget
+    from controlled_rollout.target.local.remains import remaining_processes
+
+    workspace = Workspace.local(options.root)
 
     async def print_status() -> None:
         """Read endpoints and processes from the supervisor and print them."""
-        async with LocalTarget.open(Workspace.local(options.root)) as target:
+        async with LocalTarget.open(workspace) as target:
             for name in await target.endpoints():
                 print_endpoint(await readable_endpoint(target, name), await target.status(name))
                 print_line("")
-            processes = await target.processes()
-        print_line(text_table([("process", "pid"), *((name, str(pid)) for name, pid in processes.items())]))
+            print_line(_process_table(await target.process_statuses()))
 
-    asyncio.run(print_status())
+    try:
+        asyncio.run(print_status())
+    except TargetUnavailableError:
+        if left := remaining_processes(workspace):
+            print_line(_process_table(left))
+        raise
     return 0
+
+
+def _process_table(processes: "list[ProcessStatus]") -> str:
+    """Return a table with a line for each process: what it is, its process id, and what is wrong with it."""
+    rows = [
+        (process.name, f"{process.pid or '-'} ({process.problem})" if process.problem else str(process.pid))
+        for process in processes
+    ]
+    return text_table([("process", "pid"), *rows])
 
 
 def _run_score(options: argparse.Namespace) -> int:
@@ -114,14 +136,19 @@ def _run_score(options: argparse.Namespace) -> int:
     from controlled_rollout.image import ModelSource
     from controlled_rollout.target.local.serve_folder import serve_folder
 
-    return serve_folder(
-        options.folder,
-        port=options.port,
-        cache=Workspace.local(options.root).cache_folder,
-        environment=options.environment,
-        models=[ModelSource(name, path) for name, path in options.model],
-        entry_script=options.entry_script,
-    )
+    try:
+        return serve_folder(
+            options.folder,
+            port=options.port,
+            cache=Workspace.local(options.root).cache_folder,
+            environment=options.environment,
+            models=[ModelSource(name, path) for name, path in options.model],
+            entry_script=options.entry_script,
+        )
+    except WorkspaceError as error:
+        # A port that is in use has the same exit code in all commands that listen on one.
+        sys.stderr.write(f"controlled-rollout: {error}\n")
+        return EXIT_REFUSED
 
 
 def _run_telemetry_store(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.operations import Operations
+from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
 
 __all__ = ["create_app"]
@@ -136,8 +137,8 @@ def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Calla
         return {"status": "ok", "router_url": operations.router_url}
 
     @app.get("/processes")
-    async def processes() -> dict[str, int]:
-        """Return the process ids of the router, the telemetry store and all replicas, by name."""
+    async def processes() -> list[ProcessStatus]:
+        """Return the status of the supervisor, the router, the telemetry store and all replicas."""
         return operations.processes()
 
     @app.post("/telemetry")

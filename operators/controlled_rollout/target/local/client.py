@@ -13,6 +13,7 @@ from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.sizing import Load
+from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
 from controlled_rollout.version import check_name
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["LocalTarget"]
 
 TIMEOUT_S: Final = 30.0
+# For what a supervisor that runs answers at once.
+HEALTH_TIMEOUT_S: Final = 10.0
 # Shorter than the supervisor keeps an idle connection (5 s), so that it never closes one that is about to be used.
 KEEP_ALIVE_S: Final = 2.0
 # Deleting waits until replicas have answered their requests; the supervisor bounds that wait.
@@ -36,6 +39,7 @@ POLL_RARELY_S: Final = 0.25
 POLL_OFTEN_FOR_S: Final = 5.0
 
 _HISTORY: Final = TypeAdapter(list[Revision])
+_PROCESSES: Final = TypeAdapter(list[ProcessStatus])
 _LOADS: Final = TypeAdapter(dict[str, Load])
 
 
@@ -131,12 +135,17 @@ class LocalTarget:
         await self._request("POST", "/telemetry", {"running": running})
 
     async def processes(self) -> dict[str, int]:
-        """Return the process ids of the router, the telemetry store and all replicas, by name."""
-        return dict((await self._request("GET", "/processes")).json())
+        """Return the process ids of the router, the telemetry store and all replicas that run, by name."""
+        statuses = await self.process_statuses()
+        return {status.name: status.pid for status in statuses if status.pid and status.name != "supervisor"}
+
+    async def process_statuses(self) -> list[ProcessStatus]:
+        """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
+        return _PROCESSES.validate_json((await self._request("GET", "/processes")).content)
 
     async def shut_down(self) -> None:
         """Send the supervisor the request to end; return before it has ended."""
-        await self._request("POST", "/shutdown")
+        await self._request("POST", "/shutdown", timeout_s=HEALTH_TIMEOUT_S)
 
     async def check_health(self) -> None:
         """Send a health check to the supervisor; return nothing if it answers.
@@ -144,7 +153,7 @@ class LocalTarget:
         Raises:
             TargetUnavailableError: No supervisor answers.
         """
-        await self._request("GET", "/healthz")
+        await self._request("GET", "/healthz", timeout_s=HEALTH_TIMEOUT_S)
 
     async def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S

@@ -19,8 +19,10 @@ from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inhe
 from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute
+from controlled_rollout.target.local.liveness import LivenessCheck
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.probe import http_status_on_port
+from controlled_rollout.target.local.probe import http_status_on_port, http_status_on_socket
+from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 
 __all__ = ["EnvoyActivity", "EnvoyProcess", "PublishState"]
@@ -30,6 +32,12 @@ CONFIRM_TIMEOUT_S: Final = 5.0
 ADMIN_TIMEOUT_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
 WORKER_THREADS: Final = 2
+# A router that answers nobody is replaced after about 13 s. What it held is lost already, so it is killed soon.
+LIVENESS_START_S: Final = 30.0
+LIVENESS_INTERVAL_S: Final = 1.0
+LIVENESS_TIMEOUT_S: Final = 3.0
+LIVENESS_FAILURES: Final = 3
+UNHEALTHY_GRACE_S: Final = 1.0
 
 # Envoy's names of the versions of the configuration that it has taken over, and of its counters.
 _CLUSTERS_VERSION: Final = "cluster_manager.cds.version_text"
@@ -97,14 +105,20 @@ class EnvoyProcess:
         self._runtime = folder.parent
         self._telemetry_port = telemetry_port
         self._on_change = on_change
+        self._liveness = LivenessCheck(
+            self._answers, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
+        )
         self._process = SupervisedProcess(
             "router",
             self._envoy_command,
             log=log,
             back_off=BackOff(first_s=0.05, longest_s=5.0, healthy_s=10.0),
             on_exit=lambda reason: on_change(),
+            watch=self._liveness.watch,
+            unhealthy_grace_s=UNHEALTHY_GRACE_S,
         )
         self._is_listening = False
+        self._is_draining = False
         self._expected_versions: dict[str, str] = {}
         self._versions_on_disk: dict[Path, str] = {}
         self._admin = httpx.AsyncClient(
@@ -117,6 +131,11 @@ class EnvoyProcess:
     def pid(self) -> int | None:
         """The process id; None while no process runs."""
         return self._process.pid
+
+    @property
+    def status(self) -> ProcessStatus:
+        """The process's status for clients."""
+        return ProcessStatus.of(self._process, is_answering=self._liveness.is_answering)
 
     @property
     def url(self) -> str:
@@ -144,6 +163,7 @@ class EnvoyProcess:
             last_spans_s: How long Envoy has to send its last spans, in seconds.
         """
         self._process.do_not_restart()
+        self._is_draining = True
         with contextlib.suppress(httpx.HTTPError):
             (await self._admin.post("/drain_listeners")).raise_for_status()
             await until(self._has_no_open_requests, drain_timeout_s)
@@ -223,6 +243,14 @@ class EnvoyProcess:
         self._write_discovery_file(self.files.listeners, [resource])
         self._is_listening = True
         self._on_change()
+
+    async def _answers(self) -> bool:
+        """Return whether the main thread answers, and the threads that serve callers while it listens."""
+        if await http_status_on_socket(self.files.admin_socket, "/ready", LIVENESS_TIMEOUT_S) is None:
+            return False
+        if not self._is_listening or self._is_draining:
+            return True
+        return await http_status_on_port(self.host, self.port, "/healthz", LIVENESS_TIMEOUT_S) is not None
 
     async def answers_callers(self) -> bool:
         """Return whether the router answers a health check on the port that callers use."""

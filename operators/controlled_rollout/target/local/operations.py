@@ -1,6 +1,7 @@
 """The operations that a running supervisor offers its clients: the methods of `Target` and a few for the workspace."""
 
 import asyncio
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Final, Literal
@@ -17,6 +18,7 @@ from controlled_rollout.target.local.envoy_config import cluster_name
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.revisions import RevisionStore
@@ -246,9 +248,15 @@ class Operations:
         """Start or stop the telemetry store."""
         await (self._telemetry.start() if running else self._telemetry.stop())
 
-    def processes(self) -> dict[str, int]:
-        """Return the process ids of the router, the telemetry store and all replicas, by name."""
-        pids = {"router": self._envoy.pid, "telemetry store": self._telemetry.pid}
-        for key, running in self._reconciler.running.items():
-            pids |= {f"{key.endpoint}/{replica.name}": replica.pid for replica in running.replicas}
-        return {name: pid for name, pid in pids.items() if pid}
+    def processes(self) -> list[ProcessStatus]:
+        """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
+        return [
+            ProcessStatus(name="supervisor", pid=os.getpid()),
+            self._envoy.status,
+            self._telemetry.status,
+            *(
+                replica.process_status(key.endpoint)
+                for key, running in self._reconciler.running.items()
+                for replica in running.replicas
+            ),
+        ]

@@ -33,16 +33,31 @@ def marked_processes(mark: str) -> list[int]:
     return process_ids
 
 
-def kill_marked(mark: str, *, timeout_s: float = 10.0) -> None:
-    """Kill all processes whose environment holds `mark`, again and again until none is left or the time is over."""
+def kill_marked(mark: str, *, timeout_s: float = 10.0) -> int:
+    """Kill all processes whose environment holds `mark`, until none is left or the time is over; return how many."""
     deadline = time.monotonic() + timeout_s
+    killed: set[int] = set()
     while (process_ids := marked_processes(mark)) and time.monotonic() < deadline:
-        for process_id in process_ids:
-            try:
-                os.kill(process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        killed.update(process_id for process_id in process_ids if _kill_if_marked(process_id, mark))
         time.sleep(0.01)
+    return len(killed)
+
+
+def _kill_if_marked(process_id: int, mark: str) -> bool:
+    """Kill a process unless its number belongs to another one by now; return whether it was killed."""
+    try:
+        descriptor = os.pidfd_open(process_id)
+    except OSError:
+        return False
+    try:
+        if mark.encode() not in (PROC / str(process_id) / "environ").read_bytes().split(b"\0"):
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def main(mark: str, folder: str) -> None:

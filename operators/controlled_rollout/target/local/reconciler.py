@@ -272,6 +272,19 @@ class Reconciler:
             traced=endpoint.enable_app_insights,
         )
 
+    def failed_versions(self) -> list[str]:
+        """Return a sentence for each version that keeps a split from being served because it has failed."""
+        sentences = []
+        for name, split in self.served.items():
+            running = self._running_versions(name)
+            for version in split.waits_for:
+                start_error = self.start_errors.get(VersionKey(name, version))
+                failed = running[version].failed if version in running else start_error is not None
+                if failed:
+                    cause = running[version].cause if version in running else start_error
+                    sentences.append(f"version {version!r} of endpoint {name!r} has failed: {cause}")
+        return sentences
+
     # Versions that are removed
 
     def _retire_unserved(self, stored: Mapping[str, StoredEndpoint]) -> None:

@@ -13,6 +13,7 @@ from controlled_rollout.endpoint import Version
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_socket
+from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
 
@@ -153,6 +154,13 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """Return the replica's status for clients."""
         return ReplicaStatus(name=self.name, state=self.state, restarts=self.restarts, last_exit=self.last_exit)
+
+    def process_status(self, endpoint: str) -> ProcessStatus:
+        """Return the status of the replica's process."""
+        problem = None if self.state is ReplicaState.READY else self.state.value
+        if problem and self.last_exit:
+            problem = f"{problem}: {self.last_exit}"
+        return ProcessStatus(name=f"{endpoint}/{self.name}", pid=self.pid, problem=problem)
 
     def use_probes_of(self, version: Version) -> None:
         """Take over the probe settings of a changed version; the process goes on running."""

@@ -132,19 +132,28 @@ class RunningVersion:
             requests: Requests that the router has sent to it.
             active: Requests that it is answering now.
         """
-        worst = max(self._current, key=lambda replica: replica.failed_starts, default=None)
-        failing = worst if worst and worst.failed_starts else None
+        failing = self._failing_replica()
         return VersionStatus(
             name=self.version.name,
             ready=self.ready and self.up_to_date,
             wanted_replicas=self._required_replicas,
             failed=self.failed,
-            cause=None if self.ready else self._not_ready_cause(failing),
+            cause=self.cause,
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
             replicas=tuple(replica.status() for replica in self.replicas),
             requests=requests,
             active=active,
         )
+
+    @property
+    def cause(self) -> str | None:
+        """Why the version is not ready; None if it is, or if that is not known."""
+        return None if self.ready else self._not_ready_cause(self._failing_replica())
+
+    def _failing_replica(self) -> Replica | None:
+        """Return the replica whose start has failed most often in a row; None if none has."""
+        worst = max(self._current, key=lambda replica: replica.failed_starts, default=None)
+        return worst if worst and worst.failed_starts else None
 
     def _not_ready_cause(self, failing: Replica | None) -> str | None:
         """Return why the version is not ready, if the end of one of its replicas explains it; else None."""

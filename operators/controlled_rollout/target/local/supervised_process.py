@@ -68,8 +68,13 @@ class SupervisedProcess:
         log: Receives the process's output and a note when it ends.
         back_off: The pauses between an end and the next start.
         on_exit: Called after every end with its reason in words, before the pause.
+        unhealthy_grace_s: How long a process that `watch` finds unhealthy may take to end after SIGTERM, in seconds.
         watch: Called after every start with a task that is done when the process has ended. Returns None when nothing
             is wrong with the process, or why it has to end; it is then stopped and started again.
+
+    Attributes:
+        starts: How often the process was started.
+        last_exit: How it ended last, in words; None if it never did.
     """
 
     def __init__(
@@ -81,14 +86,18 @@ class SupervisedProcess:
         back_off: BackOff,
         on_exit: Callable[[str], None] = lambda reason: None,
         watch: Callable[["asyncio.Task[int]"], Awaitable[str | None]] = _never_unhealthy,
+        unhealthy_grace_s: float = UNHEALTHY_GRACE_S,
     ) -> None:
         self.name = name
+        self.starts = 0
+        self.last_exit: str | None = None
         self.is_stopping = False
         self._command = command
         self._log = log
         self._back_off = back_off
         self._on_exit = on_exit
         self._watch = watch
+        self._unhealthy_grace_s = unhealthy_grace_s
         self._child: ChildProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._no_restart = asyncio.Event()
@@ -126,7 +135,8 @@ class SupervisedProcess:
         """Run the process again and again, with a pause after each end, until restarts are forbidden."""
         while not self._no_restart.is_set():
             started = time.monotonic()
-            reason = await self._run_once()
+            self.starts += 1
+            reason = self.last_exit = await self._run_once()
             self._log.note(f"{self.name} {reason}")
             self._on_exit(reason)
             if not self._no_restart.is_set():
@@ -147,8 +157,8 @@ class SupervisedProcess:
             self._child.kill()
         try:
             problem = await self._watch(exited)
-            if problem and not exited.done():
-                await self._child.stop(UNHEALTHY_GRACE_S)
+            if problem and not exited.done() and not self.is_stopping:
+                await self._child.stop(self._unhealthy_grace_s)
             code = await exited
         finally:
             self._child = None

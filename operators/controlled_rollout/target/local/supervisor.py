@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from controlled_rollout.errors import TargetUnavailableError
-from controlled_rollout.polling import block_until
+from controlled_rollout.polling import block_until, until
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.workspace import Workspace
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["is_running", "run_in_foreground", "start_workspace", "stop_workspace"]
 
 DEFAULT_PORT: Final = 8088
-UP_TIMEOUT_S: Final = 90.0
+UP_TIMEOUT_S: Final = 150.0
 DOWN_TIMEOUT_S: Final = 120.0
+# How long `up` waits for a process that is being started again.
+RECOVERY_TIMEOUT_S: Final = 20.0
+SUSPENDED_TIMEOUT_S: Final = 1.0
+KILL_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
 LOG_LINES: Final = 15
 
@@ -44,12 +49,15 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
         host: The router's address.
 
     Returns:
-        0 running (also if it already was), 1 failed, 2 refused.
+        0 everything runs (also if it already did), 1 something does not, 2 refused.
     """
     state = SupervisorState.read(workspace)
     if state and asyncio.run(is_running(workspace)):
         _print(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
-        return OK
+        problems = asyncio.run(_lasting_problems(workspace))
+        for problem in problems:
+            _print_error(problem)
+        return FAILED if problems else OK
     return _start_in_background(workspace, port, host) if detach else run_in_foreground(workspace, port, host)
 
 
@@ -91,14 +99,13 @@ def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
         tail = "\n".join(log.tail(LOG_LINES))
         _print_error(f"the local workspace in {workspace.root} did not start; the last lines of {log.path}:\n{tail}")
         return FAILED
-    if report["code"] != OK:
+    (_print if report["code"] == OK else _print_error)(report["message"])
+    if report["goes_on"]:
+        # The process outlives this one on purpose; without this line subprocess would warn about it.
+        process.returncode = 0
+    else:
         process.wait()
-        _print_error(report["message"])
-        return report["code"]
-    _print(report["message"])
-    # The process outlives this one on purpose; without this line subprocess would warn about it.
-    process.returncode = 0
-    return OK
+    return report["code"]
 
 
 def _read_report(pipe_fd: int, timeout_s: float) -> "StartReport | None":
@@ -118,32 +125,48 @@ def _read_report(pipe_fd: int, timeout_s: float) -> "StartReport | None":
 def stop_workspace(workspace: Workspace) -> int:
     """Stop a local workspace once open requests are answered; endpoints, keys and telemetry stay on disk.
 
+    A supervisor that hangs is killed. What a killed supervisor has left is ended. Only the very process that holds the
+    workspace's lock gets a signal, and its children, which its runtime folder marks.
+
     Returns:
-        The exit code: 0 stopped (also if it was not running), 1 it did not end in time.
+        The exit code: 0 nothing runs any more, 1 it could not be ended.
     """
     lock = FolderLock(workspace)
     if not workspace.root.is_dir():
         _print(f"not running (there is no workspace in {workspace.root})")
         return OK
-    if lock.take():
-        lock.release()
-        _print(f"not running (workspace {workspace.root})")
-        return OK
-    state = SupervisorState.read(workspace)
+    if not lock.take():
+        return _end_supervisor(workspace, lock)
+    ended = end_remains(workspace, lock)
+    lock.release()
+    killed = f": its supervisor had been killed; ended {ended} processes that it had left" if ended else ""
+    _print(f"not running (workspace {workspace.root}){killed}")
+    return OK
+
+
+def _end_supervisor(workspace: Workspace, lock: FolderLock) -> int:
+    """Ask the supervisor that holds the lock to end, kill it if it does not; return the exit code."""
+    owner = lock.owner()
+    process = owner.process if owner else None
     try:
         asyncio.run(_request_shutdown(workspace))
     except TargetUnavailableError:
         # It holds the lock and does not answer, so it is starting or hangs: a signal ends it.
-        if state:
-            os.kill(state.pid, signal.SIGTERM)
-    if not block_until(lock.take, DOWN_TIMEOUT_S, interval_s=POLL_S):
-        _print_error(
-            f"the supervisor in {workspace.root} (process {state.pid if state else 'unknown'}) did not end within "
-            f"{DOWN_TIMEOUT_S:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
-        )
-        return FAILED
+        if process:
+            process.send_signal(signal.SIGTERM)
+    timeout_s = SUSPENDED_TIMEOUT_S if process and process.is_suspended() else DOWN_TIMEOUT_S
+    how = "stopped"
+    if not block_until(lock.take, timeout_s, interval_s=POLL_S):
+        how = f"killed, because the supervisor did not end within {timeout_s:g} s"
+        if process is None or not process.send_signal(signal.SIGKILL) or not block_until(lock.take, KILL_TIMEOUT_S):
+            _print_error(
+                f"the supervisor in {workspace.root} (process {process.pid if process else 'unknown'}) did not end "
+                f"within {timeout_s:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
+            )
+            return FAILED
+    end_remains(workspace, lock)
     lock.release()
-    _print(f"stopped (workspace {workspace.root})")
+    _print(f"{how} (workspace {workspace.root})")
     return OK
 
 
@@ -155,6 +178,22 @@ async def is_running(workspace: Workspace) -> bool:
         except TargetUnavailableError:
             return False
     return True
+
+
+async def _lasting_problems(workspace: Workspace) -> list[str]:
+    """Return a sentence if the router or the telemetry store of a running workspace does not come back in time."""
+    problems: list[str] = []
+    async with LocalTarget.open(workspace) as target:
+
+        async def are_solved() -> bool:
+            """Return whether both run and answer; set `problems`."""
+            nonlocal problems
+            statuses = [status for status in await target.process_statuses() if "/" not in status.name]
+            problems = [f"{status.name}: {status.problem}" for status in statuses if status.problem]
+            return not problems
+
+        await until(are_solved, RECOVERY_TIMEOUT_S, interval_s=POLL_S)
+    return [f"{problem}; look into {workspace.logs_folder}" for problem in problems]
 
 
 async def _request_shutdown(workspace: Workspace) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
 from controlled_rollout.target.local.reconciler import Reconciler
+from controlled_rollout.target.local.remains import RUNTIME_PREFIX, end_remains
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
@@ -38,11 +38,10 @@ __all__ = ["StartReport", "run_supervisor"]
 
 log = logging.getLogger(__name__)
 
-RUNTIME_PREFIX: Final = "cr-"
 # How long a restarted router waits for the versions with traffic before it accepts callers.
 RESTORE_TIMEOUT_S: Final = 30.0
 ENVOY_START_TIMEOUT_S: Final = 15.0
-TELEMETRY_START_TIMEOUT_S: Final = 10.0
+TELEMETRY_START_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 15.0
 # The router sends its spans every half a second, and the last ones before it ends.
 LAST_SPANS_S: Final = 0.6
@@ -53,12 +52,14 @@ class StartReport(TypedDict):
     """How the start went.
 
     Attributes:
-        code: The exit code: 0 running, 1 failed, 2 refused.
-        message: A sentence for whoever started the supervisor.
+        code: The exit code: 0 everything runs, 1 failed, 2 refused.
+        message: For whoever started the supervisor: sentences, one a line.
+        goes_on: Whether the supervisor goes on running: the router serves, something else has not started.
     """
 
     code: int
     message: str
+    goes_on: bool
 
 
 def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callable[[StartReport], None]) -> int:
@@ -75,42 +76,41 @@ def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callab
     atomic_files.create_private_folder(workspace.root).chmod(0o700)
     lock = FolderLock(workspace)
     if not lock.take():
-        report({"code": 2, "message": _folder_in_use_message(workspace)})
+        report({"code": 2, "message": _folder_in_use_message(workspace, lock), "goes_on": False})
         return 2
     try:
+        # What an earlier supervisor has left may hold the port.
+        if ended := end_remains(workspace, lock):
+            log.warning("ended %d processes of a supervisor that was killed", ended)
         with ports.reserve_port(host, port) as router_port, ports.reserve_port("127.0.0.1", 0) as telemetry_port:
-            _remove_remains_of_killed_supervisor(workspace)
             with _runtime_folder() as runtime:
+                lock.name_owner(runtime)
                 process = _SupervisorProcess(
                     workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port)
                 )
                 return asyncio.run(process.run(report))
     except WorkspaceError as error:
-        report({"code": 2, "message": str(error)})
+        report({"code": 2, "message": str(error), "goes_on": False})
         return 2
     finally:
         lock.release()
 
 
-def _folder_in_use_message(workspace: Workspace) -> str:
+def _folder_in_use_message(workspace: Workspace, lock: FolderLock) -> str:
     """Return the message for a workspace folder that another supervisor has locked."""
-    state = SupervisorState.read(workspace)
-    owner = f"process {state.pid} serves it at {state.router_url}" if state else "another supervisor is starting there"
-    return f"the workspace {workspace.root} is in use: {owner}; use that one, or choose another folder"
+    owner, state = lock.owner(), SupervisorState.read(workspace)
+    process = f"process {owner.process.pid}" if owner and owner.process.is_running() else "another supervisor"
+    serves = f"serves it at {state.router_url}" if state else "is starting there"
+    return (
+        f"the workspace {workspace.root} is in use: {process} {serves}; use that one, choose another folder, or end it "
+        "with `controlled-rollout local down`"
+    )
 
 
 def _port_number(reserved: socket.socket) -> int:
     """Return the port number that a socket is bound to."""
     port: int = reserved.getsockname()[1]
     return port
-
-
-def _remove_remains_of_killed_supervisor(workspace: Workspace) -> None:
-    """Kill the processes of a supervisor that was killed together with its reaper, and remove its files."""
-    if state := SupervisorState.read(workspace):
-        reaper.kill_marked(f"{RUNTIME_VARIABLE}={state.runtime}")
-        shutil.rmtree(state.runtime, ignore_errors=True)
-        workspace.state_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -163,12 +163,13 @@ class _SupervisorProcess:
         self._end = asyncio.Event()
         self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder))
         self._stored = StoredEndpoints(self._revisions)
+        self._telemetry_log = LogFile(workspace.logs_folder / "telemetry.log")
         self._telemetry = TelemetryStoreProcess(
             port=telemetry_port,
             data=workspace.telemetry_folder,
             token_file=_ensure_token_file(workspace),
             runtime=runtime,
-            log=LogFile(workspace.logs_folder / "telemetry.log"),
+            log=self._telemetry_log,
         )
         self._router_log = LogFile(workspace.logs_folder / "router.log")
         self._envoy = EnvoyProcess(
@@ -214,8 +215,12 @@ class _SupervisorProcess:
             await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 failure = await starting
-            report({"code": 1, "message": failure} if failure else {"code": 0, "message": self._running_message()})
-            if failure is None:
+            if failure:
+                report({"code": 1, "message": failure, "goes_on": False})
+            else:
+                problems = self._start_problems()
+                message = "\n".join([self._running_message(), *problems])
+                report({"code": 1 if problems else 0, "message": message, "goes_on": True})
                 self._write_state()
                 waiting_for_telemetry = asyncio.create_task(self._write_state_with_workspace_id())
                 await ending
@@ -265,9 +270,19 @@ class _SupervisorProcess:
         if not await until(self._envoy.answers_callers, ENVOY_START_TIMEOUT_S):
             tail = "\n".join(self._router_log.tail(LOG_LINES))
             return f"the router does not answer at {self._envoy.url}; the last lines of its log:\n{tail}"
-        if not await self._telemetry.wait_until_healthy(TELEMETRY_START_TIMEOUT_S):
-            log.warning("the telemetry store does not answer yet; the router serves without it")
+        await self._telemetry.wait_until_healthy(TELEMETRY_START_TIMEOUT_S)
         return None
+
+    def _start_problems(self) -> list[str]:
+        """Return what has not started although the router serves: the telemetry store, versions with traffic."""
+        problems = []
+        if self._telemetry.workspace_id is None:
+            tail = "\n".join(self._telemetry_log.tail(LOG_LINES))
+            problems.append(
+                "the telemetry store does not answer, so no gate can pass; it is started again and again; the last "
+                f"lines of {self._telemetry_log.path}:\n{tail}"
+            )
+        return problems + self._reconciler.failed_versions()
 
     async def _write_state_with_workspace_id(self) -> None:
         """Write the state again once a telemetry store that started late has answered with its workspace id."""

@@ -8,9 +8,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from controlled_rollout.target.local import atomic_files
+from controlled_rollout.target.local.process_identity import ProcessIdentity
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["FolderLock", "SupervisorState"]
+__all__ = ["FolderLock", "LockOwner", "SupervisorState"]
 
 
 class SupervisorState(BaseModel):
@@ -51,12 +52,44 @@ class SupervisorState(BaseModel):
         atomic_files.write_atomically(workspace.state_file, self.model_dump_json(indent=1).encode())
 
 
+class LockOwner(BaseModel):
+    """Who holds or last held the lock: the content of its file, written before anything is started.
+
+    Attributes:
+        process: The supervisor.
+        runtime: Its private folder of sockets, by whose path its children are marked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    process: ProcessIdentity
+    runtime: Path
+
+
 class FolderLock:
     """The lock on a workspace's folder; the kernel releases it when its process ends."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._path = workspace.root / "lock"
         self._descriptor = -1
+
+    def owner(self) -> LockOwner | None:
+        """Return who holds the lock, or held it last; None if that is not known."""
+        try:
+            return LockOwner.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def name_owner(self, runtime: Path) -> None:
+        """Write into the lock's file that this process holds it, and where its runtime folder is."""
+        process = ProcessIdentity.of(os.getpid())
+        if process is None:
+            return
+        content = LockOwner(process=process, runtime=runtime).model_dump_json().encode()
+        # Written in place: another file under this name would be another lock.
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+        os.fsync(self._descriptor)
 
     def take(self) -> bool:
         """Lock the folder; return False if another process has locked it."""

@@ -1,0 +1,63 @@
+"""What a supervisor leaves behind that was killed together with its reaper: processes, sockets, its state file."""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.target.local import reaper
+from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
+from controlled_rollout.target.local.process_status import ProcessStatus
+from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["RUNTIME_PREFIX", "end_remains", "remaining_processes"]
+
+RUNTIME_PREFIX: Final = "cr-"
+COMMAND_LENGTH: Final = 80
+
+
+def end_remains(workspace: Workspace, lock: FolderLock) -> int:
+    """Kill what an earlier supervisor has left, and remove its files; return the number of processes.
+
+    Args:
+        workspace: The workspace.
+        lock: Its lock, which the caller holds: no supervisor runs.
+    """
+    ended = 0
+    for runtime in _runtime_folders(workspace, lock):
+        ended += reaper.kill_marked(_mark(runtime))
+        shutil.rmtree(runtime, ignore_errors=True)
+    workspace.state_file.unlink(missing_ok=True)
+    return ended
+
+
+def remaining_processes(workspace: Workspace) -> list[ProcessStatus]:
+    """Return the processes of a supervisor that does not answer; its children carry its mark in their environment."""
+    lock = FolderLock(workspace)
+    pids = sorted(
+        pid for runtime in _runtime_folders(workspace, lock) for pid in reaper.marked_processes(_mark(runtime))
+    )
+    problem = "left behind: `controlled-rollout local up` starts anew, `local down` ends it"
+    return [ProcessStatus(name=_command_of(pid), pid=pid, problem=problem) for pid in pids]
+
+
+def _runtime_folders(workspace: Workspace, lock: FolderLock) -> set[Path]:
+    """Return the runtime folders of the supervisors that the lock and the state file name."""
+    owner, state = lock.owner(), SupervisorState.read(workspace)
+    folders = {entry.runtime for entry in (owner, state) if entry}
+    # Whatever those files hold, nothing but a runtime folder is ever removed.
+    return {folder for folder in folders if folder.name.startswith(RUNTIME_PREFIX) and folder.is_absolute()}
+
+
+def _mark(runtime: Path) -> str:
+    """Return the environment variable that marks the children of one supervisor: its folder's name is never reused."""
+    return f"{RUNTIME_VARIABLE}={runtime}"
+
+
+def _command_of(pid: int) -> str:
+    """Return the beginning of a process's command line; its number if it has just ended."""
+    try:
+        words = (reaper.PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return f"process {pid}"
+    return b" ".join(words).decode(errors="replace").strip()[:COMMAND_LENGTH]

@@ -1,0 +1,33 @@
+"""The exit code of every command that listens on a port, when the port is in use."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.cli import main
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["local up --foreground", "score", "telemetry-store"])
+def test_a_port_in_use_is_exit_code_2_with_the_port_and_what_to_do(
+    command: str, taken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {
+        "local up --foreground": ["--root", str(tmp_path)],
+        "score": [str(tmp_path)],
+        "telemetry-store": ["--data", str(tmp_path)],
+    }[command]
+
+    code = main([*command.split(), "--port", taken, *options])
+
+    output = capsys.readouterr()
+    assert code == 2
+    assert f"port {taken} on 127.0.0.1 cannot be used: Address already in use" in output.out + output.err
+    assert "hoose another" in output.out + output.err
