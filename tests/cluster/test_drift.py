@@ -1,11 +1,12 @@
 """What others delete or edit among an endpoint's objects: the next step remakes it, or refuses and says so."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from controlled_rollout.errors import ConflictError
+from controlled_rollout.errors import ConflictError, ControlledRolloutError
 from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from tests.cluster.sandbox import Sandbox
 from tests.local.local_target_lab import steady_load
@@ -108,3 +109,50 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     environment = spec(sandbox, "deployment", service)["template"]["spec"]["containers"][0]["env"]
     assert {"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"} in environment
     assert f"Deployment {service} was edited by 'somebody'" in await warnings_of(sandbox)
+
+
+async def test_a_route_of_another_namespace_that_takes_all_callers_is_said_and_refused_but_not_to_a_roll_back(
+    sandbox: Sandbox, second_sandbox: Sandbox
+) -> None:
+    await sandbox.roll_out("one")
+    await sandbox.roll_out("two")
+    await sandbox.shift("two", 10)
+    assert "not yet seen by traffic" in "".join(sandbox.progress_lines)
+    namespace, name = sandbox.lab.gateway.split("/")
+    path = f"/api/v1/service/{sandbox.endpoint}/score"
+    thief = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "thief"},
+        "spec": {
+            "parentRefs": [{"namespace": namespace, "name": name}],
+            "rules": [{"matches": [{"path": {"type": "Exact", "value": path}}]}],
+        },
+    }
+    second_sandbox.kubectl("create", "-f", "-", input=json.dumps(thief))
+    taken = f"HTTPRoute {second_sandbox.namespace}/thief takes requests to {path}"
+
+    assert taken in ((await sandbox.target.status(sandbox.endpoint)).trouble or "")
+    for step in (sandbox.shift("two", 20), sandbox.promote("two")):
+        with pytest.raises(ConflictError, match=f"no split .* reaches its callers: {taken}"):
+            await step
+    await sandbox.roll_back("two", "going back waits for nobody")
+    second_sandbox.kubectl("delete", "httproute", "thief")
+    await sandbox.shift("two", 20)
+
+    status = await sandbox.target.status(sandbox.endpoint)
+    assert (status.trouble, status.weight_ppm) == (None, {"one": 800_000, "two": 200_000})
+
+
+async def test_of_two_new_endpoints_of_one_name_at_once_exactly_one_is_told_that_it_lost(
+    sandbox: Sandbox, second_sandbox: Sandbox
+) -> None:
+    second_sandbox.endpoint = sandbox.endpoint
+
+    results = await asyncio.gather(sandbox.roll_out("one"), second_sandbox.roll_out("one"), return_exceptions=True)
+
+    [lost] = [result for result in results if isinstance(result, BaseException)]
+    assert isinstance(lost, ControlledRolloutError)
+    assert sandbox.endpoint in str(lost)
+    winner = second_sandbox if results[0] is lost else sandbox
+    assert (await winner.target.status(sandbox.endpoint)).trouble is None

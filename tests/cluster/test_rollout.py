@@ -257,6 +257,8 @@ async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoi
         "-p",
         json.dumps([{"op": "add", "path": "/spec/rules/0", "value": foreign}]),
     )
+    [moved] = (await sandbox.target.status(sandbox.endpoint)).warnings
+    assert "were moved from positions 0, 1, 2 to 1, 2, 3" in moved
 
     await sandbox.roll_out("two")
     await sandbox.shift("two", 20)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import EndpointError, NothingToDoError
+from controlled_rollout.errors import ConflictError, EndpointError, NothingToDoError
 from controlled_rollout.target.history import Promotion, creation_of, promotion_of
 from controlled_rollout.target.protocol import Revision
 
 __all__ = [
+    "check_control_is_the_same",
     "check_is_treatment",
     "check_replacement",
     "has_created_endpoint",
@@ -128,3 +129,22 @@ def reason_not_to_retire(endpoint: Endpoint, former_control: str) -> str | None:
     if endpoint.rollout is not None and endpoint.rollout.version == former_control:
         return f"version {former_control!r} is being rolled out again by {endpoint.rollout.owner}: it stays"
     return None
+
+
+def check_control_is_the_same(decided_on: Endpoint, newest: Endpoint, version: str) -> None:
+    """Raise ConflictError if another promotion came first while this one waited: the two were decided on one control.
+
+    Args:
+        decided_on: The endpoint when the promotion began.
+        newest: The endpoint now.
+        version: The version that is to be promoted.
+
+    Raises:
+        ConflictError: Another version than the one to be promoted has become control meanwhile.
+    """
+    before, now = (endpoint.control.name if endpoint.control else None for endpoint in (decided_on, newest))
+    if now not in (before, version):
+        raise ConflictError(
+            f"version {version!r} was to replace control {before!r} of endpoint {newest.name!r}, and {now!r} has "
+            "become control meanwhile: nothing was changed; look at the endpoint, and promote again if that is right"
+        )

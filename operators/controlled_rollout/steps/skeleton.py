@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
@@ -19,6 +19,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
+from controlled_rollout.steps.rules import check_control_is_the_same
 from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.waiting import (
     Progress,
@@ -115,12 +116,15 @@ async def run_step(
     """
     change = change.with_default(step.purpose)
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
-    if step.scale:
+    if scale := step.scale:
         # Validate before waiting.
         before, after, _ = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
+        if step.name == "promote":
+            # Another promotion that comes first was decided on the same control: this one is told that it lost.
+            step = replace(step, edit=partial(_edit_same_control, step, before))
         if step.ready_before:
             await wait()
-        await step.scale(target, before, after, timeout=timeout, progress=progress)
+        await scale(target, before, after, timeout=timeout, progress=progress)
     stored, history = await _apply_when_free(step, target, endpoint, change, timeout, progress)
     if step.creates:
         # A version that never becomes ready was rolled out all the same: the record has to show it.
@@ -128,7 +132,9 @@ async def run_step(
         progress(f"version {step.version!r} is in revision {stored.revision}; waiting until it is ready")
         await wait()
     if step.whole_split:
-        await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        served = await wait_until_served(target, endpoint, stored.revision, timeout=timeout, progress=progress)
+        if served.seen_requests == 0:
+            progress(f"revision {stored.revision} is set, and not yet seen by traffic: no request has come since")
     else:
         await wait_until_without_traffic(
             target, endpoint, step.version, stored.revision, timeout=timeout, progress=progress
@@ -165,17 +171,25 @@ async def _apply(
     step: Step, target: Target, endpoint: str, change: Change, timeout: timedelta, progress: Progress
 ) -> tuple[Endpoint, Sequence[Revision]]:
     """Apply the step's edit to the newest revision; retry with the newer revision if another writer was faster."""
-    attempts = 0
+    attempts, refused = 0, -1
     while True:
         attempts += 1
-        _, edited, history = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
+        newest, edited, history = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
             return await _call(step, partial(target.apply, edited, change), timeout, progress), history
         except ConflictError:
-            if attempts == MAX_ATTEMPTS:
+            # No writer was faster if the revision is the one that was refused before: something else is in the way.
+            if attempts == MAX_ATTEMPTS or newest.revision == refused:
                 raise
+            refused = newest.revision
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
+
+
+def _edit_same_control(step: Step, before: Endpoint, newest: Endpoint) -> Endpoint:
+    """Return what a promotion makes of the newest revision; raise if that has another control than when it began."""
+    check_control_is_the_same(before, newest, step.version)
+    return step.edit(newest)
 
 
 async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpoint, Endpoint, Sequence[Revision]]:

@@ -132,6 +132,8 @@ class EndpointStatus(_Message):
             while it sends requests to none, or has not confirmed.
         split_revision: The revision that `weight_ppm` is of: as near to that revision's split as its versions allow. It
             is wholly served if `served_revision` is the same.
+        seen_requests: How many requests the router has shared out while its counters were compared with the split: with
+            0 the split is set, and not yet seen by traffic. None if they were not compared.
         clusters: By version: the name of its cluster in the router's own counters; of versions that share the traffic.
     """
 
@@ -145,6 +147,7 @@ class EndpointStatus(_Message):
     warnings: tuple[str, ...] = ()
     weight_ppm: dict[str, int] = Field(default_factory=dict)
     split_revision: int = 0
+    seen_requests: int | None = None
     clusters: dict[str, str] = Field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ class MemoryTarget:
         never_ready: Versions that do not become ready.
         unserved: Whether the router does not confirm anything.
         loads: What `load` answers.
+        seen_requests: How many requests the router counts while it compares the split.
         before: By method: called before it does its work, such as by another writer.
         failing_calls: How many of the next calls fail because the target does not answer.
     """
@@ -32,6 +33,7 @@ class MemoryTarget:
         self.never_ready: set[str] = set()
         self.unserved = False
         self.loads: dict[str, Load] = {}
+        self.seen_requests: int | None = None
         self.before: dict[str, Callable[[], None]] = {}
         self.failing_calls = 0
         self._revisions: dict[str, list[Revision]] = {}
@@ -100,6 +102,7 @@ class MemoryTarget:
             versions=versions,
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
+            seen_requests=self.seen_requests,
         )
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:

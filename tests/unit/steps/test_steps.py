@@ -393,3 +393,38 @@ async def test_roll_back_does_not_need_the_load(workspace: Workspace, target: Me
 
     assert rolled_back is not None
     assert "rolling back without waiting for more replicas: the router does not answer" in messages
+
+
+async def test_the_second_of_two_promotions_at_once_is_told_that_it_lost(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "one")
+    await roll_out(workspace, "two")
+    target.store(target.newest("digits").create_version("three"), BY_OTHER)
+
+    def faster() -> None:
+        target.before.clear()
+        target.store(target.newest("digits").promote("two"), BY_OTHER)
+
+    target.before["apply"] = faster
+    with pytest.raises(
+        ConflictError, match=r"'three' was to replace control 'one' .* 'two' has become control meanwhile"
+    ):
+        await steps.promote(workspace, "digits", "three", change=CHANGE, progress=print)
+
+    control = target.newest("digits").control
+    assert control is not None
+    assert control.name == "two"
+
+
+async def test_a_split_that_no_request_has_proven_is_said_to_be_just_that(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "one")
+    await roll_out(workspace, "two")
+    target.seen_requests = 0
+    lines: list[str] = []
+
+    await steps.shift(workspace, "digits", "two", percentile=10, change=CHANGE, progress=lines.append)
+
+    assert any("is set, and not yet seen by traffic" in line for line in lines)

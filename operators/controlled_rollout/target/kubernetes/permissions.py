@@ -6,8 +6,8 @@ from typing import Final
 
 __all__ = [
     "BUILDER",
+    "CLUSTER",
     "ENVOY_NAMESPACE",
-    "GATEWAY_CLASSES",
     "GATEWAY_NAMESPACE",
     "NAMESPACE",
     "Permission",
@@ -71,9 +71,11 @@ ENVOY_NAMESPACE: Final = (
     Permission("", "pods/proxy", ("get",), "their counters: which split is served, how much load there is"),
 )
 
-# In the whole cluster. Optional: with it, a Gateway of another controller is refused before anything is created.
-GATEWAY_CLASSES: Final = (
+# In the whole cluster. Optional: with it, a Gateway of another controller is refused before anything is created, and a
+# route of another namespace that takes an endpoint's requests is seen.
+CLUSTER: Final = (
     Permission("gateway.networking.k8s.io", "gatewayclasses", ("get",), "which controller serves a Gateway"),
+    Permission("gateway.networking.k8s.io", "httproutes", ("list",), "whose rules come before an endpoint's"),
 )
 
 
@@ -120,7 +122,7 @@ def as_yaml(
             _role_as_yaml(service_account, namespace, NAMESPACE, account),
             _role_as_yaml(f"{service_account}-{namespace}-gateway", gateway_namespace, GATEWAY_NAMESPACE, account),
             _role_as_yaml(f"{service_account}-{namespace}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
-            _role_as_yaml(f"{service_account}-{namespace}", None, GATEWAY_CLASSES, account),
+            _role_as_yaml(f"{service_account}-{namespace}", None, CLUSTER, account),
         ]
     )
 

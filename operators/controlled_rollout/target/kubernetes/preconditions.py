@@ -9,6 +9,7 @@ from controlled_rollout.target.kubernetes import envoy_stats
 from controlled_rollout.target.kubernetes.gateway import CONTROLLER, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
 from controlled_rollout.target.kubernetes.route_rules import hand_edit
+from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["check_cluster", "check_endpoint"]
@@ -56,6 +57,8 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
             )
     await _check_controller(api, workspace, await find_gateway(api, workspace))
     route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
+    if is_forward:
+        await _check_requests_are_ours(api, workspace, endpoint)
     if route is None:
         await _check_path_is_free(api, workspace, endpoint)
         return
@@ -82,6 +85,13 @@ async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> 
             f"Gateway {workspace.gateway!r} is served by {controller}, and only Envoy Gateway ({CONTROLLER}) "
             "is known to ask callers for their keys: name a Gateway of its class"
         )
+
+
+async def _check_requests_are_ours(api: Api, workspace: Workspace, endpoint: str) -> None:
+    """Raise ConflictError if a rule of others takes all requests to the endpoint: then no split reaches a caller."""
+    for shadow in await find_shadows(api, workspace, endpoint):
+        if shadow.takes_all:
+            raise ConflictError(f"no split of endpoint {endpoint!r} reaches its callers: {shadow.sentence}")
 
 
 async def _check_path_is_free(api: Api, workspace: Workspace, endpoint: str) -> None:

@@ -13,7 +13,8 @@ from controlled_rollout.target.kubernetes import manifests, revisions
 from controlled_rollout.target.kubernetes.gateway import parent_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
 from controlled_rollout.target.kubernetes.provisioning import apply_root
-from controlled_rollout.target.kubernetes.route_rules import DIGEST, foreign_rules, rules_digest
+from controlled_rollout.target.kubernetes.route_rules import DIGEST, POSITIONS, foreign_rules
+from controlled_rollout.target.kubernetes.route_rules import annotations as route_annotations
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.target.kubernetes.watching import read_view
 from controlled_rollout.workspace import Workspace
@@ -78,7 +79,7 @@ async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:
             await api.delete(path)
             return
         metadata = {
-            "annotations": {DIGEST: None},
+            "annotations": {DIGEST: None, POSITIONS: None},
             "labels": dict.fromkeys(endpoint_labels(endpoint)),
             "ownerReferences": [],
         }
@@ -109,7 +110,7 @@ async def _write_rules(
     api: Api, workspace: Workspace, endpoint: str, route: Object | None, rules: Sequence[Object]
 ) -> bool:
     """Write all rules of a route; return False, with nothing written, if it was changed since it was read."""
-    namespace, annotations = workspace.namespace, {DIGEST: rules_digest(rules)}
+    namespace, annotations = workspace.namespace, route_annotations(rules)
     if route is None:
         owner = await apply_root(api, workspace, endpoint)
         parent = parent_reference(workspace)
@@ -119,6 +120,9 @@ async def _write_rules(
     if foreign_rules(rules):
         # Drop the ownerReference: garbage collection would delete foreign rules too.
         metadata["ownerReferences"] = []
-    change = {"metadata": metadata, "spec": {"rules": list(rules)}}
+    change: Object = {"metadata": metadata, "spec": {"rules": list(rules)}}
+    parent, parents = parent_reference(workspace), route["spec"].get("parentRefs") or []
+    if not any(all(one.get(key) == value for key, value in parent.items()) for one in parents):
+        change["spec"]["parentRefs"] = [parent]
     path = HTTP_ROUTE.path(namespace, route_name(endpoint))
     return await api.merge_if_unchanged(path, route, change) is not None

@@ -33,8 +33,10 @@ from controlled_rollout.target.transition import Split
 
 __all__ = [
     "DIGEST",
+    "POSITIONS",
     "ManagedRules",
     "Mark",
+    "annotations",
     "build_rules",
     "foreign_rules",
     "hand_edit",
@@ -42,6 +44,7 @@ __all__ = [
     "managed_rules",
     "mark_of",
     "merge_rules",
+    "moved_rules",
     "positive_weights",
     "read_rules",
     "rules_digest",
@@ -57,8 +60,9 @@ WEIGHTS: Final = "weights"
 UNKNOWN: Final = "unknown"
 EMPTY: Final = "empty"
 MARK_NAME: Final = re.compile(rf"{PREFIX}{UNKNOWN}-(\d+)-(\d+)-({'|'.join(Phase)})-(\d+)(?:-(.+))?")
-# The annotation of a route with the digest of our rules as we wrote them.
+# The annotations of a route with the digest of our rules as we wrote them, and with their positions.
 DIGEST: Final = "controlled-rollout/rules-digest"
+POSITIONS: Final = "controlled-rollout/rules-positions"
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,34 @@ def hand_edit(route: Object | None) -> str | None:
         f"{writer} has changed the route last; restore them, or delete them all from the route: then they are written "
         "again"
     )
+
+
+def moved_rules(route: Object | None) -> str | None:
+    """Return a sentence if somebody has moved our rules by putting others before them; None if nobody has.
+
+    They are left there: to move them back would cost requests again.
+    """
+    if route is None:
+        return None
+    written = (route["metadata"].get("annotations") or {}).get(POSITIONS)
+    now = _positions(route["spec"].get("rules") or [])
+    if written is None or written == now:
+        return None
+    name = f"{route['metadata']['namespace']}/{route['metadata']['name']}"
+    return (
+        f"our rules in HTTPRoute {name} were moved from positions {written} to {now}, which costs requests: put other "
+        "rules behind ours, or into a route of their own; ours stay where they are now"
+    )
+
+
+def annotations(rules: Sequence[Object]) -> dict[str, str]:
+    """Return the annotations of a route with these rules, by which edits of ours are recognised."""
+    return {DIGEST: rules_digest(rules), POSITIONS: _positions(rules)}
+
+
+def _positions(rules: Sequence[Object]) -> str:
+    """Return the positions of our rules as text, such as `0, 1, 3`."""
+    return ", ".join(str(position) for position, rule in enumerate(rules) if _rule_key(rule) is not None)
 
 
 def versions_by_cluster(

@@ -29,6 +29,7 @@ from controlled_rollout.target.kubernetes import (
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
+from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
@@ -105,7 +106,11 @@ class KubernetesTarget:
         """Return the state of an endpoint and its versions."""
         newest = await self.endpoint(name)
         view = await read_view(self._api, self._workspace, newest)
-        view = replace(view, drift=tuple(await provisioning.find_drift(self._api, self._workspace, newest)))
+        drift, shadows = await asyncio.gather(
+            provisioning.find_drift(self._api, self._workspace, newest),
+            find_shadows(self._api, self._workspace, name),
+        )
+        view = replace(view, drift=tuple(drift), shadows=tuple(shadows))
         status = view.status(await self._base_url(), datetime.now(UTC))
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)

@@ -21,6 +21,7 @@ from controlled_rollout.target.kubernetes.names import (
 from controlled_rollout.target.kubernetes.phases import SETTLED, Phase
 from controlled_rollout.target.kubernetes.route_rules import ManagedRules
 from controlled_rollout.target.kubernetes.route_transition import next_rules
+from controlled_rollout.target.kubernetes.shadowing import Shadow
 from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 
@@ -58,7 +59,9 @@ class EndpointView:
         envoys: Their counters.
         compared: Whether the counters have been compared with the split since every Envoy serves it, or need not be.
         contradiction: How the counters contradict the split; None if they do not.
+        seen_requests: How many requests they were compared by; None if they were not compared.
         drift: The objects that are not as the newest revision asks for.
+        shadows: The rules of others that take the endpoint's requests.
     """
 
     endpoint: Endpoint
@@ -68,7 +71,9 @@ class EndpointView:
     envoys: GatewayStats = field(default_factory=GatewayStats)
     compared: bool = True
     contradiction: str | None = None
+    seen_requests: int | None = None
     drift: tuple[Drift, ...] = ()
+    shadows: tuple[Shadow, ...] = ()
 
     # The route and its rules
 
@@ -136,7 +141,11 @@ class EndpointView:
             return 0
         mark = self.managed.mark
         is_proven = (
-            self.compared and self.contradiction is None and self.policy_acknowledged.done and not self.unreached
+            self.compared
+            and self.contradiction is None
+            and self.policy_acknowledged.done
+            and not self.unreached
+            and not any(shadow.takes_all for shadow in self.shadows)
         )
         return mark.revision if self.whole_split_is_served and is_proven else mark.served_revision
 
@@ -262,23 +271,27 @@ class EndpointView:
             now: The time.
         """
         refusal = self.route_acknowledged.reason if self.route_acknowledged.refused else None
+        taken = next((shadow.sentence for shadow in self.shadows if shadow.takes_all), None)
         return EndpointStatus(
             name=self.endpoint.name,
             url=f"{base_url}/api/v1/service/{self.endpoint.name}/score",
             revision=self.endpoint.revision,
             served_revision=self.served_revision,
             versions={name: self._version_status(name, now) for name in self.endpoint.versions},
-            trouble=self.hand_edit or refusal or self.contradiction,
+            trouble=self.hand_edit or refusal or taken or self.contradiction,
             waiting_for=self._waiting_for(),
             warnings=self._warnings(),
             weight_ppm=route_rules.positive_weights(self.managed.weights) if self.managed and self.confirmed else {},
+            seen_requests=self.seen_requests,
             split_revision=self.managed.mark.revision if self.managed and self.confirmed else 0,
             clusters={version: cluster for cluster, version in self.weight_clusters.items()},
         )
 
     def _warnings(self) -> tuple[str, ...]:
         """Return what is not as the newest revision asks for, or is somebody else's: a sentence for each."""
-        return (*map(str, self.drift), *self._other_replicas())
+        taken = (shadow.sentence for shadow in self.shadows if not shadow.takes_all)
+        moved = route_rules.moved_rules(self.route)
+        return (*map(str, self.drift), *self._other_replicas(), *taken, *((moved,) if moved else ()))
 
     def _other_replicas(self) -> list[str]:
         """Return a sentence for each version whose number of replicas somebody else has set to another one."""

@@ -14,6 +14,7 @@ from controlled_rollout.target.kubernetes import envoy_stats, revisions
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
 from controlled_rollout.target.kubernetes.names import endpoint_labels, selector
 from controlled_rollout.target.kubernetes.route_rules import positive_weights
+from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.workspace import Workspace
 
@@ -64,8 +65,7 @@ async def watch_views(
             )
         while True:
             if view.whole_split_is_served and not view.compared and view.contradiction is None:
-                contradiction = await _confirmed_contradiction(api, workspace, view)
-                view = replace(view, compared=True, contradiction=contradiction)
+                view = await _compare_with_counters(api, workspace, view)
                 yield view
             view = await _after_events(view, events)
             if view.managed is not None and view.managed.mark.revision > view.endpoint.revision:
@@ -92,7 +92,9 @@ async def _after_events(
             raise event
         view = _with_event(view, *event)
         event = None if events.empty() else events.get_nowait()
-    return view if view.managed == rules else replace(view, compared=False, contradiction=None)
+    if view.managed == rules:
+        return view
+    return replace(view, compared=False, contradiction=None, seen_requests=None, shadows=())
 
 
 async def _read_counters(api: Api, workspace: Workspace, view: EndpointView) -> GatewayStats:
@@ -100,9 +102,14 @@ async def _read_counters(api: Api, workspace: Workspace, view: EndpointView) -> 
     return await envoy_stats.read_pod_stats(api, workspace, view.endpoint.name, view.envoy_pods.values())
 
 
-async def _confirmed_contradiction(api: Api, workspace: Workspace, view: EndpointView) -> str | None:
-    """Compare the Envoys' counters with the served split; return the contradiction if each comparison shows one."""
-    contradiction = None
+async def _compare_with_counters(api: Api, workspace: Workspace, view: EndpointView) -> EndpointView:
+    """Compare the Envoys' counters with the served split; return the view with the result.
+
+    It is contradicted only if each comparison shows that. Rules of others that take the requests first are looked for
+    as well: then there are no requests, which contradicts nothing.
+    """
+    shadows = tuple(await find_shadows(api, workspace, view.endpoint.name))
+    contradiction, requests = None, 0
     for _ in range(COMPARISONS):
         before = await _read_counters(api, workspace, view)
         await asyncio.sleep(COMPARISON_S)
@@ -110,12 +117,13 @@ async def _confirmed_contradiction(api: Api, workspace: Workspace, view: Endpoin
         counted: dict[str, int] = {}
         for cluster, version in view.weight_clusters.items():
             counted[version] = counted.get(version, 0) + (growth[cluster].requests if cluster in growth else 0)
+        requests += sum(counted.values())
         contradiction = envoy_stats.contradiction(
             positive_weights(view.managed.weights) if view.managed else {}, counted
         )
         if contradiction is None:
-            return None
-    return contradiction
+            break
+    return replace(view, compared=True, contradiction=contradiction, seen_requests=requests, shadows=shadows)
 
 
 # Lists and watches

@@ -182,3 +182,17 @@ def test_no_rule_and_no_backend_ever_moves(steps: list[tuple[str, Any]]) -> None
         assert all(positions_now[name] == position for name, position in positions.items() if name in positions_now)
         positions = positions_now
         assert len({rule["name"] for rule in current}) == len(current)
+
+
+def test_rules_that_somebody_has_moved_by_putting_others_before_them_are_said_until_the_next_change() -> None:
+    foreign = {"name": "foreign", "matches": [{"path": {"type": "PathPrefix", "value": "/foreign"}}]}
+    ours = [{"name": "controlled-rollout-weights"}, {"name": route_rules.Mark(1).rule}]
+
+    def moved(rules: list[dict[str, Any]], *, written: list[dict[str, Any]]) -> str | None:
+        metadata = {"namespace": "models", "name": "digits", "annotations": route_rules.annotations(written)}
+        return route_rules.moved_rules({"metadata": metadata, "spec": {"rules": rules}})
+
+    assert moved(ours, written=ours) is None
+    assert moved([*ours, foreign], written=ours) is None
+    assert "moved from positions 0, 1 to 1, 2" in (moved([foreign, *ours], written=ours) or "")
+    assert moved([foreign, *ours], written=[foreign, *ours]) is None
