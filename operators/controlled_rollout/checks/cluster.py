@@ -17,7 +17,7 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
-from controlled_rollout.target.kubernetes.gateway import listener_url
+from controlled_rollout.target.kubernetes.gateway import base_url, chosen_listener
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,
@@ -176,7 +176,8 @@ async def _check_gateway(api: Api, workspace: Workspace) -> str:
     gateway = await _get_gateway(api, workspace)
     if fault := gateway_fault(gateway, workspace):
         raise WorkspaceError(f"Gateway {workspace.gateway}: {fault}")
-    return f"{workspace.gateway}: programmed, {_endpoints_base_url(gateway, workspace)}"
+    chosen_listener(gateway, workspace)
+    return f"{workspace.gateway}: programmed, {base_url(gateway, workspace)}"
 
 
 async def _get_gateway(api: Api, workspace: Workspace) -> Object:
@@ -236,12 +237,7 @@ async def _check_endpoints_address(api: Api, workspace: Workspace) -> str:
     gateway = await _get_gateway(api, workspace)
     if not (gateway.get("status") or {}).get("addresses"):
         raise WorkspaceError(f"Gateway {workspace.gateway} has no address: give one, or set endpoint_url")
-    return await check_reachable(_endpoints_base_url(gateway, workspace))
-
-
-def _endpoints_base_url(gateway: Object, workspace: Workspace) -> str:
-    """Return the base URL of the endpoints: the workspace's setting, else the Gateway's address."""
-    return workspace.endpoint_url or listener_url(gateway, workspace.gateway_listener)
+    return await check_reachable(base_url(gateway, workspace))
 
 
 CLUSTER_CHECKS: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (

@@ -174,6 +174,8 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
             if endpoint.auth is Auth.KEY:
                 headers["Authorization"] = f"Bearer {(await target.keys(endpoint.name)).primary}"
             url = (await target.status(endpoint.name)).url
+        if "Authorization" in headers and url.startswith("http:") and not is_this_machine(url):
+            sys.stderr.write(f"the key is sent in clear: {url} is plain http, and the Gateway has no https listener\n")
         if options.version:
             headers[VERSION_HEADER] = options.version
         return await _post(url, body, headers)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.cluster.kinds import GATEWAY
 from controlled_rollout.errors import WorkspaceError
@@ -14,9 +15,11 @@ __all__ = [
     "Acknowledgement",
     "acknowledgement",
     "base_url",
+    "chosen_listener",
     "find_gateway",
     "listener_url",
     "parent_reference",
+    "parent_references",
 ]
 
 CONTROLLER: Final = "gateway.envoyproxy.io/gatewayclass-controller"
@@ -82,15 +85,40 @@ def _is_status_of_gateway(parent: Object, gateway: tuple[str, str], namespace: s
     return names == gateway and parent.get("controllerName") == CONTROLLER
 
 
+def chosen_listener(gateway: Object, workspace: Workspace) -> str | None:
+    """Return the name of the listener that routes attach to; None for all listeners of the Gateway.
+
+    Of a Gateway with plain http beside https only the https listener is taken, so that no key travels in clear. Plain
+    http beside https has to be asked for by the listener's name.
+
+    Raises:
+        WorkspaceError: The Gateway has http and several https listeners, and the workspace names none.
+    """
+    if workspace.gateway_listener:
+        return workspace.gateway_listener
+    listeners = gateway["spec"].get("listeners") or []
+    names = [str(listener["name"]) for listener in listeners if listener.get("protocol") == "HTTPS"]
+    if not names or all(listener.get("protocol") != "HTTP" for listener in listeners):
+        return None
+    if len(names) > 1:
+        raise WorkspaceError(
+            f"Gateway {workspace.gateway!r} has plain http beside the https listeners {', '.join(sorted(names))}: name "
+            f"the one that callers use, as {workspace.gateway}/{names[0]} in the setting gateway"
+        )
+    return names[0]
+
+
 def listener_url(gateway: Object, section: str | None) -> str:
     """Return the base URL of a Gateway's listener, from the Gateway's spec and status.
 
     Args:
         gateway: The Gateway.
-        section: The listener's name; None for the first.
+        section: The listener's name; None for the first with https, or the first of all if there is none.
     """
     listeners = gateway["spec"].get("listeners") or [{}]
-    listener = next((one for one in listeners if section in (None, one.get("name"))), listeners[0])
+    secure = [listener for listener in listeners if listener.get("protocol") == "HTTPS"]
+    first = (secure or listeners)[0]
+    listener = next((one for one in listeners if section is not None and one.get("name") == section), first)
     addresses = (gateway.get("status") or {}).get("addresses") or [{}]
     host = listener.get("hostname") or addresses[0].get("value") or "no-address"
     scheme = "https" if listener.get("protocol") == "HTTPS" else "http"
@@ -99,13 +127,33 @@ def listener_url(gateway: Object, section: str | None) -> str:
 
 
 def base_url(gateway: Object, workspace: Workspace) -> str:
-    """Return the URL at which callers reach the Gateway: the workspace's `endpoint_url`, else the Gateway's address."""
-    return workspace.endpoint_url or listener_url(gateway, workspace.gateway_listener)
+    """Return the URL at which callers reach the Gateway: the workspace's `endpoint_url`, else the Gateway's address.
+
+    A setting with plain http to another machine does not count if the listener has https: keys are sent to this URL.
+    """
+    url, setting = listener_url(gateway, workspace.gateway_listener), workspace.endpoint_url
+    if setting is None or (setting.startswith("http:") and url.startswith("https:") and not is_this_machine(setting)):
+        return url
+    return setting
 
 
-def parent_reference(workspace: Workspace) -> Object:
-    """Return the `parentRef` by which a route names the workspace's Gateway."""
-    (namespace, name), listener = workspace.gateway_name, workspace.gateway_listener
+def parent_references(route: Object | None, parent: Object) -> list[Object]:
+    """Return the `parentRefs` of a route with which it attaches to the chosen listener; those of others stay.
+
+    Args:
+        route: The route as it is; None if there is none yet.
+        parent: The reference to the workspace's Gateway.
+    """
+    found = [] if route is None else list(route["spec"].get("parentRefs") or [])
+    own = (parent["namespace"], parent["name"])
+    namespace = route["metadata"]["namespace"] if route else ""
+    others = [one for one in found if (one.get("namespace", namespace), one.get("name")) != own]
+    return [parent, *others] if "sectionName" in parent or len(others) == len(found) else found
+
+
+def parent_reference(workspace: Workspace, listener: str | None) -> Object:
+    """Return the `parentRef` by which a route names the workspace's Gateway, or one listener of it."""
+    namespace, name = workspace.gateway_name
     section = {"sectionName": listener} if listener else {}
     return {"group": GATEWAY.group, "kind": GATEWAY.name, "namespace": namespace, "name": name, **section}
 

@@ -6,7 +6,7 @@ from controlled_rollout.endpoint import Endpoint, EndpointError
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy_stats
-from controlled_rollout.target.kubernetes.gateway import CONTROLLER, find_gateway
+from controlled_rollout.target.kubernetes.gateway import CONTROLLER, chosen_listener, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
 from controlled_rollout.target.kubernetes.route_rules import hand_edit
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
@@ -44,7 +44,8 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
 
     Raises:
         ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
-        WorkspaceError: The Gateway API, Envoy Gateway or the Gateway is missing, or another controller serves it.
+        WorkspaceError: The Gateway API, Envoy Gateway or the Gateway is missing, another controller serves it, or its
+            listener has to be named.
     """
     for kind in (HTTP_ROUTE, SECURITY_POLICY):
         resources = await api.find(f"/apis/{kind.version}")
@@ -55,7 +56,10 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
                 f"{'the Gateway API' if kind is HTTP_ROUTE else 'Envoy Gateway'} first, docs/aks.md says how"
                 + ("" if kind is HTTP_ROUTE else "; without it callers would not be asked for their keys")
             )
-    await _check_controller(api, workspace, await find_gateway(api, workspace))
+    gateway = await find_gateway(api, workspace)
+    await _check_controller(api, workspace, gateway)
+    if is_forward:
+        chosen_listener(gateway, workspace)
     route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
     if is_forward:
         await _check_requests_are_ours(api, workspace, endpoint)

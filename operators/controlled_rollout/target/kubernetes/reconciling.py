@@ -1,5 +1,6 @@
 """Bringing an endpoint's route to its newest revision, step by step, and deleting what no router refers to any more."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,9 +9,14 @@ from typing import Final
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, SERVICE
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError
+from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import manifests, revisions
-from controlled_rollout.target.kubernetes.gateway import parent_reference
+from controlled_rollout.target.kubernetes.gateway import (
+    chosen_listener,
+    find_gateway,
+    parent_reference,
+    parent_references,
+)
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
 from controlled_rollout.target.kubernetes.provisioning import apply_root
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, POSITIONS, foreign_rules
@@ -113,16 +119,18 @@ async def _write_rules(
     namespace, annotations = workspace.namespace, route_annotations(rules)
     if route is None:
         owner = await apply_root(api, workspace, endpoint)
-        parent = parent_reference(workspace)
+        parent = parent_reference(workspace, chosen_listener(await find_gateway(api, workspace), workspace))
         manifest = manifests.http_route(endpoint, parent, rules, annotations, namespace=namespace, owner=owner)
         return await api.create(HTTP_ROUTE.path(namespace), manifest) is not None
     metadata: Object = {"annotations": annotations}
     if foreign_rules(rules):
         # Drop the ownerReference: garbage collection would delete foreign rules too.
         metadata["ownerReferences"] = []
-    change: Object = {"metadata": metadata, "spec": {"rules": list(rules)}}
-    parent, parents = parent_reference(workspace), route["spec"].get("parentRefs") or []
-    if not any(all(one.get(key) == value for key, value in parent.items()) for one in parents):
-        change["spec"]["parentRefs"] = [parent]
+    spec: Object = {"rules": list(rules)}
+    # Going back never waits for the Gateway itself: without it the route stays attached as it is.
+    with contextlib.suppress(WorkspaceError, AccessError):
+        listener = chosen_listener(await find_gateway(api, workspace), workspace)
+        spec["parentRefs"] = parent_references(route, parent_reference(workspace, listener))
+    change = {"metadata": metadata, "spec": spec}
     path = HTTP_ROUTE.path(namespace, route_name(endpoint))
     return await api.merge_if_unchanged(path, route, change) is not None
