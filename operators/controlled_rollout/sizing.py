@@ -6,7 +6,7 @@ should be busy for only a part of the time.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from controlled_rollout.endpoint import Endpoint
 
-__all__ = ["Load", "ReplicaRequirement", "replicas_for", "required_replicas"]
+__all__ = ["Load", "ReplicaRequirement", "replicas_for", "required_replicas", "total_load"]
 
 # Rounding errors of floating point must not cost a replica, nor count as more traffic.
 ROUNDING: Final = 1e-9
@@ -33,6 +33,18 @@ class Load(BaseModel):
 
     requests_per_s: float
     request_time_s: float | None = None
+
+
+def total_load(parts: Iterable[Load]) -> Load:
+    """Return the load of several parts of one version's requests together."""
+    all_parts = tuple(parts)
+    timed = [(part.requests_per_s, part.request_time_s) for part in all_parts if part.request_time_s is not None]
+    rate = sum(requests_per_s for requests_per_s, _ in timed)
+    if rate > 0:
+        mean_s: float | None = sum(requests_per_s * seconds for requests_per_s, seconds in timed) / rate
+    else:
+        mean_s = max((seconds for _, seconds in timed), default=None)
+    return Load(requests_per_s=sum(part.requests_per_s for part in all_parts), request_time_s=mean_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,18 @@
 """The verdict of a look: the gate's, or that the look cannot see. Pure: a replay computes it again."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.evidence import Evidence, EvidenceWindow, RouterCounts
-from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
+from controlled_rollout.evaluation import router_counts
+from controlled_rollout.evidence import Evidence, EvidenceWindow
+from controlled_rollout.gate import Outcome, Verdict, cannot_see, judge
 from controlled_rollout.record import LookInput
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 
 __all__ = ["conclude", "treatment_down", "verdict_without_record"]
 
-# So many requests that the router counted and the store has no row of are not chance.
-MIN_UNSEEN_REQUESTS: Final = 20
 # Replicas are back earlier than that after their node was restarted.
 MIN_DOWN_TIME: Final = timedelta(minutes=2)
 
@@ -27,7 +25,7 @@ def conclude(look: LookInput) -> Verdict:
     Args:
         look: The evidence, and what else the verdict rests on.
     """
-    problem = _late_telemetry(look.evidence, look.settings.window) or _unseen_version(look)
+    problem = _late_telemetry(look.evidence, look.settings.window) or router_counts.contradiction(look)
     try:
         evidence = look.evidence
         verdict = (
@@ -61,59 +59,6 @@ def _late_telemetry(evidence: Evidence, window: EvidenceWindow) -> str | None:
         f"telemetry comes up to {lag_s:,.0f} s late, and bins are closed after {allowed_lag_s:,.0f} s: "
         "wait until telemetry is in time again, or allow more with allowed_lag"
     )
-
-
-def _unseen_version(look: LookInput) -> str | None:
-    """Return a sentence if a version has requests at the router and none in the store; None otherwise.
-
-    A store that loses one version's rows must not make the other look good, and one that stops getting rows must not
-    let time pass as if there were no traffic.
-    """
-    evidence, router = look.evidence, look.router
-    for version, is_treatment in ((look.settings.control, False), (look.settings.treatment, True)):
-        if not any(bin_.share is not None and _version_share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
-            continue
-        counted = [bin_ for bin_ in evidence.bins if _version_requests(bin_, is_treatment)]
-        sent = router[-1].requests.get(version, 0) if router else 0
-        if sent and not counted:
-            return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins")
-        if counted:
-            newest_end = max(bin_.start for bin_ in counted) + look.settings.window.bin_width
-            if silence := _silent_version(version, newest_end, router, evidence.until):
-                return silence
-    return None
-
-
-def _silent_version(
-    version: str, counted_until: datetime, router: Sequence[RouterCounts], until: datetime
-) -> str | None:
-    """Return a sentence if the store gets no more rows of a version that still gets requests; else None."""
-    covered = [counts for counts in router if counted_until <= counts.at <= until]
-    if len(covered) < 2:
-        return None
-    sent = covered[-1].requests.get(version, 0) - covered[0].requests.get(version, 0)
-    if sent < MIN_UNSEEN_REQUESTS:
-        return None
-    return _unseen_sentence(version, sent, f"between {covered[0].at:%H:%M:%S} and {covered[-1].at:%H:%M:%S}")
-
-
-def _unseen_sentence(version: str, sent: int, where: str) -> str:
-    """Return the sentence that the store lacks a version's requests, with where to look for the fault."""
-    return (
-        f"the router has sent {sent} requests to version {version!r}, and the metric store has none of them {where}: "
-        "check the telemetry's way from the router to the store"
-    )
-
-
-def _version_share(bin_: Bin, is_treatment: bool) -> float:
-    """Return the set share (0 to 1) of the treatment or control in a bin; unknown counts as 0 for the treatment."""
-    share = bin_.share or 0.0
-    return share if is_treatment else 1 - share
-
-
-def _version_requests(bin_: Bin, is_treatment: bool) -> int:
-    """Return the requests of the treatment or of control in a bin."""
-    return (bin_.treatment if is_treatment else bin_.control).requests
 
 
 def treatment_down(status: EndpointStatus, *, control: str, treatment: str, now: datetime) -> str:

@@ -4,7 +4,7 @@ Looks carry nothing from one to the next but what is in the record: a task that 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -91,7 +91,8 @@ async def look(
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)
-    evidence, verdict = await _judge_and_record(workspace, query, decision, _router_counts(status, now), down, history)
+    counts = _router_counts(status, (control, version), now)
+    evidence, verdict = await _judge_and_record(workspace, query, decision, counts, down, history)
     shifted = query.splits[-1].at if query.splits else query.started
     bins = [bin_ for bin_ in evidence.bins if bin_.start >= shifted] if evidence else []
     return Look(
@@ -140,9 +141,15 @@ def _evidence_query(
     )
 
 
-def _router_counts(status: EndpointStatus, now: datetime) -> RouterCounts:
-    """Return the requests that the router has counted for each version at the time of the look."""
-    return RouterCounts(now, {name: version.requests for name, version in status.versions.items()})
+def _router_counts(status: EndpointStatus, versions: Iterable[str], now: datetime) -> RouterCounts:
+    """Return the requests that the router has counted for these versions at the time of the look."""
+    known = {name: status.versions[name] for name in versions if name in status.versions}
+    return RouterCounts(
+        at=now,
+        requests={name: version.requests for name, version in known.items()},
+        unsent={name: version.unsent for name, version in known.items()},
+        routers=status.routers,
+    )
 
 
 async def _judge_and_record(

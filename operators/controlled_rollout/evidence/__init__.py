@@ -1,11 +1,19 @@
 """Evidence: what callers saw of each version, read from the metric store as counts per time bin."""
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource, RouterCounts, SplitChange
+from controlled_rollout.evidence.query import (
+    CountedPeriod,
+    Evidence,
+    EvidenceQuery,
+    EvidenceSource,
+    RouterCounts,
+    SplitChange,
+)
 from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
+    "CountedPeriod",
     "Evidence",
     "EvidenceQuery",
     "EvidenceSource",

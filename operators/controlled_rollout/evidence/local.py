@@ -45,9 +45,9 @@ class FileToken:
             return ANY_TOKEN
         try:
             return self.file.expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise EvidenceUnavailableError(
-                f"the telemetry store's token cannot be read from {self.file}: {error.strerror}"
+                f"the telemetry store's token cannot be read from {self.file}: {error}"
             ) from error
 
 

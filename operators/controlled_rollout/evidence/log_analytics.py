@@ -2,20 +2,17 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence import kql
-from controlled_rollout.evidence.bins import thresholds
-from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest, ThrottledError, TooMuchError
+from controlled_rollout.evidence import answers, kql
+from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest, ThrottledError, TooMuchError
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
-from controlled_rollout.gate import Counts, Moments
 
 __all__ = ["LogAnalyticsEvidence"]
 
@@ -68,40 +65,32 @@ class LogAnalyticsEvidence:
         reader = shared_reader((type(self), self.endpoint, self.workspace_id, self._credential), self)
         return await read_shared(reader, self, query)
 
-    async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
+    async def thresholds(self, requests: Sequence[StoreRequest]) -> Sequence[Answer[tuple[float, ...]]]:
         """Return control's latency quantiles before each rollout; see `MetricStore.thresholds`."""
-        histograms: list[dict[int, int]] = [{} for _ in requests]
-        for row in await self._query(kql.baseline_query(requests), "Gate", "Bucket", "Requests"):
-            histograms[_checked_whole_number(row["Gate"])][_checked_whole_number(row["Bucket"])] = (
-                _checked_whole_number(row["Requests"])
-            )
-        return [
-            thresholds(histogram, request.key.quantiles)
-            for request, histogram in zip(requests, histograms, strict=True)
-        ]
+        rows = await self._query(kql.baseline_query(requests), "Gate", "Bucket", "Requests")
+        return answers.histogram_thresholds(rows, requests)
 
     async def counts(
         self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
-    ) -> list[list[CountRow]]:
+    ) -> Sequence[Answer[list[CountRow]]]:
         """Return each request's counts by bin and version; see `MetricStore.counts`."""
         query = kql.until_line(until) + kql.counts_query(requests, bin_width=bin_width)
         slow = [f"Slow{number}" for number in range(max(len(request.thresholds_ms) for request in requests))]
-        counts: list[list[CountRow]] = [[] for _ in requests]
-        for row in await self._query(query, "Gate", "Version", "Bin", "Before", "Requests", "Errors", *slow):
-            number = _checked_whole_number(row["Gate"])
-            counts[number].append(_count_row(row, slow[: len(requests[number].thresholds_ms)]))
-        return counts
+        columns = ("Gate", "Version", "Bin", "Before", "Requests", "Represented", "Errors", *slow)
+        return answers.count_rows(await self._query(query, *columns), requests, until=until, bin_width=bin_width)
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
         """Return what the author's metrics were by bin and version; see `MetricStore.metrics`."""
+        width = request.key.window.bin_width
         metrics: list[MetricRow] = []
         for name, author in request.key.means:
-            query = kql.mean_query(author, request, until=until, bin_width=request.key.window.bin_width)
+            query = kql.mean_query(author, request, until=until, bin_width=width)
             rows = await self._query_metric(name, query, "Count", "Mean", "Variance")
-            metrics += [_mean_row(name, row) for row in rows]
+            metrics += answers.metric_rows(name, rows, request, until=until, is_category=False)
         for name, author in request.key.categories:
-            query = kql.category_query(author, request, until=until, bin_width=request.key.window.bin_width)
-            metrics += _category_rows(name, await self._query_metric(name, query, "Category", "Count"))
+            query = kql.category_query(author, request, until=until, bin_width=width)
+            rows = await self._query_metric(name, query, "Category", "Count")
+            metrics += answers.metric_rows(name, rows, request, until=until, is_category=True)
         return metrics
 
     async def _query_metric(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
@@ -115,11 +104,10 @@ class LogAnalyticsEvidence:
 
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
-    ) -> Mapping[str, Arrivals]:
+    ) -> Mapping[str, Answer[Arrivals]]:
         """Return what arrived lately, by endpoint; see `MetricStore.arrivals`."""
         query = kql.arrivals_query(first=first, until=until, since=since, lag_since=lag_since, bin_width=bin_width)
-        rows = await self._query(query, "Endpoint", "Oldest", "LateMs")
-        return {str(row["Endpoint"]): _arrivals(row) for row in rows}
+        return answers.arrivals_of(await self._query(query, "Endpoint", "Oldest", "LateMs"))
 
     def queries(self, request: StoreRequest) -> tuple[str, ...]:
         """Return the queries that give the same numbers for this gate alone; see `MetricStore.queries`."""
@@ -140,8 +128,7 @@ class LogAnalyticsEvidence:
         """
         end = (now or datetime.now(UTC)) + timedelta(minutes=1)
         rows = await self._query(kql.newest_query(endpoint, start=end - timedelta(days=1), end=end), "Newest")
-        moment = rows[0]["Newest"] if rows else None
-        return moment.astimezone(UTC) if isinstance(moment, datetime) else None
+        return answers.newest_of(rows)
 
     async def _query(self, text: str, *columns: str) -> list[dict[str, Any]]:
         """Run one KQL query in a thread and return its rows; raise for anything but a complete answer.
@@ -179,21 +166,30 @@ class LogAnalyticsEvidence:
             raise self._error_for_status(error.status_code, _one_line(error), error.response) from error
         except (AzureError, OSError) as error:
             raise self._unavailable_error(f"did not answer: {_one_line(error)}", None) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            # An empty answer (204) or a proxy's page: the client cannot read the body.
+        except EvidenceUnavailableError:
+            raise
+        except Exception as error:
+            # An empty answer (204), a proxy's page, numbers and times that are none: the client cannot read the body.
             status = responses[-1].status_code if responses else None
             raise self._unavailable_error(
                 f"answered {status}, which the client cannot read: {_one_line(error)}", status
             ) from error
         if isinstance(result, LogsQueryPartialResult):
             raise TooMuchError(str(self._unavailable_error(f"answered only in part: {result.partial_error}", None)))
+        return self._rows_of(result, columns)
+
+    def _rows_of(self, result: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the rows of a result's only table by column name; raise if the table has another shape."""
         if len(result.tables) != 1:
             raise self._unavailable_error(f"answered {len(result.tables)} tables instead of one", None)
         table = result.tables[0]
-        missing = [column for column in columns if column not in table.columns]
-        if missing:
-            raise self._unavailable_error(f"answered without the columns {', '.join(missing)}", None)
-        return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        names = list(table.columns)
+        if missing := [column for column in columns if names.count(column) != 1]:
+            raise self._unavailable_error(f"answered without the columns {', '.join(missing)}, each once", None)
+        rows = [list(row) for row in table.rows]
+        if odd := next((row for row in rows if len(row) != len(names)), None):
+            raise self._unavailable_error(f"answered a row of {len(odd)} values for {len(names)} columns", None)
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _error_for_status(self, status: int | None, text: str, response: Any) -> EvidenceUnavailableError:
         """Return the error for an HTTP status other than success; its type says whether to wait or to query less."""
@@ -212,7 +208,7 @@ def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
     """Return how long the store accepts no query, from the header `Retry-After` in seconds or as a date."""
     header = headers.get("Retry-After", "")
     wait = THROTTLED_FOR if status == 429 else timedelta(0)
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         wait = (
             timedelta(seconds=float(header))
             if header[:1].isdigit()
@@ -224,72 +220,3 @@ def _retry_after(headers: Mapping[str, str], status: int) -> timedelta:
 def _one_line(error: Exception) -> str:
     """Return an error's message on one line, cut to 400 characters."""
     return " ".join((str(error) or type(error).__name__).split())[:400]
-
-
-def _checked_whole_number(value: object) -> int:
-    """Return a value of the answer as an integer; raise EvidenceUnavailableError for NaN, null and others."""
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or number != int(number):
-        raise EvidenceUnavailableError(
-            f"the metric store answered {value!r} instead of a whole number: check the telemetry's schema"
-        )
-    return int(number)
-
-
-def _bin_key(row: Mapping[str, Any]) -> tuple[datetime, str, bool]:
-    """Return a row's bin start, version, and whether the bin lies before the rollout's start."""
-    start = row["Bin"]
-    if not isinstance(start, datetime) or not isinstance(row["Before"], bool):
-        raise EvidenceUnavailableError(
-            f"the metric store answered Bin={start!r}, Before={row['Before']!r}, not a time and a boolean"
-        )
-    return start.astimezone(UTC), str(row["Version"]), row["Before"]
-
-
-def _arrivals(row: Mapping[str, Any]) -> Arrivals:
-    """Return a row's oldest time and lag of recently ingested requests."""
-    oldest, late_ms = row["Oldest"], row["LateMs"]
-    lag = None
-    # NaN comes as text where no row was counted.
-    if isinstance(late_ms, int | float) and math.isfinite(late_ms):
-        lag = timedelta(milliseconds=max(0.0, late_ms))
-    return Arrivals(oldest.astimezone(UTC) if isinstance(oldest, datetime) else None, lag)
-
-
-def _count_row(row: Mapping[str, Any], slow: Sequence[str]) -> CountRow:
-    """Return a row's requests, errors and slow requests of one version in one bin."""
-    counts = Counts(
-        requests=_checked_whole_number(row["Requests"]),
-        errors=_checked_whole_number(row["Errors"]),
-        slow=tuple(_checked_whole_number(row[name]) for name in slow),
-    )
-    return CountRow(*_bin_key(row), counts)
-
-
-def _mean_row(name: str, row: Mapping[str, Any]) -> MetricRow:
-    """Return a row's values of a numeric metric: count, mean and sample variance of one version in one bin."""
-    count = _checked_whole_number(row["Count"])
-    # A single value has no sample variance: null, or NaN as text.
-    variance = _checked_float(name, row["Variance"]) if count > 1 else 0.0
-    return MetricRow(
-        *_bin_key(row), name, Moments(count, _checked_float(name, row["Mean"]) if count else 0.0, variance)
-    )
-
-
-def _category_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> list[MetricRow]:
-    """Join the rows per category into one row per version and bin, with the count of each category."""
-    tallies: dict[tuple[datetime, str, bool], dict[str, int]] = {}
-    for row in sorted(rows, key=lambda row: str(row["Category"])):
-        tallies.setdefault(_bin_key(row), {})[str(row["Category"])] = _checked_whole_number(row["Count"])
-    return [MetricRow(*key, name, tally) for key, tally in tallies.items()]
-
-
-def _checked_float(name: str, value: object) -> float:
-    """Return a metric's value as a float; raise EvidenceUnavailableError unless it is a finite number."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number):
-        raise EvidenceUnavailableError(
-            f"the query of the metric {name!r} answered {value!r} instead of a finite number: every Value in it has "
-            "to be one"
-        )
-    return number

@@ -3,14 +3,27 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.query import EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.evidence.window import EvidenceWindow
 
-__all__ = ["Arrivals", "MetricStore", "QueryKey", "StoreRequest", "ThrottledError", "TooMuchError"]
+__all__ = [
+    "Answer",
+    "Arrivals",
+    "MetricStore",
+    "QueryKey",
+    "StoreRequest",
+    "ThrottledError",
+    "TooMuchError",
+    "UnreadableError",
+]
+
+Value = TypeVar("Value")
+# What one gate gets of an answer for many: a value, or why its part of the answer is unreadable.
+Answer: TypeAlias = Value | EvidenceUnavailableError
 
 
 class ThrottledError(EvidenceUnavailableError):
@@ -28,6 +41,10 @@ class ThrottledError(EvidenceUnavailableError):
 
 class TooMuchError(EvidenceUnavailableError):
     """A query took too long or would have given too many rows: a smaller one may be answered."""
+
+
+class UnreadableError(EvidenceUnavailableError):
+    """The store answered something that cannot be: a smaller query may show which gate's part it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +136,17 @@ class Arrivals:
 class MetricStore(Protocol):
     """A metric store as the shared reader queries it.
 
-    All methods raise `EvidenceUnavailableError` where the answer is not complete.
+    All methods raise `EvidenceUnavailableError` where the answer is not complete. Where only one gate's part of an
+    answer is unreadable, the error stands in the place of that part.
     """
 
-    async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
+    async def thresholds(self, requests: Sequence[StoreRequest]) -> Sequence[Answer[tuple[float, ...]]]:
         """Return control's latency quantiles before each rollout, in milliseconds; empty with too few requests."""
         ...
 
     async def counts(
         self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
-    ) -> list[list[CountRow]]:
+    ) -> Sequence[Answer[list[CountRow]]]:
         """Return each request's counts by bin and version, between its `since` and `until`."""
         ...
 
@@ -142,7 +160,7 @@ class MetricStore(Protocol):
 
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
-    ) -> Mapping[str, Arrivals]:
+    ) -> Mapping[str, Answer[Arrivals]]:
         """Return by endpoint how old and how late recently ingested rows are; endpoints without such rows are left out.
 
         Args:

@@ -4,10 +4,9 @@ What it cannot give: quantiles between the bounds of Envoy's histogram, the requ
 apart from the others (unless the router counts those in a cluster of their own), and anything between two scrapes.
 """
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -28,10 +27,17 @@ if TYPE_CHECKING:
 __all__ = ["PrometheusEvidence"]
 
 REQUESTS: Final = "envoy_cluster_upstream_rq_xx"
+# Connections to replicas that the router closed because their request got no answer: its caller had hung up, or it took
+# longer than `max_stream_duration`, or than the route's time-out. Only the last kind is in `REQUESTS` too, as 504.
+UNANSWERED: Final = "envoy_cluster_upstream_cx_destroy_local_with_active_rq"
+TIMEOUTS: Final = "envoy_cluster_upstream_rq_timeout"
 TIMES: Final = "envoy_cluster_upstream_rq_time_bucket"
 AGE: Final = "envoy_server_uptime"
 TIMEOUT_S: Final = 60.0
 LATELY: Final = timedelta(minutes=5)
+# The end of the year 2200, and more than any counter counts.
+LATEST_S: Final = 7.26e9
+MOST: Final = 1e15
 # Prometheus's answers to a query that is too large: timed out, too many samples, too long.
 TOO_MUCH: Final = (413, 422, 503, 504)
 # The classes of result codes that a caller can be answered with.
@@ -112,7 +118,7 @@ class PrometheusEvidence:
         cumulative: dict[float, int] = {}
         for bucket in buckets:
             grown = growths(bucket.samples, scrapes.get(bucket.instance, ()), longest=key.window.bin_width)
-            bound = float(bucket.labels["le"])
+            bound = _bound(bucket)
             cumulative[bound] = cumulative.get(bound, 0) + sum(
                 growth.number for growth in grown if growth.at > key.first
             )
@@ -129,7 +135,8 @@ class PrometheusEvidence:
         clusters = [key.cluster_of(version) for key in keys for version in (key.control, key.treatment)]
         matcher, window = _cluster_matcher(clusters), _range_selector(since, until)
         scrapes = await self._scrapes(since, until)
-        counters = await self._query(f"{REQUESTS}{self._label_selector(matcher)}{window}", until)
+        names = f'__name__=~"{REQUESTS}|{UNANSWERED}|{TIMEOUTS}"'
+        counters = await self._query(f"{self._label_selector(names, matcher)}{window}", until)
         times: list[TimeSeries] = []
         if any(request.thresholds_ms for request in requests):
             times = await self._query(f"{TIMES}{self._label_selector(matcher)}{window}", until)
@@ -155,7 +162,7 @@ class PrometheusEvidence:
         """Return the series whose raw samples were read; see `MetricStore.queries`."""
         key = request.key
         matcher = _cluster_matcher([key.cluster_of(key.control), key.cluster_of(key.treatment)])
-        metrics = (REQUESTS, TIMES) if request.thresholds_ms else (REQUESTS,)
+        metrics = (REQUESTS, UNANSWERED, TIMEOUTS, *((TIMES,) if request.thresholds_ms else ()))
         return tuple(f"{metric}{self._label_selector(matcher)}" for metric in metrics)
 
     async def _scrapes(self, since: datetime, until: datetime) -> dict[str, Sequence[Sample]]:
@@ -181,12 +188,16 @@ class PrometheusEvidence:
 
     async def _query(self, query: str, at: datetime) -> list[TimeSeries]:
         """Run a PromQL query and return the raw samples of each series; raise for anything but a complete answer."""
+        form = {"query": query, "time": f"{at.timestamp():.3f}", "timeout": f"{TIMEOUT_S:g}s"}
+        return self._series_from_response(await self._post(form))
+
+    async def _post(self, form: Mapping[str, str]) -> "httpx.Response":
+        """Send a query and return the response; raise if there is none."""
         import httpx
 
-        form = {"query": query, "time": f"{at.timestamp():.3f}", "timeout": f"{TIMEOUT_S:g}s"}
         try:
             async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not is_this_machine(self.url)) as client:
-                response = await client.post(f"{self.url}/api/v1/query", data=form)
+                return await client.post(f"{self.url}/api/v1/query", data=form)
         except httpx.TimeoutException as error:
             raise TooMuchError(f"Prometheus at {self.url} did not answer within {TIMEOUT_S:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -194,14 +205,13 @@ class PrometheusEvidence:
                 f"Prometheus at {self.url} does not answer ({error or type(error).__name__}): check that it runs and "
                 "can be reached; the gate waits until it answers"
             ) from error
-        return self._series_from_response(response)
 
     def _series_from_response(self, response: "httpx.Response") -> list[TimeSeries]:
         """Return the time series of a query's HTTP response; raise if it is an error or only a partial answer."""
         try:
             document = response.json()
             message = str(document.get("error") or document.get("warnings") or "")
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, RecursionError, AttributeError):
             document, message = {}, response.text[:200]
         if response.is_error or document.get("status") != "success":
             problem = f"Prometheus at {self.url} answered {response.status_code}: {' '.join(message.split())[:400]}"
@@ -210,21 +220,33 @@ class PrometheusEvidence:
             raise EvidenceUnavailableError(f"Prometheus at {self.url} answered only in part: {message[:400]}")
         try:
             return [
-                TimeSeries(series["metric"], [(float(time), _finite_sample(value)) for time, value in series["values"]])
+                TimeSeries(_labels(series["metric"]), _samples(series["values"]))
                 for series in document["data"]["result"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EvidenceUnavailableError(
                 f"Prometheus at {self.url} answered samples that cannot be read ({error!r})"
             ) from error
 
 
-def _finite_sample(text: str) -> float:
-    """Return a sample's value as a number; raise ValueError if it is not finite."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"sample {text!r}")
-    return number
+def _labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return a series' labels; raise ValueError if one is no text, or the bound of a bucket is no number."""
+    if not all(isinstance(text, str) for text in (*labels, *labels.values())):
+        raise ValueError(f"labels {labels!r}")
+    if math.isnan(float(labels.get("le", "0"))):
+        raise ValueError(f"a bucket of le={labels['le']!r}")
+    return dict(labels)
+
+
+def _samples(values: Iterable[tuple[float, str]]) -> list[Sample]:
+    """Return a series' samples; raise ValueError unless they are numbers from 0 on, in the order of their times."""
+    samples = [(float(time), float(value)) for time, value in values]
+    times = [time for time, _ in samples]
+    if any(not 0 <= time <= LATEST_S for time in times) or times != sorted(set(times)):
+        raise ValueError("samples that are not in the order of their times")
+    if odd := next((value for _, value in samples if not 0 <= value <= MOST), None):
+        raise ValueError(f"a sample of {odd!r}")
+    return samples
 
 
 def _range_selector(since: datetime, until: datetime) -> str:
@@ -238,6 +260,13 @@ def _cluster_matcher(clusters: Sequence[str]) -> str:
         raise ValueError(f"{clusters!r}: a cluster's name cannot have quotes, backslashes or line breaks")
     names = "|".join(re.escape(name).replace("\\", "\\\\") for name in dict.fromkeys(clusters))
     return f'envoy_cluster_name=~"{names}"'
+
+
+def _bound(bucket: TimeSeries) -> float:
+    """Return the upper bound of a histogram's bucket, in milliseconds; raise if the series is of no bucket."""
+    if "le" not in bucket.labels:
+        raise EvidenceUnavailableError(f"Prometheus answered a histogram without the label le: {dict(bucket.labels)}")
+    return float(bucket.labels["le"])
 
 
 def _by_cluster(series: Sequence[TimeSeries]) -> dict[str, list[TimeSeries]]:
@@ -274,17 +303,20 @@ def _count_rows(
         cluster = key.cluster_of(version)
         cluster_counters, cluster_times = counters.get(cluster, ()), times.get(cluster, ())
         by_class = {code: growth_with_label(cluster_counters, "envoy_response_code_class", code) for code in CLASSES}
+        closed, timed_out = (growth_with_label(cluster_counters, "__name__", name) for name in (UNANSWERED, TIMEOUTS))
+        unanswered = {bin_: max(0, number - timed_out.get(bin_, 0)) for bin_, number in closed.items()}
         timed = growth_with_label(cluster_times, "le", "+Inf")
-        bound_texts = {float(bucket.labels["le"]): bucket.labels["le"] for bucket in cluster_times}
+        bound_texts = {_bound(bucket): bucket.labels["le"] for bucket in cluster_times}
         limits = [bound_at_least(bound_texts, threshold * factor) for threshold in request.thresholds_ms]
         fast = [{} if limit is None else growth_with_label(cluster_times, "le", bound_texts[limit]) for limit in limits]
-        for start, before in sorted({bin_ for bins in by_class.values() for bin_ in bins}):
+        for start, before in sorted({bin_ for bins in (*by_class.values(), unanswered) for bin_ in bins}):
             if start < request.since or start + width > until:
                 continue
-            n_requests = sum(bins.get((start, before), 0) for bins in by_class.values())
+            n_unanswered = unanswered.get((start, before), 0)
+            n_requests = sum(bins.get((start, before), 0) for bins in by_class.values()) + n_unanswered
             # Envoy adds to its histograms only every few seconds: at a bin's edge they may be behind its counters.
             answered = min(n_requests, timed.get((start, before), 0))
             slow = tuple(max(0, answered - bins.get((start, before), 0)) for bins in fast)
-            errors = by_class["5"].get((start, before), 0)
+            errors = by_class["5"].get((start, before), 0) + n_unanswered
             rows.append(CountRow(start, version, before, Counts(n_requests, errors, slow)))
     return rows

@@ -8,7 +8,7 @@ from typing import Protocol
 from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.gate import Bin, Gate
 
-__all__ = ["Evidence", "EvidenceQuery", "EvidenceSource", "RouterCounts", "SplitChange"]
+__all__ = ["CountedPeriod", "Evidence", "EvidenceQuery", "EvidenceSource", "RouterCounts", "SplitChange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,41 @@ class RouterCounts:
     Attributes:
         at: The moment.
         requests: Requests sent to each version since the router started.
+        unsent: Requests for each version that the router answered itself because it could not send them: no healthy
+            replica, no connection. A request that is tried again may count again.
+        routers: The processes that counted, and since when each has counted; empty where they are not known.
     """
 
     at: datetime
     requests: Mapping[str, int]
+    unsent: Mapping[str, int] = field(default_factory=dict)
+    routers: Mapping[str, datetime] = field(default_factory=dict)
+
+    def of(self, version: str) -> int:
+        """Return how many requests of a version were counted, sent or not."""
+        return self.requests.get(version, 0) + self.unsent.get(version, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedPeriod:
+    """Two readings of the router's counts between which nothing that was counted was lost.
+
+    Attributes:
+        first: The earlier reading.
+        last: The later one.
+    """
+
+    first: RouterCounts
+    last: RouterCounts
+
+    def goes_on_with(self, later: RouterCounts) -> bool:
+        """Return whether a later reading has all counts of the last one: the same routers count on, and none less."""
+        kept = all(later.routers.get(name) == since for name, since in self.last.routers.items())
+        return kept and all(later.of(version) >= self.last.of(version) for version in self.last.requests)
+
+    def until(self, later: RouterCounts) -> "CountedPeriod":
+        """Return the period from the same first reading to a later one."""
+        return CountedPeriod(self.first, later)
 
 
 @dataclass(frozen=True, slots=True)

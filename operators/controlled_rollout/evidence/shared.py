@@ -6,7 +6,8 @@ at every look, because their rows do not say when they arrived.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -15,18 +16,22 @@ from weakref import WeakKeyDictionary
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import SPLIT_GUARD, bins_of, closed_until, floor_to_bin
 from controlled_rollout.evidence.metric_store import (
+    Answer,
     Arrivals,
     MetricStore,
     QueryKey,
     StoreRequest,
     ThrottledError,
     TooMuchError,
+    UnreadableError,
 )
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.evidence.rows import CountRow, MetricRow, with_metrics
 from controlled_rollout.version import check_name
 
 __all__ = ["ReadBins", "SharedReader", "read_shared", "shared_reader"]
+
+log = logging.getLogger(__name__)
 
 # Gates that look within so short a time share their queries.
 GATHER_S: Final = 0.05
@@ -167,7 +172,8 @@ class SharedReader:
         now = self._clock()
         try:
             self._check_throttling(now)
-            arrivals = await self._recent_arrivals(keys, until, now)
+            arrivals = self._readable_arrivals(round_, keys, await self._recent_arrivals(keys, until, now))
+            keys = [key for key in keys if key not in round_.failures]
             requests = [self._request_for_key(key, arrivals.get(key.endpoint)) for key in keys]
             due = [request for request in requests if request.since < until or request.since == request.key.first]
             if due:
@@ -182,6 +188,24 @@ class SharedReader:
             if isinstance(error, ThrottledError):
                 self._not_before = self._clock() + error.retry_after
             round_.failures.update({key: error for key in keys if key not in round_.results})
+        except Exception as error:
+            # Whatever nobody thought of: these gates cannot see, and those of the round's other queries can.
+            log.exception("the answer of the metric store cannot be read")
+            unreadable = EvidenceUnavailableError(f"the answer of the metric store cannot be read: {error!r}")
+            unreadable.__cause__ = error
+            round_.failures.update({key: unreadable for key in keys if key not in round_.results})
+
+    @staticmethod
+    def _readable_arrivals(
+        round_: Round, keys: Iterable[QueryKey], arrivals: Mapping[str, Answer[Arrivals]]
+    ) -> dict[str, Arrivals]:
+        """Return the arrivals that are readable; the gates of the other endpoints fail in this round."""
+        readable = {name: one for name, one in arrivals.items() if isinstance(one, Arrivals)}
+        for key in keys:
+            answer = arrivals.get(key.endpoint)
+            if isinstance(answer, EvidenceUnavailableError):
+                round_.failures[key] = answer
+        return readable
 
     def _check_throttling(self, now: datetime) -> None:
         """Raise EvidenceUnavailableError while the store's `Retry-After` has not passed."""
@@ -193,7 +217,7 @@ class SharedReader:
 
     async def _recent_arrivals(
         self, keys: Sequence[QueryKey], until: datetime, now: datetime
-    ) -> Mapping[str, Arrivals]:
+    ) -> Mapping[str, Answer[Arrivals]]:
         """Return what the store ingested since these keys were last checked, and how late the newest rows are."""
         bin_width = keys[0].window.bin_width
         lag_since = now - max(LAG_TIME, 2 * bin_width) - ARRIVAL_OVERLAP
@@ -224,13 +248,15 @@ class SharedReader:
     ) -> None:
         """Read the counts of several rollouts with one query into the cache.
 
-        If the answer is too large, the rollouts are split into two queries, at most `halvings` times: one large rollout
-        does not make the others fail.
+        If the answer is too large or unreadable, the rollouts are split into two queries, at most `halvings` times: one
+        rollout does not make the others fail.
         """
         try:
-            complete = await self._with_thresholds(requests)
+            complete = await self._with_thresholds(round_, requests)
+            if not complete:
+                return
             counts = await self._store.counts(complete, until=until, bin_width=requests[0].key.window.bin_width)
-        except TooMuchError as error:
+        except (TooMuchError, UnreadableError) as error:
             if len(requests) == 1 or not halvings:
                 round_.failures.update({request.key: error for request in requests})
                 return
@@ -240,19 +266,31 @@ class SharedReader:
             return
         for request, rows in zip(complete, counts, strict=True):
             key = request.key
+            if isinstance(rows, EvidenceUnavailableError):
+                round_.failures[key] = rows
+                continue
             if key not in self._cached or request.since == key.first:
                 self._cached[key] = CachedBins(request.thresholds_ms, request.since, checked=now, wanted=now)
             self._cached[key].replace_since(request.since, rows, until)
 
-    async def _with_thresholds(self, requests: Sequence[StoreRequest]) -> list[StoreRequest]:
-        """Return the requests; those that start with the baseline get control's latency quantiles."""
+    async def _with_thresholds(self, round_: Round, requests: Sequence[StoreRequest]) -> list[StoreRequest]:
+        """Return the requests; those that start with the baseline get control's latency quantiles.
+
+        Those whose quantiles are unreadable are left out, and fail in this round.
+        """
         new = [request for request in requests if request.since == request.key.first and request.key.quantiles]
         if not new:
             return list(requests)
-        thresholds = dict(zip((request.key for request in new), await self._store.thresholds(new), strict=True))
+        thresholds: dict[QueryKey, tuple[float, ...]] = {}
+        for request, answer in zip(new, await self._store.thresholds(new), strict=True):
+            if isinstance(answer, EvidenceUnavailableError):
+                round_.failures[request.key] = answer
+            else:
+                thresholds[request.key] = answer
         return [
             StoreRequest(request.key, request.since, thresholds.get(request.key, request.thresholds_ms))
             for request in requests
+            if request.key not in round_.failures
         ]
 
     async def _store_result(

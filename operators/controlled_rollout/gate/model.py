@@ -139,6 +139,8 @@ class Counts:
         means: The values of the author's numeric metrics, by name; one without values may be left out.
         categories: How often each category of the author's categorical metrics was seen, by name and category. They
             need not add up to the requests.
+        represented: How many requests these stand for, where telemetry is sampled; 0: each for itself. The requests
+            are the observations: the gate judges by them alone.
     """
 
     requests: int
@@ -146,6 +148,7 @@ class Counts:
     slow: tuple[int, ...] = ()
     means: Mapping[str, Moments] = field(default_factory=lambda: NO_MEANS)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: NO_CATEGORIES)
+    represented: int = 0
 
 
 @dataclass(frozen=True, slots=True)

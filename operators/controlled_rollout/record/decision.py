@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.evidence import RouterCounts
+from controlled_rollout.evidence import CountedPeriod, RouterCounts
 from controlled_rollout.record.look_input import LookSettings
 
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
@@ -44,6 +44,7 @@ class LookEvidence(BaseModel):
         lag: How late telemetry came; None where the store does not tell.
         router: What the router had counted, oldest first: at two earlier looks, if there were any, and at this one.
         down: A sentence that says that the treatment was down; empty if it was not.
+        periods: What the router had counted over the rollout up to `until`, without the times of a router's restarts.
         settings: What is the same for the whole series; only on its first line.
         software: The version of this package that judged; likewise.
     """
@@ -58,6 +59,7 @@ class LookEvidence(BaseModel):
     lag: timedelta | None = None
     router: tuple[RouterCounts, ...] = ()
     down: str = ""
+    periods: tuple[CountedPeriod, ...] = ()
     settings: LookSettings | None = None
     software: str | None = None
 

@@ -93,7 +93,9 @@ def append_look(
         tail.steps.extend(filter(None, map(StepMark.of, missing)))
         first = name not in tail.series
         series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width))
-        complete = replace(look, router=(*series.earlier_counts(look.evidence.until), *look.router))
+        until = look.evidence.until
+        router = (*series.earlier_counts(until), *look.router)
+        complete = replace(look, router=router, periods=series.periods_until(until))
         evidence = _evidence_delta(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
         decision = decide(complete).model_copy(update={"evidence": evidence})
         return _decision_lines([*missing, decision]), tail
@@ -116,6 +118,7 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
         lag=look.evidence.lag,
         router=look.router,
         down=look.down,
+        periods=look.periods,
         settings=look.settings if first else None,
         software=__version__ if first else None,
     )

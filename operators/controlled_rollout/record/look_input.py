@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from controlled_rollout.evidence import Evidence, EvidenceWindow, RouterCounts
+from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts
 from controlled_rollout.gate import Gate
 
 __all__ = ["LookInput", "LookSettings"]
@@ -41,9 +41,11 @@ class LookInput:
         evidence: What was read from the metric store.
         router: What the router had counted, oldest first: at two earlier looks, if the record has them, and now.
         down: A sentence that says that the treatment is down; empty if it is not.
+        periods: What the router had counted over the rollout, up to the end of the evidence, oldest first.
     """
 
     settings: LookSettings
     evidence: Evidence
     router: tuple[RouterCounts, ...] = ()
     down: str = ""
+    periods: tuple[CountedPeriod, ...] = ()

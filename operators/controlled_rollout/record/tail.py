@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from controlled_rollout.evidence import RouterCounts
+from controlled_rollout.evidence import CountedPeriod, RouterCounts
 from controlled_rollout.record.bin_delta import BinFingerprints, canonical_json
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookSettings
@@ -30,6 +30,8 @@ LOOK: Final = b'"step":"look"'
 MAX_RECORDS: Final = 4_096
 # How many bins before the end of the evidence the router's counts are compared over.
 COMPARED_BINS: Final = 5
+# Each restart of a router begins a period; older ones than these are no longer compared with the evidence.
+MAX_PERIODS: Final = 8
 
 
 def series_name(settings: LookSettings) -> str:
@@ -46,12 +48,16 @@ class LookSeries:
         bins: The rollout's bins.
         baseline: Control's bins before it.
         router: What the router had counted at these looks, oldest first; those too old to be compared are dropped.
+        periods: What the router had counted over the rollout, up to the end of the newest look's evidence.
+        waiting: What the router had counted at looks since then: not yet in `periods`.
     """
 
     bin_width: timedelta
     bins: BinFingerprints = field(default_factory=BinFingerprints)
     baseline: BinFingerprints = field(default_factory=BinFingerprints)
     router: list[RouterCounts] = field(default_factory=list)
+    periods: tuple[CountedPeriod, ...] = ()
+    waiting: tuple[RouterCounts, ...] = ()
 
     def earlier_counts(self, until: datetime) -> tuple[RouterCounts, ...]:
         """Return the router's counts at earlier looks that evidence up to `until` covers; empty with fewer than two.
@@ -61,6 +67,14 @@ class LookSeries:
         oldest = until - COMPARED_BINS * self.bin_width
         covered = [counts for counts in self.router if oldest <= counts.at <= until]
         return (covered[0], covered[-1]) if len(covered) > 1 else ()
+
+    def periods_until(self, until: datetime) -> tuple[CountedPeriod, ...]:
+        """Return what the router had counted over the rollout, by the looks that evidence up to `until` covers."""
+        periods = self.periods
+        for counts in self.waiting:
+            if counts.at <= until and counts.routers:
+                periods = _extended(periods, counts)
+        return periods
 
     def add(self, look: LookEvidence) -> None:
         """Add a look that was read from the record: its bins and its router counts."""
@@ -72,6 +86,15 @@ class LookSeries:
         """Add the router's counts at a look, and drop counts that are no longer needed."""
         oldest = until - COMPARED_BINS * self.bin_width
         self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
+        self.periods = self.periods_until(until)
+        self.waiting = (*(counts for counts in self.waiting if counts.at > until), *router[-1:])
+
+
+def _extended(periods: tuple[CountedPeriod, ...], counts: RouterCounts) -> tuple[CountedPeriod, ...]:
+    """Return the periods with one more reading: the last one goes on, or a new one begins because counts were lost."""
+    if periods and periods[-1].goes_on_with(counts):
+        return (*periods[:-1], periods[-1].until(counts))
+    return (*periods, CountedPeriod(counts, counts))[-MAX_PERIODS:]
 
 
 @dataclass(slots=True)

@@ -12,12 +12,15 @@ from typing import Final
 
 from controlled_rollout.sizing import Load
 
-__all__ = ["Counters", "counter_growth", "loads_between", "parse_counters", "total_counters"]
+__all__ = ["UNSENT", "Counters", "counter_growth", "loads_between", "parse_counters", "total_counters"]
 
 _SAMPLE: Final = re.compile(
-    r'^envoy_cluster_(upstream_rq_(?:total|active|time_sum|time_count))\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}[ \t]+(\S+)',
+    r"^envoy_cluster_(upstream_(?:rq_(?:total|active|time_sum|time_count|pending_failure_eject|pending_overflow)|"
+    r'cx_none_healthy))\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}[ \t]+(\S+)',
     re.MULTILINE,
 )
+# Envoy's counters of requests for a cluster that it could not send there.
+UNSENT: Final = ("upstream_cx_none_healthy", "upstream_rq_pending_failure_eject", "upstream_rq_pending_overflow")
 _CLUSTER: Final = re.compile(r'(?:^|,)\s*envoy_cluster_name="((?:[^"\\]|\\.)*)"')
 _ESCAPED: Final = re.compile(r"\\(.)")
 
@@ -31,12 +34,15 @@ class Counters:
         active: Requests that it is answering now.
         time_ms: The sum of the times of the answered requests, in milliseconds.
         answered: The number of requests whose times are in `time_ms`; lags behind `requests`.
+        unsent: Requests that it answered itself because it could not send them: no healthy replica, no connection, too
+            many open. A request that is tried again may count again.
     """
 
     requests: int = 0
     active: int = 0
     time_ms: float = 0.0
     answered: int = 0
+    unsent: int = 0
 
 
 def parse_counters(text: str) -> dict[str, Counters]:
@@ -55,6 +61,7 @@ def parse_counters(text: str) -> dict[str, Counters]:
             active=round(cluster.get("upstream_rq_active", 0.0)),
             time_ms=cluster.get("upstream_rq_time_sum", 0.0),
             answered=round(cluster.get("upstream_rq_time_count", 0.0)),
+            unsent=round(sum(cluster.get(metric, 0.0) for metric in UNSENT)),
         )
         for name, cluster in clusters.items()
     }
@@ -80,6 +87,7 @@ def total_counters(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counter
                 active=so_far.active + counters.active,
                 time_ms=so_far.time_ms + counters.time_ms,
                 answered=so_far.answered + counters.answered,
+                unsent=so_far.unsent + counters.unsent,
             )
     return sums
 
@@ -118,7 +126,8 @@ def _cluster_growth(before: Counters, after: Counters) -> Counters:
     if not answered:
         answered = requests if after.answered else 0
         time_ms = requests * after.time_ms / after.answered if after.answered else 0.0
-    return Counters(requests=requests, active=after.active, time_ms=time_ms, answered=answered)
+    unsent = max(0, after.unsent - before.unsent)
+    return Counters(requests=requests, active=after.active, time_ms=time_ms, answered=answered, unsent=unsent)
 
 
 def _finite_number(text: str) -> float | None:

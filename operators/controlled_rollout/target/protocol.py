@@ -98,7 +98,9 @@ class VersionStatus(_Message):
         failed: Whether waiting will not make it ready; `cause` says why, `log_tail` has the last lines of its log.
         down_since: Since when it has been unavailable; None while it is available, or if the target does not know.
         cause: What keeps it from being ready; None if it is ready, or if that is not known.
-        requests: Requests that the router has sent to it since the router started.
+        requests: Requests that the router has sent to it since the router started, by the weights of the split.
+        unsent: Requests that the router answered itself, because it had no healthy replica or no connection; one that
+            was tried again may count again.
         active: Requests that it is answering now.
     """
 
@@ -111,6 +113,7 @@ class VersionStatus(_Message):
     log_tail: str = ""
     replicas: tuple[ReplicaStatus, ...] = ()
     requests: int = 0
+    unsent: int = 0
     active: int = 0
 
 
@@ -135,6 +138,7 @@ class EndpointStatus(_Message):
         seen_requests: How many requests the router has shared out while its counters were compared with the split: with
             0 the split is set, and not yet seen by traffic. None if they were not compared.
         clusters: By version: the name of its cluster in the router's own counters; of versions that share the traffic.
+        routers: The processes of the router whose counts these are, and since when each runs; empty if it is not known.
     """
 
     name: str
@@ -149,6 +153,7 @@ class EndpointStatus(_Message):
     split_revision: int = 0
     seen_requests: int | None = None
     clusters: dict[str, str] = Field(default_factory=dict)
+    routers: dict[str, AwareDatetime] = Field(default_factory=dict)
 
 
 class Keys(_Message):

@@ -82,6 +82,10 @@ class GatewayStats:
         """Return how many requests all Envoys have sent to a cluster."""
         return sum(envoy.clusters.get(cluster, Counters()).requests for envoy in self.pods.values())
 
+    def unsent(self, cluster: str) -> int:
+        """Return how many requests for a cluster the Envoys could not send there."""
+        return sum(envoy.clusters.get(cluster, Counters()).unsent for envoy in self.pods.values())
+
     def active(self, cluster: str) -> int:
         """Return how many requests to a cluster all Envoys have open now."""
         return sum(envoy.clusters.get(cluster, Counters()).active for envoy in self.pods.values())
@@ -193,7 +197,8 @@ async def _read_pod(api: Api, namespace: str, pod: str, route: str) -> EnvoyStat
     """Read the counters of one Envoy pod for a route; None if the pod no longer exists."""
     path = f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
     _, _, name = route.partition("/")
-    names = rf"^(cluster\.httproute/{re.escape(route)}/.*(upstream_rq_(total|active|time)|membership_healthy)$"
+    metrics = "|".join(("upstream_rq_(total|active|time)", "membership_healthy", *counters.UNSENT))
+    names = rf"^(cluster\.httproute/{re.escape(route)}/.*({metrics})$"
     names += rf"|vhost\..*\.route\.[^/]+/{re.escape(name)}/.*upstream_rq_total$)"
     try:
         text = await api.request("GET", path, query={"filter": names}, accept="*/*")

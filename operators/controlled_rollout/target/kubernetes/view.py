@@ -285,7 +285,19 @@ class EndpointView:
             seen_requests=self.seen_requests,
             split_revision=self.managed.mark.revision if self.managed and self.confirmed else 0,
             clusters={version: cluster for cluster, version in self.weight_clusters.items()},
+            routers={name: since for name in self.envoys.pods if (since := self._running_since(name)) is not None},
         )
+
+    def _running_since(self, envoy_pod: str) -> datetime | None:
+        """Return since when an Envoy counts: the start of the last of its pod's containers; None if that is not known.
+
+        Which of them is Envoy is not ours to know, and a later start only leaves something uncompared.
+        """
+        statuses = (self.envoy_pods.get(envoy_pod, {}).get("status") or {}).get("containerStatuses") or []
+        starts = [
+            running["startedAt"] for status in statuses if (running := (status.get("state") or {}).get("running"))
+        ]
+        return max((datetime.fromisoformat(start) for start in starts), default=None)
 
     def _warnings(self) -> tuple[str, ...]:
         """Return what is not as the newest revision asks for, or is somebody else's: a sentence for each."""
@@ -335,6 +347,7 @@ class EndpointView:
         shared = [cluster for cluster, name in self.weight_clusters.items() if name == version]
         changes: dict[str, int | bool | str] = {
             "requests": sum(map(self.envoys.requests, shared)),
+            "unsent": sum(map(self.envoys.unsent, shared)),
             "active": sum(map(self.envoys.active, shared)),
         }
         if status.ready and version not in self.ready:

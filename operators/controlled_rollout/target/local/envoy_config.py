@@ -22,6 +22,7 @@ __all__ = [
     "bootstrap_config",
     "cluster_config",
     "cluster_name",
+    "cluster_names",
     "discovery_response",
     "listener_config",
     "load_assignment",
@@ -66,27 +67,34 @@ _REMOVED_REQUEST_HEADERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """The cluster of one version's replicas.
+    """A cluster of one version's replicas.
 
     Attributes:
-        endpoint: The endpoint's name.
-        version: The version's name.
+        name: Its name, one of `cluster_names`.
         timeout_ms: After so many milliseconds a request is answered 504.
     """
 
-    endpoint: str
-    version: str
+    name: str
     timeout_ms: int
 
-    @property
-    def name(self) -> str:
-        """The cluster's name."""
-        return cluster_name(self.endpoint, self.version)
+
+def cluster_name(endpoint: str, version: str, *, judged: bool = True) -> str:
+    """Return the name of a version's Envoy cluster, `endpoint/version`; neither part can contain the separator.
+
+    A version has two, of the same replicas, because the router counts requests by cluster.
+
+    Args:
+        endpoint: The endpoint's name.
+        version: The version's name.
+        judged: The cluster for what the gate judges: requests for a score that are split by weight. False for the
+            others: sent to the version by name, or to another path.
+    """
+    return f"{endpoint}/{version}" + ("" if judged else "/not-judged")
 
 
-def cluster_name(endpoint: str, version: str) -> str:
-    """Return the Envoy cluster's name for a version, `endpoint/version`; neither part can contain the separator."""
-    return f"{endpoint}/{version}"
+def cluster_names(endpoint: str, version: str) -> tuple[str, str]:
+    """Return the names of both clusters of a version."""
+    return cluster_name(endpoint, version), cluster_name(endpoint, version, judged=False)
 
 
 def discovery_response(version: str, resources: Iterable[Json]) -> Json:

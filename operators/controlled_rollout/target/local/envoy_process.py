@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +15,7 @@ from typing import Any, Final
 import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.polling import until
-from controlled_rollout.target.counters import Counters, parse_counters
+from controlled_rollout.target.counters import UNSENT, Counters, parse_counters
 from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.envoy_config import ClusterSpec
@@ -54,13 +56,19 @@ class EnvoyActivity:
 
     Attributes:
         requests: By cluster: requests sent to it since the router started.
+        unsent: By cluster: requests that the router could not send there.
         active: By cluster: requests that it is answering now.
         downstream: Requests of all callers that have no answer yet.
+        router: Names the process that counted.
+        since: When it was started.
     """
 
     requests: dict[str, int]
+    unsent: dict[str, int]
     active: dict[str, int]
     downstream: int
+    router: str
+    since: datetime
 
 
 class PublishState(IntEnum):
@@ -119,6 +127,7 @@ class EnvoyProcess:
         )
         self._is_listening = False
         self._is_draining = False
+        self._started_at = datetime.now(UTC)
         self._expected_versions: dict[str, str] = {}
         self._versions_on_disk: dict[Path, str] = {}
         self._admin = httpx.AsyncClient(
@@ -179,6 +188,7 @@ class EnvoyProcess:
     def _envoy_command(self) -> Command:
         """Return the command that starts Envoy; remove the admin socket of an earlier process."""
         self.files.admin_socket.unlink(missing_ok=True)
+        self._started_at = datetime.now(UTC)
         arguments = [
             str(_envoy_binary()),
             "--config-path",
@@ -296,13 +306,19 @@ class EnvoyProcess:
 
     async def activity(self) -> EnvoyActivity | None:
         """Return the open requests and the requests so far; None while Envoy does not answer."""
-        stats = await self._read_stats(r"^cluster\..*\.upstream_rq_(total|active)$|\.downstream_rq_active$")
+        unsent_names = "|".join(UNSENT)
+        stats = await self._read_stats(
+            rf"^cluster\..*\.(upstream_rq_(total|active)|{unsent_names})$|\.downstream_rq_active$"
+        )
         if _OPEN_REQUESTS not in stats:
             return None
         return EnvoyActivity(
             requests=_stats_by_cluster(stats, ".upstream_rq_total"),
+            unsent=_sums(*(_stats_by_cluster(stats, f".{name}") for name in UNSENT)),
             active=_stats_by_cluster(stats, ".upstream_rq_active"),
             downstream=int(stats[_OPEN_REQUESTS]),
+            router=f"envoy {self.pid}",
+            since=self._started_at,
         )
 
     async def counters(self) -> dict[str, Counters] | None:
@@ -336,6 +352,11 @@ def _stats_by_cluster(stats: Mapping[str, Any], suffix: str) -> dict[str, int]:
         for name, value in stats.items()
         if name.startswith("cluster.") and name.endswith(suffix)
     }
+
+
+def _sums(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums of several counts by cluster name."""
+    return {cluster: sum(part.get(cluster, 0) for part in parts) for cluster in {*itertools.chain(*parts)}}
 
 
 def _envoy_binary() -> Path:

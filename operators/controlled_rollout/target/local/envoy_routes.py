@@ -106,7 +106,7 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
     by_name = [
         {
             "match": {"prefix": prefix, "headers": [_version_header_match(version.name)]},
-            "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name)}),
+            "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name, judged=False)}),
             **_version_headers(version.name),
             "tracing": _tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
@@ -122,15 +122,29 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
         "tracing": _tracing_disabled(),
         "typed_per_filter_config": auth,
     }
-    return [*by_name, unknown, _weighted_route(endpoint, prefix, auth)]
+    is_options = {"name": ":method", "string_match": {"exact": "OPTIONS"}}
+    scores = {"path": f"{prefix}score", "headers": [{**is_options, "invert_match": True}]}
+    return [
+        *by_name,
+        unknown,
+        _weighted_route(endpoint, scores, auth, judged=True),
+        _weighted_route(endpoint, {"prefix": prefix}, auth, judged=False),
+    ]
 
 
-def _weighted_route(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
-    """Return the route that splits an endpoint's requests by weight; it answers 503 if no version has a weight."""
+def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged: bool) -> Json:
+    """Return a route that splits an endpoint's requests by weight; it answers 503 if no version has a weight.
+
+    Args:
+        endpoint: The endpoint.
+        match: Which requests.
+        auth: The API key filter's settings.
+        judged: Whether the requests are evidence about the version that gets them.
+    """
     weighted = [version for version in endpoint.versions if version.weight]
     route: Json = {
-        "match": {"prefix": prefix},
-        "tracing": _tracing_settings(endpoint, "weights"),
+        "match": match,
+        "tracing": _tracing_settings(endpoint, "weights") if judged else _tracing_disabled(),
         "typed_per_filter_config": auth,
     }
     if not weighted:
@@ -138,13 +152,14 @@ def _weighted_route(endpoint: EndpointRoute, prefix: str, auth: Json) -> Json:
         return {**route, "direct_response": {"status": 503, "body": body}}
     clusters = [
         {
-            "name": cluster_name(endpoint.name, version.name),
+            "name": cluster_name(endpoint.name, version.name, judged=judged),
             "weight": version.weight,
             **_version_headers(version.name),
         }
         for version in weighted
     ]
-    return {**route, "route": _route_action(weighted, {"weighted_clusters": {"clusters": clusters}})}
+    target = {"weighted_clusters": {"clusters": clusters}}
+    return {**route, "route": _route_action(weighted, target, rewrite="/score" if judged else "/")}
 
 
 def _api_key_auth(endpoint: EndpointRoute) -> Json:
@@ -175,11 +190,17 @@ def _version_headers(version: str) -> Json:
     return {"request_headers_to_add": [header], "response_headers_to_add": [header]}
 
 
-def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any]) -> Json:
-    """Return Envoy's route action to `target`, with the versions' timeout and safe retries."""
+def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any], *, rewrite: str = "/") -> Json:
+    """Return Envoy's route action to `target`, with the versions' timeout and safe retries.
+
+    Args:
+        versions: The versions that may get a request.
+        target: The cluster, or the clusters with their weights.
+        rewrite: What the version gets instead of the part of the path that the route matches.
+    """
     return {
         **target,
-        "prefix_rewrite": "/",
+        "prefix_rewrite": rewrite,
         "timeout": protobuf_duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
         "idle_timeout": "0s",
         # Only requests that certainly reached no replica are sent again.

@@ -11,10 +11,10 @@ from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.errors import ImageError, TargetUnavailableError
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.polling import until
-from controlled_rollout.sizing import Load
+from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import keys
-from controlled_rollout.target.local.envoy_config import cluster_name
+from controlled_rollout.target.local.envoy_config import cluster_name, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
@@ -152,6 +152,7 @@ class Operations:
             split_revision=split.revision,
             waiting_for=split.waiting_for,
             clusters={version: cluster_name(name, version) for version in versions},
+            routers={activity.router: activity.since} if activity else {},
         )
 
     def _version_status(self, key: VersionKey, activity: EnvoyActivity | None) -> VersionStatus:
@@ -160,21 +161,26 @@ class Operations:
         if running is None or running.retiring:
             start_error = self._reconciler.start_errors.get(key)
             return VersionStatus(name=key.version, ready=False, failed=start_error is not None, cause=start_error)
+        status = running.status()
+        if activity is None:
+            return status
         cluster = cluster_name(*key)
-        return running.status(
-            requests=activity.requests.get(cluster, 0) if activity else 0,
-            active=activity.active.get(cluster, 0) if activity else 0,
-        )
+        counts = {
+            "requests": activity.requests.get(cluster, 0),
+            "unsent": activity.unsent.get(cluster, 0),
+            "active": sum(activity.active.get(name, 0) for name in cluster_names(*key)),
+        }
+        return status.model_copy(update=counts)
 
     def load(self, name: str) -> dict[str, Load]:
         """Return the measured load of each version of an endpoint, also of a version that is being removed."""
         self.endpoint(name)
-        prefix = cluster_name(name, "")
-        return {
-            cluster.removeprefix(prefix): load
-            for cluster, load in self._load_meter.loads().items()
-            if cluster.startswith(prefix)
-        }
+        loads: dict[str, list[Load]] = {}
+        for cluster, load in self._load_meter.loads().items():
+            endpoint, _, version = cluster.partition("/")
+            if endpoint == name and version:
+                loads.setdefault(version.partition("/")[0], []).append(load)
+        return {version: total_load(parts) for version, parts in loads.items()}
 
     @property
     def router_url(self) -> str:

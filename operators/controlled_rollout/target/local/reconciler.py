@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.polling import until
-from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_name
+from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
 from controlled_rollout.target.local.replica import LaunchSpec
@@ -156,8 +156,12 @@ class Reconciler:
         stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
         routes = [self._endpoint_route(entry, splits[name]) for name, entry in stored.items()]
         published = await self._envoy.publish(
-            [ClusterSpec(*key, running.version.scoring_timeout_ms) for key, running in self.running.items()],
-            {cluster_name(*key): running.sockets() for key, running in self.running.items()},
+            [
+                ClusterSpec(cluster, running.version.scoring_timeout_ms)
+                for key, running in self.running.items()
+                for cluster in cluster_names(*key)
+            ],
+            {cluster: running.sockets() for key, running in self.running.items() for cluster in cluster_names(*key)},
             routes,
         )
         self.is_prepared = published is not PublishState.PENDING and all(
@@ -305,15 +309,15 @@ class Reconciler:
         """Wait until a version gets no request any more, stop its replicas and forget it."""
         running = self.running[key]
         try:
-            await self._wait_until_drained(cluster_name(*key), running.version.scoring_timeout_ms / 1000)
+            await self._wait_until_drained(cluster_names(*key), running.version.scoring_timeout_ms / 1000)
             await running.stop()
             del self.running[key]
         finally:
             del self._retirements[key]
             self.wake()
 
-    async def _wait_until_drained(self, cluster: str, scoring_timeout_s: float) -> None:
-        """Wait, for a bounded time, until no request can still reach a cluster that has lost its route."""
+    async def _wait_until_drained(self, clusters: Iterable[str], scoring_timeout_s: float) -> None:
+        """Wait, for a bounded time, until no request can still reach clusters that have lost their routes."""
         linger_deadline = time.monotonic() + LINGER_S
         was_idle = False
 
@@ -324,6 +328,6 @@ class Reconciler:
             if activity is None:
                 return True
             was_idle = was_idle or activity.downstream == 0 or time.monotonic() > linger_deadline
-            return was_idle and activity.active.get(cluster, 0) == 0
+            return was_idle and not any(activity.active.get(cluster, 0) for cluster in clusters)
 
         await until(is_drained, LINGER_S + scoring_timeout_s)

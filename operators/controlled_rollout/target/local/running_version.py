@@ -125,13 +125,8 @@ class RunningVersion:
         await asyncio.gather(*(replica.stop() for replica in self.replicas), *self._stops)
         self._current, self._outgoing = [], []
 
-    def status(self, *, requests: int, active: int) -> VersionStatus:
-        """Return the version's state for clients.
-
-        Args:
-            requests: Requests that the router has sent to it.
-            active: Requests that it is answering now.
-        """
+    def status(self) -> VersionStatus:
+        """Return the version's state for clients, without what the router has counted."""
         failing = self._failing_replica()
         return VersionStatus(
             name=self.version.name,
@@ -141,8 +136,6 @@ class RunningVersion:
             cause=self.cause,
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
             replicas=tuple(replica.status() for replica in self.replicas),
-            requests=requests,
-            active=active,
         )
 
     @property

@@ -32,7 +32,7 @@ def routes_of(*endpoints: EndpointRoute) -> list[dict[str, Any]]:
 
 
 def weighted_route(endpoint_route: EndpointRoute) -> dict[str, Any]:
-    return routes_of(endpoint_route)[-2]
+    return routes_of(endpoint_route)[-3]
 
 
 @st.composite
@@ -48,13 +48,14 @@ def test_weights_reach_envoy_as_they_are_and_versions_without_weight_only_by_nam
 ) -> None:
     endpoint_routes = routes_of(endpoint(*versions))
 
-    clusters = endpoint_routes[-2]["route"]["weighted_clusters"]["clusters"]
-    assert {cluster["name"]: cluster["weight"] for cluster in clusters} == {
-        f"digits/{version.name}": version.weight for version in versions if version.weight
-    }
-    assert sum(cluster["weight"] for cluster in clusters) == TOTAL
+    for route, end in ((endpoint_routes[-3], ""), (endpoint_routes[-2], "/not-judged")):
+        clusters = route["route"]["weighted_clusters"]["clusters"]
+        assert {cluster["name"]: cluster["weight"] for cluster in clusters} == {
+            f"digits/{version.name}{end}": version.weight for version in versions if version.weight
+        }
+        assert sum(cluster["weight"] for cluster in clusters) == TOTAL
     by_name = [route["route"]["cluster"] for route in endpoint_routes if "cluster" in route.get("route", {})]
-    assert by_name == [f"digits/{version.name}" for version in versions]
+    assert by_name == [f"digits/{version.name}/not-judged" for version in versions]
 
 
 @given(splits(), st.booleans())
@@ -84,10 +85,12 @@ def test_the_keys_appear_in_no_repr() -> None:
 
 
 def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
-    by_name, unknown, weighted = routes_of(endpoint())[1:-1]
+    by_name, unknown, weighted, other_paths = routes_of(endpoint())[1:-1]
 
     tags = [{tag["tag"]: tag["literal"]["value"] for tag in r["tracing"]["custom_tags"]} for r in (by_name, weighted)]
     assert tags == [{"endpoint": "digits", "routed_by": "header"}, {"endpoint": "digits", "routed_by": "weights"}]
+    assert weighted["match"]["path"] == "/api/v1/service/digits/score"
+    assert other_paths["tracing"]["overall_sampling"] == {"numerator": 0}
     assert by_name["match"]["headers"][0]["string_match"] == {"exact": "one"}
     assert unknown["direct_response"]["status"] == 404
 
@@ -101,11 +104,9 @@ def test_a_request_that_may_have_run_is_never_sent_again() -> None:
 def test_each_version_has_its_own_scoring_timeout() -> None:
     files = EnvoyFiles(Path("/x"))
     timeouts = [
-        envoy_config.cluster_config(files, ClusterSpec("digits", "one", timeout_ms))[
-            "typed_extension_protocol_options"
-        ]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["common_http_protocol_options"][
-            "max_stream_duration"
-        ]
+        envoy_config.cluster_config(files, ClusterSpec("digits/one", timeout_ms))["typed_extension_protocol_options"][
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        ]["common_http_protocol_options"]["max_stream_duration"]
         for timeout_ms in (250, 60_000)
     ]
 
@@ -126,14 +127,14 @@ def test_a_new_weight_changes_nothing_but_the_routes() -> None:
     )
 
     assert envoy_routes.route_configuration([before]) != envoy_routes.route_configuration([after])
-    assert "weight" not in json.dumps(envoy_config.cluster_config(files, ClusterSpec("digits", "one", 1000)))
+    assert "weight" not in json.dumps(envoy_config.cluster_config(files, ClusterSpec("digits/one", 1000)))
     assert "digits" not in json.dumps(envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True))
 
 
 @pytest.mark.parametrize("keys", [("k1", "k2"), None])
 def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
     files = EnvoyFiles(tmp_path)
-    spec = ClusterSpec("digits", "one", 60_000)
+    spec = ClusterSpec("digits/one", 60_000)
     documents = {
         files.listeners: [envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True)],
         files.clusters: [envoy_config.cluster_config(files, spec)],

@@ -1,0 +1,147 @@
+"""The evidence beside what the router itself has counted: what is missing in the store, and what is too much. Pure.
+
+A store that loses rows must not make a version look good, and rows that somebody else wrote must not decide at all.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from controlled_rollout.evidence import CountedPeriod, RouterCounts
+from controlled_rollout.gate import Bin
+from controlled_rollout.record import LookInput
+
+__all__ = ["contradiction"]
+
+# So many requests that the router counted and the store has no row of are not chance.
+MIN_UNSEEN_REQUESTS: Final = 20
+# So many rows more than the router counted may be of requests whose bodies were still coming, and so large a part.
+SPARE_ROWS: Final = 2
+SPARE_PART: Final = 0.001
+# The clocks of the router and of the process that looks may differ by so much, and the router's counts are read after
+# the time that is noted for them.
+CLOCK_GUARD: Final = timedelta(seconds=5)
+# How many standard deviations the number of requests that sampled rows stand for may be off.
+SAMPLING_DEVIATIONS: Final = 6.0
+
+
+def contradiction(look: LookInput) -> str | None:
+    """Return a sentence if the store has fewer or more of a version's requests than the router; None otherwise."""
+    versions = ((look.settings.control, False), (look.settings.treatment, True))
+    for version, is_treatment in versions:
+        if problem := _too_many(look, version, is_treatment) or _too_few(look, version, is_treatment):
+            return problem
+    return None
+
+
+# Too many
+
+
+def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
+    """Return a sentence if the store has more rows of a version than its router counted requests."""
+    periods = list(look.periods)
+    if present := look.router[-1] if look.router else None:
+        periods += [periods[-1].until(present)] if periods and periods[-1].goes_on_with(present) else []
+        periods += [CountedPeriod(present, present)] if not periods and present.routers else []
+    bins = look.evidence.bins
+    for period in periods:
+        end = period.last.at - CLOCK_GUARD
+        within = _between(look, bins, period.first.at + CLOCK_GUARD, end)
+        counted = period.last.of(version) - period.first.of(version)
+        if problem := _excess(version, within, is_treatment, counted, period.first.at, period.last.at):
+            return problem
+        if all(since <= look.settings.started for since in period.last.routers.values()):
+            # These routers have counted since before the rollout began.
+            whole = _between(look, bins, look.settings.started - look.settings.window.bin_width, end)
+            counted = period.last.of(version)
+            if problem := _excess(version, whole, is_treatment, counted, look.settings.started, period.last.at):
+                return problem
+    return None
+
+
+def _between(look: LookInput, bins: Iterable[Bin], start: datetime, end: datetime) -> list[Bin]:
+    """Return the bins that lie wholly between two moments."""
+    width = look.settings.window.bin_width
+    return [bin_ for bin_ in bins if bin_.start >= start and bin_.start + width <= end]
+
+
+def _excess(
+    version: str, bins: Sequence[Bin], is_treatment: bool, counted: int, start: datetime, end: datetime
+) -> str | None:
+    """Return a sentence if bins hold more requests of a version than the router counted from `start` to `end`."""
+    rows = sum(_requests(bin_, is_treatment) for bin_ in bins)
+    stored = sum(_represented(bin_, is_treatment) for bin_ in bins)
+    spare = SPARE_ROWS + SPARE_PART * counted
+    if stored > rows > 0:
+        spare += SAMPLING_DEVIATIONS * stored / math.sqrt(rows)
+    if stored <= counted + spare:
+        return None
+    return (
+        f"the metric store has {stored} requests of version {version!r}, and the router counted {counted} from "
+        f"{start:%H:%M:%S} to {end:%H:%M:%S}: not judged, for nobody but the router may write telemetry; find out who "
+        "else does"
+    )
+
+
+# Too few
+
+
+def _too_few(look: LookInput, version: str, is_treatment: bool) -> str | None:
+    """Return a sentence if a version has requests at the router and the store has none, or gets no more of them.
+
+    A store that loses one version's rows must not make the other look good, and one that stops getting rows must not
+    let time pass as if there were no traffic.
+    """
+    evidence, router = look.evidence, look.router
+    if not any(bin_.share is not None and _share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
+        return None
+    counted = [bin_ for bin_ in evidence.bins if _requests(bin_, is_treatment)]
+    sent = router[-1].requests.get(version, 0) if router else 0
+    if sent and not counted:
+        return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins")
+    if not counted:
+        return None
+    newest_end = max(bin_.start for bin_ in counted) + look.settings.window.bin_width
+    return _silent_version(version, newest_end, router, evidence.until)
+
+
+def _silent_version(
+    version: str, counted_until: datetime, router: Sequence[RouterCounts], until: datetime
+) -> str | None:
+    """Return a sentence if the store gets no more rows of a version that still gets requests; else None."""
+    covered = [counts for counts in router if counted_until <= counts.at <= until]
+    if len(covered) < 2:
+        return None
+    sent = covered[-1].requests.get(version, 0) - covered[0].requests.get(version, 0)
+    if sent < MIN_UNSEEN_REQUESTS:
+        return None
+    return _unseen_sentence(version, sent, f"between {covered[0].at:%H:%M:%S} and {covered[-1].at:%H:%M:%S}")
+
+
+def _unseen_sentence(version: str, sent: int, where: str) -> str:
+    """Return the sentence that the store lacks a version's requests, with where to look for the fault."""
+    return (
+        f"the router has sent {sent} requests to version {version!r}, and the metric store has none of them {where}: "
+        "check the telemetry's way from the router to the store"
+    )
+
+
+# A version in a bin
+
+
+def _share(bin_: Bin, is_treatment: bool) -> float:
+    """Return the set share (0 to 1) of the treatment or control in a bin; unknown counts as 0 for the treatment."""
+    share = bin_.share or 0.0
+    return share if is_treatment else 1 - share
+
+
+def _requests(bin_: Bin, is_treatment: bool) -> int:
+    """Return the requests of the treatment or of control that a bin has rows of."""
+    return (bin_.treatment if is_treatment else bin_.control).requests
+
+
+def _represented(bin_: Bin, is_treatment: bool) -> int:
+    """Return the requests of the treatment or of control that a bin's rows stand for: more than rows if sampled."""
+    counts = bin_.treatment if is_treatment else bin_.control
+    return counts.represented or counts.requests

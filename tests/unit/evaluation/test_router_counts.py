@@ -1,0 +1,140 @@
+"""The store's rows beside what the router counted: too many rows of a version are not judged."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.evaluation.router_counts import contradiction
+from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts
+from controlled_rollout.gate import Bin, Counts, Gate
+from controlled_rollout.record import LookInput, LookSettings
+from controlled_rollout.workspace import Workspace
+from tests.unit.record_lines import MINUTE, T0, append, bins
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+BEFORE = START - timedelta(hours=1)
+SETTINGS = LookSettings(
+    endpoint="digits",
+    treatment="two",
+    control="one",
+    started=START,
+    window=EvidenceWindow(bin_width=MINUTE, allowed_lag=3 * MINUTE),
+    gate=Gate(latency_quantiles=()),
+)
+
+
+def counted(minute: float, one: int, two: int, *, unsent: int = 0, since: datetime = BEFORE) -> RouterCounts:
+    """What one router had counted so many minutes after the rollout began."""
+    return RouterCounts(START + minute * MINUTE, {"one": one, "two": two}, {"two": unsent}, {"envoy 1": since})
+
+
+def evidence(*of_treatment: int, represented: int = 0) -> Evidence:
+    """Bins of a minute with 100 requests of control, and so many of the treatment."""
+    rows = tuple(
+        Bin(START + minute * MINUTE, Counts(100, 0), Counts(number, 0, represented=represented), share=0.5)
+        for minute, number in enumerate(of_treatment)
+    )
+    return Evidence(rows, (), (), START + len(rows) * MINUTE, ())
+
+
+def look(evidence: Evidence, present: RouterCounts, *periods: CountedPeriod) -> str | None:
+    return contradiction(LookInput(SETTINGS, evidence, (present,), "", periods))
+
+
+def test_a_version_with_more_rows_than_its_router_counted_is_not_judged() -> None:
+    problem = look(evidence(100, 100, 100, 100), counted(7, 5_000, 12))
+
+    assert problem is not None
+    assert "the metric store has 400 requests of version 'two', and the router counted 12" in problem
+    assert look(evidence(100, 100, 100, 100), counted(7, 5_000, 400)) is None
+    assert look(evidence(100, 100, 100, 100), counted(7, 5_000, 700)) is None
+
+
+def test_forged_rows_of_control_are_not_judged_either() -> None:
+    first, last = counted(0, 10_000, 0), counted(4.1, 10_040, 400)
+
+    problem = look(evidence(100, 100, 100, 100), counted(7, 10_080, 700), CountedPeriod(first, last))
+
+    assert problem is not None
+    assert "300 requests of version 'one', and the router counted 40 " in problem
+
+
+def test_rows_that_were_forged_while_telemetry_was_still_late_are_found_by_the_count_of_that_time() -> None:
+    """Forged: 60 a minute, on top of 40. Up to now the router has counted as many as the store has rows."""
+    periods = CountedPeriod(counted(0, 0, 0), counted(4.1, 400, 164))
+
+    assert look(evidence(100, 100, 100, 100), counted(10, 1_000, 400)) is None
+    assert look(evidence(100, 100, 100, 100), counted(10, 1_000, 400), periods) is not None
+
+
+def test_rows_forged_into_the_time_before_the_first_look_are_found() -> None:
+    first, last = counted(30, 3_000, 30), counted(40, 4_000, 1_030)
+
+    problem = look(evidence(*[50] * 20, *[0] * 10, *[100] * 10), counted(45, 4_500, 1_530), CountedPeriod(first, last))
+
+    assert problem is not None
+    assert "the router counted 1030 from 00:00:00" in problem
+
+
+def test_one_row_too_many_here_and_there_is_no_contradiction() -> None:
+    """A request whose body was still coming is in a bin, and not yet counted."""
+    periods = CountedPeriod(counted(0, 0, 0), counted(4.1, 400, 398))
+
+    assert look(evidence(100, 100, 100, 100), counted(5, 500, 500), periods) is None
+    assert look(evidence(100, 100, 100, 104), counted(5, 500, 500), periods) is not None
+
+
+def test_requests_that_the_router_could_not_send_are_counted_with_those_that_it_sent() -> None:
+    assert look(evidence(100, 100), counted(5, 500, 20, unsent=180)) is None
+    assert look(evidence(100, 100), counted(5, 500, 20, unsent=100)) is not None
+
+
+def test_a_router_that_was_restarted_since_the_rollout_began_contradicts_nothing_before_that() -> None:
+    restarted = START + 10 * MINUTE
+
+    assert look(evidence(*[100] * 12), counted(15, 500, 500, since=restarted)) is None
+    assert look(evidence(*[100] * 12), counted(15, 500, 500)) is not None
+
+
+def test_a_router_whose_counts_are_not_known_contradicts_nothing() -> None:
+    assert look(evidence(100, 100), RouterCounts(START + 5 * MINUTE, {"one": 0, "two": 0})) is None
+
+
+@pytest.mark.parametrize(("represented", "is_plausible"), [(1000, True), (1300, True), (3000, False)])
+def test_sampled_rows_are_compared_by_the_requests_that_they_stand_for(represented: int, is_plausible: bool) -> None:
+    """Rows of 1 in 10; the sampled number of 1,000 may be off by six standard deviations, 600."""
+    problem = look(evidence(100, represented=represented), counted(4, 1_000, 1_000))
+
+    assert (problem is None) is is_plausible
+
+
+def test_the_record_keeps_what_was_counted_and_a_fresh_process_comes_to_the_same_verdict(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    rows = bins(12)
+    for minute in range(1, 13):
+        present = RouterCounts(T0 + minute * MINUTE, {"v1a": 100 * minute, "v2a": 1}, {}, {"envoy 1": BEFORE})
+        append(workspace, rows[: max(0, minute - 3)], router=(present,), at=T0 + max(0, minute - 3) * MINUTE)
+
+    looks = list(replay(record.read(workspace, "digits")))
+
+    assert [one.difference for one in looks] == [""] * 12
+    last = looks[-1]
+    assert last.look is not None
+    assert [(p.first.at, p.last.at) for p in last.look.periods] == [(T0 + MINUTE, T0 + 9 * MINUTE)]
+    assert last.verdict is not None
+    assert last.verdict.outcome == "cannot_see"
+
+
+def test_lost_counts_begin_a_new_period() -> None:
+    first, second = counted(0, 0, 0), counted(1, 100, 100)
+    period = CountedPeriod(first, second)
+
+    assert period.goes_on_with(counted(2, 200, 100))
+    assert not period.goes_on_with(counted(2, 200, 99))
+    assert not period.goes_on_with(counted(2, 200, 200, since=START))
+    assert not period.goes_on_with(replace(counted(2, 200, 200), routers={"envoy 2": BEFORE}))
+    assert period.goes_on_with(replace(counted(2, 200, 200), routers={"envoy 1": BEFORE, "envoy 2": START}))
