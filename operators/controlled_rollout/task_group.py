@@ -67,7 +67,7 @@ class ControlledRollout(TaskGroup):
             version is created, and a scan that fails ends the rollout there. None scans nothing.
         steps: The treatment's per cent at each step, ascending.
         gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
-        bake: The least time at each step.
+        bake: The least time at each step, counted in evidence that was seen.
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
         decision_timeout: How long each gate may wait.

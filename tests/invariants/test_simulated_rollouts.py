@@ -43,7 +43,7 @@ def test_the_first_version_that_never_becomes_ready_takes_its_endpoint_with_it()
 
 
 def test_a_question_is_answered_by_a_person() -> None:
-    events = [("start_run", "two", 4), ("tick", 8), ("answer", "Approve"), ("tick", 2)]
+    events = [("start_run", "two", 4), ("tick", 12), ("answer", "Approve"), ("tick", 2)]
     world = replay_sequence(events)
     assert ends(world)["ask_50"] == "success"
     assert ends(world)["promote"] == "success"

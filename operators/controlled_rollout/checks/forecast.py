@@ -90,7 +90,7 @@ def forecast(
         gate: What the treatment will have to show.
         steps: The treatment's per cent at each step.
         traffic: Control's present traffic; None for the first version of an endpoint.
-        bake: The least time at each step.
+        bake: The least time at each step, counted in evidence that was seen.
         decision_timeout: The most time at each step; counts where `bake` is 0.
     """
     if traffic is None:

@@ -12,8 +12,9 @@ from typing import Final
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
+from controlled_rollout.evaluation.at_share import seen_at_share
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
-from controlled_rollout.evaluation.splits import splits_since
+from controlled_rollout.evaluation.splits import rollout_started, splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
 from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
@@ -33,9 +34,10 @@ class Look:
 
     Attributes:
         verdict: What the gate concludes.
-        started: When the rollout began: the treatment's creation.
-        since_shift: How long the treatment has had its present share.
-        requests_since_shift: Treatment requests counted since then.
+        started: When the rollout began: its evidence counts since then.
+        since_shift: How long ago the treatment's present share was set.
+        seen_at_share: For how long the evidence has seen the treatment at that share.
+        requests_at_share: The treatment's requests that it has seen there.
         share: The treatment's effective per cent of the traffic.
         document: The endpoint that was looked at.
     """
@@ -43,7 +45,8 @@ class Look:
     verdict: Verdict
     started: datetime
     since_shift: timedelta
-    requests_since_shift: int
+    seen_at_share: timedelta
+    requests_at_share: int
     share: float
     document: Endpoint
 
@@ -94,12 +97,13 @@ async def look(
     counts = _router_counts(status, (control, version), now)
     evidence, verdict = await _judge_and_record(workspace, query, decision, counts, down, history)
     shifted = query.splits[-1].at if query.splits else query.started
-    bins = [bin_ for bin_ in evidence.bins if bin_.start >= shifted] if evidence else []
+    at_share = seen_at_share(evidence, query.splits)
     return Look(
         verdict=verdict,
         started=query.started,
         since_shift=now - shifted,
-        requests_since_shift=sum(bin_.treatment.requests for bin_ in bins),
+        seen_at_share=at_share.seen,
+        requests_at_share=at_share.requests,
         share=share,
         document=document,
     )
@@ -126,8 +130,11 @@ def _evidence_query(
     window: EvidenceWindow,
     now: datetime,
 ) -> EvidenceQuery:
-    """Return the query for all evidence since the treatment was created, with every split that was set since then."""
-    started = creation_of(history, treatment).created
+    """Return the query for all evidence since the rollout began, with every split that was set since then.
+
+    The baseline is control's own: it does not reach behind the creation of the version that is control now.
+    """
+    started = rollout_started(history, treatment)
     return EvidenceQuery(
         endpoint=status.name,
         control=control,
@@ -138,6 +145,7 @@ def _evidence_query(
         splits=splits_since(history, started, control=control, treatment=treatment),
         gate=gate,
         clusters=status.clusters,
+        baseline_from=creation_of(history, control).created,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+# A step does not go on while an alarm's present e-value is its threshold divided by this, or more.
+LEANING: Final = 10
+
+
 class NextAction(StrEnum):
     """What the gate task does after a look."""
 
@@ -51,8 +55,8 @@ class GateTerms(BaseModel):
         who: The task, for the record.
         owner: The run that must hold the endpoint; None for whoever does.
         gate: What the treatment has to show.
-        bake: The least time at the present share.
-        min_requests: The fewest treatment requests at the present share.
+        bake: The least time at the present share, counted in evidence that was seen.
+        min_requests: The fewest treatment requests seen at the present share; at least 1.
         require_pass: Whether the gate must pass; else it is enough that nothing alarms.
         decision_timeout: How long to wait at the present share.
         on_deadline: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
@@ -202,10 +206,17 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     missing = []
     if terms.require_pass and verdict.outcome is not Outcome.PASS:
         missing.append(f"not enough evidence: {verdict.reason}")
-    if look.since_shift < terms.bake:
-        missing.append(f"at {look.share:g} % for {_format_seconds(look.since_shift)} of {_format_seconds(terms.bake)}")
-    if look.requests_since_shift < terms.min_requests:
-        missing.append(f"{look.requests_since_shift} of {terms.min_requests} requests at {look.share:g} %")
+    missing += [
+        f"an alarm is near: {claim.name}, e-value {claim.present:.3g} of {claim.threshold:.3g} now ({claim.detail})"
+        for claim in verdict.claims
+        if claim.kind == "alarm" and claim.present >= claim.threshold / LEANING
+    ]
+    if look.seen_at_share < terms.bake:
+        seen, bake = _format_seconds(look.seen_at_share), _format_seconds(terms.bake)
+        missing.append(f"{seen} of {bake} seen at {look.share:g} %")
+    # Time without a request shows nothing.
+    if look.requests_at_share < max(1, terms.min_requests):
+        missing.append(f"{look.requests_at_share} of {max(1, terms.min_requests)} requests seen at {look.share:g} %")
     return "; ".join(missing)
 
 
@@ -319,7 +330,7 @@ async def _look_and_decide(
         result = decide(look, terms, now=now, table=table, record_problem=problem)
     log(
         f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
-        f"{look.requests_since_shift} requests: "
+        f"{_format_seconds(look.seen_at_share)} and {look.requests_at_share} requests of it seen: "
         f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
     )
     return result

@@ -1,25 +1,51 @@
-"""When the split between control and treatment changed, from the endpoint's history. Pure."""
+"""Since when a rollout's evidence counts, and when its split changed, from the endpoint's history. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 from controlled_rollout.evidence import SplitChange
+from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["splits_since"]
+__all__ = ["rollout_started", "splits_since"]
+
+
+def rollout_started(history: Sequence[Revision], treatment: str) -> datetime:
+    """Return since when a treatment's evidence counts: its version may have been rolled out before.
+
+    That is when the present rollout took the endpoint. Without one (a person shifts traffic by hand) it is when the
+    version's share last rose from 0, or its creation.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        treatment: A version that the newest revision has.
+    """
+    rollout = history[-1].endpoint.rollout
+    creation = creation_of(history, treatment)
+    if rollout is not None and rollout.version == treatment:
+        return max(rollout.started, creation.created)
+    began, before = creation.created, 0.0
+    for revision in history[history.index(creation) :]:
+        share = revision.endpoint.effective_traffic()[treatment]
+        if share > 0 and before == 0:
+            began = revision.created
+        before = share
+    return began
 
 
 def splits_since(
     history: Sequence[Revision], started: datetime, *, control: str, treatment: str
 ) -> tuple[SplitChange, ...]:
-    """Return each change of the treatment's share of the traffic of both versions since a time, oldest first."""
+    """Return the treatment's share of the traffic of both versions at a time and each change since, oldest first."""
     changes: list[SplitChange] = []
     for revision in history:
         traffic = revision.endpoint.effective_traffic()
-        if revision.created < started or treatment not in traffic:
+        if treatment not in traffic:
             continue
         both = traffic[treatment] + traffic.get(control, 0.0)
-        share = traffic[treatment] / both if both > 0 else None
-        if not changes or changes[-1].share != share:
-            changes.append(SplitChange(revision.created, share))
+        change = SplitChange(max(revision.created, started), traffic[treatment] / both if both > 0 else None)
+        if revision.created <= started:
+            changes = [change]
+        elif not changes or changes[-1].share != change.share:
+            changes.append(change)
     return tuple(changes)

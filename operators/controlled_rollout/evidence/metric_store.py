@@ -59,6 +59,7 @@ class QueryKey:
         tolerance: The relative slow-down of the treatment that is tolerated.
         means, categories: The author's queries for numeric and for categorical metrics, as (name, KQL).
         clusters: What the router calls control's and the treatment's replicas.
+        baseline_from: The baseline does not reach behind this moment; None: it may.
     """
 
     endpoint: str
@@ -71,11 +72,13 @@ class QueryKey:
     means: tuple[tuple[str, str], ...] = ()
     categories: tuple[tuple[str, str], ...] = ()
     clusters: tuple[tuple[str, str], ...] = ()
+    baseline_from: datetime | None = None
 
     @property
     def first(self) -> datetime:
         """The time at which the baseline begins."""
-        return self.started - self.window.baseline_length
+        first = self.started - self.window.baseline_length
+        return first if self.baseline_from is None else min(max(first, self.baseline_from), self.started)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ class QueryKey:
             means=tuple((name, mean.kql) for name, mean in query.gate.means.items() if mean.kql),
             categories=tuple((name, category.kql) for name, category in query.gate.categories.items() if category.kql),
             clusters=tuple((name, query.clusters[name]) for name in versions if name in query.clusters),
+            baseline_from=query.baseline_from,
         )
 
 

@@ -107,6 +107,7 @@ class EvidenceQuery:
         splits: The splits that were set, oldest first.
         gate: Gives the latency quantiles, the tolerance and the author's metrics.
         clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
+        baseline_from: The baseline does not reach behind this moment, such as control's creation; None: it may.
     """
 
     endpoint: str
@@ -118,6 +119,7 @@ class EvidenceQuery:
     splits: Sequence[SplitChange]
     gate: Gate
     clusters: Mapping[str, str] = field(default_factory=dict)
+    baseline_from: datetime | None = None
 
 
 class EvidenceSource(Protocol):

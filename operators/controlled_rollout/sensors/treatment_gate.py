@@ -51,7 +51,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         endpoint: The endpoint's name.
         version: The treatment.
         gate: What the treatment has to show: a `Gate`, its fields, or their JSON text.
-        bake: The least time at the present share of traffic.
+        bake: The least time at the present share of traffic, counted in evidence that was seen.
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
         decision_timeout: How long to wait after the split was set.

@@ -57,7 +57,13 @@ def terms(**changes: Any) -> GateTerms:
 def look(outcome: str, endpoint: Endpoint = ROLLING, *, since: timedelta = 8 * DAY) -> Look:
     verdict = Verdict(Outcome(outcome), reason=f"because of {outcome}")
     return Look(
-        verdict, started=NOW - 9 * DAY, since_shift=since, requests_since_shift=9, share=10.0, document=endpoint
+        verdict,
+        started=NOW - 9 * DAY,
+        since_shift=since,
+        seen_at_share=since,
+        requests_at_share=9,
+        share=10.0,
+        document=endpoint,
     )
 
 
@@ -149,7 +155,7 @@ class Source:
     async def read(self, query: EvidenceQuery) -> Evidence:
         if self._away:
             raise EvidenceUnavailableError("the store does not answer")
-        counts = Bin(NOW - HOUR, Counts(1_000, 5), Counts(1_000, self._errors), share=0.5)
+        counts = Bin(NOW - 2 * HOUR, Counts(1_000, 5), Counts(1_000, self._errors), share=0.5)
         return Evidence((counts,), (), (), NOW - timedelta(minutes=3), ("AppRequests",))
 
 

@@ -18,7 +18,7 @@ from controlled_rollout.evaluation.next_action import (
     decide_when_unreachable,
 )
 from controlled_rollout.evidence import EvidenceWindow
-from controlled_rollout.gate import Gate, Outcome, Verdict
+from controlled_rollout.gate import Claim, Gate, Outcome, Verdict
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -46,14 +46,21 @@ def terms(**changes: Any) -> GateTerms:
 
 
 def look(
-    outcome: str, *, since: timedelta = 30 * MINUTE, requests: int = 1000, resumed: datetime | None = None
+    outcome: str,
+    *,
+    since: timedelta = 30 * MINUTE,
+    requests: int = 1000,
+    seen: timedelta | None = None,
+    claims: tuple[Claim, ...] = (),
+    resumed: datetime | None = None,
 ) -> Look:
-    verdict = Verdict(Outcome(outcome), reason=f"because of {outcome}")
+    verdict = Verdict(Outcome(outcome), claims, reason=f"because of {outcome}")
     return Look(
         verdict,
         started=NOW - since,
         since_shift=since,
-        requests_since_shift=requests,
+        seen_at_share=since if seen is None else seen,
+        requests_at_share=requests,
         share=10.0,
         document=Endpoint(
             name="digits", rollout=Rollout(version="v2a", owner="dag/run", started=NOW - since, resumed=resumed)
@@ -90,8 +97,36 @@ def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
     assert decide(look("not_enough_evidence"), easy, now=NOW).action is NextAction.GO_ON
     early = decide(look("not_enough_evidence", since=4 * MINUTE, requests=7), easy, now=NOW)
     assert early.action is NextAction.WAIT
-    assert "0:04:00 of 0:10:00" in early.reason
+    assert "0:04:00 of 0:10:00 seen" in early.reason
     assert "7 of 100 requests" in early.reason
+
+
+def test_a_step_bakes_in_evidence_that_was_seen_not_in_time_that_passed() -> None:
+    easy = terms(require_pass=False, min_requests=0, bake=2 * MINUTE)
+
+    assert decide(look("not_enough_evidence", seen=2 * MINUTE, requests=7), easy, now=NOW).action is NextAction.GO_ON
+    unseen = decide(look("not_enough_evidence", seen=MINUTE, requests=7), easy, now=NOW)
+    assert unseen.action is NextAction.WAIT
+    assert "0:01:00 of 0:02:00 seen at 10 %" in unseen.reason
+
+
+@pytest.mark.parametrize("outcome", ["pass", "not_enough_evidence"])
+def test_no_step_goes_on_before_a_request_at_its_share_was_seen(outcome: str) -> None:
+    nothing = decide(look(outcome, requests=0), terms(require_pass=False, min_requests=0, bake=timedelta(0)), now=NOW)
+
+    assert nothing.action is NextAction.WAIT
+    assert "0 of 1 requests seen" in nothing.reason
+
+
+@pytest.mark.parametrize("require_pass", [True, False])
+def test_a_step_waits_while_an_alarm_is_near_and_goes_on_when_it_is_no_longer(require_pass: bool) -> None:
+    def after(present: float) -> LookResult:
+        claim = Claim("errors are higher", "alarm", 39.0, 40.0, False, detail="2 %", present=present)
+        return decide(look("pass", claims=(claim,)), terms(require_pass=require_pass), now=NOW)
+
+    assert after(3.9).action is NextAction.GO_ON
+    assert after(4.0).action is NextAction.WAIT
+    assert "an alarm is near: errors are higher, e-value 4 of 40 now (2 %)" in after(4.0).reason
 
 
 @pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])

@@ -39,8 +39,10 @@ class Source:
 
     def __init__(self, *, errors: int = 0, away: bool = False, fails: Exception | None = None) -> None:
         self._errors, self._away, self._fails = errors, away, fails
+        self.queries: list[EvidenceQuery] = []
 
     async def read(self, query: EvidenceQuery) -> Evidence:
+        self.queries.append(query)
         if self._fails is not None:
             raise self._fails
         if self._away:
@@ -75,7 +77,9 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     result = gates.take(Source(errors=900))
 
     assert (result.action, result.outcome) == (NextAction.FAIL, "fail")
-    assert re.match(r"v2a at 50 % for 2:\d\d:\d\d, 1000 requests: fail\nclaim ", gates.messages[0])
+    assert re.match(
+        r"v2a at 50 % for 2:\d\d:\d\d, 0:57:00 and 1000 requests of it seen: fail\nclaim ", gates.messages[0]
+    )
     assert gates.messages[1].startswith("fail: errors are higher")
     [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
@@ -125,6 +129,16 @@ def test_look_of_a_gate_that_begins_again_ends_the_hold(gates: Gates, monkeypatc
     assert take(owner="dag/run") is NextAction.WAIT
     assert target.newest.rollout is not None and target.newest.rollout.held is None
     assert target.newest.rollout.resumed is not None
+
+
+def test_look_asks_for_evidence_since_the_rollout_began_and_for_a_baseline_of_this_control(gates: Gates) -> None:
+    source = Source()
+
+    gates.take(source)
+
+    [query] = source.queries
+    assert query.started == NOW - 2 * HOUR
+    assert query.baseline_from == NOW - 5 * HOUR
 
 
 def test_store_that_is_away_is_recorded_as_cannot_see(gates: Gates) -> None:

@@ -1,0 +1,49 @@
+"""How much of a rollout's evidence is about the treatment's present share of the traffic. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from controlled_rollout.evidence import Evidence, SplitChange
+from controlled_rollout.gate import Bin
+
+__all__ = ["AtShare", "seen_at_share"]
+
+
+@dataclass(frozen=True, slots=True)
+class AtShare:
+    """What was seen of a treatment at its present share.
+
+    Attributes:
+        seen: For how long: from the first bin at this share to the end of the newest closed one.
+        requests: The treatment's requests in the bins at this share.
+    """
+
+    seen: timedelta = timedelta(0)
+    requests: int = 0
+
+
+def seen_at_share(evidence: Evidence | None, splits: Sequence[SplitChange]) -> AtShare:
+    """Return what the evidence has of the present share.
+
+    Time that has passed shows nothing, and neither do bins whose share is not known: the split is stored before the
+    router serves it, and bins are closed only when late telemetry has come.
+
+    Args:
+        evidence: What a look has read; None if it could not.
+        splits: The splits that were set, oldest first.
+    """
+    share = splits[-1].share if splits else None
+    if evidence is None or share is None:
+        return AtShare()
+    bins: list[Bin] = []
+    for one in reversed(evidence.bins):
+        if one.share is not None and one.share != share:
+            break
+        if one.share is not None:
+            bins.append(one)
+        elif not bins:
+            break
+    if not bins:
+        return AtShare()
+    return AtShare(evidence.until - bins[-1].start, sum(one.treatment.requests for one in bins))
