@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from controlled_rollout.errors import ConflictError, ControlledRolloutError
@@ -17,6 +18,11 @@ RATE = 40.0
 
 async def warnings_of(sandbox: Sandbox) -> str:
     return "\n".join((await sandbox.target.status(sandbox.endpoint)).warnings)
+
+
+async def is_refused(sandbox: Sandbox) -> bool:
+    async with httpx.AsyncClient() as caller:
+        return (await caller.post(sandbox.url, json={})).status_code == 403
 
 
 def patch(sandbox: Sandbox, kind: str, name: str, body: dict[str, Any]) -> None:
@@ -36,12 +42,15 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
 
     async with steady_load(sandbox.url, keys.primary, rate=RATE) as load:
         await load.more(50)
-        # The policy: whoever brings it back closes nothing, not even for a moment.
+        # Without its policy the endpoint is closed at once, and the next step opens it for good.
         sandbox.kubectl("delete", "securitypolicy,backendtrafficpolicy,httproutefilter", "--all")
+        await until(lambda: is_refused(sandbox), "the Gateway refuses callers of a route that has no policy")
         said = await warnings_of(sandbox)
         await sandbox.shift("two", 10)
+        failed_until_then = load.failed
         await load.more(50)
-        assert load.failed == {}, load.refusals
+        assert set(failed_until_then) == {"403"}
+        assert load.failed == failed_until_then, load.refusals
 
         sandbox.kubectl("delete", "secret", f"{name}-keys")
         sandbox.kubectl("delete", "service", service)
@@ -59,13 +68,14 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
 
         await until(is_ready, "control has its replicas again", timeout_s=60, interval_s=0.5)
 
+    assert "so nobody is asked for a key" in said
     for missing in (
         f"SecurityPolicy {name}",
         f"BackendTrafficPolicy {name}",
         f"Service {service}",
         f"Deployment {service}",
     ):
-        assert f"{missing} does not exist: every step makes it again" in said
+        assert f"{missing} does not exist" in said
     assert "every step restores the keys from their copy; callers keep theirs" in said
     assert await sandbox.target.keys(sandbox.endpoint) == keys
     assert await warnings_of(sandbox) == ""

@@ -96,7 +96,17 @@ def _objects(endpoint: str, image: str, routing: str) -> list[dict[str, Any]]:
             "routingType": routing,
         },
     }
-    return [pod, service("one"), service("gone"), route, policy]
+    # The Gateway closes every route that has no policy of its own.
+    access = {
+        "apiVersion": "gateway.envoyproxy.io/v1alpha1",
+        "kind": "SecurityPolicy",
+        "metadata": {"name": endpoint},
+        "spec": {
+            "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": endpoint}],
+            "authorization": {"defaultAction": "Allow"},
+        },
+    }
+    return [pod, service("one"), service("gone"), route, policy, access]
 
 
 def _serve(lab: Lab, namespace: str, *, routing: str = "Endpoint") -> None:

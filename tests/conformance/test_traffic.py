@@ -97,6 +97,31 @@ async def test_version_that_is_not_ready_delays_neither_the_other_two_nor_a_roll
     assert status.weight_ppm == {"one": 800_000, "three": 200_000}
 
 
+async def test_traffic_does_not_move_to_a_default_that_has_no_replica(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("nobody"), "two"))
+    # A default that is to get nothing is one at once, whatever becomes of it.
+    endpoint = lab.with_version(endpoint, "one", "crash", is_default=True).update_version("two", traffic_percentile=100)
+    endpoint = await lab.apply(endpoint)
+    await lab.served(endpoint)
+
+    async with lab.load(endpoint) as load:
+        endpoint = await lab.apply(endpoint.shift("two", 50))
+        await lab.until(
+            endpoint,
+            lambda status: "'one' is not ready: the other versions keep" in (status.waiting_for or ""),
+            "the second version keeps its traffic",
+        )
+        await load.more(100)
+        waiting = await lab.target.status(endpoint.name)
+        endpoint = await lab.serve(endpoint.update_version("one", image=lab.images["steady"]))
+        await load.more(100)
+
+    assert waiting.weight_ppm == {"two": 1_000_000}
+    assert load.failed == {}, load.refusals
+    assert (await lab.target.status(endpoint.name)).weight_ppm == {"one": 500_000, "two": 500_000}
+
+
 async def test_a_version_with_a_new_image_is_replaced_without_losing_a_request(target_lab: TargetLab) -> None:
     lab = target_lab
     endpoint = await lab.serve(lab.with_version(lab.endpoint("replaced"), "one", num_replicas=2))

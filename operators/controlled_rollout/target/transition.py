@@ -40,9 +40,11 @@ class Split:
             return None
         versions = ", ".join(map(repr, self.waits_for))
         unready = f"version {versions} is" if len(self.waits_for) == 1 else f"versions {versions} are"
-        meanwhile = (
-            f"{self.default!r} serves the rest of the traffic" if self.default else "all requests are answered 503"
-        )
+        meanwhile = "all requests are answered 503"
+        if self.default:
+            meanwhile = f"{self.default!r} serves the rest of the traffic"
+            if self.default in self.waits_for and not self.weights[self.default]:
+                meanwhile = "the other versions keep their traffic"
         return f"{unready} not ready: {meanwhile} meanwhile"
 
 
@@ -63,6 +65,7 @@ def allowed_split(
     | deleted                                   | none, unless it is the default that is served until its successor |
     |                                           | is ready                                                          |
     | the default                               | the rest, whatever becomes of its replicas                        |
+    | the default, without share and replica    | none: the versions that are to get less keep what it cannot take  |
 
     A new default replaces the served one when it is ready, or needs no more than it has, or has a replica while the
     served one has none. Until then the served default takes the rest, also of a revision that has deleted it. While no
@@ -89,10 +92,23 @@ def allowed_split(
         waits_for = tuple(name for name, weight in wanted.items() if weight and name not in ready)
         return Split(waits_for=waits_for, revision=endpoint.revision)
     rest = _remaining_weight(default, allowed)
+    if rest and default not in live and served.weights and not served.weights.get(default):
+        allowed, rest = _kept_by_others(default, allowed, served=served, rest=rest), 0
     # An order that does not depend on what was served before.
     weights = {name: rest if name == default else weight for name, weight in allowed.items()} | {default: rest}
     waits_for = tuple(name for name, weight in wanted.items() if weights[name] < weight)
     return Split(weights, default, waits_for, complete=not waits_for, revision=endpoint.revision)
+
+
+def _kept_by_others(default: str, allowed: Mapping[str, int], *, served: Split, rest: int) -> dict[str, int]:
+    """Return the others' shares while the default can take nothing: who is to get less keeps what it would have got."""
+    kept = dict(allowed)
+    for name, had in served.weights.items():
+        more = min(rest, max(0, had - kept.get(name, 0))) if name != default else 0
+        if more:
+            kept[name] = kept.get(name, 0) + more
+            rest -= more
+    return kept
 
 
 def sends_more(before: Endpoint, after: Endpoint) -> bool:

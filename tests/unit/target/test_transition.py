@@ -55,6 +55,20 @@ def test_a_version_that_is_not_ready_keeps_what_it_has_when_it_is_to_get_more() 
     assert allowed(endpoint(0, 50), split(90, 10), "one") == ({"one": 90, "two": 10}, "one")
 
 
+def test_a_default_without_a_share_and_without_a_replica_gets_nothing_and_the_others_keep_what_it_cannot_take() -> None:
+    """Its requests would all fail: nothing is switched to a version that has nothing to answer with."""
+    wanted, served = endpoint(0, 50, 30), split(0, 100, 0)
+
+    waiting = allowed_split(wanted, served=served, ready=("two", "three"), live=("two", "three"))
+
+    assert waiting == Split({"one": 0, "two": 700_000, "three": 300_000}, "one", ("one",))
+    assert waiting.waiting_for == "version 'one' is not ready: the other versions keep their traffic meanwhile"
+    with_replica = allowed_split(wanted, served=waiting, ready=("two", "three"), live=("one", "two", "three"))
+    assert with_replica.weights == {"one": 200_000, "two": 500_000, "three": 300_000}
+    # One that has a share keeps it, and takes the rest at once: going back never waits.
+    assert allowed(endpoint(0, 0), split(10, 90), "two") == ({"one": 100}, "one")
+
+
 def test_a_version_without_a_share_delays_nothing() -> None:
     assert allowed_split(endpoint(0, 0), served=CLOSED, ready=("one",), live=("one",)).complete
 

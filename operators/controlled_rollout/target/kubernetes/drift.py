@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Object
-from controlled_rollout.cluster.kinds import Kind
+from controlled_rollout.cluster.kinds import SECURITY_POLICY, Kind
 
 __all__ = ["Drift", "exact_patch", "is_changed", "other_writers", "replicas_writer"]
 
@@ -43,7 +43,12 @@ class Drift:
     @classmethod
     def missing(cls, kind: Kind, name: str, version: str | None = None) -> "Drift":
         """Return that an object does not exist."""
-        return cls(f"{kind.name} {name}", "does not exist", "every step makes it again", version)
+        found = "does not exist"
+        if kind is SECURITY_POLICY:
+            found += (
+                ", so that nobody is asked for a key: callers are let in, or refused if the Gateway closes by default"
+            )
+        return cls(f"{kind.name} {name}", found, "every step makes it again", version)
 
     @classmethod
     def edited(cls, found: Object, version: str | None = None) -> "Drift":

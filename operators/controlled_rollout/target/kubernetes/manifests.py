@@ -15,7 +15,7 @@ from controlled_rollout.cluster.kinds import (
     SERVICE,
     Kind,
 )
-from controlled_rollout.endpoint import VERSION_HEADER, Endpoint, Version
+from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint, Version
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
     endpoint_object_name,
@@ -207,19 +207,22 @@ def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object, par
     }
 
 
-def security_policy(endpoint: str, *, namespace: str, owner: Object) -> Object:
-    """Return the SecurityPolicy that only lets callers with a key in."""
-    return {
-        **_policy_head(SECURITY_POLICY, endpoint, namespace, owner),
-        "spec": {
-            "targetRefs": [_route_reference(endpoint)],
-            "apiKeyAuth": {
-                "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object_name(endpoint, "keys")}],
-                "extractFrom": [{"headers": ["Authorization"]}],
-                "sanitize": True,
-            },
-        },
-    }
+def security_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
+    """Return the SecurityPolicy that only lets callers with a key in; everybody, if the endpoint asks for no key.
+
+    An open endpoint has a policy, too: the Gateway's own one closes all routes that have none.
+    """
+    name = endpoint.name
+    spec: Object = {"targetRefs": [_route_reference(name)]}
+    if endpoint.auth is Auth.NONE:
+        spec["authorization"] = {"defaultAction": "Allow"}
+    else:
+        spec["apiKeyAuth"] = {
+            "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object_name(name, "keys")}],
+            "extractFrom": [{"headers": ["Authorization"]}],
+            "sanitize": True,
+        }
+    return {**_policy_head(SECURITY_POLICY, name, namespace, owner), "spec": spec}
 
 
 def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:

@@ -11,8 +11,10 @@ longer does.
 | state    | entered when                       | weights on the route         | left when                      |
 |----------|------------------------------------|------------------------------|--------------------------------|
 | CLOSED   | the goal is no split at all        | none: the router answers 503 | the goal is a split            |
-| ENTERING | a version is to get a share and    | the present ones, and 1 for  | every Envoy serves these rules |
-|          | has none, while others are served  | every version that enters    | and has a replica of each      |
+| ENTERING | a version is to get a share and    | the present ones, what goes  | every Envoy serves these rules |
+|          | has none, while others are served  | down already down, the rest  | and has a replica of each      |
+|          |                                    | to the served default; 1 for |                                |
+|          |                                    | every version that enters    |                                |
 | LEAVING  | a version is to lose all its share | the goal's, and 1 for every  | every Envoy serves these rules |
 |          |                                    | version that leaves          |                                |
 | PARTIAL  | a version has to become ready      | the goal's                   | the goal changes               |
@@ -62,6 +64,7 @@ class RouteState:
         confirmed: Every Envoy serves the present rules.
         connected: The versions of which every Envoy has a replica in the cluster that shares the traffic.
         goal: The split that may be served.
+        default: The version that takes the rest on the route now; None for none.
     """
 
     weights: Weights
@@ -69,6 +72,7 @@ class RouteState:
     confirmed: bool
     connected: Collection[str]
     goal: Split
+    default: str | None = None
 
     @property
     def entering(self) -> list[str]:
@@ -105,7 +109,7 @@ _STATES: Final = (
     _State(
         Phase.ENTERING,
         lambda now: bool(now.entering),
-        lambda now: {**dict.fromkeys(now.goal.weights, 0), **now.weights, **dict.fromkeys(now.entering, MINIMAL)},
+        lambda now: {**dict.fromkeys(now.goal.weights, 0), **_lowered(now), **dict.fromkeys(now.entering, MINIMAL)},
     ),
     _State(
         Phase.LEAVING,
@@ -115,6 +119,23 @@ _STATES: Final = (
     _State(Phase.PARTIAL, lambda now: not now.goal.complete, lambda now: now.goal.weights),
     _State(Phase.WHOLE, lambda now: now.goal.complete, lambda now: now.goal.weights),
 )
+
+
+def _lowered(now: RouteState) -> dict[str, int]:
+    """Return the present weights with what goes down at its goal already: a roll-back waits for no other version.
+
+    The served default takes what that sets free. Without one that has a share, all stays as it is.
+    """
+    served = shares(now.weights, now.phase)
+    if now.default is None or now.default not in served:
+        return dict(now.weights)
+    lowered = {
+        version: max(MINIMAL, min(weight, now.goal.weights.get(version, 0)))
+        for version, weight in served.items()
+        if version != now.default
+    }
+    free = sum(served[version] - weight for version, weight in lowered.items())
+    return {**now.weights, **lowered, now.default: served[now.default] + free}
 
 
 def next_weights(now: RouteState) -> tuple[Phase, dict[str, int]]:

@@ -93,10 +93,9 @@ async def _apply_policies(
     """Make an endpoint's policies and direct responses as a revision asks for; return what was otherwise."""
     name, namespace = endpoint.name, workspace.namespace
     policies: list[tuple[Kind, Object]] = [
-        (BACKEND_TRAFFIC_POLICY, manifests.traffic_policy(endpoint, namespace=namespace, owner=owner))
+        (SECURITY_POLICY, manifests.security_policy(endpoint, namespace=namespace, owner=owner)),
+        (BACKEND_TRAFFIC_POLICY, manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)),
     ]
-    if endpoint.auth is Auth.KEY:
-        policies.append((SECURITY_POLICY, manifests.security_policy(name, namespace=namespace, owner=owner)))
     versions = ", ".join(endpoint.versions) or "none"
     responses = {
         "closed": (503, f"endpoint {name} has no version that is ready yet"),
@@ -108,8 +107,6 @@ async def _apply_policies(
     found = await asyncio.gather(
         *(_put_back(api, kind, namespace, manifest, dry_run=dry_run) for kind, manifest in policies)
     )
-    if endpoint.auth is Auth.NONE and not dry_run:
-        await api.delete(SECURITY_POLICY.path(namespace, endpoint_object_name(name)))
     return [one for one in found if one is not None]
 
 

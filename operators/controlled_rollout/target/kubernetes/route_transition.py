@@ -39,7 +39,9 @@ def next_rules(
         EndpointError: There would be more rules than a route may have.
     """
     present = managed or ManagedRules(Mark(0, Phase.CLOSED))
-    phase, weights = next_weights(RouteState(present.weights, present.mark.phase, confirmed, connected, goal))
+    phase, weights = next_weights(
+        RouteState(present.weights, present.mark.phase, confirmed, connected, goal, present.mark.default)
+    )
     reachable = [name for name in endpoint.versions if name in available or name in present.reachable]
     mark = _next_mark(endpoint.revision, phase, weights, goal, present=present, confirmed=confirmed)
     rules = route_rules.build_rules(endpoint, current, weights=weights, reachable=reachable, mark=mark)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
-from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.kubernetes import health, route_rules
 from controlled_rollout.target.kubernetes.drift import Drift, replicas_writer
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats, ready_pods
@@ -115,9 +115,7 @@ class EndpointView:
 
     @cached_property
     def policy_acknowledged(self) -> Acknowledgement:
-        """Whether the Gateway enforces the policy that checks callers' keys; done if the endpoint needs no key."""
-        if self.endpoint.auth is Auth.NONE:
-            return Acknowledgement(True)
+        """Whether the Gateway enforces the policy that says who may call."""
         policy = self.objects[SECURITY_POLICY].get(endpoint_object_name(self.endpoint.name))
         return acknowledgement(policy, "ancestors", gateway=self.gateway, conditions=("Accepted",))
 

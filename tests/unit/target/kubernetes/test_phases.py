@@ -22,9 +22,10 @@ def state(
     confirmed: bool = True,
     connected: tuple[str, ...] = (),
     complete: bool = True,
+    default: str | None = None,
 ) -> RouteState:
     split = Split(goal, max(goal, key=lambda name: goal[name]), complete=complete) if goal else CLOSED
-    return RouteState(weights, phase, confirmed, connected, split)
+    return RouteState(weights, phase, confirmed, connected, split, default)
 
 
 # Each state: what it is entered by, and what it is left by
@@ -49,6 +50,20 @@ def test_entering_keeps_the_present_split_until_every_envoy_has_a_replica_of_the
     assert next_weights(now) == entering
     assert next_weights(replace(now, connected=("two",), confirmed=False)) == entering
     assert next_weights(replace(now, connected=("two",))) == (Phase.WHOLE, goal)
+
+
+def test_a_version_that_goes_down_does_so_while_another_one_enters() -> None:
+    """A roll-back that begins while a third version enters: the served default takes what the second gives up."""
+    present = {"one": 800_000, "two": 200_000, "three": MINIMAL}
+    goal = {"one": 900_000, "two": 0, "three": 100_000}
+    now = state(present, goal, Phase.ENTERING, confirmed=False, default="one")
+
+    lowered = {"one": ALL - MINIMAL, "two": MINIMAL, "three": MINIMAL}
+    assert next_weights(now) == (Phase.ENTERING, lowered)
+    entered = replace(now, weights=lowered, confirmed=True, connected=("one", "two", "three"))
+    assert next_weights(entered) == (Phase.WHOLE, goal)
+    # Nobody takes what it gives up if the default has no share.
+    assert next_weights(replace(now, default="four"))[1] == present
 
 
 def test_leaving_serves_the_new_split_until_every_envoy_has_followed() -> None:
@@ -106,12 +121,13 @@ def test_a_version_that_is_wanted_again_while_it_leaves_has_its_cluster_still() 
 
 
 def way(
-    weights: dict[str, int], goal: dict[str, int], phase: Phase = Phase.WHOLE
+    weights: dict[str, int], goal: dict[str, int], phase: Phase = Phase.WHOLE, default: str | None = None
 ) -> list[tuple[Phase, dict[str, int]]]:
     """Return all splits on the way to a goal, with Envoys that confirm each of them."""
     steps: list[tuple[Phase, dict[str, int]]] = []
     for _ in range(10):
-        now = state(weights, goal, phase, connected=tuple(name for name, weight in weights.items() if weight))
+        connected = tuple(name for name, weight in weights.items() if weight)
+        now = state(weights, goal, phase, connected=connected, default=default)
         if next_weights(now) == (phase, weights):
             return steps
         phase, weights = next_weights(now)
@@ -129,11 +145,14 @@ def splits(draw: st.DrawFn) -> dict[str, int]:
 PHASES = st.sampled_from(sorted(set(Phase) - {Phase.CLOSED}))
 
 
-@given(before=splits(), phase=PHASES, goal=splits())
+DEFAULTS = st.none() | st.sampled_from(("one", "two", "three"))
+
+
+@given(before=splits(), phase=PHASES, goal=splits(), default=DEFAULTS)
 def test_every_transition_ends_at_its_goal_and_no_share_jumps_from_or_to_zero(
-    before: dict[str, int], phase: Phase, goal: dict[str, int]
+    before: dict[str, int], phase: Phase, goal: dict[str, int], default: str | None
 ) -> None:
-    steps = [(phase, before), *way(before, goal, phase)]
+    steps = [(phase, before), *way(before, goal, phase, default)]
 
     assert steps[-1] == (Phase.WHOLE, goal)
     assert len(steps) <= 4
@@ -143,11 +162,11 @@ def test_every_transition_ends_at_its_goal_and_no_share_jumps_from_or_to_zero(
             assert later.get(name, 0) or earlier.get(name, 0) <= MINIMAL
 
 
-@given(before=splits(), phase=PHASES, goal=splits(), confirmed=st.booleans(), complete=st.booleans())
+@given(before=splits(), phase=PHASES, goal=splits(), confirmed=st.booleans(), complete=st.booleans(), default=DEFAULTS)
 def test_exactly_one_state_is_next_and_it_does_not_change_by_itself(
-    before: dict[str, int], phase: Phase, goal: dict[str, int], confirmed: bool, complete: bool
+    before: dict[str, int], phase: Phase, goal: dict[str, int], confirmed: bool, complete: bool, default: str | None
 ) -> None:
-    now = state(before, goal, phase, confirmed=confirmed, complete=complete)
+    now = state(before, goal, phase, confirmed=confirmed, complete=complete, default=default)
     next_phase, weights = next_weights(now)
 
     after = replace(now, phase=next_phase, weights=weights, confirmed=False)

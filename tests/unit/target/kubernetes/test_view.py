@@ -48,6 +48,18 @@ def route(rules: list[dict[str, Any]]) -> dict[str, Any]:
     return {**made, "status": {"parents": [parent_status]}}
 
 
+def policies(of: Endpoint, *, acknowledged: bool) -> dict[str, dict[str, Any]]:
+    """Return the endpoint's SecurityPolicy, by name, which Envoy Gateway has or has not processed."""
+    accepted = {"type": "Accepted", "status": "True", "observedGeneration": 1 if acknowledged else 0}
+    ancestor = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
+    policy = {
+        **manifests.security_policy(of, namespace=NAMESPACE, owner=OWNER),
+        "status": {"ancestors": [{"ancestorRef": ancestor, "controllerName": CONTROLLER, "conditions": [accepted]}]},
+    }
+    policy["metadata"]["generation"] = 1
+    return {policy["metadata"]["name"]: policy}
+
+
 def view_of(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mark | None = None) -> EndpointView:
     """Return the view of an endpoint with the Deployments of some versions, and one Envoy that serves a mark."""
     both = endpoint("one", "two")
@@ -55,7 +67,7 @@ def view_of(of: Endpoint, rules: list[dict[str, Any]], *versions: str, mark: Mar
         DEPLOYMENT: {name: deployment(both, name) for name in versions},
         POD: {},
         HTTP_ROUTE: {"digits": route(rules)} if rules else {},
-        SECURITY_POLICY: {},
+        SECURITY_POLICY: policies(of, acknowledged=True),
     }
     served = frozenset({mark.stat(NAMESPACE, "digits")} if mark else ())
     view = EndpointView(of, GATEWAY, objects, envoys=GatewayStats({"envoy-1": EnvoyStats(rules=served)}))
@@ -140,15 +152,8 @@ def test_route_edited_by_hand_is_not_overwritten() -> None:
 
 def with_policy(view: EndpointView, *, acknowledged: bool) -> EndpointView:
     """Return the view of an endpoint that asks for keys, with a policy that Envoy Gateway has or has not processed."""
-    accepted = {"type": "Accepted", "status": "True", "observedGeneration": 1 if acknowledged else 0}
-    ancestor = {"namespace": GATEWAY[0], "name": GATEWAY[1]}
-    policy = {
-        **manifests.security_policy("digits", namespace=NAMESPACE, owner=OWNER),
-        "status": {"ancestors": [{"ancestorRef": ancestor, "controllerName": CONTROLLER, "conditions": [accepted]}]},
-    }
-    policy["metadata"]["generation"] = 1
     keyed = view.endpoint.model_copy(update={"auth": Auth.KEY})
-    objects = {**view.objects, SECURITY_POLICY: {policy["metadata"]["name"]: policy}}
+    objects = {**view.objects, SECURITY_POLICY: policies(keyed, acknowledged=acknowledged)}
     return replace(view, endpoint=keyed, objects=objects)
 
 
