@@ -1,5 +1,6 @@
 """The approval as a task: asks a person, with the evidence, when the gate could not decide or before the promotion."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import exceptions
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
-from controlled_rollout.errors import ArgumentError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
@@ -17,6 +18,8 @@ from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from controlled_rollout.steps.question import Question
 
 __all__ = ["ApproveRolloutOperator", "question_text", "user_name"]
 
@@ -51,7 +54,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     Args:
         endpoint: The endpoint's name.
         version: The treatment.
-        gate_task_id: The `TreatmentGateSensor` whose evidence is shown.
+        gate_task_id: The `TreatmentGateSensor` with whose arguments the looks go on.
         always: Whether to ask even when the gate has passed.
         conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What `ApprovalOperator` takes: `assigned_users`, `response_timeout`, `notifiers`, … but neither
@@ -89,18 +92,12 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
 
     def execute(self, context: "Context") -> None:
         """Skip the task if the gate has decided; otherwise record the question and defer until it is answered."""
-        result = self._gate_result(context)
-        # Without the gate's answer nobody knows that it has decided: ask.
-        if not (self.always or result.get("asks", True)):
-            raise AirflowSkipException(f"the gate has decided: {result.get('reason', '')}")
         terms = self.run_in_workspace(context, lambda _: self._terms_of_looks(context))
-        if not self.body:
-            self.body = question_text(result)
-        self._append_decision(context, "ask", task_of(context), str(result.get("reason", "")))
-        try:
-            super().execute(context)
-        except QUESTION_IS_OPEN:
-            self.defer(trigger=self._trigger(context, terms), method_name=self.execute_complete.__name__)
+        question = self._question(context, terms)
+        if question.decided and not self.always:
+            raise AirflowSkipException(f"the gate has decided: {question.decided}")
+        self._note_decision(context, "ask", task_of(context), question.reason)
+        self._ask(context, terms, self.body or question_text(question))
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Return who approved, after another look at the evidence; raise if the person rejected or nobody answered."""
@@ -111,7 +108,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
         who = user_name(answer.get("responded_by_user"))
         if answer["chosen_options"] != [self.APPROVE]:
-            self._append_decision(context, "reject", who, f"{who} answered {self.REJECT}")
+            self._note_decision(context, "reject", who, f"{who} answered {self.REJECT}")
             self.fail(context, f"{who} rejected version {self.version!r} of endpoint {self.endpoint!r}")
 
         async def look_once(workspace: Workspace) -> LookResult:
@@ -121,13 +118,35 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         result = self.run_in_workspace(context, look_once)
         if result.action is not NextAction.WAIT:
             self._stop(context, result)
-        self._append_decision(context, "approve", who, f"{who} answered {self.APPROVE}")
+        try:
+            self._append_decision(context, "approve", who, f"{who} answered {self.APPROVE}")
+        except ControlledRolloutError as error:  # only what is recorded permits the rollout to go on
+            self.log.warning("the approval cannot be recorded: %s", error)
+            terms = self.run_in_workspace(context, lambda _: self._terms_of_looks(context))
+            self._ask(context, terms, f"{who} has approved, and it cannot be recorded ({error}). Please approve again.")
         return {"approved_by": who}
 
-    def _gate_result(self, context: "Context") -> Mapping[str, Any]:
-        """Return what the gate task pushed to XCom: outcome, reason and table; empty if it pushed nothing."""
-        result = context["ti"].xcom_pull(task_ids=self.gate_task_id)
-        return result if isinstance(result, Mapping) else {}
+    def _ask(self, context: "Context", terms: GateTerms, body: str) -> NoReturn:
+        """Store the question in Airflow's database, tell people, and defer until it is answered or withdrawn."""
+        self.body = body
+        try:
+            super().execute(context)
+        except QUESTION_IS_OPEN:
+            self.defer(trigger=self._trigger(context, terms), method_name=self.execute_complete.__name__)
+        raise AssertionError("the standard provider's operator waits for the answer")
+
+    def _question(self, context: "Context", terms: GateTerms) -> "Question":
+        """Return what to ask; if endpoint or record cannot be read, nobody knows whether the gate has decided: ask."""
+        from controlled_rollout.steps.question import Question, read_question
+
+        try:
+            workspace = self.workspace()
+            return asyncio.run(
+                self._run_cancellable(read_question(workspace, self.endpoint, self.version, terms.owner))
+            )
+        except Exception as error:
+            self.log.warning("the gate's decision cannot be read: %s", error)
+            return Question("", f"The gate's decision cannot be read now: {error}")
 
     async def _terms_of_looks(self, context: "Context") -> GateTerms:
         """Return how to look while a person is asked: as the gate task does, from its arguments.
@@ -160,11 +179,15 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         """Fail the task because of what a look has found; skip it if the version has become control by hand."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(f"the question is withdrawn: {result.reason}")
-        try:
-            self._append_decision(context, "reject", task_of(context), f"the question is withdrawn: {result.reason}")
-        except Exception as error:  # nothing may delay the roll-back
-            self.log.warning("the withdrawal is not in the record: %s", error)
+        self._note_decision(context, "reject", task_of(context), f"the question is withdrawn: {result.reason}")
         self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
+
+    def _note_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
+        """Append a decision that permits nothing to the record; an outage delays neither a question nor a roll-back."""
+        try:
+            self._append_decision(context, step, who, why)
+        except Exception as error:
+            self.log.warning("%r is not in the record: %s", step, error)
 
     def _append_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
         """Append a question or an answer to the endpoint's record, about the rollout at its present share."""
@@ -182,14 +205,12 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         super().fail(context, reason)
 
 
-def question_text(result: Mapping[str, Any]) -> str:
+def question_text(question: "Question") -> str:
     """Return the Markdown text of the question to the person: why it is asked, and the gate's evidence."""
-    reason = str(result.get("reason") or "The gate has not looked.")
-    table = str(result.get("table") or "")
-    evidence = f"\n\n```\n{table}\n```" if table else ""
+    evidence = f"\n\n```\n{question.table}\n```" if question.table else ""
     return (
-        f"{reason}{evidence}\n\n**Approve** goes on with the rollout, unless a claim has alarmed in the meantime. "
-        "**Reject** rolls the version back."
+        f"{question.reason}{evidence}\n\n**Approve** goes on with the rollout. **Reject** rolls the version back. "
+        "Meanwhile the evidence is watched: if a claim alarms, this question is withdrawn and the version rolled back."
     )
 
 

@@ -12,7 +12,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["reason_not_to_promote", "reason_not_to_shift"]
+__all__ = ["going_on", "reason_not_to_promote", "reason_not_to_shift"]
 
 # Steps of the record that say whether the rollout may go on. A look says so only if it fails.
 JUDGEMENTS: Final = ("go_on", "hold", "ask", "approve", "reject")
@@ -86,17 +86,36 @@ def reason_not_to_shift(
     return None
 
 
-def _newest_judgement(
-    endpoint: Endpoint, newest_first: Iterable[Decision], version: str, owner: str, steps: Sequence[str]
+def going_on(
+    history: Sequence[Revision], newest_first: Iterable[Decision], version: str, owner: str | None
 ) -> Decision | None:
-    """Return the newest of these judgements, or failed look, of the rollout that holds the endpoint; None without."""
-    rollout = endpoint.rollout
-    if rollout is None or (rollout.version, rollout.owner) != (version, owner):
+    """Return the decision of a gate that lets the rollout go on from its present share; None if a person has to.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        newest_first: The record's decisions about the version, newest first; read no further than is needed.
+        version: The version.
+        owner: The run, as `dag/run`; None for whichever holds the endpoint.
+    """
+    fact = _newest_judgement(history[-1].endpoint, newest_first, version, owner, JUDGEMENTS)
+    is_valid = fact is not None and fact.step == "go_on" and _problem_of(fact, history, version) is None
+    return fact if is_valid else None
+
+
+def _newest_judgement(
+    endpoint: Endpoint, newest_first: Iterable[Decision], version: str, owner: str | None, steps: Sequence[str]
+) -> Decision | None:
+    """Return the newest of these judgements, or failed look, of the rollout that holds the endpoint; None without.
+
+    Without an owner it may be any run's rollout, or none that holds the endpoint.
+    """
+    rollout = endpoint.rollout if endpoint.rollout and endpoint.rollout.version == version else None
+    if owner is not None and (rollout is None or rollout.owner != owner):
         return None
+    present = (endpoint.name, version, rollout.owner if rollout else None, rollout.started if rollout else None)
     for decision in newest_first:
-        about = (decision.endpoint, decision.version, decision.run, decision.rollout)
         judges = decision.step in steps or (decision.step == "look" and decision.outcome == "fail")
-        if judges and about == (endpoint.name, version, owner, rollout.started):
+        if judges and (decision.endpoint, decision.version, decision.run, decision.rollout) == present:
             return decision
     return None
 

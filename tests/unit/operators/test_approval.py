@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,19 +14,27 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from controlled_rollout import ControlledRollout, Gate, TreatmentGateSensor, record
 from controlled_rollout.defaults import LOOK_INTERVAL
+from controlled_rollout.errors import RecordUnavailableError, TargetUnavailableError
+from controlled_rollout.evaluation import judgements
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
+from controlled_rollout.operators import approval
 from controlled_rollout.operators.approval import ApproveRolloutOperator, question_text, user_name
+from controlled_rollout.steps import question as question_module
+from controlled_rollout.steps.question import Question
 from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
 from controlled_rollout.workspace import Workspace
 
+REJECTED = {
+    "chosen_options": ["Reject"], "params_input": {}, "responded_at": datetime(2026, 1, 5, tzinfo=UTC),
+    "responded_by_user": {"id": "1", "name": "Ada"},
+}  # fmt: skip
 GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
 
 @dataclass
 class TaskInstance:
-    """What the task asks of its task instance; `result` is what the gate's task has returned."""
+    """What the task asks of its task instance."""
 
-    result: dict[str, Any] | None
     dag_id: str = "weekly"
     run_id: str = "run-1"
     task_id: str = "ask_50"
@@ -34,12 +43,9 @@ class TaskInstance:
     def xcom_push(self, key: str, value: object) -> None:
         pass
 
-    def xcom_pull(self, task_ids: str) -> dict[str, Any] | None:
-        return self.result
 
-
-def context(result: dict[str, Any] | None) -> Context:
-    ti = TaskInstance(result)
+def context() -> Context:
+    ti = TaskInstance()
     return cast(Context, {"ti": ti, "task_instance": ti, "params": {"bin": "8 s"}})
 
 
@@ -70,17 +76,32 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return stored
 
 
-def trigger_of(task: ApproveRolloutOperator, result: dict[str, Any] | None) -> RolloutQuestionTrigger:
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Question | Exception]:
+    """What endpoint and record say of the rollout: replace it to change it."""
+    found: list[Question | Exception] = [Question("", "too few requests", "claim  e-value")]
+
+    async def read_question(*_: object) -> Question:
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    monkeypatch.setattr(question_module, "read_question", read_question)
+    return found
+
+
+def trigger_of(call: Callable[[], object]) -> RolloutQuestionTrigger:
     """Execute the task, and return the trigger that it waits with."""
     with pytest.raises(TaskDeferred) as deferred:
-        task.execute(context(result))
+        call()
     assert isinstance(deferred.value.trigger, RolloutQuestionTrigger)
     assert deferred.value.method_name == "execute_complete"
     return deferred.value.trigger
 
 
+@pytest.mark.usefixtures("found")
 def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, questions: list[dict[str, Any]]) -> None:
-    trigger = trigger_of(operator(response_timeout=timedelta(hours=1)), {"asks": True, "reason": "too few requests"})
+    trigger = trigger_of(lambda: operator(response_timeout=timedelta(hours=1)).execute(context()))
 
     terms = GateTerms.model_validate(json.loads(json.dumps(trigger.terms)))
     assert (terms.gate.alpha, terms.window.bin_width, terms.interval) == (0.01, timedelta(seconds=8), LOOK_INTERVAL)
@@ -88,19 +109,41 @@ def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, q
     assert [question["body"].startswith("too few requests") for question in questions] == [True]
     assert trigger.question["ti_id"] == str(UUID(int=7))
     assert datetime.fromisoformat(trigger.question["timeout_datetime"]) > datetime.now(UTC) + timedelta(minutes=59)
+    assert [(line.step, line.why) for line in record.read(home, "digits")] == [("ask", "too few requests")]
 
 
-@pytest.mark.parametrize("result", [None, {}, {"outcome": "pass"}])
-def test_without_the_gates_answer_a_person_is_asked(
-    home: Workspace, questions: list[dict[str, Any]], result: dict[str, Any] | None
+@pytest.mark.parametrize(
+    "error", [RecordUnavailableError("the share is away"), TargetUnavailableError("503"), KeyError("x")]
+)
+def test_where_nobody_can_say_whether_the_gate_has_decided_a_person_is_asked(
+    home: Workspace, questions: list[dict[str, Any]], found: list[Any], error: Exception
 ) -> None:
-    trigger_of(operator(), result)
-    assert len(questions) == 1
+    found[0] = error
+    home.records_folder.parent.mkdir(parents=True, exist_ok=True)
+    home.records_folder.write_text("not a folder")
+    trigger_of(lambda: operator().execute(context()))
+    assert [f"cannot be read now: {error}" in question["body"] for question in questions] == [True]
+
+
+@pytest.mark.usefixtures("found")
+def test_approval_that_cannot_be_recorded_is_asked_for_again(
+    home: Workspace, questions: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take_look(*_: object) -> LookResult:
+        return LookResult(NextAction.WAIT, "a person is asked")
+
+    async def record_answer(*_: object, **__: object) -> None:
+        raise RecordUnavailableError("the share is away")
+
+    monkeypatch.setattr(approval, "take_look", take_look)
+    monkeypatch.setattr(judgements, "record_answer", record_answer)
+    trigger_of(lambda: operator().execute_complete(context(), {**REJECTED, "chosen_options": ["Approve"]}))
+    assert questions[0]["body"].startswith("Ada has approved, and it cannot be recorded (the share is away).")
 
 
 def test_approval_without_its_gate_is_an_error_and_asks_nobody(home: Workspace, questions: list[Any]) -> None:
     with pytest.raises(AirflowFailException, match="the DAG has no TreatmentGateSensor of that name"):
-        operator(gate_task_id="gate_10").execute(context({"asks": True}))
+        operator(gate_task_id="gate_10").execute(context())
     assert questions == []
 
 
@@ -125,7 +168,7 @@ def test_look_that_ends_the_rollout_withdraws_the_question_and_fails_the_task(
 ) -> None:
     event = {"look": LookResult(NextAction(action), reason, "fail", "claim").to_event()}
     with pytest.raises(AirflowFailException, match=f"{action}: {reason}"):
-        operator().execute_complete(context({}), event)
+        operator().execute_complete(context(), event)
     [line] = record.read(home, "digits")
     assert (line.step, line.who) == ("reject", "weekly/run-1/ask_50")
     assert line.why == f"the question is withdrawn: {reason}"
@@ -136,22 +179,27 @@ def test_withdrawal_that_cannot_be_recorded_still_fails_the_task(home: Workspace
     home.records_folder.write_text("not a folder")
     event = {"look": LookResult(NextAction.FAIL, "errors are higher", "fail").to_event()}
     with pytest.raises(AirflowFailException, match="errors are higher"):
-        operator().execute_complete(context({}), event)
+        operator().execute_complete(context(), event)
 
 
 def test_version_that_a_person_has_promoted_needs_no_answer(home: Workspace) -> None:
     event = {"look": LookResult(NextAction.NOTHING_TO_COMPARE, "v2a is the control already").to_event()}
     with pytest.raises(AirflowSkipException, match="the question is withdrawn: v2a is the control already"):
-        operator().execute_complete(context({}), event)
+        operator().execute_complete(context(), event)
 
 
-def test_approval_is_skipped_when_the_gate_has_decided() -> None:
-    with pytest.raises(AirflowSkipException, match="has decided: errors are fine"):
-        operator().execute(context({"asks": False, "reason": "errors are fine"}))
+def test_approval_is_skipped_when_the_gate_has_decided_unless_it_is_always_asked_for(
+    home: Workspace, questions: list[Any], found: list[Any]
+) -> None:
+    found[0] = Question("pass: errors are fine", "")
+    with pytest.raises(AirflowSkipException, match="has decided: pass: errors are fine"):
+        operator().execute(context())
+    assert questions == []
+    trigger_of(lambda: operator(always=True).execute(context()))
 
 
 def test_the_question_shows_why_and_the_evidence() -> None:
-    body = question_text({"reason": "no decision after 1 h", "table": "claim  e-value"})
+    body = question_text(Question("", "no decision after 1 h", "claim  e-value"))
     assert body.startswith("no decision after 1 h")
     assert "```\nclaim  e-value\n```" in body
 
@@ -165,19 +213,15 @@ def test_whoever_answered_is_named(user: object, name: str) -> None:
 
 
 def test_a_no_fails_without_retries_and_is_in_the_record(home: Workspace) -> None:
-    event = {
-        "chosen_options": ["Reject"], "params_input": {}, "responded_at": datetime.now(UTC),
-        "responded_by_user": {"id": "1", "name": "Ada"},
-    }  # fmt: skip
     with pytest.raises(AirflowFailException, match="Ada rejected version 'v2a'"):
-        operator().execute_complete(context({}), event)
+        operator().execute_complete(context(), REJECTED)
     [line] = record.read(home, "digits")
     assert (line.step, line.who) == ("reject", "Ada")
 
 
 def test_no_answer_in_time_fails_too(home: Workspace) -> None:
     with pytest.raises(AirflowFailException, match="nobody answered: timeout"):
-        operator().execute_complete(context({}), {"error": "late", "error_type": "timeout"})
+        operator().execute_complete(context(), {"error": "late", "error_type": "timeout"})
 
 
 def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
@@ -186,7 +230,7 @@ def test_gate_that_asks_a_person_needs_an_approval_task() -> None:
         gate = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="ask")
 
     with pytest.raises(AirflowFailException, match="no ApproveRolloutOperator comes directly after"):
-        gate.execute(context({}))
+        gate.execute(context())
 
 
 def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:
