@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from controlled_rollout.record import storage
+from controlled_rollout.target.local.atomic_files import create_private_folder, sync_folder
 
 __all__ = ["FilePart", "FileStorage"]
 
@@ -52,7 +53,7 @@ class FileStorage:
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
         """Context manager: open and lock the newest file for one append; other writers wait for the lock."""
-        self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(self.file.parent)
         while True:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
@@ -95,7 +96,7 @@ class _Appender:
         return b"".join(parts)
 
     def write(self, line: bytes) -> int:
-        """Append one line and flush it to disk; return the file's new length. A torn last line is closed first."""
+        """Append lines and flush them to disk; return the file's new length. A torn last line is closed first."""
         size = self.size
         # A crash may have cut the previous line short: this one must not become part of it.
         torn = size > 0 and os.pread(self.descriptor, 1, size - 1) != b"\n"
@@ -103,11 +104,14 @@ class _Appender:
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
         os.fsync(self.descriptor)
+        if size == 0:
+            sync_folder(self.file.parent)  # after a power cut the file itself would not be there
         return self.size
 
     def retire(self) -> None:
         """Rename the open file to a name with the time, and delete the oldest beyond `KEPT_PARTS`."""
         self.file.rename(self.file.with_name(f"{self.file.stem}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}.jsonl"))
+        sync_folder(self.file.parent)
         for oldest in _full_files(self.file)[: -storage.KEPT_PARTS]:
             oldest.unlink(missing_ok=True)
 

@@ -97,6 +97,9 @@ def _extended(periods: tuple[CountedPeriod, ...], counts: RouterCounts) -> tuple
     return (*periods, CountedPeriod(counts, counts))[-MAX_PERIODS:]
 
 
+NOTHING: Final = hashlib.blake2b(b"", digest_size=8).digest()
+
+
 @dataclass(slots=True)
 class TailState:
     """How far the open part has been read, and what is in it.
@@ -113,19 +116,19 @@ class TailState:
     offset: int = 0
     series: dict[str, LookSeries] = field(default_factory=dict)
     steps: list[StepMark] = field(default_factory=list)
-    last_line: tuple[int, bytes] = (0, b"")
+    last_line: tuple[int, bytes] = (0, NOTHING)
 
     def has_appended(self, content: bytes, offset: int) -> None:
         """Take note that this process has appended lines, which are known already, and how long the part is now."""
         self.last_line, self.offset = _ending(content + b"\n"), offset
 
-    def is_of(self, appender: Appender) -> bool:
-        """Return whether the part still begins with what was read of it."""
+    def unread(self, appender: Appender) -> bytes | None:
+        """Return what was appended to the part since it was read; None if all of it has to be read."""
         length, digest = self.last_line
         if self.identity != appender.identity or self.offset > appender.size:
-            return False
-        ending = appender.read_from(self.offset - length)[:length] if length else b""
-        return not length or _digest(ending) == digest
+            return None
+        content = appender.read_from(self.offset - length)
+        return content[length:] if _digest(content[:length]) == digest else None
 
 
 _tails: OrderedDict[str, TailState] = OrderedDict()
@@ -135,13 +138,15 @@ _tails_lock = Lock()
 def read_tail(appender: Appender) -> TailState:
     """Return the state of a record's open part; reads only what was appended since the last call in this process."""
     with _tails_lock:
-        tail = _tails.pop(appender.name, None)
-        if tail is None or not tail.is_of(appender):
-            tail = TailState(appender.identity)
+        tail = _tails.get(appender.name)
+    added = tail.unread(appender) if tail is not None else None
+    if tail is None or added is None:
+        tail, added = TailState(appender.identity), appender.read_from(0)
+    with _tails_lock:
         _tails[appender.name] = tail
+        _tails.move_to_end(appender.name)
         while len(_tails) > MAX_RECORDS:
             _tails.popitem(last=False)
-    added = appender.read_from(tail.offset)
     for line in added.splitlines():
         _add_line(tail, line)
     if added:

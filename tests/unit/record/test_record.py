@@ -120,3 +120,18 @@ def test_a_file_of_the_same_place_that_was_replaced_is_read_again(tmp_path: Path
     lines.append(workspace, lines.bins(4))
 
     assert [look.problem for look in recorded_looks(record.read(workspace, "digits"))] == [""] * 6
+
+
+def test_a_records_file_and_its_name_are_on_disk_when_its_first_line_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(file_storage, "sync_folder", synced.append)
+    workspace = Workspace.local(tmp_path)
+    record.append(workspace, decision("v1a"))
+    assert synced == [workspace.records_folder]
+    record.append(workspace, decision("v1a"))
+    assert synced == [workspace.records_folder]
+    with record.storage_of(workspace, "digits").appending() as appender:
+        appender.retire()
+    assert synced == [workspace.records_folder] * 2

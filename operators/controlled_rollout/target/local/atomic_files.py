@@ -4,66 +4,97 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["create_atomically", "create_private_folder", "write_atomically"]
+from controlled_rollout.target.local.reserve import Reserve, is_out_of_space
+
+__all__ = ["create_atomically", "create_private_folder", "sync_folder", "write_atomically"]
 
 
 def create_private_folder(path: Path) -> Path:
-    """Create a folder and its parents unless they exist, with access for the owner only. Return the folder."""
+    """Create a folder and its parents unless they exist, with access for the owner only, on disk on return.
+
+    Returns:
+        The folder.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
     return path
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True, reserve: Reserve | None = None) -> None:
     """Write a file in one step: a reader sees the old content or the new one, never a part.
 
     Args:
         path: The file.
         content: Its new content.
         durable: Whether it has to be on disk when this returns.
+        reserve: The space to use if the disk is full; None for none.
     """
-    temporary = _write_temporary(path, content, durable=durable)
+    temporary = _write_temporary(path, content, durable=durable, reserve=reserve)
     try:
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def create_atomically(path: Path, content: bytes) -> None:
+def create_atomically(path: Path, content: bytes, *, reserve: Reserve | None = None) -> None:
     """Create a file in one step, on disk when this returns.
+
+    Args:
+        path: The file.
+        content: Its content.
+        reserve: The space to use if the disk is full; None for none.
 
     Raises:
         FileExistsError: There is one already; it is untouched.
     """
-    temporary = _write_temporary(path, content, durable=True)
+    temporary = _write_temporary(path, content, durable=True, reserve=reserve)
     try:
         os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _write_temporary(path: Path, content: bytes, *, durable: bool) -> Path:
-    """Write `content` to a new temporary file in the folder of `path`; return the temporary file's path."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a created or renamed file survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_temporary(path: Path, content: bytes, *, durable: bool, reserve: Reserve | None) -> Path:
+    """Write `content` to a new temporary file in the folder of `path`; return the temporary file's path."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        _write(descriptor, content, durable=durable)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if reserve is None or not is_out_of_space(error) or not reserve.take(temporary, len(content)):
+            raise
+        try:
+            _write(os.open(temporary, os.O_WRONLY | os.O_CLOEXEC), content, durable=durable)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _write(descriptor: int, content: bytes, *, durable: bool) -> None:
+    """Write the whole content of an open file from its beginning, and close the file."""
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())

@@ -25,6 +25,7 @@ from controlled_rollout.target.local.liveness import LivenessCheck
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_port, http_status_on_socket
 from controlled_rollout.target.local.process_status import ProcessStatus
+from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 
 __all__ = ["EnvoyActivity", "EnvoyProcess", "PublishState"]
@@ -34,6 +35,8 @@ CONFIRM_TIMEOUT_S: Final = 5.0
 ADMIN_TIMEOUT_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
 WORKER_THREADS: Final = 2
+# A change writes up to so many configuration files; what they replace is free for the next change.
+RESERVED_FILES: Final = 4
 # A router that answers nobody is replaced after about 13 s. What it held is lost already, so it is killed soon.
 LIVENESS_START_S: Final = 30.0
 LIVENESS_INTERVAL_S: Final = 1.0
@@ -130,6 +133,7 @@ class EnvoyProcess:
         self._started_at = datetime.now(UTC)
         self._expected_versions: dict[str, str] = {}
         self._versions_on_disk: dict[Path, str] = {}
+        self._reserve = Reserve(self.files.folder / "reserve", number=RESERVED_FILES)
         self._admin = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(self.files.admin_socket), verify=False),
             base_url="http://envoy",
@@ -282,7 +286,9 @@ class EnvoyProcess:
         version = hashlib.sha256(content.encode()).hexdigest()[:16]
         if self._versions_on_disk.get(path) != version:
             document = json.dumps(envoy_config.discovery_response(version, resources))
-            atomic_files.write_atomically(path, document.encode(), durable=False)
+            atomic_files.write_atomically(path, document.encode(), durable=False, reserve=self._reserve)
+            # The next document may be larger: another endpoint, another version.
+            self._reserve.fill(2 * len(document))
             self._versions_on_disk[path] = version
         return version
 

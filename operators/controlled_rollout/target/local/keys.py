@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from controlled_rollout.errors import DamagedFileError
 from controlled_rollout.target.local import atomic_files
+from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.protocol import Keys
 
 __all__ = ["create_keys_if_missing", "keys_file", "read_keys", "replace_key"]
@@ -50,19 +51,30 @@ def read_keys(endpoint_folder: Path) -> Keys:
     return keys
 
 
-def replace_key(endpoint_folder: Path, which: Literal["primary", "secondary"]) -> Keys:
-    """Replace one of an endpoint's two keys in its file, or both if the file cannot be read; return both."""
+def replace_key(
+    endpoint_folder: Path, which: Literal["primary", "secondary"], *, reserve: Reserve | None = None
+) -> Keys:
+    """Replace one of an endpoint's two keys in its file, or both if the file cannot be read; return both.
+
+    Args:
+        endpoint_folder: The endpoint's folder.
+        which: The key to replace.
+        reserve: The space to use if the disk is full; None for none.
+
+    Raises:
+        OSError: The file could not be written; it is unchanged.
+    """
     try:
         keys = read_keys(endpoint_folder).renewed(which)
     except DamagedFileError:
         keys = Keys.new()
-    _write_keys(keys_file(endpoint_folder), keys)
+    _write_keys(keys_file(endpoint_folder), keys, reserve)
     return keys
 
 
-def _write_keys(path: Path, keys: Keys) -> None:
+def _write_keys(path: Path, keys: Keys, reserve: Reserve | None = None) -> None:
     """Write both keys to the keys file, on disk when this returns."""
-    atomic_files.write_atomically(path, keys.model_dump_json().encode())
+    atomic_files.write_atomically(path, keys.model_dump_json().encode(), reserve=reserve)
 
 
 def _damaged_keys_error(path: Path, reason: str) -> DamagedFileError:

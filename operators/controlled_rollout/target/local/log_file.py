@@ -2,16 +2,20 @@
 
 import contextlib
 import os
+import shutil
 from collections import deque
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from controlled_rollout.target.local import atomic_files
 
-__all__ = ["LogFile"]
+__all__ = ["LogFile", "remove_oldest_logs"]
 
 LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
+# The logs of all versions that have no process any more, of all endpoints together.
+OLD_LOGS_LIMIT_BYTES: Final = 256 * 1024 * 1024
 
 
 class LogFile:
@@ -52,3 +56,33 @@ class LogFile:
             with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
                 last.extend(line.rstrip("\n") for line in file)
         return list(last)
+
+
+def remove_oldest_logs(
+    folder: Path, in_use: Collection[tuple[str, str]], limit_bytes: int = OLD_LOGS_LIMIT_BYTES
+) -> None:
+    """Delete the logs of versions without processes that exceed a size, those that were written first.
+
+    Args:
+        folder: The folder with the logs, in `<endpoint>/<version>/`.
+        in_use: Endpoint and version of those that have processes: their logs stay, and do not count.
+        limit_bytes: How many bytes of the newest logs of all others are kept.
+    """
+    kept_bytes = 0
+    with contextlib.suppress(OSError):  # somebody else deletes logs as well
+        for version in sorted(_version_folders(folder, in_use), key=_last_written, reverse=True):
+            kept_bytes += sum(path.stat().st_size for path in version.iterdir())
+            if kept_bytes > limit_bytes:
+                shutil.rmtree(version, ignore_errors=True)
+                if not any(version.parent.iterdir()):
+                    version.parent.rmdir()
+
+
+def _version_folders(folder: Path, in_use: Collection[tuple[str, str]]) -> list[Path]:
+    """Return the folders of the logs of versions that are not in use."""
+    return [path for path in folder.glob("*/*") if path.is_dir() and (path.parent.name, path.name) not in in_use]
+
+
+def _last_written(version: Path) -> float:
+    """Return when a version's logs were last written, in seconds since 1970."""
+    return max((path.stat().st_mtime for path in version.iterdir()), default=0.0)

@@ -213,7 +213,7 @@ class Operations:
         async with self._locks[name]:
             if not self._revisions.exists(name):
                 raise self._revisions.not_found_error(name)
-            renewed = keys.replace_key(self._revisions.endpoint_folder(name), which)
+            renewed = self._revisions.replace_key(name, which)
             self._reconciler.wake()
             if not await until(lambda: self._are_confirmed(name, renewed), KEYS_TIMEOUT_S):
                 raise TargetUnavailableError(

@@ -13,6 +13,7 @@ from controlled_rollout.polling import until
 from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
+from controlled_rollout.target.local.log_file import remove_oldest_logs
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.running_version import RunningVersion
 from controlled_rollout.target.local.stored_endpoints import FileSignature, StoredEndpoint, StoredEndpoints
@@ -312,6 +313,7 @@ class Reconciler:
             await self._wait_until_drained(cluster_names(*key), running.version.scoring_timeout_ms / 1000)
             await running.stop()
             del self.running[key]
+            await asyncio.to_thread(remove_oldest_logs, self._logs_folder, set(self.running))
         finally:
             del self._retirements[key]
             self.wake()

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import ValidationError
 
@@ -13,7 +13,8 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DamagedFileError, EndpointError, EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import atomic_files, keys
-from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.target.local.reserve import Reserve, may_use_reserve
+from controlled_rollout.target.protocol import Change, Keys, Revision
 from controlled_rollout.version import check_name
 
 __all__ = ["RevisionStore"]
@@ -25,10 +26,16 @@ DELETED_PREFIX: Final = ".deleted-"
 
 
 class RevisionStore:
-    """The revisions of all endpoints in one folder: `<folder>/<endpoint>/revisions/00000001.json`."""
+    """The revisions of all endpoints in one folder: `<folder>/<endpoint>/revisions/00000001.json`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The folder.
+        reserve: The space that a change may use that goes back, if the disk is full; None for none.
+    """
+
+    def __init__(self, folder: Path, reserve: Reserve | None = None) -> None:
         self._folder = folder
+        self._reserve = reserve
 
     def endpoint_folder(self, name: str) -> Path:
         """Return the folder of an endpoint; it may not exist."""
@@ -100,6 +107,8 @@ class RevisionStore:
             ConflictError: Another endpoint is stored under that number.
             TargetUnavailableError: The file could not be written; nothing was changed.
         """
+        newest = self.newest(endpoint.name)
+        reserve = self._reserve if newest and may_use_reserve(newest.endpoint, endpoint) else None
         revision = Revision.after(endpoint, change)
         folder = self.endpoint_folder(endpoint.name)
         content = revision.model_dump_json(indent=1).encode()
@@ -107,7 +116,7 @@ class RevisionStore:
             atomic_files.create_private_folder(folder / "revisions")
             if revision.number == 1:
                 keys.create_keys_if_missing(folder)
-            atomic_files.create_atomically(self.revision_file(endpoint.name, revision.number), content)
+            atomic_files.create_atomically(self.revision_file(endpoint.name, revision.number), content, reserve=reserve)
         except FileExistsError as error:
             raise refusals.conflict_error(endpoint, self.newest(endpoint.name)) from error
         except OSError as error:
@@ -118,7 +127,27 @@ class RevisionStore:
                 f"{error.strerror or error}; nothing was changed: free disk space there and apply it again"
             ) from error
         self._remove_oldest_revisions(endpoint.name)
+        if self._reserve:
+            self._reserve.fill()
         return revision
+
+    def replace_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
+        """Replace one of an endpoint's two keys, or both if their file cannot be read; return both.
+
+        Raises:
+            TargetUnavailableError: The file could not be written; nothing was changed.
+        """
+        folder = self.endpoint_folder(name)
+        try:
+            renewed = keys.replace_key(folder, which, reserve=self._reserve)
+        except OSError as error:
+            raise TargetUnavailableError(
+                f"the new {which} key of endpoint {name!r} could not be stored in {folder}: {error.strerror or error}; "
+                "nothing was changed: make room there, or make the folder writable, and try again"
+            ) from error
+        if self._reserve:
+            self._reserve.fill()
+        return renewed
 
     def delete(self, name: str) -> None:
         """Delete an endpoint's revisions and keys in one step; an endpoint that is not there is no error."""
@@ -132,6 +161,7 @@ class RevisionStore:
                 f"endpoint {name!r} could not be deleted from {self._folder}: {error.strerror or error}; "
                 "nothing was changed: make the folder writable and delete it again"
             ) from error
+        atomic_files.sync_folder(self._folder)
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:

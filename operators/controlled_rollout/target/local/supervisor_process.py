@@ -28,6 +28,7 @@ from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import RUNTIME_PREFIX, end_remains
+from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
@@ -161,7 +162,9 @@ class _SupervisorProcess:
         self._workspace = workspace
         self._runtime = runtime
         self._end = asyncio.Event()
-        self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder))
+        reserve = Reserve(workspace.root / "reserve")
+        reserve.fill()
+        self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder), reserve)
         self._stored = StoredEndpoints(self._revisions)
         self._telemetry_log = LogFile(workspace.logs_folder / "telemetry.log")
         self._telemetry = TelemetryStoreProcess(

@@ -1,6 +1,5 @@
 """Stored revisions: numbers without gaps, one winner, atomic writes."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +7,11 @@ import pytest
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError, TargetUnavailableError
-from controlled_rollout.target.local import keys, revisions
+from controlled_rollout.target.local import atomic_files, keys, revisions
+from controlled_rollout.target.local.reserve import Reserve, may_use_reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.protocol import Change
+from tests.small_disk import fill, small_disk
 
 ANNA = Change(who="anna", why="the new model is better")
 BERT = Change(who="bert", why="the old model was better")
@@ -106,21 +107,14 @@ def test_files_are_private_and_keys_are_made_once(store: RevisionStore, tmp_path
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_reported_and_changes_nothing(tiny_disk: Path) -> None:
     store = RevisionStore(tiny_disk)
     endpoint = store.store(Endpoint(name="digits"), ANNA).endpoint
-    with pytest.raises(OSError, match="No space"), (tiny_disk / "ballast").open("wb") as ballast:
-        while True:
-            ballast.write(b"0" * 4096)
-            ballast.flush()
+    fill(tiny_disk)
     before = files_of(tiny_disk)
 
     with pytest.raises(TargetUnavailableError, match="No space left on device; nothing was changed: free disk space"):
@@ -132,3 +126,74 @@ def test_a_full_disk_is_reported_and_changes_nothing(tiny_disk: Path) -> None:
     assert store.endpoints() == ["digits"]
     (tiny_disk / "ballast").unlink()
     assert store.store(endpoint.create_version("one"), ANNA).number == 2
+
+
+def store_with_reserve(disk: Path, number: int = 3) -> RevisionStore:
+    reserve = Reserve(disk / "reserve", number=number, size_bytes=16 * 1024)
+    reserve.fill()
+    return RevisionStore(disk / "endpoints", reserve)
+
+
+def test_a_full_disk_has_space_for_going_back_and_for_keys_and_for_nothing_else(tiny_disk: Path) -> None:
+    store = store_with_reserve(tiny_disk)
+    first = store.store(Endpoint(name="digits").create_version("one", is_control=True), ANNA).endpoint
+    both = store.store(first.create_version("two", traffic_percentile=20), ANNA).endpoint
+    fill(tiny_disk)
+
+    with pytest.raises(TargetUnavailableError, match="No space left"):
+        store.store(both.shift("two", 50), ANNA)
+    with pytest.raises(TargetUnavailableError, match="No space left"):
+        store.store(both.create_version("three"), ANNA)
+    back = store.store(both.roll_back("two"), BERT)
+    before = keys.read_keys(store.endpoint_folder("digits"))
+    after = store.replace_key("digits", "primary")
+    fill(tiny_disk)  # what a file of the reserve did not need
+    retired = store.store(back.endpoint.delete_version("two"), BERT)
+
+    assert store.newest("digits") == retired
+    assert [revision.number for revision in store.history("digits")] == [1, 2, 3, 4]
+    assert keys.read_keys(store.endpoint_folder("digits")) == after != before
+    assert [path.name for path in (tiny_disk / "endpoints" / "digits" / "revisions").glob(".*")] == []
+
+
+def test_the_reserve_is_filled_again_once_there_is_space(tiny_disk: Path) -> None:
+    store = store_with_reserve(tiny_disk, number=1)
+    endpoint = store.store(Endpoint(name="digits").create_version("one"), ANNA).endpoint
+    for number in range(1, 4):
+        ballast = fill(tiny_disk)
+        endpoint = store.store(endpoint.update_version("one", tags={"change": str(number)}), BERT).endpoint
+        fill(tiny_disk)  # what the file of the reserve did not need
+        with pytest.raises(TargetUnavailableError, match="No space left"):
+            store.store(endpoint.update_version("one", tags={"change": "one more"}), BERT)
+        ballast.unlink()
+        endpoint = store.store(endpoint.update_version("one", tags={"change": "with space"}), ANNA).endpoint
+
+
+def test_what_creates_a_version_or_gives_a_treatment_more_traffic_may_not_use_the_reserve() -> None:
+    control = Endpoint(name="digits").create_version("one", is_control=True)
+    both = control.create_version("two", traffic_percentile=20)
+    assert may_use_reserve(both, both.roll_back("two"))
+    assert may_use_reserve(both, both.shift("two", 10))
+    assert may_use_reserve(both, both.delete_version("two"))
+    assert may_use_reserve(both.promote("two"), both.promote("one"))
+    assert not may_use_reserve(both, both.shift("two", 30))
+    assert not may_use_reserve(both, both.create_version("three"))
+
+
+def test_new_folders_are_on_disk_when_the_first_revision_is(
+    store: RevisionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    sync = atomic_files.sync_folder
+
+    def note(folder: Path) -> None:
+        synced.append(folder)
+        sync(folder)
+
+    monkeypatch.setattr(atomic_files, "sync_folder", note)
+    store.store(Endpoint(name="digits"), ANNA)
+    store.delete("digits")
+
+    revisions_folder = tmp_path / "digits" / "revisions"
+    assert {tmp_path, tmp_path / "digits", revisions_folder} <= set(synced)
+    assert synced[-1] == tmp_path

@@ -1,0 +1,76 @@
+"""A local workspace whose disk is full: whoever wants to go back can."""
+
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controlled_rollout import record, steps
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.steps import Change
+from tests.local.local_target_lab import Lab, running
+from tests.small_disk import fill, small_disk
+
+OWNER = "weekly/run-1"
+CHANGE = Change(who=f"{OWNER}/task")
+TIMEOUT = timedelta(seconds=60)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small disk that holds the workspace, and the configuration files of its router."""
+    with small_disk(tmp_path / "disk", "48m") as disk:
+        temporary = disk / "t"
+        temporary.mkdir()
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield disk
+        monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+@pytest.fixture
+def lab(disk: Path) -> Iterator[Lab]:
+    with running(disk) as lab:
+        yield lab
+
+
+async def status_of_answer(url: str, key: str) -> int:
+    async with httpx.AsyncClient(timeout=30) as caller:
+        answer = await caller.post(url, json={}, headers={"Authorization": f"Bearer {key}"})
+    return answer.status_code
+
+
+async def test_a_treatment_is_rolled_back_and_retired_and_a_key_revoked_on_a_full_disk(lab: Lab, disk: Path) -> None:
+    messages: list[str] = []
+    for version in ("old", "new"):
+        await steps.roll_out(
+            lab.workspace, "digits", version, image=await lab.image(version), owner=OWNER, change=CHANGE,
+            progress=messages.append,
+        )  # fmt: skip
+    await steps.shift(lab.workspace, "digits", "new", percentile=50, change=CHANGE, progress=messages.append)
+    url, revoked = await lab.url("digits"), (await lab.target.keys("digits")).primary
+    ballast = fill(disk)
+
+    with pytest.raises(TargetUnavailableError, match="No space left"):
+        await lab.apply((await lab.target.endpoint("digits")).shift("new", 60))
+    await steps.roll_back(
+        lab.workspace, "digits", "new", change=CHANGE, owner=OWNER, timeout=TIMEOUT, progress=messages.append
+    )
+    assert (await lab.target.status("digits")).weight_ppm == {"old": 1_000_000}
+    fill(disk)  # what the files of the reserve did not need
+    key = (await lab.target.regenerate_key("digits", "primary")).primary
+    assert (await status_of_answer(url, revoked), await status_of_answer(url, key)) == (401, 200)
+    fill(disk)
+    await steps.retire(lab.workspace, "digits", "new", change=CHANGE, timeout=TIMEOUT, progress=messages.append)
+
+    assert list((await lab.target.endpoint("digits")).versions) == ["old"]
+    ballast.unlink()
+    await steps.roll_out(
+        lab.workspace, "digits", "next", image=await lab.image("new"), owner=OWNER, change=CHANGE,
+        progress=messages.append,
+    )  # fmt: skip
+    lines = [(line.step, line.version) for line in record.read(lab.workspace, "digits")]
+    assert lines[-3:] == [("roll_back", "new"), ("retire", "new"), ("roll_out", "next")]
