@@ -103,9 +103,11 @@ def _last_seen(workspace: Workspace, terms: "GateTerms", held: datetime) -> date
     """Return when a look during the hold last saw the evidence; the hold's begin if none did; None without looks."""
     blind = None
     for decision in record.read_newest_first(workspace, terms.endpoint, terms.version):
+        if decision.step != "look":  # lines of steps may be appended late, so their order says nothing
+            continue
         if decision.time <= held:
             break
-        if decision.step == "look" and decision.outcome != Outcome.CANNOT_SEE.value:
+        if decision.outcome != Outcome.CANNOT_SEE.value:
             return decision.time
         blind = held
     return blind
