@@ -8,6 +8,7 @@
 | `slow`    | every answer takes 60 ms                                                                 |
 | `late`    | the version is ready 3 s after its start, at the earliest                                |
 | `crash`   | the version never becomes ready: `init()` raises                                         |
+| `hangs`   | the version never becomes ready: `init()` takes 10 minutes                               |
 | `dies`    | a replica's process exits, without a word, at its 51st request, each time it is started  |
 
 `python -m tests.cluster.scoring_images --registry 127.0.0.1:PORT` builds them all and prints their references.
@@ -35,7 +36,7 @@ __all__ = ["MODELS", "build", "build_all", "project"]
 
 FOLDER = Path(__file__).with_name("models")
 HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "init_s": 0, "dies_after": 0}
-MODELS = ("steady", "steady2", "failing", "slow", "late", "crash", "dies")
+MODELS = ("steady", "steady2", "failing", "slow", "late", "crash", "dies", "hangs")
 
 
 def project(model: str, into: Path, **changes: Any) -> Path:

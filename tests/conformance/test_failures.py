@@ -6,6 +6,7 @@ import pytest
 
 from controlled_rollout.errors import DeploymentError
 from tests.conformance.target_lab import TargetLab
+from tests.polling import until
 
 
 async def test_a_version_that_cannot_start_fails_with_its_cause_and_last_words_and_harms_no_other(
@@ -31,6 +32,22 @@ async def test_a_version_that_cannot_start_fails_with_its_cause_and_last_words_a
     assert (status.served_revision, status.weight_ppm) == (endpoint.revision, {"one": 1_000_000})
     assert (load.failed, neighbours_load.failed) == ({}, {}), (load.refusals, neighbours_load.refusals)
     assert set(load.versions) == {"one"}
+
+
+async def test_an_init_that_never_ends_is_named_as_the_cause_once_its_time_is_over(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = await lab.apply(lab.with_version(lab.endpoint("hangs"), "one", "hangs", initial_delay_seconds=3))
+    cause = ""
+
+    async def is_named() -> bool:
+        nonlocal cause
+        cause = (await lab.target.status(endpoint.name)).versions["one"].cause or ""
+        return "init() has not returned within initial_delay_seconds (3 s)" in cause
+
+    await until(is_named, "the cause is named", timeout_s=60)
+
+    assert "Startup probe failed" not in cause
+    assert "exited with code" not in cause
 
 
 async def test_a_version_that_dies_once_it_has_traffic_keeps_its_share_and_is_seen_to_fail(

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout.cluster.api import Object
 
-__all__ = ["PodProblem", "is_terminating", "last_exit", "newest_warning", "pod_problem"]
+__all__ = ["MAX_FAILED_STARTS", "PodProblem", "is_terminating", "last_exit", "newest_warning", "pod_problem"]
 
 # After so many failed starts waiting does not help.
 MAX_FAILED_STARTS: Final = 3
@@ -55,14 +55,22 @@ def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
         now: The time, by which a problem may have lasted too long; None if that is not to count.
     """
     name, status = pod["metadata"]["name"], pod.get("status") or {}
+    since: str | None = None
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             # Nodes may be added: only the time-out ends this.
             why = condition.get("message") or condition.get("reason")
             return PodProblem(f"pod {name} cannot be scheduled: {why}", is_permanent=False)
+        if condition["type"] == "PodReadyToStartContainers" and condition["status"] == "True":
+            since = condition.get("lastTransitionTime")
     for container in status.get("containerStatuses") or []:
         if problem := _container_problem(name, container, _pod_age(pod, now)):
             return problem
+        if since and _is_being_created(container):
+            # Sandbox, network and volumes are there: what is left to do is to pull the image.
+            pulling = f"has been pulling its image {container.get('image')} since {_clock_time(since)}"
+            text = f"pod {name} {pulling}: the registry has not answered yet, or the image is large"
+            return PodProblem(text, is_permanent=False)
     return None
 
 
@@ -91,6 +99,17 @@ def _container_problem(pod_name: str, container: Object, age: timedelta) -> PodP
         probe = "fails its readiness probe" if container.get("started") else "has not passed its startup probe yet"
         return PodProblem(f"pod {pod_name} runs and {probe}", is_permanent=False)
     return None
+
+
+def _is_being_created(container: Object) -> bool:
+    """Return whether a container waits for its first start, for no reason that Kubernetes reports."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    return waiting.get("reason") == "ContainerCreating" and not container.get("restartCount", 0)
+
+
+def _clock_time(timestamp: str) -> str:
+    """Return the time of day of a Kubernetes timestamp, which does not change from look to look as an age would."""
+    return f"{datetime.fromisoformat(timestamp).astimezone(UTC):%H:%M:%S} UTC"
 
 
 def newest_warning(events: Sequence[Object]) -> str | None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
 from controlled_rollout.target.kubernetes.drift import replicas_writer
+from controlled_rollout.target.kubernetes.startup import startup_problem
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
 __all__ = ["version_status"]
@@ -59,7 +60,11 @@ def _down_since(deployment: Object) -> datetime | None:
 
 def _readiness_problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
     """Return why a version is not ready (None if unknown), and whether the problem is permanent."""
-    problems = [problem for pod in pods if not is_terminating(pod) if (problem := pod_problem(pod, now))]
+    problems = [
+        problem
+        for pod in pods
+        if not is_terminating(pod) and (problem := startup_problem(pod, now) or pod_problem(pod, now))
+    ]
     if problems:
         # A pod that can never start tells more than another one that has not started yet.
         worst = max(problems, key=lambda problem: problem.is_permanent)

@@ -9,6 +9,7 @@ from controlled_rollout.cluster.pods import newest_warning
 from controlled_rollout.errors import AccessError
 from controlled_rollout.target.kubernetes.manifests import CONTAINER
 from controlled_rollout.target.kubernetes.names import selector, version_labels
+from controlled_rollout.target.kubernetes.startup import is_startup_warning
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 from controlled_rollout.workspace import Workspace
 
@@ -37,6 +38,8 @@ async def with_logs(
     for version in versions:
         log_tail = await version_logs(api, workspace, status.name, version.name, STATUS_LINES)
         warning = await _newest_warning(api, workspace, version)
+        if warning and is_startup_warning(version.cause, warning):
+            warning = None
         warning = f"Kubernetes: {warning}" if warning and version.cause else warning
         cause = "; ".join(filter(None, (version.cause, warning))) or None
         changed[version.name] = version.model_copy(update={"log_tail": log_tail, "cause": cause})

@@ -209,7 +209,7 @@ class Replica:
             if successes >= self._version.success_threshold:
                 break
             if time.monotonic() > deadline:
-                return f"was not ready within {startup_s} s"
+                return f"was ended, because init() has not returned within initial_delay_seconds ({startup_s} s)"
             await asyncio.wait([exited], timeout=STARTUP_PROBE_INTERVAL_S)
         if exited.done():
             return None
