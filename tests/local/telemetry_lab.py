@@ -24,8 +24,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from controlled_rollout.telemetry_store.server import serve
-port, data, token = sys.argv[1:]
-sys.exit(serve(port=int(port), data=Path(data), token_file=Path(token) if token else None))
+port, data, token, upload_token = sys.argv[1:]
+sys.exit(serve(
+    port=int(port),
+    data=Path(data),
+    token_file=Path(token) if token else None,
+    upload_token_file=Path(upload_token) if upload_token else None,
+))
 """
 REPOSITORY = Path(__file__).parents[2]
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -49,15 +54,21 @@ class Process:
         token_file: Holds the token of queries.
         port: Its port; 0 for any free one.
         faults_file: Says what the store does wrong, see `faulty_telemetry_store`.
+        upload_token_file: Holds the token of spans and requests.
     """
 
     def __init__(
-        self, data: Path, token_file: Path | None = None, port: int = 0, faults_file: Path | None = None
+        self,
+        data: Path,
+        token_file: Path | None = None,
+        port: int = 0,
+        faults_file: Path | None = None,
+        upload_token_file: Path | None = None,
     ) -> None:
         if faults_file:
             arguments = ["-m", "tests.local.faulty_telemetry_store", str(port), str(data), str(faults_file)]
         else:
-            arguments = ["-c", PROGRAM, str(port), str(data), str(token_file or "")]
+            arguments = ["-c", PROGRAM, str(port), str(data), str(token_file or ""), str(upload_token_file or "")]
         self.popen = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=REPOSITORY,

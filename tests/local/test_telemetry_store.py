@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from tests.local.telemetry_lab import PROTOBUF, Process, export
+from tests.local.telemetry_lab import PROTOBUF, Process, envelope, export
 
 
 def test_a_span_is_seen_by_the_next_query_of_the_stock_client(store: Process) -> None:
@@ -87,6 +88,53 @@ def test_app_insights_envelopes_are_stored_and_an_invalid_one_is_named(store: Pr
     assert (packed.status_code, packed.json()["itemsAccepted"]) == (200, 2)
     assert store.http.post(path, content=json.dumps([bad])).status_code == 400
     assert store.http.post(path, content="[]").status_code == 400
+
+
+def test_only_the_router_may_write_what_callers_saw(start: Callable[..., Process], tmp_path: Path) -> None:
+    token = tmp_path / "upload.token"
+    token.write_text("only-the-router")
+    store = start(tmp_path / "data", upload_token_file=token)
+    router = {"Authorization": "Bearer only-the-router"}
+    event = {"baseType": "EventData", "baseData": {"ver": 2, "name": "sold"}}
+    item = {"iKey": store.key, "time": datetime.now(UTC).isoformat(), "data": event}
+
+    for wrong in ({}, {"Authorization": "Bearer another"}, {"Authorization": "only-the-router"}):
+        assert store.http.post("/v1/traces", content=export({}), headers={**PROTOBUF, **wrong}).status_code == 401
+        refused = store.http.post("/v2.1/track", json=[envelope(), {**item, "iKey": str(uuid.uuid4())}], headers=wrong)
+        assert [error["message"] for error in refused.json()["errors"]] == [
+            "iKey is not this store's instrumentation key",
+            "iKey is not this store's instrumentation key",
+        ]
+        mixed = store.http.post("/v2.1/track", json=[{**envelope(), "iKey": store.key}, item], headers=wrong)
+        assert (mixed.status_code, mixed.json()["itemsAccepted"]) == (206, 1)
+        assert "only the router" in mixed.json()["errors"][0]["message"]
+    assert store.http.post("/v1/traces", content=export({}), headers={**PROTOBUF, **router}).status_code == 200
+    assert store.http.post("/v2.1/track", json=[envelope()], headers=router).status_code == 200
+
+    assert (store.rows("AppRequests | count"), store.rows("AppEvents | count")) == ([[2]], [[3]])
+
+
+@pytest.mark.parametrize(
+    "of_a_browser",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Mode": "cors"},
+    ],
+)
+def test_a_web_page_may_not_send_telemetry(store: Process, of_a_browser: dict[str, str]) -> None:
+    item = json.dumps([{**envelope(endpoint="page"), "iKey": store.key}])
+    text = {"Content-Type": "text/plain", **of_a_browser}
+
+    assert store.http.post("/v1/traces", content=export({}), headers={**PROTOBUF, **of_a_browser}).status_code == 403
+    assert store.http.post("/v2.1/track", content=item, headers=text).status_code == 403
+    assert store.http.post("/v2.1/track", content=item, headers={"Content-Type": "text/plain"}).status_code == 415
+    assert store.http.options("/v1/traces", headers=of_a_browser).status_code == 405
+    named = {**PROTOBUF, "Host": "rebound.example"}
+    assert store.http.post("/v1/traces", content=export({"endpoint": "page"}), headers=named).status_code == 403
+
+    assert store.rows("AppRequests | where tostring(Properties.endpoint) == 'page' | count") == [[0]]
 
 
 def test_resources_batches_and_statistics_are_answered_too(store: Process) -> None:

@@ -81,6 +81,9 @@ def _add_telemetry_store_command(commands: Commands) -> None:
         help="delete rows older than this, such as '12 h' (default 30 d)",
     )
     store.add_argument("--token-file", type=Path, help="require the bearer token in this file for queries")
+    store.add_argument(
+        "--upload-token-file", type=Path, help="require the bearer token in this file for spans and requests"
+    )
     store.set_defaults(run=_run_telemetry_store)
 
 
@@ -160,6 +163,7 @@ def _run_telemetry_store(options: argparse.Namespace) -> int:
         data=options.data,
         retention=options.retention,
         token_file=options.token_file,
+        upload_token_file=options.upload_token_file,
     )
 
 

@@ -26,23 +26,32 @@ __all__ = ["create_app"]
 
 MAX_QUERY_BODY_BYTES: Final = 1 * 2**20
 MAX_BATCH: Final = 100
+Handler = Callable[[Request], Awaitable[Response]]
+# A browser sends one of these with everything that a page asks it to post.
+BROWSER_HEADERS: Final = ("origin", "sec-fetch-site", "sec-fetch-mode")
+NOT_THE_ROUTER: Final = "only the router may send spans and requests here: they need its token"
 RESOURCE_ID: Final = re.compile(r"subscriptions/[^/]+(/resourcegroups/[^/]+(/providers/[^/]+(/[^/]+/[^/]+)+)?)?", re.I)
 
 
-def create_app(store: TelemetryStore, *, token: str | None) -> Starlette:
+def create_app(
+    store: TelemetryStore, *, token: str | None, upload_token: str | None = None, instrumentation_key: str = ""
+) -> Starlette:
     """Return the HTTP application of a store.
 
     Args:
         store: The store; the caller starts and stops its writer.
         token: The bearer token that queries must bring; None accepts any, from this machine only.
+        upload_token: The bearer token that spans and requests must bring, which only the router has; None accepts them
+            from everybody.
+        instrumentation_key: With an upload token: the key that all other App Insights items must have.
     """
-    endpoints = _Endpoints(store, token)
+    endpoints = _Endpoints(store, token, upload_token, instrumentation_key)
     return Starlette(
         routes=[
             Route("/healthz", endpoints.health, methods=["GET"]),
-            Route("/v1/traces", endpoints.traces, methods=["POST"]),
-            Route("/v2/track", endpoints.track, methods=["POST"]),
-            Route("/v2.1/track", endpoints.track, methods=["POST"]),
+            Route("/v1/traces", endpoints.for_programs(endpoints.traces), methods=["POST"]),
+            Route("/v2/track", endpoints.for_programs(endpoints.track), methods=["POST"]),
+            Route("/v2.1/track", endpoints.for_programs(endpoints.track), methods=["POST"]),
             Route("/v1/$batch", endpoints.with_authorization(endpoints.batch), methods=["POST"]),
             Route(
                 "/v1/workspaces/{workspace_id}/query",
@@ -76,17 +85,41 @@ class _Endpoints:
     Args:
         store: The store.
         token: The bearer token that queries must bring; None accepts any.
+        upload_token: The bearer token that spans and requests must bring; None accepts all.
+        instrumentation_key: With an upload token: the key that all other items must have.
     """
 
-    def __init__(self, store: TelemetryStore, token: str | None) -> None:
+    def __init__(
+        self, store: TelemetryStore, token: str | None, upload_token: str | None, instrumentation_key: str
+    ) -> None:
         self._store = store
         self._token = token
+        self._upload_token = upload_token
+        self._instrumentation_key = instrumentation_key
 
     async def health(self, request: Request) -> Response:
         """Handle `GET /healthz`: respond HTTP 200 with the Log Analytics workspace id."""
         return JSONResponse({"status": "ok", "workspace_id": self._store.workspace_id})
 
     # Uploads
+
+    def for_programs(self, handler: Handler) -> Handler:
+        """Return a handler that refuses web pages: whatever a browser sends says where the page is from."""
+
+        async def handle(request: Request) -> Response:
+            """Refuse a request of a browser, and pass every other one on."""
+            if any(name in request.headers for name in BROWSER_HEADERS):
+                return JSONResponse({"message": "a web page may not send telemetry"}, 403)
+            host = _host(request)
+            if self._token is None and self._upload_token is None and not is_loopback(host):
+                return JSONResponse({"message": f"host {host!r}: without a token only loopback is served"}, 403)
+            return await handler(request)
+
+        return handle
+
+    def _may_upload_requests(self, request: Request) -> bool:
+        """Return whether the sender may write what callers saw: only the router may, where there is an upload token."""
+        return self._upload_token is None or _has_token(request, self._upload_token)
 
     async def traces(self, request: Request) -> Response:
         """Handle `POST /v1/traces`: store the spans of an OTLP export, which is protobuf or JSON."""
@@ -99,6 +132,8 @@ class _Endpoints:
             body = otlp.status_body(message, code=code, is_json=is_json)
             return Response(body, status, RETRY_AFTER if status == 503 else None, response_type)
 
+        if not self._may_upload_requests(request):
+            return error_reply(401, NOT_THE_ROUTER, code_pb2.UNAUTHENTICATED)
         if not is_json and media_type != otlp.PROTOBUF:
             return error_reply(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
         try:
@@ -122,9 +157,15 @@ class _Endpoints:
             headers = RETRY_AFTER if status == 503 else None
             return JSONResponse({"itemsReceived": 0, "itemsAccepted": 0, "errors": [error]}, status, headers)
 
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type and media_type not in track.MEDIA_TYPES:
+            return error_reply(415, f"content-type {media_type!r}: send one of {', '.join(track.MEDIA_TYPES)}")
         try:
             body = await read_body(request)
-            envelopes = track.rows_of_envelopes(track.read_envelopes(body))
+            items = track.read_envelopes(body)
+            if not self._may_upload_requests(request):
+                items = track.only_other_items(items, self._instrumentation_key)
+            envelopes = track.rows_of_envelopes(items)
             if not envelopes.received:
                 return error_reply(400, "the upload holds no item")
             self._store.accept(envelopes.rows, len(body))
@@ -159,7 +200,7 @@ class _Endpoints:
         Without a token of our own, the request must name a loopback host: else a web page could reach the store by
         letting its own host name resolve to this machine (DNS rebinding).
         """
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        host = _host(request)
         if self._token is None and not is_loopback(host):
             message = f"host {host!r}: without a token only loopback is served"
             return error_response(403, "InsufficientAccessError", message)
@@ -167,7 +208,7 @@ class _Endpoints:
         if scheme.lower() != "bearer" or not token.strip():
             message = "Valid authentication was not provided: send a bearer token"
             return error_response(401, "AuthorizationRequiredError", message)
-        if self._token is not None and not hmac.compare_digest(token.strip().encode(), self._token.encode()):
+        if self._token is not None and not _has_token(request, self._token):
             message = "The provided authentication is not valid for this store"
             return error_response(401, "InvalidTokenError", message)
         return None
@@ -217,6 +258,20 @@ class _Endpoints:
             {str(name).lower(): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
         )
         return await self._store.query(query.get("body"), headers.get("prefer", ""))
+
+
+def _host(request: Request) -> str:
+    """Return the host that a request was sent to, without its port; empty if it names none."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _has_token(request: Request, wanted: str) -> bool:
+    """Return whether a request brings a bearer token; takes as long for a wrong one as for the right one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), wanted.encode())
 
 
 async def _read_json_body(request: Request) -> Any:

@@ -13,7 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -70,6 +70,19 @@ class Identity:
             raise StartError(f"{file} is damaged ({error}): restore it, or delete it to get a new identity") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The bearer tokens of a store; None where everybody may.
+
+    Attributes:
+        query: Of those who query it.
+        upload: Of the router, which sends what callers saw.
+    """
+
+    query: str | None = field(repr=False)
+    upload: str | None = field(repr=False)
+
+
 def serve(
     *,
     port: int,
@@ -78,6 +91,7 @@ def serve(
     retention: timedelta = DEFAULT_RETENTION,
     max_bytes: int = DEFAULT_MAX_BYTES,
     token_file: Path | None = None,
+    upload_token_file: Path | None = None,
     make_store: "Callable[[Database, Writer, str], TelemetryStore] | None" = None,
 ) -> int:
     """Run the telemetry store until SIGTERM or SIGINT; return the process's exit code.
@@ -92,14 +106,15 @@ def serve(
         retention: Rows with an older TimeGenerated are deleted.
         max_bytes: Above this much data the oldest rows are deleted.
         token_file: Holds the bearer token that queries must bring; None accepts any bearer token.
+        upload_token_file: Holds the bearer token that spans and requests must bring; None accepts them from everybody.
         make_store: Makes the store of its database, writer and workspace id; None for `TelemetryStore` itself.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         _check_settings(host, retention, max_bytes, has_token=token_file is not None)
-        token = None if token_file is None else _read_token(token_file)
+        tokens = Tokens(*(None if file is None else _read_token(file) for file in (token_file, upload_token_file)))
         with _lock_data_folder(data), _listening_socket(host, port) as listener:
-            return _run_until_signal(listener, data, retention, max_bytes, token, make_store)
+            return _run_until_signal(listener, data, retention, max_bytes, tokens, make_store)
     except StartError as error:
         sys.stderr.write(f"telemetry store: {error}\n")
         return EXIT_REFUSED
@@ -114,7 +129,7 @@ def _check_settings(host: str, retention: timedelta, max_bytes: int, *, has_toke
 
 
 def _read_token(file: Path) -> str:
-    """Read the bearer token for queries from a file; raise `StartError` if it is not 8 or more ASCII characters."""
+    """Read a bearer token from a file; raise `StartError` if it is not 8 or more ASCII characters."""
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
@@ -170,7 +185,7 @@ def _run_until_signal(
     data: Path,
     retention: timedelta,
     max_bytes: int,
-    token: str | None,
+    tokens: Tokens,
     make_store: "Callable[[Database, Writer, str], TelemetryStore] | None",
 ) -> int:
     """Start the writer thread and the HTTP server, serve, and stop them so that no accepted row is lost."""
@@ -189,7 +204,12 @@ def _run_until_signal(
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
     store = (make_store or TelemetryStore)(database, writer, identity.workspace_id)
     config = uvicorn.Config(
-        create_app(store, token=token),
+        create_app(
+            store,
+            token=tokens.query,
+            upload_token=tokens.upload,
+            instrumentation_key=identity.instrumentation_key,
+        ),
         log_level="warning",
         access_log=False,
         lifespan="off",

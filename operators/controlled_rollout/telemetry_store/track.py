@@ -6,7 +6,7 @@ The exporters of Azure Monitor send it to `/v2.1/track`, as a JSON array or as o
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,7 +23,10 @@ from controlled_rollout.telemetry_store.values import (
     properties_json,
 )
 
-__all__ = ["TrackRows", "duration_ms", "read_envelopes", "rows_of_envelopes"]
+__all__ = ["MEDIA_TYPES", "TrackRows", "duration_ms", "only_other_items", "read_envelopes", "rows_of_envelopes"]
+
+# What the exporters of Azure Monitor send. A page of a browser could not, without asking first.
+MEDIA_TYPES: Final = ("application/json", "application/x-json-stream")
 
 # D.HH:MM:SS.fffffff; the days and the fraction are optional.
 DURATION: Final = re.compile(r"(?:(\d{1,7})\.)?(\d{1,2}):(\d{2}):(\d{2})(?:\.(\d{1,7})\d*)?", re.ASCII)
@@ -88,6 +91,28 @@ def _parse_json_line(line: bytes) -> object:
     except (ValueError, RecursionError) as error:
         return MalformedError(f"not JSON: {error}")
     return item
+
+
+def only_other_items(items: Iterable[object], key: str) -> list[object]:
+    """Return the items with errors in place of those that only the router may send, or that are for another resource.
+
+    Args:
+        items: What `read_envelopes` returned.
+        key: The instrumentation key that an item must have.
+    """
+    return [MalformedError(problem) if (problem := _foreign_problem(item, key)) else item for item in items]
+
+
+def _foreign_problem(item: object, key: str) -> str | None:
+    """Return why an item that is not from the router is refused; None if it is not."""
+    if not isinstance(item, dict):
+        return None
+    if str(item.get("iKey", "")).lower() != key.lower():
+        return "iKey is not this store's instrumentation key"
+    data = item.get("data")
+    if isinstance(data, dict) and data.get("baseType") == "RequestData":
+        return "only the router may send requests here: they need its token"
+    return None
 
 
 def rows_of_envelopes(items: list[object]) -> TrackRows:

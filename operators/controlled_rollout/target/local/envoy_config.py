@@ -181,8 +181,16 @@ def protobuf_duration(milliseconds: int) -> str:
 # Listener
 
 
-def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool) -> Json:
-    """Return the listener that all endpoints share; it stays the same as long as the router runs."""
+def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, telemetry_token: str = "") -> Json:
+    """Return the listener that all endpoints share; it stays the same as long as the router runs.
+
+    Args:
+        files: The router's files.
+        host: The address that callers reach.
+        port: The port that callers reach.
+        traced: Whether spans are sent to the telemetry store.
+        telemetry_token: The bearer token that they bring.
+    """
     connection_manager: Json = {
         "@type": ENVOY_TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
@@ -204,7 +212,7 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool) ->
         "http_filters": _http_filters(),
     }
     if traced:
-        connection_manager["tracing"] = _tracing()
+        connection_manager["tracing"] = _tracing(telemetry_token)
     return {
         "@type": ENVOY_TYPE + "config.listener.v3.Listener",
         "name": "router",
@@ -275,7 +283,7 @@ def _http_filters() -> list[Json]:
     ]
 
 
-def _tracing() -> Json:
+def _tracing(token: str) -> Json:
     """Return the tracing settings: one span per request, whatever the caller's trace header says about sampling."""
     return {
         "random_sampling": {"value": 100},
@@ -294,7 +302,8 @@ def _tracing() -> Json:
                         "uri": "http://telemetry.invalid/v1/traces",
                         "cluster": TELEMETRY_CLUSTER,
                         "timeout": "2s",
-                    }
+                    },
+                    "request_headers_to_add": [{"header": {"key": "Authorization", "value": f"Bearer {token}"}}],
                 },
                 "sampler": {
                     "name": "envoy.tracers.opentelemetry.samplers.always_on",

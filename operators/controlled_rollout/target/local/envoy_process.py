@@ -97,6 +97,7 @@ class EnvoyProcess:
         host: The address that callers reach.
         port: The port that callers reach.
         telemetry_port: Where spans are sent on 127.0.0.1; None sends none.
+        telemetry_token: The bearer token that spans bring.
         on_change: Called when the process has ended, and when it begins to listen.
     """
 
@@ -108,6 +109,7 @@ class EnvoyProcess:
         host: str,
         port: int,
         telemetry_port: int | None,
+        telemetry_token: str = "",
         on_change: Callable[[], None],
     ) -> None:
         self.files = EnvoyFiles(folder)
@@ -115,6 +117,7 @@ class EnvoyProcess:
         self.port = port
         self._runtime = folder.parent
         self._telemetry_port = telemetry_port
+        self._telemetry_token = telemetry_token
         self._on_change = on_change
         self._liveness = LivenessCheck(
             self._answers, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
@@ -252,7 +255,11 @@ class EnvoyProcess:
     async def listen(self) -> None:
         """Write the listener, so that Envoy begins to accept callers; the listener never changes afterwards."""
         resource = envoy_config.listener_config(
-            self.files, host=self.host, port=self.port, traced=self._telemetry_port is not None
+            self.files,
+            host=self.host,
+            port=self.port,
+            traced=self._telemetry_port is not None,
+            telemetry_token=self._telemetry_token,
         )
         self._write_discovery_file(self.files.listeners, [resource])
         self._is_listening = True

@@ -167,10 +167,14 @@ class _SupervisorProcess:
         self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder), reserve)
         self._stored = StoredEndpoints(self._revisions)
         self._telemetry_log = LogFile(workspace.logs_folder / "telemetry.log")
+        # Anew at each start: only the router and the store know it.
+        upload_token, upload_token_file = secrets.token_urlsafe(), runtime / "telemetry-upload.token"
+        atomic_files.write_atomically(upload_token_file, upload_token.encode(), durable=False)
         self._telemetry = TelemetryStoreProcess(
             port=telemetry_port,
             data=workspace.telemetry_folder,
             token_file=_ensure_token_file(workspace),
+            upload_token_file=upload_token_file,
             runtime=runtime,
             log=self._telemetry_log,
         )
@@ -181,6 +185,7 @@ class _SupervisorProcess:
             host=host,
             port=router_port,
             telemetry_port=telemetry_port,
+            telemetry_token=upload_token,
             on_change=lambda: self._reconciler.wake(),
         )
         self._reconciler = Reconciler(

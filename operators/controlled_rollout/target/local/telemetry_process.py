@@ -36,6 +36,7 @@ class TelemetryStoreProcess:
         port: Where it listens on 127.0.0.1.
         data: The folder of its database.
         token_file: Holds the bearer token that queries must bring.
+        upload_token_file: Holds the bearer token that the router's spans bring.
         runtime: The supervisor's runtime folder.
         log: Receives its output.
 
@@ -43,10 +44,13 @@ class TelemetryStoreProcess:
         workspace_id: The id of the workspace that it answers for; None until it has answered once.
     """
 
-    def __init__(self, *, port: int, data: Path, token_file: Path, runtime: Path, log: LogFile) -> None:
+    def __init__(
+        self, *, port: int, data: Path, token_file: Path, upload_token_file: Path, runtime: Path, log: LogFile
+    ) -> None:
         self.port = port
         self.token_file = token_file
         self.workspace_id: str | None = None
+        self._upload_token_file = upload_token_file
         self._data = data
         self._runtime = runtime
         self._liveness = LivenessCheck(
@@ -138,6 +142,8 @@ class TelemetryStoreProcess:
             str(self._data),
             "--token-file",
             str(self.token_file),
+            "--upload-token-file",
+            str(self._upload_token_file),
         ]
         environment = inherited_environment() | {
             RUNTIME_VARIABLE: str(self._runtime),

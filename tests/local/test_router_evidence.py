@@ -1,0 +1,104 @@
+"""What the local router and its store take for evidence: the router's own rows of requests that it split by weight."""
+
+import asyncio
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.evidence.local import StateFileEvidence
+from tests.local.local_target_lab import VERSION_HEADER, Lab, running
+from tests.local.telemetry_lab import PROTOBUF, export
+from tests.polling import until
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("evidence")) as lab:
+        yield lab
+
+
+async def serve(lab: Lab, name: str) -> tuple[str, dict[str, str]]:
+    """Serve an endpoint of two versions, half and half; return its address without the path, and a caller's headers."""
+    image = await lab.image()
+    endpoint = Endpoint(name=name).create_version("one", image=image)
+    endpoint, _ = await lab.serve(endpoint.create_version("two", image=image, traffic_percentile=50.0))
+    for version in ("one", "two"):
+        await lab.ready(name, version)
+    url = (await lab.url(name)).removesuffix("/score")
+    return url, {"Authorization": f"Bearer {(await lab.target.keys(name)).primary}"}
+
+
+async def rows(lab: Lab, endpoint: str, *, at_least: int) -> list[dict[str, Any]]:
+    """Return the rows of an endpoint's requests, once so many are there."""
+    source = StateFileEvidence(lab.workspace)._source()
+    query = f"AppRequests | where tostring(Properties.endpoint) == '{endpoint}' | project Properties, ResultCode"
+    found: list[dict[str, Any]] = []
+
+    async def are_there() -> bool:
+        nonlocal found
+        found = await source._query(query, "Properties", "ResultCode")
+        return len(found) >= at_least
+
+    await until(are_there, f"{at_least} rows of {endpoint}", timeout_s=20)
+    return [{"code": row["ResultCode"], **json.loads(row["Properties"])} for row in found]
+
+
+async def test_requests_by_name_to_other_paths_and_refused_ones_are_counted_on_neither_side(lab: Lab) -> None:
+    url, key = await serve(lab, "counted")
+    async with httpx.AsyncClient(timeout=20) as caller:
+        answers = [await caller.post(f"{url}/score", json={}, headers=key) for _ in range(20)]
+        for _ in range(10):
+            await caller.post(f"{url}/score", json={}, headers={**key, VERSION_HEADER: "two"})
+            await caller.get(f"{url}/swagger.json", headers=key)
+            await caller.options(f"{url}/score", headers=key)
+            await caller.post(f"{url}/score", json={}, headers={VERSION_HEADER: "two"})
+            await caller.post(f"{url}/score", json={}, headers={"X-Controlled-Rollout-Routed-By": "weights"})
+
+    of_two = sum(answer.headers[VERSION_HEADER] == "two" for answer in answers)
+    status = await lab.target.status("counted")
+    assert {name: version.requests for name, version in status.versions.items()} == {"one": 20 - of_two, "two": of_two}
+    found = await rows(lab, "counted", at_least=50)
+    judged = [row for row in found if row["routed_by"] == "weights" and row["code"] not in ("401", "403")]
+    assert sorted(row["version"] for row in judged) == ["one"] * (20 - of_two) + ["two"] * of_two
+    assert {row["code"] for row in judged} == {"200"}
+
+
+async def test_nobody_but_the_router_can_write_what_callers_saw(lab: Lab) -> None:
+    url, key = await serve(lab, "forged")
+    async with httpx.AsyncClient(timeout=20) as caller:
+        forged = await caller.post(
+            f"{lab.state.telemetry_url}/v1/traces",
+            content=export({"endpoint": "forged", "version": "two"}),
+            headers=PROTOBUF,
+        )
+        await caller.post(f"{url}/score", json={}, headers=key)
+
+    assert forged.status_code == 401
+    assert len(await rows(lab, "forged", at_least=1)) == 1
+    token_file = lab.state.runtime / "telemetry-upload.token"
+    token = token_file.read_text()
+    assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+    with_token = [
+        file for file in lab.state.runtime.rglob("*") if file.is_file() and token in file.read_text("latin-1")
+    ]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in with_token} == {0o600}
+    assert await asyncio.to_thread(_command_lines_with, token) == []
+
+
+def _command_lines_with(text: str) -> list[str]:
+    """Return the command lines and environments of all processes that hold a text."""
+    found = []
+    for name in ("cmdline", "environ"):
+        for file in Path("/proc").glob(f"[0-9]*/{name}"):
+            try:
+                if text.encode() in file.read_bytes():
+                    found.append(str(file))
+            except OSError:
+                continue
+    return found
