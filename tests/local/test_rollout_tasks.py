@@ -217,7 +217,9 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
             run.execute("ask_50")
         assert "errors are not worse" in run.questions[0]["body"]
         assert "pass" in run.answer("ask_50", APPROVED)
-        assert "is default and control" in run.execute("promote")
+        promoted = run.execute("promote")
+        assert "no alarm; pass: " in promoted, "it has looked once more"
+        assert "is default and control" in promoted
 
     async def under_load() -> None:
         async with load(lab):

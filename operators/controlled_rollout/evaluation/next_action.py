@@ -65,7 +65,7 @@ class GateTerms(BaseModel):
         waiting_since: When the task began to wait.
         held: Since when this task has put the rollout on hold; None if it has not, or was cleared since then.
         silence: On hold, how long no look may see the evidence before the treatment is rolled back; None keeps it.
-        asked: Whether a person is asked meanwhile: then the looks go on until a claim alarms or the rollout has ended.
+        only_alarms: Whether only an alarm, or the end of the rollout, decides: while a person is asked, before a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,7 +85,7 @@ class GateTerms(BaseModel):
     waiting_since: AwareDatetime
     held: AwareDatetime | None = None
     silence: timedelta | None = None
-    asked: bool = False
+    only_alarms: bool = False
 
     def on_hold_since(self, rollout: "Rollout | None") -> datetime | None:
         """Return since when the rollout is on hold for this task; None if it is not.
@@ -151,7 +151,7 @@ def decide(
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
-    While a person is asked only an alarm decides. On hold the looks go on: only an alarm decides, or `silence`.
+    While a person is asked only an alarm decides; on hold an alarm, or `silence`.
 
     Args:
         look: The look.
@@ -169,10 +169,8 @@ def decide(
 
     if verdict.outcome is Outcome.FAIL:
         return result(NextAction.FAIL, verdict.reason)
-    if terms.asked:
-        return result(
-            NextAction.WAIT, f"a person is asked; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}"
-        )
+    if terms.only_alarms:
+        return result(NextAction.WAIT, f"no alarm; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}")
     missing = _missing_to_go_on(look, terms) or record_problem
     if (held := terms.on_hold_since(look.document.rollout)) is not None:
         if terms.silence is not None and unseen_for is not None and unseen_for >= terms.silence:
@@ -247,7 +245,7 @@ def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) ->
     waited = now - terms.waiting_since
     if terms.held is not None:
         return LookResult(NextAction.WAIT, _on_hold(terms.held, f"cannot see: {problem}"), Outcome.CANNOT_SEE.value)
-    if terms.asked or waited < terms.decision_timeout:
+    if terms.only_alarms or waited < terms.decision_timeout:
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
         NextAction.ASK if terms.on_deadline == "ask" else NextAction.HOLD,
@@ -262,7 +260,7 @@ def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> 
     No error says anything about the model: none passes, and none rolls back.
     """
     problem = str(error) or type(error).__name__
-    if terms.asked or terms.held is not None or not isinstance(error, PROGRAMMING_ERRORS):
+    if terms.only_alarms or terms.held is not None or not isinstance(error, PROGRAMMING_ERRORS):
         return decide_when_unreachable(terms, problem, now=now)
     return LookResult(
         NextAction.HOLD,
@@ -320,7 +318,7 @@ async def _look_and_decide(
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
     table = describe(look.verdict)
     now = datetime.now(UTC)
-    if not terms.asked:
+    if not terms.only_alarms:
         await hold.mark(target, look.document, terms, log)
     unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
     result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)

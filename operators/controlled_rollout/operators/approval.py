@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import exceptions
@@ -13,6 +13,7 @@ from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
+from controlled_rollout.operators.gate_before import Gate, terms_of_alarms
 from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
 from controlled_rollout.workspace import Workspace
 
@@ -26,19 +27,6 @@ __all__ = ["ApproveRolloutOperator", "question_text", "user_name"]
 SUBJECT: Final = "Go on with version {version} of endpoint {endpoint}?"
 # What the standard provider raises once the question is in Airflow's database: the first from Airflow 3.3 on.
 QUESTION_IS_OPEN: Final = (getattr(exceptions, "TaskAwaitingInput", TaskDeferred), TaskDeferred)
-
-
-@runtime_checkable
-class Gate(Protocol):
-    """A task whose looks the question goes on with: a `TreatmentGateSensor`."""
-
-    def prepare_for_execution(self) -> Any:
-        """Return a copy of the task whose templates can be rendered."""
-        ...
-
-    def gate_terms(self, context: "Context") -> GateTerms:
-        """Return how to look, from the task's arguments."""
-        ...
 
 
 class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
@@ -157,10 +145,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         gate = self.dag.task_dict.get(self.gate_task_id)
         if not isinstance(gate, Gate):
             raise ArgumentError(f"gate_task_id={self.gate_task_id!r}: the DAG has no TreatmentGateSensor of that name")
-        rendered = gate.prepare_for_execution()
-        rendered.render_template_fields(context)
-        terms: GateTerms = rendered.gate_terms(context)
-        return terms.model_copy(update={"who": task_of(context), "asked": True})
+        return terms_of_alarms(gate, context)
 
     def _trigger(self, context: "Context", terms: GateTerms) -> RolloutQuestionTrigger:
         """Return the trigger that waits for the answer to the open question, and looks meanwhile."""

@@ -14,6 +14,7 @@ from controlled_rollout.operators.base import (
     change_of,
     task_of,
 )
+from controlled_rollout.operators.gate_before import last_look
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class PromoteToControlOperator(RolloutOperator):
 
     A DAG run promotes its own treatment (`own_rollout`) only if the record says that its last gate has passed at the
     present share, or that a person has approved it; otherwise the task fails. It does not matter in which state the
-    tasks before it are. A version that is control already is as it should be.
+    tasks before it are. It looks once more before that, as the gate before it does, and fails if a claim has alarmed. A
+    version that is control already is as it should be.
 
     Args:
         version: The version to promote.
@@ -70,6 +72,8 @@ class PromoteToControlOperator(RolloutOperator):
         """Promote the version, update the endpoint's asset, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
+        if self.own_rollout:
+            await last_look(self, context, workspace)
         stored = await steps.promote(
             workspace,
             self.endpoint,

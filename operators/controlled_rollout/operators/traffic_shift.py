@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from controlled_rollout.arguments import duration, number
 from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.operators.base import RolloutOperator, change_of
+from controlled_rollout.operators.gate_before import last_look
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ __all__ = ["ShiftTrafficOperator"]
 
 class ShiftTrafficOperator(RolloutOperator):
     """Sets a version's per cent of the traffic once it is ready, and waits until the router serves the new split.
+
+    Behind a gate it looks once more before that, as the gate does, and fails if a claim has alarmed.
 
     In a rollout of this run the task is skipped if the version is the control already, as the first version of a new
     endpoint is.
@@ -51,6 +54,8 @@ class ShiftTrafficOperator(RolloutOperator):
         """Shift the traffic, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
+        if self.own_rollout:
+            await last_look(self, context, workspace)
         stored = await steps.shift(
             workspace,
             self.endpoint,

@@ -46,7 +46,8 @@ def question_about(
     share = f"{endpoint.effective_traffic().get(version, 0.0):g} %"
     of_rollout: list[Decision] = []
     for decision in newest_first:
-        if rollout is not None and decision.time < rollout.started:
+        # Only looks are in the order of time: lines of steps may have been added later.
+        if rollout is not None and decision.step == "look" and decision.time < rollout.started:
             break
         of_rollout.append(decision)
     fact = going_on(history, of_rollout, version, owner)

@@ -173,7 +173,7 @@ def test_an_outage_of_any_length_neither_passes_nor_rolls_back(
     on_deadline=st.sampled_from(["hold", "roll_back", "ask"]),
 )
 def test_while_a_person_is_asked_only_an_alarm_decides(outcome: str, minutes: int, on_deadline: str) -> None:
-    asked = terms(asked=True, on_deadline=on_deadline, waiting_since=NOW - minutes * MINUTE)
+    asked = terms(only_alarms=True, on_deadline=on_deadline, waiting_since=NOW - minutes * MINUTE)
     assert decide(look(outcome, since=minutes * MINUTE), asked, now=NOW).action is NextAction.WAIT
     assert decide(look("fail", since=minutes * MINUTE), asked, now=NOW).action is NextAction.FAIL
     for error in (TimeoutError("no socket"), TypeError("a fault")):

@@ -123,7 +123,7 @@ def test_look_of_a_gate_that_begins_again_ends_the_hold(gates: Gates, monkeypatc
 
     # Another run's gate is refused, and the looks while a person is asked leave the hold to the person.
     assert take(owner="dag/other") is NextAction.CONFLICT
-    take(asked=True)
+    take(only_alarms=True)
     assert target.newest.same_as(held)
     # Its decision_timeout has been over for hours, and counts anew.
     assert take(owner="dag/run") is NextAction.WAIT

@@ -105,7 +105,7 @@ def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, q
 
     terms = GateTerms.model_validate(json.loads(json.dumps(trigger.terms)))
     assert (terms.gate.alpha, terms.window.bin_width, terms.interval) == (0.01, timedelta(seconds=8), LOOK_INTERVAL)
-    assert (terms.asked, terms.who, terms.owner) == (True, "weekly/run-1/ask_50", "weekly/run-1")
+    assert (terms.only_alarms, terms.who, terms.owner) == (True, "weekly/run-1/ask_50", "weekly/run-1")
     assert [question["body"].startswith("too few requests") for question in questions] == [True]
     assert trigger.question["ti_id"] == str(UUID(int=7))
     assert datetime.fromisoformat(trigger.question["timeout_datetime"]) > datetime.now(UTC) + timedelta(minutes=59)

@@ -23,7 +23,7 @@ from controlled_rollout.workspace import Workspace
 TERMS = GateTerms(
     endpoint="digits", version="v2a", who="dag/run/ask", owner=None, gate=Gate(), bake=timedelta(0), min_requests=0,
     require_pass=True, decision_timeout=timedelta(days=1), on_deadline="ask", interval=timedelta(milliseconds=1),
-    waiting_since=datetime.now(UTC), asked=True,
+    waiting_since=datetime.now(UTC), only_alarms=True,
 )  # fmt: skip
 QUESTION: dict[str, Any] = {
     "ti_id": str(UUID(int=7)), "options": ["Approve", "Reject"], "defaults": None, "params": {}, "multiple": False,
@@ -86,7 +86,7 @@ class Airflow:
         return Workspace.local(self._root)
 
     async def _look(self, workspace: Workspace, terms: GateTerms, log: Any) -> LookResult:
-        assert terms.asked
+        assert terms.only_alarms
         return LookResult(self.looks.pop(0) if len(self.looks) > 1 else self.looks[0], "because", "fail")
 
 
