@@ -6,7 +6,7 @@ from datetime import datetime
 
 from controlled_rollout.gate import Counts, Moments
 
-__all__ = ["CountRow", "MetricRow", "with_metrics"]
+__all__ = ["CountRow", "MetricRow", "inconsistency", "with_metrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,24 @@ class MetricRow:
     before: bool
     name: str
     values: Moments | Mapping[str, int]
+
+
+def inconsistency(rows: Iterable[CountRow]) -> str:
+    """Return a sentence on counts that cannot be: negative, or more of a kind than requests; empty without any. Pure.
+
+    Args:
+        rows: The counts, as a metric store gives them.
+    """
+    for row in rows:
+        counts = row.counts
+        named = {"requests": counts.requests, "errors": counts.errors, "slow requests": max(counts.slow, default=0)}
+        for name, count in named.items():
+            if not 0 <= count <= counts.requests:
+                return (
+                    f"the metric store counts {count} {name} among {counts.requests} requests of version "
+                    f"{row.version!r} in the bin {row.start.isoformat()}: that cannot be"
+                )
+    return ""
 
 
 def with_metrics(rows: Iterable[CountRow], metrics: Iterable[MetricRow], *, n_thresholds: int) -> list[CountRow]:

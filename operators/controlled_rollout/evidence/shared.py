@@ -26,7 +26,7 @@ from controlled_rollout.evidence.metric_store import (
     UnreadableError,
 )
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
-from controlled_rollout.evidence.rows import CountRow, MetricRow, with_metrics
+from controlled_rollout.evidence.rows import CountRow, MetricRow, inconsistency, with_metrics
 from controlled_rollout.version import check_name
 
 __all__ = ["ReadBins", "SharedReader", "read_shared", "shared_reader"]
@@ -268,6 +268,10 @@ class SharedReader:
             key = request.key
             if isinstance(rows, EvidenceUnavailableError):
                 round_.failures[key] = rows
+                continue
+            if problem := inconsistency(rows):
+                # Not kept: a store that answers sense again is believed again, by this process as by a new one.
+                round_.failures[key] = UnreadableError(problem)
                 continue
             if key not in self._cached or request.since == key.first:
                 self._cached[key] = CachedBins(request.thresholds_ms, request.since, checked=now, wanted=now)

@@ -1,6 +1,9 @@
 """What the shared reader gives is what a new reader would read, whatever arrived when."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,9 +12,10 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import EvidenceWindow, shared
 from controlled_rollout.evidence.bins import closed_until
-from controlled_rollout.evidence.metric_store import QueryKey, ThrottledError, TooMuchError
+from controlled_rollout.evidence.metric_store import QueryKey, StoreRequest, ThrottledError, TooMuchError
 from controlled_rollout.evidence.rows import CountRow
 from controlled_rollout.evidence.shared import ReadBins, SharedReader
+from controlled_rollout.gate import Counts
 from tests.examples import examples
 from tests.unit.evidence.memory_store import T0, MemoryStore, Row, S
 
@@ -116,6 +120,28 @@ def test_a_closed_bin_is_read_once_and_later_looks_only_ask_what_has_arrived() -
         await look(reader, store, 206)
         await look(reader, store, 216)
         assert store.queries_sent[3:] == ["arrivals", "arrivals", "counts"]
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("nonsense", [Counts(1, 2, (0,)), Counts(-1, -1, (0,)), Counts(1, 0, (2,))])
+def test_counts_that_cannot_be_are_forgotten_once_the_store_answers_sense(nonsense: Counts) -> None:
+    class Confused(MemoryStore):
+        confused = True
+
+        async def counts(self, requests: Sequence[StoreRequest], **how: Any) -> list[list[CountRow]]:
+            answers = await super().counts(requests, **how)
+            return [[replace(row, counts=nonsense) for row in rows] for rows in answers] if self.confused else answers
+
+    store = Confused([Row(n, n, "treatment") for n in range(60, 160)])
+
+    async def steps() -> None:
+        reader = reader_of(store)
+        for at in (100, 110, 120):
+            with pytest.raises(EvidenceUnavailableError, match="that cannot be"):
+                await look(reader, store, at)
+        store.confused = False
+        assert closed(await look(reader, store, 130), 130) == closed(await look(reader_of(store), store, 130), 130)
 
     asyncio.run(steps())
 
