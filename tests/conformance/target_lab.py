@@ -15,7 +15,7 @@ from controlled_rollout import image
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint
 from controlled_rollout.target.protocol import Change, EndpointStatus, Target, VersionStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
-from controlled_rollout.workspace import user_cache
+from controlled_rollout.workspace import Workspace, user_cache
 from tests.cluster.lab import Lab
 from tests.cluster.lab.turns import turn
 from tests.cluster.sandbox import SMALL, fresh_sandbox
@@ -46,12 +46,14 @@ class TargetLab:
     """A target that a module's tests share, each with endpoints of its own.
 
     Attributes:
+        workspace: The workspace, for the steps of a rollout.
         target: The target, opened anew for each call.
         images: The references of the images of tests/cluster/models, by model.
         settings: What every version is given, so that many fit on the machine.
         turn: Held while a test uses the target: another may want to break it.
     """
 
+    workspace: Workspace
     target: Target
     images: Mapping[str, str]
     settings: Mapping[str, Any]
@@ -130,7 +132,7 @@ def local_lab(folder: Path) -> Iterator[TargetLab]:
     images = {model: _build(model, folder / "sources" / model) for model in MODELS}
     with local_target_lab.running(folder) as lab:
         # On a busy machine a request may wait long for its replica: only requests that are lost count as failed.
-        yield TargetLab(lab.target, images, {"max_request_wait_time": 20_000}, nullcontext)
+        yield TargetLab(lab.workspace, lab.target, images, {"max_request_wait_time": 20_000}, nullcontext)
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
         with use_lab():
             images = build_all(lab.registry)
             sandbox = stack.enter_context(fresh_sandbox(lab, images, folder))
-        yield TargetLab(sandbox.target, images, SMALL, use_lab)
+        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab)
         with use_lab():
             stack.close()
 

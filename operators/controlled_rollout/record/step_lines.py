@@ -121,7 +121,10 @@ def _steps(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
     elif held is not None and holds is None:
         yield "promote" if after.versions[held.version].is_control else "roll_back", held.version
     else:
-        yield from (("shift", name) for name in _shifted(before, after))
+        # A roll-back ends a rollout, if there is one; without one, to have no traffic any more is one as well.
+        to_nothing: Step = "shift" if after.rollout else "roll_back"
+        percent = after.effective_traffic()
+        yield from (("shift" if percent[name] else to_nothing, name) for name in _shifted(before, after))
 
 
 def _shifted(before: Endpoint, after: Endpoint) -> list[str]:

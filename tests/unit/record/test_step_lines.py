@@ -97,6 +97,13 @@ def test_without_a_rollout_the_version_that_was_shifted_is_told_from_the_default
     assert names(missing_lines(history_of(FIRST, both, both.shift("two", 20)), []))[-1] == ("shift", "two")
 
 
+def test_a_version_that_lost_its_traffic_was_rolled_back_unless_its_rollout_goes_on() -> None:
+    both = FIRST.create_version("two", traffic_percentile=20)
+    assert names(missing_lines(history_of(FIRST, both, both.roll_back("two")), []))[-1] == ("roll_back", "two")
+    paused = edits.shift(TENTH, "two", percentile=0, owner=RUN)
+    assert names(missing_lines(history_of(FIRST, SECOND, TENTH, paused), []))[-1] == ("shift", "two")
+
+
 @given(st.integers(min_value=0, max_value=9))
 def test_a_record_that_lags_by_any_number_of_steps_is_completed_once(known: int) -> None:
     lines = missing_lines(HISTORY, [])

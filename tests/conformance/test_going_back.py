@@ -1,0 +1,59 @@
+"""Going back needs nothing but the target: the record is away meanwhile, and follows later."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from controlled_rollout import record, steps
+from controlled_rollout.steps import Change
+from tests.conformance.target_lab import MAX_WAIT, TargetLab
+
+CHANGE = Change(who="a test", why="it fails")
+
+
+@contextmanager
+def record_away(lab: TargetLab, endpoint: str) -> Iterator[None]:
+    """Make the record of an endpoint one that nobody can read or append to, root neither."""
+    place = lab.workspace.records_folder / f"{endpoint}.jsonl"
+    place.mkdir(parents=True)
+    yield
+    place.rmdir()
+
+
+async def test_a_treatment_is_rolled_back_and_retired_while_the_record_is_away(target_lab: TargetLab) -> None:
+    lab = target_lab
+    both = lab.with_version(lab.with_version(lab.endpoint("unrecorded"), "one"), "two", "steady2")
+    endpoint = await lab.serve(both.shift("two", 50))
+    messages: list[str] = []
+
+    async with lab.load(endpoint, rate=40) as load:
+        with record_away(lab, endpoint.name):
+            rolled_back = await steps.roll_back(
+                lab.workspace, endpoint.name, "two", change=CHANGE, timeout=MAX_WAIT, progress=messages.append
+            )
+            served = await lab.target.status(endpoint.name)
+            await steps.retire(
+                lab.workspace, endpoint.name, "two", change=CHANGE, timeout=MAX_WAIT, progress=messages.append
+            )
+    # Retired again, with nothing to do: the next entry of the record, and what it lacks before it.
+    await steps.retire(lab.workspace, endpoint.name, "two", change=CHANGE, timeout=MAX_WAIT)
+
+    assert rolled_back is not None
+    assert served.weight_ppm == {"one": 1_000_000}
+    assert load.failed == {}, load.refusals
+    assert list((await lab.target.endpoint(endpoint.name)).versions) == ["one"]
+    assert sum("the record lags behind" in message for message in messages) == 2
+    lines = [(line.step, line.version, line.who) for line in record.read(lab.workspace, endpoint.name)]
+    assert lines[-2:] == [("roll_back", "two", "a test"), ("retire", "two", "a test")]
+
+
+async def test_a_key_is_revoked_while_the_record_is_away(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("revoked"), "one"))
+    before = await lab.target.keys(endpoint.name)
+
+    with record_away(lab, endpoint.name):
+        after = await lab.target.regenerate_key(endpoint.name, "primary")
+        await lab.answers(endpoint, 200, key=after.primary)
+        await lab.answers(endpoint, 401, key=before.primary)
+
+    assert after.primary != before.primary
