@@ -104,7 +104,11 @@ def forecast(
     lines = [f"Forecast: what the steps can show at control's present {requests_per_second:.3g} requests/s, {errors}:"]
     for step in steps:
         if step >= 100:
-            lines.append(f"  at {step:g} %: nothing, because control has no requests to compare with")
+            lines.append(
+                f"  at {step:g} %: compared with control's last requests, as it gets none then: an alarm needs "
+                f"more than {gate.pass_ratio:g} times its odds of an error, a pass errors of at most "
+                f"{100 * gate.acceptable_error_rate:g} %"
+            )
             continue
         try:
             step_power = power(

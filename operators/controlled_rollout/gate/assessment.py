@@ -7,6 +7,8 @@ from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, columns
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
+from controlled_rollout.gate.pass_conditions import no_pass_because
+from controlled_rollout.gate.restarts import at_present_share
 from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
 
 __all__ = ["Assessment", "assess"]
@@ -20,6 +22,7 @@ class Assessment:
         alarms: Claims that fail the treatment.
         splits: Claims that the two versions did not get the same kind of traffic as was set.
         passes: Claims that a pass needs, all of them.
+        no_pass: Why nothing may pass now whatever the claims say, in words.
         notes: What was left out, in words.
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
     """
@@ -27,6 +30,7 @@ class Assessment:
     alarms: tuple[ClaimResult, ...]
     splits: tuple[ClaimResult, ...]
     passes: tuple[ClaimResult, ...]
+    no_pass: tuple[str, ...]
     notes: tuple[str, ...]
     control_requests: int
     treatment_requests: int
@@ -47,23 +51,25 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=gate.categories)
     before = columns(baseline, quantiles=n_quantiles)
     warm_up = all_bins.warm_up_bins(gate.warm_up)
-    judged = all_bins.since(warm_up)
+    # The split is checked during warm-up too.
+    split, was_wrong = split_wrong(all_bins, gate)
+    judged = (all_bins.without(was_wrong) if was_wrong.any() else all_bins).since(warm_up)
 
     traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
     metrics = metric_claims(judged, gate)
     alarms, splits = (*traffic_alarms, *metrics.alarms), metrics.splits
     return Assessment(
         tuple(alarm.later(warm_up) for alarm in alarms),
-        # The split is checked during warm-up too.
-        (split_wrong(all_bins, gate), *(split.later(warm_up) for split in splits)),
+        (split, *(other.later(warm_up) for other in splits)),
         (*traffic_passes, *metrics.passes),
-        tuple(_notes(judged, gate, warm_up)),
+        tuple(no_pass_because(judged.at(at_present_share(judged)), judged, before, gate)),
+        tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
         int(judged.control.sum()),
         int(judged.treatment.sum()),
     )
 
 
-def _notes(judged: Columns, gate: Gate, warm_up: int) -> Iterable[str]:
+def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[str]:
     """Yield what the reason of the verdict has to mention: metrics that are not judged, bins left out as warm-up."""
     if judged.starts:
         if gate.latency_quantiles and not judged.slow:
@@ -73,3 +79,5 @@ def _notes(judged: Columns, gate: Gate, warm_up: int) -> Iterable[str]:
                 yield f"{name} is not judged: the bins carry no values of it"
     if warm_up:
         yield f"{warm_up} {'bin' if warm_up == 1 else 'bins'} of warm-up left out"
+    if wrong:
+        yield f"{wrong} {'bin' if wrong == 1 else 'bins'} left out in which the split was wrong; it is right again"

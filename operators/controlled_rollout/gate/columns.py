@@ -43,6 +43,10 @@ class Metric:
         """Return the metric in some of the bins."""
         return Metric(self.treatment[bins], self.control[bins])
 
+    def times(self, kept: Floats) -> "Metric":
+        """Return the metric with each bin's counts multiplied by 0 or 1."""
+        return Metric(self.treatment * kept, self.control * kept)
+
 
 @dataclass(frozen=True, slots=True)
 class Values:
@@ -55,6 +59,10 @@ class Values:
     def at(self, bins: "Selection") -> "Values":
         """Return the values in some of the bins."""
         return Values(self.count[bins], self.mean[bins], self.variance[bins])
+
+    def times(self, kept: Floats) -> "Values":
+        """Return the values with each bin's count multiplied by 0 or 1."""
+        return Values(self.count * kept, self.mean, self.variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,23 @@ class Columns:
             {name: (treatment.at(bins), control.at(bins)) for name, (treatment, control) in self.means.items()},
             {
                 name: {category: metric.at(bins) for category, metric in metrics.items()}
+                for name, metrics in self.categories.items()
+            },
+        )
+
+    def without(self, left_out: NDArray[np.bool_]) -> "Columns":
+        """Return the columns with nothing counted in the bins that are left out."""
+        kept = (~left_out).astype(np.float64)
+        return Columns(
+            self.starts,
+            self.treatment * kept,
+            self.control * kept,
+            self.errors.times(kept),
+            tuple(metric.times(kept) for metric in self.slow),
+            self.shares,
+            {name: (treatment.times(kept), control.times(kept)) for name, (treatment, control) in self.means.items()},
+            {
+                name: {category: metric.times(kept) for category, metric in metrics.items()}
                 for name, metrics in self.categories.items()
             },
         )

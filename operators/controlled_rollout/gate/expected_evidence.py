@@ -17,10 +17,10 @@ from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.mixture import log_sum_exp, more_needed
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.odds import Margins
-from controlled_rollout.gate.rate import log_evidence
+from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
 from controlled_rollout.gate.restarts import process_weight
-from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
+from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
 
 __all__ = ["detectable_error_rate", "detectable_slow_share", "requests_to_pass"]
 

@@ -56,12 +56,13 @@ def _verdict(assessment: "Assessment") -> Verdict:
     elif first_alarm is not None:
         outcome = Outcome.FAIL
         reason = "; ".join(_claim_text(alarm.claim) for alarm in alarms)
-    elif all(result.claim.reached for result in assessment.passes):
+    elif all(result.claim.reached for result in assessment.passes) and not assessment.no_pass:
         outcome = Outcome.PASS
         reason = "; ".join(_claim_text(result.claim) for result in assessment.passes)
     else:
         outcome = Outcome.NOT_ENOUGH_EVIDENCE
-        reason = _needed_text([result.claim for result in assessment.passes if not result.claim.reached])
+        needed = _needed_text([result.claim for result in assessment.passes if not result.claim.reached])
+        reason = "; ".join([*assessment.no_pass, *needed])
     return Verdict(
         outcome,
         tuple(result.claim for result in (*assessment.alarms, *assessment.splits, *assessment.passes)),
@@ -81,10 +82,10 @@ def _claim_text(claim: Claim) -> str:
     return f"{claim.name}: e-value {claim.e_value:.3g} of {claim.threshold:.3g} ({claim.detail})"
 
 
-def _needed_text(claims: Sequence[Claim]) -> str:
-    """Return as text how much evidence each pass claim still needs."""
+def _needed_text(claims: Sequence[Claim]) -> list[str]:
+    """Return as texts how much evidence each pass claim still needs."""
     parts = []
     for claim in claims:
         needed = "more evidence" if claim.needed_requests is None else f"about {claim.needed_requests:,} more requests"
         parts.append(f"{claim.name!r} needs {needed} (e-value {claim.e_value:.3g} of {claim.threshold:.3g})")
-    return "; ".join(parts)
+    return parts

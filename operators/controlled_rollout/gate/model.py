@@ -62,6 +62,7 @@ class Gate(BaseModel):
         error_difference: Absolute difference of error rates that is still tolerated, as a fraction.
         pass_ratio: Odds ratio that a pass has to rule out (r1).
         acceptable_error_rate: Where errors are too rare for a ratio, an upper bound at or below this rate passes.
+        max_error_rate: A pass has to show that the treatment's error rate is below this, whatever control's is; 1: any.
         latency_tolerance: Relative slow-down that is still tolerated (m).
         latency_quantiles: Control's quantiles, frozen before the rollout, whose exceedances are counted.
         warm_up: Evidence this soon after the treatment's first traffic is left out.
@@ -83,6 +84,7 @@ class Gate(BaseModel):
     error_difference: Annotated[float, Field(ge=0, lt=1)] = 0.002
     pass_ratio: Annotated[float, Field(gt=1)] = 2.0
     acceptable_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    max_error_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     latency_tolerance: Annotated[float, Field(ge=0)] = 0.05
     latency_quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.9, 0.95, 0.99)
     warm_up: Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))] = timedelta(0)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from controlled_rollout.gate.mixture import POINTS
 
-__all__ = ["evidence_path", "log_evidence", "log_gamma", "upper_bound"]
+__all__ = ["evidence_path", "log_evidence", "log_gamma", "rate_of_odds", "upper_bound"]
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +67,11 @@ def upper_bound(errors: float, requests: float, alpha: float) -> float:
             break
         low, high = float(points[index - 1]), float(points[index])
     return high
+
+
+def rate_of_odds(odds: float) -> float:
+    """Return the probability that has these odds."""
+    return odds / (1 + odds)
 
 
 def log_gamma(x: Floats) -> Floats:

@@ -100,28 +100,32 @@ def at_present_share(columns: Columns) -> Truths:
     return present
 
 
-def alarm_evidence(processes: Sequence[Process], bins: int, log_threshold: float) -> AlarmEvidence:
+def alarm_evidence(
+    processes: Sequence[Process], bins: int, log_threshold: float, *, weights: Sequence[float] | None = None
+) -> AlarmEvidence:
     """Return the average of an alarm's processes over all bins, or as many as are needed to exceed the threshold.
 
     Args:
         processes: In the order in which they begin; the first with bin 0.
         bins: How many bins there are.
         log_threshold: The value to reach.
+        weights: The processes' weights; None for those of `process_weight`.
     """
+    weights = [process_weight(number) for number in range(len(processes))] if weights is None else weights
     for stage in STAGES:
         if stage < bins:
-            evidence = _average(processes, stage, log_threshold)
+            evidence = _average(processes, weights, stage, log_threshold)
             if evidence.reached_at is not None and evidence.peak >= log_threshold + BEYOND_DOUBT:
                 return evidence
-    return _average(processes, bins, log_threshold)
+    return _average(processes, weights, bins, log_threshold)
 
 
-def _average(processes: Sequence[Process], bins: int, log_threshold: float) -> AlarmEvidence:
+def _average(processes: Sequence[Process], weights: Sequence[float], bins: int, log_threshold: float) -> AlarmEvidence:
     """Return the average of the processes after the first `bins` bins."""
     total, counted = np.ones(bins), np.ones(bins)
     highest, terms = -math.inf, []
-    for number, process in enumerate(processes):
-        length, weight = bins - process.first, process_weight(number)
+    for process, weight in zip(processes, weights, strict=True):
+        length = bins - process.first
         if length <= 0:
             continue
         path, largest = mixture_path(*process.components(length), length)

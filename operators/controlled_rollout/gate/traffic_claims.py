@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.last_control import last_control_alarms
 from controlled_rollout.gate.mixture import MixtureResult, log_sum_exp, mix, more_needed, settle
 from controlled_rollout.gate.model import Gate
-from controlled_rollout.gate.rate import evidence_path, log_evidence, upper_bound
+from controlled_rollout.gate.rate import evidence_path, log_evidence, rate_of_odds, upper_bound
 from controlled_rollout.gate.ratio import (
     ABOVE,
     ABOVE_WEIGHTS,
@@ -24,9 +25,9 @@ from controlled_rollout.gate.ratio import (
 )
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
 from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness
-from controlled_rollout.gate.split import split_evidence, split_served
+from controlled_rollout.gate.split import check_split, split_served
 
-__all__ = ["latency_weights", "pass_ratios", "rate_of_odds", "split_wrong", "traffic_claims"]
+__all__ = ["latency_weights", "pass_ratios", "split_wrong", "traffic_claims"]
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +49,9 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     errors = {first: _Event(span, span.errors, gate, burst) for first, span in spans.items()}
     present_errors = errors[0] if present is judged else _Event(present, present.errors, gate, burst)
     alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, present_errors)]
+    bursts: list[float] = []
+    if gate.max_error_rate < 1:
+        passes.append(_errors_acceptable(gate, present_errors))
     if judged.slow:
         bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
         slow = {first: _slow_events(span, gate, bursts) for first, span in spans.items()}
@@ -55,6 +59,7 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
         present_slow = slow[0] if present is judged else _slow_events(present, gate, bursts)
         alarms.append(_latency_higher(gate, slow, shifts))
         passes.append(_latency_not_worse(gate, present_slow))
+    alarms += last_control_alarms(judged, before, gate, burst=burst, slow_bursts=bursts)
     return alarms, passes
 
 
@@ -163,19 +168,26 @@ def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[_Event]], shifts: Ma
     return alarm_from("latency is higher", "alarm", evidence, threshold, detail)
 
 
-def split_wrong(all_bins: Columns, gate: Gate) -> ClaimResult:
-    """Test the split claim: the versions do not get the shares of the requests that were set."""
+def split_wrong(all_bins: Columns, gate: Gate) -> tuple[ClaimResult, NDArray[np.bool_]]:
+    """Test the split claim: the versions do not get the shares of the requests that were set.
+
+    Returns:
+        The claim, and for each bin whether the split was wrong in it and is right again since.
+    """
     threshold = 1 / gate.split_alpha
-    evidence, checked = split_evidence(all_bins, math.log(threshold))
-    shares = split_served(all_bins)
+    check = check_split(all_bins, math.log(threshold))
+    left_out = np.zeros(len(all_bins.starts), dtype=bool)
+    for first, end in check.was_wrong:
+        left_out[first:end] = True
+    shares = split_served(all_bins.without(left_out))
     detail = (
         "not checked: no bin with a known split"
         if shares is None
         else f"{100 * shares[0]:.3g} % served, {100 * shares[1]:.3g} % set"
     )
-    first = None if evidence.reached_at is None else int(checked[evidence.reached_at])
-    claim = claim_from("split is wrong", "split", evidence.peak, threshold, first is not None, detail)
-    return ClaimResult(claim, first)
+    reached = check.wrong_since is not None
+    claim = claim_from("split is wrong", "split", check.peak, threshold, reached, detail)
+    return ClaimResult(claim, check.wrong_since), left_out
 
 
 def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
@@ -190,6 +202,27 @@ def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
     return ClaimResult(
         claim_from("errors are not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
     )
+
+
+def _errors_acceptable(gate: Gate, errors: _Event) -> ClaimResult:
+    """Test the pass claim that the treatment's error rate is below `max_error_rate`, whatever control's is."""
+    goal, limit = -math.log(gate.beta), gate.max_error_rate
+    hits, requests = errors.metric.treatment, errors.judged.treatment
+    path = evidence_path(limit, hits, requests, errors.burst)
+    peak = max(0.0, float(path.max(initial=0.0)))
+    total, served = float(hits.sum()), float(requests.sum())
+    needed: int | None = 0
+    if peak < goal:
+        rate = total / served if served else 0.0
+
+        def expected_log_evidence(more: Floats) -> Floats:
+            """Return the log of the expected evidence after each number of further treatment requests."""
+            return log_evidence(limit, (total + rate * more) / errors.burst, (served + more) / errors.burst)
+
+        needed = more_needed(expected_log_evidence, goal)
+    name = f"errors are below {100 * limit:.3g} %"
+    detail = f"{_format_rate(hits, requests)} of {served:,.0f} requests"
+    return ClaimResult(claim_from(name, "pass", peak, 1 / gate.beta, peak >= goal, detail, needed))
 
 
 def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
@@ -265,11 +298,6 @@ def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
 def pass_ratios(gate: Gate) -> list[float]:
     """Return the alternatives of a pass claim as ratios to its null hypothesis; only those below 1."""
     return [odds / gate.pass_ratio for odds in BETTER if odds < gate.pass_ratio]
-
-
-def rate_of_odds(odds: float) -> float:
-    """Return the probability that has these odds."""
-    return odds / (1 + odds)
 
 
 def _equal_weights(parts: Sequence[object]) -> list[float]:

@@ -12,11 +12,11 @@ from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
-from controlled_rollout.gate.rate import log_evidence
+from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.restarts import process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
-from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios, rate_of_odds
+from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -45,5 +45,7 @@ def test_without_traffic_there_is_no_forecast(traffic: ControlTraffic | None, wo
     assert words in line
 
 
-def test_with_all_the_traffic_there_is_nothing_to_compare_with() -> None:
-    assert "no requests to compare with" in lines(ControlTraffic(3_600, 18, HOUR), steps=(100,))[1]
+def test_forecast_of_a_step_with_all_the_traffic_says_what_it_is_compared_with() -> None:
+    line = lines(ControlTraffic(3_600, 18, HOUR), steps=(100,))[1]
+    assert "at 100 %: compared with control's last requests" in line
+    assert "a pass errors of at most 1 %" in line

@@ -17,7 +17,7 @@ def test_the_plan_says_every_step_in_order() -> None:
     lines = str(PLAN).splitlines()
     assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]
     assert "shift 10 %" in lines[2]
-    assert "after 10 min and 500 requests, unless a claim alarms" in lines[2]
+    assert "after 10 min and 500 requests of evidence, unless a claim alarms or nearly does" in lines[2]
     assert "shift 50 %" in lines[3]
     assert "when the gate passes" in lines[3]
     assert "promote" in lines[4]

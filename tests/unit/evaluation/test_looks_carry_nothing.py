@@ -118,7 +118,8 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "late rows of the baseline move the thresholds": lambda: Scenario(
         requests("v1a", 0, 60, ms=10)
         + requests("v1a", 0, 60, ms=40, per_second=4, late=120)
-        + requests("v1a", 60, 400, ms=20)
+        + requests("v1a", 60, 400, ms=20, per_second=1)
+        + requests("v1a", 60, 400, ms=50, per_second=1)
         + requests("v2a", STARTED, 400, ms=30),
         (110, 150, 380),
         Outcome.PASS,

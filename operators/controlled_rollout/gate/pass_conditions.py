@@ -1,0 +1,98 @@
+"""What must not be so for a pass, whatever the claims say: plain conditions, without an error rate of their own.
+
+A comparison says that the treatment is like control. It says nothing where control is broken itself, where control's
+frozen quantiles are of another time, or where the newest requests tell another story than all of them together.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.columns import Columns
+from controlled_rollout.gate.last_control import LEAST_REQUESTS, last_of_control, without_control
+from controlled_rollout.gate.model import Gate
+
+__all__ = ["no_pass_because"]
+
+Floats = NDArray[np.float64]
+
+# The newest bins with so many requests must not have too many errors.
+RECENT_REQUESTS: Final = 100
+# Control is broken by its own baseline with so many times the odds of an error, so much higher, and so many errors.
+BROKEN_ODDS: Final = 10
+BROKEN_DIFFERENCE: Final = 0.05
+BROKEN_ERRORS: Final = 10
+# A frozen quantile says nothing when control exceeds it with odds so many times higher or lower than before; so many
+# exceedances must have been expected.
+STALE_ODDS: Final = 10
+STALE_EXPECTED: Final = 10
+
+
+def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield why nothing may pass now, each in a sentence.
+
+    Args:
+        present: The bins at the present share.
+        judged: All of the rollout's bins, warm-up left out.
+        before: Control's bins before the rollout.
+        gate: What the treatment has to show.
+    """
+    recent = recent_rate(present.treatment, present.errors.treatment)
+    if recent is not None and recent > gate.max_error_rate:
+        yield (
+            f"{100 * recent:.3g} % of the treatment's newest requests are errors, {100 * gate.max_error_rate:.3g} % "
+            "are allowed (max_error_rate)"
+        )
+    if without_control(present).any():
+        if last_of_control(judged, before).requests < LEAST_REQUESTS:
+            yield (
+                f"control has no traffic to compare with, and had fewer than {LEAST_REQUESTS} requests before: give it "
+                "a step with less than 100 %"
+            )
+        return
+    yield from _broken_control(present, before, gate)
+    yield from _stale_quantiles(present, gate)
+
+
+def recent_rate(requests: Floats, events: Floats) -> float | None:
+    """Return the rate of events in the newest bins that hold `RECENT_REQUESTS`, or in all; None without requests."""
+    later = np.cumsum(requests[::-1])[::-1] - requests
+    recent = later < RECENT_REQUESTS
+    total = float(requests[recent].sum())
+    return float(events[recent].sum()) / total if total else None
+
+
+def _broken_control(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield that control is broken itself: as good as it is nothing to be."""
+    requests, errors = float(present.control.sum()), float(present.errors.control.sum())
+    if errors < BROKEN_ERRORS:
+        return
+    rate = max(errors / requests, recent_rate(present.control, present.errors.control) or 0.0)
+    usual = float(before.errors.control.sum()) / max(1.0, float(before.control.sum()))
+    higher = (
+        before.control.sum() >= LEAST_REQUESTS
+        and rate - usual >= BROKEN_DIFFERENCE
+        and rate * (1 - usual) >= BROKEN_ODDS * usual * (1 - rate)
+    )
+    if higher or rate > gate.max_error_rate:
+        was = f", {100 * usual:.3g} % before the rollout" if before.control.sum() else ""
+        yield f"control itself is broken, and nothing to compare with: {100 * rate:.3g} % errors{was}"
+
+
+def _stale_quantiles(present: Columns, gate: Gate) -> Iterator[str]:
+    """Yield which of control's frozen quantiles say nothing about its present latency."""
+    requests = float(present.control.sum())
+    for quantile, metric in zip(gate.latency_quantiles, present.slow, strict=False):
+        slow, normal = float(metric.control.sum()), 1 - quantile
+        if requests * min(normal, quantile) < STALE_EXPECTED:
+            continue
+        # Odds against odds, without a division: all or none may be slow.
+        now, then = slow * quantile, (requests - slow) * normal
+        if now > STALE_ODDS * then or then > STALE_ODDS * now:
+            yield (
+                f"control's p{100 * quantile:g} from before the rollout says nothing about its present latency: "
+                f"{100 * slow / requests:.3g} % of its requests exceed it now, {100 * normal:.3g} % did then; roll out "
+                "anew for a new baseline"
+            )
