@@ -21,6 +21,9 @@ __all__ = [
 READY_TIMEOUT: Final = timedelta(minutes=10)
 # How long a version may take to be large enough for its share, and the router to serve the new split.
 SERVED_TIMEOUT: Final = timedelta(minutes=2)
+# How long a run's step that gives its version more traffic goes on trying while target or record do not answer: if it
+# failed, a good version would be rolled back because of an outage.
+OUTAGE_TIMEOUT: Final = timedelta(hours=1)
 # How long the deletion of a version may take.
 RETIRE_TIMEOUT: Final = timedelta(minutes=5)
 # How long a roll-back goes on trying while the target, or the router behind it, does not do it.

@@ -12,7 +12,7 @@ from tests.invariants.simulated_airflow import FINISHED, Options, State, TaskIns
 from tests.invariants.simulated_target import NEVER
 from tests.invariants.world import World, image_of
 
-__all__ = ["EVENTS", "Event", "apply", "random_event", "settle"]
+__all__ = ["CHOICES", "EVENTS", "OPTIONS", "VERSIONS", "Event", "apply", "random_event", "settle"]
 
 # The name of the event and its arguments: plain values, so that a sequence can be printed and repeated.
 Event = tuple[Any, ...]
@@ -29,6 +29,13 @@ OPTIONS: Final = (
 )
 
 
+# Events after which a task or a look may be late once.
+DELAYS: Final = frozenset(
+    {
+        "kill", "restart", "serving_lag", "starting", "down", "up", "quiet", "answers_lost", "record_conflicts",
+        "record_answers_lost", "rows_back", "command_meanwhile", "answer", "endpoint_deleted",
+    }
+)  # fmt: skip
 EVENTS: Final[dict[str, Callable[..., None]]] = {}
 
 
@@ -322,6 +329,8 @@ def endpoint_deleted(world: World) -> None:
 def apply(world: World, happening: Event) -> None:
     """Let an event happen, then check what must always hold."""
     world.log(f"[{world.clock.seconds:g} s] {happening}")
+    if happening[0] in DELAYS:
+        world.disturbed_at = world.clock.seconds
     EVENTS[happening[0]](world, *happening[1:])
     check(world)
 
@@ -364,7 +373,7 @@ def random_event(world: World, chance: random.Random) -> Event:
     """Return an event by chance: time passes at least half of the time."""
     if chance.random() < 0.5:
         return ("tick", chance.choice((1, 1, 1, 2, 3)))
-    return chance.choice(_CHOICES)(world, chance)
+    return chance.choice(CHOICES)(world, chance)
 
 
 def _seconds(chance: random.Random) -> float:
@@ -387,7 +396,7 @@ _COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (
     ("roll_back", "two"), ("roll_back", "two", "first"), ("retire", "two"), ("retire", "first"),
     ("roll_out", "three"), ("roll_back", "three"), ("promote", "three"),
 )  # fmt: skip
-_CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
+CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("errors", _version(c), c.choice((0.0, 0.0, 1.0, 1.0, 0.5))),
     lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
     lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),

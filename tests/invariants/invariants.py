@@ -13,6 +13,8 @@ from tests.invariants.world import World
 
 __all__ = ["Violation", "check", "check_end", "check_is_at_zero"]
 
+# So long after everything can be seen an alarm has had its consequence: a closed bin, two looks, three tasks.
+REACTION_S: Final = 60.0
 SEEN: Final = ("pass", "not_enough_evidence")
 
 
@@ -28,6 +30,7 @@ def check(world: World) -> None:
             _check_revision(world, life, index)
         world.checked[id(life)] = len(life)
     _check_alarms(world)
+    _check_somebody_looks(world)
     _check_roll_back_tasks(world)
 
 
@@ -40,6 +43,7 @@ def check_end(world: World) -> None:
                     raise Violation(f"replay: the look of {look.decision.time:%H:%M:%S}: {look.difference}")
     for run in world.runs:
         _check_run_end(world, run)
+    _check_memory(world)
 
 
 def check_is_at_zero(world: World, version: str, by: str) -> None:
@@ -71,12 +75,30 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
     run = _run_of(world, revision.change.who)
     if run is None:
         return
+    _check_not_ended(run, life[:index], revision)
     if new.control and (old.control is None or old.control.name != new.control.name):
         _check_promotion(world, run, life[:index], revision)
     elif _share(new, run.version) > _share(old, run.version) > 0:
         _check_raise(world, run, life[:index], revision)
     if old.rollout and not new.rollout and new.control and new.control.name != run.version:
         _check_cause(world, run, life[:index], revision)
+
+
+def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> None:
+    """Raise if a run changes an endpoint after somebody else has ended its rollout."""
+    if revision.change.who.endswith((".retire_old", ".roll_back", ".retire_treatment")):
+        return
+    for later, earlier in zip(reversed(life), reversed(life[:-1]), strict=False):
+        held, holds = (rev.endpoint.rollout and rev.endpoint.rollout.owner for rev in (earlier, later))
+        if holds == run.owner:
+            return
+        if held == run.owner:
+            if not later.change.who.startswith(f"{run.owner}/") and not revision.change.who.endswith(".roll_out"):
+                raise Violation(
+                    f"two owners: {later.change.who} has ended the rollout of {run.run_id} in revision {later.number}, "
+                    f"and {revision.change.who} has stored revision {revision.number}"
+                )
+            return
 
 
 def _holder(endpoint: Endpoint) -> tuple[str, str, datetime] | None:
@@ -152,7 +174,7 @@ def _check_raise(world: World, run: DagRun, life: list[Revision], revision: Revi
 def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
     """Raise if a run has rolled its treatment back although nothing but outages has happened to it."""
     before, version = life[-1].endpoint, run.version
-    if before.rollout is None or _holder(before) is None or before.rollout.owner != run.owner:
+    if before.rollout is None or before.rollout.owner != run.owner or not _share(before, version):
         return
     failed = any(
         look.outcome == "fail" for look in _looks(world, version, before.rollout.started, world.known[id(revision)])
@@ -170,14 +192,8 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
 
 def _is_plainly_broken(world: World, version: str, since: datetime, until: datetime) -> bool:
     """Return whether all answers of a version between two moments were errors, and there were some."""
-    begin, end = (world.clock_seconds(moment) for moment in (since, until))
-    rows = [
-        rows
-        for rows in world.traffic.rows
-        if rows.version == version and rows.real and begin <= rows.began and rows.arrived <= end
-    ]
-    requests = sum(part.requests for part in rows)
-    return requests >= 20 and sum(part.errors for part in rows) == requests
+    total = world.traffic.total(version, *(world.clock_seconds(moment) for moment in (since, until)))
+    return total.requests >= 20 and total.errors == total.requests
 
 
 def _check_alarms(world: World) -> None:
@@ -193,6 +209,48 @@ def _check_alarms(world: World) -> None:
     failed = [index for index, look in enumerate(looks) if look.outcome == "fail"]
     if failed and len(looks) - failed[0] > 2:
         raise Violation(f"alarm: {len(looks) - failed[0] - 1} looks at {rollout.version!r} after one that failed")
+
+
+def _check_somebody_looks(world: World) -> None:
+    """Raise if a plainly broken treatment of a run keeps its traffic although all could be seen for a minute."""
+    newest, now = world.newest(), world.clock.seconds
+    rollout = newest.rollout if newest else None
+    run = next((run for run in world.runs if rollout is not None and run.owner == rollout.owner), None)
+    if newest is None or rollout is None or run is None or newest.control is None:
+        return
+    nobody_knows = run.touched or run.stopped or run.is_over or run.approvals or world.forged
+    if nobody_knows or rollout.version in world.touched or _share(newest, rollout.version) == 0:
+        return
+    life = world.target.revisions
+    shifted = world.clock_seconds(_shifted(life, rollout.version))
+    seen_from = max(shifted + 15, world.calm_since())
+    seen_until = now - REACTION_S
+    if seen_until - seen_from < 20:
+        return
+    treatment = world.traffic.total(rollout.version, shifted, now)
+    control = world.traffic.total(newest.control.name, shifted, now)
+    seen = world.traffic.total(rollout.version, seen_from, seen_until)
+    if seen.requests >= 20 and seen.errors == seen.requests == treatment.errors == treatment.requests:
+        if control.requests >= 20 and not control.errors:
+            raise Violation(
+                f"nobody looks: {rollout.version!r} has answered nothing but errors since {shifted:g} s, and has "
+                f"{_share(newest, rollout.version):g} % at {now:g} s"
+            )
+
+
+def _check_memory(world: World) -> None:
+    """Raise if a look in a process that remembers earlier looks concludes something else than in a new one."""
+    newest = world.newest()
+    control = newest.control if newest else None
+    if newest is None or control is None:
+        return
+    for version in newest.versions:
+        if version != control.name:
+            remembered = world.verdict(version)
+            world.forget_memory()
+            new = world.verdict(version)
+            if remembered != new:
+                raise Violation(f"memory: a process that has looked before says {remembered}, a new one {new}")
 
 
 def _check_roll_back_tasks(world: World) -> None:
@@ -216,6 +274,10 @@ def _check_run_end(world: World, run: DagRun) -> None:
         looks = _looks(world, rollout.version, rollout.started)
         if looks and looks[-1].outcome == "fail" and not run.approvals:
             raise Violation(f"alarm: {run.run_id} is over, the last look failed, and {rollout.version!r} still runs")
+    on_hold = rollout is not None and rollout.owner == run.owner and rollout.held is not None
+    if not run.is_over and not on_hold and not world.is_asked(run):
+        states = {task_id: task.state for task_id, task in run.tasks.items()}
+        raise Violation(f"stuck: {run.run_id} goes on for ever: {states}")
     if run.is_over and run.state == "success" and run.task("roll_out").state == "success":
         controls = [
             revision for life in world.target.lives for revision in life

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import controlled_rollout
 
-__all__ = ["START", "SimulatedClock", "SimulatedLoop", "moment", "simulated_time"]
+__all__ = ["START", "SimulatedClock", "SimulatedLoop", "moment", "seconds", "simulated_time"]
 
 START: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 # Modules of these parts of the package do not take part in a simulated rollout.
@@ -23,6 +23,11 @@ NOT_SIMULATED: Final = ("cli", "cluster", "image", "telemetry_store", "target.ku
 def moment(seconds: float) -> datetime:
     """Return the moment so many seconds after `START`."""
     return START + timedelta(seconds=seconds)
+
+
+def seconds(moment: datetime) -> float:
+    """Return a moment in seconds after `START`."""
+    return (moment - START).total_seconds()
 
 
 class SimulatedClock:

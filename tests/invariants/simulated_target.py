@@ -87,6 +87,7 @@ class SimulatedTarget:
     split: Split = CLOSED
     instances: dict[str, Instance] = field(default_factory=dict)
     _served_at: list[float] = field(default_factory=list)
+    _served: tuple[int, set[str]] | None = None
     _at: float = 0.0
 
     @asynccontextmanager
@@ -105,7 +106,6 @@ class SimulatedTarget:
             self.traffic.send(shares, self._at, stop)
             self._at = stop
             self._serve()
-        self._serve()
 
     def _moments(self) -> list[float]:
         """Return the moments at which something changes by itself."""
@@ -113,11 +113,11 @@ class SimulatedTarget:
 
     def _serve(self) -> None:
         """Let the router serve the newest revision that has reached it, as far as its versions are ready."""
-        known = [revision for revision, at in zip(self.revisions, self._served_at, strict=True) if at <= self._at]
-        if not known:
-            return
+        known = max((number for number, at in enumerate(self._served_at, start=1) if at <= self._at), default=0)
         ready = {name for name, instance in self.instances.items() if instance.is_ready(self._at)}
-        self.split = allowed_split(known[-1].endpoint, served=self.split, ready=ready, live=ready)
+        if known and (known, ready) != self._served:
+            self._served = known, ready
+            self.split = allowed_split(self.revisions[known - 1].endpoint, served=self.split, ready=ready, live=ready)
 
     def store(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store a revision if it is the next one, and start the replicas of new versions."""
@@ -148,7 +148,7 @@ class SimulatedTarget:
         """Delete the endpoint."""
         self.advance()
         self.revisions = []
-        self.instances, self.split, self._served_at = {}, CLOSED, []
+        self.instances, self.split, self._served_at, self._served = {}, CLOSED, [], None
 
     # The protocol.
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence import answers
 from controlled_rollout.evidence.bins import floor_to_bin
-from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest
+from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest
 from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.gate import Counts
-from tests.invariants.simulated_clock import START, SimulatedClock, moment
+from tests.invariants.simulated_clock import SimulatedClock, moment, seconds
 
 __all__ = ["BIN_S", "Rows", "SimulatedMetricStore", "SimulatedTraffic"]
 
 BIN_S: Final = 10.0
+# What a store may answer that cannot be.
+NONSENSE: Final[tuple[dict[str, Any], ...]] = ({"Errors": 10**6}, {"Requests": -1}, {"Errors": "NaN"}, {"Bin": None})
 REQUESTS_PER_S: Final = 8.0
 # So long after the request a row is visible, unless telemetry is late.
 INGESTION_S: Final = 1.0
@@ -91,6 +94,15 @@ class SimulatedTraffic:
         self._parts[version, what] = total - whole
         return whole
 
+    def total(self, version: str, begin: float, end: float) -> Counts:
+        """Return the sum of a version's real rows that began and arrived between two moments."""
+        rows = [
+            rows
+            for rows in self.rows
+            if rows.version == version and rows.real and begin <= rows.began and rows.arrived <= end
+        ]
+        return Counts(sum(part.requests for part in rows), sum(part.errors for part in rows))
+
     def forget(self, version: str) -> None:
         """Forget what the router has counted for a version that is deleted."""
         self.counted.pop(version, None)
@@ -130,37 +142,44 @@ class SimulatedMetricStore:
         return [() for _ in requests]
 
     async def counts(
-        self, requests: Sequence[StoreRequest], *, until: object, bin_width: timedelta
-    ) -> list[list[CountRow]]:
+        self, requests: Sequence[StoreRequest], *, until: datetime, bin_width: timedelta
+    ) -> Sequence[Answer[list[CountRow]]]:
         self._check()
-        return [self._counts(request, (until - START).total_seconds(), bin_width) for request in requests]  # type: ignore[operator]
+        rows = [
+            {"Gate": number, **row}
+            for number, request in enumerate(requests)
+            for row in self._counts(request, seconds(until), bin_width.total_seconds())
+        ]
+        if self.clock.seconds < self.nonsense_until and rows:
+            rows[-1] = {**rows[-1], **NONSENSE[int(self.clock.seconds) % len(NONSENSE)]}
+        return answers.count_rows(rows, requests, until=until, bin_width=bin_width)
 
-    def _counts(self, request: StoreRequest, until: float, bin_width: timedelta) -> list[CountRow]:
-        """Return one request's counts by bin, version and side of the rollout's start."""
-        width = bin_width.total_seconds()
-        since = (request.since - START).total_seconds()
-        started = (request.key.started - START).total_seconds()
+    def _counts(self, request: StoreRequest, until: float, width: float) -> list[dict[str, Any]]:
+        """Return one request's counts by bin, version and side of the rollout's start, as a store answers them."""
+        since, started = seconds(request.since), seconds(request.key.started)
         sums: dict[tuple[float, str, bool], list[int]] = {}
         for rows in self._visible():
-            if since <= rows.began < until:
+            if since <= rows.began < until and rows.version in (request.key.control, request.key.treatment):
                 total = sums.setdefault((rows.began // width * width, rows.version, rows.began < started), [0, 0])
                 total[0] += rows.requests
                 total[1] += rows.errors
-        nonsense = self.clock.seconds < self.nonsense_until
         return [
-            CountRow(moment(begin), version, before, Counts(total, total + 1 if nonsense else errors))
+            {
+                "Bin": moment(begin), "Version": version, "Before": before, "Requests": total, "Errors": errors,
+                "Represented": total,
+            }
             for (begin, version, before), (total, errors) in sums.items()
-        ]
+        ]  # fmt: skip
 
-    async def metrics(self, request: StoreRequest, *, until: object) -> list[MetricRow]:
+    async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
         self._check()
         return []
 
     async def arrivals(
-        self, *, first: object, until: object, since: object, lag_since: object, bin_width: timedelta
+        self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta
     ) -> Mapping[str, Arrivals]:
         self._check()
-        begin, end, new, recent = ((time - START).total_seconds() for time in (first, until, since, lag_since))  # type: ignore[operator]
+        begin, end, new, recent = map(seconds, (first, until, since, lag_since))
         rows = [rows for rows in self._visible() if begin <= rows.began < end]
         oldest = min((rows.began for rows in rows if rows.arrived >= new), default=None)
         lags = [

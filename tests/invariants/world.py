@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 from unittest import mock
 
 from airflow.providers.standard.operators import hitl
@@ -21,6 +21,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from controlled_rollout import record, steps
+from controlled_rollout.arguments import evidence_window
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, EvidenceUnavailableError
 from controlled_rollout.evaluation import conclusion
@@ -32,7 +33,7 @@ from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators import rollout_check
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.record import Decision, in_time, tail
-from controlled_rollout.target.protocol import Change
+from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.triggers import rollout_question
 from controlled_rollout.workspace import Workspace
 from tests.invariants.simulated_airflow import DagRun, Killed, Options, TaskInstance, task_group
@@ -197,6 +198,7 @@ class World:
         forged: Whether the metric store has had rows too many or too few.
         damaged: Whether a line of the record was cut short.
         decisions: What was appended to the record, oldest first.
+        disturbed_at: When something last happened that delays a task or a look.
         known: By revision: how many decisions had been recorded when it was stored.
         checked, checked_tasks: Which revisions and which roll-backs the invariants have been checked for.
     """
@@ -216,6 +218,7 @@ class World:
     forged: bool = False
     damaged: bool = False
     decisions: list[Decision] = field(default_factory=list)
+    disturbed_at: float = 0.0
     known: dict[int, int] = field(default_factory=dict)
     checked: dict[int, int] = field(default_factory=dict)
     checked_tasks: set[tuple[str, int]] = field(default_factory=set)
@@ -354,6 +357,7 @@ class World:
     def heal(self) -> None:
         """Let everything answer again, from now on."""
         self.target.advance()
+        self.disturbed_at = self.clock.seconds
         self.target.unavailable_until = self.store.unavailable_until = self.store.nonsense_until = 0.0
         self.record.unavailable_until = self.record.full_until = self.record.hangs_until = 0.0
         self.record.conflicts = self.record.lost_answers = self.target.lost_answers = 0
@@ -366,6 +370,33 @@ class World:
     def clock_seconds(self, moment: datetime) -> float:
         """Return a moment in seconds of the clock."""
         return (moment - START).total_seconds()
+
+    def calm_since(self) -> float:
+        """Return since when target, metric store and record have answered, and telemetry has come in time."""
+        return max(
+            self.target.unavailable_until, self.store.unavailable_until, self.store.nonsense_until,
+            self.record.unavailable_until, self.record.full_until, self.record.hangs_until, self.traffic.late_until,
+            self.disturbed_at,
+        )  # fmt: skip
+
+    def is_asked(self, run: DagRun) -> bool:
+        """Return whether a question of a run is open."""
+        return any(
+            task.state == "deferred" and task.id in self.questions and self.questions[task.id] is None
+            for task in run.tasks.values()
+        )
+
+    def verdict(self, version: str) -> str:
+        """Take a look as a person does who knows the gate; return its outcome and e-values as text."""
+
+        async def look() -> looks.Look:
+            return await looks.look(
+                WORKSPACE, cast("Target", self.target), ENDPOINT, version, gate=GATE, who="Ada",
+                window=evidence_window("10 s", "10 s", "60 s"),
+            )  # fmt: skip
+
+        verdict = self.loop.run_until_complete(look()).verdict
+        return f"{verdict.outcome} {[(claim.name, claim.e_value) for claim in verdict.claims]}"
 
     def shared(self, run: DagRun) -> bool:
         """Return whether another run has the same version."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from controlled_rollout import record
-from controlled_rollout.defaults import READY_TIMEOUT, RETIRE_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import (
     EndpointNotFoundError,
@@ -22,7 +22,7 @@ from controlled_rollout.errors import (
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
-from controlled_rollout.steps.going_back import try_until_done
+from controlled_rollout.steps.going_back import is_outage, try_until_done
 from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
@@ -143,8 +143,7 @@ async def shift(
         ready_before=True,
         scale=scale_before,
     )
-    async with connect(workspace) as target:
-        return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, progress)
 
 
 async def promote(
@@ -186,8 +185,7 @@ async def promote(
         _promotion_step(version, owner=owner, scale=scale_before),
         permit=_permission(workspace, endpoint, version, owner, reason_not_to),
     )
-    async with connect(workspace) as target:
-        return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, progress)
 
 
 async def roll_back(
@@ -313,6 +311,34 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> 
     async with connect(workspace) as target:
         _, promotion = rules.replaced_by(await target.history(endpoint), promoted)
         return promotion
+
+
+async def _run_through_outages(
+    step: Step,
+    workspace: Workspace,
+    endpoint: str,
+    owner: str | None,
+    change: Change,
+    timeout: timedelta,
+    progress: Progress,
+) -> Endpoint:
+    """Run a step that gives a version more traffic; a run's step goes on trying while target or record are away.
+
+    If it failed, the run would roll a version back that may be good, because of an outage.
+    """
+
+    async def attempt(_: timedelta) -> Endpoint:
+        """Run the step once, with a new connection."""
+        async with connect(workspace) as target:
+            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
+
+    return await try_until_done(
+        attempt,
+        timeout=timedelta(0) if owner is None else OUTAGE_TIMEOUT,
+        progress=progress,
+        done="shifted" if step.name == "shift" else "promoted",
+        try_again_after=is_outage,
+    )
 
 
 def _permission(

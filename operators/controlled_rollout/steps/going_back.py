@@ -14,6 +14,7 @@ from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import (
     PROGRAMMING_ERRORS,
+    AccessError,
     ArgumentError,
     ConflictError,
     DeploymentError,
@@ -21,11 +22,13 @@ from controlled_rollout.errors import (
     EndpointNotFoundError,
     ImageError,
     NothingToDoError,
+    RecordUnavailableError,
     RouterTimeoutError,
+    TargetUnavailableError,
 )
 from controlled_rollout.target.waiting import Progress
 
-__all__ = ["may_pass", "try_until_done"]
+__all__ = ["is_outage", "may_pass", "try_until_done"]
 
 Result = TypeVar("Result")
 
@@ -51,8 +54,18 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, RouterTimeoutError) or not isinstance(error, FINAL_ERRORS)
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether an error is of a rollout's surroundings: it says nothing about the model."""
+    return isinstance(error, (AccessError, RecordUnavailableError, TargetUnavailableError))
+
+
 async def try_until_done(
-    attempt: Callable[[timedelta], Awaitable[Result]], *, timeout: timedelta, progress: Progress
+    attempt: Callable[[timedelta], Awaitable[Result]],
+    *,
+    timeout: timedelta,
+    progress: Progress,
+    done: str = "rolled back",
+    try_again_after: Callable[[Exception], bool] = may_pass,
 ) -> Result:
     """Await `attempt` until it succeeds or fails for good; return its result. Pause between tries, ever longer.
 
@@ -60,6 +73,8 @@ async def try_until_done(
         attempt: Does the whole step, given how long it may wait for the router; it must be safe to repeat.
         timeout: How long to try; 0 tries once.
         progress: Called with a sentence after each try that failed.
+        done: What is done once a try succeeds, for those sentences.
+        try_again_after: Whether a try may succeed after one that raised this error.
 
     Raises:
         Exception: What the last try raised.
@@ -71,11 +86,11 @@ async def try_until_done(
             return await attempt(min(SERVED_TIMEOUT, timedelta(seconds=left_s)))
         except Exception as error:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not may_pass(error):
+            if left_s <= 0 or not try_again_after(error):
                 raise
             pause_s = min(pause_s, left_s)
             progress(
-                f"not rolled back yet, trying again in {pause_s:.0f} s, for {_format(left_s)} at most: "
+                f"not {done} yet, trying again in {pause_s:.0f} s, for {_format(left_s)} at most: "
                 f"{error or type(error).__name__}"
             )
         await asyncio.sleep(pause_s)
