@@ -160,12 +160,13 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
 
 
 @pytest.mark.timeout(600)
-def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(
+def test_a_failing_treatment_whose_gate_is_on_hold_is_rolled_back_and_only_its_own_requests_failed(
     lab: Lab, dags: Dags, first: dict[str, Any], tmp_path: Path
 ) -> None:
     script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
     faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
-    quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2}}
+    # The gate is on hold from its first look on: before there is any evidence.
+    quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2}, "decision_timeout": "0 s"}
     before = endpoint(lab)
 
     answer, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **quick, **faulty))
@@ -175,6 +176,8 @@ def test_a_failing_treatment_is_rolled_back_and_only_its_own_requests_failed(
     after = endpoint(lab)
     assert dict(after.versions) == dict(before.versions)
     assert after.rollout is None
+    [hold] = record.read(lab.workspace, ENDPOINT, step="hold")
+    assert hold.why.startswith("no decision 0:00:")
     [back] = [entry for entry in record.read(lab.workspace, ENDPOINT) if entry.step == "roll_back"]
     assert back.why.startswith("fail: ")
     assert "errors" in back.why
