@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from controlled_rollout.evaluation.look import Look
     from controlled_rollout.evaluation.next_action import GateTerms
 
-__all__ = ["mark", "marked", "put_on_hold", "unseen_for"]
+__all__ = ["mark", "marked", "put_on_hold", "recorded_hold", "unseen_for"]
 
 
 def marked(endpoint: "Endpoint", terms: "GateTerms") -> "Endpoint":
@@ -76,6 +76,29 @@ async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log
         )
     except Exception as error:
         log(f"that {terms.version} is on hold is not in the record: {error}")
+
+
+async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | None:
+    """Return when this task recorded that the rollout is on hold since it began to wait; None if it has not.
+
+    Args:
+        workspace: Where the record is.
+        terms: The gate's terms.
+    """
+
+    def find() -> datetime | None:
+        """Read the record back to the hold, or to a look from before this task."""
+        for decision in record.read_newest_first(workspace, terms.endpoint, terms.version):
+            if decision.step == "hold" and decision.who == terms.who and decision.time >= terms.waiting_since:
+                return decision.time
+            if decision.step == "look" and decision.time < terms.waiting_since:
+                break
+        return None
+
+    try:
+        return await within_time(record.storage_of(workspace, terms.endpoint).name, find)
+    except Exception:  # then people are told once more
+        return None
 
 
 async def unseen_for(workspace: Workspace, look: "Look", terms: "GateTerms", *, now: datetime) -> timedelta | None:

@@ -1,5 +1,6 @@
 """What a gate task does after a look: wait, go on, fail, hold, ask a person. Pure, except `take_look`."""
 
+import asyncio
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ __all__ = [
 
 # A step does not go on while an alarm's present e-value is its threshold divided by this, or more.
 LEANING: Final = 10
+# Every request of a look has a time-out of its own; this one is for what hangs in spite of them.
+LOOK_TIMEOUT: Final = timedelta(minutes=5)
 
 
 class NextAction(StrEnum):
@@ -273,7 +276,8 @@ def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> 
 async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
     """Look at the evidence once, log the claims as a table, and return the next action of the gate task.
 
-    Whatever a target, a metric store or a record answers, this raises nothing: a look that failed could not see.
+    Whatever a target, a metric store or a record answers, or if they never do, this raises nothing: a look that failed
+    could not see.
 
     Args:
         workspace: Where the endpoint, the evidence and the record are.
@@ -283,11 +287,12 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
     from controlled_rollout.target.connect import connect
 
     try:
-        async with connect(workspace) as target:
+        async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()) as limit, connect(workspace) as target:
             result = await _look_and_decide(workspace, target, terms, log)
     except Exception as error:  # whatever went wrong
         log("".join(traceback.format_exception(error)).rstrip())
-        result = decide_after_error(terms, error, now=datetime.now(UTC))
+        late = TimeoutError(f"the look took longer than {_format_seconds(LOOK_TIMEOUT)}") if limit.expired() else None
+        result = decide_after_error(terms, late or error, now=datetime.now(UTC))
     log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
     return result
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
@@ -186,9 +187,14 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
 
     def _hold(self, context: "Context", result: LookResult, terms: GateTerms) -> GateTerms:
         """Say wherever people look that the rollout is on hold; return the terms of the looks that go on meanwhile."""
-        from controlled_rollout.evaluation.hold import put_on_hold
+        from controlled_rollout.evaluation.hold import put_on_hold, recorded_hold
 
         held = terms.model_copy(update={"held": datetime.now(UTC)})
+        if self.reschedule:  # every look is a new process, which has not told anybody yet
+            with suppress(Exception):
+                known = asyncio.run(self._run_cancellable(recorded_hold(self.workspace(), terms)))
+                if known is not None:
+                    return terms.model_copy(update={"held": known})
         self.log.warning(
             "on hold: %s\n%s\nThe looks go on, and an alarm rolls back. Clear this task to wait again, or run the DAG "
             "promote or roll_back for version %r of endpoint %r",

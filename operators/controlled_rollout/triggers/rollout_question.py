@@ -19,6 +19,8 @@ __all__ = ["RolloutQuestionTrigger"]
 
 # How long to wait before Airflow's API is asked again that could not say whether there is an answer.
 ANSWER_RETRY_S: Final = 10.0
+# An alarm does not wait longer for Airflow's API to take the withdrawal.
+WITHDRAWAL_TIMEOUT_S: Final = 30.0
 
 
 class RolloutQuestionTrigger(BaseTrigger):
@@ -98,11 +100,12 @@ class RolloutQuestionTrigger(BaseTrigger):
     async def _withdraw(self) -> None:
         """Answer the question, so that nobody can approve any more; an answer that came first stays."""
         try:
-            await asyncio.to_thread(
+            withdrawal = asyncio.to_thread(
                 update_hitl_detail_response,
                 ti_id=UUID(self.question["ti_id"]),
                 chosen_options=[self.withdrawn_as],
                 params_input={},
             )
+            await asyncio.wait_for(withdrawal, WITHDRAWAL_TIMEOUT_S)
         except Exception as error:  # the task fails all the same, and a failed task takes no answer
-            self.log.warning("the question was not withdrawn: %s", error)
+            self.log.warning("the question was not withdrawn: %s", error or type(error).__name__)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -19,7 +19,9 @@ from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 __all__ = ["TreatmentGateTrigger", "look_from_triggerer"]
 
 # A little more than the least interval of a worker's heartbeat, [workers] min_heartbeat_interval.
-FIRST_LOOK_AFTER_S = 6.0
+FIRST_LOOK_AFTER_S: Final = 6.0
+# How long Airflow and its secrets backend may take to give a connection.
+CONNECTION_TIMEOUT_S: Final = 60.0
 
 
 class TreatmentGateTrigger(BaseTrigger):
@@ -57,8 +59,8 @@ class TreatmentGateTrigger(BaseTrigger):
 async def look_from_triggerer(conn_id: str, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
     """Take a look in the workspace of a connection; one that cannot be read now only makes the gate wait."""
     try:
-        workspace = await WorkspaceHook(conn_id).aget_workspace()
+        workspace = await asyncio.wait_for(WorkspaceHook(conn_id).aget_workspace(), CONNECTION_TIMEOUT_S)
     except Exception as error:  # a secrets backend that is away says nothing about the model
-        log(f"the connection {conn_id!r} cannot be read: {error}")
+        log(f"the connection {conn_id!r} cannot be read: {error or type(error).__name__}")
         return decide_after_error(terms, error, now=datetime.now(UTC))
     return await take_look(workspace, terms, log)

@@ -17,6 +17,7 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
 )
 from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evaluation import next_action
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.gate import Bin, Counts, Gate
@@ -189,6 +190,17 @@ def test_no_answer_of_a_target_or_a_store_ends_the_looks(gates: Gates, error: Ex
     for result in (gates.take(fails=error), gates.take(Source(fails=error))):
         assert (result.action, result.outcome) == (NextAction.WAIT, "cannot_see")
         assert (str(error) or type(error).__name__) in result.reason
+
+
+def test_look_that_never_ends_cannot_see(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Source):
+        async def read(self, query: EvidenceQuery) -> Evidence:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(next_action, "LOOK_TIMEOUT", timedelta(milliseconds=20))
+    result = gates.take(Hanging())
+    assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: the look took longer than 0:00:00")
 
 
 @pytest.mark.parametrize("error", [TypeError("NoneType"), AttributeError("x"), AssertionError()])

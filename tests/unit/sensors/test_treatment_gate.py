@@ -154,6 +154,18 @@ def test_rescheduled_gate_knows_since_when_it_waits(context: Context, monkeypatc
     )
 
 
+def test_rescheduled_gate_tells_people_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def take_look(workspace: Workspace, terms: GateTerms, log: object) -> LookResult:
+        return HOLD
+
+    monkeypatch.setattr(treatment_gate, "take_look", take_look)
+    context["ti"].rescheduled = datetime(2026, 1, 5, tzinfo=UTC)  # type: ignore[attr-defined] # the test's own
+    notifier = Notifier()
+    for _ in range(3):  # a process for each
+        assert not gate(mode="reschedule", deferrable=False, hold_notifiers=notifier).poke(context)
+    assert notifier.notified == 1
+
+
 def test_connection_that_cannot_be_read_only_makes_a_gate_in_a_worker_wait(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,6 +116,15 @@ def test_look_that_ends_the_rollout_withdraws_the_question(airflow: Airflow, act
 def test_alarm_is_reported_although_the_question_cannot_be_withdrawn(airflow: Airflow) -> None:
     airflow.looks = [NextAction.FAIL]
     airflow.withdrawal_error = RuntimeError("409: somebody has answered")
+    assert airflow.event()["look"]["action"] == "fail"
+
+
+def test_alarm_does_not_wait_for_an_api_that_hangs(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(rollout_question, "update_hitl_detail_response", lambda **_: released.wait(20))
+    monkeypatch.setattr(rollout_question, "WITHDRAWAL_TIMEOUT_S", 0.01)
+    threading.Timer(0.5, released.set).start()
+    airflow.looks = [NextAction.FAIL]
     assert airflow.event()["look"]["action"] == "fail"
 
 
