@@ -140,6 +140,7 @@ def test_cluster_accepts_the_gateway_and_the_collector_of_the_page(lab: Lab, fre
     kinds = {name.partition("/")[0].partition(".")[0] for name in made}
     assert kinds == {
         "secret", "gatewayclass", "envoyproxy", "gateway", "clienttrafficpolicy", "configmap", "deployment", "service",
+        "networkpolicy", "securitypolicy",
     }  # fmt: skip
 
 

@@ -13,7 +13,9 @@ __all__ = [
     "HTTP_ROUTE",
     "HTTP_ROUTE_FILTER",
     "MANAGED_BY",
+    "NETWORK_POLICY",
     "POD",
+    "POD_DISRUPTION_BUDGET",
     "SECRET",
     "SECURITY_POLICY",
     "SERVICE",
@@ -54,6 +56,8 @@ POD: Final = Kind("Pod", "v1", "pods")
 EVENT: Final = Kind("Event", "v1", "events")
 DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
 CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
+POD_DISRUPTION_BUDGET: Final = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
 HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
 SECURITY_POLICY: Final = Kind("SecurityPolicy", "gateway.envoyproxy.io/v1alpha1", "securitypolicies")

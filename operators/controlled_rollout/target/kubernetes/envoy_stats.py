@@ -12,6 +12,7 @@ from controlled_rollout.cluster.kinds import POD
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import counters
 from controlled_rollout.target.counters import Counters
+from controlled_rollout.target.kubernetes.gateway import envoy_labels
 from controlled_rollout.target.kubernetes.names import route_name, selector
 from controlled_rollout.workspace import Workspace
 
@@ -158,13 +159,7 @@ def contradiction(weights: Mapping[str, int], counted: Mapping[str, int]) -> str
 
 def envoy_selector(workspace: Workspace) -> str:
     """Return the label selector of the Envoy pods of the workspace's Gateway."""
-    namespace, name = workspace.gateway_name
-    return selector(
-        {
-            "gateway.envoyproxy.io/owning-gateway-name": name,
-            "gateway.envoyproxy.io/owning-gateway-namespace": namespace,
-        }
-    )
+    return selector(envoy_labels(workspace))
 
 
 def ready_pods(pods: Iterable[Object]) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "acknowledgement",
     "base_url",
     "chosen_listener",
+    "envoy_labels",
     "find_gateway",
     "listener_url",
     "parent_reference",
@@ -156,6 +157,15 @@ def parent_reference(workspace: Workspace, listener: str | None) -> Object:
     namespace, name = workspace.gateway_name
     section = {"sectionName": listener} if listener else {}
     return {"group": GATEWAY.group, "kind": GATEWAY.name, "namespace": namespace, "name": name, **section}
+
+
+def envoy_labels(workspace: Workspace) -> dict[str, str]:
+    """Return the labels that Envoy Gateway gives the Envoy pods of the workspace's Gateway."""
+    namespace, name = workspace.gateway_name
+    return {
+        "gateway.envoyproxy.io/owning-gateway-name": name,
+        "gateway.envoyproxy.io/owning-gateway-namespace": namespace,
+    }
 
 
 async def find_gateway(api: Api, workspace: Workspace) -> Object:

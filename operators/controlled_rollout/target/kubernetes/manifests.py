@@ -10,6 +10,8 @@ from controlled_rollout.cluster.kinds import (
     DEPLOYMENT,
     HTTP_ROUTE,
     HTTP_ROUTE_FILTER,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
     SECRET,
     SECURITY_POLICY,
     SERVICE,
@@ -24,6 +26,7 @@ from controlled_rollout.target.kubernetes.names import (
     version_object_name,
 )
 from controlled_rollout.target.protocol import Keys
+from controlled_rollout.workspace import Workspace
 
 __all__ = [
     "CONTAINER",
@@ -32,8 +35,10 @@ __all__ = [
     "SERVICE_PORT",
     "deployment",
     "direct_response",
+    "disruption_budget",
     "http_route",
     "keys_secret",
+    "network_policy",
     "owner_reference",
     "root_config_map",
     "security_policy",
@@ -59,6 +64,8 @@ MAX_IN_FLIGHT: Final = 4096
 # A larger body is answered 413, as by the local router.
 MAX_PAYLOAD: Final = "100M"
 USER_ID: Final = 10001
+# One node, or one zone, takes as few of a version's replicas with it as possible.
+SPREAD_OVER: Final = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
 
 def root_config_map(endpoint: str, namespace: str) -> Object:
@@ -97,6 +104,7 @@ def deployment(
             "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "topologySpreadConstraints": [_spread_over(key, labels) for key in SPREAD_OVER],
         "containers": [_container(version, drain_s)],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
@@ -116,6 +124,18 @@ def deployment(
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
+    }
+
+
+def _spread_over(topology: str, labels: Mapping[str, str]) -> Object:
+    """Return the constraint that spreads a version's pods over nodes or zones, as far as there are enough of them."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": topology,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(labels)},
+        # While one definition replaces another, each is spread for itself.
+        "matchLabelKeys": ["pod-template-hash"],
     }
 
 
@@ -186,6 +206,49 @@ def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Ob
             "type": "ClusterIP",
             "selector": labels,
             "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def disruption_budget(endpoint: str, version: str, *, namespace: str, owner: Object) -> Object:
+    """Return the PodDisruptionBudget by which a version's pods leave a node that is drained one by one.
+
+    A version with one replica can leave, too. A replica that is not ready anyway never keeps a node from being drained.
+    """
+    labels = version_labels(endpoint, version)
+    name = version_object_name(endpoint, version)
+    return {
+        **_owned_object_head(POD_DISRUPTION_BUDGET, name, namespace, labels, owner),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": labels},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def network_policy(endpoint: str, workspace: Workspace, envoy_labels: Mapping[str, str], *, owner: Object) -> Object:
+    """Return the NetworkPolicy by which only the Gateway's Envoys reach the endpoint's versions.
+
+    Whoever else reached a pod would be answered without a key, past the split and without telemetry. The kubelet's
+    probes come from the pod's own node, which Kubernetes always lets in.
+
+    Args:
+        endpoint: The endpoint's name.
+        workspace: Where its versions are, and the Gateway's Envoys.
+        envoy_labels: The labels of those Envoys' pods.
+        owner: The endpoint's root object.
+    """
+    envoys = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": workspace.envoy_namespace}},
+        "podSelector": {"matchLabels": dict(envoy_labels)},
+    }
+    return {
+        **_policy_head(NETWORK_POLICY, endpoint, workspace.namespace, owner),
+        "spec": {
+            "podSelector": {"matchLabels": endpoint_labels(endpoint)},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [envoys], "ports": [{"protocol": "TCP", "port": HTTP_PORT}]}],
         },
     }
 

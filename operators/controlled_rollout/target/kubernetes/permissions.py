@@ -40,6 +40,9 @@ NAMESPACE: Final = (
     Permission("apps", "deployments", ("create", "get", "list", "watch", "patch", "delete"), "the versions' replicas"),
     Permission("apps", "deployments/scale", ("patch",), "sized before traffic"),
     Permission("", "services", ("create", "get", "patch", "delete"), "the versions' addresses"),
+    Permission(
+        "policy", "poddisruptionbudgets", ("create", "get", "patch", "delete"), "replicas leave a node one by one"
+    ),
     Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys"),
     Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
     Permission("", "pods/log", ("get",), "a version's log"),
@@ -58,6 +61,9 @@ NAMESPACE: Final = (
     ),
     Permission(
         "gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "get", "patch"), "time-outs, retries, telemetry"
+    ),
+    Permission(
+        "networking.k8s.io", "networkpolicies", ("create", "get", "patch"), "versions are called by the Gateway only"
     ),
     Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "get", "patch"), "answers of the router itself"),
 )

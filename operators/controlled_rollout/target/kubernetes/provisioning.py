@@ -1,4 +1,4 @@
-"""Applying the objects of an endpoint, all but its route: keys, policies, and each version's Deployment and Service.
+"""Applying the objects of an endpoint, all but its route: keys, policies, and what each version has.
 
 Every object is looked at each time: nothing is remembered of what was applied before (docs/adr/0043). A call that finds
 all as it should be changes nothing, and so raises no generation that the Gateway would have to acknowledge.
@@ -14,6 +14,8 @@ from controlled_rollout.cluster.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     HTTP_ROUTE_FILTER,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
     SECURITY_POLICY,
     SERVICE,
     Kind,
@@ -22,6 +24,7 @@ from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import ConflictError
 from controlled_rollout.target.kubernetes import drift, keys_secret, manifests
 from controlled_rollout.target.kubernetes.drift import Drift
+from controlled_rollout.target.kubernetes.gateway import envoy_labels
 from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from controlled_rollout.workspace import Workspace
 
@@ -95,6 +98,7 @@ async def _apply_policies(
     policies: list[tuple[Kind, Object]] = [
         (SECURITY_POLICY, manifests.security_policy(endpoint, namespace=namespace, owner=owner)),
         (BACKEND_TRAFFIC_POLICY, manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)),
+        (NETWORK_POLICY, manifests.network_policy(name, workspace, envoy_labels(workspace), owner=owner)),
     ]
     versions = ", ".join(endpoint.versions) or "none"
     responses = {
@@ -113,14 +117,20 @@ async def _apply_policies(
 async def _apply_version(
     api: Api, workspace: Workspace, endpoint: Endpoint, version: Version, owner: Object, *, dry_run: bool
 ) -> list[Drift]:
-    """Make a version's Service and Deployment as a revision asks for; return what was otherwise.
+    """Make a version's Service, PodDisruptionBudget and Deployment as a revision asks for; return what was otherwise.
 
     The number of replicas is the endpoint's until somebody else sets it, a person or an autoscaler: then it is theirs.
     """
     name, namespace = version_object_name(endpoint.name, version.name), workspace.namespace
     service = manifests.service(endpoint.name, version.name, namespace=namespace, owner=owner)
-    of_service = await _put_back(api, SERVICE, namespace, service, version=version.name, dry_run=dry_run)
-    found = [of_service] if of_service else []
+    budget = manifests.disruption_budget(endpoint.name, version.name, namespace=namespace, owner=owner)
+    of_others = await asyncio.gather(
+        *(
+            _put_back(api, kind, namespace, wanted, version=version.name, dry_run=dry_run)
+            for kind, wanted in ((SERVICE, service), (POD_DISRUPTION_BUDGET, budget))
+        )
+    )
+    found = [one for one in of_others if one is not None]
     manifest = manifests.deployment(
         endpoint, version, namespace=namespace, owner=owner, image_pull_secret=workspace.image_pull_secret
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from controlled_rollout.cluster.api import Api, Object
-from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, SERVICE
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD_DISRUPTION_BUDGET, SERVICE
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import manifests, revisions
@@ -106,6 +106,7 @@ async def _take_step(api: Api, workspace: Workspace, view: EndpointView) -> bool
     if view.next_rules != view.rules:
         return await _write_rules(api, workspace, view.endpoint.name, view.route, view.next_rules)
     for name in view.unused_objects:
+        await api.delete(POD_DISRUPTION_BUDGET.path(workspace.namespace, name))
         await api.delete(SERVICE.path(workspace.namespace, name))
         # The Deployment last: it is what the next view is made from.
         await api.delete(DEPLOYMENT.path(workspace.namespace, name))
