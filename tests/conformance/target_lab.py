@@ -2,10 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.cluster.sandbox import SMALL, fresh_sandbox
 from tests.cluster.scoring_images import MODELS, build_all, project
 from tests.local import local_target_lab
 from tests.local.local_target_lab import Load, steady_load
+from tests.local.telemetry_lab import envelope
 from tests.polling import until
 
 __all__ = ["CHANGE", "MAX_WAIT", "Answer", "TargetLab", "cluster_lab", "local_lab"]
@@ -46,11 +48,12 @@ class TargetLab:
     """A target that a module's tests share, each with endpoints of its own.
 
     Attributes:
-        workspace: The workspace, for the steps of a rollout.
+        workspace: The workspace, for the steps of a rollout, with the store of its telemetry.
         target: The target, opened anew for each call.
         images: The references of the images of tests/cluster/models, by model.
         settings: What every version is given, so that many fit on the machine.
         turn: Held while a test uses the target: another may want to break it.
+        forge: Writes rows into that store as somebody does who got past all that keeps others out.
     """
 
     workspace: Workspace
@@ -58,6 +61,7 @@ class TargetLab:
     images: Mapping[str, str]
     settings: Mapping[str, Any]
     turn: Callable[[], AbstractContextManager[None]]
+    forge: Callable[[Sequence[Mapping[str, Any]]], None]
 
     def endpoint(self, name: str, *, auth: Auth = Auth.KEY) -> Endpoint:
         """Return an endpoint that no other test has: all endpoints of a Gateway share its paths."""
@@ -132,7 +136,9 @@ def local_lab(folder: Path) -> Iterator[TargetLab]:
     images = {model: _build(model, folder / "sources" / model) for model in MODELS}
     with local_target_lab.running(folder) as lab:
         # On a busy machine a request may wait long for its replica: only requests that are lost count as failed.
-        yield TargetLab(lab.workspace, lab.target, images, {"max_request_wait_time": 20_000}, nullcontext)
+        token = (lab.state.runtime / "telemetry-upload.token").read_text()
+        forge = partial(_forge, lab.state.telemetry_url, {"Authorization": f"Bearer {token}"})
+        yield TargetLab(lab.workspace, lab.target, images, {"max_request_wait_time": 20_000}, nullcontext, forge)
 
 
 @contextmanager
@@ -146,9 +152,16 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
         with use_lab():
             images = build_all(lab.registry)
             sandbox = stack.enter_context(fresh_sandbox(lab, images, folder))
-        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab)
+        forge = partial(_forge, lab.telemetry_url, {})
+        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab, forge)
         with use_lab():
             stack.close()
+
+
+def _forge(url: str, headers: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send rows to the telemetry store at a URL as the exporter of Azure Monitor does."""
+    answer = httpx.post(f"{url}/v2.1/track", json=[envelope(**row) for row in rows], headers=dict(headers))
+    assert answer.status_code == 200, answer.text
 
 
 def _build(model: str, source: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from controlled_rollout.evidence import CountedPeriod, RouterCounts
+from controlled_rollout.evidence import CLOCKS_DIFFER, CountedPeriod, RouterCounts
 from controlled_rollout.gate import Bin
 from controlled_rollout.record import LookInput
 
@@ -19,9 +19,8 @@ MIN_UNSEEN_REQUESTS: Final = 20
 # So many rows more than the router counted may be of requests whose bodies were still coming, and so large a part.
 SPARE_ROWS: Final = 2
 SPARE_PART: Final = 0.001
-# The clocks of the router and of the process that looks may differ by so much, and the router's counts are read after
-# the time that is noted for them.
-CLOCK_GUARD: Final = timedelta(seconds=5)
+# The router's counts are read so long after the time that is noted for them, at most.
+READING: Final = timedelta(seconds=5)
 # How many standard deviations the number of requests that sampled rows stand for may be off.
 SAMPLING_DEVIATIONS: Final = 6.0
 
@@ -46,8 +45,8 @@ def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
         periods += [CountedPeriod(present, present)] if not periods and present.routers else []
     bins = look.evidence.bins
     for period in periods:
-        end = period.last.at - CLOCK_GUARD
-        within = _between(look, bins, period.first.at + CLOCK_GUARD, end)
+        end = period.last.at - CLOCKS_DIFFER
+        within = _between(look, bins, period.first.at + READING, end)
         counted = period.last.of(version) - period.first.of(version)
         if problem := _excess(version, within, is_treatment, counted, period.first.at, period.last.at):
             return problem

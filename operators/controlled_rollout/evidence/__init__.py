@@ -2,6 +2,7 @@
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.evidence.query import (
+    CLOCKS_DIFFER,
     CountedPeriod,
     Evidence,
     EvidenceQuery,
@@ -13,6 +14,7 @@ from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
+    "CLOCKS_DIFFER",
     "CountedPeriod",
     "Evidence",
     "EvidenceQuery",

@@ -3,12 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.gate import Bin, Gate
 
-__all__ = ["CountedPeriod", "Evidence", "EvidenceQuery", "EvidenceSource", "RouterCounts", "SplitChange"]
+__all__ = [
+    "CLOCKS_DIFFER",
+    "CountedPeriod",
+    "Evidence",
+    "EvidenceQuery",
+    "EvidenceSource",
+    "RouterCounts",
+    "SplitChange",
+]
+
+# The clocks of the routers and of the process that looks may differ by so much.
+CLOCKS_DIFFER: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)

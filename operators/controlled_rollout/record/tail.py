@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from controlled_rollout.evidence import CountedPeriod, RouterCounts
+from controlled_rollout.evidence import CLOCKS_DIFFER, CountedPeriod, RouterCounts
 from controlled_rollout.record.bin_delta import BinFingerprints, canonical_json
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookSettings
@@ -48,7 +48,7 @@ class LookSeries:
         bins: The rollout's bins.
         baseline: Control's bins before it.
         router: What the router had counted at these looks, oldest first; those too old to be compared are dropped.
-        periods: What the router had counted over the rollout, up to the end of the newest look's evidence.
+        periods: What the router had counted over the rollout, up to the first look after the newest evidence's end.
         waiting: What the router had counted at looks since then: not yet in `periods`.
     """
 
@@ -69,12 +69,17 @@ class LookSeries:
         return (covered[0], covered[-1]) if len(covered) > 1 else ()
 
     def periods_until(self, until: datetime) -> tuple[CountedPeriod, ...]:
-        """Return what the router had counted over the rollout, by the looks that evidence up to `until` covers."""
-        periods = self.periods
-        for counts in self.waiting:
-            if counts.at <= until and counts.routers:
-                periods = _extended(periods, counts)
-        return periods
+        """Return what the router had counted over the rollout, up to the first look after the end of the evidence."""
+        return self._fold(until)[0]
+
+    def _fold(self, until: datetime) -> tuple[tuple[CountedPeriod, ...], tuple[RouterCounts, ...]]:
+        """Return the periods up to the first look after `until`, and the router's counts at the looks after that."""
+        periods, waiting = self.periods, self.waiting
+        while waiting and not (periods and periods[-1].last.at >= until + CLOCKS_DIFFER):
+            if waiting[0].routers:
+                periods = _extended(periods, waiting[0])
+            waiting = waiting[1:]
+        return periods, waiting
 
     def add(self, look: LookEvidence) -> None:
         """Add a look that was read from the record: its bins and its router counts."""
@@ -86,8 +91,8 @@ class LookSeries:
         """Add the router's counts at a look, and drop counts that are no longer needed."""
         oldest = until - COMPARED_BINS * self.bin_width
         self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
-        self.periods = self.periods_until(until)
-        self.waiting = (*(counts for counts in self.waiting if counts.at > until), *router[-1:])
+        self.periods, waiting = self._fold(until)
+        self.waiting = (*waiting, *router[-1:])
 
 
 def _extended(periods: tuple[CountedPeriod, ...], counts: RouterCounts) -> tuple[CountedPeriod, ...]:

@@ -124,7 +124,7 @@ def test_the_record_keeps_what_was_counted_and_a_fresh_process_comes_to_the_same
     assert [one.difference for one in looks] == [""] * 12
     last = looks[-1]
     assert last.look is not None
-    assert [(p.first.at, p.last.at) for p in last.look.periods] == [(T0 + MINUTE, T0 + 9 * MINUTE)]
+    assert [(p.first.at, p.last.at) for p in last.look.periods] == [(T0 + MINUTE, T0 + 10 * MINUTE)]
     assert last.verdict is not None
     assert last.verdict.outcome == "cannot_see"
 
