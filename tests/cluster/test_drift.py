@@ -68,7 +68,7 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
 
         await until(is_ready, "control has its replicas again", timeout_s=60, interval_s=0.5)
 
-    assert "so nobody is asked for a key" in said
+    assert "so that nobody is asked for a key" in said
     for missing in (
         f"SecurityPolicy {name}",
         f"BackendTrafficPolicy {name}",
