@@ -37,7 +37,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}],
         "triggers": [
-            {"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.triggers.treatment_gate"]}
+            {
+                "integration-name": INTEGRATION,
+                "python-modules": [
+                    "controlled_rollout.triggers.treatment_gate",
+                    "controlled_rollout.triggers.rollout_question",
+                ],
+            }
         ],
         "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.hooks.workspace"]}],
         "connection-types": [_connection_type()],

@@ -62,16 +62,16 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         conn_id: str = WorkspaceHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        """Store the arguments, and set the default subject of the question; raise ValueError for a default answer."""
+        """Store the arguments; raise ValueError for a default answer, and for a limit of time that would be one."""
         for name, reason in (
             ("defaults", "nobody's answer is no approval"),
             ("execution_timeout", "response_timeout says how long a person may take"),
         ):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name}={kwargs[name]!r} was given to an approval: {reason}; leave it out")
-        subject = SUBJECT.format(version=version, endpoint=endpoint)
+        # The subject by default is made when the arguments are rendered: in a mapped group they are not texts before.
         # None given here keeps away that of the DAG's default_args: time that has passed says nothing about the model.
-        super().__init__(**{"subject": subject, **kwargs, "defaults": None, "execution_timeout": None})
+        super().__init__(**{"subject": "", **kwargs, "defaults": None, "execution_timeout": None})
         self.endpoint = endpoint
         self.version = version
         self.gate_task_id = gate_task_id
@@ -116,6 +116,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
 
     def _ask(self, context: "Context", terms: GateTerms, body: str) -> NoReturn:
         """Store the question in Airflow's database, tell people, and defer until it is answered or withdrawn."""
+        self.subject = self.subject or SUBJECT.format(version=self.version, endpoint=self.endpoint)
         self.body = body
         try:
             super().execute(context)

@@ -107,6 +107,7 @@ def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, q
     assert (terms.gate.alpha, terms.window.bin_width, terms.interval) == (0.01, timedelta(seconds=8), LOOK_INTERVAL)
     assert (terms.only_alarms, terms.who, terms.owner) == (True, "weekly/run-1/ask_50", "weekly/run-1")
     assert [question["body"].startswith("too few requests") for question in questions] == [True]
+    assert questions[0]["subject"] == "Go on with version v2a of endpoint digits?"
     assert trigger.question["ti_id"] == str(UUID(int=7))
     assert datetime.fromisoformat(trigger.question["timeout_datetime"]) > datetime.now(UTC) + timedelta(minutes=59)
     assert [(line.step, line.why) for line in record.read(home, "digits")] == [("ask", "too few requests")]

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from airflow.sdk import DAG, Context
+from airflow.sdk import DAG, Context, task_group
 from airflow.sdk.exceptions import AirflowFailException
 
 from controlled_rollout import ControlledRollout, PromoteToControlOperator, ShiftTrafficOperator, steps
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.operators import gate_before as module
-from controlled_rollout.operators.gate_before import gate_before, last_look
+from controlled_rollout.operators.gate_before import gate_before, last_look, terms_of_alarms
 from controlled_rollout.workspace import Workspace
 
 GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
@@ -78,6 +78,23 @@ def test_alarm_between_the_gate_and_the_step_fails_the_step_before_anything_chan
     task = group().dag.task_dict[f"rollout.{name}"]
     with pytest.raises(AirflowFailException, match="the last look before this step: errors are higher"):
         cast("PromoteToControlOperator | ShiftTrafficOperator", task).execute(context())
+
+
+@pytest.mark.parametrize(("map_index", "endpoint"), [(0, "alpha"), (1, "beta")])
+def test_in_a_mapped_group_the_looks_are_those_of_the_same_instance(map_index: int, endpoint: str) -> None:
+    with DAG("weekly", schedule=None) as dag:
+
+        @task_group
+        def each(endpoint: Any) -> None:
+            ControlledRollout(**{**GROUP, "endpoint": endpoint}, on_deadline="ask")
+
+        each.expand(endpoint=["alpha", "beta"])
+    instance = context()
+    instance["ti"].map_index = map_index
+    for name in ("promote", "shift_50"):
+        gate = gate_before(cast("PromoteToControlOperator", dag.task_dict[f"each.rollout.{name}"]))
+        assert gate is not None
+        assert terms_of_alarms(gate, instance).endpoint == endpoint
 
 
 def test_step_of_a_person_and_the_first_shift_take_no_look(
