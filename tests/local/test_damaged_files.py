@@ -11,7 +11,8 @@ from controlled_rollout.cli import main
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DamagedFileError
 from controlled_rollout.target.local import supervisor
-from tests.local.local_target_lab import Lab, running
+from controlled_rollout.target.waiting import wait_until_without_traffic
+from tests.local.local_target_lab import DEADLINE, Lab, running
 from tests.polling import until
 
 
@@ -44,7 +45,7 @@ async def test_a_damaged_endpoint_is_closed_while_the_others_go_on_and_opens_onc
     both = Endpoint(name="alpha").create_version("one", image=await lab.image())
     both = both.create_version("two", image=await lab.image("second"), traffic_percentile=50.0)
     alpha, _ = await lab.serve(both)
-    beta, _ = await lab.serve(Endpoint(name="beta-x").create_version("one", image=await lab.image()))
+    beta, _ = await lab.serve(both.model_copy(update={"name": "beta-x"}))
     keys, alpha_key = await lab.target.keys("beta-x"), (await lab.target.keys("alpha")).primary
     folder = lab.workspace.endpoints_folder / "beta-x"
 
@@ -57,6 +58,9 @@ async def test_a_damaged_endpoint_is_closed_while_the_others_go_on_and_opens_onc
     alpha, rolled_back = await lab.serve(alpha.shift("two", 0))
     assert rolled_back.weight_ppm == {"one": 1_000_000}
     assert await status_of(lab, "alpha", alpha_key) == 200
+    # A roll-back of the closed endpoint itself is done once it is stored: nobody gets traffic there.
+    beta = await lab.apply(beta.shift("two", 0))
+    await wait_until_without_traffic(lab.target, "beta-x", "two", beta.revision, timeout=DEADLINE)
 
     renewed = await lab.target.regenerate_key("beta-x", "primary")
 

@@ -141,16 +141,18 @@ class Operations:
         names = stored.endpoint.versions if stored.endpoint else ()
         versions = {version: self._version_status(VersionKey(name, version), activity) for version in names}
         split = self._reconciler.served.get(name, CLOSED)
+        # A revision that was just stored is closed, too, in a moment: until then that is waited for.
+        is_behind = stored.endpoint is not None and split.revision != stored.revision
         return EndpointStatus(
             name=name,
             url=f"{self.router_url}/api/v1/service/{name}/score",
             revision=stored.revision,
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
-            trouble=stored.damage,
+            trouble=None if is_behind else stored.damage,
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
-            waiting_for=split.waiting_for,
+            waiting_for=stored.damage or split.waiting_for,
             clusters={version: cluster_name(name, version) for version in versions},
             routers={activity.router: activity.since} if activity else {},
         )

@@ -151,7 +151,9 @@ class Reconciler:
         for running in self.running.values():
             running.release_outgoing()
         splits = {
-            name: self._split_to_serve(open_endpoints[name]) if name in open_endpoints else CLOSED for name in stored
+            # Closed is what every revision may be, and a roll-back needs no more than that.
+            name: self._split_to_serve(open_endpoints[name]) if name in open_endpoints else _closed_split(entry)
+            for name, entry in stored.items()
         }
         up_to_date = {name for name, endpoint in open_endpoints.items() if self._is_up_to_date(endpoint)}
         stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
@@ -333,3 +335,8 @@ class Reconciler:
             return was_idle and not any(activity.active.get(cluster, 0) for cluster in clusters)
 
         await until(is_drained, LINGER_S + scoring_timeout_s)
+
+
+def _closed_split(stored: StoredEndpoint) -> Split:
+    """Return the split of an endpoint that is closed: nobody gets traffic, whatever its newest revision asks for."""
+    return Split(revision=stored.revision if stored.endpoint else 0)
