@@ -2,9 +2,13 @@
 
 import ipaddress
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-__all__ = ["is_loopback", "is_this_machine"]
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["is_loopback", "is_this_machine", "transport_for"]
 
 
 def is_loopback(host: str) -> bool:
@@ -36,6 +40,17 @@ def is_this_machine(url: str) -> bool:
             return bool(unsent.getsockname()[0] == name)
     except (ValueError, OSError):
         return False
+
+
+def transport_for(url: str) -> "httpx.AsyncHTTPTransport | None":
+    """Return the transport of an httpx client for a URL: one without proxies for this machine, else None.
+
+    None lets httpx take the proxies of the environment. `trust_env=False` would not do: it also ignores the certificate
+    authorities that `SSL_CERT_FILE` names.
+    """
+    import httpx
+
+    return httpx.AsyncHTTPTransport() if is_this_machine(url) else None
 
 
 def _host_without_port(host: str) -> str:

@@ -121,6 +121,16 @@ def test_every_result_code_but_a_number_below_500_is_an_error(store: Process, co
     assert read(source(store), name).bins[0].treatment == Counts(requests=1, errors=errors)
 
 
+def test_a_store_on_this_machine_is_asked_without_a_proxy(store: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    store.send({"endpoint": "direct", "at": STARTED + 1 * S})
+
+    assert read(source(store), "direct").bins[0].control.requests == 1
+
+
 def test_latency_needs_a_baseline_and_empty_bins_are_left_out(store: Process) -> None:
     store.send({"endpoint": "young", "at": STARTED + 1 * S, "version": "treatment"})
 

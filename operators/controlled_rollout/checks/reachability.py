@@ -7,7 +7,7 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from controlled_rollout.addresses import is_this_machine
+from controlled_rollout.addresses import transport_for
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ async def http_get(url: str) -> "httpx.Response":
     import httpx
 
     try:
-        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, transport=transport_for(url)) as client:
             response = await client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if not isinstance(error, httpx.ProxyError):

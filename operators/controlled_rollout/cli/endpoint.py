@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from controlled_rollout.addresses import is_this_machine
+from controlled_rollout.addresses import is_this_machine, transport_for
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
 from controlled_rollout.cli.view import endpoint_as_json, print_endpoint, print_json, print_line
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
@@ -192,7 +192,7 @@ async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Respon
     import httpx
 
     try:
-        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, trust_env=not is_this_machine(url)) as client:
+        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport_for(url)) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
         raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from controlled_rollout.addresses import is_this_machine
+from controlled_rollout.addresses import transport_for
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
 from controlled_rollout.evidence.increments import Sample, bound_at_least, growth_by_bin, growths, quantile_bounds
@@ -196,7 +196,7 @@ class PrometheusEvidence:
         import httpx
 
         try:
-            async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=not is_this_machine(self.url)) as client:
+            async with httpx.AsyncClient(timeout=TIMEOUT_S, transport=transport_for(self.url)) as client:
                 return await client.post(f"{self.url}/api/v1/query", data=form)
         except httpx.TimeoutException as error:
             raise TooMuchError(f"Prometheus at {self.url} did not answer within {TIMEOUT_S:g} s") from error

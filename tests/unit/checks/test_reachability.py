@@ -1,6 +1,7 @@
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
         .serial_number(1)
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
@@ -61,6 +63,22 @@ async def test_untrusted_certificate_has_its_own_message(
         ):
             await go(url)
         assert await check_reachable(url, tls=False) == f"127.0.0.1:{port_of(server)}"
+
+
+async def test_this_machine_is_asked_without_a_proxy_and_with_the_certificates_of_the_environment(
+    self_signed: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "both.pem"))
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+    async with await serve(ok, tls=self_signed) as server:
+        assert (await http_get(f"https://127.0.0.1:{port_of(server)}")).status_code == 200
+    async with await serve(ok) as server:
+        assert (await http_get(f"http://127.0.0.1:{port_of(server)}")).status_code == 200
 
 
 async def test_server_without_http_has_its_own_message() -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
-from controlled_rollout.addresses import is_loopback, is_this_machine
+from controlled_rollout.addresses import is_loopback, is_this_machine, transport_for
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, Descriptor, Manifest
 
@@ -299,9 +299,7 @@ class RegistryClient:
         local = is_this_machine(repository.url)
         if local not in self._clients:
             timeout = httpx.Timeout(RESPONSE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            # No proxy for a registry on this machine, but the certificates that SSL_CERT_FILE names.
-            transport = httpx.AsyncHTTPTransport() if local else None
-            client = httpx.AsyncClient(timeout=timeout, transport=transport)
+            client = httpx.AsyncClient(timeout=timeout, transport=transport_for(repository.url))
             self._clients[local] = await self._stack.enter_async_context(client)
         return self._clients[local]
 
