@@ -8,6 +8,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from controlled_rollout.errors import RecordUnavailableError
+from controlled_rollout.evidence import CountedPeriod
 from controlled_rollout.record import storage
 from controlled_rollout.record.blob_storage import BlobStorage
 from controlled_rollout.record.decision import Decision, LookEvidence
@@ -92,7 +93,8 @@ def append_look(
         missing = missing_lines(history, tail.steps or _steps_of_full_parts(record)) if history else []
         tail.steps.extend(filter(None, map(StepMark.of, missing)))
         first = name not in tail.series
-        series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width))
+        counted = () if tail.series else _periods_of_full_parts(record, name)
+        series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width, periods=counted))
         until = look.evidence.until
         router = (*series.earlier_counts(until), *look.router)
         complete = replace(look, router=router, periods=series.periods_until(until))
@@ -142,6 +144,20 @@ def _steps_of_full_parts(record: RecordStorage) -> list[StepMark]:
         if marks := read_step_marks(part.lines()):
             return marks
     return []
+
+
+def _periods_of_full_parts(record: RecordStorage, name: str) -> tuple[CountedPeriod, ...]:
+    """Return what the router had counted at the last look of a series before the open part; empty if there is none.
+
+    With it a series goes on in a new part: rows that were too many before stay so.
+    """
+    wanted = b'"series":"%b"' % name.encode()
+    for part in reversed(record.parts()[-2:]):
+        for line in reversed([line for line in part.lines() if wanted in line]):
+            decision = _parse_decision(line)
+            if decision is not None and (evidence := decision.look_evidence()) is not None:
+                return evidence.periods
+    return ()
 
 
 def _append_with_retries(

@@ -85,6 +85,9 @@ class LookSeries:
         """Add a look that was read from the record: its bins and its router counts."""
         self.bins.apply(look.bins)
         self.baseline.apply(look.baseline)
+        self.periods = look.periods
+        counted_until = look.periods[-1].last.at if look.periods else None
+        self.waiting = tuple(one for one in self.waiting if counted_until is None or one.at > counted_until)
         self.add_counts(look.router, look.until)
 
     def add_counts(self, router: tuple[RouterCounts, ...], until: datetime) -> None:

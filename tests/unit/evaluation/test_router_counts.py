@@ -11,7 +11,7 @@ from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evaluation.router_counts import contradiction
 from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts
 from controlled_rollout.gate import Bin, Counts, Gate
-from controlled_rollout.record import LookInput, LookSettings
+from controlled_rollout.record import LookInput, LookSettings, tail
 from controlled_rollout.workspace import Workspace
 from tests.unit.record_lines import MINUTE, T0, append, bins
 
@@ -127,6 +127,26 @@ def test_the_record_keeps_what_was_counted_and_a_fresh_process_comes_to_the_same
     assert [(p.first.at, p.last.at) for p in last.look.periods] == [(T0 + MINUTE, T0 + 10 * MINUTE)]
     assert last.verdict is not None
     assert last.verdict.outcome == "cannot_see"
+
+
+@pytest.mark.parametrize("process", ["the same", "a fresh one"])
+def test_rows_that_are_too_many_stay_so_in_a_new_part_of_the_record(tmp_path: Path, process: str) -> None:
+    """The router is younger than the rollout: only the looks of the part before know what it had counted."""
+    workspace, young = Workspace.local(tmp_path), T0 + MINUTE / 2
+    rows = bins(12)
+    for minute in range(1, 13):
+        if minute in (10, 12) and process == "a fresh one":
+            tail._tails.clear()
+        if minute == 10:
+            with record.storage_of(workspace, "digits").appending() as appender:
+                appender.retire()
+        present = RouterCounts(T0 + minute * MINUTE, {"v1a": 100 * minute, "v2a": 1}, {}, {"envoy 1": young})
+        decision = append(workspace, rows[: max(0, minute - 3)], router=(present,), at=T0 + max(0, minute - 3) * MINUTE)
+
+    assert decision.outcome == "cannot_see"
+    look = [one.look for one in replay(record.read(workspace, "digits"))][-1]
+    assert look is not None
+    assert look.periods[0].first.at == T0 + MINUTE
 
 
 def test_lost_counts_begin_a_new_period() -> None:
