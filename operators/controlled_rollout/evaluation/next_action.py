@@ -323,14 +323,14 @@ async def _look_and_decide(
         return decide_after_conflict(await target.endpoint(terms.endpoint), terms, str(error))
     table = describe(look.verdict)
     now = datetime.now(UTC)
-    if not terms.only_alarms:
-        await hold.mark(target, look.document, terms, log)
     unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
     result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)
     if result.action is NextAction.GO_ON and (
         problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who)
     ):
         result = decide(look, terms, now=now, table=table, record_problem=problem)
+    if result.action is not NextAction.FAIL and not terms.only_alarms:  # an alarm waits for no mark
+        await hold.mark(target, look.document, terms, log)
     log(
         f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
         f"{_format_seconds(look.seen_at_share)} and {look.requests_at_share} requests of it seen: "
