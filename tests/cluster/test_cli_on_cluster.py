@@ -53,7 +53,8 @@ def test_a_rollout_by_hand_on_a_cluster(
     document = json.loads(run("status", name, "--json")[1])
     assert document["status"]["revision"] == document["status"]["served_revision"]
 
-    assert run("delete", name, "--yes")[0] == 0
+    assert run("delete", name, "--yes") == (0, f"endpoint {name!r} is deleted\n", "")
+    assert run("delete", name, "--yes") == (0, f"there is no endpoint {name!r}: nothing to delete\n", "")
     assert run("status") == (0, "there are no endpoints\n", "")
 
 

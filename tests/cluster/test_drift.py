@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
 from controlled_rollout.errors import ConflictError, ControlledRolloutError
-from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, version_object_name
 from tests.cluster.sandbox import Sandbox
 from tests.local.local_target_lab import steady_load
 from tests.polling import until
@@ -38,7 +39,8 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
     await sandbox.roll_out("one", num_replicas=2)
     await sandbox.roll_out("two")
     name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
-    keys = await sandbox.target.keys(sandbox.endpoint)
+    # The copy must not bring back a key that was replaced.
+    keys = await sandbox.target.regenerate_key(sandbox.endpoint, "secondary")
 
     async with steady_load(sandbox.url, keys.primary, rate=RATE) as load:
         await load.more(50)
@@ -92,6 +94,8 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     patch(sandbox, "securitypolicy", name, {"spec": {"cors": {"allowOrigins": ["https://evil.example"]}}})
     patch(sandbox, "backendtrafficpolicy", name, {"spec": {"retry": {"numRetries": 9}, "useClientProtocol": True}})
     patch(sandbox, "service", service, {"spec": {"selector": {"track": "canary"}}})
+    patch(sandbox, "httproute", sandbox.endpoint, {"metadata": {"labels": {ENDPOINT_LABEL: None}}})
+    sandbox.kubectl("scale", "deployment", version_object_name(sandbox.endpoint, "one"), "--replicas=2")
     said = await warnings_of(sandbox)
 
     await sandbox.shift("two", 20)
@@ -100,7 +104,8 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
         assert f"{kind} {name if kind != 'Service' else service} was edited by 'somebody' at " in said
     assert {kind: spec(sandbox, kind, name) for kind in policies} == policies
     assert "track" not in spec(sandbox, "service", service)["selector"]
-    assert await warnings_of(sandbox) == ""
+    scaled = await warnings_of(sandbox)
+    assert re.fullmatch(r"version 'one' has 2 replicas, as 'kubectl' .* ask for 1: no step sets it back", scaled)
 
     container = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
     edit = {"spec": {"template": {"spec": {"containers": [container]}}}}
@@ -116,6 +121,7 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     assert back is not None
     status = await sandbox.target.status(sandbox.endpoint)
     assert (status.trouble, status.weight_ppm) == (None, {"one": 1_000_000})
+    assert status.versions["one"].wanted_replicas == 2
     environment = spec(sandbox, "deployment", service)["template"]["spec"]["containers"][0]["env"]
     assert {"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"} in environment
     assert f"Deployment {service} was edited by 'somebody'" in await warnings_of(sandbox)

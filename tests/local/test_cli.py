@@ -90,6 +90,7 @@ def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: L
     ]  # fmt: skip
 
     assert shell("delete", name, "--yes") == (0, f"endpoint '{name}' is deleted\n", "")
+    assert shell("delete", name, "--yes") == (0, f"there is no endpoint '{name}': nothing to delete\n", "")
     assert name not in asyncio.run(lab.target.endpoints())
 
 

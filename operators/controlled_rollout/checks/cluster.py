@@ -27,7 +27,15 @@ from controlled_rollout.target.kubernetes.permissions import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["CLUSTER_CHECKS", "actions_text", "api_server", "gateway_fault", "not_granted", "not_served"]
+__all__ = [
+    "CLUSTER_CHECKS",
+    "actions_text",
+    "api_server",
+    "closes_by_default",
+    "gateway_fault",
+    "not_granted",
+    "not_served",
+]
 
 REVIEWS: Final = "authorization.k8s.io/v1"
 NEEDED_KINDS: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
@@ -177,7 +185,23 @@ async def _check_gateway(api: Api, workspace: Workspace) -> str:
     if fault := gateway_fault(gateway, workspace):
         raise WorkspaceError(f"Gateway {workspace.gateway}: {fault}")
     chosen_listener(gateway, workspace)
-    return f"{workspace.gateway}: programmed, {base_url(gateway, workspace)}"
+    namespace, name = workspace.gateway_name
+    policies = await api.items(SECURITY_POLICY.path(namespace))
+    closes = any(closes_by_default(policy, name) for policy in policies)
+    unsafe = "" if closes else "; it lets everybody in where a route has no SecurityPolicy: see docs/aks.md, step 2"
+    return f"{workspace.gateway}: programmed, {base_url(gateway, workspace)}{unsafe}"
+
+
+def closes_by_default(policy: Object, gateway: str) -> bool:
+    """Return whether a SecurityPolicy refuses what reaches a Gateway's routes that have no policy of their own."""
+    spec = policy["spec"]
+    is_for_gateway = any(
+        (target.get("kind"), target.get("name"), target.get("sectionName")) == (GATEWAY.name, gateway, None)
+        for target in [*(spec.get("targetRefs") or []), spec.get("targetRef") or {}]
+    )
+    authorization = spec.get("authorization")
+    refuses = authorization is not None and not authorization.get("rules")
+    return bool(is_for_gateway and refuses and authorization.get("defaultAction", "Deny") == "Deny")
 
 
 async def _get_gateway(api: Api, workspace: Workspace) -> Object:

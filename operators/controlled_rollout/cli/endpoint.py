@@ -149,14 +149,21 @@ def _run_delete(options: argparse.Namespace) -> int:
     """Run `controlled-rollout delete`: delete an endpoint with its versions and keys; return the exit code."""
     from controlled_rollout.target.protocol import Change
 
-    async def delete_endpoint() -> None:
-        """Delete the endpoint on the target, with author and reason for the history."""
+    async def delete_endpoint() -> bool:
+        """Delete the endpoint on the target, with author and reason for the history; return whether there was one."""
         change = Change(who=caller(), why=options.reason or f"delete the endpoint {options.endpoint}")
         async with _connect_target(options) as target:
+            existed = options.endpoint in await target.endpoints()
+            # Also if not: what an interrupted deletion has left goes now.
             await target.delete(options.endpoint, change)
+            return existed
 
-    asyncio.run(delete_endpoint())
-    print_line(f"endpoint {options.endpoint!r} is deleted")
+    existed = asyncio.run(delete_endpoint())
+    print_line(
+        f"endpoint {options.endpoint!r} is deleted"
+        if existed
+        else f"there is no endpoint {options.endpoint!r}: nothing to delete"
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ __all__ = ["FIELD_MANAGER", "Api", "ApiError", "Object"]
 
 Object = dict[str, Any]
 
-# Our field manager in server-side apply. Fields of other managers are never taken over.
+# Our field manager in server-side apply.
 FIELD_MANAGER: Final = "controlled-rollout"
 REQUEST_TIMEOUT_S: Final = 20.0
 # The API server ends a watch after this time; the caller then starts the next one where it ended.
@@ -167,18 +167,22 @@ class Api:
                 return None
             raise
 
-    async def apply(self, path: str, body: Object, *, dry_run: bool = False) -> Object:
+    async def apply(
+        self, path: str, body: Object, *, manager: str = FIELD_MANAGER, force: bool = False, dry_run: bool = False
+    ) -> Object:
         """Create an object or set its fields by server-side apply; fields of other managers stay as they are.
 
         Args:
             path: The object's path.
             body: The object with the fields that we set.
+            manager: The field manager that owns them then.
+            force: Whether fields of other managers are taken over.
             dry_run: Whether the server only says what it would do.
 
         Raises:
             ConflictError: Another manager owns a field that has another value here; nothing was changed.
         """
-        query = {"fieldManager": FIELD_MANAGER, **(DRY_RUN if dry_run else {})}
+        query = {"fieldManager": manager, "force": str(force).lower(), **(DRY_RUN if dry_run else {})}
         return _json_object(await self.request("PATCH", path, body=body, query=query, content_type=APPLY))
 
     async def merge_patch(

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.checks.cluster import NEEDED_KINDS, actions_text, gateway_fault, not_granted, not_served
+from controlled_rollout.checks.cluster import (
+    NEEDED_KINDS,
+    actions_text,
+    closes_by_default,
+    gateway_fault,
+    not_granted,
+    not_served,
+)
 from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
 from controlled_rollout.workspace import Workspace
 
@@ -96,3 +103,24 @@ def test_gateway_that_would_not_serve_the_routes_is_reported(
     workspace = Workspace(target="kubernetes", namespace="models", gateway=setting)
     message = gateway_fault(gateway_object, workspace)
     assert message is None if fault is None else fault in str(message)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "target", "closes"),
+    [
+        ({"defaultAction": "Deny"}, {"kind": "Gateway", "name": "models"}, True),
+        ({}, {"kind": "Gateway", "name": "models"}, True),
+        ({"defaultAction": "Allow"}, {"kind": "Gateway", "name": "models"}, False),
+        ({"rules": [{"action": "Allow"}]}, {"kind": "Gateway", "name": "models"}, False),
+        (None, {"kind": "Gateway", "name": "models"}, False),
+        ({"defaultAction": "Deny"}, {"kind": "Gateway", "name": "another"}, False),
+        ({"defaultAction": "Deny"}, {"kind": "HTTPRoute", "name": "models"}, False),
+        ({"defaultAction": "Deny"}, {"kind": "Gateway", "name": "models", "sectionName": "http"}, False),
+    ],
+)
+def test_a_gateway_closes_by_default_only_by_a_policy_of_its_own_that_refuses_everybody(
+    authorization: dict[str, Any] | None, target: dict[str, str], closes: bool
+) -> None:
+    spec = {"targetRefs": [target], **({} if authorization is None else {"authorization": authorization})}
+
+    assert closes_by_default({"spec": spec}, "models") is closes

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Object
-from controlled_rollout.cluster.kinds import SECURITY_POLICY, Kind
+from controlled_rollout.cluster.kinds import HTTP_ROUTE, SECURITY_POLICY, Kind
 
-__all__ = ["Drift", "exact_patch", "is_changed", "other_writers", "replicas_writer"]
+__all__ = [
+    "Drift",
+    "exact_patch",
+    "is_changed",
+    "is_other",
+    "other_writers",
+    "replicas_owner",
+    "replicas_writer",
+    "targets_route",
+]
 
 # What an object's content is in: all that we set, beside its labels and its owner.
 CONTENT: Final = ("spec", "data")
@@ -108,6 +117,13 @@ def is_changed(before: Object, after: Object) -> bool:
     )
 
 
+def targets_route(policy: Object, route: str) -> bool:
+    """Return whether a policy is for an HTTPRoute of its namespace, by name; also if for one of its rules only."""
+    spec = policy["spec"]
+    targets = [*(spec.get("targetRefs") or []), *([spec["targetRef"]] if spec.get("targetRef") else [])]
+    return any((target.get("kind"), target.get("name")) == (HTTP_ROUTE.name, route) for target in targets)
+
+
 def other_writers(resource: Object) -> list[str]:
     """Return who else than controlled-rollout has written to the content of an object, newest first, and when."""
     entries = [
@@ -121,20 +137,25 @@ def other_writers(resource: Object) -> list[str]:
     return [_writer(entry) for entry in entries]
 
 
-def replicas_writer(deployment: Object) -> str | None:
-    """Return who else than controlled-rollout has set a Deployment's number of replicas: a person or an autoscaler.
-
-    Returns:
-        The field manager and the time; None if the number is ours, or nobody's.
-    """
+def replicas_owner(deployment: Object) -> Object | None:
+    """Return the entry of the field manager that has set a Deployment's number of replicas; None if nobody has."""
     entries = [
         entry
         for entry in deployment["metadata"].get("managedFields") or []
         if "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
     ]
-    if not entries or any(entry["manager"].startswith(FIELD_MANAGER) for entry in entries):
-        return None
-    return _writer(entries[-1])
+    return next((entry for entry in entries if not is_other(entry)), entries[-1] if entries else None)
+
+
+def is_other(entry: Object | None) -> bool:
+    """Return whether a field manager is somebody else than controlled-rollout: a person or an autoscaler."""
+    return entry is not None and not entry["manager"].startswith(FIELD_MANAGER)
+
+
+def replicas_writer(deployment: Object) -> str | None:
+    """Return who else than controlled-rollout has set a Deployment's number of replicas, and when; None for nobody."""
+    owner = replicas_owner(deployment)
+    return _writer(owner) if owner is not None and is_other(owner) else None
 
 
 def _writer(entry: Object) -> str:

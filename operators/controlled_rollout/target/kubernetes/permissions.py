@@ -38,7 +38,6 @@ NAMESPACE: Final = (
     Permission("", "configmaps", ("create", "get", "patch", "delete"), "the object that owns all of an endpoint"),
     Permission("apps", "controllerrevisions", ("create", "list", "delete"), "the endpoint's revisions"),
     Permission("apps", "deployments", ("create", "get", "list", "watch", "patch", "delete"), "the versions' replicas"),
-    Permission("apps", "deployments/scale", ("patch",), "sized before traffic"),
     Permission("", "services", ("create", "get", "patch", "delete"), "the versions' addresses"),
     Permission(
         "policy", "poddisruptionbudgets", ("create", "get", "patch", "delete"), "replicas leave a node one by one"
@@ -60,7 +59,10 @@ NAMESPACE: Final = (
         "who may call",
     ),
     Permission(
-        "gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "get", "patch"), "time-outs, retries, telemetry"
+        "gateway.envoyproxy.io",
+        "backendtrafficpolicies",
+        ("create", "get", "list", "patch"),
+        "time-outs, retries, telemetry",
     ),
     Permission(
         "networking.k8s.io", "networkpolicies", ("create", "get", "patch"), "versions are called by the Gateway only"
@@ -69,7 +71,10 @@ NAMESPACE: Final = (
 )
 
 # In the namespace of the Gateway.
-GATEWAY_NAMESPACE: Final = (Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),)
+GATEWAY_NAMESPACE: Final = (
+    Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),
+    Permission("gateway.envoyproxy.io", "securitypolicies", ("list",), "whether it closes routes without a policy"),
+)
 
 # In the namespace of its Envoy pods.
 ENVOY_NAMESPACE: Final = (

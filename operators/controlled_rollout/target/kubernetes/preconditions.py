@@ -8,7 +8,7 @@ from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy_stats
 from controlled_rollout.target.kubernetes.gateway import CONTROLLER, chosen_listener, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
-from controlled_rollout.target.kubernetes.route_rules import hand_edit
+from controlled_rollout.target.kubernetes.route_rules import hand_edit, is_written_by_us
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.workspace import Workspace
 
@@ -66,7 +66,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
     if route is None:
         await _check_path_is_free(api, workspace, endpoint)
         return
-    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint:
+    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint and not is_written_by_us(route):
         raise ConflictError(
             f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
             "controlled-rollout did not create: choose another name for the endpoint"

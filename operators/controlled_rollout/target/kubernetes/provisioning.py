@@ -5,14 +5,16 @@ all as it should be changes nothing, and so raises no generation that the Gatewa
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Final
 
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, Object
+from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
     CONFIG_MAP,
     DEPLOYMENT,
+    HTTP_ROUTE,
     HTTP_ROUTE_FILTER,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
@@ -21,11 +23,23 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.endpoint import Auth, Endpoint, Version
-from controlled_rollout.errors import ConflictError
+from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import drift, keys_secret, manifests
 from controlled_rollout.target.kubernetes.drift import Drift
-from controlled_rollout.target.kubernetes.gateway import envoy_labels
-from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
+from controlled_rollout.target.kubernetes.gateway import (
+    chosen_listener,
+    envoy_labels,
+    find_gateway,
+    parent_reference,
+    parent_references,
+)
+from controlled_rollout.target.kubernetes.names import (
+    endpoint_labels,
+    endpoint_object_name,
+    route_name,
+    version_object_name,
+)
+from controlled_rollout.target.kubernetes.route_rules import is_written_by_us
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["apply_objects", "apply_root", "find_drift", "scale_version"]
@@ -47,12 +61,21 @@ async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
 
 
 async def find_drift(api: Api, workspace: Workspace, endpoint: Endpoint) -> list[Drift]:
-    """Return which objects of an endpoint's newest revision are not as it asks for; nothing is changed."""
+    """Return which objects of an endpoint's newest revision are not as it asks for; nothing is changed.
+
+    An identity that may only read cannot ask the server what it would change: then that is what is returned.
+    """
     name = endpoint_object_name(endpoint.name)
-    owner = await api.find(CONFIG_MAP.path(workspace.namespace, name))
-    if owner is None:
-        return [Drift.missing(CONFIG_MAP, name)]
-    return await apply_objects(api, workspace, endpoint, owner, dry_run=True)
+    try:
+        owner = await api.find(CONFIG_MAP.path(workspace.namespace, name))
+        if owner is None:
+            return [Drift.missing(CONFIG_MAP, name)]
+        return [
+            *await apply_objects(api, workspace, endpoint, owner, dry_run=True),
+            *await _policies_of_others(api, workspace, endpoint.name),
+        ]
+    except (AccessError, ApiError) as error:
+        return [Drift("its objects", "could not be compared with the newest revision", str(error))]
 
 
 async def apply_objects(
@@ -71,23 +94,33 @@ async def apply_objects(
     if endpoint.auth is Auth.KEY:
         # Before the policy that names it: a policy without its Secret answers every request with 500.
         found += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
-    found += await _apply_policies(api, workspace, endpoint, owner, dry_run=dry_run)
-    versions = [
-        _apply_version(api, workspace, endpoint, version, owner, dry_run=dry_run)
-        for version in endpoint.versions.values()
+    parts = [
+        _apply_policies(api, workspace, endpoint, owner, dry_run=dry_run),
+        _restore_route(api, workspace, endpoint.name, dry_run=dry_run),
+        *(
+            _apply_version(api, workspace, endpoint, version, owner, dry_run=dry_run)
+            for version in endpoint.versions.values()
+        ),
     ]
-    for of_version in await asyncio.gather(*versions):
-        found += of_version
+    # All are tried: an object that cannot be made is no reason to leave the others away.
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        found += result
     return found
 
 
 async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int) -> None:
-    """Set the number of a version's pods.
+    """Set the number of a version's pods, and own that field from now on, whatever it was before.
 
-    The field has a manager of its own, so that applying the Deployment again does not take the number back.
+    It has a manager of its own: applying the Deployment again does not take the number back. Whoever else sets it then,
+    also by the subresource `scale`, owns it, and is seen.
     """
-    path = DEPLOYMENT.path(workspace.namespace, version_object_name(endpoint, version), "scale")
-    await api.merge_patch(path, {"spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale")
+    name = version_object_name(endpoint, version)
+    head = {"apiVersion": DEPLOYMENT.version, "kind": DEPLOYMENT.name, "metadata": {"name": name}}
+    path = DEPLOYMENT.path(workspace.namespace, name)
+    await api.apply(path, {**head, "spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale", force=True)
 
 
 async def _apply_policies(
@@ -112,6 +145,33 @@ async def _apply_policies(
         *(_put_back(api, kind, namespace, manifest, dry_run=dry_run) for kind, manifest in policies)
     )
     return [one for one in found if one is not None]
+
+
+async def _restore_route(api: Api, workspace: Workspace, endpoint: str, *, dry_run: bool) -> list[Drift]:
+    """Put the labels and the Gateway of an endpoint's route back, by which it is found and served; not its rules."""
+    path = HTTP_ROUTE.path(workspace.namespace, route_name(endpoint))
+    route = await api.find(path)
+    if route is None or not is_written_by_us(route):
+        return []
+    change: Object = {"metadata": {"labels": endpoint_labels(endpoint)}}
+    # Going back never waits for the Gateway itself: without it the route stays attached as it is.
+    with contextlib.suppress(WorkspaceError, AccessError):
+        listener = chosen_listener(await find_gateway(api, workspace), workspace)
+        change["spec"] = {"parentRefs": parent_references(route, parent_reference(workspace, listener))}
+    after = await api.merge_patch(path, change, dry_run=dry_run)
+    return [Drift.edited(route)] if drift.is_changed(route, after) else []
+
+
+async def _policies_of_others(api: Api, workspace: Workspace, endpoint: str) -> list[Drift]:
+    """Return the policies of others for an endpoint's route, which may take the place of ours."""
+    found: list[Drift] = []
+    for kind in (SECURITY_POLICY, BACKEND_TRAFFIC_POLICY):
+        for policy in await api.items(kind.path(workspace.namespace)):
+            name = policy["metadata"]["name"]
+            if name != endpoint_object_name(endpoint) and drift.targets_route(policy, route_name(endpoint)):
+                remedy = "it may take the place of ours: no step changes it, delete it or give it another target"
+                found.append(Drift(f"{kind.name} {name}", f"is somebody else's, for HTTPRoute {endpoint}", remedy))
+    return found
 
 
 async def _apply_version(
@@ -147,10 +207,13 @@ async def _apply_version(
     elif drift.is_changed(before, deployment):
         found.append(Drift.edited(before, version.name))
     replicas = deployment["spec"].get("replicas", 1)
-    if dry_run or drift.replicas_writer(deployment):
+    replicas_owner = drift.replicas_owner(deployment)
+    if dry_run or drift.is_other(replicas_owner):
         return found
-    if replicas < version.replicas_at_start or (version.num_replicas and replicas != version.num_replicas):
-        await scale_version(api, workspace, endpoint.name, version.name, version.replicas_at_start)
+    is_wrong = replicas < version.replicas_at_start or (version.num_replicas and replicas != version.num_replicas)
+    if is_wrong or replicas_owner is None:
+        wanted = version.num_replicas or max(replicas, version.replicas_at_start)
+        await scale_version(api, workspace, endpoint.name, version.name, wanted)
     return found
 
 

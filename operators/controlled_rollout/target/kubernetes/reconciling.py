@@ -4,10 +4,11 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Final
 
-from controlled_rollout.cluster.api import Api, Object
-from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD_DISRUPTION_BUDGET, SERVICE
+from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, POD_DISRUPTION_BUDGET, SERVICE
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import manifests, revisions
@@ -17,17 +18,32 @@ from controlled_rollout.target.kubernetes.gateway import (
     parent_reference,
     parent_references,
 )
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.provisioning import apply_root
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, POSITIONS, foreign_rules
 from controlled_rollout.target.kubernetes.route_rules import annotations as route_annotations
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.target.kubernetes.watching import read_view
+from controlled_rollout.target.protocol import Revision
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["ATTEMPTS", "delete_rules", "reconcile_endpoint", "reconcile_view"]
+__all__ = [
+    "WORKED_AT",
+    "WORKED_INTERVAL",
+    "delete_rules",
+    "idle_since",
+    "note_work",
+    "reconcile_endpoint",
+    "reconcile_view",
+]
 
 log = logging.getLogger(__name__)
+
+# The annotation of an endpoint's root object with the last time at which a step that waits was at work.
+WORKED_AT: Final = "controlled-rollout/worked-at"
+# How often a step that waits writes it, and after which time without it nobody is at work.
+WORKED_INTERVAL: Final = timedelta(seconds=10)
+IDLE_AFTER: Final = timedelta(seconds=60)
 
 # How often a change is tried that others may prevent by changing the same object at the same time.
 ATTEMPTS: Final = 5
@@ -67,6 +83,31 @@ async def reconcile_view(api: Api, workspace: Workspace, view: EndpointView) -> 
     if view.has_work:
         await _take_step(api, workspace, view)
     return view
+
+
+async def note_work(api: Api, workspace: Workspace, endpoint: str, now: datetime) -> None:
+    """Write down at the endpoint's root object that a step is at work now."""
+    path = CONFIG_MAP.path(workspace.namespace, endpoint_object_name(endpoint))
+    body = {"metadata": {"annotations": {WORKED_AT: now.isoformat()}}}
+    try:
+        await api.merge_patch(path, body, manager=f"{FIELD_MANAGER}-waits")
+    except ApiError as error:
+        if error.status != 404:  # somebody has deleted the endpoint meanwhile: what is looked at next will say so
+            raise
+
+
+def idle_since(root: Object | None, revision: Revision, now: datetime) -> datetime | None:
+    """Return since when no step has been at work on the newest revision; None if one is, or has been just now. Pure.
+
+    Args:
+        root: The endpoint's root object.
+        revision: The newest revision.
+        now: The time.
+    """
+    annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
+    worked = datetime.fromisoformat(annotations[WORKED_AT]) if WORKED_AT in annotations else revision.created
+    last = max(worked, revision.created)
+    return last if now - last > IDLE_AFTER else None
 
 
 async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:

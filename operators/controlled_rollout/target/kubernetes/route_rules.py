@@ -41,6 +41,7 @@ __all__ = [
     "foreign_rules",
     "hand_edit",
     "is_weights_rule",
+    "is_written_by_us",
     "managed_rules",
     "mark_of",
     "merge_rules",
@@ -262,6 +263,12 @@ def moved_rules(route: Object | None) -> str | None:
         f"our rules in HTTPRoute {name} were moved from positions {written} to {now}, which costs requests: put other "
         "rules behind ours, or into a route of their own; ours stay where they are now"
     )
+
+
+def is_written_by_us(route: Object) -> bool:
+    """Return whether a route has rules of ours, whatever has become of its labels."""
+    written = route["metadata"].get("annotations") or {}
+    return DIGEST in written and bool(managed_rules(route["spec"].get("rules") or []))
 
 
 def annotations(rules: Sequence[Object]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Final, Literal, Self
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
-from controlled_rollout.errors import ConflictError, TargetUnavailableError
+from controlled_rollout.errors import AccessError, ConflictError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals, transition
@@ -98,36 +98,46 @@ class KubernetesTarget:
                 self._api, self._namespace, endpoint, change, owner=owner, kept=history
             )
             stored = revision.endpoint
-        await self._apply_objects(stored, owner, before=newest)
+        await self._apply_objects(stored, owner, before=newest, must=is_forward)
         await reconciling.reconcile_endpoint(self._api, self._workspace, stored, is_forward=is_forward)
         return stored
 
     async def status(self, name: str) -> EndpointStatus:
         """Return the state of an endpoint and its versions."""
-        newest = await self.endpoint(name)
-        view = await read_view(self._api, self._workspace, newest)
-        drift, shadows = await asyncio.gather(
-            provisioning.find_drift(self._api, self._workspace, newest),
+        newest = (await self.history(name))[-1]
+        view = await read_view(self._api, self._workspace, newest.endpoint)
+        drift, shadows, root = await asyncio.gather(
+            provisioning.find_drift(self._api, self._workspace, newest.endpoint),
             find_shadows(self._api, self._workspace, name),
+            self._api.find(CONFIG_MAP.path(self._namespace, endpoint_object_name(name))),
         )
-        view = replace(view, drift=tuple(drift), shadows=tuple(shadows))
-        status = view.status(await self._base_url(), datetime.now(UTC))
+        now = datetime.now(UTC)
+        idle = reconciling.idle_since(root, newest, now)
+        view = replace(view, drift=tuple(drift), shadows=tuple(shadows), idle_since=idle, changed_by=newest.change.who)
+        status = view.status(await self._base_url(), now)
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""
+        noted = datetime.now(UTC)
 
         async def reconcile_if_asked(view: EndpointView) -> EndpointView:
             """Reconcile the view first if the caller asked for it; return the view that was acted on."""
-            return await reconciling.reconcile_view(self._api, self._workspace, view) if reconcile else view
+            nonlocal noted
+            if not reconcile:
+                return view
+            if (now := datetime.now(UTC)) - noted > reconciling.WORKED_INTERVAL:
+                noted = now
+                await reconciling.note_work(self._api, self._workspace, name, now)
+                await self._look_at_objects(name)
+            return await reconciling.reconcile_view(self._api, self._workspace, view)
 
         url = await self._base_url()
         newest = await self.endpoint(name)
         if reconcile:
             # Before anything is waited for: what somebody has deleted may be what would be waited for.
-            owner = await provisioning.apply_root(self._api, self._workspace, name)
-            await self._apply_objects(newest, owner, before=newest)
+            await self._look_at_objects(name)
         latest: EndpointStatus | None = None
         async with aclosing(watch_views(self._api, self._workspace, newest, reconcile_if_asked)) as views:
             async for view in views:
@@ -169,13 +179,9 @@ class KubernetesTarget:
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Change how many replicas of a version run, at once and without a new revision."""
         refusals.check_replicas(version, replicas)
-        try:
-            await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
-        except ApiError as error:
-            if error.status == 404:
-                # Raises the error that names what is missing, the endpoint or the version.
-                (await self.endpoint(name)).version(version)
-            raise
+        # Raises the error that names what is missing, the endpoint or the version.
+        (await self.endpoint(name)).version(version)
+        await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""
@@ -199,7 +205,13 @@ class KubernetesTarget:
         """Return the URL at which callers reach the Gateway now."""
         return base_url(await find_gateway(self._api, self._workspace), self._workspace)
 
-    async def _apply_objects(self, endpoint: Endpoint, owner: Object, *, before: Endpoint | None) -> None:
+    async def _look_at_objects(self, name: str) -> None:
+        """Look at all objects of an endpoint while a step waits, and remake what others have deleted or edited."""
+        newest = await self.endpoint(name)
+        owner = await provisioning.apply_root(self._api, self._workspace, name)
+        await self._apply_objects(newest, owner, before=newest, must=False)
+
+    async def _apply_objects(self, endpoint: Endpoint, owner: Object, *, before: Endpoint | None, must: bool) -> None:
         """Apply all objects of an endpoint but its route, and warn of what others have deleted or edited.
 
         Args:
@@ -207,8 +219,17 @@ class KubernetesTarget:
             owner: The endpoint's root object.
             before: The revision that the objects were made from; None if there was none. What differs only because
                 that was another one is no drift.
+            must: Whether an object that the API server refuses is an error. If not, it is only reported: going back
+                does not depend on it, and who waits sees whether it matters.
         """
-        for drift in await provisioning.apply_objects(self._api, self._workspace, endpoint, owner):
+        try:
+            found = await provisioning.apply_objects(self._api, self._workspace, endpoint, owner)
+        except (AccessError, ApiError, ConflictError) as error:
+            if must:
+                raise
+            log.warning("endpoint %s: not all of its objects could be looked at: %s", endpoint.name, error)
+            return
+        for drift in found:
             is_new = before is None or (drift.version is not None and drift.version not in before.versions)
             is_change = before is not None and before.revision != endpoint.revision and drift.is_unattributed
             if not (is_new or is_change):

@@ -62,6 +62,8 @@ class EndpointView:
         seen_requests: How many requests they were compared by; None if they were not compared.
         drift: The objects that are not as the newest revision asks for.
         shadows: The rules of others that take the endpoint's requests.
+        idle_since: Since when no step has been at work on the newest revision; None if one is, or if that is not known.
+        changed_by: Who stored the newest revision.
     """
 
     endpoint: Endpoint
@@ -74,6 +76,8 @@ class EndpointView:
     seen_requests: int | None = None
     drift: tuple[Drift, ...] = ()
     shadows: tuple[Shadow, ...] = ()
+    idle_since: datetime | None = None
+    changed_by: str = ""
 
     # The route and its rules
 
@@ -301,7 +305,13 @@ class EndpointView:
         """Return what is not as the newest revision asks for, or is somebody else's: a sentence for each."""
         taken = (shadow.sentence for shadow in self.shadows if not shadow.takes_all)
         moved = route_rules.moved_rules(self.route)
-        return (*map(str, self.drift), *self._other_replicas(), *taken, *((moved,) if moved else ()))
+        sentences = [*map(str, self.drift), *self._other_replicas(), *taken, *((moved,) if moved else ())]
+        if self.idle_since and self.served_revision < self.endpoint.revision:
+            sentences.append(
+                f"revision {self.endpoint.revision}, by {self.changed_by}, is not served yet, and no step has been at "
+                f"work on it since {self.idle_since:%Y-%m-%d %H:%M:%S %Z}: repeat that step, or roll back"
+            )
+        return tuple(sentences)
 
     def _other_replicas(self) -> list[str]:
         """Return a sentence for each version whose number of replicas somebody else has set to another one."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.cluster.kinds import SERVICE
-from controlled_rollout.target.kubernetes.drift import Drift, exact_patch, other_writers, replicas_writer
+from controlled_rollout.target.kubernetes.drift import Drift, exact_patch, other_writers, replicas_writer, targets_route
 
 AT = "2026-11-28T09:00:00Z"
 
@@ -75,3 +75,13 @@ def test_replicas_are_somebody_elses_once_a_person_or_an_autoscaler_has_set_them
     assert replicas_writer(managed(entry("controlled-rollout-scale", replicas, subresource="scale"))) is None
     by_person = managed(entry("kubectl", replicas, subresource="scale"))
     assert replicas_writer(by_person) == f"'kubectl' at {AT}"
+
+
+def test_a_policy_for_our_route_or_for_one_of_its_rules_is_recognised_however_it_names_it() -> None:
+    ours, other = ({"kind": "HTTPRoute", "name": name} for name in ("digits", "letters"))
+
+    assert targets_route(
+        {"spec": {"targetRefs": [other, {**ours, "sectionName": "controlled-rollout-weights"}]}}, "digits"
+    )
+    assert targets_route({"spec": {"targetRef": ours}}, "digits")
+    assert not targets_route({"spec": {"targetRefs": [other, {**ours, "kind": "GRPCRoute"}]}}, "digits")

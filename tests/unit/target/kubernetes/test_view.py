@@ -1,7 +1,7 @@
 """The work that is left for an endpoint, from its objects in the cluster."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
@@ -9,8 +9,10 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import manifests, route_rules
 from controlled_rollout.target.kubernetes.envoy_stats import EnvoyStats, GatewayStats
 from controlled_rollout.target.kubernetes.gateway import CONTROLLER
+from controlled_rollout.target.kubernetes.reconciling import WORKED_AT, idle_since
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, Mark
 from controlled_rollout.target.kubernetes.view import EndpointView
+from controlled_rollout.target.protocol import Change, Revision
 
 NAMESPACE = "models"
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -204,3 +206,29 @@ def test_replicas_that_somebody_else_has_set_are_said() -> None:
     [warning] = replace(view).status("http://gateway", NOW).warnings
 
     assert warning.startswith("version 'one' has 3 replicas, as 'kubectl' at 2026-11-26T00:00:00Z has set it")
+
+
+def test_a_revision_that_nobody_is_at_work_on_is_said_with_who_stored_it_and_since_when() -> None:
+    two = endpoint("one", "two", revision=2)
+    view = replace(view_of(two, settled(endpoint("one"), "one").rules, "one"), changed_by="weekly/run-1/shift")
+
+    assert replace(view).status("http://gateway", NOW).warnings == ()
+    [warning] = replace(view, idle_since=NOW).status("http://gateway", NOW).warnings
+    assert warning == (
+        "revision 2, by weekly/run-1/shift, is not served yet, and no step has been at work on it since "
+        "2026-11-26 00:00:00 UTC: repeat that step, or roll back"
+    )
+    assert replace(settled(endpoint("one"), "one"), idle_since=NOW).status("http://gateway", NOW).warnings == ()
+
+
+def test_nobody_is_at_work_a_minute_after_the_last_step_that_waited_and_after_the_revision_was_stored() -> None:
+    revision = Revision(number=1, endpoint=endpoint("one"), change=Change(who="somebody"), created=NOW)
+    later, at = NOW + timedelta(minutes=5), NOW + timedelta(minutes=4, seconds=30)
+    root = {"metadata": {"annotations": {WORKED_AT: at.isoformat()}}}
+
+    assert idle_since(None, revision, NOW + timedelta(seconds=59)) is None
+    assert idle_since(None, revision, later) == NOW
+    assert idle_since(root, revision, later) is None
+    assert idle_since(root, revision, later + timedelta(minutes=5)) == at
+    # A newer revision counts from its own time on.
+    assert idle_since(root, revision.model_copy(update={"created": later}), later) is None
