@@ -1,8 +1,9 @@
 """All the steps of a rollout, wired: what most DAGs use instead of the single operators."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Generator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
 
@@ -25,21 +26,30 @@ from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
+from controlled_rollout.operators.rollout_result import RolloutResultOperator
 from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
 from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
 
 __all__ = ["ControlledRollout"]
 
 Time = timedelta | float | str
+Task = TypeVar("Task", bound=BaseOperator)
 
 # A worker may be killed at any moment. Errors that would come again fail the task without retries anyway.
 RETRIES: Final[dict[str, Any]] = {"retries": 3, "retry_delay": timedelta(seconds=10)}
-# Arguments of the tasks that go back, which no `default_args` replace: they come soon, and wait for no earlier run.
-GOING_BACK: Final[dict[str, Any]] = {
-    "retry_delay": RETRIES["retry_delay"],
-    "depends_on_past": False,
-    "wait_for_downstream": False,
+# Arguments of every task but the first, which no `default_args` replace: a gate or a roll-back that waits for an
+# earlier run would leave a treatment its share. `depends_on_past` keeps the first task waiting.
+FIXED: Final[dict[str, Any]] = {"depends_on_past": False, "wait_for_downstream": False, "do_xcom_push": True}
+# Likewise of the tasks that go back: they come soon.
+GOING_BACK: Final[dict[str, Any]] = {"retry_delay": RETRIES["retry_delay"]}
+# Default arguments that the group cannot honour, and why. Airflow's own value changes nothing.
+REFUSED: Final[dict[str, str]] = {
+    "soft_fail": "it would let a treatment go on that the gate has stopped",
+    "never_fail": "it would let a treatment go on that the gate has stopped",
+    "silent_fail": "it would let a treatment go on that the gate has stopped",
+    "trigger_rule": "the rules of the group's tasks decide between promotion and roll-back",
 }
+UNCHANGED: Final = (None, False, TriggerRule.ALL_SUCCESS)
 # What a task that goes back needs beyond its time-out, such as for Airflow's own start of it.
 MARGIN: Final = timedelta(minutes=10)
 VERSION_OF_RUN: Final = "{{ task.version_of_run(dag_run) }}"
@@ -53,6 +63,9 @@ class ControlledRollout(TaskGroup):
     retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. On
     hold the gate waits for a person, and goes on looking. A rollout that somebody else has ended is not rolled back. On
     the first version of a new endpoint the shifts and gates are skipped: there is nothing to compare with.
+
+    Tasks after the group follow its task `result`, which succeeds after a promotion, fails after everything else, and
+    is skipped if what comes before the group has skipped it. They do not wait for `keep_warm`.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
     `keep_treatment`, `deferrable` and the group's own may be templates.
@@ -95,7 +108,8 @@ class ControlledRollout(TaskGroup):
             `execution_timeout` above their time-outs, whatever `default_args` say.
         conn_id: The connection of the workspace; without the default one, the local workspace.
         deferrable: Whether the gates and `keep_warm` wait in the triggerer, without a worker slot.
-        default_args: Arguments for every task of the group, before the DAG's own.
+        default_args: Airflow's arguments for every task of the group, before the DAG's own. `trigger_rule`, and what
+            would hide a failed gate, are refused here and in the DAG's.
         **kwargs: What every task group takes.
     """
 
@@ -108,6 +122,7 @@ class ControlledRollout(TaskGroup):
     promote: PromoteToControlOperator
     retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
+    result: RolloutResultOperator
 
     # Long because every argument of a rollout has a line, with its default.
     def __init__(
@@ -153,6 +168,7 @@ class ControlledRollout(TaskGroup):
             tooltip=kwargs.pop("tooltip", "A controlled rollout: canary traffic, a gate, promotion or roll-back"),
             **kwargs,
         )
+        check_default_args(self.dag.default_args, {**self.default_args, **(default_args or {})})
         self.default_args = {**RETRIES, **self.dag.default_args, **self.default_args, **(default_args or {})}
         version = VERSION_OF_RUN if version is None else version
         on_endpoint: dict[str, Any] = {"endpoint": endpoint, "conn_id": conn_id, "version": version}
@@ -192,12 +208,8 @@ class ControlledRollout(TaskGroup):
                 keep_treatment=keep_treatment,
             )
             scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
-            self.roll_out = RolloutVersionOperator(
-                task_id="roll_out",
-                **on_endpoint,
-                **creation,
-                image=scanned,
-                timeout=ready_timeout,
+            self.roll_out = create_task(
+                RolloutVersionOperator, "roll_out", **on_endpoint, **creation, image=scanned, timeout=ready_timeout
             )
             self._add_steps(
                 steps,
@@ -227,11 +239,11 @@ class ControlledRollout(TaskGroup):
         """Create the task `check` and, if `scan` is given, the task `scan`."""
         self.scan = None
         if scan is not None:
-            self.scan = ScanImageOperator(task_id="scan", image=image, conn_id=on_endpoint["conn_id"], **scan)
+            self.scan = create_task(ScanImageOperator, "scan", scan, image=image, conn_id=on_endpoint["conn_id"])
         self.check = CheckRolloutOperator(
+            **{**own_defaults(CheckRolloutOperator), **on_endpoint, **options},
             task_id="check",
-            **on_endpoint,
-            **options,
+            trigger_rule=TriggerRule.ALL_SUCCESS,
             arguments={**arguments, "scan": self.scan.arguments() if self.scan else None},
         )
 
@@ -250,25 +262,28 @@ class ControlledRollout(TaskGroup):
         for percentile in steps:
             name = f"{percentile:g}".replace(".", "_")
             is_last = percentile == steps[-1]
-            shift = ShiftTrafficOperator(
-                task_id=f"shift_{name}",
-                **on_endpoint,
-                percentile=percentile,
-                # A task that did not need to ask is skipped, and the rollout goes on after it.
-                trigger_rule=TriggerRule.NONE_FAILED if self.approvals else TriggerRule.ALL_SUCCESS,
+            # A task that did not need to ask is skipped, and the rollout goes on after it.
+            rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if self.approvals else TriggerRule.ALL_SUCCESS
+            shift = create_task(
+                ShiftTrafficOperator, f"shift_{name}", **on_endpoint, percentile=percentile, trigger_rule=rule
             )
-            gate = TreatmentGateSensor(
-                task_id=f"gate_{name}", **on_endpoint, require_pass=True if is_last else pass_every_step, **looks
+            gate = create_task(
+                TreatmentGateSensor,
+                f"gate_{name}",
+                **on_endpoint,
+                require_pass=True if is_last else pass_every_step,
+                **looks,
             )
             self.shifts.append(shift)
             self.gates.append(gate)
             if looks["on_deadline"] == "ask" or (approval and is_last):
-                ask = ApproveRolloutOperator(
-                    task_id=f"ask_{name}",
+                ask = create_task(
+                    ApproveRolloutOperator,
+                    f"ask_{name}",
+                    approval_settings,
                     **on_endpoint,
                     gate_task_id=gate.task_id,
                     always=approval and is_last,
-                    **approval_settings,
                 )
                 self.approvals.append(ask)
 
@@ -282,47 +297,143 @@ class ControlledRollout(TaskGroup):
         roll_back_timeout: Time,
         deferrable: bool,
     ) -> None:
-        """Create the tasks `promote`, `retire_old`, `roll_back` and `retire_treatment`, and connect all tasks."""
+        """Create the tasks that end a rollout, and connect all tasks."""
         endpoint = {name: value for name, value in on_endpoint.items() if name != "version"}
-        # The gates of a first version are skipped, and it is promoted; a failed gate keeps this task from running.
-        self.promote = PromoteToControlOperator(
-            task_id="promote", **on_endpoint, needs_approval=needs_approval, trigger_rule=TriggerRule.NONE_FAILED
+        self.promote = create_task(
+            PromoteToControlOperator,
+            "promote",
+            **on_endpoint,
+            needs_approval=needs_approval,
+            # The gates of a first version are skipped, and it is promoted; but not if the whole group is skipped.
+            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         )
-        self.retire_old = DeleteVersionOperator(
-            task_id="retire_old",
+        self.retire_old = create_task(
+            DeleteVersionOperator,
+            "retire_old",
             **endpoint,
             replaced_by=on_endpoint["version"],
             keep_warm=keep_warm,
             deferrable=deferrable,
         )
         going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], self.default_args["retries"] or 0)}
-        self.roll_back = RollBackOperator(
-            task_id="roll_back",
+        self.roll_back = create_task(
+            RollBackOperator,
+            "roll_back",
             **on_endpoint,
             roll_back_timeout=roll_back_timeout,
             trigger_rule=TriggerRule.ONE_FAILED,
             execution_timeout=execution_timeout_above(roll_back_timeout),
             **going_back,
         )
-        forward = [*self._tasks_before_promotion(), self.promote]
-        chain(*forward, self.retire_old)
-        forward >> self.roll_back
+        self.result = create_task(
+            RolloutResultOperator,
+            "result",
+            **on_endpoint,
+            # Runs when everything is settled, after a roll-back too; skipped, or failed, with the group's first task.
+            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        )
+        self._connect()
+        self.roll_back >> self.result
         if not keep_treatment:
-            self.roll_back >> DeleteVersionOperator(
-                task_id="retire_treatment",
+            retirement = create_task(
+                DeleteVersionOperator,
+                "retire_treatment",
                 **on_endpoint,
                 reason="rolled back",
                 execution_timeout=execution_timeout_above(RETIRE_TIMEOUT),
                 **going_back,
             )
+            self.roll_back >> retirement >> self.result
 
-    def _tasks_before_promotion(self) -> list[BaseOperator]:
-        """Return the tasks before `promote`, in the order in which they run."""
+    def _connect(self) -> None:
+        """Connect the tasks that go forward with each other, and with those that follow them."""
         by_gate = {ask.gate_task_id: ask for ask in self.approvals}
-        steps: list[BaseOperator] = []
+        forward: list[BaseOperator] = [self.check, *([self.scan] if self.scan else []), self.roll_out]
         for shift, gate in zip(self.shifts, self.gates, strict=True):
-            steps += [shift, gate, *([by_gate[gate.task_id]] if gate.task_id in by_gate else [])]
-        return [self.check, *([self.scan] if self.scan else []), self.roll_out, *steps]
+            forward += [shift, gate]
+            if ask := by_gate.get(gate.task_id):
+                forward.append(ask)
+        chain(*forward, self.promote, self.retire_old)
+        # Where a question may be skipped, what comes after it goes on only if the task before the question succeeded.
+        for gate, shift in zip(self.gates, self.shifts[1:], strict=False):
+            if gate.task_id in by_gate:
+                gate >> shift
+        self.roll_out >> self.promote
+        [*forward, self.promote] >> self.roll_back
+        # `roll_back` is skipped only once `promote` has succeeded: `result` waits for both.
+        self.check >> self.result
+
+    def get_leaves(self) -> Generator[BaseOperator, None, None]:
+        """Yield the only task that tasks after the group follow: its state is the rollout's."""
+        yield self.result
+
+
+def create_task(
+    operator: type[Task],
+    task_id: str,
+    given: Mapping[str, Any] | None = None,
+    /,
+    *,
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS,
+    **arguments: Any,
+) -> Task:
+    """Create a task of the group, so that no `default_args` change what the rollout rests on.
+
+    Args:
+        operator: Its class.
+        task_id: Its name in the group.
+        given: Further arguments, which the DAG's author has given for it.
+        trigger_rule: When it runs.
+        **arguments: Its other arguments.
+
+    Raises:
+        ValueError: `given` has an argument that the group sets itself.
+    """
+    own = {**FIXED, **arguments, "task_id": task_id, "trigger_rule": trigger_rule}
+    if taken := sorted(own.keys() & (given or {}).keys()):
+        raise ValueError(f"{', '.join(taken)} was given to the task {task_id!r} of a rollout, which sets it itself")
+    return operator(**{**own_defaults(operator), **(given or {}), **own})
+
+
+def own_defaults(operator: type[BaseOperator]) -> dict[str, Any]:
+    """Return the default values of the arguments that this package has added to Airflow's for an operator.
+
+    Given as arguments they keep away `default_args` of the same name that are meant for other operators, such as
+    `timeout` or `version`.
+    """
+    defaults: dict[str, Any] = {}
+    for base in operator.__mro__:
+        if base.__module__.startswith("controlled_rollout.") and "__init__" in vars(base):
+            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
+                if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+                    defaults.setdefault(name, parameter.default)
+    return defaults
+
+
+def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -> None:
+    """Raise ValueError for default arguments that the group cannot honour.
+
+    Args:
+        of_dag: The DAG's `default_args`.
+        of_group: The group's own.
+
+    Raises:
+        ValueError: One would change what a failed gate means, or is an argument of the rollout itself.
+    """
+    for whose, arguments in (("DAG", of_dag), ("group", of_group)):
+        for name, reason in REFUSED.items():
+            if arguments.get(name) not in UNCHANGED:
+                raise ValueError(
+                    f"default_args of the {whose} have {name}={arguments[name]!r}, which ControlledRollout cannot "
+                    f"honour: {reason}. Give it to the tasks that it is meant for"
+                )
+    operators = (RolloutVersionOperator, ShiftTrafficOperator, TreatmentGateSensor, DeleteVersionOperator)
+    own = {name for operator in operators for name in own_defaults(operator)} | {"endpoint", "version", "image"}
+    if misplaced := sorted(own & of_group.keys()):
+        raise ValueError(
+            f"default_args of the group have {', '.join(misplaced)}: give that to ControlledRollout itself, if it is "
+            "one of its arguments; default_args are for Airflow's own, such as retries or queue"
+        )
 
 
 def check_steps(steps: Sequence[float]) -> None:

@@ -141,6 +141,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
         "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
         "shift_10": "skipped", "gate_10": "skipped", "shift_50": "skipped", "gate_50": "skipped",
         "promote": "success", "retire_old": "skipped", "roll_back": "skipped", "retire_treatment": "skipped",
+        "result": "success",
     }  # fmt: skip
     control = endpoint(lab).control
     assert control
@@ -173,6 +174,7 @@ def test_a_failing_treatment_whose_gate_is_on_hold_is_rolled_back_and_only_its_o
 
     assert answer["state"] == "failed"
     assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
+    assert states(answer)["result"] == "failed"
     after = endpoint(lab)
     assert dict(after.versions) == dict(before.versions)
     assert after.rollout is None

@@ -185,6 +185,7 @@ def test_the_first_version_gets_all_the_traffic_and_the_gates_are_skipped(lab: L
     assert "is default and control" in run.execute("promote")
     assert "first control" in run.skip("retire_old")
     assert "answers: it stays" in run.skip("roll_back")
+    assert "is promoted" in run.execute("result")
 
     assert endpoint(lab).effective_traffic() == {run.version: 100.0}
     assert [decision.step for decision in record.read(lab.workspace, ENDPOINT)] == ["roll_out", "promote"]
@@ -226,6 +227,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
             await asyncio.to_thread(tasks)
 
     asyncio.run(under_load())
+    assert "is promoted" in run.execute("result")
     assert "stays warm until" in run.execute("retire_old")
     assert endpoint(lab).effective_traffic() == {run.version: 100.0}
     assert list(endpoint(lab).versions) == [run.version]
@@ -249,6 +251,8 @@ def test_a_version_that_crashes_is_rolled_back_and_retired(lab: Lab) -> None:
     assert failed.value.__cause__ is not None, "the log shows where an engine failure came from"
     assert "is rolled back" in run.execute("roll_back")
     assert "is deleted" in run.execute("retire_treatment")
+    with pytest.raises(AirflowFailException, match=r"weekly/third/rollout\.roll_back ended the rollout"):
+        run.execute("result")
 
     assert dict(endpoint(lab).versions) == dict(before.versions)
     history = asyncio.run(lab.target.history(ENDPOINT))

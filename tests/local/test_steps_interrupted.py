@@ -14,6 +14,7 @@ from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Gate
 from controlled_rollout.record import Decision
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.workspace import Workspace
@@ -98,6 +99,7 @@ async def test_run_killed_before_or_after_any_change_ends_the_same_when_retried(
             yield DyingTarget(target, deaths)
 
     monkeypatch.setattr(steps, "connect", connect_to_dying)
+    monkeypatch.setattr(connect_module, "connect", connect_to_dying)
 
     lives = 1
     while True:

@@ -15,6 +15,7 @@ import pytest_asyncio
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.protocol import Change, Target
@@ -76,6 +77,7 @@ async def test_restarted_supervisor_only_delays_a_shift(
             yield LosingTarget(target, lab, before=before)
 
     monkeypatch.setattr(steps, "connect", connect_to_losing)
+    monkeypatch.setattr(connect_module, "connect", connect_to_losing)
     messages: list[str] = []
     noticed = asyncio.Event()
 

@@ -3,12 +3,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, TriggerRule, XComArg
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, TriggerRule, XComArg, task_group
 from airflow.serialization.definitions.taskgroup import SerializedTaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
+from controlled_rollout.task_group import own_defaults
 from controlled_rollout.version_name import version_of_run
+from tests.invariants.simulated_airflow import State, next_state
 
 MINIMUM: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
@@ -33,23 +36,25 @@ def test_tasks_and_their_order_forward_and_back() -> None:
     downstream = edges(group())
     back = {"roll_back"}
     assert downstream == {
-        "check": {"roll_out"} | back,
-        "roll_out": {"shift_10"} | back,
+        "check": {"roll_out", "result"} | back,
+        "roll_out": {"shift_10", "promote"} | back,
         "shift_10": {"gate_10"} | back,
         "gate_10": {"shift_50"} | back,
         "shift_50": {"gate_50"} | back,
         "gate_50": {"promote"} | back,
         "promote": {"retire_old"} | back,
         "retire_old": set(),
-        "roll_back": {"retire_treatment"},
-        "retire_treatment": set(),
+        "roll_back": {"retire_treatment", "result"},
+        "retire_treatment": {"result"},
+        "result": set(),
     }
 
 
 def test_trigger_rules_choose_promotion_or_roll_back() -> None:
     rollout = group()
     assert rollout.roll_back.trigger_rule == TriggerRule.ONE_FAILED
-    assert rollout.promote.trigger_rule == TriggerRule.NONE_FAILED  # a first version skips its gates
+    # A first version skips its gates, and only what the whole group is skipped with skips these two.
+    assert rollout.promote.trigger_rule == rollout.result.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
     assert [gate.require_pass for gate in rollout.gates] == [False, True]
     assert [gate.require_pass for gate in group(pass_every_step=True).gates] == [True, True]
 
@@ -61,8 +66,9 @@ def test_failed_treatment_may_be_kept() -> None:
 def test_scan_comes_before_the_version_is_created() -> None:
     rollout = group(scan={"max_severity": "high"})
     downstream = edges(rollout)
-    assert downstream["check"] == {"scan", "roll_back"}
+    assert downstream["check"] == {"scan", "roll_back", "result"}
     assert downstream["scan"] == {"roll_out", "roll_back"}
+    assert downstream["roll_out"] == {"shift_10", "promote", "roll_back"}
     assert rollout.scan
     assert rollout.scan.max_severity == "high"
     assert rollout.scan.image == MINIMUM["image"]
@@ -112,6 +118,112 @@ def test_no_default_args_take_a_roll_back_its_retries_or_its_time(level: str) ->
     assert rollout.roll_back.execution_timeout == timedelta(hours=1, minutes=10)
     assert retirement.execution_timeout == timedelta(minutes=15)
     assert group(roll_back_timeout="{{ params.hours }} h").roll_back.execution_timeout is None
+
+
+def test_tasks_after_the_group_follow_its_result_alone() -> None:
+    with DAG("weekly", schedule=None):
+        build, notify = EmptyOperator(task_id="build"), EmptyOperator(task_id="notify")
+        first = ControlledRollout(**MINIMUM, group_id="europe")
+        second = ControlledRollout(**MINIMUM, group_id="america", keep_treatment=True)
+        build >> first >> second >> notify
+    assert first.leaves == [first.result]
+    assert first.result.downstream_task_ids == {"america.check"}
+    assert second.check.upstream_task_ids == {"europe.result"}
+    assert build.downstream_task_ids == {"europe.check"}
+    assert notify.upstream_task_ids == {"america.result"}
+    # It waits for a roll-back, and for what that deletes, but not until a former control is deleted.
+    assert first.result.upstream_task_ids == {"europe.check", "europe.roll_back", "europe.retire_treatment"}
+    assert second.result.upstream_task_ids == {"america.check", "america.roll_back"}
+
+
+# What tasks come to, and from that: `promote`, `roll_back`, and what becomes of `result`.
+FIRST_VERSION: dict[str, State] = dict.fromkeys(("shift_10", "gate_10", "shift_50", "gate_50", "retire_old"), "skipped")
+CASES: dict[str, tuple[dict[str, State], State, State, str]] = {
+    "promoted": ({}, "success", "skipped", "run"),
+    "first version": (FIRST_VERSION, "success", "skipped", "run"),
+    "alarm": ({"gate_10": "failed"}, "upstream_failed", "success", "run"),
+    "promotion refused": ({"promote": "failed"}, "failed", "success", "run"),
+    "roll-out failed": ({"roll_out": "failed"}, "upstream_failed", "success", "run"),
+    "roll-back failed": ({"gate_10": "failed", "roll_back": "failed"}, "upstream_failed", "failed", "upstream_failed"),
+    "check failed": ({"check": "failed", "roll_back": "skipped"}, "upstream_failed", "skipped", "upstream_failed"),
+    "task before it skipped": ({"before": "skipped"}, "skipped", "skipped", "skipped"),
+    "task before it failed": ({"before": "failed"}, "upstream_failed", "success", "upstream_failed"),
+}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"on_deadline": "ask"}, {"approval": True, "keep_treatment": True}])
+@pytest.mark.parametrize(("states", "promote", "roll_back", "result"), CASES.values(), ids=CASES.keys())
+def test_result_runs_once_all_is_settled_and_is_skipped_or_failed_with_what_comes_before(
+    arguments: dict[str, Any], states: dict[str, State], promote: State, roll_back: State, result: str
+) -> None:
+    with DAG("weekly", schedule=None) as dag:
+        EmptyOperator(task_id="before") >> ControlledRollout(**MINIMUM, **arguments)
+    # Questions are skipped, because the gates have decided.
+    forced: dict[str, State] = {"ask_10": "skipped", "ask_50": "skipped", **states}
+    settled: dict[str, State] = {}
+    for task in dag.topological_sort():  # type: ignore[no-untyped-call] # Airflow's
+        upstream = [settled[task_id] for task_id in sorted(task.upstream_task_ids)]
+        state = next_state(task.trigger_rule, upstream) if upstream else "run"
+        name = task.task_id.removeprefix("rollout.")
+        if name == "result":
+            assert state == result
+        assert state is not None
+        settled[task.task_id] = forced.get(name, "success") if state == "run" else state
+    assert (settled["rollout.promote"], settled["rollout.roll_back"]) == (promote, roll_back)
+
+
+@pytest.mark.parametrize("level", ["dag", "group"])
+@pytest.mark.parametrize("argument", ["soft_fail", "never_fail", "silent_fail", "trigger_rule"])
+def test_default_arguments_that_would_let_a_stopped_treatment_go_on_are_refused(level: str, argument: str) -> None:
+    unfit = {argument: "all_done" if argument == "trigger_rule" else True}
+    with pytest.raises(
+        ValueError, match=f"default_args of the {level if level == 'group' else 'DAG'} have {argument}="
+    ):
+        _ = group(unfit) if level == "dag" else group(default_args=unfit)
+    unchanged = {argument: "all_success" if argument == "trigger_rule" else False}
+    assert group(unchanged).roll_back.trigger_rule == TriggerRule.ONE_FAILED
+
+
+def test_default_arguments_of_the_dag_for_other_operators_change_nothing_in_the_group() -> None:
+    others = {
+        "version": "x", "replaced_by": "x", "timeout": 1, "reason": "x", "to": "x", "own_rollout": False,
+        "needs_approval": True, "deferrable": False, "do_xcom_push": False, "depends_on_past": True,
+        "wait_for_downstream": True, "always": True, "conn_id": "sql", "percentile": 99, "hold_notifiers": None,
+    }  # fmt: skip
+    for plain, changed in zip(group(), group(others), strict=True):
+        names = own_defaults(type(plain)).keys() | {"trigger_rule", "version", "endpoint", "conn_id"}
+        if not plain.task_id.endswith(".check"):
+            names |= {"do_xcom_push"}
+        for name in names:
+            assert getattr(changed, name, None) == getattr(plain, name, None), (plain.task_id, name)
+        # They keep the first task waiting, as their author wants; but no gate and no roll-back.
+        assert changed.depends_on_past == changed.wait_for_downstream == plain.task_id.endswith(".check")
+
+
+def test_arguments_of_the_rollout_in_the_groups_default_args_are_refused() -> None:
+    with pytest.raises(ValueError, match="have bake, conn_id: give that to ControlledRollout itself"):
+        group(default_args={"bake": "5 min", "conn_id": "other", "queue": "models"})
+    assert group(default_args={"queue": "models"}).roll_back.queue == "models"
+
+
+def test_arguments_that_a_task_sets_itself_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="task_id was given to the task 'ask_50'"):
+        group(approval=True, approval_settings={"task_id": "mine"})
+    with pytest.raises(ValueError, match="do_xcom_push was given to the task 'scan'"):
+        group(scan={"do_xcom_push": False})
+
+
+def test_group_can_be_nested_and_mapped() -> None:
+    with DAG("weekly", schedule=None) as dag:
+
+        @task_group
+        def one(endpoint: str) -> None:
+            ControlledRollout(**{**MINIMUM, "endpoint": endpoint}, on_deadline="ask")
+
+        EmptyOperator(task_id="build") >> one.expand(endpoint=["digits", "letters"]) >> EmptyOperator(task_id="notify")
+    stored = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    assert stored.get_task("one.rollout.result").downstream_task_ids == {"notify"}
+    assert stored.get_task("build").downstream_task_ids == {"one.rollout.check"}
 
 
 def test_the_group_is_a_task_group_to_airflow() -> None:

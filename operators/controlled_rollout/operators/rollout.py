@@ -110,7 +110,7 @@ class DeleteVersionOperator(RolloutOperator):
     Args:
         version: The version to delete.
         replaced_by: Instead of `version`: delete the version that was control before this one. Skipped when somebody
-            has gone back to it, or uses it again.
+            has gone back to it or uses it again, or when (`own_rollout`) not this DAG run has promoted.
         keep_warm: With `replaced_by`: how long after the promotion the former control stays, ready to take the traffic
             back.
         reason: The reason, for the history.
@@ -147,7 +147,7 @@ class DeleteVersionOperator(RolloutOperator):
 
     def execute(self, context: "Context") -> str | None:
         """Wait for `keep_warm`, then delete the version; return its name, or None if there is no endpoint."""
-        due = self.run_in_workspace(context, self._deletion_time)
+        due = self.run_in_workspace(context, lambda workspace: self._deletion_time(context, workspace))
         if due is not None and due > datetime.now(UTC):
             self.log_progress(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")
             if self.deferrable:
@@ -168,7 +168,13 @@ class DeleteVersionOperator(RolloutOperator):
         change, timeout = change_of(context, self.reason), duration("timeout", self.timeout)
         if self.replaced_by is not None:
             return await steps.retire_former_control(
-                workspace, self.endpoint, self.replaced_by, change=change, timeout=timeout, progress=self.log_progress
+                workspace,
+                self.endpoint,
+                self.replaced_by,
+                change=change,
+                owner=self.required_owner(context),
+                timeout=timeout,
+                progress=self.log_progress,
             )
         assert self.version is not None  # noqa: S101 - __init__ requires one of the two
         deleted = await steps.retire(
@@ -176,11 +182,12 @@ class DeleteVersionOperator(RolloutOperator):
         )
         return self.version if deleted is not None else None
 
-    async def _deletion_time(self, workspace: Workspace) -> datetime | None:
+    async def _deletion_time(self, context: "Context", workspace: Workspace) -> datetime | None:
         """Return when `keep_warm` after the promotion ends; None if the version is to be deleted at once."""
         from controlled_rollout import steps
 
         if self.replaced_by is None:
             return None
-        promotion = await steps.former_control(workspace, self.endpoint, self.replaced_by)
+        owner = self.required_owner(context)
+        promotion = await steps.former_control(workspace, self.endpoint, self.replaced_by, owner=owner)
         return promotion.at + duration("keep_warm", self.keep_warm)

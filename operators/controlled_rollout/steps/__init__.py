@@ -2,7 +2,7 @@
 
 Airflow's tasks and the command line are thin wrappers around these. Each function says what is special about its step;
 `skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end,
-`going_back.py` how a roll-back goes on trying.
+`going_back.py` how a roll-back goes on trying, `retirement.py` the step that deletes a version.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from controlled_rollout import record
-from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, RETIRE_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import (
     EndpointNotFoundError,
@@ -23,6 +23,7 @@ from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
 from controlled_rollout.steps.going_back import is_outage, try_until_done
+from controlled_rollout.steps.retirement import former_control, retire, retire_former_control
 from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
@@ -36,6 +37,7 @@ __all__ = [
     "Promotion",
     "former_control",
     "promote",
+    "reason_not_promoted",
     "retire",
     "retire_former_control",
     "roll_back",
@@ -235,82 +237,26 @@ async def roll_back(
     return await try_until_done(attempt, timeout=timeout, progress=progress)
 
 
-async def retire(
-    workspace: Workspace,
-    endpoint: str,
-    version: str,
-    *,
-    change: Change,
-    timeout: timedelta = RETIRE_TIMEOUT,
-    progress: Progress = print,
-) -> Endpoint | None:
-    """Delete a version that has no traffic; nothing to do if it does not exist.
+async def reason_not_promoted(
+    workspace: Workspace, endpoint: str, version: str, owner: str, progress: Progress = print
+) -> str | None:
+    """Return what ended a run's rollout, or that nothing did, as a sentence; None if its version has become control.
 
     Args:
         workspace: Where the endpoint lives.
         endpoint: The endpoint's name.
-        version: The version to delete.
-        change: Who does it and why, for the history.
-        timeout: How long the deletion may take.
-        progress: Called with a sentence when something changes.
-
-    Returns:
-        The endpoint as stored; None if there is no such endpoint.
+        version: The version that the run has rolled out.
+        owner: The run, as `dag/run`.
+        progress: Called with a sentence if the target does not answer at first.
 
     Raises:
-        ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
-        EndpointError: The version is the default.
+        TargetUnavailableError: The target did not answer in time.
     """
     async with connect(workspace) as target:
-        step = _retirement_step(version)
-        try:
-            return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
-        except EndpointNotFoundError:
-            return None
-
-
-async def retire_former_control(
-    workspace: Workspace,
-    endpoint: str,
-    promoted: str,
-    *,
-    change: Change,
-    timeout: timedelta = RETIRE_TIMEOUT,
-    progress: Progress = print,
-) -> str:
-    """Delete the version that was control before `promoted`, and return its name.
-
-    Args:
-        workspace: Where the endpoint lives.
-        endpoint: The endpoint's name.
-        promoted: The version that took the former control's place.
-        change: Who does it and why, for the history.
-        timeout: How long the deletion may take.
-        progress: Called with a sentence when something changes.
-
-    Raises:
-        NothingToDoError: There is no former control, it is in use again, or `promoted` is not control any more.
-        ConflictError: Somebody has begun to use it in the meantime.
-        EndpointNotFoundError: There is no such endpoint.
-    """
-    async with connect(workspace) as target:
-        history = await retry_until_available(lambda: target.history(endpoint), timeout=timeout, progress=progress)
-        former, _ = rules.replaced_by(history, promoted)
-        step = _retirement_step(former)
-        await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
-        return former
-
-
-async def former_control(workspace: Workspace, endpoint: str, promoted: str) -> Promotion:
-    """Return when `promoted` became control and which version it replaced; raise NothingToDoError if it must stay.
-
-    Raises:
-        NothingToDoError: There is no former control, it is in use again, or `promoted` is not control any more.
-        EndpointNotFoundError: There is no such endpoint.
-    """
-    async with connect(workspace) as target:
-        _, promotion = rules.replaced_by(await target.history(endpoint), promoted)
-        return promotion
+        history = await retry_until_available(
+            lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
+        )
+    return rules.reason_not_promoted(history, version, owner)
 
 
 async def _run_through_outages(
@@ -387,18 +333,6 @@ def _promotion_step(version: str, *, owner: str | None, scale: Scale, going_back
         ready_before=True,
         scale=scale,
         going_back=going_back,
-    )
-
-
-def _retirement_step(version: str) -> Step:
-    """Return the step that deletes a version without traffic."""
-    return Step(
-        name="retire",
-        version=version,
-        edit=partial(edits.retire, version=version),
-        done=lambda stored: f"{version!r} is deleted; endpoint {stored.name!r} has {', '.join(stored.versions)}",
-        purpose=f"retire {version}",
-        whole_split=False,
     )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "check_is_treatment",
     "check_replacement",
     "has_created_endpoint",
+    "reason_not_promoted",
     "reason_not_to_retire",
     "reason_not_to_roll_back",
     "replaced_by",
@@ -37,11 +38,69 @@ def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: st
         return f"version {version!r} is in the rollout of {holder}: it is not for {owner} to roll back"
     if holder is None and not creator.startswith(f"{owner}/"):
         return f"version {version!r} was created by {creator}: it is not for {owner} to roll back"
+    if holder is None and (ending := _ending_of(history, version, owner)) and not _is_by(ending, owner):
+        return f"{_ended_by(ending, version, owner)}: what is left of it is not for {owner} to roll back"
     if endpoint.versions[version].is_control:
         return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
             "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
         )
     return None
+
+
+def reason_not_promoted(history: Sequence[Revision], version: str, owner: str) -> str | None:
+    """Return what ended a run's rollout, or that nothing did, as a sentence; None if its version has become control.
+
+    Args:
+        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
+        version: The version that the run has rolled out.
+        owner: The run, as `dag/run`.
+    """
+    begin = next((index for index, revision in enumerate(history) if _is_of_run(revision, version, owner)), -1)
+    if any(_has_as_control(revision.endpoint, version) for revision in history[begin:]):
+        return None
+    if ending := _ending_of(history, version, owner):
+        return f"version {version!r} was not promoted: {_ended_by(ending, version, owner)}"
+    if begin < 0:
+        return f"version {version!r} was not promoted: {owner} has not rolled it out"
+    percent = history[-1].endpoint.effective_traffic().get(version, 0.0)
+    return (
+        f"version {version!r} was not promoted and has {percent:g} % of the traffic, and no task of {owner} looks at "
+        "it any more: promote it or roll it back"
+    )
+
+
+def _is_of_run(revision: Revision, version: str, owner: str) -> bool:
+    """Return whether a revision has the version in the run's rollout, or is the run's creation of a first version."""
+    endpoint = revision.endpoint
+    held = endpoint.rollout is not None and (endpoint.rollout.version, endpoint.rollout.owner) == (version, owner)
+    return held or (version in endpoint.versions and _is_by(revision, owner))
+
+
+def _has_as_control(endpoint: Endpoint, version: str) -> bool:
+    """Return whether the version is the endpoint's control."""
+    return endpoint.control is not None and endpoint.control.name == version
+
+
+def _ending_of(history: Sequence[Revision], version: str, owner: str) -> Revision | None:
+    """Return the revision that ended the last rollout of a version by a run; None if it goes on, or never was."""
+    ending: Revision | None = None
+    for revision in reversed(history):
+        rollout = revision.endpoint.rollout
+        if rollout is not None and (rollout.version, rollout.owner) == (version, owner):
+            return ending
+        ending = revision
+    return None
+
+
+def _is_by(revision: Revision, owner: str) -> bool:
+    """Return whether a task of the run has stored the revision."""
+    return revision.change.who == owner or revision.change.who.startswith(f"{owner}/")
+
+
+def _ended_by(ending: Revision, version: str, owner: str) -> str:
+    """Return a sentence on who ended a rollout, when and why."""
+    why = f" ({ending.change.why})" if ending.change.why else ""
+    return f"{ending.change.who} ended the rollout of {version!r} by {owner} in revision {ending.number}{why}"
 
 
 def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:
@@ -97,20 +156,25 @@ def check_replacement(history: Sequence[Revision], version: str, replacement: st
         )
 
 
-def replaced_by(history: Sequence[Revision], promoted: str) -> tuple[str, Promotion]:
+def replaced_by(history: Sequence[Revision], promoted: str, owner: str | None = None) -> tuple[str, Promotion]:
     """Return the former control that `promoted` replaced, and the promotion; raise if it must not be retired.
 
     Args:
         history: The endpoint's revisions, oldest first.
         promoted: The version that took the former control's place.
+        owner: The run that has to have promoted it; None for whoever has.
 
     Raises:
-        NothingToDoError: There is none, or it is in use again.
+        NothingToDoError: There is none, it is in use again, or somebody else has promoted.
     """
     endpoint = history[-1].endpoint
     promotion = promotion_of(history, promoted)
     if promotion is None:
         raise NothingToDoError(f"version {promoted!r} is not the control of endpoint {endpoint.name!r} (any more)")
+    if owner is not None and promotion.who != owner and not promotion.who.startswith(f"{owner}/"):
+        raise NothingToDoError(
+            f"version {promoted!r} was promoted by {promotion.who}: what it replaced is not for {owner} to retire"
+        )
     if promotion.former_control is None:
         raise NothingToDoError(f"version {promoted!r} is the first control: there is none before it to retire")
     if reason := reason_not_to_retire(endpoint, promotion.former_control):

@@ -17,10 +17,12 @@ class Promotion:
     Attributes:
         at: When the revision was stored.
         former_control: The control before; None if there was none.
+        who: Who promoted it: a person, or a task as `dag/run/task`.
     """
 
     at: datetime
     former_control: str | None
+    who: str
 
 
 def creation_of(history: Sequence[Revision], version: str) -> Revision:
@@ -53,7 +55,7 @@ def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
             promotion = None
         elif not _is_control(before, version):
             former = before.control.name if before is not None and before.control is not None else None
-            promotion = Promotion(revision.created, former)
+            promotion = Promotion(revision.created, former, revision.change.who)
         before = endpoint
     return promotion
 

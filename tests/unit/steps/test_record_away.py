@@ -10,6 +10,7 @@ from controlled_rollout import record, steps
 from controlled_rollout.errors import RecordUnavailableError
 from controlled_rollout.record import file_storage, in_time
 from controlled_rollout.steps import Change
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target import waiting
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
@@ -29,6 +30,7 @@ async def target(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Memor
     """A treatment `new` with half of the traffic, rolled out by RUN."""
     target = MemoryTarget()
     monkeypatch.setattr(steps, "connect", target.open)
+    monkeypatch.setattr(connect_module, "connect", target.open)
     monkeypatch.setattr(waiting, "RETRY_S", 0.001)
     for version in ("old", "new"):
         await steps.roll_out(

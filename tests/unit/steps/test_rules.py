@@ -10,6 +10,7 @@ from controlled_rollout.steps.rules import (
     check_is_treatment,
     check_replacement,
     has_created_endpoint,
+    reason_not_promoted,
     reason_not_to_retire,
     reason_not_to_roll_back,
     replaced_by,
@@ -33,6 +34,11 @@ def history(*states: tuple[Endpoint, str]) -> list[Revision]:
     ]
 
 
+def numbered(*revisions: Revision) -> list[Revision]:
+    """Return the revisions with consecutive numbers."""
+    return [revision.model_copy(update={"number": number}) for number, revision in enumerate(revisions, start=1)]
+
+
 FIRST = Endpoint(name="digits").create_version("v1a", is_control=True)
 ROLLING = FIRST.claim("v2a", owner=MINE, at=NOW).create_version("v2a")
 SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
@@ -52,7 +58,9 @@ def test_this_runs_treatment_is_rolled_back() -> None:
 
 
 def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
-    done = history((FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), "a/b/c"))
+    done = history(
+        (FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), f"{MINE}/x")
+    )
     assert reason_not_to_roll_back(done, "v2a", MINE) is None
 
 
@@ -147,3 +155,47 @@ def test_without_a_former_control_that_is_out_of_use_there_is_nothing_to_retire(
 ) -> None:
     with pytest.raises(NothingToDoError, match=why):
         replaced_by(revisions, promoted)
+
+
+def test_result_of_a_rollout_is_whether_its_version_became_control() -> None:
+    promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
+    replaced = [*promoted, *history((PROMOTED.create_version("v3a").promote("v3a"), f"{OTHERS}/promote"))]
+    first = history((FIRST, f"{MINE}/roll_out"))
+    assert reason_not_promoted(promoted, "v2a", MINE) is None
+    assert reason_not_promoted(replaced, "v2a", MINE) is None
+    assert reason_not_promoted(first, "v1a", MINE) is None
+    # A run that was cleared finds its version as control, and changes nothing.
+    assert reason_not_promoted(promoted, "v2a", "weekly/run-3") is None
+
+
+def test_result_of_a_rollout_that_was_not_promoted_names_who_ended_it_and_why() -> None:
+    back = SHIFTED.roll_back("v2a").release("v2a")
+    rolled_back = numbered(*MY_ROLLOUT, *history((back, f"{MINE}/roll_back")))
+    reason = reason_not_promoted(rolled_back, "v2a", MINE)
+    assert reason and reason.endswith(f"{MINE}/roll_back ended the rollout of 'v2a' by {MINE} in revision 4")
+    deleted = numbered(*rolled_back, *history((back.delete_version("v2a"), f"{MINE}/retire_treatment")))
+    assert "weekly/run-2/roll_back ended" in (reason_not_promoted(deleted, "v2a", MINE) or "")
+    assert "has 10 % of the traffic, and no task of" in (reason_not_promoted(MY_ROLLOUT, "v2a", MINE) or "")
+    for revisions in ([], history((FIRST, f"{OTHERS}/roll_out"))):
+        assert "has not rolled it out" in (reason_not_promoted(revisions, "v2a", MINE) or "")
+
+
+def test_earlier_promotion_of_the_same_name_is_not_the_runs() -> None:
+    earlier = history((FIRST.create_version("v2a").promote("v2a"), "x"), (FIRST, "x"))
+    rolled_back = (SHIFTED.roll_back("v2a").release("v2a"), f"{MINE}/roll_back")
+    again = numbered(*earlier, *history((ROLLING, f"{MINE}/roll_out"), rolled_back))
+    assert "was not promoted" in (reason_not_promoted(again, "v2a", MINE) or "")
+
+
+def test_rollout_that_somebody_else_has_ended_is_not_the_runs_to_roll_back() -> None:
+    taken = numbered(*MY_ROLLOUT, *history((SHIFTED.shift("v2a", 30).release("v2a"), "ada")))
+    assert reason_to_leave(taken).startswith("ada ended the rollout of 'v2a' by weekly/run-2 in revision 4")
+
+
+def test_former_control_is_retired_only_by_the_run_that_has_promoted() -> None:
+    promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
+    assert replaced_by(promoted, "v2a", MINE)[0] == "v1a"
+    by_hand = [*MY_ROLLOUT, *history((PROMOTED, "ada"))]
+    with pytest.raises(NothingToDoError, match="was promoted by ada"):
+        replaced_by(by_hand, "v2a", MINE)
+    assert replaced_by(by_hand, "v2a")[0] == "v1a"

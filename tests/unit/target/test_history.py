@@ -34,6 +34,6 @@ def test_a_version_was_created_by_the_revision_that_brought_its_name_back_last()
 
 
 def test_a_promotion_names_the_version_that_it_replaced_and_going_back_ends_it() -> None:
-    assert promotion_of(history(first, created, half, promoted), "new") == Promotion(at(3), "old")
-    assert promotion_of(history(first), "old") == Promotion(at(0), None)
+    assert promotion_of(history(first, created, half, promoted), "new") == Promotion(at(3), "old", "somebody")
+    assert promotion_of(history(first), "old") == Promotion(at(0), None, "somebody")
     assert promotion_of(history(first, created, promoted, promoted.promote("old")), "new") is None
