@@ -66,6 +66,10 @@ def errors(world: World, version: str, rate: float) -> None:
     """From now on so large a part of a version's answers are errors."""
     world.target.advance()
     world.traffic.error_rates[version] = rate
+    if rate < 1:
+        world.broken_since.pop(version, None)
+    else:
+        world.broken_since.setdefault(version, world.clock.seconds)
 
 
 @event
@@ -338,8 +342,8 @@ def apply(world: World, happening: Event) -> None:
 def settle(world: World, ticks: int = 45) -> None:
     """Let everything answer again and time pass until all runs are over; then check how it ended."""
     world.heal()
-    for _ in range(ticks):
-        if all(run.is_over for run in world.runs):
+    for number in range(ticks):
+        if all(run.is_over or (number >= 12 and world.waits_for_person(run)) for run in world.runs):
             break
         tick(world)
         check(world)

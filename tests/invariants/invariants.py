@@ -15,6 +15,8 @@ __all__ = ["Violation", "check", "check_end", "check_is_at_zero"]
 
 # So long after everything can be seen an alarm has had its consequence: a closed bin, two looks, three tasks.
 REACTION_S: Final = 60.0
+# So long after a shift requests may still come by the split before.
+GUARD_S: Final = 15.0
 SEEN: Final = ("pass", "not_enough_evidence")
 
 
@@ -48,7 +50,7 @@ def check_end(world: World) -> None:
 
 def check_is_at_zero(world: World, version: str, by: str) -> None:
     """Raise unless a version that was rolled back has no traffic, as stored and as served."""
-    newest = world.newest()
+    newest = world.newest
     stored = newest.effective_traffic().get(version, 0.0) if newest else 0.0
     served = world.target.split.weights.get(version, 0)
     if stored or served:
@@ -140,7 +142,7 @@ def _check_promotion(world: World, run: DagRun, life: list[Revision], revision: 
     what = f"promoted: {revision.change.who} has made {version!r} control in revision {revision.number}"
     if before.rollout is None or (before.rollout.owner, before.rollout.version) != (run.owner, version):
         raise Violation(f"{what} without holding the endpoint")
-    if world.newest() and revision.endpoint.control and revision.endpoint.control.name != version:
+    if world.newest and revision.endpoint.control and revision.endpoint.control.name != version:
         raise Violation(f"{what}, and it is not its version")
     share, shifted = _share(before, version), _shifted(life, version)
     looks = _looks(world, version, before.rollout.started, world.known[id(revision)])
@@ -150,8 +152,10 @@ def _check_promotion(world: World, run: DagRun, life: list[Revision], revision: 
     passed = [look for look in looks if look.outcome == "pass" and look.share == share and look.time >= shifted]
     if share <= 0 or not (approved or passed):
         raise Violation(f"{what} without a pass at {share:g} % since {shifted:%H:%M:%S}, or an approval")
-    if not approved and not world.forged and _is_plainly_broken(world, version, shifted, passed[-1].time):
-        raise Violation(f"{what}, all of whose answers are errors")
+    if run.options.approval and not approved:
+        raise Violation(f"{what} without the approval that its author asks for")
+    if not approved and _is_plainly_broken(world, version, shifted, passed[-1].time):
+        raise Violation(f"{what}, most of whose answers are errors")
 
 
 def _check_raise(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
@@ -176,14 +180,13 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
     before, version = life[-1].endpoint, run.version
     if before.rollout is None or before.rollout.owner != run.owner or not _share(before, version):
         return
-    failed = any(
-        look.outcome == "fail" for look in _looks(world, version, before.rollout.started, world.known[id(revision)])
-    )
+    started = before.rollout.started
+    failed = any(look == version and started <= moment for moment, look in world.failed_looks)
     person = run.touched or run.rejected or version in world.touched
     instance = world.target.instances.get(version)
-    fault = run.kills or version in world.disturbed or instance is None or world.target.starting_s > 60
+    fault = run.kills > 3 or version in world.disturbed or instance is None or world.target.starting_s > 60
     on_deadline = run.options.on_deadline == "roll_back"
-    if not (failed or person or fault or on_deadline or world.forged):
+    if not (failed or person or fault or on_deadline):
         raise Violation(
             f"outage: {revision.change.who} has rolled {version!r} back in revision {revision.number}, and nothing but "
             f"outages has happened: {revision.change.why}"
@@ -191,14 +194,14 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
 
 
 def _is_plainly_broken(world: World, version: str, since: datetime, until: datetime) -> bool:
-    """Return whether all answers of a version between two moments were errors, and there were some."""
+    """Return whether 40 % or more of a version's answers between two moments were errors, of 40 at least."""
     total = world.traffic.total(version, *(world.clock_seconds(moment) for moment in (since, until)))
-    return total.requests >= 20 and total.errors == total.requests
+    return total.requests >= 40 and total.errors >= 0.4 * total.requests
 
 
 def _check_alarms(world: World) -> None:
     """Raise if looks go on at a rollout of a run after a look that failed, although nobody has intervened."""
-    newest = world.newest()
+    newest = world.newest
     if newest is None or newest.rollout is None:
         return
     rollout = newest.rollout
@@ -213,7 +216,7 @@ def _check_alarms(world: World) -> None:
 
 def _check_somebody_looks(world: World) -> None:
     """Raise if a plainly broken treatment of a run keeps its traffic although all could be seen for a minute."""
-    newest, now = world.newest(), world.clock.seconds
+    newest, now = world.newest, world.clock.seconds
     rollout = newest.rollout if newest else None
     run = next((run for run in world.runs if rollout is not None and run.owner == rollout.owner), None)
     if newest is None or rollout is None or run is None or newest.control is None:
@@ -221,26 +224,21 @@ def _check_somebody_looks(world: World) -> None:
     nobody_knows = run.touched or run.stopped or run.is_over or run.approvals or world.forged
     if nobody_knows or rollout.version in world.touched or _share(newest, rollout.version) == 0:
         return
-    life = world.target.revisions
-    shifted = world.clock_seconds(_shifted(life, rollout.version))
-    seen_from = max(shifted + 15, world.calm_since())
-    seen_until = now - REACTION_S
-    if seen_until - seen_from < 20:
-        return
-    treatment = world.traffic.total(rollout.version, shifted, now)
+    shifted = world.clock_seconds(_shifted(world.target.revisions, rollout.version))
+    broken = world.broken_since.get(rollout.version, now)
+    seen_from = max(shifted + GUARD_S, broken, world.calm_since())
+    seen = world.traffic.total(rollout.version, seen_from, now - REACTION_S)
     control = world.traffic.total(newest.control.name, shifted, now)
-    seen = world.traffic.total(rollout.version, seen_from, seen_until)
-    if seen.requests >= 20 and seen.errors == seen.requests == treatment.errors == treatment.requests:
-        if control.requests >= 20 and not control.errors:
-            raise Violation(
-                f"nobody looks: {rollout.version!r} has answered nothing but errors since {shifted:g} s, and has "
-                f"{_share(newest, rollout.version):g} % at {now:g} s"
-            )
+    if now - seen_from > 2 * REACTION_S and seen.requests >= 40 and control.requests >= 40 and not control.errors:
+        raise Violation(
+            f"nobody looks: {rollout.version!r} has answered nothing but errors since {broken:g} s, at its present "
+            f"share since {shifted:g} s, and has {_share(newest, rollout.version):g} % at {now:g} s"
+        )
 
 
 def _check_memory(world: World) -> None:
     """Raise if a look in a process that remembers earlier looks concludes something else than in a new one."""
-    newest = world.newest()
+    newest = world.newest
     control = newest.control if newest else None
     if newest is None or control is None:
         return
@@ -268,14 +266,13 @@ def _check_run_end(world: World, run: DagRun) -> None:
     """Raise if a run that is over leaves an alarm without consequence, or is green without a promotion."""
     if run.touched or run.stopped or run.version in world.touched or world.shared(run):
         return
-    newest = world.newest()
+    newest = world.newest
     rollout = newest.rollout if newest else None
     if rollout is not None and rollout.owner == run.owner and run.is_over:
         looks = _looks(world, rollout.version, rollout.started)
         if looks and looks[-1].outcome == "fail" and not run.approvals:
             raise Violation(f"alarm: {run.run_id} is over, the last look failed, and {rollout.version!r} still runs")
-    on_hold = rollout is not None and rollout.owner == run.owner and rollout.held is not None
-    if not run.is_over and not on_hold and not world.is_asked(run):
+    if not run.is_over and not world.waits_for_person(run):
         states = {task_id: task.state for task_id, task in run.tasks.items()}
         raise Violation(f"stuck: {run.run_id} goes on for ever: {states}")
     if run.is_over and run.state == "success" and run.task("roll_out").state == "success":

@@ -14,7 +14,7 @@ def ends(world: World) -> dict[str, str]:
 
 def test_a_good_version_is_promoted() -> None:
     world = replay_sequence([("start_run", "two", 0), ("tick", 10)])
-    newest = world.newest()
+    newest = world.newest
     assert newest is not None and newest.effective_traffic() == {"two": 100}
     assert ends(world)["promote"] == "success"
     assert world.runs[0].state == "success"
@@ -22,7 +22,7 @@ def test_a_good_version_is_promoted() -> None:
 
 def test_a_broken_version_is_rolled_back_and_its_run_fails() -> None:
     world = replay_sequence([("start_run", "two", 0), ("errors", "two", 1.0), ("tick", 10)])
-    newest = world.newest()
+    newest = world.newest
     assert newest is not None and newest.effective_traffic() == {"first": 100}
     assert (ends(world)["promote"], ends(world)["roll_back"]) == ("upstream_failed", "success")
     assert world.runs[0].state == "failed"
@@ -38,7 +38,7 @@ def test_while_the_metric_store_is_away_nothing_is_decided() -> None:
 
 def test_the_first_version_that_never_becomes_ready_takes_its_endpoint_with_it() -> None:
     world = replay_sequence([("starting", NEVER), ("start_run", "two", 0), ("tick", 10)], first_version=True)
-    assert world.newest() is None
+    assert world.newest is None
     assert world.runs[0].state == "failed"
 
 

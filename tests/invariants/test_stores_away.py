@@ -123,7 +123,7 @@ def test_a_failing_rollout_is_rolled_back_within_a_minute_whatever_is_away(
     assert rollout.away_until is not None, "the moment did not come"
     assert rollout.run.is_over
     assert rollout.run.task("promote").state != "success"
-    newest = rollout.world.newest()
+    newest = rollout.world.newest
     assert newest is not None
     assert newest.rollout is None
     assert newest.effective_traffic().get(VERSION, 0) == 0

@@ -24,11 +24,11 @@ from controlled_rollout import record, steps
 from controlled_rollout.arguments import evidence_window
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, EvidenceUnavailableError
-from controlled_rollout.evaluation import conclusion
+from controlled_rollout.evaluation import conclusion, next_action
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.evidence.shared import SharedReader, read_shared
-from controlled_rollout.gate import Bin, Gate, Verdict, judge
+from controlled_rollout.gate import Bin, Gate, Outcome, Verdict, judge
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators import rollout_check
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
@@ -133,6 +133,14 @@ def _remembered_judge(bins: tuple[Bin, ...], gate: Gate, *, baseline: tuple[Bin,
     return _verdicts[key]
 
 
+def _noted_conclusion(look: record.LookInput) -> Verdict:
+    """Conclude as a look does; note the looks that fail, as the record may be away."""
+    verdict = conclusion.conclude(look)
+    if verdict.outcome is Outcome.FAIL:
+        _world().failed_looks.append((_world().clock.now(), look.settings.treatment))
+    return verdict
+
+
 def _key(bin_: Bin) -> tuple[Any, ...]:
     """Return everything that a bin says, as a value that can be a key."""
     sides = (bin_.control, bin_.treatment)
@@ -164,8 +172,10 @@ def simulated_surroundings() -> Iterator[None]:
         patch(looks, "evidence_source", lambda workspace: _SimulatedSource())
         for place in (record, record.log):
             patch(place, "storage_of", lambda workspace, endpoint: _world().record)
+        patch(next_action, "traceback", SimpleNamespace(format_exception=lambda error: [repr(error)]))
         patch(in_time, "threading", SimpleNamespace(Thread=_Thread))
         patch(conclusion, "judge", _remembered_judge)
+        patch(looks, "conclude", _noted_conclusion)
         patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
         patch(WorkspaceHook, "aget_workspace", aget_workspace)
         patch(CheckConnectivityOperator, "check", no_check)
@@ -198,6 +208,8 @@ class World:
         forged: Whether the metric store has had rows too many or too few.
         damaged: Whether a line of the record was cut short.
         decisions: What was appended to the record, oldest first.
+        failed_looks: When a look has failed, and at which version; also those that could not be recorded.
+        broken_since: Since when a version answers nothing but errors.
         disturbed_at: When something last happened that delays a task or a look.
         known: By revision: how many decisions had been recorded when it was stored.
         checked, checked_tasks: Which revisions and which roll-backs the invariants have been checked for.
@@ -218,6 +230,8 @@ class World:
     forged: bool = False
     damaged: bool = False
     decisions: list[Decision] = field(default_factory=list)
+    failed_looks: list[tuple[datetime, str]] = field(default_factory=list)
+    broken_since: dict[str, float] = field(default_factory=dict)
     disturbed_at: float = 0.0
     known: dict[int, int] = field(default_factory=dict)
     checked: dict[int, int] = field(default_factory=dict)
@@ -386,6 +400,11 @@ class World:
             for task in run.tasks.values()
         )
 
+    def waits_for_person(self, run: DagRun) -> bool:
+        """Return whether a run goes on only if a person says so: it asks, or is on hold."""
+        rollout = self.newest.rollout if self.newest else None
+        return self.is_asked(run) or (rollout is not None and rollout.owner == run.owner and rollout.held is not None)
+
     def verdict(self, version: str) -> str:
         """Take a look as a person does who knows the gate; return its outcome and e-values as text."""
 
@@ -402,8 +421,9 @@ class World:
         """Return whether another run has the same version."""
         return any(other is not run and other.version == run.version for other in self.runs)
 
+    @property
     def newest(self) -> Endpoint | None:
-        """Return the endpoint as stored; None if there is none."""
+        """The endpoint as stored; None if there is none."""
         return self.target.newest
 
 
