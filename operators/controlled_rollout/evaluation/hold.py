@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from controlled_rollout.evaluation.look import Look
     from controlled_rollout.evaluation.next_action import GateTerms
 
-__all__ = ["mark", "marked", "put_on_hold", "recorded_hold", "unseen_for"]
+__all__ = ["last_look", "mark", "marked", "put_on_hold", "recorded_hold", "unseen_for"]
 
 
 def marked(endpoint: "Endpoint", terms: "GateTerms") -> "Endpoint":
@@ -98,6 +98,25 @@ async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | 
     try:
         return await within_time(record.storage_of(workspace, terms.endpoint).name, find)
     except Exception:  # then people are told once more
+        return None
+
+
+async def last_look(workspace: Workspace, terms: "GateTerms") -> datetime | None:
+    """Return when a look at the treatment was last recorded; None if there is none, or the record cannot be read.
+
+    Args:
+        workspace: Where the record is.
+        terms: The gate's terms.
+    """
+
+    def find() -> datetime | None:
+        """Read the record back to the newest look."""
+        decisions = record.read_newest_first(workspace, terms.endpoint, terms.version)
+        return next((decision.time for decision in decisions if decision.step == "look"), None)
+
+    try:
+        return await within_time(record.storage_of(workspace, terms.endpoint).name, find)
+    except Exception:  # then the time counts from when the task began to wait
         return None
 
 

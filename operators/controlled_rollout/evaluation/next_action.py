@@ -36,6 +36,8 @@ __all__ = [
 LEANING: Final = 10
 # Every request of a look has a time-out of its own; this one is for what hangs in spite of them.
 LOOK_TIMEOUT: Final = timedelta(minutes=5)
+# How long looks may fail for what looks like a fault in the software before the rollout is on hold.
+FAULT_TIMEOUT: Final = timedelta(minutes=15)
 
 
 class NextAction(StrEnum):
@@ -257,20 +259,30 @@ def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) ->
     )
 
 
-def decide_after_error(terms: GateTerms, error: Exception, *, now: datetime) -> LookResult:
-    """Return the next action after a look that raised: wait, or hold if the error is a fault of this software. Pure.
+def decide_after_error(
+    terms: GateTerms, error: Exception, *, now: datetime, last_look: datetime | None = None
+) -> LookResult:
+    """Return the next action after a look that raised: wait, and in the end hold. Pure.
 
-    No error says anything about the model: none passes, and none rolls back.
+    No error says anything about the model: none passes, and none rolls back. An error that looks like a fault in the
+    software may come from an answer that nobody has foreseen: it holds once no look has worked for `FAULT_TIMEOUT`.
+
+    Args:
+        terms: The gate's terms.
+        error: What the look raised.
+        now: The time of the look.
+        last_look: When a look last worked; None if that is not known.
     """
     problem = str(error) or type(error).__name__
-    if terms.only_alarms or terms.held is not None or not isinstance(error, PROGRAMMING_ERRORS):
+    if not isinstance(error, PROGRAMMING_ERRORS):
         return decide_when_unreachable(terms, problem, now=now)
-    return LookResult(
-        NextAction.HOLD,
-        f"cannot see: the look failed because of a fault in the software ({type(error).__name__}: {problem}); "
-        "the log has the stack trace",
-        Outcome.CANNOT_SEE.value,
-    )
+    problem = f"the look failed unexpectedly ({type(error).__name__}: {problem}); the log has the stack trace"
+    result = decide_when_unreachable(terms, problem, now=now)
+    silent = now - max(terms.waiting_since, last_look or terms.waiting_since)
+    if result.action is not NextAction.WAIT or terms.only_alarms or terms.held is not None or silent < FAULT_TIMEOUT:
+        return result
+    reason = f"no look has worked for {_format_seconds(silent)}: cannot see: {problem}"
+    return LookResult(NextAction.HOLD, reason, Outcome.CANNOT_SEE.value)
 
 
 async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
@@ -284,6 +296,7 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
         terms: The gate's terms.
         log: Takes each sentence for the task's log.
     """
+    from controlled_rollout.evaluation import hold
     from controlled_rollout.target.connect import connect
 
     try:
@@ -292,7 +305,8 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
     except Exception as error:  # whatever went wrong
         log("".join(traceback.format_exception(error)).rstrip())
         late = TimeoutError(f"the look took longer than {_format_seconds(LOOK_TIMEOUT)}") if limit.expired() else None
-        result = decide_after_error(terms, late or error, now=datetime.now(UTC))
+        last_look = await hold.last_look(workspace, terms) if isinstance(error, PROGRAMMING_ERRORS) else None
+        result = decide_after_error(terms, late or error, now=datetime.now(UTC), last_look=last_look)
     log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
     return result
 

@@ -18,7 +18,7 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation import next_action
-from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
+from controlled_rollout.evaluation.next_action import FAULT_TIMEOUT, GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.target import connect as connect_module
@@ -204,13 +204,18 @@ def test_look_that_never_ends_cannot_see(gates: Gates, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("error", [TypeError("NoneType"), AttributeError("x"), AssertionError()])
-def test_a_fault_in_the_software_holds_at_once_and_neither_passes_nor_rolls_back(
+def test_what_looks_like_a_fault_in_the_software_holds_once_no_look_has_worked_for_a_while(
     gates: Gates, error: Exception
 ) -> None:
-    for result in (gates.take(fails=error), gates.take(Source(fails=error))):
-        assert (result.action, result.outcome) == (NextAction.HOLD, "cannot_see")
-        assert f"fault in the software ({type(error).__name__}" in result.reason
+    long = TERMS.model_copy(update={"waiting_since": NOW - FAULT_TIMEOUT})
+    for terms, action in ((TERMS, NextAction.WAIT), (long, NextAction.HOLD)):
+        for result in (gates.take(fails=error, terms=terms), gates.take(Source(fails=error), terms=terms)):
+            assert (result.action, result.outcome) == (action, "cannot_see")
+            assert f"the look failed unexpectedly ({type(error).__name__}" in result.reason
     assert "Traceback" in gates.messages[0]
+
+    gates.take()
+    assert gates.take(fails=error, terms=long).action is NextAction.WAIT, "a look has worked just now"
 
 
 @pytest.mark.parametrize(
