@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         TargetUnavailableError,
         WorkspaceError,
     )
-    from controlled_rollout.gate import Category, Gate, Mean
+    from controlled_rollout.gate import Category, Gate, MaxLatency, Mean
     from controlled_rollout.operators.approval import ApproveRolloutOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
     from controlled_rollout.operators.image_build import BuildImageOperator
@@ -60,6 +60,7 @@ __all__ = [
     "EvidenceUnavailableError",
     "Gate",
     "ImageError",
+    "MaxLatency",
     "Mean",
     "NotJudgedError",
     "NothingToDoError",
@@ -101,6 +102,7 @@ _MODULES = {
     "EvidenceUnavailableError": "controlled_rollout.errors",
     "Gate": "controlled_rollout.gate",
     "ImageError": "controlled_rollout.errors",
+    "MaxLatency": "controlled_rollout.gate",
     "Mean": "controlled_rollout.gate",
     "NotJudgedError": "controlled_rollout.errors",
     "NothingToDoError": "controlled_rollout.errors",

@@ -60,6 +60,7 @@ class QueryKey:
         means, categories: The author's queries for numeric and for categorical metrics, as (name, KQL).
         clusters: What the router calls control's and the treatment's replicas.
         baseline_from: The baseline does not reach behind this moment; None: it may.
+        limit_ms: The gate's `max_latency` in milliseconds; None if it has none.
     """
 
     endpoint: str
@@ -73,6 +74,7 @@ class QueryKey:
     categories: tuple[tuple[str, str], ...] = ()
     clusters: tuple[tuple[str, str], ...] = ()
     baseline_from: datetime | None = None
+    limit_ms: float | None = None
 
     @property
     def first(self) -> datetime:
@@ -88,6 +90,12 @@ class QueryKey:
     def cluster_of(self, version: str) -> str:
         """Return the name of a version's Envoy cluster, under which the router counts its requests."""
         return dict(self.clusters)[version]
+
+    def with_limit(self, thresholds_ms: tuple[float, ...]) -> tuple[float, ...]:
+        """Return control's quantiles and, after them, what gives `max_latency` with the tolerance; none if none."""
+        if not thresholds_ms or self.limit_ms is None:
+            return thresholds_ms
+        return (*thresholds_ms, self.limit_ms / (1 + self.tolerance))
 
     @classmethod
     def of(cls, query: EvidenceQuery) -> "QueryKey":
@@ -105,6 +113,7 @@ class QueryKey:
             categories=tuple((name, category.kql) for name, category in query.gate.categories.items() if category.kql),
             clusters=tuple((name, query.clusters[name]) for name in versions if name in query.clusters),
             baseline_from=query.baseline_from,
+            limit_ms=None if (limit := query.gate.max_latency) is None else limit.duration.total_seconds() * 1_000,
         )
 
 
@@ -115,7 +124,8 @@ class StoreRequest:
     Attributes:
         key: Whose counts.
         since: From which bin on.
-        thresholds_ms: Control's frozen quantiles in milliseconds; empty where latency is not judged.
+        thresholds_ms: Control's frozen quantiles in milliseconds, after them what gives `max_latency`; empty where
+            latency is not judged.
     """
 
     key: QueryKey

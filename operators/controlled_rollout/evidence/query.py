@@ -43,8 +43,9 @@ class Evidence:
         bins: Closed bins since the rollout began, oldest first, both versions' counts in each. Bins without a single
             request are left out.
         baseline: Control's bins before the rollout (the treatment's counts are zero).
-        thresholds_ms: Control's latency quantiles before the rollout in milliseconds, one per `gate.latency_quantiles`;
-            empty when there was too little traffic before the rollout to know them.
+        thresholds_ms: Control's latency quantiles before the rollout in milliseconds, one per `gate.latency_quantiles`,
+            and what gives the gate's `max_latency` with the tolerance; empty when there was too little traffic before
+            the rollout to know them.
         until: Where the newest closed bin ends: later evidence was not read.
         queries: What gives these numbers when the store is queried by hand, with `until` left open. A query that serves
             several gates at once gives each the same.

@@ -290,7 +290,7 @@ class SharedReader:
             if isinstance(answer, EvidenceUnavailableError):
                 round_.failures[request.key] = answer
             else:
-                thresholds[request.key] = answer
+                thresholds[request.key] = request.key.with_limit(answer)
         return [
             StoreRequest(request.key, request.since, thresholds.get(request.key, request.thresholds_ms))
             for request in requests

@@ -1,7 +1,18 @@
 """Bins -> verdict: whether the treatment is as good as control. Pure mathematics (docs/gate.md)."""
 
 from controlled_rollout.gate.judgement import cannot_see, judge
-from controlled_rollout.gate.model import Bin, Category, Claim, Counts, Gate, Mean, Moments, Outcome, Verdict
+from controlled_rollout.gate.model import (
+    Bin,
+    Category,
+    Claim,
+    Counts,
+    Gate,
+    MaxLatency,
+    Mean,
+    Moments,
+    Outcome,
+    Verdict,
+)
 from controlled_rollout.gate.report import describe, verdict_from_dict, verdict_to_dict
 from controlled_rollout.gate.step_power import Power, power
 
@@ -11,6 +22,7 @@ __all__ = [
     "Claim",
     "Counts",
     "Gate",
+    "MaxLatency",
     "Mean",
     "Moments",
     "Outcome",

@@ -48,8 +48,9 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
         EvidenceError: The counts are inconsistent.
     """
     n_quantiles = len(gate.latency_quantiles)
-    all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=gate.categories)
-    before = columns(baseline, quantiles=n_quantiles)
+    limit = gate.max_latency is not None
+    all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=gate.categories, limit=limit)
+    before = columns(baseline, quantiles=n_quantiles, limit=limit)
     warm_up = all_bins.warm_up_bins(gate.warm_up)
     # The split is checked during warm-up too.
     split, was_wrong = split_wrong(all_bins, gate)

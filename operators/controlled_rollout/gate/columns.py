@@ -77,6 +77,7 @@ class Columns:
         shares: The treatment's set part, not a number where it is not known.
         means: By metric the treatment's and control's values; only metrics that some bin carries.
         categories: By metric and category how often each version had it; only what some bin carries.
+        over_limit: The requests slower than the gate's `max_latency`; None where they are not counted.
     """
 
     starts: Sequence[datetime]
@@ -87,6 +88,7 @@ class Columns:
     shares: Floats
     means: Mapping[str, tuple[Values, Values]]
     categories: Mapping[str, Mapping[str, Metric]]
+    over_limit: Metric | None = None
 
     def since(self, first: int) -> "Columns":
         """Return the columns without the bins before index `first`."""
@@ -106,6 +108,7 @@ class Columns:
                 name: {category: metric.at(bins) for category, metric in metrics.items()}
                 for name, metrics in self.categories.items()
             },
+            None if self.over_limit is None else self.over_limit.at(bins),
         )
 
     def without(self, left_out: NDArray[np.bool_]) -> "Columns":
@@ -123,6 +126,7 @@ class Columns:
                 name: {category: metric.times(kept) for category, metric in metrics.items()}
                 for name, metrics in self.categories.items()
             },
+            None if self.over_limit is None else self.over_limit.times(kept),
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
@@ -135,7 +139,12 @@ class Columns:
 
 
 def columns(
-    bins: Iterable[Bin], *, quantiles: int, means: Iterable[str] = (), categories: Iterable[str] = ()
+    bins: Iterable[Bin],
+    *,
+    quantiles: int,
+    means: Iterable[str] = (),
+    categories: Iterable[str] = (),
+    limit: bool = False,
 ) -> Columns:
     """Sort the bins by time and turn them into arrays, one value per bin; raise EvidenceError for inconsistent counts.
 
@@ -144,6 +153,7 @@ def columns(
         quantiles: How many latency quantiles each `Counts.slow` has to count, if it counts any.
         means: The numeric metrics to take.
         categories: The categorical metrics to take.
+        limit: Whether it counts requests slower than the gate's `max_latency` as well, after the quantiles.
 
     Raises:
         EvidenceError: Counts are inconsistent, two bins begin at the same moment, or a time has no zone.
@@ -163,18 +173,21 @@ def columns(
             )
     treatment = [row.treatment for row in rows]
     control = [row.control for row in rows]
-    counted = _latency_is_counted(starts, treatment, control, quantiles)
-    requests_t, errors_t, slow_t = _counts_as_arrays(starts, "treatment", treatment, quantiles)
-    requests_c, errors_c, slow_c = _counts_as_arrays(starts, "control", control, quantiles)
+    thresholds = quantiles + limit
+    counted = _latency_is_counted(starts, treatment, control, thresholds)
+    requests_t, errors_t, slow_t = _counts_as_arrays(starts, "treatment", treatment, thresholds)
+    requests_c, errors_c, slow_c = _counts_as_arrays(starts, "control", control, thresholds)
+    slow = tuple(map(Metric, slow_t, slow_c)) if counted else ()
     return Columns(
         starts,
         requests_t,
         requests_c,
         Metric(errors_t, errors_c),
-        tuple(map(Metric, slow_t, slow_c)) if counted else (),
+        slow[:quantiles],
         _shares_as_array(starts, [row.share for row in rows]),
         _means_as_arrays(starts, treatment, control, list(means)),
         _categories_as_arrays(starts, treatment, control, list(categories)),
+        slow[quantiles] if limit and counted else None,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from controlled_rollout.duration import parse_duration
 
-__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "Mean", "Moments", "Outcome", "Verdict"]
+__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
 
 ALWAYS: Final = frozenset({"errors", "latency"})
 
@@ -52,6 +52,20 @@ class Category(BaseModel):
     kql: str | None = None
 
 
+class MaxLatency(BaseModel):
+    """The longest duration that a treatment may take at a quantile, whatever control takes.
+
+    Attributes:
+        duration: The duration, such as `0.3 s`.
+        quantile: At most one minus this of the treatment's requests may take longer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    duration: Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
 class Gate(BaseModel):
     """What a treatment has to show, and how sure the gate has to be.
 
@@ -65,6 +79,7 @@ class Gate(BaseModel):
         max_error_rate: A pass has to show that the treatment's error rate is below this, whatever control's is; 1: any.
         latency_tolerance: Relative slow-down that is still tolerated (m).
         latency_quantiles: Control's quantiles, frozen before the rollout, whose exceedances are counted.
+        max_latency: A pass has to show that the treatment is faster than this, whatever control is; None: it need not.
         warm_up: Evidence this soon after the treatment's first traffic is left out.
         split_alpha: Like `alpha`, for the alarm that the split served is not the split set.
         burst_cap: Largest likelihood ratio that one bin may contribute, instead of dividing by the baseline's
@@ -87,6 +102,7 @@ class Gate(BaseModel):
     max_error_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     latency_tolerance: Annotated[float, Field(ge=0)] = 0.05
     latency_quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.9, 0.95, 0.99)
+    max_latency: MaxLatency | None = None
     warm_up: Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))] = timedelta(0)
     split_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     burst_cap: Annotated[float, Field(gt=1)] | None = None
@@ -105,6 +121,10 @@ class Gate(BaseModel):
         unknown = self.weights.keys() - ALWAYS - self.means.keys() - failing
         if unknown:
             raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
+        if self.max_latency is not None and not self.latency_quantiles:
+            raise ValueError(
+                "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
+            )
         return self
 
 
@@ -137,7 +157,8 @@ class Counts:
         requests: All requests.
         errors: Those answered with a code of 500 or more, time-outs and the router's own 503 and 504 included.
         slow: For each latency quantile, the requests slower than control's frozen quantile (for the treatment:
-            slower than the quantile times 1 + tolerance). Empty where latency is not judged.
+            slower than the quantile times 1 + tolerance); after them, if the gate has a `max_latency`, the requests
+            slower than that. Empty where latency is not judged.
         means: The values of the author's numeric metrics, by name; one without values may be left out.
         categories: How often each category of the author's categorical metrics was seen, by name and category. They
             need not add up to the requests.

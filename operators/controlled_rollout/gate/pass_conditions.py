@@ -45,6 +45,11 @@ def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Ga
             f"{100 * recent:.3g} % of the treatment's newest requests are errors, {100 * gate.max_error_rate:.3g} % "
             "are allowed (max_error_rate)"
         )
+    if gate.max_latency is not None and judged.over_limit is None:
+        yield (
+            "max_latency cannot be shown: requests slower than it are counted only where control's quantiles from "
+            "before the rollout are known"
+        )
     if without_control(present).any():
         if last_of_control(judged, before).requests < LEAST_REQUESTS:
             yield (

@@ -75,10 +75,10 @@ def process_starts(columns: Columns) -> tuple[int, ...]:
 
 
 def process_weight(number: int) -> float:
-    """Return the weight of a process, numbered from 0: 0.6, then 0.2, 0.067, 0.033 and so on, 1 in all."""
+    """Return the weight of a process, numbered from 0: 0.6, then 0.24, 0.061, 0.027 and so on by 1 / k², 1 in all."""
     if number == 0:
         return WEIGHT_FROM_START
-    return (1 - WEIGHT_FROM_START) / (number * (number + 1))
+    return (1 - WEIGHT_FROM_START) * 6 / (math.pi * number) ** 2
 
 
 def at_present_share(columns: Columns) -> Truths:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from controlled_rollout.duration import format_duration
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.last_control import last_control_alarms
@@ -51,7 +52,14 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, present_errors)]
     bursts: list[float] = []
     if gate.max_error_rate < 1:
-        passes.append(_errors_acceptable(gate, present_errors))
+        name = f"errors are below {100 * gate.max_error_rate:.3g} %"
+        passes.append(_rate_below(name, gate.max_error_rate, present_errors, gate))
+    if gate.max_latency is not None and present.over_limit is not None:
+        burst_over = 1.0 if before.over_limit is None else _burst_divisor(before, before.over_limit, gate)
+        limit, quantile = gate.max_latency.duration, gate.max_latency.quantile
+        over = _Event(present, present.over_limit, gate, burst_over)
+        name = f"{_format_quantile(quantile)} is below {format_duration(limit)}"
+        passes.append(_rate_below(name, 1 - quantile, over, gate))
     if judged.slow:
         bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
         slow = {first: _slow_events(span, gate, bursts) for first, span in spans.items()}
@@ -204,11 +212,11 @@ def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
     )
 
 
-def _errors_acceptable(gate: Gate, errors: _Event) -> ClaimResult:
-    """Test the pass claim that the treatment's error rate is below `max_error_rate`, whatever control's is."""
-    goal, limit = -math.log(gate.beta), gate.max_error_rate
-    hits, requests = errors.metric.treatment, errors.judged.treatment
-    path = evidence_path(limit, hits, requests, errors.burst)
+def _rate_below(name: str, limit: float, event: _Event, gate: Gate) -> ClaimResult:
+    """Test the pass claim that the treatment's rate of an event is below a limit, whatever control's is."""
+    goal = -math.log(gate.beta)
+    hits, requests = event.metric.treatment, event.judged.treatment
+    path = evidence_path(limit, hits, requests, event.burst)
     peak = max(0.0, float(path.max(initial=0.0)))
     total, served = float(hits.sum()), float(requests.sum())
     needed: int | None = 0
@@ -217,11 +225,10 @@ def _errors_acceptable(gate: Gate, errors: _Event) -> ClaimResult:
 
         def expected_log_evidence(more: Floats) -> Floats:
             """Return the log of the expected evidence after each number of further treatment requests."""
-            return log_evidence(limit, (total + rate * more) / errors.burst, (served + more) / errors.burst)
+            return log_evidence(limit, (total + rate * more) / event.burst, (served + more) / event.burst)
 
         needed = more_needed(expected_log_evidence, goal)
-    name = f"errors are below {100 * limit:.3g} %"
-    detail = f"{_format_rate(hits, requests)} of {served:,.0f} requests"
+    detail = f"{_format_rate(hits, requests)} of {served:,.0f} requests, {100 * limit:.3g} % allowed"
     return ClaimResult(claim_from(name, "pass", peak, 1 / gate.beta, peak >= goal, detail, needed))
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tests.benchmarks.gate import look, page
 from tests.benchmarks.gate.run import Chunk, chunk, merged
-from tests.benchmarks.gate.traffic import CELLS
+from tests.benchmarks.gate.traffic import ALL
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / ".work" / "gate-benchmark.json"
@@ -41,7 +41,7 @@ def main() -> None:
 def simulate(runs: int, processes: int, only: str) -> None:
     """Run all cells and store their results."""
     begin = time.monotonic()
-    wanted = [index for index, cell in enumerate(CELLS) if only in cell.name]
+    wanted = [index for index, cell in enumerate(ALL) if only in cell.name]
     jobs = [(index, part) for index in wanted for part in range(-(-runs // CHUNK))]
     done: dict[int, list[Chunk]] = {index: [] for index in wanted}
     cells: list[dict[str, object]] = []
@@ -55,7 +55,7 @@ def simulate(runs: int, processes: int, only: str) -> None:
                 RESULTS.write_text(
                     json.dumps({"cells": cells, "elapsed": time.monotonic() - begin, "processes": processes})
                 )
-                print(f"{CELLS[index].name}: {time.monotonic() - begin:.0f} s", flush=True)
+                print(f"{ALL[index].name}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def load() -> tuple[list[Chunk], str]:

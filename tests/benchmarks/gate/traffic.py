@@ -18,7 +18,9 @@ TOLERANCE = 0.05
 MEDIAN_MS, SPREAD = 100.0, 0.6
 MINUTES = 120
 BASELINE_MINUTES = 60
-HISTORY_BIN = 10
+HISTORY_BIN = 10  # minutes
+# Where users differ: the part of them whose requests fail, and whose take longer, and how many times as long.
+FAILING_USERS, SLOW_USERS, SLOW_USER = 0.02, 0.1, 2.0
 REPLICA_REQUESTS = 30  # requests a minute that one replica serves, where bursts hit replicas
 
 
@@ -72,6 +74,12 @@ class Cell:
         history: How many minutes both versions have been alike before, with `share_before`: only then begins what is
             bad about the treatment. In bins of ten minutes.
         share_before: The treatment's part then.
+        bins_per_minute: How many bins a minute has after the history.
+        treatment_errors: The treatment's error rate, whatever control's is; None: `ratio` times control's.
+        users: How many requests each user sends in a bin: users differ, one's requests do not; 0: every request is
+            another user's.
+        sticky: Whether the split is by user instead of by request.
+        sampled: One in how many requests the metric store has a row of, for both versions alike.
     """
 
     name: str
@@ -87,11 +95,21 @@ class Cell:
     minutes: int = MINUTES
     history: int = 0
     share_before: float = 0.1
+    bins_per_minute: int = 1
+    treatment_errors: float | None = None
+    users: int = 0
+    sticky: bool = False
+    sampled: int = 1
 
     @property
     def history_bins(self) -> int:
         """How many bins the history has."""
         return self.history // HISTORY_BIN
+
+    @property
+    def bins(self) -> int:
+        """How many bins there are, the history's included."""
+        return self.history_bins + self.minutes * self.bins_per_minute
 
 
 @dataclass(frozen=True)
@@ -123,32 +141,79 @@ class Traffic:
 def simulate(cell: Cell, runs: int, rng: np.random.Generator) -> Traffic:
     """Return so many runs of a cell."""
     before = np.arange(-BASELINE_MINUTES, 0.0) - cell.history
-    minute = np.concatenate([np.arange(-cell.history, 0.0, HISTORY_BIN), np.arange(0.0, cell.minutes)])
-    width = np.where(minute < 0, HISTORY_BIN, 1)
+    bin_ = 1 / cell.bins_per_minute
+    minute = np.concatenate([np.arange(-cell.history, 0.0, HISTORY_BIN), np.arange(0, cell.minutes, bin_)])
+    width = np.where(minute < 0, HISTORY_BIN, bin_)
     share = np.where(minute < 0, cell.share_before, cell.share(minute))
-    requests = rng.poisson(cell.per_minute * width, (runs, len(minute)))
-    treated = rng.binomial(requests, share)
     cold = np.where(minute < 4, 0.3 * (1 - minute / 4), 0.0) if cell.cold else np.zeros(len(minute))
     rate = cell.errors(minute)
     ratio, slower = (np.where(minute < 0, 1.0, value) for value in (cell.ratio, cell.slower))
+    worse = np.minimum(ratio * rate + cold, 1) if cell.treatment_errors is None else np.array(cell.treatment_errors)
+    arms = _Users if cell.users else _Requests
+    earlier = arms(cell, np.full(BASELINE_MINUTES, 1.0), np.zeros(BASELINE_MINUTES), runs, rng)
+    both = arms(cell, width, share, runs, rng)
     return Traffic(
         cell,
         share,
-        _arm(
-            cell, rng.poisson(cell.per_minute, (runs, BASELINE_MINUTES)), cell.errors(before), cell.latency(before), rng
-        ),
-        _arm(cell, requests - treated, rate, cell.latency(minute), rng),
-        _arm(cell, treated, np.minimum(ratio * rate + cold, 1), cell.latency(minute) * slower * (1 + 5 * cold), rng),
+        earlier.arm(False, cell.errors(before), cell.latency(before)),
+        both.arm(False, rate, cell.latency(minute)),
+        both.arm(True, worse, cell.latency(minute) * slower * (1 + 5 * cold)),
     )
 
 
-def _arm(cell: Cell, requests: NDArray[np.int64], rate: Floats, scale: Floats, rng: np.random.Generator) -> Arm:
-    chances = np.broadcast_to(rate, requests.shape)
-    errors = rng.binomial(requests, chances)
-    if cell.bursts:
-        errors = errors + _bursts(requests, rng)
-    durations = rng.multinomial(requests, bucket_probabilities(scale)[None, :, :])
-    return Arm(requests.astype(float), np.minimum(errors, requests).astype(float), durations.astype(np.float32))
+class _Requests:
+    """The requests of both versions in each bin, each on its own."""
+
+    def __init__(self, cell: Cell, width: Floats, share: Floats, runs: int, rng: np.random.Generator) -> None:
+        self.cell, self.rng = cell, rng
+        requests = rng.poisson(cell.per_minute * width, (runs, len(width)))
+        treated = rng.binomial(requests, share)
+        self.requests = {True: treated, False: requests - treated}
+
+    def arm(self, is_treatment: bool, rate: Floats, scale: Floats) -> Arm:
+        """Return one version's counts at an error rate and a latency, by bin."""
+        requests = self.requests[is_treatment]
+        errors = self.rng.binomial(requests, np.broadcast_to(rate, requests.shape))
+        if self.cell.bursts:
+            errors = errors + _bursts(requests, self.rng)
+        durations = self.rng.multinomial(requests, bucket_probabilities(scale)[None, :, :])
+        if self.cell.sampled > 1:
+            kept = self.rng.binomial(requests, 1 / self.cell.sampled)
+            errors = self.rng.hypergeometric(errors, requests - errors, kept)
+            durations = self.rng.multinomial(kept, bucket_probabilities(scale)[None, :, :])
+            requests = kept
+        return Arm(requests.astype(float), np.minimum(errors, requests).astype(float), durations.astype(np.float32))
+
+
+class _Users:
+    """The requests of users, so many each in one bin: some users' requests fail, some users' take long."""
+
+    def __init__(self, cell: Cell, width: Floats, share: Floats, runs: int, rng: np.random.Generator) -> None:
+        self.rng = rng
+        users = rng.poisson(cell.per_minute * width / cell.users, (runs, len(width)))
+        self.kinds: dict[bool, list[tuple[NDArray[np.int64], bool, bool]]] = {True: [], False: []}
+        failing = rng.binomial(users, FAILING_USERS)
+        for some, fails in ((failing, True), (users - failing, False)):
+            slow = rng.binomial(some, SLOW_USERS)
+            for part, is_slow in ((slow, True), (some - slow, False)):
+                if cell.sticky:
+                    treated = rng.binomial(part, share) * cell.users
+                else:
+                    treated = rng.binomial(part * cell.users, share)
+                self.kinds[True].append((treated, fails, is_slow))
+                self.kinds[False].append((part * cell.users - treated, fails, is_slow))
+
+    def arm(self, is_treatment: bool, rate: Floats, scale: Floats) -> Arm:
+        """Return one version's counts: the error rate is the failing users', who have all of the errors."""
+        parts = self.kinds[is_treatment]
+        chances = np.minimum(rate / FAILING_USERS, 1)
+        errors = sum(self.rng.binomial(n, np.broadcast_to(chances, n.shape)) for n, fails, _ in parts if fails)
+        durations = sum(
+            self.rng.multinomial(n, bucket_probabilities(scale * (SLOW_USER if slow else 1.0))[None, :, :])
+            for n, _, slow in parts
+        )
+        requests = np.sum([n for n, _, _ in parts], axis=0)
+        return Arm(requests.astype(float), np.asarray(errors, dtype=float), np.asarray(durations, dtype=np.float32))
 
 
 def _bursts(requests: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -182,6 +247,9 @@ CELLS = (
     ),
     Cell("errors in bursts", 300, True, bursts=True),
     Cell("cold start", 300, True, cold=True),
+    Cell("sampled, 1 of 10 of 3,000/min", 3_000, True, sampled=10),
+    Cell("users of 20 requests, 300/min", 300, True, users=20),
+    Cell("users of 20 requests, split by user, 300/min", 300, True, users=20, sticky=True, share=constant(0.5)),
     *(
         cell
         for rate in (30, 300, 3_000)
@@ -195,3 +263,50 @@ CELLS = (
     ),
     Cell("errors 2 -> 4 %, 3,000/min", 3_000, False, errors=constant(0.02), ratio=2.0),
 )
+
+# Judged by the gate alone: what begins with a shift from 10 to 50 % of 300 requests a minute, after so many minutes.
+HISTORIES = (0, 120, 1440)
+LATER = tuple(
+    Cell(
+        f"{name}, after {history // 60} h",
+        300,
+        False,
+        ratio=ratio,
+        slower=slower,
+        share=constant(0.5),
+        history=history,
+        bins_per_minute=6,
+        minutes=minutes,
+    )
+    for name, ratio, slower, minutes in (
+        ("errors 0.5 -> 2 %", 4.0, 1.0, 40),
+        ("errors 0.5 -> 3 %", 6.0, 1.0, 25),
+        ("errors 0.5 -> 5 %", 10.0, 1.0, 10),
+        ("errors 0.5 -> 10 %", 20.0, 1.0, 5),
+        ("p95 +50 %", 1.0, 1.5, 5),
+    )
+    for history in HISTORIES
+)
+# Neither better nor worse than control, or nothing to compare with: nothing of it may pass.
+NO_PASS = (
+    Cell("both broken: errors 66 % and 53 %", 300, True, errors=constant(0.66), treatment_errors=0.53, minutes=60),
+    Cell("both broken: errors 20 % in both", 300, True, errors=constant(0.2), share=constant(0.5), minutes=60),
+    Cell(
+        "control broken: errors 0.5 -> 30 %, the treatment's 3 %",
+        300,
+        True,
+        errors=lambda minute: np.where(minute < 0, 0.005, 0.3),
+        treatment_errors=0.03,
+        share=constant(0.5),
+        minutes=60,
+    ),
+    Cell(
+        "stale quantiles: control 50 times faster than before, the treatment 5 times slower than that",
+        300,
+        False,
+        latency=lambda minute: np.where(minute < 0, 1.0, 0.02),
+        slower=5.0,
+        minutes=60,
+    ),
+)
+ALL = (*CELLS, *LATER, *NO_PASS)

@@ -1,7 +1,7 @@
 """The gate over thousands of runs at once: the package's own formulas, put together as `judge` does for one run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
-from controlled_rollout.gate.columns import Metric
+from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
+from controlled_rollout.gate.pass_conditions import no_pass_because
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
-from controlled_rollout.gate.restarts import process_weight
+from controlled_rollout.gate.restarts import at_present_share, process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
@@ -29,7 +30,7 @@ class Looks:
     """When a rule decided, by run: the bin after which it first did, NEVER if it did not.
 
     Attributes:
-        failed, passed: The bins.
+        failed, passed: The bins; a pass is one of the share after the history.
         leans: After each bin (without warm-up) whether an alarm is close enough to its threshold for a step to wait.
     """
 
@@ -74,12 +75,14 @@ def looks(traffic: Traffic) -> Looks:
     leans = _rises(evidence, alarm_threshold(gate, "errors", latency=True)) | _rises(latency, math.exp(limit))
 
     passes = errors.not_worse(gate, gate.acceptable_error_rate, starts)
+    passes &= errors.below(gate, starts)
     for event, q in zip(slow, QUANTILES, strict=True):
         passes &= event.not_worse(gate, rate_of_odds(gate.pass_ratio * (1 - q) / q), starts)
-    passed = _first(passes)
+    since = max(0, traffic.cell.history_bins - skip)
+    passed = _first_pass(_bins_as_columns(traffic, (treatment, control), before, skip), passes, failed, since, gate)
     later = NEVER - skip
     failed, passed = (np.where(first < later, first + skip, NEVER) for first in (failed, passed))
-    return Looks(failed, np.where(passed < failed, passed, NEVER), leans)
+    return Looks(failed, passed, leans)
 
 
 def _rises(evidence: Floats, threshold: float) -> NDArray[np.bool_]:
@@ -137,6 +140,64 @@ class _Events:
             parts.append(log_evidence(acceptable, x, n) + math.log(0.5))
             spans.append(_ever(log_sum_exp(np.array(parts)) >= -math.log(gate.beta)))
         return np.concatenate(spans, axis=1)
+
+    def below(self, gate: Gate, starts: Sequence[int]) -> NDArray[np.bool_]:
+        """Return after each bin whether what came at its share has shown a rate below `max_error_rate`."""
+        spans = []
+        for span in map(slice, starts, [*starts[1:], None]):
+            x, n = (np.cumsum(counts[:, span], axis=1) / self.burst for counts in (self.x, self.a))
+            spans.append(_ever(log_evidence(gate.max_error_rate, x, n) >= -math.log(gate.beta)))
+        return np.concatenate(spans, axis=1)
+
+
+def _first_pass(
+    runs: Iterator[tuple[Columns, Columns]],
+    passes: NDArray[np.bool_],
+    failed: NDArray[np.int64],
+    since: int,
+    gate: Gate,
+) -> NDArray[np.int64]:
+    """Return the first bin from `since` on at which each run passes: every claim, and no condition against it."""
+    result = np.full(len(passes), NEVER)
+    for run, (judged, before) in enumerate(runs):
+        for bin_ in np.flatnonzero(passes[run, since:]) + since:
+            if bin_ >= failed[run]:
+                break
+            seen = judged.at(slice(0, bin_ + 1))
+            if not any(no_pass_because(seen.at(at_present_share(seen)), seen, before, gate)):
+                result[run] = bin_
+                break
+    return result
+
+
+def _bins_as_columns(
+    traffic: Traffic, slow: tuple[Floats, Floats], before: Floats, skip: int
+) -> Iterator[tuple[Columns, Columns]]:
+    """Yield each run's bins and its baseline as the gate has them."""
+    nothing = np.zeros(traffic.before.requests.shape[1])
+    treatment, control = traffic.treatment, traffic.control
+    for run in range(len(control.requests)):
+        judged = Columns(
+            [BEGIN] * len(traffic.share[skip:]),
+            treatment.requests[run, skip:],
+            control.requests[run, skip:],
+            Metric(treatment.errors[run, skip:], control.errors[run, skip:]),
+            tuple(Metric(slow[0][run, skip:, k], slow[1][run, skip:, k]) for k in range(len(QUANTILES))),
+            traffic.share[skip:],
+            {},
+            {},
+        )
+        earlier = Columns(
+            [BEGIN] * len(nothing),
+            nothing,
+            traffic.before.requests[run],
+            Metric(nothing, traffic.before.errors[run]),
+            tuple(Metric(nothing, before[run, :, k]) for k in range(len(QUANTILES))),
+            nothing * np.nan,
+            {},
+            {},
+        )
+        yield judged, earlier
 
 
 def _mixed(paths: Sequence[Floats], weights: Sequence[float]) -> Floats:
@@ -201,7 +262,8 @@ def bins_of(traffic: Traffic, run: int) -> tuple[list[Bin], list[Bin]]:
             BEGIN + m * MINUTE,
             counts(traffic.control, control, m),
             counts(traffic.treatment, treatment, m),
-            float(share),
+            # Whole users make the split vary more than it should: its check would say so.
+            None if traffic.cell.sticky else float(share),
         )
         for m, share in enumerate(traffic.share)
     ]

@@ -4,10 +4,11 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from controlled_rollout.gate import Bin, Claim, Gate, Verdict, judge
+from controlled_rollout.gate import Bin, Claim, Gate, MaxLatency, Verdict, judge
 from tests.unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
 
 GATE = Gate(latency_quantiles=())
@@ -69,6 +70,40 @@ def test_a_good_treatment_beside_a_control_that_is_broken_by_its_own_baseline_is
     assert "8 % errors, 0.333 % before the rollout" in verdict.reason
     # An endpoint that has always been like that is not broken by its own baseline.
     assert judge(bins, GATE, baseline=[minute(-1 - i, (0, 0), (300, 20)) for i in range(60)]).outcome == "pass"
+
+
+LIMIT = Gate(latency_quantiles=(0.5, 0.9), max_latency=MaxLatency(duration=timedelta(seconds=0.3), quantile=0.95))
+
+
+@pytest.mark.parametrize(("over_limit", "outcome"), [(2, "pass"), (9, "not_enough_evidence")])
+def test_pass_needs_the_treatment_to_be_faster_than_max_latency_however_slow_control_is(
+    over_limit: int, outcome: str
+) -> None:
+    slow = (75, 15, over_limit)
+    bins = [minute(index, (150, 0), (150, 0), share=0.5, slow=(slow, slow)) for index in range(100)]
+
+    verdict = judge(bins, LIMIT)
+
+    assert verdict.outcome == outcome
+    assert claim(verdict, "p95 is below 0.3 s").reached == (outcome == "pass")
+
+
+def test_max_latency_that_is_not_counted_is_no_pass() -> None:
+    bins = [minute(index, (1000, 0), (1000, 0), share=0.5) for index in range(10)]
+
+    verdict = judge(bins, LIMIT)
+
+    assert verdict.outcome == "not_enough_evidence"
+    assert "max_latency cannot be shown" in verdict.reason
+    with pytest.raises(ValueError, match="max_latency without latency_quantiles"):
+        Gate(latency_quantiles=(), max_latency=MaxLatency(duration=timedelta(seconds=1)))
+
+
+def test_max_latency_is_read_from_a_dags_plain_values() -> None:
+    gate = Gate.model_validate({"max_latency": {"duration": "0.3 s"}})
+
+    assert gate.max_latency == MaxLatency(duration=timedelta(seconds=0.3), quantile=0.95)
+    assert Gate.model_validate(gate.model_dump(mode="json")) == gate
 
 
 # Control's frozen quantiles

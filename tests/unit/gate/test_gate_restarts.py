@@ -66,7 +66,7 @@ def test_the_weights_of_the_processes_add_up_to_one_and_starve_none_soon() -> No
 
     assert sum(weights) == pytest.approx(1, abs=1e-3)
     assert weights == sorted(weights, reverse=True)
-    assert weights[6] > 1 / 120
+    assert weights[6] > 1 / 150
 
 
 def test_a_process_counts_as_one_until_it_begins() -> None:
