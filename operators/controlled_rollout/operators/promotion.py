@@ -73,7 +73,7 @@ class PromoteToControlOperator(RolloutOperator):
         from controlled_rollout import steps
 
         if self.own_rollout:
-            await last_look(self, context, workspace)
+            await last_look(self, context, workspace, endpoint=self.endpoint, version=self.version)
         stored = await steps.promote(
             workspace,
             self.endpoint,

@@ -54,13 +54,16 @@ class ShiftTrafficOperator(RolloutOperator):
         """Shift the traffic, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
+        percentile = number("percentile", self.percentile)
         if self.own_rollout:
-            await last_look(self, context, workspace)
+            await last_look(
+                self, context, workspace, endpoint=self.endpoint, version=self.version, percentile=percentile
+            )
         stored = await steps.shift(
             workspace,
             self.endpoint,
             self.version,
-            percentile=number("percentile", self.percentile),
+            percentile=percentile,
             change=change_of(context, self.reason),
             owner=self.required_owner(context),
             timeout=duration("timeout", self.timeout),

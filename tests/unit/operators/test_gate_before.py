@@ -1,7 +1,7 @@
 """The last look before a step that raises a share: as the gate before it looks."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,11 +11,16 @@ from airflow.sdk import DAG, Context, task_group
 from airflow.sdk.exceptions import AirflowFailException
 
 from controlled_rollout import ControlledRollout, PromoteToControlOperator, ShiftTrafficOperator, steps
+from controlled_rollout.errors import NotJudgedError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.operators import gate_before as module
 from controlled_rollout.operators.gate_before import gate_before, last_look, terms_of_alarms
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.workspace import Workspace
+from tests.unit.evaluation.one_endpoint import OneEndpoint
 
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
 GROUP: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64}
 
 
@@ -37,6 +42,11 @@ def test_every_step_that_raises_a_share_has_its_gate_before_it(asks: dict[str, A
     assert gate_before(rollout.shifts[0]) is None
 
 
+def look_before(task: Any, workspace: Workspace, *, version: str = "v2a", percentile: float | None = None) -> None:
+    """Take the last look before a task."""
+    asyncio.run(last_look(task, context(), workspace, endpoint="digits", version=version, percentile=percentile))
+
+
 class Looks:
     """Looks with one result, and the terms that they were taken with."""
 
@@ -52,7 +62,10 @@ class Looks:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace with the endpoint digits, whose treatment v2a has half of the traffic."""
     monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
+    target = OneEndpoint(before=NOW - HOUR, created=NOW - HOUR, counted=dict)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
     return Workspace.local(tmp_path)
 
 
@@ -62,20 +75,20 @@ def test_last_look_is_the_gates_and_decides_nothing_but_an_alarm(
     rollout = group(bin_width="{{ params.bin }}", gate={"alpha": 0.01})
     for action in (NextAction.WAIT, NextAction.CONFLICT, NextAction.NOTHING_TO_COMPARE):
         looks = Looks(monkeypatch, action)
-        asyncio.run(last_look(rollout.promote, context(), workspace))
+        look_before(rollout.promote, workspace)
         [terms] = looks.terms
         assert (terms.only_alarms, terms.gate.alpha, terms.window.bin_width) == (True, 0.01, timedelta(seconds=10))
         assert (terms.who, terms.owner) == ("weekly/run-1/promote", "weekly/run-1")
 
 
-@pytest.mark.parametrize("name", ["promote", "shift_50"])
+@pytest.mark.parametrize("name", ["promote", "shift_60"])
 def test_alarm_between_the_gate_and_the_step_fails_the_step_before_anything_changes(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     Looks(monkeypatch, NextAction.FAIL)
     for step in ("promote", "shift"):
         monkeypatch.setattr(steps, step, lambda *_, **__: pytest.fail("the step was taken"))
-    task = group().dag.task_dict[f"rollout.{name}"]
+    task = group(steps=(25, 60)).dag.task_dict[f"rollout.{name}"]
     with pytest.raises(AirflowFailException, match="the last look before this step: errors are higher"):
         cast("PromoteToControlOperator | ShiftTrafficOperator", task).execute(context())
 
@@ -104,5 +117,22 @@ def test_step_of_a_person_and_the_first_shift_take_no_look(
     with DAG("by_hand", schedule=None):
         by_hand = PromoteToControlOperator(task_id="promote", endpoint="digits", version="v2a", own_rollout=False)
     for task in (by_hand, group().shifts[0]):
-        asyncio.run(last_look(task, context(), workspace))
+        look_before(task, workspace)
+    assert looks.terms == []
+
+
+@pytest.mark.parametrize("percentile", [0, 10, 50])
+def test_step_down_waits_for_no_look(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, percentile: float) -> None:
+    looks = Looks(monkeypatch, NextAction.FAIL)
+    look_before(group().shifts[1], workspace, percentile=percentile)
+    assert looks.terms == []
+    with pytest.raises(NotJudgedError):
+        look_before(group().shifts[1], workspace, percentile=51)
+
+
+def test_step_of_another_version_than_the_judged_one_waits_for_no_look(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(monkeypatch, NextAction.FAIL)
+    look_before(group().promote, workspace, version="v1a")
     assert looks.terms == []
