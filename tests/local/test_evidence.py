@@ -107,6 +107,13 @@ def test_a_request_whose_span_arrives_twice_counts_once(store: Process) -> None:
     assert (counts.requests, counts.errors) == (2, 2)
 
 
+def test_sampled_rows_are_the_observations_and_say_how_many_requests_they_stand_for(store: Process) -> None:
+    base = {"endpoint": "sampled", "at": STARTED + 1 * S, "version": "treatment", "sample_rate": 10}
+    store.track(*({**base, "code": "500" if number == 0 else "200"} for number in range(20)))
+
+    assert read(source(store), "sampled").bins[0].treatment == Counts(requests=20, errors=1, represented=200)
+
+
 @pytest.mark.parametrize(
     ("code", "errors"),
     [

@@ -4,6 +4,7 @@ import asyncio
 import json
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import httpx
 import pytest
 
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.evidence import EvidenceQuery, EvidenceWindow
 from controlled_rollout.evidence.local import StateFileEvidence
+from controlled_rollout.gate import Gate
 from tests.local.local_target_lab import VERSION_HEADER, Lab, running
 from tests.local.telemetry_lab import PROTOBUF, export
 from tests.polling import until
+
+S = timedelta(seconds=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,29 @@ async def test_requests_by_name_to_other_paths_and_refused_ones_are_counted_on_n
     judged = [row for row in found if row["routed_by"] == "weights" and row["code"] not in ("401", "403")]
     assert sorted(row["version"] for row in judged) == ["one"] * (20 - of_two) + ["two"] * of_two
     assert {row["code"] for row in judged} == {"200"}
+
+
+async def test_a_caller_who_hangs_up_has_sent_a_request_that_failed(lab: Lab) -> None:
+    url, key = await serve(lab, "impatient")
+    async with httpx.AsyncClient(timeout=0.3) as caller:
+        for _ in range(4):
+            with pytest.raises(httpx.ReadTimeout):
+                await caller.post(f"{url}/score", json={"sleep_s": 1}, headers=key)
+    await rows(lab, "impatient", at_least=4)
+
+    now = datetime.now(UTC)
+    query = EvidenceQuery(
+        endpoint="impatient", control="one", treatment="two", started=now - timedelta(minutes=1), now=now + 2 * S,
+        window=EvidenceWindow(bin_width=S, allowed_lag=timedelta(0)), splits=[], gate=Gate(latency_quantiles=()),
+    )  # fmt: skip
+    counts = [
+        bin_count
+        for one in (await StateFileEvidence(lab.workspace).read(query)).bins
+        for bin_count in (one.control, one.treatment)
+    ]
+    assert (sum(one.requests for one in counts), sum(one.errors for one in counts)) == (4, 4)
+    status = await lab.target.status("impatient")
+    assert sum(version.requests for version in status.versions.values()) == 4
 
 
 async def test_nobody_but_the_router_can_write_what_callers_saw(lab: Lab) -> None:

@@ -34,7 +34,19 @@ def conclude(look: LookInput) -> Verdict:
     except EvidenceError as error:
         # Inconsistent counts are the metric store's fault, not the model's.
         verdict = cannot_see(str(error))
-    return replace(verdict, outcome=Outcome.FAIL, reason=look.down) if look.down else verdict
+    if look.down:
+        return replace(verdict, outcome=Outcome.FAIL, reason=look.down)
+    if sampled := _sampling(look.evidence):
+        return replace(verdict, reason=f"{verdict.reason}; {sampled}")
+    return verdict
+
+
+def _sampling(evidence: Evidence) -> str | None:
+    """Return the words on how telemetry is sampled; None if every request has a row."""
+    counts = [counts for bin_ in evidence.bins for counts in (bin_.control, bin_.treatment)]
+    rows = sum(one.requests for one in counts)
+    represented = sum(one.represented or one.requests for one in counts)
+    return f"telemetry is sampled, 1 of {represented / rows:.3g}" if represented > rows > 0 else None
 
 
 def verdict_without_record(verdict: Verdict, problem: str) -> Verdict:

@@ -157,6 +157,7 @@ def _router_counts(status: EndpointStatus, versions: Iterable[str], now: datetim
         requests={name: version.requests for name, version in known.items()},
         unsent={name: version.unsent for name, version in known.items()},
         routers=status.routers,
+        served=status.served_revision,
     )
 
 
@@ -181,12 +182,16 @@ async def _judge_and_record(
         if evidence is None:
             await within_time(record_name, lambda: record.append(workspace, unread, history=history))
             return None, verdict_from_dict(unread.verdict or {})
-        look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down)
+        look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down, splits=tuple(query.splits))
+
+        def decide(look: LookInput) -> Decision:
+            """Judge the look as the record completes it; what it has of the splits is in its bins."""
+            nonlocal evidence
+            evidence = look.evidence
+            return _with_verdict(decision, conclude(look))
+
         recorded = await within_time(
-            record_name,
-            lambda: record.append_look(
-                workspace, look_input, lambda look: _with_verdict(decision, conclude(look)), history=history
-            ),
+            record_name, lambda: record.append_look(workspace, look_input, decide, history=history)
         )
         return evidence, verdict_from_dict(recorded.verdict or {})
     except PROGRAMMING_ERRORS:

@@ -1,6 +1,7 @@
 """Since when a rollout's evidence counts, and when its split changed, from the endpoint's history. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from controlled_rollout.evidence import SplitChange
@@ -43,9 +44,11 @@ def splits_since(
         if treatment not in traffic:
             continue
         both = traffic[treatment] + traffic.get(control, 0.0)
-        change = SplitChange(max(revision.created, started), traffic[treatment] / both if both > 0 else None)
+        share = traffic[treatment] / both if both > 0 else None
+        change = SplitChange(max(revision.created, started), share, revision.number)
         if revision.created <= started:
-            changes = [change]
+            # What was set before the rollout began was served when it began.
+            changes = [replace(change, revision=0)]
         elif not changes or changes[-1].share != change.share:
             changes.append(change)
     return tuple(changes)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -19,6 +20,7 @@ __all__ = [
     "floor_to_bin",
     "share_in",
     "thresholds",
+    "with_served_shares",
 ]
 
 # Latency buckets are logarithmic: one spans a factor of e^(1/100), so a threshold is at most 1.01 per cent too high.
@@ -90,6 +92,34 @@ def share_in(
             return None
         current = change
     return current.share if current else None
+
+
+def with_served_shares(
+    bins: Sequence[Bin], splits: Sequence[SplitChange], served: Mapping[int, datetime], *, width: timedelta
+) -> tuple[Bin, ...]:
+    """Return the bins without the shares of which it is not known that the router served them.
+
+    A split is stored before it is served: until a look has found the router serving it, requests may come by the one
+    before. A change of which no look has found that stays unknown up to the next one.
+
+    Args:
+        bins: Bins whose shares are those of the splits that were set.
+        splits: The splits, oldest first.
+        served: By revision: the first look at which the router served it wholly; nothing where looks do not know.
+        width: The length of a bin.
+    """
+    unknown: list[tuple[datetime, datetime | None]] = []
+    for change in splits:
+        found = [at for revision, at in served.items() if revision >= change.revision]
+        if served and change.revision:
+            unknown.append((change.at, min(found, default=None)))
+
+    def is_unknown(bin_: Bin) -> bool:
+        """Return whether a bin overlaps a time in which a stored split was not known to be served."""
+        end = bin_.start + width
+        return any(since < end and (until is None or bin_.start < until) for since, until in unknown)
+
+    return tuple(replace(bin_, share=None) if is_unknown(bin_) else bin_ for bin_ in bins)
 
 
 def bins_of(

@@ -29,10 +29,12 @@ class SplitChange:
     Attributes:
         at: When the revision that set it was stored.
         share: None where neither has traffic.
+        revision: The revision that set it; 0 where it counts as served since `at`.
     """
 
     at: datetime
     share: float | None
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,14 @@ class RouterCounts:
         unsent: Requests for each version that the router answered itself because it could not send them: no healthy
             replica, no connection. A request that is tried again may count again.
         routers: The processes that counted, and since when each has counted; empty where they are not known.
+        served: The newest revision whose whole split the router served at that moment; 0 where it is not known.
     """
 
     at: datetime
     requests: Mapping[str, int]
     unsent: Mapping[str, int] = field(default_factory=dict)
     routers: Mapping[str, datetime] = field(default_factory=dict)
+    served: int = 0
 
     def of(self, version: str) -> int:
         """Return how many requests of a version were counted, sent or not."""

@@ -45,6 +45,7 @@ class LookEvidence(BaseModel):
         router: What the router had counted, oldest first: at two earlier looks, if there were any, and at this one.
         down: A sentence that says that the treatment was down; empty if it was not.
         periods: What the router had counted over the rollout up to `until`, without the times of a router's restarts.
+        served: By revision: the first look at which the router served its whole split.
         settings: What is the same for the whole series; only on its first line.
         software: The version of this package that judged; likewise.
     """
@@ -60,6 +61,7 @@ class LookEvidence(BaseModel):
     router: tuple[RouterCounts, ...] = ()
     down: str = ""
     periods: tuple[CountedPeriod, ...] = ()
+    served: dict[int, AwareDatetime] = {}
     settings: LookSettings | None = None
     software: str | None = None
 

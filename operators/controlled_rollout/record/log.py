@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 from pydantic import ValidationError
 
 from controlled_rollout.errors import RecordUnavailableError
-from controlled_rollout.evidence import CountedPeriod
+from controlled_rollout.evidence.bins import with_served_shares
 from controlled_rollout.record import storage
 from controlled_rollout.record.blob_storage import BlobStorage
 from controlled_rollout.record.decision import Decision, LookEvidence
@@ -93,11 +94,21 @@ def append_look(
         missing = missing_lines(history, tail.steps or _steps_of_full_parts(record)) if history else []
         tail.steps.extend(filter(None, map(StepMark.of, missing)))
         first = name not in tail.series
-        counted = () if tail.series else _periods_of_full_parts(record, name)
-        series = tail.series.setdefault(name, LookSeries(look.settings.window.bin_width, periods=counted))
+        width = look.settings.window.bin_width
+        series = tail.series.setdefault(
+            name, LookSeries(width) if tail.series else _series_of_full_parts(record, name, width)
+        )
         until = look.evidence.until
         router = (*series.earlier_counts(until), *look.router)
-        complete = replace(look, router=router, periods=series.periods_until(until))
+        served = series.served_at(look.router)
+        bins = with_served_shares(look.evidence.bins, look.splits, served, width=width)
+        complete = replace(
+            look,
+            evidence=replace(look.evidence, bins=bins),
+            router=router,
+            periods=series.periods_until(until),
+            served=served,
+        )
         evidence = _evidence_delta(name, complete, series, first=first).model_dump(mode="json", exclude_none=True)
         decision = decide(complete).model_copy(update={"evidence": evidence})
         return _decision_lines([*missing, decision]), tail
@@ -121,6 +132,7 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
         router=look.router,
         down=look.down,
         periods=look.periods,
+        served=dict(look.served),
         settings=look.settings if first else None,
         software=__version__ if first else None,
     )
@@ -146,18 +158,18 @@ def _steps_of_full_parts(record: RecordStorage) -> list[StepMark]:
     return []
 
 
-def _periods_of_full_parts(record: RecordStorage, name: str) -> tuple[CountedPeriod, ...]:
-    """Return what the router had counted at the last look of a series before the open part; empty if there is none.
+def _series_of_full_parts(record: RecordStorage, name: str, bin_width: timedelta) -> LookSeries:
+    """Return a series as it goes on in a new part: with what the router had counted and served before, without bins.
 
-    With it a series goes on in a new part: rows that were too many before stay so.
+    So rows that were too many before stay so, and shares that were known stay known.
     """
     wanted = b'"series":"%b"' % name.encode()
     for part in reversed(record.parts()[-2:]):
         for line in reversed([line for line in part.lines() if wanted in line]):
             decision = _parse_decision(line)
             if decision is not None and (evidence := decision.look_evidence()) is not None:
-                return evidence.periods
-    return ()
+                return LookSeries(bin_width, periods=evidence.periods, served=dict(evidence.served))
+    return LookSeries(bin_width)
 
 
 def _append_with_retries(

@@ -1,10 +1,12 @@
 """Everything that a look's verdict rests on: what the record keeps, and what a replay judges again."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts
+from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts, SplitChange
 from controlled_rollout.gate import Gate
 
 __all__ = ["LookInput", "LookSettings"]
@@ -42,6 +44,8 @@ class LookInput:
         router: What the router had counted, oldest first: at two earlier looks, if the record has them, and now.
         down: A sentence that says that the treatment is down; empty if it is not.
         periods: What the router had counted over the rollout, up to the end of the evidence, oldest first.
+        splits: The splits that were set, oldest first; the record does not keep them, for the bins have their shares.
+        served: By revision: the first look at which the router served its whole split.
     """
 
     settings: LookSettings
@@ -49,3 +53,5 @@ class LookInput:
     router: tuple[RouterCounts, ...] = ()
     down: str = ""
     periods: tuple[CountedPeriod, ...] = ()
+    splits: tuple[SplitChange, ...] = ()
+    served: Mapping[int, datetime] = field(default_factory=dict)

@@ -93,4 +93,11 @@ class _Series:
             queries=self._settings.queries,
             lag=recorded.lag,
         )
-        return LookInput(self._settings, evidence, recorded.router, recorded.down, recorded.periods)
+        return LookInput(
+            self._settings,
+            evidence,
+            recorded.router,
+            recorded.down,
+            recorded.periods,
+            served=recorded.served,
+        )

@@ -6,7 +6,7 @@ begun reads the same from the whole part.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from threading import Lock
@@ -50,6 +50,7 @@ class LookSeries:
         router: What the router had counted at these looks, oldest first; those too old to be compared are dropped.
         periods: What the router had counted over the rollout, up to the first look after the newest evidence's end.
         waiting: What the router had counted at looks since then: not yet in `periods`.
+        served: By revision: the first look at which the router served its whole split.
     """
 
     bin_width: timedelta
@@ -58,6 +59,7 @@ class LookSeries:
     router: list[RouterCounts] = field(default_factory=list)
     periods: tuple[CountedPeriod, ...] = ()
     waiting: tuple[RouterCounts, ...] = ()
+    served: dict[int, datetime] = field(default_factory=dict)
 
     def earlier_counts(self, until: datetime) -> tuple[RouterCounts, ...]:
         """Return the router's counts at earlier looks that evidence up to `until` covers; empty with fewer than two.
@@ -67,6 +69,13 @@ class LookSeries:
         oldest = until - COMPARED_BINS * self.bin_width
         covered = [counts for counts in self.router if oldest <= counts.at <= until]
         return (covered[0], covered[-1]) if len(covered) > 1 else ()
+
+    def served_at(self, router: Sequence[RouterCounts]) -> dict[int, datetime]:
+        """Return the first look at which each revision's split was served, with what the router says at this one."""
+        present = router[-1] if router else None
+        if present is None or not present.served or present.served in self.served:
+            return self.served
+        return {**self.served, present.served: present.at}
 
     def periods_until(self, until: datetime) -> tuple[CountedPeriod, ...]:
         """Return what the router had counted over the rollout, up to the first look after the end of the evidence."""
@@ -85,7 +94,7 @@ class LookSeries:
         """Add a look that was read from the record: its bins and its router counts."""
         self.bins.apply(look.bins)
         self.baseline.apply(look.baseline)
-        self.periods = look.periods
+        self.periods, self.served = look.periods, dict(look.served)
         counted_until = look.periods[-1].last.at if look.periods else None
         self.waiting = tuple(one for one in self.waiting if counted_until is None or one.at > counted_until)
         self.add_counts(look.router, look.until)
@@ -94,6 +103,7 @@ class LookSeries:
         """Add the router's counts at a look, and drop counts that are no longer needed."""
         oldest = until - COMPARED_BINS * self.bin_width
         self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
+        self.served = self.served_at(router)
         self.periods, waiting = self._fold(until)
         self.waiting = (*waiting, *router[-1:])
 

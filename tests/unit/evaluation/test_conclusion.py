@@ -56,6 +56,17 @@ def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know
     assert blindness(evidence((90, 0))) is None
 
 
+def test_sampled_telemetry_is_judged_by_its_rows_and_the_sampling_is_said() -> None:
+    """One error among 20 rows of 1 in 10 is one error, not ten."""
+    every = Bin(at(0), Counts(20, 0), Counts(20, 1), share=0.5)
+    sampled = Bin(at(0), Counts(20, 0, represented=200), Counts(20, 1, represented=200), share=0.5)
+    full, tenth = (verdict(Evidence((one,), (), (), at(1), ())) for one in (every, sampled))
+
+    assert tenth.outcome == full.outcome == Outcome.NOT_ENOUGH_EVIDENCE
+    assert tenth.claims == full.claims
+    assert tenth.reason == f"{full.reason}; telemetry is sampled, 1 of 10"
+
+
 @pytest.mark.parametrize("name", ["old", "new"])
 def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: str) -> None:
     silent = (90, 0) if name == "new" else (0, 10)

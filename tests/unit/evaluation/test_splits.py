@@ -29,13 +29,18 @@ promoted = half.promote("new")
 
 def test_the_split_is_the_treatments_part_of_the_two_and_unchanged_revisions_do_not_count() -> None:
     splits = splits_since(history(first, created, tenth, tenth, half, promoted), at(1), control="old", treatment="new")
-    assert splits == (SplitChange(at(1), 0), SplitChange(at(2), 0.1), SplitChange(at(4), 0.5), SplitChange(at(5), 1))
+    assert splits == (
+        SplitChange(at(1), 0),
+        SplitChange(at(2), 0.1, revision=2),
+        SplitChange(at(4), 0.5, revision=4),
+        SplitChange(at(5), 1, revision=5),
+    )
 
 
 def test_the_split_that_was_in_force_when_the_rollout_began_is_known() -> None:
     revisions = history(first, created, tenth, half)
     splits = splits_since(revisions, at(2.5), control="old", treatment="new")
-    assert splits == (SplitChange(at(2.5), 0.1), SplitChange(at(3), 0.5))
+    assert splits == (SplitChange(at(2.5), 0.1), SplitChange(at(3), 0.5, revision=3))
     other = tenth.create_version("third", traffic_percentile=80)
     assert splits_since(history(other), at(0), control="old", treatment="new") == (SplitChange(at(0), 0.5),)
 
