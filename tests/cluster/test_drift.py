@@ -10,7 +10,7 @@ import pytest
 
 from controlled_rollout.errors import ConflictError, ControlledRolloutError
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, version_object_name
-from tests.cluster.sandbox import Sandbox
+from tests.cluster.sandbox import SMALL, Sandbox
 from tests.local.local_target_lab import steady_load
 from tests.polling import until
 
@@ -107,7 +107,7 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     scaled = await warnings_of(sandbox)
     assert re.fullmatch(r"version 'one' has 2 replicas, as 'kubectl' .* ask for 1: no step sets it back", scaled)
 
-    container = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
+    container: dict[str, Any] = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
     edit = {"spec": {"template": {"spec": {"containers": [container]}}}}
     sandbox.kubectl("patch", "deployment", service, "--field-manager=somebody", "-p", json.dumps(edit))
     edit_rules = [{"op": "replace", "path": "/spec/rules/0/timeouts/request", "value": "1s"}]
@@ -125,6 +125,12 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     environment = spec(sandbox, "deployment", service)["template"]["spec"]["containers"][0]["env"]
     assert {"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"} in environment
     assert f"Deployment {service} was edited by 'somebody'" in await warnings_of(sandbox)
+    # A field that we do not set, and ours as we have it.
+    container["env"] = [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": str(SMALL["max_request_wait_time"])}]
+    for more, is_edited in (({"workingDir": "/"}, True), ({"workingDir": None}, False)):
+        edit = {"spec": {"template": {"spec": {"containers": [{**container, **more}]}}}}
+        sandbox.kubectl("patch", "deployment", service, "--field-manager=somebody", "-p", json.dumps(edit))
+        assert (f"Deployment {service} was edited" in await warnings_of(sandbox)) is is_edited
 
 
 async def test_a_route_of_another_namespace_that_takes_all_callers_is_said_and_refused_but_not_to_a_roll_back(

@@ -3,7 +3,7 @@
 docs/aks.md has the table: which objects are put back as the newest revision asks for, and which are left as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from controlled_rollout.cluster.kinds import HTTP_ROUTE, SECURITY_POLICY, Kind
 
 __all__ = [
     "Drift",
+    "container_writers",
     "exact_patch",
     "is_changed",
     "is_other",
@@ -135,6 +136,33 @@ def other_writers(resource: Object) -> list[str]:
     ]
     entries.sort(key=lambda entry: str(entry.get("time", "")), reverse=True)
     return [_writer(entry) for entry in entries]
+
+
+def container_writers(deployment: Object) -> list[str]:
+    """Return who else than controlled-rollout has set fields of a Deployment's containers that we have not set.
+
+    What they run is then not what the revision says, such as with another `command`. Fields that others have set to the
+    same value as we have are no difference.
+    """
+    entries = deployment["metadata"].get("managedFields") or []
+    ours = [_container_fields(entry) for entry in entries if not is_other(entry)]
+    return [_writer(entry) for entry in entries if is_other(entry) and _has_more(_container_fields(entry), ours)]
+
+
+def _container_fields(entry: Object) -> Object:
+    """Return the fields of containers that a field manager owns, as the tree in which the API server keeps them."""
+    template = ((entry.get("fieldsV1") or {}).get("f:spec") or {}).get("f:template") or {}
+    fields = template.get("f:spec") or {}
+    return {kind: fields[kind] for kind in ("f:containers", "f:initContainers") if kind in fields}
+
+
+def _has_more(fields: Object, others: Sequence[Object]) -> bool:
+    """Return whether a tree of fields has one that none of other trees has."""
+    for name, below in fields.items():
+        same = [other[name] for other in others if name in other]
+        if name != "." and (not same or _has_more(below, same)):
+            return True
+    return False
 
 
 def replicas_owner(deployment: Object) -> Object | None:

@@ -204,6 +204,8 @@ async def _apply_version(
         return [*found, Drift.left(before, str(error), version.name)]
     if before is None:
         found.append(Drift.missing(DEPLOYMENT, name, version.name))
+    elif drift.container_writers(deployment):
+        found.append(Drift.left(deployment, "fields of its containers are theirs", version.name))
     elif drift.is_changed(before, deployment):
         found.append(Drift.edited(before, version.name))
     replicas = deployment["spec"].get("replicas", 1)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.cluster.kinds import SERVICE
-from controlled_rollout.target.kubernetes.drift import Drift, exact_patch, other_writers, replicas_writer, targets_route
+from controlled_rollout.target.kubernetes.drift import (
+    Drift,
+    container_writers,
+    exact_patch,
+    other_writers,
+    replicas_writer,
+    targets_route,
+)
 
 AT = "2026-11-28T09:00:00Z"
 
@@ -85,3 +92,22 @@ def test_a_policy_for_our_route_or_for_one_of_its_rules_is_recognised_however_it
     )
     assert targets_route({"spec": {"targetRef": ours}}, "digits")
     assert not targets_route({"spec": {"targetRefs": [other, {**ours, "kind": "GRPCRoute"}]}}, "digits")
+
+
+def test_who_sets_fields_of_containers_that_we_do_not_set_is_seen_and_who_sets_them_as_we_do_is_not() -> None:
+    def template(fields: dict[str, Any]) -> dict[str, Any]:
+        return {"f:spec": {"f:template": fields}}
+
+    def model(*fields: str) -> dict[str, Any]:
+        container: dict[str, Any] = {".": {}, **{f"f:{field}": {} for field in fields}}
+        return template({"f:spec": {"f:containers": {'k:{"name":"model"}': container}}})
+
+    ours = entry("controlled-rollout", model("image", "args"))
+    restarted = template({"f:metadata": {"f:annotations": {"f:kubectl.kubernetes.io/restartedAt": {}}}})
+    priority = template({"f:spec": {"f:priorityClassName": {}}})
+
+    assert container_writers(managed(ours, entry("kubectl-edit", model("command")))) == [f"'kubectl-edit' at {AT}"]
+    assert container_writers(managed(ours)) == []
+    # Somebody has set the image, and has set it back.
+    assert container_writers(managed(ours, entry("kubectl-set", model("image")))) == []
+    assert container_writers(managed(ours, entry("kubectl-rollout", restarted), entry("kubectl-patch", priority))) == []
