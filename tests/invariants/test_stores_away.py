@@ -57,17 +57,27 @@ FAULTS = (record_away, record_full, record_hangs, *UNSEEN)
 
 
 class FailingRollout:
-    """A rollout whose treatment fails all requests, from its first one on.
+    """A rollout whose treatment fails all requests, from its first one on or from a moment on.
+
+    Args:
+        fault: What is away from a moment on; None for nothing.
+        moment: From which moment on.
+        breaks_at: From which moment on the treatment fails; empty for its first request.
 
     Attributes:
+        broken: Since when it fails, in seconds; None if always.
         began: When the treatment got its first traffic, in seconds; None if it never did.
         alarmed: When a look failed for the first time, as the record tells.
         ended: When it had no traffic any more.
     """
 
-    def __init__(self, fault: Callable[[World, float], None] | None = None, moment: str = "") -> None:
+    def __init__(
+        self, fault: Callable[[World, float], None] | None = None, moment: str = "", *, breaks_at: str = ""
+    ) -> None:
         self.world = World()
-        self.world.traffic.error_rates[VERSION] = BROKEN
+        self.broken: float | None = None
+        if not breaks_at:
+            self.world.traffic.error_rates[VERSION] = BROKEN
         self.run = self.world.start_run(VERSION, Options())
         self.away_until: float | None = None
         self.began: float | None = None
@@ -76,6 +86,10 @@ class FailingRollout:
             if fault is not None and self.away_until is None and self._is_at(moment):
                 self.away_until = self.world.clock.seconds + AWAY_S
                 fault(self.world, self.away_until)
+            if breaks_at and self.broken is None and self._is_at(breaks_at):
+                self.broken = self.world.clock.seconds
+                self.world.target.advance()
+                self.world.traffic.error_rates[VERSION] = BROKEN
             self._take_step()
         self.world.close()
 
@@ -135,3 +149,21 @@ def test_a_failing_rollout_is_rolled_back_within_a_minute_whatever_is_away(
     if fault in UNSEEN:
         visible = max(visible, rollout.away_until)
     assert rollout.ended <= visible + MINUTE_S
+
+
+@pytest.mark.parametrize(("moment", "gate"), [("shift_50", "gate_10"), ("promote", "gate_50")])
+@pytest.mark.parametrize("fault", [record_away, record_hangs], ids=lambda fault: fault.__name__)
+def test_while_a_step_forward_waits_for_the_record_looks_go_on(
+    fault: Callable[[World, float], None], moment: str, gate: str
+) -> None:
+    seen_by_its_gate = FailingRollout(breaks_at=f"{gate} waits")
+    assert seen_by_its_gate.broken is not None
+    rollout = FailingRollout(fault, moment, breaks_at=moment)
+    assert rollout.broken is not None
+    assert rollout.ended is not None
+
+    visible = rollout.broken + seen_by_its_gate.alarmed - seen_by_its_gate.broken
+    assert rollout.ended <= visible + MINUTE_S
+    newest = rollout.world.newest
+    assert newest is not None
+    assert newest.effective_traffic().get(VERSION, 0) == 0

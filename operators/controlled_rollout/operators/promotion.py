@@ -1,6 +1,7 @@
 """The tasks that end a rollout: promote the treatment to control, or roll it back."""
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetAlias
@@ -72,8 +73,7 @@ class PromoteToControlOperator(RolloutOperator):
         """Promote the version, update the endpoint's asset, and return the per cent of the traffic of each version."""
         from controlled_rollout import steps
 
-        if self.own_rollout:
-            await last_look(self, context, workspace, endpoint=self.endpoint, version=self.version)
+        look = partial(last_look, self, context, workspace, endpoint=self.endpoint, version=self.version)
         stored = await steps.promote(
             workspace,
             self.endpoint,
@@ -82,6 +82,7 @@ class PromoteToControlOperator(RolloutOperator):
             owner=self.required_owner(context),
             needs_approval=self.needs_approval,
             timeout=duration("timeout", self.timeout),
+            look=look if self.own_rollout else None,
             progress=self.log_progress,
         )
         add_asset_event(context, self.endpoint, self.version)

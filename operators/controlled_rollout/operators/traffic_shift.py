@@ -1,6 +1,7 @@
 """The task that shifts traffic to a version."""
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.arguments import duration, number
@@ -55,10 +56,9 @@ class ShiftTrafficOperator(RolloutOperator):
         from controlled_rollout import steps
 
         percentile = number("percentile", self.percentile)
-        if self.own_rollout:
-            await last_look(
-                self, context, workspace, endpoint=self.endpoint, version=self.version, percentile=percentile
-            )
+        look = partial(
+            last_look, self, context, workspace, endpoint=self.endpoint, version=self.version, percentile=percentile
+        )
         stored = await steps.shift(
             workspace,
             self.endpoint,
@@ -67,6 +67,7 @@ class ShiftTrafficOperator(RolloutOperator):
             change=change_of(context, self.reason),
             owner=self.required_owner(context),
             timeout=duration("timeout", self.timeout),
+            look=look if self.own_rollout else None,
             progress=self.log_progress,
         )
         return stored.effective_traffic()

@@ -5,7 +5,7 @@ Airflow's tasks and the command line are thin wrappers around these. Each functi
 `going_back.py` how a roll-back goes on trying, `retirement.py` the step that deletes a version.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -44,6 +44,9 @@ __all__ = [
     "roll_out",
     "shift",
 ]
+
+# Looks at the evidence once more; raises if the version must not get more traffic.
+Look = Callable[[], Awaitable[None]]
 
 
 async def roll_out(
@@ -108,6 +111,7 @@ async def shift(
     change: Change,
     owner: str | None = None,
     timeout: timedelta = SERVED_TIMEOUT,
+    look: Look | None = None,
     progress: Progress = print,
 ) -> Endpoint:
     """Set a ready version's percentile and wait until the router serves the new split.
@@ -120,6 +124,7 @@ async def shift(
         change: Who does it and why, for the history.
         owner: The run that has to hold the endpoint; None does not check.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
+        look: Called before each try, for a run's step may wait long: raises if the version must not go on.
         progress: Called with a sentence when something changes.
 
     Returns:
@@ -145,7 +150,7 @@ async def shift(
         ready_before=True,
         scale=scale_before,
     )
-    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, progress)
+    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, look, progress)
 
 
 async def promote(
@@ -157,6 +162,7 @@ async def promote(
     owner: str | None = None,
     needs_approval: bool = False,
     timeout: timedelta = SERVED_TIMEOUT,
+    look: Look | None = None,
     progress: Progress = print,
 ) -> Endpoint:
     """Make a version default and control with all the traffic; the former control stays ready at 0 %.
@@ -170,6 +176,7 @@ async def promote(
             caller is a person, who approves it by calling.
         needs_approval: With `owner`: whether only a person's approval in the record permits it, not a gate's pass.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
+        look: Called before each try, for a run's step may wait long: raises if the version must not go on.
         progress: Called with a sentence when something changes.
 
     Returns:
@@ -187,7 +194,7 @@ async def promote(
         _promotion_step(version, owner=owner, scale=scale_before),
         permit=_permission(workspace, endpoint, version, owner, reason_not_to),
     )
-    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, progress)
+    return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, look, progress)
 
 
 async def roll_back(
@@ -266,15 +273,18 @@ async def _run_through_outages(
     owner: str | None,
     change: Change,
     timeout: timedelta,
+    look: Look | None,
     progress: Progress,
 ) -> Endpoint:
     """Run a step that gives a version more traffic; a run's step goes on trying while target or record are away.
 
-    If it failed, the run would roll a version back that may be good, because of an outage.
+    If it failed, the run would roll a version back that may be good, because of an outage. Looks go on meanwhile.
     """
 
     async def attempt(_: timedelta) -> Endpoint:
-        """Run the step once, with a new connection."""
+        """Look, then run the step once, with a new connection."""
+        if look is not None:
+            await look()
         async with connect(workspace) as target:
             return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 

@@ -86,8 +86,7 @@ def test_alarm_between_the_gate_and_the_step_fails_the_step_before_anything_chan
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     Looks(monkeypatch, NextAction.FAIL)
-    for step in ("promote", "shift"):
-        monkeypatch.setattr(steps, step, lambda *_, **__: pytest.fail("the step was taken"))
+    monkeypatch.setattr(steps, "run_step", lambda *_, **__: pytest.fail("the step was taken"))
     task = group(steps=(25, 60)).dag.task_dict[f"rollout.{name}"]
     with pytest.raises(AirflowFailException, match="the last look before this step: errors are higher"):
         cast("PromoteToControlOperator | ShiftTrafficOperator", task).execute(context())
