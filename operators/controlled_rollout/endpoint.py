@@ -58,6 +58,10 @@ class Rollout(Value):
     held: AwareDatetime | None = None
     resumed: AwareDatetime | None = None
 
+    def is_of(self, who: str) -> bool:
+        """Return whether `who`, a person or a task as `dag/run/task`, is the owner or one of the owner's tasks."""
+        return who == self.owner or who.startswith(f"{self.owner}/")
+
     def is_same(self, other: "Rollout | None") -> bool:
         """Return whether the other is the same rollout, on hold or not."""
         mine = (self.version, self.owner, self.started)

@@ -154,6 +154,8 @@ def _run_delete(options: argparse.Namespace) -> int:
         change = Change(who=caller(), why=options.reason or f"delete the endpoint {options.endpoint}")
         async with _connect_target(options) as target:
             existed = options.endpoint in await target.endpoints()
+            if existed and (rollout := (await target.endpoint(options.endpoint)).rollout):
+                print_line(f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}")
             # Also if not: what an interrupted deletion has left goes now.
             await target.delete(options.endpoint, change)
             return existed

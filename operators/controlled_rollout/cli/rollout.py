@@ -156,7 +156,7 @@ def _run_retire(options: argparse.Namespace) -> int:
     """Run `controlled-rollout retire`: delete a version without traffic; return the exit code."""
     from controlled_rollout import steps
 
-    if asyncio.run(steps.retire(*_step_arguments(options), **_step_options(options))) is None:
+    if asyncio.run(steps.retire(*_step_arguments(options), by_hand=True, **_step_options(options))) is None:
         print_line(f"there is no endpoint {options.endpoint!r}: nothing to delete")
     return 0
 

@@ -122,7 +122,7 @@ async def shift(
         version: The version.
         percentile: Its per cent of the endpoint's requests, 0 to 100.
         change: Who does it and why, for the history.
-        owner: The run that has to hold the endpoint; None does not check.
+        owner: The run that has to hold the endpoint; None for a shift by hand, which ends the rollout of another run.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
         look: Called before each try, for a run's step may wait long: raises if the version must not go on.
         progress: Called with a sentence when something changes.
@@ -141,8 +141,8 @@ async def shift(
     step = Step(
         name="shift",
         version=version,
-        edit=partial(edits.shift, version=version, percentile=percentile, owner=owner),
-        done=lambda stored: f"the router serves revision {stored.revision}: {_format_split(stored)}",
+        edit=partial(edits.shift, version=version, percentile=percentile, owner=owner, who=change.who),
+        done=lambda stored: _shift_text(stored, version),
         purpose=f"send {percentile:g} % to {version}",
         permit=_permission(
             workspace, endpoint, version, owner, partial(permission.reason_not_to_shift, percentile=percentile)
@@ -394,6 +394,14 @@ async def _delete_if_never_ready(
         raise NothingToDoError(f"version {version!r} is the first of endpoint {endpoint!r} and answers: it stays")
     await target.delete(endpoint, change)
     progress(f"endpoint {endpoint!r} is deleted: its first version {version!r} never became ready")
+
+
+def _shift_text(stored: Endpoint, version: str) -> str:
+    """Return what a shift has reached, as text; a default's percentile alone changes nothing."""
+    split = f"the router serves revision {stored.revision}: {_format_split(stored)}"
+    if not stored.versions[version].is_default:
+        return split
+    return f"{split}; {version!r} is the default and gets whatever no other version has: shift another version instead"
 
 
 def _format_split(endpoint: Endpoint) -> str:

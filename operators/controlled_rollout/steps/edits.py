@@ -34,8 +34,18 @@ def roll_out(
     return endpoint.claim(version, owner=owner, at=at).create_version(version, image=image, **settings)
 
 
-def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None) -> Endpoint:
+def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None, who: str = "") -> Endpoint:
     """Return the endpoint with another percentile for a version; raise if `owner` does not hold it.
+
+    A shift by hand (without `owner`) of a treatment that a run is rolling out ends that rollout: the run's evidence is
+    about another share, and its next step would undo what a person has decided.
+
+    Args:
+        endpoint: The endpoint.
+        version: The version.
+        percentile: Its per cent of the traffic.
+        owner: The run that has to hold the endpoint; None for a shift by hand.
+        who: Who shifts by hand: who holds the endpoint oneself goes on holding it.
 
     Raises:
         NothingToDoError: The version is control already, in the rollout of `owner`.
@@ -48,7 +58,11 @@ def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | N
             + (": first version, nothing to compare with" if len(endpoint.versions) == 1 else "")
         )
     endpoint.check_holder(version, owner)
-    return endpoint.shift(version, percentile)
+    shifted = endpoint.shift(version, percentile)
+    rollout = endpoint.rollout
+    if owner is not None or rollout is None or rollout.is_of(who) or shifted is endpoint:
+        return shifted
+    return shifted.release(version)
 
 
 def promote(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
@@ -80,6 +94,9 @@ def roll_back(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoin
     if version not in endpoint.versions:
         raise EndpointNotFoundError(f"endpoint {endpoint.name!r} has no version {version!r} to roll back")
     if endpoint.rollout is not None and endpoint.rollout.version == version:
+        endpoint.check_holder(version, owner)
+    elif owner is not None and endpoint.effective_traffic()[version] > 0 and not endpoint.versions[version].is_default:
+        # Somebody has ended the run's rollout since it looked, and has given the version this share.
         endpoint.check_holder(version, owner)
     return endpoint.roll_back(version).release(version)
 

@@ -22,6 +22,7 @@ async def retire(
     version: str,
     *,
     change: Change,
+    by_hand: bool = False,
     timeout: timedelta = RETIRE_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint | None:
@@ -32,6 +33,7 @@ async def retire(
         endpoint: The endpoint's name.
         version: The version to delete.
         change: Who does it and why, for the history.
+        by_hand: Whether a person has typed the version's name: one that the endpoint has never had is an error.
         timeout: How long the deletion may take.
         progress: Called with a sentence when something changes.
 
@@ -40,13 +42,19 @@ async def retire(
 
     Raises:
         ConflictError: The version has traffic, or a run holds the endpoint to roll it out.
-        EndpointError: The version is the default.
+        EndpointError: The version is the default, or by hand: the endpoint has never had it.
     """
     from controlled_rollout.target.connect import connect
 
     async with connect(workspace) as target:
         step = _retirement_step(version)
         try:
+            if by_hand:
+                history = await retry_until_available(
+                    lambda: target.history(endpoint), timeout=timeout, progress=progress
+                )
+                if not any(version in revision.endpoint.versions for revision in history):
+                    history[-1].endpoint.version(version)
             return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
         except EndpointNotFoundError:
             return None

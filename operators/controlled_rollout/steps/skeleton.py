@@ -172,9 +172,12 @@ async def _apply(
 ) -> tuple[Endpoint, Sequence[Revision]]:
     """Apply the step's edit to the newest revision; retry with the newer revision if another writer was faster."""
     attempts, refused = 0, -1
+    warned = ""
     while True:
         attempts += 1
         newest, edited, history = await _call(step, partial(_edit_newest, step, target, endpoint), timeout, progress)
+        if (warning := _rollout_ended_by(change.who, newest, edited)) and warning != warned:
+            progress(warned := warning)
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
             return await _call(step, partial(target.apply, edited, change), timeout, progress), history
@@ -184,6 +187,18 @@ async def _apply(
                 raise
             refused = newest.revision
             await asyncio.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - spreads writers, hides nothing
+
+
+def _rollout_ended_by(who: str, before: Endpoint, after: Endpoint) -> str:
+    """Return a sentence if a change ends the rollout of somebody else than `who`; empty if it does not."""
+    rollout = before.rollout
+    if rollout is None or rollout.is_same(after.rollout) or rollout.is_of(who):
+        return ""
+    return (
+        f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}, which has held endpoint "
+        f"{before.name!r} since {rollout.started:%Y-%m-%d %H:%M:%S %Z}: {rollout.owner} ends as a conflict and changes "
+        "nothing more"
+    )
 
 
 def _edit_same_control(step: Step, before: Endpoint, newest: Endpoint) -> Endpoint:

@@ -74,7 +74,11 @@ def test_a_warm_version_is_taken_up_again() -> None:
 def test_a_shift_needs_the_rollout_of_its_run() -> None:
     shifted = edits.shift(ROLLING, "new", percentile=10, owner=RUN)
     assert shifted.effective_traffic() == {"old": 90, "new": 10}
-    assert edits.shift(ROLLING, "new", percentile=10, owner=None) == shifted
+    for who in (RUN, f"{RUN}/shift"):  # one's own rollout goes on
+        assert edits.shift(ROLLING, "new", percentile=10, owner=None, who=who) == shifted
+    by_hand = edits.shift(ROLLING, "new", percentile=10, owner=None, who="ada")
+    assert by_hand == shifted.release("new")
+    assert edits.shift(shifted, "new", percentile=10, owner=None, who="ada") is shifted
     with pytest.raises(ConflictError, match="no longer holds"):
         edits.shift(ROLLING, "new", percentile=10, owner=OTHER)
 

@@ -162,6 +162,72 @@ async def test_run_does_not_promote_after_another_writer_changed_the_split_at_th
         await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
 
 
+@pytest.mark.parametrize("percentile", [0, 30])
+async def test_shift_by_hand_names_the_rollout_that_it_ends_and_the_run_then_touches_nothing(
+    workspace: Workspace, target: MemoryTarget, percentile: float
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "new")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
+    let_go_on(workspace, target)
+    messages: list[str] = []
+    by_hand = await steps.shift(
+        workspace, "digits", "new", percentile=percentile, change=Change(who="ada"), progress=messages.append
+    )
+    assert [m for m in messages if m.startswith(f"warning: this ends the rollout of 'new' by {RUN}, which has held")]
+
+    for step in (
+        steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN),
+        steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN),
+    ):
+        with pytest.raises(ConflictError, match="no longer holds"):
+            await step
+    with pytest.raises(NothingToDoError, match="ada ended the rollout of 'new' by"):
+        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    assert target.newest("digits") == by_hand
+    reason = await steps.reason_not_promoted(workspace, "digits", "new", RUN)
+    assert reason and "ada ended the rollout" in reason
+
+
+async def test_promotion_by_hand_ends_the_rollout_and_the_run_retires_nothing(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old", owner=OTHER)
+    await roll_out(workspace, "new")
+    messages: list[str] = []
+    await steps.promote(workspace, "digits", "new", change=Change(who="ada"), progress=messages.append)
+    assert [m for m in messages if m.startswith("warning: this ends the rollout of 'new' by")]
+
+    promoted = await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    assert promoted.control == promoted.version("new")
+    with pytest.raises(NothingToDoError, match="ada"):
+        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    with pytest.raises(NothingToDoError, match="ada"):
+        await steps.retire_former_control(workspace, "digits", "new", change=CHANGE, owner=RUN)
+    assert list(target.newest("digits").versions) == ["old", "new"]
+
+
+async def test_shift_of_the_default_says_that_it_changes_nothing(workspace: Workspace, target: MemoryTarget) -> None:
+    await roll_out(workspace, "old")
+    messages: list[str] = []
+    await steps.shift(workspace, "digits", "old", percentile=30, change=CHANGE, progress=messages.append)
+    assert messages[-1].endswith(
+        "'old' is the default and gets whatever no other version has: shift another version instead"
+    )
+
+
+async def test_retirement_by_hand_of_a_version_that_never_was_is_an_error(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await roll_out(workspace, "old")
+    await roll_out(workspace, "new")
+    await steps.roll_back(workspace, "digits", "new", change=CHANGE)
+    for _ in range(2):  # one that is gone already is none
+        assert await steps.retire(workspace, "digits", "new", change=CHANGE, by_hand=True) is not None
+    with pytest.raises(EndpointError, match="has no version 'newer': it has old"):
+        await steps.retire(workspace, "digits", "newer", change=CHANGE, by_hand=True)
+
+
 async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Workspace, target: MemoryTarget) -> None:
     await roll_out(workspace, "old")
     await roll_out(workspace, "new")
