@@ -10,13 +10,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, ControlledRolloutError, EndpointNotFoundError
+from controlled_rollout.errors import ConflictError, ControlledRolloutError, DamagedFileError, EndpointNotFoundError
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps.rules import check_control_is_the_same
@@ -30,7 +30,7 @@ from controlled_rollout.target.waiting import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Edit", "Permit", "Scale", "Step", "run_step"]
+__all__ = ["Edit", "Permit", "Scale", "Step", "readable_history", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
 Result = TypeVar("Result")
@@ -211,7 +211,7 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     """Return the newest revision, what the step makes of it, and all revisions; raise if it is refused."""
     history: Sequence[Revision] = ()
     try:
-        history = await target.history(endpoint)
+        history = await (readable_history(target, endpoint) if step.going_back else target.history(endpoint))
         newest = history[-1].endpoint
     except EndpointNotFoundError:
         if step.creates is None:
@@ -221,6 +221,19 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     if step.permit and history:
         await step.permit(history)
     return newest, edited, history
+
+
+async def readable_history(target: Target, endpoint: str) -> Sequence[Revision]:
+    """Return the endpoint's revisions, oldest first; only the newest if an older one cannot be read.
+
+    Going back needs the newest alone: it names the run that holds the endpoint.
+    """
+    try:
+        return await target.history(endpoint)
+    except DamagedFileError as error:
+        newest = await target.endpoint(endpoint)
+        change = Change(who="unknown", why=str(error))
+        return [Revision(number=newest.revision, endpoint=newest, change=change, created=datetime.now(UTC))]
 
 
 async def _call(step: Step, call: Callable[[], Awaitable[Result]], timeout: timedelta, progress: Progress) -> Result:

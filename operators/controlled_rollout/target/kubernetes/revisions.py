@@ -105,7 +105,10 @@ def _revision_object(revision: Revision, namespace: str, owner: Object) -> Objec
 
 def _revision_from_object(resource: Object) -> Revision:
     """Return the revision that a ControllerRevision stores."""
-    annotations = resource["metadata"]["annotations"]
+    metadata = resource["metadata"]
+    # Somebody may have removed an annotation: who and why are lost, and the endpoint goes on.
+    known = {WHO: "unknown", WHY: "", CREATED: metadata.get("creationTimestamp")}
+    annotations = known | (metadata.get("annotations") or {})
     return Revision(
         number=resource["revision"],
         endpoint=Endpoint.model_validate(resource["data"]),

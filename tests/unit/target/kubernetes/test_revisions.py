@@ -1,0 +1,36 @@
+"""Revisions as a cluster holds them, also those that somebody has edited."""
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from controlled_rollout.cluster.api import Api, Object
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.target.kubernetes import revisions
+
+
+class Cluster:
+    """An API server with these ControllerRevisions."""
+
+    def __init__(self, *stored: Object) -> None:
+        self._stored = list(stored)
+
+    async def items(self, path: str, **query: str) -> list[Object]:
+        return self._stored
+
+
+def stored(number: int, annotations: dict[str, str] | None) -> Object:
+    metadata: dict[str, Any] = {"name": f"cr-digits-{number:08d}", "creationTimestamp": "2026-01-05T12:00:00Z"}
+    if annotations is not None:
+        metadata["annotations"] = annotations
+    data = Endpoint(name="digits", revision=number).model_dump(mode="json")
+    return {"metadata": metadata, "revision": number, "data": data}
+
+
+async def test_a_revision_whose_annotations_were_removed_keeps_nobody_from_changing_the_endpoint() -> None:
+    known = {revisions.WHO: "anna", revisions.WHY: "a new model", revisions.CREATED: "2026-01-05T11:59:59+00:00"}
+    cluster = cast("Api", Cluster(stored(2, known), stored(1, None)))
+
+    first, second = await revisions.history(cluster, "models", "digits")
+
+    assert (first.change.who, first.change.why, first.created) == ("unknown", "", datetime(2026, 1, 5, 12, tzinfo=UTC))
+    assert (second.change.who, second.number) == ("anna", 2)
