@@ -209,7 +209,9 @@ class KubernetesTarget:
         """Look at all objects of an endpoint while a step waits, and remake what others have deleted or edited."""
         newest = await self.endpoint(name)
         owner = await provisioning.apply_root(self._api, self._workspace, name)
-        await self._apply_objects(newest, owner, before=newest, must=False)
+        # Somebody may be deleting the endpoint: its objects are not to come back.
+        if "deletionTimestamp" not in owner["metadata"]:
+            await self._apply_objects(newest, owner, before=newest, must=False)
 
     async def _apply_objects(self, endpoint: Endpoint, owner: Object, *, before: Endpoint | None, must: bool) -> None:
         """Apply all objects of an endpoint but its route, and warn of what others have deleted or edited.
