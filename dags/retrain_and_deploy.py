@@ -37,6 +37,7 @@ PARAMS = {
     "decision_timeout": Param("1 d", title="Maximum time at each step", **DURATION),
     "on_deadline": Param("hold", enum=["hold", "roll_back"], title="If there is no decision by then"),
     "keep_warm": Param("1 d", title="Keep the former control for", **DURATION),
+    "roll_back_timeout": Param("1 h", title="How long a roll-back goes on trying", **DURATION),
     "gate": Param(
         {"warm_up": "5 min"},
         type="object",
@@ -96,6 +97,7 @@ with DAG(
         decision_timeout="{{ params.decision_timeout }}",
         on_deadline="{{ params.on_deadline }}",
         keep_warm="{{ params.keep_warm }}",
+        roll_back_timeout="{{ params.roll_back_timeout }}",
         on_conflict="{{ params.on_conflict }}",
         interval="{{ params.interval }}",
         bin_width="{{ params.bin_width }}",

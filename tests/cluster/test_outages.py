@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout import steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from tests.cluster.lab.components import BARE_APISERVER, BARE_PORT
@@ -167,6 +168,31 @@ def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sand
     label = f"controlled-rollout/endpoint={sandbox.endpoint}"
     names = sandbox.kubectl("get", "deployments,services", "-l", label, "-o", "name")
     assert len(names.split()) == 2
+
+
+async def test_a_roll_back_goes_on_until_a_permission_that_was_taken_away_is_back(sandbox: Sandbox) -> None:
+    for version in ("one", "two"):
+        await sandbox.roll_out(version)
+    await sandbox.shift("two", 30)
+    binding = sandbox.lab.kubectl("--namespace", sandbox.namespace, "get", "rolebinding", "-o", "json")
+    sandbox.lab.kubectl("--namespace", sandbox.namespace, "delete", "rolebinding", "--all")
+    refusals = asyncio.Event()
+    messages: list[str] = []
+
+    def progress(message: str) -> None:
+        messages.append(message)
+        if len([line for line in messages if line.startswith("not rolled back yet")]) == 3:
+            refusals.set()
+
+    rolling_back = asyncio.create_task(
+        steps.roll_back(sandbox.workspace, sandbox.endpoint, "two", change=CHANGE, progress=progress)
+    )
+    await asyncio.wait_for(refusals.wait(), 120)
+    sandbox.lab.kubectl("apply", "-f", "-", input=binding)
+    await asyncio.wait_for(rolling_back, 120)
+
+    assert any("answered 403" in message for message in messages), messages
+    assert (await sandbox.target.status(sandbox.endpoint)).weight_ppm == {"one": 1_000_000}
 
 
 def refused(sandbox: Sandbox, **settings: object) -> Sandbox:
