@@ -1,8 +1,12 @@
 """When a process that runs is replaced because it does not answer."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 
+import pytest
+
+from controlled_rollout.target.local import liveness
 from controlled_rollout.target.local.liveness import LivenessCheck
 
 
@@ -45,6 +49,25 @@ async def test_a_process_that_never_answers_is_replaced() -> None:
     problem = await checked([False, False], start_s=0.0).watch(exited)
 
     assert problem == "did not answer within 0 s of its start"
+    exited.cancel()
+
+
+async def test_a_probe_that_was_late_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "LATE_S", 0.3)
+    probes = 0
+
+    async def probe() -> bool:
+        nonlocal probes
+        probes += 1
+        if probes == 2:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.6)
+        return probes == 1
+
+    exited = asyncio.create_task(running())
+    check = LivenessCheck(probe, start_s=60.0, interval_s=0.01, max_failures=2)
+
+    assert await check.watch(exited) == "did not answer 2 times in a row"
+    assert probes >= 5  # the first is answered, the third comes late and begins the count anew
     exited.cancel()
 
 
