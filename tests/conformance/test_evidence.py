@@ -73,4 +73,5 @@ async def test_rows_that_somebody_else_writes_neither_pass_a_bad_version_nor_fai
     outcomes = {one.verdict.outcome.value for one in seen}
     assert seen[-1].verdict.outcome is Outcome.CANNOT_SEE, [one.verdict.reason for one in seen]
     assert "requests of version 'two', and the router counted" in seen[-1].verdict.reason
-    assert outcomes <= {"cannot_see", "not_enough_evidence"}, [one.verdict.reason for one in seen]
+    # The first few rows too many may be fewer than what the router has counted between two looks.
+    assert not outcomes & {"pass", "fail"}, [one.verdict.reason for one in seen]
