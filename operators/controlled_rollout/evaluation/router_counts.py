@@ -39,22 +39,21 @@ def contradiction(look: LookInput) -> str | None:
 
 def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
     """Return a sentence if the store has more rows of a version than its router counted requests."""
+    started, bins = look.settings.started, look.evidence.bins
     periods = list(look.periods)
     if present := look.router[-1] if look.router else None:
         periods += [periods[-1].until(present)] if periods and periods[-1].goes_on_with(present) else []
         periods += [CountedPeriod(present, present)] if not periods and present.routers else []
-    bins = look.evidence.bins
     for period in periods:
-        end = period.last.at - CLOCKS_DIFFER
-        within = _between(look, bins, period.first.at + READING, end)
+        within = _between(look, bins, period.first.at + READING, period.last.at - CLOCKS_DIFFER)
         counted = period.last.of(version) - period.first.of(version)
         if problem := _excess(version, within, is_treatment, counted, period.first.at, period.last.at):
             return problem
-        if all(since <= look.settings.started for since in period.last.routers.values()):
-            # These routers have counted since before the rollout began.
-            whole = _between(look, bins, look.settings.started - look.settings.window.bin_width, end)
-            counted = period.last.of(version)
-            if problem := _excess(version, whole, is_treatment, counted, look.settings.started, period.last.at):
+    for period in periods:
+        # Counts that go on from the first look on, by routers that have counted since before the rollout began.
+        if period.first == periods[0].first and all(since <= started for since in period.last.routers.values()):
+            whole = _between(look, bins, started - look.settings.window.bin_width, period.last.at - CLOCKS_DIFFER)
+            if problem := _excess(version, whole, is_treatment, period.last.of(version), started, period.last.at):
                 return problem
     return None
 

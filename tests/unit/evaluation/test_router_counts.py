@@ -100,6 +100,16 @@ def test_a_router_that_was_restarted_since_the_rollout_began_contradicts_nothing
     assert look(evidence(*[100] * 12), counted(15, 500, 500)) is not None
 
 
+def test_counts_that_were_lost_with_a_version_s_share_contradict_nothing() -> None:
+    """Envoy Gateway removes the cluster of a version that has no share, and the counts with it."""
+    before = CountedPeriod(counted(0, 0, 0), counted(4.1, 400, 400))
+    since = CountedPeriod(counted(6, 600, 0), counted(8.1, 800, 200))
+
+    assert look(evidence(100, 100, 100, 100, 0, 0, 100, 100), counted(9, 900, 300), before, since) is None
+    assert look(evidence(100, 100, 100, 100, 0, 0, 100, 300), counted(9, 900, 300), before, since) is not None
+    assert look(evidence(100, 200, 100, 100, 0, 0, 100, 100), counted(9, 900, 300), before, since) is not None
+
+
 def test_a_router_whose_counts_are_not_known_contradicts_nothing() -> None:
     assert look(evidence(100, 100), RouterCounts(START + 5 * MINUTE, {"one": 0, "two": 0})) is None
 
