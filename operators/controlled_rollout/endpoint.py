@@ -27,6 +27,9 @@ __all__ = ["VERSION_HEADER", "WEIGHT_TOTAL", "Auth", "Endpoint", "EndpointError"
 MAX_VERSIONS: Final = 6
 # In a request: the version that should answer it. In an answer: the version that gave it.
 VERSION_HEADER: Final = "azureml-model-deployment"
+# The least per cent of the traffic that a shift may give a version, or leave to the others: routers count in parts of a
+# million, and what is much less than one request in ten thousand shows nothing.
+LEAST_SHARE: Final = 0.01
 # Weights are parts of a million: the largest weight that a Gateway API backendRef may have.
 WEIGHT_TOTAL: Final = 1_000_000
 # Percentiles are floats: three thirds must be allowed to add up to 100.

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Generator, Mapping, Sequence
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
@@ -18,6 +19,7 @@ from controlled_rollout.defaults import (
     ROLL_BACK_TIMEOUT,
 )
 from controlled_rollout.duration import parse_duration
+from controlled_rollout.endpoint import LEAST_SHARE
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -201,6 +203,8 @@ class ControlledRollout(TaskGroup):
                     "pass_every_step": pass_every_step,
                     "keep_warm": keep_warm,
                     "ready_timeout": ready_timeout,
+                    # What another task makes is not there yet.
+                    **({"image": image} if image is None or isinstance(image, str) else {}),
                     "roll_back_timeout": roll_back_timeout,
                 },
                 steps=tuple(steps),
@@ -437,16 +441,23 @@ def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -
 
 
 def check_steps(steps: Sequence[float]) -> None:
-    """Raise ValueError unless the steps are ascending percentiles above 0 and up to 100.
+    """Raise ValueError unless the steps are ascending percentiles that a router can tell apart, up to 100.
 
     Raises:
-        ValueError: There are none, or they are not numbers, not ascending, or not between 0 and 100.
+        ValueError: There are none, or they are not numbers, not ascending, not between 0 and 100, or nearer to 0, to
+            100 or to each other than `LEAST_SHARE`.
     """
     numbers = isinstance(steps, Sequence) and all(
         isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
     )
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")
+    shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
+    if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
+        raise ValueError(
+            f"steps={steps!r}: give percentiles that differ from each other, from 0 and from 100 by {LEAST_SHARE:g} or "
+            "more: that is the least share of the traffic that a step can move"
+        )
 
 
 def execution_timeout_above(timeout: Time) -> timedelta | None:

@@ -31,7 +31,7 @@ from controlled_rollout import ControlledRollout
 with DAG("ask", schedule=None):
     ControlledRollout(
         endpoint="digits", version="{{{{ params.version }}}}", image="{image}", steps=(50,),
-        settings={{"num_replicas": 1}}, gate={{"latency_quantiles": []}}, bake="1 s", decision_timeout="4 s",
+        settings={{"num_replicas": 1}}, gate={{"latency_quantiles": []}}, bake="3 s", decision_timeout="4 s",
         on_deadline="ask",
         interval="1 s", bin_width="1 s", allowed_lag="2 s", baseline_length="10 s", keep_warm="0 s",
         approval_settings={{"body": None}},

@@ -29,7 +29,7 @@ ENDPOINT = "digits"
 QUICK: dict[str, Any] = {
     "endpoint": ENDPOINT,
     "settings": {"num_replicas": 1, "max_request_wait_time": 5_000},
-    "bake": "1 s",
+    "bake": "3 s",
     "min_requests": 5,
     "decision_timeout": "90 s",
     "keep_warm": "1 s",

@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {
     "scan": {"max_severity": "high"},
     "steps": (25, 50),
     "gate": {"latency_quantiles": [], "acceptable_error_rate": 0.05},
-    "bake": "1 s",
+    "bake": "3 s",
     "min_requests": 5,
     "decision_timeout": "90 s",
     "on_deadline": "ask",
@@ -200,7 +200,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
 
     def tasks() -> None:
         check = run.execute("check")
-        assert "2. shift 25 % of the traffic to it; go on after 1 s and 5 requests of evidence, unless " in check
+        assert "2. shift 25 % of the traffic to it; go on after 3 s and 5 requests of evidence, unless " in check
         assert "Forecast: what the steps can show at control's present" in check
         assert "25 % of" in check and "50 % of" in check
         assert "telemetry store  works" in check

@@ -92,6 +92,13 @@ def test_steps_that_do_not_ascend_are_refused(steps: tuple[object, ...]) -> None
         group(steps=steps)
 
 
+@pytest.mark.parametrize("steps", [(0.00005,), (1, 1.0000001), (1, 1.005), (99.995,), (0.001, 50)])
+def test_steps_that_no_router_can_tell_apart_are_refused(steps: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"by 0\.01 or more"):
+        group(steps=steps)
+    assert len(group(steps=(0.01, 0.02, 99.98, 99.99, 100)).shifts) == 5
+
+
 def test_killed_tasks_are_retried_unless_the_author_says_otherwise() -> None:
     assert {task.retries for task in group()} == {3}
     assert {task.retries for task in group(dag_arguments={"retries": 7})} == {7}
@@ -244,3 +251,17 @@ def test_a_version_without_a_name_has_that_of_the_dag_run() -> None:
     for task in rollout:
         task.render_template_fields({"task": task, "dag_run": run})
         assert (getattr(task, "version", None) or task.replaced_by) == version_of_run(run)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_text_stays_text_and_the_rest_is_as_the_dag_renders_it(native: bool) -> None:
+    params = {"endpoint": "1e5", "version": "1234", "image": "None", "settings": {"cpu_cores": 1}, "min_requests": 5}
+    templates = {name: f"{{{{ params.{name} }}}}" for name in params}
+    with DAG("weekly", schedule=None, render_template_as_native_obj=native):
+        rollout = ControlledRollout(**templates)  # type: ignore[arg-type] # all are text
+    for task in rollout:
+        task.render_template_fields({"task": task, "params": params})
+    assert (rollout.check.endpoint, rollout.check.version, rollout.roll_out.image) == ("1e5", "1234", "None")
+    assert rollout.roll_back.version == rollout.retire_old.replaced_by == "1234"
+    assert rollout.gates[0].min_requests == (5 if native else "5")
+    assert rollout.roll_out.settings == ({"cpu_cores": 1} if native else "{'cpu_cores': 1}")

@@ -6,8 +6,10 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from controlled_rollout.duration import format_duration
+from controlled_rollout.endpoint import MAX_VERSIONS, Endpoint
+from controlled_rollout.evidence import EvidenceWindow
 
-__all__ = ["RolloutPlan"]
+__all__ = ["RolloutPlan", "contradictions", "room_for"]
 
 WITHOUT_DECISION: Final = {
     "hold": "it holds, and a person decides",
@@ -69,3 +71,58 @@ class RolloutPlan:
             f"shift {percentile:g} % of the traffic to it; go on after {format_duration(self.bake)} and "
             f"{max(1, self.min_requests)} requests of evidence, {condition}{compared}"
         )
+
+
+def contradictions(
+    *, bake: timedelta, decision_timeout: timedelta, interval: timedelta, window: EvidenceWindow
+) -> list[str]:
+    """Return what cannot be about the times of a rollout, a sentence each; empty if they fit each other.
+
+    Args:
+        bake: The least time at each step.
+        decision_timeout: The most time at each step.
+        interval: The time between two looks.
+        window: How the evidence is read.
+    """
+    problems = []
+    first_bin = window.allowed_lag + window.bin_width
+    if bake < first_bin:
+        problems.append(
+            f"bake = {format_duration(bake)} is over before any evidence of the step can be there: the first bin is "
+            f"closed after allowed_lag {format_duration(window.allowed_lag)} + bin_width "
+            f"{format_duration(window.bin_width)}: give {format_duration(first_bin)} or more"
+        )
+    if decision_timeout <= bake:
+        problems.append(
+            f"decision_timeout = {format_duration(decision_timeout)} leaves a gate no time after bake = "
+            f"{format_duration(bake)}: give more"
+        )
+    if interval <= timedelta(0):
+        problems.append(
+            f"interval = {format_duration(interval)}: a gate has to wait between two looks: give more than 0"
+        )
+    return problems
+
+
+def room_for(endpoint: Endpoint, version: str) -> tuple[str, str]:
+    """Return why a version has no room on an endpoint, and a warning that the next one will have none; empty if not.
+
+    Args:
+        endpoint: The endpoint as it is.
+        version: The version that is to be rolled out.
+    """
+    kept = [name for name in endpoint.versions if name != version]
+    names = ", ".join(kept)
+    advice = "retire one, or let former controls stay for a shorter time with keep_warm"
+    if len(kept) >= MAX_VERSIONS:
+        return (
+            f"endpoint {endpoint.name!r} has {len(kept)} versions ({names}), and at most {MAX_VERSIONS} are possible: "
+            f"version {version!r} has no room: {advice}",
+            "",
+        )
+    if len(kept) + 1 == MAX_VERSIONS:
+        return "", (
+            f"endpoint {endpoint.name!r} will have {MAX_VERSIONS} versions ({names}, {version}), as many as are "
+            f"possible: the next rollout has no room as long as they stay: {advice}"
+        )
+    return "", ""

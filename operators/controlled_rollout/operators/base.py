@@ -1,8 +1,8 @@
 """What all tasks share: the workspace of their connection, their name in the history, and how they call the engine."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -36,8 +36,13 @@ Result = TypeVar("Result")
 
 # The XCom key under which a failed task leaves its reason in one line; the roll-back that follows gives it as its own.
 FAILURE_KEY = "failure"
+# Arguments that are text whatever they look like: `render_template_as_native_obj` would make a number of the version
+# "1234" or of the reason "0815".
+TEXT_FIELDS: Final = frozenset(
+    {"conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "on_conflict", "on_deadline"}
+)
 # These errors may be gone at the next try. All others would come again: a retry would only delay the roll-back.
-TEMPORARY_ERRORS = (
+TEMPORARY_ERRORS: Final = (
     TargetUnavailableError,
     EvidenceUnavailableError,
     RecordUnavailableError,
@@ -72,7 +77,28 @@ class EngineCalls:
     conn_id: str
     log: Any
     temporary_errors: tuple[type[ControlledRolloutError], ...] = TEMPORARY_ERRORS
+    _renders_text = False
     _call: "tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None" = None
+
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Iterable[str], context: "Context", jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        """Render the templates as Airflow does, but text as text, also in a DAG with native rendering."""
+        render = super()._do_render_template_fields  # type: ignore[misc] # Airflow's operator is the next base
+        texts = [name for name in template_fields if parent is self and name in TEXT_FIELDS]
+        render(parent, [name for name in template_fields if name not in texts], context, jinja_env, seen_oids)
+        dag = self.get_dag()  # type: ignore[attr-defined] # Airflow's operator is the next base
+        self._renders_text = True
+        try:
+            render(parent, texts, context, dag.get_template_env(force_sandboxed=True) if dag else jinja_env, seen_oids)
+        finally:
+            self._renders_text = False
+
+    def _render(self, template: Any, context: "Context", dag: Any = None) -> Any:
+        """Render one template: as text while the text fields are rendered, else as Airflow does."""
+        if self._renders_text:
+            return template.render(context)
+        return super()._render(template, context, dag)  # type: ignore[misc] # Airflow's operator is the next base
 
     def workspace(self) -> Workspace:
         """Return the workspace of the task's connection."""

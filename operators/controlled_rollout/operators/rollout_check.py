@@ -13,16 +13,20 @@ from controlled_rollout.arguments import (
     mapping_of,
     optional_duration,
     read_all,
+    text,
     whole_number,
 )
 from controlled_rollout.checks.forecast import forecast, read_control_traffic
-from controlled_rollout.checks.plan import RolloutPlan
+from controlled_rollout.checks.plan import RolloutPlan, contradictions, room_for
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
+from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.refusals import check_supported
 from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
@@ -96,6 +100,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """
         plan, gate, window = self.read_arguments()
         self.log_progress(str(plan))
+        if warning := await self._check_room(workspace):
+            self.log.warning("%s", warning)
         self.log_progress(await self._forecast_text(workspace, plan, gate, window))
         await super().check(workspace, users)
 
@@ -108,10 +114,18 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         given = self.arguments
 
         def create_version() -> Endpoint:
-            """Create the version on an empty endpoint, only to check its name and its settings."""
+            """Create the version on an empty endpoint, only to check names and settings, and that a target has them."""
             settings = mapping_of("settings", given["settings"])
             check_settings(settings)
-            return Endpoint(name=self.endpoint).create_version(self.version, **settings)
+            auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
+            endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth)
+            created = endpoint.create_version(text("version", self.version), **settings)
+            check_supported(created, "workspace's")
+            return created
+
+        def read_image() -> str:
+            """Read the image, unless another task makes it."""
+            return str(ImageReference.parse(text("image", given["image"]))) if "image" in given else ""
 
         values = read_all(
             {
@@ -119,9 +133,17 @@ class CheckRolloutOperator(CheckConnectivityOperator):
                 "gate": lambda: gate_of(given["gate"]),
                 "window": lambda: evidence_window(given["bin_width"], given["allowed_lag"], given["baseline_length"]),
                 "version": create_version,
+                "image": read_image,
                 "scan": lambda: given["scan"] and scan_settings(given["scan"]),
             }
         )
+        if problems := contradictions(
+            bake=values["bake"],
+            decision_timeout=values["decision_timeout"],
+            interval=values["interval"],
+            window=values["window"],
+        ):
+            raise ArgumentError("\n".join(problems))
         plan = RolloutPlan(
             endpoint=self.endpoint,
             version=self.version,
@@ -136,6 +158,22 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             keep_treatment=self.keep_treatment,
         )
         return plan, values["gate"], values["window"]
+
+    async def _check_room(self, workspace: Workspace) -> str:
+        """Return a warning if the endpoint will have as many versions as it may; empty if not, or if it is not known.
+
+        Raises:
+            ArgumentError: It has as many already.
+        """
+        try:
+            async with connect(workspace) as target:
+                endpoint = await target.endpoint(self.endpoint)
+        except ControlledRolloutError:
+            return ""  # there is none yet, or the connectivity check says what does not work
+        full, warning = room_for(endpoint, self.version)
+        if full:
+            raise ArgumentError(full)
+        return warning
 
     async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
         """Return a text of what each step can show at control's present traffic, or why that is not known."""

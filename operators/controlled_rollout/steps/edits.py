@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.endpoint import LEAST_SHARE, Endpoint
+from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, NothingToDoError
 from controlled_rollout.version import check_settings
 
 __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
@@ -58,6 +58,11 @@ def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | N
             + (": first version, nothing to compare with" if len(endpoint.versions) == 1 else "")
         )
     endpoint.check_holder(version, owner)
+    if 0 < percentile < LEAST_SHARE or 100 - LEAST_SHARE < percentile < 100:
+        raise EndpointError(
+            f"version {version!r} of endpoint {endpoint.name!r} cannot have {percentile} % of the traffic: the least "
+            f"share of a version is {LEAST_SHARE:g} %; give 0, {LEAST_SHARE:g} to {100 - LEAST_SHARE:g}, or 100"
+        )
     shifted = endpoint.shift(version, percentile)
     rollout = endpoint.rollout
     if owner is not None or rollout is None or rollout.is_of(who) or shifted is endpoint:

@@ -4,7 +4,8 @@ from typing import Literal
 
 import pytest
 
-from controlled_rollout.checks.plan import RolloutPlan
+from controlled_rollout.checks.plan import RolloutPlan, room_for
+from controlled_rollout.endpoint import Endpoint
 
 PLAN = RolloutPlan(
     endpoint="digits", version="v2a", steps=(10, 50), bake=timedelta(minutes=10), min_requests=500,
@@ -42,3 +43,18 @@ def test_the_plan_says_what_happens_without_a_decision_and_who_approves(
 def test_the_plan_says_what_becomes_of_a_version_that_fails() -> None:
     assert str(PLAN).endswith("rolled back at once and retired.")
     assert str(replace(PLAN, keep_treatment=True)).endswith("rolled back at once and kept at 0 %.")
+
+
+def test_endpoint_without_room_for_the_version_is_refused_and_the_last_room_is_warned_of() -> None:
+    endpoint = Endpoint(name="digits")
+    for number in range(4):
+        endpoint = endpoint.create_version(f"v{number}a", is_control=number == 0)
+    assert room_for(endpoint, "v9a") == ("", "")
+    endpoint = endpoint.create_version("v4a")
+    full, warning = room_for(endpoint, "v9a")
+    assert not full and "will have 6 versions" in warning and "keep_warm" in warning
+    endpoint = endpoint.create_version("v5a")
+    full, _ = room_for(endpoint, "v9a")
+    assert "has 6 versions" in full and "'v9a' has no room: retire one" in full
+    # A retry finds its own version there.
+    assert room_for(endpoint, "v5a")[0] == ""

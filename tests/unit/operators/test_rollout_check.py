@@ -2,6 +2,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 
 from controlled_rollout import ControlledRollout
@@ -52,6 +53,16 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("min_requests", 10**400),
         ("gate", "[" * 100_000),
         ("auth", "password"),
+        ("auth", "token"),
+        ("settings", {"collect_model_data": True}),
+        ("image", None),
+        ("image", "local/digits:latest"),
+        ("image", "{{ none }}"),
+        ("bake", "3 min"),
+        ("bake", 0),
+        ("decision_timeout", 0),
+        ("decision_timeout", "10 min"),
+        ("interval", 0),
         ("on_conflict", "retry"),
         ("conflict_timeout", "1 week"),
         ("ready_timeout", None),
@@ -62,8 +73,17 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
 )
 def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argument: str, value: Any) -> None:
     faulty = next(iter(value)) if argument == "scan" else argument
-    with pytest.raises(ArgumentError, match=faulty if argument != "settings" else "cpu_cores|settings"):
+    named = {"settings": "cpu_cores|settings|collect_model_data", "image": "image|digits:latest", "auth": "auth|tokens"}
+    with pytest.raises(ArgumentError, match=named.get(argument, faulty)):
         check_of(**{argument: value}).read_arguments()
+
+
+def test_image_that_another_task_makes_is_not_read_by_the_first() -> None:
+    with DAG("weekly", schedule=None):
+        build = EmptyOperator(task_id="build")
+        rollout = ControlledRollout(endpoint="digits", version="v2a", image=build.output)
+    rollout.check.read_arguments()
+    assert rollout.check.upstream_task_ids == set()
 
 
 def test_names_that_are_not_allowed_are_refused_by_the_first_task() -> None:

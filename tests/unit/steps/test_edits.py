@@ -49,6 +49,14 @@ def test_settings_cannot_move_traffic_or_roles_past_the_steps(endpoint: Endpoint
         edits.roll_out(endpoint, "new", image="b@sha256:2", owner=RUN, at=NOW, settings=settings)
 
 
+@pytest.mark.parametrize("percentile", [0.00005, 0.009, 99.995])
+def test_share_that_cannot_be_served_is_refused(percentile: float) -> None:
+    with pytest.raises(EndpointError, match=r"the least share of a version is 0\.01 %"):
+        edits.shift(ROLLING, "new", percentile=percentile, owner=RUN)
+    for served in (0, 0.01, 99.99, 100):
+        assert edits.shift(ROLLING, "new", percentile=served, owner=RUN).effective_traffic()["new"] == served
+
+
 def test_a_further_version_is_at_0_and_its_run_holds_the_endpoint() -> None:
     rolling = roll_out(FIRST, "new")
     assert rolling.effective_traffic() == {"old": 100, "new": 0}
