@@ -70,7 +70,7 @@ class ControlledRollout(TaskGroup):
     is skipped if what comes before the group has skipped it. They do not wait for `keep_warm`.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
-    `keep_treatment`, `deferrable` and the group's own may be templates.
+    `keep_treatment`, `hold_notifiers`, `deferrable` and the group's own may be templates.
 
     Args:
         group_id: The group's name, and the prefix of its tasks' names.

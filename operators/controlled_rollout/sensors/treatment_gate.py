@@ -118,8 +118,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
                 "execution_timeout would fail a gate, and roll its treatment back, because time has passed: leave it "
                 "out; decision_timeout and on_deadline say how long the gate waits, and what then"
             )
-        # None given here keeps away that of the DAG's default_args, which is meant for other tasks.
-        super().__init__(**{**kwargs, "execution_timeout": None})
+        # Given here, they keep the DAG's default_args away: looks come at `interval`, and end by a decision.
+        super().__init__(**{**kwargs, "execution_timeout": None, "exponential_backoff": False})
         # Read from the task, because the DAG's default_args may have set them too.
         for name in ("soft_fail", "never_fail", "silent_fail"):
             if kwargs.get(name) or getattr(self, name, False):

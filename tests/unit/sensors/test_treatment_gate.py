@@ -48,6 +48,14 @@ def test_default_argument_of_the_dag_that_would_hide_a_failed_gate_is_refused(ar
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a")
 
 
+def test_default_arguments_of_the_dag_make_no_look_come_later() -> None:
+    slow = {"exponential_backoff": True, "execution_timeout": timedelta(minutes=5)}
+    with DAG("weekly", schedule=None, default_args=slow):
+        task = TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a")
+    assert not task.exponential_backoff
+    assert task.execution_timeout is None
+
+
 def test_gate_that_would_fail_because_time_has_passed_is_refused() -> None:
     with pytest.raises(ValueError, match="decision_timeout and on_deadline say how long"):
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", execution_timeout=timedelta(minutes=5))
