@@ -122,8 +122,8 @@ def _serve(lab: Lab, namespace: str, *, routing: str = "Endpoint") -> None:
     )
 
 
-def _ask(lab: Lab, endpoint: str, path: str, headers: dict[str, str] | None = None) -> int:
-    connection = http.client.HTTPConnection(urlsplit(lab.gateway_url).netloc, timeout=20)
+def _ask(lab: Lab, endpoint: str, path: str, headers: dict[str, str] | None = None, *, timeout_s: float = 20) -> int:
+    connection = http.client.HTTPConnection(urlsplit(lab.gateway_url).netloc, timeout=timeout_s)
     try:
         connection.request("GET", f"/{endpoint}{path}", headers=headers or {})
         return connection.getresponse().status
@@ -181,6 +181,18 @@ def test_every_response_becomes_one_row_with_what_the_caller_saw(lab: Lab, names
     assert {row["ItemCount"] for row in rows} == {1}
     assert rows[0]["Name"] == f"GET /{namespace}/200"
     assert rows[3]["DurationMs"] == pytest.approx(1000, abs=200)
+
+
+def test_a_caller_who_hangs_up_is_a_row_of_the_version_with_code_0(lab: Lab, namespace: str) -> None:
+    _serve(lab, namespace)
+
+    with pytest.raises(TimeoutError):
+        _ask(lab, namespace, f"/504{COUNTED}", timeout_s=0.3)
+
+    row = _arrived(lab, namespace, 1)[0]
+    # The exporter takes code 0 for a success; evidence goes by the code.
+    assert (row["ResultCode"], row["version"], row["routed_by"]) == ("0", "one", "weights")
+    assert row["response_flags"] == "DC"
 
 
 def test_trace_header_of_a_caller_cannot_disable_telemetry(lab: Lab, namespace: str) -> None:
