@@ -32,7 +32,7 @@ RETRIES: Final[dict[str, Any]] = {
     "increment_base": 1,
     "random_jitter_range": 0,
     "connection_timeout": 5,
-    "read_timeout": 20,
+    "read_timeout": 10,
 }
 CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
