@@ -1,13 +1,16 @@
 """The tasks that end a rollout: promote the treatment to control, or roll it back."""
 
+import asyncio
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from controlled_rollout.arguments import duration
 from controlled_rollout.defaults import ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
+from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.operators.base import (
     FAILURE_KEY,
     TEMPORARY_WHEN_GOING_BACK,
@@ -147,8 +150,28 @@ class RollBackOperator(RolloutOperator):
     def _upstream_failure_reasons(self, context: "Context") -> str:
         """Return the reasons that failed upstream tasks pushed to XCom, joined into one text."""
         upstream = sorted(self.upstream_task_ids)
-        reasons = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
+        try:
+            reasons = context["ti"].xcom_pull(task_ids=upstream, key=FAILURE_KEY) if upstream else []
+        except Exception as error:  # no reason is worth a treatment that keeps its traffic
+            self.log_progress(f"the reasons of the failed tasks cannot be read: {error}")
+            reasons = []
         return "; ".join(filter(None, reasons)) or f"roll back {self.version}: a task before it failed"
+
+    def workspace(self) -> Workspace:
+        """Return the workspace of the task's connection; try again for `roll_back_timeout` while it cannot be read."""
+        from controlled_rollout.steps.going_back import may_pass, try_until_done
+
+        async def read(_: timedelta) -> Workspace:
+            """Read the connection once."""
+            return super(RollBackOperator, self).workspace()
+
+        def is_passing(error: Exception) -> bool:
+            """Return whether the connection may be readable later: it is neither missing nor wrong."""
+            return may_pass(error) and not isinstance(error, (AirflowNotFoundException, WorkspaceError))
+
+        timeout = duration("roll_back_timeout", self.roll_back_timeout)
+        reading = try_until_done(read, timeout=timeout, progress=self.log_progress, try_again_after=is_passing)
+        return asyncio.run(reading)
 
 
 def add_asset_event(context: "Context", endpoint: str, version: str) -> None:

@@ -3,10 +3,15 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import DAG, Asset, Context
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from controlled_rollout import ShiftTrafficOperator, control_asset
+from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.promotion import NEW_CONTROL, RollBackOperator, add_asset_event
+from controlled_rollout.steps import going_back
+from controlled_rollout.workspace import Workspace
 
 
 def test_an_endpoint_has_an_asset_of_its_own() -> None:
@@ -40,3 +45,36 @@ def test_a_roll_back_gives_the_reasons_of_the_failed_tasks_before_it(failures: l
     ti = SimpleNamespace(xcom_pull=lambda task_ids, key: failures if task_ids == ["shift_1", "shift_2"] else [])
 
     assert back._upstream_failure_reasons(cast("Context", {"ti": ti})) == reason
+
+
+def no_answer(**_: Any) -> Any:
+    raise ConnectionError("the API server of Airflow does not answer")
+
+
+def test_a_roll_back_does_without_reasons_that_cannot_be_read() -> None:
+    with DAG("weekly", schedule=None):
+        back = RollBackOperator(task_id="roll_back", endpoint="digits", version="v2a")
+        ShiftTrafficOperator(task_id="shift", endpoint="digits", version="v2a", percentile=1) >> back
+    ti = SimpleNamespace(xcom_pull=no_answer)
+
+    assert back._upstream_failure_reasons(cast("Context", {"ti": ti})) == "roll back v2a: a task before it failed"
+
+
+def test_a_roll_back_reads_its_connection_again_while_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [ConnectionError("no answer"), TimeoutError("no answer"), Workspace.local("/somewhere")]
+
+    def get_workspace(hook: WorkspaceHook) -> Workspace:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return cast("Workspace", answer)
+
+    monkeypatch.setattr(WorkspaceHook, "get_workspace", get_workspace)
+    monkeypatch.setattr(going_back, "FIRST_PAUSE_S", 0.001)
+    back = RollBackOperator(task_id="roll_back", endpoint="digits", version="v2a")
+
+    assert back.workspace() == Workspace.local("/somewhere")
+    for lasting in (WorkspaceError("a wrong setting"), AirflowNotFoundException("no such connection")):
+        answers.append(lasting)
+        with pytest.raises(type(lasting)):
+            back.workspace()
