@@ -22,11 +22,8 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
-from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
-from controlled_rollout.target.connect import connect
-from controlled_rollout.target.refusals import check_supported
 from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
@@ -111,6 +108,9 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         Raises:
             ArgumentError: Some cannot be used; the message names all of them.
         """
+        from controlled_rollout.image.reference import ImageReference
+        from controlled_rollout.target.refusals import check_supported
+
         given = self.arguments
 
         def create_version() -> Endpoint:
@@ -165,6 +165,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         Raises:
             ArgumentError: It has as many already.
         """
+        from controlled_rollout.target.connect import connect
+
         try:
             async with connect(workspace) as target:
                 endpoint = await target.endpoint(self.endpoint)
