@@ -95,6 +95,9 @@ async def look(
     decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)
     counts = _router_counts(status, (control, version), now)
+    if workspace.prometheus_url:
+        # The evidence is these very counts, blurred by a scrape interval: there is nothing to compare them with.
+        counts = replace(counts, routers={})
     evidence, verdict = await _judge_and_record(workspace, query, decision, counts, down, history)
     shifted = query.splits[-1].at if query.splits else query.started
     at_share = seen_at_share(evidence, query.splits)

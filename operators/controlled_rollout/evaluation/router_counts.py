@@ -21,6 +21,8 @@ SPARE_ROWS: Final = 2
 SPARE_PART: Final = 0.001
 # The router's counts are read so long after the time that is noted for them, at most.
 READING: Final = timedelta(seconds=5)
+# A router that is being ended answers on open connections for so long, at most, and nobody reads its counts any more.
+DRAINING: Final = timedelta(minutes=2)
 # How many standard deviations the number of requests that sampled rows stand for may be off.
 SAMPLING_DEVIATIONS: Final = 6.0
 
@@ -45,7 +47,8 @@ def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
         periods += [periods[-1].until(present)] if periods and periods[-1].goes_on_with(present) else []
         periods += [CountedPeriod(present, present)] if not periods and present.routers else []
     for period in periods:
-        within = _between(look, bins, period.first.at + READING, period.last.at - CLOCKS_DIFFER)
+        begins = period.first.at + (READING if period.first == periods[0].first else DRAINING)
+        within = _between(look, bins, begins, period.last.at - CLOCKS_DIFFER)
         counted = period.last.of(version) - period.first.of(version)
         if problem := _excess(version, within, is_treatment, counted, period.first.at, period.last.at):
             return problem

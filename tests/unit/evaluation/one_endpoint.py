@@ -19,6 +19,7 @@ class OneEndpoint:
         created: When the treatment was created.
         counted: What the router has counted by now.
         fails: What every call raises; None for nothing.
+        routers: The router's processes that counted, and since when.
 
     Attributes:
         refuses: What a change raises; None for nothing.
@@ -31,8 +32,10 @@ class OneEndpoint:
         created: datetime,
         counted: Callable[[], Mapping[str, int]],
         fails: Exception | None = None,
+        routers: Mapping[str, datetime] | None = None,
     ) -> None:
         self._counted = counted
+        self._routers = dict(routers or {})
         self._fails = fails
         self.refuses: Exception | None = None
         first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
@@ -64,7 +67,9 @@ class OneEndpoint:
 
     async def status(self, name: str) -> EndpointStatus:
         versions = {name: VersionStatus(name=name, ready=True, requests=n) for name, n in self._counted().items()}
-        return EndpointStatus(name=name, url="", revision=2, served_revision=2, versions=versions)
+        return EndpointStatus(
+            name=name, url="", revision=2, served_revision=2, versions=versions, routers=self._routers
+        )
 
     @asynccontextmanager
     async def connect(self, workspace: Workspace) -> AsyncIterator[Target]:

@@ -106,8 +106,19 @@ def test_counts_that_were_lost_with_a_version_s_share_contradict_nothing() -> No
     since = CountedPeriod(counted(6, 600, 0), counted(8.1, 800, 200))
 
     assert look(evidence(100, 100, 100, 100, 0, 0, 100, 100), counted(9, 900, 300), before, since) is None
-    assert look(evidence(100, 100, 100, 100, 0, 0, 100, 300), counted(9, 900, 300), before, since) is not None
+    later = CountedPeriod(counted(4.5, 450, 0), counted(8.1, 800, 200))
+    assert look(evidence(100, 100, 100, 100, 0, 0, 100, 300), counted(9, 900, 300), before, later) is not None
     assert look(evidence(100, 200, 100, 100, 0, 0, 100, 100), counted(9, 900, 300), before, since) is not None
+
+
+def test_a_router_that_is_being_ended_answers_on_while_nobody_reads_its_counts() -> None:
+    """Envoy 1 is not ready any more, and has 100 callers on open connections for a minute; its counts are gone."""
+    before = CountedPeriod(counted(0, 400, 400), counted(4.1, 800, 800))
+    first = RouterCounts(START + 4.5 * MINUTE, {"one": 0, "two": 0}, {}, {"envoy 2": START})
+    last = RouterCounts(START + 9.1 * MINUTE, {"one": 340, "two": 340}, {}, {"envoy 2": START})
+    rows = evidence(100, 100, 100, 100, 100, 100, 100, 100, 100)
+
+    assert look(rows, last, before, CountedPeriod(first, last)) is None
 
 
 def test_a_router_whose_counts_are_not_known_contradicts_nothing() -> None:

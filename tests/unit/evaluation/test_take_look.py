@@ -86,6 +86,26 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
 
 
+@pytest.mark.parametrize(("prometheus_url", "outcome"), [(None, "cannot_see"), ("http://prometheus", "fail")])
+def test_rows_are_compared_with_the_routers_counts_unless_they_are_these_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prometheus_url: str | None, outcome: str
+) -> None:
+    """A scrape covers the time before it: what Prometheus has of a bin may be of just before."""
+    workspace = Workspace.local(tmp_path).model_copy(update={"prometheus_url": prometheus_url})
+    target = OneEndpoint(
+        before=NOW - 5 * HOUR,
+        created=NOW - 2 * HOUR,
+        counted=lambda: {"v1a": 5_000, "v2a": 900},
+        routers={"envoy 1": NOW - 9 * HOUR},
+    )
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    monkeypatch.setattr(looks, "evidence_source", lambda workspace: Source(errors=900))
+
+    result = asyncio.run(take_look(workspace, TERMS, print))
+
+    assert result.outcome == outcome
+
+
 def test_gate_that_lets_the_rollout_go_on_records_it_about_this_share_of_this_rollout(gates: Gates) -> None:
     easy = TERMS.model_copy(update={"require_pass": False})
     assert gates.take(Source(errors=5), terms=easy).action is NextAction.GO_ON
