@@ -32,8 +32,6 @@ __all__ = [
 ]
 
 
-# A step does not go on while an alarm's present e-value is its threshold divided by this, or more.
-LEANING: Final = 10
 # Every request of a look has a time-out of its own; this one is for what hangs in spite of them.
 LOOK_TIMEOUT: Final = timedelta(minutes=5)
 # How long looks may fail for what looks like a fault in the software before the rollout is on hold.
@@ -209,10 +207,12 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     missing = []
     if terms.require_pass and verdict.outcome is not Outcome.PASS:
         missing.append(f"not enough evidence: {verdict.reason}")
+    else:
+        missing += verdict.waits
     missing += [
         f"an alarm is near: {claim.name}, e-value {claim.present:.3g} of {claim.threshold:.3g} now ({claim.detail})"
         for claim in verdict.claims
-        if claim.kind == "alarm" and claim.present >= claim.threshold / LEANING
+        if claim.is_near
     ]
     if look.seen_at_share < terms.bake:
         seen, bake = _format_seconds(look.seen_at_share), _format_seconds(terms.bake)

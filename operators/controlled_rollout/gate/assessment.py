@@ -7,7 +7,7 @@ from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, columns
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
-from controlled_rollout.gate.pass_conditions import no_pass_because
+from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.restarts import at_present_share
 from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
 
@@ -22,7 +22,8 @@ class Assessment:
         alarms: Claims that fail the treatment.
         splits: Claims that the two versions did not get the same kind of traffic as was set.
         passes: Claims that a pass needs, all of them.
-        no_pass: Why nothing may pass now whatever the claims say, in words.
+        no_step: Why no step may go on now, and nothing may pass, in words.
+        no_pass: Why nothing may pass now, whatever the claims say, in words.
         notes: What was left out, in words.
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
     """
@@ -30,6 +31,7 @@ class Assessment:
     alarms: tuple[ClaimResult, ...]
     splits: tuple[ClaimResult, ...]
     passes: tuple[ClaimResult, ...]
+    no_step: tuple[str, ...]
     no_pass: tuple[str, ...]
     notes: tuple[str, ...]
     control_requests: int
@@ -59,11 +61,15 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
     metrics = metric_claims(judged, gate)
     alarms, splits = (*traffic_alarms, *metrics.alarms), metrics.splits
+    passes = (*traffic_passes, *metrics.passes)
+    present = judged.at(at_present_share(judged))
+    established = all(result.claim.reached for result in passes)
     return Assessment(
         tuple(alarm.later(warm_up) for alarm in alarms),
         (split, *(other.later(warm_up) for other in splits)),
-        (*traffic_passes, *metrics.passes),
-        tuple(no_pass_because(judged.at(at_present_share(judged)), judged, before, gate)),
+        passes,
+        tuple(no_step_because(present, judged, before, gate)),
+        (*no_pass_because(present, before, gate), *(near_in_newest(present, before, gate) if established else ())),
         tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
         int(judged.control.sum()),
         int(judged.treatment.sum()),

@@ -56,19 +56,20 @@ def _verdict(assessment: "Assessment") -> Verdict:
     elif first_alarm is not None:
         outcome = Outcome.FAIL
         reason = "; ".join(_claim_text(alarm.claim) for alarm in alarms)
-    elif all(result.claim.reached for result in assessment.passes) and not assessment.no_pass:
+    elif all(result.claim.reached for result in assessment.passes) and not (assessment.no_step or assessment.no_pass):
         outcome = Outcome.PASS
         reason = "; ".join(_claim_text(result.claim) for result in assessment.passes)
     else:
         outcome = Outcome.NOT_ENOUGH_EVIDENCE
         needed = _needed_text([result.claim for result in assessment.passes if not result.claim.reached])
-        reason = "; ".join([*assessment.no_pass, *needed])
+        reason = "; ".join([*assessment.no_step, *assessment.no_pass, *needed])
     return Verdict(
         outcome,
         tuple(result.claim for result in (*assessment.alarms, *assessment.splits, *assessment.passes)),
         "; ".join([reason, *assessment.notes]),
         assessment.control_requests,
         assessment.treatment_requests,
+        assessment.no_step,
     )
 
 

@@ -13,6 +13,8 @@ from controlled_rollout.duration import parse_duration
 __all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
 
 ALWAYS: Final = frozenset({"errors", "latency"})
+# An alarm is near when its evidence is its threshold divided by this, or more.
+NEAR: Final = 10
 
 
 class Mean(BaseModel):
@@ -227,6 +229,11 @@ class Claim:
     detail: str = ""
     present: float = 1.0
 
+    @property
+    def is_near(self) -> bool:
+        """Whether this is an alarm whose present evidence is a tenth of its threshold or more."""
+        return self.kind == "alarm" and self.present >= self.threshold / NEAR
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -237,6 +244,8 @@ class Verdict:
         claims: Every claim, alarms first.
         reason: The outcome in a sentence, with the deciding claim's numbers.
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
+        waits: Why no step goes on now, whatever it asks for: the treatment or control is broken, or there is nothing to
+            compare with.
     """
 
     outcome: Outcome
@@ -244,3 +253,4 @@ class Verdict:
     reason: str = ""
     control_requests: int = 0
     treatment_requests: int = 0
+    waits: tuple[str, ...] = ()

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from controlled_rollout.gate.columns import Columns
 from controlled_rollout.gate.last_control import LEAST_REQUESTS, last_of_control, without_control
 from controlled_rollout.gate.model import Gate
+from controlled_rollout.gate.traffic_claims import traffic_claims
 
-__all__ = ["no_pass_because"]
+__all__ = ["near_in_newest", "no_pass_because", "no_step_because"]
 
 Floats = NDArray[np.float64]
 
 # The newest bins with so many requests must not have too many errors.
 RECENT_REQUESTS: Final = 100
+# So many of the treatment's newest requests (whole bins) are judged by themselves before a pass.
+NEWEST: Final = (200, 1_000, 5_000)
 # Control is broken by its own baseline with so many times the odds of an error, so much higher, and so many errors.
 BROKEN_ODDS: Final = 10
 BROKEN_DIFFERENCE: Final = 0.05
@@ -30,8 +33,8 @@ STALE_ODDS: Final = 10
 STALE_EXPECTED: Final = 10
 
 
-def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
-    """Yield why nothing may pass now, each in a sentence.
+def no_step_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield why no step may go on now, and nothing may pass, each in a sentence.
 
     Args:
         present: The bins at the present share.
@@ -45,26 +48,54 @@ def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Ga
             f"{100 * recent:.3g} % of the treatment's newest requests are errors, {100 * gate.max_error_rate:.3g} % "
             "are allowed (max_error_rate)"
         )
-    if gate.max_latency is not None and judged.over_limit is None:
+    if not without_control(present).any():
+        yield from _broken_control(present, before, gate)
+    elif last_of_control(judged, before).requests < LEAST_REQUESTS:
+        yield (
+            f"control has no traffic to compare with, and had fewer than {LEAST_REQUESTS} requests before: give it a "
+            "step with less than 100 %"
+        )
+
+
+def no_pass_because(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield why nothing may pass now, each in a sentence; the arguments are those of `no_step_because`."""
+    if gate.max_latency is not None and present.over_limit is None:
         yield (
             "max_latency cannot be shown: requests slower than it are counted only where control's quantiles from "
             "before the rollout are known"
         )
-    if without_control(present).any():
-        if last_of_control(judged, before).requests < LEAST_REQUESTS:
-            yield (
-                f"control has no traffic to compare with, and had fewer than {LEAST_REQUESTS} requests before: give it "
-                "a step with less than 100 %"
-            )
-        return
-    yield from _broken_control(present, before, gate)
-    yield from _stale_quantiles(present, gate)
+    if not without_control(present).any():
+        yield from _stale_quantiles(present, gate)
+
+
+def near_in_newest(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield that an alarm is near in the treatment's newest requests, judged by themselves before a pass.
+
+    A long healthy past outweighs what has begun just now. The arguments are those of `no_step_because`.
+    """
+    for number in NEWEST:
+        newest = _newest(present.treatment, number)
+        if newest.all():
+            return
+        for alarm in traffic_claims(present.at(newest), before, gate)[0]:
+            if alarm.claim.is_near:
+                yield (
+                    f"an alarm is near in the treatment's newest {number:,} requests: {alarm.claim.name}, e-value "
+                    f"{alarm.claim.present:.3g} of {alarm.claim.threshold:.3g} ({alarm.claim.detail})"
+                )
+                return
+
+
+def _newest(requests: Floats, number: int) -> NDArray[np.bool_]:
+    """Return which bins are the newest that hold so many requests; all if there are no more."""
+    later = np.cumsum(requests[::-1])[::-1] - requests
+    result: NDArray[np.bool_] = later < number
+    return result
 
 
 def recent_rate(requests: Floats, events: Floats) -> float | None:
     """Return the rate of events in the newest bins that hold `RECENT_REQUESTS`, or in all; None without requests."""
-    later = np.cumsum(requests[::-1])[::-1] - requests
-    recent = later < RECENT_REQUESTS
+    recent = _newest(requests, RECENT_REQUESTS)
     total = float(requests[recent].sum())
     return float(events[recent].sum()) / total if total else None
 

@@ -125,8 +125,8 @@ def _later(cells: Sequence[Chunk]) -> Iterator[str]:
     yield "## Regressions that begin at a shift\n"
     yield (
         "300 requests a minute. Both versions are alike while the treatment has 10 % for so long; what is bad begins "
-        "with the shift to 50 %. Minutes from the shift, in bins of ten seconds so that they are not rounded to "
-        "minutes; 5 to 40 minutes of them, the fewer the clearer the case is.\n"
+        "with the shift to 50 %. Minutes from the shift, in bins of 5 to 20 seconds so that they are not rounded "
+        "to minutes; 5 to 30 minutes of them, the fewer the clearer the case is.\n"
     )
     yield from _header(
         "",

@@ -18,7 +18,7 @@ TOLERANCE = 0.05
 MEDIAN_MS, SPREAD = 100.0, 0.6
 MINUTES = 120
 BASELINE_MINUTES = 60
-HISTORY_BIN = 10  # minutes
+HISTORY_BIN = 30  # minutes
 # Where users differ: the part of them whose requests fail, and whose take longer, and how many times as long.
 FAILING_USERS, SLOW_USERS, SLOW_USER = 0.02, 0.1, 2.0
 REPLICA_REQUESTS = 30  # requests a minute that one replica serves, where bursts hit replicas
@@ -72,7 +72,7 @@ class Cell:
         cold: Whether the treatment's first minutes are slow and failing.
         minutes: How long the run is.
         history: How many minutes both versions have been alike before, with `share_before`: only then begins what is
-            bad about the treatment. In bins of ten minutes.
+            bad about the treatment. In bins of half an hour.
         share_before: The treatment's part then.
         bins_per_minute: How many bins a minute has after the history.
         treatment_errors: The treatment's error rate, whatever control's is; None: `ratio` times control's.
@@ -275,15 +275,15 @@ LATER = tuple(
         slower=slower,
         share=constant(0.5),
         history=history,
-        bins_per_minute=6,
+        bins_per_minute=bins,
         minutes=minutes,
     )
-    for name, ratio, slower, minutes in (
-        ("errors 0.5 -> 2 %", 4.0, 1.0, 40),
-        ("errors 0.5 -> 3 %", 6.0, 1.0, 25),
-        ("errors 0.5 -> 5 %", 10.0, 1.0, 10),
-        ("errors 0.5 -> 10 %", 20.0, 1.0, 5),
-        ("p95 +50 %", 1.0, 1.5, 5),
+    for name, ratio, slower, bins, minutes in (
+        ("errors 0.5 -> 2 %", 4.0, 1.0, 3, 30),
+        ("errors 0.5 -> 3 %", 6.0, 1.0, 3, 20),
+        ("errors 0.5 -> 5 %", 10.0, 1.0, 6, 10),
+        ("errors 0.5 -> 10 %", 20.0, 1.0, 12, 5),
+        ("p95 +50 %", 1.0, 1.5, 12, 5),
     )
     for history in HISTORIES
 )

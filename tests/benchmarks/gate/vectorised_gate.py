@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
-from controlled_rollout.gate.pass_conditions import no_pass_because
+from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.restarts import at_present_share, process_weight
@@ -164,7 +165,13 @@ def _first_pass(
             if bin_ >= failed[run]:
                 break
             seen = judged.at(slice(0, bin_ + 1))
-            if not any(no_pass_because(seen.at(at_present_share(seen)), seen, before, gate)):
+            present = seen.at(at_present_share(seen))
+            against = chain(
+                no_step_because(present, seen, before, gate),
+                no_pass_because(present, before, gate),
+                near_in_newest(present, before, gate),
+            )
+            if next(against, None) is None:
                 result[run] = bin_
                 break
     return result

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_a_step_waits_while_an_alarm_is_near_and_goes_on_when_it_is_no_longer(re
     assert after(3.9).action is NextAction.GO_ON
     assert after(4.0).action is NextAction.WAIT
     assert "an alarm is near: errors are higher, e-value 4 of 40 now (2 %)" in after(4.0).reason
+
+
+def test_no_step_goes_on_with_a_broken_treatment_or_control() -> None:
+    seen = look("not_enough_evidence")
+    broken = replace(seen, verdict=replace(seen.verdict, waits=("control itself is broken",)))
+
+    result = decide(broken, terms(require_pass=False), now=NOW)
+
+    assert (result.action, result.reason) == (NextAction.WAIT, "control itself is broken")
 
 
 @pytest.mark.parametrize("outcome", ["cannot_see", "split_is_wrong"])

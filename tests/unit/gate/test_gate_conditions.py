@@ -12,6 +12,7 @@ from controlled_rollout.gate import Bin, Claim, Gate, MaxLatency, Verdict, judge
 from tests.unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
 
 GATE = Gate(latency_quantiles=())
+QUANTILES = Gate(latency_quantiles=(0.5, 0.9))
 BEFORE = [minute(-1 - index, (0, 0), (300, index % 3)) for index in range(60)]
 
 
@@ -53,13 +54,34 @@ def test_four_per_cent_errors_in_both_versions_still_pass() -> None:
 
 
 def test_a_treatment_that_became_broken_together_with_control_does_not_pass_by_its_past() -> None:
-    healthy = simulated(random.Random(2), 600, share=0.5)
+    healthy = [minute(index, (150, 1), (150, 1), share=0.5) for index in range(600)]
     broken = simulated(random.Random(3), 2, share=0.5, control_rate=0.6, treatment_rate=0.6)
 
     assert judge(healthy, GATE).outcome == "pass"
     verdict = judge(one_after_the_other(healthy, broken), GATE)
     assert verdict.outcome == "not_enough_evidence"
     assert "of the treatment's newest requests are errors, 10 % are allowed (max_error_rate)" in verdict.reason
+
+
+def test_regression_that_begins_shortly_before_the_end_of_a_long_step_does_not_pass_by_its_past() -> None:
+    healthy = [minute(index, (900, 4 + index % 2), (900, 4 + index % 2), share=0.5) for index in range(200)]
+    worse = [minute(index, (150, 6), (150, 1), share=0.5) for index in range(5)]
+
+    assert judge(healthy, GATE).outcome == "pass"
+    verdict = judge(one_after_the_other(healthy, worse), GATE)
+    assert verdict.outcome == "not_enough_evidence"
+    assert "an alarm is near in the treatment's newest" in verdict.reason
+    recovered = one_after_the_other(healthy, worse, healthy[:20])
+    assert judge(recovered, GATE).outcome == "pass"
+
+
+def test_broken_versions_let_no_step_go_on_and_quantiles_of_another_time_only_no_pass() -> None:
+    broken = [minute(index, (30, 16), (270, 180), share=0.1) for index in range(5)]
+    stale = [minute(index, (150, 0), (150, 0), share=0.5, slow=((0, 0), (0, 0))) for index in range(60)]
+
+    assert len(judge(broken, GATE).waits) == 2
+    assert judge(stale, QUANTILES).waits == ()
+    assert judge([], GATE).waits == ()
 
 
 def test_a_good_treatment_beside_a_control_that_is_broken_by_its_own_baseline_is_held() -> None:
@@ -107,8 +129,6 @@ def test_max_latency_is_read_from_a_dags_plain_values() -> None:
 
 
 # Control's frozen quantiles
-
-QUANTILES = Gate(latency_quantiles=(0.5, 0.9))
 
 
 @pytest.mark.parametrize(
