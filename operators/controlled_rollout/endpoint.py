@@ -71,6 +71,20 @@ class Rollout(Value):
         return other is not None and mine == (other.version, other.owner, other.started)
 
 
+class WaitingRun(Value):
+    """A run that waits until it may roll a version out, because another one holds the endpoint.
+
+    Attributes:
+        owner: The run.
+        run_date: When it was due: the earliest is next.
+        until: When it gives up.
+    """
+
+    owner: str
+    run_date: AwareDatetime
+    until: AwareDatetime
+
+
 class Endpoint(Value):
     """An endpoint and its versions: the whole state of a rollout, as one immutable document.
 
@@ -81,6 +95,7 @@ class Endpoint(Value):
         auth: How callers authenticate.
         versions: The versions by name, in the order of their creation; at most six.
         rollout: The rollout that holds the endpoint; None if there is none.
+        waiting: The runs that wait until they may hold it.
     """
 
     name: Name
@@ -93,6 +108,7 @@ class Endpoint(Value):
     enable_app_insights: bool = True
     versions: Mapping[str, Version] = Field(default_factory=dict, validate_default=True)
     rollout: Rollout | None = None
+    waiting: tuple[WaitingRun, ...] = ()
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -328,6 +344,37 @@ class Endpoint(Value):
             f"{self.rollout.started:%Y-%m-%d %H:%M:%S %Z}; {owner} asked to roll out {version!r}: wait until that "
             "rollout ends, or promote or roll back its version"
         )
+
+    def wait(self, run: WaitingRun) -> "Endpoint":
+        """Return a copy in which a run waits, behind those that were due earlier; the endpoint itself if it does."""
+        if run in self.waiting:
+            return self
+        others = self.without_waiting(run.owner).waiting
+        return self._validated_copy(waiting=tuple(sorted((*others, run), key=lambda waiting: waiting.run_date)))
+
+    def without_waiting(self, owner: str) -> "Endpoint":
+        """Return a copy in which a run does not wait; the endpoint itself if it does not."""
+        rest = tuple(run for run in self.waiting if run.owner != owner)
+        return self if rest == self.waiting else self._validated_copy(waiting=rest)
+
+    def check_turn(self, owner: str, *, run_date: datetime, at: datetime) -> None:
+        """Raise ConflictError if a run that was due earlier waits for the endpoint.
+
+        Args:
+            owner: The run that wants to hold it.
+            run_date: When that run was due.
+            at: The present: who has given up by then does not wait.
+
+        Raises:
+            ConflictError: Another run is next.
+        """
+        ahead = [r for r in self.waiting if r.owner != owner and r.run_date < run_date and r.until > at]
+        if ahead:
+            raise ConflictError(
+                f"endpoint {self.name!r} is awaited by {ahead[0].owner}, which was due earlier "
+                f"({ahead[0].run_date:%Y-%m-%d %H:%M:%S %Z}) and waits until {ahead[0].until:%Y-%m-%d %H:%M:%S %Z}: "
+                f"{owner} comes after it"
+            )
 
     def check_holder(self, version: str, owner: str | None) -> None:
         """Raise ConflictError if `owner` does not hold the endpoint for `version`; None as owner checks nothing.

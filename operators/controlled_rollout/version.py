@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, Self
 
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,7 +30,7 @@ __all__ = ["SET_BY_STEPS", "Name", "Value", "Version", "VersionType", "check_nam
 
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
-SET_BY_STEPS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control")
+SET_BY_STEPS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control", "run_date")
 
 
 def check_name(name: str) -> str:
@@ -128,6 +129,8 @@ class Version(Value):
         period_seconds, timeout_seconds, success_threshold, failure_threshold: The liveness probe.
         initial_delay_seconds: How long `init()` may take before the version counts as failed.
         collect_model_data: Whether inputs and predictions are kept.
+        run_date: When the DAG run that made it was due; None for a version that no DAG run made. A version of an
+            earlier run does not replace it.
     """
 
     name: Name
@@ -166,6 +169,7 @@ class Version(Value):
     failure_threshold: PositiveInt = 3
 
     collect_model_data: bool = False
+    run_date: AwareDatetime | None = None
 
     @model_validator(mode="before")
     @classmethod

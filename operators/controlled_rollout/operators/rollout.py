@@ -31,7 +31,8 @@ class RolloutVersionOperator(RolloutOperator):
         settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
             its JSON text.
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
-        on_conflict: `fail` or `wait`, while another run holds the endpoint.
+        on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
+            due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
         conflict_timeout: How long to wait for that.
         timeout: How long the version may take to become ready.
         reason: The reason, for the history.
@@ -90,6 +91,7 @@ class RolloutVersionOperator(RolloutOperator):
             change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
             settings=mapping_of("settings", self.settings),
+            run_date=getattr(context.get("dag_run"), "run_after", None),
             conflict_timeout=duration("conflict_timeout", self.conflict_timeout) if waits else timedelta(0),
             timeout=duration("timeout", self.timeout),
             progress=self.log_progress,

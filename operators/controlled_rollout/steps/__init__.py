@@ -13,7 +13,7 @@ from typing import Any
 
 from controlled_rollout import record
 from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
-from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.endpoint import Auth, Endpoint, WaitingRun
 from controlled_rollout.errors import (
     EndpointNotFoundError,
     NothingToDoError,
@@ -49,6 +49,7 @@ __all__ = [
 Look = Callable[[], Awaitable[None]]
 
 
+# Long because every argument has a line, and a meaning.
 async def roll_out(
     workspace: Workspace,
     endpoint: str,
@@ -59,6 +60,7 @@ async def roll_out(
     change: Change,
     auth: Auth = Auth.KEY,
     settings: Mapping[str, Any] | None = None,
+    run_date: datetime | None = None,
     conflict_timeout: timedelta = timedelta(0),
     timeout: timedelta = READY_TIMEOUT,
     progress: Progress = print,
@@ -74,6 +76,8 @@ async def roll_out(
         change: Who does it and why, for the history.
         auth: How callers of a new endpoint show that they may call.
         settings: Further fields of `Version`.
+        run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
+            run does not replace that of a later one. None for a version that is deployed by hand.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
         timeout: How long the version may take to become ready.
         progress: Called with a sentence when something changes.
@@ -82,21 +86,31 @@ async def roll_out(
         The endpoint as stored.
 
     Raises:
-        ConflictError: Another run holds the endpoint, or the version exists with another image.
+        ConflictError: Another run holds the endpoint or is next, or the version exists with another image.
+        NothingToDoError: The control is of a later run.
         DeploymentError: The version did not become ready.
         EndpointError: A rule was broken.
     """
     settings = settings or {}
+    began = datetime.now(UTC)
+    run = WaitingRun(owner=owner, run_date=run_date or began, until=began + conflict_timeout)
     step = Step(
         name="roll_out",
         version=version,
         edit=lambda newest: edits.roll_out(
-            newest, version, image=image, owner=owner, at=datetime.now(UTC), settings=settings
+            newest,
+            version,
+            image=image,
+            owner=owner,
+            at=datetime.now(UTC),
+            settings=settings,
+            run_date=run_date,
         ),
         done=lambda stored: f"version {version!r} is ready: {_format_split(stored)}",
         purpose=f"roll out {version}",
         creates=Endpoint(name=endpoint, auth=auth),
         conflict_timeout=conflict_timeout,
+        waiting_run=run if conflict_timeout else None,
     )
     async with connect(workspace) as target:
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)

@@ -12,26 +12,55 @@ __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
 
 
 def roll_out(
-    endpoint: Endpoint, version: str, *, image: str, owner: str, at: datetime, settings: Mapping[str, Any]
+    endpoint: Endpoint,
+    version: str,
+    *,
+    image: str,
+    owner: str,
+    at: datetime,
+    settings: Mapping[str, Any],
+    run_date: datetime | None = None,
 ) -> Endpoint:
     """Return the endpoint with a new version at 0 %, held by `owner`; a first version becomes control and is not held.
 
     Raises:
-        ConflictError: Another run holds the endpoint, or the version exists with another image.
+        ConflictError: Another run holds the endpoint or is next, or the version exists with another image.
+        NothingToDoError: The control is of a later run.
         EndpointError: A rule was broken, or a setting is not one.
     """
     check_settings(settings)
-    if version in endpoint.versions:
-        existing = endpoint.versions[version]
-        if existing.image != image:
-            raise ConflictError(
-                f"endpoint {endpoint.name!r} already has a version {version!r} with image {existing.image!r}, not "
-                f"{image!r}: choose another name"
-            )
-        return endpoint if existing.is_control else endpoint.claim(version, owner=owner, at=at)
+    existing = endpoint.versions.get(version)
+    if existing is not None and existing.image != image:
+        raise ConflictError(
+            f"endpoint {endpoint.name!r} already has a version {version!r} with image {existing.image!r}, not "
+            f"{image!r}: choose another name"
+        )
+    if existing is not None and existing.is_control:
+        return endpoint
+    settings = {**settings, "image": image, **({} if run_date is None else {"run_date": run_date})}
     if not endpoint.versions:
-        return endpoint.create_version(version, is_control=True, image=image, **settings)
-    return endpoint.claim(version, owner=owner, at=at).create_version(version, image=image, **settings)
+        return endpoint.create_version(version, is_control=True, **settings)
+    _check_newer(endpoint, version, run_date)
+    if endpoint.rollout is None:
+        endpoint.check_turn(owner, run_date=run_date or at, at=at)
+    claimed = endpoint.claim(version, owner=owner, at=at).without_waiting(owner)
+    return claimed if existing is not None else claimed.create_version(version, **settings)
+
+
+def _check_newer(endpoint: Endpoint, version: str, run_date: datetime | None) -> None:
+    """Raise NothingToDoError if the control is of a later run than the version.
+
+    Raises:
+        NothingToDoError: It is.
+    """
+    control = endpoint.control
+    if control is None or control.run_date is None or run_date is None or control.run_date <= run_date:
+        return
+    raise NothingToDoError(
+        f"version {version!r} is of the run of {run_date:%Y-%m-%d %H:%M:%S %Z}, and the control {control.name!r} of "
+        f"endpoint {endpoint.name!r} of a later one ({control.run_date:%Y-%m-%d %H:%M:%S %Z}): an older model does not "
+        "replace a newer one; to go back to it, deploy it by hand or roll the control back"
+    )
 
 
 def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None, who: str = "") -> Endpoint:

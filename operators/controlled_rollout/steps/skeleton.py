@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
 from controlled_rollout import record
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Endpoint, WaitingRun
 from controlled_rollout.errors import ConflictError, ControlledRolloutError, DamagedFileError, EndpointNotFoundError
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
@@ -70,6 +70,7 @@ class Step:
         creates: The endpoint to begin with where there is none, for the step that creates a version; it waits until
             that version is ready after the change. None for all other steps.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
+        waiting_run: As what the run waits meanwhile; None for a step that does not wait.
         going_back: Whether this is a roll-back, whose caller tries again: a target that does not answer fails it.
     """
 
@@ -84,6 +85,7 @@ class Step:
     whole_split: bool = True
     creates: Endpoint | None = None
     conflict_timeout: timedelta = timedelta(0)
+    waiting_run: WaitingRun | None = None
     going_back: bool = False
 
 
@@ -155,16 +157,39 @@ async def _apply_when_free(
     """
     deadline = time.monotonic() + step.conflict_timeout.total_seconds()
     last_message = ""
-    while True:
-        try:
-            return await _apply(step, target, endpoint, change, timeout, progress)
-        except ConflictError as conflict:
-            if time.monotonic() >= deadline:
-                raise
-            if str(conflict) != last_message:
-                last_message = str(conflict)
-                progress(f"waiting: {last_message}")
-        await asyncio.sleep(CONFLICT_INTERVAL_S)
+    try:
+        while True:
+            try:
+                return await _apply(step, target, endpoint, change, timeout, progress)
+            except ConflictError as conflict:
+                if time.monotonic() >= deadline:
+                    raise
+                if str(conflict) != last_message:
+                    last_message = str(conflict)
+                    progress(f"waiting: {last_message}")
+            await _wait_in_turn(step, target, endpoint, change)
+            await asyncio.sleep(CONFLICT_INTERVAL_S)
+    except BaseException:
+        await _wait_in_turn(step, target, endpoint, change, ends=True)
+        raise
+
+
+async def _wait_in_turn(step: Step, target: Target, endpoint: str, change: Change, *, ends: bool = False) -> None:
+    """Write into the endpoint that the step's run waits for it, or no longer does; later if that is not possible now.
+
+    Runs that wait come in the order in which they were due, whichever sees first that the endpoint is free.
+    """
+    run = step.waiting_run
+    if run is None:
+        return
+    try:
+        newest = await target.endpoint(endpoint)
+        edited = newest.without_waiting(run.owner) if ends else newest.wait(run)
+        if edited is not newest and (ends or newest.rollout is not None or newest.waiting):
+            word = "no longer waits" if ends else "waits"
+            await target.apply(edited, Change(who=change.who, why=f"{run.owner} {word} to roll out {step.version}"))
+    except ControlledRolloutError:
+        return  # another writer was faster, or the target does not answer
 
 
 async def _apply(

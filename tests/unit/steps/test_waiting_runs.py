@@ -1,0 +1,96 @@
+"""Runs that wait for an endpoint come in the order in which they were due, and an older model replaces no newer one."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import steps
+from controlled_rollout.endpoint import Endpoint, WaitingRun
+from controlled_rollout.errors import ConflictError, NothingToDoError
+from controlled_rollout.steps import Change, edits, skeleton
+from controlled_rollout.workspace import Workspace
+from tests.unit.steps.memory_target import MemoryTarget
+
+NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+FIRST = Endpoint(name="digits").create_version("old", is_control=True, run_date=NOW)
+
+
+def waiting(number: int, *, until: datetime = NOW + 9 * HOUR) -> WaitingRun:
+    return WaitingRun(owner=f"weekly/run-{number}", run_date=NOW + number * HOUR, until=until)
+
+
+def roll_out(endpoint: Endpoint, number: int, *, at: datetime = NOW) -> Endpoint:
+    """Roll out the version of a run."""
+    return edits.roll_out(
+        endpoint, f"run{number}", image="a@sha256:1", owner=f"weekly/run-{number}", at=at, settings={},
+        run_date=NOW + number * HOUR,
+    )  # fmt: skip
+
+
+def test_run_that_was_due_first_is_next() -> None:
+    queue = FIRST.wait(waiting(3)).wait(waiting(1)).wait(waiting(2))
+    assert [run.owner for run in queue.waiting] == ["weekly/run-1", "weekly/run-2", "weekly/run-3"]
+    assert queue.wait(waiting(2)) is queue
+    for later in (2, 3):
+        with pytest.raises(ConflictError, match="awaited by weekly/run-1, which was due earlier"):
+            roll_out(queue, later)
+    begun = roll_out(queue, 1)
+    assert begun.rollout is not None and begun.rollout.owner == "weekly/run-1"
+    assert [run.owner for run in begun.waiting] == ["weekly/run-2", "weekly/run-3"]
+
+
+def test_run_that_has_given_up_is_not_waited_for() -> None:
+    queue = FIRST.wait(waiting(1, until=NOW + HOUR)).wait(waiting(2))
+    with pytest.raises(ConflictError, match="due earlier"):
+        roll_out(queue, 2)
+    assert roll_out(queue, 2, at=NOW + HOUR).rollout is not None
+    assert roll_out(queue.without_waiting("weekly/run-1"), 2).rollout is not None
+
+
+def test_version_of_an_earlier_run_does_not_replace_that_of_a_later_one() -> None:
+    newer = roll_out(FIRST, 3).promote("run3").release("run3")
+    with pytest.raises(NothingToDoError, match="an older model does not replace a newer one"):
+        roll_out(newer, 2)
+    assert roll_out(newer, 4).rollout is not None
+    # By hand, and over a control that was deployed by hand, everything may be deployed.
+    by_hand = edits.roll_out(newer, "hand", image="a@sha256:1", owner="ada", at=NOW, settings={})
+    assert by_hand.version("hand").run_date is None
+    assert roll_out(by_hand.promote("hand").release("hand"), 2).rollout is not None
+
+
+async def test_runs_that_wait_at_once_roll_out_in_the_order_in_which_they_were_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, workspace = MemoryTarget(), Workspace.local(tmp_path)
+    monkeypatch.setattr(steps, "connect", target.open)
+    monkeypatch.setattr(skeleton, "CONFLICT_INTERVAL_S", 0.001)
+    order: list[str] = []
+
+    async def run(number: int, wait: timedelta = timedelta(seconds=20)) -> None:
+        stored = await steps.roll_out(
+            workspace, "digits", f"run{number}", image="a@sha256:1", owner=f"weekly/run-{number}",
+            change=Change(who=f"weekly/run-{number}/roll_out"), run_date=NOW + number * HOUR, conflict_timeout=wait,
+            progress=lambda line: None,
+        )  # fmt: skip
+        order.append(f"run{number}")
+        if stored.rollout is not None:
+            await steps.promote(
+                workspace, "digits", f"run{number}", change=Change(who="ada"), progress=lambda line: None
+            )
+
+    await run(0)
+    target.store(target.newest("digits").claim("run0", owner="weekly/other", at=NOW), Change(who="weekly/other/x"))
+    runs = [asyncio.create_task(run(number)) for number in (3, 1, 2)]
+    gives_up = asyncio.create_task(run(9, timedelta(seconds=0.3)))
+    with pytest.raises(ConflictError):
+        await gives_up
+    while len(target.newest("digits").waiting) < 3:
+        await asyncio.sleep(0.001)
+    target.store(target.newest("digits").release("run0"), Change(who="weekly/other/x"))
+    await asyncio.gather(*runs)
+    assert order == ["run0", "run1", "run2", "run3"]
+    assert target.newest("digits").waiting == ()
+    assert target.newest("digits").control == target.newest("digits").version("run3")
