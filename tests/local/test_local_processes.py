@@ -100,8 +100,7 @@ async def test_down_ends_what_a_killed_supervisor_has_left(tmp_path: Path, capsy
         assert not old.runtime.exists()
 
 
-async def test_down_kills_a_supervisor_that_is_suspended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controlled_rollout.target.local.client.HEALTH_TIMEOUT_S", 1.0)
+async def test_down_kills_a_supervisor_that_is_suspended(tmp_path: Path) -> None:
     async with workspace_with_one_version(tmp_path) as (lab, _):
         old = lab.state
         os.kill(old.pid, signal.SIGSTOP)
@@ -120,7 +119,7 @@ async def test_a_router_that_does_not_answer_is_replaced(tmp_path: Path) -> None
         async def answers() -> bool:
             return await status_code(lab, key, timeout_s=2) == 200
 
-        await until(answers, "callers are answered", timeout_s=30)
+        await until(answers, "callers are answered", timeout_s=90)
         assert (await lab.target.processes())["router"] != stopped
 
 

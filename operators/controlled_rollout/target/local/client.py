@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["LocalTarget"]
 
 TIMEOUT_S: Final = 30.0
-# For what a supervisor that runs answers at once.
-HEALTH_TIMEOUT_S: Final = 10.0
 # Shorter than the supervisor keeps an idle connection (5 s), so that it never closes one that is about to be used.
 KEEP_ALIVE_S: Final = 2.0
 # Deleting waits until replicas have answered their requests; the supervisor bounds that wait.
@@ -145,7 +143,7 @@ class LocalTarget:
 
     async def shut_down(self) -> None:
         """Send the supervisor the request to end; return before it has ended."""
-        await self._request("POST", "/shutdown", timeout_s=HEALTH_TIMEOUT_S)
+        await self._request("POST", "/shutdown")
 
     async def check_health(self) -> None:
         """Send a health check to the supervisor; return nothing if it answers.
@@ -153,7 +151,7 @@ class LocalTarget:
         Raises:
             TargetUnavailableError: No supervisor answers.
         """
-        await self._request("GET", "/healthz", timeout_s=HEALTH_TIMEOUT_S)
+        await self._request("GET", "/healthz")
 
     async def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S

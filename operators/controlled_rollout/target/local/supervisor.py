@@ -30,7 +30,6 @@ UP_TIMEOUT_S: Final = 150.0
 DOWN_TIMEOUT_S: Final = 120.0
 # How long `up` waits for a process that is being started again.
 RECOVERY_TIMEOUT_S: Final = 20.0
-SUSPENDED_TIMEOUT_S: Final = 1.0
 KILL_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
 LOG_LINES: Final = 15
@@ -148,17 +147,21 @@ def _end_supervisor(workspace: Workspace, lock: FolderLock) -> int:
     """Ask the supervisor that holds the lock to end, kill it if it does not; return the exit code."""
     owner = lock.owner()
     process = owner.process if owner else None
-    try:
-        asyncio.run(_request_shutdown(workspace))
-    except TargetUnavailableError:
-        # It holds the lock and does not answer, so it is starting or hangs: a signal ends it.
-        if process:
-            process.send_signal(signal.SIGTERM)
-    timeout_s = SUSPENDED_TIMEOUT_S if process and process.is_suspended() else DOWN_TIMEOUT_S
+    is_suspended = process is not None and process.is_suspended()
+    if not is_suspended:
+        try:
+            asyncio.run(_request_shutdown(workspace))
+        except TargetUnavailableError:
+            # It holds the lock and does not answer, so it is starting or hangs: a signal ends it.
+            if process:
+                process.send_signal(signal.SIGTERM)
+    timeout_s = 0.0 if is_suspended else DOWN_TIMEOUT_S
     how = "stopped"
     if not block_until(lock.take, timeout_s, interval_s=POLL_S):
-        how = f"killed, because the supervisor did not end within {timeout_s:g} s"
-        if process is None or not process.send_signal(signal.SIGKILL) or not block_until(lock.take, KILL_TIMEOUT_S):
+        how = f"killed, because the supervisor {'is suspended' if is_suspended else f'did not end in {timeout_s:g} s'}"
+        if process:
+            process.send_signal(signal.SIGKILL)
+        if not block_until(lock.take, KILL_TIMEOUT_S if process else 0.0):
             _print_error(
                 f"the supervisor in {workspace.root} (process {process.pid if process else 'unknown'}) did not end "
                 f"within {timeout_s:g} s: look into {workspace.logs_folder / 'supervisor.log'}"
