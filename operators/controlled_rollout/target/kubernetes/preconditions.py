@@ -39,14 +39,36 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
         api: The cluster.
         workspace: Where in it endpoints are.
         endpoint: The endpoint's name.
-        is_forward: Whether a version gets more traffic: going back is not refused because somebody has edited our
-            rules, it writes them again.
+        is_forward: Whether a version gets more traffic. Going back is refused only if the endpoint's route is somebody
+            else's: it waits for no Gateway and nobody's rules, and writes our rules again if somebody has edited them.
 
     Raises:
         ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
         WorkspaceError: The Gateway API, Envoy Gateway or the Gateway is missing, another controller serves it, or its
             listener has to be named.
     """
+    route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
+    if is_forward:
+        await _check_kinds(api)
+        gateway = await find_gateway(api, workspace)
+        await _check_controller(api, workspace, gateway)
+        chosen_listener(gateway, workspace)
+        await _check_requests_are_ours(api, workspace, endpoint)
+        if route is None:
+            await _check_path_is_free(api, workspace, endpoint)
+    if route is None:
+        return
+    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint and not is_written_by_us(route):
+        raise ConflictError(
+            f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
+            "controlled-rollout did not create: choose another name for the endpoint"
+        )
+    if is_forward and (edit := hand_edit(route)):
+        raise ConflictError(f"{edit}; nothing was changed now")
+
+
+async def _check_kinds(api: Api) -> None:
+    """Raise WorkspaceError if the cluster does not know the kinds of the Gateway API and of Envoy Gateway."""
     for kind in (HTTP_ROUTE, SECURITY_POLICY):
         resources = await api.find(f"/apis/{kind.version}")
         names = [resource["name"] for resource in (resources or {}).get("resources", [])]
@@ -56,23 +78,6 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
                 f"{'the Gateway API' if kind is HTTP_ROUTE else 'Envoy Gateway'} first, docs/aks.md says how"
                 + ("" if kind is HTTP_ROUTE else "; without it callers would not be asked for their keys")
             )
-    gateway = await find_gateway(api, workspace)
-    await _check_controller(api, workspace, gateway)
-    if is_forward:
-        chosen_listener(gateway, workspace)
-    route = await api.find(HTTP_ROUTE.path(workspace.namespace, route_name(endpoint)))
-    if is_forward:
-        await _check_requests_are_ours(api, workspace, endpoint)
-    if route is None:
-        await _check_path_is_free(api, workspace, endpoint)
-        return
-    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint and not is_written_by_us(route):
-        raise ConflictError(
-            f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
-            "controlled-rollout did not create: choose another name for the endpoint"
-        )
-    if is_forward and (edit := hand_edit(route)):
-        raise ConflictError(f"{edit}; nothing was changed now")
 
 
 async def _check_controller(api: Api, workspace: Workspace, gateway: Object) -> None:
