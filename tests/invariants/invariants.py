@@ -88,8 +88,6 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
 
 def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> None:
     """Raise if a run changes an endpoint after somebody else has ended its rollout."""
-    if revision.change.who.endswith((".retire_old", ".roll_back", ".retire_treatment")):
-        return
     for later, earlier in zip(reversed(life), reversed(life[:-1]), strict=False):
         held, holds = (rev.endpoint.rollout and rev.endpoint.rollout.owner for rev in (earlier, later))
         if holds == run.owner:
