@@ -32,8 +32,8 @@ OPTIONS: Final = (
 # Events after which a task or a look may be late once.
 DELAYS: Final = frozenset(
     {
-        "kill", "restart", "serving_lag", "starting", "down", "up", "quiet", "answers_lost", "record_conflicts",
-        "record_answers_lost", "rows_back", "command_meanwhile", "answer", "endpoint_deleted",
+        "scheduler_busy", "kill", "restart", "serving_lag", "starting", "down", "up", "quiet", "answers_lost",
+        "record_conflicts", "record_answers_lost", "rows_back", "command_meanwhile", "answer", "endpoint_deleted",
     }
 )  # fmt: skip
 EVENTS: Final[dict[str, Callable[..., None]]] = {}
@@ -52,6 +52,12 @@ def tick(world: World, times: int = 1) -> None:
         world.run_tasks()
         world.pass_time(TICK_S)
         world.run_tasks()
+
+
+@event
+def scheduler_busy(world: World, seconds: float) -> None:
+    """Time passes, and no task starts: Airflow's scheduler is late."""
+    world.pass_time(seconds)
 
 
 @event
@@ -429,6 +435,7 @@ CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("kill", c.randrange(12)),
     lambda w, c: ("kill", c.randrange(12)),
     lambda w, c: ("restart",),
+    lambda w, c: ("scheduler_busy", c.choice((10.0, 30.0))),
     lambda w, c: ("mark", *_name(w, c), c.choice(("success", "failed", "skipped"))),
     lambda w, c: ("clear", *_name(w, c)),
     lambda w, c: ("stop_run", c.randrange(2)),

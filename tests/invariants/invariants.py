@@ -7,6 +7,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision
+from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Revision
 from tests.invariants.simulated_airflow import DagRun
 from tests.invariants.world import World
@@ -31,6 +32,10 @@ def check(world: World) -> None:
         for index in range(first_unchecked, len(life)):
             _check_revision(world, life, index)
         world.checked[id(life)] = len(life)
+    for index in range(world.checked_decisions, len(world.decisions)):
+        if world.decisions[index].step == "go_on":
+            _check_was_seen(world, index)
+    world.checked_decisions = len(world.decisions)
     _check_alarms(world)
     _check_somebody_looks(world)
     _check_roll_back_tasks(world)
@@ -142,12 +147,16 @@ def _check_promotion(world: World, run: DagRun, life: list[Revision], revision: 
         raise Violation(f"{what} without holding the endpoint")
     if world.newest and revision.endpoint.control and revision.endpoint.control.name != version:
         raise Violation(f"{what}, and it is not its version")
+    owners = [other.owner for other in world.runs]
+    creator = _run_of(world, creation_of(life, before.control.name).change.who)
+    if creator is not None and owners.index(creator.owner) > owners.index(run.owner):
+        raise Violation(f"{what} in place of {before.control.name!r}, which a newer run has rolled out")
     share, shifted = _share(before, version), _shifted(life, version)
     looks = _looks(world, version, before.rollout.started, world.known[id(revision)])
     if looks and looks[-1].outcome == "fail":
         raise Violation(f"{what} after a look that failed")
     approved = any(moment >= shifted for moment in run.approvals)
-    passed = [look for look in looks if look.outcome == "pass" and look.share == share and look.time >= shifted]
+    passed = [fact for fact in _going_on(world, revision, share, shifted) if fact.outcome == "pass"]
     if share <= 0 or not (approved or passed):
         raise Violation(f"{what} without a pass at {share:g} % since {shifted:%H:%M:%S}, or an approval")
     if run.options.approval and not approved:
@@ -167,10 +176,34 @@ def _check_raise(world: World, run: DagRun, life: list[Revision], revision: Revi
     if looks and looks[-1].outcome == "fail":
         raise Violation(f"{what} after a look that failed")
     approved = any(moment >= shifted for moment in run.approvals)
-    if not approved and not any(
-        look.outcome in SEEN and look.share == share and look.time >= shifted for look in looks
-    ):
-        raise Violation(f"{what} without a look that could see at that share")
+    if not approved and not _going_on(world, revision, share, shifted):
+        raise Violation(f"{what} without a gate that let it go on from there since {shifted:%H:%M:%S}")
+
+
+def _going_on(world: World, revision: Revision, share: float, since: datetime) -> list[Decision]:
+    """Return the decisions before a revision with which a gate of its run let the rollout go on from a share."""
+    run = _run_of(world, revision.change.who)
+    return [
+        decision
+        for decision in world.decisions[: world.known[id(revision)]]
+        if decision.step == "go_on" and decision.share == share and decision.time >= since
+        if run is not None and decision.who.startswith(f"{run.owner}/") and decision.version == run.version
+    ]
+
+
+def _check_was_seen(world: World, index: int) -> None:
+    """Raise unless a gate that let a rollout go on has just seen requests to its treatment at the present share."""
+    decision = world.decisions[index]
+    look = next((earlier for earlier in reversed(world.decisions[:index]) if earlier.who == decision.who), None)
+    what = f"unseen: {decision.who} let {decision.version!r} go on at {decision.time:%H:%M:%S}"
+    if look is None or look.step != "look" or look.outcome not in SEEN or look.share != decision.share:
+        raise Violation(f"{what}, and its last look is {look}")
+    life = next((life for life in world.target.lives if life[0].created <= decision.time <= life[-1].created), [])
+    life = [revision for revision in life or world.target.revisions if revision.created <= decision.time]
+    if life and decision.version in life[-1].endpoint.versions:
+        since, until = (world.clock_seconds(at) for at in (_shifted(life, decision.version), decision.time))
+        if not world.traffic.total(decision.version, since, until).requests:
+            raise Violation(f"{what} without a request since {since:g} s")
 
 
 def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revision) -> None:
@@ -181,8 +214,7 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
     started = before.rollout.started
     failed = any(look == version and started <= moment for moment, look in world.failed_looks)
     person = run.touched or run.rejected or version in world.touched
-    instance = world.target.instances.get(version)
-    fault = run.kills > 3 or version in world.disturbed or instance is None or world.target.starting_s > 60
+    fault = run.kills > 3 or version in world.disturbed or world.target.starting_s > 60
     on_deadline = run.options.on_deadline == "roll_back"
     if not (failed or person or fault or on_deadline):
         raise Violation(

@@ -84,6 +84,21 @@ FOUND: dict[str, tuple[Event, ...]] = {
     "a full disk for a while rolls no good version back": (
         ("start_run", "two", 1), ("record_full", 25.0), ("tick", 3),
     ),
+    "what was seen at a share before the last change lets nothing go on": (
+        ("start_run", "two", 2), ("tick", 5), ("clear", 0, "roll_out"),
+    ),
+    "a rollout that a person has ended is not retired by its run": (
+        ("start_run", "two", 4), ("tick", 2), ("command", "roll_back", "two"),
+    ),
+    "the control that a person has put back is not retired": (
+        ("start_run", "two", 4), ("tick", 3), ("command", "roll_back", "two", "first"),
+    ),
+    "nonsense that a store has answered is not remembered": (
+        ("start_run", "two", 4), ("tick", 3), ("store_nonsense", 90.0), ("tick", 3),
+    ),
+    "a target that is away for half an hour before a shift rolls nothing back": (
+        ("start_run", "two", 0), ("tick", 3), ("scheduler_busy", 30.0), ("target_away", 2000.0), ("tick", 5),
+    ),
 }  # fmt: skip
 
 

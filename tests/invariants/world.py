@@ -212,7 +212,8 @@ class World:
         broken_since: Since when a version answers nothing but errors.
         disturbed_at: When something last happened that delays a task or a look.
         known: By revision: how many decisions had been recorded when it was stored.
-        checked, checked_tasks: Which revisions and which roll-backs the invariants have been checked for.
+        checked, checked_decisions, checked_tasks: Which revisions, decisions and roll-backs the invariants have been
+            checked for.
     """
 
     seed: int = 0
@@ -235,6 +236,7 @@ class World:
     disturbed_at: float = 0.0
     known: dict[int, int] = field(default_factory=dict)
     checked: dict[int, int] = field(default_factory=dict)
+    checked_decisions: int = 0
     checked_tasks: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -267,7 +269,10 @@ class World:
         for run in self.runs:
             for task in run.tasks.values():
                 run.stop_trigger(task)
-        self.loop.run_until_complete(asyncio.sleep(0))
+        unfinished = asyncio.all_tasks(self.loop)
+        for waiting in unfinished:
+            waiting.cancel()
+        self.loop.run_until_complete(asyncio.wait([*unfinished, self.loop.create_task(asyncio.sleep(0))]))
         self.loop.close()
 
     # Time and tasks.

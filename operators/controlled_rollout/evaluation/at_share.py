@@ -27,7 +27,8 @@ def seen_at_share(evidence: Evidence | None, splits: Sequence[SplitChange]) -> A
     """Return what the evidence has of the present share.
 
     Time that has passed shows nothing, and neither do bins whose share is not known: the split is stored before the
-    router serves it, and bins are closed only when late telemetry has come.
+    router serves it, and bins are closed only when late telemetry has come. Neither does the same share before the last
+    change: a split that was set and taken back at once leaves no bin between.
 
     Args:
         evidence: What a look has read; None if it could not.
@@ -38,7 +39,7 @@ def seen_at_share(evidence: Evidence | None, splits: Sequence[SplitChange]) -> A
         return AtShare()
     bins: list[Bin] = []
     for one in reversed(evidence.bins):
-        if one.share is not None and one.share != share:
+        if one.start < splits[-1].at or (one.share is not None and one.share != share):
             break
         if one.share is not None:
             bins.append(one)

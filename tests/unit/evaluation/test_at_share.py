@@ -33,7 +33,9 @@ def evidence(*shares: float | None, until: int | None = None, requests: int = 7)
         (evidence(0.1, 0.5, 0.1, 0.1, 0.5, None), AtShare()),
         # The same share earlier in the rollout is not the present one.
         (evidence(0.5, 0.1, None, 0.5), AtShare(MINUTE, 7)),
-        (evidence(0.5, None, 0.5), AtShare(3 * MINUTE, 14)),
+        (evidence(0.1, 0.1, 0.1, 0.5, None, 0.5), AtShare(3 * MINUTE, 14)),
+        (evidence(0.5, 0.5, 0.5), AtShare()),
+        (evidence(0.5, 0.5, 0.5, None, 0.5), AtShare(MINUTE, 7)),
         (evidence(), AtShare()),
         (None, AtShare()),
     ],
