@@ -53,9 +53,9 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
         gateway = await find_gateway(api, workspace)
         await _check_controller(api, workspace, gateway)
         chosen_listener(gateway, workspace)
-        await _check_requests_are_ours(api, workspace, endpoint)
         if route is None:
             await _check_path_is_free(api, workspace, endpoint)
+        await _check_requests_are_ours(api, workspace, endpoint)
     if route is None:
         return
     if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint and not is_written_by_us(route):
