@@ -215,7 +215,8 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
     failed = any(look == version and started <= moment for moment, look in world.failed_looks)
     person = run.touched or run.rejected or version in world.touched
     fault = run.kills > 3 or version in world.disturbed or world.target.starting_s > 60
-    on_deadline = run.options.on_deadline == "roll_back"
+    # Its author wants a version back that nobody has judged in time, or that no look has seen for a while.
+    on_deadline = run.options.on_deadline == "roll_back" or bool(run.options.more)
     if not (failed or person or fault or on_deadline):
         raise Violation(
             f"outage: {revision.change.who} has rolled {version!r} back in revision {revision.number}, and nothing but "
