@@ -1,5 +1,6 @@
 """The state file by which clients find a running supervisor, and the lock on its folder."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -86,10 +87,12 @@ class FolderLock:
         if process is None:
             return
         content = LockOwner(process=process, runtime=runtime).model_dump_json().encode()
-        # Written in place: another file under this name would be another lock.
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content, 0)
-        os.fsync(self._descriptor)
+        # Written in place: another file under this name would be another lock. A full disk keeps no workspace from
+        # being started: only a supervisor that hangs could then not be killed by `down`.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, content, 0)
+            os.fsync(self._descriptor)
 
     def take(self) -> bool:
         """Lock the folder; return False if another process has locked it."""
