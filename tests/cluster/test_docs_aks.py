@@ -121,7 +121,7 @@ def fresh(lab: Lab) -> Iterator[str]:
     """The name of a namespace that is not there; whatever a failed test has made for it goes at the end."""
     name = f"test-{secrets.token_hex(4)}"
     yield name
-    lab.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+    lab.kubectl("delete", "namespace", name, f"{name}-builds", "--ignore-not-found", "--wait=false")
     delete_roles(lab, name)
     for where in (lab.gateway.split("/")[0], "envoy-gateway-system"):
         lab.kubectl("delete", "rolebinding", f"airflow-{name}", "--namespace", where, "--ignore-not-found")
