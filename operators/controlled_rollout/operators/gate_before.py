@@ -29,6 +29,8 @@ class Gate(Protocol):
 
 def gate_before(task: "BaseOperator") -> Gate | None:
     """Return the gate directly before a task, or before the approval that is directly before it; None without one."""
+    if not task.has_dag():  # type: ignore[no-untyped-call] # Airflow's
+        return None
     tasks = cast("Mapping[str, Any]", task.dag.task_dict)
     for before in task.upstream_list:
         gate = tasks.get(getattr(before, "gate_task_id", before.task_id))

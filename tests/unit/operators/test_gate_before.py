@@ -92,6 +92,10 @@ def test_alarm_between_the_gate_and_the_step_fails_the_step_before_anything_chan
         cast("PromoteToControlOperator | ShiftTrafficOperator", task).execute(context())
 
 
+def test_task_outside_a_dag_has_no_gate_before_it() -> None:
+    assert gate_before(PromoteToControlOperator(task_id="promote", endpoint="digits", version="v2a")) is None
+
+
 @pytest.mark.parametrize(("map_index", "endpoint"), [(0, "alpha"), (1, "beta")])
 def test_in_a_mapped_group_the_looks_are_those_of_the_same_instance(map_index: int, endpoint: str) -> None:
     with DAG("weekly", schedule=None) as dag:
