@@ -1,7 +1,7 @@
 """All the steps of a rollout, wired: what most DAGs use instead of the single operators."""
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Final, TypeVar
@@ -318,7 +318,11 @@ class ControlledRollout(TaskGroup):
             replaced_by=on_endpoint["version"],
             keep_warm=keep_warm,
             deferrable=deferrable,
+            trigger_rule=TriggerRule.ALL_DONE_SETUP_SUCCESS,
         )
+        # Tasks after this group, or after one around it, do not wait for a teardown. It asks the endpoint what there is
+        # to retire, so it may run after everything.
+        self.retire_old.as_teardown(on_failure_fail_dagrun=True)
         going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], self.default_args["retries"] or 0)}
         self.roll_back = create_task(
             RollBackOperator,
@@ -366,10 +370,6 @@ class ControlledRollout(TaskGroup):
         [*forward, self.promote] >> self.roll_back
         # `roll_back` is skipped only once `promote` has succeeded: `result` waits for both.
         self.check >> self.result
-
-    def get_leaves(self) -> Generator[BaseOperator, None, None]:
-        """Yield the only task that tasks after the group follow: its state is the rollout's."""
-        yield self.result
 
 
 def create_task(

@@ -18,6 +18,7 @@ QUICK_ON_CLUSTER = QUICK | {
     "settings": {"cpu_cores": 0.05, "memory_gb": 0.4, "num_replicas": 1, "max_request_wait_time": 5_000},
     "decision_timeout": "180 s",
     "allowed_lag": "10 s",
+    "bake": "12 s",
 }
 
 

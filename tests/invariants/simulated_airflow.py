@@ -75,7 +75,7 @@ def next_state(rule: str, upstream: Sequence[State]) -> State | Literal["run"] |
         return "run"
     if rule == TriggerRule.ONE_FAILED:
         return "run" if failed else "skipped" if done else None
-    if rule == TriggerRule.ALL_DONE:
+    if rule in (TriggerRule.ALL_DONE, TriggerRule.ALL_DONE_SETUP_SUCCESS):
         return "run" if done else None
     if rule == TriggerRule.ALL_DONE_MIN_ONE_SUCCESS:
         return ("run" if succeeded else "skipped" if not failed else "upstream_failed") if done else None

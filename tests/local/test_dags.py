@@ -166,8 +166,8 @@ def test_a_failing_treatment_whose_gate_is_on_hold_is_rolled_back_and_only_its_o
 ) -> None:
     script = project("failing", DAGS / "models" / "digits", tmp_path / "failing")
     faulty = {"source": str(tmp_path / "failing"), "entry_script": script}
-    # The gate is on hold from its first look on: before there is any evidence.
-    quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2}, "decision_timeout": "0 s"}
+    # The gate is on hold before there is any evidence that it judges.
+    quick = QUICK | {"gate": QUICK["gate"] | {"alpha": 0.2, "warm_up": "8 s"}, "decision_timeout": "4 s"}
     before = endpoint(lab)
 
     answer, load = asyncio.run(under_load(lab, dags, "retrain_and_deploy", **quick, **faulty))

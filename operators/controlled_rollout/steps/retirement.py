@@ -5,7 +5,7 @@ from functools import partial
 
 from controlled_rollout.defaults import RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import EndpointNotFoundError
+from controlled_rollout.errors import EndpointNotFoundError, NothingToDoError
 from controlled_rollout.steps import edits, rules
 from controlled_rollout.steps.skeleton import Step, run_step
 from controlled_rollout.target.history import Promotion
@@ -108,14 +108,16 @@ async def former_control(workspace: Workspace, endpoint: str, promoted: str, *, 
 
     Raises:
         NothingToDoError: There is no former control, it is in use again, somebody else has promoted, or `promoted` is
-            not control any more.
-        EndpointNotFoundError: There is no such endpoint.
+            not control any more; or there is no such endpoint.
     """
     from controlled_rollout.target.connect import connect
 
-    async with connect(workspace) as target:
-        _, promotion = rules.replaced_by(await target.history(endpoint), promoted, owner)
-        return promotion
+    try:
+        async with connect(workspace) as target:
+            _, promotion = rules.replaced_by(await target.history(endpoint), promoted, owner)
+            return promotion
+    except EndpointNotFoundError as error:
+        raise NothingToDoError(f"there is no former control to retire: {error}") from error
 
 
 def _retirement_step(version: str) -> Step:

@@ -1,0 +1,76 @@
+"""The task group at its edges, run with `dag.test()`: mapped, nested, after a skipped task, before another task."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.local.local_target_lab import Lab, running
+from tests.local.test_dags import Dags, dag_runner
+
+DAG_FILE = """
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, task, task_group
+from airflow.sdk.exceptions import AirflowSkipException
+from controlled_rollout import ControlledRollout
+
+ARGUMENTS = {{
+    "image": "{image}", "settings": {{"num_replicas": 1}}, "on_deadline": "ask", "keep_warm": 0,
+}}
+# Meant for other operators: nothing of it reaches the group's tasks.
+OTHERS = {{"timeout": 1, "version": "x", "deferrable": False, "do_xcom_push": False, "depends_on_past": True}}
+
+
+@task
+def skipped():
+    raise AirflowSkipException("there is nothing new")
+
+
+with DAG("mapped", schedule=None, default_args=OTHERS):
+    @task_group
+    def one(endpoint):
+        ControlledRollout(endpoint=endpoint, **ARGUMENTS)
+
+    one.expand(endpoint=["first", "second"]) >> EmptyOperator(task_id="notify")
+
+with DAG("nothing_new", schedule=None):
+    skipped() >> ControlledRollout(endpoint="never", **ARGUMENTS) >> EmptyOperator(task_id="notify")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running(tmp_path_factory.mktemp("group")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def dags(lab: Lab) -> Iterator[Dags]:
+    folder = lab.folder / "dags"
+    folder.mkdir()
+    (folder / "edges.py").write_text(DAG_FILE.format(image=asyncio.run(lab.image())))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
+        with dag_runner(lab.workspace.root, Path(lab.folder / "dags.log")) as dags:
+            yield dags
+
+
+def states(answer: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {name.rpartition(".")[2]: state for name, state in answer["tasks"].items()}
+
+
+def test_group_mapped_over_endpoints_ends_in_a_result_that_the_next_task_follows(lab: Lab, dags: Dags) -> None:
+    assert dags.loaded["import_errors"] == {}
+    answer = dags.run("mapped")
+    assert (answer["state"], states(answer)["result"], states(answer)["notify"]) == ("success",) * 3
+    for name in ("first", "second"):
+        endpoint = asyncio.run(lab.target.endpoint(name))
+        assert endpoint.control is not None
+        assert endpoint.effective_traffic() == {endpoint.control.name: 100.0}
+
+
+def test_group_after_a_skipped_task_is_skipped_and_so_is_what_follows(dags: Dags) -> None:
+    answer = dags.run("nothing_new")
+    assert answer["state"] == "success"
+    assert set(states(answer).values()) == {"skipped"}
