@@ -320,8 +320,7 @@ class ControlledRollout(TaskGroup):
             deferrable=deferrable,
             trigger_rule=TriggerRule.ALL_DONE_SETUP_SUCCESS,
         )
-        # Tasks after this group, or after one around it, do not wait for a teardown. It asks the endpoint what there is
-        # to retire, so it may run after everything.
+        # What comes after the group does not wait for a teardown. It asks the endpoint, so it may run after anything.
         self.retire_old.as_teardown(on_failure_fail_dagrun=True)
         going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], self.default_args["retries"] or 0)}
         self.roll_back = create_task(
