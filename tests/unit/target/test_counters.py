@@ -120,3 +120,14 @@ def test_no_load_is_ever_negative(before: Counters, after: Counters, seconds: fl
 
     assert load.requests_per_s >= 0
     assert load.request_time_s is None or load.request_time_s >= 0
+
+
+def test_requests_that_could_not_be_sent_are_counted_apart() -> None:
+    """No healthy replica, no connection (each try counts), too many open."""
+    numbers = {"upstream_cx_none_healthy": 3, "upstream_rq_pending_failure_eject": 6, "upstream_rq_pending_overflow": 1}
+    lines = [f'envoy_cluster_{name}{{envoy_cluster_name="x/y"}} {number}' for name, number in numbers.items()]
+    before = parse_counters("\n".join([*lines, 'envoy_cluster_upstream_rq_total{envoy_cluster_name="x/y"} 7', ""]))
+
+    assert before == {"x/y": Counters(requests=7, unsent=10)}
+    assert total_counters([before, before])["x/y"].unsent == 20
+    assert counter_growth(before, {"x/y": Counters(requests=9, unsent=12)})["x/y"].unsent == 2
