@@ -46,6 +46,12 @@ def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object
     return Task("RolloutVersionOperator", "roll_out", task, run_id)
 
 
+def approve(lab: Lab, name: str) -> None:
+    """Record that a person approves version v2a at its present share: a run promotes only what was judged."""
+    decision = record.Decision.about(endpoint(lab, name), "v2a", step="approve", who="Ada", why="good enough")
+    record.append(lab.workspace, decision)
+
+
 @pytest.mark.parametrize("kill_after_s", [None, 0.0, 0.03, 0.1, 0.3])
 def test_rollout_with_killed_tasks_creates_the_same_revisions(
     lab: Lab, connection: str, kill_after_s: float | None
@@ -61,6 +67,8 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(
 
     killed = 0
     for task in rollout:
+        if task.task_id == "promote":
+            approve(lab, name)
         if kill_after_s is not None:
             killed += run(task, connection, kill_after_s=kill_after_s) == "killed"
         assert run(task, connection) == "done"
@@ -230,6 +238,7 @@ def test_the_rollout_after_a_promotion_can_shift(lab: Lab, connection: str) -> N
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
     promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
+    approve(lab, name)
     assert run(promote, connection) == "done"
     assert run(roll_out(lab, name, "v3a", "run-3"), connection) == "done"
 
@@ -244,6 +253,7 @@ def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: s
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
     promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
+    approve(lab, name)
     assert run(promote, connection) == "done"
     back = {"endpoint": name, "version": "v2a", "to": "v1a", "reason": "worse in the field", "own_rollout": False}
     assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
