@@ -294,7 +294,7 @@ def _check_roll_back_tasks(world: World) -> None:
 
 
 def _check_run_end(world: World, run: DagRun) -> None:
-    """Raise if a run that is over leaves an alarm without consequence, or is green without a promotion."""
+    """Raise if a run that is over leaves its treatment with traffic, or is green without a promotion."""
     if run.touched or run.stopped or run.version in world.touched or world.shared(run):
         return
     newest = world.newest
@@ -303,6 +303,9 @@ def _check_run_end(world: World, run: DagRun) -> None:
         looks = _looks(world, rollout.version, rollout.started)
         if looks and looks[-1].outcome == "fail" and not run.approvals:
             raise Violation(f"alarm: {run.run_id} is over, the last look failed, and {rollout.version!r} still runs")
+    held = rollout is not None and (rollout.owner, rollout.version) == (run.owner, run.version)
+    if newest is not None and held and run.is_over and _share(newest, run.version):
+        raise Violation(f"left: {run.run_id} is over, and {run.version!r} has {_share(newest, run.version):g} %")
     if not run.is_over and not world.waits_for_person(run):
         states = {task_id: task.state for task_id, task in run.tasks.items()}
         raise Violation(f"stuck: {run.run_id} goes on for ever: {states}")
