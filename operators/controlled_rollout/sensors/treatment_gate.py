@@ -118,6 +118,11 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
                 "execution_timeout would fail a gate, and roll its treatment back, because time has passed: leave it "
                 "out; decision_timeout and on_deadline say how long the gate waits, and what then"
             )
+        if kwargs.get("timeout") is not None:
+            raise ValueError(
+                f"timeout={kwargs['timeout']!r} was given to a gate: leave it out, decision_timeout says how long it "
+                "waits after the split was set, and on_deadline what then"
+            )
         # Given here, they keep the DAG's default_args away: looks come at `interval`, and end by a decision.
         super().__init__(**{**kwargs, "execution_timeout": None, "exponential_backoff": False})
         # Read from the task, because the DAG's default_args may have set them too.

@@ -61,6 +61,13 @@ def test_gate_that_would_fail_because_time_has_passed_is_refused() -> None:
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", execution_timeout=timedelta(minutes=5))
 
 
+def test_timeout_of_a_sensor_is_refused_for_a_gate_and_that_of_the_dag_does_not_apply() -> None:
+    with pytest.raises(ValueError, match=r"timeout=60 was given to a gate: .*decision_timeout says"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", timeout=60)
+    with DAG("weekly", schedule=None, default_args={"timeout": 60}):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a")
+
+
 def test_a_dag_with_a_gate_is_stored_the_same_each_time_it_is_parsed() -> None:
     def parsed() -> dict[str, Any]:
         with DAG("weekly", schedule=None) as dag:
