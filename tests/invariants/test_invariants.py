@@ -96,6 +96,9 @@ FOUND: dict[str, tuple[Event, ...]] = {
     "nonsense that a store has answered is not remembered": (
         ("start_run", "two", 4), ("tick", 3), ("store_nonsense", 90.0), ("tick", 3),
     ),
+    "a target that refuses while a person approves rolls nothing back": (
+        ("start_run", "two", 3), ("tick", 5), ("target_refuses", 90.0), ("answer", "Approve"), ("tick", 1),
+    ),
     "a target that is away for half an hour before a shift rolls nothing back": (
         ("start_run", "two", 0), ("tick", 3), ("scheduler_busy", 30.0), ("target_away", 2000.0), ("tick", 5),
     ),

@@ -9,10 +9,10 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import exceptions
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.errors import AccessError, ArgumentError, ControlledRolloutError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import EngineCalls, task_of
+from controlled_rollout.operators.base import TEMPORARY_ERRORS, EngineCalls, task_of
 from controlled_rollout.operators.gate_before import Gate, terms_of_alarms
 from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
 from controlled_rollout.workspace import Workspace
@@ -51,6 +51,8 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
 
     template_fields = (*ApprovalOperator.template_fields, "endpoint", "version", "conn_id")
     ui_color = "#e3dcf5"
+    # A target that refuses for a while says nothing about the model: the question is asked again.
+    temporary_errors = (*TEMPORARY_ERRORS, AccessError)
 
     def __init__(
         self,
