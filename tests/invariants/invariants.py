@@ -82,7 +82,8 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
     run = _run_of(world, revision.change.who)
     if run is None:
         return
-    _check_not_ended(run, life[:index], revision)
+    if not run.touched:
+        _check_not_ended(run, life[:index], revision)
     if new.control and (old.control is None or old.control.name != new.control.name):
         _check_promotion(world, run, life[:index], revision)
     elif _share(new, run.version) > _share(old, run.version) > 0:
@@ -213,7 +214,7 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
         return
     started = before.rollout.started
     failed = any(look == version and started <= moment for moment, look in world.failed_looks)
-    person = run.touched or run.rejected or version in world.touched
+    person = run.touched or run.rejected or bool(world.touched)
     fault = run.kills > 3 or version in world.disturbed or world.target.starting_s > 60
     # Its author wants a version back that nobody has judged in time, or that no look has seen for a while.
     on_deadline = run.options.on_deadline == "roll_back" or bool(run.options.more)
@@ -275,9 +276,10 @@ def _check_memory(world: World) -> None:
         return
     for version in newest.versions:
         if version != control.name:
-            remembered = world.verdict(version)
+            now = world.clock.now()
+            remembered = world.verdict(version, now)
             world.forget_memory()
-            new = world.verdict(version)
+            new = world.verdict(version, now)
             if remembered != new:
                 raise Violation(f"memory: a process that has looked before says {remembered}, a new one {new}")
 

@@ -410,12 +410,12 @@ class World:
         rollout = self.newest.rollout if self.newest else None
         return self.is_asked(run) or (rollout is not None and rollout.owner == run.owner and rollout.held is not None)
 
-    def verdict(self, version: str) -> str:
+    def verdict(self, version: str, now: datetime) -> str:
         """Take a look as a person does who knows the gate; return its outcome and e-values as text."""
 
         async def look() -> looks.Look:
             return await looks.look(
-                WORKSPACE, cast("Target", self.target), ENDPOINT, version, gate=GATE, who="Ada",
+                WORKSPACE, cast("Target", self.target), ENDPOINT, version, gate=GATE, who="Ada", now=now,
                 window=evidence_window("10 s", "10 s", "60 s"),
             )  # fmt: skip
 
