@@ -24,6 +24,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
+from controlled_rollout.operators.group_arguments import check_fixed_arguments
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
@@ -70,7 +71,8 @@ class ControlledRollout(TaskGroup):
     is skipped if what comes before the group has skipped it. They do not wait for `keep_warm`.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
-    `keep_treatment`, `hold_notifiers`, `deferrable` and the group's own may be templates.
+    `keep_treatment`, `hold_notifiers`, `deferrable`, the mappings `scan` and `approval_settings` themselves, and the
+    group's own may be templates. `on_deadline` may be one, but not for `ask`.
 
     Args:
         group_id: The group's name, and the prefix of its tasks' names.
@@ -165,6 +167,12 @@ class ControlledRollout(TaskGroup):
     ) -> None:
         """Create all tasks of the rollout inside this group and connect them."""
         check_steps(steps)
+        check_fixed_arguments(
+            flags={"approval": approval, "keep_treatment": keep_treatment, "deferrable": deferrable},
+            mappings={"scan": scan, "approval_settings": approval_settings},
+            hold_notifiers=hold_notifiers,
+            asks=approval or on_deadline == "ask",
+        )
         super().__init__(
             group_id=group_id,
             tooltip=kwargs.pop("tooltip", "A controlled rollout: canary traffic, a gate, promotion or roll-back"),
@@ -209,6 +217,7 @@ class ControlledRollout(TaskGroup):
                 },
                 steps=tuple(steps),
                 approval=approval,
+                asks=on_deadline == "ask",
                 keep_treatment=keep_treatment,
             )
             scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
@@ -311,18 +320,19 @@ class ControlledRollout(TaskGroup):
             # The gates of a first version are skipped, and it is promoted; but not if the whole group is skipped.
             trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         )
+        # No `execution_timeout` of `default_args` ends the wait.
+        waits: dict[str, Any] = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}
         self.retire_old = create_task(
             DeleteVersionOperator,
             "retire_old",
             **endpoint,
             replaced_by=on_endpoint["version"],
-            keep_warm=keep_warm,
-            deferrable=deferrable,
+            **waits,
             trigger_rule=TriggerRule.ALL_DONE_SETUP_SUCCESS,
         )
         # What comes after the group does not wait for a teardown. It asks the endpoint, so it may run after anything.
         self.retire_old.as_teardown(on_failure_fail_dagrun=True)
-        going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], self.default_args["retries"] or 0)}
+        going_back = {**GOING_BACK, "retries": max(RETRIES["retries"], int(self.default_args["retries"] or 0))}
         self.roll_back = create_task(
             RollBackOperator,
             "roll_back",
@@ -450,7 +460,10 @@ def check_steps(steps: Sequence[float]) -> None:
         isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
     )
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
-        raise ValueError(f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50)")
+        raise ValueError(
+            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); there is "
+            "a task for each, so they can be no template and not mapped"
+        )
     shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
     if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
         raise ValueError(

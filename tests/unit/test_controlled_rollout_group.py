@@ -127,6 +127,56 @@ def test_no_default_args_take_a_roll_back_its_retries_or_its_time(level: str) ->
     assert group(roll_back_timeout="{{ params.hours }} h").roll_back.execution_timeout is None
 
 
+def test_no_default_args_end_the_wait_until_a_former_control_is_retired() -> None:
+    rollout = group({"execution_timeout": timedelta(hours=1)}, keep_warm="1 d", deferrable=False)
+    assert rollout.retire_old.execution_timeout is None
+    assert rollout.promote.execution_timeout == timedelta(hours=1)
+
+
+def test_retries_may_be_the_text_that_airflow_takes() -> None:
+    assert group({"retries": "5"}).roll_back.retries == 5
+    assert group(default_args={"retries": "1"}).roll_back.retries == 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("approval", "{{ params.approval }}"),
+        ("approval", "False"),
+        ("keep_treatment", "{{ params.keep }}"),
+        ("deferrable", None),
+        ("scan", "{{ params.scan }}"),
+        ("approval_settings", "{{ params.approval }}"),
+        ("hold_notifiers", "me@example.com"),
+        ("hold_notifiers", ["me@example.com"]),
+        ("steps", "{{ params.steps }}"),
+    ],
+)
+def test_arguments_that_decide_which_tasks_there_are_are_refused_as_templates(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{argument}=.*: give "):
+        group(**{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["approval", "keep_treatment", "scan", "approval_settings", "steps", "deferrable"])
+def test_arguments_that_decide_which_tasks_there_are_are_refused_when_mapped(argument: str) -> None:
+    with DAG("weekly", schedule=None):
+
+        @task_group
+        def one(value: Any) -> None:
+            ControlledRollout(**{**MINIMUM, argument: value})
+
+        with pytest.raises(ValueError, match=rf"{argument}=MappedArgument.*not mapped"):
+            one.expand(value=[True, False])
+
+
+def test_settings_of_a_question_that_nobody_is_asked_are_refused() -> None:
+    settings = {"response_timeout": timedelta(hours=1)}
+    with pytest.raises(ValueError, match="no task of this rollout asks a person: give approval=True"):
+        group(approval_settings=settings)
+    assert group(approval_settings=settings, approval=True).approvals
+    assert group(approval_settings=settings, on_deadline="ask").approvals
+
+
 def test_tasks_after_the_group_follow_its_result_alone() -> None:
     with DAG("weekly", schedule=None):
         build, notify = EmptyOperator(task_id="build"), EmptyOperator(task_id="notify")

@@ -62,6 +62,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         steps: The treatment's per cent at each step.
         arguments: The other arguments of the rollout by the names of `ControlledRollout`'s; they may be templates.
         approval: Whether a person approves the promotion.
+        asks: Whether each gate has a task after it that asks a person at the deadline.
         keep_treatment: Whether a treatment that was rolled back stays.
         **kwargs: What `CheckConnectivityOperator` takes.
     """
@@ -76,6 +77,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         steps: tuple[float, ...],
         arguments: Mapping[str, Any],
         approval: bool = False,
+        asks: bool = False,
         keep_treatment: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -86,6 +88,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         self.steps = steps
         self.arguments = arguments
         self.approval = approval
+        self.asks = asks
         self.keep_treatment = keep_treatment
 
     async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
@@ -137,12 +140,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
                 "scan": lambda: given["scan"] and scan_settings(given["scan"]),
             }
         )
-        if problems := contradictions(
-            bake=values["bake"],
-            decision_timeout=values["decision_timeout"],
-            interval=values["interval"],
-            window=values["window"],
-        ):
+        if problems := self._contradictions(values):
             raise ArgumentError("\n".join(problems))
         plan = RolloutPlan(
             endpoint=self.endpoint,
@@ -158,6 +156,21 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             keep_treatment=self.keep_treatment,
         )
         return plan, values["gate"], values["window"]
+
+    def _contradictions(self, values: Mapping[str, Any]) -> list[str]:
+        """Return what cannot be about the arguments that were read, a sentence each."""
+        problems = contradictions(
+            bake=values["bake"],
+            decision_timeout=values["decision_timeout"],
+            interval=values["interval"],
+            window=values["window"],
+        )
+        if values["on_deadline"] == "ask" and not self.asks:
+            problems.append(
+                "on_deadline = 'ask' came from a template or a mapped argument, and the tasks that ask are made when "
+                "the DAG is parsed: give ControlledRollout the text 'ask' itself"
+            )
+        return problems
 
     async def _check_room(self, workspace: Workspace) -> str:
         """Return a warning if the endpoint will have as many versions as it may; empty if not, or if it is not known.

@@ -78,6 +78,14 @@ def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argume
         check_of(**{argument: value}).read_arguments()
 
 
+def test_question_without_a_task_that_asks_it_is_refused_before_anything_is_changed() -> None:
+    check_of(on_deadline="ask").read_arguments()
+    check = check_of(on_deadline="{{ params.on_deadline }}")
+    check.arguments = {**check.arguments, "on_deadline": "ask"}
+    with pytest.raises(ArgumentError, match="on_deadline = 'ask' came from a template"):
+        check.read_arguments()
+
+
 def test_image_that_another_task_makes_is_not_read_by_the_first() -> None:
     with DAG("weekly", schedule=None):
         build = EmptyOperator(task_id="build")
