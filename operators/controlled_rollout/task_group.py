@@ -320,15 +320,14 @@ class ControlledRollout(TaskGroup):
             # The gates of a first version are skipped, and it is promoted; but not if the whole group is skipped.
             trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         )
-        # No `execution_timeout` of `default_args` ends the wait.
-        waits: dict[str, Any] = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}
+        waits: Any = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}  # it may take days
         self.retire_old = create_task(
             DeleteVersionOperator,
             "retire_old",
             **endpoint,
             replaced_by=on_endpoint["version"],
-            **waits,
             trigger_rule=TriggerRule.ALL_DONE_SETUP_SUCCESS,
+            **waits,
         )
         # What comes after the group does not wait for a teardown. It asks the endpoint, so it may run after anything.
         self.retire_old.as_teardown(on_failure_fail_dagrun=True)
