@@ -63,13 +63,16 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     alarms, splits = (*traffic_alarms, *metrics.alarms), metrics.splits
     passes = (*traffic_passes, *metrics.passes)
     present = judged.at(at_present_share(judged))
-    established = all(result.claim.reached for result in passes)
+    has_failed = any(alarm.established_at is not None for alarm in alarms)
     return Assessment(
         tuple(alarm.later(warm_up) for alarm in alarms),
         (split, *(other.later(warm_up) for other in splits)),
         passes,
-        tuple(no_step_because(present, judged, before, gate)),
-        (*no_pass_because(present, before, gate), *(near_in_newest(present, before, gate) if established else ())),
+        (
+            *no_step_because(present, judged, before, gate),
+            *(() if has_failed else near_in_newest(present, before, gate)),
+        ),
+        tuple(no_pass_because(present, judged, before, gate)),
         tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
         int(judged.control.sum()),
         int(judged.treatment.sum()),

@@ -244,8 +244,8 @@ class Verdict:
         claims: Every claim, alarms first.
         reason: The outcome in a sentence, with the deciding claim's numbers.
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
-        waits: Why no step goes on now, whatever it asks for: the treatment or control is broken, or there is nothing to
-            compare with.
+        waits: Why no step goes on now, whatever it asks for: the treatment or control is broken, there is nothing to
+            compare with, or an alarm is near in the treatment's newest requests.
     """
 
     outcome: Outcome

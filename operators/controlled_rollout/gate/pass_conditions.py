@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 # The newest bins with so many requests must not have too many errors.
 RECENT_REQUESTS: Final = 100
-# So many of the treatment's newest requests (whole bins) are judged by themselves before a pass.
+# So many of the treatment's newest requests (whole bins) are judged by themselves before a step goes on.
 NEWEST: Final = (200, 1_000, 5_000)
 # Control is broken by its own baseline with so many times the odds of an error, so much higher, and so many errors.
 BROKEN_ODDS: Final = 10
@@ -57,19 +57,22 @@ def no_step_because(present: Columns, judged: Columns, before: Columns, gate: Ga
         )
 
 
-def no_pass_because(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
-    """Yield why nothing may pass now, each in a sentence; the arguments are those of `no_step_because`."""
+def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield why nothing may pass now, each in a sentence; the arguments are those of `no_step_because`.
+
+    At a share that leaves control nothing, its latency at the shares before tells whether the quantiles say anything.
+    """
     if gate.max_latency is not None and present.over_limit is None:
         yield (
             "max_latency cannot be shown: requests slower than it are counted only where control's quantiles from "
             "before the rollout are known"
         )
-    if not without_control(present).any():
-        yield from _stale_quantiles(present, gate)
+    alone = without_control(present).any()
+    yield from _stale_quantiles(judged.at(~without_control(judged)) if alone else present, gate)
 
 
 def near_in_newest(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
-    """Yield that an alarm is near in the treatment's newest requests, judged by themselves before a pass.
+    """Yield that an alarm is near in the treatment's newest requests, judged by themselves before a step goes on.
 
     A long healthy past outweighs what has begun just now. The arguments are those of `no_step_because`.
     """
@@ -117,10 +120,10 @@ def _broken_control(present: Columns, before: Columns, gate: Gate) -> Iterator[s
         yield f"control itself is broken, and nothing to compare with: {100 * rate:.3g} % errors{was}"
 
 
-def _stale_quantiles(present: Columns, gate: Gate) -> Iterator[str]:
-    """Yield which of control's frozen quantiles say nothing about its present latency."""
-    requests = float(present.control.sum())
-    for quantile, metric in zip(gate.latency_quantiles, present.slow, strict=False):
+def _stale_quantiles(compared: Columns, gate: Gate) -> Iterator[str]:
+    """Yield which of control's frozen quantiles say nothing about its latency in the bins that are compared."""
+    requests = float(compared.control.sum())
+    for quantile, metric in zip(gate.latency_quantiles, compared.slow, strict=False):
         slow, normal = float(metric.control.sum()), 1 - quantile
         if requests * min(normal, quantile) < STALE_EXPECTED:
             continue

@@ -168,7 +168,7 @@ def _first_pass(
             present = seen.at(at_present_share(seen))
             against = chain(
                 no_step_because(present, seen, before, gate),
-                no_pass_because(present, before, gate),
+                no_pass_because(present, judged, before, gate),
                 near_in_newest(present, before, gate),
             )
             if next(against, None) is None:

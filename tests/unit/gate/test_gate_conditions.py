@@ -75,6 +75,18 @@ def test_regression_that_begins_shortly_before_the_end_of_a_long_step_does_not_p
     assert judge(recovered, GATE).outcome == "pass"
 
 
+def test_regression_that_begins_shortly_before_the_end_of_a_long_step_lets_no_step_go_on() -> None:
+    healthy = [minute(index, (30, int(index % 7 == 0)), (270, index % 2), share=0.1) for index in range(1440)]
+    worse = [minute(index, (30, 2), (270, index % 2), share=0.1) for index in range(10)]
+
+    assert judge(healthy, GATE).waits == ()
+    verdict = judge(one_after_the_other(healthy, worse), GATE)
+    assert not any(result.is_near for result in verdict.claims)
+    assert "an alarm is near in the treatment's newest" in " ".join(verdict.waits)
+    recovered = one_after_the_other(healthy, worse, healthy[:300])
+    assert judge(recovered, GATE).waits == ()
+
+
 def test_broken_versions_let_no_step_go_on_and_quantiles_of_another_time_only_no_pass() -> None:
     broken = [minute(index, (30, 16), (270, 180), share=0.1) for index in range(5)]
     stale = [minute(index, (150, 0), (150, 0), share=0.5, slow=((0, 0), (0, 0))) for index in range(60)]
@@ -149,6 +161,18 @@ def test_no_pass_comes_from_a_quantile_that_says_nothing_about_controls_present(
 
     assert verdict.outcome == "not_enough_evidence"
     assert f"control's {name} from before the rollout says nothing about its present latency" in verdict.reason
+
+
+def test_quantiles_that_said_nothing_beside_control_give_no_pass_at_100_per_cent_either() -> None:
+    half = [minute(index, (150, 0), (150, 0), share=0.5, slow=((0, 0), (0, 0))) for index in range(30)]
+    usual = [minute(index, (150, 0), (150, 0), share=0.5, slow=((75, 15), (75, 15))) for index in range(30)]
+    alone = [minute(index, (300, 0), (0, 0), share=1.0, slow=((0, 0), (0, 0))) for index in range(60)]
+
+    verdict = judge(one_after_the_other(half, alone), QUANTILES)
+
+    assert verdict.outcome == "not_enough_evidence"
+    assert "control's p50 from before the rollout says nothing" in verdict.reason
+    assert judge(one_after_the_other(usual, alone), QUANTILES).outcome == "pass"
 
 
 def test_quantiles_of_a_busier_or_quieter_hour_still_say_something() -> None:
