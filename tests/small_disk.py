@@ -1,5 +1,6 @@
 """A small disk of its own, and how to fill it."""
 
+import itertools
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["fill", "small_disk"]
+__all__ = ["fill", "fill_with_files", "small_disk"]
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a disk of a size such as `256k` and yield its folder; skip the test where only root could."""
+def small_disk(folder: Path, size: str, *, files: int = 0) -> Iterator[Path]:
+    """Mount a disk of a size such as `256k` and yield its folder; skip the test where only root could.
+
+    With `files` it holds so many files and folders at most.
+    """
     folder.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
-    )
+    options = f"size={size},nr_inodes={files}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
@@ -32,3 +35,12 @@ def fill(disk: Path) -> Path:
         while True:
             file.write(b"0" * 4096)
     return ballast
+
+
+def fill_with_files(disk: Path) -> None:
+    """Create empty files until the disk, which has space, takes no more of them."""
+    folder = disk / "files"
+    folder.mkdir()
+    with pytest.raises(OSError, match="No space"):
+        for number in itertools.count():
+            (folder / str(number)).touch()

@@ -1,7 +1,8 @@
 """Files that are written in one step and that only their owner can read."""
 
+import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from controlled_rollout.target.local.reserve import Reserve, is_out_of_space
@@ -55,6 +56,13 @@ def create_atomically(path: Path, content: bytes, *, reserve: Reserve | None = N
     temporary = _write_temporary(path, content, durable=True, reserve=reserve)
     try:
         os.link(temporary, path)
+    except OSError as error:
+        if reserve is None or not is_out_of_space(error):
+            raise
+        # Some file systems count a second name as a file. A rename needs none; only the supervisor creates such files.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -71,10 +79,11 @@ def sync_folder(folder: Path) -> None:
 
 def _write_temporary(path: Path, content: bytes, *, durable: bool, reserve: Reserve | None) -> Path:
     """Write `content` to a new temporary file in the folder of `path`; return the temporary file's path."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        _write(descriptor, content, durable=durable)
+        # A full disk may refuse the new file as well as its content: inodes are finite, or take free space themselves.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        _write(os.open(temporary, flags, 0o600), content, durable=durable)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if reserve is None or not is_out_of_space(error) or not reserve.take(temporary, len(content)):

@@ -11,7 +11,7 @@ from controlled_rollout.target.local import atomic_files, keys, revisions
 from controlled_rollout.target.local.reserve import Reserve, may_use_reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.protocol import Change
-from tests.small_disk import fill, small_disk
+from tests.small_disk import fill, fill_with_files, small_disk
 
 ANNA = Change(who="anna", why="the new model is better")
 BERT = Change(who="bert", why="the old model was better")
@@ -154,6 +154,27 @@ def test_a_full_disk_has_space_for_going_back_and_for_keys_and_for_nothing_else(
     assert [revision.number for revision in store.history("digits")] == [1, 2, 3, 4]
     assert keys.read_keys(store.endpoint_folder("digits")) == after != before
     assert [path.name for path in (tiny_disk / "endpoints" / "digits" / "revisions").glob(".*")] == []
+
+
+def test_a_disk_that_takes_no_more_files_takes_going_back_and_keys_and_nothing_else(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m", files=60) as disk:
+        store = store_with_reserve(disk)
+        first = store.store(Endpoint(name="digits").create_version("one", is_control=True), ANNA).endpoint
+        both = store.store(first.create_version("two", traffic_percentile=20), ANNA).endpoint
+        fill_with_files(disk)
+
+        with pytest.raises(TargetUnavailableError, match="No space left"):
+            store.store(both.shift("two", 50), ANNA)
+        back = store.store(both.roll_back("two"), BERT)
+        with pytest.raises(ConflictError, match="stored it"):
+            store.store(both.roll_back("two"), ANNA)
+        before = keys.read_keys(store.endpoint_folder("digits"))
+        after = store.replace_key("digits", "primary")
+
+        assert store.newest("digits") == back
+        assert [revision.number for revision in store.history("digits")] == [1, 2, 3]
+        assert keys.read_keys(store.endpoint_folder("digits")) == after != before
+        assert [path.name for path in (disk / "endpoints" / "digits" / "revisions").glob(".*")] == []
 
 
 def test_the_reserve_is_filled_again_once_there_is_space(tiny_disk: Path) -> None:
