@@ -76,8 +76,8 @@ def test_regression_that_begins_shortly_before_the_end_of_a_long_step_does_not_p
 
 
 def test_regression_that_begins_shortly_before_the_end_of_a_long_step_lets_no_step_go_on() -> None:
-    healthy = [minute(index, (30, int(index % 7 == 0)), (270, index % 2), share=0.1) for index in range(1440)]
-    worse = [minute(index, (30, 2), (270, index % 2), share=0.1) for index in range(10)]
+    healthy = [minute(index, (30, int(index % 7 == 0)), (270, 1 + index % 2), share=0.1) for index in range(1440)]
+    worse = [minute(index, (30, 2), (270, 1 + index % 2), share=0.1) for index in range(10)]
 
     assert judge(healthy, GATE).waits == ()
     verdict = judge(one_after_the_other(healthy, worse), GATE)
