@@ -176,7 +176,8 @@ class RolloutOperator(EngineCalls, BaseOperator):
     Args:
         endpoint: The endpoint's name.
         own_rollout: Whether the task belongs to a rollout of this DAG run, and fails once somebody else has ended that
-            rollout or taken it over. False is for DAGs that people trigger: they may act on any rollout.
+            rollout or taken it over. False is for DAGs that people trigger: they may act on any rollout; on one of this
+            very run only as the record permits.
         conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """

@@ -16,6 +16,7 @@ from controlled_rollout.operators.base import (
     TEMPORARY_WHEN_GOING_BACK,
     RolloutOperator,
     change_of,
+    run_of,
     task_of,
 )
 from controlled_rollout.operators.gate_before import last_look
@@ -43,7 +44,8 @@ class PromoteToControlOperator(RolloutOperator):
     A DAG run promotes its own treatment (`own_rollout`) only if the record says that its last gate has passed at the
     present share, or that a person has approved it; otherwise the task fails. It does not matter in which state the
     tasks before it are. It looks once more before that, as the gate before it does, and fails if a claim has alarmed. A
-    version that is control already is as it should be.
+    version that is control already is as it should be. With `own_rollout=False` the task acts for a person, who
+    may promote what other runs roll out; what its own run rolls out is promoted only as described above.
 
     Args:
         version: The version to promote.
@@ -65,8 +67,13 @@ class PromoteToControlOperator(RolloutOperator):
         timeout: timedelta | float | str = SERVED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
-        """Store the arguments, and declare the outlet `NEW_CONTROL`."""
+        """Store the arguments, and declare the outlet; raise ValueError if an approval is needed and not looked for."""
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
+        if needs_approval and not self.own_rollout:
+            raise ValueError(
+                "needs_approval=True was given with own_rollout=False, which promotes as a person does, who approves "
+                "by doing so: leave one of them out"
+            )
         self.version = version
         self.needs_approval = needs_approval
         self.reason = reason
@@ -83,6 +90,7 @@ class PromoteToControlOperator(RolloutOperator):
             self.version,
             change=change_of(context, self.reason),
             owner=self.required_owner(context),
+            run=run_of(context),
             needs_approval=self.needs_approval,
             timeout=duration("timeout", self.timeout),
             look=look if self.own_rollout else None,

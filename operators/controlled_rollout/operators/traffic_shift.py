@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.arguments import duration, number
 from controlled_rollout.defaults import SERVED_TIMEOUT
-from controlled_rollout.operators.base import RolloutOperator, change_of
+from controlled_rollout.operators.base import RolloutOperator, change_of, run_of
 from controlled_rollout.operators.gate_before import last_look
 from controlled_rollout.workspace import Workspace
 
@@ -66,6 +66,7 @@ class ShiftTrafficOperator(RolloutOperator):
             percentile=percentile,
             change=change_of(context, self.reason),
             owner=self.required_owner(context),
+            run=run_of(context),
             timeout=duration("timeout", self.timeout),
             look=look if self.own_rollout else None,
             progress=self.log_progress,

@@ -124,6 +124,7 @@ async def shift(
     percentile: float,
     change: Change,
     owner: str | None = None,
+    run: str | None = None,
     timeout: timedelta = SERVED_TIMEOUT,
     look: Look | None = None,
     progress: Progress = print,
@@ -137,6 +138,7 @@ async def shift(
         percentile: Its per cent of the endpoint's requests, 0 to 100.
         change: Who does it and why, for the history.
         owner: The run that has to hold the endpoint; None for a shift by hand, which ends the rollout of another run.
+        run: The run whose task takes the step; without `owner` it is a person for what other runs roll out only.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
         look: Called before each try, for a run's step may wait long: raises if the version must not go on.
         progress: Called with a sentence when something changes.
@@ -159,7 +161,12 @@ async def shift(
         done=lambda stored: _shift_text(stored, version),
         purpose=f"send {percentile:g} % to {version}",
         permit=_permission(
-            workspace, endpoint, version, owner, partial(permission.reason_not_to_shift, percentile=percentile)
+            workspace,
+            endpoint,
+            version,
+            owner,
+            run,
+            partial(permission.reason_not_to_shift, percentile=percentile),
         ),
         ready_before=True,
         scale=scale_before,
@@ -174,6 +181,7 @@ async def promote(
     *,
     change: Change,
     owner: str | None = None,
+    run: str | None = None,
     needs_approval: bool = False,
     timeout: timedelta = SERVED_TIMEOUT,
     look: Look | None = None,
@@ -188,6 +196,7 @@ async def promote(
         change: Who does it and why, for the history.
         owner: The run that has to hold the endpoint, and whose gate has to have passed; None checks neither: the
             caller is a person, who approves it by calling.
+        run: The run whose task takes the step; without `owner` it is a person for what other runs roll out only.
         needs_approval: With `owner`: whether only a person's approval in the record permits it, not a gate's pass.
         timeout: How long the version may take to be ready and large enough, and the router to confirm.
         look: Called before each try, for a run's step may wait long: raises if the version must not go on.
@@ -206,7 +215,7 @@ async def promote(
     reason_not_to = partial(permission.reason_not_to_promote, needs_approval=needs_approval)
     step = replace(
         _promotion_step(version, owner=owner, scale=scale_before),
-        permit=_permission(workspace, endpoint, version, owner, reason_not_to),
+        permit=_permission(workspace, endpoint, version, owner, run, reason_not_to),
     )
     return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, look, progress)
 
@@ -316,17 +325,19 @@ def _permission(
     endpoint: str,
     version: str,
     owner: str | None,
+    run: str | None,
     reason_not_to: Callable[[Sequence[Revision], Iterable[Decision], str, str], str | None],
-) -> Permit | None:
-    """Return a step's `permit`, which reads the record and raises NotJudgedError; None for a person, who may."""
-    if owner is None:
-        return None
+) -> Permit:
+    """Return a step's `permit`, which reads the record and raises NotJudgedError; a person may without asking it."""
 
     async def permit(history: Sequence[Revision]) -> None:
         """Raise NotJudgedError if the record gives a reason not to take the step."""
+        asks = owner or (run if run is not None and permission.has_rolled_out(history, version, run) else None)
+        if asks is None:
+            return
         where = record.storage_of(workspace, endpoint).name
         decisions = record.read_newest_first(workspace, endpoint, version)
-        if reason := await within_time(where, lambda: reason_not_to(history, decisions, version, owner)):
+        if reason := await within_time(where, lambda: reason_not_to(history, decisions, version, asks)):
             raise NotJudgedError(reason)
 
     return permit

@@ -12,7 +12,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["going_on", "reason_not_to_promote", "reason_not_to_shift"]
+__all__ = ["going_on", "has_rolled_out", "reason_not_to_promote", "reason_not_to_shift"]
 
 # Steps of the record that say whether the rollout may go on. A look says so only if it fails.
 JUDGEMENTS: Final = ("go_on", "hold", "ask", "approve", "reject")
@@ -84,6 +84,18 @@ def reason_not_to_shift(
     if (problem := _problem_of(fact, history, version)) is not None:
         return f"{problem}: a gate has to let it go on, or a person has to approve it"
     return None
+
+
+def has_rolled_out(history: Sequence[Revision], version: str, run: str) -> bool:
+    """Return whether a run rolls a version out, or has done so: its tasks are then no person who may promote it.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        version: The version.
+        run: The run, as `dag/run`.
+    """
+    rollouts = (revision.endpoint.rollout for revision in history)
+    return any(rollout is not None and (rollout.version, rollout.owner) == (version, run) for rollout in rollouts)
 
 
 def going_on(

@@ -6,7 +6,7 @@ from airflow.sdk import DAG, Asset, Context
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from controlled_rollout import ShiftTrafficOperator, control_asset
+from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, control_asset
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.promotion import NEW_CONTROL, RollBackOperator, add_asset_event
@@ -27,6 +27,13 @@ def test_a_new_control_updates_the_endpoint_s_asset_with_version_and_author() ->
     [event] = events[NEW_CONTROL].asset_alias_events
     assert event.dest_asset_key.uri == "controlled-rollout://digits/control"
     assert event.extra == {"endpoint": "digits", "version": "v2a", "who": "weekly/run-1/promote"}
+
+
+def test_approval_that_would_not_be_looked_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs_approval=True was given with own_rollout=False"):
+        PromoteToControlOperator(
+            task_id="promote", endpoint="digits", version="v2a", needs_approval=True, own_rollout=False
+        )
 
 
 @pytest.mark.parametrize(
