@@ -14,7 +14,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
 from controlled_rollout.evaluation.at_share import seen_at_share
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
-from controlled_rollout.evaluation.splits import rollout_started, splits_since
+from controlled_rollout.evaluation.splits import compared_since, splits_since
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
 from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
@@ -135,9 +135,9 @@ def _evidence_query(
 ) -> EvidenceQuery:
     """Return the query for all evidence since the rollout began, with every split that was set since then.
 
-    The baseline is control's own: it does not reach behind the creation of the version that is control now.
+    Neither it nor the baseline reaches behind the creation, or the present image, of the version that is control now.
     """
-    started = rollout_started(history, treatment)
+    started = compared_since(history, control=control, treatment=treatment)
     return EvidenceQuery(
         endpoint=status.name,
         control=control,

@@ -8,7 +8,18 @@ from controlled_rollout.evidence import SplitChange
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["rollout_started", "splits_since"]
+__all__ = ["compared_since", "rollout_started", "splits_since"]
+
+
+def compared_since(history: Sequence[Revision], *, control: str, treatment: str) -> datetime:
+    """Return since when two versions are compared: since the rollout began, or one of them got another image after it.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        control: The version that is control in the newest revision.
+        treatment: Another version that the newest revision has.
+    """
+    return max(rollout_started(history, treatment), creation_of(history, control).created)
 
 
 def rollout_started(history: Sequence[Revision], treatment: str) -> datetime:

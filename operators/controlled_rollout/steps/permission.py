@@ -18,6 +18,8 @@ __all__ = ["going_on", "has_rolled_out", "reason_not_to_promote", "reason_not_to
 JUDGEMENTS: Final = ("go_on", "hold", "ask", "approve", "reject")
 # Of those, what a person has to say where the promotion needs an approval: a gate's word does not count.
 ANSWERS: Final = ("hold", "ask", "approve", "reject")
+# And those that let nothing go on.
+NO_YES: Final = ("hold", "ask", "reject")
 
 
 def reason_not_to_promote(
@@ -127,7 +129,12 @@ def _newest_judgement(
     present = (endpoint.name, version, rollout.owner if rollout else None, rollout.started if rollout else None)
     for decision in newest_first:
         judges = decision.step in steps or (decision.step == "look" and decision.outcome == "fail")
-        if judges and (decision.endpoint, decision.version, decision.run, decision.rollout) == present:
+        if not judges or (decision.endpoint, decision.version) != present[:2]:
+            continue
+        # A hold, a question or a rejection was recorded without the endpoint if the target did not answer then.
+        unknown = decision.step in NO_YES and decision.run is None and decision.share is None
+        is_later = unknown and (rollout is None or decision.time >= rollout.started)
+        if is_later or (decision.run, decision.rollout) == present[2:]:
             return decision
     return None
 
@@ -142,20 +149,30 @@ def _problem_of(fact: Decision | None, history: Sequence[Revision], version: str
     if fact.step not in ("go_on", "approve"):
         return f"the newest judgement of {at} is {fact.step.replace('_', ' ')!r} ({fact.why})"
     same_share = fact.share is not None and math.isclose(fact.share, present, abs_tol=1e-9)
-    if not same_share or fact.revision is None or fact.revision < _revision_of_split(history):
+    if not same_share or fact.revision is None or fact.revision < _revision_of_comparison(history):
         then = "an unknown share" if fact.share is None else f"{fact.share:g} %"
-        return f"the newest judgement of {at} was made at {then} in revision {fact.revision}, before the split changed"
+        return (
+            f"the newest judgement of {at} was made at {then} in revision {fact.revision}, before the split, an image "
+            "or the control changed"
+        )
     return None
 
 
-def _revision_of_split(history: Sequence[Revision]) -> int:
-    """Return the number of the revision that set the present split."""
-    split, number = _split_of(history[-1]), history[-1].number
+def _revision_of_comparison(history: Sequence[Revision]) -> int:
+    """Return the number of the revision since which the same images have the present split, beside the same control."""
+    compared, number = _compared_in(history[-1]), history[-1].number
     for revision in reversed(history):
-        if _split_of(revision) != split:
+        if _compared_in(revision) != compared:
             break
         number = revision.number
     return number
+
+
+def _compared_in(revision: Revision) -> tuple[dict[str, tuple[float, str]], str | None]:
+    """Return the share and the image of each version that has traffic, and the control's name."""
+    endpoint = revision.endpoint
+    images = {name: (percent, endpoint.versions[name].image) for name, percent in _split_of(revision).items()}
+    return images, endpoint.control.name if endpoint.control else None
 
 
 def _split_of(revision: Revision) -> dict[str, float]:

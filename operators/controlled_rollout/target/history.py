@@ -28,13 +28,17 @@ class Promotion:
 def creation_of(history: Sequence[Revision], version: str) -> Revision:
     """Return the revision that created the present version of a name; the name may have been used before.
 
+    With another image it is another model: what was seen of the one before says nothing about it.
+
     Args:
         history: The endpoint's revisions, oldest first.
         version: A version that the newest revision has.
     """
     creation = history[-1]
+    image = creation.endpoint.versions[version].image
     for revision in reversed(history):
-        if version not in revision.endpoint.versions:
+        present = revision.endpoint.versions.get(version)
+        if present is None or present.image != image:
             break
         creation = revision
     return creation

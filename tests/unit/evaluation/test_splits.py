@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.evaluation.splits import rollout_started, splits_since
+from controlled_rollout.evaluation.splits import compared_since, rollout_started, splits_since
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.target.protocol import Change, Revision
 
@@ -65,3 +65,20 @@ def test_without_a_run_evidence_counts_from_when_the_share_last_rose_from_0() ->
 def test_a_name_that_was_deleted_and_made_anew_is_another_version() -> None:
     deleted = rolled_back.delete_version("new")
     assert rollout_started(history(first, created, tenth, rolled_back, deleted, created), "new") == at(5)
+
+
+OTHER_IMAGE = f"registry.example/models/digits@sha256:{'a' * 64}"
+
+
+def test_version_whose_image_was_replaced_is_another_version() -> None:
+    replaced = tenth.update_version("new", image=OTHER_IMAGE)
+    assert rollout_started(history(first, created, tenth, replaced, replaced), "new") == at(3)
+    claimed = replaced.claim("new", owner="dag/run", at=at(1))
+    assert rollout_started(history(first, created, tenth, claimed), "new") == at(3)
+
+
+def test_versions_are_compared_since_control_got_its_present_image() -> None:
+    claimed = created.claim("new", owner="dag/run", at=at(1)).update_version("new", traffic_percentile=10)
+    replaced = claimed.update_version("old", image=OTHER_IMAGE)
+    assert compared_since(history(first, claimed, claimed), control="old", treatment="new") == at(1)
+    assert compared_since(history(first, claimed, replaced, replaced), control="old", treatment="new") == at(2)

@@ -103,6 +103,29 @@ def test_change_that_leaves_the_split_alone_needs_no_new_judgement() -> None:
     assert promotes(fact(), of=scaled)
 
 
+def test_another_image_or_control_at_the_same_split_needs_a_new_judgement() -> None:
+    other_image = f"registry.example/models/digits@sha256:{'a' * 64}"
+    third = AT_50.create_version("v3a")
+    for changed in (
+        [AT_50.update_version("v2a", image=other_image)],
+        [AT_50.update_version("v1a", image=other_image)],
+        [third, third.update_version("v3a", is_control=True)],
+    ):
+        replaced = [*ROLLOUT, *history(FIRST, FIRST, FIRST, FIRST, *changed)[4:]]
+        assert not promotes(fact(), of=replaced)
+        assert not shifts(fact(), of=replaced)
+        assert promotes(fact(at=len(replaced), of=replaced), of=replaced)
+
+
+@pytest.mark.parametrize("step", ["hold", "ask", "reject"])
+def test_no_that_was_recorded_while_the_target_was_away_takes_the_permission_away(step: str) -> None:
+    unknown: dict[str, Any] = {"run": None, "rollout": None, "share": None, "revision": 0}
+    assert not promotes(fact(), fact(step, **unknown))
+    assert not shifts(fact("approve"), fact(step, **unknown))
+    assert promotes(fact(step, **unknown), fact())
+    assert promotes(fact(), fact(step, **unknown, time=NOW - timedelta(days=1)))
+
+
 def test_only_an_approval_permits_a_promotion_that_needs_one() -> None:
     assert not promotes(fact(), needs_approval=True)
     assert not promotes(fact("approve"), fact("ask"), needs_approval=True)

@@ -158,7 +158,7 @@ async def test_run_does_not_promote_after_another_writer_changed_the_split_at_th
         target.store(target.newest("digits").shift("new", 30), BY_OTHER)
 
     target.before["apply"] = interfere
-    with pytest.raises(NotJudgedError, match="before the split changed"):
+    with pytest.raises(NotJudgedError, match="before the split, an image or the control changed"):
         await steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN)
 
 
