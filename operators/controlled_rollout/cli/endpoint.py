@@ -204,7 +204,7 @@ async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Respon
         async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport_for(url)) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
-        raise TargetUnavailableError(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise TargetUnavailableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error
 
 
 def _request_body(data: str) -> bytes:

@@ -347,7 +347,7 @@ class Api:
 
     def _unavailable_error(self, method: str, path: str, error: BaseException) -> TargetUnavailableError:
         """Return the error for a request that the API server did not answer."""
-        what = "in time" if isinstance(error, TimeoutError) else f"({error or type(error).__name__})"
+        what = "in time" if isinstance(error, TimeoutError) else f"({str(error) or type(error).__name__})"
         return TargetUnavailableError(f"the API server {self.server} did not answer {method} {path} {what}")
 
     def _error_for_status(self, method: str, path: str, status: int, content: bytes) -> ControlledRolloutError:

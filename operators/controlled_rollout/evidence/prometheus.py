@@ -202,8 +202,8 @@ class PrometheusEvidence:
             raise TooMuchError(f"Prometheus at {self.url} did not answer within {TIMEOUT_S:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EvidenceUnavailableError(
-                f"Prometheus at {self.url} does not answer ({error or type(error).__name__}): check that it runs and "
-                "can be reached; the gate waits until it answers"
+                f"Prometheus at {self.url} does not answer ({str(error) or type(error).__name__}): check that it runs "
+                "and can be reached; the gate waits until it answers"
             ) from error
 
     def _series_from_response(self, response: "httpx.Response") -> list[TimeSeries]:

@@ -91,7 +91,7 @@ async def try_until_done(
             pause_s = min(pause_s, left_s)
             progress(
                 f"not {done} yet, trying again in {pause_s:.0f} s, for {_format(left_s)} at most: "
-                f"{error or type(error).__name__}"
+                f"{str(error) or type(error).__name__}"
             )
         await asyncio.sleep(pause_s)
     raise AssertionError  # the pauses do not end

@@ -61,6 +61,6 @@ async def look_from_triggerer(conn_id: str, terms: GateTerms, log: Callable[[str
     try:
         workspace = await asyncio.wait_for(WorkspaceHook(conn_id).aget_workspace(), CONNECTION_TIMEOUT_S)
     except Exception as error:  # a secrets backend that is away says nothing about the model
-        log(f"the connection {conn_id!r} cannot be read: {error or type(error).__name__}")
+        log(f"the connection {conn_id!r} cannot be read: {str(error) or type(error).__name__}")
         return decide_after_error(terms, error, now=datetime.now(UTC))
     return await take_look(workspace, terms, log)

@@ -78,8 +78,8 @@ async def sign_in_to_registry(host: str, credential: "AsyncTokenCredential", *, 
             answer = await sender.post(f"https://{host}/oauth2/exchange", data=form)
         except httpx.TransportError as error:
             raise RegistryUnavailableError(
-                f"registry {host} does not answer ({error or type(error).__name__}): check the name, and that it can "
-                "be reached from here"
+                f"registry {host} does not answer ({str(error) or type(error).__name__}): check the name, and that it "
+                "can be reached from here"
             ) from error
     if answer.status_code >= 500 or answer.status_code == 429:
         raise RegistryUnavailableError(f"registry {host} cannot sign in now: {answer.status_code}: try again later")

@@ -165,7 +165,7 @@ class LocalTarget:
         except httpx.TimeoutException as error:
             raise self._unavailable_error(f"did not answer {method} {path} within {timeout_s:g} s") from error
         except httpx.TransportError as error:
-            raise self._unavailable_error(f"does not answer ({error or type(error).__name__})") from error
+            raise self._unavailable_error(f"does not answer ({str(error) or type(error).__name__})") from error
         if response.is_error:
             raise _error_from_response(response)
         return response

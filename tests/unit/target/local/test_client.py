@@ -23,6 +23,20 @@ def workspace() -> Iterator[Workspace]:
         yield Workspace.local(folder)
 
 
+def write_state(workspace: Workspace, socket: Path) -> None:
+    """Write the state file of a supervisor that answers at a socket."""
+    SupervisorState(
+        pid=1,
+        runtime=workspace.root,
+        socket=socket,
+        router_url="",
+        telemetry_url="",
+        telemetry_workspace_id=None,
+        telemetry_token_file=Path(),
+        envoy_admin=Path(),
+    ).write(workspace)
+
+
 class Supervisor:
     """Answers every request with the list of its own endpoints, and counts its connections."""
 
@@ -34,16 +48,7 @@ class Supervisor:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Supervisor"]:
         socket = self._workspace.root / f"{self._name}.sock"
-        SupervisorState(
-            pid=1,
-            runtime=self._workspace.root,
-            socket=socket,
-            router_url="",
-            telemetry_url="",
-            telemetry_workspace_id=None,
-            telemetry_token_file=Path(),
-            envoy_admin=Path(),
-        ).write(self._workspace)
+        write_state(self._workspace, socket)
         server = await asyncio.start_unix_server(self._serve, str(socket))
         try:
             yield self
@@ -95,6 +100,19 @@ async def test_a_closed_target_is_not_used(workspace: Workspace) -> None:
 async def test_without_a_supervisor_the_error_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(TargetUnavailableError, match="controlled-rollout local up"):
         async with LocalTarget.open(Workspace.local(tmp_path)) as target:
+            await target.endpoints()
+
+
+async def test_an_error_without_a_text_is_named_by_its_kind(workspace: Workspace) -> None:
+    """A supervisor that is killed while it answers closes the connection, which is an error without a text."""
+    socket = workspace.root / "silent.sock"
+    write_state(workspace, socket)
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_unix_server(close, socket), LocalTarget.open(workspace) as target:
+        with pytest.raises(TargetUnavailableError, match=r"does not answer \(\w+Error\)"):
             await target.endpoints()
 
 
