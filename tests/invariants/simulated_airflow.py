@@ -213,6 +213,11 @@ class DagRun:
         return f"{DAG_ID}/{self.run_id}"
 
     @property
+    def run_after(self) -> datetime:
+        """When it was due."""
+        return self.started
+
+    @property
     def state(self) -> str:
         """What Airflow shows of the run: failed if a task without tasks after it has failed."""
         leaves = [task for task in self.tasks.values() if not task.operator.downstream_task_ids]
@@ -257,7 +262,8 @@ class DagRun:
         """Run a task that can run: its start, or its continuation after a deferral."""
         operator = copy.copy(task.operator)
         outlets = _Events()
-        context = cast("Context", {"ti": task, "task_instance": task, "outlet_events": outlets, "task": operator})
+        given = {"ti": task, "task_instance": task, "dag_run": self, "outlet_events": outlets, "task": operator}
+        context = cast("Context", given)
         resumed, event = task.state in ("deferred", "awaiting_input"), self._answer(task)
         task.event = task.trigger = None
         if not resumed:

@@ -71,11 +71,14 @@ class SimulatedRecord:
         self.parts_kept.append(SimulatedPart())
         del self.parts_kept[: -storage.KEPT_PARTS - 1]
 
-    def cut_last_line(self) -> None:
-        """Cut the last line short, as a crash in the middle of a write does."""
+    def cut_last_line(self) -> bytes:
+        """Cut the last line short, as a crash in the middle of a write does; return it, empty if there is none."""
         part = self.parts_kept[-1]
-        if part.content.endswith(b"\n"):
-            part.content = part.content[: -len(part.content.splitlines()[-1]) // 2]
+        if not part.content.endswith(b"\n"):
+            return b""
+        line = part.content.splitlines()[-1]
+        part.content = part.content[: -len(line) // 2]
+        return line
 
 
 @dataclass(frozen=True)

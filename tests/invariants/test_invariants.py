@@ -102,6 +102,13 @@ FOUND: dict[str, tuple[Event, ...]] = {
     "a target that is away for half an hour before a shift rolls nothing back": (
         ("start_run", "two", 0), ("tick", 3), ("scheduler_busy", 30.0), ("target_away", 2000.0), ("tick", 5),
     ),
+    "an earlier run that is cleared replaces no newer model": (
+        ("start_run", "two", 7), ("tick", 1), ("start_run", "three", 5), ("endpoint_deleted",), ("tick", 1),
+        ("clear", 0, "roll_out"),
+    ),
+    "a damaged decision to go on permits nothing": (
+        ("start_run", "two", 4), ("tick", 2), ("scheduler_busy", 30.0), ("record_cut",),
+    ),
 }  # fmt: skip
 
 

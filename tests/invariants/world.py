@@ -204,7 +204,7 @@ class World:
         meanwhile: Somebody's command that comes between two calls of a running task; None: nobody's.
         questions: The answers to the questions that were asked, by task instance; None while there is none.
         touched: Versions on which a person has taken a step by hand.
-        disturbed: Versions whose replicas died.
+        disturbed: Versions whose replicas died, or the decision to let them go on was damaged.
         forged: Whether the metric store has had rows too many or too few.
         damaged: Whether a line of the record was cut short.
         decisions: What was appended to the record, oldest first.
