@@ -73,10 +73,10 @@ def _excess(
     """Return a sentence if bins hold more requests of a version than the router counted from `start` to `end`."""
     rows = sum(_requests(bin_, is_treatment) for bin_ in bins)
     stored = sum(_represented(bin_, is_treatment) for bin_ in bins)
-    spare = SPARE_ROWS + SPARE_PART * counted
-    if stored > rows > 0:
-        spare += SAMPLING_DEVIATIONS * stored / math.sqrt(rows)
-    if stored <= counted + spare:
+    most = counted + SPARE_ROWS + SPARE_PART * counted
+    # What sampled rows stand for is an estimate. However they are sampled, they are no more than the requests.
+    spare = SAMPLING_DEVIATIONS * stored / math.sqrt(rows) if stored > rows > 0 else 0.0
+    if rows <= most and stored <= most + spare:
         return None
     return (
         f"the metric store has {stored} requests of version {version!r}, and the router counted {counted} from "

@@ -133,6 +133,12 @@ def test_sampled_rows_are_compared_by_the_requests_that_they_stand_for(represent
     assert (problem is None) is is_plausible
 
 
+def test_forged_rows_do_not_become_plausible_by_standing_for_several_requests() -> None:
+    """Of 36 rows 26 are forged; each says that it stands for two requests, as a sampled row would."""
+    assert look(evidence(9, 9, 9, 9, represented=18), counted(7, 5_000, 10)) is not None
+    assert look(evidence(9, 9, 9, 9, represented=18), counted(7, 5_000, 40)) is None
+
+
 def test_the_record_keeps_what_was_counted_and_a_fresh_process_comes_to_the_same_verdict(tmp_path: Path) -> None:
     workspace = Workspace.local(tmp_path)
     rows = bins(12)
