@@ -36,6 +36,13 @@ with DAG("mapped", schedule=None, default_args=OTHERS):
 
 with DAG("nothing_new", schedule=None):
     skipped() >> ControlledRollout(endpoint="never", **ARGUMENTS) >> EmptyOperator(task_id="notify")
+
+# Its first task refuses the arguments.
+for name in ("all_done", "teardown"):
+    with DAG(f"refused_{{name}}", schedule=None):
+        rollout = ControlledRollout(endpoint="never", **{{**ARGUMENTS, "bake": 0}})
+        notify = EmptyOperator(task_id="notify", trigger_rule="all_done")
+        rollout >> (notify.as_teardown() if name == "teardown" else notify)
 """
 
 
@@ -74,3 +81,11 @@ def test_group_after_a_skipped_task_is_skipped_and_so_is_what_follows(dags: Dags
     answer = dags.run("nothing_new")
     assert answer["state"] == "success"
     assert set(states(answer).values()) == {"skipped"}
+
+
+def test_run_fails_with_its_rollout_although_a_teardown_after_it_succeeds(dags: Dags) -> None:
+    answer = dags.run("refused_teardown")
+    assert (answer["state"], states(answer)["notify"]) == ("failed", "success")
+    # The page says so, because Airflow decides it: the last task is another one here.
+    answer = dags.run("refused_all_done")
+    assert (answer["state"], states(answer)["notify"]) == ("success", "success")
