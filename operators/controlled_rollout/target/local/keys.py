@@ -38,7 +38,7 @@ def read_keys(endpoint_folder: Path) -> Keys:
     """
     path = keys_file(endpoint_folder)
     try:
-        keys = Keys.model_validate_json(path.read_bytes())
+        keys = Keys.model_validate_json(atomic_files.read_regular_file(path))
     except OSError as error:
         raise _damaged_keys_error(path, error.strerror or str(error)) from error
     except ValidationError as error:

@@ -189,7 +189,7 @@ class RevisionStore:
         """Read one revision from its file; raise DamagedFileError if the file does not hold it."""
         path = self.revision_file(name, number)
         try:
-            revision = Revision.model_validate_json(path.read_bytes())
+            revision = Revision.model_validate_json(atomic_files.read_regular_file(path))
         except ValidationError as error:
             raise _damaged_revision_error(path, str(error.errors(include_input=False)[0]["msg"])) from error
         except OSError as error:

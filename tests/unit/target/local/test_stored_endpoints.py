@@ -1,5 +1,6 @@
 """What damaged files of one endpoint do: close that endpoint, name the file, and leave all others as they are."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def test_a_damaged_revision_closes_its_endpoint_and_is_named(store: RevisionStor
     assert "endpoint 'beta-x' is closed" in str(stored["beta-x"].damage)
     with pytest.raises(DamagedFileError, match=r"00000002\.json"):
         store.newest("beta-x")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("file", ["revision", "keys"])
+def test_a_file_that_is_a_pipe_or_a_device_closes_its_endpoint_and_keeps_no_reader(
+    store: RevisionStore, file: str, kind: str
+) -> None:
+    path = newest_file(store) if file == "revision" else store.endpoint_folder("beta-x") / "keys.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+    stored = StoredEndpoints(store).read_all()
+
+    assert stored["alpha"].damage is None
+    assert f"{path} cannot be read (not a regular file)" in str(stored["beta-x"].damage)
 
 
 def test_a_revision_that_is_a_folder_closes_its_endpoint(store: RevisionStore) -> None:
