@@ -170,7 +170,6 @@ class ControlledRollout(TaskGroup):
         check_fixed_arguments(
             flags={"approval": approval, "keep_treatment": keep_treatment, "deferrable": deferrable},
             mappings={"scan": scan, "approval_settings": approval_settings},
-            hold_notifiers=hold_notifiers,
             asks=approval or on_deadline == "ask",
         )
         super().__init__(

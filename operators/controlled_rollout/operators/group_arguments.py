@@ -8,9 +8,7 @@ __all__ = ["check_fixed_arguments"]
 WHY = "it is read when the DAG is parsed, so it can be no template, no other task's result and not mapped"
 
 
-def check_fixed_arguments(
-    *, flags: Mapping[str, Any], mappings: Mapping[str, Any], hold_notifiers: Any, asks: bool
-) -> None:
+def check_fixed_arguments(*, flags: Mapping[str, Any], mappings: Mapping[str, Any], asks: bool) -> None:
     """Raise ValueError for an argument that a task group cannot read when the DAG is parsed.
 
     A template would count as yes, whatever it renders to.
@@ -18,7 +16,6 @@ def check_fixed_arguments(
     Args:
         flags: Arguments that have to be True or False, by name.
         mappings: Arguments that have to be mappings, or None, by name.
-        hold_notifiers: One notifier, or several.
         asks: Whether a task of the group may ask a person.
 
     Raises:
@@ -30,9 +27,6 @@ def check_fixed_arguments(
     for name, value in mappings.items():
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{name}={value!r}: give a mapping, whose values may be templates; {WHY}")
-    notifiers = hold_notifiers if isinstance(hold_notifiers, list | tuple) else [hold_notifiers]
-    if not all(callable(notifier) for notifier in notifiers):
-        raise ValueError(f"hold_notifiers={hold_notifiers!r}: give notifiers of Airflow, such as [SlackNotifier(…)]")
     if mappings.get("approval_settings") and not asks:
         raise ValueError(
             "approval_settings were given, but no task of this rollout asks a person: give approval=True or "

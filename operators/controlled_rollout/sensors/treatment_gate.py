@@ -138,7 +138,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.decision_timeout = decision_timeout
         self.on_deadline = on_deadline
         self.silence = silence
-        self.hold_notifiers = [hold_notifiers] if isinstance(hold_notifiers, BaseNotifier) else list(hold_notifiers)
+        self.hold_notifiers = notifiers_of(hold_notifiers)
         self.interval = interval
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
@@ -267,3 +267,11 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "table": result.table,
             "asks": result.action is NextAction.ASK,
         }
+
+
+def notifiers_of(given: Any) -> list[BaseNotifier]:
+    """Return the notifiers of a hold as a list; raise ValueError for anything that cannot be called on hold."""
+    notifiers = list(given) if isinstance(given, list | tuple) else [given]
+    if not all(callable(notifier) for notifier in notifiers):
+        raise ValueError(f"hold_notifiers={given!r}: give notifiers of Airflow, such as [SlackNotifier(…)]")
+    return notifiers

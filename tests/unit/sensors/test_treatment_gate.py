@@ -194,3 +194,9 @@ def test_connection_that_cannot_be_read_only_makes_a_gate_in_a_worker_wait(
 def test_wrong_argument_fails_a_gate_without_retries(context: Context) -> None:
     with pytest.raises(AirflowFailException, match="silence"):
         gate(silence="for a while").execute(context)
+
+
+@pytest.mark.parametrize("given", ["me@example.com", ["me@example.com"], None])
+def test_notifiers_that_could_tell_nobody_about_a_hold_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"hold_notifiers=.*: give notifiers"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", hold_notifiers=given)
