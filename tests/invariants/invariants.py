@@ -43,11 +43,10 @@ def check(world: World) -> None:
 
 def check_end(world: World) -> None:
     """Check how all rollouts have ended, and that the record replays."""
-    if not world.damaged:
-        for part in world.record.parts():
-            for look in replay(record.read_part(part)):
-                if look.difference:
-                    raise Violation(f"replay: the look of {look.decision.time:%H:%M:%S}: {look.difference}")
+    for part in world.record.parts():
+        for look in replay(record.read_part(part)):
+            if look.difference:
+                raise Violation(f"replay: the look of {look.decision.time:%H:%M:%S}: {look.difference}")
     for run in world.runs:
         _check_run_end(world, run)
     _check_memory(world)

@@ -71,14 +71,12 @@ class SimulatedRecord:
         self.parts_kept.append(SimulatedPart())
         del self.parts_kept[: -storage.KEPT_PARTS - 1]
 
-    def cut_last_line(self) -> bytes:
-        """Cut the last line short, as a crash in the middle of a write does; return it, empty if there is none."""
+    def leave_half_a_line(self) -> None:
+        """Leave the first half of a line at the end, as a crash in the middle of a write does."""
         part = self.parts_kept[-1]
-        if not part.content.endswith(b"\n"):
-            return b""
-        line = part.content.splitlines()[-1]
-        part.content = part.content[: -len(line) // 2]
-        return line
+        if part.content.endswith(b"\n"):
+            last = part.content.splitlines()[-1]
+            part.content += last[: len(last) // 2]
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,6 @@ class World:
         touched: Versions on which a person has taken a step by hand.
         disturbed: Versions whose replicas died, or the decision to let them go on was damaged.
         forged: Whether the metric store has had rows too many or too few.
-        damaged: Whether a line of the record was cut short.
         decisions: What was appended to the record, oldest first.
         failed_looks: When a look has failed, and at which version; also those that could not be recorded.
         broken_since: Since when a version answers nothing but errors.
@@ -229,7 +228,6 @@ class World:
     touched: set[str] = field(default_factory=set)
     disturbed: set[str] = field(default_factory=set)
     forged: bool = False
-    damaged: bool = False
     decisions: list[Decision] = field(default_factory=list)
     failed_looks: list[tuple[datetime, str]] = field(default_factory=list)
     broken_since: dict[str, float] = field(default_factory=dict)
