@@ -55,7 +55,11 @@ def forwarding(path: Path) -> Iterator[int]:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        try:
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        finally:
+            for ended in (writer, far_writer):
+                ended.transport.abort()
 
     async def serve() -> None:
         server = await asyncio.start_server(forward, "127.0.0.1", 0)
@@ -63,8 +67,12 @@ def forwarding(path: Path) -> Iterator[int]:
         listening.set()
         await ending.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in connections:
             task.cancel()
+        # Until they have closed their sockets, which otherwise some later test is blamed for.
+        await asyncio.gather(*connections, return_exceptions=True)
+        await asyncio.sleep(0)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

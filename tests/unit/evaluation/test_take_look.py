@@ -227,8 +227,11 @@ def test_look_that_never_ends_cannot_see(gates: Gates, monkeypatch: pytest.Monke
 def test_what_looks_like_a_fault_in_the_software_holds_once_no_look_has_worked_for_a_while(
     gates: Gates, error: Exception
 ) -> None:
-    long = TERMS.model_copy(update={"waiting_since": NOW - FAULT_TIMEOUT})
-    for terms, action in ((TERMS, NextAction.WAIT), (long, NextAction.HOLD)):
+    # By the real clock: this file may have been imported long ago.
+    now = datetime.now(UTC)
+    short = TERMS.model_copy(update={"waiting_since": now})
+    long = TERMS.model_copy(update={"waiting_since": now - FAULT_TIMEOUT})
+    for terms, action in ((short, NextAction.WAIT), (long, NextAction.HOLD)):
         for result in (gates.take(fails=error, terms=terms), gates.take(Source(fails=error), terms=terms)):
             assert (result.action, result.outcome) == (action, "cannot_see")
             assert f"the look failed unexpectedly ({type(error).__name__}" in result.reason
