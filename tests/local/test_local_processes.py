@@ -16,7 +16,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.local import reaper, supervisor
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
 from controlled_rollout.target.local.process_identity import ProcessIdentity
-from controlled_rollout.target.local.supervisor_state import SupervisorState
+from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from tests.local.local_target_lab import CRASHING, Lab, start
 from tests.polling import until
 
@@ -92,6 +92,9 @@ async def test_down_ends_what_a_killed_supervisor_has_left(tmp_path: Path, capsy
         old = lab.state
         await kill_supervisor_and_reaper(old)
         assert children_of(old)
+        lock = FolderLock(lab.workspace)
+        await until(lock.take, "the last thread of the killed supervisor has let go of its lock")
+        lock.release()
 
         assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # How long a restarted router waits for the versions with traffic before it accepts callers.
 RESTORE_TIMEOUT_S: Final = 30.0
-ENVOY_START_TIMEOUT_S: Final = 15.0
+ENVOY_START_TIMEOUT_S: Final = 60.0
 TELEMETRY_START_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 15.0
 # The router sends its spans every half a second, and the last ones before it ends.
