@@ -152,7 +152,8 @@ def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sand
         work(sandbox, script, "retire", {"version": "one"}),
     ]
 
-    assert all(times >= least for times, least in zip(killed, (11, 5, 3, 3, 4), strict=True)), killed
+    # At least the changes that follow one after the other: what was asked for beside a change that killed may be done.
+    assert all(times >= least for times, least in zip(killed, (7, 4, 3, 3, 3), strict=True)), killed
     history = asyncio.run(sandbox.target.history(sandbox.endpoint))
     assert [revision.change.why for revision in history] == [
         "roll out one",

@@ -20,9 +20,9 @@ TIMEOUT = timedelta(seconds=60)
 
 
 @pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small disk that holds the workspace, and the configuration files of its router."""
-    with small_disk(tmp_path / "disk", "48m") as disk:
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small disk for the workspace and the configuration of its router, in a short path as sockets need it."""
+    with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder) / "disk", "48m") as disk:
         temporary = disk / "t"
         temporary.mkdir()
         monkeypatch.setenv("TMPDIR", str(temporary))

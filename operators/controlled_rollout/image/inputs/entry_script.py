@@ -1,6 +1,7 @@
 """Check an entry script before anything is built: it exists, it compiles, it defines `init` and `run`."""
 
 import ast
+import threading
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
@@ -11,6 +12,9 @@ from controlled_rollout.image.inputs.files import FileSet
 __all__ = ["EntryScriptSyntaxError", "check_entry_script"]
 
 REQUIRED: Final = ("init", "run")
+# In two threads at once, `ast.parse` of Python 3.11 and 3.12 can fail: they count the depth in one place
+# (https://github.com/python/cpython/issues/106905).
+_PARSING: Final = threading.Lock()
 
 
 class EntryScriptSyntaxError(ImageError):
@@ -49,7 +53,8 @@ def check_entry_script(source: FileSet, entry_script: str) -> None:
 def _parse_script(source: bytes, filename: str) -> ast.Module:
     """Parse an entry script's source; raise `EntryScriptSyntaxError` if it does not compile."""
     try:
-        return ast.parse(source, filename)
+        with _PARSING:
+            return ast.parse(source, filename)
     except SyntaxError as error:
         text = f": {error.text.strip()}" if error.text else ""
         raise EntryScriptSyntaxError(

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["is_running", "run_in_foreground", "start_workspace", "stop_workspace"]
 
 DEFAULT_PORT: Final = 8088
-UP_TIMEOUT_S: Final = 150.0
+# More than the sum of what the supervisor's process waits for: it reports which part has not started.
+UP_TIMEOUT_S: Final = 180.0
 DOWN_TIMEOUT_S: Final = 120.0
 # How long `up` waits for a process that is being started again.
 RECOVERY_TIMEOUT_S: Final = 20.0

@@ -2,15 +2,11 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypedDict
@@ -19,17 +15,17 @@ import uvicorn  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.polling import until
-from controlled_rollout.target.local import atomic_files, ports, reaper
+from controlled_rollout.target.local import atomic_files, ports
 from controlled_rollout.target.local.api import create_app
-from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
 from controlled_rollout.target.local.envoy_process import EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
 from controlled_rollout.target.local.reconciler import Reconciler
-from controlled_rollout.target.local.remains import RUNTIME_PREFIX, end_remains
+from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.runtime_folder import runtime_folder
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
@@ -84,7 +80,7 @@ def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callab
         if ended := end_remains(workspace, lock):
             log.warning("ended %d processes of a supervisor that was killed", ended)
         with ports.reserve_port(host, port) as router_port, ports.reserve_port("127.0.0.1", 0) as telemetry_port:
-            with _runtime_folder() as runtime:
+            with runtime_folder() as runtime:
                 lock.name_owner(runtime)
                 process = _SupervisorProcess(
                     workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port)
@@ -112,30 +108,6 @@ def _port_number(reserved: socket.socket) -> int:
     """Return the port number that a socket is bound to."""
     port: int = reserved.getsockname()[1]
     return port
-
-
-@contextlib.contextmanager
-def _runtime_folder() -> Iterator[Path]:
-    """Context manager: create a private folder for sockets; a reaper process removes it, even if this one is killed.
-
-    The folder's path is short, because a unix socket's path has at most 107 bytes.
-    """
-    runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX))
-    # systemd-tmpfiles keeps a locked folder, however old it gets.
-    lock = os.open(runtime, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    watcher = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-I", "-S", reaper.__file__, f"{RUNTIME_VARIABLE}={runtime}", str(runtime)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield runtime
-    finally:
-        if watcher.stdin:
-            watcher.stdin.close()
-        watcher.wait()
-        os.close(lock)
 
 
 class _ApiServer(uvicorn.Server):

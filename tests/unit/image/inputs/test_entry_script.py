@@ -1,3 +1,8 @@
+import gc
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,3 +89,36 @@ def test_a_script_that_is_ignored_is_refused_naming_the_ignore_file(tmp_path: Pa
 
 def test_a_script_in_a_folder_may_be_written_with_a_leading_dot(tmp_path: Path) -> None:
     check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script="./score.py")
+
+
+@contextmanager
+def other_threads_run_in_collections() -> Iterator[None]:
+    """Let other threads run at each garbage collection, as any finalizer may that waits."""
+
+    def wait(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0.0005)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(wait)
+    gc.set_threshold(100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(wait)
+
+
+def test_scripts_of_builds_side_by_side_are_all_read(tmp_path: Path) -> None:
+    lines = "\n".join(f"x{number} = (a + {number}) * [b, c]" for number in range(300))
+    (tmp_path / "score.py").write_text(f"{lines}\ndef init(): ...\ndef run(data): ...")
+    source = read_source_folder(tmp_path)
+
+    def check_below(depth: int) -> None:
+        # The depth at which Python counts differs between the threads.
+        if depth:
+            return check_below(depth - 1)
+        for _ in range(5):
+            check_entry_script(source, "score.py")
+
+    with other_threads_run_in_collections(), ThreadPoolExecutor(4) as threads:
+        list(threads.map(check_below, range(0, 20, 5)))
