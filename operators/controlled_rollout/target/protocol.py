@@ -237,7 +237,11 @@ class Target(Protocol):
         ...
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        """Replace one key; the other keeps working the whole time."""
+        """Replace one key, and wait until the router has confirmed it; the other keeps working the whole time.
+
+        Raises:
+            TargetUnavailableError: The router has not confirmed it in time; the new key is stored.
+        """
         ...
 
     async def scale(self, name: str, version: str, replicas: int) -> None:

@@ -28,6 +28,7 @@ from controlled_rollout.target.protocol import Revision
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
+    "ATTEMPTS",
     "WORKED_AT",
     "WORKED_INTERVAL",
     "delete_rules",
@@ -35,6 +36,7 @@ __all__ = [
     "note_work",
     "reconcile_endpoint",
     "reconcile_view",
+    "write_rules",
 ]
 
 log = logging.getLogger(__name__)
@@ -145,7 +147,7 @@ async def _take_step(api: Api, workspace: Workspace, view: EndpointView) -> bool
         False if somebody has changed the route since the view: nothing was done.
     """
     if view.next_rules != view.rules:
-        return await _write_rules(api, workspace, view.endpoint.name, view.route, view.next_rules)
+        return await write_rules(api, workspace, view.endpoint.name, view.route, view.next_rules)
     for name in view.unused_objects:
         await api.delete(POD_DISRUPTION_BUDGET.path(workspace.namespace, name))
         await api.delete(SERVICE.path(workspace.namespace, name))
@@ -154,7 +156,7 @@ async def _take_step(api: Api, workspace: Workspace, view: EndpointView) -> bool
     return True
 
 
-async def _write_rules(
+async def write_rules(
     api: Api, workspace: Workspace, endpoint: str, route: Object | None, rules: Sequence[Object]
 ) -> bool:
     """Write all rules of a route; return False, with nothing written, if it was changed since it was read."""

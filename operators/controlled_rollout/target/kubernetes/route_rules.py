@@ -48,6 +48,7 @@ __all__ = [
     "moved_rules",
     "positive_weights",
     "read_rules",
+    "rename_mark",
     "rules_digest",
     "versions_by_cluster",
 ]
@@ -213,6 +214,11 @@ def mark_of(rule: str) -> Mark | None:
         return None
     revision, step, phase, served_revision, default = match.groups()
     return Mark(int(revision), Phase(phase), int(step), int(served_revision), default)
+
+
+def rename_mark(current: Iterable[Object], mark: Mark) -> list[Object]:
+    """Return the rules of a route with another mark; all else stays as it is."""
+    return [{**rule, "name": mark.rule} if _rule_key(rule) == UNKNOWN else rule for rule in current]
 
 
 def rules_digest(current: Iterable[Object]) -> str:

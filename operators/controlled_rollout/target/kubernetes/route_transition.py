@@ -1,6 +1,7 @@
 """The rules that an endpoint's route should have next, on the way to a split. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.endpoint import Endpoint
@@ -9,7 +10,7 @@ from controlled_rollout.target.kubernetes.phases import Phase, RouteState, next_
 from controlled_rollout.target.kubernetes.route_rules import ManagedRules, Mark
 from controlled_rollout.target.transition import Split
 
-__all__ = ["next_rules"]
+__all__ = ["mark_of_same_split", "next_rules"]
 
 
 def next_rules(
@@ -48,6 +49,18 @@ def next_rules(
     return route_rules.merge_rules(current, rules)
 
 
+def mark_of_same_split(present: Mark, *, confirmed: bool) -> Mark:
+    """Return a mark for the present split that no rules have had before.
+
+    An Envoy that has it has taken over all that was changed before it was written, also what is not in the rules.
+
+    Args:
+        present: The present mark.
+        confirmed: Every Envoy serves the present rules.
+    """
+    return replace(present, step=present.step + 1, served_revision=_served_revision(present, confirmed=confirmed))
+
+
 def _next_mark(
     revision: int, phase: Phase, weights: Mapping[str, int], goal: Split, *, present: ManagedRules, confirmed: bool
 ) -> Mark:
@@ -60,6 +73,9 @@ def _next_mark(
     step = mark.step + 1 if mark.revision == revision else 0
     if phase is Phase.CLOSED:
         return Mark(revision, phase, step)
-    is_served = confirmed and mark.phase is Phase.WHOLE
-    served_revision = mark.revision if is_served else mark.served_revision
-    return Mark(revision, phase, step, served_revision, default)
+    return Mark(revision, phase, step, _served_revision(mark, confirmed=confirmed), default)
+
+
+def _served_revision(mark: Mark, *, confirmed: bool) -> int:
+    """Return the last revision whose whole split every Envoy has served, up to the rules with a mark."""
+    return mark.revision if confirmed and mark.phase is Phase.WHOLE else mark.served_revision

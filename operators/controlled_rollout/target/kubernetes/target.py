@@ -26,6 +26,7 @@ from controlled_rollout.target.kubernetes import (
     reconciling,
     revisions,
 )
+from controlled_rollout.target.kubernetes.confirmation import unconfirmed_after
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 LOAD_WINDOW_S: Final = 1.0
 DELETE_TIMEOUT_S: Final = 600.0
 DELETE_POLL_S: Final = 0.25
+KEYS_TIMEOUT_S: Final = 60.0
 
 
 class KubernetesTarget:
@@ -170,10 +172,21 @@ class KubernetesTarget:
         return keys
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        """Replace one key; the other keeps working the whole time."""
+        """Replace one key, and wait until every Envoy accepts the new one and refuses the old one.
+
+        Raises:
+            TargetUnavailableError: Not every Envoy has confirmed it; the Secret has the new key.
+        """
         keys = await keys_secret.regenerate(self._api, self._namespace, name, which)
         if keys is None:
             raise await self._no_keys_error(name)
+        endpoint = await self.endpoint(name)
+        if reason := await unconfirmed_after(self._api, self._workspace, endpoint, KEYS_TIMEOUT_S):
+            raise TargetUnavailableError(
+                f"the new {which} key of endpoint {name!r} is stored, but not every Envoy has confirmed it within "
+                f"{KEYS_TIMEOUT_S:g} s: the old key may still open the endpoint; {reason}; mend that, and make another "
+                "key"
+            )
         return keys
 
     async def scale(self, name: str, version: str, replicas: int) -> None:

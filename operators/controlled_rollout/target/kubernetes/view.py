@@ -19,7 +19,7 @@ from controlled_rollout.target.kubernetes.names import (
     version_object_name,
 )
 from controlled_rollout.target.kubernetes.phases import SETTLED, Phase
-from controlled_rollout.target.kubernetes.route_rules import ManagedRules
+from controlled_rollout.target.kubernetes.route_rules import ManagedRules, Mark
 from controlled_rollout.target.kubernetes.route_transition import next_rules
 from controlled_rollout.target.kubernetes.shadowing import Shadow
 from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
@@ -130,6 +130,22 @@ class EndpointView:
             return False
         metadata = self.route["metadata"]
         return self.envoys.serve(self.managed.mark.stat(metadata["namespace"], metadata["name"]))
+
+    @cached_property
+    def unconfirmed(self) -> str | None:
+        """What has to come before every Envoy serves the present rules and policy; None if every Envoy does."""
+        for acknowledged in (self.policy_acknowledged, self.route_acknowledged):
+            if not acknowledged.done:
+                return acknowledged.reason
+        if not self.envoys.pods:
+            return "no Envoy pod is ready"
+        return None if self.confirmed else "not every Envoy serves the newest rules yet"
+
+    def has_taken_over(self, mark: Mark) -> bool:
+        """Return whether every Envoy enforces the policy and serves the split of a mark, or a later one."""
+        present = self.managed.mark if self.managed else None
+        is_written = present is not None and (present.revision, present.step) >= (mark.revision, mark.step)
+        return is_written and self.unconfirmed is None
 
     @cached_property
     def whole_split_is_served(self) -> bool:
@@ -328,13 +344,8 @@ class EndpointView:
 
     def _waiting_for(self) -> str | None:
         """Return what the newest revision's split waits for now; it changes with every step on the way."""
-        for acknowledged in (self.policy_acknowledged, self.route_acknowledged):
-            if not acknowledged.done:
-                return acknowledged.reason
-        if not self.envoys.pods:
-            return "no Envoy pod is ready"
-        if not self.confirmed or self.managed is None:
-            return "not every Envoy serves the newest rules yet"
+        if self.unconfirmed or self.managed is None:
+            return self.unconfirmed
         mark = self.managed.mark
         if mark.phase is Phase.ENTERING:
             missing = ", ".join(sorted(set(self.managed.weights) - self.connected))

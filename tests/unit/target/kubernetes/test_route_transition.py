@@ -10,7 +10,7 @@ from controlled_rollout.target.kubernetes import route_rules
 from controlled_rollout.target.kubernetes.names import version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase
 from controlled_rollout.target.kubernetes.route_rules import ManagedRules, Mark
-from controlled_rollout.target.kubernetes.route_transition import next_rules
+from controlled_rollout.target.kubernetes.route_transition import mark_of_same_split, next_rules
 from controlled_rollout.target.transition import CLOSED, allowed_split
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -167,3 +167,16 @@ def test_a_mark_is_read_back_from_its_rules_name(
     mark = Mark(revision, phase, step, served_revision, default)
 
     assert route_rules.mark_of(mark.rule) == mark
+
+
+def test_the_same_split_under_another_mark_changes_only_a_name_and_stays_as_it_is() -> None:
+    wanted = endpoint("one")
+    rules, _ = settled(wanted, [], ready=("one",))
+    mark = mark_of_same_split(read(rules).mark, confirmed=True)
+
+    renamed = route_rules.rename_mark(rules, mark)
+
+    assert mark.rule not in [rule["name"] for rule in rules]
+    assert [{**rule, "name": ""} for rule in renamed] == [{**rule, "name": ""} for rule in rules]
+    assert (read(renamed).mark, read(renamed).mark.served_revision) == (mark, 1)
+    assert after(wanted, renamed, ready=("one",)) == renamed

@@ -232,3 +232,20 @@ def test_nobody_is_at_work_a_minute_after_the_last_step_that_waited_and_after_th
     assert idle_since(root, revision, later + timedelta(minutes=5)) == at
     # A newer revision counts from its own time on.
     assert idle_since(root, revision.model_copy(update={"created": later}), later) is None
+
+
+def test_a_mark_is_taken_over_once_every_envoy_serves_its_rules_or_later_ones_and_the_policy_is_enforced() -> None:
+    view = settled(endpoint("one"), "one")
+    assert view.managed is not None
+    mark = view.managed.mark
+
+    assert view.has_taken_over(mark)
+    assert view.has_taken_over(replace(mark, step=mark.step - 1))
+    assert not view.has_taken_over(replace(mark, step=mark.step + 1))
+    for incomplete, reason in (
+        (with_policy(view, acknowledged=False), "has not processed the newest SecurityPolicy"),
+        (replace(view, envoys=GatewayStats()), "no Envoy pod is ready"),
+        (replace(view, envoys=GatewayStats({**view.envoys.pods, "envoy-2": EnvoyStats()})), "not every Envoy serves"),
+    ):
+        assert not incomplete.has_taken_over(mark)
+        assert reason in (incomplete.unconfirmed or "")
