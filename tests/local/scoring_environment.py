@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 RUNTIME = REPOSITORY / "docker" / "scoring"
 REQUIREMENTS = RUNTIME / "controlled_rollout_scoring" / "requirements.txt"
 # Packages that the scripts of the tests import.
-USERS_PACKAGES = ("numpy", "pandas")
+USERS_PACKAGES = ("numpy", "pandas", "joblib")
 # Measures the runtime where the tests themselves are measured, which this variable passes on to every process.
 COVERAGE = f"coverage=={version('coverage')}"
 COVERAGE_SETTING = "COVERAGE_PROCESS_CONFIG"

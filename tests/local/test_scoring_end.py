@@ -70,20 +70,171 @@ def send_request(port: int) -> socket.socket:
     return connection
 
 
-def test_threads_of_the_script_do_not_delay_the_exit(python: Path, tmp_path: Path) -> None:
-    script = (
-        "import atexit, threading, time\n"
-        "def init():\n"
-        "    atexit.register(print, 'tidied up')\n"
-        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "def run(data): return 1"
+# Started by init(); each keeps a worker from ending that does not end as Python does.
+STARTED_BY_SCRIPTS = {
+    "process pool": """
+        from concurrent.futures import ProcessPoolExecutor
+        pool = ProcessPoolExecutor(2)
+        pids = {pool.submit(os.getpid).result()}
+    """,
+    "spawned process pool": """
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        pool = ProcessPoolExecutor(1, get_context("spawn"))
+        pids = {pool.submit(os.getpid).result()}
+    """,
+    "joblib": """
+        import joblib
+        pids = set(joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(4)))
+    """,
+    "multiprocessing.Pool": """
+        from multiprocessing import Pool
+        pool = Pool(2)
+        pids = set(pool.starmap(os.getpid, [()] * 4))
+    """,
+    "process": """
+        from multiprocessing import Process
+        process = Process(target=time.sleep, args=(600,))
+        process.start()
+        pids = {process.pid}
+    """,
+    "process that ignores SIGTERM and has lost its parent": """
+        command = ["sh", "-c", "(trap '' TERM; echo $$; sleep 600; sleep 600) &"]
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        pids = {int(program.stdout.readline())}
+    """,
+    "idle executor": """
+        from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(2)
+        pids = set() if pool.submit(os.getpid).result() else None
+    """,
+}
+
+
+@pytest.mark.parametrize("started", STARTED_BY_SCRIPTS)
+def test_idle_pools_and_processes_of_the_script_end_with_the_replica_at_once(
+    python: Path, tmp_path: Path, started: str
+) -> None:
+    script = "\n".join(
+        [
+            "import os, subprocess, time",
+            "def init():",
+            "    global pids, pool",
+            *STARTED_BY_SCRIPTS[started].replace("        ", "    ").splitlines(),
+            "def run(data): return sorted(pids)",
+        ]
     )
     with start_replica(python, tmp_path, script) as replica:
+        pids = replica.score().json
+        begun = time.monotonic()
+        replica.process.terminate()
+        code = replica.wait()
+        took = time.monotonic() - begun
+
+    assert not [pid for pid in pids if is_running(pid)]
+    assert refuses_connections(replica.port)
+    assert "cut off" not in replica.log
+    assert code == 0
+    # Far below the drain's 30 s.
+    assert took < 10
+
+
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_work_that_outlives_its_request_is_waited_for_within_the_drain(
+    python: Path, tmp_path: Path, slots: str
+) -> None:
+    script = f"""
+import atexit, os, threading, time
+from concurrent.futures import ThreadPoolExecutor
+
+def init():
+    global pool
+    pool = ThreadPoolExecutor(1)
+    atexit.register(print, "tidied up")
+
+def write(name):
+    while not os.path.exists({str(tmp_path / "gate")!r}):
+        time.sleep(0.005)
+    print(name, "has written")
+
+def run(data):
+    threading.Thread(target=write, args=("the thread",), name="writer").start()
+    pool.submit(write, "the executor")
+"""
+    with start_replica(python, tmp_path, script, REPLICA_MAX_CONCURRENT_REQUESTS=slots) as replica:
+        replica.score()
+        replica.process.terminate()
+        wait_until(lambda: "waiting for what the script has started: thread 'writer'" in replica.log, "it waits")
+        closed = refuses_connections(replica.port)
+        (tmp_path / "gate").touch()
+        code = replica.wait()
+
+    assert closed
+    assert replica.log.count("the thread has written") == replica.log.count("the executor has written") == 1
+    assert replica.log.index("has written") < replica.log.index("tidied up")
+    assert code == 0
+
+
+def test_threads_that_never_end_are_cut_off_with_the_drain_and_the_log_says_so(python: Path, tmp_path: Path) -> None:
+    script = (
+        "import threading, time\n"
+        "def init(): threading.Thread(target=time.sleep, args=(600,), name='poll').start()\n"
+        "def run(data): return 1"
+    )
+    with start_replica(python, tmp_path, script, DRAIN_TIMEOUT_S="2") as replica:
         replica.process.terminate()
         code = replica.wait()
 
+    assert code == 1
+    assert "waiting for what the script has started: thread 'poll'" in replica.log
+    assert "threads or processes of the script that had not ended in time were cut off" in replica.log
+
+
+def test_process_that_keeps_a_forked_copy_of_a_connection_does_not_hold_it_open(python: Path, tmp_path: Path) -> None:
+    script = """
+import os, time
+
+def init(): pass
+
+def run(data):
+    pid = os.fork()
+    if pid:
+        return pid
+    time.sleep(600)
+"""
+    with start_replica(python, tmp_path, script) as replica:
+        with socket.create_connection(("127.0.0.1", replica.port), timeout=DEADLINE_S) as connection:
+            connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            with connection.makefile("rb") as answer:
+                # Reading ends once every copy of the other end is closed.
+                child = int(answer.read().rpartition(b"\n")[2])
+        forked = is_running(child)
+        replica.process.terminate()
+        code = replica.wait()
+
+    assert (forked, is_running(child)) == (True, False)
     assert code == 0
-    assert "tidied up" in replica.log
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [("os._exit(0)", "exited with code 0"), ("os.kill(os.getpid(), 11)", "was killed by SIGSEGV")]
+)
+def test_worker_that_dies_while_it_drains_makes_the_exit_code_1(
+    python: Path, tmp_path: Path, pool: ThreadPoolExecutor, end: str, reason: str
+) -> None:
+    gate = tmp_path / "gate"
+    script = HOLD.replace('return "scored"', end)
+    with start_replica(python, tmp_path, script) as replica:
+        request = start_held_request(replica, pool, gate)
+        replica.process.terminate()
+        wait_until(lambda: refuses_connections(replica.port), "new connections are refused")
+        gate.touch()
+        code = replica.wait()
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            request.result()
+
+    assert code == 1
+    assert f"{reason} while it was stopping: requests that it had not answered are lost" in replica.log
 
 
 def test_drain_ends_after_its_timeout_even_if_a_model_is_still_scoring(

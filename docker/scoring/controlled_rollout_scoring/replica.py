@@ -15,25 +15,38 @@ from dataclasses import dataclass
 
 from controlled_rollout_scoring import health
 from controlled_rollout_scoring.log import log
+from controlled_rollout_scoring.processes import adopt_orphans, end_children, reap_orphans
 from controlled_rollout_scoring.settings import Address, Settings, bound_address
-from controlled_rollout_scoring.worker import READY
+from controlled_rollout_scoring.worker import ANSWERED, READY
 
 # How long to wait for workers that were killed after the drain time-out.
 KILL_TIMEOUT_S = 5.0
+# How long processes that the script has left behind may take to end after SIGTERM, and after SIGKILL.
+ORPHANS_GRACE_S = 1.0
+ORPHANS_KILL_S = 1.0
 RUNTIME_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass
 class Worker:
-    """A scoring process, and the socket to it."""
+    """A scoring process, the socket to it, and what it has said so far: it takes requests; it has answered all."""
 
     number: int
     process: asyncio.subprocess.Process
     channel: socket.socket
     ready: bool = False
+    answered: bool = False
 
     def __str__(self) -> str:
         return f"worker {self.number} (pid {self.process.pid})"
+
+    def how_it_ended(self) -> str:
+        """Return how the process ended, in words."""
+        code = self.process.returncode or 0
+        if code >= 0:
+            return f"{self} exited with code {code}"
+        hint = " (SIGKILL: often out of memory)" if code == -signal.SIGKILL else ""
+        return f"{self} was killed by {signal.Signals(-code).name}{hint}"
 
 
 class Replica:
@@ -43,6 +56,7 @@ class Replica:
         self._settings = settings
         self._address = address
         self._workers: list[Worker] = []
+        self._reports: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
     async def run(self, listener: socket.socket, health_listener: socket.socket | None) -> int:
@@ -50,35 +64,64 @@ class Replica:
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stopping.set)
+        adopt_orphans()
+        loop.add_signal_handler(signal.SIGCHLD, self._reap_orphans)
+        try:
+            return await self._serve(listener, health_listener)
+        finally:
+            loop.remove_signal_handler(signal.SIGCHLD)
+            ended = await end_children(ORPHANS_GRACE_S, ORPHANS_KILL_S)
+            # Why a script could not be served stays the last lines of the log.
+            if ended and any(worker.ready for worker in self._workers):
+                log(f"ended {ended} process(es) that the script had started and not ended")
+
+    async def _serve(self, listener: socket.socket, health_listener: socket.socket | None) -> int:
+        """Start the workers, wait for a signal or the death of a worker, and end them; return the exit code."""
         if health_listener is not None:
             await health.serve(health_listener, {"/live": self._live, "/ready": self._ready})
         for number in range(1, self._settings.workers + 1):
             self._workers.append(await _start(number, listener, self._settings.app_root))
         # From here on only the workers hold the listener: when they stop listening, callers are refused.
         listener.close()
-        readiness = [asyncio.create_task(self._wait_ready(worker)) for worker in self._workers]
+        self._reports = [asyncio.create_task(self._read_reports(worker)) for worker in self._workers]
         exits = {asyncio.create_task(worker.process.wait()): worker for worker in self._workers}
         stopping = asyncio.create_task(self._stopping.wait())
         done, _ = await asyncio.wait([stopping, *exits], return_when=asyncio.FIRST_COMPLETED)
-        for task in readiness:
-            task.cancel()
-        if stopping in done:
-            return await self._stop()
+        code = await (self._stop() if stopping in done else self._end_after_death_of(exits[next(iter(done))]))
         stopping.cancel()
-        return await self._end_after_death_of(exits[next(iter(done))])
+        return code
 
-    async def _wait_ready(self, worker: Worker) -> None:
-        if await asyncio.get_running_loop().sock_recv(worker.channel, len(READY)) == READY:
-            worker.ready = True
-            if all(worker.ready for worker in self._workers):
-                log(f"ready: listening on {self._address}, {len(self._workers)} worker(s)")
+    async def _read_reports(self, worker: Worker) -> None:
+        """Read what a worker says until it ends."""
+        said = b""
+        while part := await asyncio.get_running_loop().sock_recv(worker.channel, 64):
+            said += part
+            if said.startswith(READY) and not worker.ready:
+                worker.ready = True
+                if all(worker.ready for worker in self._workers):
+                    log(f"ready: listening on {self._address}, {len(self._workers)} worker(s)")
+            worker.answered = said == READY + ANSWERED
+
+    def _reap_orphans(self) -> None:
+        """Release ended processes that the script has started, and that have lost the worker that started them."""
+        reap_orphans([worker.process.pid for worker in self._workers])
 
     async def _stop(self) -> int:
         """Drain the workers after a signal; return the exit code: 0 if every request was answered."""
         log(f"asked to stop: draining for at most {self._settings.drain_timeout_s:g} s")
-        drained = await self._drain()
-        log("stopped" if drained else "stopped; requests that had not been answered in time were cut off")
-        return 0 if drained else 1
+        begun = [worker for worker in self._workers if worker.ready]
+        killed = await self._drain()
+        await asyncio.wait(self._reports, timeout=KILL_TIMEOUT_S)
+        failed = [worker for worker in begun if worker.process.returncode or not worker.answered]
+        for worker in failed:
+            if worker in killed:
+                what = "threads or processes of the script" if worker.answered else "requests"
+                log(f"{worker} was killed: {what} that had not ended in time were cut off")
+            else:
+                lost = "" if worker.answered else ": requests that it had not answered are lost"
+                log(f"{worker.how_it_ended()} while it was stopping{lost}")
+        log("stopped")
+        return 1 if failed else 0
 
     async def _end_after_death_of(self, worker: Worker) -> int:
         """Log why a worker died, drain the others, and return the exit code."""
@@ -87,26 +130,24 @@ class Replica:
             # The worker has logged why it could not start: these lines should stay the last ones.
             self._kill()
             return code
-        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        hint = " (SIGKILL: often out of memory)" if code == -signal.SIGKILL else ""
-        log(f"{worker} {cause}{hint}: the replica ends")
+        log(f"{worker.how_it_ended()}: the replica ends")
         await self._drain()
         return 1
 
-    async def _drain(self) -> bool:
-        """Stop the workers that still run; return False if some had to be killed in the middle of a request."""
+    async def _drain(self) -> list[Worker]:
+        """Stop the workers that still run; return those that had to be killed because they took too long."""
         for worker in self._workers:
             if worker.process.returncode is None:
                 if worker.ready:
-                    worker.channel.close()
+                    worker.channel.shutdown(socket.SHUT_WR)
                 else:
                     worker.process.kill()
-        exits = [asyncio.create_task(worker.process.wait()) for worker in self._workers]
+        exits = {asyncio.create_task(worker.process.wait()): worker for worker in self._workers}
         _, running = await asyncio.wait(exits, timeout=self._settings.drain_timeout_s)
         if running:
             self._kill()
             await asyncio.wait(running, timeout=KILL_TIMEOUT_S)
-        return not running
+        return [exits[task] for task in running]
 
     def _kill(self) -> None:
         for worker in self._workers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import functools
 import gc
 import os
 import signal
@@ -11,15 +11,18 @@ import sys
 import threading
 import time
 
+from controlled_rollout_scoring import python_end
 from controlled_rollout_scoring.application import Application, load
 from controlled_rollout_scoring.log import log
-from controlled_rollout_scoring.processes import signal_at_parent_death
+from controlled_rollout_scoring.processes import close_connections, signal_at_parent_death
 from controlled_rollout_scoring.request_queue import RequestQueue
 from controlled_rollout_scoring.responses import internal_error
 from controlled_rollout_scoring.server import Server
 from controlled_rollout_scoring.settings import Settings
 
+# What a worker tells its parent: it takes requests; every request that it has taken is answered, and it ends.
 READY = b"ready\n"
+ANSWERED = b"answered\n"
 # With nothing in flight, responses are sent within this time; connections that are still open then are idle.
 IDLE_TIMEOUT_S = 1.0
 
@@ -29,22 +32,28 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
 
     Args:
         listener_fd: The bound socket that all workers share.
-        channel_fd: A socket to the parent: the worker sends READY; any byte from the parent, or its end, means stop.
+        channel_fd: A socket to the parent: the worker sends READY and ANSWERED; the end of what the parent sends means
+            stop.
         parent: The parent's process id.
     """
     signal_at_parent_death(signal.SIGKILL, parent)
     for stop in (signal.SIGTERM, signal.SIGINT):
         # Both signals may reach the whole process group; only the parent acts on them. (SIG_IGN would be inherited by
         # the script's own subprocesses.)
-        signal.signal(stop, lambda *_: None)
+        signal.signal(stop, _ignore)
+    listener = socket.socket(fileno=listener_fd)
+    channel = socket.socket(fileno=channel_fd)
+    for own in (listener, channel):
+        own.set_inheritable(False)
+    os.register_at_fork(after_in_child=functools.partial(_leave_to_parent, listener.getsockname(), channel))
+    python_end.prepare()
     settings = Settings.from_environment(os.environ)
     application = load(settings)
     # The objects that init() made live as long as the process: take them out of every later garbage collection.
     gc.collect()
     gc.freeze()
     requests = RequestQueue(settings.slots, settings.queue_length, settings.max_wait_s, settings.scoring_timeout_s)
-    server = Server(socket.socket(fileno=listener_fd), requests, settings)
-    channel = socket.socket(fileno=channel_fd)
+    server = Server(listener, requests, settings)
     channel.sendall(READY)
 
     def stop_on_request() -> None:
@@ -57,15 +66,29 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     if settings.slots == 1:
         # In the main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
         _score(application, requests)
-        _exit()
-    threads = [
-        threading.Thread(target=_score, args=(application, requests), name="score") for _ in range(settings.slots)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    _exit()
+    else:
+        threads = [
+            threading.Thread(target=_score, args=(application, requests), name="score") for _ in range(settings.slots)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    channel.sendall(ANSWERED)
+    python_end.end_process()
+
+
+def _ignore(signal_number: int, frame: object) -> None:
+    """Do nothing about a signal."""
+
+
+def _leave_to_parent(listener_name: object, channel: socket.socket) -> None:
+    """Give up, in a process that the script has forked, what belongs to the worker: its sockets, and how it ends."""
+    if signal.getsignal(signal.SIGTERM) is _ignore:
+        # It can be ended by a signal, as multiprocessing does. Ctrl-C is for the parent alone here, too.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    channel.close()
+    close_connections(listener_name)
 
 
 def _score(application: Application, requests: RequestQueue) -> None:
@@ -79,14 +102,6 @@ def _score(application: Application, requests: RequestQueue) -> None:
             log(f"run() ended the process: {error!r}")
             os._exit(1)
         requests.complete(request, response)
-
-
-def _exit() -> None:
-    """Run the script's atexit functions and end the process without waiting for threads that the script started."""
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 def _expire(requests: RequestQueue) -> None:
