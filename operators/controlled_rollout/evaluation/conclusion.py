@@ -31,6 +31,8 @@ def conclude(look: LookInput) -> Verdict:
         verdict = (
             cannot_see(problem) if problem else judge(evidence.bins, look.settings.gate, baseline=evidence.baseline)
         )
+        if verdict.outcome is Outcome.SPLIT_IS_WRONG and (problem := router_counts.split_contradiction(look)):
+            verdict = cannot_see(problem)
     except EvidenceError as error:
         # Inconsistent counts are the metric store's fault, not the model's.
         verdict = cannot_see(str(error))

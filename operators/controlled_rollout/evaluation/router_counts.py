@@ -12,7 +12,7 @@ from controlled_rollout.evidence import CLOCKS_DIFFER, CountedPeriod, RouterCoun
 from controlled_rollout.gate import Bin
 from controlled_rollout.record import LookInput
 
-__all__ = ["contradiction"]
+__all__ = ["contradiction", "split_contradiction"]
 
 # So many requests that the router counted and the store has no row of are not chance.
 MIN_UNSEEN_REQUESTS: Final = 20
@@ -25,6 +25,9 @@ READING: Final = timedelta(seconds=5)
 DRAINING: Final = timedelta(minutes=2)
 # How many standard deviations the number of requests that sampled rows stand for may be off.
 SAMPLING_DEVIATIONS: Final = 6.0
+# How many standard deviations what the router has counted may be off the split that was set, and rows off the counts.
+SPLIT_DEVIATIONS: Final = 6.0
+ROWS_DEVIATIONS: Final = 3.0
 
 
 def contradiction(look: LookInput) -> str | None:
@@ -36,16 +39,57 @@ def contradiction(look: LookInput) -> str | None:
     return None
 
 
+def split_contradiction(look: LookInput) -> str | None:
+    """Return a sentence if the rows of a look show another split than the router's counts, which fit the set one.
+
+    Then the split is right, and rows are missing or somebody else's. A few rows too many show in the split before they
+    are more than the router has counted: its counts are of a longer time than the closed bins.
+    """
+    control, treatment = look.settings.control, look.settings.treatment
+    for period in _counted_periods(look):
+        bins = [bin_ for bin_ in look.evidence.bins if period.first.at <= bin_.start <= period.last.at]
+        shares = [bin_.share for bin_ in bins if bin_.share is not None]
+        counts = [period.last.of(version) - period.first.of(version) for version in (control, treatment)]
+        rows = [sum(_requests(bin_, is_treatment) for bin_ in bins) for is_treatment in (False, True)]
+        counted, stored = sum(counts), sum(rows)
+        if not (shares and counted and stored):
+            continue
+        as_counted = counts[1] / counted
+        nearest_share = min(max(as_counted, min(shares)), max(shares))
+        if _differs(counts[1], counted, nearest_share, SPLIT_DEVIATIONS):
+            continue
+        if _differs(rows[1], stored, as_counted, ROWS_DEVIATIONS):
+            return (
+                f"the metric store has {rows[1]} requests of version {treatment!r} among {stored}, and the router "
+                f"counted {counts[1]} among {counted} from {period.first.at:%H:%M:%S} to {period.last.at:%H:%M:%S}, "
+                "which is the split: not judged, for rows are missing in the store, or somebody else than the router "
+                "writes telemetry"
+            )
+    return None
+
+
+def _differs(number: int, total: int, share: float, deviations: float) -> bool:
+    """Return whether a number of requests is further from a share of a total than a fair draw comes."""
+    spread = deviations * math.sqrt(total * share * (1 - share))
+    return abs(number - total * share) > spread + SPARE_ROWS
+
+
+def _counted_periods(look: LookInput) -> list[CountedPeriod]:
+    """Return the periods over which the router's counts are known, up to those of the look itself."""
+    periods = list(look.periods)
+    if present := look.router[-1] if look.router else None:
+        periods += [periods[-1].until(present)] if periods and periods[-1].goes_on_with(present) else []
+        periods += [CountedPeriod(present, present)] if not periods and present.routers else []
+    return periods
+
+
 # Too many
 
 
 def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
     """Return a sentence if the store has more rows of a version than its router counted requests."""
     started, bins = look.settings.started, look.evidence.bins
-    periods = list(look.periods)
-    if present := look.router[-1] if look.router else None:
-        periods += [periods[-1].until(present)] if periods and periods[-1].goes_on_with(present) else []
-        periods += [CountedPeriod(present, present)] if not periods and present.routers else []
+    periods = _counted_periods(look)
     for period in periods:
         begins = period.first.at + (READING if period.first == periods[0].first else DRAINING)
         within = _between(look, bins, begins, period.last.at - CLOCKS_DIFFER)

@@ -8,7 +8,7 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.evaluation.replay import replay
-from controlled_rollout.evaluation.router_counts import contradiction
+from controlled_rollout.evaluation.router_counts import contradiction, split_contradiction
 from controlled_rollout.evidence import CountedPeriod, Evidence, EvidenceWindow, RouterCounts
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.record import LookInput, LookSettings, tail
@@ -78,6 +78,40 @@ def test_rows_forged_into_the_time_before_the_first_look_are_found() -> None:
 
     assert problem is not None
     assert "the router counted 1030 from 00:00:00" in problem
+
+
+def split(of_store: tuple[int, ...], first: RouterCounts, present: RouterCounts) -> str | None:
+    """Return what is said of a split that rows contradict: beside 100 requests of control a minute."""
+    periods = (CountedPeriod(first, first),)
+    return split_contradiction(LookInput(SETTINGS, evidence(*of_store), (present,), "", periods))
+
+
+def test_rows_that_contradict_the_split_where_the_routers_counts_do_not_are_not_judged() -> None:
+    """The router has counted seven minutes, and four are closed: no version has more rows than were counted."""
+    first = counted(0, 1_000, 0)
+    assert look(evidence(160, 160, 160, 160), counted(7, 1_700, 700), CountedPeriod(first, first)) is None
+
+    problem = split((160, 160, 160, 160), first, counted(7, 1_700, 700))
+
+    assert problem is not None
+    assert "has 640 requests of version 'two' among 1040, and the router counted 700 among 1400 " in problem
+    missing = split((60, 60, 60, 60), first, counted(7, 1_700, 700))
+    assert missing is not None and "rows are missing" in missing
+
+
+@pytest.mark.parametrize(
+    ("rows", "present"),
+    [
+        pytest.param((160, 160, 160, 160), counted(7, 1_700, 1_120), id="the router counts the wrong split as well"),
+        pytest.param((105, 98, 101, 93), counted(7, 1_700, 700), id="the rows are as the router counts"),
+        pytest.param((160, 160, 160, 160), counted(7, 1_000, 0), id="the router counts nothing"),
+        pytest.param((), counted(7, 1_700, 700), id="no bin is closed"),
+    ],
+)
+def test_a_wrong_split_is_said_to_be_one_where_the_routers_counts_do_not_show_otherwise(
+    rows: tuple[int, ...], present: RouterCounts
+) -> None:
+    assert split(rows, counted(0, 1_000, 0), present) is None
 
 
 def test_one_row_too_many_here_and_there_is_no_contradiction() -> None:
