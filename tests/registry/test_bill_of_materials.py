@@ -70,7 +70,7 @@ async def test_layer_with_a_wrong_digest_is_refused(
         smallest = min(manifest.layers, key=lambda layer: layer.size)
         registry.blob_file(smallest.digest).write_bytes(b"0" * smallest.size)
 
-        with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* do not fit its digest"):
+        with pytest.raises(ImageError, match=f"layer {smallest.digest} of .* was asked for, .* came"):
             await packages_of_image(client, copied, manifest, Cache(tmp_path / "cache"))
     assert not list((tmp_path / "cache" / "contents").glob(".*.layer")), "nothing of a layer stays on the disk"
 

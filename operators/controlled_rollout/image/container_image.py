@@ -24,7 +24,14 @@ from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.inputs.models import model_dir
 from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
 from controlled_rollout.image.oci.layer import APP_ROOT, MODELS_FOLDER, layer_chunks_in_thread, model_layer
-from controlled_rollout.image.oci.manifest import LAYER, Descriptor, Manifest, image_with_layer, oci_architecture
+from controlled_rollout.image.oci.manifest import (
+    LAYER,
+    Descriptor,
+    Manifest,
+    check_digest,
+    image_with_layer,
+    oci_architecture,
+)
 from controlled_rollout.image.oci.registry_client import Credentials, RegistryClient, Repository
 from controlled_rollout.image.reference import ImageReference, ModelSource, name_with_registry
 from controlled_rollout.image.scoring_runtime import DOCKERFILE, PACKAGE, build_files, runtime_folder
@@ -204,7 +211,7 @@ async def _resolve_base_image(client: RegistryClient, image: str, progress: Prog
     if not colon or "/" in tag:
         repository, tag = name, LATEST
     if digest:
-        return f"{repository}@{digest}"
+        return f"{repository}@{check_digest(digest, f'the base image {image}')}"
     current = await client.digest(Repository.parse(repository), tag)
     if current is None:
         raise ImageError(

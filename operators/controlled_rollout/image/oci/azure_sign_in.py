@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image.oci.registry_client import Credentials
+from controlled_rollout.image.oci.responses import parse_json, read_document
 from controlled_rollout.image.reference import registry_host
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ async def sign_in_to_registry(host: str, credential: "AsyncTokenCredential", *, 
     form = {"grant_type": "access_token", "service": host, "access_token": token}
     async with httpx.AsyncClient(timeout=TIMEOUT_S) if client is None else nullcontext(client) as sender:
         try:
-            answer = await sender.post(f"https://{host}/oauth2/exchange", data=form)
+            request = sender.build_request("POST", f"https://{host}/oauth2/exchange", data=form)
+            answer = await read_document(await sender.send(request, stream=True), host)
         except httpx.TransportError as error:
             raise RegistryUnavailableError(
                 f"registry {host} does not answer ({str(error) or type(error).__name__}): check the name, and that it "
@@ -84,7 +86,7 @@ async def sign_in_to_registry(host: str, credential: "AsyncTokenCredential", *, 
     if answer.status_code >= 500 or answer.status_code == 429:
         raise RegistryUnavailableError(f"registry {host} cannot sign in now: {answer.status_code}: try again later")
     try:
-        return Credentials(EMPTY_USER, str(answer.json()["refresh_token"]))
+        return Credentials(EMPTY_USER, str(parse_json(answer.content)["refresh_token"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
             f"registry {host} does not let this identity in ({answer.status_code} {answer.reason_phrase}): it needs "

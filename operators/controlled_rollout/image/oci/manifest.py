@@ -6,11 +6,13 @@ Source: OCI image specification 1.1, manifest.md and config.md.
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.oci.responses import parse_json
 
 __all__ = [
     "ACCEPTED",
@@ -18,9 +20,11 @@ __all__ = [
     "INDEX",
     "LAYER",
     "MANIFEST",
+    "MEDIA_TYPE",
     "Descriptor",
     "Manifest",
     "canonical_json",
+    "check_digest",
     "image_of_layers",
     "image_with_layer",
     "oci_architecture",
@@ -37,16 +41,32 @@ ACCEPTED: Final = (
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+# A digest becomes part of URLs and of file names, so nothing else may be in it.
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+MAX_LAYERS: Final = 1000
 CREATED: Final = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A blob: its media type, its digest `sha256:…` and its size in bytes."""
+    """A blob: its media type, its digest `sha256:…` and its size in bytes.
+
+    Raises:
+        ImageError: One of the three is not what it has to be.
+    """
 
     media_type: str
     digest: str
     size: int
+
+    def __post_init__(self) -> None:
+        """Check what may have come from a registry."""
+        check_digest(self.digest, "a descriptor")
+        if type(self.size) is not int or self.size < 0:
+            raise ImageError(f"blob {self.digest} has the size {_shown(self.size)}: a size is a whole number from 0 on")
+        if not isinstance(self.media_type, str) or not MEDIA_TYPE.fullmatch(self.media_type):
+            raise ImageError(f"blob {self.digest} has the media type {_shown(self.media_type)}, which is none")
 
     @classmethod
     def of(cls, media_type: str, content: bytes) -> Self:
@@ -55,8 +75,13 @@ class Descriptor:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """Read a descriptor from its JSON object in a manifest."""
-        return cls(document["mediaType"], document["digest"], int(document["size"]))
+        """Read a descriptor from its JSON object in a manifest.
+
+        Raises:
+            ImageError: A value is not valid.
+            KeyError, TypeError: The object lacks one.
+        """
+        return cls(document["mediaType"], document["digest"], document["size"])
 
     def document(self) -> dict[str, Any]:
         """Return the descriptor as a JSON object for a manifest."""
@@ -89,14 +114,44 @@ class Manifest:
         """Parse the manifest; return the descriptors of the configuration and of the layers.
 
         Raises:
-            ImageError: It is not the manifest of one image, but a list of images, say.
+            ImageError: It is not the manifest of one image, but a list of images, say, or a value in it is not valid.
         """
         try:
-            document = json.loads(self.content)
+            document = parse_json(self.content)
+            # Both in one document would be two images with one digest: which one is meant, each reader decides.
+            if "manifests" in document or document.get("mediaType", self.media_type) != self.media_type:
+                raise ValueError("it is not what its media type says")
             config, layers = Descriptor.parse(document["config"]), tuple(map(Descriptor.parse, document["layers"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(f"image {self.digest} is a {self.media_type}, not one image: build it again") from error
+        except ImageError as error:
+            raise ImageError(f"image {self.digest} has a manifest that is not valid: {error}") from error
+        if len(layers) > MAX_LAYERS:
+            raise ImageError(f"image {self.digest} has {len(layers):,} layers: up to {MAX_LAYERS:,} can be used")
         return config, layers
+
+
+def check_digest(digest: object, whose: str) -> str:
+    """Return a digest from outside if it is `sha256:` and 64 hexadecimal digits.
+
+    Args:
+        digest: What came.
+        whose: What names the digest, for the message.
+
+    Raises:
+        ImageError: It is anything else.
+    """
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ImageError(
+            f"{whose} has the digest {_shown(digest)}: a digest is sha256: and 64 hexadecimal digits. "
+            "The registry is broken, or somebody means harm"
+        )
+    return digest
+
+
+def _shown(value: object) -> str:
+    """Return a value from outside for a message: its representation, shortened."""
+    return f"{value!r:.100}"
 
 
 def canonical_json(document: Mapping[str, Any]) -> bytes:
@@ -139,7 +194,7 @@ def image_with_layer(
         ImageError: The configuration cannot be read.
     """
     try:
-        document: dict[str, Any] = json.loads(config)
+        document: dict[str, Any] = parse_json(config)
         settings: dict[str, Any] = document.setdefault("config", {})
         kept = [line for line in settings.get("Env") or [] if line.partition("=")[0] not in variables]
         settings["Env"] = [*kept, *(f"{name}={value}" for name, value in sorted(variables.items()))]

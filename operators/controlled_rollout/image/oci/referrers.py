@@ -5,13 +5,13 @@ Sources: OCI image specification 1.1, manifest.md ("Guidelines for Artifact Usag
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.oci.manifest import INDEX, MANIFEST, Descriptor, Manifest, canonical_json
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
+from controlled_rollout.image.oci.responses import parse_json
 
 __all__ = ["artifact_manifest", "attach_document", "referrers_tag", "with_referrer"]
 
@@ -101,7 +101,7 @@ def with_referrer(index: Manifest | None, manifest: Manifest, artifact_type: str
 def _index_entries(index: Manifest) -> list[Mapping[str, Any]]:
     """Return the entries of an index of referrers; raise `ImageError` if the manifest is not an index."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        entries = json.loads(index.content)["manifests"]
+        entries = parse_json(index.content)["manifests"]
         if index.media_type == INDEX and all(isinstance(entry, dict) for entry in entries):
             return list(entries)
     raise ImageError(f"the list of referrers is a {index.media_type}, not a list: remove its tag, and try again")

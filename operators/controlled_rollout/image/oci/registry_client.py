@@ -6,16 +6,24 @@ Source: OCI distribution specification 1.1; token authentication as Docker's reg
 import asyncio
 import base64
 import contextlib
+import hashlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit
 
 from controlled_rollout.addresses import is_loopback, is_this_machine, transport_for
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
-from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, Descriptor, Manifest
+from controlled_rollout.image.oci.manifest import ACCEPTED, INDEX, MEDIA_TYPE, Descriptor, Manifest, check_digest
+from controlled_rollout.image.oci.responses import (
+    check_status,
+    parse_json,
+    read_document,
+    refuse_encoding,
+    transport_errors,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -25,13 +33,16 @@ __all__ = ["Credentials", "RegistryClient", "Repository"]
 CONNECT_TIMEOUT_S: Final = 10.0
 # A registry in front of an object store ends an upload only when it has moved the blob.
 RESPONSE_TIMEOUT_S: Final = 300.0
-MAX_DOCUMENT_BYTES: Final = 8_000_000
+MAX_CONFIGURATION_BYTES: Final = 8_000_000
+MAX_CHALLENGE_LENGTH: Final = 4096
+MAX_REDIRECTS: Final = 10
 CHUNK_BYTES: Final = 1 << 20
 LOOK_UP_AGAIN_S: Final = 1.0
 
 PATH: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d+)?")
 CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
+TOKEN: Final = re.compile(r"[\x21-\x7e]{1,65536}")
 DOCKER_HUB: Final = "docker.io"
 DOCKER_HUB_API: Final = "registry-1.docker.io"
 
@@ -115,9 +126,9 @@ class RegistryClient:
         response = await self._request("HEAD", repository, f"manifests/{tag}", headers={"Accept": ", ".join(ACCEPTED)})
         if response.status_code == 404:
             return None
-        _check_status(response, 200, f"look up {repository}:{tag}")
+        check_status(response, 200, f"look up {repository}:{tag}")
         if "docker-content-digest" in response.headers:
-            return str(response.headers["docker-content-digest"])
+            return check_digest(response.headers["docker-content-digest"], f"registry {repository.host}")
         manifest = await self.manifest(repository, tag)
         return manifest.digest if manifest else None
 
@@ -125,17 +136,17 @@ class RegistryClient:
         """Download the manifest of a tag or digest and check its digest; None if it does not exist.
 
         Raises:
-            ImageError: The content does not fit the digest.
+            ImageError: The content does not fit the digest, or is bigger than a manifest may be.
         """
         response = await self._request(
             "GET", repository, f"manifests/{reference}", headers={"Accept": ", ".join(ACCEPTED)}
         )
         if response.status_code == 404:
             return None
-        _check_status(response, 200, f"read {repository}:{reference}")
-        manifest = Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
+        check_status(response, 200, f"read {repository}:{reference}")
+        manifest = Manifest(response.content, _media_type(repository, response))
         if reference.startswith("sha256:"):
-            _check_digest(repository, reference, manifest.digest)
+            _check_content(repository, reference, manifest.digest)
         return manifest
 
     async def blob(self, repository: Repository, blob: Descriptor) -> bytes:
@@ -144,11 +155,9 @@ class RegistryClient:
         Raises:
             ImageError: It is missing, too big, or does not fit its digest.
         """
-        if blob.size > MAX_DOCUMENT_BYTES:
+        if blob.size > MAX_CONFIGURATION_BYTES:
             raise ImageError(f"{repository}@{blob.digest} has {blob.size:,} bytes: more than a configuration may have")
-        content = b"".join([chunk async for chunk in self.chunks(repository, blob)])
-        _check_digest(repository, blob.digest, Descriptor.of(blob.media_type, content).digest)
-        return content
+        return b"".join([chunk async for chunk in self.chunks(repository, blob)])
 
     async def has_blob(self, repository: Repository, blob: Descriptor) -> bool:
         """Whether the repository has a blob (HEAD request)."""
@@ -159,7 +168,7 @@ class RegistryClient:
             response = await self._request("HEAD", repository, f"blobs/{blob.digest}")
         if response.status_code == 404:
             return False
-        _check_status(response, 200, f"look up {repository}@{blob.digest}")
+        check_status(response, 200, f"look up {repository}@{blob.digest}")
         return True
 
     async def put_blob(self, repository: Repository, blob: Descriptor, content: Content | bytes) -> bool:
@@ -186,8 +195,8 @@ class RegistryClient:
         response = await self._request("GET", repository, f"referrers/{digest}", headers={"Accept": INDEX})
         if response.status_code == 404:
             return None
-        _check_status(response, 200, f"list the referrers of {repository}@{digest}")
-        return Manifest(response.content, response.headers.get("content-type", "").partition(";")[0])
+        check_status(response, 200, f"list the referrers of {repository}@{digest}")
+        return Manifest(response.content, _media_type(repository, response))
 
     async def put_manifest(self, repository: Repository, tag: str, manifest: Manifest) -> bool:
         """Upload a manifest under a tag or its digest. This is the last step of a push: the image becomes visible.
@@ -203,8 +212,8 @@ class RegistryClient:
             headers={"Content-Type": manifest.media_type},
             content=manifest.content,
         )
-        _check_status(response, 201, f"push {repository}:{tag}")
-        _check_digest(repository, manifest.digest, response.headers.get("docker-content-digest", manifest.digest))
+        check_status(response, 201, f"push {repository}:{tag}")
+        _check_content(repository, manifest.digest, response.headers.get("docker-content-digest", manifest.digest))
         return "oci-subject" in response.headers
 
     async def _begin_upload(
@@ -215,8 +224,8 @@ class RegistryClient:
         response = await self._request("POST", repository, "blobs/uploads/", push=True, source=source, params=mount)
         if source and response.status_code == 201:
             return None
-        _check_status(response, 202, f"push to {repository}")
-        return _upload_location(response)
+        check_status(response, 202, f"push to {repository}")
+        return _upload_location(repository, response)
 
     async def _upload(
         self, repository: Repository, location: str | None, blob: Descriptor, content: Content | bytes
@@ -225,29 +234,56 @@ class RegistryClient:
         what = f"push {blob.digest[:19]} ({blob.size / 1e6:,.1f} MB) to {repository}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
         response = await self._request("PATCH", repository, location or "", push=True, headers=headers, content=content)
-        _check_status(response, 202, what)
+        check_status(response, 202, what)
         response = await self._request(
-            "PUT", repository, _upload_location(response), push=True, params={"digest": blob.digest}
+            "PUT", repository, _upload_location(repository, response), push=True, params={"digest": blob.digest}
         )
-        _check_status(response, 201, what)
+        check_status(response, 201, what)
 
     async def chunks(self, repository: Repository, blob: Descriptor) -> AsyncGenerator[bytes]:
-        """Download a blob of any size and yield it in chunks. The caller checks the digest."""
-        headers = {"Accept-Encoding": "identity"}
-        async with self._stream("GET", repository, f"blobs/{blob.digest}", headers=headers) as response:
+        """Download a blob of any size and yield it in chunks. More than its size is never yielded.
+
+        Raises:
+            ImageError: It is missing, or does not have its size and its digest: what was yielded must not be used.
+        """
+        digest, size = hashlib.sha256(), 0
+        async with self._stream("GET", repository, f"blobs/{blob.digest}") as response:
             if response.status_code != 200:
-                await response.aread()
-            _check_status(response, 200, f"read {repository}@{blob.digest[:19]}")
-            with _transport_errors(repository):
+                with transport_errors(repository.host):
+                    response = await read_document(response, repository.host)
+            check_status(response, 200, f"read {repository}@{blob.digest[:19]}")
+            refuse_encoding(response, repository.host)
+            with transport_errors(repository.host):
                 async for chunk in response.aiter_raw(CHUNK_BYTES):
+                    size += len(chunk)
+                    if size > blob.size:
+                        break
+                    digest.update(chunk)
                     yield chunk
+        if size != blob.size:
+            sent = f"more than {blob.size:,}" if size > blob.size else f"{size:,} of {blob.size:,}"
+            raise ImageError(
+                f"registry {repository.host} sends {sent} bytes of {blob.digest}: the registry or something on the way "
+                "to it cut or changed the content"
+            )
+        _check_content(repository, blob.digest, f"sha256:{digest.hexdigest()}")
 
     async def _request(self, method: str, repository: Repository, path: str, **options: Any) -> "httpx.Response":
-        """Send an authorized request, and return the response with its whole body read."""
-        async with self._stream(method, repository, path, **options) as response:
-            with _transport_errors(repository):
-                await response.aread()
-            return response
+        """Send an authorized request, and return the response with its whole body read.
+
+        Raises:
+            RegistryUnavailableError: It takes too long, be it byte by byte. An upload takes as long as it needs.
+            ImageError: The body is bigger than a manifest may be.
+        """
+        try:
+            async with asyncio.timeout(None if callable(options.get("content")) else RESPONSE_TIMEOUT_S):
+                async with self._stream(method, repository, path, **options) as response:
+                    with transport_errors(repository.host):
+                        return await read_document(response, repository.host)
+        except TimeoutError as error:
+            raise RegistryUnavailableError(
+                f"registry {repository.host} does not answer within {RESPONSE_TIMEOUT_S:g} s: try again later"
+            ) from error
 
     @contextlib.asynccontextmanager
     async def _stream(
@@ -269,20 +305,16 @@ class RegistryClient:
         scopes = [f"repository:{repository.path}:{'pull,push' if push else 'pull'}"]
         scopes += [f"repository:{source.path}:pull"] if source else []
         key = repository.host, frozenset(scopes)
-        client = await self._http_client(repository)
-        # An upload may continue on another host, which must not get the authorization.
-        trusted = url.host == httpx.URL(repository.url).host
+        # An upload may continue at another host or port, which must not get the authorization.
+        trusted = _origin(url) == _origin(httpx.URL(repository.url))
         for attempt in (1, 2):
-            all_headers = dict(headers or {})
+            all_headers = {"Accept-Encoding": "identity", **(headers or {})}
             if trusted and key in self._authorizations:
                 all_headers["Authorization"] = self._authorizations[key]
             body = content() if callable(content) else content
-            with _transport_errors(repository, uploading=callable(content)):
-                response = await client.send(
-                    client.build_request(method, url, headers=all_headers, content=body),
-                    stream=True,
-                    follow_redirects=True,
-                )
+            request = httpx.Request(method, url, headers=all_headers, content=body)
+            with transport_errors(repository.host, uploading=callable(content)):
+                response = await self._send(repository, request)
             try:
                 if response.status_code == 401 and trusted and attempt == 1:
                     self._authorizations[key] = await self._authorization_header(repository, response, scopes)
@@ -292,20 +324,45 @@ class RegistryClient:
                 await response.aclose()
             return
 
-    async def _http_client(self, repository: Repository) -> "httpx.AsyncClient":
-        """Return the HTTP client for a registry; create it on first use. Loopback registries use no proxy."""
+    async def _send(self, repository: Repository, request: "httpx.Request") -> "httpx.Response":
+        """Send a request and follow redirects; return the response, whose body is not read yet.
+
+        Another host, port or scheme gets no authorization (httpx takes it away).
+
+        Raises:
+            ImageError: The registry leads to an address that it must not lead to, or to too many.
+        """
+        for _ in range(MAX_REDIRECTS):
+            _check_address(repository, request.url)
+            client = await self._http_client(str(request.url))
+            response = await client.send(request, stream=True)
+            if response.next_request is None:
+                return response
+            await response.aclose()
+            request = response.next_request
+        raise ImageError(f"registry {repository.host} redirects more than {MAX_REDIRECTS} times: check its settings")
+
+    async def _http_client(self, url: str) -> "httpx.AsyncClient":
+        """Return the HTTP client for a URL; create it on first use. What is on this machine is reached without proxy.
+
+        It keeps no cookies: a cookie does not tell the ports of a host apart.
+        """
         import httpx
 
-        local = is_this_machine(repository.url)
+        local = is_this_machine(url)
         if local not in self._clients:
-            timeout = httpx.Timeout(RESPONSE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            client = httpx.AsyncClient(timeout=timeout, transport=transport_for(repository.url))
+            client = httpx.AsyncClient(
+                timeout=httpx.Timeout(RESPONSE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                transport=transport_for(url),
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            )
             self._clients[local] = await self._stack.enter_async_context(client)
         return self._clients[local]
 
     async def _authorization_header(self, repository: Repository, response: "httpx.Response", scopes: list[str]) -> str:
         """Return the `Authorization` header for a registry's 401 response: Basic, or Bearer with a new token."""
-        scheme, _, parameters = response.headers.get("www-authenticate", "").partition(" ")
+        challenge = response.headers.get("www-authenticate", "")[:MAX_CHALLENGE_LENGTH]
+        scheme, _, parameters = challenge.partition(" ")
         user = self._credentials.get(repository.host)
         if scheme.lower() == "bearer":
             return f"Bearer {await self._request_token(repository, dict(CHALLENGE.findall(parameters)), user, scopes)}"
@@ -321,98 +378,84 @@ class RegistryClient:
         self, repository: Repository, challenge: dict[str, str], user: Credentials | None, scopes: list[str]
     ) -> str:
         """Request a bearer token for some scopes from the registry's token service."""
-        realm = challenge.get("realm", "")
-        address = urlsplit(realm)
-        if address.scheme != "https" and not is_loopback(address.netloc):
-            raise ImageError(
-                f"registry {repository.host} refers to {realm!r} for a token: only https is allowed for that"
-            )
-        client = await self._http_client(repository)
+        import httpx
+
+        realm = _continuation(repository, challenge.get("realm", ""))
         query: list[tuple[str, str | int | float | bool | None]] = [("scope", scope) for scope in scopes]
         query += [("service", challenge["service"])] if "service" in challenge else []
-        with _transport_errors(repository):
-            response = await client.get(realm, params=query, auth=(user.username, user.password) if user else None)
-        _check_status(response, 200, f"let {user.username if user else 'anybody'} use {repository}")
+        client = await self._http_client(str(realm))
+        request = client.build_request("GET", realm, params=query, headers={"Accept-Encoding": "identity"})
+        user_auth = httpx.BasicAuth(user.username, user.password) if user else None
+        with transport_errors(repository.host):
+            # A redirect would take the password elsewhere: it is not followed.
+            answer = await client.send(request, stream=True, auth=user_auth)
+            try:
+                response = await read_document(answer, repository.host)
+            finally:
+                await answer.aclose()
+        check_status(response, 200, f"let {user.username if user else 'anybody'} use {repository}")
         try:
-            document = response.json()
-            return str(document.get("token") or document["access_token"])
+            document = parse_json(response.content)
+            token = document.get("token") or document["access_token"]
+            if TOKEN.fullmatch(token):
+                return str(token)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(f"registry {repository.host}: {realm} answers without a token") from error
+        raise ImageError(f"registry {repository.host}: {realm} answers with a token that is not text of one line")
 
 
-@contextlib.contextmanager
-def _transport_errors(repository: Repository, *, uploading: bool = False) -> Iterator[None]:
-    """Context manager: convert connection errors to a `RegistryUnavailableError`."""
+def _media_type(repository: Repository, response: "httpx.Response") -> str:
+    """Return the media type of a response; raise `ImageError` if its header has none."""
+    media_type = str(response.headers.get("content-type", "")).partition(";")[0].strip()
+    if not MEDIA_TYPE.fullmatch(media_type):
+        raise ImageError(f"registry {repository.host} sends a manifest of the media type {media_type[:100]!r}")
+    return media_type
+
+
+def _origin(url: "httpx.URL") -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL: who must be the same to get the same credentials."""
+    return url.scheme, url.host, url.port
+
+
+def _continuation(repository: Repository, address: str, base: "httpx.URL | None" = None) -> "httpx.URL":
+    """Return the URL that a registry leads to, relative to `base`.
+
+    Raises:
+        ImageError: It is not a URL, or one that the registry must not lead to.
+    """
     import httpx
 
     try:
-        yield
-    except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError) as error:
-        if not uploading:
-            raise _unavailable_error(repository, error) from error
-        # A registry that refuses an upload resets the connection, and its response is lost.
-        raise RegistryUnavailableError(
-            f"registry {repository.host} ended the connection in the middle of an upload "
-            f"({str(error) or type(error).__name__}): its disk may be full, or something on the way limits uploads"
-        ) from error
-    except (httpx.TransportError, httpx.TooManyRedirects) as error:
-        raise _unavailable_error(repository, error) from error
+        url = base.join(address) if base else httpx.URL(address)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ImageError(f"registry {repository.host} leads to {address[:200]!r}, which is no URL: {error}") from error
+    _check_address(repository, url)
+    return url
 
 
-def _unavailable_error(repository: Repository, error: Exception) -> RegistryUnavailableError:
-    """Return the `RegistryUnavailableError` for a connection error, with advice."""
-    detail = str(error) or type(error).__name__
-    advice = (
-        "set SSL_CERT_FILE to the certificates of its authority"
-        if "CERTIFICATE" in detail
-        else "check that it runs, and the address in the workspace's settings"
-    )
-    return RegistryUnavailableError(f"registry {repository.host} does not answer ({detail}): {advice}")
+def _check_address(repository: Repository, url: "httpx.URL") -> None:
+    """Raise `ImageError` if a registry leads to plain http, or from elsewhere to this machine."""
+    is_here, is_encrypted = is_loopback(url.host), url.scheme == "https"
+    if is_loopback(repository.host):
+        allowed = is_encrypted or (is_here and url.scheme == "http")
+    else:
+        allowed = is_encrypted and not is_here
+    if not allowed:
+        raise ImageError(
+            f"registry {repository.host} leads to {url.scheme}://{url.netloc.decode()[:200]}: only https is allowed "
+            "for that, and no address of this machine"
+        )
 
 
-def _upload_location(response: "httpx.Response") -> str:
+def _upload_location(repository: Repository, response: "httpx.Response") -> str:
     """Return the URL of a response's `Location` header, at which an upload continues."""
-    return str(response.url.join(response.headers.get("location", "")))
+    return str(_continuation(repository, response.headers.get("location", ""), response.url))
 
 
-def _check_digest(repository: Repository, expected: str, actual: str) -> None:
+def _check_content(repository: Repository, expected: str, actual: str) -> None:
     """Raise `ImageError` if downloaded content does not have the expected digest."""
     if expected != actual:
         raise ImageError(
-            f"registry {repository.host}: {expected} of {repository} was asked for, {actual} came: "
+            f"registry {repository.host}: the digest {expected} of {repository} was asked for, {actual} came: "
             "the registry or something on the way to it changed the content"
         )
-
-
-def _check_status(response: "httpx.Response", expected: int, what: str) -> None:
-    """Raise an error unless a response has the expected HTTP status; `what` names the failed action.
-
-    Args:
-        response: The response.
-        expected: The status.
-        what: What was asked for, as a verb with its object, for the message.
-    """
-    if response.status_code == expected:
-        return
-    host, status = response.url.netloc.decode(), response.status_code
-    message = _error_message(response)
-    if status in (401, 403):
-        raise ImageError(
-            f"registry {host} does not {what}: {message}: check the user, the password and its permissions"
-        )
-    if status == 429 or status >= 500:
-        raise RegistryUnavailableError(
-            f"registry {host} cannot {what} now: {message}: its disk may be full, or it is busy"
-        )
-    hint = ": is it read-only?" if status == 405 else ""
-    raise ImageError(f"registry {host} does not {what}: {message}{hint}")
-
-
-def _error_message(response: "httpx.Response") -> str:
-    """Return a response's HTTP status and the registry's error messages as text."""
-    try:
-        faults = response.json()["errors"]
-        words = "; ".join(f"{fault['code']}: {fault.get('message', '')}".rstrip(": ") for fault in faults)
-    except (ValueError, KeyError, TypeError):
-        words = response.reason_phrase
-    return f"{response.status_code} {words}".strip()

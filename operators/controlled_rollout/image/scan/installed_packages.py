@@ -5,12 +5,12 @@ that list packages are unpacked.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
+import posixpath
 import shlex
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Set
 from dataclasses import asdict, dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from controlled_rollout.image.cache import Cache, check_free_space
 from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
 from controlled_rollout.image.oci.manifest import Descriptor, Manifest
 from controlled_rollout.image.oci.registry_client import RegistryClient, Repository
+from controlled_rollout.image.scan.layer_archive import LayerArchive
 
 __all__ = [
     "ENVIRONMENT",
@@ -38,6 +39,9 @@ CACHE_FOLDER: Final = "contents"
 SCHEMA: Final = 1
 # The lists of packages of whole distributions are a few megabytes; a Python package's metadata a few kilobytes.
 MAX_FILE_BYTES: Final = 64_000_000
+MAX_TEXT_BYTES: Final = 256_000_000
+MAX_RELEASE_BYTES: Final = 64_000
+MAX_NOTED_PATHS: Final = 100_000
 # How a layer deletes a file, or the content of a folder, of the layers beneath it.
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
@@ -135,9 +139,10 @@ async def packages_of_image(
         RegistryUnavailableError: The registry does not answer.
         ImageError: A layer cannot be read, does not fit its digest, or does not fit on the disk.
     """
+    blobs = manifest.layers
     folder = cache.folder(CACHE_FOLDER)
     layers = []
-    for blob in manifest.layers:
+    for blob in blobs:
         file = folder / f"{blob.digest.removeprefix('sha256:')}-{SCHEMA}.json"
         layer = await in_thread(lambda _, file=file: _load_cached_layer(file))  # type: ignore[misc]
         if layer is None:
@@ -163,24 +168,26 @@ def packages_of_environment(environment: Path) -> InstalledPackages:
     return InstalledPackages(tuple(sorted(packages)))
 
 
-def read_layer(stream: IO[bytes], *, check_cancelled: CancelCheck) -> LayerPackages:
+def read_layer(stream: IO[bytes], size: int, *, check_cancelled: CancelCheck) -> LayerPackages:
     """Read the installed packages, and the deleted paths, from a layer's tar archive.
 
     Args:
-        stream: The layer: a tar archive, as it is or compressed.
+        stream: The layer: a tar archive, as it is or compressed with gzip.
+        size: Its size in bytes.
         check_cancelled: Called between two files.
 
     Raises:
-        ImageError: It is not a tar archive, or a list of packages is too big.
+        ImageError: It is not a tar archive, it unpacks to too much, or it lists too many packages.
     """
     layer = LayerPackages({}, {}, [], [], [])
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for entry in archive:
-                check_cancelled()
-                _read_entry(layer, archive, entry)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ImageError(f"it is not a tar archive that can be read: {error}") from error
+    archive = LayerArchive(stream, size, check_cancelled=check_cancelled)
+    text_size = 0
+    for entry in archive.entries():
+        text_size += _read_entry(layer, archive, entry)
+        if text_size > MAX_TEXT_BYTES:
+            raise ImageError(f"its lists of packages have more than {MAX_TEXT_BYTES / 1e6:,.0f} MB")
+        if len(layer.deleted) + len(layer.emptied) + len(layer.unread) > MAX_NOTED_PATHS:
+            raise ImageError(f"it deletes more than {MAX_NOTED_PATHS:,} files of the layers beneath it")
     return layer
 
 
@@ -190,8 +197,9 @@ def merge_layers(layers: Iterable[LayerPackages]) -> InstalledPackages:
     release: dict[str, tuple[str, str]] = {}
     unread: dict[str, None] = {}
     for layer in layers:
+        deleted, emptied = set(layer.deleted), set(layer.emptied)
         for lower in (packages, release, unread):
-            for path in [path for path in lower if _is_deleted(path, layer)]:
+            for path in [path for path in lower if _is_deleted(path, deleted, emptied)]:
                 lower.pop(path)
         packages |= layer.packages
         release |= layer.release
@@ -208,32 +216,33 @@ def _normalized_name(name: str) -> str:
     return canonicalize_name(name)
 
 
-def _is_deleted(path: str, layer: LayerPackages) -> bool:
-    """Whether a layer deletes a path of the layers below it (whiteout)."""
-    if any(path == deleted or path.startswith(f"{deleted}/") for deleted in layer.deleted):
-        return True
-    return any(path.startswith(f"{folder}/") for folder in layer.emptied)
+def _is_deleted(path: str, deleted: Set[str], emptied: Set[str]) -> bool:
+    """Whether a layer deletes a path of the layers below it (whiteout): it, or a folder that it is in."""
+    folders = {str(folder) for folder in PurePosixPath(path).parents if folder.parts}
+    return path in deleted or not folders.isdisjoint(deleted) or not (folders | {""}).isdisjoint(emptied)
 
 
-def _read_entry(layer: LayerPackages, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-    """Parse one entry of a layer's archive if it lists packages, and add them to `layer`."""
-    path = str(PurePosixPath("/", entry.name)).lstrip("/")
+def _read_entry(layer: LayerPackages, archive: LayerArchive, entry: tarfile.TarInfo) -> int:
+    """Parse one entry of a layer's archive if it lists packages, add them to `layer`; return the bytes parsed."""
+    path = posixpath.normpath(f"/{entry.name}").lstrip("/")
     folder, _, name = path.rpartition("/")
     if name == OPAQUE:
         layer.emptied.append(folder)
-    elif name.startswith(WHITEOUT):
+    elif name.startswith(WHITEOUT) and name != WHITEOUT:
         layer.deleted.append(f"{folder}/{name.removeprefix(WHITEOUT)}".lstrip("/"))
     elif entry.isfile() and path.startswith(RPM_FOLDERS) and name.startswith(("rpmdb", "Packages")):
         layer.unread.append(path)
     elif entry.isfile() and (parse := _parser_for_path(path)) is not None:
-        if entry.size > MAX_FILE_BYTES:
-            raise ImageError(f"{path} has {entry.size / 1e6:,.1f} MB: too much for a list of packages")
-        content = archive.extractfile(entry)
-        text = content.read().decode("utf-8", "replace") if content else ""
+        limit = MAX_RELEASE_BYTES if path in OS_RELEASE else MAX_FILE_BYTES
+        if entry.size > limit:
+            raise ImageError(f"{path} has {entry.size / 1e6:,.1f} MB: too much for what it is")
+        text = archive.read(entry).decode("utf-8", "replace")
         if path in OS_RELEASE:
             layer.release[path] = distribution_of(text)
         else:
             layer.packages[path] = [package for package in parse(text, path) if package.name and package.version]
+        return entry.size
+    return 0
 
 
 def _parser_for_path(path: str) -> Callable[[str, str], Iterator[InstalledPackage]] | None:
@@ -300,12 +309,12 @@ async def _read_remote_layer(
     file = folder / f".{blob.digest.removeprefix('sha256:')}.layer"
     check_free_space(blob.size, folder, f"layer {blob.digest[:19]}")
     try:
-        await _write_verified_blob(client.chunks(repository, blob), blob, file)
+        await _write_chunks(client.chunks(repository, blob), file)
 
         def read(check_cancelled: CancelCheck) -> LayerPackages:
             """Read the packages from the downloaded file. Blocks, so it runs in a thread."""
             with file.open("rb") as stream:
-                return read_layer(stream, check_cancelled=check_cancelled)
+                return read_layer(stream, blob.size, check_cancelled=check_cancelled)
 
         return await in_thread(read)
     except ImageError as error:
@@ -314,18 +323,11 @@ async def _read_remote_layer(
         file.unlink(missing_ok=True)
 
 
-async def _write_verified_blob(chunks: AsyncIterator[bytes], blob: Descriptor, file: Path) -> None:
-    """Write downloaded chunks to a file; raise `ImageError` if size or digest differ from the blob's descriptor."""
-    digest, size = hashlib.sha256(), 0
+async def _write_chunks(chunks: AsyncIterator[bytes], file: Path) -> None:
+    """Write downloaded chunks, which the registry's client checks, to a file."""
     with file.open("wb") as stream:
         async for chunk in chunks:
-            size += len(chunk)
-            if size > blob.size:
-                break
-            digest.update(chunk)
             stream.write(chunk)
-    if size != blob.size or f"sha256:{digest.hexdigest()}" != blob.digest:
-        raise ImageError(f"the {size:,} bytes that came do not fit its digest and its size ({blob.size:,} bytes)")
 
 
 def _load_cached_layer(file: Path) -> LayerPackages | None:

@@ -20,7 +20,7 @@ async def exchange(
         requests.append(request)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return httpx.Response(answer.status_code, stream=httpx.ByteStream(answer.content))
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
         return await sign_in_to_registry("mine.azurecr.io", identity or Identity(), client=client), requests

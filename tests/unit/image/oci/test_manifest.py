@@ -15,16 +15,17 @@ from controlled_rollout.image.oci.manifest import (
     image_with_layer,
 )
 
+BASE_DIGEST, TOP_DIGEST = "sha256:" + "b" * 64, "sha256:" + "c" * 64
 BASE_CONFIG = canonical_json(
     {
         "architecture": "amd64",
         "config": {"Env": ["PATH=/bin", "AML_APP_ROOT=/elsewhere"], "User": "10001"},
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:base"]},
+        "rootfs": {"type": "layers", "diff_ids": [BASE_DIGEST]},
         "history": [{"created_by": "base"}],
     }
 )
-BASE_LAYER = Descriptor(LAYER, "sha256:base", 7)
-ON_TOP = Descriptor(LAYER, "sha256:top", 9)
+BASE_LAYER = Descriptor(LAYER, BASE_DIGEST, 7)
+ON_TOP = Descriptor(LAYER, TOP_DIGEST, 9)
 
 
 def manifest(config: bytes) -> Manifest:
@@ -39,7 +40,7 @@ def test_a_layer_is_put_on_top_and_everything_else_stays() -> None:
 
     document = json.loads(config)
     assert document["config"] == {"Env": ["PATH=/bin", "AML_APP_ROOT=/opt/app"], "User": "10001"}
-    assert document["rootfs"]["diff_ids"] == ["sha256:base", "sha256:top"]
+    assert document["rootfs"]["diff_ids"] == [BASE_DIGEST, TOP_DIGEST]
     assert [step["created_by"] for step in document["history"]] == ["base", "us"]
     assert image.layers == (BASE_LAYER, ON_TOP)
     assert image.config == Descriptor.of(CONFIG, config)

@@ -1,5 +1,6 @@
 """Packages read from layers, and from several layers on top of each other."""
 
+import gzip
 import io
 import tarfile
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import ImageReference
 from controlled_rollout.image.cancellable_thread import never_cancelled
+from controlled_rollout.image.scan import installed_packages, layer_archive
 from controlled_rollout.image.scan.installed_packages import (
     InstalledPackages,
     merge_layers,
@@ -57,7 +59,7 @@ def python_package(name: str, version: str, site: str = SITE) -> dict[str, str]:
 
 
 def contents(*layers: dict[str, str]) -> InstalledPackages:
-    return merge_layers(read_layer(layer(files), check_cancelled=never_cancelled) for files in layers)
+    return merge_layers(read_layer(layer(files), 10_000, check_cancelled=never_cancelled) for files in layers)
 
 
 def names(installed: InstalledPackages) -> list[tuple[str, str, str]]:
@@ -70,7 +72,7 @@ def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool
     files = {"var/lib/dpkg/status": DPKG, "usr/lib/os-release": DEBIAN, **python_package("Flask.Login", "0.6.3")}
     stream = layer({prefix + path: text for path, text in files.items()}, compressed=compressed)
 
-    installed = merge_layers([read_layer(stream, check_cancelled=never_cancelled)])
+    installed = merge_layers([read_layer(stream, 10_000, check_cancelled=never_cancelled)])
 
     assert names(installed) == [
         ("deb", "bash", "5.2.15-2+b13"),
@@ -128,13 +130,79 @@ def test_metadata_without_name_or_version_is_no_package() -> None:
     assert contents(odd).packages == ()
 
 
+def read(content: bytes) -> InstalledPackages:
+    return merge_layers([read_layer(io.BytesIO(content), len(content), check_cancelled=never_cancelled)])
+
+
+def zeros(size: int, *, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Return a compressed archive with one entry of so many zeros: a thousandth of its size."""
+    entry = tarfile.TarInfo("opt/zeros")
+    entry.size, entry.type = size, kind
+    return gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(size) + bytes(1024), compresslevel=1)
+
+
+def test_a_layer_that_unpacks_to_more_than_its_size_allows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(zeros(20_000_000)).packages == ()
+    monkeypatch.setattr(layer_archive, "ALWAYS_ALLOWED_BYTES", 1_000_000)
+
+    with pytest.raises(ImageError, match=r"it unpacks to more than .* bytes, which is too much for its size"):
+        read(zeros(20_000_000))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_the_headers_of_an_entry_are_never_unpacked_into_memory_whole(kind: bytes) -> None:
+    with pytest.raises(ImageError, match="the headers of an entry have more than 4,194,304 bytes"):
+        read(zeros(50_000_000, kind=kind))
+
+
+def sparse(pax: dict[str, str], content: bytes = b"") -> bytes:
+    entry = tarfile.TarInfo("opt/sparse")
+    entry.size, entry.pax_headers = len(content), pax
+    return entry.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % 512 + 1024)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        sparse({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 18}, b"0\n".ljust(512)),
+        sparse({"GNU.sparse.map": "0,1", "GNU.sparse.size": "9" * 18}),
+        sparse({"size": "-512"}),
+        sparse({"size": "9" * 18}),
+        sparse({"path": "a/" * 3000}),
+        sparse({"GNU.sparse.map": "x"}),
+        b"\x28\xb5\x2f\xfd" + bytes(2000),
+        gzip.compress(b"x" * 2000)[:20],
+    ],
+    ids=["sparse 1.0", "sparse 0.1", "size below 0", "huge size", "long path", "no sparse map", "zstd", "cut"],
+)
+def test_an_archive_that_no_program_makes_of_an_image_is_refused(content: bytes) -> None:
+    with pytest.raises(ImageError):
+        read(content)
+
+
+def test_a_layer_that_deletes_more_than_an_image_can_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed_packages, "MAX_NOTED_PATHS", 2)
+
+    with pytest.raises(ImageError, match="it deletes more than 2 files"):
+        contents({f"{SITE}/.wh.{name}": "" for name in "abc"})
+
+
+@pytest.mark.parametrize("name", [f"opt/x/../{SITE.removeprefix('opt/')}", f"../{SITE}", f"//./{SITE}"])
+def test_a_package_cannot_be_hidden_by_how_its_path_is_written(name: str) -> None:
+    assert contents(python_package("flask", "3.0", name)).requirements() == ["flask==3.0"]
+
+
+def test_a_deleted_file_without_a_name_hides_nothing() -> None:
+    assert names(contents(python_package("flask", "3.0"), {".wh.": "", "opt/.wh.": ""})) == [("pypi", "flask", "3.0")]
+
+
 @given(st.binary(max_size=2000))
 def test_bytes_that_are_no_archive_are_refused_or_have_no_packages(content: bytes) -> None:
     try:
-        facts = read_layer(io.BytesIO(content), check_cancelled=never_cancelled)
+        installed = read(content)
     except ImageError:
         return
-    assert merge_layers([facts]).packages == ()
+    assert installed.packages == ()
 
 
 @given(st.text(max_size=300), st.sampled_from(["var/lib/dpkg/status", "lib/apk/db/installed", "etc/os-release"]))
