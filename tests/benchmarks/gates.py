@@ -150,6 +150,11 @@ async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asy
     return await asyncio.start_unix_server(serve, str(socket_file))
 
 
+def processor_time(process: psutil.Process) -> float:
+    """Return the processor time of a process and its children, those that have ended included, in seconds."""
+    return float(sum(sum(each.cpu_times()[:4]) for each in (process, *process.children())))
+
+
 async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Cost:
     """Run the triggers of some gates in this process, as a triggerer does; look at what that costs."""
     from controlled_rollout.evaluation.next_action import GateTerms, LookResult, take_look
@@ -189,7 +194,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
     store = psutil.Process(store_pid)
     # From the middle between two rounds of looks to the middle between two others.
     await asyncio.sleep(20)
-    before, began, by_store = time.process_time(), time.monotonic(), sum(store.cpu_times()[:2])
+    before, began, by_store = time.process_time(), time.monotonic(), processor_time(store)
     await asyncio.sleep(seconds)
     spent, wall = time.process_time() - before, time.monotonic() - began
     cost = Cost(
@@ -198,7 +203,7 @@ async def triggers(root: Path, gates: int, seconds: float, store_pid: int) -> Co
         cores=spent / wall,
         first_s=first_s,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        store_cores=(sum(store.cpu_times()[:2]) - by_store) / wall,
+        store_cores=(processor_time(store) - by_store) / wall,
         queries=60 * sum(moment >= began for moment in sent) / wall,
     )
     for task in tasks:

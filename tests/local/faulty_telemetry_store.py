@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlled_rollout.telemetry_store.query import QueryLimits
+from controlled_rollout.telemetry_store.query_limits import QueryLimits
 from controlled_rollout.telemetry_store.responses import ApiResponse, error_response
 from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.server import serve

@@ -1,7 +1,6 @@
 """The rows on disk: one DuckDB file, which queries read and only this module writes."""
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -10,46 +9,48 @@ from typing import Final
 
 import duckdb  # noqa: TID253 - runs only inside the store's own process
 
+from controlled_rollout.telemetry_store.database_errors import DatabaseError, MachineError, RowsRefusedError
 from controlled_rollout.telemetry_store.schema import TABLES, Row
 
-__all__ = ["Database", "DatabaseError"]
+__all__ = ["Database"]
 
 log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "telemetry.duckdb"
+SPILL_FOLDER: Final = "spill"
 # Rows deleted in one transaction; uploads wait until it ends.
 DELETE_CHUNK: Final = 50_000
+# Errors of the machine (disk full, out of memory): the same rows can be written once they are over.
+MACHINE_ERRORS: Final = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException, OSError)
 # The part of the size limit that is left after a deletion, so that not every pass has to delete.
 SIZE_AFTER_TRIM: Final = 0.8
-
-
-class DatabaseError(Exception):
-    """The database cannot be opened."""
 
 
 class Database:
     """The store's tables.
 
-    One thread writes; every query gets a cursor of its own and sees a consistent snapshot.
+    Nothing in the process runs beside it: DuckDB starts no thread, so that the process can be forked between two calls.
+    A child sees the rows of that moment, as long as no `checkpoint` moves them in the file.
 
     Args:
         folder: The folder of the file.
-        memory_limit: The most memory that DuckDB uses, such as `512MB`; larger queries spill to `folder`/spill.
+        memory_limit: The most memory that DuckDB uses, such as `512MB`.
     """
 
-    def __init__(self, folder: Path, *, memory_limit: str = "1GB") -> None:
+    def __init__(self, folder: Path, *, memory_limit: str = "512MB") -> None:
         self.file = folder / FILE_NAME
-        # No query can reach a file, the network or another database, load an extension, or change these settings.
         config: dict[str, str | bool | int | float | list[str]] = {
-            "enable_external_access": False,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "allow_community_extensions": False,
             "memory_limit": memory_limit,
-            "temp_directory": str(folder / "spill"),
-            "max_temp_directory_size": "2GB",
-            "threads": 4,
-            "checkpoint_threshold": "64MB",
+            "temp_directory": str(folder / SPILL_FOLDER),
+            "max_temp_directory_size": "400MB",
+            "threads": 1,
+            "async_threads": 0,
+            # Only `checkpoint` writes the log into the file.
+            "checkpoint_threshold": "1TB",
+            "auto_checkpoint_skip_wal_threshold": 2**50,
         }
         try:
             self._connection = duckdb.connect(str(self.file), config=config)
@@ -57,15 +58,12 @@ class Database:
                 self._connection.execute(table.create_sql())
             # KQL knows no time zone but UTC. GLOBAL: for every cursor that is opened later.
             self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
-            self._connection.execute("SET lock_configuration = true")
         except duckdb.Error as error:
             raise DatabaseError(
                 f"{self.file} cannot be opened as the store's database: {error}: use another data folder"
             ) from error
         self._check_columns()
         self._inserts = {name: table.insert_sql() for name, table in TABLES.items()}
-        self._cursors: set[duckdb.DuckDBPyConnection] = set()
-        self._lock = threading.Lock()
 
     def _check_columns(self) -> None:
         """Raise `DatabaseError` if a table of an existing file has other columns than the schema."""
@@ -78,29 +76,30 @@ class Database:
                     "use an empty data folder"
                 )
 
+    def restrict_to_queries(self, spill: Path, *, threads: int, memory_limit: str) -> None:
+        """Keep what runs from now on away from files, the network, other databases, extensions and these settings.
+
+        Args:
+            spill: The folder that queries larger than the memory limit write to.
+            threads: On how many threads a query runs.
+            memory_limit: The most memory that DuckDB uses, such as `512MB`.
+        """
+        spill.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, str | int] = {
+            "temp_directory": str(spill),
+            "threads": threads,
+            "memory_limit": memory_limit,
+            "enable_external_access": "false",
+            "lock_configuration": "true",
+        }
+        for name, value in settings.items():
+            self._connection.execute(f"SET GLOBAL {name} = {value!r}")
+
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Context manager: open a DuckDB cursor for one query, and close it on exit."""
-        cursor = self._connection.cursor()
-        with self._lock:
-            self._cursors.add(cursor)
-        try:
+        with self._connection.cursor() as cursor:
             yield cursor
-        finally:
-            with self._lock:
-                self._cursors.discard(cursor)
-            cursor.close()
-
-    @property
-    def has_running_queries(self) -> bool:
-        """Whether at least one query is running."""
-        return bool(self._cursors)
-
-    def interrupt_queries(self) -> None:
-        """Interrupt every running query; its thread gets a `duckdb.InterruptException`."""
-        with self._lock:
-            for cursor in self._cursors:
-                cursor.interrupt()
 
     def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
         """Append rows to their tables in one transaction; they are on disk when this returns.
@@ -109,16 +108,18 @@ class Database:
             rows: Rows by table.
 
         Raises:
-            duckdb.Error: Nothing was written.
+            MachineError: The machine is short of something; nothing was written.
+            RowsRefusedError: The database refuses a row; nothing was written.
         """
-        self._connection.execute("BEGIN TRANSACTION")
         try:
+            self._connection.execute("BEGIN TRANSACTION")
             for name, batch in rows.items():
                 self._connection.execute(self._inserts[name], [list(values) for values in zip(*batch, strict=True)])
             self._connection.execute("COMMIT")
-        except BaseException:
+        except (*MACHINE_ERRORS, duckdb.Error) as error:
             self._roll_back()
-            raise
+            kind = MachineError if isinstance(error, MACHINE_ERRORS) else RowsRefusedError
+            raise kind(str(error)) from error
 
     def _roll_back(self) -> None:
         """Roll back the current transaction after a failed insert; log if there is none."""
@@ -130,8 +131,12 @@ class Database:
     def used_bytes(self) -> int:
         """Return the size of the data in bytes; the file is larger, because DuckDB reuses freed space."""
         row = self._connection.execute("SELECT block_size * used_blocks FROM pragma_database_size()").fetchone()
+        return int(row[0] if row else 0) + self.log_bytes()
+
+    def log_bytes(self) -> int:
+        """Return the size of DuckDB's log, which holds the rows since the last checkpoint, in bytes."""
         log_file = self.file.with_name(self.file.name + ".wal")
-        return int(row[0] if row else 0) + (log_file.stat().st_size if log_file.exists() else 0)
+        return log_file.stat().st_size if log_file.exists() else 0
 
     def delete_before(self, moment: datetime) -> int:
         """Delete one chunk of rows older than `moment`; return the number of deleted rows, 0 if none is left."""
@@ -159,11 +164,12 @@ class Database:
         return None if limit is None else limit + timedelta(microseconds=1)
 
     def checkpoint(self) -> None:
-        """Write DuckDB's log into the file and free the space of deleted rows. Skipped while a query runs."""
-        try:
-            self._connection.execute("CHECKPOINT")
-        except duckdb.TransactionException as error:
-            log.debug("checkpoint postponed: %s", error)
+        """Write DuckDB's log into the file and free the space of deleted rows. No forked child may be reading it.
+
+        Raises:
+            duckdb.Error: The log stays as it is.
+        """
+        self._connection.execute("CHECKPOINT")
 
     def close(self) -> None:
         """Write DuckDB's log into the file and close the database."""

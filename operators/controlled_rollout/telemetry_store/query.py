@@ -3,11 +3,8 @@
 import json
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -16,31 +13,14 @@ import duckdb  # noqa: TID253 - runs only inside the store's own process
 
 from controlled_rollout.telemetry_store.database import Database
 from controlled_rollout.telemetry_store.kql import QueryRefusedError, column_type, parse_timespan, translate
-from controlled_rollout.telemetry_store.responses import ApiResponse, error_response
+from controlled_rollout.telemetry_store.query_limits import QueryLimits
+from controlled_rollout.telemetry_store.responses import ApiResponse, error_response, low_memory_response
 
-__all__ = ["QueryLimits", "run_query"]
+__all__ = ["run_query"]
 
 log = logging.getLogger(__name__)
 
 FETCHED_ROWS: Final = 2_000
-INTERRUPT_INTERVAL_S: Final = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class QueryLimits:
-    """The limits of one query, by default Azure's.
-
-    Attributes:
-        max_rows: With more rows the result is partial.
-        max_bytes: With a longer response the result is partial.
-        timeout_s: After so many seconds a query is stopped.
-        max_timeout_s: The longest timeout that a caller may ask for, in seconds.
-    """
-
-    max_rows: int = 500_000
-    max_bytes: int = 100 * 2**20
-    timeout_s: float = 180.0
-    max_timeout_s: float = 600.0
 
 
 def _refused_query_response(error: QueryRefusedError) -> ApiResponse:
@@ -61,18 +41,18 @@ def run_query(
     *,
     timespan: object,
     workspace_id: str,
-    timeout_s: float,
     limits: QueryLimits,
     with_statistics: bool = False,
 ) -> ApiResponse:
     """Translate a KQL query, run it and encode its rows as JSON. Every failure becomes an error response.
+
+    It takes as long, and as much memory, as the query wants: `query_process` bounds both.
 
     Args:
         database: The rows.
         query: The KQL, if it is text.
         timespan: An ISO 8601 duration or interval laid over TimeGenerated; None for all rows.
         workspace_id: The value of the column TenantId.
-        timeout_s: After so many seconds the query is stopped.
         limits: Rows and bytes beyond which the result is partial.
         with_statistics: Whether the response tells how long the query took.
     """
@@ -84,49 +64,21 @@ def run_query(
         start, end = parse_timespan(timespan, datetime.now(UTC))
     except QueryRefusedError as error:
         return _refused_query_response(error)
-    deadline = started + timeout_s
-    with database.cursor() as cursor, _interrupt_at(deadline, cursor):
+    with database.cursor() as cursor:
         try:
             # A translated query cannot write; the transaction is a second safeguard.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
             cursor.execute(statement.sql_for_rows(workspace_id, start, end), statement.parameters or None)
-            return _encode_result(cursor, limits, started, deadline, with_statistics=with_statistics)
+            return _encode_result(cursor, limits, started, with_statistics=with_statistics)
         except duckdb.Error as error:
-            return _failed_query_response(error, timeout_s)
+            return _failed_query_response(error)
 
 
-@contextmanager
-def _interrupt_at(deadline: float, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Context manager: interrupt the cursor's SQL statements as soon as `deadline` (monotonic time) has passed.
-
-    Again and again: DuckDB forgets an interrupt that comes between two statements.
-    """
-    done = threading.Event()
-
-    def watch() -> None:
-        """Wait for the deadline in a thread, then interrupt the cursor repeatedly until the context ends."""
-        if done.wait(max(0.0, deadline - time.monotonic())):
-            return
-        while not done.wait(INTERRUPT_INTERVAL_S):
-            cursor.interrupt()
-
-    watcher = threading.Thread(target=watch, name="query deadline", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _failed_query_response(error: duckdb.Error, timeout_s: float) -> ApiResponse:
-    """Convert a DuckDB error to Azure's error response: time-out, too little memory, or semantic error."""
+def _failed_query_response(error: duckdb.Error) -> ApiResponse:
+    """Convert a DuckDB error to Azure's error response: too little memory, or semantic error."""
     message = str(error).partition("\n")[0]
-    if isinstance(error, duckdb.InterruptException):
-        return error_response(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")
     if isinstance(error, duckdb.OutOfMemoryException):
-        inner = {"code": "E_LOW_MEMORY_CONDITION", "message": message}
-        return error_response(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
+        return low_memory_response(message)
     resolved = not isinstance(error, duckdb.BinderException | duckdb.CatalogException)
     if resolved:
         log.info("query failed: %s", message)
@@ -136,7 +88,7 @@ def _failed_query_response(error: duckdb.Error, timeout_s: float) -> ApiResponse
 
 
 def _encode_result(
-    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, started: float, deadline: float, *, with_statistics: bool
+    cursor: duckdb.DuckDBPyConnection, limits: QueryLimits, started: float, *, with_statistics: bool
 ) -> ApiResponse:
     """Fetch the rows of a query and return the response; cut at the limits and marked as a partial error if too big."""
     description = cursor.description or []
@@ -147,8 +99,6 @@ def _encode_result(
     count = size = 0
     exceeded = ""
     while rows := cursor.fetchmany(min(FETCHED_ROWS, limits.max_rows + 1 - count)):
-        if time.monotonic() > deadline:
-            raise duckdb.InterruptException("stopped while the rows were read")
         if count + len(rows) > limits.max_rows:
             rows = rows[: limits.max_rows - count]
             exceeded = f"The results of this query exceed the set limit of {limits.max_rows} records."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["RETRY_AFTER", "ApiResponse", "error_response"]
+__all__ = ["RETRY_AFTER", "ApiResponse", "error_response", "low_memory_response", "timeout_response"]
 
 RETRY_AFTER: Final = {"Retry-After": "2"}
 _HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
@@ -40,3 +40,14 @@ def error_response(status: int, code: str, message: str, inner_error: Mapping[st
     if inner_error:
         error["innererror"] = inner_error
     return ApiResponse(status, json.dumps({"error": error}).encode(), _HEADERS.get(status, {}))
+
+
+def low_memory_response(message: str) -> ApiResponse:
+    """Return the error response for a query that needs more memory than it may use."""
+    inner = {"code": "E_LOW_MEMORY_CONDITION", "message": message}
+    return error_response(400, "BadArgumentError", "The query needs more memory than the store may use", inner)
+
+
+def timeout_response(timeout_s: float) -> ApiResponse:
+    """Return the error response for a query that was stopped after so many seconds."""
+    return error_response(504, "GatewayTimeout", f"The query was stopped after {timeout_s:g} s, see Prefer: wait=N")

@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,9 @@ from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ControlledRolloutError
 
 if TYPE_CHECKING:
-    from controlled_rollout.telemetry_store.database import Database
+    import uvicorn
+
+    from controlled_rollout.telemetry_store.database_client import DatabaseClient
     from controlled_rollout.telemetry_store.store import TelemetryStore
     from controlled_rollout.telemetry_store.writer import Writer
 
@@ -92,7 +94,7 @@ def serve(
     max_bytes: int = DEFAULT_MAX_BYTES,
     token_file: Path | None = None,
     upload_token_file: Path | None = None,
-    make_store: "Callable[[Database, Writer, str], TelemetryStore] | None" = None,
+    make_store: "Callable[[DatabaseClient, Writer, str], TelemetryStore] | None" = None,
 ) -> int:
     """Run the telemetry store until SIGTERM or SIGINT; return the process's exit code.
 
@@ -186,20 +188,28 @@ def _run_until_signal(
     retention: timedelta,
     max_bytes: int,
     tokens: Tokens,
-    make_store: "Callable[[Database, Writer, str], TelemetryStore] | None",
+    make_store: "Callable[[DatabaseClient, Writer, str], TelemetryStore] | None",
 ) -> int:
     """Start the writer thread and the HTTP server, serve, and stop them so that no accepted row is lost."""
-    import uvicorn
-
-    from controlled_rollout.telemetry_store.app import create_app
-    from controlled_rollout.telemetry_store.database import Database, DatabaseError
+    from controlled_rollout.telemetry_store.database_client import DatabaseClient
+    from controlled_rollout.telemetry_store.database_errors import DatabaseError
     from controlled_rollout.telemetry_store.store import TelemetryStore
     from controlled_rollout.telemetry_store.writer import Writer
 
     try:
         identity = Identity.of(data)
-        database = Database(data)
-    except (OSError, DatabaseError) as error:
+    except OSError as error:
+        raise StartError(str(error)) from error
+    database = DatabaseClient(data)
+    # While the database is opened.
+    import uvicorn
+
+    from controlled_rollout.telemetry_store.app import create_app
+
+    try:
+        database.wait_until_open()
+    except DatabaseError as error:
+        database.close()
         raise StartError(str(error)) from error
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
     store = (make_store or TelemetryStore)(database, writer, identity.workspace_id)
@@ -218,9 +228,7 @@ def _run_until_signal(
         timeout_graceful_shutdown=3,
     )
     server = uvicorn.Server(config)
-    # uvicorn would raise the signal again when it has ended, and end the process before all rows are on disk.
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: setattr(server, "should_exit", True))
+    _end_on_signals_and_with_database(server, database)
     writer.start()
     try:
         sys.stdout.write(_ready_line(listener, identity))
@@ -229,11 +237,29 @@ def _run_until_signal(
     finally:
         store.end_queries()
         complete = writer.stop(WRITE_TIMEOUT_S)
-        database.close()
-        shutil.rmtree(data / "spill", ignore_errors=True)
+        code = database.close()
     if not complete:
         log.error("accepted rows could not be written before the end")
-    return 0 if complete else 1
+    return 0 if complete and code == 0 else 1
+
+
+def _end_on_signals_and_with_database(server: "uvicorn.Server", database: "DatabaseClient") -> None:
+    """End the server on SIGTERM and SIGINT, and when the database's process has ended.
+
+    Whoever started the store starts it again.
+    """
+    # uvicorn would raise the signal again when it has ended, and end the process before all rows are on disk.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: setattr(server, "should_exit", True))
+
+    def end_with_database() -> None:
+        """Wait for the end of the database's process in a thread."""
+        code = database.wait()
+        if not server.should_exit:
+            log.error("the database's process ended with code %d", code)
+            server.should_exit = True
+
+    threading.Thread(target=end_with_database, name="database's end", daemon=True).start()
 
 
 def _ready_line(listener: socket.socket, identity: Identity) -> str:

@@ -1,13 +1,13 @@
 """The telemetry store without its HTTP interface: accepts rows, answers queries."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from controlled_rollout.polling import block_until
-from controlled_rollout.telemetry_store.database import Database
-from controlled_rollout.telemetry_store.query import QueryLimits, run_query
+from controlled_rollout.telemetry_store.database_client import DatabaseClient
+from controlled_rollout.telemetry_store.query_limits import QueryLimits, QueryRequest
 from controlled_rollout.telemetry_store.responses import ApiResponse, error_response
 from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.writer import NotWrittenError, Writer
@@ -17,7 +17,9 @@ __all__ = ["TelemetryStore"]
 # Azure runs as many queries of one caller at once; beyond so many that wait, callers are told to come later.
 MAX_RUNNING_QUERIES: Final = 5
 MAX_UNANSWERED_QUERIES: Final = 100
-QUERY_END_TIMEOUT_S: Final = 5.0
+# The part of a query's timeout, and the most seconds of it, that are left for its answer.
+ANSWER_PART: Final = 0.1
+MAX_ANSWER_S: Final = 0.5
 
 
 class TelemetryStore:
@@ -32,12 +34,13 @@ class TelemetryStore:
         limits: The limits of one query.
     """
 
-    def __init__(self, database: Database, writer: Writer, workspace_id: str) -> None:
+    def __init__(self, database: DatabaseClient, writer: Writer, workspace_id: str) -> None:
         self.workspace_id = workspace_id
         self.limits = QueryLimits()
         self._database = database
         self._writer = writer
         self._threads = ThreadPoolExecutor(MAX_RUNNING_QUERIES, "query")
+        self._slots = asyncio.Semaphore(MAX_RUNNING_QUERIES)
         self._unanswered = 0
 
     def accept(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
@@ -67,6 +70,8 @@ class TelemetryStore:
         preferences = dict(pair.strip().lower().partition("=")[::2] for pair in prefer.split(","))
         wait = preferences.get("wait", "")
         timeout_s = min(float(wait), self.limits.max_timeout_s) if wait.isdecimal() else self.limits.timeout_s
+        timeout_s -= min(MAX_ANSWER_S, timeout_s * ANSWER_PART)
+        deadline = time.monotonic() + timeout_s
         if self._unanswered >= MAX_UNANSWERED_QUERIES:
             return error_response(
                 429, "ThrottledError", f"{self._unanswered} queries are running or waiting: try later"
@@ -77,14 +82,23 @@ class TelemetryStore:
             return self.run_query_blocking(
                 body.get("query"),
                 body.get("timespan"),
-                timeout_s=timeout_s,
+                timeout_s=max(0.0, deadline - time.monotonic()),
                 with_statistics=preferences.get("include-statistics") == "true",
             )
 
         self._unanswered += 1
         try:
+            async with asyncio.timeout(timeout_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            self._unanswered -= 1
+            return error_response(
+                429, "ThrottledError", f"{MAX_RUNNING_QUERIES} queries run, and none has ended for {timeout_s:g} s"
+            )
+        try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, run_in_thread)
         finally:
+            self._slots.release()
             self._unanswered -= 1
 
     def run_query_blocking(
@@ -98,19 +112,15 @@ class TelemetryStore:
             timeout_s: After so many seconds the query is stopped.
             with_statistics: Whether the response tells how long the query took.
         """
+        deadline = time.monotonic() + timeout_s
         try:
             self._writer.flush(timeout_s)
         except NotWrittenError as error:
             return error_response(503, "ServiceUnavailable", str(error))
-        return run_query(
-            self._database,
-            query,
-            timespan=timespan,
-            workspace_id=self.workspace_id,
-            timeout_s=timeout_s,
-            limits=self.limits,
-            with_statistics=with_statistics,
+        request = QueryRequest(
+            query, timespan, self.workspace_id, self.limits, max(0.0, deadline - time.monotonic()), with_statistics
         )
+        return self._database.query(request)
 
     def is_workspace(self, workspace_id: object) -> bool:
         """Whether `workspace_id` is the store's own Log Analytics workspace id."""
@@ -121,13 +131,6 @@ class TelemetryStore:
         return error_response(404, "WorkspaceNotFoundError", f"The workspace {workspace_id!r} could not be found")
 
     def end_queries(self) -> None:
-        """Stop all queries, both queued and running, and wait until none runs."""
+        """End all queries, both queued and running."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-        def have_ended() -> bool:
-            """Interrupt all running queries; return whether none is left."""
-            # Again and again: DuckDB forgets an interrupt that comes between two statements.
-            self._database.interrupt_queries()
-            return not self._database.has_running_queries
-
-        block_until(have_ended, QUERY_END_TIMEOUT_S)
+        self._database.end_queries()

@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
-import duckdb  # noqa: TID253 - runs only inside the store's own process
-
-from controlled_rollout.telemetry_store.database import Database
+from controlled_rollout.telemetry_store.database_errors import DatabaseError, MachineError
 from controlled_rollout.telemetry_store.schema import Row
 
 __all__ = ["BufferFullError", "NotWrittenError", "Writer"]
@@ -18,8 +16,22 @@ __all__ = ["BufferFullError", "NotWrittenError", "Writer"]
 log = logging.getLogger(__name__)
 
 RETRY_DELAYS_S: Final = (0.1, 0.5, 1.0, 5.0)
-# Errors of the machine (disk full, out of memory): the same rows can be written once they are over.
-MACHINE_ERRORS: Final = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException, OSError)
+
+
+class Rows(Protocol):
+    """What the writer needs of the database."""
+
+    def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Append rows to their tables; on disk when this returns. Raises `DatabaseError`: nothing was written."""
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete one chunk of rows older than `moment`; return the number of deleted rows."""
+
+    def age_limit_for(self, max_bytes: int) -> datetime | None:
+        """Return the time before which rows must be deleted so that the data fits; None if it fits."""
+
+    def checkpoint(self) -> None:
+        """Free the space of deleted rows."""
 
 
 @dataclass(slots=True)
@@ -63,7 +75,7 @@ class Writer:
 
     def __init__(
         self,
-        database: Database,
+        database: Rows,
         *,
         retention: timedelta,
         max_bytes: int,
@@ -193,7 +205,7 @@ class Writer:
             try:
                 self._database.insert(batch.rows)
                 break
-            except MACHINE_ERRORS as error:
+            except MachineError as error:
                 if self._failure is None:
                     log.error("rows cannot be written, will try again: %s", error)
                 self._failure = error
@@ -202,7 +214,7 @@ class Writer:
                     return False
                 time.sleep(RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)])
                 attempt += 1
-            except duckdb.Error as error:
+            except DatabaseError as error:
                 self._write_halves(batch.rows, error)
                 break
         if self._failure is not None:
@@ -222,7 +234,7 @@ class Writer:
                 part.setdefault(table, []).append(row)
             try:
                 self._database.insert(part)
-            except duckdb.Error as inner:
+            except DatabaseError as inner:
                 self._write_halves(part, inner)
 
     def _delete_old_rows(self) -> None:
@@ -239,5 +251,5 @@ class Writer:
             if deleted:
                 self._database.checkpoint()
                 log.info("%d old rows deleted", deleted)
-        except duckdb.Error as error:
+        except DatabaseError as error:
             log.error("old rows cannot be deleted: %s", error)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from controlled_rollout.telemetry_store.database import Database
 from controlled_rollout.telemetry_store.kql import QueryRefusedError, parse_timespan, translate
-from controlled_rollout.telemetry_store.query import QueryLimits, run_query
+from controlled_rollout.telemetry_store.query import run_query
+from controlled_rollout.telemetry_store.query_limits import QueryLimits
 from tests.examples import examples
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -33,18 +34,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
             ]
         }
     )
+    database.restrict_to_queries(tmp_path_factory.mktemp("spill"), threads=1, memory_limit="256MB")
     yield database
     database.close()
 
 
 def ask(database: Database, query: str, *, timespan: str | None = None, **limits: Any) -> tuple[int, Any]:
-    timeout_s = limits.pop("timeout_s", 20.0)
     answer = run_query(
         database,
         query,
         timespan=timespan,
         workspace_id=WORKSPACE,
-        timeout_s=timeout_s,
         limits=QueryLimits(**limits),
     )
     return answer.status, json.loads(answer.body)
@@ -257,15 +257,6 @@ def test_exactly_as_many_rows_as_allowed_are_a_whole_result(database: Database) 
 
     assert (status, len(body["tables"][0]["rows"])) == (200, 10)
     assert "error" not in body
-
-
-def test_a_query_that_takes_too_long_is_stopped(database: Database) -> None:
-    heavy = "range x from 1 to 100000 step 1 | extend k = 1 | join kind=inner (range y from 1 to 100000 step 1 | extend k = 1) on k | summarize sum(x * y % 7)"  # noqa: E501
-
-    for timeout_s in (0.3, 0.0, 0.001):  # while it runs, and before it begins
-        status, body = ask(database, heavy, timeout_s=timeout_s)
-
-        assert (status, body["error"]["code"]) == (504, "GatewayTimeout")
 
 
 def test_the_gate_s_operators_are_translated_to_one_select(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from controlled_rollout.telemetry_store.database import FILE_NAME, Database, DatabaseError
+from controlled_rollout.telemetry_store.database import FILE_NAME, Database
+from controlled_rollout.telemetry_store.database_errors import DatabaseError, MachineError
 from controlled_rollout.telemetry_store.schema import TABLES, Row
 from controlled_rollout.telemetry_store.writer import BufferFullError, NotWrittenError, Writer
 from tests.polling import wait_until
@@ -123,7 +124,7 @@ class Faulty:
             self._tries += 1
             if self._tries > 1:
                 self.tried_again.set()
-            raise duckdb.IOException("no space left on device")
+            raise MachineError("no space left on device")
         self._database.insert(rows)
 
 
@@ -131,7 +132,7 @@ def test_full_disk_bounds_the_buffer_and_loses_no_accepted_row(database: Databas
     faulty = Faulty(database)
     faulty.broken.set()
     writer = Writer(
-        faulty,  # type: ignore[arg-type]
+        faulty,
         retention=timedelta(days=30),
         max_bytes=MAX_BYTES,
         delay_s=0.01,
