@@ -171,14 +171,16 @@ async def test_image_without_its_environment_is_an_error(built: Project, tmp_pat
             "six==0.0.0.1\n",
             r"environment \(six==0\.0\.0\.1\) cannot be installed:\nerror: .*no version of six==0\.0\.0\.1",
         ),
+        ("six\n-c constraints.txt\n", r"cannot be installed:\nerror: .*no version of six==0\.0\.0\.2"),
         ("granian<1\n", r"unsatisfiable.*the scoring runtime, which needs .*granian=="),
     ],
-    ids=["no such version", "conflict with the runtime"],
+    ids=["no such version", "constraint", "conflict with the runtime"],
 )
 async def test_unsolvable_environment_is_an_error_with_its_cause_and_leaves_nothing(
     tmp_path: Path, requirements: str, message: str
 ) -> None:
     source, cache = write_source(tmp_path / "source", requirements=requirements), tmp_path / "cache"
+    (source / "constraints.txt").write_text("six==0.0.0.2\n")
 
     with pytest.raises(ImageError, match=rf"(?s){message}"):
         await build_local_image(source, name="digits", cache=cache)
@@ -191,8 +193,8 @@ async def test_a_missing_python_version_is_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
     source = write_source(tmp_path / "source")
 
-    with pytest.raises(ImageError, match=r"(?s)no Python 3\.5 for the environment: .*Install that version"):
-        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.5"))
+    with pytest.raises(ImageError, match=r"(?s)no Python 3\.98 for the environment: .*Install that version"):
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.98"))
 
     assert entries(tmp_path / "cache", "environments") == []
 

@@ -68,7 +68,7 @@ async def build_image(
         source_dir: The project folder, packaged as `.amlignore` or `.gitignore` says.
         name: The image's name.
         environment: An environment, or its file: relative to the project folder, or else to the current one. None for
-            the project folder's environment.yml, environment.yaml, conda.yml or requirements.txt.
+            the project folder's, the first of `DEFAULT_FILES`.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
         credentials: A user for each registry that needs one, by host. To an Azure Container Registry without one, this

@@ -75,7 +75,7 @@ async def build_container_image(
         base_image: What is built on where the environment names no base image.
         shared_registry: Like `registry`, only read.
         environment: An environment, or its file: relative to the project folder, or else to the current one. None for
-            the project folder's environment.yml, environment.yaml, conda.yml or requirements.txt.
+            the project folder's, the first of `DEFAULT_FILES`.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
         credentials: A user for each registry that needs one, by host.
@@ -183,6 +183,7 @@ def _build_request(
         base_image=base_image,
         python=python,
         requirements=environment.requirements,
+        constraints=environment.constraints,
         build_files=files,
         credentials=credentials,
     )

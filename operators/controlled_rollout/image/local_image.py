@@ -66,7 +66,7 @@ async def build_local_image(
         name: The image is called `local/<name>`.
         cache: The workspace's cache folder.
         environment: An environment, or its file: relative to the project folder, or else to the current one. None for
-            the project folder's environment.yml, environment.yaml, conda.yml or requirements.txt.
+            the project folder's, the first of `DEFAULT_FILES`.
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
         progress: Called with a line for each step.

@@ -36,8 +36,11 @@ def write_build_context(request: BuildRequest, folder: Path) -> None:
     for name, text in request.build_files.items():
         (folder / name).write_text(text, encoding="utf-8")
         (folder / name).chmod(0o755)
-    requirements = "".join(f"{line}\n" for line in request.requirements)
-    (folder / "environment.txt").write_text(requirements, encoding="utf-8")
+    requirements = request.requirements
+    if request.constraints:
+        (folder / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints), encoding="utf-8")
+        requirements = ("--constraint constraints.txt", *requirements)
+    (folder / "environment.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
     shutil.copy(find_uv(), folder / UV)
     copy_files(read_source_folder(runtime_folder() / PACKAGE), folder / "runtime" / PACKAGE)
 

@@ -21,6 +21,7 @@ class BuildRequest:
         requirements: What is installed, besides what the scoring runtime needs.
         build_files: The Dockerfile and the scripts that it runs: text by file name.
         credentials: A user for each registry that needs one, by host.
+        constraints: Versions that packages must have if they are installed.
     """
 
     repository: Repository
@@ -30,6 +31,7 @@ class BuildRequest:
     requirements: tuple[str, ...]
     build_files: Mapping[str, str]
     credentials: Mapping[str, Credentials] = field(repr=False)
+    constraints: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

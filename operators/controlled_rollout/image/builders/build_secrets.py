@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["VARIABLE", "build_secrets"]
+from controlled_rollout.image.environment.requirements import VARIABLE, check_variables
+
+__all__ = ["build_secrets"]
 
 PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 INDEXES: Final = re.compile(
@@ -19,7 +21,6 @@ INDEXES: Final = re.compile(
 )
 # pip's own, for docker steps that call it.
 PIP: Final = re.compile(r"PIP_\w+")
-VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
 # Where the certificates are named on this machine, and where the build finds them named.
 CERTIFICATES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 CERTIFICATE_VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
@@ -39,7 +40,11 @@ def build_secrets(
         requirements: What is installed. Variables named in its addresses, as `${NAME}`, are among the settings.
         environment: This process's environment variables.
         system: The folder with the settings of all users.
+
+    Raises:
+        ImageError: A variable that the requirements name is not set.
     """
+    check_variables(requirements, environment)
     home = Path(environment.get("HOME") or "/nonexistent")
     configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     files = {
@@ -58,7 +63,7 @@ def build_secrets(
     secrets = {name: path.read_bytes() for name, path in files.items() if path is not None}
     variables = {name: value for name, value in environment.items() if _is_passed_to_build(name, value)}
     for line in requirements:
-        variables |= {name: environment[name] for name in VARIABLE.findall(line) if name in environment}
+        variables |= {name: environment[name] for name in VARIABLE.findall(line)}
     file_variables = {"UV_CONFIG_FILE": "uv.toml", "NETRC": "netrc", "PIP_CONFIG_FILE": "pip.conf"}
     file_variables |= dict.fromkeys(CERTIFICATE_VARIABLES, "certificates")
     variables |= {name: f"{SECRETS_FOLDER}/{file}" for name, file in file_variables.items() if file in secrets}

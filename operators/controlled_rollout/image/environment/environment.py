@@ -1,10 +1,12 @@
 """The environment of a version: what is installed for it."""
 
+import functools
+import re
 import sys
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -15,21 +17,59 @@ from pydantic import (
 )
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.requirements import check_requirement
+from controlled_rollout.image.environment.requirements import check_constraint, check_requirement
 
-__all__ = ["Environment", "running_python"]
+__all__ = ["OLDEST_PYTHON", "Environment", "running_python"]
+
+OLDEST_PYTHON: Final = "3.10"
+"""The oldest Python that the scoring runtime runs on."""
+
+EXACT_PYTHON: Final = re.compile(r"(?P<version>\d+\.\d+(?:\.\d+)?(?:(?:a|b|rc)\d+)?)(?:\.\*)?", re.ASCII)
+ANY_MINOR: Final = re.compile(r"(\d+)(?:\.\*)?", re.ASCII)
+# What a range is tried on: minor versions that there are or will be, each with its patches.
+TOO_OLD: Final = tuple(Version(f"3.{minor}.{patch}") for minor in range(10) for patch in range(30))
+USABLE: Final = tuple(Version(f"3.{minor}.{patch}") for minor in range(10, 30) for patch in range(30))
 
 
+@functools.lru_cache
 def _check_python_version(text: str) -> str:
-    """Check a Python version such as `3.11`, or a range such as `>=3.9,<3.12`; return its canonical form."""
+    """Check a Python version such as `3.11`, or a range such as `>=3.9,<3.12`; return its canonical form.
+
+    A range that begins below the oldest version that can be used begins there.
+    """
+    text = text.strip()
+    if exact := EXACT_PYTHON.fullmatch(text):
+        version = Version(exact["version"])
+        if version < Version(OLDEST_PYTHON):
+            raise _too_old_error(text)
+        return str(version)
+    any_minor = ANY_MINOR.fullmatch(text)
     try:
-        return str(Version(text))
-    except InvalidVersion:
-        pass
-    try:
-        return str(SpecifierSet(text))
+        versions = SpecifierSet(f"=={any_minor[1]}.*" if any_minor else text)
     except InvalidSpecifier:
-        raise ImageError(f"Python version {text!r} is not understood: write 3.11, 3.11.4 or >=3.9,<3.12") from None
+        versions = SpecifierSet()
+    if not str(versions) or "===" in text:
+        raise ImageError(f"Python version {text!r} is not understood: write 3.11, 3.11.4 or >={OLDEST_PYTHON},<3.13")
+    if not any(version in versions for version in USABLE):
+        raise _too_old_error(text)
+    if any(version in versions for version in TOO_OLD):
+        versions &= SpecifierSet(f">={OLDEST_PYTHON}")
+    return str(versions)
+
+
+def _too_old_error(text: str) -> ImageError:
+    """Return the `ImageError` for a Python version on which the scoring runtime does not run."""
+    running = running_python()
+    return ImageError(
+        f"Python {text} cannot be used: the scoring runtime needs Python {OLDEST_PYTHON} or newer. Write "
+        f"{running.major}.{running.minor}, which this process runs, or another one from {OLDEST_PYTHON} on, and "
+        "versions of the packages that support it"
+    )
+
+
+def _check_requirements(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """Check requirement lines; each option becomes a line of its own."""
+    return tuple(text for line in lines for text in check_requirement(line))
 
 
 class Environment(BaseModel):
@@ -41,6 +81,7 @@ class Environment(BaseModel):
         base_image: The image that a container build begins with; None for the workspace's.
         docker_steps: Lines of a Dockerfile, run on the base image before anything is installed.
         requirements: What pip would install, in order, with options such as `--extra-index-url`.
+        constraints: Versions that packages must have if they are installed, as in pip's constraints files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +91,8 @@ class Environment(BaseModel):
     python: Annotated[str, AfterValidator(_check_python_version)] | None = None
     base_image: str | None = None
     docker_steps: tuple[str, ...] = ()
-    requirements: tuple[Annotated[str, AfterValidator(check_requirement)], ...] = ()
+    requirements: Annotated[tuple[str, ...], AfterValidator(_check_requirements)] = ()
+    constraints: tuple[Annotated[str, AfterValidator(check_constraint)], ...] = ()
 
     @model_validator(mode="wrap")
     @classmethod

@@ -37,7 +37,7 @@ def environment_hash(
         "python": python or environment.python_version,
         "base_image": environment.base_image,
         "docker_steps": environment.docker_steps,
-        "requirements": environment.requirements,
+        "requirements": [*environment.requirements, *(f"-c {line}" for line in environment.constraints)],
         "runtime": hashlib.sha256(runtime_requirements().read_bytes()).hexdigest(),
     }
     if build_files is not None:

@@ -32,6 +32,7 @@ REQUEST = BuildRequest(
         "mine.azurecr.io": Credentials("nobody", "token-of-acr"),
         "docker.io": Credentials("me", "hunter2"),
     },
+    constraints=("numpy<2",),
 )
 
 
@@ -95,7 +96,8 @@ async def test_the_files_of_the_build_are_uploaded_with_the_arguments_in_the_doc
     with tarfile.open(fileobj=io.BytesIO(at.uploaded)) as archive:
         assert {"Dockerfile", "install-environment", "environment.txt", "uv"} <= set(archive.getnames())
         dockerfile = read_file(archive, "Dockerfile").decode()
-        assert read_file(archive, "environment.txt") == b"six==1.17.0\n"
+        assert read_file(archive, "environment.txt") == b"--constraint constraints.txt\nsix==1.17.0\n"
+        assert read_file(archive, "constraints.txt") == b"numpy<2\n"
     assert f'ARG BASE_IMAGE="{REQUEST.base_image}"\n' in dockerfile
     assert 'ARG PYTHON=">=3.10"\n' in dockerfile
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.build_secrets import build_secrets
 
 NOWHERE = Path("/nonexistent")
@@ -33,7 +36,12 @@ def test_indexes_and_proxies_are_passed_on_and_nothing_else() -> None:
 def test_variables_that_requirements_name_are_passed_on() -> None:
     requirements = ("--extra-index-url https://${USER_NAME}:${TOKEN}@index.example/simple", "six")
 
-    assert settings({"TOKEN": "t", "OTHER": "o"}, requirements) == ["export TOKEN=t"]
+    assert settings({"TOKEN": "t", "USER_NAME": "u", "OTHER": "o"}, requirements) == [
+        "export TOKEN=t",
+        "export USER_NAME=u",
+    ]
+    with pytest.raises(ImageError, match="the requirements name USER_NAME"):
+        settings({"TOKEN": "t"}, requirements)
 
 
 def test_files_of_this_machine_are_found_where_uv_and_pip_look_for_them(tmp_path: Path) -> None:

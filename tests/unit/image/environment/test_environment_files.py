@@ -1,16 +1,26 @@
+"""Environment files: the usual names, encodings and keys, and what is refused."""
+
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from packaging.requirements import Requirement
-from packaging.version import Version
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.conda import python_version_from_conda, requirement_from_conda
-from controlled_rollout.image.environment.file import find_environment_file, read_environment
-from controlled_rollout.image.environment.requirements import check_requirement
+from controlled_rollout.image import Environment
+from controlled_rollout.image.environment.file import DEFAULT_FILES, find_environment_file, read_environment
+
+# Parts of the files that people write, in any order.
+TEXTS = st.lists(
+    st.sampled_from(
+        "dependencies: requirements: pip: python numpy =3.1 a [ ] { } : &x *x # ' -r -c --index-url https:// file: "
+        "${A} @ = \\ é | !! \0".split(" ")
+    )
+    | st.sampled_from(["\n", "  ", "- ", ": ", "\n- "]),
+    max_size=12,
+).map(lambda parts: "".join(parts).encode())
 
 Write = Callable[[str, str], Path]
 
@@ -37,8 +47,10 @@ def test_a_conda_file_is_read_in_order_and_says_what_the_index_provides(write: W
     assert environment.name == "digits"
     assert environment.python == "3.10"
     assert environment.requirements == ("numpy==1.26.*", "scikit-learn<2,>=1.4", "zlib-ng", "azureml-defaults")
-    assert len(lines) == 2
-    assert "'numpy=1.26' is installed from the index as 'numpy==1.26.*'" in lines[0]
+    assert lines == [
+        "environment: read from environment.yml: Python 3.10; 4 requirements; from the Python package index in place "
+        "of conda's channels: numpy==1.26.*, scikit-learn<2,>=1.4"
+    ]
 
 
 def test_keys_of_this_project_are_read_and_versions_stay_strings(write: Write) -> None:
@@ -81,62 +93,12 @@ def test_a_conda_file_may_include_a_requirements_file(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("-e .", "editable install.*put the code into the source folder"),
-        ("./wheels/a.whl", "local path's content is not covered"),
-        ("a @ file:///a.whl", "local path"),
-        ("https://host.example/a.whl", "Write an address as `name @ https"),
-        ("-c other.txt", "known are --index-url"),
-        ("--pre", "known are --index-url"),
-        ("--find-links ./wheels", "needs an address"),
-        ("--find-links=file:///wheels", "needs an address"),
-        ("-r missing.txt", r"missing\.txt cannot be read"),
-        ("-r requirements.txt", "includes itself"),
-        ("a=1", "is not understood"),
-        ("a b", "is not understood"),
-    ],
-)
-def test_a_requirement_that_cannot_be_kept_is_refused_naming_the_file(write: Write, line: str, message: str) -> None:
-    path = write("requirements.txt", f"{line}\n")
-
-    with pytest.raises(ImageError, match=message) as refused:
-        read_environment(path)
-
-    assert str(path.parent) in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "--index-url https://user:s3cret@index.example/simple",
-        "--extra-index-url=https://s3cret@index.example/simple",
-        "a @ git+https://s3cret@host.example/a.git",
-        "a @ https://${USER}:s3cret@host.example/a.whl",
-    ],
-)
-def test_a_password_in_an_address_is_refused_and_not_repeated(write: Write, line: str) -> None:
-    path = write("requirements.txt", f"{line}\n")
-
-    with pytest.raises(ImageError, match="holds a password or token") as refused:
-        read_environment(path)
-
-    assert "s3cret" not in str(refused.value)
-
-
-def test_a_password_may_come_from_a_variable(write: Write) -> None:
-    line = "--index-url https://${USER}:${TOKEN}@index.example/simple"
-
-    assert read_environment(write("requirements.txt", line)).requirements == (line,)
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("dependancies: []\nvariables: {}", "keys 'dependancies', 'variables' are not known: known are name, channels"),
         ("dependencies: [a]\nrequirements: [b]", "both dependencies and requirements"),
         ("dependencies: [python=3.11]\npython: '3.12'", "asks for Python both"),
-        ("dependencies: [conda-forge::numpy]", "it names a channel"),
+        ("dependencies: [acme::numpy]", "a package of the channel 'acme' may be another"),
         ("dependencies: [numpy=1.26=py311_0]", "it names a build"),
         ("dependencies: [{npm: [a]}]", "only text and one list under `pip:`"),
         ("dependencies: [[a]]", "only text and one list under `pip:`"),
@@ -148,6 +110,17 @@ def test_a_password_may_come_from_a_variable(write: Write) -> None:
         ("requirements: [a=1]", "'a=1' is not understood"),
         ("- a\n- b", "does not hold keys"),
         ("", "does not hold keys"),
+        ("name: a\nname: b", "key 'name' is there twice"),
+        ("dependencies:\n- pip: [a]\n  pip: [b]", "key 'pip' is there twice"),
+        ("dependencies: [python=3.11, python=3.12]", "name Python more than once"),
+        ("? [a]\n: b", "is not YAML"),
+        pytest.param("a: " + "[" * 1000, "is not YAML", id="nested too deep"),
+        ("dependencies: &a [*a]", "is not YAML"),
+        ("variables: {A: b}", "variables belong to the version"),
+        ("image: a\nconda_file: conda.yml", "a base image is written as `base_image`"),
+        ("index_names: [a]", "index_names must map"),
+        ("index_names: {a: [b]}", "index_names must map"),
+        ("index_names: {a: b==1}", "'b==1', which is not the name of a package"),
         ("a: [", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]", "keys 'a' are not known"),
     ],
@@ -169,105 +142,122 @@ def test_a_missing_file_and_an_unknown_kind_of_file_are_refused(write: Write, tm
 
 
 def test_the_default_file_is_the_first_that_is_there(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"no environment\.yml, environment\.yaml, conda\.yml or requirements\.txt"):
+    write("myenv.yml", "")
+    with pytest.raises(ImageError, match=r"no environment\.yml, .*requirements\.txt \(there are myenv\.yml\): add one"):
         find_environment_file(tmp_path)
     names = []
-    for name in ("requirements.txt", "conda.yml", "environment.yaml", "environment.yml"):
+    for name in reversed(DEFAULT_FILES):
         write(name, "")
         names.append(find_environment_file(tmp_path).name)
 
-    assert names == ["requirements.txt", "conda.yml", "environment.yaml", "environment.yml"]
+    assert names == [*reversed(DEFAULT_FILES)]
 
 
+def test_of_mlflows_files_the_conda_file_is_read_and_the_others_are_named(write: Write, tmp_path: Path) -> None:
+    write("conda.yaml", "dependencies:\n- python=3.11.4\n- pip<=24\n- pip: [mlflow==2.9.2]\nname: mlflow-env\n")
+    write("python_env.yaml", "python: 3.12.1\nbuild_dependencies: [pip==24.0]\ndependencies: [-r requirements.txt]\n")
+    write("requirements.txt", "mlflow==2.9.2\n")
+    lines: list[str] = []
+
+    environment = read_environment(find_environment_file(tmp_path), progress=lines.append)
+
+    assert (environment.python, environment.requirements) == ("3.11.4", ("mlflow==2.9.2",))
+    assert lines == [
+        "environment: read from conda.yaml: Python 3.11.4; 1 requirements; not the environment: python_env.yaml, "
+        "requirements.txt"
+    ]
+
+
+def test_mlflows_python_environment_is_read_with_its_requirements(write: Write) -> None:
+    write("requirements.txt", "mlflow==2.9.2\n")
+    path = write(
+        "python_env.yaml",
+        "python: 3.10.13\nbuild_dependencies: [pip==24.0, setuptools==65.5.0]\ndependencies: [-r requirements.txt]\n",
+    )
+
+    environment = read_environment(path)
+
+    assert environment.python == "3.10.13"
+    assert environment.requirements == ("setuptools==65.5.0", "mlflow==2.9.2")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"])
 @pytest.mark.parametrize(
-    ("conda", "index"),
-    [
-        ("numpy", "numpy"),
-        ("NumPy", "numpy"),
-        ("numpy=1.26", "numpy==1.26.*"),
-        ("numpy=1.26.*", "numpy==1.26.*"),
-        ("numpy==1.26.4", "numpy==1.26.4"),
-        ("numpy 1.26.4", "numpy==1.26.4"),
-        ("numpy >= 1.2, < 2", "numpy<2,>=1.2"),
-        ("numpy~=1.2", "numpy~=1.2"),
-        ("numpy=2.0rc1", "numpy==2.0rc1"),
-        ("pytorch=2.1", "torch==2.1.*"),
-    ],
+    ("name", "text"),
+    [("environment.yml", "dependencies:\n- numpy=2.1  # für é\n"), ("requirements.txt", "numpy==2.1.*  # für é\n")],
 )
-def test_conda_versions_are_translated_to_requirements(conda: str, index: str) -> None:
-    assert requirement_from_conda(conda) == index
-
-
-@pytest.mark.parametrize(
-    "conda",
-    [
-        "numpy=1.26=py311_0",
-        "numpy 1.26 py311_0",
-        "numpy==1.26=py311_0",
-        "conda-forge::numpy",
-        "numpy[version='>1']",
-        "numpy=1.2|1.3",
-        "openssl=1.1.1w",
-        "numpy=1.2*",
-        "_libgcc_mutex=0.1",
-        ">3",
-        "",
-    ],
-)
-def test_conda_version_without_equivalent_requirement_is_refused(conda: str) -> None:
-    with pytest.raises(ImageError, match="cannot be translated to the Python package index"):
-        requirement_from_conda(conda)
-
-
-@pytest.mark.parametrize(
-    ("conda", "python"),
-    [
-        ("python", None),
-        ("python=3.11", "3.11"),
-        ("python 3.8", "3.8"),
-        ("python=3.11.*", "3.11"),
-        ("python==3.11.4", "3.11.4"),
-        ("python>=3.9,<3.12", "<3.12,>=3.9"),
-    ],
-)
-def test_python_is_read_from_its_conda_dependency(conda: str, python: str | None) -> None:
-    assert python_version_from_conda(conda) == python
-
-
-RELEASES = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(lambda parts: ".".join(map(str, parts)))
-
-
-@given(RELEASES, RELEASES)
-def test_fuzzy_conda_version_allows_exactly_the_releases_with_its_prefix(version: str, release: str) -> None:
-    requirement = Requirement(requirement_from_conda(f"numpy={version}"))
-
-    padded = [*Version(release).release, 0, 0, 0]
-    begins_so = padded[: len(version.split("."))] == [int(part) for part in version.split(".")]
-    assert requirement.specifier.contains(release) == begins_so
-
-
-@given(st.text("numpy=<>!~|,.*[]: 12a_", max_size=15))
-def test_any_text_is_translated_to_a_valid_requirement_or_refused(text: str) -> None:
-    try:
-        translated = requirement_from_conda(text)
-    except ImageError:
-        return
-    assert str(Requirement(translated)) == translated
-
-
-SPECIFIERS = st.lists(st.tuples(st.sampled_from(["==", ">=", "<", "!=", "~="]), st.just("1."), RELEASES), max_size=3)
-EXTRAS = st.sampled_from(["", "[b]", "[c,b]"])
-MARKERS = st.sampled_from(["", ' ; python_version>"3.8"', " ; sys_platform == 'linux'"])
-
-
-@given(SPECIFIERS, EXTRAS, MARKERS, st.sampled_from(["", " --hash=sha256:ab", " --hash sha256:ab  --hash=sha256:cd"]))
-def test_a_requirement_in_canonical_form_means_the_same_and_stays_as_it_is(
-    specifiers: list[tuple[str, str, str]], extras: str, marker: str, hashes: str
+def test_a_file_is_read_in_the_encoding_that_it_was_saved_in(
+    tmp_path: Path, name: str, text: str, encoding: str
 ) -> None:
-    written = "a" + extras + " " + " , ".join("".join(parts) for parts in specifiers) + marker
+    declared = "# -*- coding: latin-1 -*-\n" if encoding == "latin-1" else ""
+    (tmp_path / name).write_bytes((declared + text).encode(encoding))
 
-    canonical = check_requirement(written + hashes)
+    assert read_environment(tmp_path / name).requirements == ("numpy==2.1.*",)
 
-    assert check_requirement(canonical) == canonical
-    assert Requirement(canonical.partition(" --hash")[0]) == Requirement(written)
-    assert canonical.count("--hash=sha256:") == hashes.count("--hash")
+
+@pytest.mark.parametrize("name", ["environment.yml", "requirements.txt"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: b\nc: é\n".encode("latin-1"), r"line 2 is not utf-8: save it as UTF-8, or name its encoding"),
+        ("a: b".encode("utf-16-le"), r"UTF-16 without a byte order mark.*save it as UTF-8"),
+        (b"# coding: klingon\n", r"'klingon', which Python does not have: save it as UTF-8"),
+        (b"# coding: hex\n", r"cannot be read"),
+        (b"\xff\xfea", r"line 1 is not utf-16"),
+        (b"#" * 2_000_001, r"more than 2 MB"),
+    ],
+    ids=["latin-1", "utf-16 without a mark", "no such encoding", "no encoding of text", "half a character", "too long"],
+)
+def test_a_file_that_cannot_be_decoded_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ImageError, match=message) as refused:
+        read_environment(tmp_path / name)
+
+    assert str(tmp_path / name) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("python", "taken"),
+    [
+        ("3.10", "3.10"),
+        ("3.11.*", "3.11"),
+        (" 3.14.0rc1 ", "3.14.0rc1"),
+        ("3", "==3.*,>=3.10"),
+        (">=3.6,<3.12", "<3.12,>=3.10,>=3.6"),
+        (">=3.11", ">=3.11"),
+        ("==3.11.*", "==3.11.*"),
+    ],
+)
+def test_a_python_from_3_10_on_is_taken_and_a_range_begins_there(python: str, taken: str) -> None:
+    assert Environment(python=python).python == taken
+
+
+@pytest.mark.parametrize("python", ["3.8", "3.9.18", "3.6.2", "2.7", "<3.10", "<3.10,>=3.6", "~=3.8.1", "2", ">=4"])
+def test_a_python_before_3_10_is_refused_saying_which_one_to_write(write: Write, python: str) -> None:
+    separator = "" if python[0] in "<>~" else "="
+    for path in (
+        write("environment.yml", f"dependencies: ['python{separator}{python}']"),
+        write("conda.yml", f"python: '{python}'"),
+    ):
+        with pytest.raises(ImageError, match=r"needs Python 3\.10 or newer\. Write 3\.\d+, which this process runs"):
+            read_environment(path)
+
+
+@pytest.mark.parametrize("python", ["three", "", " ", "3.x", "===3.11", "3.11 || 3.12", "٣.١٢", "v3.11"])
+def test_what_is_no_version_of_python_is_refused(python: str) -> None:
+    with pytest.raises(ImageError, match=r"is not understood: write 3\.11"):
+        Environment(python=python)
+
+
+@given(st.sampled_from(["environment.yml", "requirements.txt", "python_env.yaml"]), st.binary(max_size=40) | TEXTS)
+def test_whatever_bytes_a_file_has_it_is_read_or_refused(name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        try:
+            read_environment(path)
+        except ImageError as error:
+            assert str(path) in str(error)

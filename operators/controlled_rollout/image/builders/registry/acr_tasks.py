@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from controlled_rollout.errors import ImageError, RegistryUnavailableError
 from controlled_rollout.image.builders.build_context import build_error, write_build_context
 from controlled_rollout.image.builders.build_request import BuildRequest
-from controlled_rollout.image.builders.build_secrets import VARIABLE, build_secrets
+from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.environment.requirements import VARIABLE
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.oci.layer import layer_of_files
 from controlled_rollout.image.oci.manifest import oci_architecture

@@ -10,6 +10,7 @@ from typing import Final
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.uv import find_uv
 from controlled_rollout.image.environment.environment import Environment, running_python
+from controlled_rollout.image.environment.requirements import check_variables
 from controlled_rollout.image.run_command import error_excerpt, run_command
 from controlled_rollout.image.scoring_runtime import runtime_pins, runtime_requirements
 
@@ -46,9 +47,11 @@ async def create_virtual_environment(
         progress: Called with a line for each step.
 
     Raises:
-        ImageError: uv or the Python version is missing, or the requirements cannot be solved or installed.
+        ImageError: A variable that the requirements name, uv or the Python version is missing, or the
+            requirements cannot be solved or installed.
         DiskFullError: No space is left.
     """
+    check_variables(environment.requirements, os.environ)
     uv = find_uv()
     python = _python_argument(environment)
     # The scripts of an environment contain its interpreter's path; relocatable ones look beside themselves.
@@ -65,6 +68,10 @@ async def create_virtual_environment(
     # Compiled now: a replica that may not write here would compile again at each start (scikit-learn: 4 s, not 1.5 s).
     install = [uv, "pip", "install", "--python", str(folder / "bin" / "python"), "--compile-bytecode"]
     install += ["--requirements", str(requirements), "--requirements", str(runtime_requirements())]
+    if environment.constraints:
+        constraints = folder / "constraints.txt"
+        constraints.write_text("".join(f"{line}\n" for line in environment.constraints), encoding="utf-8")
+        install += ["--constraints", str(constraints)]
     exit_code, lines = await _run_uv(install, folder.parent, lock=lock, progress=progress)
     if exit_code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
