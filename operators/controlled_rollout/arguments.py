@@ -15,6 +15,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 
 __all__ = [
+    "check_choice",
     "choice",
     "duration",
     "evidence_window",
@@ -127,6 +128,16 @@ def choice(name: str, value: str, *allowed: str) -> str:
     if value not in allowed:
         raise ArgumentError(f"{name} = {value!r} is not known: choose one of {', '.join(allowed)}")
     return value
+
+
+def check_choice(name: str, value: Any, *allowed: str) -> None:
+    """Raise ValueError for an argument that is written into a DAG and is not allowed; a template is read later.
+
+    Raises:
+        ValueError: It is text without a template, and none of the allowed values.
+    """
+    if isinstance(value, str) and "{{" not in value and "{%" not in value and value not in allowed:
+        raise ValueError(f"{name} = {value!r} is not known: choose one of {', '.join(allowed)}")
 
 
 def gate_of(value: Gate | Mapping[str, Any] | str | None) -> Gate:

@@ -33,6 +33,10 @@ class ConflictError(ControlledRolloutError):
     """Another change of the same endpoint came first, or another rollout holds the endpoint."""
 
 
+class NameTakenError(ConflictError):
+    """A version of that name exists with another image, and no rollout may delete it: to wait does not help."""
+
+
 class NotJudgedError(ControlledRolloutError):
     """A run asked for more traffic for its treatment than anybody has allowed: no gate and no person, at this share."""
 

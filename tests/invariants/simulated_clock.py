@@ -1,10 +1,12 @@
 """A clock that only the simulation advances, for the package's modules and for an event loop."""
 
 import asyncio
+import heapq
 import importlib
 import pkgutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -65,29 +67,37 @@ def _monotonic() -> float:
 _SIMULATED_TIME: Final = SimpleNamespace(monotonic=_monotonic, time=_monotonic, perf_counter=time.perf_counter)
 
 
-class _NoFiles:
-    """A selector without files: waiting advances the clock."""
-
-    def __init__(self, clock: SimulatedClock) -> None:
-        self._clock = clock
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("the event loop waits for something that no simulated part will do")
-        self._clock.seconds += timeout
-        return []
-
-
 class SimulatedLoop(asyncio.BaseEventLoop):
     """An event loop in simulated time; calls that belong into a thread are made at once."""
+
+    # What `asyncio.BaseEventLoop` keeps of its work.
+    _ready: "deque[asyncio.Handle]"
+    _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self, clock: SimulatedClock) -> None:
         super().__init__()
         self._clock = clock
-        self._selector = _NoFiles(clock)
 
     def time(self) -> float:
         return self._clock.seconds
+
+    def _run_once(self) -> None:
+        """Run what is ready; if nothing is, advance the clock to the next timer: there are no files to wait for."""
+        ready, timers = self._ready, self._scheduled
+        if not ready:
+            while timers and timers[0]._cancelled:
+                heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined] # asyncio's
+            if not timers:
+                raise RuntimeError("the event loop waits for something that no simulated part will do")
+            self._clock.seconds = max(self._clock.seconds, timers[0].when())
+        while timers and timers[0].when() <= self._clock.seconds:
+            timer = heapq.heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined] # asyncio's
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def _process_events(self, event_list: list[Any]) -> None:
         pass

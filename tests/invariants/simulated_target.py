@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from controlled_rollout.endpoint import WEIGHT_TOTAL, Endpoint
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
@@ -13,7 +13,6 @@ from controlled_rollout.target import refusals
 from controlled_rollout.target.protocol import (
     Change,
     EndpointStatus,
-    Keys,
     ReplicaState,
     ReplicaStatus,
     Revision,
@@ -24,6 +23,7 @@ from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.workspace import Workspace
 from tests.invariants.simulated_clock import SimulatedClock, moment
 from tests.invariants.simulated_traffic import SimulatedTraffic
+from tests.keyless_target import KeylessTarget
 
 __all__ = ["NEVER", "Instance", "SimulatedTarget"]
 
@@ -54,7 +54,7 @@ async def _nothing(call: str) -> None:
 
 
 @dataclass
-class SimulatedTarget:
+class SimulatedTarget(KeylessTarget):
     """A target with one endpoint.
 
     Attributes:
@@ -220,12 +220,6 @@ class SimulatedTarget:
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         self._check()
         return ""
-
-    async def keys(self, name: str) -> Keys:
-        raise NotImplementedError
-
-    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        raise NotImplementedError
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         self._check()

@@ -35,12 +35,23 @@ def log_evidence(rate: ArrayLike, errors: ArrayLike, requests: ArrayLike) -> Flo
         requests: How many there were.
     """
     x, n = np.asarray(errors, dtype=np.float64), np.asarray(requests, dtype=np.float64)
-    good = np.maximum(n - x, 0.0)
-    p = np.maximum(rate, x / np.maximum(n, np.finfo(np.float64).tiny))
+    return _log_evidence(rate, x, n, _log_mixture(x, n))
+
+
+def _log_mixture(errors: Floats, requests: Floats) -> Floats:
+    """Return the log of the Beta(1/2, 1/2) mixture of the likelihoods: the part of the evidence that has no rate."""
+    good = np.maximum(requests - errors, 0.0)
+    mixture: Floats = log_gamma(errors + 0.5) + log_gamma(good + 0.5) - log_gamma(requests + 1) - LOG_PI
+    return mixture
+
+
+def _log_evidence(rate: ArrayLike, errors: Floats, requests: Floats, log_mixture: Floats) -> Floats:
+    """Return `log_evidence`, given `_log_mixture` of the same counts."""
+    good = np.maximum(requests - errors, 0.0)
+    p = np.maximum(rate, errors / np.maximum(requests, np.finfo(np.float64).tiny))
     with np.errstate(divide="ignore", invalid="ignore"):
-        likelihood = x * np.log(p) + np.where(good > 0, good * np.log1p(-p), 0.0)
-    result: Floats = log_gamma(x + 0.5) + log_gamma(good + 0.5) - log_gamma(n + 1) - LOG_PI - likelihood
-    return np.where(n > 0, result, 0.0)
+        likelihood = errors * np.log(p) + np.where(good > 0, good * np.log1p(-p), 0.0)
+    return np.where(requests > 0, log_mixture - likelihood, 0.0)
 
 
 def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -> Floats:
@@ -58,10 +69,12 @@ def evidence_path(rate: float, errors: Floats, requests: Floats, burst: float) -
 def upper_bound(errors: float, requests: float, alpha: float) -> float:
     """Return an upper bound of the true error rate, exceeded with probability `alpha` at most over all looks."""
     goal = -math.log(alpha)
+    x, n = np.asarray(errors, dtype=np.float64), np.asarray(requests, dtype=np.float64)
+    mixture = _log_mixture(x, n)  # the same for all rates
     low, high = (errors / requests if requests else 1.0), 1.0
     while high - low > 1e-15 * high:
         points = np.linspace(low, high, POINTS)
-        enough = np.flatnonzero((log_evidence(points, errors, requests) >= goal) | (points == high))
+        enough = np.flatnonzero((_log_evidence(points, x, n, mixture) >= goal) | (points == high))
         index = int(enough[0])
         if not index or (points[index - 1], points[index]) == (low, high):
             break
@@ -77,11 +90,16 @@ def rate_of_odds(odds: float) -> float:
 def log_gamma(x: Floats) -> Floats:
     """Return log Gamma(x) for x > 0 by Stirling's series; small x are shifted up (Abramowitz and Stegun, 6.1.40)."""
     small = x < SHIFT
-    product = np.ones_like(x)
-    for step in range(SHIFT):
-        product = np.where(small, product * (x + step), product)
-    z = np.where(small, x + SHIFT, x)
+    log_product: Floats | float = 0.0
+    z = x
+    if small.any():
+        shifted = np.where(small, x, 1.0)
+        product = shifted
+        for step in range(1, SHIFT):
+            product = product * (shifted + step)
+        log_product = np.where(small, np.log(product), 0.0)
+        z = np.where(small, x + SHIFT, x)
     square = 1 / (z * z)
     series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))) / z
-    result: Floats = (z - 0.5) * np.log(z) - z + HALF_LOG_TWO_PI + series - np.log(product)
+    result: Floats = (z - 0.5) * np.log(z) - z + HALF_LOG_TWO_PI + series - log_product
     return result

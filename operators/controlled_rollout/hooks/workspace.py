@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
+from controlled_rollout.hooks.missing import acheck_is_missing, check_is_missing
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
@@ -45,7 +46,8 @@ class WorkspaceHook(BaseHook):
     """Returns the workspace of a connection.
 
     If the default connection does not exist, the hook returns the local workspace, so that a first run needs no
-    configuration. Any other connection has to exist, so that a typing error does not deploy to the wrong place.
+    configuration. Any other connection has to exist, so that a typing error does not deploy to the wrong place. A
+    connection that cannot be read, because a secrets backend does not answer, is not taken for a missing one.
 
     Args:
         conn_id: The connection.
@@ -72,11 +74,13 @@ class WorkspaceHook(BaseHook):
 
         Raises:
             AirflowNotFoundException: There is no such connection, and it is not the default one.
+            TargetUnavailableError: Whether there is one cannot be read now.
             WorkspaceError: Its settings are not valid, or its Kubernetes connection is missing.
         """
         try:
             connection = self.get_connection(self.conn_id)
         except AirflowNotFoundException:
+            check_is_missing(self.conn_id)
             return self._local_workspace_or_raise()
         workspace = workspace_from(self.conn_id, connection.extra_dejson)
         if (cluster := cluster_conn_id(workspace)) is None:
@@ -84,6 +88,7 @@ class WorkspaceHook(BaseHook):
         try:
             return with_cluster(workspace, self.get_connection(cluster))
         except AirflowNotFoundException:
+            check_is_missing(cluster)
             return with_own_cluster(workspace)
 
     async def aget_workspace(self) -> Workspace:
@@ -91,6 +96,7 @@ class WorkspaceHook(BaseHook):
         try:
             connection = await self.aget_connection(self.conn_id)
         except AirflowNotFoundException:
+            await acheck_is_missing(self.conn_id)
             return self._local_workspace_or_raise()
         workspace = workspace_from(self.conn_id, connection.extra_dejson)
         if (cluster := cluster_conn_id(workspace)) is None:
@@ -98,6 +104,7 @@ class WorkspaceHook(BaseHook):
         try:
             return with_cluster(workspace, await self.aget_connection(cluster))
         except AirflowNotFoundException:
+            await acheck_is_missing(cluster)
             return with_own_cluster(workspace)
 
     def test_connection(self) -> tuple[bool, str]:

@@ -1,13 +1,14 @@
 """The tasks at both ends of a version's life: roll it out at 0 %, delete it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import conf
+from airflow.sdk.exceptions import AirflowSkipException, XComNotFound
 
-from controlled_rollout.arguments import choice, duration, mapping_of, text
+from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, text
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 __all__ = ["DeleteVersionOperator", "RolloutVersionOperator"]
+
+ON_CONFLICT: Final = ("fail", "wait")
+# `retire_old` of a rollout runs whatever has become of the tasks before it.
+NO_VERSION: Final = "no version is named, because the task that was to name it has not done so: nothing was promoted"
 
 
 class RolloutVersionOperator(RolloutOperator):
@@ -65,7 +70,9 @@ class RolloutVersionOperator(RolloutOperator):
         reason: str = "",
         **kwargs: Any,
     ) -> None:
-        """Store the arguments; Airflow renders their templates before `execute`."""
+        """Store the arguments, whose templates are rendered later; raise ValueError for an unknown choice."""
+        check_choice("on_conflict", on_conflict, *ON_CONFLICT)
+        check_choice("auth", auth, *Auth)
         super().__init__(**kwargs)
         self.version = version
         self.image = image
@@ -81,7 +88,7 @@ class RolloutVersionOperator(RolloutOperator):
         from controlled_rollout import steps
         from controlled_rollout.image.reference import ImageReference
 
-        waits = choice("on_conflict", self.on_conflict, "fail", "wait") == "wait"
+        waits = choice("on_conflict", self.on_conflict, *ON_CONFLICT) == "wait"
         stored = await steps.roll_out(
             workspace,
             self.endpoint,
@@ -147,8 +154,24 @@ class DeleteVersionOperator(RolloutOperator):
         self.timeout = timeout
         self.deferrable = deferrable
 
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Iterable[str], context: "Context", jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        """Render the templates; skip the task if the one that was to name the promoted version has not done so."""
+        from jinja2 import UndefinedError
+
+        names_former_control = self.replaced_by is not None
+        try:
+            super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
+        except (XComNotFound, UndefinedError) as error:
+            if not names_former_control:
+                raise
+            raise AirflowSkipException(f"{NO_VERSION}: {error}") from error
+
     def execute(self, context: "Context") -> str | None:
         """Wait for `keep_warm`, then delete the version; return its name, or None if there is no endpoint."""
+        if self.version is None and self.replaced_by in (None, "None", ""):
+            raise AirflowSkipException(NO_VERSION)
         due = self.run_in_workspace(context, lambda workspace: self._deletion_time(context, workspace))
         if due is not None and due > datetime.now(UTC):
             self.log_progress(f"the former control stays warm until {due:%Y-%m-%d %H:%M:%S %Z}")

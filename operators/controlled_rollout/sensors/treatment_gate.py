@@ -10,6 +10,7 @@ from airflow.sdk import BaseNotifier, BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from controlled_rollout.arguments import (
+    check_choice,
     choice,
     duration,
     evidence_window,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["TreatmentGateSensor"]
 
 WINDOW: Final = EvidenceWindow()
+ON_DEADLINE: Final = ("hold", "roll_back", "ask")
 
 
 class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
@@ -123,6 +125,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
                 f"timeout={kwargs['timeout']!r} was given to a gate: leave it out, decision_timeout says how long it "
                 "waits after the split was set, and on_deadline what then"
             )
+        check_choice("on_deadline", on_deadline, *ON_DEADLINE)
         # Given here, they keep the DAG's default_args away: looks come at `interval`, and end by a decision.
         super().__init__(**{**kwargs, "execution_timeout": None, "exponential_backoff": False})
         # Read from the task, because the DAG's default_args may have set them too.
@@ -228,7 +231,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             decision_timeout=duration("decision_timeout", self.decision_timeout),
             on_deadline=cast(
                 "Literal['hold', 'roll_back', 'ask']",
-                choice("on_deadline", self.on_deadline, "hold", "roll_back", "ask"),
+                choice("on_deadline", self.on_deadline, *ON_DEADLINE),
             ),
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),

@@ -5,7 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from controlled_rollout.endpoint import LEAST_SHARE, Endpoint
-from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.errors import (
+    ConflictError,
+    EndpointError,
+    EndpointNotFoundError,
+    NameTakenError,
+    NothingToDoError,
+)
 from controlled_rollout.version import check_settings
 
 __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
@@ -24,14 +30,17 @@ def roll_out(
     """Return the endpoint with a new version at 0 %, held by `owner`; a first version becomes control and is not held.
 
     Raises:
-        ConflictError: Another run holds the endpoint or is next, or the version exists with another image.
+        ConflictError: Another run holds the endpoint or is next.
+        NameTakenError: The version exists with another image.
         NothingToDoError: The control is of a later run.
         EndpointError: A rule was broken, or a setting is not one.
     """
     check_settings(settings)
     existing = endpoint.versions.get(version)
     if existing is not None and existing.image != image:
-        raise ConflictError(
+        is_treatment = endpoint.rollout is not None and endpoint.rollout.version == version
+        # A treatment may be rolled back and deleted: then its name is free.
+        raise (ConflictError if is_treatment else NameTakenError)(
             f"endpoint {endpoint.name!r} already has a version {version!r} with image {existing.image!r}, not "
             f"{image!r}: choose another name"
         )

@@ -16,7 +16,13 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint, WaitingRun
-from controlled_rollout.errors import ConflictError, ControlledRolloutError, DamagedFileError, EndpointNotFoundError
+from controlled_rollout.errors import (
+    ConflictError,
+    ControlledRolloutError,
+    DamagedFileError,
+    EndpointNotFoundError,
+    NameTakenError,
+)
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps.rules import check_control_is_the_same
@@ -161,6 +167,8 @@ async def _apply_when_free(
         while True:
             try:
                 return await _apply(step, target, endpoint, change, timeout, progress)
+            except NameTakenError:
+                raise
             except ConflictError as conflict:
                 if time.monotonic() >= deadline:
                     raise

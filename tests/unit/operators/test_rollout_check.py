@@ -28,6 +28,20 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
 
 
 @pytest.mark.parametrize(
+    ("argument", "value"), [("on_deadline", "promote"), ("auth", "password"), ("on_conflict", "retry")]
+)
+def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_the_first_task(
+    argument: str, value: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{argument} = '{value}' is not known: choose one of "):
+        check_of(**{argument: value})
+    check = check_of(**{argument: "{{ params.choice }}"})
+    check.arguments = {**check.arguments, argument: value}  # rendered
+    with pytest.raises(ArgumentError, match=f"{argument} = '{value}' is not known"):
+        check.read_arguments()
+
+
+@pytest.mark.parametrize(
     ("argument", "value"),
     [
         ("min_requests", "a few"),
@@ -35,7 +49,6 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("bin_width", "7 s"),
         ("bake", "soon"),
         ("decision_timeout", -1),
-        ("on_deadline", "promote"),
         ("interval", "now and then"),
         ("pass_every_step", "maybe"),
         ("allowed_lag", "late"),
@@ -52,7 +65,6 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("baseline_length", "999999999 d"),
         ("min_requests", 10**400),
         ("gate", "[" * 100_000),
-        ("auth", "password"),
         ("auth", "token"),
         ("settings", {"collect_model_data": True}),
         ("image", None),
@@ -63,7 +75,6 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
         ("decision_timeout", 0),
         ("decision_timeout", "10 min"),
         ("interval", 0),
-        ("on_conflict", "retry"),
         ("conflict_timeout", "1 week"),
         ("ready_timeout", None),
         ("roll_back_timeout", "soon"),

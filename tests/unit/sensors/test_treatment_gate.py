@@ -61,6 +61,13 @@ def test_gate_that_would_fail_because_time_has_passed_is_refused() -> None:
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", execution_timeout=timedelta(minutes=5))
 
 
+def test_gate_with_an_unknown_on_deadline_is_refused_when_its_dag_is_parsed() -> None:
+    with pytest.raises(ValueError, match="on_deadline = 'rollback' is not known: choose one of hold, roll_back, ask"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_deadline="rollback")
+    template = "{{ params.on_deadline }}"
+    assert TreatmentGateSensor(task_id="gate", endpoint="d", version="v", on_deadline=template).on_deadline == template
+
+
 def test_timeout_of_a_sensor_is_refused_for_a_gate_and_that_of_the_dag_does_not_apply() -> None:
     with pytest.raises(ValueError, match=r"timeout=60 was given to a gate: .*decision_timeout says"):
         TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", timeout=60)

@@ -2,18 +2,18 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Literal
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
-from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, Target, VersionStatus
+from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target, VersionStatus
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.workspace import Workspace
+from tests.keyless_target import KeylessTarget
 
 
-class MemoryTarget:
+class MemoryTarget(KeylessTarget):
     """A target that keeps its endpoints in this object.
 
     Attributes:
@@ -114,12 +114,6 @@ class MemoryTarget:
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         return ""
-
-    async def keys(self, name: str) -> Keys:
-        raise NotImplementedError
-
-    async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
-        raise NotImplementedError
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         self._call(f"scale {version} {replicas}")

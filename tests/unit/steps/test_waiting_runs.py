@@ -8,7 +8,7 @@ import pytest
 
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Endpoint, WaitingRun
-from controlled_rollout.errors import ConflictError, NothingToDoError
+from controlled_rollout.errors import ConflictError, NameTakenError, NothingToDoError
 from controlled_rollout.steps import Change, edits, skeleton
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
@@ -94,3 +94,27 @@ async def test_runs_that_wait_at_once_roll_out_in_the_order_in_which_they_were_d
     assert order == ["run0", "run1", "run2", "run3"]
     assert target.newest("digits").waiting == ()
     assert target.newest("digits").control == target.newest("digits").version("run3")
+
+
+async def test_run_whose_version_exists_with_another_image_does_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = MemoryTarget()
+    first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
+    await target.apply(first, Change(who="setup"))
+    monkeypatch.setattr(steps, "connect", target.open)
+    with pytest.raises(NameTakenError, match=r"already has a version 'old' with image 'a@sha256:1'.*choose another"):
+        await asyncio.wait_for(
+            steps.roll_out(
+                Workspace.local(tmp_path), "digits", "old", image="a@sha256:2", owner="weekly/run-2",
+                change=Change(who="weekly/run-2/roll_out"), conflict_timeout=HOUR, progress=lambda line: None,
+            ),
+            timeout=10,
+        )  # fmt: skip
+
+
+def test_name_of_a_treatment_may_become_free() -> None:
+    treated = roll_out(FIRST, 1)
+    with pytest.raises(ConflictError, match="already has a version 'run1'") as raised:
+        edits.roll_out(treated, "run1", image="b@sha256:2", owner="weekly/run-2", at=NOW, settings={})
+    assert type(raised.value) is ConflictError

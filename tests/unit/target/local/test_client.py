@@ -112,8 +112,12 @@ async def test_an_error_without_a_text_is_named_by_its_kind(workspace: Workspace
         writer.transport.abort()
 
     async with await asyncio.start_unix_server(close, socket), LocalTarget.open(workspace) as target:
-        with pytest.raises(TargetUnavailableError, match=r"does not answer \(\w+Error\)"):
+        with pytest.raises(TargetUnavailableError, match=r"does not answer \(\w+Error\)") as raised:
             await target.endpoints()
+    # It may still run: `local up` alone would find the folder in use.
+    assert str(raised.value).endswith(
+        "end it with `controlled-rollout local down`, then start it with `controlled-rollout local up`"
+    )
 
 
 def test_importing_the_client_imports_no_server() -> None:
