@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -11,13 +12,26 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from controlled_rollout_scoring.log import write
-from controlled_rollout_scoring.responses import Response, internal_error
+from controlled_rollout_scoring.log import log, write
+from controlled_rollout_scoring.responses import (
+    InvalidResponse,
+    Response,
+    StreamFailed,
+    checked_headers,
+    checked_length,
+    checked_part,
+    checked_status,
+    close_body,
+    internal_error,
+    script_failed,
+)
 from controlled_rollout_scoring.settings import Settings
 
 STOCK_SERVER = "azureml_inference_server_http"
 # The stock server's exit code when a script cannot be served.
 CANNOT_SERVE = 3
+# Answers with these statuses have no body.
+WITHOUT_BODY = (204, 304)
 STOCK_LOGGER = logging.getLogger("azmlinfsrv")
 
 StartResponse = Callable[..., Any]
@@ -41,7 +55,11 @@ class Application:
         }
 
     def __call__(self, environ: dict[str, Any], body: bytes) -> Response:
-        """Score one request. An exception of the application is logged and becomes a 500."""
+        """Score one request; whatever a script does wrong is logged and becomes a 500.
+
+        Raises:
+            SystemExit: The script ends the process.
+        """
         environ.update(self._constant)
         environ["wsgi.input"] = io.BytesIO(body)
         started: list[Any] = []
@@ -51,44 +69,97 @@ class Application:
 
         try:
             result = self._wsgi(environ, start_response)
-            status, headers = int(started[0][:3]), started[1]
-            if any(name.lower() == "content-length" for name, _ in headers):
-                return Response(status, headers, _joined(result))
-            return Response(status, headers, iter(_Stream(result)))
-        except Exception:
-            write(f"the application failed:\n{traceback.format_exc()}")
+        except SystemExit:
+            raise
+        except BaseException as error:
+            _log_failure("the application failed", error)
             return internal_error()
+        try:
+            status, headers = started
+            return _response(environ["REQUEST_METHOD"], checked_status(status), checked_headers(headers), result)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            _log_failure("run() has returned what cannot be sent", error)
+            _close_quietly(result)
+            return script_failed()
 
 
-def _joined(result: Iterable[bytes]) -> bytes:
-    try:
-        return b"".join(result)
-    finally:
-        _close(result)
+def _response(method: str, status: int, headers: list[tuple[str, str]], result: Iterable[bytes]) -> Response:
+    """Return the response of the application; a body without a length is streamed, from its first bytes on."""
+    has_body = method != "HEAD" and status not in WITHOUT_BODY
+    names = {name.lower() for name, _ in headers}
+    if has_body and "content-length" not in names:
+        stream = Stream(result)
+        if stream.begin():
+            return Response(status, headers, stream)
+        result = ()
+    body = b"".join(map(checked_part, result)) if has_body else b""
+    close_body(result)
+    return Response(status, checked_length(headers, body, has_body=has_body), body)
 
 
-class _Stream:
-    """A streamed body that is closed at its end, or when the caller closes its connection."""
+class Stream:
+    """A script's streamed body. An exception in it is logged, and ends it as `StreamFailed`."""
 
-    def __init__(self, result: Iterable[bytes]) -> None:
+    def __init__(self, result: Iterable[object]) -> None:
         self._result = result
-        self._iterator = iter(result)
+        self._parts = iter(result)
+        self._first = b""
+
+    def begin(self) -> bool:
+        """Read up to the first bytes; False if there are none. The script's exception is raised as it is."""
+        self._first = self._next() or b""
+        return bool(self._first)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        return next(self._iterator)
+        if self._first:
+            part, self._first = self._first, b""
+            return part
+        try:
+            following = self._next()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            _log_failure("the streamed answer of run() failed: its connection is broken off", error)
+            raise StreamFailed from error
+        if following is None:
+            raise StopIteration
+        return following
+
+    def _next(self) -> bytes | None:
+        """Return the next part that is not empty; None at the end."""
+        for part in self._parts:
+            if checked := checked_part(part):
+                return checked
+        return None
 
     def close(self) -> None:
-        """Close the script's iterator; granian calls this when nothing more is sent."""
-        _close(self._result)
+        """Let the script's generator end."""
+        _close_quietly(self._result)
 
 
-def _close(result: Iterable[bytes]) -> None:
-    close = getattr(result, "close", None)
-    if close is not None:
-        close()
+def _close_quietly(result: object) -> None:
+    """Close what a script has returned; the answer is decided, so a failure is logged only."""
+    try:
+        close_body(result)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _log_failure("closing the answer of run() failed", error)
+
+
+def _log_failure(what: str, error: BaseException) -> None:
+    """Log a failure of the script, with its traceback where that says more than the message."""
+    # The script may have replaced or closed sys.stdout or sys.stderr: its caller gets an answer all the same.
+    with contextlib.suppress(Exception):
+        if isinstance(error, InvalidResponse):
+            log(f"{what}: {error}")
+        else:
+            write(f"{what}:\n{''.join(traceback.format_exception(error))}")
 
 
 def load(settings: Settings) -> Application:

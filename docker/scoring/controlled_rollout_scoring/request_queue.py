@@ -1,7 +1,7 @@
 """The queue of requests before a fixed number of scoring slots: bounded in length, every wait with an end.
 
-The server's threads admit requests; the threads that own the slots take and score them. Nothing in this module waits
-for a model, so refusals and time-outs are answered while every slot is busy.
+The server's thread puts requests into it; the threads that own the slots take and score them. Nothing in this module
+waits for a model, so refusals and time-outs are answered while every slot is busy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from controlled_rollout_scoring.responses import Response, queue_full, timed_out, waited_too_long
+from controlled_rollout_scoring.responses import Response, close_body, queue_full, timed_out, waited_too_long
 
-# Sends a response to one caller; the first one counts, later ones are dropped.
+# Sends a response to one caller; the first one counts, a later one ends a streamed one.
 Reply = Callable[[Response], None]
 
 
@@ -61,32 +61,31 @@ class RequestQueue:
         # One token for each request that began to wait (True), and one for each scoring thread to stop (False).
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._admitted = 0
+        # Requests that are being read; only the server's thread changes it. They take no place: slow callers would
+        # keep others out.
+        self.reading = 0
 
     @property
     def in_flight(self) -> int:
-        """Requests that are admitted and not answered: being read, waiting or being scored."""
-        return self._admitted
+        """Requests that are not answered: being read, waiting or being scored."""
+        return self.reading + self._admitted
 
-    def admit(self, reply: Reply) -> bool:
-        """Reserve a place for a request whose body is still to be read, or answer it 503 when the queue is full."""
-        with self._lock:
-            if self._admitted < self._capacity:
-                self._admitted += 1
-                return True
-        reply(queue_full(self._capacity))
-        return False
-
-    def release(self) -> None:
-        """Give back the place of an admitted request that is never put into the queue."""
-        with self._lock:
-            self._admitted -= 1
+    def refusal(self) -> Response | None:
+        """Return the 503 for a request that begins to arrive while the queue is full; None if there is a place."""
+        return queue_full(self._capacity) if self._admitted >= self._capacity else None
 
     def put(self, request: Request) -> None:
-        """Put an admitted request into the queue."""
+        """Put a request that was read into the queue, or answer it 503 when the queue is full."""
         request.arrived = self._clock()
         with self._lock:
-            self._waiting.append(request)
-        self._tokens.put(True)
+            full = self._admitted >= self._capacity
+            if not full:
+                self._admitted += 1
+                self._waiting.append(request)
+        if full:
+            request.reply(queue_full(self._capacity))
+        else:
+            self._tokens.put(True)
 
     def take(self) -> Request | None:
         """Wait for the next request to score and return it; None when the thread has to stop."""
@@ -109,12 +108,18 @@ class RequestQueue:
         return None
 
     def complete(self, request: Request, response: Response) -> None:
-        """Answer a request that was scored, and free its slot; after its deadline the answer is a time-out."""
+        """Answer a request that was scored, and free its slot; after its deadline the answer is a time-out.
+
+        A streamed answer is sent here, and the slot is free at its end.
+        """
         late = self._clock() >= request.deadline
+        if late:
+            close_body(response.body)
         request.reply(timed_out(self._scoring_timeout_s) if late else response)
         with self._lock:
-            self._scoring.discard(request)
-            self._admitted -= 1
+            if request in self._scoring:
+                self._scoring.discard(request)
+                self._admitted -= 1
 
     def stop(self, threads: int) -> None:
         """Make `take` return None in so many threads, once the queue is empty."""

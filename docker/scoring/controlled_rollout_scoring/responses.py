@@ -1,9 +1,13 @@
-"""The responses that the runtime gives by itself, in the stock server's form: a JSON object with a message."""
+"""What is sent to a caller: the answers that the runtime gives by itself, and the check of those that a script gives.
+
+The runtime's own answers have the stock server's form: a JSON object with a message.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -15,15 +19,118 @@ class Response(NamedTuple):
     body: bytes | Iterator[bytes]
 
 
+class InvalidResponse(Exception):
+    """A script's answer cannot be sent with HTTP; the message says what of it."""
+
+
+class StreamFailed(Exception):
+    """A script's streamed body raised an exception, which is in the log."""
+
+
 HEALTHY = Response(200, [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", "7")], b"Healthy")
+# They belong to one connection, not to an answer: the stock server leaves them out as well (RFC 9110, 7.6.1).
+HOP_BY_HOP = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+# Envoy takes no answer with more, by default.
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 60 * 1024
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Visible characters of latin-1; spaces and tabs not at the ends (RFC 9110, 5.5).
+FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 
 
-def _message(status: int, message: str) -> Response:
+def checked_status(status: str) -> int:
+    """Return the number of a WSGI status such as `200 OK`.
+
+    Raises:
+        InvalidResponse: It is not the status of an answer.
+    """
+    code = status.split(" ", 1)[0] if isinstance(status, str) else ""
+    if not re.fullmatch("[2-5][0-9][0-9]", code, re.ASCII):
+        raise InvalidResponse(f"the status {status!r} is not in 200 … 599")
+    return int(code)
+
+
+def checked_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return a script's headers without those of the connection, and without spaces around values.
+
+    Raises:
+        InvalidResponse: A name or a value cannot be sent, or there are too many.
+    """
+    sent = []
+    for name, value in headers:
+        if not (isinstance(name, str) and TOKEN.fullmatch(name)):
+            raise InvalidResponse(f"a header's name is {name!r}: it may have letters, digits and hyphens")
+        if not isinstance(value, str):
+            raise InvalidResponse(f"the header {name} is {value!r}: it has to be text")
+        stripped = value.strip(" \t")
+        if not FIELD_VALUE.fullmatch(stripped):
+            raise InvalidResponse(f"the header {name} has a character that is not sent in headers: {value[:200]!r}")
+        if name.lower() not in HOP_BY_HOP:
+            sent.append((name, stripped))
+    size = sum(len(name) + len(value) + 4 for name, value in sent)
+    if len(sent) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        raise InvalidResponse(
+            f"there are {len(sent)} headers of {size:,} bytes: at most {MAX_HEADERS} of {MAX_HEADER_BYTES:,} are taken"
+        )
+    return sent
+
+
+def checked_length(headers: list[tuple[str, str]], body: bytes, *, has_body: bool) -> list[tuple[str, str]]:
+    """Return the headers with exactly one `Content-Length`, the body's; without a body, as the script said.
+
+    Args:
+        headers: Headers that `checked_headers` has returned.
+        body: The whole body.
+        has_body: Whether an answer of this kind has a body: not to HEAD, and not with status 204 or 304.
+
+    Raises:
+        InvalidResponse: The script said another length.
+    """
+    said = {value for name, value in headers if name.lower() == "content-length"}
+    if has_body and said - {str(len(body))}:
+        raise InvalidResponse(f"Content-Length is {', '.join(sorted(said))}, and the body has {len(body):,} bytes")
+    others = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    if has_body:
+        return [*others, ("Content-Length", str(len(body)))]
+    return others
+
+
+def checked_part(part: object) -> bytes:
+    """Return a part of a script's body as bytes.
+
+    Raises:
+        InvalidResponse: It is of another type.
+    """
+    if isinstance(part, (bytes, bytearray, memoryview)):
+        return bytes(part)
+    raise InvalidResponse(f"a part of the body is of type {type(part).__name__}: it has to be bytes")
+
+
+def close_body(body: object) -> None:
+    """Close a streamed body, so that a script's generator ends."""
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+def _message(status: int, message: str, *, run_failed: bool = False) -> Response:
     body = json.dumps({"message": message}).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
-        ("x-ms-run-function-failed", "False"),
+        ("x-ms-run-function-failed", str(run_failed)),
     ]
     return Response(status, headers, body)
 
@@ -33,6 +140,11 @@ def queue_full(capacity: int) -> Response:
     return _message(503, f"overloaded: {capacity} requests are being scored or wait for a slot already")
 
 
+def bodies_full(max_bytes: int) -> Response:
+    """Return the 503 for a body that does not fit into the memory for bodies."""
+    return _message(503, f"overloaded: requests with bodies of {max_bytes:,} bytes are being read or wait already")
+
+
 def waited_too_long(max_wait_s: float) -> Response:
     """Return the 503 for a request that no slot became free for in time."""
     return _message(503, f"overloaded: the request waited {max_wait_s * 1000:g} ms for a slot")
@@ -40,7 +152,7 @@ def waited_too_long(max_wait_s: float) -> Response:
 
 def timed_out(scoring_timeout_s: float) -> Response:
     """Return the 504 for a request whose `run()` took too long."""
-    return _message(504, f"Scoring timeout after {scoring_timeout_s * 1000:g} ms")
+    return _message(504, f"Scoring timeout after {scoring_timeout_s * 1000:g} ms", run_failed=True)
 
 
 def too_large(max_body_bytes: int) -> Response:
@@ -48,9 +160,20 @@ def too_large(max_body_bytes: int) -> Response:
     return _message(413, f"the request's body exceeds {max_body_bytes:,} bytes")
 
 
-def incomplete(content_length: int) -> Response:
-    """Return the 400 for a body that ended before its `Content-Length`."""
-    return _message(400, f"the request's body ended before its {content_length:,} bytes")
+def too_slow() -> Response:
+    """Return the 408 for a request that arrives too slowly."""
+    return _message(408, "the request did not arrive in time")
+
+
+def malformed(status: int, reason: str) -> Response:
+    """Return the refusal of what is not an HTTP/1.1 request, or not a whole one."""
+    return _message(status, f"the request cannot be read: {reason}")
+
+
+def script_failed() -> Response:
+    """Return the 500 for a failure of the script."""
+    message = "An unexpected error occurred in scoring script. Check the logs for more info."
+    return _message(500, message, run_failed=True)
 
 
 def internal_error() -> Response:

@@ -1,113 +1,107 @@
-"""An adapter to granian's HTTP server. It uses granian's private interfaces, which is why the version is pinned.
+"""The HTTP server of a worker: a thread with an event loop of its own, which reads requests and sends answers.
 
-granian's own WSGI loop keeps a Python thread for each request in flight and responds when that thread returns. Here a
-request goes into the queue at once, and the thread that scores it responds later: the model runs in the main thread, as
-it does in the stock server, and the server's threads stay free for liveness and refusals.
+The model runs in other threads (in the main thread, if it takes one request at a time, as in the stock server), so
+liveness and refusals are answered while it is busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
-from typing import Any
+import time
+import traceback
 
-from granian._futures import _new_cbscheduler
-from granian._granian import SocketHolder, WorkerSignal, WSGIWorker
-from granian.http import HTTP1Settings
-
-from controlled_rollout_scoring.request_queue import Request, RequestQueue
-from controlled_rollout_scoring.responses import HEALTHY, Response, incomplete, too_large
+from controlled_rollout_scoring.connection import Connection
+from controlled_rollout_scoring.log import write
+from controlled_rollout_scoring.request_queue import RequestQueue
 from controlled_rollout_scoring.settings import BACKLOG, Settings
 
-READ_SIZE = 1 << 20
-# Longer than the router keeps idle connections: if this end closed first, a request could be lost on the way.
-IDLE_TIMEOUT_MS = 2 * 60 * 60 * 1000
 MAX_CONNECTIONS = 4096
+CHECK_INTERVAL_S = 1.0
 
 
 class Server:
-    """Listens on a socket, reads requests and puts them into the queue; starts when it is created."""
+    """Listens on a socket, reads requests and puts them into the queue; starts when it is created.
+
+    Attributes:
+        loop: The event loop of the server's thread.
+        requests: The queue.
+        max_body_bytes: The largest request body.
+        max_held_bytes: The most bytes of bodies that are held at a time: read in part, waiting, or being scored.
+        held_bytes: How many are.
+        closing: Whether connections are closed after the answer that they wait for.
+    """
 
     def __init__(self, listener: socket.socket, requests: RequestQueue, settings: Settings) -> None:
-        self._requests = requests
-        self._max_body_bytes = settings.max_body_bytes
-        self._signal = WorkerSignal()
+        self.requests = requests
+        self.max_body_bytes = settings.max_body_bytes
+        # Enough for the largest ones in every slot, and for as many that are being read meanwhile.
+        self.max_held_bytes = 2 * settings.max_body_bytes * settings.slots
+        self.held_bytes = 0
+        self.closing = False
+        self._connections: set[Connection] = set()
+        self._listening: asyncio.Server | None = None
         self._closed = threading.Event()
-        self._signal.add_cb(self._closed.set)
-        unix = listener.family == socket.AF_UNIX
-        # Every admitted request may hold a thread with a slow upload; two more answer liveness and refusals meanwhile.
-        threads = settings.slots + settings.queue_length + 2
+        # Not the policy's loop: the script may have installed another one for itself.
+        self.loop = asyncio.SelectorEventLoop()
+        listener.setblocking(False)
         listener.listen(BACKLOG)
-        holder = SocketHolder(listener.detach(), unix, BACKLOG)
-        http1 = HTTP1Settings(header_read_timeout=IDLE_TIMEOUT_MS)
-        worker = WSGIWorker(
-            1, (None, holder), None, 1, 1, threads, 30, MAX_CONNECTIONS, "1", http1, None, None, *NO_TLS, (None, None)
-        )
-        # granian's scheduler asks for an event loop; for WSGI it never runs it.
-        self._loop = asyncio.new_event_loop()
-        serve = worker.serve_mtr_uds if unix else worker.serve_mtr
-        serve(_new_cbscheduler(self._loop, self._receive, impl_asyncio=True), self._loop, self._signal)
+        threading.Thread(target=self._serve, args=(listener,), name="server", daemon=True).start()
 
     def close(self) -> None:
-        """Refuse new connections, and close each open one after the response that it waits for."""
-        self._signal.set()
+        """Refuse new connections, and close each open one after the answer that it waits for."""
+        self.loop.call_soon_threadsafe(self._close)
 
     def wait_closed(self, timeout_s: float) -> bool:
         """Wait until all connections are closed; False if some are still open after so many seconds."""
         return self._closed.wait(timeout_s)
 
-    def _receive(self, protocol: Any, environ: dict[str, Any]) -> None:
-        """Read a request and put it into the queue. granian calls this in one of its threads after the headers."""
+    def opened(self, connection: Connection) -> None:
+        """Keep a connection that a caller has opened, unless there are too many."""
+        self._connections.add(connection)
+        if self.closing or len(self._connections) > MAX_CONNECTIONS:
+            connection.stop()
 
-        def reply(response: Response) -> None:
-            if isinstance(response.body, bytes):
-                protocol.response_bytes(response.status, response.headers, response.body)
-            else:
-                protocol.response_iter(response.status, response.headers, response.body)
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        self._connections.discard(connection)
+        self._set_closed_if_so()
 
-        if environ["PATH_INFO"] == "/" and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            reply(HEALTHY)
-            return
-        if not self._requests.admit(reply):
-            return
+    def _serve(self, listener: socket.socket) -> None:
+        """Run the event loop, forever; without it the process would be of no use."""
         try:
-            body = self._read_body(environ)
-            if isinstance(body, Response):
-                reply(body)
-                self._discard_body(environ)
+            self.loop.run_until_complete(self._start(listener))
+            self.loop.run_forever()
         except BaseException:
-            self._requests.release()
-            raise
-        if isinstance(body, Response):
-            self._requests.release()
+            write(f"the HTTP server failed:\n{traceback.format_exc()}")
+        os._exit(1)
+
+    async def _start(self, listener: socket.socket) -> None:
+        if listener.family == socket.AF_UNIX:
+            self._listening = await self.loop.create_unix_server(
+                lambda: Connection(self), sock=listener, backlog=BACKLOG
+            )
         else:
-            self._requests.put(Request(environ, body, reply))
+            self._listening = await self.loop.create_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
+        self._check_times()
 
-    def _read_body(self, environ: dict[str, Any]) -> bytes | Response:
-        """Return the request's body, or the refusal of one that is too large or incomplete."""
-        stream = environ["wsgi.input"]
-        content_length = environ.get("CONTENT_LENGTH")
-        if content_length is not None:
-            if int(content_length) > self._max_body_bytes:
-                return too_large(self._max_body_bytes)
-            body = bytes(stream.read()) if content_length != "0" else b""
-            return body if len(body) == int(content_length) else incomplete(int(content_length))
-        if "HTTP_TRANSFER_ENCODING" not in environ:
-            return b""
-        chunks = bytearray()
-        while chunk := stream.read(READ_SIZE):
-            chunks += chunk
-            if len(chunks) > self._max_body_bytes:
-                return too_large(self._max_body_bytes)
-        environ["CONTENT_LENGTH"] = str(len(chunks))
-        return bytes(chunks)
+    def _check_times(self) -> None:
+        """End what has taken too long, again and again."""
+        now = time.monotonic()
+        for connection in list(self._connections):
+            connection.check_time(now)
+        self.loop.call_later(CHECK_INTERVAL_S, self._check_times)
 
-    def _discard_body(self, environ: dict[str, Any]) -> None:
-        """Read on after a refusal, at most `max_body_bytes`: closing during an upload would lose the response."""
-        stream, remaining = environ["wsgi.input"], self._max_body_bytes
-        while remaining > 0 and (chunk := stream.read(READ_SIZE)):
-            remaining -= len(chunk)
+    def _close(self) -> None:
+        self.closing = True
+        if self._listening is not None:
+            self._listening.close()
+        for connection in list(self._connections):
+            connection.stop()
+        self._set_closed_if_so()
 
-
-NO_TLS: tuple[Any, ...] = (False, None, None, None, "tls1.3", None, [], False)
+    def _set_closed_if_so(self) -> None:
+        if self.closing and not self._connections:
+            self._closed.set()

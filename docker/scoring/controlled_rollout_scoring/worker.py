@@ -16,7 +16,7 @@ from controlled_rollout_scoring.application import Application, load
 from controlled_rollout_scoring.log import log
 from controlled_rollout_scoring.processes import close_connections, signal_at_parent_death
 from controlled_rollout_scoring.request_queue import RequestQueue
-from controlled_rollout_scoring.responses import internal_error
+from controlled_rollout_scoring.responses import script_failed
 from controlled_rollout_scoring.server import Server
 from controlled_rollout_scoring.settings import Settings
 
@@ -65,10 +65,11 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     threading.Thread(target=_expire, args=(requests,), name="expire", daemon=True).start()
     if settings.slots == 1:
         # In the main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
-        _score(application, requests)
+        _score(application, requests, server)
     else:
         threads = [
-            threading.Thread(target=_score, args=(application, requests), name="score") for _ in range(settings.slots)
+            threading.Thread(target=_score, args=(application, requests, server), name="score")
+            for _ in range(settings.slots)
         ]
         for thread in threads:
             thread.start()
@@ -91,17 +92,19 @@ def _leave_to_parent(listener_name: object, channel: socket.socket) -> None:
     close_connections(listener_name)
 
 
-def _score(application: Application, requests: RequestQueue) -> None:
+def _score(application: Application, requests: RequestQueue, server: Server) -> None:
     """Score requests in this thread until the queue is stopped."""
     while (request := requests.take()) is not None:
         try:
-            response = application(request.environ, request.body)
+            # A streamed answer is made while it is sent.
+            requests.complete(request, application(request.environ, request.body))
         except BaseException as error:
             # sys.exit() in run(): the stock server loses the worker too.
-            requests.complete(request, internal_error())
+            requests.complete(request, script_failed())
             log(f"run() ended the process: {error!r}")
+            server.close()
+            server.wait_closed(IDLE_TIMEOUT_S)
             os._exit(1)
-        requests.complete(request, response)
 
 
 def _expire(requests: RequestQueue) -> None:

@@ -1,6 +1,6 @@
 """Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides.
 
-A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables.
+A request `{"sleep_s": 1}` takes that long.
 """
 
 import json
@@ -20,14 +20,12 @@ def init() -> None:
     print("loaded", behaviour["version"])  # noqa: T201 - what a model prints is its log
 
 
-def run(data: str) -> dict[str, object]:
+def run(data: str) -> dict[str, str]:
     global requests
     requests += 1
     if behaviour["dies_after"] and requests > behaviour["dies_after"]:
         os._exit(70)
-    asked = json.loads(data or "{}")
-    time.sleep(behaviour["delay_ms"] / 1000 + asked.get("sleep_s", 0))
+    time.sleep(behaviour["delay_ms"] / 1000 + json.loads(data or "{}").get("sleep_s", 0))
     if random.random() < behaviour["failing_share"]:
         raise RuntimeError("injected: this request fails")
-    variables = {name: os.environ.get(name) for name in asked.get("variables", ())}
-    return {"version": behaviour["version"], "data": data, "variables": variables}
+    return {"version": behaviour["version"], "data": data}

@@ -39,8 +39,7 @@ def arrive(queue: RequestQueue) -> tuple[Request, Caller]:
     """Let one request arrive; it is put into the queue unless the queue is full."""
     caller = Caller()
     request = Request({}, b"", caller)
-    if queue.admit(caller):
-        queue.put(request)
+    queue.put(request)
     return request, caller
 
 
@@ -69,12 +68,24 @@ def test_completed_request_frees_its_place(clock: Clock) -> None:
     assert (first.status, refused.status, second.status) == (200, 503, 200)
 
 
-def test_released_request_frees_its_place(clock: Clock) -> None:
+def test_request_that_is_being_read_takes_no_place_and_is_in_flight(clock: Clock) -> None:
     queue = RequestQueue(1, 0, 0.5, 60, clock)
-    queue.admit(Caller())
-    queue.release()
+    queue.reading += 1
+    _, caller = arrive(queue)
 
-    assert queue.in_flight == 0
+    assert queue.in_flight == 2
+    assert caller.status is None
+
+
+def test_full_queue_refuses_a_request_before_it_is_read(clock: Clock) -> None:
+    queue = RequestQueue(1, 0, 0.5, 60, clock)
+    free = queue.refusal()
+    arrive(queue)
+    full = queue.refusal()
+
+    assert free is None
+    assert full is not None
+    assert full.status == 503
 
 
 def test_expire_returns_the_time_until_the_first_wait_is_over(clock: Clock) -> None:

@@ -1,0 +1,99 @@
+"""One request's way to its answer, from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from controlled_rollout_scoring.responses import Response, StreamFailed, close_body, script_failed
+
+if TYPE_CHECKING:
+    from controlled_rollout_scoring.connection import Connection
+
+
+class Exchange:
+    """Answers one request when it is called. The first answer counts, and later ones are dropped.
+
+    An answer that is given while a streamed one is being sent breaks that one off: its time is over.
+
+    Args:
+        connection: Where the request came from.
+        loop: The loop of the server's thread.
+        buffers: Read a streamed body to its end before it is sent. An HTTP/1.0 caller takes the end of the connection
+            for the end of the body: it could not be told of a failure.
+    """
+
+    __slots__ = ("_answered", "_broken", "_buffers", "_connection", "_lock", "_loop", "_ready")
+
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, buffers: bool) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._buffers = buffers
+        self._lock = threading.Lock()
+        self._answered = False
+        # Set when the connection takes the next part of a streamed body; None for an answer in one piece.
+        self._ready: threading.Event | None = None
+        self._broken = False
+
+    def __call__(self, response: Response) -> None:
+        """Answer the request; a streamed body is read and sent in the calling thread, until its end."""
+        with self._lock:
+            first, self._answered = not self._answered, True
+            if first and not isinstance(response.body, bytes) and not self._buffers:
+                self._ready = threading.Event()
+        if not first:
+            close_body(response.body)
+            if self._ready is not None:
+                self._call(self._connection.break_off)
+        elif self._ready is not None:
+            self._stream(response, self._ready)
+        else:
+            self._call(self._connection.answer, _in_one_piece(response))
+
+    def set_ready(self) -> None:
+        """Let the next part of a streamed body be sent."""
+        if self._ready is not None:
+            self._ready.set()
+
+    def set_broken(self) -> None:
+        """Let a streamed body end: nothing more can be sent."""
+        self._broken = True
+        self.set_ready()
+
+    def _stream(self, response: Response, ready: threading.Event) -> None:
+        """Send a streamed body part by part, each when the connection has taken the one before."""
+        self._call(self._connection.begin, response)
+        try:
+            for part in cast("Iterator[bytes]", response.body):
+                ready.wait()
+                if self._broken:
+                    return
+                ready.clear()
+                self._call(self._connection.send_part, part)
+            self._call(self._connection.finish)
+        except StreamFailed:
+            self._call(self._connection.break_off)
+        finally:
+            close_body(response.body)
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        """Call one of the connection's functions in the server's thread."""
+        try:
+            self._loop.call_soon_threadsafe(function, self, *arguments)
+        except RuntimeError:
+            # The loop has ended, and every connection with it.
+            self.set_broken()
+
+
+def _in_one_piece(response: Response) -> Response:
+    """Read a streamed body to its end."""
+    if isinstance(response.body, bytes):
+        return response
+    try:
+        return response._replace(body=b"".join(response.body))
+    except StreamFailed:
+        return script_failed()
+    finally:
+        close_body(response.body)
