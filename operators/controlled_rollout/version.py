@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from controlled_rollout.environment_variables import EnvironmentVariables
 from controlled_rollout.errors import EndpointError
 
 __all__ = ["SET_BY_STEPS", "Name", "Value", "Version", "VersionType", "check_name", "check_settings"]
@@ -126,6 +127,8 @@ class Version(Value):
         replica_max_concurrent_requests: Requests that one replica scores at the same time.
         max_request_wait_time: Milliseconds that a request may wait for a replica before it is answered 503.
         worker_count: Scoring processes in one replica.
+        environment_variables: What the script finds in its environment, by name: a text, or `{"secret": …, "key": …}`
+            for a key of a secret.
         period_seconds, timeout_seconds, success_threshold, failure_threshold: The liveness probe.
         initial_delay_seconds: How long `init()` may take before the version counts as failed.
         collect_model_data: Whether inputs and predictions are kept.
@@ -161,6 +164,7 @@ class Version(Value):
     replica_max_concurrent_requests: PositiveInt = 1
     max_request_wait_time: PositiveInt = 500
     worker_count: PositiveInt = 1
+    environment_variables: EnvironmentVariables = {}
 
     period_seconds: PositiveInt = 10
     initial_delay_seconds: PositiveInt = 310

@@ -184,6 +184,11 @@ class Workspace(BaseModel):
         return self.root / "endpoints"
 
     @property
+    def secrets_folder(self) -> Path:
+        """The folder with one file per secret, which holds its values by key."""
+        return self.root / "secrets"
+
+    @property
     def records_folder(self) -> Path:
         """The folder with the record of decisions of each endpoint."""
         return self.root / "records"

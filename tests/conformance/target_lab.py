@@ -102,15 +102,21 @@ class TargetLab:
             raise AssertionError(f"not within {MAX_WAIT}: {what}") from error
 
     async def ask(
-        self, endpoint: Endpoint, *, key: str | None = None, version: str | None = None, sleep_s: float = 0.0
+        self,
+        endpoint: Endpoint,
+        *,
+        key: str | None = None,
+        version: str | None = None,
+        sleep_s: float = 0.0,
+        variables: Sequence[str] = (),
     ) -> Answer:
-        """Send one request, on a connection of its own."""
+        """Send one request, on a connection of its own: it may take long, or ask for environment variables."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         if version:
             headers[VERSION_HEADER] = version
         url = (await self.target.status(endpoint.name)).url
         async with httpx.AsyncClient(timeout=30) as caller:
-            answer = await caller.post(url, json={"sleep_s": sleep_s}, headers=headers)
+            answer = await caller.post(url, json={"sleep_s": sleep_s, "variables": variables}, headers=headers)
         return Answer(answer.status_code, answer.headers.get(VERSION_HEADER, ""), answer.text)
 
     @asynccontextmanager

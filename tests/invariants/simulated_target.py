@@ -224,6 +224,9 @@ class SimulatedTarget(KeylessTarget):
     async def scale(self, name: str, version: str, replicas: int) -> None:
         self._check()
 
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        raise NotImplementedError
+
     async def delete(self, name: str, change: Change) -> None:
         await self.before("delete")
         self._check()

@@ -1,6 +1,7 @@
 """The command line on a real local workspace: a whole rollout by hand, and its output."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -137,6 +138,29 @@ def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell
     assert primary[1] not in before.values()
     assert secondary == ["secondary", before["secondary"]]
     assert shell("endpoint", "score", name, "--data", "{}")[0] == 0
+
+
+def test_environment_variables_and_a_secret_from_stdin_reach_the_script(
+    lab: Lab, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import os\ndef init(): pass\ndef run(data): return [os.environ['A'], os.environ['B'], os.environ['TOKEN']]"
+    )
+    deploy = ("deploy", "with-variables", "one", "--image", image(lab, script=script), *ONE_REPLICA)
+    variables = ("--set", "environment_variables={A: text}", "--env", "B=x=y", "--secret-env", "TOKEN=store/token")
+    code, _, refusal = shell(*deploy, *variables)
+    monkeypatch.setattr("sys.stdin", io.StringIO("s3cret\n"))
+
+    stored = shell("secret", "store", "token")
+    deployed = shell(*deploy, *variables)
+
+    assert (code, "controlled-rollout secret store token" in refusal) == (1, True)
+    assert (stored[0], deployed[0]) == (0, 0)
+    assert json.loads(shell("endpoint", "score", "with-variables", "--data", "{}")[1]) == ["text", "x=y", "s3cret"]
+    shown = shell("status", "with-variables", "--json")[1]
+    assert not [text for text in (*stored[1:], *deployed[1:], shown) if "s3cret" in text]
+    file = lab.workspace.secrets_folder / "store.json"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 def test_a_version_that_crashes_fails_the_command_and_leaves_its_log(lab: Lab, shell: Shell) -> None:

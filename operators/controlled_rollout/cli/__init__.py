@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from controlled_rollout.cli import endpoint, image, machine, record, rollout
+from controlled_rollout.cli import endpoint, image, machine, record, rollout, secret
 from controlled_rollout.errors import ControlledRolloutError
 
 __all__ = ["command_parser", "main"]
@@ -43,6 +43,7 @@ def command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     rollout.add_to(commands)
     endpoint.add_to(commands)
+    secret.add_to(commands)
     record.add_to(commands)
     image.add_to(commands)
     machine.add_to(commands)

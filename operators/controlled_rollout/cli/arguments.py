@@ -12,7 +12,16 @@ from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Commands", "add_root_option", "add_workspace_options", "caller", "duration", "port", "workspace_of"]
+__all__ = [
+    "Commands",
+    "add_root_option",
+    "add_workspace_options",
+    "caller",
+    "duration",
+    "environment_variable",
+    "port",
+    "workspace_of",
+]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -84,3 +93,19 @@ def port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")
     return int(text)
+
+
+def environment_variable(text: str) -> tuple[str, str]:
+    """Parse an option's value `NAME=VALUE`, or `NAME` for this process's own value, as a variable (argparse type).
+
+    Raises:
+        argparse.ArgumentTypeError: The text has no name, or this process has no such variable.
+    """
+    name, separator, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    if separator:
+        return name, value
+    if name not in os.environ:
+        raise argparse.ArgumentTypeError(f"{name} is not set here: give {name}=VALUE, or export it")
+    return name, os.environ[name]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controlled_rollout.cli.arguments import Commands, add_root_option, duration, port
+from controlled_rollout.cli.arguments import Commands, add_root_option, duration, environment_variable, port
 from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.view import print_endpoint, print_line
 from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
@@ -61,6 +61,14 @@ def _add_score_command(commands: Commands) -> None:
         action="append",
         default=[],
         help="a model's files; may be repeated",
+    )
+    score.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        type=environment_variable,
+        action="append",
+        default=[],
+        help="an environment variable for the script; without a value the caller's own; may be repeated",
     )
     add_root_option(score)
     score.set_defaults(run=_run_score)
@@ -147,6 +155,7 @@ def _run_score(options: argparse.Namespace) -> int:
             environment=options.environment,
             models=[ModelSource(name, path) for name, path in options.model],
             entry_script=options.entry_script,
+            environment_variables=dict(options.env),
         )
     except WorkspaceError as error:
         # A port that is in use has the same exit code in all commands that listen on one.

@@ -7,7 +7,14 @@ from typing import Any
 
 import yaml
 
-from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
+from controlled_rollout.cli.arguments import (
+    Commands,
+    add_workspace_options,
+    caller,
+    duration,
+    environment_variable,
+    workspace_of,
+)
 from controlled_rollout.cli.view import print_line
 from controlled_rollout.defaults import (
     CONFLICT_TIMEOUT,
@@ -83,6 +90,22 @@ def _add_deploy_command(commands: Commands) -> None:
         help="a field of the version, such as cpu_cores=0.5; may be repeated",
     )
     roll_out.add_argument(
+        "--env",
+        metavar="NAME=VALUE",
+        type=environment_variable,
+        action="append",
+        default=[],
+        help="an environment variable for the script; may be repeated",
+    )
+    roll_out.add_argument(
+        "--secret-env",
+        metavar="NAME=SECRET/KEY",
+        type=_secret_variable,
+        action="append",
+        default=[],
+        help="an environment variable from a key of a secret, see the command secret; may be repeated",
+    )
+    roll_out.add_argument(
         "--auth",
         choices=[str(auth) for auth in Auth],
         default=str(Auth.KEY),
@@ -108,6 +131,9 @@ def _run_deploy(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
     from controlled_rollout.image.reference import ImageReference
 
+    settings = dict(options.settings or ())
+    if variables := dict([*options.env, *options.secret_env]):
+        settings["environment_variables"] = {**(settings.get("environment_variables") or {}), **variables}
     rolled_out = steps.roll_out(
         workspace_of(options),
         options.endpoint,
@@ -115,7 +141,7 @@ def _run_deploy(options: argparse.Namespace) -> int:
         image=str(ImageReference.parse(options.image)),
         owner=caller(),
         auth=Auth(options.auth),
-        settings=dict(options.settings or ()),
+        settings=settings,
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **_step_options(options),
     )
@@ -172,6 +198,15 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
 
     change = Change(who=caller(), why=options.reason)
     return {"change": change, "timeout": options.timeout, "progress": print_line}
+
+
+def _secret_variable(text: str) -> tuple[str, dict[str, str]]:
+    """Parse the value of `--secret-env`, `NAME=SECRET/KEY`, into name and reference (argparse type)."""
+    name, _, reference = text.partition("=")
+    secret, separator, key = reference.partition("/")
+    if not (name and secret and separator and key):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SECRET/KEY")
+    return name, {"secret": secret, "key": key}
 
 
 def _field_and_value(text: str) -> tuple[str, Any]:

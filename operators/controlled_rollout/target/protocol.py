@@ -252,6 +252,20 @@ class Target(Protocol):
         """
         ...
 
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        """Store values in a secret, which versions name in `environment_variables`; other keys of it stay.
+
+        A version gets a changed value when its replicas start.
+
+        Args:
+            name: The secret's name; it is made if there is none.
+            values: The values, by key.
+
+        Raises:
+            EndpointError: A name is not valid, or the secret exists and is not one of ours.
+        """
+        ...
+
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; if there is no such endpoint, do nothing."""
         ...

@@ -1,13 +1,22 @@
 """What every target refuses, and the errors that say so. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
+from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["already_stored", "check_replicas", "check_supported", "conflict_error", "not_found_error"]
+__all__ = [
+    "already_stored",
+    "check_replicas",
+    "check_secret_keys",
+    "check_supported",
+    "conflict_error",
+    "new_references",
+    "not_found_error",
+]
 
 MAX_REPLICAS: Final = 100
 
@@ -75,3 +84,41 @@ def check_replicas(version: str, replicas: int) -> None:
         raise EndpointError(
             f"version {version!r} cannot run with {replicas} replicas: ask for 1 to {MAX_REPLICAS}, or delete it"
         )
+
+
+def new_references(endpoint: Endpoint, newest: Endpoint | None) -> dict[SecretReference, str]:
+    """Return the keys of secrets that versions name and those of the newest revision do not, each with a version."""
+    known = set(_references(newest)) if newest else set()
+    return {reference: version for reference, version in _references(endpoint).items() if reference not in known}
+
+
+def _references(endpoint: Endpoint) -> dict[SecretReference, str]:
+    """Return the keys of secrets that an endpoint's versions name, each with the name of such a version."""
+    return {
+        value: version.name
+        for version in endpoint.versions.values()
+        for value in version.environment_variables.values()
+        if isinstance(value, SecretReference)
+    }
+
+
+def check_secret_keys(reference: SecretReference, version: str, keys: Collection[str] | None, where: str) -> None:
+    """Raise EndpointError if a secret that a version names does not exist, or does not have the key.
+
+    Args:
+        reference: What the version names.
+        version: The version's name.
+        keys: The keys of the secret; None if there is no secret of that name.
+        where: Where it was looked for, such as `in namespace models`.
+
+    Raises:
+        EndpointError: There is no such secret, or no such key in it.
+    """
+    if keys is not None and reference.key in keys:
+        return
+    found = "there is no such secret" if keys is None else f"it has {', '.join(sorted(keys)) or 'no keys'}"
+    raise EndpointError(
+        f"version {version!r} takes an environment variable from the key {reference.key!r} of the secret "
+        f"{reference.secret!r}, and {where} {found}: store it with "
+        f"`controlled-rollout secret {reference.secret} {reference.key}`, which reads the value from stdin"
+    )

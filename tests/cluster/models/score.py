@@ -1,6 +1,6 @@
 """Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides.
 
-A request `{"sleep_s": 1}` takes that long.
+A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables.
 """
 
 import json
@@ -20,12 +20,14 @@ def init() -> None:
     print("loaded", behaviour["version"])  # noqa: T201 - what a model prints is its log
 
 
-def run(data: str) -> dict[str, str]:
+def run(data: str) -> dict[str, object]:
     global requests
     requests += 1
     if behaviour["dies_after"] and requests > behaviour["dies_after"]:
         os._exit(70)
-    time.sleep(behaviour["delay_ms"] / 1000 + json.loads(data or "{}").get("sleep_s", 0))
+    asked = json.loads(data or "{}")
+    time.sleep(behaviour["delay_ms"] / 1000 + asked.get("sleep_s", 0))
     if random.random() < behaviour["failing_share"]:
         raise RuntimeError("injected: this request fails")
-    return {"version": behaviour["version"], "data": data}
+    variables = {name: os.environ.get(name) for name in asked.get("variables", ())}
+    return {"version": behaviour["version"], "data": data, "variables": variables}

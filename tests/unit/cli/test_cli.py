@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import re
 import shlex
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from controlled_rollout.cli import command_parser, main
 from controlled_rollout.cli.arguments import caller, workspace_of
 from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.environment_variables import RESERVED
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.target.local.serve_folder import SETTINGS
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
@@ -79,6 +82,9 @@ def test_step_retries_until_its_timeout_and_reports_it_at_once(
         (["deploy", "digits", "one", "--image", IMAGE, "--set", "is_control=true"], "is not FIELD=VALUE"),
         (["deploy", "digits", "one", "--image", IMAGE, "--set", "cpu_cores"], "is not FIELD=VALUE"),
         (["deploy", "digits", "one", "--image", IMAGE, "--set", "tags={"], "is not a value"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--env", "=1"], "is not of the form NAME=VALUE"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--env", "NOT_SET_HERE"], "NOT_SET_HERE is not set here"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--secret-env", "A=b"], "is not of the form NAME=SECRET/KEY"),
         (["deploy", "digits", "one", "--image", IMAGE, "--timeout", "soon"], "is not a length of time"),
         (["promote", "digits", "one", "--timeout", "nan"], "is not a length of time"),
         (["shift", "digits", "one"], "percentile"),
@@ -110,6 +116,23 @@ def test_a_folder_that_cannot_be_served_is_refused_before_anything_is_built(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_reserved_variable_of_a_folder_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(tmp_path), "--root", str(tmp_path / "root"), "--env", "PYTHONPATH=/elsewhere"]) == 1
+    assert "sets PYTHONPATH, which the image or the target sets" in capsys.readouterr().err
+
+
+def test_every_variable_that_the_docs_name_can_be_set_for_a_folder() -> None:
+    section = (
+        (DOCS / "scoring.md").read_text().partition("## Environment variables")[2].partition("\n## What differs")[0]
+    )
+    documented = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", section))
+
+    assert {"MAX_BODY_BYTES", "AML_CORS_ORIGINS", "WORKER_COUNT"} <= documented
+    assert documented - set(RESERVED) <= set(SETTINGS)
 
 
 def test_an_image_without_a_digest_is_refused_before_anything_is_asked(

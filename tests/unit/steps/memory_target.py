@@ -24,6 +24,7 @@ class MemoryTarget(KeylessTarget):
         loads: What `load` answers.
         seen_requests: How many requests the router counts while it compares the split.
         before: By method: called before it does its work, such as by another writer.
+        secrets: What was stored, by the secret's name.
         failing_calls: How many of the next calls fail because the target does not answer.
     """
 
@@ -35,6 +36,7 @@ class MemoryTarget(KeylessTarget):
         self.loads: dict[str, Load] = {}
         self.seen_requests: int | None = None
         self.before: dict[str, Callable[[], None]] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
         self.failing_calls = 0
         self._revisions: dict[str, list[Revision]] = {}
         self._replicas: dict[str, int] = {}
@@ -118,6 +120,10 @@ class MemoryTarget(KeylessTarget):
     async def scale(self, name: str, version: str, replicas: int) -> None:
         self._call(f"scale {version} {replicas}")
         self._replicas[version] = replicas
+
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        self._call("store_secret")
+        self.secrets.setdefault(name, {}).update(values)
 
     async def delete(self, name: str, change: Change) -> None:
         self._call("delete")

@@ -18,6 +18,7 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint, Version
+from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
     endpoint_object_name,
@@ -166,7 +167,10 @@ def _container(version: Version, drain_s: int) -> Object:
         "name": CONTAINER,
         "image": version.image,
         "args": ["--bind", f"0.0.0.0:{HTTP_PORT}", "--health", f"0.0.0.0:{HEALTH_PORT}"],
-        "env": [{"name": name, "value": str(value)} for name, value in settings.items()],
+        "env": [
+            *({"name": name, "value": str(value)} for name, value in settings.items()),
+            *(_environment_variable(name, value) for name, value in version.environment_variables.items()),
+        ],
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
@@ -195,6 +199,14 @@ def _container(version: Version, drain_s: int) -> Object:
         },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own
     }
+
+
+def _environment_variable(name: str, value: str | SecretReference) -> Object:
+    """Return an environment variable of a container: a text, or a reference to a key of a Secret."""
+    if isinstance(value, SecretReference):
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": value.secret, "key": value.key}}}
+    # Kubernetes would replace `$(NAME)`; `$$` is a `$`.
+    return {"name": name, "value": value.replace("$", "$$")}
 
 
 def service(endpoint: str, version: str, *, namespace: str, owner: Object) -> Object:

@@ -21,6 +21,7 @@ from controlled_rollout.target import refusals, transition
 from controlled_rollout.target.kubernetes import (
     envoy_stats,
     keys_secret,
+    own_secrets,
     pod_logs,
     provisioning,
     reconciling,
@@ -92,6 +93,7 @@ class KubernetesTarget:
         is_forward = not former or transition.sends_more(former[-1].endpoint, endpoint)
         if stored is None:
             await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
+            await own_secrets.check_references(self._api, self._namespace, endpoint, newest)
             if newest is not None and is_forward:
                 await self._check_nothing_is_left_edited(newest)
         owner = await provisioning.apply_root(self._api, self._workspace, endpoint.name)
@@ -195,6 +197,10 @@ class KubernetesTarget:
         # Raises the error that names what is missing, the endpoint or the version.
         (await self.endpoint(name)).version(version)
         await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
+
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        """Store values in a Secret; other keys of it stay."""
+        await own_secrets.store(self._api, self._namespace, name, values)
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""

@@ -38,6 +38,12 @@ class _ScaleBody(_Body):
     replicas: int
 
 
+class _SecretBody(_Body):
+    """The body of a request that stores values in a secret, by key."""
+
+    values: dict[str, str]
+
+
 class _TelemetryBody(_Body):
     """The body of `POST /telemetry`: whether the telemetry store should run."""
 
@@ -129,7 +135,7 @@ def _add_version_routes(app: FastAPI, operations: Operations) -> None:
 
 
 def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Callable[[], None]) -> None:
-    """Add the HTTP routes of the whole workspace to `app`: health, processes, telemetry and shutdown."""
+    """Add the HTTP routes of the whole workspace to `app`: health, processes, secrets, telemetry and shutdown."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -140,6 +146,11 @@ def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Calla
     async def processes() -> list[ProcessStatus]:
         """Return the status of the supervisor, the router, the telemetry store and all replicas."""
         return operations.processes()
+
+    @app.post("/secrets/{name}")
+    async def store_secret(name: str, body: _SecretBody) -> None:
+        """Store values in a secret."""
+        operations.store_secret(name, body.values)
 
     @app.post("/telemetry")
     async def telemetry(body: _TelemetryBody) -> None:

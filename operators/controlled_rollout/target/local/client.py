@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.environment_variables import check_secret
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.process_status import ProcessStatus
@@ -128,6 +129,11 @@ class LocalTarget:
         await self._request(
             "POST", _endpoint_path(name, "versions", check_name(version), "scale"), {"replicas": replicas}
         )
+
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        """Store values in a secret; other keys of it stay."""
+        check_secret(name, *values)
+        await self._request("POST", f"/secrets/{name}", {"values": dict(values)})
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,7 +14,7 @@ from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
-from controlled_rollout.target.local import keys
+from controlled_rollout.target.local import keys, secret_files
 from controlled_rollout.target.local.envoy_config import cluster_name, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
@@ -36,8 +37,13 @@ DELETE_TIMEOUT_S: Final = 600.0
 KEYS_TIMEOUT_S: Final = 20.0
 
 
-def launch_spec_from_cache(version: Version, cache: Path) -> LaunchSpec:
+def launch_spec_from_cache(version: Version, cache: Path, secrets_folder: Path) -> LaunchSpec:
     """Return how to start a version's replicas, from its image in the local cache.
+
+    Args:
+        version: The version.
+        cache: The folder of the images.
+        secrets_folder: The folder of the secrets.
 
     Raises:
         ImageError: The version names no image, or one that is not in the cache.
@@ -56,6 +62,8 @@ def launch_spec_from_cache(version: Version, cache: Path) -> LaunchSpec:
         concurrency=version.replica_max_concurrent_requests,
         scoring_timeout_ms=version.scoring_timeout_ms,
         max_wait_ms=version.max_request_wait_time,
+        environment_variables=version.environment_variables,
+        secrets_folder=secrets_folder,
     )
 
 
@@ -70,6 +78,7 @@ class Operations:
         telemetry: The telemetry store.
         load_meter: Measures the load of every version.
         cache_folder: The folder of the images.
+        secrets_folder: The folder of the secrets.
         logs_folder: The folder of the replicas' logs.
     """
 
@@ -83,6 +92,7 @@ class Operations:
         load_meter: LoadMeter,
         *,
         cache_folder: Path,
+        secrets_folder: Path,
         logs_folder: Path,
     ) -> None:
         self._revisions = revisions
@@ -92,6 +102,7 @@ class Operations:
         self._telemetry = telemetry
         self._load_meter = load_meter
         self._cache_folder = cache_folder
+        self._secrets_folder = secrets_folder
         self._logs_folder = logs_folder
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -117,22 +128,26 @@ class Operations:
         async with self._locks[endpoint.name]:
             stored = self._revisions.already_stored(endpoint)
             if stored is None:
-                await asyncio.to_thread(self._check_images, endpoint)
+                await asyncio.to_thread(self._check_images_and_secrets, endpoint)
                 stored = self._revisions.store(endpoint, change).endpoint
             self._reconciler.wake()
             return stored
 
-    def _check_images(self, endpoint: Endpoint) -> None:
-        """Check that every image that the newest revision does not use yet is in the cache.
+    def _check_images_and_secrets(self, endpoint: Endpoint) -> None:
+        """Check that every image and every secret that the newest revision does not use yet is there.
 
         Raises:
-            ImageError: One cannot.
+            EndpointError: A secret is not there, or does not have the key.
+            ImageError: An image is not in the cache.
         """
         newest = self._revisions.newest(endpoint.name)
         used = {version.image for version in newest.endpoint.versions.values()} if newest else set()
         for version in endpoint.versions.values():
             if not version.image or version.image not in used:
-                launch_spec_from_cache(version, self._cache_folder)
+                launch_spec_from_cache(version, self._cache_folder, self._secrets_folder)
+        for reference, name in refusals.new_references(endpoint, newest.endpoint if newest else None).items():
+            present = secret_files.keys_of(self._secrets_folder, reference.secret)
+            refusals.check_secret_keys(reference, name, present, "in this workspace")
 
     async def status(self, name: str) -> EndpointStatus:
         """Return the state of an endpoint and its versions; the versions of a revision that is unreadable are none."""
@@ -241,6 +256,10 @@ class Operations:
         refusals.check_replicas(version, replicas)
         if running := self._reconciler.running.get(VersionKey(name, version)):
             running.scale(replicas)
+
+    def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        """Store values in a secret; other keys of it stay."""
+        secret_files.store(self._secrets_folder, name, values)
 
     async def delete(self, name: str) -> None:
         """Delete an endpoint; wait until its replicas have answered their open requests and have ended."""

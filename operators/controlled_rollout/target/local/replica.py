@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from controlled_rollout.endpoint import Version
+from controlled_rollout.environment_variables import SecretReference
+from controlled_rollout.target.local import secret_files
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_socket
@@ -45,6 +47,8 @@ class LaunchSpec:
         concurrency: Requests that the replica scores or queues at once.
         scoring_timeout_ms: The longest that one request may be scored.
         max_wait_ms: The longest that one request may be queued.
+        environment_variables: The version's own variables, with references to secrets, by name.
+        secrets_folder: The folder of the secrets.
     """
 
     image: str
@@ -57,6 +61,8 @@ class LaunchSpec:
     concurrency: int
     scoring_timeout_ms: int
     max_wait_ms: int
+    environment_variables: Mapping[str, str | SecretReference]
+    secrets_folder: Path
 
     def command(self, runtime: Path, socket: Path, health: Path) -> Command:
         """Return the command that starts one replica: arguments, environment variables and folder.
@@ -65,7 +71,15 @@ class LaunchSpec:
             runtime: The supervisor's runtime folder.
             socket: The unix socket that takes requests.
             health: The unix socket that answers probes.
+
+        Raises:
+            DamagedFileError: The file of a secret that it needs cannot be read.
+            WorkspaceError: It needs a secret that is not there any more.
         """
+        own = {
+            name: secret_files.read_value(self.secrets_folder, value) if isinstance(value, SecretReference) else value
+            for name, value in self.environment_variables.items()
+        }
         arguments = [
             str(self.python),
             "-m",
@@ -75,19 +89,23 @@ class LaunchSpec:
             "--health",
             f"unix:{health}",
         ]
-        environment = inherited_environment() | {
-            RUNTIME_VARIABLE: str(runtime),
-            "PYTHONPATH": str(self.runtime_folder),
-            "PYTHONUNBUFFERED": "1",
-            "AML_APP_ROOT": str(self.app_root),
-            "AZUREML_ENTRY_SCRIPT": self.entry_script,
-            "AZUREML_MODEL_DIR": str(self.model_dir),
-            "WORKER_COUNT": str(self.worker_count),
-            "REPLICA_MAX_CONCURRENT_REQUESTS": str(self.concurrency),
-            "SCORING_TIMEOUT_MS": str(self.scoring_timeout_ms),
-            "MAX_REQUEST_WAIT_TIME_MS": str(self.max_wait_ms),
-            "DRAIN_TIMEOUT_S": str(math.ceil(self.scoring_timeout_ms / 1000)),
-        }
+        environment = (
+            inherited_environment()
+            | own
+            | {
+                RUNTIME_VARIABLE: str(runtime),
+                "PYTHONPATH": str(self.runtime_folder),
+                "PYTHONUNBUFFERED": "1",
+                "AML_APP_ROOT": str(self.app_root),
+                "AZUREML_ENTRY_SCRIPT": self.entry_script,
+                "AZUREML_MODEL_DIR": str(self.model_dir),
+                "WORKER_COUNT": str(self.worker_count),
+                "REPLICA_MAX_CONCURRENT_REQUESTS": str(self.concurrency),
+                "SCORING_TIMEOUT_MS": str(self.scoring_timeout_ms),
+                "MAX_REQUEST_WAIT_TIME_MS": str(self.max_wait_ms),
+                "DRAIN_TIMEOUT_S": str(math.ceil(self.scoring_timeout_ms / 1000)),
+            }
+        )
         return Command(arguments, environment, self.app_root)
 
 

@@ -6,10 +6,11 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.environment_variables import check_variables
 from controlled_rollout.image import LocalImage, ModelSource, build_local_image, load_local_image
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.target.local.child_process import inherited_environment
@@ -22,14 +23,17 @@ HOST: Final = "127.0.0.1"
 PROBE_INTERVAL_S: Final = 0.05
 PROBE_TIMEOUT_S: Final = 2.0
 EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
-# Environment variables that stand for the settings of a version, and that the caller may set here.
+# The settings of the scoring runtime, which the caller's environment may have here: there is no version to have them.
 SETTINGS: Final = (
     "WORKER_COUNT",
     "SCORING_TIMEOUT_MS",
     "REPLICA_MAX_CONCURRENT_REQUESTS",
     "MAX_REQUEST_WAIT_TIME_MS",
+    "MAX_QUEUED_REQUESTS",
+    "MAX_BODY_BYTES",
     "DRAIN_TIMEOUT_S",
     "AZUREML_LOG_LEVEL",
+    "AML_CORS_ORIGINS",
 )
 
 
@@ -41,6 +45,7 @@ def serve_folder(
     environment: Path | None = None,
     models: Sequence[ModelSource] = (),
     entry_script: str = "score.py",
+    environment_variables: Mapping[str, str] | None = None,
 ) -> int:
     """Build the folder's image unless it exists; serve it on 127.0.0.1 until Ctrl-C or SIGTERM; then drain it.
 
@@ -51,19 +56,26 @@ def serve_folder(
         environment: The environment's file; None for the one in the folder.
         models: The files under AZUREML_MODEL_DIR.
         entry_script: Relative to the folder.
+        environment_variables: What the script finds in its environment, by name.
 
     Returns:
         The exit code: 0 after a drain; not 0 if the script could not be served, its output says why.
 
     Raises:
+        EndpointError: An environment variable cannot be given; nothing has been built.
         WorkspaceError: The port is in use; nothing has been built.
         ImageError: No image can be built from the folder and its environment.
     """
+    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    own = dict(environment_variables or {})
+    check_variables({name: value for name, value in own.items() if name not in SETTINGS})
     # No other process can begin to listen on the port while the image is being built.
     with reserve_port(HOST, port) as reserved:
         reserved_port = reserved.getsockname()[1]
         try:
-            return asyncio.run(_build_and_serve(folder, reserved_port, cache, environment, models, entry_script))
+            return asyncio.run(
+                _build_and_serve(folder, reserved_port, cache, environment, models, entry_script, {**settings, **own})
+            )
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
 
@@ -75,6 +87,7 @@ async def _build_and_serve(
     environment: Path | None,
     models: Sequence[ModelSource],
     entry_script: str,
+    variables: Mapping[str, str],
 ) -> int:
     """Build the local image of a folder and serve it until it ends; return the exit code."""
     reference = await build_local_image(
@@ -87,10 +100,11 @@ async def _build_and_serve(
         progress=_print_progress,
     )
     with tempfile.TemporaryDirectory(prefix="controlled-rollout-") as sockets:
-        return await _serve_image(folder, load_local_image(reference, cache), port, Path(sockets) / "health")
+        image = load_local_image(reference, cache)
+        return await _serve_image(folder, image, port, Path(sockets) / "health", _scoring_environment(image, variables))
 
 
-async def _serve_image(folder: Path, image: LocalImage, port: int, health: Path) -> int:
+async def _serve_image(folder: Path, image: LocalImage, port: int, health: Path, variables: Mapping[str, str]) -> int:
     """Run the scoring process of an image until it ends; print its address once it is ready; return the exit code."""
     process = await asyncio.create_subprocess_exec(
         str(image.python),
@@ -101,7 +115,7 @@ async def _serve_image(folder: Path, image: LocalImage, port: int, health: Path)
         "--health",
         f"unix:{health}",
         "--exit-with-parent",
-        env=_scoring_environment(image),
+        env=dict(variables),
         cwd=image.app_root,
         stdin=asyncio.subprocess.DEVNULL,
     )
@@ -123,12 +137,11 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
         process.terminate()
 
 
-def _scoring_environment(image: LocalImage) -> dict[str, str]:
+def _scoring_environment(image: LocalImage, variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables of the scoring process of a local image."""
-    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return {
         **inherited_environment(),
-        **settings,
+        **variables,
         "PYTHONPATH": str(runtime_folder()),
         "AML_APP_ROOT": str(image.app_root),
         "AZUREML_ENTRY_SCRIPT": image.entry_script,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.target.local.child_process import ChildProcess, describe_exit
 from controlled_rollout.target.local.log_file import LogFile
 
@@ -149,7 +150,7 @@ class SupervisedProcess:
             self._child = await ChildProcess.start(
                 command.arguments, environment=command.environment, log=self._log, folder=command.folder
             )
-        except OSError as error:
+        except (OSError, ControlledRolloutError) as error:
             return f"could not be started: {error}"
         exited = asyncio.create_task(self._child.wait())
         if self.is_stopping:

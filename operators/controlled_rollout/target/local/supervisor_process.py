@@ -165,7 +165,9 @@ class _SupervisorProcess:
             stored=self._stored,
             runtime=runtime,
             logs_folder=workspace.logs_folder,
-            launch_spec=lambda version: launch_spec_from_cache(version, workspace.cache_folder),
+            launch_spec=lambda version: launch_spec_from_cache(
+                version, workspace.cache_folder, workspace.secrets_folder
+            ),
         )
         self._load_meter = LoadMeter(self._envoy.counters)
         operations = Operations(
@@ -176,6 +178,7 @@ class _SupervisorProcess:
             self._telemetry,
             self._load_meter,
             cache_folder=workspace.cache_folder,
+            secrets_folder=workspace.secrets_folder,
             logs_folder=workspace.logs_folder,
         )
         app = create_app(operations, shut_down=self._end.set)

@@ -1,0 +1,58 @@
+"""Secrets that versions name in their environment variables: what is stored, and whether it is there."""
+
+from collections.abc import Mapping
+
+from controlled_rollout.cluster.api import Api
+from controlled_rollout.cluster.kinds import MANAGED_BY, SECRET
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.environment_variables import check_secret
+from controlled_rollout.errors import EndpointError
+from controlled_rollout.target import refusals
+
+__all__ = ["check_references", "store"]
+
+
+async def store(api: Api, namespace: str, name: str, values: Mapping[str, str]) -> None:
+    """Store values in a Secret; other keys of it stay.
+
+    Args:
+        api: The cluster.
+        namespace: Where the versions are.
+        name: The Secret's name.
+        values: The values, by key.
+
+    Raises:
+        EndpointError: A name is not valid, or the Secret exists and somebody else has made it.
+    """
+    check_secret(name, *values)
+    path = SECRET.path(namespace, name)
+    manifest = {
+        "apiVersion": SECRET.version,
+        "kind": SECRET.name,
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(MANAGED_BY)},
+        "type": "Opaque",
+        "stringData": dict(values),
+    }
+    found = await api.find(path)
+    if found is None and await api.create(SECRET.path(namespace), manifest) is not None:
+        return
+    found = found or await api.get(path)
+    labels = found["metadata"].get("labels") or {}
+    if not MANAGED_BY.items() <= labels.items():
+        raise EndpointError(
+            f"the Secret {name!r} in namespace {namespace!r} was made by somebody else, and is not changed: choose "
+            f"another name, or change it with `kubectl edit secret {name} -n {namespace}`"
+        )
+    await api.merge_patch(path, {"stringData": dict(values)})
+
+
+async def check_references(api: Api, namespace: str, endpoint: Endpoint, newest: Endpoint | None) -> None:
+    """Check that every key of a Secret that the newest revision does not name yet is there.
+
+    Raises:
+        EndpointError: One is not.
+    """
+    for reference, version in refusals.new_references(endpoint, newest).items():
+        secret = await api.find(SECRET.path(namespace, reference.secret))
+        keys = None if secret is None else secret.get("data") or {}
+        refusals.check_secret_keys(reference, version, keys, f"in namespace {namespace!r}")
