@@ -70,11 +70,11 @@ class FaultyTelemetryStore(TelemetryStore):
         except FileNotFoundError:
             return Fault()
 
-    def accept(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
+    def accept(self, rows: Mapping[str, Sequence[Row]], size: int, *, may_fill: bool = True) -> None:
         fault = self._fault()
         kept = {table: [row for row in batch if not _has(row, fault.lost)] for table, batch in rows.items()}
         if not fault.late_s:
-            super().accept(kept, size)
+            super().accept(kept, size, may_fill=may_fill)
             return
         late_us = round(fault.late_s * 1e6)
         late = {table: [_received_later(row, late_us) for row in batch] for table, batch in kept.items()}

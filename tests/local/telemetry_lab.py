@@ -159,6 +159,14 @@ def export(*spans: dict[str, Any]) -> bytes:
     return bytes(request.SerializeToString())
 
 
+def message(number: int, content: bytes) -> bytes:
+    """Return an encoded field of a protobuf message that holds an encoded message."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
 @contextmanager
 def stores(data: Path) -> Iterator[Callable[..., Process]]:
     """Yield a function that starts stores, which end with the block."""

@@ -1,5 +1,6 @@
 """The telemetry store under queries and uploads that want too much: the others are answered."""
 
+import gzip
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.local.telemetry_lab import Process, stores
+from tests.local.telemetry_lab import Process, message, stores
 from tests.polling import wait_until
 
 GIBIBYTE = 2**30
@@ -58,7 +59,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            for process in children(self._store):
+            for process in (psutil.Process(self._store.popen.pid), *children(self._store)):
                 try:
                     self.bytes = max(self.bytes, process.memory_info().rss)
                 except psutil.NoSuchProcess:
@@ -117,6 +118,41 @@ def test_ten_endless_queries_keep_no_short_one_and_no_upload_from_being_answered
         thread.join(30)
     # Five run until their end, the others have waited in vain for as long.
     assert sorted(set(endless)) in ([429, 504], [504])
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    """Yield small packed bodies that unpack to millions of items, with the path that they are sent to."""
+    for spans in (500_000, 4_000_000):
+        scope = message(2, message(2, b"") * spans)
+        yield "/v1/traces", message(1, scope)
+        yield "/v1/traces", message(1, message(2, message(2, message(9, b"") * spans)))
+    yield "/v2.1/track", b"[" + b"[]," * 20_000_000 + b"0]"
+    yield "/v2.1/track", b"\n" * 60_000_000
+    yield "/v2.1/track", b"[" * 60_000_000
+
+
+def test_small_uploads_that_unpack_to_millions_of_items_are_refused_while_others_are_answered(store: Process) -> None:
+    packed = [(path, gzip.compress(body)) for path, body in bombs()]
+    statuses: list[int] = []
+
+    def send(path: str, body: bytes) -> None:
+        kind = "application/x-protobuf" if path == "/v1/traces" else "application/json"
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        statuses.append(httpx.post(store.url + path, content=body, headers=headers, timeout=60).status_code)
+
+    longest = 0.0
+    threads = [threading.Thread(target=send, args=arguments) for arguments in packed]
+    with PeakMemory(store) as peak:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            started = time.monotonic()
+            assert store.send({"endpoint": "beside bombs"}).status_code == 200
+            longest = max(longest, time.monotonic() - started)
+
+    assert statuses == [413] * len(packed)
+    assert longest < 2
+    assert peak.bytes < GIBIBYTE
 
 
 def test_a_store_whose_database_is_killed_ends_and_its_rows_are_there_after_the_next_start(tmp_path: Path) -> None:

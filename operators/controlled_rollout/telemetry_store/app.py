@@ -5,6 +5,7 @@ import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,7 +17,9 @@ from starlette.routing import Route
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.telemetry_store import otlp, track
-from controlled_rollout.telemetry_store.request_body import BodyError, read_body
+from controlled_rollout.telemetry_store.intake import Intake, IntakeFullError, Upload
+from controlled_rollout.telemetry_store.item_bounds import TooManyItemsError
+from controlled_rollout.telemetry_store.request_body import BodyError, is_packed, read_body, unpack
 from controlled_rollout.telemetry_store.responses import RETRY_AFTER, ApiResponse, error_response
 from controlled_rollout.telemetry_store.store import TelemetryStore
 from controlled_rollout.telemetry_store.values import MalformedError
@@ -96,6 +99,7 @@ class _Endpoints:
         self._token = token
         self._upload_token = upload_token
         self._instrumentation_key = instrumentation_key
+        self._intake = Intake()
 
     async def health(self, request: Request) -> Response:
         """Handle `GET /healthz`: respond HTTP 200 with the Log Analytics workspace id."""
@@ -121,6 +125,16 @@ class _Endpoints:
         """Return whether the sender may write what callers saw: only the router may, where there is an upload token."""
         return self._upload_token is None or _has_token(request, self._upload_token)
 
+    async def _read_upload(self, request: Request) -> Upload:
+        """Read the body of an upload.
+
+        Raises:
+            BodyError: It is too large, packed in an unknown way, or incomplete.
+        """
+        packed = is_packed(request)
+        goes_first = None if self._upload_token is None else self._may_upload_requests(request)
+        return Upload(await read_body(request), packed, goes_first)
+
     async def traces(self, request: Request) -> Response:
         """Handle `POST /v1/traces`: store the spans of an OTLP export, which is protobuf or JSON."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -137,14 +151,16 @@ class _Endpoints:
         if not is_json and media_type != otlp.PROTOBUF:
             return error_reply(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
         try:
-            body = await read_body(request)
-            spans = otlp.rows_of_spans(otlp.read_request(body, is_json=is_json))
-            self._store.accept(spans.rows, len(body))
+            upload = await self._read_upload(request)
+            spans = await self._intake.decode(upload, partial(otlp.rows_of_export, is_json=is_json))
+            self._store.accept(spans.rows, spans.size)
         except BodyError as error:
             return error_reply(error.status, str(error))
+        except TooManyItemsError as error:
+            return error_reply(413, str(error))
         except MalformedError as error:
             return error_reply(400, str(error))
-        except BufferFullError as error:
+        except (BufferFullError, IntakeFullError) as error:
             return error_reply(503, str(error), code_pb2.UNAVAILABLE)
         return Response(otlp.success_body(spans, is_json=is_json), 200, None, response_type)
 
@@ -161,17 +177,17 @@ class _Endpoints:
         if media_type and media_type not in track.MEDIA_TYPES:
             return error_reply(415, f"content-type {media_type!r}: send one of {', '.join(track.MEDIA_TYPES)}")
         try:
-            body = await read_body(request)
-            items = track.read_envelopes(body)
-            if not self._may_upload_requests(request):
-                items = track.only_other_items(items, self._instrumentation_key)
-            envelopes = track.rows_of_envelopes(items)
+            upload = await self._read_upload(request)
+            key = None if self._may_upload_requests(request) else self._instrumentation_key
+            envelopes = await self._intake.decode(upload, partial(track.rows_of_upload, key=key))
             if not envelopes.received:
                 return error_reply(400, "the upload holds no item")
-            self._store.accept(envelopes.rows, len(body))
+            self._store.accept(envelopes.rows, envelopes.size, may_fill=key is None)
         except BodyError as error:
             return error_reply(error.status, str(error))
-        except BufferFullError as error:
+        except TooManyItemsError as error:
+            return error_reply(413, str(error))
+        except (BufferFullError, IntakeFullError) as error:
             return error_reply(503, str(error))
         return JSONResponse(envelopes.response(), envelopes.status)
 
@@ -280,7 +296,10 @@ async def _read_json_body(request: Request) -> Any:
     Raises:
         BodyError: It is none.
     """
-    body = await read_body(request, limit=MAX_QUERY_BODY_BYTES, unpacked_limit=MAX_QUERY_BODY_BYTES)
+    packed = is_packed(request)
+    body = await read_body(request, limit=MAX_QUERY_BODY_BYTES)
+    if packed:
+        body = unpack(body, MAX_QUERY_BODY_BYTES)
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from controlled_rollout.telemetry_store.item_bounds import (
+    MAX_SPANS,
+    TooManyItemsError,
+    check_json_items,
+    check_protobuf_items,
+)
 from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.values import (
     LATEST_US,
@@ -30,7 +36,7 @@ from controlled_rollout.telemetry_store.values import (
     properties_json,
 )
 
-__all__ = ["PROTOBUF", "SpanRows", "read_request", "rows_of_spans", "status_body", "success_body"]
+__all__ = ["PROTOBUF", "SpanRows", "read_request", "rows_of_export", "rows_of_spans", "status_body", "success_body"]
 
 PROTOBUF: Final = "application/x-protobuf"
 MAX_STATUS_MESSAGE: Final = 1_000
@@ -49,11 +55,29 @@ class SpanRows:
         rows: Rows by table.
         rejected: How many spans were refused.
         reason: Why the first of them was refused.
+        size: The size of the export, in bytes.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     rejected: int = 0
     reason: str = ""
+    size: int = 0
+
+
+def rows_of_export(body: bytes, *, is_json: bool) -> SpanRows:
+    """Convert the body of an OTLP trace export to rows.
+
+    Raises:
+        MalformedError: The body is not an ExportTraceServiceRequest.
+        TooManyItemsError: It holds too much.
+    """
+    request = read_request(body, is_json=is_json)
+    spans = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+    if spans > MAX_SPANS:
+        raise TooManyItemsError(f"the export has {spans} spans: {MAX_SPANS} at most, send smaller batches")
+    rows = rows_of_spans(request)
+    rows.size = len(body)
+    return rows
 
 
 def read_request(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
@@ -61,8 +85,13 @@ def read_request(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
 
     Raises:
         MalformedError: The body is not an ExportTraceServiceRequest.
+        TooManyItemsError: It holds too much.
     """
     request = ExportTraceServiceRequest()
+    if is_json:
+        check_json_items(body)
+    else:
+        check_protobuf_items(body, request.DESCRIPTOR)
     try:
         if is_json:
             document = json.loads(body)

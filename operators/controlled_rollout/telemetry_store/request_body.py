@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
-__all__ = ["BodyError", "read_body"]
+__all__ = ["MAX_UNPACKED_BYTES", "BodyError", "is_packed", "read_body", "unpack"]
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 MAX_UNPACKED_BYTES: Final = 64 * 2**20
@@ -23,22 +23,16 @@ class BodyError(Exception):
         self.status = status
 
 
-async def read_body(
-    request: Request, *, limit: int = MAX_BODY_BYTES, unpacked_limit: int = MAX_UNPACKED_BYTES
-) -> bytes:
-    """Read the whole body of an HTTP request, and decompress it if it is gzip.
+async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Read the whole body of an HTTP request, as it was sent.
 
     Args:
         request: The request.
         limit: The most bytes that are read.
-        unpacked_limit: The most bytes after unpacking.
 
     Raises:
-        BodyError: It is too large, packed in another way or damaged, or the sender has disconnected.
+        BodyError: It is too large, or the sender has disconnected.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "", "gzip"):
-        raise BodyError(415, f"content-encoding {encoding!r} is not supported: use gzip or none")
     too_large = BodyError(413, f"the body is larger than {limit} bytes: send smaller batches")
     content_length = request.headers.get("content-length", "0")
     if content_length.isdecimal() and int(content_length) > limit:
@@ -53,12 +47,27 @@ async def read_body(
             chunks.append(chunk)
     except ClientDisconnect as error:
         raise BodyError(400, "the sender disconnected before the body was complete") from error
-    body = b"".join(chunks)
-    return _decompress_gzip(body, unpacked_limit) if encoding == "gzip" else body
+    return b"".join(chunks)
 
 
-def _decompress_gzip(body: bytes, limit: int) -> bytes:
-    """Decompress a gzip body of at most `limit` decompressed bytes."""
+def is_packed(request: Request) -> bool:
+    """Return whether the body of a request is gzip.
+
+    Raises:
+        BodyError: It is packed in another way.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "", "gzip"):
+        raise BodyError(415, f"content-encoding {encoding!r} is not supported: use gzip or none")
+    return encoding == "gzip"
+
+
+def unpack(body: bytes, limit: int) -> bytes:
+    """Unpack a gzip body of at most `limit` unpacked bytes.
+
+    Raises:
+        BodyError: It is larger, or damaged.
+    """
     unpacker = zlib.decompressobj(wbits=31)
     try:
         unpacked = unpacker.decompress(body, limit + 1)

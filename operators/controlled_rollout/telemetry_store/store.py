@@ -43,17 +43,18 @@ class TelemetryStore:
         self._slots = asyncio.Semaphore(MAX_RUNNING_QUERIES)
         self._unanswered = 0
 
-    def accept(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
+    def accept(self, rows: Mapping[str, Sequence[Row]], size: int, *, may_fill: bool = True) -> None:
         """Hand the rows of one upload to the writer. Every query that starts later sees them.
 
         Args:
             rows: Rows by table.
             size: The upload's size in memory, in bytes.
+            may_fill: Whether it may take the half of the buffer that is kept for the router.
 
         Raises:
             BufferFullError: Too many rows wait to be written; none was accepted.
         """
-        self._writer.add(rows, size)
+        self._writer.add(rows, size, may_fill=may_fill)
 
     async def query(self, body: object, prefer: str) -> ApiResponse:
         """Run a KQL query from a request's JSON body and its `Prefer` header, without blocking the event loop.

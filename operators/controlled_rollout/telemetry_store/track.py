@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from controlled_rollout.telemetry_store.item_bounds import MAX_ENVELOPES, TooManyItemsError, check_json_items
 from controlled_rollout.telemetry_store.schema import Row
 from controlled_rollout.telemetry_store.values import (
     MAX_ITEM_COUNT,
@@ -23,7 +24,7 @@ from controlled_rollout.telemetry_store.values import (
     properties_json,
 )
 
-__all__ = ["MEDIA_TYPES", "TrackRows", "duration_ms", "only_other_items", "read_envelopes", "rows_of_envelopes"]
+__all__ = ["MEDIA_TYPES", "TrackRows", "duration_ms", "read_envelopes", "rows_of_envelopes", "rows_of_upload"]
 
 # What the exporters of Azure Monitor send. A page of a browser could not, without asking first.
 MEDIA_TYPES: Final = ("application/json", "application/x-json-stream")
@@ -45,12 +46,14 @@ class TrackRows:
         received: How many envelopes there were.
         accepted: How many of them became rows.
         errors: The others, as the protocol describes them.
+        size: The size of the upload, in bytes.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     received: int = 0
     accepted: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0
 
     @property
     def status(self) -> int:
@@ -67,6 +70,25 @@ class TrackRows:
     def response(self) -> dict[str, Any]:
         """Return the response's JSON object: numbers of received and accepted envelopes, and the errors."""
         return {"itemsReceived": self.received, "itemsAccepted": self.accepted, "errors": self.errors}
+
+
+def rows_of_upload(body: bytes, *, key: str | None) -> TrackRows:
+    """Convert the body of an upload to rows.
+
+    Args:
+        body: The body.
+        key: The instrumentation key that items must have, none of which may be a request; None accepts all.
+
+    Raises:
+        TooManyItemsError: It holds too much.
+    """
+    check_json_items(body)
+    items = read_envelopes(body)
+    if len(items) > MAX_ENVELOPES:
+        raise TooManyItemsError(f"the upload has {len(items)} items: {MAX_ENVELOPES} at most, send smaller batches")
+    rows = rows_of_envelopes(items if key is None else only_other_items(items, key))
+    rows.size = len(body)
+    return rows
 
 
 def read_envelopes(body: bytes) -> list[object]:

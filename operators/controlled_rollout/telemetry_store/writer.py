@@ -15,6 +15,8 @@ __all__ = ["BufferFullError", "NotWrittenError", "Writer"]
 
 log = logging.getLogger(__name__)
 
+# The part of the buffer that uploads may fill which are not from the router.
+OTHERS_PART: Final = 0.5
 RETRY_DELAYS_S: Final = (0.1, 0.5, 1.0, 5.0)
 
 
@@ -109,12 +111,13 @@ class Writer:
         """Start the writer thread."""
         self._thread.start()
 
-    def add(self, rows: Mapping[str, Sequence[Row]], size: int) -> None:
+    def add(self, rows: Mapping[str, Sequence[Row]], size: int, *, may_fill: bool = True) -> None:
         """Put the rows of one upload into the buffer; on disk after about `delay_s`, or after the next `flush`.
 
         Args:
             rows: Rows by table.
             size: The upload's size in memory, in bytes.
+            may_fill: Whether it may take the half of the buffer that is kept for the router.
 
         Raises:
             BufferFullError: Too many rows wait to be written; none was accepted.
@@ -127,7 +130,10 @@ class Writer:
                 raise BufferFullError("the store is shutting down: send again later")
             pending = self._waiting.count + self._writing.count
             pending_bytes = self._waiting.size + self._writing.size
-            if pending and (pending + count > self._max_rows or pending_bytes + size > self._max_pending_bytes):
+            part = 1.0 if may_fill else OTHERS_PART
+            if pending and (
+                pending + count > self._max_rows * part or pending_bytes + size > self._max_pending_bytes * part
+            ):
                 cause = f" ({self._failure})" if self._failure else ""
                 raise BufferFullError(f"{pending} rows wait to be written{cause}: send again later, or free disk space")
             if not self._waiting.count:

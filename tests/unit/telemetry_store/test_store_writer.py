@@ -155,6 +155,16 @@ def test_full_disk_bounds_the_buffer_and_loses_no_accepted_row(database: Databas
     assert writer.stop(10.0)
 
 
+def test_uploads_of_others_leave_half_of_the_buffer_to_the_router(database: Database) -> None:
+    writer = Writer(database, retention=timedelta(days=30), max_bytes=MAX_BYTES, max_rows=8)  # never started
+    writer.add(events(*[timedelta(0)] * 4), 10, may_fill=False)
+
+    with pytest.raises(BufferFullError):
+        writer.add(events(timedelta(0)), 10, may_fill=False)
+
+    writer.add(events(*[timedelta(0)] * 4), 10)
+
+
 def test_row_that_the_database_refuses_does_not_affect_the_others(
     database: Database, start: Callable[..., Writer]
 ) -> None:
