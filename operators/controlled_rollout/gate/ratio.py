@@ -25,11 +25,14 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 # The alternatives: an alarm's as ratios to the tolerated odds, a pass's as odds.
-ABOVE: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+# Few of them: each has only its weight of the evidence, and finds what is half or twice as far nearly as soon.
+ABOVE: Final = (1.25, 1.75, 3.0, 5.0, 20.0)
 # A regression is mostly two to five times the odds; weighing those more finds it sooner and costs little elsewhere.
-ABOVE_WEIGHTS: Final = tuple(weight / 15 for weight in (1, 2, 3, 3, 3, 2, 1))
+ABOVE_WEIGHTS: Final = tuple(weight / 22 for weight in (1, 6, 3, 11, 1))
 BETTER: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
-BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(ABOVE)), *ABOVE)
+# For a split and for categories, where every size of a difference is as likely as another, all with the same weight.
+HIGHER: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(HIGHER)), *HIGHER)
 
 
 class OddsRatio:

@@ -26,13 +26,15 @@ from controlled_rollout.gate.mixture import follow
 from controlled_rollout.gate.odds import FEW_EVENTS, binomials, saddle_point_value
 from controlled_rollout.gate.rate import log_gamma
 
-__all__ = ["TILTS", "Shift", "score_burstiness", "scores"]
+__all__ = ["TILTS", "TILT_WEIGHTS", "Shift", "score_burstiness", "scores"]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 # A log-normal duration with a spread of 0.6 that is 6, 13, 27, 62 or 160 % longer shifts by so many of its spreads.
 TILTS: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
+# A slow-down that matters and is not plain at once is mostly one of 15 to 50 %.
+TILT_WEIGHTS: Final = tuple(weight / 11 for weight in (1, 3, 4, 2, 1))
 NEWTON_STEPS: Final = 5
 LONGEST_STEP: Final = 1.0
 

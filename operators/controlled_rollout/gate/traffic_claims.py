@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,16 @@ from controlled_rollout.gate.ratio import (
     rate_differs,
 )
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
-from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness
+from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
 __all__ = ["latency_weights", "pass_ratios", "split_wrong", "traffic_claims"]
 
 Floats = NDArray[np.float64]
+
+# The weight of the quantiles in the latency alarm; the durations as a whole, which find most slow-downs sooner, have
+# the rest.
+QUANTILES_PART: Final = 0.4
 
 
 def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
@@ -135,7 +140,7 @@ def _since(span: Columns, first: int) -> str:
 
 
 def _duration_test(judged: Columns, before: Columns, gate: Gate) -> Shift:
-    """Return the test that the treatment's durations as a whole are longer; half of the latency alarm's weight."""
+    """Return the test that the treatment's durations as a whole are longer; a part of the latency alarm."""
     burst = 1.0
     if before.slow and gate.burst_cap is None:
         burst = score_burstiness(before.control, [metric.control for metric in before.slow], gate.latency_quantiles)
@@ -144,8 +149,9 @@ def _duration_test(judged: Columns, before: Columns, gate: Gate) -> Shift:
 
 def latency_weights(n_quantiles: int) -> list[float]:
     """Return the weights of the latency alarm's components: first each quantile's ratios, then the tilts."""
-    by_quantile = [weight / (2 * n_quantiles) for _ in range(n_quantiles) for weight in ABOVE_WEIGHTS]
-    return by_quantile + [1 / (2 * len(TILTS))] * len(TILTS)
+    part = QUANTILES_PART / n_quantiles
+    by_quantile = [part * weight for _ in range(n_quantiles) for weight in ABOVE_WEIGHTS]
+    return by_quantile + [(1 - QUANTILES_PART) * weight for weight in TILT_WEIGHTS]
 
 
 def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[_Event]], shifts: Mapping[int, Shift]) -> ClaimResult:

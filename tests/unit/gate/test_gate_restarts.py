@@ -4,14 +4,19 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from controlled_rollout.gate import Bin, Category, Claim, Gate, Mean, Moments, Verdict, judge
 from controlled_rollout.gate.columns import columns
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts, process_weight
 from tests.unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
+
+Floats = NDArray[np.float64]
 
 GATE = Gate(latency_quantiles=())
 
@@ -66,7 +71,51 @@ def test_the_weights_of_the_processes_add_up_to_one_and_starve_none_soon() -> No
 
     assert sum(weights) == pytest.approx(1, abs=1e-3)
     assert weights == sorted(weights, reverse=True)
-    assert weights[6] > 1 / 150
+    assert weights[1] > 0.74 * (1 - weights[0])
+    assert weights[6] > 1 / 350
+
+
+def test_the_average_is_expected_to_stay_at_one_when_the_split_moves_by_what_was_seen() -> None:
+    """Summed over every outcome of three small bins of two equal versions: the weights and restarts add nothing."""
+    rate, expected = 0.3, 0.0
+
+    def alike(requests: tuple[int, int]) -> list[tuple[tuple[int, int], float]]:
+        """Return the errors of both versions that a bin may have, with their probabilities."""
+        chances = [[binomial_chance(n, x, rate) for x in range(n + 1)] for n in requests]
+        return [((x, y), chances[0][x] * chances[1][y]) for x in range(requests[0] + 1) for y in range(requests[1] + 1)]
+
+    for first, chance in alike((2, 2)):
+        # More traffic for the treatment after an error of control's, less after one of its own.
+        second_requests = (3, 1) if first[1] else (2, 2)
+        for second, chance_of_second in alike(second_requests):
+            third_requests = (1, 3) if second[0] else second_requests
+            for third, chance_of_third in alike(third_requests):
+                requests, errors = ((2, 2), second_requests, third_requests), (first, second, third)
+                bins = [
+                    minute(index, (n[0], x[0]), (n[1], x[1]), share=n[0] / 4)
+                    for index, (n, x) in enumerate(zip(requests, errors, strict=True))
+                ]
+                evidence = average_of_processes(bins)
+                expected += chance * chance_of_second * chance_of_third * evidence
+
+    assert expected == pytest.approx(1, rel=1e-9)
+
+
+def binomial_chance(n: int, x: int, rate: float) -> float:
+    """Return the probability of `x` events in `n` requests."""
+    return math.comb(n, x) * math.pow(rate, x) * math.pow(1 - rate, n - x)
+
+
+def average_of_processes(bins: Sequence[Bin]) -> float:
+    """Return the average of the processes that the errors are more, after the last bin."""
+    counted = columns(bins, quantiles=0)
+
+    def components(first: int, length: int) -> tuple[Sequence[Floats], Sequence[float]]:
+        span = counted.since(first)
+        return OddsRatio(span.treatment, span.control, span.errors).paths(1.0, ABOVE, length), ABOVE_WEIGHTS
+
+    processes = [Process(first, partial(components, first)) for first in process_starts(counted)]
+    return math.exp(alarm_evidence(processes, len(bins), math.log(1e6)).now)
 
 
 def test_a_process_counts_as_one_until_it_begins() -> None:
@@ -171,8 +220,8 @@ def test_false_alarms_of_a_healthy_treatment_stay_within_alpha_however_often_the
 
 
 def test_an_alarm_that_leans_says_so_and_no_longer_when_the_evidence_is_gone() -> None:
-    leaning = [minute(index, (150, 4), (150, 1), share=0.5) for index in range(5)]
-    quiet = [minute(5 + index, (150, 0), (150, 1), share=0.5) for index in range(40)]
+    leaning = [minute(index, (150, 4), (150, 1), share=0.5) for index in range(4)]
+    quiet = [minute(4 + index, (150, 0), (150, 1), share=0.5) for index in range(40)]
 
     now, then = (claim(judge(bins, GATE), "errors are higher") for bins in (leaning, leaning + quiet))
 
