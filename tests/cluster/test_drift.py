@@ -35,6 +35,28 @@ def spec(sandbox: Sandbox, kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def metadata(sandbox: Sandbox, kind: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(sandbox.kubectl("get", kind, name, "-o", "json"))["metadata"]
+    return found
+
+
+def autoscale(sandbox: Sandbox, version: str, *, least: int) -> str:
+    """Have an autoscaler scale a version to at least so many replicas; return the name of its Deployment."""
+    name = version_object_name(sandbox.endpoint, version)
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": name},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": least,
+            "maxReplicas": least + 1,
+        },
+    }
+    sandbox.kubectl("create", "-f", "-", input=json.dumps(autoscaler))
+    return name
+
+
 async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_the_next_step(sandbox: Sandbox) -> None:
     await sandbox.roll_out("one", num_replicas=2)
     await sandbox.roll_out("two")
@@ -70,8 +92,23 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
 
         await until(is_ready, "control has its replicas again", timeout_s=60, interval_s=0.5)
 
+        # The rest, each of which a roll-back makes again too.
+        lost = ("networkpolicy", name), ("poddisruptionbudget", service), ("secret", f"{name}-keys-copy")
+        for kind, of in (*lost, ("httproute", sandbox.endpoint)):
+            sandbox.kubectl("delete", kind, of)
+        said += await warnings_of(sandbox)
+        await sandbox.roll_back("two", "to see that the rest is remade")
+        for kind, of in lost:
+            assert metadata(sandbox, kind, of)["ownerReferences"]
+        failed_until_then = load.failed
+        await load.more(50)
+        assert load.failed == failed_until_then, load.refusals
+
     assert "so that nobody is asked for a key" in said
     for missing in (
+        f"HTTPRoute {sandbox.endpoint}",
+        f"NetworkPolicy {name}",
+        f"PodDisruptionBudget {service}",
         f"SecurityPolicy {name}",
         f"BackendTrafficPolicy {name}",
         f"Service {service}",
@@ -87,6 +124,7 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     sandbox: Sandbox,
 ) -> None:
     await sandbox.roll_out("one")
+    control = autoscale(sandbox, "one", least=2)
     await sandbox.roll_out("two")
     await sandbox.shift("two", 10)
     name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "two")
@@ -95,8 +133,11 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     patch(sandbox, "backendtrafficpolicy", name, {"spec": {"retry": {"numRetries": 9}, "useClientProtocol": True}})
     patch(sandbox, "service", service, {"spec": {"selector": {"track": "canary"}}})
     patch(sandbox, "httproute", sandbox.endpoint, {"metadata": {"labels": {ENDPOINT_LABEL: None}}})
-    sandbox.kubectl("scale", "deployment", version_object_name(sandbox.endpoint, "one"), "--replicas=2")
     said = await warnings_of(sandbox)
+    await until(
+        lambda: spec(sandbox, "deployment", control)["replicas"] == 2, "control is scaled", timeout_s=60, interval_s=1
+    )
+    generation = metadata(sandbox, "deployment", control)["generation"]
 
     await sandbox.shift("two", 20)
 
@@ -105,7 +146,8 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     assert {kind: spec(sandbox, kind, name) for kind in policies} == policies
     assert "track" not in spec(sandbox, "service", service)["selector"]
     scaled = await warnings_of(sandbox)
-    assert re.fullmatch(r"version 'one' has 2 replicas, as 'kubectl' .* ask for 1: no step sets it back", scaled)
+    by_autoscaler = r"version 'one' has 2 replicas, as 'kube-controller-manager' .* ask for 1: no step sets it back"
+    assert re.fullmatch(by_autoscaler, scaled)
 
     container: dict[str, Any] = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
     edit = {"spec": {"template": {"spec": {"containers": [container]}}}}
@@ -122,6 +164,8 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     status = await sandbox.target.status(sandbox.endpoint)
     assert (status.trouble, status.weight_ppm) == (None, {"one": 1_000_000})
     assert status.versions["one"].wanted_replicas == 2
+    # Nobody has set it since, neither a step nor the autoscaler after one: they do not fight over it.
+    assert metadata(sandbox, "deployment", control)["generation"] == generation
     environment = spec(sandbox, "deployment", service)["template"]["spec"]["containers"][0]["env"]
     assert {"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"} in environment
     assert f"Deployment {service} was edited by 'somebody'" in await warnings_of(sandbox)

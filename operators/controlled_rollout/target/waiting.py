@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from controlled_rollout.errors import AccessError, DeploymentError, RouterTimeoutError, TargetUnavailableError
-from controlled_rollout.target.protocol import EndpointStatus, Target, VersionStatus
+from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, Target, VersionStatus
 
 __all__ = ["Progress", "retry_until_available", "wait_until_ready", "wait_until_served", "wait_until_without_traffic"]
 
@@ -23,6 +23,8 @@ RETRY_S: Final = 0.5
 # An API server refuses what it allows (401, 403) while it starts or cannot look up who asks. A permission that is
 # really missing must not hold a step up for longer than this.
 REFUSED_S: Final = 30.0
+# How long a step that has taken a version's traffic away waits for a router that lets nobody in.
+OPENING: Final = timedelta(seconds=15)
 
 
 def _no_progress(sentence: str) -> None:
@@ -132,7 +134,9 @@ async def wait_until_without_traffic(
 ) -> EndpointStatus:
     """Wait until the router confirms that, as `revision` or a later one asks, a version gets no traffic.
 
-    Unlike `wait_until_served` this does not wait for other versions of the revision that are not ready yet.
+    Unlike `wait_until_served` this does not wait for other versions of the revision that are not ready yet. While the
+    router lets nobody in although another version has a replica, such as after somebody has deleted the route, it waits
+    a quarter of a minute more: the waiting caller is who opens it again.
 
     Args:
         target: The target of the endpoint.
@@ -153,7 +157,17 @@ async def wait_until_without_traffic(
             status.split_revision >= revision and version not in status.weight_ppm
         )
 
-    return await _wait_for_router(has_no_traffic, target, endpoint, revision, timeout, progress)
+    status = await _wait_for_router(has_no_traffic, target, endpoint, revision, timeout, progress)
+    replicas = [one.state for name, other in status.versions.items() if name != version for one in other.replicas]
+    if status.weight_ppm or ReplicaState.READY not in replicas:
+        return status
+    try:
+        return await _wait_for_router(
+            lambda later: bool(later.weight_ppm), target, endpoint, revision, min(timeout, OPENING), progress
+        )
+    except (DeploymentError, TargetUnavailableError, AccessError) as error:
+        progress(f"version {version!r} gets no traffic, and the router lets nobody in: {error}")
+        return status
 
 
 async def _wait_for_router(

@@ -181,6 +181,20 @@ async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision
         await left(ScriptedTarget(before, leaving), SOON)
 
 
+async def test_a_router_that_lets_nobody_in_is_waited_for_where_another_version_has_a_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The waiting caller opens it: nobody else does after the step."""
+    up = VersionStatus(name="two", ready=False, replicas=(ReplicaStatus(name="r", state=ReplicaState.READY),))
+    closed, opened = status(up, split_revision=2), status(up, split_revision=2, weight_ppm={"two": 1_000_000})
+
+    assert await left(ScriptedTarget(closed, closed, opened)) == opened
+    nobody = status(starting("two"), split_revision=2)
+    assert await left(ScriptedTarget(nobody)) == nobody
+    monkeypatch.setattr(waiting, "OPENING", SOON)
+    assert await left(ScriptedTarget(closed)) == closed  # what was asked is done all the same
+
+
 async def test_temporarily_unreachable_target_only_delays() -> None:
     messages: list[str] = []
     scripted = ScriptedTarget(status(READY), AWAY, AWAY, status(READY), AWAY, status(READY, served=2))

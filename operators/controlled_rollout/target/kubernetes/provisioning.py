@@ -148,10 +148,15 @@ async def _apply_policies(
 
 
 async def _restore_route(api: Api, workspace: Workspace, endpoint: str, *, dry_run: bool) -> list[Drift]:
-    """Put the labels and the Gateway of an endpoint's route back, by which it is found and served; not its rules."""
+    """Put the labels and the Gateway of an endpoint's route back, by which it is found and served.
+
+    The step makes its rules, and the route if there is none, after this: nobody is let in before all else is there.
+    """
     path = HTTP_ROUTE.path(workspace.namespace, route_name(endpoint))
     route = await api.find(path)
-    if route is None or not is_written_by_us(route):
+    if route is None:
+        return [Drift.missing(HTTP_ROUTE, route_name(endpoint))]
+    if not is_written_by_us(route):
         return []
     change: Object = {"metadata": {"labels": endpoint_labels(endpoint)}}
     # Going back never waits for the Gateway itself: without it the route stays attached as it is.
