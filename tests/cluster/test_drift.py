@@ -98,8 +98,7 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
             sandbox.kubectl("delete", kind, of)
         said += await warnings_of(sandbox)
         await sandbox.roll_back("two", "to see that the rest is remade")
-        for kind, of in lost:
-            assert metadata(sandbox, kind, of)["ownerReferences"]
+        assert all(metadata(sandbox, kind, of)["ownerReferences"] for kind, of in lost)
         failed_until_then = load.failed
         await load.more(50)
         assert load.failed == failed_until_then, load.refusals
