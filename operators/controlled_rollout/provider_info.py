@@ -168,7 +168,7 @@ def _image_fields() -> dict[str, Any]:
         ),
         "builder_image": _form_field("Builder image", "For the builder kubernetes: an image with buildah in it."),
         "builder_namespace": _form_field(
-            "Builder namespace", "For the builder kubernetes: where its pods run; empty for the endpoints' namespace."
+            "Builder namespace", "For the builder kubernetes: where its pods run; not the endpoints' namespace."
         ),
         "builder_pod_template": _form_field(
             "Builder pod template", "For the builder kubernetes: a file on the worker with a Pod to begin with."

@@ -115,7 +115,8 @@ class Version(Value):
         is_default: Whether it gets the requests that no percentile assigns.
         is_control: Whether the treatments are judged against it.
         cpu_cores, memory_gb: What one replica requests, in cores and gigabytes.
-        cpu_cores_limit, memory_gb_limit: What one replica may use at most; None for no limit.
+        cpu_cores_limit: How many cores one replica may use at most; None for no limit.
+        memory_gb_limit: How much memory one replica may use at most; None for twice `memory_gb`.
         gpu_cores: Whole GPUs for one replica.
         node_selector, tolerations: Which nodes a replica may run on, in Kubernetes' terms; for pools with GPUs.
         num_replicas: A fixed number of replicas; None lets the autoscaler choose.

@@ -78,7 +78,8 @@ class Workspace(BaseModel):
         builder: What builds environment images: `buildah` on this machine, `kubernetes` a pod of the cluster,
             `acr_tasks` the Azure Container Registry itself.
         builder_image: For `kubernetes`: an image that contains buildah.
-        builder_namespace: For `kubernetes`: the namespace of the pods that build; None for `namespace`.
+        builder_namespace: For `kubernetes`: the namespace of the pods that build; not the endpoints', because such
+            pods need more than those are allowed.
         builder_pod_template: For `kubernetes`: a file with a Pod that they are made from.
         acr_id: For `acr_tasks`: the registry's resource id,
             `/subscriptions/…/resourceGroups/…/providers/Microsoft.ContainerRegistry/registries/…`.
@@ -132,6 +133,16 @@ class Workspace(BaseModel):
         """Raise ValueError if the target is Kubernetes and the setting `gateway` is missing."""
         if self.target == "kubernetes" and not self.gateway:
             raise ValueError("target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway")
+        return self
+
+    @model_validator(mode="after")
+    def _check_builder_namespace(self) -> Self:
+        """Raise ValueError if pods that build would run among those that serve."""
+        if self.target == "kubernetes" and self.builder_namespace == self.namespace:
+            raise ValueError(
+                f"builder_namespace and namespace are both {self.namespace!r}: pods that build need Pod Security level "
+                "'privileged', so give them a namespace apart from the endpoints'"
+            )
         return self
 
     @classmethod

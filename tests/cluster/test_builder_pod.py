@@ -64,6 +64,8 @@ def workspace(lab: Lab, sandbox: Sandbox, tmp_path: Path) -> Workspace:
             "base_image": base_image(lab.registry),
             "builder": "kubernetes",
             "builder_image": builder_image(lab.registry),
+            # Not as a user may set it: a sandbox has one namespace.
+            "builder_namespace": sandbox.namespace,
             "builder_pod_template": template,
         }
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,14 +145,9 @@ async def _of(lab: Lab, endpoint: str) -> dict[str, int]:
 
 
 def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str]":
-    import sys
-
-    code = (
-        "import sys; from controlled_rollout.target.local.supervisor import run_in_foreground; "
-        "from controlled_rollout.workspace import Workspace; "
-        "sys.exit(run_in_foreground(Workspace.local(sys.argv[1]), 0, '127.0.0.1'))"
-    )
-    return subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, timeout=60)
+    settings = {"workspace": {"root": str(workspace.root)}, "port": 0, "host": "127.0.0.1", "report_pipe": None}
+    command = [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_port_in_use_is_a_one_line_error_and_nothing_keeps_running(
@@ -222,12 +218,14 @@ async def _active(lab: Lab, name: str) -> int:
     return (await lab.target.status(name)).versions["one"].active
 
 
-async def test_replica_inherits_no_secret_of_its_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_neither_the_supervisor_nor_what_it_starts_inherits_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "a-secret")
     lab = await asyncio.to_thread(start, tmp_path)
     try:
         await serve_one(lab, "discreet")
-        for pid in (await lab.target.processes()).values():
+        for pid in (lab.state.pid, *(await lab.target.processes()).values()):
             assert b"a-secret" not in Path(f"/proc/{pid}/environ").read_bytes()
         spoken = json.dumps(
             [Path(f"/proc/{pid}/cmdline").read_text() for pid in (await lab.target.processes()).values()]

@@ -35,8 +35,11 @@ __all__ = [
     "gateway_fault",
     "not_granted",
     "not_served",
+    "pod_security_warning",
 ]
 
+# The label by which a namespace refuses pods that ask for more than a Pod Security level allows.
+POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
 REVIEWS: Final = "authorization.k8s.io/v1"
 NEEDED_KINDS: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
 
@@ -65,7 +68,7 @@ async def _check_permissions(api: Api, workspace: Workspace) -> str:
         (workspace.namespace, NAMESPACE),
         (workspace.gateway.partition("/")[0], GATEWAY_NAMESPACE),
         (workspace.envoy_namespace, ENVOY_NAMESPACE),
-        *([(workspace.builder_namespace or workspace.namespace, BUILDER)] if workspace.builder == "kubernetes" else []),
+        *([(workspace.builder_namespace, BUILDER)] if workspace.builder_namespace else []),
     )
     refused = await asyncio.gather(*(_denied_actions(api, namespace, permissions) for namespace, permissions in needed))
     faults = [
@@ -135,7 +138,11 @@ def actions_text(actions: Iterable[Action]) -> str:
 
 
 async def _check_namespace(api: Api, workspace: Workspace) -> str:
-    """Check, by creating a ConfigMap as a dry run, that quotas and admission rules of the namespace allow objects."""
+    """Check, by creating a ConfigMap as a dry run, that quotas and admission rules of the namespace allow objects.
+
+    Returns:
+        That they do, and whether any pod may run there, also one with the node's rights.
+    """
     body = {
         "apiVersion": CONFIG_MAP.version,
         "kind": CONFIG_MAP.name,
@@ -149,7 +156,20 @@ async def _check_namespace(api: Api, workspace: Workspace) -> str:
                 f"the cluster has no namespace {workspace.namespace!r}: create it, or correct the setting namespace"
             ) from error
         raise
-    return f"{workspace.namespace}: objects can be created"
+    namespace = await api.find(f"/api/v1/namespaces/{workspace.namespace}")
+    return f"{workspace.namespace}: objects can be created{pod_security_warning(namespace or {})}"
+
+
+def pod_security_warning(namespace: Object) -> str:
+    """Return what to say about a namespace that does not enforce the Pod Security level `restricted`; else nothing.
+
+    Args:
+        namespace: The Namespace.
+    """
+    level = (namespace.get("metadata", {}).get("labels") or {}).get(POD_SECURITY, "no level")
+    if level == "restricted":
+        return ""
+    return f"; it enforces {level} of Pod Security, and 'restricted' is enough: see docs/aks.md, step 4"
 
 
 async def _check_gateway_api(api: Api, workspace: Workspace) -> str:

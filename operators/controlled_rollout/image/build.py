@@ -32,7 +32,8 @@ def builder_for(workspace: Workspace, *, owner: str) -> Builder:
         from controlled_rollout.image.builders.pod.builder import PodBuilder
 
         _check_setting(workspace, "builder_image")
-        return PodBuilder(workspace, owner=owner)
+        _check_setting(workspace, "builder_namespace")
+        return PodBuilder(workspace, workspace.builder_namespace or "", owner=owner)
     if workspace.builder == "acr_tasks":
         from controlled_rollout.image.builders.registry.acr_tasks import AcrTasksBuilder
 

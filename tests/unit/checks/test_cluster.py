@@ -11,6 +11,7 @@ from controlled_rollout.checks.cluster import (
     gateway_fault,
     not_granted,
     not_served,
+    pod_security_warning,
 )
 from controlled_rollout.target.kubernetes.permissions import NAMESPACE, Permission
 from controlled_rollout.workspace import Workspace
@@ -124,3 +125,17 @@ def test_a_gateway_closes_by_default_only_by_a_policy_of_its_own_that_refuses_ev
     spec = {"targetRefs": [target], **({} if authorization is None else {"authorization": authorization})}
 
     assert closes_by_default({"spec": spec}, "models") is closes
+
+
+@pytest.mark.parametrize(
+    ("level", "found"), [(None, "no level"), ("baseline", "baseline"), ("privileged", "privileged")]
+)
+def test_a_namespace_that_takes_any_pod_is_a_warning(level: str | None, found: str) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": level} if level else None
+    warning = pod_security_warning({"metadata": {"name": "models", "labels": labels}})
+    assert warning == f"; it enforces {found} of Pod Security, and 'restricted' is enough: see docs/aks.md, step 4"
+
+
+def test_a_namespace_that_enforces_restricted_is_no_warning() -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    assert pod_security_warning({"metadata": {"name": "models", "labels": labels}}) == ""

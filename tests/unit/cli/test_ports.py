@@ -1,12 +1,12 @@
 """The exit code of every command that listens on a port, when the port is in use."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from controlled_rollout.cli import main
 
 
 @pytest.fixture
@@ -16,18 +16,18 @@ def taken() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", ["local up --foreground", "score", "telemetry-store"])
-def test_a_port_in_use_is_exit_code_2_with_the_port_and_what_to_do(
-    command: str, taken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_port_in_use_is_exit_code_2_with_the_port_and_what_to_do(command: str, taken: str, tmp_path: Path) -> None:
     options = {
         "local up --foreground": ["--root", str(tmp_path)],
         "score": [str(tmp_path)],
         "telemetry-store": ["--data", str(tmp_path)],
     }[command]
 
-    code = main([*command.split(), "--port", taken, *options])
+    # In a process of its own: the supervisor in the foreground takes the place of the command.
+    words = [sys.executable, "-m", "controlled_rollout.cli", *command.split(), "--port", taken, *options]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
 
-    output = capsys.readouterr()
-    assert code == 2
-    assert f"port {taken} on 127.0.0.1 cannot be used: Address already in use" in output.out + output.err
-    assert "hoose another" in output.out + output.err
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 2, output
+    assert f"port {taken} on 127.0.0.1 cannot be used: Address already in use" in output
+    assert "hoose another" in output

@@ -65,6 +65,9 @@ MAX_IN_FLIGHT: Final = 4096
 # A larger body is answered 413, as by the local router.
 MAX_PAYLOAD: Final = "100M"
 USER_ID: Final = 10001
+# One version must not take its node's memory or disk from what runs beside it.
+DEFAULT_MEMORY_LIMIT: Final = 2.0
+TMP_SIZE: Final = "10Gi"
 # One node, or one zone, takes as few of a version's replicas with it as possible.
 SPREAD_OVER: Final = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
@@ -107,7 +110,7 @@ def deployment(
         },
         "topologySpreadConstraints": [_spread_over(key, labels) for key in SPREAD_OVER],
         "containers": [_container(version, drain_s)],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}],
     }
     if version.node_selector:
         pod["nodeSelector"] = dict(version.node_selector)
@@ -143,11 +146,9 @@ def _spread_over(topology: str, labels: Mapping[str, str]) -> Object:
 def _container(version: Version, drain_s: int) -> Object:
     """Return the container of a version's pods: image, resources, probes and settings."""
     requests: dict[str, str] = {"cpu": _cpu_quantity(version.cpu_cores), "memory": _memory_quantity(version.memory_gb)}
-    limits: dict[str, str] = {}
+    limits = {"memory": _memory_quantity(version.memory_gb_limit or DEFAULT_MEMORY_LIMIT * version.memory_gb)}
     if version.cpu_cores_limit is not None:
         limits["cpu"] = _cpu_quantity(version.cpu_cores_limit)
-    if version.memory_gb_limit is not None:
-        limits["memory"] = _memory_quantity(version.memory_gb_limit)
     if version.gpu_cores:
         # A GPU cannot be shared: Kubernetes wants request and limit to be the same.
         requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(version.gpu_cores)
@@ -175,7 +176,7 @@ def _container(version: Version, drain_s: int) -> Object:
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
         ],
-        "resources": {"requests": requests, **({"limits": limits} if limits else {})},
+        "resources": {"requests": requests, "limits": limits},
         # A process that does not score answers the probes: a busy model is neither restarted nor taken off the list.
         "startupProbe": {
             "httpGet": {"path": "/ready", "port": "health", "scheme": "HTTP"},

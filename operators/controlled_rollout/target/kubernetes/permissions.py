@@ -46,6 +46,7 @@ NAMESPACE: Final = (
     Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
     Permission("", "pods/log", ("get",), "a version's log"),
     Permission("", "events", ("list",), "the same, in Kubernetes' words; not needed"),
+    Permission("", "namespaces", ("get",), "whether it enforces Pod Security; not needed"),
     Permission(
         "gateway.networking.k8s.io",
         "httproutes",

@@ -1,4 +1,4 @@
-"""The supervisor in the background: `python -m controlled_rollout.target.local <settings as JSON>`."""
+"""The supervisor's process: `python -m controlled_rollout.target.local <settings as JSON>`."""
 
 import json
 import os
@@ -9,12 +9,22 @@ from controlled_rollout.target.local.supervisor_process import StartReport, run_
 from controlled_rollout.workspace import Workspace
 
 
+def _print_report(start: StartReport) -> None:
+    """Print how the start went."""
+    sys.stdout.write(start["message"] + "\n")
+    sys.stdout.flush()
+
+
 def main(settings: dict[str, Any]) -> int:
     """Run the supervisor until it ends and return the exit code; report the start as one line of JSON on a pipe.
 
     Args:
-        settings: `workspace` (its settings), `host` and `port` of the router, `report_pipe` (a file descriptor).
+        settings: `workspace` (its settings), `host` and `port` of the router, `report_pipe` (a file descriptor; None
+            for a supervisor that prints how the start went).
     """
+    workspace, port, host = Workspace.from_settings(settings["workspace"]), settings["port"], settings["host"]
+    if settings["report_pipe"] is None:
+        return run_supervisor(workspace, port=port, host=host, report=_print_report)
     pipe = os.fdopen(settings["report_pipe"], "wb")
 
     def write_report(start: StartReport) -> None:
@@ -24,8 +34,7 @@ def main(settings: dict[str, Any]) -> int:
 
     # A child that held the pipe open would keep its reader waiting.
     os.set_inheritable(settings["report_pipe"], False)
-    workspace = Workspace.from_settings(settings["workspace"])
-    return run_supervisor(workspace, port=settings["port"], host=settings["host"], report=write_report)
+    return run_supervisor(workspace, port=port, host=host, report=write_report)
 
 
 if __name__ == "__main__":

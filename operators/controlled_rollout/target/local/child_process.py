@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from controlled_rollout.target.local.log_file import LogFile
 
-__all__ = ["RUNTIME_VARIABLE", "ChildProcess", "describe_exit", "inherited_environment"]
+__all__ = ["RUNTIME_VARIABLE", "ChildProcess", "describe_exit", "inherited_environment", "supervisor_environment"]
 
 # The environment variable that every child carries, with the supervisor's runtime folder as its value: the reaper
 # finds the children of a killed supervisor by it.
@@ -38,6 +38,15 @@ _INHERITED: Final = (
     "NVIDIA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )
+
+# The supervisor is this package itself, wherever Python finds it; and it is measured with what it is started by.
+_INHERITED_BY_SUPERVISOR: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "COVERAGE_PROCESS_CONFIG")
+
+
+def supervisor_environment() -> dict[str, str]:
+    """Return the variables that the supervisor inherits: a version that reads its environment finds no secret there."""
+    own = {name: os.environ[name] for name in _INHERITED_BY_SUPERVISOR if name in os.environ}
+    return inherited_environment() | own
 
 
 def inherited_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

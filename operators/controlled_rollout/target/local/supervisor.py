@@ -14,6 +14,7 @@ from rich.console import Console
 
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.polling import block_until, until
+from controlled_rollout.target.local.child_process import supervisor_environment
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.remains import end_remains
@@ -23,7 +24,7 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from controlled_rollout.target.local.supervisor_process import StartReport
 
-__all__ = ["is_running", "run_in_foreground", "start_workspace", "stop_workspace"]
+__all__ = ["is_running", "start_workspace", "stop_workspace"]
 
 DEFAULT_PORT: Final = 8088
 # More than the sum of what the supervisor's process waits for: it reports which part has not started.
@@ -58,14 +59,21 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
         for problem in problems:
             _print_error(problem)
         return FAILED if problems else OK
-    return _start_in_background(workspace, port, host) if detach else run_in_foreground(workspace, port, host)
+    if not detach:
+        # In this process, so that whoever waits for it or signals it has the supervisor itself.
+        os.execve(sys.executable, _command(workspace, port, host), supervisor_environment())  # noqa: S606
+    return _start_in_background(workspace, port, host)
 
 
-def run_in_foreground(workspace: Workspace, port: int, host: str) -> int:
-    """Run a local workspace in this process until a signal or a client ends it; return the exit code."""
-    from controlled_rollout.target.local.supervisor_process import run_supervisor
-
-    return run_supervisor(workspace, port=port, host=host, report=lambda start: _print(start["message"]))
+def _command(workspace: Workspace, port: int, host: str, report_pipe: int | None = None) -> list[str]:
+    """Return the command of the supervisor; without a pipe it prints how the start went."""
+    settings = {
+        "workspace": {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)},
+        "port": port,
+        "host": host,
+        "report_pipe": report_pipe,
+    }
+    return [sys.executable, "-P", "-m", "controlled_rollout.target.local", json.dumps(settings)]
 
 
 def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
@@ -73,15 +81,10 @@ def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
     log = LogFile(workspace.logs_folder / "supervisor.log")
     log.note("supervisor starts")
     read_end, write_end = os.pipe()
-    settings = {
-        "workspace": {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)},
-        "port": port,
-        "host": host,
-        "report_pipe": write_end,
-    }
     with log.path.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)],
+            _command(workspace, port, host, write_end),
+            env=supervisor_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

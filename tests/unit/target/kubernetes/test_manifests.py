@@ -61,3 +61,14 @@ def test_each_version_leaves_one_replica_at_a_time_and_is_spread_for_itself() ->
     assert [one["labelSelector"]["matchLabels"] for one in spread] == [pod_labels(endpoint, "two")] * 2
     assert {one["whenUnsatisfiable"] for one in spread} == {"ScheduleAnyway"}
     assert not budget["selector"]["matchLabels"].items() <= pod_labels(endpoint, "one").items()
+
+
+def test_memory_and_temporary_files_of_a_replica_are_bounded_also_where_the_author_says_nothing() -> None:
+    endpoint = Endpoint(name="digits").create_version("one", image=IMAGE, memory_gb=1.5)
+    endpoint = endpoint.create_version("two", image=IMAGE, memory_gb=1.5, memory_gb_limit=2)
+
+    pods = {name: deployment(endpoint, name)["spec"]["template"]["spec"] for name in ("one", "two")}
+
+    limits = {name: pod["containers"][0]["resources"]["limits"]["memory"] for name, pod in pods.items()}
+    assert limits == {"one": "3000000000", "two": "2000000000"}
+    assert pods["one"]["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "10Gi"}}]

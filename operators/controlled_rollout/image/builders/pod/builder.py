@@ -41,14 +41,15 @@ class PodBuilder:
     follow it.
 
     Args:
-        workspace: Leads to the cluster. Its `builder_image`, `builder_namespace` and `builder_pod_template` apply.
+        workspace: Leads to the cluster. Its `builder_image` and `builder_pod_template` apply.
+        namespace: Where its pods run.
         owner: The task that builds. If it was killed, a retry with the same owner takes its pod over.
     """
 
-    def __init__(self, workspace: Workspace, *, owner: str) -> None:
+    def __init__(self, workspace: Workspace, namespace: str, *, owner: str) -> None:
         self._workspace = workspace
         self._owner = owner
-        self._namespace = workspace.builder_namespace or workspace.namespace
+        self._namespace = namespace
 
     async def build(
         self, request: BuildRequest, *, is_pushed: Callable[[], Awaitable[bool]], progress: Callable[[str], None]

@@ -36,6 +36,8 @@ OWNER: Final = "controlled-rollout/for"
 
 # Kubernetes ends a pod whose task was killed and never retried.
 MAX_LIFETIME_S: Final = 3600
+# The layers of one environment, twice; a build that grows without end is evicted, not what runs beside it.
+WORK_SIZE: Final = "50Gi"
 WORK: Final = "/var/lib/controlled-rollout"
 SECRETS_MOUNT: Final = "/run/controlled-rollout"
 VOLUME: Final = "secrets"
@@ -129,7 +131,7 @@ def pod_manifest(
             },
             "containers": [_build_container(request, context_image, builder_image, secret_files)],
             "volumes": [
-                {"name": "work", "emptyDir": {}},
+                {"name": "work", "emptyDir": {"sizeLimit": WORK_SIZE}},
                 {"name": VOLUME, "secret": {"secretName": secret_name, "defaultMode": 0o440}},
             ],
             **({"imagePullSecrets": [{"name": image_pull_secret}]} if image_pull_secret else {}),
