@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from controlled_rollout.checks.reachability import check_reachable
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
+    CLIENT_TRAFFIC_POLICY,
     CONFIG_MAP,
     GATEWAY,
     HTTP_ROUTE,
@@ -18,6 +19,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.gateway import base_url, chosen_listener
+from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,
@@ -31,6 +33,7 @@ __all__ = [
     "CLUSTER_CHECKS",
     "actions_text",
     "api_server",
+    "callers_faults",
     "closes_by_default",
     "gateway_fault",
     "not_granted",
@@ -204,24 +207,75 @@ async def _check_gateway(api: Api, workspace: Workspace) -> str:
     gateway = await _get_gateway(api, workspace)
     if fault := gateway_fault(gateway, workspace):
         raise WorkspaceError(f"Gateway {workspace.gateway}: {fault}")
-    chosen_listener(gateway, workspace)
+    listener = chosen_listener(gateway, workspace)
     namespace, name = workspace.gateway_name
-    policies = await api.items(SECURITY_POLICY.path(namespace))
-    closes = any(closes_by_default(policy, name) for policy in policies)
-    unsafe = "" if closes else "; it lets everybody in where a route has no SecurityPolicy: see docs/aks.md, step 2"
-    return f"{workspace.gateway}: programmed, {base_url(gateway, workspace)}{unsafe}"
+    security, client = await asyncio.gather(
+        *(api.items(kind.path(namespace)) for kind in (SECURITY_POLICY, CLIENT_TRAFFIC_POLICY))
+    )
+    faults = callers_faults(client, name, [listener] if listener else _listener_names(gateway))
+    if not any(closes_by_default(policy, name) for policy in security):
+        faults = ["it lets everybody in where a route has no SecurityPolicy", *faults]
+    warning = f"; warning: {'; '.join(faults)}: see docs/aks.md, step 2" if faults else ""
+    return f"{workspace.gateway}: programmed, {base_url(gateway, workspace)}{warning}"
+
+
+def _listener_names(gateway: Object) -> list[str]:
+    """Return the names of a Gateway's listeners."""
+    return [str(listener["name"]) for listener in gateway["spec"].get("listeners") or []]
+
+
+def callers_faults(policies: Collection[Object], gateway: str, listeners: Iterable[str]) -> list[str]:
+    """Return what the ClientTrafficPolicies of a Gateway leave open that the one of docs/aks.md closes.
+
+    A policy for one listener takes the place of the Gateway's for that listener.
+
+    Args:
+        policies: The ClientTrafficPolicies of the Gateway's namespace.
+        gateway: The Gateway's name.
+        listeners: The names of the listeners that routes attach to.
+    """
+    whole = [policy for policy in policies if _is_for_gateway(policy, gateway, None)]
+    in_force = [
+        [policy for policy in policies if _is_for_gateway(policy, gateway, listener)] or whole for listener in listeners
+    ]
+    faults: list[str] = []
+    if not all(any(map(_removes_our_header, of_listener)) for of_listener in in_force):
+        faults.append(
+            f"no ClientTrafficPolicy takes {ROUTED_BY_HEADER} off what callers send, which telemetry reads: callers "
+            "without a key could claim to be evidence"
+        )
+    if not all(any(map(_ends_slow_requests, of_listener)) for of_listener in in_force):
+        faults.append("no ClientTrafficPolicy has a requestReceivedTimeout: slow uploads are never ended")
+    return faults
+
+
+def _removes_our_header(policy: Object) -> bool:
+    """Return whether a ClientTrafficPolicy takes the header that our rules set off what callers send."""
+    early = (policy["spec"].get("headers") or {}).get("earlyRequestHeaders") or {}
+    return ROUTED_BY_HEADER in map(str.lower, early.get("remove") or [])
+
+
+def _ends_slow_requests(policy: Object) -> bool:
+    """Return whether a ClientTrafficPolicy ends requests that do not arrive in time."""
+    timeouts = (policy["spec"].get("timeout") or {}).get("http") or {}
+    return bool(str(timeouts.get("requestReceivedTimeout") or "0").strip("0hms"))
+
+
+def _is_for_gateway(policy: Object, gateway: str, listener: str | None) -> bool:
+    """Return whether a policy targets a Gateway as a whole, or one of its listeners if that is given."""
+    spec = policy["spec"]
+    return any(
+        (target.get("kind"), target.get("name"), target.get("sectionName")) == (GATEWAY.name, gateway, listener)
+        for target in [*(spec.get("targetRefs") or []), spec.get("targetRef") or {}]
+    )
 
 
 def closes_by_default(policy: Object, gateway: str) -> bool:
     """Return whether a SecurityPolicy refuses what reaches a Gateway's routes that have no policy of their own."""
-    spec = policy["spec"]
-    is_for_gateway = any(
-        (target.get("kind"), target.get("name"), target.get("sectionName")) == (GATEWAY.name, gateway, None)
-        for target in [*(spec.get("targetRefs") or []), spec.get("targetRef") or {}]
-    )
-    authorization = spec.get("authorization")
+    authorization = policy["spec"].get("authorization")
     refuses = authorization is not None and not authorization.get("rules")
-    return bool(is_for_gateway and refuses and authorization.get("defaultAction", "Deny") == "Deny")
+    is_default = refuses and authorization.get("defaultAction", "Deny") == "Deny"
+    return bool(is_default and _is_for_gateway(policy, gateway, None))
 
 
 async def _get_gateway(api: Api, workspace: Workspace) -> Object:

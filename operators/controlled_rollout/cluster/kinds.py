@@ -5,6 +5,7 @@ from typing import Final
 
 __all__ = [
     "BACKEND_TRAFFIC_POLICY",
+    "CLIENT_TRAFFIC_POLICY",
     "CONFIG_MAP",
     "CONTROLLER_REVISION",
     "DEPLOYMENT",
@@ -61,6 +62,7 @@ NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpo
 GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
 HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
 SECURITY_POLICY: Final = Kind("SecurityPolicy", "gateway.envoyproxy.io/v1alpha1", "securitypolicies")
+CLIENT_TRAFFIC_POLICY: Final = Kind("ClientTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", "clienttrafficpolicies")
 BACKEND_TRAFFIC_POLICY: Final = Kind("BackendTrafficPolicy", "gateway.envoyproxy.io/v1alpha1", "backendtrafficpolicies")
 HTTP_ROUTE_FILTER: Final = Kind("HTTPRouteFilter", "gateway.envoyproxy.io/v1alpha1", "httproutefilters")
 

@@ -7,6 +7,7 @@ import pytest
 from controlled_rollout.checks.cluster import (
     NEEDED_KINDS,
     actions_text,
+    callers_faults,
     closes_by_default,
     gateway_fault,
     not_granted,
@@ -139,3 +140,32 @@ def test_a_namespace_that_takes_any_pod_is_a_warning(level: str | None, found: s
 def test_a_namespace_that_enforces_restricted_is_no_warning() -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     assert pod_security_warning({"metadata": {"name": "models", "labels": labels}}) == ""
+
+
+SHIPPED = {
+    "targetRefs": [{"kind": "Gateway", "name": "models"}],
+    "timeout": {"http": {"requestReceivedTimeout": "60s"}},
+    "headers": {"earlyRequestHeaders": {"remove": ["X-Controlled-Rollout-Routed-By"]}},
+}
+OF_HTTPS = {"targetRefs": [{"kind": "Gateway", "name": "models", "sectionName": "https"}]}
+HEADER, SLOW = "callers without a key could claim to be evidence", "slow uploads are never ended"
+
+
+@pytest.mark.parametrize(
+    ("specs", "faults"),
+    [
+        pytest.param([SHIPPED], [], id="the shipped policy"),
+        pytest.param([], [HEADER, SLOW], id="no policy"),
+        pytest.param([{**SHIPPED, "targetRefs": [{"kind": "Gateway", "name": "other"}]}], [HEADER, SLOW], id="another"),
+        pytest.param([{**SHIPPED, "timeout": {"http": {"requestReceivedTimeout": "0s"}}}], [SLOW], id="no end"),
+        pytest.param([{**SHIPPED, "headers": {"earlyRequestHeaders": {"remove": ["x"]}}}], [HEADER], id="other header"),
+        pytest.param([SHIPPED, OF_HTTPS], [HEADER, SLOW], id="the listener's own policy takes its place"),
+        pytest.param([{**SHIPPED, **OF_HTTPS}], [], id="a policy for the listener alone"),
+    ],
+)
+def test_a_gateway_without_the_shipped_client_policy_is_warned_of(
+    specs: list[dict[str, Any]], faults: list[str]
+) -> None:
+    found = callers_faults([{"spec": spec} for spec in specs], "models", ["https"])
+
+    assert [sentence.rpartition(": ")[2] for sentence in found] == faults

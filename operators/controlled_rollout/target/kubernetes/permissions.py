@@ -75,6 +75,9 @@ NAMESPACE: Final = (
 GATEWAY_NAMESPACE: Final = (
     Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its class"),
     Permission("gateway.envoyproxy.io", "securitypolicies", ("list",), "whether it closes routes without a policy"),
+    Permission(
+        "gateway.envoyproxy.io", "clienttrafficpolicies", ("list",), "whether it takes our header off what callers send"
+    ),
 )
 
 # In the namespace of its Envoy pods.
