@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,31 @@ def test_small_uploads_that_unpack_to_millions_of_items_are_refused_while_others
     assert statuses == [413] * len(packed)
     assert longest < 2
     assert peak.bytes < GIBIBYTE
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
+        b"Content-Length: 900000\r\n\r\n" + b"x" * 60_000,
+    ],
+    ids=["silent", "half a body"],
+)
+def test_more_idle_connections_than_descriptors_keep_nobody_from_being_answered(store: Process, sent: bytes) -> None:
+    resource.prlimit(store.popen.pid, resource.RLIMIT_NOFILE, (1_024, 20_000))
+    with ExitStack() as idle:
+        for _ in range(1_100):
+            connection = idle.enter_context(
+                socket.create_connection(("127.0.0.1", httpx.URL(store.url).port), timeout=10)
+            )
+            with suppress(ConnectionError):
+                connection.sendall(sent)
+        for _ in range(20):
+            started = time.monotonic()
+            assert httpx.get(f"{store.url}/healthz", timeout=5).status_code == 200
+            assert store.send({"endpoint": "beside idle"}).status_code == 200
+            assert time.monotonic() - started < 2
 
 
 def test_a_store_whose_database_is_killed_ends_and_its_rows_are_there_after_the_next_start(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from google.rpc import code_pb2
@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.telemetry_store import otlp, track
-from controlled_rollout.telemetry_store.intake import Intake, IntakeFullError, Upload
+from controlled_rollout.telemetry_store.intake import Intake, IntakeFullError
 from controlled_rollout.telemetry_store.item_bounds import TooManyItemsError
 from controlled_rollout.telemetry_store.request_body import BodyError, is_packed, read_body, unpack
 from controlled_rollout.telemetry_store.responses import RETRY_AFTER, ApiResponse, error_response
@@ -29,6 +29,8 @@ __all__ = ["create_app"]
 
 MAX_QUERY_BODY_BYTES: Final = 1 * 2**20
 MAX_BATCH: Final = 100
+MAX_BATCH_BYTES: Final = 100 * 2**20
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 # A browser sends one of these with everything that a page asks it to post.
 BROWSER_HEADERS: Final = ("origin", "sec-fetch-site", "sec-fetch-mode")
@@ -125,15 +127,10 @@ class _Endpoints:
         """Return whether the sender may write what callers saw: only the router may, where there is an upload token."""
         return self._upload_token is None or _has_token(request, self._upload_token)
 
-    async def _read_upload(self, request: Request) -> Upload:
-        """Read the body of an upload.
-
-        Raises:
-            BodyError: It is too large, packed in an unknown way, or incomplete.
-        """
-        packed = is_packed(request)
-        goes_first = None if self._upload_token is None else self._may_upload_requests(request)
-        return Upload(await read_body(request), packed, goes_first)
+    async def _take_upload(self, request: Request, decode: Callable[[bytes], T]) -> T:
+        """Read and decode an upload; the router's come first where an upload token tells them from others."""
+        is_routers = None if self._upload_token is None else self._may_upload_requests(request)
+        return await self._intake.take(request, decode, is_routers=is_routers)
 
     async def traces(self, request: Request) -> Response:
         """Handle `POST /v1/traces`: store the spans of an OTLP export, which is protobuf or JSON."""
@@ -151,8 +148,7 @@ class _Endpoints:
         if not is_json and media_type != otlp.PROTOBUF:
             return error_reply(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
         try:
-            upload = await self._read_upload(request)
-            spans = await self._intake.decode(upload, partial(otlp.rows_of_export, is_json=is_json))
+            spans = await self._take_upload(request, partial(otlp.rows_of_export, is_json=is_json))
             self._store.accept(spans.rows, spans.size)
         except BodyError as error:
             return error_reply(error.status, str(error))
@@ -177,9 +173,8 @@ class _Endpoints:
         if media_type and media_type not in track.MEDIA_TYPES:
             return error_reply(415, f"content-type {media_type!r}: send one of {', '.join(track.MEDIA_TYPES)}")
         try:
-            upload = await self._read_upload(request)
             key = None if self._may_upload_requests(request) else self._instrumentation_key
-            envelopes = await self._intake.decode(upload, partial(track.rows_of_upload, key=key))
+            envelopes = await self._take_upload(request, partial(track.rows_of_upload, key=key))
             if not envelopes.received:
                 return error_reply(400, "the upload holds no item")
             self._store.accept(envelopes.rows, envelopes.size, may_fill=key is None)
@@ -257,7 +252,20 @@ class _Endpoints:
             return error_response(400, "BadArgumentError", f"not a batch of queries with ids: {error!r}")
         if len(queries) > MAX_BATCH:
             return error_response(400, "BadArgumentError", f"{len(queries)} queries: {MAX_BATCH} at most")
-        responses = await asyncio.gather(*(self._run_batched_query(query) for query in queries))
+        size = 0
+
+        async def run(query: Mapping[str, Any]) -> ApiResponse:
+            """Run one query of the batch; refuse it once the answers before it are large enough together."""
+            nonlocal size
+            response = await self._run_batched_query(query)
+            size += len(response.body)
+            if size > MAX_BATCH_BYTES:
+                size -= len(response.body)
+                message = f"the batch's answers exceed {MAX_BATCH_BYTES} bytes: send smaller batches"
+                return error_response(413, "ResponseSizeError", message)
+            return response
+
+        responses = await asyncio.gather(*map(run, queries))
         parts = (
             b'{"id":%b,"status":%d,"body":%b}' % (json.dumps(query_id).encode(), response.status, response.body)
             for query_id, response in zip(ids, responses, strict=True)

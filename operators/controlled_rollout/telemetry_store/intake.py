@@ -1,47 +1,29 @@
-"""Decode uploads beside the event loop, in two lines, so that large or foreign ones keep no others waiting."""
+"""Read uploads, and decode them beside the event loop in two lines: large or foreign ones keep no others waiting."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from typing import Final, TypeVar
 
-from controlled_rollout.telemetry_store.request_body import MAX_UNPACKED_BYTES, unpack
+from starlette.requests import Request
 
-__all__ = ["Intake", "IntakeFullError", "Upload"]
+from controlled_rollout.telemetry_store.request_body import MAX_UNPACKED_BYTES, is_packed, read_body, unpack
+
+__all__ = ["Intake", "IntakeFullError"]
 
 # Larger bodies, and packed ones, wait in the line of the large ones.
 SMALL_BYTES: Final = 512 * 2**10
 # Uploads that wait in a line; what they hold is in memory.
-MAX_WAITING_SMALL: Final = 256
-MAX_WAITING_LARGE: Final = 8
+MAX_WAITING_FIRST: Final = 256
+MAX_WAITING_OTHERS: Final = 8
+# Bodies above a megabyte that are read or wait at once.
+MAX_LARGE_BODIES: Final = 4
 T = TypeVar("T")
 
 
 class IntakeFullError(Exception):
     """Too many uploads wait to be decoded: this one was not accepted, the sender may try again later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload as it arrived.
-
-    Attributes:
-        body: The body, packed or not.
-        is_packed: Whether it is gzip.
-        goes_first: Whether it is from the router. Without an upload token: None, then the small ones go first.
-    """
-
-    body: bytes
-    is_packed: bool
-    goes_first: bool | None
-
-    @property
-    def is_in_first_line(self) -> bool:
-        """Whether it waits only for others like it."""
-        if self.goes_first is not None:
-            return self.goes_first
-        return not self.is_packed and len(self.body) <= SMALL_BYTES
 
 
 class _Line:
@@ -69,27 +51,40 @@ class _Line:
 
 
 class Intake:
-    """Both lines of uploads."""
+    """Reads and decodes uploads."""
 
     def __init__(self) -> None:
-        self._first = _Line("first uploads", MAX_WAITING_SMALL)
-        self._other = _Line("other uploads", MAX_WAITING_LARGE)
+        self._first = _Line("first uploads", MAX_WAITING_FIRST)
+        self._others = _Line("other uploads", MAX_WAITING_OTHERS)
+        self._large = asyncio.Semaphore(MAX_LARGE_BODIES)
 
-    async def decode(self, upload: Upload, decode: Callable[[bytes], T]) -> T:
-        """Unpack an upload and decode it, beside the event loop.
+    async def take(self, request: Request, decode: Callable[[bytes], T], *, is_routers: bool | None) -> T:
+        """Read the body of an upload, unpack it, and decode it beside the event loop.
 
         Args:
-            upload: The upload.
+            request: The upload.
             decode: Makes the result of the unpacked body.
+            is_routers: Whether it is from the router, whose uploads are decoded first. None if nobody can tell: the
+                small ones are first then.
 
         Raises:
-            IntakeFullError: Too many wait already.
-            BodyError: It is damaged or unpacks to too much.
+            IntakeFullError: Too many are read or wait already.
+            BodyError: It is incomplete, damaged, packed in an unknown way, or unpacks to too much.
         """
-        line = self._first if upload.is_in_first_line else self._other
+        packed = is_packed(request)
+        async with AsyncExitStack() as place:
 
-        def unpack_and_decode() -> T:
-            """Unpack and decode the upload in the line's thread."""
-            return decode(unpack(upload.body, MAX_UNPACKED_BYTES) if upload.is_packed else upload.body)
+            async def wait_for_place() -> None:
+                """Take one of the places for large bodies until this one is decoded."""
+                if self._large.locked():
+                    raise IntakeFullError(f"{MAX_LARGE_BODIES} large uploads are read already: send again later")
+                await place.enter_async_context(self._large)
 
-        return await line.run(unpack_and_decode)
+            body = await read_body(request, before_large=None if is_routers else wait_for_place)
+
+            def unpack_and_decode() -> T:
+                """Unpack and decode the upload in the line's thread."""
+                return decode(unpack(body, MAX_UNPACKED_BYTES) if packed else body)
+
+            is_first = is_routers or (is_routers is None and not packed and len(body) <= SMALL_BYTES)
+            return await (self._first if is_first else self._others).run(unpack_and_decode)

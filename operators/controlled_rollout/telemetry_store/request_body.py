@@ -1,6 +1,7 @@
 """Read request bodies within limits of size, before and after unpacking."""
 
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -9,6 +10,8 @@ __all__ = ["MAX_UNPACKED_BYTES", "BodyError", "is_packed", "read_body", "unpack"
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 MAX_UNPACKED_BYTES: Final = 64 * 2**20
+# Smaller bodies are bounded in sum by the number of connections.
+LARGE_BODY_BYTES: Final = 1 * 2**20
 
 
 class BodyError(Exception):
@@ -23,12 +26,15 @@ class BodyError(Exception):
         self.status = status
 
 
-async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(
+    request: Request, *, limit: int = MAX_BODY_BYTES, before_large: Callable[[], Awaitable[object]] | None = None
+) -> bytes:
     """Read the whole body of an HTTP request, as it was sent.
 
     Args:
         request: The request.
         limit: The most bytes that are read.
+        before_large: Called before more than `LARGE_BODY_BYTES` are read.
 
     Raises:
         BodyError: It is too large, or the sender has disconnected.
@@ -44,6 +50,9 @@ async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
             size += len(chunk)
             if size > limit:
                 raise too_large
+            if before_large is not None and size > LARGE_BODY_BYTES:
+                await before_large()
+                before_large = None
             chunks.append(chunk)
     except ClientDisconnect as error:
         raise BodyError(400, "the sender disconnected before the body was complete") from error

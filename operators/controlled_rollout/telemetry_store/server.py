@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ControlledRolloutError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
     from controlled_rollout.telemetry_store.database_client import DatabaseClient
     from controlled_rollout.telemetry_store.store import TelemetryStore
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 DEFAULT_RETENTION: Final = timedelta(days=30)
 DEFAULT_MAX_BYTES: Final = 2 * 2**30
 EXIT_REFUSED: Final = 2
+ACCEPTED_AT_ONCE: Final = 128
 # Accepted rows are lost only if the disk fails for so long at the end.
 WRITE_TIMEOUT_S: Final = 30.0
 
@@ -202,8 +204,6 @@ def _run_until_signal(
         raise StartError(str(error)) from error
     database = DatabaseClient(data)
     # While the database is opened.
-    import uvicorn
-
     from controlled_rollout.telemetry_store.app import create_app
 
     try:
@@ -213,21 +213,10 @@ def _run_until_signal(
         raise StartError(str(error)) from error
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
     store = (make_store or TelemetryStore)(database, writer, identity.workspace_id)
-    config = uvicorn.Config(
-        create_app(
-            store,
-            token=tokens.query,
-            upload_token=tokens.upload,
-            instrumentation_key=identity.instrumentation_key,
-        ),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        # Longer than senders keep an idle connection, so that only they close it.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=3,
+    app = create_app(
+        store, token=tokens.query, upload_token=tokens.upload, instrumentation_key=identity.instrumentation_key
     )
-    server = uvicorn.Server(config)
+    server = _http_server(app)
     _end_on_signals_and_with_database(server, database)
     writer.start()
     try:
@@ -241,6 +230,30 @@ def _run_until_signal(
     if not complete:
         log.error("accepted rows could not be written before the end")
     return 0 if complete and code == 0 else 1
+
+
+def _http_server(app: "ASGIApp") -> "uvicorn.Server":
+    """Return the server of an application, with bounds on its connections."""
+    import uvicorn
+
+    from controlled_rollout.telemetry_store.connections import Connections
+
+    connections = Connections(app)
+    config = uvicorn.Config(
+        connections,
+        # uvicorn calls it, and asks for nothing else of a class.
+        http=cast("type[asyncio.Protocol]", connections.protocol),
+        interface="asgi3",
+        # Fewer than the descriptors that are left beside the connections: as many are accepted at once.
+        backlog=ACCEPTED_AT_ONCE,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        # Longer than senders keep an idle connection, so that only they close it.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
+    )
+    return uvicorn.Server(config)
 
 
 def _end_on_signals_and_with_database(server: "uvicorn.Server", database: "DatabaseClient") -> None:
