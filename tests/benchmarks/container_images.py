@@ -92,7 +92,7 @@ class _Bench:
         secrets = self.folder / "secrets"
         secrets.mkdir(exist_ok=True)
         options = []
-        for name, content in build_secrets(()).items():
+        for name, content in build_secrets((), (self.source / "Dockerfile").read_text()).items():
             (secrets / name).write_bytes(content)
             options.append(f"--secret=id={name},src={secrets / name}")
         tag = f"{self.registry}/bench/plain:1"

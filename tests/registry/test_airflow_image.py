@@ -35,7 +35,8 @@ class Storage:
     def build(self, base: str, *arguments: str, context: Path = REPOSITORY) -> "subprocess.CompletedProcess[str]":
         secrets = self.folder / "secrets"
         secrets.mkdir(exist_ok=True)
-        secrets_of_build = {**build_secrets([]), "certificates": build_secrets([]).get("certificates", b"")}
+        given = build_secrets([], (context / "docker/airflow/Dockerfile").read_text())
+        secrets_of_build = {**given, "certificates": given.get("certificates", b"")}
         secrets_of_build["settings"] += f"export UV_INDEX_PRIVATE_PASSWORD={SECRET}\n".encode()
         for name in ("settings", "certificates"):
             (secrets / name).write_bytes(secrets_of_build[name])

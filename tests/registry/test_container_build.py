@@ -97,7 +97,7 @@ def test_no_secret_or_path_of_the_build_machine_is_in_the_image(built: Built, st
     assert "secret" not in "".join(built.progress_lines).replace("type=secret", "")
     with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
         assert {entry.mtime for entry in archive} == {0}
-        assert {name for name in archive.getnames() if name.startswith("run/")} <= {"run/secrets", "run/wheels"}
+        assert {name for name in archive.getnames() if name.startswith("run/")} <= {"run/secrets"}
 
 
 @contextmanager
@@ -347,10 +347,20 @@ async def test_a_failed_build_says_why_and_leaves_no_tag(
     assert containers_left(built.cache) == []
 
 
-async def test_docker_steps_run_before_the_environment_is_installed(
-    built: Built, registry: RunningRegistry, tmp_path: Path
+async def test_docker_steps_run_first_and_see_neither_other_builds_nor_passwords_of_other_hosts(
+    built: Built, registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = Environment(docker_steps=("RUN echo yes > /opt/prepared", "ENV PREPARED=yes"))
+    (tmp_path / "netrc").write_text("machine elsewhere.example login me password of-another-host\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("UV_INDEX_ELSEWHERE_PASSWORD", "of-another-host")
+    search = "RUN --mount=type=secret,id=netrc --mount=type=secret,id=settings"
+    environment = Environment(
+        docker_steps=(
+            "RUN test ! -e /run/wheels && echo yes > /opt/prepared",
+            f"{search} ! grep -r of-another-host /run/secrets",
+            "ENV PREPARED=yes",
+        )
+    )
 
     reference = await build(built, f"{registry.address}/models", built.cache, environment=environment)
 

@@ -171,6 +171,7 @@ def _build_request(
     # What the image contains besides the environment counts in its hash too.
     content = json.dumps([files, read_source_folder(runtime_folder() / PACKAGE).digest], sort_keys=True)
     python = environment.python or ANY_PYTHON
+    hosts = (repository.host, base_image.partition("/")[0])
     return BuildRequest(
         repository=repository,
         tag=environment_hash(
@@ -185,7 +186,8 @@ def _build_request(
         requirements=environment.requirements,
         constraints=environment.constraints,
         build_files=files,
-        credentials=credentials,
+        # No build needs another registry's password.
+        credentials={host: user for host, user in credentials.items() if host in hosts},
     )
 
 

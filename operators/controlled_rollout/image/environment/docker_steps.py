@@ -11,6 +11,10 @@ __all__ = ["with_docker_steps"]
 
 MARK: Final = "# docker steps\n"
 INSTRUCTIONS: Final = ("RUN", "ENV", "ARG", "USER", "WORKDIR", "LABEL")
+MOUNT: Final = re.compile(r"(?<=\s)--mount[=\s]\s*(\S+)")
+# Options of a mount whose files no other build sees, without quotes and variables.
+OPTION: Final = r"(?!from)[a-z-]+(?:=[^,$'\"]*)?"
+PRIVATE_MOUNT: Final = re.compile(rf"(?:{OPTION},)*type=(?:secret|bind|tmpfs)(?:,{OPTION})*")
 SECRET: Final = re.compile(
     r"\b(?P<name>\w*(?:PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_?KEY)\w*)[= ]\s*[^\s$]", re.I
 )
@@ -41,6 +45,12 @@ def _checked_step(step: str) -> str:
             f"docker step {logical!r}: {instruction} is not allowed, only {', '.join(INSTRUCTIONS)}: the base image "
             "is set by base_image, and files belong into the source folder"
         )
+    for mount in MOUNT.findall(logical):
+        if not PRIVATE_MOUNT.fullmatch(mount):
+            raise ImageError(
+                f"docker step {logical!r} has the mount {mount!r}: allowed are type=secret, bind and "
+                "tmpfs, without variables. A cache, or another image's files, would be shared with other builds"
+            )
     secret = SECRET.search(logical) if instruction in ("ENV", "ARG") else None
     if secret or has_credentials(logical):
         what = secret["name"] if secret else "an address with a user and a password"

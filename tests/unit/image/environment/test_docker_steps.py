@@ -66,3 +66,26 @@ def test_a_secret_is_refused_and_not_repeated(step: str, named: str) -> None:
         with_docker_steps(DOCKERFILE, [step])
 
     assert "abc123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "type=cache,target=/root/.cache",
+        "target=/root/.cache,type=cache",
+        "type=$KIND,target=/x",
+        '"type=cache,target=/x"',
+        "type=bind,from=docker.io/library/python,target=/x",
+        "from=docker.io/library/python",
+        "type=ssh",
+    ],
+)
+def test_a_step_that_shares_files_with_other_builds_is_refused(mount: str) -> None:
+    with pytest.raises(ImageError, match="would be shared with other builds"):
+        with_docker_steps(DOCKERFILE, [f"RUN --mount=type=tmpfs,target=/tmp --mount={mount} make"])
+
+
+def test_a_step_may_mount_secrets_and_files_of_its_own_build() -> None:
+    step = "RUN --mount=type=secret,id=settings,required --mount=target=/build,type=bind --network=host true"
+
+    assert step in with_docker_steps(DOCKERFILE, [step])

@@ -20,6 +20,7 @@ from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.builders.pod import manifest
 from controlled_rollout.image.builders.pod.context_image import push_build_context
 from controlled_rollout.image.run_command import KEPT_LINES, error_excerpt, hide_credentials
+from controlled_rollout.image.scoring_runtime import DOCKERFILE
 from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace
 
@@ -88,7 +89,7 @@ class PodBuilder:
             builder_image=workspace.builder_image or "",
             owner=self._owner,
             secret_name=f"{manifest.pod_name(request)}-{random.token_hex(4)}",
-            secret_files=list(build_secrets(request.requirements)),
+            secret_files=list(build_secrets(request.requirements, request.build_files[DOCKERFILE])),
             image_pull_secret=workspace.image_pull_secret,
             template=await asyncio.to_thread(manifest.read_pod_template, template) if template else None,
         )
@@ -146,7 +147,7 @@ class _BuildPod:
     async def create_secret(self, pod: Object) -> None:
         """Create the Secret that the pod mounts, unless it exists. The pod does not start without it."""
         secret_name = manifest.secret_name_of(pod)
-        files = build_secrets(self.request.requirements)
+        files = build_secrets(self.request.requirements, self.request.build_files[DOCKERFILE])
         files |= {manifest.AUTH_FILE: registry_auth_file(self.request.credentials)}
         data = {file: base64.b64encode(content).decode() for file, content in files.items()}
         body = manifest.secret_manifest(secret_name, self.namespace, pod, data)

@@ -72,8 +72,7 @@ container=$(buildah from --quiet --authfile "$auth" --tls-verify="$TARGET_TLS" "
 context=$(buildah mount "$container") || exit {NO_CONTEXT}
 set -- {" ".join(BUILDAH_OPTIONS)} --authfile "$auth" --tls-verify="$BASE_TLS"
 for secret in $SECRETS; do set -- "$@" --secret="id=$secret,src={SECRETS_MOUNT}/$secret"; done
-mkdir -p {WORK}/wheels
-set -- "$@" --build-arg="BASE_IMAGE=$BASE_IMAGE" --build-arg="PYTHON=$PYTHON" --volume={WORK}/wheels:/run/wheels
+set -- "$@" --build-arg="BASE_IMAGE=$BASE_IMAGE" --build-arg="PYTHON=$PYTHON"
 buildah build "$@" --tag environment "$context" || exit {NOT_BUILT}
 buildah push --authfile "$auth" --tls-verify="$TARGET_TLS" environment "docker://$TARGET" || exit {NOT_PUSHED}
 """

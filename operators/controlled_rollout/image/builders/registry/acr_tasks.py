@@ -140,7 +140,7 @@ class AcrTasksBuilder:
                 f"the requirements name {', '.join(variables)}: the builder acr_tasks hands no secret to Azure. Choose "
                 "the builder buildah or kubernetes, or an index that needs no password"
             )
-        secrets = build_secrets(request.requirements)
+        secrets = build_secrets(request.requirements, request.build_files[DOCKERFILE])
         if len(secrets) > 1 or secrets["settings"]:
             progress(f"{request.label}: this machine's settings for indexes and certificates are not used in Azure")
 

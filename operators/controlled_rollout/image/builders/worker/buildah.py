@@ -21,6 +21,7 @@ from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.cancellable_thread import in_thread
 from controlled_rollout.image.run_command import error_excerpt, run_command
+from controlled_rollout.image.scoring_runtime import DOCKERFILE
 
 __all__ = ["BuildahBuilder"]
 
@@ -32,7 +33,7 @@ class BuildahBuilder:
     """Builds on this machine, one environment at a time for each cache folder.
 
     Args:
-        cache: The workspace's cache folder: keeps base images and downloaded packages, and has the lock.
+        cache: The workspace's cache folder: keeps base images, and has the lock.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -65,7 +66,6 @@ async def _build_and_push(request: BuildRequest, folder: Path, lock: int, progre
             *_registry_options(work, request.base_image.partition("/")[0]),
             *(f"--secret=id={name},src={path}" for name, path in secrets.items()),
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
-            *("--volume", f"{_wheels_folder(folder)}:/run/wheels"),
             *("--tag", LOCAL_TAG, str(work / "context")),
         )
         if exit_code != 0:
@@ -120,7 +120,7 @@ def _write_build_files(request: BuildRequest, work: Path) -> Mapping[str, Path]:
     write_build_context(request, work / "context")
     folder = work / "secrets"
     folder.mkdir()
-    secrets = build_secrets(request.requirements)
+    secrets = build_secrets(request.requirements, request.build_files[DOCKERFILE])
     for name, content in secrets.items():
         (folder / name).write_bytes(content)
     if request.credentials:
@@ -135,10 +135,3 @@ def _registry_options(work: Path, host: str) -> list[str]:
         f"--tls-verify={str(not is_loopback(host)).lower()}",
         *(["--authfile", str(auth_file)] if auth_file.exists() else []),
     ]
-
-
-def _wheels_folder(folder: Path) -> Path:
-    """Return the folder with downloaded packages of earlier builds; create it if it does not exist."""
-    wheels = folder / "wheels"
-    wheels.mkdir(exist_ok=True)
-    return wheels

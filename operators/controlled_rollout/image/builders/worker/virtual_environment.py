@@ -1,35 +1,20 @@
 """Build a virtual environment with uv: a version's requirements and the scoring runtime's, solved together."""
 
-import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.builders.build_secrets import build_variables
 from controlled_rollout.image.builders.uv import find_uv
 from controlled_rollout.image.environment.environment import Environment, running_python
-from controlled_rollout.image.environment.requirements import check_variables
 from controlled_rollout.image.run_command import error_excerpt, run_command
 from controlled_rollout.image.scoring_runtime import runtime_pins, runtime_requirements
 
 __all__ = ["create_virtual_environment"]
 
-# Settings of the calling process's own environment, which is not the one that is built.
-NOT_INHERITED: Final = (
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "UV_PYTHON",
-    "UV_SYSTEM_PYTHON",
-    "UV_PROJECT",
-    "UV_PROJECT_ENVIRONMENT",
-    "UV_VENV_SEED",
-    "UV_TARGET",
-    "UV_PREFIX",
-)
 STEP: Final = re.compile(r"(?:Resolved|Prepared|Installed|Bytecode compiled|Downloading|Building)\b")
 
 
@@ -38,7 +23,8 @@ async def create_virtual_environment(
 ) -> None:
     """Create a relocatable virtual environment in an empty folder with uv, and install the requirements.
 
-    The user's own settings of uv apply: indexes, certificates, its cache.
+    The user's own settings of uv apply: indexes, certificates, its cache. Other variables of this process, which may be
+    secrets, are not passed on: packages may run code while they are built.
 
     Args:
         folder: The empty folder.
@@ -51,12 +37,12 @@ async def create_virtual_environment(
             requirements cannot be solved or installed.
         DiskFullError: No space is left.
     """
-    check_variables(environment.requirements, os.environ)
+    variables = build_variables(environment.requirements)
     uv = find_uv()
     python = _python_argument(environment)
     # The scripts of an environment contain its interpreter's path; relocatable ones look beside themselves.
     venv = [uv, "venv", "--relocatable", "--no-project", "--allow-existing", "--python", python, str(folder)]
-    exit_code, lines = await _run_uv(venv, folder.parent, lock=lock, progress=lambda line: None)
+    exit_code, lines = await _run_uv(venv, folder.parent, variables, lock=lock, progress=lambda line: None)
     if exit_code != 0:
         raise ImageError(
             f"no Python {environment.python_version} for the environment: {error_excerpt(lines)}\n"
@@ -72,7 +58,7 @@ async def create_virtual_environment(
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in environment.constraints), encoding="utf-8")
         install += ["--constraints", str(constraints)]
-    exit_code, lines = await _run_uv(install, folder.parent, lock=lock, progress=progress)
+    exit_code, lines = await _run_uv(install, folder.parent, variables, lock=lock, progress=progress)
     if exit_code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
         raise ImageError(
@@ -90,14 +76,14 @@ def _python_argument(environment: Environment) -> str:
 
 
 async def _run_uv(
-    command: list[str], cwd: Path, *, lock: int, progress: Callable[[str], None]
+    command: list[str], cwd: Path, variables: Mapping[str, str], *, lock: int, progress: Callable[[str], None]
 ) -> tuple[int, list[str]]:
     """Run one uv command; return its exit code and last output lines."""
     # A project's configuration applies only if it is above the cache folder, not above the caller's current folder.
     return await run_command(
         [*command, "--no-progress", "--color=never"],
         cwd,
-        environment={name: value for name, value in os.environ.items() if name not in NOT_INHERITED},
+        environment=variables,
         lock=lock,
         on_line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
     )
