@@ -28,9 +28,31 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
-async def serve(lab: Lab, name: str) -> tuple[str, dict[str, str]]:
+BREAKING_OFF = """
+import json, time
+from azureml_inference_server_http.api.aml_request import rawhttp
+from flask import Response
+
+def init():
+    pass
+
+def answer(fails):
+    yield b"the first part,"
+    # In its own time: the router has passed the first part on.
+    time.sleep(0.2)
+    if fails:
+        raise ValueError("the stream failed")
+    yield b"the last part"
+
+@rawhttp
+def run(request):
+    return Response(answer(json.loads(request.get_data())["fails"]))
+"""
+
+
+async def serve(lab: Lab, name: str, script: str | None = None) -> tuple[str, dict[str, str]]:
     """Serve an endpoint of two versions, half and half; return its address without the path, and a caller's headers."""
-    image = await lab.image()
+    image = await lab.image(script=script)
     endpoint = Endpoint(name=name).create_version("one", image=image)
     endpoint, _ = await lab.serve(endpoint.create_version("two", image=image, traffic_percentile=50.0))
     for version in ("one", "two"):
@@ -82,9 +104,16 @@ async def test_a_caller_who_hangs_up_has_sent_a_request_that_failed(lab: Lab) ->
                 await caller.post(f"{url}/score", json={"sleep_s": 1}, headers=key)
     await rows(lab, "impatient", at_least=4)
 
+    assert await requests_and_errors(lab, "impatient") == (4, 4)
+    status = await lab.target.status("impatient")
+    assert sum(version.requests for version in status.versions.values()) == 4
+
+
+async def requests_and_errors(lab: Lab, endpoint: str) -> tuple[int, int]:
+    """Return how many requests of an endpoint the gate counts, and how many of them as errors."""
     now = datetime.now(UTC)
     query = EvidenceQuery(
-        endpoint="impatient", control="one", treatment="two", started=now - timedelta(minutes=1), now=now + 2 * S,
+        endpoint=endpoint, control="one", treatment="two", started=now - timedelta(minutes=1), now=now + 2 * S,
         window=EvidenceWindow(bin_width=S, allowed_lag=timedelta(0)), splits=[], gate=Gate(latency_quantiles=()),
     )  # fmt: skip
     counts = [
@@ -92,9 +121,21 @@ async def test_a_caller_who_hangs_up_has_sent_a_request_that_failed(lab: Lab) ->
         for one in (await StateFileEvidence(lab.workspace).read(query)).bins
         for bin_count in (one.control, one.treatment)
     ]
-    assert (sum(one.requests for one in counts), sum(one.errors for one in counts)) == (4, 4)
-    status = await lab.target.status("impatient")
-    assert sum(version.requests for version in status.versions.values()) == 4
+    return sum(one.requests for one in counts), sum(one.errors for one in counts)
+
+
+async def test_an_answer_that_a_version_breaks_off_is_broken_for_the_caller_and_an_error_for_the_gate(lab: Lab) -> None:
+    url, key = await serve(lab, "broken-off", BREAKING_OFF)
+    async with httpx.AsyncClient(timeout=20) as caller:
+        for _ in range(3):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await caller.post(f"{url}/score", json={"fails": True}, headers=key)
+        whole = await caller.post(f"{url}/score", json={"fails": False}, headers=key)
+    found = await rows(lab, "broken-off", at_least=4)
+
+    assert whole.content == b"the first part,the last part"
+    assert [row["code"] for row in found] == ["200"] * 4, found
+    assert await requests_and_errors(lab, "broken-off") == (4, 3)
 
 
 async def test_nobody_but_the_router_can_write_what_callers_saw(lab: Lab) -> None:

@@ -25,8 +25,12 @@ __all__ = [
 
 # Longer than any duration: fills up where one gate has fewer thresholds than another in the same query.
 NEVER_MS: Final = 1e18
-# Everything but a number from 100 to 499: 5xx, text such as `Timeout`, and 0 where a caller hung up before an answer.
-_IS_ERROR: Final = "not(ResultCode matches regex '^[1-4][0-9][0-9]([.]0*)?$')"
+# Everything but a number from 100 to 499: 5xx, text such as `Timeout`, and 0 where a caller hung up before an answer. And
+# an answer that the version broke off, or that took too long, after it had begun with any code: Envoy's flags say so.
+_IS_ERROR: Final = (
+    "(not(ResultCode matches regex '^[1-4][0-9][0-9]([.]0*)?$')"
+    " or Flags matches regex '(^|,)(UC|UPE|UR|LR|UT|UMSDR|SI)(,|$)')"
+)
 
 
 def until_line(until: datetime) -> str:
@@ -182,8 +186,9 @@ def _evidence_rows(start: str, end: str) -> str:
         "| where tostring(Properties.routed_by) == 'weights' and ResultCode !in ('401', '403')\n"
         "| where Name endswith '/score' and not(Name startswith 'OPTIONS ')\n"
         # A span that was sent twice has the same ids.
-        "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)\n"
-        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, DurationMs, ItemCount\n"
+        "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)"
+        ", Flags = tostring(Properties.response_flags)\n"
+        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, DurationMs, ItemCount\n"
     )
 
 
