@@ -59,7 +59,7 @@ def test_environment_contains_the_runtime_and_works_after_being_moved(built: Pro
     image = load_local_image(str(built.reference), built.cache)
 
     interpreter = subprocess.run(
-        [image.python, "-c", "import controlled_rollout_scoring, h11, sys; print(sys.prefix)"],
+        [image.python, "-c", "import controlled_rollout_scoring, httptools, sys; print(sys.prefix)"],
         env={"PYTHONPATH": str(runtime_folder())},
         capture_output=True,
         text=True,
@@ -172,7 +172,7 @@ async def test_image_without_its_environment_is_an_error(built: Project, tmp_pat
             r"environment \(six==0\.0\.0\.1\) cannot be installed:\nerror: .*no version of six==0\.0\.0\.1",
         ),
         ("six\n-c constraints.txt\n", r"cannot be installed:\nerror: .*no version of six==0\.0\.0\.2"),
-        ("h11<0.1\n", r"unsatisfiable.*the scoring runtime, which needs .*h11=="),
+        ("httptools<0.1\n", r"unsatisfiable.*the scoring runtime, which needs .*httptools=="),
     ],
     ids=["no such version", "constraint", "conflict with the runtime"],
 )
@@ -274,7 +274,7 @@ def test_a_killed_build_leaves_nothing_and_of_two_at_once_one_builds(built: Proj
     assert sum("building with Python" in text for text in outputs) == 1
     assert [text.splitlines()[-1] for text in outputs] == [str(built.reference)] * 2
     assert [name for name in entries(cache, "environments") if name.startswith(".")] == []
-    subprocess.run([load_local_image(built.reference, cache).python, "-c", "import h11"], check=True)
+    subprocess.run([load_local_image(built.reference, cache).python, "-c", "import httptools"], check=True)
 
 
 @pytest.fixture

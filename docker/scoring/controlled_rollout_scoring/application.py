@@ -14,6 +14,7 @@ from typing import Any
 
 from controlled_rollout_scoring.log import log, write
 from controlled_rollout_scoring.responses import (
+    WITHOUT_BODY,
     InvalidResponse,
     Response,
     StreamFailed,
@@ -30,8 +31,6 @@ from controlled_rollout_scoring.settings import Settings
 STOCK_SERVER = "azureml_inference_server_http"
 # The stock server's exit code when a script cannot be served.
 CANNOT_SERVE = 3
-# Answers with these statuses have no body.
-WITHOUT_BODY = (204, 304)
 STOCK_LOGGER = logging.getLogger("azmlinfsrv")
 
 StartResponse = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""One caller's connection: HTTP/1.1 by h11, on a transport of asyncio.
+"""One caller's connection: HTTP/1.1, read by httptools, on a transport of asyncio.
 
 Connections live in the server's thread. A request is answered from any thread, through its `Exchange`.
 """
@@ -11,24 +11,31 @@ import http
 import math
 import socket
 import time
+from collections import deque
 from email.utils import formatdate
 from typing import TYPE_CHECKING, cast
 
-import h11
+import httptools
 
-from controlled_rollout_scoring.environ import wsgi_environ
+from controlled_rollout_scoring.environ import RequestHead, wsgi_environ
 from controlled_rollout_scoring.exchange import Exchange
 from controlled_rollout_scoring.log import log
 from controlled_rollout_scoring.request_queue import Request
-from controlled_rollout_scoring.responses import HEALTHY, Response, bodies_full, malformed, too_large, too_slow
+from controlled_rollout_scoring.responses import (
+    HEALTHY,
+    WITHOUT_BODY,
+    Response,
+    bodies_full,
+    malformed,
+    too_large,
+    too_slow,
+)
 
 if TYPE_CHECKING:
     from controlled_rollout_scoring.server import Server
 
-# The largest request line and headers.
+# The largest request line and headers; and what chunks may cost beside the body.
 MAX_HEAD_BYTES = 64 * 1024
-# What a caller may send after a request that is not answered yet, before it is read no further.
-MAX_AHEAD_BYTES = 256 * 1024
 # Longer than the router keeps idle connections: if this end closed first, a request could be lost on the way.
 IDLE_TIMEOUT_S = 2 * 60 * 60.0
 HEAD_TIMEOUT_S = 30.0
@@ -41,27 +48,43 @@ DISCARD_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 60.0
 
 
+class Incoming:
+    """A request while it is being read, and then answered."""
+
+    __slots__ = ("body", "exchange", "head", "held_bytes", "is_read", "keep_alive", "overhead_bytes", "refusal")
+
+    def __init__(self) -> None:
+        self.head = RequestHead()
+        # Made when the headers are read.
+        self.exchange: Exchange | None = None
+        self.body = bytearray()
+        self.held_bytes = 0
+        self.overhead_bytes = 0
+        self.is_read = False
+        self.keep_alive = False
+        # The answer, if there is one before `run` is called.
+        self.refusal: Response | None = None
+
+
 class Connection(asyncio.Protocol):
     """Reads requests from one connection, hands them to the queue, and sends their answers, one after the other."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
-        self._deadline = time.monotonic() + IDLE_TIMEOUT_S
-        # The request that is being read or answered, and how far it is.
-        self._exchange: Exchange | None = None
-        self._head: h11.Request | None = None
-        self._body = bytearray()
-        self._held_bytes = 0
-        self._refused = self._read = False
-        self._window_bytes = 0
-        self._receiving_head = False
-        # The caller has closed its sending side.
+        self._addresses = (("localhost", 80), ("", 0))
+        # The request whose answer comes next, the whole ones behind it, and the one that is being read.
+        self._current: Incoming | None = None
+        self._waiting: deque[Incoming] = deque()
+        self._reading: Incoming | None = None
+        # Nothing more is read: the caller has closed its sending side, or has sent what is not HTTP.
         self._ended = False
-        # Nothing of what arrives counts any more.
+        # The connection ends after what is written; what still arrives is dropped.
         self._discarding = False
         self._writable = True
+        self._deadline = time.monotonic() + IDLE_TIMEOUT_S
+        self._window_bytes = 0
         self._unsent_bytes = 0
         self._send_deadline = math.inf
 
@@ -70,24 +93,36 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request."""
         self._transport = cast("asyncio.Transport", transport)
+        own, caller = (transport.get_extra_info(name) for name in ("sockname", "peername"))
+        if isinstance(own, tuple) and isinstance(caller, tuple):
+            self._addresses = ((str(own[0]), int(own[1])), (str(caller[0]), int(caller[1])))
         self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
-        if self._discarding:
+        if self._discarding or self._ended:
             return
-        self._http.receive_data(data)
-        self._read_events()
-        if self._read and len(self._http.trailing_data[0]) > MAX_AHEAD_BYTES:
+        self._window_bytes += len(data)
+        before = self._reading
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # No other protocol is spoken: what follows the request is not read.
+            self._end_of_input()
+        except httptools.HttpParserError as error:
+            self._refuse_unreadable(malformed(400, str(error)))
+        else:
+            if self._reading is not None and self._reading is before:
+                self._bound_overhead(self._reading, len(data))
+        if self._waiting and not self._discarding:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """Keep the connection open if an answer is still to be sent: the caller may have closed one direction only."""
-        self._ended = True
-        if not self._discarding:
-            self._http.receive_data(b"")
-            self._read_events()
-        return self._exchange is not None and not self._discarding
+        if self._reading is not None and not self._ended:
+            self._refuse_unreadable(malformed(400, "the caller closed its side before the end"))
+        self._end_of_input()
+        return self._current is not None and not self._discarding
 
     def pause_writing(self) -> None:
         """Let a streamed body wait until the caller has read what is sent."""
@@ -96,20 +131,19 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let a streamed body go on."""
         self._writable = True
-        if self._exchange is not None:
-            self._exchange.set_ready()
+        self._set_ready_if_writable()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Give up the request; it may be scored all the same."""
+        """Give up all requests; those in the queue may be scored all the same."""
         self._discarding = True
-        self._give_up_exchange()
+        self._give_up()
         self._server.closed(self)
 
     # What the server calls
 
     def stop(self) -> None:
         """Close the connection: at once if it is idle, else after the answer."""
-        if self._exchange is None and not self._receiving_head and not self._discarding:
+        if self._current is None and self._reading is None and not self._discarding:
             self._close()
 
     def check_time(self, now: float) -> None:
@@ -122,204 +156,236 @@ class Connection(asyncio.Protocol):
             return
         if now < self._deadline:
             return
-        if self._discarding or (not self._receiving_head and self._exchange is None):
+        if self._discarding or self._reading is None:
             self._abort()
-        elif self._receiving_head or self._window_bytes < UPLOAD_WINDOW_BYTES:
+        elif self._reading.exchange is None or self._window_bytes < UPLOAD_WINDOW_BYTES:
             self._refuse_unreadable(too_slow())
         else:
             self._window_bytes, self._deadline = 0, now + UPLOAD_WINDOW_S
 
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """Begin to read a request."""
+        self._reading = Incoming()
+        self._deadline = time.monotonic() + HEAD_TIMEOUT_S
+
+    def on_url(self, part: bytes) -> None:
+        """Take a part of the request's target."""
+        if self._reading is not None:
+            self._reading.head.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those behind a chunked body are not for WSGI."""
+        if self._reading is not None and self._reading.exchange is None:
+            self._reading.head.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Decide whether the body is of interest."""
+        incoming = self._reading
+        if incoming is None:
+            return
+        incoming.head.method = self._parser.get_method()
+        incoming.head.version = self._parser.get_http_version()
+        incoming.keep_alive = self._parser.should_keep_alive()
+        incoming.exchange = Exchange(self, self._server.loop, buffers=incoming.head.version != "1.1")
+        incoming.refusal = self._refusal(incoming.head)
+        incoming.overhead_bytes = 0
+        self._server.requests.reading += 1
+        self._window_bytes, self._deadline = 0, time.monotonic() + UPLOAD_WINDOW_S
+        if incoming.refusal is None and incoming.head.value(b"expect").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._current is None:
+            self._make_current(incoming)
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a part of the body, if it fits."""
+        incoming = self._reading
+        if incoming is None or incoming.exchange is None:
+            return
+        incoming.overhead_bytes -= len(data)
+        if incoming.refusal is not None:
+            return
+        incoming.held_bytes += len(data)
+        self._server.held_bytes += len(data)
+        if incoming.held_bytes > self._server.max_body_bytes:
+            self._refuse(incoming, too_large(self._server.max_body_bytes))
+        elif self._server.held_bytes > self._server.max_held_bytes:
+            self._refuse(incoming, bodies_full(self._server.max_held_bytes))
+        else:
+            incoming.body += data
+
+    def on_message_complete(self) -> None:
+        """Put a request that was read to its end into the queue, if it is its turn."""
+        incoming, self._reading = self._reading, None
+        if incoming is None or incoming.exchange is None:
+            return
+        incoming.is_read = True
+        self._deadline = math.inf
+        self._server.requests.reading -= 1
+        if incoming is self._current:
+            self._put(incoming)
+        else:
+            self._waiting.append(incoming)
+
     # Reading
 
-    def _read_events(self) -> None:
-        """Take what has arrived, up to the end of one request."""
-        while not self._read and not self._discarding:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                log(f"refused what is not a whole HTTP request: {error}")
-                self._refuse_unreadable(malformed(error.error_status_hint, str(error)))
-                return
-            if isinstance(event, h11.Request):
-                self._begin_request(event)
-            elif isinstance(event, h11.Data):
-                self._add_to_body(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                self._end_request()
-            elif isinstance(event, h11.ConnectionClosed):
-                self._close()
-            else:
-                self._wait_for_more()
-                return
-
-    def _wait_for_more(self) -> None:
-        """Set the time that the caller has for the rest."""
-        if self._http.they_are_waiting_for_100_continue and not self._refused:
-            self._write(h11.InformationalResponse(status_code=100, headers=[]))
-        elif self._exchange is None and not self._receiving_head and self._http.trailing_data[0]:
-            self._receiving_head = True
-            self._deadline = time.monotonic() + HEAD_TIMEOUT_S
-
-    def _begin_request(self, head: h11.Request) -> None:
-        """Begin to read a request; refuse it at once if it can already be told."""
-        self._receiving_head = False
-        exchange = self._exchange = Exchange(self, self._server.loop, buffers=head.http_version < b"1.1")
-        self._server.requests.reading += 1
-        self._head = head
-        self._window_bytes, self._deadline = 0, time.monotonic() + UPLOAD_WINDOW_S
-        refusal = self._refusal(head)
-        if refusal is not None:
-            self._refuse(exchange, refusal)
-
-    def _refusal(self, head: h11.Request) -> Response | None:
+    def _refusal(self, head: RequestHead) -> Response | None:
         """Return the answer to a request that needs no model, or that cannot be taken; None for all others."""
         if head.method in (b"GET", b"HEAD") and head.target.partition(b"?")[0] == b"/":
             return HEALTHY
-        if head.method == b"CONNECT":
-            return malformed(405, "CONNECT is for proxies")
-        length = next((int(value) for name, value in head.headers if name == b"content-length"), 0)
-        if length > self._server.max_body_bytes:
+        if head.method == b"CONNECT" or head.version not in ("1.0", "1.1"):
+            return malformed(400, f"{head.method.decode('latin-1')} of HTTP/{head.version} is not known here")
+        if int(head.value(b"content-length") or b"0") > self._server.max_body_bytes:
             return too_large(self._server.max_body_bytes)
         return self._server.requests.refusal()
 
-    def _refuse(self, exchange: Exchange, response: Response) -> None:
-        """Answer a request before it is read."""
-        self._refused = True
-        self._release_body()
-        exchange(response)
+    def _make_current(self, incoming: Incoming) -> None:
+        """Let a request be answered next."""
+        self._current = incoming
+        if incoming.refusal is not None and incoming.exchange is not None:
+            incoming.exchange(incoming.refusal)
+        elif incoming.is_read:
+            self._put(incoming)
 
-    def _add_to_body(self, data: bytes) -> None:
-        """Keep a part of the body, if it fits."""
-        self._window_bytes += len(data)
-        if self._refused or self._exchange is None:
-            return
-        self._held_bytes += len(data)
-        self._server.held_bytes += len(data)
-        if self._held_bytes > self._server.max_body_bytes:
-            self._refuse(self._exchange, too_large(self._server.max_body_bytes))
-        elif self._server.held_bytes > self._server.max_held_bytes:
-            self._refuse(self._exchange, bodies_full(self._server.max_held_bytes))
-        else:
-            self._body += data
+    def _refuse(self, incoming: Incoming, response: Response) -> None:
+        """Answer a request before it is read to its end."""
+        incoming.refusal = response
+        self._release_body(incoming)
+        if incoming is self._current and incoming.exchange is not None:
+            incoming.exchange(response)
 
-    def _end_request(self) -> None:
-        """Put a request that was read to its end into the queue."""
-        self._read = True
-        self._deadline = math.inf
-        self._server.requests.reading -= 1
-        if not self._refused and self._exchange is not None and self._head is not None:
-            address, peer = (self._transport.get_extra_info(name) for name in ("sockname", "peername"))
-            environ = wsgi_environ(self._head, len(self._body), _host_and_port(address), _host_and_port(peer))
-            body, self._body = bytes(self._body), bytearray()
-            self._server.requests.put(Request(environ, body, self._exchange))
+    def _put(self, incoming: Incoming) -> None:
+        """Put a request into the queue."""
+        if incoming.refusal is None and incoming.exchange is not None:
+            body, incoming.body = bytes(incoming.body), bytearray()
+            environ = wsgi_environ(incoming.head, len(body), *self._addresses)
+            self._server.requests.put(Request(environ, body, incoming.exchange))
+
+    def _bound_overhead(self, incoming: Incoming, received: int) -> None:
+        """Refuse endless headers, and endless chunks of next to nothing."""
+        incoming.overhead_bytes += received
+        if incoming.exchange is None and incoming.overhead_bytes > MAX_HEAD_BYTES:
+            self._refuse_unreadable(malformed(431, f"its headers exceed {MAX_HEAD_BYTES:,} bytes"))
+        elif incoming.overhead_bytes > MAX_HEAD_BYTES + 16 * incoming.held_bytes:
+            self._refuse_unreadable(malformed(400, "there is more around its chunks than in them"))
 
     def _refuse_unreadable(self, response: Response) -> None:
-        """Answer what cannot be read any further, and end the connection; break it off if an answer has begun."""
-        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self._abort()
+        """Answer what cannot be read any further, and end the connection, after the answers that come before."""
+        log(f"refused a request: {response.body!r}")
+        if self._current is not None and self._current is not self._reading:
+            self._end_of_input()
             return
-        self._give_up_exchange()
-        self._send(response)
+        head = self._reading.head if self._reading is not None else RequestHead()
+        self._give_up()
+        self._send(response, head, close=True)
         self._discard()
+
+    def _end_of_input(self) -> None:
+        """Read nothing more; the connection ends after the last answer."""
+        self._ended = True
+        if self._reading is not self._current:
+            self._forget(self._reading)
+            self._reading = None
 
     # Writing: each of these is called for an exchange, which may be over
 
     def answer(self, exchange: Exchange, response: Response) -> None:
         """Send a whole answer."""
-        if exchange is self._exchange:
-            self._send(response)
-            self._end_exchange()
+        incoming = self._live(exchange)
+        if incoming is not None:
+            self._send(response, incoming.head, close=self._closes_after(incoming))
+            self._end_exchange(incoming)
 
     def begin(self, exchange: Exchange, response: Response) -> None:
         """Send the status and headers of a streamed answer."""
-        if exchange is not self._exchange:
-            exchange.set_broken()
-            return
-        self._write(self._head_of(response))
-        self._set_ready_if_writable()
+        incoming = self._live(exchange)
+        if incoming is not None:
+            chunked = [*response.headers, ("Transfer-Encoding", "chunked")]
+            self._transport.write(_head(response.status, chunked, close=self._closes_after(incoming)))
+            self._set_ready_if_writable()
 
     def send_part(self, exchange: Exchange, part: bytes) -> None:
-        """Send a part of a streamed body."""
-        if exchange is self._exchange:
-            self._write(h11.Data(data=part))
+        """Send a part of a streamed body as a chunk."""
+        if self._live(exchange) is not None:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             self._set_ready_if_writable()
 
     def finish(self, exchange: Exchange) -> None:
-        """Send the end of a streamed body."""
-        if exchange is self._exchange:
-            self._write(h11.EndOfMessage())
-            self._end_exchange()
+        """Send the last chunk of a streamed body."""
+        incoming = self._live(exchange)
+        if incoming is not None:
+            self._transport.write(b"0\r\n\r\n")
+            self._end_exchange(incoming)
 
     def break_off(self, exchange: Exchange) -> None:
         """End the connection in the middle of a streamed body, so that its caller sees that it is not whole."""
-        if exchange is self._exchange:
+        if self._live(exchange) is not None:
             self._abort()
+
+    def _live(self, exchange: Exchange) -> Incoming | None:
+        """Return the request of an exchange, if it is still to be answered; else let a streamed body end."""
+        if self._current is not None and self._current.exchange is exchange and not self._transport.is_closing():
+            return self._current
+        exchange.set_broken()
+        return None
 
     def _set_ready_if_writable(self) -> None:
-        if self._exchange is not None and self._writable:
-            self._exchange.set_ready()
+        if self._writable and self._current is not None and self._current.exchange is not None:
+            self._current.exchange.set_ready()
 
-    def _send(self, response: Response) -> None:
-        self._write(self._head_of(response))
-        if isinstance(response.body, bytes) and (self._head is None or self._head.method != b"HEAD"):
-            self._write(h11.Data(data=response.body))
-        self._write(h11.EndOfMessage())
+    def _closes_after(self, incoming: Incoming) -> bool:
+        more = bool(self._waiting)
+        return not incoming.keep_alive or not incoming.is_read or self._server.closing or (self._ended and not more)
 
-    def _head_of(self, response: Response) -> h11.Response:
-        headers = list(response.headers)
-        if not any(name.lower() == "date" for name, _ in headers):
-            headers.insert(0, ("Date", _http_date(int(time.time()))))
-        if self._server.closing or self._ended or not self._read:
-            headers.append(("Connection", "close"))
-        return h11.Response(
-            status_code=response.status,
-            headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in headers],
-            reason=_reason(response.status),
-        )
-
-    def _write(self, event: h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage) -> None:
-        if self._transport.is_closing():
-            return
-        try:
-            data = self._http.send(event)
-        except h11.LocalProtocolError as error:
-            log(f"an answer cannot be sent, its connection is broken off: {error}")
-            self._abort()
-            return
-        if data:
-            self._transport.write(data)
+    def _send(self, response: Response, head: RequestHead, *, close: bool) -> None:
+        headers = response.headers
+        if not close and head.version == "1.0":
+            headers = [*headers, ("Connection", "keep-alive")]
+        data = _head(response.status, headers, close=close)
+        has_body = head.method != b"HEAD" and response.status not in WITHOUT_BODY
+        self._transport.write(data + cast("bytes", response.body) if has_body else data)
 
     # Ending
 
-    def _end_exchange(self) -> None:
+    def _end_exchange(self, incoming: Incoming) -> None:
         """Go on with the next request, or end the connection."""
-        self._release_body()
-        if not self._read:
-            self._give_up_exchange()
+        if not incoming.is_read:
+            self._give_up()
             self._discard()
             return
-        self._exchange = self._head = None
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._ended:
+        self._release_body(incoming)
+        self._current = None
+        if not incoming.keep_alive or self._server.closing or (self._ended and not self._waiting):
+            self._give_up()
             self._close()
-            return
-        self._http.start_next_cycle()
-        self._refused = self._read = False
-        self._deadline = time.monotonic() + IDLE_TIMEOUT_S
-        self._transport.resume_reading()
-        self._read_events()
+        elif self._waiting:
+            self._make_current(self._waiting.popleft())
+        else:
+            self._transport.resume_reading()
+            if self._reading is None:
+                self._deadline = time.monotonic() + IDLE_TIMEOUT_S
+            elif self._reading.exchange is not None:
+                self._make_current(self._reading)
 
-    def _give_up_exchange(self) -> None:
-        self._release_body()
-        if self._exchange is not None:
-            if not self._read:
+    def _give_up(self) -> None:
+        """Forget all requests of this connection."""
+        for incoming in {self._current, self._reading, *self._waiting}:
+            self._forget(incoming)
+        self._current = self._reading = None
+        self._waiting.clear()
+
+    def _forget(self, incoming: Incoming | None) -> None:
+        if incoming is not None and incoming.exchange is not None:
+            self._release_body(incoming)
+            if not incoming.is_read:
                 self._server.requests.reading -= 1
-            self._exchange.set_broken()
-            self._exchange = None
+            incoming.exchange.set_broken()
 
-    def _release_body(self) -> None:
-        self._server.held_bytes -= self._held_bytes
-        self._held_bytes = 0
-        self._body = bytearray()
+    def _release_body(self, incoming: Incoming) -> None:
+        self._server.held_bytes -= incoming.held_bytes
+        incoming.held_bytes = 0
+        incoming.body = bytearray()
 
     def _discard(self) -> None:
         """Let the caller read the answer: end this direction, and drop what still arrives, for some time."""
@@ -328,6 +394,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._deadline = time.monotonic() + DISCARD_TIMEOUT_S
+        self._transport.resume_reading()
         self._end_writing()
 
     def _close(self) -> None:
@@ -351,16 +418,24 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _host_and_port(address: object) -> tuple[str, int]:
-    """Return host and port of a socket's address; those of a unix socket have neither."""
-    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else ("localhost", 80)
+def _head(status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
+    """Return the status line and the headers of an answer."""
+    lines = [_status_line(status)]
+    if not any(name.lower() == "date" for name, _ in headers):
+        lines.append(f"Date: {_http_date(int(time.time()))}")
+    lines += [f"{name}: {value}" for name, value in headers]
+    if close:
+        lines.append("Connection: close")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1")
 
 
-def _reason(status: int) -> bytes:
+@functools.cache
+def _status_line(status: int) -> str:
     try:
-        return http.HTTPStatus(status).phrase.encode("ascii")
+        return f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}"
     except ValueError:
-        return b""
+        return f"HTTP/1.1 {status} "
 
 
 @functools.lru_cache(maxsize=1)

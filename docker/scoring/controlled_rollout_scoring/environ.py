@@ -1,45 +1,59 @@
-"""The WSGI environment of one request (PEP 3333), made of what h11 has read."""
+"""The WSGI environment of one request (PEP 3333)."""
 
 from __future__ import annotations
 
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import h11
-
 # Two headers that WSGI names without the prefix.
 WITHOUT_PREFIX = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 
 
+class RequestHead:
+    """The request line and the headers of a request, their names in lower case."""
+
+    __slots__ = ("headers", "method", "target", "version")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.version = "1.1"
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def value(self, name: bytes) -> bytes:
+        """Return the first value of a header; nothing if there is none."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+
 def wsgi_environ(
-    request: h11.Request, body_length: int, server: tuple[str, int], caller: tuple[str, int]
+    head: RequestHead, body_length: int, server: tuple[str, int], caller: tuple[str, int]
 ) -> dict[str, Any]:
-    """Return the request's variables; bytes outside ASCII are kept, as latin-1.
+    """Return the request's variables; bytes outside of ASCII are kept, as latin-1.
 
     Args:
-        request: The request line and the headers.
+        head: The request line and the headers.
         body_length: The bytes of the body, which was read to its end.
         server: Host and port that the request came to.
         caller: Host and port that it came from.
     """
-    path, _, query = _origin_form(request.target).partition(b"?")
+    path, _, query = _origin_form(head.target).partition(b"?")
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method.decode("ascii"),
+        "REQUEST_METHOD": head.method.decode("latin-1"),
         "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
         "QUERY_STRING": query.decode("latin-1"),
-        "RAW_URI": request.target.decode("latin-1"),
-        "SERVER_PROTOCOL": f"HTTP/{request.http_version.decode('ascii')}",
+        "RAW_URI": head.target.decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{head.version}",
         "SERVER_NAME": server[0],
         "SERVER_PORT": str(server[1]),
         "REMOTE_ADDR": caller[0],
         "REMOTE_PORT": str(caller[1]),
         "wsgi.url_scheme": "http",
     }
-    for name, value in request.headers:
+    for name, value in head.headers:
         # `x_id` would overwrite `x-id`: both are HTTP_X_ID. The stock server leaves the first out as well.
         if b"_" in name:
             continue
-        key = WITHOUT_PREFIX.get(name) or "HTTP_" + name.decode("ascii").upper().replace("-", "_")
+        key = WITHOUT_PREFIX.get(name) or "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
         text = value.decode("latin-1")
         environ[key] = f"{environ[key]},{text}" if key in environ else text
     if body_length or "CONTENT_LENGTH" in environ:

@@ -28,6 +28,8 @@ class StreamFailed(Exception):
 
 
 HEALTHY = Response(200, [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", "7")], b"Healthy")
+# Answers with these statuses have no body.
+WITHOUT_BODY = (204, 304)
 # They belong to one connection, not to an answer: the stock server leaves them out as well (RFC 9110, 7.6.1).
 HOP_BY_HOP = frozenset(
     (

@@ -40,7 +40,7 @@ def runtime_requirements() -> Path:
 
 
 def runtime_pins() -> list[str]:
-    """Return the pinned requirements of the scoring runtime, such as `h11==0.16.0`."""
+    """Return the pinned requirements of the scoring runtime, such as `httptools==0.9.0`."""
     lines = runtime_requirements().read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 

@@ -78,7 +78,7 @@ def test_an_upgrade_of_the_runtimes_requirements_changes_the_hash(
     package = tmp_path / "runtime" / "controlled_rollout_scoring"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "requirements.txt").write_text("h11==99\n")
+    (package / "requirements.txt").write_text("httptools==99\n")
     monkeypatch.setattr(scoring_runtime, "__file__", str(tmp_path / "scoring_runtime.py"))
 
     assert environment_hash(Environment()) != before
