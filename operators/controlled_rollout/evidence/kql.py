@@ -25,8 +25,8 @@ __all__ = [
 
 # Longer than any duration: fills up where one gate has fewer thresholds than another in the same query.
 NEVER_MS: Final = 1e18
-# Everything but a number from 100 to 499: 5xx, text such as `Timeout`, and 0 where a caller hung up before an answer. And
-# an answer that the version broke off, or that took too long, after it had begun with any code: Envoy's flags say so.
+# Everything but a number from 100 to 499: 5xx, text such as `Timeout`, and 0 where a caller hung up before an answer.
+# And an answer that the version broke off, or that took too long, after it had begun: Envoy's flags say so.
 _IS_ERROR: Final = (
     "(not(ResultCode matches regex '^[1-4][0-9][0-9]([.]0*)?$')"
     " or Flags matches regex '(^|,)(UC|UPE|UR|LR|UT|UMSDR|SI)(,|$)')"
