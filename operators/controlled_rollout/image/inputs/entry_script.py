@@ -1,9 +1,10 @@
 """Check an entry script before anything is built: it exists, it compiles, it defines `init` and `run`."""
 
-import ast
-import threading
+import codecs
+import dis
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from types import CodeType
 from typing import Final
 
 from controlled_rollout.errors import ImageError
@@ -12,9 +13,9 @@ from controlled_rollout.image.inputs.files import FileSet
 __all__ = ["EntryScriptSyntaxError", "check_entry_script"]
 
 REQUIRED: Final = ("init", "run")
-# In two threads at once, `ast.parse` of Python 3.11 and 3.12 can fail: they count the depth in one place
-# (https://github.com/python/cpython/issues/106905).
-_PARSING: Final = threading.Lock()
+# A script that uses one of these may bind names that no reading of it can see: its start decides.
+DYNAMIC: Final = frozenset({"__dict__", "exec", "globals", "locals", "modules", "setattr", "vars"})
+MODULE_GETATTR: Final = "__getattr__"
 
 
 class EntryScriptSyntaxError(ImageError):
@@ -39,10 +40,10 @@ def check_entry_script(source: FileSet, entry_script: str) -> None:
             f"entry script {entry_script!r} is not in the source folder{excluded}; "
             f"Python files there: {', '.join(scripts[:10]) or 'none'}"
         )
-    tree = _parse_script(file.source.read_bytes(), str(file.source))
-    names = set(_module_level_names(tree.body))
-    missing = [name for name in REQUIRED if name not in names]
-    if missing and "*" not in names:
+    code = _compile_script(file.source.read_bytes(), str(file.source))
+    bound = set(_bound_names(code))
+    missing = [name for name in REQUIRED if name not in bound]
+    if missing and MODULE_GETATTR not in bound and not _binds_unseen_names(code):
         lacking = " and ".join(f"{name}()" for name in missing)
         raise ImageError(
             f"entry script {file.source} does not define {lacking} at module level: "
@@ -50,11 +51,12 @@ def check_entry_script(source: FileSet, entry_script: str) -> None:
         )
 
 
-def _parse_script(source: bytes, filename: str) -> ast.Module:
-    """Parse an entry script's source; raise `EntryScriptSyntaxError` if it does not compile."""
+def _compile_script(source: bytes, filename: str) -> CodeType:
+    """Compile an entry script without running it; raise `EntryScriptSyntaxError` if it does not compile."""
+    if source.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise EntryScriptSyntaxError(f"entry script {filename} does not compile: it is UTF-16, save it as UTF-8")
     try:
-        with _PARSING:
-            return ast.parse(source, filename)
+        return compile(source, filename, "exec", dont_inherit=True)
     except SyntaxError as error:
         text = f": {error.text.strip()}" if error.text else ""
         raise EntryScriptSyntaxError(
@@ -64,31 +66,34 @@ def _parse_script(source: bytes, filename: str) -> ast.Module:
         raise EntryScriptSyntaxError(f"entry script {filename} does not compile: {error}") from error
 
 
-def _module_level_names(body: list[ast.stmt]) -> Iterator[str]:
-    """Yield the names bound at module level, also inside if, try, with and loops. `*` stands for unknown names."""
-    for statement in body:
-        match statement:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                yield name
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                for alias in aliases:
-                    yield alias.asname or alias.name.partition(".")[0]
-            case _:
-                yield from _assigned_names(statement)
-                for block in ("body", "orelse", "finalbody"):
-                    yield from _module_level_names(getattr(statement, block, []))
-                for part in [*getattr(statement, "handlers", []), *getattr(statement, "cases", [])]:
-                    yield from _module_level_names(part.body)
+def _bound_names(code: CodeType) -> Iterator[str]:
+    """Yield the names that a module's code binds at module level, and those that its functions declare as global.
+
+    The compiler knows all ways of binding a name: assignments of any kind, imports, definitions, loops, patterns.
+    """
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_NAME":
+            yield instruction.argval
+    for inner in _with_inner_code(code):
+        for instruction in dis.get_instructions(inner):
+            if instruction.opname == "STORE_GLOBAL":
+                yield instruction.argval
 
 
-def _assigned_names(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that an assignment statement binds; an annotation without a value binds none."""
-    if isinstance(statement, ast.AnnAssign) and statement.value is None:
-        return
-    targets: list[ast.expr] = list(getattr(statement, "targets", []))
-    if isinstance(statement, ast.AnnAssign):
-        targets = [statement.target]
-    for target in targets:
-        for node in ast.walk(target):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+def _binds_unseen_names(code: CodeType) -> bool:
+    """Whether the code has a star import, or uses what can bind names while it runs."""
+    return any(
+        not DYNAMIC.isdisjoint(inner.co_names)
+        # An operation of its own in Python 3.11, an argument of another one from 3.12 on.
+        or any("IMPORT_STAR" in step.opname + step.argrepr for step in dis.get_instructions(inner))
+        for inner in _with_inner_code(code)
+    )
+
+
+def _with_inner_code(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and those of all functions, classes and comprehensions in it."""
+    pending = [code]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending += [constant for constant in current.co_consts if isinstance(constant, CodeType)]

@@ -32,9 +32,30 @@ def check(folder: Path, text: str, *, entry_script: str = "score.py") -> None:
         "from model import *",
         "with context():\n    def init(): ...\nfor _ in [1]:\n    run = print",
         "match 1:\n    case _:\n        init = run = print",
+        "if (init := make()) and [run := make() for _ in [1]]: ...",
+        "match make():\n    case {'init': init, 'run': run}: ...",
+        "with make() as init:\n    for run in [print]: ...",
+        "def setup():\n    global init, run\n    init = run = print\nsetup()",
     ],
 )
 def test_a_script_that_binds_init_and_run_is_accepted(tmp_path: Path, text: str) -> None:
+    check(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "globals()['init'] = globals()['run'] = print",
+        "globals().update(init=print, run=print)",
+        "def __getattr__(name): return print",
+        "import model\n__getattr__ = model.find",
+        "import sys\nsys.modules[__name__] = object()",
+        "import sys\nsetattr(sys.modules[__name__], 'run', print)",
+        "exec('def init(): ...')\ndef run(data): ...",
+        "def setup(names=vars()):\n    names['init'] = names['run'] = print\nsetup()",
+    ],
+)
+def test_names_that_only_the_start_can_show_are_left_to_the_start(tmp_path: Path, text: str) -> None:
     check(tmp_path, text)
 
 
@@ -47,6 +68,8 @@ def test_a_script_that_binds_init_and_run_is_accepted(tmp_path: Path, text: str)
         ("class Model:\n    def init(self): ...\n    def run(self, data): ...", r"init\(\) and run\(\)"),
         ("def outer():\n    def init(): ...\n    run = 1", r"init\(\) and run\(\)"),
         ("init: object\nrun: object", r"init\(\) and run\(\)"),
+        ("if False:\n    def run(data): ...\ndef init(): ...", r"run\(\)"),
+        ("class Model:\n    def __getattr__(self, name): ...\n[init for init in []]", r"init\(\) and run\(\)"),
         ("from init import x\nobject.run = 1\nstore['init'] = run", r"init\(\) and run\(\)"),
         ("from model import init as other_init\nimport model.run", r"init\(\) and run\(\)"),
     ],
@@ -59,6 +82,18 @@ def test_a_script_without_init_or_run_is_refused_saying_which(tmp_path: Path, te
 def test_a_syntax_error_is_reported_with_file_line_and_text(tmp_path: Path) -> None:
     with pytest.raises(EntryScriptSyntaxError, match=r"score\.py does not compile: line 2: .*: def run\(data:$"):
         check(tmp_path, "def init(): ...\ndef run(data:\n")
+
+
+def test_what_the_compiler_refuses_after_parsing_is_refused_as_well(tmp_path: Path) -> None:
+    with pytest.raises(EntryScriptSyntaxError, match=r"line 3: 'return' outside function"):
+        check(tmp_path, "def init(): ...\ndef run(data): ...\nreturn 1\n")
+
+
+def test_a_script_saved_as_utf_16_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("def init(): ...\ndef run(data): ...\n", encoding="utf-16")
+
+    with pytest.raises(EntryScriptSyntaxError, match="it is UTF-16, save it as UTF-8"):
+        check_entry_script(read_source_folder(tmp_path), "score.py")
 
 
 @pytest.mark.parametrize("content", [b"\0", b"# coding: nonsense\n", b"\xff = 1\n", b"(" * 5000])
