@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["find_credential", "hide_credentials"]
+__all__ = ["VARIABLE", "find_credential", "hide_credentials"]
 
 USER: Final = re.compile(r"://(?P<user>[^\s/?#]*)@")
 SIGNATURE: Final = re.compile(

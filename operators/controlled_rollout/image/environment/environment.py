@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.environment.docker_steps import docker_instruction
 from controlled_rollout.image.environment.requirements import check_constraint, check_requirement
 
 __all__ = ["OLDEST_PYTHON", "Environment", "running_python"]
@@ -67,6 +68,12 @@ def _too_old_error(text: str) -> ImageError:
     )
 
 
+def _check_docker_step(step: str) -> str:
+    """Check a docker step and return it as it was written."""
+    docker_instruction(step)
+    return step
+
+
 def _check_requirements(lines: tuple[str, ...]) -> tuple[str, ...]:
     """Check requirement lines; each option becomes a line of its own."""
     return tuple(text for line in lines for text in check_requirement(line))
@@ -90,7 +97,7 @@ class Environment(BaseModel):
     version: str | None = None
     python: Annotated[str, AfterValidator(_check_python_version)] | None = None
     base_image: str | None = None
-    docker_steps: tuple[str, ...] = ()
+    docker_steps: tuple[Annotated[str, AfterValidator(_check_docker_step)], ...] = ()
     requirements: Annotated[tuple[str, ...], AfterValidator(_check_requirements)] = ()
     constraints: tuple[Annotated[str, AfterValidator(check_constraint)], ...] = ()
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cancellable_thread import CancelCheck, never_cancelled
+from controlled_rollout.image.inputs.ignore_file import IGNORE_FILES, IgnoreRules, read_ignore_rules
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "FileSet", "SourceFile", "copy_files", "read_model_files", "read_source_folder"]
 
@@ -27,7 +28,6 @@ MAX_BYTES: Final = 300 * 1000 * 1000
 GIVE_UP_FACTOR: Final = 20
 
 ALWAYS_LEFT_OUT: Final = frozenset({".git", "__pycache__"})
-IGNORE_FILES: Final = (".amlignore", ".gitignore")
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -58,11 +58,13 @@ class FileSet:
         files: Sorted by path.
         digest: 64 hexadecimal digits; independent of times, of the order on disk and of the umask.
         ignore_file: The file whose patterns were applied, if any.
+        patterns_without_effect: Those of its lines that match nothing, because git cannot read them either.
     """
 
     files: tuple[SourceFile, ...]
     digest: str
     ignore_file: str | None = None
+    patterns_without_effect: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -78,8 +80,8 @@ def read_source_folder(source_dir: Path, *, check_cancelled: CancelCheck = never
             dangling link, something that is neither file nor folder, or a file that cannot be read.
     """
     root = _real_source_folder(source_dir)
-    ignore_file, is_ignored, skips_folders = _ignore_rules(root)
-    walk = _Walk(root, is_ignored=is_ignored, skips_folders=skips_folders, check_cancelled=check_cancelled)
+    rules = read_ignore_rules(root)
+    walk = _Walk(root, rules, check_cancelled=check_cancelled)
     files = []
     totals = _SizePerFolder()
     for file in walk.files():
@@ -88,11 +90,13 @@ def read_source_folder(source_dir: Path, *, check_cancelled: CancelCheck = never
         if len(files) > MAX_FILES * GIVE_UP_FACTOR:
             break
     if len(files) > MAX_FILES or totals.bytes > MAX_BYTES:
-        raise ImageError(totals.too_big_message(root, ignore_file))
+        raise ImageError(totals.too_big_message(root, rules.name))
     if not files:
-        why = f" that {ignore_file} does not exclude" if ignore_file else ""
+        why = f" that {rules.name} does not exclude" if rules.name else ""
         raise ImageError(f"source folder {root} has no file{why}: there is nothing to package")
-    return _with_digests(files, ignore_file, check_cancelled)
+    return replace(
+        _with_digests(files, check_cancelled), ignore_file=rules.name, patterns_without_effect=rules.without_effect
+    )
 
 
 def read_model_files(path: Path, *, check_cancelled: CancelCheck = never_cancelled) -> FileSet:
@@ -107,13 +111,15 @@ def read_model_files(path: Path, *, check_cancelled: CancelCheck = never_cancell
     top = Path(path).absolute()
     with _read_errors(top):
         if top.is_dir():
-            walk = _Walk(Path(os.path.realpath(top)), check_cancelled=check_cancelled, allows_links_outside=True)
+            walk = _Walk(
+                Path(os.path.realpath(top)), IgnoreRules(), check_cancelled=check_cancelled, allows_links_outside=True
+            )
             files = [replace(file, path=f"{top.name}/{file.path}") for file in walk.files()]
         else:
             files = [_source_file(top.name, Path(os.path.realpath(top)), top.stat())]
     if not files:
         raise ImageError(f"model folder {top} has no file")
-    return _with_digests(files, None, check_cancelled)
+    return _with_digests(files, check_cancelled)
 
 
 def copy_files(file_set: FileSet, folder: Path, *, check_cancelled: CancelCheck = never_cancelled) -> None:
@@ -144,33 +150,13 @@ def _real_source_folder(source_dir: Path) -> Path:
     return root
 
 
-def _ignore_rules(root: Path) -> tuple[str | None, Callable[[str], bool], bool]:
-    """Read the ignore file; return its name, a test of paths, and whether excluded folders can be skipped as a whole.
-
-    It cannot if a pattern with an exclamation mark may include a file of an excluded folder again.
-    """
-    from pathspec import GitIgnoreSpec
-
-    for name in IGNORE_FILES:
-        path = root / name
-        if not path.is_file():
-            continue
-        try:
-            spec = GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig").splitlines())
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{path} cannot be read as ignore patterns: {error}") from error
-        return name, spec.match_file, all(pattern.include is not False for pattern in spec.patterns)
-    return None, lambda path: False, True
-
-
 @dataclass
 class _Walk:
     """All files under a folder that are not left out, links resolved, in no particular order."""
 
     root: Path
+    rules: IgnoreRules
     check_cancelled: CancelCheck
-    is_ignored: Callable[[str], bool] = lambda path: False
-    skips_folders: bool = True
     allows_links_outside: bool = False
     _pending: list[tuple[str, Path, frozenset[str]]] = field(default_factory=list)
 
@@ -194,14 +180,14 @@ class _Walk:
         if entry.is_symlink():
             yield from self._follow_link(path, Path(entry.path), chain)
         elif entry.is_dir(follow_symlinks=False):
-            if not (self.skips_folders and self.is_ignored(path + "/")):
+            if not (self.rules.skips_folders and self.rules.excludes(path + "/")):
                 self._pending.append((path + "/", Path(entry.path), chain | {entry.path}))
-        elif not self.is_ignored(path):
+        elif not self.rules.excludes(path):
             yield _source_file(path, Path(entry.path), entry.stat(follow_symlinks=False))
 
     def _follow_link(self, path: str, link: Path, chain: frozenset[str]) -> Iterator[SourceFile]:
         """Follow a symbolic link: yield its file or queue its folder; raise if it is broken or circular."""
-        if self.is_ignored(path) or (self.skips_folders and self.is_ignored(path + "/")):
+        if self.rules.excludes(path) or (self.rules.skips_folders and self.rules.excludes(path + "/")):
             return
         real = Path(os.path.realpath(link))
         if not real.exists():
@@ -235,7 +221,7 @@ def _source_file(path: str, source: Path, status: os.stat_result) -> SourceFile:
     return SourceFile(path, source, status.st_size, bool(status.st_mode & stat.S_IXUSR))
 
 
-def _with_digests(files: list[SourceFile], ignore_file: str | None, check_cancelled: CancelCheck) -> FileSet:
+def _with_digests(files: list[SourceFile], check_cancelled: CancelCheck) -> FileSet:
     """Hash each file and the whole set. Each hashed field has its length before it, so that two never run together."""
     digest = hashlib.sha256()
     digested = []
@@ -245,7 +231,7 @@ def _with_digests(files: list[SourceFile], ignore_file: str | None, check_cancel
         path = os.fsencode(file.path)
         digest.update(b"%d:%b:%d:%b" % (len(path), path, file.executable, sha256.encode()))
         digested.append(replace(file, sha256=sha256))
-    return FileSet(tuple(digested), digest.hexdigest(), ignore_file)
+    return FileSet(tuple(digested), digest.hexdigest())
 
 
 def _sha256(source: Path, check_cancelled: CancelCheck, write: Callable[[bytes], object] | None = None) -> str:

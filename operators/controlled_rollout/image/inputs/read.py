@@ -100,6 +100,8 @@ def _read_local_inputs(
     """Read and check source, environment, entry script and models from this machine. Blocks, so it runs in a thread."""
     source = read_source_folder(root, check_cancelled=check_cancelled)
     ignoring = f", without what {source.ignore_file} excludes" if source.ignore_file else ""
+    if source.patterns_without_effect:
+        ignoring += f" (without effect, as in git: {', '.join(map(repr, source.patterns_without_effect))})"
     progress(f"source: {len(source.files):,} files, {source.size / 1e6:,.1f} MB{ignoring}")
     described = _resolve_environment(root, environment, progress)
     try:

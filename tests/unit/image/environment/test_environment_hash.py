@@ -19,7 +19,7 @@ ENVIRONMENTS = st.builds(
     version=st.none() | NAMES,
     python=st.sampled_from([None, "3.11", "3.12", "3.12.1", ">=3.9"]),
     base_image=st.none() | NAMES,
-    docker_steps=REQUIREMENTS,
+    docker_steps=st.lists(NAMES.map("RUN {}".format), max_size=4).map(tuple),
     requirements=REQUIREMENTS,
 )
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.inputs.files import MAX_FILES, FileSet, copy_files, read_model_files, read_source_folder
+from controlled_rollout.image.inputs.ignore_file import read_ignore_rules
 from tests.examples import examples
 
 Tree = dict[str, bytes]
@@ -118,11 +119,60 @@ def test_git_and_bytecode_are_left_out_even_if_a_pattern_asks_for_them(tmp_path:
     assert paths(read_source_folder(tmp_path)) == ["score.py"]
 
 
-def test_invalid_pattern_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"score.py": b"", ".amlignore": b"!\n"})
+@pytest.mark.parametrize("pattern", ["[z-a]", "!", "bin\\Debug\\", "a\\", "[b-a]*.py"])
+def test_a_pattern_that_git_cannot_read_matches_nothing_and_is_named(tmp_path: Path, pattern: str) -> None:
+    write(tmp_path, {"score.py": b"", "bin/Debug/a": b"", "b.csv": b""})
+    (tmp_path / ".amlignore").write_text(f"*.csv\n{pattern}\n.amlignore\n")
 
-    with pytest.raises(ImageError, match=r"\.amlignore cannot be read as ignore patterns"):
+    packaged = read_source_folder(tmp_path)
+
+    assert paths(packaged) == ["bin/Debug/a", "score.py"]
+    assert packaged.patterns_without_effect == (pattern,)
+
+
+def test_a_class_of_characters_is_read_as_in_git_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", "a1": b"", "ab": b"", "a_": b"", ".amlignore": b"a[[:digit:]b]\n"})
+
+    assert paths(read_source_folder(tmp_path)) == [".amlignore", "a_", "score.py"]
+    (tmp_path / ".amlignore").write_text("a[[:punct:]]\n")
+    with pytest.raises(ImageError, match=r"\.amlignore: pattern .* has \[:punct:\], which is not known: write the"):
         read_source_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("données.csv", "données.csv\r\n*.log\r\n".encode("utf-16")),
+        ("données.csv", "\ufeffdonnées.csv\n*.log".encode()),
+        ("données.csv", "# -*- coding: latin-1 -*-\ndonnées.csv\n*.log".encode("latin-1")),
+        (os.fsdecode("données.csv".encode("latin-1")), "données.csv\n*.log".encode("latin-1")),
+        ("a\x85b", "a\x85b\n*.log".encode()),
+        ("a\x0cb", b"a\x0cb\n*.log"),
+    ],
+    ids=["utf-16", "utf-8 with a mark", "declared", "bytes of the name", "next line", "form feed"],
+)
+def test_an_ignore_file_is_read_in_its_encoding_or_by_its_bytes(tmp_path: Path, name: str, content: bytes) -> None:
+    write(tmp_path, {"score.py": b"", "a.log": b"", name: b"", "b": b"", ".gitignore": content})
+
+    assert paths(read_source_folder(tmp_path)) == [".gitignore", "b", "score.py"]
+
+
+def test_an_ignore_file_without_a_byte_order_mark_in_utf_16_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"score.py": b"", ".gitignore": "*.csv\n".encode("utf-16-le")})
+
+    with pytest.raises(ImageError, match=r"ignore file .*\.gitignore cannot be read: it has zero bytes.*as UTF-8"):
+        read_source_folder(tmp_path)
+
+
+@given(st.text(max_size=12) | st.text("a/*?[]!\\-^: #\n\r", max_size=12), st.text("ab/[", min_size=1, max_size=4))
+def test_any_patterns_are_rules_or_refused(patterns: str, path: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / ".gitignore").write_bytes(patterns.encode())
+        try:
+            rules = read_ignore_rules(Path(folder))
+        except ImageError:
+            return
+        assert rules.excludes(path) in (True, False)
 
 
 @pytest.mark.parametrize(
