@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
+from controlled_rollout.target.local import envoy_bounds
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "cluster_name",
     "cluster_names",
     "discovery_response",
+    "large_bodies_listener_config",
     "listener_config",
     "load_assignment",
     "protobuf_duration",
@@ -124,7 +126,15 @@ def bootstrap_config(files: EnvoyFiles, *, telemetry_port: int | None) -> Json:
             "lds_config": _file_config_source(files.listeners),
             "cds_config": _file_config_source(files.clusters),
         },
-        "static_resources": {"clusters": [_telemetry_cluster(telemetry_port)] if telemetry_port else []},
+        "static_resources": {
+            "listeners": [envoy_bounds.health_listener(files.health_socket)],
+            "clusters": [
+                envoy_bounds.large_bodies_cluster(),
+                *([_telemetry_cluster(telemetry_port)] if telemetry_port else []),
+            ],
+        },
+        "bootstrap_extensions": envoy_bounds.bootstrap_extensions(),
+        "overload_manager": envoy_bounds.overload_manager(),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
         # Request times are added to the counters once per interval.
         "stats_flush_interval": "1s",
@@ -191,28 +201,18 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, te
         traced: Whether spans are sent to the telemetry store.
         telemetry_token: The bearer token that they bring.
     """
-    connection_manager: Json = {
-        "@type": ENVOY_TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": STAT_PREFIX,
-        "rds": {"route_config_name": ROUTES, "config_source": _file_config_source(files.routes)},
+    connection_manager = _connection_manager(files, traced=traced, telemetry_token=telemetry_token) | {
         "use_remote_address": True,
-        "normalize_path": True,
-        "merge_slashes": True,
-        "path_with_escaped_slashes_action": "REJECT_REQUEST",
-        "server_header_transformation": "PASS_THROUGH",
-        "preserve_external_request_id": True,
-        "always_set_request_id_in_response": True,
-        "request_headers_timeout": "10s",
-        "stream_idle_timeout": "0s",
         # A caller who has not sent the whole request by then is answered 408.
         "request_timeout": REQUEST_TIMEOUT,
-        "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
-        "early_header_mutation_extensions": [_remove_request_headers()],
-        "local_reply_config": _local_replies(),
-        "http_filters": _http_filters(),
+        "request_headers_timeout": "10s",
+        # As nginx does: ApacheBench and old probes speak HTTP/1.0, and may name no host.
+        "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "localhost"},
+        "http2_protocol_options": envoy_bounds.HTTP2_OPTIONS,
+        "early_header_mutation_extensions": [
+            _remove_request_headers(*_REMOVED_REQUEST_HEADERS, envoy_bounds.BUFFERED_HEADER)
+        ],
     }
-    if traced:
-        connection_manager["tracing"] = _tracing(telemetry_token)
     return {
         "@type": ENVOY_TYPE + "config.listener.v3.Listener",
         "name": "router",
@@ -220,23 +220,68 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, te
         # Two routers must never share a port by accident.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 1024 * 1024,
-        "filter_chains": [
-            {
-                "filters": [
-                    {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager},
-                ]
-            }
-        ],
+        **envoy_bounds.raw_listener_filters(),
+        "filter_chains": [_filter_chain(connection_manager)],
     }
 
 
-def _remove_request_headers() -> Json:
-    """Return the extension that removes the headers by which callers could set timeouts and retries."""
+def large_bodies_listener_config(files: EnvoyFiles, *, traced: bool, telemetry_token: str = "") -> Json:
+    """Return the listener inside of the router in which requests with large bodies wait, see `envoy_bounds`.
+
+    Args:
+        files: The router's files.
+        traced: Whether spans are sent to the telemetry store.
+        telemetry_token: The bearer token that they bring.
+    """
+    connection_manager = _connection_manager(files, traced=traced, telemetry_token=telemetry_token) | {
+        "codec_type": "HTTP2",
+        "http2_protocol_options": envoy_bounds.HTTP2_OPTIONS,
+        # Its only caller is the router, which has taken the other headers off already.
+        "use_remote_address": False,
+        "skip_xff_append": True,
+    }
+    return {
+        "@type": ENVOY_TYPE + "config.listener.v3.Listener",
+        "name": envoy_bounds.LARGE_BODIES,
+        "internal_listener": {},
+        "filter_chains": [_filter_chain(connection_manager)],
+    }
+
+
+def _filter_chain(connection_manager: Json) -> Json:
+    """Return the filter chain of a listener for HTTP."""
+    return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}]}
+
+
+def _connection_manager(files: EnvoyFiles, *, traced: bool, telemetry_token: str) -> Json:
+    """Return what both listeners have in common: the routes, the filters and the spans."""
+    connection_manager: Json = {
+        "@type": ENVOY_TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": STAT_PREFIX,
+        "rds": {"route_config_name": ROUTES, "config_source": _file_config_source(files.routes)},
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "server_header_transformation": "PASS_THROUGH",
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "stream_idle_timeout": "0s",
+        "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
+        "local_reply_config": _local_replies(),
+        "http_filters": _http_filters(),
+    }
+    if traced:
+        connection_manager["tracing"] = _tracing(telemetry_token)
+    return connection_manager
+
+
+def _remove_request_headers(*headers: str) -> Json:
+    """Return the extension that removes headers before anything else looks at a request."""
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
             "@type": ENVOY_TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            "mutations": [{"remove": header} for header in _REMOVED_REQUEST_HEADERS],
+            "mutations": [{"remove": header} for header in headers],
         },
     }
 

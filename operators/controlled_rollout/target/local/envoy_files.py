@@ -41,6 +41,11 @@ class EnvoyFiles:
         """The path of the unix socket of Envoy's administration interface."""
         return self.folder / "admin.sock"
 
+    @property
+    def health_socket(self) -> Path:
+        """The path of the unix socket on which the threads that serve callers answer health checks."""
+        return self.folder / "health.sock"
+
     def assignment(self, cluster: str) -> Path:
         """Return the path of the endpoint discovery file that lists one cluster's replicas."""
         return self.folder / f"replicas.{cluster.replace('/', '.')}.json"

@@ -193,8 +193,9 @@ class EnvoyProcess:
         return activity is None or activity.downstream == 0
 
     def _envoy_command(self) -> Command:
-        """Return the command that starts Envoy; remove the admin socket of an earlier process."""
-        self.files.admin_socket.unlink(missing_ok=True)
+        """Return the command that starts Envoy; remove the sockets of an earlier process."""
+        for file in (self.files.admin_socket, self.files.health_socket):
+            file.unlink(missing_ok=True)
         self._started_at = datetime.now(UTC)
         arguments = [
             str(_envoy_binary()),
@@ -253,15 +254,16 @@ class EnvoyProcess:
         return PublishState.SERVED if is_served else PublishState.PENDING
 
     async def listen(self) -> None:
-        """Write the listener, so that Envoy begins to accept callers; the listener never changes afterwards."""
-        resource = envoy_config.listener_config(
-            self.files,
-            host=self.host,
-            port=self.port,
-            traced=self._telemetry_port is not None,
-            telemetry_token=self._telemetry_token,
-        )
-        self._write_discovery_file(self.files.listeners, [resource])
+        """Write the listeners, so that Envoy begins to accept callers; they never change afterwards."""
+        traced, token = self._telemetry_port is not None, self._telemetry_token
+        listeners = [
+            # First: Envoy counts the routes' versions for the listener that asked first.
+            envoy_config.listener_config(
+                self.files, host=self.host, port=self.port, traced=traced, telemetry_token=token
+            ),
+            envoy_config.large_bodies_listener_config(self.files, traced=traced, telemetry_token=token),
+        ]
+        self._write_discovery_file(self.files.listeners, listeners)
         self._is_listening = True
         self._on_change()
 
@@ -271,7 +273,8 @@ class EnvoyProcess:
             return False
         if not self._is_listening or self._is_draining:
             return True
-        return await http_status_on_port(self.host, self.port, "/healthz", LIVENESS_TIMEOUT_S) is not None
+        # Not on the port, which may have as many callers as it takes.
+        return await http_status_on_socket(self.files.health_socket, "/", LIVENESS_TIMEOUT_S) is not None
 
     async def answers_callers(self) -> bool:
         """Return whether the router answers a health check on the port that callers use."""

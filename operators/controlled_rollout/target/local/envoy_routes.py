@@ -5,6 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
+from controlled_rollout.target.local.envoy_bounds import (
+    BUFFERED_HEADER,
+    LARGE_BODIES,
+    is_buffered_header,
+    large_body_headers,
+    unbuffered,
+)
 from controlled_rollout.target.local.envoy_config import (
     API_KEY_AUTH,
     ENVOY_TYPE,
@@ -108,6 +115,7 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
             "match": {"prefix": prefix, "headers": [_version_header_match(version.name)]},
             "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name, judged=False)}),
             **_version_headers(version.name),
+            "request_headers_to_remove": [BUFFERED_HEADER],
             "tracing": _tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
         }
@@ -125,10 +133,29 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
     is_options = {"name": ":method", "string_match": {"exact": "OPTIONS"}}
     scores = {"path": f"{prefix}score", "headers": [{**is_options, "invert_match": True}]}
     return [
+        *_large_body_routes(endpoint, prefix),
         *by_name,
         unknown,
         _weighted_route(endpoint, scores, auth, judged=True),
         _weighted_route(endpoint, {"prefix": prefix}, auth, judged=False),
+    ]
+
+
+def _large_body_routes(endpoint: EndpointRoute, prefix: str) -> list[Json]:
+    """Return the routes that send an endpoint's large requests through the listener inside of the router.
+
+    They come back with a header, and take one of the other routes then.
+    """
+    return [
+        {
+            "match": {"prefix": prefix, "headers": headers},
+            "route": {"cluster": LARGE_BODIES, "timeout": "0s", "idle_timeout": "0s"},
+            "request_headers_to_add": [is_buffered_header()],
+            "tracing": _tracing_disabled(),
+            # The key is asked for again where it comes out.
+            "typed_per_filter_config": {**_api_key_auth(endpoint, hide=False), **unbuffered()},
+        }
+        for headers in large_body_headers()
     ]
 
 
@@ -144,6 +171,7 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     weighted = [version for version in endpoint.versions if version.weight]
     route: Json = {
         "match": match,
+        "request_headers_to_remove": [BUFFERED_HEADER],
         "tracing": _tracing_settings(endpoint, "weights") if judged else _tracing_disabled(),
         "typed_per_filter_config": auth,
     }
@@ -162,8 +190,13 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     return {**route, "route": _route_action(weighted, target, rewrite="/score" if judged else "/")}
 
 
-def _api_key_auth(endpoint: EndpointRoute) -> Json:
-    """Return the API key filter's settings for an endpoint: its keys, or disabled if it needs none."""
+def _api_key_auth(endpoint: EndpointRoute, *, hide: bool = True) -> Json:
+    """Return the API key filter's settings for an endpoint: its keys, or disabled if it needs none.
+
+    Args:
+        endpoint: The endpoint.
+        hide: Whether the key is taken off the request.
+    """
     if endpoint.keys is None:
         return {API_KEY_AUTH: _auth_disabled()}
     return {
@@ -171,7 +204,7 @@ def _api_key_auth(endpoint: EndpointRoute) -> Json:
             "@type": ENVOY_TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute",
             "credentials": [{"key": key, "client": f"key-{number}"} for number, key in enumerate(endpoint.keys, 1)],
             "key_sources": [{"header": "Authorization"}],
-            "forwarding": {"hide_credentials": True},
+            "forwarding": {"hide_credentials": hide},
         }
     }
 

@@ -55,7 +55,7 @@ def test_weights_reach_envoy_as_they_are_and_versions_without_weight_only_by_nam
         }
         assert sum(cluster["weight"] for cluster in clusters) == TOTAL
     by_name = [route["route"]["cluster"] for route in endpoint_routes if "cluster" in route.get("route", {})]
-    assert by_name == [f"digits/{version.name}/not-judged" for version in versions]
+    assert by_name == ["large-bodies"] * 2 + [f"digits/{version.name}/not-judged" for version in versions]
 
 
 @given(splits(), st.booleans())
@@ -63,7 +63,9 @@ def test_every_route_of_an_endpoint_asks_for_a_key(versions: tuple[VersionRoute,
     for route in routes_of(endpoint(*versions, traced=traced))[1:-1]:
         auth = route["typed_per_filter_config"]["envoy.filters.http.api_key_auth"]
         assert [credential["key"] for credential in auth["credentials"]] == ["k1", "k2"]
-        assert auth["forwarding"]["hide_credentials"]
+        # Only inside of the router does the key go on with the request.
+        is_inside = route.get("route", {}).get("cluster") == "large-bodies"
+        assert auth["forwarding"]["hide_credentials"] is not is_inside
 
 
 def test_only_an_endpoint_without_keys_is_open() -> None:
@@ -85,7 +87,7 @@ def test_the_keys_appear_in_no_repr() -> None:
 
 
 def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
-    by_name, unknown, weighted, other_paths = routes_of(endpoint())[1:-1]
+    by_name, unknown, weighted, other_paths = routes_of(endpoint())[3:-1]
 
     tags = [{tag["tag"]: tag["literal"]["value"] for tag in r["tracing"]["custom_tags"]} for r in (by_name, weighted)]
     assert tags == [{"endpoint": "digits", "routed_by": "header"}, {"endpoint": "digits", "routed_by": "weights"}]
@@ -149,7 +151,13 @@ def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> 
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
     manager["route_config"] = {key: value for key, value in documents[files.routes][0].items() if key != "@type"}
-    static["static_resources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
+    inside = json.loads(json.dumps(envoy_config.large_bodies_listener_config(files, traced=True)))
+    inside["filter_chains"][0]["filters"][0]["typed_config"] = {
+        key: value for key, value in inside["filter_chains"][0]["filters"][0]["typed_config"].items() if key != "rds"
+    } | {"route_config": manager["route_config"]}
+    static["static_resources"]["listeners"] += [
+        {key: value for key, value in each.items() if key != "@type"} for each in (listener, inside)
+    ]
     static["static_resources"]["clusters"].append(
         {key: value for key, value in documents[files.clusters][0].items() if key != "@type"}
     )
