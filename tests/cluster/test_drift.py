@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from controlled_rollout.cluster.api import Api
 from controlled_rollout.errors import ConflictError, ControlledRolloutError
+from controlled_rollout.evaluation.look import look
+from controlled_rollout.gate import Gate
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, version_object_name
 from tests.cluster.sandbox import SMALL, Sandbox
 from tests.local.local_target_lab import steady_load
@@ -24,6 +27,21 @@ async def warnings_of(sandbox: Sandbox) -> str:
 async def is_refused(sandbox: Sandbox) -> bool:
     async with httpx.AsyncClient() as caller:
         return (await caller.post(sandbox.url, json={})).status_code == 403
+
+
+async def requests_of_a_look(sandbox: Sandbox) -> list[str]:
+    """Return the methods of the requests that a look sends to the API server."""
+    methods: list[str] = []
+    send = Api.request
+
+    async def count(self: Api, method: str, *args: Any, **kwargs: Any) -> bytes:
+        methods.append(method)
+        return await send(self, method, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Api, "request", count)
+        await look(sandbox.workspace, sandbox.target, sandbox.endpoint, "two", gate=Gate(), who="a test")
+    return methods
 
 
 def patch(sandbox: Sandbox, kind: str, name: str, body: dict[str, Any]) -> None:
@@ -147,6 +165,10 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
     scaled = await warnings_of(sandbox)
     by_autoscaler = r"version 'one' has 2 replicas, as 'kube-controller-manager' .* ask for 1: no step sets it back"
     assert re.fullmatch(by_autoscaler, scaled)
+
+    # A look asks for none of this: the lists that a view is made of, history, Gateway, and the counters of each Envoy.
+    assert set(methods := await requests_of_a_look(sandbox)) == {"GET"}
+    assert len(methods) <= 12
 
     container: dict[str, Any] = {"name": "model", "env": [{"name": "MAX_REQUEST_WAIT_TIME_MS", "value": "4000"}]}
     edit = {"spec": {"template": {"spec": {"containers": [container]}}}}

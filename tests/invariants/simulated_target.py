@@ -174,7 +174,7 @@ class SimulatedTarget(KeylessTarget):
         self._lose_answer()
         return stored
 
-    async def status(self, name: str) -> EndpointStatus:
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         newest = await self.endpoint(name)
         self.advance()
         return EndpointStatus(

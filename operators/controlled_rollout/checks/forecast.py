@@ -61,7 +61,7 @@ async def read_control_traffic(
             return None
         if control is None or control.name == version:
             return None
-        clusters = (await target.status(endpoint)).clusters
+        clusters = (await target.status(endpoint, inspect=False)).clusters
     now = datetime.now(UTC)
     query = EvidenceQuery(
         endpoint=endpoint,

@@ -90,7 +90,7 @@ async def look(
     document.check_holder(version, owner)
     control = _control_of(document, version)
     share = document.effective_traffic()[version]
-    status = await target.status(endpoint)
+    status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)

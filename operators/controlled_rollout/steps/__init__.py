@@ -415,7 +415,7 @@ async def _delete_if_never_ready(
     target: Target, endpoint: str, version: str, change: Change, progress: Progress
 ) -> None:
     """Delete an endpoint whose only version never became ready, so that a later rollout can create it again."""
-    if (await target.status(endpoint)).versions[version].ready:
+    if (await target.status(endpoint, inspect=False)).versions[version].ready:
         raise NothingToDoError(f"version {version!r} is the first of endpoint {endpoint!r} and answers: it stays")
     await target.delete(endpoint, change)
     progress(f"endpoint {endpoint!r} is deleted: its first version {version!r} never became ready")

@@ -208,8 +208,14 @@ class Target(Protocol):
         """
         ...
 
-    async def status(self, name: str) -> EndpointStatus:
-        """Return the status of the endpoint and its versions."""
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        """Return the status of the endpoint and its versions.
+
+        Args:
+            name: The endpoint's name.
+            inspect: Whether to compare all objects of the endpoint with its newest revision and to look for rules of
+                others, for `warnings` and `trouble`. On Kubernetes that is four requests of five: looks do without.
+        """
         ...
 
     def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:

@@ -45,7 +45,7 @@ async def scale_before(
     loads = await call(lambda: target.load(before.name))
     if not any(load.requests_per_s for load in loads.values()):
         return
-    versions = (await call(lambda: target.status(before.name))).versions
+    versions = (await call(lambda: target.status(before.name, inspect=False))).versions
     running = {name: version.wanted_replicas for name, version in versions.items()}
     requirements = required_replicas(before, after, loads, running).values()
     refused = [required.summary() for required in requirements if required.gets_more and not required.is_allowed]

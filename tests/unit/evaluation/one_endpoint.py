@@ -65,7 +65,7 @@ class OneEndpoint:
         self._history.append(revision)
         return self.newest
 
-    async def status(self, name: str) -> EndpointStatus:
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         versions = {name: VersionStatus(name=name, ready=True, requests=n) for name, n in self._counted().items()}
         return EndpointStatus(
             name=name, url="", revision=2, served_revision=2, versions=versions, routers=self._routers

@@ -80,7 +80,7 @@ class MemoryTarget(KeylessTarget):
         self._call("apply")
         return self.store(endpoint, change)
 
-    async def status(self, name: str) -> EndpointStatus:
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         newest = await self.endpoint(name)
         versions = {
             version: VersionStatus(

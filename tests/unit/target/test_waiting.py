@@ -78,7 +78,7 @@ class ScriptedTarget:
         finally:
             self.open -= 1
 
-    async def status(self, name: str) -> EndpointStatus:
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         if not self._leisure:
             raise AWAY
         return self._leisure

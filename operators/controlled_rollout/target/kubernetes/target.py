@@ -106,21 +106,26 @@ class KubernetesTarget:
         await reconciling.reconcile_endpoint(self._api, self._workspace, stored, is_forward=is_forward)
         return stored
 
-    async def status(self, name: str) -> EndpointStatus:
-        """Return the state of an endpoint and its versions."""
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        """Return the state of an endpoint and its versions; see `Target.status`."""
         newest = (await self.history(name))[-1]
         view = await read_view(self._api, self._workspace, newest.endpoint)
+        if inspect:
+            view = await self._inspected(view, newest)
+        status = view.status(await self._base_url(), datetime.now(UTC))
+        unready = [version for version in status.versions.values() if not version.ready]
+        return await pod_logs.with_logs(self._api, self._workspace, status, unready)
+
+    async def _inspected(self, view: EndpointView, newest: Revision) -> EndpointView:
+        """Return a view with what others have deleted, edited or put in the way, and since when nobody is at work."""
+        name = newest.endpoint.name
         drift, shadows, root = await asyncio.gather(
             provisioning.find_drift(self._api, self._workspace, newest.endpoint),
             find_shadows(self._api, self._workspace, name),
             self._api.find(CONFIG_MAP.path(self._namespace, endpoint_object_name(name))),
         )
-        now = datetime.now(UTC)
-        idle = reconciling.idle_since(root, newest, now)
-        view = replace(view, drift=tuple(drift), shadows=tuple(shadows), idle_since=idle, changed_by=newest.change.who)
-        status = view.status(await self._base_url(), now)
-        unready = [version for version in status.versions.values() if not version.ready]
-        return await pod_logs.with_logs(self._api, self._workspace, status, unready)
+        idle = reconciling.idle_since(root, newest, datetime.now(UTC))
+        return replace(view, drift=tuple(drift), shadows=tuple(shadows), idle_since=idle, changed_by=newest.change.who)
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""

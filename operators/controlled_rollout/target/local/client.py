@@ -88,8 +88,8 @@ class LocalTarget:
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
         return Endpoint.model_validate_json((await self._request("POST", "/endpoints", body)).content)
 
-    async def status(self, name: str) -> EndpointStatus:
-        """Return the state of the endpoint and its versions now."""
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        """Return the state of the endpoint and its versions now; the supervisor has inspected its files anyway."""
         return EndpointStatus.model_validate_json((await self._request("GET", _endpoint_path(name, "status"))).content)
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus, None]:
