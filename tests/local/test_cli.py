@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from controlled_rollout.cli.arguments import caller
 from controlled_rollout.endpoint import Endpoint
 from tests.local.local_target_lab import CRASHING, Lab, running
 
+DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENTED_IMAGE = "registry.example/models/digits@sha256:…"
 ONE_REPLICA = ["--set", "num_replicas=1"]
 
 
@@ -55,35 +58,48 @@ def endpoint(lab: Lab, name: str) -> Endpoint:
     return asyncio.run(lab.target.endpoint(name))
 
 
-def test_a_rollout_by_hand_from_the_first_version_to_the_deleted_endpoint(lab: Lab, shell: Shell) -> None:
-    name = "by-hand"
-    first, second = image(lab, "first"), image(lab, "second")
+def documented_commands() -> dict[str, list[str]]:
+    """Return the commands of the first block of docs/command-line.md, by their first word."""
+    block = (DOCS / "command-line.md").read_text().partition("```\n")[2].partition("```")[0]
+    lines = [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("controlled-rollout ")]
+    return {line[0]: line for line in lines}
 
-    assert shell("deploy", name, "one", "--image", first, *ONE_REPLICA, "--reason", "begin")[0] == 0
-    code, out, _ = shell("deploy", name, "two", "--image", second, *ONE_REPLICA, "--set", "tags={model: new}")
+
+def test_a_rollout_by_hand_as_documented_from_the_first_version_to_the_deleted_endpoint(lab: Lab, shell: Shell) -> None:
+    name = "digits"
+    first, second = image(lab, "first"), image(lab, "second")
+    documented = documented_commands()
+    deploy = [second if word == DOCUMENTED_IMAGE else word for word in documented["deploy"]]
+
+    assert shell("deploy", name, "v1a", "--image", first, *ONE_REPLICA, "--reason", "begin")[0] == 0
+    code, out, _ = shell(*deploy, *ONE_REPLICA, "--set", "tags={model: new}")
     assert code == 0
-    assert "version 'two' is ready" in out
-    assert endpoint(lab, name).versions["two"].tags == {"model": "new"}
-    assert endpoint(lab, name).effective_traffic() == {"one": 100.0, "two": 0.0}
+    assert "version 'v2a' is ready" in out
+    assert endpoint(lab, name).versions["v2a"].tags == {"model": "new"}
+    assert endpoint(lab, name).versions["v2a"].cpu_cores == 0.5
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 100.0, "v2a": 0.0}
     rollout = endpoint(lab, name).rollout
     assert rollout and rollout.owner == caller()
 
-    code, out, _ = shell("shift", name, "two", "25")
+    code, out, _ = shell(*documented["shift"])
     assert code == 0
-    assert "one 75 %, two 25 %" in out
-    assert shell("rollback", name, "two", "--reason", "too slow")[0] == 0
-    assert endpoint(lab, name).effective_traffic()["two"] == 0
+    assert "v1a 90 %, v2a 10 %" in out
+    code, out, _ = shell(*documented["status"])
+    assert code == 0
+    assert "v2a" in out
+    assert shell("rollback", name, "v2a", "--reason", "too slow")[0] == 0
+    assert endpoint(lab, name).effective_traffic()["v2a"] == 0
     assert endpoint(lab, name).rollout is None
-    assert shell("promote", name, "two", "--reason", "not so slow")[0] == 0
-    assert shell("rollback", name, "two", "--to", "one", "--reason", "slower still")[0] == 0
-    assert shell("promote", name, "two", "--reason", "back and forth")[0] == 0
-    assert shell("retire", name, "one")[0] == 0
-    assert list(endpoint(lab, name).versions) == ["two"]
+    assert shell(*documented["promote"])[0] == 0
+    assert shell("rollback", name, "v2a", "--to", "v1a", "--reason", "slower still")[0] == 0
+    assert shell("promote", name, "v2a", "--reason", "back and forth")[0] == 0
+    assert shell(*documented["retire"])[0] == 0
+    assert list(endpoint(lab, name).versions) == ["v2a"]
 
     history = asyncio.run(lab.target.history(name))
     assert [revision.change.why for revision in history] == [
-        "begin", "roll out two", "send 25 % to two", "too slow", "not so slow", "slower still", "back and forth",
-        "retire one",
+        "begin", "roll out v2a", "send 10 % to v2a", "too slow", "better on the new sensors", "slower still",
+        "back and forth", "retire v1a",
     ]  # fmt: skip
     assert {revision.change.who for revision in history} == {caller()}
     assert [entry.step for entry in record.read(lab.workspace, name)] == [

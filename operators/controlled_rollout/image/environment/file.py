@@ -36,8 +36,8 @@ MLFLOW_KEYS: Final = ("python", "build_dependencies", "dependencies")
 # A requirement of pip itself, which no environment needs.
 PIP_ITSELF: Final = re.compile(r"\s*pip\s*([=<>!~;].*)?$")
 KEY_ADVICE: Final = {
-    "variables": "variables belong to the version, not to what is installed",
-    "environment_variables": "variables belong to the version, not to what is installed",
+    "variables": "variables are the version's: give them as its environment_variables",
+    "environment_variables": "variables are the version's: give them there",
     "image": "a base image is written as `base_image`",
     "conda_file": "name the conda file itself as the environment",
 }

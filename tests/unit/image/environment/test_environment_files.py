@@ -116,7 +116,7 @@ def test_a_conda_file_may_include_a_requirements_file(write: Write) -> None:
         ("? [a]\n: b", "is not YAML"),
         pytest.param("a: " + "[" * 1000, "is not YAML", id="nested too deep"),
         ("dependencies: &a [*a]", "is not YAML"),
-        ("variables: {A: b}", "variables belong to the version"),
+        ("variables: {A: b}", "variables are the version's: give them as its environment_variables"),
         ("image: a\nconda_file: conda.yml", "a base image is written as `base_image`"),
         ("index_names: [a]", "index_names must map"),
         ("index_names: {a: [b]}", "index_names must map"),
