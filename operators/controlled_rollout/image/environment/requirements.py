@@ -115,8 +115,9 @@ class RequirementLines:
                 else:
                     sink += check_requirement(text)
             except ImageError as error:
-                named = str(error).startswith("requirements file") or str(source) in str(error)
-                raise error if named else ImageError(f"{source}: {error}") from error
+                if str(source) in str(error):
+                    raise
+                raise ImageError(f"{source}: {error}") from error
             if len(self.requirements) + len(self.constraints) > MAX_LINES:
                 raise ImageError(f"{source}: there are more than {MAX_LINES:,} requirements: leave some out")
 
