@@ -123,6 +123,7 @@ async def test_changed_model_builds_an_image_but_no_environment(built: Project, 
     assert [line for line in lines if "building" in line] == []
     assert [(image.model_dir / "model.pkl").read_bytes() for image in images] == [b"1", b"2"]
     assert images[0].model_dir.parts[-2:] == ("digits", "3")
+    assert (images[1].app_root / "azureml-models" / "digits" / "3" / "model.pkl").read_bytes() == b"2"
 
 
 async def test_the_image_changes_with_source_entry_script_and_model_version(built: Project, tmp_path: Path) -> None:

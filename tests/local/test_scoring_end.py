@@ -81,7 +81,7 @@ STARTED_BY_SCRIPTS = {
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
         pool = ProcessPoolExecutor(1, get_context("spawn"))
-        pids = {pool.submit(os.getpid).result()}
+        pids = {pool.submit(own_pid, 1).result()}
     """,
     "joblib": """
         import joblib
@@ -90,7 +90,7 @@ STARTED_BY_SCRIPTS = {
     "multiprocessing.Pool": """
         from multiprocessing import Pool
         pool = Pool(2)
-        pids = set(pool.starmap(os.getpid, [()] * 4))
+        pids = set(pool.map(own_pid, range(4)))
     """,
     "process": """
         from multiprocessing import Process
@@ -118,6 +118,7 @@ def test_idle_pools_and_processes_of_the_script_end_with_the_replica_at_once(
     script = "\n".join(
         [
             "import os, subprocess, time",
+            "def own_pid(_): return os.getpid()",
             "def init():",
             "    global pids, pool",
             *STARTED_BY_SCRIPTS[started].replace("        ", "    ").splitlines(),

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from controlled_rollout_scoring import project
 from controlled_rollout_scoring.log import log, write
 from controlled_rollout_scoring.responses import (
     WITHOUT_BODY,
@@ -169,8 +170,12 @@ def load(settings: Settings) -> Application:
     _set_stock_variables(settings)
     _disable_stock_telemetry()
     try:
-        has_logging_configuration = _set_up_logging(settings.app_root)
-        _change_to_project_folder(settings.app_root)
+        # Relative names in the configuration begin there, too.
+        os.chdir(settings.app_root)
+        with project.own_configuration(settings):
+            has_logging_configuration = _set_up_logging()
+        _import_from_project_folder(settings.app_root)
+        project.use_script_as_module()
         from azureml_inference_server_http.server.entry import app
     except SystemExit as error:
         _exit_unservable(settings.entry_script, error.__context__)
@@ -214,23 +219,23 @@ def _disable_stock_telemetry() -> None:
     sys.modules[name] = module
 
 
-def _set_up_logging(app_root: str) -> bool:
+def _set_up_logging() -> bool:
     """Set up the stock server's logging, without errors during the start: `_exit_unservable` logs these.
 
     Returns whether the project has a logging configuration of its own, which then applies.
     """
-    from azureml_inference_server_http.server import config  # noqa: F401 - sets logging up
+    from azureml_inference_server_http.server import config
 
+    project.keep_loggers("azmlinfsrv", "azmlinfsrv.print", "azmlinfsrv.user_script")
     STOCK_LOGGER.addFilter(_is_no_error)
-    return os.path.isfile(os.path.join(app_root, "logging.json"))
+    return bool(config.loaded)
 
 
-def _change_to_project_folder(app_root: str) -> None:
-    """Let the script open files, and import modules, relative to the project folder, as in the old service."""
+def _import_from_project_folder(app_root: str) -> None:
+    """Let the script import modules relative to the project folder, as in the old service."""
     # The stock server is imported first: the project's queue.py or argparse.py would hide Python's own.
     from azureml_inference_server_http.server import aml_blueprint  # noqa: F401
 
-    os.chdir(app_root)
     sys.path[0] = app_root
     # The folder is part of an image and must not be written.
     sys.dont_write_bytecode = True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+
+# The script may replace or close sys.stderr.
+STDERR = 2
 
 
 def log(message: str) -> None:
@@ -16,6 +20,13 @@ def log(message: str) -> None:
 
 def write(text: str) -> None:
     """Write text to stderr, after everything that the process has written to stdout and stderr before."""
+    flush()
+    os.write(STDERR, text.encode("utf-8", "backslashreplace"))
+
+
+def flush() -> None:
+    """Write out what the process has written to stdout and stderr so far."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))
+        # The script may have closed or replaced it.
+        with contextlib.suppress(Exception):
+            stream.flush()

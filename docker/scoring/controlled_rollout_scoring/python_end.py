@@ -12,11 +12,10 @@ import atexit
 # after `_terminate_children`, and that after all functions of the script.
 import multiprocessing.util
 import os
-import sys
 import threading
 from typing import NoReturn
 
-from controlled_rollout_scoring.log import log
+from controlled_rollout_scoring.log import flush, log
 
 # What takes longer is named in the log.
 QUIET_S = 1.0
@@ -39,8 +38,7 @@ def end_process() -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     notice.cancel()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    flush()
     os._exit(0)
 
 

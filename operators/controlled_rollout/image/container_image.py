@@ -42,7 +42,7 @@ ENVIRONMENTS: Final = "environments"
 LATEST: Final = "latest"
 ANY_PYTHON: Final = ">=3.10"
 # Changed when the layer of the same inputs changes.
-LAYER_SCHEMA: Final = 1
+LAYER_SCHEMA: Final = 2
 
 
 # Long because most of it describes the arguments.

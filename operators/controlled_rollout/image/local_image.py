@@ -14,14 +14,14 @@ from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
 from controlled_rollout.image.environment.environment import Environment
 from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.inputs.files import copy_files
-from controlled_rollout.image.inputs.models import copy_models, model_dir
+from controlled_rollout.image.inputs.models import LINK, LINK_TARGET, copy_models, has_link, model_dir
 from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
 from controlled_rollout.image.reference import ImageReference, ModelSource
 
 __all__ = ["LocalImage", "build_local_image", "load_local_image"]
 
 # Changed when an image of the same inputs is laid out in another way.
-IMAGE_SCHEMA: Final = 1
+IMAGE_SCHEMA: Final = 2
 IMAGE_FILE: Final = "image.json"
 
 
@@ -171,6 +171,8 @@ async def _copy_image_if_missing(inputs: ImageInputs, document: dict[str, Any], 
         """Copy source and models into `target` and write image.json. Blocks, so it runs in a thread."""
         copy_files(inputs.source, target / "app", check_cancelled=check_cancelled)
         copy_models(inputs.models, target / "models", check_cancelled=check_cancelled)
+        if has_link(inputs.source, inputs.models):
+            (target / "app" / LINK).symlink_to(LINK_TARGET)
         described = {**document, "environment": inputs.environment.model_dump(mode="json")}
         (target / IMAGE_FILE).write_text(json.dumps(described, indent=2), encoding="utf-8")
 

@@ -11,9 +11,12 @@ from controlled_rollout.image.cancellable_thread import CancelCheck, never_cance
 from controlled_rollout.image.inputs.files import FileSet, copy_files, read_model_files
 from controlled_rollout.image.reference import ModelSource
 
-__all__ = ["MAX_MODELS", "check_models", "copy_models", "model_dir", "read_models"]
+__all__ = ["LINK", "LINK_TARGET", "MAX_MODELS", "check_models", "copy_models", "has_link", "model_dir", "read_models"]
 
 MAX_MODELS: Final = 1000
+# Where azureml-core's `Model.get_model_path` looks for `<name>/<version>`, in the project folder: a link to the models.
+LINK: Final = "azureml-models"
+LINK_TARGET: Final = "../models"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
@@ -87,3 +90,8 @@ def model_dir(folder: Path, models: Sequence[tuple[str, str]]) -> Path:
         [(name, version)] = models
         return folder / name / version
     return folder
+
+
+def has_link(source: FileSet, models: Sequence[tuple[ModelSource, FileSet]]) -> bool:
+    """Return whether the project folder of an image gets a link to the models: if it has no file or folder there."""
+    return bool(models) and all(file.path.partition("/")[0] != LINK for file in source.files)

@@ -6,7 +6,7 @@ the disk as a whole: its files are read once for its digest, and once more when 
 
 import hashlib
 import tarfile
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -14,6 +14,7 @@ from typing import Final
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread, never_cancelled
 from controlled_rollout.image.inputs.files import CHUNK_BYTES, FileSet, SourceFile
+from controlled_rollout.image.inputs.models import LINK, LINK_TARGET, has_link
 from controlled_rollout.image.reference import ModelSource
 
 __all__ = ["APP_ROOT", "MODELS_FOLDER", "Layer", "layer_chunks_in_thread", "layer_of_files", "model_layer"]
@@ -27,10 +28,11 @@ class Layer:
     """The content of a layer.
 
     Attributes:
-        entries: Path, without a leading slash, and file; None for a folder. A folder comes before what is in it.
+        entries: Path, without a leading slash, and file; None for a folder, a text for a symbolic link to that path. A
+            folder comes before what is in it.
     """
 
-    entries: tuple[tuple[str, SourceFile | None], ...]
+    entries: tuple[tuple[str, SourceFile | str | None], ...]
 
     def digest(self, *, check_cancelled: CancelCheck = never_cancelled) -> tuple[str, int]:
         """Read the whole archive; return its digest `sha256:…` and its size in bytes.
@@ -52,7 +54,7 @@ class Layer:
         """
         for path, file in self.entries:
             yield _tar_header(path, file)
-            if file is not None:
+            if isinstance(file, SourceFile):
                 yield from _read_unchanged(file, check_cancelled)
                 yield bytes(-file.size % tarfile.BLOCKSIZE)
         yield bytes(2 * tarfile.BLOCKSIZE)
@@ -60,9 +62,11 @@ class Layer:
 
 def model_layer(source: FileSet, models: Sequence[tuple[ModelSource, FileSet]]) -> Layer:
     """Return the layer with the project folder in `/opt/app` and each model in `/opt/models/<name>/<version>`."""
-    files = {str(APP_ROOT / file.path): file for file in source.files}
+    files: dict[str, SourceFile | str] = {str(APP_ROOT / file.path): file for file in source.files}
     for model, model_files in models:
         files |= {str(MODELS_FOLDER / model.name / model.version / file.path): file for file in model_files.files}
+    if has_link(source, models):
+        files[str(APP_ROOT / LINK)] = LINK_TARGET
     return _layer_with_folders(files, {str(APP_ROOT), str(MODELS_FOLDER)}, depth=len(APP_ROOT.parts))
 
 
@@ -71,11 +75,11 @@ def layer_of_files(files: Sequence[SourceFile]) -> Layer:
     return _layer_with_folders({f"/{file.path}": file for file in files}, set(), depth=1)
 
 
-def _layer_with_folders(files: dict[str, SourceFile], folders: set[str], *, depth: int) -> Layer:
+def _layer_with_folders(files: Mapping[str, SourceFile | str], folders: set[str], *, depth: int) -> Layer:
     """Return a layer of files and folders, plus the files' parent folders that have more than `depth` path parts."""
     for path in files:
         folders |= {str(folder) for folder in PurePosixPath(path).parents if len(folder.parts) > depth}
-    entries: dict[str, SourceFile | None] = {**dict.fromkeys(folders), **files}
+    entries: dict[str, SourceFile | str | None] = {**dict.fromkeys(folders), **files}
     return Layer(tuple((path.lstrip("/"), entries[path]) for path in sorted(entries, key=_path_parts)))
 
 
@@ -94,11 +98,13 @@ def _path_parts(path: str) -> tuple[str, ...]:
     return PurePosixPath(path).parts
 
 
-def _tar_header(path: str, file: SourceFile | None) -> bytes:
+def _tar_header(path: str, file: SourceFile | str | None) -> bytes:
     """Return an entry's tar header: owner root, time zero, read-only; a file stays executable if it was."""
     info = tarfile.TarInfo(path)
     if file is None:
         info.type, info.mode = tarfile.DIRTYPE, 0o755
+    elif isinstance(file, str):
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, file, 0o777
     else:
         info.size, info.mode = file.size, 0o555 if file.executable else 0o444
     return info.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape")

@@ -49,6 +49,21 @@ def test_source_and_models_are_where_the_runtime_looks(tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+def test_the_project_has_a_link_to_the_models_unless_it_has_something_of_that_name(tmp_path: Path) -> None:
+    models = [ModelSource("digits", write(tmp_path / "model", {"model.pkl": b"m"}) / "model.pkl", "7")]
+    plain = read_source_folder(write(tmp_path / "plain", {"score.py": b"s"}))
+    own = read_source_folder(write(tmp_path / "own", {"azureml-models/mine.pkl": b"own"}))
+
+    with archive(plain, models) as tar:
+        tar.extractall(tmp_path / "image", filter="data")
+    with archive(own, models) as tar:
+        links = [entry.name for entry in tar if entry.issym()]
+
+    # Where azureml-core's Model.get_model_path looks, in the project folder.
+    assert (tmp_path / "image/opt/app/azureml-models/digits/7/model.pkl").read_bytes() == b"m"
+    assert links == []
+
+
 def test_without_models_their_folder_is_there(tmp_path: Path) -> None:
     with archive(read_source_folder(write(tmp_path, {"score.py": b""}))) as tar:
         assert tar.getmember("opt/models").isdir()
