@@ -1,13 +1,23 @@
 """What a caller is told at each end of a request: real processes, real sockets."""
 
 import http.client
+import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.local.scoring_environment import DEADLINE_S, Replica, environment_python, start_replica
+from tests.local.scoring_environment import (
+    DEADLINE_S,
+    HOLD,
+    Replica,
+    environment_python,
+    start_held_request,
+    start_replica,
+)
 
 SCRIPT = """
 import json, sys
@@ -30,6 +40,8 @@ def stream(failure, after):
 
 @rawhttp
 def run(request):
+    if request.headers.get("X-Echo"):
+        return AMLResponse(json.dumps(dict(request.headers) | request.args), 200)
     if not request.is_json:
         return AMLResponse(request.get_data(), 200)
     asked = json.loads(request.get_data())
@@ -96,6 +108,17 @@ def test_streamed_answer_to_an_http_1_0_caller_that_fails_is_a_500(replica: Repl
     assert exchange(replica, head + body).startswith(b"HTTP/1.1 500 ")
 
 
+def test_streamed_answer_that_is_not_at_its_end_in_time_is_broken_off_and_frees_its_slot(tmp_path: Path) -> None:
+    endless = "from flask import Response\ndef init(): pass\ndef run(data):\n    return Response(parts(data))\n"
+    parts = "def parts(data):\n    yield b'first'\n    while data == 'endless':\n        yield b'more'\n"
+    with start_replica(environment_python(), tmp_path, endless + parts, SCORING_TIMEOUT_MS="300") as replica:
+        with pytest.raises(http.client.IncompleteRead):
+            replica.score("endless")
+        after = replica.score("short")
+
+    assert (after.status, after.body) == (200, b"first")
+
+
 @pytest.mark.parametrize("after", [0, 2])
 def test_exit_of_the_script_in_a_streamed_answer_ends_the_replica(tmp_path: Path, after: int) -> None:
     with start_replica(environment_python(), tmp_path, SCRIPT) as replica:
@@ -140,3 +163,103 @@ def test_caller_that_has_closed_its_sending_side_is_answered(replica: Replica) -
 
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(b"\r\n\r\nhello")
+
+
+def test_header_bytes_outside_of_ascii_arrive_as_latin_1(replica: Replica) -> None:
+    request = (
+        b"GET /score HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Echo: y\r\n"
+        b"X-Latin: caf\xe9\r\nX-UTF-8: caf\xc3\xa9\r\nx-request-id: \xe9\r\nContent-Type: text/\xe9\r\n\r\n"
+    )
+    head, _, body = exchange(replica, request).partition(b"\r\n\r\n")
+    seen = json.loads(body)
+
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nx-request-id: \xe9\r\n" in head
+    assert (seen["X-Latin"], seen["X-Utf-8"], seen["Content-Type"]) == ("café", "cafÃ©", "text/é")
+
+
+def test_query_with_braces_and_quotes_is_taken(replica: Replica) -> None:
+    received = exchange(
+        replica, b'GET /score?data={"a":[1]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Echo: y\r\n\r\n'
+    )
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["data"] == '{"a":[1]}'
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /score?a=\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"rubbish\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+    ],
+    ids=["control character", "rubbish", "HTTP/2", "CONNECT", "long headers"],
+)
+def test_what_the_server_itself_refuses_has_words_for_the_caller_and_a_line_in_the_log(
+    replica: Replica, request_bytes: bytes, status: int
+) -> None:
+    lines = replica.log.count("refused a request: ")
+    received = exchange(replica, request_bytes)
+
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert b'{"message": "the request cannot be read: ' in received
+    assert replica.log.count("refused a request: ") == lines + 1
+
+
+def test_http_1_0_is_answered(replica: Replica) -> None:
+    health = exchange(replica, b"GET / HTTP/1.0\r\n\r\n")
+    score = exchange(replica, b"POST /score HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
+    kept = b"POST /score HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi"
+    twice = exchange(replica, kept + b"GET / HTTP/1.0\r\n\r\n")
+
+    assert (health.startswith(b"HTTP/1.1 200 "), health.endswith(b"Healthy")) == (True, True)
+    assert (score.startswith(b"HTTP/1.1 200 "), score.endswith(b"\r\n\r\nhi")) == (True, True)
+    assert twice.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_their_order(replica: Replica) -> None:
+    many = b"".join(
+        b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n%03d" % number
+        + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        for number in range(200)
+    )
+    received = exchange(replica, many, half_close=True)
+
+    parts = received.split(b"HTTP/1.1 200 ")[1:]
+    assert [part.partition(b"\r\n\r\n")[2] for part in parts] == [
+        body for number in range(200) for body in (b"%03d" % number, b"Healthy")
+    ]
+
+
+def test_refusal_of_a_full_queue_reaches_a_caller_who_still_sends(tmp_path: Path) -> None:
+    settings = {"MAX_QUEUED_REQUESTS": "1", "MAX_REQUEST_WAIT_TIME_MS": "60000"}
+    gate = tmp_path / "gate"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        start_replica(environment_python(), tmp_path, HOLD, environment=settings) as replica,
+        socket.create_connection(("127.0.0.1", replica.port)) as queued,
+    ):
+        held = start_held_request(replica, pool, gate)
+        queued.sendall(WITH_LENGTH + b"hello")
+        # Connections are accepted in order: once this request is answered, the one before it is in the queue.
+        replica.request("GET", "/")
+        refused = [replica.score(b"a" * size) for size in (2, 5_000_000, 20_000_000)]
+        gate.touch()
+        status = held.result().status
+
+    assert [response.status for response in refused] == [503] * 3
+    assert all("overloaded" in response.json["message"] for response in refused)
+    assert status == 200
+
+
+def test_slow_uploads_take_no_place_in_the_queue(replica: Replica) -> None:
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\na"
+    with ExitStack() as stack:
+        for _ in range(150):
+            stack.enter_context(socket.create_connection(("127.0.0.1", replica.port))).sendall(head)
+        statuses = {replica.score("{}", Content_Type="text/plain").status for _ in range(20)}
+
+    assert statuses == {200}

@@ -243,6 +243,19 @@ def test_numpy_schema_converts_the_input_and_describes_itself(python: Path, tmp_
     assert unknown.status == 404
 
 
+def test_body_that_is_not_json_is_the_callers_fault_with_a_schema(python: Path, tmp_path: Path) -> None:
+    bodies = (b'{"data": \xff\xfe}', b"[" * 100_000, b'{"data": ' + b"9" * 5_000 + b"}", b"{", b"", b"[]", b"\xff")
+    with start_replica(python, tmp_path, NUMPY) as replica:
+        responses = [replica.score(body) for body in bodies]
+        query = replica.request("GET", "/score?data=" + "[" * 20_000)
+        after = replica.score('{"data": [[1, 2]]}')
+
+    assert [response.status for response in responses] == [400] * len(bodies)
+    assert query.status == 400
+    assert after.json == [3.0]
+    assert "Traceback" not in replica.log
+
+
 def test_pandas_and_standard_schemas_convert_inputs_and_keep_defaults(python: Path, tmp_path: Path) -> None:
     with start_replica(python, tmp_path, PANDAS) as replica:
         both = replica.score('{"table": [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "factor": 2}')

@@ -318,6 +318,7 @@ def test_scoring_timeout_is_a_504_and_interrupts_python_code(python: Path, tmp_p
         after = replica.score("other")
 
     assert (late.status, late.json) == (504, {"message": "Scoring timeout after 300 ms"})
+    assert late.headers["x-ms-run-function-failed"] == "True"
     assert after.status == 200
 
 

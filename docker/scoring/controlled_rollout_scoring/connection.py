@@ -190,6 +190,8 @@ class Connection(asyncio.Protocol):
         incoming.keep_alive = self._parser.should_keep_alive()
         incoming.exchange = Exchange(self, self._server.loop, buffers=incoming.head.version != "1.1")
         incoming.refusal = self._refusal(incoming.head)
+        if incoming.refusal is not None and incoming.refusal.status in (400, 431):
+            incoming.keep_alive = False
         incoming.overhead_bytes = 0
         self._server.requests.reading += 1
         self._window_bytes, self._deadline = 0, time.monotonic() + UPLOAD_WINDOW_S
@@ -232,10 +234,12 @@ class Connection(asyncio.Protocol):
 
     def _refusal(self, head: RequestHead) -> Response | None:
         """Return the answer to a request that needs no model, or that cannot be taken; None for all others."""
+        unreadable = _too_long(head) or _unknown(head)
+        if unreadable is not None:
+            log(f"refused a request: {unreadable.body!r}")
+            return unreadable
         if head.method in (b"GET", b"HEAD") and head.target.partition(b"?")[0] == b"/":
             return HEALTHY
-        if head.method == b"CONNECT" or head.version not in ("1.0", "1.1"):
-            return malformed(400, f"{head.method.decode('latin-1')} of HTTP/{head.version} is not known here")
         if int(head.value(b"content-length") or b"0") > self._server.max_body_bytes:
             return too_large(self._server.max_body_bytes)
         return self._server.requests.refusal()
@@ -266,7 +270,7 @@ class Connection(asyncio.Protocol):
         """Refuse endless headers, and endless chunks of next to nothing."""
         incoming.overhead_bytes += received
         if incoming.exchange is None and incoming.overhead_bytes > MAX_HEAD_BYTES:
-            self._refuse_unreadable(malformed(431, f"its headers exceed {MAX_HEAD_BYTES:,} bytes"))
+            self._refuse_unreadable(_head_too_long())
         elif incoming.overhead_bytes > MAX_HEAD_BYTES + 16 * incoming.held_bytes:
             self._refuse_unreadable(malformed(400, "there is more around its chunks than in them"))
 
@@ -416,6 +420,23 @@ class Connection(asyncio.Protocol):
         except OSError:
             pass  # The caller was faster.
         self._transport.abort()
+
+
+def _unknown(head: RequestHead) -> Response | None:
+    """Return the refusal of what no WSGI application is asked; None for all others."""
+    if head.method == b"CONNECT" or head.version not in ("1.0", "1.1"):
+        return malformed(400, f"{head.method.decode('latin-1')} of HTTP/{head.version} is not known here")
+    return None
+
+
+def _too_long(head: RequestHead) -> Response | None:
+    """Return the refusal of a long request line or long headers; None for all others."""
+    size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)
+    return _head_too_long() if size > MAX_HEAD_BYTES else None
+
+
+def _head_too_long() -> Response:
+    return malformed(431, f"its headers exceed {MAX_HEAD_BYTES:,} bytes")
 
 
 def _head(status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
