@@ -79,7 +79,7 @@ def test_a_rollout_by_hand_as_documented_from_the_first_version_to_the_deleted_e
     assert endpoint(lab, name).versions["v2a"].cpu_cores == 0.5
     assert endpoint(lab, name).effective_traffic() == {"v1a": 100.0, "v2a": 0.0}
     rollout = endpoint(lab, name).rollout
-    assert rollout and rollout.owner == caller()
+    assert rollout and rollout.owner == caller(lab.workspace)
 
     code, out, _ = shell(*documented["shift"])
     assert code == 0
@@ -101,7 +101,7 @@ def test_a_rollout_by_hand_as_documented_from_the_first_version_to_the_deleted_e
         "begin", "roll out v2a", "send 10 % to v2a", "too slow", "better on the new sensors", "slower still",
         "back and forth", "retire v1a",
     ]  # fmt: skip
-    assert {revision.change.who for revision in history} == {caller()}
+    assert {revision.change.who for revision in history} == {caller(lab.workspace)}
     assert [entry.step for entry in record.read(lab.workspace, name)] == [
         "roll_out", "roll_out", "shift", "roll_back", "promote", "promote", "promote", "retire",
     ]  # fmt: skip

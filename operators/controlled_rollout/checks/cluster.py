@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from controlled_rollout.checks.reachability import check_reachable
@@ -34,6 +35,7 @@ __all__ = [
     "actions_text",
     "api_server",
     "callers_faults",
+    "clock_difference",
     "closes_by_default",
     "gateway_fault",
     "not_granted",
@@ -45,6 +47,9 @@ __all__ = [
 POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
 REVIEWS: Final = "authorization.k8s.io/v1"
 NEEDED_KINDS: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POLICY, HTTP_ROUTE_FILTER)
+
+# Far less than rows may come late: a gate asks for those of a time that is over by `allowed_lag`.
+MAX_CLOCK_DIFFERENCE_S: Final = 2.0
 
 # A verb, an API group, and a resource with its subresource.
 Action = tuple[str, str, str]
@@ -338,10 +343,36 @@ async def _check_endpoints_address(api: Api, workspace: Workspace) -> str:
     return await check_reachable(base_url(gateway, workspace))
 
 
+async def _check_clock(api: Api, workspace: Workspace) -> str:
+    """Check that this machine's clock and the API server's show the same time, as looks at the telemetry assume."""
+    before = datetime.now(UTC)
+    server = await api.server_time()
+    off_s = clock_difference(before, server, datetime.now(UTC))
+    if off_s > MAX_CLOCK_DIFFERENCE_S:
+        raise WorkspaceError(
+            f"this machine's clock and the API server's differ by {off_s:.0f} s, and {MAX_CLOCK_DIFFERENCE_S:g} s are "
+            "allowed: a gate would look for requests at the wrong time. Synchronise both with a time server"
+        )
+    return f"as the API server's, within {max(off_s, 1):.0f} s"
+
+
+def clock_difference(before: datetime, server: datetime, after: datetime) -> float:
+    """Return by how many seconds a server's clock differs from this machine's at least; 0 if nothing proves it.
+
+    Args:
+        before: This machine's time when the server was asked.
+        server: The server's time, cut to the second.
+        after: This machine's time when it had answered.
+    """
+    second = timedelta(seconds=1)
+    return max((before - server - second).total_seconds(), (server - after).total_seconds(), 0.0)
+
+
 CLUSTER_CHECKS: tuple[tuple[str, Callable[[Api, Workspace], Awaitable[str]]], ...] = (
     ("permissions", _check_permissions),
     ("namespace", _check_namespace),
     ("Gateway API", _check_gateway_api),
     ("gateway", _check_gateway),
     ("endpoints' address", _check_endpoints_address),
+    ("clock", _check_clock),
 )

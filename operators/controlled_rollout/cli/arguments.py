@@ -1,8 +1,9 @@
 """Options that several commands share, and how their values are read."""
 
 import argparse
-import getpass
+import asyncio
 import os
+import pwd
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -63,13 +64,32 @@ def workspace_of(options: argparse.Namespace) -> Workspace:
     return Workspace.local(options.root)
 
 
-def caller() -> str:
-    """Return `user@host`: the author of a change, for the history."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # the user of a container may have no name
-        user = str(os.getuid())
+def caller(workspace: Workspace) -> str:
+    """Return `user@host`, the author of a change for the history, as the system says: no variable can name another.
+
+    On Kubernetes the user is who the API server says that this identity is.
+
+    Raises:
+        ControlledRolloutError: The API server does not answer, or refuses this identity.
+    """
+    user = asyncio.run(_api_user(workspace)) if workspace.target == "kubernetes" else _system_user()
     return f"{user}@{socket.gethostname()}"
+
+
+def _system_user() -> str:
+    """Return the name of this process's user; the number of one that has no name, as in a container."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+async def _api_user(workspace: Workspace) -> str:
+    """Return the name of the user that the workspace's API server takes this process for."""
+    from controlled_rollout.cluster.api import Api
+
+    async with Api.open(workspace) as api:
+        return await api.user()
 
 
 def duration(text: str) -> timedelta:

@@ -149,9 +149,11 @@ def _run_delete(options: argparse.Namespace) -> int:
     """Run `controlled-rollout delete`: delete an endpoint with its versions and keys; return the exit code."""
     from controlled_rollout.target.protocol import Change
 
+    author, reason = caller(workspace_of(options)), options.reason or f"delete the endpoint {options.endpoint}"
+
     async def delete_endpoint() -> bool:
         """Delete the endpoint on the target, with author and reason for the history; return whether there was one."""
-        change = Change(who=caller(), why=options.reason or f"delete the endpoint {options.endpoint}")
+        change = Change(who=author, why=reason)
         async with _connect_target(options) as target:
             existed = options.endpoint in await target.endpoints()
             if existed and (rollout := (await target.endpoint(options.endpoint)).rollout):

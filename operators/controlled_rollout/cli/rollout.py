@@ -134,16 +134,17 @@ def _run_deploy(options: argparse.Namespace) -> int:
     settings = dict(options.settings or ())
     if variables := dict([*options.env, *options.secret_env]):
         settings["environment_variables"] = {**(settings.get("environment_variables") or {}), **variables}
+    step_options = _step_options(options)
     rolled_out = steps.roll_out(
         workspace_of(options),
         options.endpoint,
         options.version,
         image=str(ImageReference.parse(options.image)),
-        owner=caller(),
+        owner=step_options["change"].who,
         auth=Auth(options.auth),
         settings=settings,
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
-        **_step_options(options),
+        **step_options,
     )
     asyncio.run(rolled_out)
     return 0
@@ -196,7 +197,7 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of a step: author and reason of the change, timeout, progress output."""
     from controlled_rollout.target.protocol import Change
 
-    change = Change(who=caller(), why=options.reason)
+    change = Change(who=caller(workspace_of(options)), why=options.reason)
     return {"change": change, "timeout": options.timeout, "progress": print_line}
 
 

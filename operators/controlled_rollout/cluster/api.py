@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from controlled_rollout.cluster.kubeconfig import open_kubeconfig
@@ -146,6 +148,19 @@ class Api:
             if error.status == 404:
                 return None
             raise
+
+    async def user(self) -> str:
+        """Return the name of the user that the API server takes this identity for."""
+        kind = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        review = _json_object(await self.request("POST", path, body=kind))
+        return str(review["status"]["userInfo"]["username"])
+
+    async def server_time(self) -> datetime:
+        """Return the time of the API server's clock, to the second."""
+        response = await self._send("GET", "/version", None, None, JSON, JSON, REQUEST_TIMEOUT_S)
+        response.close()
+        return parsedate_to_datetime(response.headers["Date"])
 
     async def items(self, path: str, **query: str) -> list[Object]:
         """Return the objects of the list at a path."""

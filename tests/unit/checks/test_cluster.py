@@ -1,5 +1,6 @@
 """The checks of a cluster, from its answers. On a real cluster: tests/cluster."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from controlled_rollout.checks.cluster import (
     NEEDED_KINDS,
     actions_text,
     callers_faults,
+    clock_difference,
     closes_by_default,
     gateway_fault,
     not_granted,
@@ -169,3 +171,13 @@ def test_a_gateway_without_the_shipped_client_policy_is_warned_of(
     found = callers_faults([{"spec": spec} for spec in specs], "models", ["https"])
 
     assert [sentence.rpartition(": ")[2] for sentence in found] == faults
+
+
+@pytest.mark.parametrize(
+    ("server", "difference"),
+    [("12:00:10", 0.0), ("12:00:09", 0.5), ("12:00:11", 0.0), ("12:00:18", 6.0), ("12:00:03", 6.5)],
+)
+def test_clocks_differ_by_what_the_servers_whole_seconds_prove(server: str, difference: float) -> None:
+    day = "2026-03-01T{}+00:00"
+    before, after = (datetime.fromisoformat(day.format(time)) for time in ("12:00:10.500", "12:00:12.000"))
+    assert clock_difference(before, datetime.fromisoformat(day.format(server)), after) == difference

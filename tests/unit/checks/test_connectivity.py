@@ -44,4 +44,4 @@ def test_without_an_api_server_the_other_checks_still_run(tmp_path: Path, closed
     assert [name for name, result in results.items() if result.works] == ["cache folder"]
     printed = results_table(list(results.values())).splitlines()
     assert printed[0].split()[:3] == ["API", "server", "FAILS"]
-    assert len(printed) == len(results) == 9
+    assert len(printed) == len(results) == 10

@@ -1,7 +1,8 @@
 """The command line: its arguments and its errors. Its effects are tested on a real workspace, in tests/local."""
 
 import argparse
-import getpass
+import os
+import pwd
 import re
 import shlex
 from pathlib import Path
@@ -207,13 +208,17 @@ def test_the_option_comes_before_the_variable_and_the_variable_before_the_local_
     assert chosen(root=tmp_path / "local") == Workspace.local(tmp_path / "local")
 
 
-def test_author_of_a_change_is_user_and_host_even_without_a_user_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nameless() -> str:
-        raise OSError("No username set in the environment")
+def test_author_of_a_change_is_the_systems_user_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert caller(Workspace.local()).startswith(f"{pwd.getpwuid(os.getuid()).pw_name}@")
 
-    assert caller().startswith(f"{getpass.getuser()}@")
-    monkeypatch.setattr(getpass, "getuser", nameless)
-    assert caller().partition("@")[0].isdigit()
+
+def test_author_of_a_change_without_a_user_name_is_the_users_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(user_id: int) -> pwd.struct_passwd:
+        raise KeyError(user_id)
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    assert caller(Workspace.local()).partition("@")[0] == str(os.getuid())
 
 
 def documented_commands() -> list[str]:
