@@ -12,6 +12,7 @@ import tarfile
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.archives import read_file
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.builder_image import builder_image
 from tests.cluster.lab.images import base_image
-from tests.cluster.sandbox import ACCOUNT, Sandbox
+from tests.cluster.sandbox import ACCOUNT, Sandbox, fresh_namespace
 from tests.cluster.scoring_images import project
 from tests.polling import until
 from tests.registry.conftest import HTPASSWD
@@ -52,10 +53,33 @@ spec:
 """
 
 
+@dataclass(frozen=True)
+class Builds:
+    """The namespace in which pods build."""
+
+    lab: Lab
+    namespace: str
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.lab.kubectl("--namespace", self.namespace, *arguments)
+
+    def pods(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.kubectl("get", "pods", "--selector", SELECTOR, "-o=json"))["items"])
+
+    def secrets(self) -> list[str]:
+        return self.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
+
+
 @pytest.fixture
-def workspace(lab: Lab, sandbox: Sandbox, tmp_path: Path) -> Workspace:
+def builds(lab: Lab) -> Iterator[Builds]:
+    with fresh_namespace(lab) as namespace:
+        yield Builds(lab, namespace)
+
+
+@pytest.fixture
+def workspace(lab: Lab, sandbox: Sandbox, builds: Builds, tmp_path: Path) -> Workspace:
     """A workspace that builds in its cluster, signed in with exactly the shipped Roles."""
-    sandbox.kubectl("apply", "-f", "-", input=builder_as_yaml(sandbox.namespace, ACCOUNT))
+    lab.kubectl("apply", "-f", "-", input=builder_as_yaml(builds.namespace, ACCOUNT, sandbox.namespace))
     template = tmp_path / "pod.yaml"
     template.write_text(TEMPLATE)
     return sandbox.workspace.model_copy(
@@ -64,8 +88,7 @@ def workspace(lab: Lab, sandbox: Sandbox, tmp_path: Path) -> Workspace:
             "base_image": base_image(lab.registry),
             "builder": "kubernetes",
             "builder_image": builder_image(lab.registry),
-            # Not as a user may set it: a sandbox has one namespace.
-            "builder_namespace": sandbox.namespace,
+            "builder_namespace": builds.namespace,
             "builder_pod_template": template,
         }
     )
@@ -86,17 +109,9 @@ async def build(workspace: Workspace, source: Path, progress_lines: list[str], *
     )
 
 
-def pods(sandbox: Sandbox) -> list[dict[str, Any]]:
-    return list(json.loads(sandbox.kubectl("get", "pods", "--selector", SELECTOR, "-o=json"))["items"])
-
-
-def secrets(sandbox: Sandbox) -> list[str]:
-    return sandbox.kubectl("get", "secrets", "--selector", SELECTOR, "-o=name").split()
-
-
-async def until_secrets_are_gone(sandbox: Sandbox) -> None:
+async def until_secrets_are_gone(builds: Builds) -> None:
     async def are_gone() -> bool:
-        return not await asyncio.to_thread(secrets, sandbox)
+        return not await asyncio.to_thread(builds.secrets)
 
     await until(are_gone, "the Secret goes with its pod", timeout_s=DEADLINE_S, interval_s=0.5)
 
@@ -128,7 +143,7 @@ def installed(lab: Lab, repository: str, tag: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.timeout(900)
 async def test_concurrent_builds_share_one_pod_and_the_image_equals_that_of_a_worker(
-    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
+    lab: Lab, sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path
 ) -> None:
     progress_lines: tuple[list[str], list[str]] = ([], [])
 
@@ -142,8 +157,8 @@ async def test_concurrent_builds_share_one_pod_and_the_image_equals_that_of_a_wo
     assert sum("in pod build-environment-" in line for lines in progress_lines for line in lines) == 1
     assert sum("is building it, waiting" in line for lines in progress_lines for line in lines) == 1
     assert any("STEP 2/" in line for lines in progress_lines for line in lines), "the build's log is the task's"
-    assert pods(sandbox) == []
-    await until_secrets_are_gone(sandbox)
+    assert builds.pods() == []
+    await until_secrets_are_gone(builds)
     # A worker has built the same environment for the other tests.
     [tag] = tags(lab, sandbox)
     assert installed(lab, sandbox.namespace, tag) == installed(lab, "models", tag)
@@ -169,7 +184,7 @@ async def scored(sandbox: Sandbox) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 async def test_pod_uses_the_credentials_of_the_task_from_its_secret_only(
-    sandbox: Sandbox, workspace: Workspace, source: Path, tmp_path: Path
+    sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     progress_lines: list[str] = []
     pod_documents: list[str] = []
@@ -182,7 +197,7 @@ async def test_pod_uses_the_credentials_of_the_task_from_its_secret_only(
         task = asyncio.create_task(build(there, source, progress_lines, credentials=users))
         while not task.done():
             pod_documents.append(
-                await asyncio.to_thread(sandbox.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml")
+                await asyncio.to_thread(builds.kubectl, "get", "pods", "--selector", SELECTOR, "-o=yaml")
             )
             await asyncio.wait([task], timeout=1)
         reference = await task
@@ -195,7 +210,7 @@ async def test_pod_uses_the_credentials_of_the_task_from_its_secret_only(
 
 @pytest.mark.timeout(600)
 async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
-    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
+    lab: Lab, sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path
 ) -> None:
     progress_lines: list[str] = []
     task = asyncio.create_task(build(workspace, source, progress_lines, environment=environment("six==1.16.0")))
@@ -210,8 +225,8 @@ async def test_a_cancelled_build_ends_its_pod_and_leaves_no_tag(
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert pods(sandbox) == []
-    await until_secrets_are_gone(sandbox)
+    assert builds.pods() == []
+    await until_secrets_are_gone(builds)
     assert tags(lab, sandbox) == []
 
 
@@ -232,7 +247,7 @@ asyncio.run(call)
 
 @pytest.mark.timeout(600)
 async def test_retry_continues_with_the_pod_of_a_killed_build_and_removes_it(
-    sandbox: Sandbox, workspace: Workspace, source: Path, tmp_path: Path
+    sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:
     killed = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", KILLED, workspace.model_dump_json(), str(source)),
@@ -244,40 +259,42 @@ async def test_retry_continues_with_the_pod_of_a_killed_build_and_removes_it(
         if b"STEP 1/" in line:
             killed.send_signal(signal.SIGKILL)
     await killed.wait()
-    [pod] = pods(sandbox)
+    [pod] = builds.pods()
 
     progress_lines: list[str] = []
     await build(workspace, source, progress_lines, environment=environment("six==1.15.0"), owner="dag/run/build")
 
     assert any(f"pod {pod['metadata']['name']} is building it, waiting" in line for line in progress_lines)
     assert any("STEP 1/" in line for line in progress_lines), "its log is read from the beginning"
-    assert pods(sandbox) == []
+    assert builds.pods() == []
 
 
 @pytest.mark.timeout(600)
 async def test_requirements_that_cannot_be_installed_are_an_error_as_on_a_worker(
-    lab: Lab, sandbox: Sandbox, workspace: Workspace, source: Path
+    lab: Lab, sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path
 ) -> None:
     with pytest.raises(ImageError, match=r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"):
         await build(workspace, source, [], environment=environment("six==0.0.0.1"))
 
-    assert pods(sandbox) == []
+    assert builds.pods() == []
     assert tags(lab, sandbox) == []
 
 
-async def test_a_missing_builder_image_is_an_error(sandbox: Sandbox, workspace: Workspace, source: Path) -> None:
+async def test_a_missing_builder_image_is_an_error(
+    sandbox: Sandbox, builds: Builds, workspace: Workspace, source: Path
+) -> None:
     wrong = workspace.model_copy(update={"builder_image": f"{sandbox.lab.registry}/lab/missing:1"})
 
     with pytest.raises(ImageError, match=r"cannot be built in the cluster: pod .* cannot pull its image .*missing:1"):
         await build(wrong, source, [], environment=environment("six==1.14.0"))
 
-    assert pods(sandbox) == []
+    assert builds.pods() == []
 
 
 @pytest.fixture
-def without_pods(lab: Lab, sandbox: Sandbox) -> Iterator[None]:
+def without_pods(builds: Builds, workspace: Workspace) -> Iterator[None]:
     """The shipped Role without the part for builders."""
-    lab.kubectl("--namespace", sandbox.namespace, "delete", "role,rolebinding", f"{ACCOUNT}-builder")
+    builds.kubectl("delete", "role,rolebinding", f"{ACCOUNT}-builder")
     yield
 
 
