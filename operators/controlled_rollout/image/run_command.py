@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.image.cache import DiskFullError
+from controlled_rollout.image.credentials import hide_credentials
 
-__all__ = ["KEPT_LINES", "error_excerpt", "has_credentials", "hide_credentials", "run_command"]
+__all__ = ["KEPT_LINES", "error_excerpt", "run_command"]
 
 DISK_FULL: Final = re.compile(r"[Nn]o space left on device|Disk quota exceeded|os error (?:28|122)\b")
-CREDENTIALS: Final = re.compile(r"://[^/\s@]+@")
 KEPT_LINES: Final = 40
 EXCERPT_LINES: Final = 15
 MAX_LINE_BYTES: Final = 1 << 20
@@ -52,16 +52,6 @@ async def run_command(
     if exit_code != 0 and (full := next(filter(DISK_FULL.search, lines), None)):
         raise DiskFullError(full.strip())
     return exit_code, list(lines)
-
-
-def has_credentials(text: str) -> bool:
-    """Whether a text contains a URL with a user or a password."""
-    return CREDENTIALS.search(text) is not None
-
-
-def hide_credentials(text: str) -> str:
-    """Return a text in which the user and password of each URL are replaced by `***`."""
-    return CREDENTIALS.sub("://***@", text)
 
 
 def error_excerpt(lines: Sequence[str], start: str = r"\s*(error:|×)") -> str:

@@ -3,11 +3,11 @@
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.credentials import VARIABLE, find_credential
+from controlled_rollout.image.credentials import VARIABLE, find_credential
 
 __all__ = ["docker_instruction", "with_docker_steps"]
 
@@ -34,8 +34,15 @@ SECRET_ENDS: Final = (
 SECRET_LAST_WORDS: Final = ("pat", "pwd")
 # Before `TOKEN`: those of a tokenizer's vocabulary.
 VOCABULARY: Final = ("bos", "cls", "eos", "mask", "pad", "sep", "stop", "unk")
-# Switches, and places where a secret is found.
-NO_SECRET_VALUE: Final = re.compile(r"|[01]|true|false|yes|no|on|off|none|null|/run/secrets/.*", re.IGNORECASE)
+# After such a name: `TOKEN_VALUE`, `PASSWORD2`.
+SECRET_SUFFIXES: Final = ("value", "base", "b", "64", *map(str, range(10)))
+SHELL_ASSIGNMENT: Final = re.compile(
+    r"(?:^|[\s;&|(\"'])-{0,2}(?P<name>[A-Za-z_][\w.-]*)=(?P<value>\"[^\"]*\"|'[^']*'|[^\s;&|)\"']*)"
+)
+# Switches, places where a secret is found, and what a shell puts in.
+NO_SECRET_VALUE: Final = re.compile(
+    r"|\$\(.*|`.*|[01]|true|false|yes|no|on|off|none|null|/run/secrets/.*", re.IGNORECASE
+)
 HERE_DOCUMENT: Final = re.compile(r"(?:^|\s)\d*<<(?!<)")
 
 
@@ -120,9 +127,12 @@ def _find_secret(instruction: str, rest: str) -> str | None:
     """Return what a docker step holds that must not be in an image; None if nothing."""
     if credential := find_credential(rest):
         return f"an address with {credential}"
-    if instruction not in STORED:
-        return None
-    return next((name for name, value in _assignments(rest) if _is_secret(name, value)), None)
+    assignments: Iterable[tuple[str, str]] = ()
+    if instruction in STORED:
+        assignments = _assignments(rest)
+    elif instruction == "RUN":
+        assignments = ((found["name"], found["value"].strip("'\"")) for found in SHELL_ASSIGNMENT.finditer(rest))
+    return next((name for name, value in assignments if _is_secret(name, value)), None)
 
 
 def _assignments(rest: str) -> Iterator[tuple[str, str]]:
@@ -142,6 +152,8 @@ def _assignments(rest: str) -> Iterator[tuple[str, str]]:
 def _is_secret(name: str, value: str) -> bool:
     """Whether a value is a secret, by its name; a variable in its place is none."""
     words = [word.lower() for word in WORD.findall(name)]
+    while words and words[-1] in SECRET_SUFFIXES:
+        words.pop()
     if len(words) > 1 and words[-1] == "token" and words[-2] in VOCABULARY:
         return False
     if not ("".join(words[-2:]).endswith(SECRET_ENDS) or (len(words) > 1 and words[-1] in SECRET_LAST_WORDS)):

@@ -75,10 +75,11 @@ def read_environment(path: Path, *, progress: Callable[[str], None] = lambda lin
     if not path.is_file():
         raise ImageError(f"environment file {path} does not exist")
     lines = RequirementLines()
-    if path.suffix in (".txt", ".in"):
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".in"):
         lines.read_file(path)
         environment, n_conda = _environment(lines), 0
-    elif path.suffix in (".yml", ".yaml"):
+    elif suffix in (".yml", ".yaml"):
         try:
             environment, n_conda = _environment_from_mapping(_read_yaml_mapping(path), path, lines)
         except ImageError as error:
@@ -103,15 +104,23 @@ def _summary(environment: Environment, n_conda: int, path: Path, included: Seque
     """Return the line of the log that says what was taken from an environment file."""
     folder = path.resolve().parent
     files = [path.name, *(str(file.relative_to(folder)) if folder in file.parents else str(file) for file in included)]
-    facts = [f"Python {environment.python_version}", f"{len(environment.requirements)} requirements"]
+    facts = [
+        f"Python {environment.python}" if environment.python else "no Python named",
+        _number(len(environment.requirements), "requirement"),
+    ]
     if environment.constraints:
-        facts.append(f"{len(environment.constraints)} constraints")
+        facts.append(_number(len(environment.constraints), "constraint"))
     if n_conda:
         translated = ", ".join(environment.requirements[:n_conda])
         facts.append(f"from the Python package index in place of conda's channels: {translated}")
     if others := [name for name in DEFAULT_FILES if name not in files and (path.parent / name).is_file()]:
         facts.append(f"not the environment: {', '.join(others)}")
     return f"environment: read from {' and '.join(files)}: {'; '.join(facts)}"
+
+
+def _number(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `2 requirements`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _read_yaml_mapping(path: Path) -> Mapping[str, Any]:

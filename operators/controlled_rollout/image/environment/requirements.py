@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.requirements import InvalidRequirement, Requirement
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.environment.credentials import find_credential, hide_credentials
+from controlled_rollout.image.credentials import find_credential, hide_credentials
 from controlled_rollout.image.text_file import read_text_file
 
 __all__ = ["VARIABLE", "RequirementLines", "check_constraint", "check_requirement", "check_variables"]

@@ -14,7 +14,9 @@ __all__ = ["EntryScriptSyntaxError", "check_entry_script"]
 
 REQUIRED: Final = ("init", "run")
 # A script that uses one of these may bind names that no reading of it can see: its start decides.
-DYNAMIC: Final = frozenset({"__dict__", "exec", "globals", "locals", "modules", "setattr", "vars"})
+DYNAMIC: Final = frozenset(
+    {"__dict__", "eval", "exec", "f_globals", "f_locals", "globals", "locals", "modules", "setattr", "vars"}
+)
 MODULE_GETATTR: Final = "__getattr__"
 
 

@@ -153,6 +153,11 @@ def test_the_default_file_is_the_first_that_is_there(write: Write, tmp_path: Pat
     assert names == [*reversed(DEFAULT_FILES)]
 
 
+def test_the_case_of_a_suffix_does_not_count(write: Write) -> None:
+    assert read_environment(write("Requirements.TXT", "a")).requirements == ("a",)
+    assert read_environment(write("Environment.YML", "requirements: [a]")).requirements == ("a",)
+
+
 def test_of_mlflows_files_the_conda_file_is_read_and_the_others_are_named(write: Write, tmp_path: Path) -> None:
     write("conda.yaml", "dependencies:\n- python=3.11.4\n- pip<=24\n- pip: [mlflow==2.9.2]\nname: mlflow-env\n")
     write("python_env.yaml", "python: 3.12.1\nbuild_dependencies: [pip==24.0]\ndependencies: [-r requirements.txt]\n")
@@ -163,7 +168,7 @@ def test_of_mlflows_files_the_conda_file_is_read_and_the_others_are_named(write:
 
     assert (environment.python, environment.requirements) == ("3.11.4", ("mlflow==2.9.2",))
     assert lines == [
-        "environment: read from conda.yaml: Python 3.11.4; 1 requirements; not the environment: python_env.yaml, "
+        "environment: read from conda.yaml: Python 3.11.4; 1 requirement; not the environment: python_env.yaml, "
         "requirements.txt"
     ]
 

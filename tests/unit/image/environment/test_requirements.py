@@ -171,7 +171,7 @@ def test_constraints_files_are_read_and_count_in_the_hash(write: Write) -> None:
     assert environment_hash(environment) != environment_hash(environment.model_copy(update={"constraints": ()}))
     assert lines == [
         "environment: read from requirements.txt and constraints.txt and more.txt: "
-        f"Python {environment.python_version}; 2 requirements; 2 constraints"
+        "no Python named; 2 requirements; 2 constraints"
     ]
 
 

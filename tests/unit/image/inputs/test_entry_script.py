@@ -51,6 +51,8 @@ def test_a_script_that_binds_init_and_run_is_accepted(tmp_path: Path, text: str)
         "import model\n__getattr__ = model.find",
         "import sys\nsys.modules[__name__] = object()",
         "import sys\nsetattr(sys.modules[__name__], 'run', print)",
+        "import inspect\ninspect.currentframe().f_globals['run'] = print\ndef init(): ...",
+        "eval('[run := print]')\ndef init(): ...",
         "exec('def init(): ...')\ndef run(data): ...",
         "def setup(names=vars()):\n    names['init'] = names['run'] = print\nsetup()",
     ],

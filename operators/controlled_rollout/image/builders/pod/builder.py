@@ -19,7 +19,8 @@ from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.builders.pod import manifest
 from controlled_rollout.image.builders.pod.context_image import push_build_context
-from controlled_rollout.image.run_command import KEPT_LINES, error_excerpt, hide_credentials
+from controlled_rollout.image.credentials import hide_credentials
+from controlled_rollout.image.run_command import KEPT_LINES, error_excerpt
 from controlled_rollout.image.scoring_runtime import DOCKERFILE
 from controlled_rollout.polling import until
 from controlled_rollout.workspace import Workspace

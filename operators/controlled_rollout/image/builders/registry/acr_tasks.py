@@ -22,11 +22,12 @@ from controlled_rollout.image.builders.build_context import build_error, write_b
 from controlled_rollout.image.builders.build_request import BuildRequest
 from controlled_rollout.image.builders.build_secrets import build_secrets
 from controlled_rollout.image.cancellable_thread import in_thread
+from controlled_rollout.image.credentials import hide_credentials
 from controlled_rollout.image.environment.requirements import VARIABLE
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.oci.layer import layer_of_files
 from controlled_rollout.image.oci.manifest import oci_architecture
-from controlled_rollout.image.run_command import KEPT_LINES, hide_credentials
+from controlled_rollout.image.run_command import KEPT_LINES
 from controlled_rollout.image.scoring_runtime import DOCKERFILE
 
 if TYPE_CHECKING:
