@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ENDPOINT = "digits"
 DAG_ID = "weekly"
+# Of a connection that the version's environment variables name.
+PASSWORD = "p4ssw0rd-of-the-store"
 # Times short enough for a test; errors alone are judged, since a busy machine says little about latency.
 QUICK: dict[str, Any] = {
     "endpoint": ENDPOINT,
@@ -44,7 +46,10 @@ QUICK: dict[str, Any] = {
     "allowed_lag": "2 s",
     "baseline_length": "30 s",
     "keep_warm": "3 s",
-    "settings": {"num_replicas": 1},
+    "settings": {
+        "num_replicas": 1,
+        "environment_variables": {"TOKEN": {"connection": "feature_store", "field": "password"}},
+    },
     "deferrable": False,
 }
 APPROVED = {
@@ -150,6 +155,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         extra = {"root": str(lab.workspace.root), "scanner": "grype", "osv_url": osv.url}
         connection = json.dumps({"conn_type": "controlled_rollout", "extra": extra})
         monkeypatch.setenv("AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT", connection)
+        feature_store = {"conn_type": "http", "login": "ada", "password": PASSWORD}
+        monkeypatch.setenv("AIRFLOW_CONN_FEATURE_STORE", json.dumps(feature_store))
         yield lab
 
 
@@ -188,6 +195,9 @@ def test_the_first_version_gets_all_the_traffic_and_the_gates_are_skipped(lab: L
     assert "is promoted" in run.execute("result")
 
     assert endpoint(lab).effective_traffic() == {run.version: 100.0}
+    [secret] = lab.workspace.secrets_folder.iterdir()
+    assert json.loads(secret.read_text()) == {"password": PASSWORD}
+    assert PASSWORD not in str([run.logs, run.xcoms, endpoint(lab), run.task("roll_out").settings])  # type: ignore[attr-defined]
     assert [decision.step for decision in record.read(lab.workspace, ENDPOINT)] == ["roll_out", "promote"]
 
 

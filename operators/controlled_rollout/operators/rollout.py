@@ -1,7 +1,7 @@
 """The tasks at both ends of a version's life: roll it out at 0 %, delete it."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +11,8 @@ from airflow.sdk.exceptions import AirflowSkipException, XComNotFound
 from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, text
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth
+from controlled_rollout.hooks.connection_secrets import Secrets, with_connections
+from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
 from controlled_rollout.workspace import Workspace
 
@@ -34,7 +36,8 @@ class RolloutVersionOperator(RolloutOperator):
         version: The new version's name.
         image: What it runs: `name@sha256:…`.
         settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
-            its JSON text.
+            its JSON text. A value in `environment_variables` may also be `{"connection": …, "field": …}`: a field of a
+            connection, which becomes a secret of the target.
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
             due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
@@ -83,8 +86,20 @@ class RolloutVersionOperator(RolloutOperator):
         self.timeout = timeout
         self.reason = reason
 
-    async def step(self, context: "Context", workspace: Workspace) -> dict[str, Any]:
+    def execute(self, context: "Context") -> dict[str, Any]:
         """Create the version, wait until it is ready, and return its name, its role and the endpoint's revision."""
+
+        def begin(workspace: Workspace) -> Coroutine[Any, Any, dict[str, Any]]:
+            """Read the connections that the settings name before the event loop runs, because that blocks."""
+            settings = mapping_of("settings", self.settings)
+            return self._roll_out(context, workspace, *with_connections(settings, WorkspaceHook.get_connection))
+
+        return self.run_in_workspace(context, begin)
+
+    async def _roll_out(
+        self, context: "Context", workspace: Workspace, settings: dict[str, Any], secrets: Secrets
+    ) -> dict[str, Any]:
+        """Create the version with these settings, after these secrets are stored, and wait until it is ready."""
         from controlled_rollout import steps
         from controlled_rollout.image.reference import ImageReference
 
@@ -97,7 +112,8 @@ class RolloutVersionOperator(RolloutOperator):
             owner=run_of(context),
             change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
-            settings=mapping_of("settings", self.settings),
+            settings=settings,
+            secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),
             conflict_timeout=duration("conflict_timeout", self.conflict_timeout) if waits else timedelta(0),
             timeout=duration("timeout", self.timeout),

@@ -1,6 +1,7 @@
 """The first task of a rollout: reads all its arguments, logs plan and forecast, and checks what the rollout needs."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,12 +23,16 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
+from controlled_rollout.hooks.connection_secrets import with_connections
+from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
 from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from controlled_rollout.image import Credentials
 
 __all__ = ["CheckRolloutOperator"]
@@ -90,6 +95,22 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         self.approval = approval
         self.asks = asks
         self.keep_treatment = keep_treatment
+
+    def execute(self, context: "Context") -> None:
+        """Read the connections that the version's settings name, then run all checks."""
+
+        def begin(workspace: Workspace, users: "dict[str, Credentials]") -> Coroutine[Any, Any, None]:
+            """Read the connections before the event loop runs, because that blocks; their values are not kept."""
+            settings = self.arguments["settings"]
+            # Settings that are no mapping are named with all other faults.
+            with contextlib.suppress(ArgumentError):
+                settings = mapping_of("settings", settings)
+            if isinstance(settings, Mapping):
+                settings, _ = with_connections(settings, WorkspaceHook.get_connection)
+            self.arguments = {**self.arguments, "settings": settings}
+            return self.check(workspace, users)
+
+        self.run_with_registry_users(context, begin)
 
     async def check(self, workspace: Workspace, users: "Mapping[str, Credentials]") -> None:
         """Read the arguments, log plan and forecast, then run the connectivity checks.

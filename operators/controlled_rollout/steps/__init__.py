@@ -60,6 +60,7 @@ async def roll_out(
     change: Change,
     auth: Auth = Auth.KEY,
     settings: Mapping[str, Any] | None = None,
+    secrets: Mapping[str, Mapping[str, str]] | None = None,
     run_date: datetime | None = None,
     conflict_timeout: timedelta = timedelta(0),
     timeout: timedelta = READY_TIMEOUT,
@@ -76,6 +77,7 @@ async def roll_out(
         change: Who does it and why, for the history.
         auth: How callers of a new endpoint show that they may call.
         settings: Further fields of `Version`.
+        secrets: Values to store before, by key, by the name of the secret; `settings` name them.
         run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
             run does not replace that of a later one. None for a version that is deployed by hand.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
@@ -113,6 +115,8 @@ async def roll_out(
         waiting_run=run if conflict_timeout else None,
     )
     async with connect(workspace) as target:
+        for name, values in (secrets or {}).items():
+            await retry_until_available(partial(target.store_secret, name, values), timeout=timeout, progress=progress)
         return await run_step(step, workspace, target, endpoint, change=change, timeout=timeout, progress=progress)
 
 
