@@ -5,6 +5,7 @@ and names are those of the retired `AksEndpoint` (azureml-core 1.61), with its s
 """
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -34,6 +35,8 @@ LEAST_SHARE: Final = 0.01
 WEIGHT_TOTAL: Final = 1_000_000
 # Percentiles are floats: three thirds must be allowed to add up to 100.
 SUM_TOLERANCE: Final = 1e-9
+# What the owner of a rollout ends with if it is one instance of a mapped group.
+MAP_INDEX: Final = re.compile(r"\[\d+\]$")
 
 
 class Auth(StrEnum):
@@ -49,7 +52,8 @@ class Rollout(Value):
 
     Attributes:
         version: The treatment that is being rolled out.
-        owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`.
+        owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`; in a mapped group with
+            the index, such as `[0]`, after it.
         started: Since when it holds the endpoint.
         held: Since when it is on hold, because its gate came to no decision and a person has to; None if it is not.
         resumed: When the last hold ended: a gate's deadline counts anew from there. None if there was none.
@@ -64,6 +68,10 @@ class Rollout(Value):
     def is_of(self, who: str) -> bool:
         """Return whether `who`, a person or a task as `dag/run/task`, is the owner or one of the owner's tasks."""
         return who == self.owner or who.startswith(f"{self.owner}/")
+
+    def is_of_run(self, run: str) -> bool:
+        """Return whether the owner is a run, or one of its mapped instances, whichever of them `run` names."""
+        return MAP_INDEX.sub("", self.owner) == MAP_INDEX.sub("", run)
 
     def is_same(self, other: "Rollout | None") -> bool:
         """Return whether the other is the same rollout, on hold or not."""

@@ -336,7 +336,7 @@ def _permission(
 
     async def permit(history: Sequence[Revision]) -> None:
         """Raise NotJudgedError if the record gives a reason not to take the step."""
-        asks = owner or (run if run is not None and permission.has_rolled_out(history, version, run) else None)
+        asks = owner or (permission.owner_in_run(history, version, run) if run is not None else None)
         if asks is None:
             return
         where = record.storage_of(workspace, endpoint).name

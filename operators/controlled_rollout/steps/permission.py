@@ -12,7 +12,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["going_on", "has_rolled_out", "reason_not_to_promote", "reason_not_to_shift"]
+__all__ = ["going_on", "owner_in_run", "reason_not_to_promote", "reason_not_to_shift"]
 
 # Steps of the record that say whether the rollout may go on. A look says so only if it fails.
 JUDGEMENTS: Final = ("go_on", "hold", "ask", "approve", "reject")
@@ -88,16 +88,22 @@ def reason_not_to_shift(
     return None
 
 
-def has_rolled_out(history: Sequence[Revision], version: str, run: str) -> bool:
-    """Return whether a run rolls a version out, or has done so: its tasks are then no person who may promote it.
+def owner_in_run(history: Sequence[Revision], version: str, run: str) -> str | None:
+    """Return as what a run rolls a version out, or has done so: its tasks are then no person who may promote it.
 
     Args:
         history: The endpoint's revisions, oldest first.
         version: The version.
-        run: The run, as `dag/run`.
+        run: The run, as `dag/run`, or one of its mapped instances.
+
+    Returns:
+        The owner of the newest such rollout, the run or a mapped instance of it; None if the run had none.
     """
-    rollouts = (revision.endpoint.rollout for revision in history)
-    return any(rollout is not None and (rollout.version, rollout.owner) == (version, run) for rollout in rollouts)
+    for revision in reversed(history):
+        rollout = revision.endpoint.rollout
+        if rollout is not None and rollout.version == version and rollout.is_of_run(run):
+            return rollout.owner
+    return None
 
 
 def going_on(

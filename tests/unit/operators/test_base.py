@@ -94,3 +94,12 @@ def test_a_task_has_names_for_the_history_and_for_the_rollout_that_it_belongs_to
     assert change_of(content, 1234).model_dump() == {"who": "weekly/run-1/step", "why": "1234"}
     assert Failing().required_owner(content) == "weekly/run-1"
     assert Failing(own_rollout=False).required_owner(content) is None
+
+
+def test_instances_of_a_mapped_group_own_rollouts_of_their_own() -> None:
+    content, _ = context()
+    content["ti"].map_index = 1
+    assert run_of(content) == Failing().required_owner(content) == "weekly/run-1[1]"
+    assert task_of(content) == "weekly/run-1[1]/step"
+    content["ti"].map_index = -1
+    assert run_of(content) == "weekly/run-1"

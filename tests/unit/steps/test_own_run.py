@@ -6,7 +6,7 @@ import pytest
 
 from controlled_rollout import steps
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import NotJudgedError
+from controlled_rollout.errors import ConflictError, NothingToDoError, NotJudgedError
 from controlled_rollout.steps import Change
 from controlled_rollout.target.protocol import Change as TargetChange
 from controlled_rollout.workspace import Workspace
@@ -37,3 +37,27 @@ async def test_task_of_the_run_that_rolls_out_promotes_and_raises_nothing_unjudg
     by_hand = Change(who="promote/manual/promote")
     promoted = await steps.promote(workspace, "digits", "new", change=by_hand, run="promote/manual")
     assert promoted.control == promoted.version("new")
+
+
+async def test_second_instance_of_a_mapped_group_on_the_same_endpoint_is_refused_and_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, target = Workspace.local(tmp_path), MemoryTarget()
+    monkeypatch.setattr(steps, "connect", target.open)
+    first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
+    await target.apply(first, TargetChange(who="setup"))
+    mine, other = f"{RUN}[0]", f"{RUN}[1]"
+    image = "a@sha256:1"
+    await steps.roll_out(workspace, "digits", "new", image=image, owner=mine, change=Change(who=f"{mine}/roll_out"))
+    by_other = Change(who=f"{other}/task")
+    with pytest.raises(ConflictError, match=r"is held by weekly/run-2\[0\] rolling out 'new'"):
+        await steps.roll_out(workspace, "digits", "new", image=image, owner=other, change=by_other)
+    with pytest.raises(
+        NothingToDoError, match=r"is in the rollout of weekly/run-2\[0\]: it is not for weekly/run-2\[1\]"
+    ):
+        await steps.roll_back(workspace, "digits", "new", change=by_other, owner=other)
+    # Neither it nor a task outside the group is a person for what the run rolls out.
+    for run in (other, RUN):
+        with pytest.raises(NotJudgedError, match="has to approve it"):
+            await steps.promote(workspace, "digits", "new", change=Change(who=f"{run}/task"), run=run)
+    assert (await target.endpoint("digits")).rollout is not None
