@@ -52,8 +52,8 @@ class Rollout(Value):
 
     Attributes:
         version: The treatment that is being rolled out.
-        owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`; in a mapped group with
-            the index, such as `[0]`, after it.
+        owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`; in a mapped group
+            with the index, such as `[0]`, after it.
         started: Since when it holds the endpoint.
         held: Since when it is on hold, because its gate came to no decision and a person has to; None if it is not.
         resumed: When the last hold ended: a gate's deadline counts anew from there. None if there was none.

@@ -5,7 +5,7 @@ import sys
 import time
 
 from tests.invariants.sequences import Failure, random_sequence, replay_sequence, shrink
-from tests.invariants.world import simulated_surroundings
+from tests.invariants.surroundings import simulated_surroundings
 
 __all__ = ["main"]
 

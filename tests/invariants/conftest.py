@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.invariants.world import simulated_surroundings
+from tests.invariants.surroundings import simulated_surroundings
 
 
 @pytest.fixture(autouse=True, scope="module")

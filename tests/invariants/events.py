@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from controlled_rollout import steps
 from controlled_rollout.errors import AccessError, TargetUnavailableError
@@ -35,6 +35,7 @@ DELAYS: Final = frozenset(
     {
         "scheduler_busy", "kill", "restart", "serving_lag", "starting", "down", "up", "quiet", "answers_lost",
         "record_conflicts", "record_answers_lost", "rows_back", "command_meanwhile", "answer", "endpoint_deleted",
+        "restart_in_look", "task_for_people", "another_endpoint", "start_mapped_run",
     }
 )  # fmt: skip
 EVENTS: Final[dict[str, Callable[..., None]]] = {}
@@ -50,9 +51,11 @@ def event(happening: Callable[..., None]) -> Callable[..., None]:
 def tick(world: World, times: int = 1) -> None:
     """Let time pass, and tasks run, as usual."""
     for _ in range(times):
-        world.run_tasks()
+        for one in world.both:
+            one.run_tasks()
         world.pass_time(TICK_S)
-        world.run_tasks()
+        for one in world.both:
+            one.run_tasks()
 
 
 @event
@@ -66,6 +69,28 @@ def start_run(world: World, version: str, options: int) -> None:
     """Another DAG run begins."""
     if len(world.runs) < 3:
         world.start_run(version, OPTIONS[options])
+
+
+@event
+def start_mapped_run(world: World, version: str, options: int) -> None:
+    """Another DAG run begins, whose group is mapped: two of its instances are given the same endpoint."""
+    if len(world.runs) < 3:
+        for index in range(2):
+            world.start_run(version, OPTIONS[options], mapped=index)
+
+
+@event
+def another_endpoint(world: World, version: str, options: int) -> None:
+    """The workspace has another endpoint, with a run of its own: what happens to one is nothing to the other."""
+    if world.beside is None and world.neighbour is None:
+        world.add_neighbour().start_run(version, OPTIONS[options])
+
+
+@event
+def elsewhere(world: World, name: str, *arguments: Any) -> None:
+    """Something happens to the other endpoint."""
+    if world.neighbour is not None:
+        EVENTS[name](world.neighbour, *arguments)
 
 
 @event
@@ -242,13 +267,15 @@ def kill(world: World, calls: int) -> None:
 @event
 def restart(world: World) -> None:
     """All processes begin anew: workers, the triggerer, the API server."""
-    world.forget_memory()
-    for run in world.runs:
-        for task in run.tasks.values():
-            if task.state == "deferred" and task.event is None and task.trigger is not None:
-                trigger = task.trigger
-                run.stop_trigger(task)
-                run.start_trigger(task, trigger)
+    world.restart()
+
+
+@event
+def restart_in_look(world: World, calls: int) -> None:
+    """The triggerer is killed in the middle of a look, after so many of the looks' calls, and begins anew."""
+    world.restart_in = calls
+    world.pass_time(2 * TICK_S)
+    world.restart_in = None
 
 
 @event
@@ -270,11 +297,11 @@ def clear(world: World, run: int, name: str) -> None:
 
 
 @event
-def stop_run(world: World, run: int) -> None:
-    """A person marks a whole run as failed."""
+def stop_run(world: World, run: int, state: Literal["success", "failed"] = "failed") -> None:
+    """A person marks a whole run as failed, or as a success."""
     if run < len(world.runs):
         world.runs[run].touched = True
-        world.runs[run].stop()
+        world.runs[run].stop(state)
 
 
 @event
@@ -309,6 +336,14 @@ def command(world: World, name: str, version: str, argument: Any = None) -> None
 
 
 @event
+def task_for_people(world: World, run: int | None, name: str, version: str, argument: Any = None) -> None:
+    """A task with `own_rollout=False` takes a step, in a DAG that people trigger or in a run that rolls one out."""
+    if run is None or run < len(world.runs):
+        world.touched.add(version)
+        world.run_for_people(None if run is None else world.runs[run], name, version, argument)
+
+
+@event
 def command_meanwhile(world: World, calls: int, name: str, version: str, argument: Any = None) -> None:
     """A person takes a step by hand between two calls of the next task."""
     world.touched.add(version)
@@ -339,23 +374,28 @@ def endpoint_deleted(world: World) -> None:
 def apply(world: World, happening: Event) -> None:
     """Let an event happen, then check what must always hold."""
     world.log(f"[{world.clock.seconds:g} s] {happening}")
-    if happening[0] in DELAYS:
-        world.disturbed_at = world.clock.seconds
+    if DELAYS & {*happening[:2]}:
+        for one in world.both:
+            one.disturbed_at = world.clock.seconds
     EVENTS[happening[0]](world, *happening[1:])
-    check(world)
+    for one in world.both:
+        check(one)
 
 
 def settle(world: World, ticks: int = 45) -> None:
     """Let everything answer again and time pass until all runs are over; then check how it ended."""
-    world.heal()
+    for one in world.both:
+        one.heal()
     for number in range(ticks):
-        if all(run.is_over or (number >= 12 and world.waits_for_person(run)) for run in world.runs):
+        if all(run.is_over or (number >= 12 and one.waits_for_person(run)) for one in world.both for run in one.runs):
             break
         tick(world)
-        check(world)
+        for one in world.both:
+            check(one)
     tick(world, 3)
-    check(world)
-    check_end(world)
+    for one in world.both:
+        check(one)
+        check_end(one)
 
 
 def _task(world: World, run: int, name: str) -> TaskInstance | None:
@@ -383,6 +423,8 @@ def random_event(world: World, chance: random.Random) -> Event:
     """Return an event by chance: time passes at least half of the time."""
     if chance.random() < 0.5:
         return ("tick", chance.choice((1, 1, 1, 2, 3)))
+    if world.neighbour is not None and chance.random() < 0.3:
+        return ("elsewhere", *chance.choice(CHOICES)(world.neighbour, chance))
     return chance.choice(CHOICES)(world, chance)
 
 
@@ -406,6 +448,8 @@ _COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (
     ("roll_back", "two"), ("roll_back", "two", "first"), ("retire", "two"), ("retire", "first"),
     ("roll_out", "three"), ("roll_back", "three"), ("promote", "three"),
 )  # fmt: skip
+# Those that are tasks too.
+_TASKS: Final = tuple(command for command in _COMMANDS if command[0] != "roll_out")
 CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("errors", _version(c), c.choice((0.0, 0.0, 1.0, 1.0, 0.5))),
     lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
@@ -435,15 +479,20 @@ CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("kill", c.randrange(12)),
     lambda w, c: ("kill", c.randrange(12)),
     lambda w, c: ("restart",),
+    lambda w, c: ("restart_in_look", c.randrange(6)),
     lambda w, c: ("scheduler_busy", c.choice((10.0, 30.0))),
     lambda w, c: ("mark", *_name(w, c), c.choice(("success", "failed", "skipped"))),
     lambda w, c: ("clear", *_name(w, c)),
-    lambda w, c: ("stop_run", c.randrange(2)),
+    lambda w, c: ("mark", c.randrange(2), "promote", c.choice(("success", "failed"))),
+    lambda w, c: ("stop_run", c.randrange(2), c.choice(("success", "failed"))),
     lambda w, c: ("answers_missing", c.randrange(2)),
     lambda w, c: ("answer", c.choice(("Approve", "Reject", ""))),
     lambda w, c: ("command", *c.choice(_COMMANDS)),
     lambda w, c: ("command_meanwhile", c.randrange(8), *c.choice(_COMMANDS)),
+    lambda w, c: ("task_for_people", c.choice((None, 0, 0, 1)), *c.choice(_TASKS)),
     lambda w, c: ("made_anew", c.choice(("two", "three"))),
     lambda w, c: ("endpoint_deleted",),
     lambda w, c: ("start_run", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
+    lambda w, c: ("start_mapped_run", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
+    lambda w, c: ("another_endpoint", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
 )

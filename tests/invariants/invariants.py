@@ -9,7 +9,7 @@ from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import Revision
-from tests.invariants.simulated_airflow import DagRun
+from tests.invariants.simulated_airflow import FOR_PEOPLE, DagRun
 from tests.invariants.world import World
 
 __all__ = ["Violation", "check", "check_end", "check_is_at_zero"]
@@ -79,9 +79,10 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
     if old.rollout and new.rollout and _holder(old) != _holder(new):
         raise Violation(f"two rollouts: {_holder(old)} and, without an end between them, {_holder(new)}")
     run = _run_of(world, revision.change.who)
-    if run is None:
+    for_people = revision.change.who.endswith(FOR_PEOPLE)
+    if run is None or (for_people and new.control and new.control.name != run.version):
         return
-    if not run.touched:
+    if not run.touched and not for_people:
         _check_not_ended(run, life[:index], revision)
     if new.control and (old.control is None or old.control.name != new.control.name):
         _check_promotion(world, run, life[:index], revision)

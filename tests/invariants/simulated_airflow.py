@@ -6,6 +6,7 @@ import importlib
 import json
 import uuid
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -15,14 +16,35 @@ from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import DAG, BaseOperator, Context, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput, TaskDeferred
 
-from controlled_rollout import ControlledRollout
+from controlled_rollout import (
+    ControlledRollout,
+    DeleteVersionOperator,
+    PromoteToControlOperator,
+    RollBackOperator,
+    ShiftTrafficOperator,
+)
 from controlled_rollout.operators.base import FAILURE_KEY
 from tests.invariants.simulated_clock import SimulatedClock, SimulatedLoop
 
-__all__ = ["DAG_ID", "DagRun", "Killed", "Options", "TaskInstance", "next_state", "task_group"]
+__all__ = [
+    "DAG_ID",
+    "FOR_PEOPLE",
+    "IN_TRIGGER",
+    "DagRun",
+    "Killed",
+    "Options",
+    "TaskInstance",
+    "lone_task",
+    "next_state",
+    "task_group",
+]
 
 DAG_ID: Final = "weekly"
 State = Literal["none", "success", "failed", "skipped", "upstream_failed", "up_for_retry", "deferred", "awaiting_input"]
+# Whether the code that runs now is a trigger's.
+IN_TRIGGER: Final[ContextVar[bool]] = ContextVar("IN_TRIGGER", default=False)
+# What the names of tasks with `own_rollout=False` end with.
+FOR_PEOPLE: Final = "_for_people"
 FINISHED: Final = frozenset({"success", "failed", "skipped", "upstream_failed"})
 
 
@@ -59,6 +81,21 @@ def task_group(options: Options, endpoint: str, version: str, arguments: tuple[t
             **dict((*arguments, *options.more)),
         )
     return dag
+
+
+@lru_cache(maxsize=1_000)
+def lone_task(step: str, endpoint: str, version: str, argument: Any) -> BaseOperator:
+    """Return a task with `own_rollout=False`, in a DAG of its own, as DAGs that people trigger have them."""
+    common: dict[str, Any] = {"endpoint": endpoint, "version": version, "own_rollout": False}
+    with DAG("operate", schedule=None):
+        name = f"{step}{FOR_PEOPLE}"
+        if step == "shift":
+            return ShiftTrafficOperator(task_id=name, percentile=argument, timeout="30 s", **common)
+        if step == "promote":
+            return PromoteToControlOperator(task_id=name, timeout="30 s", **common)
+        if step == "roll_back":
+            return RollBackOperator(task_id=name, to=argument, roll_back_timeout="30 s", **common)
+        return DeleteVersionOperator(task_id=name, timeout="30 s", **common)
 
 
 # Long because each trigger rule has its lines, as in Airflow.
@@ -125,8 +162,13 @@ class TaskInstance:
     event: dict[str, Any] | BaseException | None = None
     watcher: "asyncio.Task[None] | None" = None
 
-    dag_id: str = DAG_ID
-    map_index: int = -1
+    @property
+    def dag_id(self) -> str:
+        return self.run.dag_id
+
+    @property
+    def map_index(self) -> int:
+        return self.run.map_index
 
     @property
     def run_id(self) -> str:
@@ -143,7 +185,7 @@ class TaskInstance:
     @property
     def name(self) -> str:
         """Its run and its name, for people."""
-        return f"{self.run_id}/{self.task_id}"
+        return f"{self.run.name}/{self.task_id}"
 
     @property
     def try_number(self) -> int:
@@ -177,12 +219,13 @@ class DagRun:
     Attributes:
         run_id: Its name.
         version: What it rolls out.
-        stopped: Whether a person has marked the whole run as failed: none of its tasks run any more.
+        stopped: As what a person has marked the whole run: none of its tasks run any more; empty if nobody has.
         loses_answers: Whether tasks do not get what other tasks have returned, as with `do_xcom_push=False`.
         touched: Whether a person has set or cleared the state of a task.
         kills: How often one of its tasks was killed.
         approvals: When a person approved.
         rejected: Whether a person has rejected, or nobody answered in time.
+        map_index: Which instance of a mapped group it is; -1 if the group is not mapped.
     """
 
     run_id: str
@@ -193,12 +236,14 @@ class DagRun:
     clock: SimulatedClock
     started: datetime
     log: Callable[[str], None] = lambda line: None
-    stopped: bool = False
+    stopped: str = ""
     loses_answers: bool = False
     touched: bool = False
     kills: int = 0
     approvals: list[datetime] = field(default_factory=list)
     rejected: bool = False
+    dag_id: str = DAG_ID
+    map_index: int = -1
     tasks: dict[str, TaskInstance] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,7 +255,12 @@ class DagRun:
     @property
     def owner(self) -> str:
         """The name under which it holds an endpoint."""
-        return f"{DAG_ID}/{self.run_id}"
+        return f"{self.dag_id}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The run's id, with the index of a mapped instance, as the product writes it."""
+        return self.run_id if self.map_index < 0 else f"{self.run_id}[{self.map_index}]"
 
     @property
     def run_after(self) -> datetime:
@@ -222,12 +272,14 @@ class DagRun:
         """What Airflow shows of the run: failed if a task without tasks after it has failed."""
         leaves = [task for task in self.tasks.values() if not task.operator.downstream_task_ids]
         failed = any(task.state in ("failed", "upstream_failed") for task in leaves)
-        return "failed" if failed or self.stopped else "success" if self.is_over else "running"
+        if self.stopped:
+            return self.stopped
+        return "failed" if failed else "success" if self.is_over else "running"
 
     @property
     def is_over(self) -> bool:
         """Whether no task will run any more."""
-        return self.stopped or all(task.state in FINISHED for task in self.tasks.values())
+        return bool(self.stopped) or all(task.state in FINISHED for task in self.tasks.values())
 
     def task(self, name: str) -> TaskInstance:
         """Return a task by its name in the group."""
@@ -313,6 +365,7 @@ class DagRun:
 
     async def _wait_for(self, task: TaskInstance, trigger: Any) -> None:
         """Run a trigger until its event; after a kill the triggerer starts it again."""
+        IN_TRIGGER.set(True)
         try:
             async for event in trigger.run():
                 if task.trigger is trigger:
@@ -340,16 +393,16 @@ class DagRun:
 
     def clear(self, task: TaskInstance) -> None:
         """Clear a task and all tasks after it: they run again."""
-        self.stopped = False
+        self.stopped = ""
         for task_id in [task.task_id, *task.operator.get_flat_relative_ids(upstream=False)]:
             cleared = self.tasks[task_id]
             self.stop_trigger(cleared)
             cleared.state, cleared.tries = "none", 0
 
-    def stop(self) -> None:
-        """Mark the whole run as failed."""
+    def stop(self, state: Literal["success", "failed"]) -> None:
+        """Mark the whole run: what runs or waits gets the state, what has not begun is skipped."""
         for task in self.tasks.values():
             if task.state not in FINISHED:
                 self.stop_trigger(task)
-                task.state = "failed" if task.state != "none" else "skipped"
-        self.stopped = True
+                task.state = state if task.state != "none" else "skipped"
+        self.stopped = state

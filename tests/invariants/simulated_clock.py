@@ -99,6 +99,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if not handle._cancelled:
                 handle._run()
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Report what a task has raised that nobody awaits; not that a process was killed."""
+        if isinstance(context.get("exception"), Exception):
+            super().call_exception_handler(context)
+
     def _process_events(self, event_list: list[Any]) -> None:
         pass
 

@@ -20,12 +20,11 @@ from controlled_rollout.target.protocol import (
     VersionStatus,
 )
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
-from controlled_rollout.workspace import Workspace
 from tests.invariants.simulated_clock import SimulatedClock, moment
 from tests.invariants.simulated_traffic import SimulatedTraffic
 from tests.keyless_target import KeylessTarget
 
-__all__ = ["NEVER", "Instance", "SimulatedTarget"]
+__all__ = ["NEVER", "Instance", "SimulatedTarget", "SimulatedTargets"]
 
 WATCH_INTERVAL_S: Final = 5.0
 # Seconds after which no test is still running.
@@ -91,7 +90,7 @@ class SimulatedTarget(KeylessTarget):
     _at: float = 0.0
 
     @asynccontextmanager
-    async def open(self, workspace: Workspace) -> AsyncIterator[Target]:
+    async def open(self) -> AsyncIterator[Target]:
         """Open it, as `controlled_rollout.target.connect.connect` does."""
         yield self
 
@@ -244,3 +243,52 @@ class SimulatedTarget(KeylessTarget):
         if self.lost_answers:
             self.lost_answers -= 1
             raise TargetUnavailableError("the connection broke before the answer came")
+
+
+@dataclass(frozen=True)
+class SimulatedTargets(KeylessTarget):
+    """A target with several endpoints, each of which fails by itself.
+
+    Attributes:
+        by_endpoint: What there is of each endpoint, by its name.
+    """
+
+    by_endpoint: Mapping[str, SimulatedTarget]
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Target]:
+        """Open it, as `controlled_rollout.target.connect.connect` does."""
+        yield self
+
+    async def endpoints(self) -> list[str]:
+        return [name for target in self.by_endpoint.values() for name in await target.endpoints()]
+
+    async def endpoint(self, name: str) -> Endpoint:
+        return await self.by_endpoint[name].endpoint(name)
+
+    async def history(self, name: str) -> list[Revision]:
+        return await self.by_endpoint[name].history(name)
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        return await self.by_endpoint[endpoint.name].apply(endpoint, change)
+
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        return await self.by_endpoint[name].status(name, inspect=inspect)
+
+    def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
+        return self.by_endpoint[name].watch(name, reconcile=reconcile)
+
+    async def load(self, name: str) -> Mapping[str, Load]:
+        return await self.by_endpoint[name].load(name)
+
+    async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+        return await self.by_endpoint[name].logs(name, version, tail=tail)
+
+    async def scale(self, name: str, version: str, replicas: int) -> None:
+        await self.by_endpoint[name].scale(name, version, replicas)
+
+    async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
+        raise NotImplementedError
+
+    async def delete(self, name: str, change: Change) -> None:
+        await self.by_endpoint[name].delete(name, change)

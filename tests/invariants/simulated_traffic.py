@@ -118,13 +118,13 @@ class SimulatedMetricStore:
     """The metric store of the simulated traffic, as the shared reader queries it.
 
     Attributes:
+        traffic: By endpoint.
         unavailable_until: In seconds of the clock: queries before fail.
         nonsense_until: Answers before have more errors than requests.
     """
 
     clock: SimulatedClock
-    traffic: SimulatedTraffic
-    endpoint: str
+    traffic: dict[str, SimulatedTraffic]
     unavailable_until: float = 0.0
     nonsense_until: float = 0.0
 
@@ -133,9 +133,9 @@ class SimulatedMetricStore:
         if self.clock.seconds < self.unavailable_until:
             raise EvidenceUnavailableError("the simulated metric store does not answer")
 
-    def _visible(self) -> list[Rows]:
-        """Return the rows that have arrived."""
-        return [rows for rows in self.traffic.rows if rows.arrived <= self.clock.seconds]
+    def _visible(self, endpoint: str) -> list[Rows]:
+        """Return an endpoint's rows that have arrived."""
+        return [rows for rows in self.traffic[endpoint].rows if rows.arrived <= self.clock.seconds]
 
     async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
         self._check()
@@ -158,7 +158,7 @@ class SimulatedMetricStore:
         """Return one request's counts by bin, version and side of the rollout's start, as a store answers them."""
         since, started = seconds(request.since), seconds(request.key.started)
         sums: dict[tuple[float, str, bool], list[int]] = {}
-        for rows in self._visible():
+        for rows in self._visible(request.key.endpoint):
             if since <= rows.began < until and rows.version in (request.key.control, request.key.treatment):
                 total = sums.setdefault((rows.began // width * width, rows.version, rows.began < started), [0, 0])
                 total[0] += rows.requests
@@ -180,18 +180,23 @@ class SimulatedMetricStore:
     ) -> Mapping[str, Arrivals]:
         self._check()
         begin, end, new, recent = map(seconds, (first, until, since, lag_since))
-        rows = [rows for rows in self._visible() if begin <= rows.began < end]
+        found = {name: self._arrivals(name, begin, end, new, recent, bin_width) for name in self.traffic}
+        return {name: arrivals for name, arrivals in found.items() if arrivals is not None}
+
+    def _arrivals(
+        self, endpoint: str, begin: float, end: float, new: float, recent: float, bin_width: timedelta
+    ) -> Arrivals | None:
+        """Return what arrived of one endpoint's requests; None if nothing did."""
+        rows = [rows for rows in self._visible(endpoint) if begin <= rows.began < end]
         oldest = min((rows.began for rows in rows if rows.arrived >= new), default=None)
         lags = [
-            moment(rows.arrived) - floor_to_bin(moment(rows.began), bin_width)
-            - bin_width
+            moment(rows.arrived) - floor_to_bin(moment(rows.began), bin_width) - bin_width
             for rows in rows
             if rows.arrived >= recent
-        ]  # fmt: skip
+        ]
         if oldest is None and not lags:
-            return {}
-        lag = max(max(lags), timedelta(0)) if lags else None
-        return {self.endpoint: Arrivals(None if oldest is None else moment(oldest), lag)}
+            return None
+        return Arrivals(None if oldest is None else moment(oldest), max(max(lags), timedelta(0)) if lags else None)
 
     def queries(self, request: StoreRequest) -> tuple[str, ...]:
         return ("simulated",)

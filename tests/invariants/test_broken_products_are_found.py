@@ -43,6 +43,10 @@ CASES: dict[str, tuple[Any, str, Any, tuple[Event, ...], str]] = {
         permission, "reason_not_to_shift", _never,
         (("start_run", "two", 5), ("tick", 1), ("mark", 0, "gate_10", "success")), "raised",
     ),
+    "a task for people that promotes what its own run rolls out": (
+        permission, "owner_in_run", _never,
+        (("start_run", "two", 5), ("tick", 1), ("task_for_people", 0, "promote", "two")), "promoted",
+    ),
     "a roll-back of what somebody else has ended": (
         rules, "reason_not_to_roll_back", _never,
         (("start_run", "two", 4), ("tick", 2), ("command", "roll_back", "two")), "two owners",

@@ -15,7 +15,7 @@ from tests.invariants.events import CHOICES, EVENTS, OPTIONS, VERSIONS, Event, a
 from tests.invariants.sequences import random_sequence, replay_sequence
 from tests.invariants.world import World
 
-SEQUENCES = 200
+SEQUENCES = 160
 FIRST_SEED = 1
 DOCS = Path(__file__).parents[2] / "docs" / "what-can-decide.md"
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.invariants.events import Event
 from tests.invariants.sequences import replay_sequence
 from tests.invariants.simulated_airflow import State, next_state
 from tests.invariants.simulated_target import NEVER
@@ -10,6 +11,15 @@ from tests.invariants.world import World
 
 def ends(world: World) -> dict[str, str]:
     return {task_id.rpartition(".")[2]: task.state for task_id, task in world.runs[0].tasks.items()}
+
+
+def promoter(world: World) -> str:
+    """Return who has made the version `two` control."""
+    return next(
+        revision.change.who
+        for revision in world.target.revisions
+        if revision.endpoint.control and revision.endpoint.control.name == "two"
+    )
 
 
 def test_a_good_version_is_promoted() -> None:
@@ -52,6 +62,42 @@ def test_a_question_is_answered_by_a_person() -> None:
 def test_a_task_that_is_killed_is_retried_and_the_rollout_goes_on() -> None:
     kills = [event for calls in range(8) for event in (("kill", calls), ("tick", 1))]
     world = replay_sequence([("start_run", "two", 0), *kills, ("tick", 10)])
+    assert ends(world)["promote"] == "success"
+
+
+def test_of_two_mapped_instances_with_one_endpoint_one_wins_and_the_other_fails() -> None:
+    world = replay_sequence([("start_mapped_run", "two", 0), ("tick", 10)])
+    first, second = world.runs
+    assert (first.owner, second.owner) == ("weekly/run-1[0]", "weekly/run-1[1]")
+    assert (first.state, second.state) == ("success", "failed")
+    assert "is held by weekly/run-1[0] rolling out 'two'" in str(second.task("roll_out").failure)
+    assert second.task("roll_back").state == "skipped"
+    newest = world.newest
+    assert newest is not None and newest.effective_traffic() == {"two": 100}
+
+
+def test_two_endpoints_are_rolled_out_beside_each_other() -> None:
+    events: list[Event] = [("start_run", "two", 0), ("another_endpoint", "two", 0), ("elsewhere", "errors", "two", 1.0)]
+    world = replay_sequence([*events, ("tick", 12)])
+    neighbour = world.neighbour
+    assert neighbour is not None
+    for one, split in ((world, {"two": 100}), (neighbour, {"first": 100})):
+        assert one.newest is not None and one.newest.effective_traffic() == split
+
+
+def test_task_for_people_in_the_run_that_rolls_out_promotes_nothing_unjudged() -> None:
+    world = replay_sequence([("start_run", "two", 0), ("tick", 1), ("task_for_people", 0, "promote", "two")])
+    assert promoter(world) == "weekly/run-1/rollout.promote"
+    world = replay_sequence([("start_run", "two", 0), ("tick", 1), ("task_for_people", None, "promote", "two")])
+    assert promoter(world).startswith("operate/manual-")
+
+
+@pytest.mark.parametrize("calls", range(4))
+def test_triggerer_that_is_killed_in_the_middle_of_a_look_looks_again(calls: int) -> None:
+    lines: list[str] = []
+    events: list[Event] = [("start_run", "two", 6), ("tick", 1), ("restart_in_look", calls), ("tick", 10)]
+    world = replay_sequence(events, log=lines.append)
+    assert any("triggerer killed at" in line for line in lines)
     assert ends(world)["promote"] == "success"
 
 

@@ -1,51 +1,36 @@
-"""One endpoint, its callers, its stores and its DAG runs; every event that may happen to a rollout is a method."""
+"""One endpoint, its callers, its stores and its DAG runs; another endpoint may be beside it."""
 
 import asyncio
-import importlib
 import itertools
 import json
 import random
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final, cast
-from unittest import mock
 
-from airflow.providers.standard.operators import hitl
-from airflow.sdk import DAG, BaseOperator
-from airflow.sdk.bases.operator import ExecutorSafeguard
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
-from controlled_rollout import record, steps
+from controlled_rollout import steps
 from controlled_rollout.arguments import evidence_window
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ControlledRolloutError, EvidenceUnavailableError
-from controlled_rollout.evaluation import conclusion, next_action
+from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.evaluation import look as looks
-from controlled_rollout.evidence import Evidence, EvidenceQuery
-from controlled_rollout.evidence.shared import SharedReader, read_shared
-from controlled_rollout.gate import Bin, Gate, Outcome, Verdict, judge
-from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators import rollout_check
-from controlled_rollout.operators.connectivity import CheckConnectivityOperator
-from controlled_rollout.record import Decision, in_time, tail
+from controlled_rollout.evidence.shared import SharedReader
+from controlled_rollout.gate import Gate
+from controlled_rollout.record import Decision, tail
 from controlled_rollout.target.protocol import Change, Target
-from controlled_rollout.triggers import rollout_question
 from controlled_rollout.workspace import Workspace
-from tests.invariants.simulated_airflow import DagRun, Killed, Options, TaskInstance, task_group
-from tests.invariants.simulated_clock import START, SimulatedClock, SimulatedLoop, simulated_time
+from tests.invariants.simulated_airflow import IN_TRIGGER, DagRun, Killed, Options, TaskInstance, lone_task, task_group
+from tests.invariants.simulated_clock import START, SimulatedClock, SimulatedLoop
 from tests.invariants.simulated_record import SimulatedRecord
-from tests.invariants.simulated_target import SimulatedTarget
+from tests.invariants.simulated_target import SimulatedTarget, SimulatedTargets
 from tests.invariants.simulated_traffic import SimulatedMetricStore, SimulatedTraffic
 
-__all__ = ["ENDPOINT", "GATE", "World", "simulated_surroundings"]
+__all__ = ["ENDPOINT", "GATE", "LOOK_S", "WORKSPACE", "World", "image_of", "world_in_use", "world_of"]
 
 ENDPOINT: Final = "digits"
+NEIGHBOUR: Final = "letters"
 WORKSPACE: Final = Workspace.local(Path("/nonexistent/simulated"))
 # Little evidence is enough, so that a rollout is short: the statistics have tests of their own.
 GATE: Final = Gate(latency_quantiles=(), pass_ratio=4.0, acceptable_error_rate=0.3)
@@ -66,143 +51,20 @@ GOOD: Final = 0.0
 BROKEN: Final = 1.0
 
 _current: "World | None" = None
-_use_clock: "Callable[[SimulatedClock], None] | None" = None
+# Sets the clock that the package reads; there is one within `simulated_surroundings`.
+use_clock: "Callable[[SimulatedClock], None] | None" = None
 _numbers = itertools.count()
 
 
-def _world() -> "World":
+def world_in_use() -> "World":
     """Return the world whose code runs now."""
     assert _current is not None, "no simulated world is in use"
     return _current
 
 
-class _SimulatedSource:
-    """What `evidence_source` returns: the real reader on the simulated store."""
-
-    async def read(self, query: EvidenceQuery) -> Evidence:
-        world = _world()
-        await world.interrupt("evidence")
-        return await read_shared(world.reader, world.store, query)
-
-
-class _Answer:
-    """What Airflow's trigger for a person's answer does, in the world in use."""
-
-    def __init__(self, ti_id: uuid.UUID, **question: Any) -> None:
-        self._id = str(ti_id)
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait until somebody has answered."""
-        while (answer := _world().questions[self._id]) is None:
-            await asyncio.sleep(LOOK_S / 2)
-        yield TriggerEvent(answer)  # type: ignore[no-untyped-call] # Airflow's
-
-
-class _Thread:
-    """A thread whose work is done at once, or, while the record hangs, when that has an end."""
-
-    def __init__(self, target: Callable[[], None], **_: Any) -> None:
-        self._work = target
-
-    def start(self) -> None:
-        """Do the work."""
-        world = _world()
-        hangs = world.record.hangs_until - world.clock.seconds
-        if hangs > 0:
-            world.loop.call_later(hangs, self._work)
-        else:
-            self._work()
-
-
-class _Quiet:
-    """The log of all tasks and triggers."""
-
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda *message, **arguments: None
-
-
-_get_template_env: Final = DAG.get_template_env
-
-
-def _template_env(dag: DAG, *, force_sandboxed: bool = False) -> Any:
-    """Return what renders a DAG's templates, which compiles each of them once: they are the same in all sequences."""
-    environment = _get_template_env(dag, force_sandboxed=force_sandboxed)
-    compile_once: Any = lru_cache(environment.from_string)
-    environment.from_string = compile_once  # type: ignore[method-assign]
-    return environment
-
-
-_verdicts: dict[tuple[Any, ...], Verdict] = {}
-
-
-def _remembered_judge(bins: tuple[Bin, ...], gate: Gate, *, baseline: tuple[Bin, ...] = ()) -> Verdict:
-    """Judge as the gate does; equal evidence is judged once, because the gate is pure and its mathematics take long."""
-    key = (gate.model_dump_json(), *map(_key, bins), None, *map(_key, baseline))
-    if key not in _verdicts:
-        if len(_verdicts) > 200_000:
-            _verdicts.clear()
-        _verdicts[key] = judge(bins, gate, baseline=baseline)
-    return _verdicts[key]
-
-
-def _noted_conclusion(look: record.LookInput) -> Verdict:
-    """Conclude as a look does; note the looks that fail, as the record may be away."""
-    verdict = conclusion.conclude(look)
-    if verdict.outcome is Outcome.FAIL:
-        _world().failed_looks.append((_world().clock.now(), look.settings.treatment))
-    return verdict
-
-
-def _key(bin_: Bin) -> tuple[Any, ...]:
-    """Return everything that a bin says, as a value that can be a key."""
-    sides = (bin_.control, bin_.treatment)
-    return bin_.start, bin_.share, *((side.requests, side.errors, side.slow) for side in sides)
-
-
-@contextmanager
-def simulated_surroundings() -> Iterator[None]:
-    """Context manager: the package's edges lead to the world in use, for as many worlds as are used one by one."""
-    with ExitStack() as stack:
-        use_clock = stack.enter_context(simulated_time())
-
-        def patch(place: Any, name: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(place, name, value))
-
-        async def aget_workspace(self: WorkspaceHook) -> Workspace:
-            return WORKSPACE
-
-        async def no_check(*args: Any) -> None:
-            """The connectivity checks have nothing to look at here."""
-
-        async def no_forecast(*args: Any, **kwargs: Any) -> Any:
-            raise EvidenceUnavailableError("not simulated")
-
-        global _use_clock
-        _use_clock = use_clock
-        for module in ("steps", "target.connect"):
-            patch(importlib.import_module(f"controlled_rollout.{module}"), "connect", lambda _: _world().target.open(_))
-        patch(looks, "evidence_source", lambda workspace: _SimulatedSource())
-        for place in (record, record.log):
-            patch(place, "storage_of", lambda workspace, endpoint: _world().record)
-        patch(next_action, "traceback", SimpleNamespace(format_exception=lambda error: [repr(error)]))
-        patch(in_time, "threading", SimpleNamespace(Thread=_Thread))
-        patch(conclusion, "judge", _remembered_judge)
-        patch(looks, "conclude", _noted_conclusion)
-        patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
-        patch(WorkspaceHook, "aget_workspace", aget_workspace)
-        patch(CheckConnectivityOperator, "check", no_check)
-        patch(rollout_check, "read_control_traffic", no_forecast)
-        for module in ("operators.base", "triggers.treatment_gate", "triggers.rollout_question"):
-            patch(importlib.import_module(f"controlled_rollout.{module}"), "quieten_clients", lambda: None)
-        patch(hitl, "upsert_hitl_detail", lambda ti_id, **_: _world().questions.update({ti_id: None}))
-        patch(rollout_question, "HITLTrigger", _Answer)
-        patch(rollout_question, "update_hitl_detail_response", lambda ti_id, **_: _world().answer(str(ti_id), "Reject"))
-        patch(asyncio, "run", lambda coroutine: _world().loop.run_until_complete(coroutine))
-        patch(ExecutorSafeguard, "test_mode", True)
-        patch(DAG, "get_template_env", lru_cache(maxsize=1_000)(_template_env))
-        for with_log in (BaseOperator, BaseTrigger):
-            patch(with_log, "log", _Quiet())
-        yield
+def world_of(endpoint: str) -> "World":
+    """Return the world in use, or its neighbour, by its endpoint's name."""
+    return next(world for world in world_in_use().both if world.endpoint == endpoint)
 
 
 @dataclass
@@ -210,10 +72,12 @@ class World:
     """Everything around one endpoint.
 
     Attributes:
-        chance: Where choices come from that are not the caller's, such as the pause after a conflict.
-        history: What has happened, for people.
+        endpoint: The endpoint's name.
+        beside: The world whose clock, event loop, metric store and people this one shares; None for the first.
+        neighbour: The world of another endpoint, beside this one; None if there is none.
         runs: The DAG runs, oldest first.
         kill_in: After how many writes and reads the running task is killed; None: it is not.
+        restart_in: After how many reads and writes of looks the triggerer is killed and begins anew; None: it does not.
         meanwhile: Somebody's command that comes between two calls of a running task; None: nobody's.
         questions: The answers to the questions that were asked, by task instance; None while there is none.
         touched: Versions on which a person has taken a step by hand.
@@ -230,10 +94,14 @@ class World:
 
     seed: int = 0
     first_version: bool = False
+    endpoint: str = ENDPOINT
+    beside: "World | None" = None
+    neighbour: "World | None" = None
     log: Callable[[str], None] = lambda line: None
     clock: SimulatedClock = field(default_factory=SimulatedClock)
     runs: list[DagRun] = field(default_factory=list)
     kill_in: int | None = None
+    restart_in: int | None = None
     meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
     meanwhile_in: int = 0
     in_task: bool = False
@@ -250,36 +118,66 @@ class World:
     checked_decisions: int = 0
     checked_tasks: set[tuple[str, int]] = field(default_factory=set)
 
+    loop: SimulatedLoop = field(init=False)
+
     def __post_init__(self) -> None:
-        global _current
-        _current = self
-        assert _use_clock is not None, "use `simulated_surroundings`"
-        _use_clock(self.clock)
-        random.seed(self.seed)  # the pauses after a conflict
-        self.loop = SimulatedLoop(self.clock)
+        if self.beside is None:
+            self._begin()
+        else:
+            self.clock, self.loop, self.questions = self.beside.clock, self.beside.loop, self.beside.questions
         self.traffic = SimulatedTraffic(self.clock)
         self.target = SimulatedTarget(
-            ENDPOINT, self.clock, self.traffic, before=self.interrupt, after=self.interrupt,
+            self.endpoint, self.clock, self.traffic, before=self.interrupt, after=self.interrupt,
             stored=lambda revision: self.known.setdefault(id(revision), len(self.decisions)),
         )  # fmt: skip
-        self.store = SimulatedMetricStore(self.clock, self.traffic, ENDPOINT)
         self.record = SimulatedRecord(
             f"simulated-{next(_numbers)}", self.clock, before=self.interrupt_now, after=self.interrupt_now,
             appended=lambda lines: self.decisions.extend(map(Decision.model_validate_json, lines.splitlines())),
         )  # fmt: skip
-        self.reader = SharedReader(self.store, clock=self.clock.now)
+        if self.beside is None:
+            self.store = SimulatedMetricStore(self.clock, {})
+            self.reader = SharedReader(self.store, clock=self.clock.now)
+        else:
+            self.store = self.beside.store
+        self.store.traffic[self.endpoint] = self.traffic
         if not self.first_version:
-            first = Endpoint(name=ENDPOINT).create_version(
+            first = Endpoint(name=self.endpoint).create_version(
                 "first", is_control=True, is_default=True, image=image_of("first"), traffic_percentile=100
             )
             self.target.store(first, Change(who="somebody", why="set up"))
             self.pass_time(90)
 
+    def _begin(self) -> None:
+        """Become the world in use."""
+        global _current
+        _current = self
+        assert use_clock is not None, "use `simulated_surroundings`"
+        use_clock(self.clock)
+        random.seed(self.seed)  # the pauses after a conflict
+        self.loop = SimulatedLoop(self.clock)
+
+    def add_neighbour(self) -> "World":
+        """Let another endpoint be beside this one, in the same workspace."""
+        self.neighbour = World(endpoint=NEIGHBOUR, beside=self, log=lambda line: self.log(f"{NEIGHBOUR}: {line}"))
+        return self.neighbour
+
+    @property
+    def both(self) -> "list[World]":
+        """This world and its neighbour, if there is one."""
+        return [self, *([self.neighbour] if self.neighbour else [])]
+
+    def open_targets(self) -> AbstractAsyncContextManager[Target]:
+        """Open the target of the workspace, with the endpoints of both worlds."""
+        if self.neighbour is None:
+            return self.target.open()
+        return SimulatedTargets({world.endpoint: world.target for world in self.both}).open()
+
     def close(self) -> None:
         """End what still runs."""
-        for run in self.runs:
-            for task in run.tasks.values():
-                run.stop_trigger(task)
+        for world in self.both:
+            for run in world.runs:
+                for task in run.tasks.values():
+                    run.stop_trigger(task)
         unfinished = asyncio.all_tasks(self.loop)
         for waiting in unfinished:
             waiting.cancel()
@@ -291,16 +189,29 @@ class World:
     def pass_time(self, seconds: float) -> None:
         """Let time pass: triggers look, versions start, callers call."""
         self.loop.run_until_complete(asyncio.sleep(seconds))
-        self.target.advance()
+        for world in self.both:
+            world.target.advance()
 
-    def start_run(self, version: str, options: Options) -> DagRun:
-        """Start a DAG run that rolls a version out."""
-        dag = task_group(options, ENDPOINT, version, (("image", image_of(version)), *_hashable(ARGUMENTS)))
+    def start_run(self, version: str, options: Options, *, mapped: int = -1) -> DagRun:
+        """Start a DAG run that rolls a version out; or one instance of a mapped group, by its index in the last run."""
+        dag = task_group(options, self.endpoint, version, (("image", image_of(version)), *_hashable(ARGUMENTS)))
+        number = len({run.run_id for run in self.runs}) + (mapped <= 0)
+        run_id = f"run-{number}" if self.beside is None else f"{self.endpoint}-run-{number}"
         run = DagRun(
-            f"run-{len(self.runs) + 1}", version, options, dag, self.loop, self.clock, self.clock.now(), log=self.log
+            run_id, version, options, dag, self.loop, self.clock, self.clock.now(), log=self.log, map_index=mapped
         )
         self.runs.append(run)
         return run
+
+    def run_for_people(self, run: DagRun | None, step: str, version: str, argument: Any) -> None:
+        """Run a task with `own_rollout=False`: in a DAG that people trigger, or in a run that rolls versions out."""
+        operator = lone_task(step, self.endpoint, version, argument)
+        if run is None:
+            run = DagRun(
+                f"manual-{next(_numbers)}", version, Options(), operator.dag, self.loop, self.clock, self.clock.now(),
+                log=self.log, dag_id=operator.dag.dag_id,
+            )  # fmt: skip
+        self.run_task(TaskInstance(run, operator))
 
     def runnable(self) -> list[TaskInstance]:
         """Return the tasks of all runs that can run now."""
@@ -340,7 +251,14 @@ class World:
         self.interrupt_now(call)
 
     def interrupt_now(self, call: str) -> None:
-        """Kill the running task if that is due."""
+        """Kill the running task, or the triggerer, if that is due."""
+        if self.restart_in is not None and IN_TRIGGER.get():
+            self.restart_in -= 1
+            if self.restart_in < 0:
+                self.restart_in = None
+                self.log(f"triggerer killed at: {call}")
+                self.restart()
+                raise Killed
         if self.kill_in is not None and self.in_task:
             self.kill_in -= 1
             if self.kill_in < 0:
@@ -348,9 +266,20 @@ class World:
                 self.log(f"killed at: {call}")
                 raise Killed
 
+    def restart(self) -> None:
+        """Let all processes begin anew, and all triggers with them."""
+        world_in_use().forget_memory()
+        for world in world_in_use().both:
+            for run in world.runs:
+                for task in run.tasks.values():
+                    if task.state == "deferred" and task.event is None and task.trigger is not None:
+                        trigger = task.trigger
+                        run.stop_trigger(task)
+                        run.start_trigger(task, trigger)
+
     def forget_memory(self) -> None:
         """Let all processes begin anew: nothing that they remember may decide."""
-        self.reader = SharedReader(self.store, clock=self.clock.now)
+        world_in_use().reader = SharedReader(self.store, clock=self.clock.now)
         tail._tails.clear()
 
     # People.
@@ -370,7 +299,7 @@ class World:
     async def by_hand(self, step: Callable[..., Coroutine[Any, Any, Any]], version: str, **arguments: Any) -> None:
         """Take a step as a person does, for no run."""
         await step(
-            WORKSPACE, ENDPOINT, version, change=Change(who="Ada", why="by hand"), progress=lambda line: None,
+            WORKSPACE, self.endpoint, version, change=Change(who="Ada", why="by hand"), progress=lambda line: None,
             timeout=timedelta(seconds=30), **arguments,
         )  # fmt: skip
 
@@ -426,7 +355,7 @@ class World:
 
         async def look() -> looks.Look:
             return await looks.look(
-                WORKSPACE, cast("Target", self.target), ENDPOINT, version, gate=GATE, who="Ada", now=now,
+                WORKSPACE, cast("Target", self.target), self.endpoint, version, gate=GATE, who="Ada", now=now,
                 window=evidence_window("10 s", "10 s", "60 s"),
             )  # fmt: skip
 

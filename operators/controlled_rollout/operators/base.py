@@ -56,8 +56,8 @@ TEMPORARY_WHEN_GOING_BACK = (*TEMPORARY_ERRORS, AccessError, DeploymentError, Wo
 def run_of(context: "Context") -> str:
     """Return `dag_id/run_id` of the Airflow task: the name under which its DAG run owns a rollout.
 
-    A task of a mapped group has its index after that, as `dag_id/run_id[0]`: two instances of one run that are given the
-    same endpoint are two rollouts, of which one holds it and the other finds it held.
+    A task of a mapped group has its index after that, as `dag_id/run_id[0]`: two instances of one run with the same
+    endpoint are two rollouts, of which one holds it and the other finds it held.
     """
     ti = context["ti"]
     index = getattr(ti, "map_index", -1)
