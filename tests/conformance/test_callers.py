@@ -1,20 +1,27 @@
-"""What callers and writers may do: keys, one version by its name, conflicts, scaling, logs, and what is not there."""
+"""What callers and writers may do: keys, one version by its name, conflicts, runs that wait, scaling, logs."""
 
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
+from controlled_rollout import steps
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
-from controlled_rollout.errors import ConflictError, EndpointNotFoundError
+from controlled_rollout.errors import ConflictError, EndpointNotFoundError, NothingToDoError
+from controlled_rollout.steps import Change
 from controlled_rollout.target.protocol import EndpointStatus, Target
 from controlled_rollout.target.waiting import wait_until_served
 from tests.conformance.target_lab import CHANGE, MAX_WAIT, TargetLab
 from tests.polling import until
+
+DUE = datetime(2026, 1, 5, 12, tzinfo=UTC)
+ADA = Change(who="ada", why="good enough")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,66 @@ async def test_second_of_two_writers_gets_a_conflict_with_who_and_why(target_lab
     assert (CHANGE.who in str(loser), CHANGE.why in str(loser)) == (True, True)
     assert await lab.target.endpoint(shared) == winner
     assert winner.revision == endpoint.revision + 1
+
+
+async def roll_out(lab: TargetLab, endpoint: str, number: int) -> None:
+    """Roll out the version of a run, whose number is the hour in which it was due."""
+    await steps.roll_out(
+        lab.workspace, endpoint, f"run{number}", image=lab.images["steady"], owner=f"weekly/run-{number}",
+        change=Change(who=f"weekly/run-{number}/roll_out"), settings=lab.settings,
+        run_date=DUE + timedelta(hours=number), conflict_timeout=MAX_WAIT, timeout=MAX_WAIT, progress=lambda line: None,
+    )  # fmt: skip
+
+
+async def promote_by_hand(lab: TargetLab, endpoint: str, version: str) -> list[str]:
+    """Promote a version as a person does; return what the command says."""
+    said: list[str] = []
+    await steps.promote(lab.workspace, endpoint, version, change=ADA, timeout=MAX_WAIT, progress=said.append)
+    return said
+
+
+async def waiting_runs(lab: TargetLab, endpoint: str) -> list[str]:
+    """Return the runs that wait for an endpoint, the next one first."""
+    return [run.owner for run in (await lab.target.endpoint(endpoint)).waiting]
+
+
+async def test_runs_come_in_the_order_in_which_they_were_due_and_what_a_person_ends_is_said_and_left_alone_by_its_run(
+    target_lab: TargetLab,
+) -> None:
+    lab = target_lab
+    name = lab.endpoint("owners").name
+    await roll_out(lab, name, 0)
+    await lab.apply((await lab.target.endpoint(name)).claim("run0", owner="weekly/other", at=datetime.now(UTC)))
+    runs: dict[int, asyncio.Task[None]] = {}
+    for number in (3, 1):
+        runs[number] = asyncio.create_task(roll_out(lab, name, number))
+        await until(partial(is_waiting, lab, name, number), f"run {number} waits")
+    in_order = await waiting_runs(lab, name)
+
+    await lab.apply((await lab.target.endpoint(name)).release("run0"))
+    await runs[1]
+    assert await waiting_runs(lab, name) == ["weekly/run-3"]
+    said = await promote_by_hand(lab, name, "run1")
+    await runs[3]
+    said += await promote_by_hand(lab, name, "run3")
+    promoted = await lab.target.endpoint(name)
+
+    assert in_order == ["weekly/run-1", "weekly/run-3"]
+    for number in (1, 3):
+        assert f"this ends the rollout of 'run{number}' by weekly/run-{number}" in "".join(said)
+        with pytest.raises(NothingToDoError, match=f"ada ended the rollout of 'run{number}' by weekly/run-{number}"):
+            await steps.roll_back(
+                lab.workspace, name, f"run{number}", change=CHANGE, owner=f"weekly/run-{number}", progress=said.append
+            )
+    with pytest.raises(NothingToDoError, match="an older model does not replace a newer one"):
+        await roll_out(lab, name, 2)
+    assert await lab.target.endpoint(name) == promoted
+    assert promoted.effective_traffic()["run3"] == 100
+
+
+async def is_waiting(lab: TargetLab, endpoint: str, number: int) -> bool:
+    """Return whether a run waits for an endpoint."""
+    return f"weekly/run-{number}" in await waiting_runs(lab, endpoint)
 
 
 async def test_applying_what_is_stored_again_stores_nothing(target_lab: TargetLab, shared: str) -> None:

@@ -1,6 +1,7 @@
 """The approval task on a real Airflow: a person is asked after the gate's time, and answers in time or too late."""
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -8,9 +9,11 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from httpx import Response
 
@@ -18,7 +21,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from scripts.demo.airflow import Airflow, environment
 from scripts.demo.local_stack import free_ports
-from scripts.demo.processes import Processes
+from scripts.demo.processes import Processes, StartedProcess
 from tests.local.local_target_lab import Lab, running, steady_load
 from tests.polling import until
 
@@ -53,8 +56,47 @@ def run(data):
 """
 
 
+@dataclass(frozen=True)
+class Triggerer:
+    """The triggerer of a standalone Airflow.
+
+    Attributes:
+        processes: The processes of that Airflow.
+        airflow: The standalone Airflow that has started it.
+        settings: Its environment.
+        log: Where another one's output goes.
+        store: The port of the metric store that its looks read.
+    """
+
+    processes: Processes
+    airflow: StartedProcess
+    settings: dict[str, str]
+    log: Path
+    store: int
+
+    async def is_killed_in_a_look(self) -> bool:
+        """Kill it if it is reading the metric store in this moment; return whether it was."""
+        running, reads = [], False
+        for process in psutil.process_iter(["cmdline"]):
+            # Processes come and go meanwhile, tasks above all.
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if "triggerer" in (process.info["cmdline"] or ()) and os.getsid(process.pid) == self.airflow.pid:
+                    running.append(process)
+                    addresses = [connection.raddr for connection in process.net_connections(kind="tcp")]
+                    reads |= any(address and address.port == self.store for address in addresses)
+        for process in running if reads else ():
+            process.kill()
+        return reads
+
+    async def replace(self) -> StartedProcess:
+        """Kill it in the middle of a look, and start another one."""
+        await until(self.is_killed_in_a_look, "the triggerer looks", timeout_s=60)
+        argv = [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs"]
+        return self.processes.start("triggerer", argv, env=self.settings, log=self.log)
+
+
 @asynccontextmanager
-async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
+async def airflow(lab: Lab, dag: str) -> AsyncIterator[tuple[Airflow, Triggerer]]:
     """A standalone Airflow with one DAG, on the lab's workspace."""
     home = lab.folder / "airflow"
     (home / "dags").mkdir(parents=True, mode=0o700)
@@ -68,16 +110,19 @@ async def airflow(lab: Lab, dag: str) -> AsyncIterator[Airflow]:
         outside=os.environ,
     )  # fmt: skip
     settings["AIRFLOW__CORE__DAGS_FOLDER"] = str(home / "dags")
+    # What a triggerer has waited for goes to another one so long after its last heartbeat; 30 s by default.
+    settings["AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD"] = "10"
     processes = Processes(home)
+    store = int(lab.state.telemetry_url.rpartition(":")[2])
     argv = [sys.executable, "-m", "airflow", "standalone"]
     started = processes.start("airflow", argv, env=settings, log=lab.folder / "airflow.log")
     try:
         await server.wait_until_healthy(processes, dag_id="ask")
-        yield server
+        yield server, Triggerer(processes, started, settings, lab.folder / "airflow.log", store)
     finally:
         await server.close()
         # Not tested here: that Airflow ends by itself. Nothing of it may be left.
-        processes.end(started, grace_s=20)
+        processes.end_all(grace_s=20)
         assert not processes.is_running(started)
 
 
@@ -117,10 +162,14 @@ async def decide(api: Airflow, run: str, option: str) -> tuple[dict[str, Any], s
     return questions[0], str(end_state), tasks
 
 
-async def fail_while_asked(lab: Lab, api: Airflow, broken: Path) -> None:
-    """Start a run, let its treatment fail every request once the question is open, and wait until the run has ended."""
+async def fail_while_asked(lab: Lab, api: Airflow, triggerer: Triggerer, broken: Path) -> None:
+    """Start a run, let its treatment fail every request once the question is open, and wait until the run has ended.
+
+    The triggerer is killed before that, in the middle of a look, and another one started.
+    """
     await api.trigger("ask", run_id="alarm", conf={"version": "v4a"})
     await until(lambda: open_question(api, "alarm"), "a person is asked", timeout_s=120, interval_s=0.5)
+    await triggerer.replace()
     broken.touch()
 
     async def ended() -> bool:
@@ -132,7 +181,9 @@ async def fail_while_asked(lab: Lab, api: Airflow, broken: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_person_is_asked_and_no_or_an_alarm_meanwhile_rolls_back_and_yes_promotes(tmp_path: Path) -> None:
+def test_a_person_is_asked_and_no_or_an_alarm_of_another_triggerer_meanwhile_rolls_back_and_yes_promotes(
+    tmp_path: Path,
+) -> None:
     broken = tmp_path / "broken"
 
     async def steps(lab: Lab) -> None:
@@ -140,7 +191,7 @@ def test_a_person_is_asked_and_no_or_an_alarm_meanwhile_rolls_back_and_yes_promo
             Endpoint(name=ENDPOINT).create_version("v1a", is_control=True, image=await lab.image("first"))
         )  # fmt: skip
         image = await lab.image(script=BREAKABLE.format(broken=str(broken)))
-        async with airflow(lab, DAG.format(image=image)) as api:
+        async with airflow(lab, DAG.format(image=image)) as (api, triggerer):
             await api.trigger("ask", run_id="no", conf={"version": "v2a"})
             question, state, tasks = await decide(api, "no", "Reject")
             assert question["subject"] == "Go on with version v2a of endpoint digits?"
@@ -150,7 +201,7 @@ def test_a_person_is_asked_and_no_or_an_alarm_meanwhile_rolls_back_and_yes_promo
             assert (tasks["roll_back"], tasks["retire_treatment"]) == ("success", "success")
             assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v1a": 100.0}
 
-            await fail_while_asked(lab, api, broken)
+            await fail_while_asked(lab, api, triggerer, broken)
             tasks = {task.task.removeprefix("rollout."): task.state for task in await api.tasks("ask", "alarm")}
             assert (tasks["gate_50"], tasks["ask_50"], tasks["roll_back"]) == ("success", "failed", "success")
             assert (await lab.target.endpoint(ENDPOINT)).effective_traffic() == {"v1a": 100.0}
