@@ -12,8 +12,8 @@ import yaml
 from tests.cluster.lab import Lab
 from tests.polling import wait_until
 
-# Ends the address of a request that a test counts; those that wait for the route have none.
-COUNTED = "?counted"
+# In the path of a request that a test counts; those that wait for the route have none.
+COUNTED = "/counted"
 VERSION_HEADER = "azureml-model-deployment"
 
 # Answers with the code that the path ends with; 504 is the gateway's own, so it waits for that.
@@ -148,7 +148,7 @@ def _query(lab: Lab, query: str) -> list[dict[str, Any]]:
 
 def _arrived(lab: Lab, endpoint: str, requests: int) -> list[dict[str, Any]]:
     """Return the rows of an endpoint's counted requests, once all are there; no more of them may come."""
-    about = f"tostring(Properties.endpoint) == '{endpoint}' and Url endswith '{COUNTED}'"
+    about = f"tostring(Properties.endpoint) == '{endpoint}' and Url contains '{COUNTED}/'"
 
     def rows() -> list[dict[str, Any]]:
         rows_of_requests = _query(lab, f"AppRequests | where {about} | order by TimeGenerated asc")
@@ -168,7 +168,7 @@ def test_every_response_becomes_one_row_with_what_the_caller_saw(lab: Lab, names
     _serve(lab, namespace)
     codes = [200, 404, 500, 504]
 
-    assert [_ask(lab, namespace, f"/{code}{COUNTED}") for code in codes] == codes
+    assert [_ask(lab, namespace, f"{COUNTED}/{code}?patient=4711") for code in codes] == codes
 
     rows = _arrived(lab, namespace, len(codes))
     assert [_about(row) for row in rows] == [
@@ -179,7 +179,9 @@ def test_every_response_becomes_one_row_with_what_the_caller_saw(lab: Lab, names
     ]
     assert {row["routed_by"] for row in rows} == {"weights"}
     assert {row["ItemCount"] for row in rows} == {1}
-    assert rows[0]["Name"] == f"GET /{namespace}/200"
+    assert rows[0]["Name"] == f"GET /{namespace}{COUNTED}/200"
+    # What a GET asks for is its input.
+    assert "4711" not in repr(rows)
     assert rows[3]["DurationMs"] == pytest.approx(1000, abs=200)
 
 
@@ -187,7 +189,7 @@ def test_a_caller_who_hangs_up_is_a_row_of_the_version_with_code_0(lab: Lab, nam
     _serve(lab, namespace)
 
     with pytest.raises(TimeoutError):
-        _ask(lab, namespace, f"/504{COUNTED}", timeout_s=0.3)
+        _ask(lab, namespace, f"{COUNTED}/504", timeout_s=0.3)
 
     row = _arrived(lab, namespace, 1)[0]
     # The exporter takes code 0 for a success; evidence goes by the code.
@@ -200,7 +202,7 @@ def test_trace_header_of_a_caller_cannot_disable_telemetry(lab: Lab, namespace: 
     _serve(lab, namespace)
     trace = "0af7651916cd43dd8448eb211c80319c"
 
-    assert _ask(lab, namespace, f"/200{COUNTED}", {"traceparent": f"00-{trace}-b7ad6b7169203331-00"}) == 200
+    assert _ask(lab, namespace, f"{COUNTED}/200", {"traceparent": f"00-{trace}-b7ad6b7169203331-00"}) == 200
 
     assert _arrived(lab, namespace, 1)[0]["OperationId"] == trace
 
@@ -218,7 +220,7 @@ def test_gateway_answers_for_a_version_without_replicas_and_does_not_name_it(
         interval_s=0.25,
     )
 
-    sent = [_ask(lab, namespace, f"{path}/200{COUNTED}") for _ in range(20)]
+    sent = [_ask(lab, namespace, f"{path}{COUNTED}/200") for _ in range(20)]
 
     failed = [row for row in _arrived(lab, namespace, len(sent)) if row["ResultCode"] != "200"]
     assert len(failed) == sent.count(503) > 0
@@ -236,7 +238,7 @@ def test_routing_by_service_names_the_version_without_replicas(lab: Lab, namespa
         interval_s=0.25,
     )
 
-    assert _ask(lab, namespace, f"/gone/200{COUNTED}") in (503, 504)
+    assert _ask(lab, namespace, f"/gone{COUNTED}/200") in (503, 504)
 
     row = _arrived(lab, namespace, 1)[0]
     assert (row["version"], row["routed_by"]) == ("gone", "weights")

@@ -6,6 +6,7 @@ https://opentelemetry.io/docs/specs/otlp/#otlphttp
 import base64
 import binascii
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,6 +45,8 @@ MAX_STATUS_MESSAGE: Final = 1_000
 # The same attributes, by their names in the stable and in the older HTTP conventions.
 STATUS_KEYS: Final = ("http.response.status_code", "http.status_code")
 URL_KEYS: Final = ("url.full", "http.url")
+# What a GET asks for is its input: it may be about a person.
+QUERY_KEYS: Final = ("url.query", "http.target")
 METHOD_KEYS: Final = ("http.request.method", "http.method")
 
 
@@ -187,7 +190,9 @@ def _row_of_span(span: Span) -> tuple[str, Row, str, str]:
     duration_ms = (end - start) / 1e6
     attributes = {item.key: _python_value(item.value) for item in span.attributes}
     code = _pop_http_status(attributes)
-    url = _first_text(attributes, URL_KEYS, remove=True)
+    url = _without_query(_first_text(attributes, URL_KEYS, remove=True))
+    for key in QUERY_KEYS:
+        attributes.pop(key, None)
     method = _first_text(attributes, METHOD_KEYS)
     path = _url_path(url) or _first_text(attributes, ("url.path", "http.route"))
     name = bounded_text(f"{method} {path}" if method and path else span.name, 1_024)
@@ -226,6 +231,11 @@ def _first_text(attributes: dict[str, Any], keys: tuple[str, ...], *, remove: bo
                 del attributes[key]
             return value
     return ""
+
+
+def _without_query(url: str) -> str:
+    """Return a URL without what it asks for."""
+    return re.split(r"[?#]", url, maxsplit=1)[0]
 
 
 def _url_path(url: str) -> str:

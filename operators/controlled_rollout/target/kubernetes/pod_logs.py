@@ -11,6 +11,7 @@ from controlled_rollout.target.kubernetes.manifests import CONTAINER
 from controlled_rollout.target.kubernetes.names import selector, version_labels
 from controlled_rollout.target.kubernetes.startup import is_startup_warning
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
+from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["version_logs", "with_logs"]
@@ -26,7 +27,7 @@ async def version_logs(api: Api, workspace: Workspace, endpoint: str, version: s
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
         label = f"[{pod['metadata']['name']}] " if len(pods) > 1 else ""
         log = await _pod_log(api, workspace, pod, lines)
-        text += [label + line for line in log.splitlines()]
+        text += [label + visible_text(line) for line in log.splitlines()]
     return "\n".join(text[-lines:])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.target.local import atomic_files
+from controlled_rollout.visible_text import visible_text
 
 __all__ = ["LogFile", "remove_oldest_logs"]
 
@@ -50,12 +51,12 @@ class LogFile:
         self.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n".encode())
 
     def tail(self, line_count: int) -> list[str]:
-        """Return the last `line_count` lines, oldest first."""
+        """Return the last `line_count` lines, oldest first, with what would act on a terminal spelled out."""
         last: deque[str] = deque(maxlen=line_count)
         for path in (self.older, self.path):
             with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
                 last.extend(line.rstrip("\n") for line in file)
-        return list(last)
+        return [visible_text(line) for line in last]
 
 
 def remove_oldest_logs(

@@ -21,6 +21,13 @@ def test_a_log_that_does_not_exist_is_empty(tmp_path: Path) -> None:
     assert LogFile(tmp_path / "none.log").tail(5) == []
 
 
+def test_what_a_model_writes_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "one.log")
+    log.write(b"\x1b[2J\x1b]0;yours\x07ready\n")
+
+    assert log.tail(1) == [r"\x1b[2J\x1b]0;yours\x07ready"]
+
+
 def test_the_logs_of_versions_without_processes_are_bounded_and_the_newest_stay(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("digits/one", "digits/two", "letters/one", "digits/three", "digits/live")]
     for number, folder in enumerate(folders):
