@@ -38,6 +38,7 @@ fuzz: install  ## Run the property tests with ten times as many, random examples
 	@echo "make fuzz SEED=$(SEED)"
 	@.venv/bin/pytest --quiet --numprocesses=2 --timeout=3600 --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) -m hypothesis tests/unit
 	@.venv/bin/python -m tests.invariants --sequences 5000 --seed $(SEED)
+	@.venv/bin/python -m tests.scoring_fuzz --answers 100000 --requests 100000 --seed $(SEED)
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check

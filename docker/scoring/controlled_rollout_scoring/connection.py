@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Incoming] = deque()
         self._reading: Incoming | None = None
         # Nothing more is read: the caller has closed its sending side, or has sent what is not HTTP.
-        self._ended = False
+        self._ended = self._caller_ended = False
         # The connection ends after what is written; what still arrives is dropped.
         self._discarding = False
         self._writable = True
@@ -119,6 +119,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Keep the connection open if an answer is still to be sent: the caller may have closed one direction only."""
+        self._caller_ended = True
         if self._reading is not None and not self._ended:
             self._refuse_unreadable(malformed(400, "the caller closed its side before the end"))
         self._end_of_input()
@@ -362,7 +363,7 @@ class Connection(asyncio.Protocol):
         self._current = None
         if not incoming.keep_alive or self._server.closing or (self._ended and not self._waiting):
             self._give_up()
-            self._close()
+            self._discard()
         elif self._waiting:
             self._make_current(self._waiting.popleft())
         else:
@@ -394,15 +395,15 @@ class Connection(asyncio.Protocol):
     def _discard(self) -> None:
         """Let the caller read the answer: end this direction, and drop what still arrives, for some time."""
         self._discarding = True
-        if self._ended:
-            self._transport.close()
+        if self._caller_ended:
+            self._close()
             return
         self._deadline = time.monotonic() + DISCARD_TIMEOUT_S
         self._transport.resume_reading()
         self._end_writing()
 
     def _close(self) -> None:
-        """End the connection after what is written."""
+        """End both directions after what is written."""
         self._discarding = True
         self._end_writing()
         self._transport.close()
@@ -426,6 +427,9 @@ def _unknown(head: RequestHead) -> Response | None:
     """Return the refusal of what no WSGI application is asked; None for all others."""
     if head.method == b"CONNECT" or head.version not in ("1.0", "1.1"):
         return malformed(400, f"{head.method.decode('latin-1')} of HTTP/{head.version} is not known here")
+    hosts = sum(name == b"host" for name, _ in head.headers)
+    if hosts > 1 or (not hosts and head.version == "1.1"):
+        return malformed(400, f"it has {hosts} Host headers")
     return None
 
 
