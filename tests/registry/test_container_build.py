@@ -314,14 +314,14 @@ async def test_a_cancelled_push_of_a_model_leaves_no_tag(
 @pytest.mark.parametrize(
     ("environment", "base_image", "message"),
     [
-        ({"requirements": ("six==0.0.0.1",)}, None,
-         r"(?s)\(six==0\.0\.0\.1\) cannot be installed on .*no version of six"),
+        ({"requirements": ("six",), "constraints": ("six==0.0.0.1",)}, None,
+         r"(?s)\(six\) cannot be installed on .*no version of six==0\.0\.0\.1"),
         ({"requirements": ("httptools<0.1",)}, None, r"(?s)unsatisfiable.*scoring runtime, which needs .*httptools=="),
         ({"python": "3.99"}, None, r"(?s)has no Python 3\.99, which the environment asks for.*Choose a base"),
         ({}, "{registry}/base/missing:1", r"base image .*base/missing:1 cannot be found: its registry has no"),
         ({"docker_steps": ("RUN echo no such luck && exit 7",)}, None, r"(?s)cannot be built on .*no such luck"),
     ],
-    ids=["no such version", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],
+    ids=["no version that the constraints allow", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],
 )  # fmt: skip
 async def test_a_failed_build_says_why_and_leaves_no_tag(
     built: Built,

@@ -5,7 +5,8 @@ Anybody can register a free name on the index, so a conda package is installed f
 
 Each line was compared with the names of the distributions inside conda-forge's packages
 (https://github.com/prefix-dev/parselmouth, mapping of August 2026): a name is here if its package holds the
-distribution of that name. Names of C libraries, and names that the index has for something else, are not.
+distribution of that name. Names of C libraries, and names that the index has for something else (`ignite`), are not.
+Variants of a package for one kind of processor, such as `tensorflow-gpu`, stand for the package.
 """
 
 from typing import Final
@@ -29,10 +30,13 @@ OTHER_NAMES: Final = {
     "python-xxhash": "xxhash",
     "pytorch": "torch",
     "pytorch-cpu": "torch",
+    "pytorch-gpu": "torch",
     "ray-core": "ray",
     "redis-py": "redis",
     "seaborn-base": "seaborn",
     "tensorflow-base": "tensorflow",
+    "tensorflow-cpu": "tensorflow",
+    "tensorflow-gpu": "tensorflow",
 }
 
 # In canonical form: lower case, with `-` for `.` and `_`.

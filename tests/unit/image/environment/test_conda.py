@@ -41,6 +41,7 @@ def test_conda_names_that_are_not_known_on_the_index_are_refused_all_at_once() -
         "flatbuffers",
         "faiss",
         "kubernetes",
+        "ignite",
     ],
 )
 def test_a_conda_name_that_the_index_has_for_something_else_is_not_a_known_one(name: str) -> None:
@@ -93,6 +94,7 @@ def test_what_an_exported_conda_file_has_is_refused_with_what_to_do(written: str
         ("numpy * *", "numpy"),
         ("conda-forge::numpy=1.26", "numpy==1.26.*"),
         ("defaults::pytorch", "torch"),
+        ("tensorflow-gpu=2.4", "tensorflow==2.4.*"),
         ("typing_extensions", "typing_extensions"),
         ("ruamel.yaml>=0.17", "ruamel.yaml>=0.17"),
     ],
