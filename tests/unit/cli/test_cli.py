@@ -221,10 +221,18 @@ def test_author_of_a_change_without_a_user_name_is_the_users_number(monkeypatch:
     assert caller(Workspace.local()).partition("@")[0] == str(os.getuid())
 
 
+PAGES = [page.read_text() for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]]
+
+
 def documented_commands() -> list[str]:
-    """Return the commands in the code blocks of the documentation."""
-    lines = [line.partition(" #")[0] for page in sorted(DOCS.glob("*.md")) for line in page.read_text().splitlines()]
-    return [line.strip() for line in lines if line.startswith("controlled-rollout ")]
+    """Return the commands that stand on lines of their own in the documentation."""
+    lines = [line.strip().removeprefix("$ ").partition(" #")[0] for page in PAGES for line in page.splitlines()]
+    return sorted({line.strip() for line in lines if line.startswith("controlled-rollout ")})
+
+
+def commands_in_sentences() -> list[str]:
+    """Return the commands that sentences of the documentation name, mostly without their arguments."""
+    return sorted({command for page in PAGES for command in re.findall(r"`(controlled-rollout [^`]+)`", page)})
 
 
 @pytest.mark.parametrize("command", documented_commands())
@@ -234,3 +242,14 @@ def test_every_documented_command_is_accepted_with_names_that_are_allowed(comman
         value = getattr(options, name)
         if value is not None and not value.startswith("$"):
             check_name(value)
+
+
+@pytest.mark.parametrize("command", commands_in_sentences())
+def test_every_command_that_a_sentence_names_exists_with_its_options(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        command_parser().parse_args(shlex.split(command)[1:])
+    except SystemExit:
+        said = capsys.readouterr().err
+        assert "are required" in said
