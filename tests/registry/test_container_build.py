@@ -321,7 +321,7 @@ async def test_a_cancelled_push_of_a_model_leaves_no_tag(
         ({}, "{registry}/base/missing:1", r"base image .*base/missing:1 cannot be found: its registry has no"),
         ({"docker_steps": ("RUN echo no such luck && exit 7",)}, None, r"(?s)cannot be built on .*no such luck"),
     ],
-    ids=["excluded by a constraint", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],
+    ids=["excluded by constraint", "conflict with the runtime", "no such Python", "no base image", "docker step fails"],
 )  # fmt: skip
 async def test_a_failed_build_says_why_and_leaves_no_tag(
     built: Built,
