@@ -217,7 +217,9 @@ def test_collector_of_the_page_has_the_configuration_that_is_tested() -> None:
 
     assert configuration(PAGE.parent / "aks" / "collector.yaml") == configuration(LAB / "manifests" / "collector.yaml")
     module = (LAB / "binaries" / "collector" / "go.mod").read_text()
-    image = re.search(r"opentelemetry-collector-contrib:(\S+)", (PAGE.parent / "aks" / "collector.yaml").read_text())
+    image = re.search(
+        r"collector-contrib:([\d.]+)@sha256:[0-9a-f]{64}\s", (PAGE.parent / "aks" / "collector.yaml").read_text()
+    )
     assert image
     assert f"go.opentelemetry.io/collector/otelcol v{image[1]}" in module
 

@@ -13,9 +13,17 @@ from controlled_rollout.image.builders.uv import find_uv
 from controlled_rollout.image.inputs.files import copy_files, read_source_folder
 from controlled_rollout.image.oci.registry_client import Credentials
 from controlled_rollout.image.run_command import error_excerpt
-from controlled_rollout.image.scoring_runtime import PACKAGE, runtime_folder, runtime_pins
+from controlled_rollout.image.scoring_runtime import NOT_INSTALLED, NOT_LOCKED, PACKAGE, install_error, runtime_folder
 
-__all__ = ["BUILDAH_OPTIONS", "ERROR_LINE", "UV", "build_error", "registry_auth_file", "write_build_context"]
+__all__ = [
+    "BUILDAH_OPTIONS",
+    "ERROR_LINE",
+    "UV",
+    "build_error",
+    "registry_auth_file",
+    "write_build_context",
+    "write_requirements",
+]
 
 # No daemon and no privileges are needed, and no time of the build gets into the image.
 BUILDAH_OPTIONS: Final = (
@@ -27,7 +35,7 @@ ERROR_LINE: Final = r"\s*(?:error:|×|Error:|.*FATA)"
 # buildah's own lines after a failed command; the command's own output, before them, says more.
 BUILDAH_EPILOGUE: Final = ("subprocess exited with status", "Error: building at STEP")
 # Exit codes of docker/scoring/install-environment.
-UV_DOES_NOT_RUN, NO_SUCH_PYTHON, NOT_INSTALLED = 81, 82, 83
+UV_DOES_NOT_RUN, NO_SUCH_PYTHON = 81, 82
 
 
 def write_build_context(request: BuildRequest, folder: Path) -> None:
@@ -36,13 +44,18 @@ def write_build_context(request: BuildRequest, folder: Path) -> None:
     for name, text in request.build_files.items():
         (folder / name).write_text(text, encoding="utf-8")
         (folder / name).chmod(0o755)
-    requirements = request.requirements
-    if request.constraints:
-        (folder / "constraints.txt").write_text("".join(f"{line}\n" for line in request.constraints), encoding="utf-8")
-        requirements = ("--constraint constraints.txt", *requirements)
-    (folder / "environment.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    write_requirements(folder / "environment.txt", request.requirements, request.constraints)
     shutil.copy(find_uv(), folder / UV)
     copy_files(read_source_folder(runtime_folder() / PACKAGE), folder / "runtime" / PACKAGE)
+
+
+def write_requirements(file: Path, requirements: Sequence[str], constraints: Sequence[str]) -> None:
+    """Write requirements into a file that pip and uv read, and constraints into one beside it, which it names."""
+    if constraints:
+        beside = file.with_name("constraints.txt")
+        beside.write_text("".join(f"{line}\n" for line in constraints), encoding="utf-8")
+        requirements = (f"--constraint {beside.name}", *requirements)
+    file.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
 
 
 def registry_auth_file(credentials: Mapping[str, Credentials]) -> bytes:
@@ -72,12 +85,9 @@ def build_error(request: BuildRequest, lines: Sequence[str]) -> ImageError:
             f"the base image {base_image} has no Python {request.python}, which the environment asks for: {excerpt}\n"
             "Choose a base image that has it, or ask for the Python that is there"
         )
-    if exit_code == str(NOT_INSTALLED):
+    if exit_code in (str(NOT_INSTALLED), str(NOT_LOCKED)):
         what = ", ".join(request.requirements[:5]) or "the scoring runtime alone"
-        return ImageError(
-            f"the environment ({what}) cannot be installed on {base_image}:\n{excerpt}\n"
-            f"Installed with it is the scoring runtime, which needs {', '.join(runtime_pins())}"
-        )
+        return install_error(int(exit_code), f"the environment ({what})", excerpt, where=f" on {base_image}")
     if not any(line.startswith("STEP 2/") for line in lines):
         return ImageError(f"the base image {base_image} cannot be pulled: {excerpt}")
     return ImageError(f"the environment image cannot be built on {base_image}:\n{excerpt}")

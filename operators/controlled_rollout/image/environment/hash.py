@@ -6,7 +6,7 @@ import sysconfig
 from typing import Final
 
 from controlled_rollout.image.environment.environment import Environment
-from controlled_rollout.image.scoring_runtime import runtime_requirements
+from controlled_rollout.image.scoring_runtime import runtime_digest
 
 __all__ = ["environment_hash"]
 
@@ -38,7 +38,7 @@ def environment_hash(
         "base_image": environment.base_image,
         "docker_steps": environment.docker_steps,
         "requirements": [*environment.requirements, *(f"-c {line}" for line in environment.constraints)],
-        "runtime": hashlib.sha256(runtime_requirements().read_bytes()).hexdigest(),
+        "runtime": runtime_digest(),
     }
     if build_files is not None:
         facts["recipe"] = build_files

@@ -1,3 +1,4 @@
+import shutil
 import string
 import sys
 from pathlib import Path
@@ -71,14 +72,13 @@ def test_the_same_requirement_written_otherwise_has_the_same_hash() -> None:
     assert environment_hash(first) == environment_hash(second)
 
 
-def test_an_upgrade_of_the_runtimes_requirements_changes_the_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("file", ["controlled_rollout_scoring/requirements.txt", "lock-3.12.txt", "install-packages"])
+def test_an_upgrade_of_what_the_runtime_needs_changes_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     before = environment_hash(Environment())
-    package = tmp_path / "runtime" / "controlled_rollout_scoring"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "requirements.txt").write_text("httptools==99\n")
+    shutil.copytree(scoring_runtime.runtime_folder(), tmp_path / "runtime")
+    (tmp_path / "runtime" / file).write_text("httptools==99\n")
     monkeypatch.setattr(scoring_runtime, "__file__", str(tmp_path / "scoring_runtime.py"))
 
     assert environment_hash(Environment()) != before

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
+from controlled_rollout.image.builders.build_context import write_requirements
 from controlled_rollout.image.builders.build_secrets import build_variables
 from controlled_rollout.image.builders.uv import find_uv
 from controlled_rollout.image.environment.environment import Environment, running_python
 from controlled_rollout.image.run_command import error_excerpt, run_command
-from controlled_rollout.image.scoring_runtime import runtime_pins, runtime_requirements
+from controlled_rollout.image.scoring_runtime import install_command, install_error
 
 __all__ = ["create_virtual_environment"]
 
@@ -42,7 +43,7 @@ async def create_virtual_environment(
     python = _python_argument(environment)
     # The scripts of an environment contain its interpreter's path; relocatable ones look beside themselves.
     venv = [uv, "venv", "--relocatable", "--no-project", "--allow-existing", "--python", python, str(folder)]
-    exit_code, lines = await _run_uv(venv, folder.parent, variables, lock=lock, progress=lambda line: None)
+    exit_code, lines = await _run(venv, folder.parent, variables, lock=lock, progress=lambda line: None)
     if exit_code != 0:
         raise ImageError(
             f"no Python {environment.python_version} for the environment: {error_excerpt(lines)}\n"
@@ -50,21 +51,13 @@ async def create_virtual_environment(
             f"{sys.version_info.minor})"
         )
     requirements = folder / "requirements.txt"
-    requirements.write_text("".join(f"{line}\n" for line in environment.requirements), encoding="utf-8")
-    # Compiled now: a replica that may not write here would compile again at each start (scikit-learn: 4 s, not 1.5 s).
-    install = [uv, "pip", "install", "--python", str(folder / "bin" / "python"), "--compile-bytecode"]
-    install += ["--requirements", str(requirements), "--requirements", str(runtime_requirements())]
-    if environment.constraints:
-        constraints = folder / "constraints.txt"
-        constraints.write_text("".join(f"{line}\n" for line in environment.constraints), encoding="utf-8")
-        install += ["--constraints", str(constraints)]
-    exit_code, lines = await _run_uv(install, folder.parent, variables, lock=lock, progress=progress)
+    write_requirements(requirements, environment.requirements, environment.constraints)
+    # Compiled at once: a replica that may not write here would do it at each start (scikit-learn: 4 s, not 1.5 s).
+    install = install_command(uv, folder, requirements)
+    exit_code, lines = await _run(install, folder.parent, variables, lock=lock, progress=progress)
     if exit_code != 0:
         what = environment.name or ", ".join(environment.requirements[:5]) or "the scoring runtime alone"
-        raise ImageError(
-            f"the environment ({what}) cannot be installed:\n{error_excerpt(lines)}\n"
-            f"Installed with it is the scoring runtime, which needs {', '.join(runtime_pins())}"
-        )
+        raise install_error(exit_code, f"the environment ({what})", error_excerpt(lines))
 
 
 def _python_argument(environment: Environment) -> str:
@@ -75,15 +68,15 @@ def _python_argument(environment: Environment) -> str:
     return version
 
 
-async def _run_uv(
+async def _run(
     command: list[str], cwd: Path, variables: Mapping[str, str], *, lock: int, progress: Callable[[str], None]
 ) -> tuple[int, list[str]]:
-    """Run one uv command; return its exit code and last output lines."""
+    """Run uv, or a script that runs it; return its exit code and last output lines."""
     # A project's configuration applies only if it is above the cache folder, not above the caller's current folder.
     return await run_command(
-        [*command, "--no-progress", "--color=never"],
+        command,
         cwd,
-        environment=variables,
+        environment={**variables, "UV_NO_PROGRESS": "1", "NO_COLOR": "1"},
         lock=lock,
         on_line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
     )
