@@ -3,8 +3,10 @@
 import json
 import secrets
 
+import httpx
 import pytest
 
+from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import EndpointError
 from tests.conformance.target_lab import TargetLab
 
@@ -36,6 +38,26 @@ async def test_plain_variables_and_keys_of_secrets_reach_the_script(target_lab: 
     known = [revision.model_dump_json() for revision in await lab.target.history(endpoint.name)]
     known += [status.model_dump_json(), await lab.target.logs(endpoint.name, "one")]
     assert not [text for text in known if value in text]
+
+
+async def test_a_page_of_an_origin_that_a_version_names_may_call_an_endpoint_without_keys(
+    target_lab: TargetLab,
+) -> None:
+    lab, origin = target_lab, "https://pages.example"
+    variables = {"AML_CORS_ORIGINS": f"https://others.example, {origin}"}
+    empty = lab.endpoint("open", auth=Auth.NONE)
+    endpoint = await lab.serve(lab.with_version(empty, "one", environment_variables=variables))
+    url = (await lab.target.status(endpoint.name)).url
+
+    async with httpx.AsyncClient() as browser:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        before = await browser.options(url, headers=asked)
+        scored = await browser.post(url, json={}, headers={"Origin": origin})
+        of_other = await browser.post(url, json={}, headers={"Origin": "https://evil.example"})
+
+    assert (before.status_code, scored.status_code, of_other.status_code) == (200, 200, 200)
+    assert before.headers["Access-Control-Allow-Origin"] == scored.headers["Access-Control-Allow-Origin"] == origin
+    assert "Access-Control-Allow-Origin" not in of_other.headers
 
 
 async def test_a_version_that_names_a_secret_which_is_not_there_is_refused_before_anything_changes(

@@ -42,7 +42,7 @@ NAMESPACE: Final = (
     Permission(
         "policy", "poddisruptionbudgets", ("create", "get", "patch", "delete"), "replicas leave a node one by one"
     ),
-    Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys"),
+    Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys, secrets of versions"),
     Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
     Permission("", "pods/log", ("get",), "a version's log"),
     Permission("", "events", ("list",), "the same, in Kubernetes' words; not needed"),
