@@ -53,19 +53,28 @@ def decode_text(content: bytes, *, keeps_bytes: bool = False) -> str:
         ImageError: The bytes are not of the encoding.
     """
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS if content.startswith(mark)), None)
-    declaration = DECLARATION.match(content)
-    encoding = marked or (declaration[1].decode() if declaration else "utf-8")
+    encoding = marked or _declared_encoding(content) or "utf-8"
     if marked is None and b"\0" in content:
         raise ImageError("it has zero bytes, as UTF-16 without a byte order mark has them: save it as UTF-8")
     try:
         return content.decode(encoding, "surrogateescape" if keeps_bytes and encoding == "utf-8" else "strict")
-    except LookupError as error:
-        raise ImageError(
-            f"it declares the encoding {encoding!r}, which Python does not have: save it as UTF-8"
-        ) from error
-    except (UnicodeError, ValueError) as error:
+    except ValueError as error:
         line = content.count(b"\n", 0, getattr(error, "start", 0)) + 1
         raise ImageError(
             f"line {line} is not {encoding}: save it as UTF-8, or name its encoding in the first line, "
             "such as `# -*- coding: latin-1 -*-`"
         ) from error
+
+
+def _declared_encoding(content: bytes) -> str | None:
+    """Return the encoding that one of the first two lines declares; None without one that Python has for texts."""
+    declaration = DECLARATION.match(content)
+    if not declaration:
+        return None
+    encoding = declaration[1].decode()
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        # A comment about encodings, such as `# encoding: see below`.
+        return None
+    return encoding

@@ -200,18 +200,24 @@ def test_a_file_is_read_in_the_encoding_that_it_was_saved_in(
     assert read_environment(tmp_path / name).requirements == ("numpy==2.1.*",)
 
 
+@pytest.mark.parametrize("comment", ["# encoding: see below", "# coding: hex", "# coding: undefined"])
+def test_a_comment_that_names_no_encoding_of_texts_declares_none(tmp_path: Path, comment: str) -> None:
+    (tmp_path / "requirements.txt").write_text(f"{comment}\na  # é\n", encoding="utf-8")
+
+    assert read_environment(tmp_path / "requirements.txt").requirements == ("a",)
+
+
 @pytest.mark.parametrize("name", ["environment.yml", "requirements.txt"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("a: b\nc: é\n".encode("latin-1"), r"line 2 is not utf-8: save it as UTF-8, or name its encoding"),
         ("a: b".encode("utf-16-le"), r"UTF-16 without a byte order mark.*save it as UTF-8"),
-        (b"# coding: klingon\n", r"'klingon', which Python does not have: save it as UTF-8"),
-        (b"# coding: hex\n", r"cannot be read"),
+        (b"# coding: klingon\n\xff", r"line 2 is not utf-8: save it as UTF-8"),
         (b"\xff\xfea", r"line 1 is not utf-16"),
         (b"#" * 2_000_001, r"more than 2 MB"),
     ],
-    ids=["latin-1", "utf-16 without a mark", "no such encoding", "no encoding of text", "half a character", "too long"],
+    ids=["latin-1", "utf-16 without a mark", "no such encoding", "half a character", "too long"],
 )
 def test_a_file_that_cannot_be_decoded_is_refused_with_what_to_do(
     tmp_path: Path, name: str, content: bytes, message: str

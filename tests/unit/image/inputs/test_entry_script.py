@@ -1,11 +1,15 @@
 import gc
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.inputs.entry_script import EntryScriptSyntaxError, check_entry_script
@@ -126,6 +130,23 @@ def test_a_script_that_is_ignored_is_refused_naming_the_ignore_file(tmp_path: Pa
 
 def test_a_script_in_a_folder_may_be_written_with_a_leading_dot(tmp_path: Path) -> None:
     check(tmp_path, "def init(): ...\ndef run(data): ...", entry_script="./score.py")
+
+
+SCRIPTS = st.lists(
+    st.sampled_from(
+        "def init run ( ) : \n = := [ ] lambda import from * 1 ' \" # if return é \0 coding: \t".split(" ")
+    ),
+    max_size=15,
+).map(lambda parts: " ".join(parts).encode())
+
+
+@given(st.binary(max_size=30) | SCRIPTS)
+def test_whatever_bytes_a_script_has_it_is_accepted_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "score.py").write_bytes(content)
+        with suppress(ImageError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            check_entry_script(read_source_folder(Path(folder)), "score.py")
 
 
 @contextmanager
