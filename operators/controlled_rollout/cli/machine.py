@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,9 @@ EXIT_REFUSED = 2
 
 
 def add_to(commands: Commands) -> None:
-    """Add the parsers of the commands `local`, `score` and `telemetry-store`."""
+    """Add the parsers of the commands `local`, `score`, `telemetry-store` and `clean`."""
     _add_local_command(commands)
+    _add_clean_command(commands)
     _add_score_command(commands)
     _add_telemetry_store_command(commands)
 
@@ -45,6 +47,21 @@ def _add_local_command(commands: Commands) -> None:
     status = actions.add_parser("status", help="show endpoints, versions, traffic, replicas and processes")
     add_root_option(status)
     status.set_defaults(run=_run_local_status)
+
+
+def _add_clean_command(commands: Commands) -> None:
+    """Add the parser of `clean`, which deletes what nothing needs any more."""
+    clean = commands.add_parser("clean", help="delete images, logs and records on this machine that nothing needs")
+    add_root_option(clean)
+    clean.add_argument(
+        "--older-than",
+        type=duration,
+        default=timedelta(days=30),
+        metavar="DURATION",
+        help="keep what was written or used since then (default 30 d)",
+    )
+    clean.add_argument("--yes", action="store_true", help="delete it; without this option it is only shown")
+    clean.set_defaults(run=_run_clean)
 
 
 def _add_score_command(commands: Commands) -> None:
@@ -140,6 +157,21 @@ def _process_table(processes: "list[ProcessStatus]") -> str:
         for process in processes
     ]
     return text_table([("process", "pid"), *rows])
+
+
+def _run_clean(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout clean`: show or delete what nothing needs any more; return the exit code."""
+    from controlled_rollout.target.local.leftovers import delete_leftovers, find_leftovers
+
+    before = time.time() - options.older_than.total_seconds()
+    leftovers = find_leftovers(Workspace.local(options.root), before=before)
+    rows = [(each.what, f"{each.size / 1e6:,.1f}", str(each.path)) for each in leftovers]
+    print_line(text_table([("what", "MB", "path"), *rows]))
+    if options.yes:
+        print_line(f"{delete_leftovers(leftovers) / 1e6:,.1f} MB freed")
+    else:
+        print_line(f"{sum(each.size for each in leftovers) / 1e6:,.1f} MB can be freed: repeat with --yes")
+    return 0
 
 
 def _run_score(options: argparse.Namespace) -> int:

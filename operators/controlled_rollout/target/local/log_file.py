@@ -12,7 +12,7 @@ from typing import Final
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.visible_text import visible_text
 
-__all__ = ["LogFile", "remove_oldest_logs"]
+__all__ = ["LogFile", "old_logs", "remove_oldest_logs"]
 
 LOG_LIMIT_BYTES: Final = 4 * 1024 * 1024
 # The logs of all versions that have no process any more, of all endpoints together.
@@ -77,6 +77,17 @@ def remove_oldest_logs(
                 shutil.rmtree(version, ignore_errors=True)
                 if not any(version.parent.iterdir()):
                     version.parent.rmdir()
+
+
+def old_logs(folder: Path, in_use: Collection[tuple[str, str]], before: float) -> list[Path]:
+    """Return the folders of the logs of versions that are not in use, last written before a time.
+
+    Args:
+        folder: The folder with the logs, in `<endpoint>/<version>/`.
+        in_use: Endpoint and version of those whose logs stay.
+        before: In seconds since 1970.
+    """
+    return sorted(path for path in _version_folders(folder, in_use) if _last_written(path) < before)
 
 
 def _version_folders(folder: Path, in_use: Collection[tuple[str, str]]) -> list[Path]:
