@@ -237,7 +237,7 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(built: Pr
     )
     await asyncio.wait_for(resolved.wait(), DEADLINE_S)
 
-    [uv] = [child for child in psutil.Process().children(recursive=True) if child.name() == "uv"]
+    [uv] = [child for child in psutil.Process().children() if child.name() == "uv"]
     assert any(file.path.endswith(".lock") and "locks" in file.path for file in uv.open_files()), (
         "uv holds the lock too"
     )

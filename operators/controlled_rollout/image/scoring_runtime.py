@@ -23,7 +23,7 @@ __all__ = [
 
 PACKAGE: Final = "controlled_rollout_scoring"
 DOCKERFILE: Final = "Dockerfile"
-# Exit codes of docker/scoring/install-packages.
+# Exit codes of docker/scoring/install-environment; the second is of install-packages too.
 NOT_INSTALLED, NOT_LOCKED = 83, 84
 # What installs a version's packages, on this machine and in a container: a script, and locks for each Python.
 PACKAGES_SCRIPT: Final = "install-packages"
