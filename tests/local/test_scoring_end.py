@@ -98,7 +98,9 @@ def init():
     process = multiprocessing.Process(target=time.sleep, args=(600,))
     process.start()
     threads.submit(own_pid, 1).result()
-    kept = [executor, threads, spawned, pool, process]
+    unread = multiprocessing.Queue()
+    unread.put("x" * 1_000_000)
+    kept = [executor, threads, spawned, pool, process, unread]
     pids = {
         "process pool": executor.submit(own_pid, 1).result(),
         "spawned process pool": spawned.submit(own_pid, 1).result(),
