@@ -194,8 +194,9 @@ async def test_a_missing_python_version_is_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
     source = write_source(tmp_path / "source")
 
-    with pytest.raises(ImageError, match=r"(?s)no Python 3\.98 for the environment: .*Install that version"):
-        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.98"))
+    missing = Environment(python="3.14.99")
+    with pytest.raises(ImageError, match=r"(?s)no Python 3\.14\.99 for the environment: .*Install that version"):
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=missing)
 
     assert entries(tmp_path / "cache", "environments") == []
 
@@ -207,8 +208,9 @@ async def test_syntax_of_a_newer_python_is_not_refused_by_an_older_one(
     source = write_source(tmp_path / "source")
     (source / "score.py").write_text("a syntax that only the future knows")
 
-    with pytest.raises(ImageError, match=r"no Python 3\.99"):
-        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment(python="3.99"))
+    missing = Environment(python="3.14.99")
+    with pytest.raises(ImageError, match=r"no Python 3\.14\.99"):
+        await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=missing)
     with pytest.raises(ImageError, match="does not compile"):
         await build_local_image(source, name="digits", cache=tmp_path / "cache", environment=Environment())
 

@@ -317,7 +317,7 @@ async def test_a_cancelled_push_of_a_model_leaves_no_tag(
         ({"requirements": ("six",), "constraints": ("six==0.0.0.1",)}, None,
          r"(?s)\(six\) cannot be installed on .*no version of six==0\.0\.0\.1"),
         ({"requirements": ("httptools<0.1",)}, None, r"(?s)unsatisfiable.*scoring runtime, which needs .*httptools=="),
-        ({"python": "3.99"}, None, r"(?s)has no Python 3\.99, which the environment asks for.*Choose a base"),
+        ({"python": "3.14.99"}, None, r"(?s)has no Python 3\.14\.99, which the environment asks for.*Choose a base"),
         ({}, "{registry}/base/missing:1", r"base image .*base/missing:1 cannot be found: its registry has no"),
         ({"docker_steps": ("RUN echo no such luck && exit 7",)}, None, r"(?s)cannot be built on .*no such luck"),
     ],

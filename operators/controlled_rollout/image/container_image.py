@@ -18,7 +18,7 @@ from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.cancellable_thread import in_thread
 from controlled_rollout.image.environment.docker_steps import with_docker_steps
-from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.environment.environment import ANY_PYTHON, Environment
 from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.inputs.models import model_dir
@@ -40,7 +40,6 @@ __all__ = ["ENVIRONMENTS", "build_container_image"]
 
 ENVIRONMENTS: Final = "environments"
 LATEST: Final = "latest"
-ANY_PYTHON: Final = ">=3.10"
 # Changed when the layer of the same inputs changes.
 LAYER_SCHEMA: Final = 2
 

@@ -12,6 +12,7 @@ __all__ = [
     "NOT_INSTALLED",
     "NOT_LOCKED",
     "PACKAGE",
+    "PYTHON_VERSIONS",
     "build_files",
     "install_command",
     "install_error",
@@ -27,7 +28,8 @@ DOCKERFILE: Final = "Dockerfile"
 NOT_INSTALLED, NOT_LOCKED = 83, 84
 # What installs a version's packages, on this machine and in a container: a script, and locks for each Python.
 PACKAGES_SCRIPT: Final = "install-packages"
-LOCKS: Final = tuple(f"lock-{version}.txt" for version in ("3.10", "3.11", "3.12", "3.13", "3.14"))
+PYTHON_VERSIONS: Final = ("3.10", "3.11", "3.12", "3.13", "3.14")
+LOCKS: Final = tuple(f"lock-{version}.txt" for version in PYTHON_VERSIONS)
 INSTALL_SCRIPT: Final = "install-environment"
 
 

@@ -19,30 +19,30 @@ from pydantic import (
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.environment.docker_steps import docker_instruction
 from controlled_rollout.image.environment.requirements import check_constraint, check_requirement
+from controlled_rollout.image.scoring_runtime import PYTHON_VERSIONS
 
-__all__ = ["OLDEST_PYTHON", "Environment", "running_python"]
+__all__ = ["ANY_PYTHON", "Environment", "running_python"]
 
-OLDEST_PYTHON: Final = "3.10"
-"""The oldest Python that the scoring runtime runs on."""
+OLDEST_PYTHON, NEWEST_PYTHON = PYTHON_VERSIONS[0], PYTHON_VERSIONS[-1]
+ANY_PYTHON: Final = str(SpecifierSet(f">={OLDEST_PYTHON},<3.{int(NEWEST_PYTHON.partition('.')[2]) + 1}"))
+"""The range of all versions of Python that the scoring runtime runs on."""
 
 EXACT_PYTHON: Final = re.compile(r"(?P<version>\d+\.\d+(?:\.\d+)?(?:(?:a|b|rc)\d+)?)(?:\.\*)?", re.ASCII)
 ANY_MINOR: Final = re.compile(r"(\d+)(?:\.\*)?", re.ASCII)
-# What a range is tried on: minor versions that there are or will be, each with its patches.
-TOO_OLD: Final = tuple(Version(f"3.{minor}.{patch}") for minor in range(10) for patch in range(30))
-USABLE: Final = tuple(Version(f"3.{minor}.{patch}") for minor in range(10, 30) for patch in range(30))
+PATCHES: Final = range(30)
 
 
 @functools.lru_cache
 def _check_python_version(text: str) -> str:
     """Check a Python version such as `3.11`, or a range such as `>=3.9,<3.12`; return its canonical form.
 
-    A range that begins below the oldest version that can be used begins there.
+    A range is narrowed to the versions that the scoring runtime runs on.
     """
     text = text.strip()
     if exact := EXACT_PYTHON.fullmatch(text):
         version = Version(exact["version"])
-        if version < Version(OLDEST_PYTHON):
-            raise _too_old_error(text)
+        if f"{version.major}.{version.minor}" not in PYTHON_VERSIONS:
+            raise _unusable_python_error(text)
         return str(version)
     any_minor = ANY_MINOR.fullmatch(text)
     try:
@@ -51,20 +51,18 @@ def _check_python_version(text: str) -> str:
         versions = SpecifierSet()
     if not str(versions) or "===" in text:
         raise ImageError(f"Python version {text!r} is not understood: write 3.11, 3.11.4 or >={OLDEST_PYTHON},<3.13")
-    if not any(version in versions for version in USABLE):
-        raise _too_old_error(text)
-    if any(version in versions for version in TOO_OLD):
-        versions &= SpecifierSet(f">={OLDEST_PYTHON}")
-    return str(versions)
+    if not any(f"{minor}.{patch}" in versions for minor in PYTHON_VERSIONS for patch in PATCHES):
+        raise _unusable_python_error(text)
+    return str(versions & SpecifierSet(ANY_PYTHON))
 
 
-def _too_old_error(text: str) -> ImageError:
+def _unusable_python_error(text: str) -> ImageError:
     """Return the `ImageError` for a Python version on which the scoring runtime does not run."""
     running = running_python()
     return ImageError(
-        f"Python {text} cannot be used: the scoring runtime needs Python {OLDEST_PYTHON} or newer. Write "
-        f"{running.major}.{running.minor}, which this process runs, or another one from {OLDEST_PYTHON} on, and "
-        "versions of the packages that support it"
+        f"Python {text} cannot be used: the scoring runtime runs on Python {OLDEST_PYTHON} to {NEWEST_PYTHON}. Write "
+        f"{running.major}.{running.minor}, which this process runs, or another one of them, and versions of the "
+        "packages that support it"
     )
 
 

@@ -236,24 +236,28 @@ def test_a_file_that_cannot_be_decoded_is_refused_with_what_to_do(
         ("3.10", "3.10"),
         ("3.11.*", "3.11"),
         (" 3.14.0rc1 ", "3.14.0rc1"),
-        ("3", "==3.*,>=3.10"),
-        (">=3.6,<3.12", "<3.12,>=3.10,>=3.6"),
-        (">=3.11", ">=3.11"),
-        ("==3.11.*", "==3.11.*"),
+        ("3", "<3.15,==3.*,>=3.10"),
+        (">=3.6,<3.12", "<3.12,<3.15,>=3.10,>=3.6"),
+        (">=3.11", "<3.15,>=3.10,>=3.11"),
+        (">=3.11,<3.14", "<3.14,<3.15,>=3.10,>=3.11"),
+        ("==3.11.*", "<3.15,==3.11.*,>=3.10"),
     ],
 )
-def test_a_python_from_3_10_on_is_taken_and_a_range_begins_there(python: str, taken: str) -> None:
+def test_a_python_of_the_runtime_is_taken_and_a_range_is_narrowed_to_those(python: str, taken: str) -> None:
     assert Environment(python=python).python == taken
 
 
-@pytest.mark.parametrize("python", ["3.8", "3.9.18", "3.6.2", "2.7", "<3.10", "<3.10,>=3.6", "~=3.8.1", "2", ">=4"])
-def test_a_python_before_3_10_is_refused_saying_which_one_to_write(write: Write, python: str) -> None:
+@pytest.mark.parametrize(
+    "python",
+    ["3.8", "3.9.18", "3.6.2", "2.7", "<3.10", "<3.10,>=3.6", "~=3.8.1", "2", ">=4", "3.15", "3.99.1", ">3.14.999"],
+)
+def test_a_python_without_the_runtime_is_refused_saying_which_one_to_write(write: Write, python: str) -> None:
     separator = "" if python[0] in "<>~" else "="
     for path in (
         write("environment.yml", f"dependencies: ['python{separator}{python}']"),
         write("conda.yml", f"python: '{python}'"),
     ):
-        with pytest.raises(ImageError, match=r"needs Python 3\.10 or newer\. Write 3\.\d+, which this process runs"):
+        with pytest.raises(ImageError, match=r"runs on Python 3\.10 to 3\.14\. Write 3\.\d+, which this process runs"):
             read_environment(path)
 
 
