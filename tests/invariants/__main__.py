@@ -11,7 +11,10 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the sequences; print those that break an invariant, made short, one of each kind. Return 1 if there are."""
+    """Run the sequences; print those that break an invariant, made short, one of each kind. Return 1 if there are.
+
+    It ends earlier after `--minutes`, or when it is interrupted (Ctrl+C), with what it has by then.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.invariants", description=__doc__)
     parser.add_argument("--sequences", type=int, default=1_000, help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=1, help="the number of the first (default: 1)")
@@ -22,13 +25,16 @@ def main() -> int:
     begin = time.monotonic()
     done = 0
     with simulated_surroundings():
-        for seed in range(arguments.seed, arguments.seed + arguments.sequences):
-            if time.monotonic() - begin > 60 * arguments.minutes:
-                break
-            failure = random_sequence(seed)
-            done += 1
-            if failure is not None:
-                failures.setdefault(failure.kind, []).append(failure)
+        try:
+            for seed in range(arguments.seed, arguments.seed + arguments.sequences):
+                if time.monotonic() - begin > 60 * arguments.minutes:
+                    break
+                failure = random_sequence(seed)
+                done += 1
+                if failure is not None:
+                    failures.setdefault(failure.kind, []).append(failure)
+        except KeyboardInterrupt:
+            print("interrupted")
         took = time.monotonic() - begin
         print(f"{done} sequences from seed {arguments.seed} in {took:.0f} s: {len(failures)} kinds of failures")
         for kind, found in failures.items():

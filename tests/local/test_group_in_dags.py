@@ -13,7 +13,7 @@ DAG_FILE = """
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
-from controlled_rollout import ControlledRollout
+from controlled_rollout import ControlledRollout, RollBackOperator, RolloutVersionOperator
 
 ARGUMENTS = {{
     "image": "{image}", "settings": {{"num_replicas": 1}}, "on_deadline": "ask", "keep_warm": 0,
@@ -33,6 +33,14 @@ with DAG("mapped", schedule=None, default_args=OTHERS):
         ControlledRollout(endpoint=endpoint, **ARGUMENTS)
 
     one.expand(endpoint=["first", "second"]) >> EmptyOperator(task_id="notify")
+
+with DAG("twice", schedule=None):
+    of_new = {{"version": "new", "max_active_tis_per_dagrun": 1}}
+    RolloutVersionOperator.partial(
+        task_id="roll_out", image=ARGUMENTS["image"], settings=ARGUMENTS["settings"], **of_new
+    ).expand(endpoint=["first", "first"]) >> RollBackOperator.partial(
+        task_id="roll_back", trigger_rule="all_done", **of_new
+    ).expand(endpoint=["first", "first"])
 
 with DAG("nothing_new", schedule=None):
     skipped() >> ControlledRollout(endpoint="never", **ARGUMENTS) >> EmptyOperator(task_id="notify")
@@ -75,6 +83,19 @@ def test_group_mapped_over_endpoints_ends_in_a_result_that_the_next_task_follows
         endpoint = asyncio.run(lab.target.endpoint(name))
         assert endpoint.control is not None
         assert endpoint.effective_traffic() == {endpoint.control.name: 100.0}
+
+
+def test_of_two_mapped_instances_with_one_endpoint_one_holds_it_and_the_other_is_refused(lab: Lab, dags: Dags) -> None:
+    dags.run("twice")
+    history = asyncio.run(lab.target.history("first"))
+    held = [revision for revision in history if revision.endpoint.rollout and "new" in revision.endpoint.versions]
+    owners = {revision.endpoint.rollout.owner for revision in held if revision.endpoint.rollout}
+    assert len(owners) == 1
+    [owner] = owners
+    assert owner.startswith("twice/") and owner[-3:] in ("[0]", "[1]")
+    # The other one was refused, and has rolled nothing back.
+    assert [revision.change.who for revision in history][-2:] == [f"{owner}/roll_out", f"{owner}/roll_back"]
+    assert history[-1].endpoint.rollout is None
 
 
 def test_group_after_a_skipped_task_is_skipped_and_so_is_what_follows(dags: Dags) -> None:
