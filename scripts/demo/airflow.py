@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import httpx  # noqa: TID253 - a program of its own, that no DAG imports
 
+from controlled_rollout.addresses import no_proxy_variables, transport_for
 from controlled_rollout.polling import until
 from scripts.demo.errors import DemoError
 from scripts.demo.processes import Processes, StartedProcess
@@ -96,7 +97,9 @@ def environment(
     }
     # Airflow is a dozen processes that import the same modules: without bytecode each of them compiles all again.
     dropped = {"PYTHONDONTWRITEBYTECODE", "FORCE_COLOR"}
-    return {n: v for n, v in outside.items() if n not in dropped and not n.startswith("AIRFLOW")} | settings
+    kept = {n: v for n, v in outside.items() if n not in dropped and not n.startswith("AIRFLOW")}
+    # Its processes call each other on this machine.
+    return kept | no_proxy_variables(outside) | settings
 
 
 class Airflow:
@@ -112,7 +115,7 @@ class Airflow:
         self._home = home
         self._port = port
         self._log = log
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=10)
+        self._client = httpx.AsyncClient(base_url=self.url, timeout=10, transport=transport_for(self.url))
         self._process: StartedProcess | None = None
 
     @property

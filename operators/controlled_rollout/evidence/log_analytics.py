@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from controlled_rollout.addresses import is_this_machine
+from controlled_rollout.addresses import azure_settings_for
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import answers, kql
 from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest, ThrottledError, TooMuchError
@@ -182,10 +181,7 @@ class LogAnalyticsEvidence:
 
     def _client_settings(self) -> dict[str, Any]:
         """Return the settings of the Azure client; what is meant for this machine goes through no proxy."""
-        if not is_this_machine(self.endpoint):
-            return dict(CLIENT_SETTINGS)
-        verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-        return {**CLIENT_SETTINGS, "use_env_settings": False, "connection_verify": verify}
+        return {**CLIENT_SETTINGS, **azure_settings_for(self.endpoint)}
 
     def _rows_of(self, result: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Return the rows of a result's only table by column name; raise if the table has another shape."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from controlled_rollout.addresses import azure_settings_for
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.record import storage
 from controlled_rollout.record.storage import AppendConflict
@@ -186,7 +187,9 @@ def _container_client(address: str, process: int) -> "tuple[ContainerClient, str
     container, prefix = names[above], "".join(f"{name}/" for name in names[above + 1 :])
     connection_string = os.environ.get(CONNECTION_STRING)
     if connection_string:
-        client = ContainerClient.from_connection_string(connection_string, container, **RETRIES)
+        client = ContainerClient.from_connection_string(
+            connection_string, container, **RETRIES, **azure_settings_for(account)
+        )
         if client.url.startswith(f"{account}/"):
             return client, prefix
     if parts.scheme != "https":

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.addresses import no_proxy_variables
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.indexes_in_use import (
     hosts_in_addresses,
@@ -96,7 +97,7 @@ def build_secrets(
             raise ImageError(f"uv's settings in {path} cannot be read: {error}") from error
     texts = [_expanded(line, environment) for line in requirements]
     texts += [*variables.values(), secrets.get("uv.toml", ""), secrets.get("pip.conf", "")]
-    variables |= _variables_in_use(requirements, texts, names, environment)
+    variables |= _variables_in_use(requirements, texts, names, environment) | no_proxy_variables(environment)
     if entries := netrc_entries(secrets.pop("netrc", ""), hosts_in_addresses(texts)):
         secrets["netrc"] = entries
     file_variables = {"UV_CONFIG_FILE": "uv.toml", "NETRC": "netrc", "PIP_CONFIG_FILE": "pip.conf"}
@@ -129,7 +130,7 @@ def build_variables(requirements: Sequence[str], environment: Mapping[str, str] 
     texts = [*(_expanded(line, environment) for line in requirements), *variables.values()]
     # Names of indexes in uv.toml are not known here, so a password of a named index is passed on without looking.
     names = [match["name"] for name in environment if (match := INDEX_CREDENTIAL.fullmatch(name))]
-    return variables | _variables_in_use(requirements, texts, names, environment)
+    return variables | _variables_in_use(requirements, texts, names, environment) | no_proxy_variables(environment)
 
 
 def _variables_in_use(

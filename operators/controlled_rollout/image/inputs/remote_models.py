@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 from urllib.parse import unquote, urlsplit
 
+from controlled_rollout.addresses import no_proxy_variables
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cache import Cache, check_free_space
 from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
@@ -167,6 +168,8 @@ async def _fetch_into_cache(model: ModelSource, cache: Cache, progress: Progress
 
 def _open_store(address: str) -> ModelStore:
     """Return the MLflow client for `models:/` addresses, and the fsspec client for all others."""
+    # The stores' clients are other people's: they take the proxies from the environment.
+    os.environ.update(no_proxy_variables(os.environ))
     return MlflowStore(address) if address.startswith("models:/") else FsspecStore(address)
 
 

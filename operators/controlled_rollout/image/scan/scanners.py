@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.addresses import is_loopback
+from controlled_rollout.addresses import is_loopback, no_proxy_variables
 from controlled_rollout.errors import ScanUnavailableError
 from controlled_rollout.image.builders.build_context import registry_auth_file
 from controlled_rollout.image.oci.registry_client import Credentials
@@ -110,6 +110,7 @@ class ScanRun:
     def _program_environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Return the program's environment variables: inherited ones, registry credentials and `settings`."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
+        inherited |= no_proxy_variables(os.environ)
         return {**inherited, "NO_COLOR": "1", **self._auth_settings(), **settings}
 
     def _auth_settings(self) -> dict[str, str]:

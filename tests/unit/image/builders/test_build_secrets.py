@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlled_rollout.addresses import no_proxy_variables
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.build_secrets import build_secrets, build_variables
 from controlled_rollout.image.builders.indexes_in_use import hosts_in_addresses, netrc_entries, uv_configuration
@@ -42,13 +43,15 @@ def test_indexes_and_proxies_are_passed_on_and_nothing_else() -> None:
     }
 
     expected = [
+        "export NO_PROXY=localhost,127.0.0.1,127.0.0.0/8,::1",
         "export UV_DEFAULT_INDEX=https://index.example/simple",
         "export UV_INDEX=private-one=https://private.example/simple",
         """export UV_INDEX_PRIVATE_ONE_PASSWORD='it'"'"'s secret'""",
         "export https_proxy=http://proxy.example:3128",
+        "export no_proxy=localhost,127.0.0.1,127.0.0.0/8,::1",
     ]
     assert settings(given) == expected
-    assert settings(given, dockerfile=CALLS_PIP) == ["export PIP_RETRIES=9", *expected]
+    assert settings(given, dockerfile=CALLS_PIP) == sorted(["export PIP_RETRIES=9", *expected])
 
 
 def test_variables_that_requirements_name_are_passed_on() -> None:
@@ -174,8 +177,7 @@ def test_a_build_on_this_machine_gets_no_secret_but_that_of_its_index() -> None:
     }
     requirements = ("--index-url https://u:${TOKEN}@index.example/simple",)
 
-    assert build_variables((), environment) == {
-        name: environment[name] for name in ("PATH", "UV_CACHE_DIR", "https_proxy")
-    }
+    passed = {name: environment[name] for name in ("PATH", "UV_CACHE_DIR", "https_proxy")}
+    assert build_variables((), environment) == passed | no_proxy_variables(environment)
     assert build_variables(requirements, environment)["TOKEN"] == "of the index"
     assert build_variables(("a @ git+ssh://git@github.example/a",), environment)["SSH_AUTH_SOCK"] == "/agent"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.addresses import is_loopback
+from controlled_rollout.addresses import is_loopback, no_proxy_variables
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.builders.build_context import (
     BUILDAH_OPTIONS,
@@ -104,7 +104,11 @@ class _Buildah:
                 self._progress(f"environment: {line}")
 
         return await run_command(
-            [*self._command, *arguments], self._folder, environment=os.environ, lock=self._lock, on_line=report
+            [*self._command, *arguments],
+            self._folder,
+            environment={**os.environ, **no_proxy_variables(os.environ)},
+            lock=self._lock,
+            on_line=report,
         )
 
     async def clean_up(self) -> None:
