@@ -33,7 +33,7 @@ async def unconfirmed_after(api: Api, workspace: Workspace, endpoint: Endpoint, 
         timeout_s: How long to wait, in seconds.
 
     Returns:
-        What is still waited for when the time is over; None if nothing.
+        What is still waited for when the time is over, or what waiting does not help against; None if nothing.
     """
     deadline = time.monotonic() + timeout_s
     mark: Mark | None = None
@@ -47,7 +47,9 @@ async def unconfirmed_after(api: Api, workspace: Workspace, endpoint: Endpoint, 
                 await asyncio.sleep(SETTLE_S)
                 return None
             reason = view.unconfirmed or f"its rules have not had the mark {mark.rule} since"
-        except (TargetUnavailableError, AccessError, ApiError, ConflictError) as error:
+        except ConflictError as error:
+            return str(error)  # waiting does not help
+        except (TargetUnavailableError, AccessError, ApiError) as error:
             reason = str(error)
         if time.monotonic() >= deadline:
             return reason

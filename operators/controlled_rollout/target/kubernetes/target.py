@@ -184,15 +184,14 @@ class KubernetesTarget:
         Raises:
             TargetUnavailableError: Not every Envoy has confirmed it; the Secret has the new key.
         """
+        endpoint = await self.endpoint(name)
         keys = await keys_secret.regenerate(self._api, self._namespace, name, which)
         if keys is None:
             raise await self._no_keys_error(name)
-        endpoint = await self.endpoint(name)
         if reason := await unconfirmed_after(self._api, self._workspace, endpoint, KEYS_TIMEOUT_S):
             raise TargetUnavailableError(
-                f"the new {which} key of endpoint {name!r} is stored, but not every Envoy has confirmed it within "
-                f"{KEYS_TIMEOUT_S:g} s: the old key may still open the endpoint; {reason}; mend that, and make another "
-                "key"
+                f"the new {which} key of endpoint {name!r} is stored, but whether every Envoy has it is not confirmed: "
+                f"the old key may still open the endpoint; {reason}; mend that, and make another key"
             )
         return keys
 
