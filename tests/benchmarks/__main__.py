@@ -9,7 +9,16 @@ from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import cluster, container_images, environment_cache, gates, import_time, router, scoring_runtime
+from tests.benchmarks import (
+    abuse,
+    cluster,
+    container_images,
+    environment_cache,
+    gates,
+    import_time,
+    router,
+    scoring_runtime,
+)
 from tests.benchmarks.load import Figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -67,6 +76,46 @@ def router_section(seconds: float) -> Iterator[str]:
             f"Added by the router: {ours.mean_ms - replica.mean_ms:.2f} ms mean, {ours.p99_ms - replica.p99_ms:.2f} ms "
             f"at p99 (static Envoy: {static.mean_ms - replica.mean_ms:.2f} and {static.p99_ms - replica.p99_ms:.2f})."
         )
+
+
+def abuse_section() -> Iterator[str]:
+    yield "\n## Abuse\n"
+    yield (
+        f"Ten bad clients of a kind at once, again and again for {abuse.SECONDS:.0f} s, beside {abuse.RATE:.0f} "
+        "requests a second of good callers on a local endpoint and a good reader that queries the "
+        "telemetry store twice a second. "
+        "All share the machine. Failed is what was not answered 200, or broken; memory is the most that the router, or "
+        "any one process of the store, has held until then."
+    )
+    rows = [
+        (
+            kind or "none",
+            abuse.KINDS[kind][0] if kind else "",
+            f"{of.requests:,}",
+            of.failed,
+            f"{of.p99_ms:.0f}",
+            of.queries,
+            of.failed_queries,
+            f"{of.slowest_query_s:.1f}",
+            f"{of.router_mb:.0f}",
+            f"{of.store_mb:.0f}",
+        )
+        for kind, of in abuse.measure().items()
+    ]
+    header = (
+        "ten of",
+        "bound",
+        "requests",
+        "failed",
+        "p99 ms",
+        "queries",
+        "failed",
+        "slowest s",
+        "router MB",
+        "store MB",
+    )
+    yield from table(header, rows)
+    yield "\n(`python -m tests.benchmarks --only abuse`)"
 
 
 def runtime_section(seconds: float) -> Iterator[str]:
@@ -198,6 +247,7 @@ def main() -> None:
         "machine": machine,
         "router": lambda: router_section(options.seconds),
         "shift": shift_section,
+        "abuse": abuse_section,
         "cluster": lambda: cluster_section(options.seconds),
         "gates": gates_section,
         "runtime": lambda: runtime_section(options.seconds),

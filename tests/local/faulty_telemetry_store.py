@@ -83,7 +83,7 @@ class FaultyTelemetryStore(TelemetryStore):
         timer.start()
 
     def run_query_blocking(
-        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool
+        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool, stop: threading.Event
     ) -> ApiResponse:
         fault = self._fault()
         if fault.answer is None or len(str(query)) <= fault.longer_than:
@@ -95,7 +95,9 @@ class FaultyTelemetryStore(TelemetryStore):
         else:
             response = error_response(*ERRORS[fault.answer])
             return response if fault.retry_after is None else _with_retry_after(response, fault.retry_after)
-        return super().run_query_blocking(query, timespan, timeout_s=timeout_s, with_statistics=with_statistics)
+        return super().run_query_blocking(
+            query, timespan, timeout_s=timeout_s, with_statistics=with_statistics, stop=stop
+        )
 
 
 def _has(row: Row, values: Mapping[str, str]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from controlled_rollout.endpoint import Endpoint
 from tests.local.local_target_lab import Lab, running, steady_load
+from tests.polling import until
 
 MEGABYTE = 10**6
 UNFINISHED = 8
@@ -114,6 +115,21 @@ async def test_unfinished_large_bodies_end_each_other_and_nobody_else(lab: Lab) 
     assert load.failed == {}, load.refusals
     assert peak() < MOST_BYTES
     assert (await router(lab)).pid == before.pid
+    # Who was ended had reached no version: nothing of it counts as a version's failure.
+    await until(lambda: by_code(lab, "unfinished").get("200", 0) >= load.sent, "the spans of all good requests")
+    assert set(by_code(lab, "unfinished")) == {"200"}
+
+
+def by_code(lab: Lab, endpoint: str) -> dict[str, int]:
+    """Return how many requests of an endpoint's versions telemetry has, by status."""
+    about = f"tostring(Properties.endpoint) == '{endpoint}' and isnotempty(tostring(Properties.version))"
+    answer = httpx.post(
+        f"{lab.state.telemetry_url}/v1/workspaces/{lab.state.telemetry_workspace_id}/query",
+        json={"query": f"AppRequests | where {about} | summarize sum(ItemCount) by ResultCode"},
+        headers={"Authorization": f"Bearer {lab.state.telemetry_token_file.read_text().strip()}"},
+        timeout=30,
+    )
+    return dict(answer.json()["tables"][0]["rows"])
 
 
 @pytest.mark.parametrize("chunked", [False, True])

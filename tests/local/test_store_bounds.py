@@ -104,6 +104,20 @@ def test_a_query_is_ended_at_its_deadline_and_nothing_of_it_is_left(store: Proce
     wait_until(lambda: len(children(store)) == before, "the query's process has ended")
 
 
+def test_a_query_ends_when_its_client_hangs_up(store: Process) -> None:
+    before = len(children(store))
+
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{store.url}/v1/workspaces/{store.workspace}/query",
+            json={"query": NEVER_ENDS},
+            headers={"Authorization": "Bearer any", "Prefer": "wait=600"},
+            timeout=1,
+        )
+
+    wait_until(lambda: len(children(store)) == before, "the query's process has ended")
+
+
 def test_ten_endless_queries_keep_no_short_one_and_no_upload_from_being_answered(store: Process) -> None:
     endless: list[int] = []
     threads = [threading.Thread(target=lambda: endless.append(ask(store, NEVER_ENDS, wait_s=4)[0])) for _ in range(10)]

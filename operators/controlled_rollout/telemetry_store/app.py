@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -241,7 +241,7 @@ class _Endpoints:
     async def _query_from_request(self, request: Request) -> ApiResponse:
         """Run the KQL query in a request's URL parameters (GET) or JSON body (POST)."""
         document = dict(request.query_params) if request.method == "GET" else await _read_json_body(request)
-        return await self._store.query(document, request.headers.get("prefer", ""))
+        return await _while_connected(request, self._store.query(document, request.headers.get("prefer", "")))
 
     async def batch(self, request: Request) -> ApiResponse:
         """Handle `POST /v1/$batch`: run several KQL queries concurrently and return their responses by id."""
@@ -265,7 +265,11 @@ class _Endpoints:
                 return error_response(413, "ResponseSizeError", message)
             return response
 
-        responses = await asyncio.gather(*map(run, queries))
+        async def run_all() -> list[ApiResponse]:
+            """Run all queries of the batch."""
+            return await asyncio.gather(*map(run, queries))
+
+        responses = await _while_connected(request, run_all())
         parts = (
             b'{"id":%b,"status":%d,"body":%b}' % (json.dumps(query_id).encode(), response.status, response.body)
             for query_id, response in zip(ids, responses, strict=True)
@@ -282,6 +286,29 @@ class _Endpoints:
             {str(name).lower(): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
         )
         return await self._store.query(query.get("body"), headers.get("prefer", ""))
+
+
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine; cancel it when the client of a request, whose body was read, disconnects.
+
+    Raises:
+        BodyError: It has disconnected.
+    """
+
+    async def disconnected() -> None:
+        """Return when the client has disconnected."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, watch = asyncio.create_task(answer), asyncio.create_task(disconnected())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+    finally:
+        watch.cancel()
+        work.cancel()
+    raise BodyError(400, "the client has disconnected")
 
 
 def _host(request: Request) -> str:

@@ -27,8 +27,9 @@ __all__ = ["DatabaseClient"]
 
 END_TIMEOUT_S: Final = 15.0
 # A query that has run for so long is a long one, and only so many of those run at once.
-LONG_QUERY_S: Final = 15.0
+LONG_QUERY_S: Final = 5.0
 MAX_LONG_QUERIES: Final = 3
+STOP_INTERVAL_S: Final = 0.25
 
 
 class DatabaseClient:
@@ -117,8 +118,13 @@ class DatabaseClient:
             raise result
         return result
 
-    def query(self, request: QueryRequest) -> ApiResponse:
-        """Run a query in a process of its own, and wait for its answer. Every failure becomes an error response."""
+    def query(self, request: QueryRequest, *, stop: threading.Event) -> ApiResponse:
+        """Run a query in a process of its own, and wait for its answer. Every failure becomes an error response.
+
+        Args:
+            request: The query.
+            stop: Set once nobody waits for the answer any more.
+        """
         timeout_s = request.timeout_s
         deadline = time.monotonic() + timeout_s
         ours, theirs = socket.socketpair()
@@ -128,12 +134,14 @@ class DatabaseClient:
             with theirs, self._sending:
                 socket.send_fds(self._queries, [b"q"], [theirs.fileno()])
             channel.send(request)
-            if not channel.poll(min(LONG_QUERY_S, timeout_s)) and timeout_s > LONG_QUERY_S:
+            is_answered = _poll(channel, min(LONG_QUERY_S, timeout_s), stop)
+            if not is_answered and timeout_s > LONG_QUERY_S:
                 is_long = self._long_queries.acquire(blocking=False)
                 if not is_long:
                     message = f"{MAX_LONG_QUERIES} queries run for more than {LONG_QUERY_S:g} s already: try later"
                     return error_response(429, "ThrottledError", message)
-            if not channel.poll(max(0.0, deadline - time.monotonic())):
+                is_answered = _poll(channel, deadline - time.monotonic(), stop)
+            if not is_answered:
                 return timeout_response(timeout_s)
             return self._receive(channel)
         except (EOFError, OSError):
@@ -174,3 +182,15 @@ class DatabaseClient:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def _poll(channel: Connection, seconds: float, stop: threading.Event) -> bool:
+    """Wait until a channel has something to read or is closed; return False after so many seconds, or once stopped."""
+    deadline = time.monotonic() + seconds
+    while not stop.is_set():
+        left = deadline - time.monotonic()
+        if channel.poll(max(0.0, min(STOP_INTERVAL_S, left))):
+            return True
+        if left <= 0:
+            return False
+    return False

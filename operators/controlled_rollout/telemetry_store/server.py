@@ -67,8 +67,17 @@ class Identity:
         except FileNotFoundError:
             identity = cls(str(uuid.uuid4()), str(uuid.uuid4()))
             temporary = file.with_suffix(".new")
-            temporary.write_text(json.dumps(asdict(identity)) + "\n", encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as new:
+                new.write(json.dumps(asdict(identity)) + "\n")
+                new.flush()
+                os.fsync(new.fileno())
             temporary.replace(file)
+            # Without this a power cut could leave rows of a workspace that nobody knows any more.
+            folder = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
             return identity
         except (ValueError, KeyError, TypeError) as error:
             raise StartError(f"{file} is damaged ({error}): restore it, or delete it to get a new identity") from error

@@ -1,6 +1,7 @@
 """The telemetry store without its HTTP interface: accepts rows, answers queries."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,8 @@ class TelemetryStore:
                 429, "ThrottledError", f"{self._unanswered} queries are running or waiting: try later"
             )
 
+        stop = threading.Event()
+
         def run_in_thread() -> ApiResponse:
             """Run the query in a worker thread."""
             return self.run_query_blocking(
@@ -85,25 +88,32 @@ class TelemetryStore:
                 body.get("timespan"),
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 with_statistics=preferences.get("include-statistics") == "true",
+                stop=stop,
             )
 
         self._unanswered += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.acquire()
+            try:
+                query = asyncio.get_running_loop().run_in_executor(self._threads, run_in_thread)
+                try:
+                    return await asyncio.shield(query)
+                except asyncio.CancelledError:
+                    stop.set()
+                    # Its place is free once its process has been told to end.
+                    await asyncio.wait({query})
+                    raise
+            finally:
+                self._slots.release()
         except TimeoutError:
-            self._unanswered -= 1
-            return error_response(
-                429, "ThrottledError", f"{MAX_RUNNING_QUERIES} queries run, and none has ended for {timeout_s:g} s"
-            )
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run_in_thread)
+            message = f"{MAX_RUNNING_QUERIES} queries run, and none has ended for {timeout_s:g} s"
+            return error_response(429, "ThrottledError", message)
         finally:
-            self._slots.release()
             self._unanswered -= 1
 
     def run_query_blocking(
-        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool
+        self, query: object, timespan: object, *, timeout_s: float, with_statistics: bool, stop: threading.Event
     ) -> ApiResponse:
         """Run one KQL query over all rows accepted before this call. Blocks the calling thread.
 
@@ -112,6 +122,7 @@ class TelemetryStore:
             timespan: An ISO 8601 duration or interval laid over TimeGenerated; None for all rows.
             timeout_s: After so many seconds the query is stopped.
             with_statistics: Whether the response tells how long the query took.
+            stop: Set once nobody waits for the answer any more.
         """
         deadline = time.monotonic() + timeout_s
         try:
@@ -121,7 +132,7 @@ class TelemetryStore:
         request = QueryRequest(
             query, timespan, self.workspace_id, self.limits, max(0.0, deadline - time.monotonic()), with_statistics
         )
-        return self._database.query(request)
+        return self._database.query(request, stop=stop)
 
     def is_workspace(self, workspace_id: object) -> bool:
         """Whether `workspace_id` is the store's own Log Analytics workspace id."""
