@@ -18,7 +18,7 @@ from controlled_rollout.image.builders.indexes_in_use import (
     netrc_entries,
     uv_configuration,
 )
-from controlled_rollout.image.environment.requirements import VARIABLE, check_variables
+from controlled_rollout.image.environment.requirements import VARIABLE, check_variables_are_set
 
 __all__ = ["build_secrets", "build_variables"]
 
@@ -68,7 +68,7 @@ def build_secrets(
     Raises:
         ImageError: A variable that the requirements name is not set, or a file cannot be read.
     """
-    check_variables(requirements, environment)
+    check_variables_are_set(requirements, environment)
     home = Path(environment.get("HOME") or "/nonexistent")
     configuration = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
     uses_pip = CALLS_PIP.search(dockerfile) is not None
@@ -119,7 +119,7 @@ def build_variables(requirements: Sequence[str], environment: Mapping[str, str] 
     Raises:
         ImageError: A variable that the requirements name is not set.
     """
-    check_variables(requirements, environment)
+    check_variables_are_set(requirements, environment)
     variables = {
         name: value
         for name, value in environment.items()

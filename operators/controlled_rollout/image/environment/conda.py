@@ -74,8 +74,8 @@ def split_conda_dependency(specification: str) -> tuple[str, str]:
     versions = re.sub(r"\s*([<>=!~,|]+)\s*", r"\1", parts["versions"] or "").strip()
     if "|" in versions:
         raise _untranslatable_error(specification, "alternatives with | have no counterpart")
-    # A build that is `*` is any build.
-    versions = re.sub(r"(?<=[\w*])(?:=|\s+)\*$", "", versions)
+    # A build that is `*` is any build; that of Python which conda-forge calls `*_cpython` is the only one there is.
+    versions = re.sub(r"(?<=[\w*])(?:=|\s+)\*(?:_cpython)?$", "", versions)
     if re.search(r"\s|=[\w.*]+=", versions):
         raise _untranslatable_error(
             specification, "it names a build. `conda env export --from-history` writes a file without builds"

@@ -98,10 +98,15 @@ def _logical_line(text: str) -> str:
 def _check_instruction(logical: str, first: str) -> None:
     """Raise if the first word of a step is an instruction that is not allowed, or is not in capitals."""
     allowed = ", ".join(INSTRUCTIONS)
-    if first.upper() in OTHER_INSTRUCTIONS or (first.isalpha() and first.isupper() and first not in INSTRUCTIONS):
+    if first.upper() in OTHER_INSTRUCTIONS:
         raise ImageError(
             f"docker step {logical!r}: {first} is not allowed, only {allowed}: the base image is set by base_image, "
-            f"and files belong into the source folder. If it is a command, write `RUN {first} …`"
+            "and files belong into the source folder"
+        )
+    if first.isalpha() and first.isupper() and first not in INSTRUCTIONS:
+        raise ImageError(
+            f"docker step {logical!r}: {first} is not an instruction, allowed are {allowed}. If it is a command, write "
+            f"`RUN {first} …`"
         )
     if first.upper() in INSTRUCTIONS and first not in INSTRUCTIONS:
         raise ImageError(

@@ -16,7 +16,7 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image.credentials import find_credential, hide_credentials
 from controlled_rollout.image.text_file import read_text_file
 
-__all__ = ["VARIABLE", "RequirementLines", "check_constraint", "check_requirement", "check_variables"]
+__all__ = ["VARIABLE", "RequirementLines", "check_constraint", "check_requirement", "check_variables_are_set"]
 
 COMMENT: Final = re.compile(r"(^|\s)#.*$")
 OPTION_START: Final = re.compile(r"\s+(?=--?[A-Za-z])")
@@ -160,7 +160,7 @@ def check_constraint(line: str) -> str:
     return text
 
 
-def check_variables(requirements: Iterable[str], environment: Mapping[str, str]) -> None:
+def check_variables_are_set(requirements: Iterable[str], environment: Mapping[str, str]) -> None:
     """Raise if a variable that requirements name, as `${NAME}`, is not set where the environment is built."""
     named = {name for line in requirements for name in VARIABLE.findall(line)}
     if missing := sorted(name for name in named if not environment.get(name)):

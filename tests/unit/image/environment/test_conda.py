@@ -135,6 +135,7 @@ def test_conda_version_without_equivalent_requirement_is_refused(conda: str) -> 
         ("python 3.8", "3.8"),
         ("python=3.11.*", "3.11"),
         ("python==3.11.4", "3.11.4"),
+        ("python=3.11.*=*_cpython", "3.11"),
         ("python>=3.9,<3.12", "<3.12,>=3.9"),
     ],
 )

@@ -12,7 +12,7 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Environment
 from controlled_rollout.image.environment.file import read_environment
 from controlled_rollout.image.environment.hash import environment_hash
-from controlled_rollout.image.environment.requirements import check_requirement, check_variables
+from controlled_rollout.image.environment.requirements import check_requirement, check_variables_are_set
 
 Write = Callable[[str, str], Path]
 
@@ -140,9 +140,9 @@ def test_a_password_may_come_from_a_variable(write: Write, line: str) -> None:
 def test_a_variable_that_is_not_set_is_named_before_anything_is_built() -> None:
     requirements = ["--index-url https://build:${TOKEN}@${HOST}/simple", "a"]
 
-    check_variables(requirements, {"TOKEN": "a", "HOST": "b"})
+    check_variables_are_set(requirements, {"TOKEN": "a", "HOST": "b"})
     with pytest.raises(ImageError, match="the requirements name HOST, TOKEN, and this process has no such variables"):
-        check_variables(requirements, {"TOKEN": ""})
+        check_variables_are_set(requirements, {"TOKEN": ""})
 
 
 def test_a_file_may_be_included_as_a_path_or_by_file_scheme(write: Write, tmp_path: Path) -> None:
