@@ -57,6 +57,28 @@ def run(data):
 """
 
 
+BREAKING_OFF = """
+import json, time
+from azureml_inference_server_http.api.aml_request import rawhttp
+from flask import Response
+
+def init():
+    pass
+
+def answer(fails):
+    yield b"the first part,"
+    # In its own time: the router has passed the first part on.
+    time.sleep(0.2)
+    if fails:
+        raise ValueError("the stream failed")
+    yield b"the last part"
+
+@rawhttp
+def run(request):
+    return Response(answer(json.loads(request.get_data())["fails"]))
+"""
+
+
 def build(folder: Path, script: str) -> str:
     """Return the reference of an image that runs `script`."""
     folder.mkdir(parents=True, exist_ok=True)

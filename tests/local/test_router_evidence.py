@@ -15,7 +15,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evidence import EvidenceQuery, EvidenceWindow
 from controlled_rollout.evidence.local import StateFileEvidence
 from controlled_rollout.gate import Gate
-from tests.local.local_target_lab import VERSION_HEADER, Lab, running
+from tests.local.local_target_lab import BREAKING_OFF, VERSION_HEADER, Lab, running
 from tests.local.telemetry_lab import PROTOBUF, export
 from tests.polling import until
 
@@ -26,28 +26,6 @@ S = timedelta(seconds=1)
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running(tmp_path_factory.mktemp("evidence")) as lab:
         yield lab
-
-
-BREAKING_OFF = """
-import json, time
-from azureml_inference_server_http.api.aml_request import rawhttp
-from flask import Response
-
-def init():
-    pass
-
-def answer(fails):
-    yield b"the first part,"
-    # In its own time: the router has passed the first part on.
-    time.sleep(0.2)
-    if fails:
-        raise ValueError("the stream failed")
-    yield b"the last part"
-
-@rawhttp
-def run(request):
-    return Response(answer(json.loads(request.get_data())["fails"]))
-"""
 
 
 async def serve(lab: Lab, name: str, script: str | None = None) -> tuple[str, dict[str, str]]:

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import record, steps
 from controlled_rollout.checks.connectivity import check_connectivity
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation.replay import replay
@@ -23,7 +25,7 @@ from controlled_rollout.gate import Gate, Mean
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.workspace import Workspace
-from tests.local.local_target_lab import Lab, running, steady_load
+from tests.local.local_target_lab import BREAKING_OFF, Lab, running, steady_load
 from tests.polling import until
 from tests.prometheus.real_prometheus import RunningPrometheus, forwarding, scraping
 
@@ -196,6 +198,43 @@ def test_counters_equal_the_requests_of_callers_and_quantiles_are_histogram_boun
         assert 0.5 in [bin_.share for bin_ in evidence.bins]
 
     asyncio.run(rollout())
+
+
+def test_answers_that_a_version_breaks_off_are_errors(lab: Lab, prometheus: RunningPrometheus) -> None:
+    async def ask() -> None:
+        image = await lab.image(script=BREAKING_OFF)
+        endpoint = Endpoint(name="broken-off").create_version("one", image=image)
+        await lab.serve(endpoint.create_version("two", image=image, traffic_percentile=50.0))
+        for version in ("one", "two"):
+            await lab.ready("broken-off", version)
+        url, key = await lab.url("broken-off"), (await lab.target.keys("broken-off")).primary
+        clusters = (await lab.target.status("broken-off")).clusters
+        # Some scrapes ago: a counter that is there for the first time has grown since the last of them.
+        started = datetime.now(UTC) - 10 * S
+        async with httpx.AsyncClient(timeout=20, headers={"Authorization": f"Bearer {key}"}) as caller:
+            for _ in range(6):
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await caller.post(url, json={"fails": True})
+            for _ in range(3):
+                assert (await caller.post(url, json={"fails": False})).status_code == 200
+
+        async def read() -> tuple[int, int]:
+            query = EvidenceQuery(
+                endpoint="broken-off", control="one", treatment="two", started=started, now=datetime.now(UTC),
+                gate=Gate(latency_quantiles=()), splits=[], clusters=clusters, window=WINDOW,
+            )  # fmt: skip
+            found = (await evidence_source(seeing(lab, prometheus)).read(query)).bins
+            counts = [counts for one in found for counts in (one.control, one.treatment)]
+            return sum(one.requests for one in counts), sum(one.errors for one in counts)
+
+        async def are_counted() -> bool:
+            return (await read())[0] == 9
+
+        await until(are_counted, "nine requests are counted", timeout_s=30, interval_s=0.5)
+        # One that begins in a bin and ends in the next, which has no other request of its version, is not seen.
+        assert 4 <= (await read())[1] <= 6
+
+    asyncio.run(ask())
 
 
 def test_missing_samples_wrong_selectors_and_kql_metrics_are_no_evidence(

@@ -31,6 +31,12 @@ REQUESTS: Final = "envoy_cluster_upstream_rq_xx"
 # longer than `max_stream_duration`, or than the route's time-out. Only the last kind is in `REQUESTS` too, as 504.
 UNANSWERED: Final = "envoy_cluster_upstream_cx_destroy_local_with_active_rq"
 TIMEOUTS: Final = "envoy_cluster_upstream_rq_timeout"
+# Connections that replicas closed with a request on them: the router tried again, or answered 503, or the answer had
+# begun with any code and was broken off. Only the last kind is an error that no code tells of.
+CLOSED_BY_REPLICA: Final = "envoy_cluster_upstream_cx_destroy_remote_with_active_rq"
+RETRIES: Final = "envoy_cluster_upstream_rq_retry"
+# Each is one series of a cluster, without other labels.
+OTHER_COUNTERS: Final = (UNANSWERED, TIMEOUTS, CLOSED_BY_REPLICA, RETRIES)
 TIMES: Final = "envoy_cluster_upstream_rq_time_bucket"
 AGE: Final = "envoy_server_uptime"
 TIMEOUT_S: Final = 60.0
@@ -135,7 +141,7 @@ class PrometheusEvidence:
         clusters = [key.cluster_of(version) for key in keys for version in (key.control, key.treatment)]
         matcher, window = _cluster_matcher(clusters), _range_selector(since, until)
         scrapes = await self._scrapes(since, until)
-        names = f'__name__=~"{REQUESTS}|{UNANSWERED}|{TIMEOUTS}"'
+        names = f'__name__=~"{"|".join((REQUESTS, *OTHER_COUNTERS))}"'
         counters = await self._query(f"{self._label_selector(names, matcher)}{window}", until)
         times: list[TimeSeries] = []
         if any(request.thresholds_ms for request in requests):
@@ -162,7 +168,7 @@ class PrometheusEvidence:
         """Return the series whose raw samples were read; see `MetricStore.queries`."""
         key = request.key
         matcher = _cluster_matcher([key.cluster_of(key.control), key.cluster_of(key.treatment)])
-        metrics = (REQUESTS, UNANSWERED, TIMEOUTS, *((TIMES,) if request.thresholds_ms else ()))
+        metrics = (REQUESTS, *OTHER_COUNTERS, *((TIMES,) if request.thresholds_ms else ()))
         return tuple(f"{metric}{self._label_selector(matcher)}" for metric in metrics)
 
     async def _scrapes(self, since: datetime, until: datetime) -> dict[str, Sequence[Sample]]:
@@ -303,7 +309,9 @@ def _count_rows(
         cluster = key.cluster_of(version)
         cluster_counters, cluster_times = counters.get(cluster, ()), times.get(cluster, ())
         by_class = {code: growth_with_label(cluster_counters, "envoy_response_code_class", code) for code in CLASSES}
-        closed, timed_out = (growth_with_label(cluster_counters, "__name__", name) for name in (UNANSWERED, TIMEOUTS))
+        closed, timed_out, closed_by_replica, retries = (
+            growth_with_label(cluster_counters, "__name__", name) for name in OTHER_COUNTERS
+        )
         unanswered = {bin_: max(0, number - timed_out.get(bin_, 0)) for bin_, number in closed.items()}
         timed = growth_with_label(cluster_times, "le", "+Inf")
         bound_texts = {_bound(bucket): bucket.labels["le"] for bucket in cluster_times}
@@ -317,6 +325,8 @@ def _count_rows(
             # Envoy adds to its histograms only every few seconds: at a bin's edge they may be behind its counters.
             answered = min(n_requests, timed.get((start, before), 0))
             slow = tuple(max(0, answered - bins.get((start, before), 0)) for bins in fast)
-            errors = by_class["5"].get((start, before), 0) + n_unanswered
+            # At least: a 503 of the version itself may hide an answer that was broken off.
+            broken_off = closed_by_replica.get((start, before), 0) - retries.get((start, before), 0)
+            errors = min(n_requests, max(by_class["5"].get((start, before), 0), broken_off) + n_unanswered)
             rows.append(CountRow(start, version, before, Counts(n_requests, errors, slow)))
     return rows

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
 from controlled_rollout.evidence import shared as shared_module
-from controlled_rollout.evidence.prometheus import AGE, REQUESTS, TIMEOUTS, TIMES, UNANSWERED, PrometheusEvidence
+from controlled_rollout.evidence.prometheus import (
+    AGE,
+    CLOSED_BY_REPLICA,
+    REQUESTS,
+    RETRIES,
+    TIMEOUTS,
+    TIMES,
+    UNANSWERED,
+    PrometheusEvidence,
+)
 from controlled_rollout.gate import Counts, Gate
 
 S = timedelta(seconds=1)
@@ -93,6 +102,28 @@ def test_callers_who_hang_up_are_requests_and_errors_and_a_time_out_counts_once(
 
     assert found.bins[0].treatment == Counts(requests=20 + 4 + 2, errors=4 + 2, slow=(0,))
     assert found.bins[1].treatment == Counts(requests=20, errors=0, slow=(0,))
+
+
+@pytest.mark.parametrize(
+    ("closed", "retried", "fives", "errors"),
+    [(4, 0, 0, 4), (4, 4, 0, 0), (4, 2, 2, 2), (6, 1, 2, 5), (0, 3, 1, 1)],
+    ids=["broken off", "tried again with success", "tried again or answered 503", "some broken off", "other retries"],
+)
+def test_answers_that_a_replica_broke_off_are_errors_and_what_was_tried_again_is_none(
+    closed: int, retried: int, fives: int, errors: int
+) -> None:
+    def once(number: int) -> list[float]:
+        return [0.0] * 21 + [float(number)] * 6
+
+    treatment = {"envoy_cluster_name": "c/two"}
+    found = read([
+        *good_series(),
+        series(REQUESTS, *once(fives), **treatment, envoy_response_code_class="5"),
+        series(CLOSED_BY_REPLICA, *once(closed), **treatment),
+        series(RETRIES, *once(retried), **treatment),
+    ])  # fmt: skip
+
+    assert found.bins[0].treatment == Counts(requests=20 + fives, errors=errors, slow=(0,))
 
 
 NOT_A_NUMBER = b'{"status": "success", "data": {"result": [{"metric": {}, "values": [[1, "NaN"]]}]}}'
