@@ -42,6 +42,8 @@ RESERVED: Final = (
 # Settings of the scoring runtime that are whole numbers, and their limits. The routers take no larger body.
 NUMBERS: Final = {"MAX_BODY_BYTES": 100_000_000, "MAX_QUEUED_REQUESTS": 10_000}
 
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 
 class SecretReference(BaseModel):
     """A key of a secret: of a Kubernetes Secret in the versions' namespace, or of a secret of the local workspace.
@@ -129,8 +131,11 @@ def _checked_value(name: str, value: Any) -> str | SecretReference:
     if "\0" in value:
         raise EndpointError(f"environment_variables.{name} has a NUL character, which no environment variable can have")
     limit = NUMBERS.get(name)
-    if limit and not (value.isascii() and value.isdigit() and 0 < int(value) <= limit):
-        raise EndpointError(f"environment_variables.{name} = {value!r}: give a whole number from 1 to {limit:,}")
+    # No limit has more than twelve digits, and Python reads none with thousands of them.
+    if limit and not (value.isascii() and value.isdigit() and len(value) <= 12 and 0 < int(value) <= limit):
+        raise EndpointError(f"environment_variables.{name} is no whole number from 1 to {limit:,}: give one")
+    if name == "AZUREML_LOG_LEVEL" and value.upper() not in LOG_LEVELS:
+        raise EndpointError(f"environment_variables.{name} is not known: choose one of {', '.join(LOG_LEVELS)}")
     return value
 
 

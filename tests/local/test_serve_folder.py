@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def init():
         weights = file.read()
 
 def run(data):
-    return {"weights": weights, "got": data}
+    return {"weights": weights, "got": data, "own": os.environ["OWN"]}
 """
 
 
@@ -54,11 +55,16 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(
         "from controlled_rollout.image import ModelSource\n"
         "from controlled_rollout.target.local.serve_folder import serve_folder\n"
         "sys.exit(serve_folder(Path(sys.argv[1]), port=int(sys.argv[2]), cache=Path(sys.argv[3]),\n"
-        "    models=[ModelSource('m', Path(sys.argv[4]))]))"
+        "    models=[ModelSource('m', Path(sys.argv[4]))], environment_variables={'OWN': 'given'}))"
     )
     command = [sys.executable, "-c", program, str(folder), str(port), str(user_cache()), str(tmp_path / "weights.txt")]
     log = tmp_path / "log"
-    with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as served:
+    # A setting of the runtime that no version has as a field.
+    environment = {**os.environ, "MAX_BODY_BYTES": "10"}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as served,
+    ):
         assert served.stdout
         lines: list[str] = []
         while not (lines and lines[-1].startswith("serving")):
@@ -67,11 +73,13 @@ def test_folder_is_served_with_its_model_until_it_is_stopped(
         request = urllib.request.Request(f"http://127.0.0.1:{port}/score", b"[1]")
         with urllib.request.urlopen(request) as answer:
             scored = json.loads(answer.read())
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/score", b"x" * 11)
         os.kill(served.pid, stop)
         code = served.wait(60)
 
     assert lines[-1] == f"serving {folder} at http://127.0.0.1:{port}/score (Ctrl-C stops)\n"
-    assert scored == {"weights": "heavy", "got": "[1]"}
+    assert scored == {"weights": "heavy", "got": "[1]", "own": "given"}
     assert code == 0
     assert "image: local/my-model@sha256:" in log.read_text()
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 UNIX_PREFIX = "unix:"
 BACKLOG = 1024
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# Far above everything that makes sense.
+MAX_DIGITS = 12
 
 
 class SettingError(Exception):
@@ -47,7 +50,7 @@ class Settings:
         """Read the settings from environment variables.
 
         Raises:
-            SettingError: A variable is missing, or is not a positive number.
+            SettingError: A variable is missing, is not a positive number, or no level of the log.
         """
         app_root = environment.get("AML_APP_ROOT", "")
         entry_script = environment.get("AZUREML_ENTRY_SCRIPT", "")
@@ -59,6 +62,9 @@ class Settings:
                 f"AZUREML_ENTRY_SCRIPT={entry_script!r}: there is no such file in {app_root!r}: "
                 "set it to the entry script's path in the project folder"
             )
+        level = environment.get("AZUREML_LOG_LEVEL", "")
+        if level and level.upper() not in LOG_LEVELS:
+            raise SettingError(f"AZUREML_LOG_LEVEL={level!r} is not known: choose one of {', '.join(LOG_LEVELS)}")
         return cls(
             entry_script=entry_script,
             app_root=os.path.abspath(app_root),
@@ -76,8 +82,9 @@ def _positive_number(environment: Mapping[str, str], name: str, default: float) 
     text = environment.get(name, "")
     if not text:
         return default
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise SettingError(f"{name}={text!r} is not a whole number above 0")
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS or int(text) == 0:
+        shown = text if len(text) <= 2 * MAX_DIGITS else f"{text[:MAX_DIGITS]}..."
+        raise SettingError(f"{name}={shown!r} is not a whole number above 0 of at most {MAX_DIGITS} digits")
     return int(text)
 
 

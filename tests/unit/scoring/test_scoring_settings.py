@@ -30,10 +30,16 @@ def test_milliseconds_become_seconds(contract: dict[str, str]) -> None:
     assert (settings.scoring_timeout_s, settings.max_wait_s, settings.drain_timeout_s) == (1.5, 0.02, 7.0)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", " 1"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", " 1", "9" * 13, "9" * 5000])
 def test_invalid_number_is_refused_with_its_name(contract: dict[str, str], value: str) -> None:
     with pytest.raises(SettingError, match="WORKER_COUNT="):
         Settings.from_environment({**contract, "WORKER_COUNT": value})
+
+
+def test_unknown_level_of_the_log_is_refused_and_a_known_one_may_be_in_small_letters(contract: dict[str, str]) -> None:
+    Settings.from_environment({**contract, "AZUREML_LOG_LEVEL": "info"})
+    with pytest.raises(SettingError, match="AZUREML_LOG_LEVEL='loud' is not known: choose one of DEBUG, INFO"):
+        Settings.from_environment({**contract, "AZUREML_LOG_LEVEL": "loud"})
 
 
 @pytest.mark.parametrize(
