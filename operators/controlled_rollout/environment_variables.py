@@ -11,7 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from controlled_rollout.errors import EndpointError
 
-__all__ = ["EnvironmentVariables", "SecretReference", "check_secret", "check_variables"]
+__all__ = [
+    "EnvironmentVariables",
+    "SecretReference",
+    "can_be_variable",
+    "check_secret",
+    "check_secret_values",
+    "check_variables",
+]
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # As Kubernetes has them.
@@ -57,6 +64,29 @@ class SecretReference(BaseModel):
 
     secret: str
     key: str
+
+
+def can_be_variable(value: str) -> bool:
+    """Return whether a text can be the value of an environment variable: UTF-8 without NUL characters."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def check_secret_values(name: str, values: Mapping[str, str]) -> None:
+    """Raise EndpointError unless a secret may have this name, these keys, and these values as environment variables.
+
+    Raises:
+        EndpointError: It may not; the message has no value.
+    """
+    check_secret(name, *values)
+    for key, value in values.items():
+        if not can_be_variable(value):
+            raise EndpointError(
+                f"the value for the key {key!r} of the secret {name!r} has a NUL character or half of a surrogate "
+                "pair, which no environment variable can have: encode it, such as with base64"
+            )
 
 
 def check_secret(name: str, *keys: str) -> None:
@@ -128,8 +158,11 @@ def _checked_value(name: str, value: Any) -> str | SecretReference:
             f"environment_variables.{name} is of the type {type(value).__name__}: give a text (in quotes), or a "
             "reference to a secret"
         )
-    if "\0" in value:
-        raise EndpointError(f"environment_variables.{name} has a NUL character, which no environment variable can have")
+    if not can_be_variable(value):
+        raise EndpointError(
+            f"environment_variables.{name} has a NUL character or half of a surrogate pair, which no environment "
+            "variable can have"
+        )
     limit = NUMBERS.get(name)
     # No limit has more than twelve digits, and Python reads none with thousands of them.
     if limit and not (value.isascii() and value.isdigit() and len(value) <= 12 and 0 < int(value) <= limit):

@@ -1,14 +1,16 @@
 """The environment variables of a version: what is taken, what is refused, and that no message shows a value."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.environment_variables import SecretReference
-from controlled_rollout.errors import EndpointError
+from controlled_rollout.environment_variables import SecretReference, check_secret_values
+from controlled_rollout.errors import DamagedFileError, EndpointError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import manifests
+from controlled_rollout.target.local import secret_files
 from controlled_rollout.version import Version
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -40,6 +42,7 @@ def test_texts_and_references_survive_json() -> None:
         ("DEBUG", True, "is of the type bool"),
         ("NOTHING", None, "is of the type NoneType"),
         ("A", "hunter2\0", "NUL"),
+        ("A", "hunter2\ud800", "half of a surrogate pair"),
         ("MAX_BODY_BYTES", "200000000", "from 1 to 100,000,000"),
         ("MAX_BODY_BYTES", "1e6", "no whole number"),
         ("MAX_BODY_BYTES", "9" * 5000, "no whole number"),
@@ -79,3 +82,21 @@ def test_only_keys_of_secrets_that_no_version_named_before_are_looked_up() -> No
 
     assert refusals.new_references(after, before) == {SecretReference(**other): "two"}
     assert refusals.new_references(after.delete_version("two"), after) == {}
+
+
+@pytest.mark.parametrize("value", ["hunter2\0", "hunter2\udc80"])
+def test_a_secret_takes_no_value_that_could_be_no_environment_variable(value: str) -> None:
+    with pytest.raises(EndpointError, match="the key 'token' of the secret 'store'") as refusal:
+        check_secret_values("store", {"token": value})
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_damaged_file_of_a_secret_is_named_without_its_content(tmp_path: Path) -> None:
+    reference = SecretReference(secret="store", key="token")
+    for content in ("hunter2", '["hunter2"]', '{"token": 2}', '{"token": "hunter2\\u0000"}'):
+        (tmp_path / "store.json").write_text(content)
+        with pytest.raises(DamagedFileError, match=r"store\.json cannot be read") as failure:
+            secret_files.read_value(tmp_path, reference)
+        assert "hunter2" not in str(failure.value)
+    secret_files.store(tmp_path / "new", "store", {"token": "x"})
+    assert secret_files.read_value(tmp_path / "new", reference) == "x"

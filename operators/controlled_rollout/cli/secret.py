@@ -7,6 +7,7 @@ import sys
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
 from controlled_rollout.cli.view import print_line
+from controlled_rollout.errors import ArgumentError
 
 __all__ = ["add_to"]
 
@@ -25,7 +26,13 @@ def _run_secret(options: argparse.Namespace) -> int:
     from controlled_rollout.target.connect import connect
 
     # Not as an argument: those are in the list of processes and in the shell's history.
-    value = getpass.getpass("value: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    try:
+        value = getpass.getpass("value: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(
+            f"the value from stdin is no UTF-8 text ({error.reason} at byte {error.start}): encode it, such as "
+            "with base64"
+        ) from None
 
     async def store() -> None:
         """Store the value in the workspace's target."""

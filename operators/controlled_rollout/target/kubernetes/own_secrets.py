@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from controlled_rollout.cluster.api import Api
 from controlled_rollout.cluster.kinds import MANAGED_BY, SECRET
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.environment_variables import check_secret
+from controlled_rollout.environment_variables import check_secret_values
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target import refusals
 
@@ -22,9 +22,10 @@ async def store(api: Api, namespace: str, name: str, values: Mapping[str, str]) 
         values: The values, by key.
 
     Raises:
-        EndpointError: A name is not valid, or the Secret exists and somebody else has made it.
+        EndpointError: A name is not valid, a value could be no environment variable, or somebody else has made the
+            Secret.
     """
-    check_secret(name, *values)
+    check_secret_values(name, values)
     path = SECRET.path(namespace, name)
     manifest = {
         "apiVersion": SECRET.version,

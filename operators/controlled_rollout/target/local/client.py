@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.environment_variables import check_secret
+from controlled_rollout.environment_variables import check_secret_values
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.process_status import ProcessStatus
@@ -132,7 +132,7 @@ class LocalTarget:
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a secret; other keys of it stay."""
-        check_secret(name, *values)
+        check_secret_values(name, values)
         await self._request("POST", f"/secrets/{name}", {"values": dict(values)})
 
     async def delete(self, name: str, change: Change) -> None:

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from controlled_rollout.environment_variables import SecretReference, check_secret
+from controlled_rollout.environment_variables import SecretReference, can_be_variable, check_secret_values
 from controlled_rollout.errors import DamagedFileError, WorkspaceError
 from controlled_rollout.target.local import atomic_files
 
@@ -21,9 +22,9 @@ def store(folder: Path, name: str, values: Mapping[str, str]) -> None:
 
     Raises:
         DamagedFileError: The secret's file cannot be read.
-        EndpointError: A name is not valid.
+        EndpointError: A name is not valid, or a value could be no environment variable.
     """
-    check_secret(name, *values)
+    check_secret_values(name, values)
     atomic_files.create_private_folder(folder)
     content = {**(_read(folder, name) or {}), **values}
     atomic_files.write_atomically(_file(folder, name), json.dumps(content).encode())
@@ -70,9 +71,10 @@ def _read(folder: Path, name: str) -> dict[str, str] | None:
     except (OSError, ValueError) as error:
         # The text of a JSON error has none of the content.
         raise _damaged_error(path, str(error)) from error
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+    values: dict[str, Any] = content if isinstance(content, dict) else {"": None}
+    if not all(isinstance(value, str) and can_be_variable(value) for value in values.values()):
         raise _damaged_error(path, "it is not a JSON object with texts")
-    return content
+    return values
 
 
 def _damaged_error(path: Path, reason: str) -> DamagedFileError:
