@@ -6,6 +6,7 @@ from typing import Any, Final
 import yaml
 
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.text_file import read_text_file
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["read_workspace"]
@@ -33,8 +34,8 @@ def read_workspace(file: Path) -> Workspace:
 def _read_settings(file: Path) -> dict[str, Any]:
     """Return the file's settings without empty values; raise WorkspaceError if it is not YAML or JSON of a mapping."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text_file(file))
+    except (OSError, ValueError) as error:
         raise WorkspaceError(f"the workspace's file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise WorkspaceError(f"the workspace's file {file} is neither YAML nor JSON: {error}") from error

@@ -166,11 +166,17 @@ def test_a_workspace_is_read_from_yaml_and_from_json_and_its_paths_start_at_the_
     assert read_workspace(json) == workspace.model_copy(update={"name": "other"})
 
 
+def test_a_workspace_s_file_that_powershell_wrote_is_read(tmp_path: Path) -> None:
+    (tmp_path / "laptop.yaml").write_text("target: local\r\n", encoding="utf-16")
+
+    assert read_workspace(tmp_path / "laptop.yaml").target == "local"
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         (None, "cannot be read"),
-        (b"\xff", "cannot be read"),
+        (b"\xff", "line 1 is not utf-8: save it as UTF-8"),
         (b"- target", "holds no settings"),
         (b"", "holds no settings"),
         (b"target: [", "neither YAML nor JSON"),

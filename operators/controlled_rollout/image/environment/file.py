@@ -12,7 +12,7 @@ from controlled_rollout.errors import ImageError
 from controlled_rollout.image.environment.conda import translate_conda
 from controlled_rollout.image.environment.environment import Environment
 from controlled_rollout.image.environment.requirements import RequirementLines
-from controlled_rollout.image.text_file import read_text_file
+from controlled_rollout.text_file import read_text_file
 
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode
@@ -139,7 +139,10 @@ def _read_yaml_mapping(path: Path) -> Mapping[str, Any]:
                 raise ImageError(f"key {twice!r} is there twice: put both parts under one")
             return mapping
 
-    text = read_text_file(path, "environment file")
+    try:
+        text = read_text_file(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"environment file {path} cannot be read: {error}") from error
     try:
         document = yaml.load(text, Loader=TextLoader)  # noqa: S506 - makes only text
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -14,7 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.credentials import find_credential, hide_credentials
-from controlled_rollout.image.text_file import read_text_file
+from controlled_rollout.text_file import read_text_file
 
 __all__ = ["VARIABLE", "RequirementLines", "check_constraint", "check_requirement", "check_variables_are_set"]
 
@@ -98,7 +98,11 @@ class RequirementLines:
             self.included.append(resolved)
         if len(self.included) > MAX_INCLUDED:
             raise ImageError(f"requirements file {path}: more than {MAX_INCLUDED} files include others: write fewer")
-        continued = re.sub(r"\\\r?\n", " ", read_text_file(path, "requirements file"))
+        try:
+            text = read_text_file(path)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"requirements file {path} cannot be read: {error}") from error
+        continued = re.sub(r"\\\r?\n", " ", text)
         self._read_lines(continued.splitlines(), path, (*including, resolved), sink)
 
     def _read_lines(self, lines: Iterable[str], source: Path, including: tuple[Path, ...], sink: list[str]) -> None:

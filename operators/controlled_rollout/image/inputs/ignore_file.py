@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.text_file import read_text_file
+from controlled_rollout.text_file import read_text_file
 
 __all__ = ["IGNORE_FILES", "IgnoreRules", "read_ignore_rules"]
 
@@ -56,7 +56,10 @@ def read_ignore_rules(root: Path) -> IgnoreRules:
     if name is None:
         return IgnoreRules()
     # Not `splitlines`, which also splits at characters that names of files may have.
-    text = read_text_file(root / name, "ignore file", keeps_bytes=True)
+    try:
+        text = read_text_file(root / name, keeps_bytes=True)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"ignore file {root / name} cannot be read: {error}") from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     patterns: list[str] = []
     without_effect: list[str] = []

@@ -12,6 +12,7 @@ from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.image.builders.build_context import BUILDAH_OPTIONS
 from controlled_rollout.image.builders.build_request import BuildRequest
+from controlled_rollout.text_file import read_text_file
 
 __all__ = [
     "AUTH_FILE",
@@ -205,8 +206,8 @@ def read_pod_template(path: Path) -> Object:
         WorkspaceError: The file cannot be read, or holds no pod.
     """
     try:
-        pod = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        pod = yaml.safe_load(read_text_file(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise WorkspaceError(f"builder_pod_template {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(pod, dict) or pod.get("kind") != "Pod":
         raise WorkspaceError(f"builder_pod_template {path} holds no object of the kind Pod")

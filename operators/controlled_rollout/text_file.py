@@ -5,9 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.errors import ImageError
-
-__all__ = ["decode_text", "read_text_file"]
+__all__ = ["read_text_file"]
 
 MAX_BYTES: Final = 2_000_000
 # The longest first: UTF-32's mark begins with UTF-16's.
@@ -22,45 +20,30 @@ BYTE_ORDER_MARKS: Final = (
 DECLARATION: Final = re.compile(rb"\A(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)")
 
 
-def read_text_file(path: Path, what: str, *, keeps_bytes: bool = False) -> str:
+def read_text_file(path: Path, *, keeps_bytes: bool = False) -> str:
     """Return a file's text: by its byte order mark, the encoding that it declares, or as UTF-8.
 
     Args:
         path: The file.
-        what: What it is, for the error.
         keeps_bytes: Bytes that are not UTF-8 become surrogates, as in the names of files.
 
     Raises:
-        ImageError: It cannot be read, has more than 2 MB, or its bytes are not of that encoding.
+        OSError: It cannot be read.
+        ValueError: It has more than 2 MB, or its bytes are not of that encoding.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{what} {path} cannot be read: {error}") from error
+    with path.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ImageError(f"{what} {path} has more than {MAX_BYTES / 1e6:.0f} MB: it is not one, or split it")
-    try:
-        return decode_text(content, keeps_bytes=keeps_bytes)
-    except ImageError as error:
-        raise ImageError(f"{what} {path} cannot be read: {error}") from error
-
-
-def decode_text(content: bytes, *, keeps_bytes: bool = False) -> str:
-    """Return the text of a file's bytes: see `read_text_file`.
-
-    Raises:
-        ImageError: The bytes are not of the encoding.
-    """
+        raise ValueError(f"it has more than {MAX_BYTES / 1e6:.0f} MB, which is more than such a file has")
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS if content.startswith(mark)), None)
     encoding = marked or _declared_encoding(content) or "utf-8"
     if marked is None and b"\0" in content:
-        raise ImageError("it has zero bytes, as UTF-16 without a byte order mark has them: save it as UTF-8")
+        raise ValueError("it has zero bytes, as UTF-16 without a byte order mark has them: save it as UTF-8")
     try:
         return content.decode(encoding, "surrogateescape" if keeps_bytes and encoding == "utf-8" else "strict")
     except ValueError as error:
         line = content.count(b"\n", 0, getattr(error, "start", 0)) + 1
-        raise ImageError(
+        raise ValueError(
             f"line {line} is not {encoding}: save it as UTF-8, or name its encoding in the first line, "
             "such as `# -*- coding: latin-1 -*-`"
         ) from error
