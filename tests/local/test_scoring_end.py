@@ -132,6 +132,20 @@ def test_idle_pools_and_processes_of_the_script_end_with_the_replica_at_once(pyt
     assert took < 15
 
 
+def test_processes_that_lose_the_one_that_started_them_leave_nothing_behind_when_they_end(
+    python: Path, tmp_path: Path
+) -> None:
+    script = """
+import subprocess
+def init(): pass
+def run(data): return int(subprocess.run(["sh", "-c", "sleep 0.1 & echo $!"], capture_output=True).stdout)
+"""
+    with start_replica(python, tmp_path, script) as replica:
+        pid = replica.score().json
+        # Also no zombie, which would keep its number.
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the process is gone")
+
+
 @pytest.mark.parametrize("slots", ["1", "2"])
 def test_work_that_outlives_its_request_is_waited_for_within_the_drain(
     python: Path, tmp_path: Path, slots: str
