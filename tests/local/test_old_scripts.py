@@ -41,6 +41,12 @@ OWN_FILES = {
         with_file("config.json", BYTE_ORDER_MARK + '{"SERVICE_NAME": "digits"}', url="/swagger.json", method="GET"),
         "digits",
     ),
+    "config.json with a setting of the server that is not valid": (
+        with_file(
+            "config.json", '{"AZUREML_DEBUG_PORT": "x"}', "config.json has settings of the server that", status=0
+        ),
+        "",
+    ),
     "a configuration of the server that is none": (
         with_file(
             "other.json",

@@ -44,7 +44,8 @@ def own_configuration(settings: Settings) -> Iterator[None]:
     """Let the stock server read its configuration within the block only from files that are one.
 
     Raises:
-        SettingError: The file that `AZUREML_CONFIG_FILE` names cannot be read as one.
+        SettingError: The file that `AZUREML_CONFIG_FILE` names cannot be read as one, or a file has a setting of the
+            server that is not valid.
     """
     from azureml_inference_server_http import log_config
 
@@ -68,6 +69,11 @@ def own_configuration(settings: Settings) -> Iterator[None]:
         os.environ[CONFIG_VARIABLE] = f"/proc/self/fd/{stream.fileno()}"
         try:
             yield
+        except SystemExit as error:
+            # The stock server ends the process for a setting that is not valid, and does not name the file.
+            if isinstance(error.__context__, ValueError):
+                raise SettingError(f"{file} has settings of the server that are not valid") from error.__context__
+            raise
         finally:
             del os.environ[CONFIG_VARIABLE]
             if named is not None:
