@@ -9,9 +9,10 @@ import pytest
 
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.evaluation import look as looks
-from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.evidence import EvidenceQuery, EvidenceWindow, evidence_source
 from controlled_rollout.gate import Gate, Outcome
 from tests.conformance.target_lab import TargetLab
+from tests.polling import until
 
 # Requests per second.
 RATE = 40.0
@@ -75,3 +76,36 @@ async def test_rows_that_somebody_else_writes_neither_pass_a_bad_version_nor_fai
     assert "requests of version 'two', and the router counted" in seen[-1].verdict.reason
     # The first few rows too many may be fewer than what the router has counted between two looks.
     assert outcomes <= {"cannot_see", "not_enough_evidence"}, [one.verdict.reason for one in seen]
+
+
+async def test_an_answer_that_a_version_breaks_off_is_broken_for_its_caller_and_an_error_for_the_gate(
+    target_lab: TargetLab,
+) -> None:
+    lab = target_lab
+    endpoint = await serve_two(lab, "broken-off", "steady2")
+    endpoint = await lab.serve(endpoint.shift("two", 50))
+    status = await lab.target.status(endpoint.name)
+    key = {"Authorization": f"Bearer {(await lab.target.keys(endpoint.name)).primary}"}
+    started = datetime.now(UTC) - timedelta(minutes=1)
+    async with httpx.AsyncClient(timeout=30, headers=key) as caller:
+        for _ in range(6):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await caller.post(status.url, json={"breaks_off": True})
+        assert (await caller.post(status.url, json={})).status_code == 200
+
+    async def counted() -> tuple[int, int]:
+        """Return the requests and the errors that the gate counts."""
+        query = EvidenceQuery(
+            endpoint=endpoint.name, control="one", treatment="two", started=started, now=datetime.now(UTC),
+            gate=Gate(latency_quantiles=()), splits=[], clusters=status.clusters,
+            window=EvidenceWindow(bin_width=timedelta(seconds=1), allowed_lag=timedelta(0)),
+        )  # fmt: skip
+        bins = (await evidence_source(lab.workspace).read(query)).bins
+        counts = [counts for one in bins for counts in (one.control, one.treatment)]
+        return sum(one.requests for one in counts), sum(one.errors for one in counts)
+
+    async def are_counted() -> bool:
+        return (await counted())[0] == 7
+
+    await until(are_counted, "seven requests are counted", timeout_s=60, interval_s=1)
+    assert await counted() == (7, 6)

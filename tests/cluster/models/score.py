@@ -1,13 +1,16 @@
 """Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides.
 
-A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables.
+A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables;
+`{"breaks_off": true}` for a streamed answer that fails after its first part.
 """
 
 import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 behaviour = json.loads(Path(__file__).with_name("behaviour.json").read_text())
 requests = 0
@@ -20,7 +23,7 @@ def init() -> None:
     print("loaded", behaviour["version"])  # noqa: T201 - what a model prints is its log
 
 
-def run(data: str) -> dict[str, object]:
+def run(data: str) -> Any:
     global requests
     requests += 1
     if behaviour["dies_after"] and requests > behaviour["dies_after"]:
@@ -29,5 +32,16 @@ def run(data: str) -> dict[str, object]:
     time.sleep(behaviour["delay_ms"] / 1000 + asked.get("sleep_s", 0))
     if random.random() < behaviour["failing_share"]:
         raise RuntimeError("injected: this request fails")
+    if asked.get("breaks_off"):
+        from flask import Response
+
+        return Response(broken_off())
     variables = {name: os.environ.get(name) for name in asked.get("variables", ())}
     return {"version": behaviour["version"], "data": data, "variables": variables}
+
+
+def broken_off() -> Iterator[bytes]:
+    yield b"the first part,"
+    # In its own time: the router has passed the first part on.
+    time.sleep(0.2)
+    raise RuntimeError("injected: this answer fails in the middle")
