@@ -83,6 +83,60 @@ def test_image_contains_the_source_and_describes_its_inputs(built: Project) -> N
     assert document["environment_hash"] == image.environment_hash
 
 
+CHANGES_ITSELF = """
+import os, subprocess, sys, httptools
+
+def attempts():
+    model = os.path.join(os.environ["AZUREML_MODEL_DIR"], "model.txt")
+    yield lambda: open(model, "w")
+    yield lambda: open(os.path.join(os.path.dirname(model), "new.txt"), "w")
+    yield lambda: os.remove(model)
+    yield lambda: open(__file__, "a")
+    yield lambda: open(httptools.__file__, "a")
+    yield lambda: open(os.path.join(os.path.dirname(httptools.__file__), "new.py"), "w")
+    yield lambda: subprocess.run([sys.executable, "-c", f"open({model!r}, 'w')"], check=True, capture_output=True)
+
+def init():
+    refused = 0
+    for attempt in attempts():
+        try:
+            attempt()
+        except (OSError, subprocess.CalledProcessError):
+            refused += 1
+    print("refused:", refused, open("/proc/self/cmdline").read()[:1], flush=True)
+    os._exit(7)
+
+def run(data): ...
+"""
+
+
+async def test_an_image_in_the_cache_cannot_be_changed_by_what_runs_it(built: Project, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    (source / "score.py").write_text(CHANGES_ITSELF)
+    (tmp_path / "model.txt").write_text("kept")
+    models = [ModelSource("digits", tmp_path / "model.txt")]
+    reference = await build_local_image(source, name="changing", cache=built.cache, models=models)
+    image = load_local_image(reference, built.cache)
+
+    done = subprocess.run(
+        [image.python, "-m", "controlled_rollout_scoring", "--bind", "127.0.0.1:0"],
+        cwd=image.app_root,
+        env={
+            "PYTHONPATH": str(runtime_folder()),
+            "AML_APP_ROOT": str(image.app_root),
+            "AZUREML_ENTRY_SCRIPT": image.entry_script,
+            "AZUREML_MODEL_DIR": str(image.model_dir),
+        },
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+
+    assert "refused: 7" in done.stdout + done.stderr
+    assert [path.name for path in image.model_dir.iterdir()] == ["model.txt"]
+    assert (image.model_dir / "model.txt").read_text() == "kept"
+
+
 async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Project) -> None:
     before = {path: path.lstat().st_mtime_ns for path in built.cache.glob("*/*")}
     lines: list[str] = []

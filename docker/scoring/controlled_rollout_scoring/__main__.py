@@ -13,7 +13,7 @@ import argparse
 import signal
 
 from controlled_rollout_scoring.log import log
-from controlled_rollout_scoring.processes import signal_at_parent_death
+from controlled_rollout_scoring.processes import keep_out_of_read_only_files, signal_at_parent_death
 from controlled_rollout_scoring.replica import serve
 from controlled_rollout_scoring.settings import Address, SettingError, Settings
 
@@ -32,6 +32,7 @@ def main() -> int:
         help="stop, with a drain, when the process that started this one ends",
     )
     options = parser.parse_args()
+    keep_out_of_read_only_files()
     if options.exit_with_parent:
         signal_at_parent_death(signal.SIGTERM, parent)
     try:

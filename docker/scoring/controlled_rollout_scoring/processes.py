@@ -13,6 +13,9 @@ from collections.abc import Collection
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE = 1
+CAPABILITY_VERSION = 0x20080522
 POLL_INTERVAL_S = 0.02
 
 
@@ -31,6 +34,24 @@ def signal_at_parent_death(signal_number: signal.Signals, parent: int) -> None:
 def adopt_orphans() -> None:
     """Ask the kernel to make this process the parent of every descendant whose own parent ends."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def keep_out_of_read_only_files() -> None:
+    """Give up root's right to write what is read-only, such as the version's own files; root may still read all.
+
+    Other users do not have it. The processes that this one starts do not get it back.
+    """
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    _prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    # Three sets of 64 bits: effective, permitted and inheritable, the lower halves of all of them first.
+    sets = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets) == 0:
+        for lower_half in range(3):
+            sets[lower_half] &= ~(1 << CAP_DAC_OVERRIDE)
+        libc.capset(header, sets)
 
 
 def _prctl(option: int, value: int) -> None:

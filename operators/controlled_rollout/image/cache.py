@@ -7,8 +7,9 @@
     containers/, scans/      working folders of buildah and of the scanners
     locks/                   one empty file per entry that was ever built
 
-An entry is built in a folder beside its place and renamed when it is complete. Meanwhile the builder holds a file lock,
-which the kernel releases when the process dies. So a reader needs no lock, and never sees half an entry.
+An entry is built in a folder beside its place, made read-only and renamed when it is complete. Meanwhile the builder
+holds a file lock, which the kernel releases when the process dies. So a reader needs no lock, and never sees half an
+entry.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,12 @@ from typing import Final
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.cancellable_thread import in_thread
 
-__all__ = ["Cache", "DiskFullError", "check_free_space"]
+__all__ = ["Cache", "DiskFullError", "check_free_space", "remove_tree"]
 
 ENVIRONMENTS: Final = "environments"
 IMAGES: Final = "images"
 LOCKS: Final = "locks"
+WRITABLE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 UNFINISHED: Final = ".building"
 LOCK_POLL_S: Final = 0.05
 
@@ -112,6 +115,7 @@ class Cache:
                 try:
                     unfinished.mkdir()
                     await fill(unfinished, lock)
+                    await in_thread(lambda _: _make_read_only(unfinished))
                     await in_thread(lambda _: _remove_if_exists(folder))
                     unfinished.rename(folder)
                 except BaseException:
@@ -206,7 +210,27 @@ def _remove_if_exists(path: Path) -> None:
     if path.is_symlink():
         path.unlink(missing_ok=True)
     elif path.exists():
-        shutil.rmtree(path)
+        remove_tree(path)
+
+
+def _make_read_only(folder: Path) -> None:
+    """Take the write permission from a folder and from all that is in it: what runs it must not change it."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if not os.path.islink(file := os.path.join(place, name)):
+                os.chmod(file, os.stat(file).st_mode & ~WRITABLE)
+        os.chmod(place, os.stat(place).st_mode & ~WRITABLE)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder of the cache with its content, although it is read-only.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
+    for place, _, _ in os.walk(path):
+        os.chmod(place, stat.S_IRWXU)
+    shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -89,9 +89,7 @@ async def build_local_image(
     env_hash = environment_hash(inputs.environment)
     await _build_environment_if_missing(inputs.environment, env_hash, place, progress)
     document = _image_document(inputs, env_hash)
-    reference = ImageReference(
-        f"local/{name}", hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    )
+    reference = ImageReference(f"local/{name}", _digest_of(document))
     built = await _copy_image_if_missing(inputs, document, place.image(reference.sha256), place)
     progress(f"image: {reference} {'built' if built else 'found in the cache'}")
     return reference
@@ -111,15 +109,20 @@ def load_local_image(reference: str | ImageReference, cache: Path) -> LocalImage
     place = Cache.at(cache)
     folder = place.image(image.sha256)
     try:
-        document = json.loads((folder / IMAGE_FILE).read_text(encoding="utf-8"))
+        document = _read_document(folder)
         env_hash, entry_script = document["environment_hash"], document["entry_script"]
         models = [(model["name"], model["version"]) for model in document["models"]]
     except FileNotFoundError as error:
         raise ImageError(f"image {image} is not in the cache {place.root}: build it there first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"image {image} in {folder} cannot be read ({error}): remove that folder and build the image again"
+            f"image {image} in {folder} cannot be read ({error}): build the image again, which replaces it"
         ) from error
+    if _digest_of(document) != image.sha256:
+        raise ImageError(
+            f"image {image} in {folder} is not what was built: somebody has changed its {IMAGE_FILE}. Build the image "
+            "again, which replaces it"
+        )
     environment = place.find_environment(env_hash)
     if environment is None:
         raise ImageError(
@@ -180,4 +183,27 @@ async def _copy_image_if_missing(inputs: ImageInputs, document: dict[str, Any], 
         """Fill the cache entry's empty folder with the image's files."""
         await in_thread(lambda check_cancelled: copy(target, check_cancelled))
 
-    return await cache.build(folder, lambda image: (image / IMAGE_FILE).is_file(), fill)
+    return await cache.build(folder, _is_image, fill)
+
+
+def _is_image(folder: Path) -> bool:
+    """Whether a folder of the cache has the image that its name says."""
+    try:
+        return _digest_of(_read_document(folder)) == folder.name
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    """Read the description of the image in a folder of the cache.
+
+    Raises:
+        OSError, ValueError, TypeError: It cannot be read.
+    """
+    return dict(json.loads((folder / IMAGE_FILE).read_text(encoding="utf-8")))
+
+
+def _digest_of(document: Mapping[str, Any]) -> str:
+    """Return an image's digest (hexadecimal): that of its description. Its environment is in there by its hash."""
+    described = {name: value for name, value in document.items() if name != "environment"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import ImageError
-from controlled_rollout.image.cache import Cache, DiskFullError
+from controlled_rollout.image.cache import Cache, DiskFullError, remove_tree
 
 KEY = "a" * 64
 OTHER = "b" * 64
@@ -229,3 +229,21 @@ def test_an_environment_whose_interpreter_was_removed_is_not_found(tmp_path: Pat
     python.symlink_to(tmp_path / "no-such-python")
 
     assert cache.find_environment(KEY) is None
+
+
+async def test_an_entry_and_all_that_is_in_it_are_read_only_and_can_be_built_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    async def make(unfinished: Path, lock: int) -> None:
+        (unfinished / "folder").mkdir()
+        (unfinished / "folder" / "script").touch(mode=0o777)
+        (unfinished / "link").symlink_to("/etc/hostname")
+
+    entry = cache.image(KEY)
+    for _ in range(2):
+        assert await cache.build(entry, lambda folder: False, make) is True
+        assert [oct(path.stat().st_mode & 0o777) for path in (entry, entry / "folder")] == ["0o555", "0o555"]
+        assert (entry / "folder" / "script").stat().st_mode & 0o222 == 0
+
+    remove_tree(entry)
+    assert not entry.exists()

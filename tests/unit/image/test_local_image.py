@@ -1,5 +1,6 @@
 """What `build` and `load` refuse before anything is built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> 
     folder.mkdir(parents=True)
     (folder / "image.json").write_text(text)
 
-    with pytest.raises(ImageError, match=r"cannot be read .* remove that folder and build the image again"):
+    with pytest.raises(ImageError, match=r"cannot be read .* build the image again, which replaces it"):
         load_local_image(ImageReference("local/digits", "a" * 64), tmp_path)
 
 
@@ -84,3 +85,13 @@ def test_the_runtime_is_found_with_requirements_that_are_pinned() -> None:
     assert (runtime_folder() / "controlled_rollout_scoring" / "__init__.py").is_file()
     assert lines
     assert all("==" in line for line in lines)
+
+
+def test_an_image_whose_description_was_changed_is_not_run(tmp_path: Path) -> None:
+    document = {"environment_hash": "e" * 64, "entry_script": "other.py", "models": []}
+    folder = tmp_path / "images" / ("a" * 64)
+    folder.mkdir(parents=True)
+    (folder / "image.json").write_text(json.dumps(document))
+
+    with pytest.raises(ImageError, match=r"is not what was built: somebody has changed its image\.json"):
+        load_local_image(ImageReference("local/digits", "a" * 64), tmp_path)

@@ -1,12 +1,12 @@
 """What the local workspace and its cache hold that nothing needs any more, and deleting it."""
 
-import shutil
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from controlled_rollout.errors import DamagedFileError, ImageError
-from controlled_rollout.image.cache import Cache
+from controlled_rollout.image.cache import Cache, remove_tree
 from controlled_rollout.image.reference import ImageReference
 from controlled_rollout.image.unused import size_of, unused_entries
 from controlled_rollout.target.local.log_file import old_logs
@@ -67,7 +67,8 @@ def delete_leftovers(leftovers: Sequence[Leftover]) -> int:
     """Delete what `find_leftovers` has found; return how many bytes that freed."""
     for leftover in leftovers:
         if leftover.path.is_dir():
-            shutil.rmtree(leftover.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_tree(leftover.path)
         else:
             leftover.path.unlink(missing_ok=True)
     return sum(leftover.size for leftover in leftovers if not leftover.path.exists())

@@ -76,7 +76,8 @@ async def _run(
     return await run_command(
         command,
         cwd,
-        environment={**variables, "UV_NO_PROGRESS": "1", "NO_COLOR": "1"},
+        # Copies: a link would lead to uv's cache, so who writes into one environment would change the next.
+        environment={**variables, "UV_NO_PROGRESS": "1", "NO_COLOR": "1", "UV_LINK_MODE": "copy"},
         lock=lock,
         on_line=lambda line: progress(f"environment: {line}") if STEP.match(line) else None,
     )
