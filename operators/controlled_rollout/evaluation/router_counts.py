@@ -142,13 +142,32 @@ def _too_few(look: LookInput, version: str, is_treatment: bool) -> str | None:
     if not any(bin_.share is not None and _share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
         return None
     counted = [bin_ for bin_ in evidence.bins if _requests(bin_, is_treatment)]
-    sent = router[-1].requests.get(version, 0) if router else 0
-    if sent and not counted:
-        return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins")
     if not counted:
-        return None
+        has_traffic = any(_requests(bin_, not is_treatment) for bin_ in evidence.bins)
+        sent = _sent_to_unseen_version(look, version, has_traffic=has_traffic)
+        is_mismatch = sent >= (1 if has_traffic else MIN_UNSEEN_REQUESTS)
+        return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins") if is_mismatch else None
     newest_end = max(bin_.start for bin_ in counted) + look.settings.window.bin_width
     return _silent_version(version, newest_end, router, evidence.until)
+
+
+def _sent_to_unseen_version(look: LookInput, version: str, *, has_traffic: bool) -> int:
+    """Return how many requests the router has sent to a version that the store has no row of, as far as that is known.
+
+    Counted from the first look since the router started, up to the last one that the evidence covers. Before there are
+    two such looks the router's whole count stands for it, but only where the other version has rows: a router has
+    counted since before the rollout, and at an endpoint that nobody calls there is nothing to miss.
+
+    Args:
+        look: The look.
+        version: The version.
+        has_traffic: Whether the store has rows of the other version.
+    """
+    readings = [*(period.first for period in look.periods[-1:]), *look.router[:-1]]
+    covered = [counts for counts in readings if counts.at <= look.evidence.until]
+    if len(covered) > 1:
+        return max(0, covered[-1].requests.get(version, 0) - covered[0].requests.get(version, 0))
+    return look.router[-1].requests.get(version, 0) if look.router and has_traffic else 0
 
 
 def _silent_version(

@@ -114,6 +114,37 @@ def test_a_wrong_split_is_said_to_be_one_where_the_routers_counts_do_not_show_ot
     assert split(rows, counted(0, 1_000, 0), present) is None
 
 
+def quiet(*looks: RouterCounts) -> str | None:
+    """Return what is said at the last of some looks of an endpoint whose store has no row at all for four minutes."""
+    rows = tuple(Bin(START + minute * MINUTE, Counts(0, 0), Counts(0, 0), share=0.5) for minute in range(4))
+    periods = (CountedPeriod(looks[0], looks[0]),)
+    return contradiction(LookInput(SETTINGS, Evidence(rows, (), (), START + 4 * MINUTE, ()), looks, "", periods))
+
+
+def test_an_endpoint_that_nobody_calls_is_not_said_to_lose_rows_for_what_the_router_counted_before() -> None:
+    assert quiet(counted(7, 100_000, 50)) is None
+    assert quiet(counted(0, 100_000, 50), counted(3, 100_000, 50), counted(7, 100_000, 50)) is None
+    # The requests of the last minutes are not in a closed bin yet.
+    assert quiet(counted(0, 100_000, 50), counted(3, 100_005, 50), counted(7, 100_900, 950)) is None
+
+
+def test_a_store_without_a_row_is_not_believed_while_the_router_counts_on() -> None:
+    problem = quiet(counted(0, 100_000, 50), counted(3, 100_300, 51), counted(7, 100_700, 60))
+
+    assert problem is not None
+    assert "has sent 300 requests to version 'one', and the metric store has none of them in 4 bins" in problem
+
+
+@pytest.mark.parametrize("before", [(), (counted(0, 5_000, 0), counted(3, 5_300, 4))])
+def test_one_version_without_a_row_is_not_believed_beside_another_with_rows(before: tuple[RouterCounts, ...]) -> None:
+    """A store that loses one version's rows must not make the other look good."""
+    present = counted(7, 5_700, 9)
+    periods = tuple(CountedPeriod(first, first) for first in before[:1])
+    problem = contradiction(LookInput(SETTINGS, evidence(0, 0, 0, 0), (*before, present), "", periods))
+
+    assert problem is not None and "requests to version 'two', and the metric store has none of them" in problem
+
+
 def test_one_row_too_many_here_and_there_is_no_contradiction() -> None:
     """A request whose body was still coming is in a bin, and not yet counted."""
     periods = CountedPeriod(counted(0, 0, 0), counted(4.1, 400, 398))
