@@ -30,6 +30,20 @@ async def slow_uploads(url: str, key: str) -> AsyncIterator[list[asyncio.StreamR
             writer.close()
 
 
+async def status_of_http_1_0(url: str, key: str) -> int:
+    """Send a request as a client of HTTP/1.0 does; return the answer's status."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(
+        f"POST {where.path} HTTP/1.0\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        + BODY
+    )
+    answer = await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    return int(answer.split()[1])
+
+
 async def test_slow_uploads_keep_nobody_else_from_being_answered(target_lab: TargetLab) -> None:
     lab = target_lab
     endpoint = await lab.serve(lab.with_version(lab.endpoint("uploads"), "one"))
@@ -38,6 +52,8 @@ async def test_slow_uploads_keep_nobody_else_from_being_answered(target_lab: Tar
     async with slow_uploads(url, key) as readers:
         async with lab.load(endpoint, rate=40) as load:
             await load.more(120)
+        # As is who speaks HTTP/1.0, which ApacheBench and old probes do.
+        assert await status_of_http_1_0(url, key) == 200
         version = (await lab.target.status(endpoint.name)).versions["one"]
         answered = sum(reader.at_eof() for reader in readers)
 

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -123,13 +124,19 @@ async def test_unfinished_large_bodies_end_each_other_and_nobody_else(lab: Lab) 
 def by_code(lab: Lab, endpoint: str) -> dict[str, int]:
     """Return how many requests of an endpoint's versions telemetry has, by status."""
     about = f"tostring(Properties.endpoint) == '{endpoint}' and isnotempty(tostring(Properties.version))"
+    return dict(rows(lab, f"AppRequests | where {about} | summarize sum(ItemCount) by ResultCode"))
+
+
+def rows(lab: Lab, query: str) -> list[list[Any]]:
+    """Return the rows that the workspace's telemetry store answers a query with."""
     answer = httpx.post(
         f"{lab.state.telemetry_url}/v1/workspaces/{lab.state.telemetry_workspace_id}/query",
-        json={"query": f"AppRequests | where {about} | summarize sum(ItemCount) by ResultCode"},
+        json={"query": query},
         headers={"Authorization": f"Bearer {lab.state.telemetry_token_file.read_text().strip()}"},
         timeout=30,
     )
-    return dict(answer.json()["tables"][0]["rows"])
+    found: list[list[Any]] = answer.json()["tables"][0]["rows"]
+    return found
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -143,7 +150,8 @@ async def test_a_body_of_any_size_reaches_the_version_once_with_its_length(lab: 
 
     async with httpx.AsyncClient(timeout=30) as caller:
         content = parts() if chunked else b"x" * size
-        answer = await caller.post(url, content=content, headers={"Authorization": f"Bearer {key}"})
+        headers = {"Authorization": f"Bearer {key}", "x-request-id": f"body-{size}-{chunked}"}
+        answer = await caller.post(url, content=content, headers=headers)
         refused = await caller.post(url, content=b"x" * size)
 
     assert answer.status_code == 200
@@ -152,6 +160,10 @@ async def test_a_body_of_any_size_reaches_the_version_once_with_its_length(lab: 
     assert "content-length" in answer.json()["headers"]
     assert not {"authorization", "x-controlled-rollout-large-body"} & set(answer.json()["headers"])
     assert refused.status_code == 401
+    about = f"tostring(Properties) contains 'body-{size}-{chunked}'"
+    spans = f"AppRequests | where {about} | project tostring(Properties.version), tostring(Properties.routed_by)"
+    await until(lambda: rows(lab, spans), "the request's span")
+    assert rows(lab, spans) == [["one", "weights"]]
 
 
 async def exchange(url: str, request: str) -> tuple[str, bytes]:

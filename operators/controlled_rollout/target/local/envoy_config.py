@@ -18,6 +18,7 @@ __all__ = [
     "ENVOY_TYPE",
     "ROUTES",
     "STAT_PREFIX",
+    "TRACED_ROUTE",
     "ClusterSpec",
     "Json",
     "bootstrap_config",
@@ -39,6 +40,8 @@ STAT_PREFIX: Final = "router"
 MAX_PAYLOAD_BYTES: Final = 100_000_000
 REQUEST_TIMEOUT: Final = "60s"
 TELEMETRY_CLUSTER: Final = "telemetry"
+# The name of the routes whose requests become spans.
+TRACED_ROUTE: Final = "traced"
 
 # Shorter than the replicas' keep-alive: only the router closes idle connections, so that it never sends a request on a
 # connection that its replica is closing.
@@ -264,6 +267,14 @@ def _connection_manager(files: EnvoyFiles, *, traced: bool, telemetry_token: str
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "server_header_transformation": "PASS_THROUGH",
         "preserve_external_request_id": True,
+        # Else a caller whose own id is no UUID would get no span, and telemetry would lack the request. It is the
+        # tracer's sampler that chooses then, by the route's name.
+        "request_id_extension": {
+            "typed_config": {
+                "@type": ENVOY_TYPE + "extensions.request_id.uuid.v3.UuidRequestIdConfig",
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
         "always_set_request_id_in_response": True,
         "stream_idle_timeout": "0s",
         "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
@@ -351,14 +362,22 @@ def _tracing(token: str) -> Json:
                     "request_headers_to_add": [{"header": {"key": "Authorization", "value": f"Bearer {token}"}}],
                 },
                 "sampler": {
-                    "name": "envoy.tracers.opentelemetry.samplers.always_on",
+                    "name": "envoy.tracers.opentelemetry.samplers.cel",
                     "typed_config": {
-                        "@type": ENVOY_TYPE + "extensions.tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig"
+                        "@type": ENVOY_TYPE + "extensions.tracers.opentelemetry.samplers.v3.CELSamplerConfig",
+                        "expression": {"parsed_expr": {"expr": _is_route(TRACED_ROUTE)}},
                     },
                 },
             },
         },
     }
+
+
+def _is_route(name: str) -> Json:
+    """Return `xds.route_name == name` in the form in which Envoy takes an expression of CEL."""
+    route_name = {"select_expr": {"operand": {"id": 1, "ident_expr": {"name": "xds"}}, "field": "route_name"}}
+    constant = {"const_expr": {"string_value": name}}
+    return {"id": 2, "call_expr": {"function": "_==_", "args": [{"id": 3, **route_name}, {"id": 4, **constant}]}}
 
 
 # Clusters

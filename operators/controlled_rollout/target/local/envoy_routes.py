@@ -16,6 +16,7 @@ from controlled_rollout.target.local.envoy_config import (
     API_KEY_AUTH,
     ENVOY_TYPE,
     ROUTES,
+    TRACED_ROUTE,
     Json,
     cluster_name,
     protobuf_duration,
@@ -116,7 +117,7 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
             "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name, judged=False)}),
             **_version_headers(version.name),
             "request_headers_to_remove": [BUFFERED_HEADER],
-            "tracing": _tracing_settings(endpoint, "header"),
+            **_tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
         }
         for version in endpoint.versions
@@ -172,7 +173,7 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     route: Json = {
         "match": match,
         "request_headers_to_remove": [BUFFERED_HEADER],
-        "tracing": _tracing_settings(endpoint, "weights") if judged else _tracing_disabled(),
+        **(_tracing_settings(endpoint, "weights") if judged else {"tracing": _tracing_disabled()}),
         "typed_per_filter_config": auth,
     }
     if not weighted:
@@ -255,11 +256,11 @@ def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any], *
 
 
 def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
-    """Return tracing settings for an endpoint: every request, tagged with its name and how it was routed; or none."""
+    """Return a route's tracing settings: every request, tagged with the endpoint and how it was routed; or none."""
     if not endpoint.traced:
-        return _tracing_disabled()
+        return {"tracing": _tracing_disabled()}
     all_requests = {"numerator": 100}
-    return {
+    settings = {
         "client_sampling": all_requests,
         "random_sampling": all_requests,
         "overall_sampling": all_requests,
@@ -268,3 +269,4 @@ def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
             {"tag": "routed_by", "literal": {"value": routed_by}},
         ],
     }
+    return {"name": TRACED_ROUTE, "tracing": settings}

@@ -93,6 +93,13 @@ def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
     assert tags == [{"endpoint": "digits", "routed_by": "header"}, {"endpoint": "digits", "routed_by": "weights"}]
     assert weighted["match"]["path"] == "/api/v1/service/digits/score"
     assert other_paths["tracing"]["overall_sampling"] == {"numerator": 0}
+    # The sampler goes by the name.
+    assert [route.get("name") for route in (by_name, unknown, weighted, other_paths)] == [
+        "traced",
+        None,
+        "traced",
+        None,
+    ]
     assert by_name["match"]["headers"][0]["string_match"] == {"exact": "one"}
     assert unknown["direct_response"]["status"] == 404
 
@@ -120,6 +127,7 @@ def test_endpoint_without_versions_answers_503_and_one_without_insights_is_not_t
 
     assert weighted_route(empty)["direct_response"]["status"] == 503
     assert weighted_route(endpoint(traced=False))["tracing"]["overall_sampling"] == {"numerator": 0}
+    assert not [route for route in routes_of(endpoint(traced=False)) if route.get("name") == "traced"]
 
 
 def test_a_new_weight_changes_nothing_but_the_routes() -> None:
