@@ -1,17 +1,21 @@
 """Answers every request with the version that answered; `behaviour.json` beside this file says what it does besides.
 
+The environment variable STARTS_PROCESSES lets it start a pool of processes and one that never ends by itself.
 A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables;
 `{"breaks_off": true}` for a streamed answer that fails after its first part.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+processes: list[object] = []
 behaviour = json.loads(Path(__file__).with_name("behaviour.json").read_text())
 requests = 0
 
@@ -20,6 +24,12 @@ def init() -> None:
     time.sleep(behaviour["init_s"])
     if behaviour["init_error"]:
         raise RuntimeError(behaviour["init_error"])
+    if os.environ.get("STARTS_PROCESSES"):
+        process = multiprocessing.Process(target=time.sleep, args=(3600,))
+        process.start()
+        pool = ProcessPoolExecutor(2)
+        pool.submit(os.getpid).result()
+        processes.extend([process, pool])
     print("loaded", behaviour["version"])  # noqa: T201 - what a model prints is its log
 
 

@@ -1,14 +1,15 @@
-"""The environment variables of a version reach its script, and secrets are nowhere but there."""
+"""What a script finds in its environment, with secrets that are nowhere but there, and what it leaves behind."""
 
 import json
 import secrets
+import time
 
 import httpx
 import pytest
 
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import EndpointError
-from tests.conformance.target_lab import TargetLab
+from tests.conformance.target_lab import CHANGE, TargetLab
 
 # What shells, Kubernetes and JSON treat specially.
 PLAIN = "$(AML_APP_ROOT) $$HOME 'a' \"b\" ü\nsecond line = 2"
@@ -85,3 +86,15 @@ async def test_an_endpoints_own_secrets_can_be_neither_stored_nor_read_by_a_vers
     with pytest.raises(EndpointError, match="endpoints' own secrets"):
         variables = {"KEY": {"secret": own, "key": "primary"}}
         lab.with_version(lab.endpoint("reader"), "one", environment_variables=variables)
+
+
+async def test_a_version_whose_script_has_started_processes_ends_at_once(target_lab: TargetLab) -> None:
+    lab = target_lab
+    variables = {"STARTS_PROCESSES": "1"}
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("processes"), "one", environment_variables=variables))
+
+    begun = time.monotonic()
+    await lab.target.delete(endpoint.name, CHANGE)
+
+    # A replica that waited for them would take its whole drain, of a minute or more.
+    assert time.monotonic() - begun < 40
