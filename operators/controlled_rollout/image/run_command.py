@@ -18,6 +18,7 @@ __all__ = ["KEPT_LINES", "error_excerpt", "run_command"]
 DISK_FULL: Final = re.compile(r"[Nn]o space left on device|Disk quota exceeded|os error (?:28|122)\b")
 KEPT_LINES: Final = 40
 EXCERPT_LINES: Final = 15
+CHUNK_BYTES: Final = 1 << 16
 MAX_LINE_BYTES: Final = 1 << 20
 
 
@@ -44,7 +45,7 @@ async def run_command(
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     async with _running_process(command, cwd, environment, lock) as process:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
-        while raw := await process.stdout.readline():
+        async for raw in _lines(process.stdout):
             line = hide_credentials(raw.decode(errors="replace").rstrip())
             lines.append(line)
             on_line(line)
@@ -52,6 +53,24 @@ async def run_command(
     if exit_code != 0 and (full := next(filter(DISK_FULL.search, lines), None)):
         raise DiskFullError(full.strip())
     return exit_code, list(lines)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the lines of an output; one that is too long, such as a progress bar without an end, in pieces."""
+    rest: list[bytes] = []
+    size = 0
+    while chunk := await stream.read(CHUNK_BYTES):
+        first, *others = chunk.split(b"\n")
+        rest.append(first)
+        size += len(first)
+        for line in others:
+            yield b"".join(rest)
+            rest, size = [line], len(line)
+        if size > MAX_LINE_BYTES:
+            yield b"".join(rest)
+            rest, size = [], 0
+    if size:
+        yield b"".join(rest)
 
 
 def error_excerpt(lines: Sequence[str], start: str = r"\s*(error:|×)") -> str:
@@ -79,7 +98,6 @@ async def _running_process(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        limit=MAX_LINE_BYTES,
         pass_fds=(lock,),
         start_new_session=True,
     )
