@@ -83,6 +83,25 @@ def test_answers_that_cannot_be_sent_are_a_500_and_the_process_lives(replica: Re
     assert "the header X-A has a character that is not sent in headers: '\\ud800'" in replica.log
 
 
+def test_answers_that_cannot_be_sent_cost_no_slot(tmp_path: Path) -> None:
+    together = SCRIPT.replace("def init():", "import threading\nbarrier = threading.Barrier(4)\n\ndef init():").replace(
+        "    asked = ", "    if b'together' in request.get_data():\n        barrier.wait(30)\n    asked = "
+    )
+    bad = ('{"status": 42}', '{"header": {"X-A": "\\ud800"}}', '{"failure": "int", "after": 0}')
+    with (
+        ThreadPoolExecutor(4) as pool,
+        start_replica(environment_python(), tmp_path, together, REPLICA_MAX_CONCURRENT_REQUESTS="4") as replica,
+    ):
+        refused = {replica.score(body).status for body in 4 * bad}
+        scored = [
+            future.result().status
+            for future in [pool.submit(replica.score, '{"status": 201, "together": 1}') for _ in range(4)]
+        ]
+
+    assert refused == {500}
+    assert scored == [201] * 4
+
+
 @pytest.mark.parametrize("failure", ["raises", "int"])
 def test_streamed_answer_that_fails_before_its_first_bytes_is_a_500(replica: Replica, failure: str) -> None:
     response = replica.score(f'{{"failure": "{failure}", "after": 0}}')

@@ -138,6 +138,8 @@ class Connection(asyncio.Protocol):
         """Give up all requests; those in the queue may be scored all the same."""
         self._discarding = True
         self._give_up()
+        # It refers to this connection: without the circle both are freed at once.
+        del self._parser
         self._server.closed(self)
 
     # What the server calls
