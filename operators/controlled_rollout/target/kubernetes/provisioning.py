@@ -164,7 +164,13 @@ async def _restore_route(api: Api, workspace: Workspace, endpoint: str, *, dry_r
         listener = chosen_listener(await find_gateway(api, workspace), workspace)
         change["spec"] = {"parentRefs": parent_references(route, parent_reference(workspace, listener))}
     after = await api.merge_patch(path, change, dry_run=dry_run)
-    return [Drift.edited(route)] if drift.is_changed(route, after) else []
+    # Its rules may have been written meanwhile, by another step.
+    return [Drift.edited(route)] if _attachment(route) != _attachment(after) else []
+
+
+def _attachment(route: Object) -> tuple[object, object]:
+    """Return the labels of a route and its Gateways."""
+    return route["metadata"].get("labels"), route["spec"].get("parentRefs")
 
 
 async def _policies_of_others(api: Api, workspace: Workspace, endpoint: str) -> list[Drift]:
