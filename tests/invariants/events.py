@@ -440,7 +440,8 @@ def _name(world: World, chance: random.Random) -> tuple[int, str]:
     """Return a run's number and the name of one of its tasks."""
     run: int = chance.randrange(max(1, len(world.runs)))
     names = [task.rpartition(".")[2] for task in world.runs[run].tasks] if world.runs else ["promote"]
-    return run, chance.choice(names)
+    gates = [name for name in names if name.startswith("gate_")]
+    return run, chance.choice(gates if gates and chance.random() < 0.4 else names)
 
 
 _COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (

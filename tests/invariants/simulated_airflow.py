@@ -104,10 +104,10 @@ def next_state(rule: str, upstream: Sequence[State]) -> State | Literal["run"] |
 
     As Airflow's scheduler decides, for the rules that a task group may use.
     """
-    done = all(state in FINISHED for state in upstream)
-    failed = any(state in ("failed", "upstream_failed") for state in upstream)
-    skipped = any(state == "skipped" for state in upstream)
-    succeeded = any(state == "success" for state in upstream)
+    states = set(upstream)
+    done = states <= FINISHED
+    failed = "failed" in states or "upstream_failed" in states
+    skipped, succeeded = "skipped" in states, "success" in states
     if rule == TriggerRule.ALWAYS:
         return "run"
     if rule == TriggerRule.ONE_FAILED:

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import answers
-from controlled_rollout.evidence.bins import floor_to_bin
 from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest
 from controlled_rollout.evidence.rows import CountRow, MetricRow
 from controlled_rollout.gate import Counts
@@ -133,10 +132,6 @@ class SimulatedMetricStore:
         if self.clock.seconds < self.unavailable_until:
             raise EvidenceUnavailableError("the simulated metric store does not answer")
 
-    def _visible(self, endpoint: str) -> list[Rows]:
-        """Return an endpoint's rows that have arrived."""
-        return [rows for rows in self.traffic[endpoint].rows if rows.arrived <= self.clock.seconds]
-
     async def thresholds(self, requests: Sequence[StoreRequest]) -> list[tuple[float, ...]]:
         self._check()
         return [() for _ in requests]
@@ -156,10 +151,11 @@ class SimulatedMetricStore:
 
     def _counts(self, request: StoreRequest, until: float, width: float) -> list[dict[str, Any]]:
         """Return one request's counts by bin, version and side of the rollout's start, as a store answers them."""
-        since, started = seconds(request.since), seconds(request.key.started)
+        since, started, now = seconds(request.since), seconds(request.key.started), self.clock.seconds
+        versions = request.key.control, request.key.treatment
         sums: dict[tuple[float, str, bool], list[int]] = {}
-        for rows in self._visible(request.key.endpoint):
-            if since <= rows.began < until and rows.version in (request.key.control, request.key.treatment):
+        for rows in self.traffic[request.key.endpoint].rows:
+            if since <= rows.began < until and rows.arrived <= now and rows.version in versions:
                 total = sums.setdefault((rows.began // width * width, rows.version, rows.began < started), [0, 0])
                 total[0] += rows.requests
                 total[1] += rows.errors
@@ -187,16 +183,17 @@ class SimulatedMetricStore:
         self, endpoint: str, begin: float, end: float, new: float, recent: float, bin_width: timedelta
     ) -> Arrivals | None:
         """Return what arrived of one endpoint's requests; None if nothing did."""
-        rows = [rows for rows in self._visible(endpoint) if begin <= rows.began < end]
-        oldest = min((rows.began for rows in rows if rows.arrived >= new), default=None)
-        lags = [
-            moment(rows.arrived) - floor_to_bin(moment(rows.began), bin_width) - bin_width
-            for rows in rows
-            if rows.arrived >= recent
-        ]
-        if oldest is None and not lags:
+        now, width = self.clock.seconds, bin_width.total_seconds()
+        oldest = lag = None
+        for rows in self.traffic[endpoint].rows:
+            if begin <= rows.began < end and rows.arrived <= now:
+                if rows.arrived >= new and (oldest is None or rows.began < oldest):
+                    oldest = rows.began
+                if rows.arrived >= recent:
+                    lag = max(lag or 0.0, rows.arrived - (rows.began // width + 1) * width)
+        if oldest is None and lag is None:
             return None
-        return Arrivals(None if oldest is None else moment(oldest), max(max(lags), timedelta(0)) if lags else None)
+        return Arrivals(None if oldest is None else moment(oldest), None if lag is None else timedelta(seconds=lag))
 
     def queries(self, request: StoreRequest) -> tuple[str, ...]:
         return ("simulated",)

@@ -73,6 +73,8 @@ def settle(evidence_after: Callable[[int], MixtureResult], bins: int, log_thresh
 
 def relevant_bins(path: Floats) -> int:
     """Return the number of bins up to the last one at which a path of log evidence is not negligible."""
+    if len(path) and path[-1] >= NEGLIGIBLE:
+        return len(path)
     relevant = np.flatnonzero(path >= NEGLIGIBLE)
     return int(relevant[-1]) + 1 if len(relevant) else 0
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate.model import Verdict
+from controlled_rollout.gate.model import Claim, Verdict
 from controlled_rollout.text_table import text_table
 
 __all__ = ["describe", "verdict_from_dict", "verdict_to_dict"]
@@ -20,12 +20,18 @@ HEADINGS: Final = ("claim", "e-value", "of", "requests still needed")
 
 def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as values for JSON; an infinite e-value becomes the text "Infinity"."""
-    values = asdict(verdict)
+    values = _values_of(verdict)
     values["outcome"] = verdict.outcome.value
     values["claims"] = [
-        {name: INFINITE if value == math.inf else value for name, value in claim.items()} for claim in values["claims"]
+        {name: INFINITE if value == math.inf else value for name, value in _values_of(claim).items()}
+        for claim in verdict.claims
     ]
     return values
+
+
+def _values_of(one: Verdict | Claim) -> dict[str, Any]:
+    """Return the fields by name; `asdict` would copy each of them first, at every look."""
+    return {field.name: getattr(one, field.name) for field in fields(one)}
 
 
 @lru_cache(maxsize=1)

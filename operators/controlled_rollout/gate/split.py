@@ -110,9 +110,13 @@ def _run(share: Floats, treated: Floats, total: Floats, log_threshold: float) ->
 
 def _evidence_path(share: Floats, treated: Floats, total: Floats) -> Floats:
     """Return the evidence that the split is wrong after each bin."""
+    # Both versions were to have requests in each bin: then no alternative is impossible, and no request astray.
+    divided = bool(((share > 0) & (share < 1)).all())
 
     def gain(ratio: float, bins: int) -> Floats:
         """Return each bin's log likelihood ratio of a split whose odds are `ratio` times the set ones."""
+        if divided:
+            return treated[:bins] * math.log(ratio) - total[:bins] * np.log1p(share[:bins] * (ratio - 1))
         return treated[:bins] * _treated_gain(share[:bins], ratio) - total[:bins] * _request_cost(share[:bins], ratio)
 
     paths = follow(BOTH_SIDES, len(total), gain)
