@@ -180,7 +180,7 @@ async def fail_while_asked(lab: Lab, api: Airflow, triggerer: Triggerer, broken:
         await until(ended, "the run ends", timeout_s=120, interval_s=0.5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_person_is_asked_and_no_or_an_alarm_of_another_triggerer_meanwhile_rolls_back_and_yes_promotes(
     tmp_path: Path,
 ) -> None:

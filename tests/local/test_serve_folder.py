@@ -102,7 +102,7 @@ def test_script_that_fails_in_init_gives_its_exit_code(
     assert code == 3
     output = capfd.readouterr()
     assert "FileNotFoundError" in output.err.splitlines()[-1]
-    assert "serving" not in output.out
+    assert "Ctrl-C stops" not in output.out
 
 
 def test_missing_entry_script_is_an_error(folder: Path, tmp_path: Path, port: int) -> None:
