@@ -23,14 +23,14 @@ from controlled_rollout.telemetry_store.responses import ApiResponse, low_memory
 __all__ = ["answer_and_exit"]
 
 PR_SET_PDEATHSIG: Final = 1
-THREADS: Final = 2
+THREADS: Final = 4
 # What DuckDB counts; the rest of the limit is for what it does not count, and for the encoded answer.
 DUCKDB_MEMORY: Final = "256MB"
 # The least that is left above what the forked process has mapped already.
 MIN_ADDITIONAL_BYTES: Final = 512 * 2**20
 REQUEST_TIMEOUT_S: Final = 10.0
 # Queries give way to the router and to uploads.
-NICENESS: Final = 5
+NICENESS: Final = 2
 OUT_OF_MEMORY_SCORE: Final = 1_000
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
