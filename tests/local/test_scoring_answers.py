@@ -133,8 +133,10 @@ def test_streamed_answer_that_is_not_at_its_end_in_time_is_broken_off_and_frees_
     with start_replica(environment_python(), tmp_path, endless + parts, SCORING_TIMEOUT_MS="300") as replica:
         with pytest.raises(http.client.IncompleteRead):
             replica.score("endless")
+        old = exchange(replica, b"POST /score HTTP/1.0\r\nContent-Length: 7\r\n\r\nendless")
         after = replica.score("short")
 
+    assert old.startswith(b"HTTP/1.1 504 ")
     assert (after.status, after.body) == (200, b"first")
 
 

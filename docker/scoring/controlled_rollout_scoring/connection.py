@@ -51,8 +51,6 @@ SEND_TIMEOUT_S = 60.0
 class Incoming:
     """A request while it is being read, and then answered."""
 
-    __slots__ = ("body", "exchange", "head", "held_bytes", "is_read", "keep_alive", "overhead_bytes", "refusal")
-
     def __init__(self) -> None:
         self.head = RequestHead()
         # Made when the headers are read.
@@ -64,6 +62,8 @@ class Incoming:
         self.keep_alive = False
         # The answer, if there is one before `run` is called.
         self.refusal: Response | None = None
+        # What was put into the queue.
+        self.request: Request | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -100,20 +100,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
-        if self._discarding or self._ended:
-            return
         self._window_bytes += len(data)
-        before = self._reading
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken: what follows the request is not read.
-            self._end_of_input()
-        except httptools.HttpParserError as error:
-            self._refuse_unreadable(malformed(400, str(error)))
-        else:
-            if self._reading is not None and self._reading is before:
-                self._bound_overhead(self._reading, len(data))
+        while data and not self._discarding and not self._ended:
+            data = self._read(data)
         if self._waiting and not self._discarding:
             self._transport.pause_reading()
 
@@ -135,7 +124,7 @@ class Connection(asyncio.Protocol):
         self._set_ready_if_writable()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Give up all requests; those in the queue may be scored all the same."""
+        """Give up all requests; one that is being scored already goes on."""
         self._discarding = True
         self._give_up()
         # It refers to this connection: without the circle both are freed at once.
@@ -190,6 +179,9 @@ class Connection(asyncio.Protocol):
             return
         incoming.head.method = self._parser.get_method()
         incoming.head.version = self._parser.get_http_version()
+        if self._parser.should_upgrade() and incoming.head.method != b"CONNECT":
+            # The parser takes the body for the other protocol: `data_received` reads the request anew.
+            return
         incoming.keep_alive = self._parser.should_keep_alive()
         incoming.exchange = Exchange(self, self._server.loop, buffers=incoming.head.version != "1.1")
         incoming.refusal = self._refusal(incoming.head)
@@ -198,8 +190,6 @@ class Connection(asyncio.Protocol):
         incoming.overhead_bytes = 0
         self._server.requests.reading += 1
         self._window_bytes, self._deadline = 0, time.monotonic() + UPLOAD_WINDOW_S
-        if incoming.refusal is None and incoming.head.value(b"expect").lower() == b"100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._current is None:
             self._make_current(incoming)
 
@@ -222,9 +212,10 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Put a request that was read to its end into the queue, if it is its turn."""
-        incoming, self._reading = self._reading, None
+        incoming = self._reading
         if incoming is None or incoming.exchange is None:
             return
+        self._reading = None
         incoming.is_read = True
         self._deadline = math.inf
         self._server.requests.reading -= 1
@@ -234,6 +225,33 @@ class Connection(asyncio.Protocol):
             self._waiting.append(incoming)
 
     # Reading
+
+    def _read(self, data: bytes) -> bytes:
+        """Give bytes to the parser; return those that it has to read anew."""
+        before = self._reading
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse_unreadable(malformed(400, str(error)))
+        else:
+            if self._reading is not None and self._reading is before:
+                self._bound_overhead(self._reading, len(data))
+        return b""
+
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """Return a request that asks for another protocol as if it did not: a server may do so (RFC 9110, 7.8)."""
+        incoming = self._reading
+        if incoming is None or incoming.exchange is not None:
+            # CONNECT, which is refused: what follows it is not read.
+            self._end_of_input()
+            return b""
+        head = incoming.head
+        lines = [b"%b %b HTTP/%b" % (head.method, head.target, head.version.encode())]
+        lines += [b"%b: %b" % header for header in head.headers if header[0] != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        return b"\r\n".join([*lines, b"", rest])
 
     def _refusal(self, head: RequestHead) -> Response | None:
         """Return the answer to a request that needs no model, or that cannot be taken; None for all others."""
@@ -254,6 +272,9 @@ class Connection(asyncio.Protocol):
             incoming.exchange(incoming.refusal)
         elif incoming.is_read:
             self._put(incoming)
+        elif incoming.head.version == "1.1" and incoming.head.value(b"expect").lower() == b"100-continue":
+            # Not before: it would be in the middle of the answer that comes first.
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _refuse(self, incoming: Incoming, response: Response) -> None:
         """Answer a request before it is read to its end."""
@@ -267,7 +288,8 @@ class Connection(asyncio.Protocol):
         if incoming.refusal is None and incoming.exchange is not None:
             body, incoming.body = bytes(incoming.body), bytearray()
             environ = wsgi_environ(incoming.head, len(body), *self._addresses)
-            self._server.requests.put(Request(environ, body, incoming.exchange))
+            incoming.request = Request(environ, body, incoming.exchange)
+            self._server.requests.put(incoming.request)
 
     def _bound_overhead(self, incoming: Incoming, received: int) -> None:
         """Refuse endless headers, and endless chunks of next to nothing."""
@@ -387,6 +409,8 @@ class Connection(asyncio.Protocol):
             self._release_body(incoming)
             if not incoming.is_read:
                 self._server.requests.reading -= 1
+            if incoming.request is not None:
+                self._server.requests.cancel(incoming.request)
             incoming.exchange.set_broken()
 
     def _release_body(self, incoming: Incoming) -> None:
@@ -432,6 +456,9 @@ def _unknown(head: RequestHead) -> Response | None:
     hosts = sum(name == b"host" for name, _ in head.headers)
     if hosts > 1 or (not hosts and head.version == "1.1"):
         return malformed(400, f"it has {hosts} Host headers")
+    coding = head.value(b"transfer-encoding")
+    if coding and coding.lower() != b"chunked":
+        return malformed(400, f"the transfer coding {coding.decode('latin-1')} is not known here")
     return None
 
 

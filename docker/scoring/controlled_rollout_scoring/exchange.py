@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Exchange:
     """Answers one request when it is called. The first answer counts, and later ones are dropped.
 
-    An answer that is given while a streamed one is being sent breaks that one off: its time is over.
+    An answer that is given while a streamed one is being sent breaks that one off: its time is over. While it is only
+    being read, the later answer is sent in its place.
 
     Args:
         connection: Where the request came from.
@@ -25,7 +26,7 @@ class Exchange:
             for the end of the body: it could not be told of a failure.
     """
 
-    __slots__ = ("_answered", "_broken", "_buffers", "_connection", "_lock", "_loop", "_ready")
+    __slots__ = ("_answered", "_broken", "_buffers", "_connection", "_gathering", "_lock", "_loop", "_ready")
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, *, buffers: bool) -> None:
         self._connection = connection
@@ -33,6 +34,8 @@ class Exchange:
         self._buffers = buffers
         self._lock = threading.Lock()
         self._answered = False
+        # Whether a streamed body is being read to its end before it is sent.
+        self._gathering = False
         # Set when the connection takes the next part of a streamed body; None for an answer in one piece.
         self._ready: threading.Event | None = None
         self._broken = False
@@ -41,16 +44,21 @@ class Exchange:
         """Answer the request; a streamed body is read and sent in the calling thread, until its end."""
         with self._lock:
             first, self._answered = not self._answered, True
-            if first and not isinstance(response.body, bytes) and not self._buffers:
-                self._ready = threading.Event()
+            if first and not isinstance(response.body, bytes):
+                self._gathering = self._buffers
+                self._ready = None if self._buffers else threading.Event()
         if not first:
             close_body(response.body)
             if self._ready is not None:
                 self._call(self._connection.break_off)
+            elif self._ends_gathering():
+                self._call(self._connection.answer, response)
         elif self._ready is not None:
             self._stream(response, self._ready)
+        elif isinstance(response.body, bytes):
+            self._call(self._connection.answer, response)
         else:
-            self._call(self._connection.answer, _in_one_piece(response))
+            self._gather(response)
 
     def set_ready(self) -> None:
         """Let the next part of a streamed body be sent."""
@@ -78,6 +86,28 @@ class Exchange:
         finally:
             close_body(response.body)
 
+    def _gather(self, response: Response) -> None:
+        """Read a streamed body to its end and send it in one piece, unless its time is over before."""
+        parts = []
+        try:
+            for part in response.body:
+                if self._broken or not self._gathering:
+                    return
+                parts.append(part)
+            whole = response._replace(body=b"".join(cast("list[bytes]", parts)))
+        except StreamFailed:
+            whole = script_failed()
+        finally:
+            close_body(response.body)
+        if self._ends_gathering():
+            self._call(self._connection.answer, whole)
+
+    def _ends_gathering(self) -> bool:
+        """Return whether a streamed body was being read until now; whoever is told so sends the answer."""
+        with self._lock:
+            gathering, self._gathering = self._gathering, False
+            return gathering
+
     def _call(self, function: Any, *arguments: Any) -> None:
         """Call one of the connection's functions in the server's thread."""
         try:
@@ -85,15 +115,3 @@ class Exchange:
         except RuntimeError:
             # The loop has ended, and every connection with it.
             self.set_broken()
-
-
-def _in_one_piece(response: Response) -> Response:
-    """Read a streamed body to its end."""
-    if isinstance(response.body, bytes):
-        return response
-    try:
-        return response._replace(body=b"".join(response.body))
-    except StreamFailed:
-        return script_failed()
-    finally:
-        close_body(response.body)

@@ -121,6 +121,13 @@ class RequestQueue:
                 self._scoring.discard(request)
                 self._admitted -= 1
 
+    def cancel(self, request: Request) -> None:
+        """Take a request whose caller has gone out of the queue, with its body; one that is being scored goes on."""
+        with self._lock:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._admitted -= 1
+
     def stop(self, threads: int) -> None:
         """Make `take` return None in so many threads, once the queue is empty."""
         for _ in range(threads):

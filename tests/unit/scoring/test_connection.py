@@ -245,3 +245,55 @@ def test_request_is_the_same_in_whatever_pieces_it_arrives(body: bytes, chunked:
     assert request.body == body
     assert (request.environ["PATH_INFO"], request.environ["QUERY_STRING"]) == ("/score", "a=1")
     assert request.environ.get("CONTENT_LENGTH", "0") == str(len(body))
+
+
+def test_body_behind_an_upgrade_that_is_not_done_is_read(server: Server) -> None:
+    """As `curl --http2 -d abc http://...` sends it; whatever arrives with what."""
+    asked = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    request = asked + b"Content-Length: 3\r\n\r\nabc"
+    whole, _ = server.connect()
+    whole.data_received(request * 500)
+    in_parts, _ = server.connect()
+    for byte in request:
+        in_parts.data_received(bytes([byte]))
+    cut_off, transport = server.connect()
+    cut_off.data_received(asked + b"Transfer-Encoding: chunked\r\n\r\n3\r\nab")
+    cut_off.eof_received()
+
+    assert [server.take().body for _ in range(2)] == [b"abc", b"abc"]
+    assert transport.written.startswith(b"HTTP/1.1 400 ")
+
+
+def test_permission_to_send_a_body_is_never_in_the_middle_of_the_answer_before(server: Server) -> None:
+    caller, transport = server.connect()
+    caller.data_received(HEAD + b"\r\n" + HEAD + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    before = transport.written
+    server.answer(server.take())
+    after = transport.written
+    caller.data_received(b"abc")
+
+    assert before == b""
+    assert after.endswith(b"doneHTTP/1.1 100 Continue\r\n\r\n")
+    assert server.take().body == b"abc"
+
+
+def test_body_in_the_queue_goes_with_its_caller(server: Server) -> None:
+    """Else callers who upload and hang up would fill the memory: what is gone is not counted any more."""
+    for _ in range(3):
+        caller, _transport = server.connect()
+        caller.data_received(LONG + b"a" * 900)
+        caller.connection_lost(None)
+    present, _ = server.connect()
+    present.data_received(HEAD + b"Content-Length: 3\r\n\r\nabc")
+
+    assert (server.requests.in_flight, server.held_bytes) == (1, 3)
+    assert server.take().body == b"abc"
+
+
+def test_body_in_a_transfer_coding_that_is_not_known_is_refused(server: Server) -> None:
+    caller, transport = server.connect()
+    caller.data_received(HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    server.run_calls()
+
+    assert transport.written.startswith(b"HTTP/1.1 400 ")
+    assert b"transfer coding gzip, chunked is not known" in transport.written
