@@ -40,6 +40,20 @@ LOCAL_PATH: Final = (
     "A local path's content is not covered by the environment's hash: put the code into the source folder, or publish "
     "it to an index"
 )
+# The ends of archives' names, as pip has them.
+ARCHIVES: Final = (
+    ".whl",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tbz",
+    ".txz",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.lz",
+    ".tar.lzma",
+)
 # What pip takes and an environment does not: why, and what to do.
 REFUSED_OPTIONS: Final = {
     "-e": LOCAL_PATH,
@@ -186,12 +200,15 @@ def _check_requirement(text: str) -> str:
         raise ImageError(f"requirement {text!r} is not understood: {why}. {_advice_for_invalid(text)}") from None
     if requirement.url and requirement.url.startswith("file:"):
         raise ImageError(f"requirement {text!r} is a local path. {LOCAL_PATH}")
+    # It could be the name of a package, too, which anybody can register.
+    if requirement.name.lower().endswith(ARCHIVES):
+        raise ImageError(f"requirement {text!r} is the name of an archive. {LOCAL_PATH}")
     return " ".join([str(requirement), *(f"--hash={value}" for value in hashes)])
 
 
 def _advice_for_invalid(text: str) -> str:
     """Return advice for a requirement that is a local path, a bare URL, or not parseable."""
-    if "://" not in text and (text.startswith((".", "/", "~")) or text.endswith((".whl", ".tar.gz", ".zip"))):
+    if "://" not in text and (text.startswith((".", "/", "~")) or text.lower().endswith(ARCHIVES)):
         return LOCAL_PATH
     if "://" in text:
         return "Write an address as `name @ https://…`"

@@ -33,6 +33,9 @@ def write(tmp_path: Path) -> Write:
         ("--editable=.", "--editable is not taken.*put the code into the source folder"),
         ("./wheels/a.whl", "local path's content is not covered"),
         ("a @ file:///a.whl", "local path"),
+        # Beside the file for pip, it would be the name of a package on the index for uv.
+        ("a-1.0-py3-none-any.whl", "is the name of an archive"),
+        ("a.tar.gz", "is the name of an archive"),
         ("https://host.example/a.whl", "Write an address as `name @ https"),
         ("--pre", "pre-releases of everything. Name the one that is meant, such as `name==2.0rc1`"),
         ("--index-url https://a.example --pre", "Name the one that is meant"),
