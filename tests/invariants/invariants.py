@@ -80,7 +80,7 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
         raise Violation(f"two rollouts: {_holder(old)} and, without an end between them, {_holder(new)}")
     run = _run_of(world, revision.change.who)
     for_people = revision.change.who.endswith(FOR_PEOPLE)
-    if run is None or (for_people and new.control and new.control.name != run.version):
+    if run is None or (for_people and not _is_treatment_of(run, new, life[:index])):
         return
     if not run.touched and not for_people:
         _check_not_ended(run, life[:index], revision)
@@ -90,6 +90,20 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
         _check_raise(world, run, life[:index], revision)
     if old.rollout and not new.rollout and new.control and new.control.name != run.version:
         _check_cause(world, run, life[:index], revision)
+
+
+def _is_treatment_of(run: DagRun, promoted: Endpoint, life: list[Revision]) -> bool:
+    """Return whether a run's version is what a task for people of this run may not promote as a person may.
+
+    It is if the run has rolled it out; what other runs have rolled out, and what is control already, it may promote.
+    """
+    if promoted.control is not None and promoted.control.name != run.version:
+        return False
+    before = life[-1].endpoint.control
+    rollouts = (revision.endpoint.rollout for revision in life)
+    return (before is None or before.name != run.version) and any(
+        rollout is not None and rollout.version == run.version and rollout.is_of_run(run.owner) for rollout in rollouts
+    )
 
 
 def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> None:

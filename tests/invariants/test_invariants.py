@@ -106,6 +106,13 @@ FOUND: dict[str, tuple[Event, ...]] = {
         ("start_run", "two", 7), ("tick", 1), ("start_run", "three", 5), ("endpoint_deleted",), ("tick", 1),
         ("clear", 0, "roll_out"),
     ),
+    "a task for people promotes what its own run has not rolled out": (
+        ("start_run", "two", 1), ("tick", 1), ("start_run", "two", 7), ("task_for_people", 1, "promote", "two"),
+    ),
+    "a task for people promotes a control again, and ends the rollout beside it": (
+        ("start_run", "two", 1), ("tick", 5), ("start_run", "four", 0), ("tick", 1),
+        ("task_for_people", 0, "promote", "two"),
+    ),
     "a damaged decision to go on permits nothing": (
         ("start_run", "two", 4), ("tick", 2), ("scheduler_busy", 30.0), ("record_cut",),
     ),
