@@ -27,6 +27,8 @@ SECRET_KEY: Final = re.compile(r"(?!\.\.?$)[-._A-Za-z0-9]{1,253}")
 MAX_SECRET_NAME: Final = 253
 # Such as the Secret with an endpoint's keys.
 OWN_SECRETS: Final = "controlled-rollout-"
+# Linux starts no process with a variable of 128 KiB, its name included.
+MAX_SECRET_BYTES: Final = 100_000
 # A revision of an endpoint is one object, and has all of its versions.
 MAX_CHARACTERS: Final = 32_768
 
@@ -86,6 +88,11 @@ def check_secret_values(name: str, values: Mapping[str, str]) -> None:
             raise EndpointError(
                 f"the value for the key {key!r} of the secret {name!r} has a NUL character or half of a surrogate "
                 "pair, which no environment variable can have: encode it, such as with base64"
+            )
+        if (size := len(value.encode())) > MAX_SECRET_BYTES:
+            raise EndpointError(
+                f"the value for the key {key!r} of the secret {name!r} has {size:,} bytes, and an environment variable "
+                f"may have {MAX_SECRET_BYTES:,}: put what is long into a file of a model"
             )
 
 

@@ -123,7 +123,7 @@ def environment_variable(text: str) -> tuple[str, str]:
     """
     name, separator, value = text.partition("=")
     if not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+        raise argparse.ArgumentTypeError("a variable without a name is not of the form NAME=VALUE")
     if separator:
         return name, value
     if name not in os.environ:

@@ -203,10 +203,15 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _secret_variable(text: str) -> tuple[str, dict[str, str]]:
     """Parse the value of `--secret-env`, `NAME=SECRET/KEY`, into name and reference (argparse type)."""
-    name, _, reference = text.partition("=")
+    name, is_named, reference = text.partition("=")
     secret, separator, key = reference.partition("/")
     if not (name and secret and separator and key):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SECRET/KEY")
+        # Not the text: it may be the secret's value.
+        variable = name if is_named and name else "a variable"
+        raise argparse.ArgumentTypeError(
+            f"what is given for {variable} is not of the form NAME=SECRET/KEY: store the value with "
+            "`controlled-rollout secret SECRET KEY`"
+        )
     return name, {"secret": secret, "key": key}
 
 

@@ -105,6 +105,17 @@ def test_invalid_command_exits_with_2_and_names_the_fault(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option", [("--secret-env", "TOKEN=hunter2"), ("--secret-env", "hunter2"), ("--env", "=hunter2")]
+)
+def test_a_value_in_place_of_a_secret_is_refused_without_repeating_it(
+    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["deploy", "digits", "one", "--image", IMAGE, *option])
+    assert "hunter2" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("folder", "message"), [("missing", "missing"), ("empty", "score.py")])
 def test_a_folder_that_cannot_be_served_is_refused_before_anything_is_built(
     folder: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
