@@ -76,6 +76,8 @@ def checked_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
             raise InvalidResponse(f"a header's name is {name!r}: it may have letters, digits and hyphens")
         if not isinstance(value, str):
             raise InvalidResponse(f"the header {name} is {value!r}: it has to be text")
+        # A subclass could fail later, where no script's failure is answered.
+        name, value = str.__str__(name), str.__str__(value)
         stripped = value.strip(" \t")
         if not FIELD_VALUE.fullmatch(stripped):
             raise InvalidResponse(f"the header {name} has a character that is not sent in headers: {value[:200]!r}")

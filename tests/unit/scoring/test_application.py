@@ -108,6 +108,21 @@ def test_headers_of_the_connection_are_left_out_and_others_kept() -> None:
     assert response.headers == [("X-A", "ä"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Content-Length", "1")]
 
 
+def test_a_header_whose_text_has_methods_of_its_own_is_sent_as_plain_text() -> None:
+    """One that raises when it is written would leave the caller without an answer."""
+
+    class Text(str):
+        def lower(self) -> "Text":
+            raise ValueError
+
+        strip = __format__ = lower  # type: ignore[assignment]
+
+    response = answer(headers=[(Text("X-A"), Text(" a"))])
+
+    assert response.headers[0] == ("X-A", "a")
+    assert [type(text) for text in response.headers[0]] == [str, str]
+
+
 @pytest.mark.parametrize(("status", "method"), [("204 NO CONTENT", "POST"), ("304", "GET"), ("200 OK", "HEAD")])
 def test_answer_that_has_no_body_is_sent_without_one(status: str, method: str) -> None:
     response = answer(status, [("Content-Length", "5")], [b"12345"], method)
