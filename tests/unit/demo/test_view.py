@@ -112,6 +112,13 @@ def test_view_of_a_gate_without_evidence_shows_the_reason() -> None:
     assert "store is stopped" in text
 
 
+def test_a_gate_that_does_not_pass_with_all_claims_reached_says_what_keeps_it() -> None:
+    held = replace(SNAPSHOT, look=look("not_enough_evidence", CLAIMS[-1:], "control's p90 says nothing any more"))
+
+    assert "control's p90 says nothing any more" in drawn(held)
+    assert [line for line in lines(held)[0] if line.endswith("; control's p90 says nothing any more")]
+
+
 def test_deleted_version_keeps_its_counts() -> None:
     assert SNAPSHOT.endpoint is not None
     text = drawn(replace(SNAPSHOT, endpoint=SNAPSHOT.endpoint.delete_version("second")))
