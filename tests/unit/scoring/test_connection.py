@@ -221,10 +221,16 @@ def test_lost_connection_counts_no_more(server: Server) -> None:
         lost, _ = server.connect()
         lost.data_received(sent)
         lost.connection_lost(None)
+    before = server.requests.in_flight
+    scored, _ = server.connect()
+    scored.data_received(HEAD + b"Content-Length: 1\r\n\r\na")
+    request = server.take()
+    scored.connection_lost(None)
+    meanwhile = server.requests.in_flight
+    server.answer(request)
 
-    assert server.requests.reading == 0
+    assert (before, meanwhile, server.requests.in_flight) == (0, 1, 0)
     assert server.held_bytes == 0
-    server.answer(server.take())
 
 
 @examples(50)
