@@ -20,7 +20,7 @@ from tests.local.scoring_environment import (
 )
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
 from azureml_inference_server_http.api.aml_response import AMLResponse
 from flask import Response
@@ -45,6 +45,11 @@ def run(request):
     if not request.is_json:
         return AMLResponse(request.get_data(), 200)
     asked = json.loads(request.get_data())
+    if "close" in asked:
+        os.close(1)
+        os.close(2)
+    if "fail" in asked:
+        raise ValueError("only for the log")
     if "status" in asked:
         return AMLResponse("x", asked["status"])
     if "header" in asked:
@@ -284,3 +289,19 @@ def test_slow_uploads_take_no_place_in_the_queue(replica: Replica) -> None:
         statuses = {replica.score("{}", Content_Type="text/plain").status for _ in range(20)}
 
     assert statuses == {200}
+
+
+def test_a_script_that_closes_its_output_sends_no_line_of_the_log_to_a_caller(replica: Replica) -> None:
+    assert replica.score('{"close": 1, "status": 200}').status == 200
+    caller = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=DEADLINE_S)
+
+    def scored() -> int:
+        caller.request("POST", "/score", '{"status": 200}', {"Content-Type": "application/json"})
+        response = caller.getresponse()
+        response.read()
+        return response.status
+
+    assert scored() == 200
+    assert replica.score('{"fail": 1}').status == 500
+    assert scored() == 200
+    caller.close()

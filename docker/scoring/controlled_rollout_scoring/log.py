@@ -7,8 +7,8 @@ import os
 import sys
 import time
 
-# The script may replace or close sys.stderr.
-STDERR = 2
+# A descriptor of the runtime's own: the script may close 2, and the next caller's connection would get that number.
+STDERR = os.dup(2)
 
 
 def log(message: str) -> None:
@@ -22,6 +22,15 @@ def write(text: str) -> None:
     """Write text to stderr, after everything that the process has written to stdout and stderr before."""
     flush()
     os.write(STDERR, text.encode("utf-8", "backslashreplace"))
+
+
+def restore_streams() -> None:
+    """Open stdout and stderr again if the script has closed them: what it prints would be sent to a caller."""
+    for number in (1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(STDERR, number)
 
 
 def flush() -> None:

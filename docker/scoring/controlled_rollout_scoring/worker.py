@@ -13,7 +13,7 @@ import time
 
 from controlled_rollout_scoring import python_end
 from controlled_rollout_scoring.application import Application, load
-from controlled_rollout_scoring.log import log
+from controlled_rollout_scoring.log import log, restore_streams
 from controlled_rollout_scoring.processes import close_connections, signal_at_parent_death
 from controlled_rollout_scoring.request_queue import RequestQueue
 from controlled_rollout_scoring.responses import script_failed
@@ -49,6 +49,7 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     python_end.prepare()
     settings = Settings.from_environment(os.environ)
     application = load(settings)
+    restore_streams()
     # The objects that init() made live as long as the process: take them out of every later garbage collection.
     gc.collect()
     gc.freeze()
@@ -97,7 +98,9 @@ def _score(application: Application, requests: RequestQueue, server: Server) -> 
     while (request := requests.take()) is not None:
         try:
             # A streamed answer is made while it is sent.
-            requests.complete(request, application(request.environ, request.body))
+            answer = application(request.environ, request.body)
+            restore_streams()
+            requests.complete(request, answer)
         except BaseException as error:
             # sys.exit() in run(): the stock server loses the worker too.
             requests.complete(request, script_failed())
