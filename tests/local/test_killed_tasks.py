@@ -287,7 +287,6 @@ def test_invalid_arguments_fail_without_retries_and_change_nothing(lab: Lab, con
         ({"image": "digits:latest"}, "deploy by digest"),
         ({"version": "V2"}, "not valid"),
         ({"settings": {"cpus": 1}}, "cpus"),
-        ({"auth": "password"}, "choose one of key, token, none"),
         ({"timeout": "soon"}, "not a length of time"),
     )
     for arguments, message in invalid:

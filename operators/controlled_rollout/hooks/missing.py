@@ -10,7 +10,7 @@ from typing import Any
 
 from controlled_rollout.errors import TargetUnavailableError
 
-__all__ = ["acheck_is_missing", "check_is_missing"]
+__all__ = ["acheck_is_missing", "can_ask_asynchronously", "check_is_missing"]
 
 
 def check_is_missing(conn_id: str) -> None:
@@ -27,6 +27,14 @@ def check_is_missing(conn_id: str) -> None:
         except Exception as error:
             raise _unreadable_error(conn_id, backend, error) from error
         _check_answer(conn_id, backend, answer)
+
+
+def can_ask_asynchronously() -> bool:
+    """Return whether Airflow can be asked without blocking; `dag.test()` runs triggers where it can not."""
+    from airflow.sdk.execution_time import task_runner
+
+    comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    return comms is None or hasattr(comms, "asend")
 
 
 async def acheck_is_missing(conn_id: str) -> None:

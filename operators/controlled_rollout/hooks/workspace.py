@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
-from controlled_rollout.hooks.missing import acheck_is_missing, check_is_missing
+from controlled_rollout.hooks.missing import acheck_is_missing, can_ask_asynchronously, check_is_missing
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
@@ -93,6 +93,9 @@ class WorkspaceHook(BaseHook):
 
     async def aget_workspace(self) -> Workspace:
         """Like `get_workspace`, but does not block the triggerer's event loop."""
+        if not can_ask_asynchronously():
+            # Airflow would take every connection for a missing one.
+            return self.get_workspace()
         try:
             connection = await self.aget_connection(self.conn_id)
         except AirflowNotFoundException:

@@ -94,6 +94,21 @@ async def test_default_connection_that_no_backend_has_means_the_local_workspace(
     assert WorkspaceHook().get_workspace().root == (await WorkspaceHook().aget_workspace()).root == tmp_path
 
 
+async def test_a_trigger_in_a_test_of_a_dag_reads_connections_as_tasks_do(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class OfDagTest:
+        """What `dag.test()` has in the place of the API server: it has no `asend`."""
+
+        def send(self, question: Any) -> ErrorResponse:
+            return ErrorResponse(error=ErrorType.CONNECTION_NOT_FOUND)
+
+    connect()
+    use_backends(monkeypatch, ExecutionAPISecretsBackend())
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", OfDagTest(), raising=False)
+    assert (await WorkspaceHook().aget_workspace()).root == tmp_path
+
+
 async def test_kubernetes_connection_that_cannot_be_read_is_not_taken_for_the_own_cluster(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
