@@ -92,22 +92,26 @@ def forsaken():
 
 def init():
     global pids, kept
-    executor, threads = ProcessPoolExecutor(2), ThreadPoolExecutor(2)
-    spawned = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    pool = multiprocessing.Pool(1)
+    # Forks first: Python does not promise that what is forked beside threads ends, in no program.
     process = multiprocessing.Process(target=time.sleep, args=(600,))
     process.start()
+    orphan = forsaken()
+    executor = ProcessPoolExecutor(2)
+    pids = {
+        "process": process.pid,
+        "process that ignores SIGTERM and has lost its parent": orphan,
+        "process pool": executor.submit(own_pid, 1).result(),
+    }
+    spawn = multiprocessing.get_context("spawn")
+    spawned, pool, threads = ProcessPoolExecutor(1, spawn), spawn.Pool(1), ThreadPoolExecutor(2)
     threads.submit(own_pid, 1).result()
     unread = multiprocessing.Queue()
     unread.put("x" * 1_000_000)
     kept = [executor, threads, spawned, pool, process, unread]
-    pids = {
-        "process pool": executor.submit(own_pid, 1).result(),
+    pids |= {
         "spawned process pool": spawned.submit(own_pid, 1).result(),
         "multiprocessing.Pool": pool.map(own_pid, [1])[0],
-        "process": process.pid,
         "joblib": joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(2))[0],
-        "process that ignores SIGTERM and has lost its parent": forsaken(),
     }
 
 def run(data): return pids
