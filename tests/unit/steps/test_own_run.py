@@ -15,13 +15,20 @@ from tests.unit.steps.memory_target import MemoryTarget
 RUN = "weekly/run-2"
 
 
-async def test_task_of_the_run_that_rolls_out_promotes_and_raises_nothing_unjudged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace, target = Workspace.local(tmp_path), MemoryTarget()
+async def target_with_control(monkeypatch: pytest.MonkeyPatch) -> MemoryTarget:
+    """Return the target of all steps, with an endpoint that has one version, its control."""
+    target = MemoryTarget()
     monkeypatch.setattr(steps, "connect", target.open)
     first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
     await target.apply(first, TargetChange(who="setup"))
+    return target
+
+
+async def test_task_of_the_run_that_rolls_out_promotes_and_raises_nothing_unjudged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await target_with_control(monkeypatch)
+    workspace = Workspace.local(tmp_path)
     change = Change(who=f"{RUN}/task")
     await steps.roll_out(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
     await steps.shift(workspace, "digits", "new", percentile=10, change=change, run=RUN)
@@ -42,10 +49,7 @@ async def test_task_of_the_run_that_rolls_out_promotes_and_raises_nothing_unjudg
 async def test_second_instance_of_a_mapped_group_on_the_same_endpoint_is_refused_and_touches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace, target = Workspace.local(tmp_path), MemoryTarget()
-    monkeypatch.setattr(steps, "connect", target.open)
-    first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
-    await target.apply(first, TargetChange(who="setup"))
+    workspace, target = Workspace.local(tmp_path), await target_with_control(monkeypatch)
     mine, other = f"{RUN}[0]", f"{RUN}[1]"
     image = "a@sha256:1"
     await steps.roll_out(workspace, "digits", "new", image=image, owner=mine, change=Change(who=f"{mine}/roll_out"))

@@ -1,7 +1,6 @@
 """Environment files: the usual names, encodings and keys, and what is refused."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image import Environment
 from controlled_rollout.image.environment.file import DEFAULT_FILES, find_environment_file, read_environment
+from tests.unit.image.environment.conftest import Write
 
 # Parts of the files that people write, in any order.
 TEXTS = st.lists(
@@ -21,17 +21,6 @@ TEXTS = st.lists(
     | st.sampled_from(["\n", "  ", "- ", ": ", "\n- "]),
     max_size=12,
 ).map(lambda parts: "".join(parts).encode())
-
-Write = Callable[[str, str], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_file(name: str, text: str) -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write_file
 
 
 def test_a_conda_file_is_read_in_order_and_says_what_the_index_provides(write: Write) -> None:

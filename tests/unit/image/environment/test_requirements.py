@@ -1,6 +1,5 @@
 """Lines of requirements files: which are taken, in which form, and which are refused with what advice."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,7 @@ from controlled_rollout.image import Environment
 from controlled_rollout.image.environment.file import read_environment
 from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.environment.requirements import check_requirement, check_variables_are_set
-
-Write = Callable[[str, str], Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    def write_file(name: str, text: str) -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write_file
+from tests.unit.image.environment.conftest import Write
 
 
 @pytest.mark.parametrize(
