@@ -10,9 +10,6 @@ import os
 import sys
 from typing import Any
 
-from controlled_rollout_scoring import application
-from controlled_rollout_scoring.settings import Settings
-
 # What every script would import anew: most of the time that it takes to start.
 PRELOADED = (
     "pandas",
@@ -48,7 +45,11 @@ def answer_of(case: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(case["environment"])
     joblib, training = map(importlib.import_module, ("joblib", "training"))
     joblib.dump(training.Doubler(), os.path.join(os.environ["AZUREML_MODEL_DIR"], "model.pkl"))
-    application.load(Settings.from_environment(os.environ))
+    # Imported in the fork: the runtime keeps its own descriptor of stderr, which is the script's log by now.
+    application, settings = (
+        importlib.import_module(f"controlled_rollout_scoring.{m}") for m in ("application", "settings")
+    )
+    application.load(settings.Settings.from_environment(os.environ))
     app = importlib.import_module("azureml_inference_server_http.server.entry").app
     request: dict[str, Any] = {"query_string": case["query"], "headers": case["headers"]}
     if "bytes" in case:
