@@ -15,6 +15,15 @@ __all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "MaxLatency", "Mean", "
 ALWAYS: Final = frozenset({"errors", "latency"})
 # An alarm is near when its evidence is its threshold divided by this, or more.
 NEAR: Final = 10
+# A collection and one of its columns, such as `predictions.label`; the column may have dots and spaces.
+COLUMN: Final = r"^[A-Za-z0-9_-]{1,64}\.[^\x00-\x1f\x7f]{1,200}$"
+MAX_BUCKETS: Final = 100
+
+
+def _check_source(column: str | None, kql: str | None) -> None:
+    """Raise ValueError if a metric names a collected column and a query of the metric store."""
+    if column is not None and kql is not None:
+        raise ValueError(f"column={column!r} and kql are both given: the values come from one of them, leave one out")
 
 
 class Mean(BaseModel):
@@ -26,6 +35,10 @@ class Mean(BaseModel):
         pass_margin: A pass has to rule out that the mean is worse by so much, in the metric's unit; None: the metric
             can stop a rollout, and a pass does not depend on it.
         kql: The query that yields the values, for the evidence source; the gate does not read it.
+        column: The collected column that has the values, as `<collection>.<column>` such as `predictions.score`,
+            instead of a query; a request with several rows is one value, their mean.
+        clip: With `column`: values beyond control's quantiles `clip` and `1 - clip` from before the rollout count as
+            those quantiles (a winsorised mean), because the mean of a heavy tail is hard to know; None: as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +47,16 @@ class Mean(BaseModel):
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     pass_margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     kql: str | None = None
+    column: Annotated[str, Field(pattern=COLUMN)] | None = None
+    clip: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise if the values come from two sources, or are clipped without being a collected column."""
+        _check_source(self.column, self.kql)
+        if self.clip is not None and self.column is None:
+            raise ValueError(f"clip={self.clip:g} without column: only the values of a collected column are clipped")
+        return self
 
 
 class Category(BaseModel):
@@ -45,6 +68,10 @@ class Category(BaseModel):
             fault of the routing or of the capture.
         on_difference: `hold`: the verdict is that the split is wrong, and the rollout is held; `fail`: an alarm.
         kql: The query that yields the categories, for the evidence source; the gate does not read it.
+        column: The collected column that has the categories, as `<collection>.<column>` such as `predictions.label`,
+            instead of a query; of a request with several rows one is taken, drawn by the request's id.
+        buckets: With a numeric `column`: its values count in so many buckets, whose edges are control's quantiles from
+            before the rollout; None: each value is a category.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +79,16 @@ class Category(BaseModel):
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     on_difference: Literal["hold", "fail"] = "hold"
     kql: str | None = None
+    column: Annotated[str, Field(pattern=COLUMN)] | None = None
+    buckets: Annotated[int, Field(ge=2, le=MAX_BUCKETS)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise if the categories come from two sources, or there are buckets of something that is no column."""
+        _check_source(self.column, self.kql)
+        if self.buckets is not None and self.column is None:
+            raise ValueError(f"buckets={self.buckets} without column: only a collected column is cut into buckets")
+        return self
 
 
 class MaxLatency(BaseModel):
@@ -128,6 +165,12 @@ class Gate(BaseModel):
                 "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
             )
         return self
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The collected column of each metric that has one, by the metric's name."""
+        metrics: Mapping[str, Mean | Category] = {**self.means, **self.categories}
+        return {name: metric.column for name, metric in metrics.items() if metric.column is not None}
 
 
 @dataclass(frozen=True, slots=True)
