@@ -89,6 +89,14 @@ class RecordUnavailableError(ControlledRolloutError):
     """The record of decisions cannot be read or appended to. Going back does not need it; going on does."""
 
 
+class StorageError(ControlledRolloutError):
+    """The workspace's storage cannot be read or written, or a name in it is not allowed. A later try may succeed."""
+
+
+class StoredFileNotFoundError(StorageError):
+    """The workspace's storage has no file of that name."""
+
+
 class WorkspaceError(ControlledRolloutError):
     """The workspace's configuration is missing, contradictory or not valid."""
 

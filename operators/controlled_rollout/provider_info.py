@@ -96,7 +96,7 @@ def _place_fields() -> dict[str, Any]:
         ),
         "root": _form_field(
             "Folder",
-            "The workspace's folder on the workers: records, for the local target everything but the cache; empty for "
+            "The workspace's folder on the workers, for the local target everything but the cache; empty for "
             "$CONTROLLED_ROLLOUT_HOME or ~/.controlled-rollout.",
         ),
         "cache_folder": _form_field(
@@ -104,10 +104,16 @@ def _place_fields() -> dict[str, Any]:
             "The workers' folder of built environments, local images and fetched models; empty for the user's own, "
             "$CONTROLLED_ROLLOUT_CACHE or ~/.cache/controlled-rollout/images.",
         ),
+        "storage": _form_field(
+            "Storage",
+            "The place for models that tasks hand over, collected data, reports and records: a folder that all workers "
+            "and the triggerer share, or https://<account>.blob.core.windows.net/<container>/<prefix>; empty for the "
+            "folder storage in the workspace's folder.",
+        ),
         "records": _form_field(
             "Records",
-            "Where the records of decisions are, if the workers share no folder: an address in Azure Blob Storage, "
-            "https://<account>.blob.core.windows.net/<container>/<prefix>.",
+            "Where the records of decisions are instead of in the storage: an address in Azure Blob Storage. Empty for "
+            "records in the storage or, if that is not set, in the workspace's folder.",
         ),
     }
 

@@ -4,16 +4,17 @@ Without a configuration it is the local workspace: a first run needs none.
 """
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from controlled_rollout.errors import WorkspaceError
 
-__all__ = ["DNS_LABEL", "Workspace", "user_cache"]
+__all__ = ["DNS_LABEL", "Workspace", "is_url", "user_cache"]
 
 HOME_VARIABLE = "CONTROLLED_ROLLOUT_HOME"
 DEFAULT_HOME = "~/.controlled-rollout"
@@ -21,7 +22,7 @@ CACHE_VARIABLE = "CONTROLLED_ROLLOUT_CACHE"
 
 DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
-RECORDS: Final = (
+BLOB_ADDRESS: Final = (
     r"^(https://[a-z0-9]{3,24}\.blob\.core\.[a-z.]+|https?://(127\.0\.0\.1|localhost):\d+/[a-z0-9]+)"
     r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?$"
 )
@@ -41,6 +42,11 @@ def user_cache() -> Path:
     return Path(caches).absolute() / "controlled-rollout" / "images"
 
 
+def is_url(place: str) -> bool:
+    """Return whether a place is written as a URL, and not as a folder."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", place) is not None
+
+
 class Workspace(BaseModel):
     """A workspace: where endpoints run, where their telemetry is read, where images are pushed.
 
@@ -48,12 +54,14 @@ class Workspace(BaseModel):
         name: Its name in messages.
         target: Where versions run: `local` in processes of this machine, `kubernetes` in a cluster with the Gateway API
             and Envoy Gateway.
-        root: This machine's folder of the workspace: records; for the local workspace also revisions, keys, logs and
-            telemetry.
+        root: This machine's folder of the workspace; for the local workspace revisions, keys, logs and telemetry.
         cache_folder: This machine's folder of built environments, local images and fetched models, addressed by their
             content. By default all workspaces of a user share one, see `user_cache`.
-        records: Where the records of decisions are, if workers and triggerer share no `root`: an address in Azure Blob
-            Storage, `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for `root`.
+        storage: The place for models that tasks hand over, collected data, reports and records: a folder that all
+            workers and the triggerer share, or an address in Azure Blob Storage,
+            `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for the folder `storage` in `root`.
+        records: Where the records of decisions are instead of in `storage`: an address as there. None for `records` in
+            `storage`, or in `root` if `storage` is not set.
         telemetry_endpoint: Base URL of the Log Analytics query API; None for Azure's, or for the local supervisor's.
         telemetry_workspace_id: The Log Analytics workspace that is queried; None for the local supervisor's.
         telemetry_token_file: The file with the token of a telemetry store on this machine.
@@ -94,7 +102,8 @@ class Workspace(BaseModel):
     target: Literal["local", "kubernetes"] = "local"
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
     cache_folder: Path = Field(default_factory=user_cache)
-    records: Annotated[str, Field(pattern=RECORDS)] | None = None
+    storage: str | None = None
+    records: Annotated[str, Field(pattern=BLOB_ADDRESS)] | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
     telemetry_token_file: Path | None = None
@@ -128,6 +137,17 @@ class Workspace(BaseModel):
         None
     )
 
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, place: str | None) -> str | None:
+        """Raise ValueError if the storage is neither an absolute folder nor an address in Azure Blob Storage."""
+        if place is None or re.search(BLOB_ADDRESS, place) or (not is_url(place) and Path(place).is_absolute()):
+            return place
+        raise ValueError(
+            "give a folder, or https://<account>.blob.core.windows.net/<container>/<prefix> without a signature: "
+            "credentials are the identity's, or in AZURE_STORAGE_CONNECTION_STRING"
+        )
+
     @model_validator(mode="after")
     def _check_gateway(self) -> Self:
         """Raise ValueError if the target is Kubernetes and the setting `gateway` is missing."""
@@ -160,10 +180,13 @@ class Workspace(BaseModel):
         folder = settings.get("root") or os.environ.get(HOME_VARIABLE) or DEFAULT_HOME
         try:
             cache = settings.get("cache_folder") or user_cache()
-            folders = {
+            folders: dict[str, Any] = {
                 "root": Path(folder).expanduser().absolute(),
                 "cache_folder": Path(cache).expanduser().absolute(),
             }
+            storage = settings.get("storage")
+            if isinstance(storage, str | os.PathLike) and not is_url(os.fspath(storage)):
+                folders["storage"] = str(Path(storage).expanduser().absolute())
             return cls.model_validate(settings | folders)
         except ValidationError as error:
             faults = "; ".join(
@@ -187,6 +210,11 @@ class Workspace(BaseModel):
         _, _, *listener = self.gateway.split("/")
         return listener[0] if listener else None
 
+    @property
+    def storage_place(self) -> str:
+        """The folder or the address of the storage."""
+        return self.storage or str(self.root / "storage")
+
     # The layout of the local workspace.
 
     @property
@@ -201,8 +229,15 @@ class Workspace(BaseModel):
 
     @property
     def records_folder(self) -> Path:
-        """The folder with the record of decisions of each endpoint."""
-        return self.root / "records"
+        """The folder with the record of decisions of each endpoint, unless records are in Azure Blob Storage."""
+        return (Path(self.storage) if self.storage and not is_url(self.storage) else self.root) / "records"
+
+    @property
+    def records_address(self) -> str | None:
+        """The address of the records in Azure Blob Storage; None if they are in `records_folder`."""
+        if self.records or self.storage is None or not is_url(self.storage):
+            return self.records
+        return f"{self.storage.rstrip('/')}/records"
 
     @property
     def logs_folder(self) -> Path:

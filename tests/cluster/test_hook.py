@@ -248,7 +248,7 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
     assert {name: result.message for name, result in results.items() if not result.works} == {}
     assert list(results) == [
         "API server", "permissions", "namespace", "Gateway API", "gateway", "endpoints' address", "clock",
-        "metric store", "registry", "cache folder",
+        "metric store", "registry", "cache folder", "storage",
     ]  # fmt: skip
     assert "Kubernetes v1." in results["API server"].message
     assert "warning" not in results["gateway"].message  # it has the policies of docs/aks/gateway.yaml

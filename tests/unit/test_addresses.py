@@ -17,7 +17,7 @@ from controlled_rollout.image.builders.build_secrets import build_variables
 from controlled_rollout.image.builders.uv import find_uv
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models
-from controlled_rollout.record.blob_storage import _container_client
+from controlled_rollout.storage.blob_account import container_client
 
 
 def interface_address() -> str:
@@ -176,7 +176,7 @@ def test_a_record_in_an_emulator_on_this_machine_is_kept_without_a_proxy(
             "AZURE_STORAGE_CONNECTION_STRING",
             f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey=a2V5;BlobEndpoint={account}",
         )
-        client, _ = _container_client(f"{account}/records/x", 0)
+        client, _ = container_client(f"{account}/records/x", 0)
         with pytest.raises(AzureError):
             client.get_blob_client("a").download_blob().readall()
         emulator.shutdown()

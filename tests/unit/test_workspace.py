@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout.cli.workspace_file import read_workspace
+from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.workspace import Workspace
+
+BLOBS = "https://account.blob.core.windows.net/rollouts"
 
 
 def test_workspaces_of_a_user_share_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +31,57 @@ def test_a_setting_chooses_the_cache_of_one_workspace(tmp_path: Path) -> None:
     settings = {"root": str(tmp_path), "cache_folder": str(tmp_path / "own")}
 
     assert Workspace.from_settings(settings).cache_folder == tmp_path / "own"
+
+
+def test_storage_is_in_the_workspaces_folder_unless_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert Workspace.local(tmp_path).storage_place == f"{tmp_path}/storage"
+    assert Workspace.from_settings({"storage": "data"}).storage_place == f"{tmp_path}/data"
+    assert Workspace.from_settings({"storage": f"{BLOBS}/team"}).storage_place == f"{BLOBS}/team"
+
+
+def test_storage_in_a_workspace_file_is_relative_to_the_files_folder(tmp_path: Path) -> None:
+    file = tmp_path / "team.yaml"
+    for place, expected in (("data", f"{tmp_path}/data"), (BLOBS, BLOBS)):
+        file.write_text(f"storage: {place}\n")
+        assert read_workspace(file).storage_place == expected
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://account.blob.core.windows.net",
+        "http://account.blob.core.windows.net/rollouts",
+        f"{BLOBS}?sig=secret",
+        "https://example.com/rollouts",
+        "s3://bucket/rollouts",
+        "abfs://rollouts/team",
+        "file:/rollouts",
+        7,
+    ],
+)
+def test_storage_is_a_folder_or_a_container_without_signature(place: object) -> None:
+    with pytest.raises(WorkspaceError, match="storage") as refusal:
+        Workspace.from_settings({"storage": place})
+    assert "sig=" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder", "address"),
+    [
+        ({}, "root/records", None),
+        ({"storage": "data"}, "data/records", None),
+        ({"storage": f"{BLOBS}/team/"}, "root/records", f"{BLOBS}/team/records"),
+        ({"records": f"{BLOBS}/all"}, "root/records", f"{BLOBS}/all"),
+        ({"records": f"{BLOBS}/all", "storage": "data"}, "data/records", f"{BLOBS}/all"),
+        ({"records": f"{BLOBS}/all", "storage": f"{BLOBS}/team"}, "root/records", f"{BLOBS}/all"),
+    ],
+)
+def test_records_are_in_the_storage_unless_one_of_both_is_not_set(
+    settings: dict[str, str], folder: str, address: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace.from_settings({"root": "root", **settings})
+
+    assert (workspace.records_folder, workspace.records_address) == (tmp_path / folder, address)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from controlled_rollout.checks.reachability import http_get
-from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.checks.reachability import check_reachable, http_get
+from controlled_rollout.errors import ControlledRolloutError, StorageError, TargetUnavailableError
 from controlled_rollout.text_table import text_table
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.workspace import Workspace, is_url
 
 if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckResult", "check_connectivity", "check_registry", "results_table", "run_check"]
 
 TIMEOUT_S = 10.0
-# The client takes seconds to import, and signing in may start another program.
+# A client takes seconds to import, and signing in may start another program.
 OPENING_TIMEOUT_S = 60.0
 # A name that no endpoint and no image has: the answer is empty, and quick.
 UNUSED_NAME = "check-connectivity"
@@ -52,7 +53,8 @@ async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credenti
     # The cluster first: importing its client blocks everything else in this process.
     cluster = await _check_cluster(workspace)
     others = (run_check(name, check(workspace)) for name, check in _checks_for_target(workspace.target, users))
-    return [*cluster, *await asyncio.gather(*others)]
+    storage = run_check("storage", _check_storage(workspace), OPENING_TIMEOUT_S)
+    return [*cluster, *await asyncio.gather(*others, storage)]
 
 
 def results_table(results: Sequence[CheckResult]) -> str:
@@ -170,6 +172,38 @@ async def _check_cache_folder(workspace: Workspace) -> str:
 
     await asyncio.to_thread(write_temporary_file)
     return f"{workspace.cache_folder}: can be written"
+
+
+async def _check_storage(workspace: Workspace) -> str:
+    """Check that a file can be written into the workspace's storage, read and deleted; nothing if none is set.
+
+    Without a storage nothing may ever be written: a rollout of an image that exists needs none.
+    """
+    place = workspace.storage_place
+    if workspace.storage is None and workspace.target != "local":
+        return f"none is set: {place}, which tasks of other machines do not see"
+    if is_url(place):
+        await check_reachable(place)
+
+    def write_read_delete() -> None:
+        """Write a small file of a name of its own, read it and delete it; raise if another content comes back."""
+        from controlled_rollout.storage import open_storage
+
+        storage = open_storage(workspace)
+        name, content = f"{UNUSED_NAME}/{secrets.token_hex(8)}", secrets.token_bytes(16)
+        storage.put(name, content)
+        try:
+            if storage.get(name) != content:
+                raise StorageError(f"{storage.address_of(name)} has another content than was written a moment ago")
+        finally:
+            storage.delete(name)
+
+    await asyncio.to_thread(write_read_delete)
+    hidden = workspace.root / "records"
+    if (workspace.records_address or workspace.records_folder != hidden) and any(hidden.glob("*.jsonl")):
+        records = workspace.records_address or workspace.records_folder
+        return f"{place}: can be written. Decisions in {hidden} are not read: records are in {records}"
+    return f"{place}: can be written"
 
 
 def _supervisor_state(workspace: Workspace) -> "SupervisorState":

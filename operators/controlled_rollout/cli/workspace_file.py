@@ -7,7 +7,7 @@ import yaml
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.text_file import read_text_file
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.workspace import Workspace, is_url
 
 __all__ = ["read_workspace"]
 
@@ -25,6 +25,8 @@ def read_workspace(file: Path) -> Workspace:
     for name in PATHS:
         if isinstance(settings.get(name), str):
             settings[name] = str(file.parent.absolute() / Path(settings[name]).expanduser())
+    if isinstance(storage := settings.get("storage"), str) and not is_url(storage):
+        settings["storage"] = str(file.parent.absolute() / Path(storage).expanduser())
     try:
         return Workspace.from_settings({"name": file.stem, **settings})
     except WorkspaceError as error:

@@ -16,6 +16,7 @@ from controlled_rollout.errors import (
     RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,
+    StorageError,
     TargetUnavailableError,
     WorkspaceError,
 )
@@ -48,6 +49,7 @@ TEMPORARY_ERRORS: Final = (
     RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,
+    StorageError,
 )
 # What a roll-back or the deletion of a version failed for may be gone as well at the next try.
 TEMPORARY_WHEN_GOING_BACK = (*TEMPORARY_ERRORS, AccessError, DeploymentError, WorkspaceError)

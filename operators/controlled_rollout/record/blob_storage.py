@@ -8,33 +8,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from controlled_rollout.addresses import azure_settings_for
-from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.record import storage
 from controlled_rollout.record.storage import AppendConflict
+from controlled_rollout.storage.blob_account import azure_error_code, azure_errors, container_client
 
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
 
 __all__ = ["BlobPart", "BlobStorage"]
 
-# Read by Azure's own tools too: signs in without an identity, for tests on an emulator.
-CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
 FIRST: Final = 1
 FULL: Final = "BlockCountExceedsLimit"
-# A look or a step tries again later: the client itself gives up after a few seconds (by itself after 84 s).
-RETRIES: Final[dict[str, Any]] = {
-    "retry_total": 2,
-    "initial_backoff": 1,
-    "increment_base": 1,
-    "random_jitter_range": 0,
-    "connection_timeout": 5,
-    "read_timeout": 10,
-}
 CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
 
@@ -47,7 +33,7 @@ class BlobPart:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the blob's lines, oldest first; none if the blob was deleted."""
-        with _storage_errors():
+        with azure_errors():
             content = _read_blob(self.container, self.name)
         yield from content.splitlines(keepends=True)
 
@@ -71,14 +57,14 @@ class BlobStorage:
 
     def parts(self) -> list[BlobPart]:
         """Return the blobs, the oldest first."""
-        with _storage_errors():
+        with azure_errors():
             container, prefix = self._container_and_prefix()
             return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
         """Context manager: open the last blob for one append. `write` raises if another writer was faster."""
-        with _storage_errors():
+        with azure_errors():
             container, prefix = self._container_and_prefix()
             last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
             if last is None:
@@ -89,7 +75,7 @@ class BlobStorage:
 
     def _container_and_prefix(self) -> "tuple[ContainerClient, str]":
         """Return the client of the container, and the prefix of the record's blob names."""
-        container, prefix = _container_client(self.address, os.getpid())
+        container, prefix = container_client(self.address, os.getpid())
         return container, f"{prefix}{self.endpoint}/"
 
 
@@ -116,9 +102,9 @@ class _Appender:
             # One block is appended whole or not at all: no crash cuts a line.
             self.container.get_blob_client(self.blob).append_block(line + b"\n", appendpos_condition=self.size)
         except HttpResponseError as error:
-            if _storage_error_code(error) == FULL:
+            if azure_error_code(error) == FULL:
                 self.retire()
-            if _storage_error_code(error) in (FULL, *CONFLICTS):
+            if azure_error_code(error) in (FULL, *CONFLICTS):
                 raise AppendConflict from error
             raise
         return self.size + len(line) + 1
@@ -160,58 +146,3 @@ def _none_if_deleted(call: Any) -> Any:
         return call()
     except ResourceNotFoundError:
         return None
-
-
-def _storage_error_code(error: Any) -> str:
-    """Return the error code that Azure Storage sent, as text; empty if there is none."""
-    code = getattr(error, "error_code", "")
-    return str(getattr(code, "value", code))
-
-
-@lru_cache(maxsize=8)
-def _container_client(address: str, process: int) -> "tuple[ContainerClient, str]":
-    """Return the client and the prefix for an address. Cached per process id, as clients do not survive a fork."""
-    try:
-        from azure.identity import DefaultAzureCredential
-        from azure.storage.blob import ContainerClient
-    except ImportError as error:
-        raise WorkspaceError(
-            f"records are kept in {address}, which needs a package that is missing ({error.name}): install "
-            "airflow-provider-controlled-rollout with the extra azure"
-        ) from error
-    parts = urlsplit(address)
-    # The emulator has the account in its path.
-    names = parts.path.strip("/").split("/")
-    above = 0 if parts.scheme == "https" else 1
-    account = f"{parts.scheme}://{'/'.join([parts.netloc, *names[:above]])}"
-    container, prefix = names[above], "".join(f"{name}/" for name in names[above + 1 :])
-    connection_string = os.environ.get(CONNECTION_STRING)
-    if connection_string:
-        client = ContainerClient.from_connection_string(
-            connection_string, container, **RETRIES, **azure_settings_for(account)
-        )
-        if client.url.startswith(f"{account}/"):
-            return client, prefix
-    if parts.scheme != "https":
-        raise WorkspaceError(
-            f"records are to be kept in {address}: an identity's token is sent over https only; sign in to an emulator "
-            f"on this machine with {CONNECTION_STRING}"
-        )
-    return ContainerClient(account, container, credential=DefaultAzureCredential(), **RETRIES), prefix
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Context manager: turn errors of Azure's client into OSError, as a file system would raise."""
-    from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
-
-    try:
-        yield
-    except AzureError as error:
-        message = str(getattr(error, "message", error)).partition("\n")[0]
-        hint = ""
-        if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
-            hint = "; this identity needs the role Storage Blob Data Contributor on the container"
-        elif isinstance(error, HttpResponseError) and _storage_error_code(error) == "ContainerNotFound":
-            hint = "; create the container first"
-        raise OSError(f"{message}{hint}") from error

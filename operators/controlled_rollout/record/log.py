@@ -31,8 +31,8 @@ MAX_TRIES: Final = 50
 def storage_of(workspace: Workspace, endpoint: str) -> RecordStorage:
     """Return the storage of an endpoint's record: Azure Blob Storage, or files in the workspace's folder."""
     check_name(endpoint)
-    if workspace.records:
-        return BlobStorage(workspace.records, endpoint)
+    if address := workspace.records_address:
+        return BlobStorage(address, endpoint)
     return FileStorage(workspace.records_folder / f"{endpoint}.jsonl")
 
 

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.checks.connectivity import check_connectivity, check_registry, results_table, run_check
+from controlled_rollout.checks.connectivity import (
+    _check_storage,
+    check_connectivity,
+    check_registry,
+    results_table,
+    run_check,
+)
 from controlled_rollout.workspace import Workspace
 from tests.unit.checks.server import port_of, serve
 
@@ -41,7 +47,40 @@ def test_without_an_api_server_the_other_checks_still_run(tmp_path: Path, closed
     assert results["gateway"].message == "not checked: the API server does not work"
     assert "telemetry_workspace_id is missing" in results["metric store"].message
     assert results["registry"].message.startswith("TCP: 127.0.0.1")
-    assert [name for name, result in results.items() if result.works] == ["cache folder"]
+    assert [name for name, result in results.items() if result.works] == ["cache folder", "storage"]
+    assert results["storage"].message.startswith("none is set: ")
     printed = results_table(list(results.values())).splitlines()
     assert printed[0].split()[:3] == ["API", "server", "FAILS"]
-    assert len(printed) == len(results) == 10
+    assert len(printed) == len(results) == 11
+
+
+def storage_check(workspace: Workspace) -> str:
+    return asyncio.run(run_check("storage", _check_storage(workspace))).message
+
+
+def test_storage_that_can_be_written_is_said_to_work_and_is_left_empty(tmp_path: Path) -> None:
+    workspace = Workspace.from_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "data")})
+
+    assert storage_check(workspace) == f"{tmp_path}/data: can be written"
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_storage_that_cannot_be_written_fails_the_check(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a folder")
+    workspace = Workspace.from_settings({"root": str(tmp_path), "storage": str(tmp_path / "data")})
+
+    result = asyncio.run(run_check("storage", _check_storage(workspace)))
+
+    assert not result.works
+    assert f"{tmp_path}/data" in result.message and "cannot be read or written" in result.message
+
+
+def test_storage_check_names_decisions_that_a_new_place_of_records_hides(tmp_path: Path) -> None:
+    workspace = Workspace.from_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "data")})
+    hidden = tmp_path / "root" / "records"
+    hidden.mkdir(parents=True)
+    (hidden / "digits.jsonl").write_text("{}\n")
+
+    assert storage_check(workspace).endswith(
+        f"Decisions in {hidden} are not read: records are in {tmp_path}/data/records"
+    )

@@ -1,0 +1,6 @@
+"""The workspace's storage: one place for models handed from task to task, collected data, reports and records."""
+
+from controlled_rollout.storage.place import open_storage, storage_at
+from controlled_rollout.storage.protocol import Storage, StoredFile
+
+__all__ = ["Storage", "StoredFile", "open_storage", "storage_at"]

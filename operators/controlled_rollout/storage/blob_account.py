@@ -1,0 +1,124 @@
+"""Addresses in Azure Blob Storage, and the one place where its clients are made: sign-in, retries, errors."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from controlled_rollout.addresses import azure_settings_for
+from controlled_rollout.errors import WorkspaceError
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+__all__ = ["CONNECTION_STRING", "BlobAddress", "azure_error_code", "azure_errors", "container_client"]
+
+# Read by Azure's own tools too: signs in without an identity, for tests on an emulator.
+CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
+# Whoever asks tries again later: the client itself gives up after a few seconds (by itself after 84 s).
+RETRIES: Final[dict[str, Any]] = {
+    "retry_total": 2,
+    "initial_backoff": 1,
+    "increment_base": 1,
+    "random_jitter_range": 0,
+    "connection_timeout": 5,
+    "read_timeout": 10,
+}
+# A piece that was not sent is sent again whole, so pieces of a large file are small.
+PIECES: Final[dict[str, Any]] = {"max_single_put_size": 8 * 2**20, "max_block_size": 8 * 2**20}
+
+
+@dataclass(frozen=True)
+class BlobAddress:
+    """A place in a container of blobs.
+
+    Attributes:
+        account: The URL of the account: `https://<account>.blob.core.windows.net`, or an emulator's on this machine.
+        container: The container.
+        prefix: What the names of all blobs begin with: empty, or with `/` at its end.
+    """
+
+    account: str
+    container: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, address: str) -> "BlobAddress":
+        """Return the parts of an address that `Workspace` has accepted."""
+        parts = urlsplit(address)
+        names = parts.path.strip("/").split("/")
+        # The emulator has the account in its path.
+        above = 0 if ".blob." in (parts.hostname or "") else 1
+        account = f"{parts.scheme}://{'/'.join([parts.netloc, *names[:above]])}"
+        return cls(account, names[above], "".join(f"{name}/" for name in names[above + 1 :]))
+
+
+@lru_cache(maxsize=8)
+def container_client(address: str, process: int) -> "tuple[ContainerClient, str]":
+    """Return the client of an address's container, and the prefix of the names below the address.
+
+    Args:
+        address: As `Workspace` accepts it.
+        process: The id of this process: clients are cached and do not survive a fork.
+
+    Raises:
+        WorkspaceError: A package is missing, or there is no way to sign in that keeps credentials secret.
+    """
+    try:
+        from azure.identity import DefaultAzureCredential
+        from azure.storage.blob import ContainerClient
+    except ImportError as error:
+        raise WorkspaceError(
+            f"{address} needs a package that is missing ({error.name}): install airflow-provider-controlled-rollout "
+            "with the extra azure"
+        ) from error
+    place = BlobAddress.parse(address)
+    settings = RETRIES | PIECES | azure_settings_for(place.account)
+    if connection_string := connection_string_of(place.account, os.environ):
+        return ContainerClient.from_connection_string(connection_string, place.container, **settings), place.prefix
+    if not place.account.startswith("https:"):
+        raise WorkspaceError(
+            f"{address} cannot be used: an identity's token is sent over https only; sign in to an emulator on this "
+            f"machine with {CONNECTION_STRING}"
+        )
+    credential = DefaultAzureCredential()
+    return ContainerClient(place.account, place.container, credential=credential, **settings), place.prefix
+
+
+def connection_string_of(account: str, environment: Mapping[str, str]) -> str | None:
+    """Return the connection string of the environment if it is for an account: no key is tried on another account."""
+    connection_string = environment.get(CONNECTION_STRING)
+    if not connection_string:
+        return None
+    from azure.storage.blob import BlobServiceClient
+
+    with BlobServiceClient.from_connection_string(connection_string) as client:
+        return connection_string if f"{client.url.rstrip('/')}/".startswith(f"{account}/") else None
+
+
+@contextmanager
+def azure_errors() -> Iterator[None]:
+    """Context manager: turn errors of Azure's clients into OSError, as a file system would raise."""
+    from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+
+    try:
+        yield
+    except AzureError as error:
+        message = str(getattr(error, "message", error)).partition("\n")[0]
+        hint = ""
+        if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
+            hint = "; this identity needs the role Storage Blob Data Contributor on the container"
+        elif isinstance(error, HttpResponseError) and azure_error_code(error) == "ContainerNotFound":
+            hint = "; create the container first"
+        elif azure_error_code(error) == "BlobNotFound":
+            raise FileNotFoundError(message) from error
+        raise OSError(f"{message}{hint}") from error
+
+
+def azure_error_code(error: Any) -> str:
+    """Return the error code that Azure Storage sent, as text; empty if there is none."""
+    code = getattr(error, "error_code", "")
+    return str(getattr(code, "value", code))

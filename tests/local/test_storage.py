@@ -1,0 +1,190 @@
+"""The workspace's storage: the same promises for a folder and for Azure Blob Storage (Azurite)."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import BlobServiceClient, ContentSettings
+
+from controlled_rollout import record
+from controlled_rollout.checks.connectivity import _check_storage
+from controlled_rollout.errors import StorageError, StoredFileNotFoundError, WorkspaceError
+from controlled_rollout.record import Decision
+from controlled_rollout.storage import Storage, open_storage, storage_at
+from controlled_rollout.storage.blob_account import CONNECTION_STRING
+from controlled_rollout.workspace import Workspace
+from tests.azurite import ACCOUNT, serving_blobs
+
+CONTAINER = "rollouts"
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
+    with serving_blobs(tmp_path_factory.mktemp("blobs")) as connection_string, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CONNECTION_STRING, connection_string)
+        with BlobServiceClient.from_connection_string(connection_string) as client:
+            client.create_container(CONTAINER)
+            yield client
+
+
+@pytest.fixture(params=["folder", "blobs"])
+def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
+    """A workspace whose storage is empty."""
+    place = str(tmp_path / "data")
+    if request.param == "blobs":
+        place = f"{request.getfixturevalue('blobs').url.rstrip('/')}/{CONTAINER}/{tmp_path.name}/team"
+    return Workspace.from_settings({"root": str(tmp_path / "root"), "storage": place})
+
+
+@pytest.fixture
+def storage(workspace: Workspace) -> Storage:
+    return open_storage(workspace)
+
+
+def names(storage: Storage, prefix: str = "") -> list[str]:
+    return [file.name for file in storage.list(prefix)]
+
+
+def test_what_is_written_is_read_listed_and_deleted(storage: Storage, tmp_path: Path) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    assert names(storage) == []
+
+    stored = storage.put("models/digits/v1/model.joblib", b"one")
+    again = storage.put("models/digits/v1/model.joblib", b"three")
+
+    assert (stored.size, again.size) == (3, 5)
+    assert stored.etag != again.etag
+    assert list(storage.list()) == [again]
+    assert before <= again.modified <= datetime.now(UTC) + timedelta(seconds=2)
+    assert storage.get("models/digits/v1/model.joblib") == b"three"
+    storage.download("models/digits/v1/model.joblib", tmp_path / "new" / "model")
+    assert (tmp_path / "new" / "model").read_bytes() == b"three"
+
+    storage.delete("models/digits/v1/model.joblib")
+    storage.delete("models/digits/v1/model.joblib")
+    assert names(storage) == []
+    assert not (tmp_path / "data" / "models").exists()
+
+
+def test_names_are_listed_in_order_by_the_beginning_of_their_text(storage: Storage) -> None:
+    for name in ("b", "a/2", "a/10", "a-1", "aa/1", "a/b/c"):
+        storage.put(name, b"")
+
+    assert names(storage) == ["a-1", "a/10", "a/2", "a/b/c", "aa/1", "b"]
+    assert names(storage, "a/") == ["a/10", "a/2", "a/b/c"]
+    assert names(storage, "a/b") == ["a/b/c"]
+    assert names(storage, "a") == ["a-1", "a/10", "a/2", "a/b/c", "aa/1"]
+    assert names(storage, "c/") == names(storage, "b/") == []
+
+
+def test_a_large_file_is_sent_in_pieces_and_arrives_unchanged(storage: Storage, tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(os.urandom(20 * 2**20 + 1))
+
+    assert storage.put("models/model.bin", file).size == file.stat().st_size
+    storage.download("models/model.bin", tmp_path / "copy")
+
+    assert (tmp_path / "copy").read_bytes() == file.read_bytes()
+    with pytest.raises(StorageError, match="1,000 are allowed"):
+        storage.get("models/model.bin", limit=1_000)
+
+
+def test_a_file_that_is_not_there_is_an_error_of_its_own_that_names_it(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("old")
+
+    with pytest.raises(StoredFileNotFoundError, match=r"there is no .*/absent/model\.bin"):
+        storage.get("absent/model.bin")
+    with pytest.raises(StoredFileNotFoundError, match=r"there is no .*/absent/model\.bin"):
+        storage.download("absent/model.bin", tmp_path / "kept")
+    with pytest.raises(StorageError, match=r"nothing\.bin"):
+        storage.put("models/nothing.bin", tmp_path / "nothing.bin")
+
+    assert (tmp_path / "kept").read_text() == "old"
+    assert names(storage) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a/.b", "a.", "a\\b", "a\nb", "a\0", "a" * 801]
+)
+def test_a_name_that_could_lead_elsewhere_is_refused(storage: Storage, name: str, tmp_path: Path) -> None:
+    uses: list[Callable[[str], object]] = [
+        storage.get,
+        storage.delete,
+        storage.address_of,
+        lambda name: storage.put(name, b""),
+        lambda name: storage.download(name, tmp_path / "a"),
+    ]
+    if name not in ("", "a/", "a."):  # names may begin so
+        uses.append(lambda name: list(storage.list(name)))
+    for use in uses:
+        with pytest.raises(StorageError, match="not the name of a file in the storage"):
+            use(name)
+
+
+def test_an_upload_that_fails_leaves_the_former_file(storage: Storage, tmp_path: Path) -> None:
+    storage.put("models/model.bin", b"old")
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(StorageError):
+        storage.put("models/model.bin", tmp_path / "folder")
+
+    assert storage.get("models/model.bin") == b"old"
+    assert names(storage) == ["models/model.bin"]
+
+
+async def test_the_check_of_a_workspace_writes_reads_and_deletes(workspace: Workspace, storage: Storage) -> None:
+    assert (await _check_storage(workspace)) == f"{storage.address}: can be written"
+    assert names(storage) == []
+
+
+def test_records_are_in_the_storage_that_is_set(workspace: Workspace, storage: Storage) -> None:
+    decision = Decision(
+        time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version="v2a", step="shift", who="somebody", why="1"
+    )
+    record.append(workspace, decision)
+
+    assert list(record.read(workspace, "digits")) == [decision]
+    assert all(name.startswith("records/digits") for name in names(storage)) and names(storage)
+    assert not (workspace.root / "records").exists()
+
+
+def test_storage_that_is_away_is_an_error_that_names_it_and_what_to_do(
+    blobs: BlobServiceClient, tmp_path: Path
+) -> None:
+    address = blobs.url.rstrip("/")
+    (tmp_path / "data").write_text("not a folder")
+
+    with pytest.raises(StorageError, match=r"/nothing/a cannot be .*create the container first"):
+        storage_at(f"{address}/nothing").put("a", b"")
+    with pytest.raises(StorageError, match=r"/nothing cannot be .*create the container first"):
+        list(storage_at(f"{address}/nothing").list())
+    with pytest.raises(StorageError, match=r"/data.* cannot be read or written"):
+        storage_at(str(tmp_path / "data")).put("a", b"")
+    with pytest.raises(WorkspaceError, match="sent over https only"):
+        storage_at(f"{address.replace(ACCOUNT, 'another')}/{CONTAINER}").get("a")
+
+
+def test_a_blob_with_another_md5_than_its_content_is_not_kept(blobs: BlobServiceClient, tmp_path: Path) -> None:
+    storage = storage_at(f"{blobs.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}")
+    storage.put("model.bin", b"content")
+    wrong = ContentSettings(content_md5=bytearray(16))
+    blobs.get_blob_client(CONTAINER, f"{tmp_path.name}/model.bin").set_http_headers(content_settings=wrong)
+
+    with pytest.raises(StorageError, match="another length or MD5"):
+        storage.download("model.bin", tmp_path / "model.bin")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_files_are_not_listed_and_links_and_pipes_are_not_read(tmp_path: Path) -> None:
+    storage = storage_at(str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".1.unfinished").write_text("")
+    (tmp_path / "a" / "link").symlink_to("/etc")
+    os.mkfifo(tmp_path / "a" / "pipe")
+
+    assert names(storage) == []
+    with pytest.raises(StorageError, match="not a regular file"):
+        storage.get("a/pipe")
