@@ -20,6 +20,51 @@ class SettingError(Exception):
 
 
 @dataclass(frozen=True)
+class CaptureSettings:
+    """What is kept of requests and their answers.
+
+    Attributes:
+        spool: The folder of this replica that it is appended to.
+        share: The share of requests that is kept.
+        max_body_bytes: The longest body that is kept itself.
+        spool_bytes: The most that the folder may have.
+        endpoint: The name of the endpoint.
+        version: The name of the version.
+        replica: The name of the replica.
+    """
+
+    spool: str
+    share: float = 1.0
+    max_body_bytes: int = 1_000_000
+    spool_bytes: int = 256_000_000
+    endpoint: str = ""
+    version: str = ""
+    replica: str = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings | None:
+        """Read the settings from environment variables; None if nothing is to be kept.
+
+        Raises:
+            SettingError: A variable is not valid.
+        """
+        spool = environment.get("CAPTURE_SPOOL", "")
+        if not spool:
+            return None
+        if not os.path.isabs(spool):
+            raise SettingError(f"CAPTURE_SPOOL={spool!r} is not the whole path of a folder: it has to begin with /")
+        return cls(
+            spool=spool,
+            share=_share(environment.get("CAPTURE_SHARE", "")),
+            max_body_bytes=int(_positive_number(environment, "CAPTURE_MAX_BODY_BYTES", cls.max_body_bytes)),
+            spool_bytes=int(_positive_number(environment, "CAPTURE_SPOOL_BYTES", cls.spool_bytes)),
+            endpoint=environment.get("CAPTURE_ENDPOINT", ""),
+            version=environment.get("CAPTURE_VERSION", ""),
+            replica=environment.get("CAPTURE_REPLICA", ""),
+        )
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a version is served.
 
@@ -33,6 +78,7 @@ class Settings:
         scoring_timeout_s: How long `run()` may take before the request is answered 504.
         drain_timeout_s: How long requests in flight may take to end once the runtime is asked to stop.
         max_body_bytes: The largest request body.
+        capture: What is kept of requests and their answers; None for nothing.
     """
 
     entry_script: str
@@ -44,13 +90,14 @@ class Settings:
     scoring_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
     max_body_bytes: int = 100_000_000
+    capture: CaptureSettings | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read the settings from environment variables.
 
         Raises:
-            SettingError: A variable is missing, is not a positive number, or no level of the log.
+            SettingError: A variable is missing or not valid.
         """
         app_root = environment.get("AML_APP_ROOT", "")
         entry_script = environment.get("AZUREML_ENTRY_SCRIPT", "")
@@ -75,6 +122,7 @@ class Settings:
             scoring_timeout_s=_positive_number(environment, "SCORING_TIMEOUT_MS", cls.scoring_timeout_s * 1000) / 1000,
             drain_timeout_s=_positive_number(environment, "DRAIN_TIMEOUT_S", cls.drain_timeout_s),
             max_body_bytes=int(_positive_number(environment, "MAX_BODY_BYTES", cls.max_body_bytes)),
+            capture=CaptureSettings.from_environment(environment),
         )
 
 
@@ -86,6 +134,19 @@ def _positive_number(environment: Mapping[str, str], name: str, default: float) 
         shown = text if len(text) <= 2 * MAX_DIGITS else f"{text[:MAX_DIGITS]}..."
         raise SettingError(f"{name}={shown!r} is not a whole number above 0 of at most {MAX_DIGITS} digits")
     return int(text)
+
+
+def _share(text: str) -> float:
+    """Return a share; all if there is no text."""
+    if not text:
+        return 1.0
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise SettingError(f"CAPTURE_SHARE={text[: 2 * MAX_DIGITS]!r} is not a share: give a number above 0, at most 1")
+    return share
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 
 from controlled_rollout_scoring import python_end
 from controlled_rollout_scoring.application import Application, load
+from controlled_rollout_scoring.capture import Capture
 from controlled_rollout_scoring.log import log, restore_streams
 from controlled_rollout_scoring.processes import close_connections, signal_at_parent_death
 from controlled_rollout_scoring.request_queue import RequestQueue
@@ -48,6 +49,7 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     os.register_at_fork(after_in_child=functools.partial(_leave_to_parent, listener.getsockname(), channel))
     python_end.prepare()
     settings = Settings.from_environment(os.environ)
+    capture = Capture.begin(settings.capture, settings.workers) if settings.capture else None
     application = load(settings)
     restore_streams()
     # The objects that init() made live as long as the process: take them out of every later garbage collection.
@@ -66,10 +68,10 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     threading.Thread(target=_expire, args=(requests,), name="expire", daemon=True).start()
     if settings.slots == 1:
         # In the main thread, as in the stock server: scripts rely on init() and run() sharing a thread.
-        _score(application, requests, server)
+        _score(application, requests, server, capture)
     else:
         threads = [
-            threading.Thread(target=_score, args=(application, requests, server), name="score")
+            threading.Thread(target=_score, args=(application, requests, server, capture), name="score")
             for _ in range(settings.slots)
         ]
         for thread in threads:
@@ -93,9 +95,11 @@ def _leave_to_parent(listener_name: object, channel: socket.socket) -> None:
     close_connections(listener_name)
 
 
-def _score(application: Application, requests: RequestQueue, server: Server) -> None:
+def _score(application: Application, requests: RequestQueue, server: Server, capture: Capture | None) -> None:
     """Score requests in this thread until the queue is stopped."""
     while (request := requests.take()) is not None:
+        if capture is not None:
+            capture.watch(request)
         try:
             # A streamed answer is made while it is sent.
             answer = application(request.environ, request.body)

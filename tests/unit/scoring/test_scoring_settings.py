@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout_scoring.settings import Address, SettingError, Settings, bound_address
+from controlled_rollout_scoring.settings import Address, CaptureSettings, SettingError, Settings, bound_address
 
 
 @pytest.fixture
@@ -40,6 +40,38 @@ def test_unknown_level_of_the_log_is_refused_and_a_known_one_may_be_in_small_let
     Settings.from_environment({**contract, "AZUREML_LOG_LEVEL": "info"})
     with pytest.raises(SettingError, match="AZUREML_LOG_LEVEL='loud' is not known: choose one of DEBUG, INFO"):
         Settings.from_environment({**contract, "AZUREML_LOG_LEVEL": "loud"})
+
+
+def test_nothing_is_captured_without_a_spool(contract: dict[str, str]) -> None:
+    assert Settings.from_environment({**contract, "CAPTURE_SHARE": "nonsense"}).capture is None
+
+
+def test_capture_has_its_settings(contract: dict[str, str]) -> None:
+    capture = {
+        "CAPTURE_SPOOL": "/spool",
+        "CAPTURE_SHARE": "0.25",
+        "CAPTURE_MAX_BODY_BYTES": "100",
+        "CAPTURE_SPOOL_BYTES": "2000",
+        "CAPTURE_ENDPOINT": "digits",
+        "CAPTURE_VERSION": "blue",
+        "CAPTURE_REPLICA": "blue-1",
+    }
+    read = Settings.from_environment(contract | capture).capture
+    assert read == CaptureSettings("/spool", 0.25, 100, 2_000, "digits", "blue", "blue-1")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"CAPTURE_SPOOL": "relative"}, {"CAPTURE_MAX_BODY_BYTES": "0"}, {"CAPTURE_SPOOL_BYTES": "1.5"}]
+    + [{"CAPTURE_SHARE": text} for text in ("0", "-1", "1.01", "nan", "inf", "half", "9" * 5_000)],
+)
+def test_setting_of_capture_that_is_not_valid_is_refused_with_its_name(
+    contract: dict[str, str], wrong: dict[str, str]
+) -> None:
+    [name] = wrong
+    with pytest.raises(SettingError, match=f"^{name}=") as caught:
+        Settings.from_environment({**contract, "CAPTURE_SPOOL": "/spool", **wrong})
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

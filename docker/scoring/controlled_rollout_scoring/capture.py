@@ -1,0 +1,253 @@
+"""Capture: what is kept of each scored request and its answer, in the spool before the answer's last byte leaves.
+
+Every request that the application answers at `/score` is one record, whatever its status. Requests that the server
+refuses before a slot takes them, probes and descriptions are none. A body that is longer than the bound is kept as its
+type, size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, cast
+
+from controlled_rollout_scoring.request_queue import Reply, Request
+from controlled_rollout_scoring.responses import Response, close_body
+from controlled_rollout_scoring.settings import CaptureSettings
+from controlled_rollout_scoring.spool import Spool
+
+SCORE_PATH = "/score"
+SCORE_METHODS = ("GET", "POST")
+# Longer ids are cut off: the stock server refuses those of more than 100 characters.
+MAX_ID = 200
+TRACE_ID = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-")
+
+
+class Identity(NamedTuple):
+    """What names a request in everything that is kept of it.
+
+    Attributes:
+        id: The request id, which the router has made.
+        correlation: The caller's own id of what it does, else the request id.
+        is_kept: Whether the request belongs to the share that is kept.
+    """
+
+    id: str
+    correlation: str
+    is_kept: bool
+
+
+# The request that this thread scores; None outside of requests.
+CURRENT: ContextVar[Identity | None] = ContextVar("CURRENT", default=None)
+
+
+class Capture:
+    """Captures requests and their answers.
+
+    Args:
+        spool: Where they are appended.
+        share: The share of requests that is kept, above 0 and at most 1.
+        max_body_bytes: The longest body that is kept itself.
+        clock: The time that a request's `arrived` is of, in seconds.
+    """
+
+    def __init__(
+        self, spool: Spool, *, share: float, max_body_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.spool = spool
+        self.share = share
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock
+
+    @classmethod
+    def begin(cls, settings: CaptureSettings, workers: int) -> Capture:
+        """Begin to capture in a worker."""
+        spool = Spool(settings.spool, max_bytes=settings.spool_bytes, workers=workers)
+        return cls(spool, share=settings.share, max_body_bytes=settings.max_body_bytes)
+
+    def watch(self, request: Request) -> None:
+        """Let a request that is about to be scored in this thread be captured when it is answered."""
+        CURRENT.set(None)
+        try:
+            environ = request.environ
+            if environ["PATH_INFO"] != SCORE_PATH or environ["REQUEST_METHOD"] not in SCORE_METHODS:
+                return
+            identity = identify(environ, self.share)
+            CURRENT.set(identity)
+            if identity.is_kept:
+                # The script may change its environ.
+                head = {
+                    "kind": "exchange",
+                    "id": identity.id,
+                    "correlation": identity.correlation,
+                    "time": time.time() - (self._clock() - request.arrived),
+                    "method": environ["REQUEST_METHOD"],
+                    "path": SCORE_PATH,
+                    "query": environ["QUERY_STRING"],
+                }
+                request.reply = Recorder(self, request, head, environ.get("CONTENT_TYPE", ""))
+        except Exception as error:
+            self._drop(error)
+
+    def keep(self, recorder: Recorder, response: Response, answer: Body, *, complete: bool = True) -> None:
+        """Append what is kept of a request and its answer; whatever fails is counted."""
+        try:
+            asked = self.body()
+            asked.add(recorder.request.body)
+            said = answer.description(_content_type(response.headers))
+            head = {
+                **recorder.head,
+                "duration_ms": round((self._clock() - recorder.request.arrived) * 1000, 3),
+                "status": response.status,
+                "request": asked.description(recorder.content_type),
+                "response": said if complete else {**said, "complete": False},
+            }
+            self.spool.append(json.dumps(head).encode(), *asked.parts, *answer.parts)
+        except Exception as error:
+            self._drop(error)
+
+    def body(self) -> Body:
+        """Return an empty body with the bound of this capture."""
+        return Body(self._max_body_bytes)
+
+    def _drop(self, error: Exception) -> None:
+        """Count a record that could not be made."""
+        with contextlib.suppress(Exception):
+            self.spool.count_dropped(f"{type(error).__name__}: {error}")
+
+
+def identify(environ: dict[str, Any], share: float) -> Identity:
+    """Return the ids of a request, from its headers."""
+    request_id = environ.get("HTTP_X_REQUEST_ID", "")[:MAX_ID] or str(uuid.uuid4())
+    # The second is the stock server's old name of the first.
+    correlation = environ.get("HTTP_X_MS_CLIENT_REQUEST_ID") or environ.get("HTTP_X_MS_REQUEST_ID")
+    if not correlation:
+        trace = TRACE_ID.match(environ.get("HTTP_TRACEPARENT", ""))
+        correlation = trace[1] if trace else request_id
+    return Identity(request_id, correlation[:MAX_ID], share >= 1 or is_in_share(request_id, share))
+
+
+def is_in_share(request_id: str, share: float) -> bool:
+    """Return whether a request belongs to a share of all requests; the same wherever the id is known."""
+    digest = hashlib.sha256(request_id.encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+class Body:
+    """A body as it is kept: all of it, or its size and SHA-256 if it is longer than a bound."""
+
+    __slots__ = ("_hash", "_max_bytes", "parts", "size")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.parts: list[bytes] = []
+        self.size = 0
+        # Only of what is not kept: it costs more than keeping.
+        self._hash: Any = None
+
+    def add(self, part: bytes) -> None:
+        """Add a part."""
+        self.size += len(part)
+        if self._hash is None and self.size > self._max_bytes:
+            self._hash = hashlib.sha256(b"".join(self.parts))
+            self.parts = []
+        if self._hash is not None:
+            self._hash.update(part)
+        elif part:
+            self.parts.append(part)
+
+    def description(self, content_type: str) -> dict[str, Any]:
+        """Return what a record says of the body."""
+        said: dict[str, Any] = {"type": content_type, "size": self.size, "kept": self.size}
+        if self._hash is not None:
+            said |= {"kept": 0, "sha256": self._hash.hexdigest()}
+        return said
+
+
+class Recorder:
+    """Takes the place of a request's reply, and captures the answer that the caller gets.
+
+    Attributes:
+        request: The request.
+        head: What its record begins with.
+        content_type: The type of its body.
+    """
+
+    __slots__ = ("_answered", "_capture", "_lock", "_reply", "_streams", "content_type", "head", "request")
+
+    def __init__(self, capture: Capture, request: Request, head: dict[str, Any], content_type: str) -> None:
+        self.request = request
+        self.head = head
+        self.content_type = content_type
+        self._capture = capture
+        self._reply: Reply = request.reply
+        self._lock = threading.Lock()
+        self._answered = self._streams = False
+
+    def __call__(self, response: Response) -> None:
+        """Capture the first answer and send it; a later one only breaks off one that is streamed."""
+        with self._lock:
+            first, self._answered = not self._answered, True
+            if first:
+                self._streams = not isinstance(response.body, bytes)
+        if not first and not self._streams:
+            close_body(response.body)
+            return
+        if first and isinstance(response.body, bytes):
+            answer = self._capture.body()
+            answer.add(response.body)
+            self._capture.keep(self, response, answer)
+        elif first:
+            response = response._replace(body=RecordedStream(self._capture, self, response))
+        self._reply(response)
+
+
+class RecordedStream:
+    """A streamed answer that is captured at its end, before the caller learns that it has all of it."""
+
+    def __init__(self, capture: Capture, recorder: Recorder, response: Response) -> None:
+        self._capture = capture
+        self._recorder = recorder
+        self._response = response
+        self._stream = iter(cast("Iterator[bytes]", response.body))
+        self._body = capture.body()
+        self._is_kept = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            part = next(self._stream)
+        except StopIteration:
+            self._keep(complete=True)
+            raise
+        except BaseException:
+            self._keep(complete=False)
+            raise
+        with contextlib.suppress(MemoryError):
+            self._body.add(part)
+        return part
+
+    def close(self) -> None:
+        """Let the script's generator end; an answer that is not at its end was broken off."""
+        self._keep(complete=False)
+        close_body(self._response.body)
+
+    def _keep(self, *, complete: bool) -> None:
+        """Capture the answer, once."""
+        if not self._is_kept:
+            self._is_kept = True
+            self._capture.keep(self._recorder, self._response, self._body, complete=complete)
+
+
+def _content_type(headers: list[tuple[str, str]]) -> str:
+    """Return the content type of an answer; nothing if it has none."""
+    return next((value for name, value in headers if name.lower() == "content-type"), "")
