@@ -136,6 +136,38 @@ def test_idle_pools_and_processes_of_the_script_end_with_the_replica_at_once(pyt
     assert took < 15
 
 
+def test_child_processes_that_hang_do_not_keep_a_replica_without_work_from_ending(python: Path, tmp_path: Path) -> None:
+    script = """
+import multiprocessing, os, signal, time
+from concurrent.futures import ProcessPoolExecutor
+import joblib
+
+def init():
+    global pids, kept
+    process = multiprocessing.Process(target=time.sleep, args=(600,))
+    process.start()
+    executor = ProcessPoolExecutor(1)
+    pids = [process.pid, executor.submit(os.getpid).result()]
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    kept = [executor, pool]
+    pids += [pool.apply(os.getpid), *joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(2))]
+    for pid in pids:
+        # What is stopped ends by SIGKILL alone, as what waits for a lock that nobody will release.
+        os.kill(pid, signal.SIGSTOP)
+
+def run(data): return pids
+"""
+    with start_replica(python, tmp_path, script) as replica:
+        pids = replica.score().json
+        replica.process.terminate()
+        code = replica.wait()
+
+    assert code == 0, replica.log
+    assert not any(is_running(pid) for pid in pids)
+    assert "child processes had not ended 3 s after they were told to, and were killed: 'LokyProcess-" in replica.log
+    assert "cut off" not in replica.log
+
+
 def test_processes_that_lose_the_one_that_started_them_leave_nothing_behind_when_they_end(
     python: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from controlled_rollout_scoring.settings import Settings
 # What a worker tells its parent: it takes requests; every request that it has taken is answered, and it ends.
 READY = b"ready\n"
 ANSWERED = b"answered\n"
+OWN_PID = os.getpid()
 # With nothing in flight, responses are sent within this time; connections that are still open then are idle.
 IDLE_TIMEOUT_S = 1.0
 
@@ -83,7 +84,11 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
 
 
 def _ignore(signal_number: int, frame: object) -> None:
-    """Do nothing about a signal."""
+    """Do nothing about a signal, in the worker; SIGTERM ends a process that the script has forked."""
+    # It may have a handler of its own, as coverage has, that ends by calling the one before.
+    if signal_number == signal.SIGTERM and os.getpid() != OWN_PID:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_to_parent(listener_name: object, channel: socket.socket) -> None:
