@@ -35,8 +35,8 @@ LEAST_SHARE: Final = 0.01
 WEIGHT_TOTAL: Final = 1_000_000
 # Percentiles are floats: three thirds must be allowed to add up to 100.
 SUM_TOLERANCE: Final = 1e-9
-# What the owner of a rollout ends with if it is one instance of a mapped group.
-MAP_INDEX: Final = re.compile(r"\[\d+\]$")
+# What the owner of a rollout ends with if it is one instance of a mapped group, or one of several groups of its DAG.
+PART_OF_RUN: Final = re.compile(r"\[[^\[\]]+\]$")
 
 
 class Auth(StrEnum):
@@ -53,7 +53,7 @@ class Rollout(Value):
     Attributes:
         version: The treatment that is being rolled out.
         owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`; in a mapped group
-            with the index, such as `[0]`, after it.
+            with the index, such as `[0]`, after it, and with a group's name if the DAG has several for one version.
         started: Since when it holds the endpoint.
         held: Since when it is on hold, because its gate came to no decision and a person has to; None if it is not.
         resumed: When the last hold ended: a gate's deadline counts anew from there. None if there was none.
@@ -70,8 +70,8 @@ class Rollout(Value):
         return who == self.owner or who.startswith(f"{self.owner}/")
 
     def is_of_run(self, run: str) -> bool:
-        """Return whether the owner is a run, or one of its mapped instances, whichever of them `run` names."""
-        return MAP_INDEX.sub("", self.owner) == MAP_INDEX.sub("", run)
+        """Return whether the owner is a run, or one of its instances or groups, whichever of them `run` names."""
+        return PART_OF_RUN.sub("", self.owner) == PART_OF_RUN.sub("", run)
 
     def is_same(self, other: "Rollout | None") -> bool:
         """Return whether the other is the same rollout, on hold or not."""

@@ -24,7 +24,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
-from controlled_rollout.operators.group_arguments import check_fixed_arguments
+from controlled_rollout.operators.group_arguments import check_fixed_arguments, check_run_has_no_timeout
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
@@ -43,8 +43,15 @@ RETRIES: Final[dict[str, Any]] = {"retries": 3, "retry_delay": timedelta(seconds
 # Arguments of every task but the first, which no `default_args` replace: a gate or a roll-back that waits for an
 # earlier run would leave a treatment its share. `depends_on_past` keeps the first task waiting.
 FIXED: Final[dict[str, Any]] = {"depends_on_past": False, "wait_for_downstream": False, "do_xcom_push": True}
-# Likewise of the tasks that go back: they come soon.
-GOING_BACK: Final[dict[str, Any]] = {"retry_delay": RETRIES["retry_delay"]}
+# Likewise of the tasks that go back: they come soon, whatever other tasks and runs do, and are tried again.
+GOING_BACK: Final[dict[str, Any]] = {
+    "retry_delay": RETRIES["retry_delay"],
+    "retry_exponential_backoff": 0,
+    "retry_policy": None,
+    "max_active_tis_per_dag": None,
+    "max_active_tis_per_dagrun": None,
+    "pre_execute": None,
+}
 # Default arguments that the group cannot honour, and why. Airflow's own value changes nothing.
 REFUSED: Final[dict[str, str]] = {
     "soft_fail": "it would let a treatment go on that the gate has stopped",
@@ -127,6 +134,7 @@ class ControlledRollout(TaskGroup):
     retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
     result: RolloutResultOperator
+    subject: tuple[str, Any, Any]
 
     # Long because every argument of a rollout has a line, with its default.
     def __init__(
@@ -178,6 +186,7 @@ class ControlledRollout(TaskGroup):
             **kwargs,
         )
         check_default_args(self.dag.default_args, {**self.default_args, **(default_args or {})})
+        check_run_has_no_timeout(self.dag)
         self.default_args = {**RETRIES, **self.dag.default_args, **self.default_args, **(default_args or {})}
         version = VERSION_OF_RUN if version is None else version
         on_endpoint: dict[str, Any] = {"endpoint": endpoint, "conn_id": conn_id, "version": version}
@@ -199,6 +208,7 @@ class ControlledRollout(TaskGroup):
             "on_conflict": on_conflict,
             "conflict_timeout": conflict_timeout,
         }
+        self.subject = (conn_id, endpoint, version)
         with self:
             self._add_checks(
                 image,
@@ -239,6 +249,18 @@ class ControlledRollout(TaskGroup):
                 roll_back_timeout=roll_back_timeout,
                 deferrable=deferrable,
             )
+        self._tell_from_others()
+
+    def _tell_from_others(self) -> None:
+        """Give the tasks of all groups that roll out the same version on the same endpoint their group's name.
+
+        Else they would be one owner, and what fails in one group would roll back what another one has rolled out.
+        """
+        groups = self.dag.task_group.get_task_group_dict().values()
+        same = [group for group in groups if isinstance(group, type(self)) and group.subject == self.subject]
+        for group in same if len(same) > 1 else []:
+            for task in group:
+                task.rollout_label = group.group_id
 
     def _add_checks(
         self,

@@ -1,14 +1,18 @@
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, TriggerRule, XComArg, task_group
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.definitions.taskgroup import SerializedTaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
+from controlled_rollout.endpoint import Rollout
+from controlled_rollout.operators.base import run_of
 from controlled_rollout.task_group import own_defaults
 from controlled_rollout.version_name import version_of_run
 from tests.invariants.simulated_airflow import State, next_state
@@ -19,6 +23,10 @@ MINIMUM: dict[str, Any] = {"endpoint": "digits", "version": "v2a", "image": "loc
 def group(dag_arguments: dict[str, Any] | None = None, **arguments: Any) -> ControlledRollout:
     with DAG("weekly", schedule=None, default_args=dag_arguments or {}):
         return ControlledRollout(**{**MINIMUM, **arguments})
+
+
+def skip_outside_of_office_hours(context: Any) -> None:
+    raise AirflowSkipException
 
 
 def goes_back(task: Any) -> bool:
@@ -114,6 +122,11 @@ def test_no_default_args_take_a_roll_back_its_retries_or_its_time(level: str) ->
         "execution_timeout": timedelta(minutes=1),
         "depends_on_past": True,
         "wait_for_downstream": True,
+        "retry_exponential_backoff": 10,
+        "retry_policy": ExceptionRetryPolicy([RetryRule("builtins.Exception", RetryAction.FAIL)]),
+        "max_active_tis_per_dag": 1,
+        "max_active_tis_per_dagrun": 1,
+        "pre_execute": skip_outside_of_office_hours,
     }
     rollout = group(unfit) if level == "dag" else group(default_args=unfit)
     retirement = next(task for task in rollout if task.task_id.endswith("retire_treatment"))
@@ -122,6 +135,9 @@ def test_no_default_args_take_a_roll_back_its_retries_or_its_time(level: str) ->
         assert (task.retries, task.retry_delay) == (3, timedelta(seconds=10))
         assert not task.depends_on_past
         assert not task.wait_for_downstream
+        assert (task.retry_policy, task.retry_exponential_backoff) == (None, 0)
+        assert (task.max_active_tis_per_dag, task.max_active_tis_per_dagrun) == (None, None)
+        assert task._pre_execute_hook is None
     assert rollout.roll_back.execution_timeout == timedelta(hours=1, minutes=10)
     assert retirement.execution_timeout == timedelta(minutes=15)
     assert group(roll_back_timeout="{{ params.hours }} h").roll_back.execution_timeout is None
@@ -315,3 +331,32 @@ def test_text_stays_text_and_the_rest_is_as_the_dag_renders_it(native: bool) -> 
     assert rollout.roll_back.version == rollout.retire_old.replaced_by == "1234"
     assert rollout.gates[0].min_requests == (5 if native else "5")
     assert rollout.roll_out.settings == ({"cpu_cores": 1} if native else "{'cpu_cores': 1}")
+
+
+def owner_of(task: Any, map_index: int = -1) -> str:
+    ti = SimpleNamespace(dag_id="weekly", run_id="run-1", task_id=task.task_id, map_index=map_index)
+    return run_of(cast("Any", {"ti": ti, "task": task}))
+
+
+def test_two_groups_of_a_dag_that_roll_out_the_same_version_are_two_owners() -> None:
+    with DAG("weekly", schedule=None):
+        one, two, other = (
+            ControlledRollout(**{**MINIMUM, "endpoint": endpoint}, group_id=name)
+            for name, endpoint in (("one", "digits"), ("two", "digits"), ("other", "letters"))
+        )
+
+    assert {owner_of(task) for task in one} == {"weekly/run-1[one]"}
+    assert {owner_of(task) for task in two} == {"weekly/run-1[two]"}
+    assert {owner_of(task) for task in other} == {"weekly/run-1"}
+    assert owner_of(two.promote, map_index=3) == "weekly/run-1[two 3]"
+    rollout = Rollout(version="v2a", owner=owner_of(one.promote), started=datetime(2026, 1, 5, tzinfo=UTC))
+    assert rollout.is_of_run(owner_of(two.promote, map_index=3)) and rollout.is_of_run("weekly/run-1")
+    assert not rollout.is_of_run("weekly/run-2[one]")
+
+
+def test_a_dag_whose_runs_end_after_a_time_is_refused() -> None:
+    with (
+        DAG("weekly", schedule=None, dagrun_timeout=timedelta(days=1)),
+        pytest.raises(ValueError, match=r"dagrun_timeout=1 day.* would end a rollout without its roll-back"),
+    ):
+        ControlledRollout(**MINIMUM)

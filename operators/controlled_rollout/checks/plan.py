@@ -97,6 +97,11 @@ def contradictions(
             f"decision_timeout = {format_duration(decision_timeout)} leaves a gate no time after bake = "
             f"{format_duration(bake)}: give more"
         )
+    if interval > decision_timeout:
+        problems.append(
+            f"interval = {format_duration(interval)} leaves a gate without a second look within decision_timeout = "
+            f"{format_duration(decision_timeout)}, and a treatment that fails without one: give less"
+        )
     if interval <= timedelta(0):
         problems.append(
             f"interval = {format_duration(interval)}: a gate has to wait between two looks: give more than 0"

@@ -23,23 +23,30 @@ class AtShare:
     requests: int = 0
 
 
-def seen_at_share(evidence: Evidence | None, splits: Sequence[SplitChange]) -> AtShare:
+def seen_at_share(
+    evidence: Evidence | None, splits: Sequence[SplitChange], *, warm_up: timedelta = timedelta(0)
+) -> AtShare:
     """Return what the evidence has of the present share.
 
     Time that has passed shows nothing, and neither do bins whose share is not known: the split is stored before the
     router serves it, and bins are closed only when late telemetry has come. Neither does the same share before the last
-    change: a split that was set and taken back at once leaves no bin between.
+    change: a split that was set and taken back at once leaves no bin between. Nor do bins of the warm-up, which the
+    gate leaves out: nothing in them was judged.
 
     Args:
         evidence: What a look has read; None if it could not.
         splits: The splits that were set, oldest first.
+        warm_up: How long after the treatment's first request the gate leaves bins out.
     """
     share = splits[-1].share if splits else None
     if evidence is None or share is None:
         return AtShare()
+    judged_from = splits[-1].at
+    if warm_up and (first := next((one.start for one in evidence.bins if one.treatment.requests), None)) is not None:
+        judged_from = max(judged_from, first + warm_up)
     bins: list[Bin] = []
     for one in reversed(evidence.bins):
-        if one.start < splits[-1].at or (one.share is not None and one.share != share):
+        if one.start < judged_from or (one.share is not None and one.share != share):
             break
         if one.share is not None:
             bins.append(one)

@@ -100,7 +100,7 @@ async def look(
         counts = replace(counts, routers={})
     evidence, verdict = await _judge_and_record(workspace, query, decision, counts, down, history)
     shifted = query.splits[-1].at if query.splits else query.started
-    at_share = seen_at_share(evidence, query.splits)
+    at_share = seen_at_share(evidence, query.splits, warm_up=gate.warm_up)
     return Look(
         verdict=verdict,
         started=query.started,

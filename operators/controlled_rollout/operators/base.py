@@ -59,11 +59,14 @@ def run_of(context: "Context") -> str:
     """Return `dag_id/run_id` of the Airflow task: the name under which its DAG run owns a rollout.
 
     A task of a mapped group has its index after that, as `dag_id/run_id[0]`: two instances of one run with the same
-    endpoint are two rollouts, of which one holds it and the other finds it held.
+    endpoint are two rollouts, of which one holds it and the other finds it held. So do the tasks of two groups of one
+    DAG that roll out the same version on the same endpoint: they have their group's name there.
     """
     ti = context["ti"]
     index = getattr(ti, "map_index", -1)
-    return f"{ti.dag_id}/{ti.run_id}" + (f"[{index}]" if isinstance(index, int) and index >= 0 else "")
+    label = getattr(context.get("task"), "rollout_label", "")
+    parts = [*([label] if label else []), *([str(index)] if isinstance(index, int) and index >= 0 else [])]
+    return f"{ti.dag_id}/{ti.run_id}" + (f"[{' '.join(parts)}]" if parts else "")
 
 
 def task_of(context: "Context") -> str:
@@ -83,6 +86,8 @@ class EngineCalls:
 
     conn_id: str
     log: Any
+    # The name of the task's group, if another group of the DAG rolls out the same version on the same endpoint.
+    rollout_label: str = ""
     temporary_errors: tuple[type[ControlledRolloutError], ...] = TEMPORARY_ERRORS
     _renders_text = False
     _call: "tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None" = None

@@ -1,9 +1,11 @@
-"""Arguments of the task group that decide which tasks it has: they are read when the DAG is parsed."""
+"""What a task group has to know when the DAG is parsed: the arguments that decide which tasks it has, and the DAG."""
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_fixed_arguments"]
+from airflow.sdk import DAG
+
+__all__ = ["check_fixed_arguments", "check_run_has_no_timeout"]
 
 WHY = "it is read when the DAG is parsed, so it can be no template, no other task's result and not mapped"
 
@@ -31,4 +33,17 @@ def check_fixed_arguments(*, flags: Mapping[str, Any], mappings: Mapping[str, An
         raise ValueError(
             "approval_settings were given, but no task of this rollout asks a person: give approval=True or "
             "on_deadline='ask' as well, or leave them out"
+        )
+
+
+def check_run_has_no_timeout(dag: DAG) -> None:
+    """Raise ValueError if Airflow would end the DAG's runs after a time, with all of their tasks.
+
+    Raises:
+        ValueError: It would.
+    """
+    if dag.dagrun_timeout is not None:
+        raise ValueError(
+            f"the DAG has dagrun_timeout={dag.dagrun_timeout}, which would end a rollout without its roll-back and "
+            "leave the treatment its traffic: leave it out; decision_timeout and on_deadline say how long a gate waits"
         )

@@ -24,7 +24,7 @@ from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits, permission, rules
 from controlled_rollout.steps.going_back import is_outage, try_until_done
 from controlled_rollout.steps.retirement import former_control, retire, retire_former_control
-from controlled_rollout.steps.skeleton import Permit, Scale, Step, readable_history, run_step
+from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
@@ -389,7 +389,7 @@ async def _roll_back_once(
 ) -> Endpoint | None:
     """Take the step that `roll_back` describes; a target that does not answer fails it."""
     run = partial(run_step, change=change, timeout=timeout, progress=progress)
-    history = await _read_history(target, endpoint, readable=True)
+    history = await _read_history(target, endpoint)
     if owner is not None:
         if rules.has_created_endpoint(history, version, owner):
             await _delete_if_never_ready(target, endpoint, version, change, progress)
@@ -407,10 +407,10 @@ async def _roll_back_once(
         return None
 
 
-async def _read_history(target: Target, endpoint: str, *, readable: bool = False) -> Sequence[Revision]:
-    """Return the endpoint's revisions, oldest first; empty if it does not exist. `readable` leaves damaged ones out."""
+async def _read_history(target: Target, endpoint: str) -> Sequence[Revision]:
+    """Return the endpoint's revisions, oldest first; empty if it does not exist."""
     try:
-        return await (readable_history(target, endpoint) if readable else target.history(endpoint))
+        return await target.history(endpoint)
     except EndpointNotFoundError:
         return []
 

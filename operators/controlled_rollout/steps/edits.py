@@ -12,7 +12,7 @@ from controlled_rollout.errors import (
     NameTakenError,
     NothingToDoError,
 )
-from controlled_rollout.version import check_settings
+from controlled_rollout.version import Version, check_settings
 
 __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
 
@@ -31,18 +31,17 @@ def roll_out(
 
     Raises:
         ConflictError: Another run holds the endpoint or is next.
-        NameTakenError: The version exists with another image.
+        NameTakenError: The version exists with another image or other settings.
         NothingToDoError: The control is of a later run.
         EndpointError: A rule was broken, or a setting is not one.
     """
     check_settings(settings)
     existing = endpoint.versions.get(version)
-    if existing is not None and existing.image != image:
+    if existing is not None and (other := _differences(endpoint, existing, image, settings)):
         is_treatment = endpoint.rollout is not None and endpoint.rollout.version == version
         # A treatment may be rolled back and deleted: then its name is free.
         raise (ConflictError if is_treatment else NameTakenError)(
-            f"endpoint {endpoint.name!r} already has a version {version!r} with image {existing.image!r}, not "
-            f"{image!r}: choose another name"
+            f"endpoint {endpoint.name!r} already has a version {version!r} with {other}: choose another name"
         )
     if existing is not None and existing.is_control:
         return endpoint
@@ -54,6 +53,15 @@ def roll_out(
         endpoint.check_turn(owner, run_date=run_date or at, at=at)
     claimed = endpoint.claim(version, owner=owner, at=at).without_waiting(owner)
     return claimed if existing is not None else claimed.create_version(version, **settings)
+
+
+def _differences(endpoint: Endpoint, existing: Version, image: str, settings: Mapping[str, Any]) -> str:
+    """Return in words how an existing version differs from the one that is to be rolled out; empty if it does not."""
+    if existing.image != image:
+        return f"image {existing.image!r}, not {image!r}"
+    wanted = endpoint.update_version(existing.name, **settings).versions[existing.name]
+    others = [name for name in settings if getattr(wanted, name) != getattr(existing, name)]
+    return f"other settings ({', '.join(others)})" if others else ""
 
 
 def _check_newer(endpoint: Endpoint, version: str, run_date: datetime | None) -> None:

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
@@ -19,7 +19,6 @@ from controlled_rollout.endpoint import Endpoint, WaitingRun
 from controlled_rollout.errors import (
     ConflictError,
     ControlledRolloutError,
-    DamagedFileError,
     EndpointNotFoundError,
     NameTakenError,
 )
@@ -36,7 +35,7 @@ from controlled_rollout.target.waiting import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Edit", "Permit", "Scale", "Step", "readable_history", "run_step"]
+__all__ = ["Edit", "Permit", "Scale", "Step", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
 Result = TypeVar("Result")
@@ -244,7 +243,7 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     """Return the newest revision, what the step makes of it, and all revisions; raise if it is refused."""
     history: Sequence[Revision] = ()
     try:
-        history = await (readable_history(target, endpoint) if step.going_back else target.history(endpoint))
+        history = await target.history(endpoint)
         newest = history[-1].endpoint
     except EndpointNotFoundError:
         if step.creates is None:
@@ -254,19 +253,6 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
     if step.permit and history:
         await step.permit(history)
     return newest, edited, history
-
-
-async def readable_history(target: Target, endpoint: str) -> Sequence[Revision]:
-    """Return the endpoint's revisions, oldest first; only the newest if an older one cannot be read.
-
-    Going back needs the newest alone: it names the run that holds the endpoint.
-    """
-    try:
-        return await target.history(endpoint)
-    except DamagedFileError as error:
-        newest = await target.endpoint(endpoint)
-        change = Change(who="unknown", why=str(error))
-        return [Revision(number=newest.revision, endpoint=newest, change=change, created=datetime.now(UTC))]
 
 
 async def _call(step: Step, call: Callable[[], Awaitable[Result]], timeout: timedelta, progress: Progress) -> Result:

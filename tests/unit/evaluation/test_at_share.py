@@ -1,5 +1,6 @@
 """What a look has seen of the treatment at its present share: evidence, not time that passed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -47,3 +48,21 @@ def test_only_closed_bins_at_the_present_share_count(seen: Evidence | None, expe
 def test_without_a_known_share_nothing_was_seen() -> None:
     assert seen_at_share(evidence(0.5), ()) == AtShare()
     assert seen_at_share(evidence(0.5), (SplitChange(START, None),)) == AtShare()
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "expected"),
+    [
+        (0, AtShare(4 * MINUTE, 21)),
+        (1, AtShare(2 * MINUTE, 14)),
+        (2, AtShare(MINUTE, 7)),
+        (3, AtShare()),
+        (9, AtShare()),
+    ],
+)
+def test_what_the_gate_leaves_out_as_warm_up_was_not_seen(warm_up: int, expected: AtShare) -> None:
+    # The treatment's first request comes a minute after the shift.
+    first = replace(evidence(0.1).bins[0], treatment=Counts(0, 0))
+    seen = evidence(0.1, 0.1, 0.1, 0.1)
+    seen = replace(seen, bins=(first, *seen.bins[1:]))
+    assert seen_at_share(seen, SPLITS[:1], warm_up=warm_up * MINUTE) == expected

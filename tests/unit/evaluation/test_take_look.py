@@ -118,6 +118,14 @@ def test_gate_that_lets_the_rollout_go_on_records_it_about_this_share_of_this_ro
         assert (line.share, line.revision, line.run, line.rollout) == (50, 2, "dag/run", NOW - 2 * HOUR)
 
 
+def test_no_step_goes_on_before_a_request_was_judged_after_the_warm_up(gates: Gates) -> None:
+    warm = Gate(latency_quantiles=(), warm_up=timedelta(minutes=10))
+    result = gates.take(Source(errors=900), terms=TERMS.model_copy(update={"require_pass": False, "gate": warm}))
+
+    assert result.action is NextAction.WAIT
+    assert "0 of 1 requests seen at 50 %" in result.reason
+
+
 def test_gate_waits_while_the_record_does_not_take_that_the_rollout_goes_on(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

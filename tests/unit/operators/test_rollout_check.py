@@ -75,6 +75,7 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
         ("decision_timeout", 0),
         ("decision_timeout", "10 min"),
         ("interval", 0),
+        ("interval", "2 d"),
         ("conflict_timeout", "1 week"),
         ("ready_timeout", None),
         ("roll_back_timeout", "soon"),

@@ -72,8 +72,17 @@ def test_a_roll_out_is_refused_while_another_run_holds_the_endpoint_or_for_anoth
         roll_out(ROLLING, "new", image="c@sha256:3")
 
 
+@pytest.mark.parametrize("version", ["old", "new"])
+def test_a_version_that_exists_with_other_settings_is_refused_and_not_taken_for_the_one_that_is_asked_for(
+    version: str,
+) -> None:
+    image, asked = ROLLING.versions[version].image, {"num_replicas": 3, "scoring_timeout_ms": 60_000}
+    with pytest.raises(ConflictError, match=rf"'{version}' with other settings \(num_replicas\): choose another name"):
+        edits.roll_out(ROLLING, version, image=image, owner=RUN, at=NOW, settings=asked)
+
+
 def test_a_warm_version_is_taken_up_again() -> None:
-    warm = FIRST.create_version("new", image="b@sha256:2")
+    warm = FIRST.create_version("new", image="b@sha256:2", cpu_cores=0.5, num_replicas=2)
     rolling = roll_out(warm, "new").rollout
     assert rolling is not None
     assert rolling.owner == RUN

@@ -11,12 +11,10 @@ import pytest
 
 from controlled_rollout import steps
 from controlled_rollout.cluster.api import ApiError
-from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import (
     AccessError,
     ConflictError,
     ControlledRolloutError,
-    DamagedFileError,
     DeploymentError,
     EndpointError,
     NothingToDoError,
@@ -26,7 +24,6 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.steps import Change
 from controlled_rollout.steps.going_back import try_until_done
-from controlled_rollout.target.protocol import Revision
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
@@ -161,37 +158,3 @@ async def test_a_treatment_is_rolled_back_half_a_minute_after_ten_bad_minutes_at
     assert rolled_back.effective_traffic() == {"old": 100, "new": 0}
     assert clock.now - target.refuses_until <= 30
     assert sum(message.startswith("not rolled back yet") for message in messages) == len(clock.pauses)
-
-
-class DamagedTarget(MemoryTarget):
-    """A target that cannot read an old revision of its endpoint."""
-
-    damaged = False
-
-    async def history(self, name: str) -> list[Revision]:
-        if self.damaged:
-            raise DamagedFileError("the file 00000001.json cannot be read")
-        return await super().history(name)
-
-    async def endpoint(self, name: str) -> Endpoint:
-        return self.newest(name)
-
-
-async def test_a_roll_back_needs_no_revision_but_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, workspace = DamagedTarget(), Workspace.local(tmp_path)
-    monkeypatch.setattr(steps, "connect", target.open)
-    for version in ("old", "new"):
-        await steps.roll_out(
-            workspace, "digits", version, image="a@sha256:1", owner=RUN, change=CHANGE, progress=lambda line: None
-        )
-    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, progress=lambda line: None)
-    target.damaged = True
-
-    with pytest.raises(NothingToDoError, match="it is not for weekly/run-9 to roll back"):
-        await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner="weekly/run-9")
-    rolled_back = await steps.roll_back(
-        workspace, "digits", "new", change=CHANGE, owner=RUN, progress=lambda line: None
-    )
-
-    assert rolled_back is not None
-    assert rolled_back.effective_traffic() == {"old": 100, "new": 0}

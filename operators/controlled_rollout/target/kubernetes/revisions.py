@@ -106,12 +106,20 @@ def _revision_object(revision: Revision, namespace: str, owner: Object) -> Objec
 def _revision_from_object(resource: Object) -> Revision:
     """Return the revision that a ControllerRevision stores."""
     metadata = resource["metadata"]
-    # Somebody may have removed an annotation: who and why are lost, and the endpoint goes on.
-    known = {WHO: "unknown", WHY: "", CREATED: metadata.get("creationTimestamp")}
-    annotations = known | (metadata.get("annotations") or {})
+    # Somebody may have removed or edited an annotation: who and why are lost, and the endpoint goes on.
+    annotations = {WHO: "unknown", WHY: ""} | (metadata.get("annotations") or {})
     return Revision(
         number=resource["revision"],
         endpoint=Endpoint.model_validate(resource["data"]),
         change=Change(who=annotations[WHO], why=annotations[WHY]),
-        created=datetime.fromisoformat(annotations[CREATED]),
+        created=_time_of(annotations.get(CREATED)) or datetime.fromisoformat(metadata["creationTimestamp"]),
     )
+
+
+def _time_of(text: str | None) -> datetime | None:
+    """Return the time with a zone that a text says; None if it says none."""
+    try:
+        time = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None

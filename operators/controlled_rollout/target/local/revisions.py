@@ -77,16 +77,20 @@ class RevisionStore:
         return self._read_revision(name, numbers[-1]) if numbers else None
 
     def history(self, name: str) -> list[Revision]:
-        """Return all kept revisions of an endpoint, oldest first.
+        """Return all kept revisions of an endpoint, oldest first; only those after the newest that cannot be read.
 
         Raises:
             EndpointNotFoundError: There is no such endpoint.
-            DamagedFileError: The file of one of them cannot be read.
+            DamagedFileError: The file of the newest cannot be read.
         """
         numbers = self._revision_numbers(name)
         if not numbers:
             raise self.not_found_error(name)
-        return [self._read_revision(name, number) for number in numbers]
+        history = [self._read_revision(name, numbers[-1])]
+        with contextlib.suppress(DamagedFileError):
+            for number in reversed(numbers[:-1]):
+                history.insert(0, self._read_revision(name, number))
+        return history
 
     def not_found_error(self, name: str) -> EndpointNotFoundError:
         """Return the error for an endpoint that does not exist, with the names of those that do."""

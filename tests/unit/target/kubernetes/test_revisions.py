@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import pytest
+
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.kubernetes import revisions
@@ -34,3 +36,12 @@ async def test_a_revision_whose_annotations_were_removed_keeps_nobody_from_chang
 
     assert (first.change.who, first.change.why, first.created) == ("unknown", "", datetime(2026, 1, 5, 12, tzinfo=UTC))
     assert (second.change.who, second.number) == ("anna", 2)
+
+
+@pytest.mark.parametrize("edited", ["", "yesterday", "2026-01-05", "2026-13-05T11:59:59+00:00"])
+async def test_a_revision_whose_time_was_edited_counts_from_when_its_object_was_created(edited: str) -> None:
+    [revision] = await revisions.history(
+        cast("Api", Cluster(stored(1, {revisions.CREATED: edited}))), "models", "digits"
+    )
+
+    assert revision.created == datetime(2026, 1, 5, 12, tzinfo=UTC)

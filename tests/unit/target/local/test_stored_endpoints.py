@@ -57,6 +57,18 @@ def test_a_damaged_revision_closes_its_endpoint_and_is_named(store: RevisionStor
         store.newest("beta-x")
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_old_revision_that_is_damaged_takes_only_what_was_before_it(store: RevisionStore, damage: str) -> None:
+    for share in (10.0, 20.0, 30.0):
+        newest = store.history("beta-x")[-1].endpoint
+        store.store(newest.update_version("one", traffic_percentile=share), CHANGE)
+    path = store.revision_file("beta-x", 2)
+    path.write_text(DAMAGES[damage](path.read_text()))
+
+    assert [revision.number for revision in store.history("beta-x")] == [3, 4, 5]
+    assert StoredEndpoints(store).read("beta-x").damage is None
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 @pytest.mark.parametrize("file", ["revision", "keys"])
 def test_a_file_that_is_a_pipe_or_a_device_closes_its_endpoint_and_keeps_no_reader(
