@@ -7,6 +7,7 @@ import logging
 import runpy
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
@@ -66,13 +67,16 @@ with DAG(
 
     @task(retries=2)
     def train(endpoint: str, part: str, dag_run: Any = None) -> str:
-        """Train the model and return its file, in a folder of this run: a retry writes the same file again."""
+        """Train the model, and return its address in the workspace's storage, where a retry writes it again."""
         from controlled_rollout.hooks.workspace import WorkspaceHook
+        from controlled_rollout.storage import hand_over_model, open_storage
 
         code = runpy.run_path(str(FOLDER / "models" / "digits" / "train.py"))
-        folder = WorkspaceHook().get_workspace().root / "models" / endpoint / version_of_run(dag_run)
-        log.info("trained: %s", code["train"](folder, part=part))
-        return str(folder / "model.joblib")
+        storage = open_storage(WorkspaceHook().get_workspace())
+        with TemporaryDirectory() as folder:
+            log.info("trained: %s", code["train"](folder, part=part))
+            model = Path(folder) / "model.joblib"
+            return hand_over_model(storage, model, endpoint=endpoint, version=version_of_run(dag_run))
 
     trained = train(endpoint="{{ params.endpoint }}", part="{{ params.part }}")
 

@@ -53,6 +53,10 @@ class RegistryUnavailableError(ImageError):
     """The registry does not answer, or cannot serve now: a later try may succeed."""
 
 
+class ModelStoreUnavailableError(ImageError):
+    """The store of a model does not answer, or cannot serve now: a later try may succeed."""
+
+
 class ScanError(ImageError):
     """The image was not scanned, or has findings that the policy does not allow: it must not be rolled out."""
 

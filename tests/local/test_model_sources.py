@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models
@@ -165,7 +165,9 @@ async def test_a_file_that_ends_early_is_refused_and_not_kept(tmp_path: Path) ->
 
 
 async def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"model 'digits': .*http://127\.0\.0\.1:9/model\.bin.*Cannot connect"):
+    with pytest.raises(
+        ModelStoreUnavailableError, match=r"model 'digits': .*http://127\.0\.0\.1:9/model\.bin.*Cannot connect"
+    ):
         await fetch("http://127.0.0.1:9/model.bin", tmp_path)
 
 

@@ -1,21 +1,28 @@
 """The workspace's storage: the same promises for a folder and for Azure Blob Storage (Azurite)."""
 
+import json
 import os
+import runpy
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from azure.storage.blob import BlobServiceClient, ContentSettings
 
-from controlled_rollout import record
+from controlled_rollout import record, version_of_run
 from controlled_rollout.checks.connectivity import _check_storage
+from controlled_rollout.cli import main
 from controlled_rollout.errors import StorageError, StoredFileNotFoundError, WorkspaceError
 from controlled_rollout.record import Decision
-from controlled_rollout.storage import Storage, open_storage, storage_at
+from controlled_rollout.storage import Storage, hand_over_model, open_storage, storage_at
 from controlled_rollout.storage.blob_account import CONNECTION_STRING
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.workspace import Workspace, user_cache
+from tests.airflow_home import DAGS
 from tests.azurite import ACCOUNT, serving_blobs
+from tests.local.local_target_lab import ENVIRONMENT
+from tests.local.task_lab import CONNECTION, TaskInstance, context
 
 CONTAINER = "rollouts"
 
@@ -106,7 +113,8 @@ def test_a_file_that_is_not_there_is_an_error_of_its_own_that_names_it(storage: 
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a/.b", "a.", "a\\b", "a\nb", "a\0", "a" * 801]
+    "name",
+    ["", "/a", "a/", "a//b", "../a", "a/../b", ".", "a/.", "a.unfinished", "a.", "a\\b", "a\nb", "a" * 801],
 )
 def test_a_name_that_could_lead_elsewhere_is_refused(storage: Storage, name: str, tmp_path: Path) -> None:
     uses: list[Callable[[str], object]] = [
@@ -188,3 +196,96 @@ def test_unfinished_files_are_not_listed_and_links_and_pipes_are_not_read(tmp_pa
     assert names(storage) == []
     with pytest.raises(StorageError, match="not a regular file"):
         storage.get("a/pipe")
+
+
+def test_a_model_is_handed_over_again_by_a_retry_without_what_the_first_try_left(
+    storage: Storage, tmp_path: Path
+) -> None:
+    model = tmp_path / "trained"
+    (model / "weights").mkdir(parents=True)
+    (model / "weights" / "a.bin").write_bytes(b"a" * 1_000)
+    (model / ".gitattributes").write_text("")
+    (model / "left").write_text("of the first try")
+    storage.put("models/digits/v1/trained-before", b"another model of this version")
+    hand_over_model(storage, model, endpoint="digits", version="v1")
+    (model / "left").unlink()
+
+    address = hand_over_model(storage, model, endpoint="digits", version="v1")
+
+    assert address == storage.address_of("models/digits/v1/trained")
+    assert names(storage) == [
+        "models/digits/v1/trained-before",
+        "models/digits/v1/trained/.gitattributes",
+        "models/digits/v1/trained/weights/a.bin",
+    ]
+
+
+def test_what_is_no_model_is_not_handed_over(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd" / "pipe")
+
+    for path in (tmp_path / "empty", tmp_path / "absent", tmp_path / "odd"):
+        with pytest.raises(StorageError, match=r"is no model|is neither a file nor a folder"):
+            hand_over_model(storage, path, endpoint="digits", version="v1")
+    assert names(storage) == []
+
+
+def test_clean_shows_and_then_deletes_models_that_were_handed_over_long_ago(
+    workspace: Workspace, storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").write_bytes(b"0" * 2_000_000)
+    address = hand_over_model(storage, tmp_path / "model", endpoint="digits", version="v1")
+    storage.put("collected/digits/v1/part", b"is not clean's")
+    file = tmp_path / "workspace.yaml"
+    file.write_text(f"root: {workspace.root}\nstorage: {workspace.storage}\n")
+    options = ["--workspace", str(file)]
+
+    assert main(["clean", *options]) == 0
+    assert "model" not in capsys.readouterr().out
+    assert main(["clean", *options, "--older-than", "0 s"]) == 0
+    shown = capsys.readouterr().out
+    assert address.removesuffix("/model") in shown and "2.0 MB can be freed" in shown
+    assert names(storage, "models/") == ["models/digits/v1/model"]
+
+    assert main(["clean", *options, "--older-than", "0 s", "--yes"]) == 0
+    assert "2.0 MB freed" in capsys.readouterr().out
+    assert names(storage) == ["collected/digits/v1/part"]
+
+
+@pytest.mark.timeout(600)
+def test_retrain_and_deploy_hands_its_model_over_to_a_worker_that_shares_no_disk(
+    blobs: BlobServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, each with a root of its own. What one has trained, the other builds into the image."""
+    place = f"{blobs.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}"
+
+    def on_worker(name: str) -> Path:
+        """Let the tasks' connection be that of one worker; return its folder."""
+        settings = {"root": str(tmp_path / name), "storage": place}
+        monkeypatch.setenv(CONNECTION, json.dumps({"conn_type": "controlled_rollout", "extra": settings}))
+        return tmp_path / name
+
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "score.py").write_text("def init(): ...\ndef run(data): return data\n")
+    (project / "environment.yml").write_text(ENVIRONMENT)
+    dag = runpy.run_path(str(DAGS / "retrain_and_deploy.py"))["dag"]
+    run = SimpleNamespace(dag_id="retrain_and_deploy", run_id="manual", run_after=datetime(2026, 1, 5, tzinfo=UTC))
+    train = dag.get_task("train").python_callable
+
+    trainer = on_worker("trainer")
+    address = train(endpoint="digits", part="first", dag_run=run)
+    first = storage_at(place).get(address.removeprefix(f"{place}/"))
+    assert train(endpoint="digits", part="first", dag_run=run) == address  # as a retry does
+    assert names(storage_at(place)) == [f"models/digits/{version_of_run(run)}/model.joblib"]
+    assert storage_at(place).get(address.removeprefix(f"{place}/")) == first
+    assert not trainer.exists()
+
+    on_worker("builder")
+    task = dag.get_task("build_image")
+    task.source_dir, task.entry_script, task.name, task.models = str(project), "score.py", "digits", {"digits": address}
+    image = task.execute(context(TaskInstance("manual", "build_image", "retrain_and_deploy")))
+
+    [model] = user_cache().glob(f"images/{image.partition('@sha256:')[2]}/**/model.joblib")
+    assert model.read_bytes() == first

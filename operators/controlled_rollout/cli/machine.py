@@ -4,11 +4,19 @@ import argparse
 import asyncio
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controlled_rollout.cli.arguments import Commands, add_root_option, duration, environment_variable, port
+from controlled_rollout.cli.arguments import (
+    Commands,
+    add_root_option,
+    add_workspace_options,
+    duration,
+    environment_variable,
+    port,
+    workspace_of,
+)
 from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.view import print_endpoint, print_line
 from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
@@ -51,8 +59,10 @@ def _add_local_command(commands: Commands) -> None:
 
 def _add_clean_command(commands: Commands) -> None:
     """Add the parser of `clean`, which deletes what nothing needs any more."""
-    clean = commands.add_parser("clean", help="delete images, logs and records on this machine that nothing needs")
-    add_root_option(clean)
+    clean = commands.add_parser(
+        "clean", help="delete images, logs and records on this machine, and models handed over, that nothing needs"
+    )
+    add_workspace_options(clean)
     clean.add_argument(
         "--older-than",
         type=duration,
@@ -161,16 +171,26 @@ def _process_table(processes: "list[ProcessStatus]") -> str:
 
 def _run_clean(options: argparse.Namespace) -> int:
     """Run `controlled-rollout clean`: show or delete what nothing needs any more; return the exit code."""
+    from controlled_rollout.storage import open_storage
+    from controlled_rollout.storage.models import find_old_models
     from controlled_rollout.target.local.leftovers import delete_leftovers, find_leftovers
 
     before = time.time() - options.older_than.total_seconds()
-    leftovers = find_leftovers(Workspace.local(options.root), before=before)
+    workspace = workspace_of(options)
+    leftovers = find_leftovers(workspace, before=before) if workspace.target == "local" else []
+    storage = open_storage(workspace)
+    models = find_old_models(storage, before=datetime.fromtimestamp(before, UTC))
     rows = [(each.what, f"{each.size / 1e6:,.1f}", str(each.path)) for each in leftovers]
+    rows += [("model", f"{each.size / 1e6:,.1f}", each.address) for each in models]
     print_line(text_table([("what", "MB", "path"), *rows]))
     if options.yes:
-        print_line(f"{delete_leftovers(leftovers) / 1e6:,.1f} MB freed")
+        freed = delete_leftovers(leftovers)
+        for name in [name for model in models for name in model.names]:
+            storage.delete(name)
+        print_line(f"{(freed + sum(each.size for each in models)) / 1e6:,.1f} MB freed")
     else:
-        print_line(f"{sum(each.size for each in leftovers) / 1e6:,.1f} MB can be freed: repeat with --yes")
+        size = sum(each.size for each in leftovers) + sum(each.size for each in models)
+        print_line(f"{size / 1e6:,.1f} MB can be freed: repeat with --yes")
     return 0
 
 

@@ -12,6 +12,7 @@ from controlled_rollout.errors import (
     ControlledRolloutError,
     DeploymentError,
     EvidenceUnavailableError,
+    ModelStoreUnavailableError,
     NothingToDoError,
     RecordUnavailableError,
     RegistryUnavailableError,
@@ -46,6 +47,7 @@ TEXT_FIELDS: Final = frozenset(
 TEMPORARY_ERRORS: Final = (
     TargetUnavailableError,
     EvidenceUnavailableError,
+    ModelStoreUnavailableError,
     RecordUnavailableError,
     RegistryUnavailableError,
     ScanUnavailableError,

@@ -14,7 +14,14 @@ from controlled_rollout.errors import WorkspaceError
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
 
-__all__ = ["CONNECTION_STRING", "BlobAddress", "azure_error_code", "azure_errors", "container_client"]
+__all__ = [
+    "CONNECTION_STRING",
+    "BlobAddress",
+    "azure_error_code",
+    "azure_errors",
+    "blob_of_connection_string",
+    "container_client",
+]
 
 # Read by Azure's own tools too: signs in without an identity, for tests on an emulator.
 CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
@@ -77,7 +84,8 @@ def container_client(address: str, process: int) -> "tuple[ContainerClient, str]
         ) from error
     place = BlobAddress.parse(address)
     settings = RETRIES | PIECES | azure_settings_for(place.account)
-    if connection_string := connection_string_of(place.account, os.environ):
+    if blob_of_connection_string(address, os.environ) is not None:
+        connection_string = os.environ[CONNECTION_STRING]
         return ContainerClient.from_connection_string(connection_string, place.container, **settings), place.prefix
     if not place.account.startswith("https:"):
         raise WorkspaceError(
@@ -88,15 +96,21 @@ def container_client(address: str, process: int) -> "tuple[ContainerClient, str]
     return ContainerClient(place.account, place.container, credential=credential, **settings), place.prefix
 
 
-def connection_string_of(account: str, environment: Mapping[str, str]) -> str | None:
-    """Return the connection string of the environment if it is for an account: no key is tried on another account."""
+def blob_of_connection_string(address: str, environment: Mapping[str, str]) -> str | None:
+    """Return what follows the account in an address, `container/name`, if the connection string is for that account.
+
+    None without a connection string, or with that of another account, whose key must not be tried here.
+    """
     connection_string = environment.get(CONNECTION_STRING)
-    if not connection_string:
+    if not connection_string or urlsplit(address).scheme not in ("http", "https"):
         return None
     from azure.storage.blob import BlobServiceClient
 
     with BlobServiceClient.from_connection_string(connection_string) as client:
-        return connection_string if f"{client.url.rstrip('/')}/".startswith(f"{account}/") else None
+        account = urlsplit(client.url)
+    # A signature stands behind the URL.
+    url = f"{account.scheme}://{account.netloc}{account.path.rstrip('/')}/"
+    return address.removeprefix(url) if address.startswith(url) else None
 
 
 @contextmanager

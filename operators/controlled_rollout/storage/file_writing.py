@@ -5,9 +5,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-__all__ = ["written_whole"]
+__all__ = ["UNFINISHED", "written_whole"]
+
+# How the names of files end that are being written, or that a crash has left.
+UNFINISHED: Final = ".unfinished"
 
 
 @contextmanager
@@ -17,8 +20,7 @@ def written_whole(path: Path) -> "Iterator[IO[bytes]]":
     An exception in the block leaves `path` as it was. Folders that are missing are created, for the owner only.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The dot keeps unfinished files out of lists.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{UNFINISHED}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from controlled_rollout.errors import StorageError, StoredFileNotFoundError
-from controlled_rollout.storage.file_writing import written_whole
+from controlled_rollout.storage.file_writing import UNFINISHED, written_whole
 from controlled_rollout.storage.protocol import MAX_GET_BYTES, StoredFile, check_file_name, check_prefix
 
 __all__ = ["FolderFiles"]
@@ -101,14 +101,14 @@ class FolderFiles:
 
 
 def _names_below(folder: Path, above: str) -> Iterator[str]:
-    """Yield the names of all files below a folder, each with `above` before it; what begins with a dot is hidden."""
+    """Yield the names of all files below a folder, each with `above` before it, without unfinished ones."""
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     with entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.endswith(UNFINISHED):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _names_below(folder / entry.name, f"{above}{entry.name}/")

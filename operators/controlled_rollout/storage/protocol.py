@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from controlled_rollout.errors import StorageError
+from controlled_rollout.storage.file_writing import UNFINISHED
 
 __all__ = ["MAX_GET_BYTES", "Storage", "StoredFile", "check_file_name", "check_prefix"]
 
@@ -34,7 +35,7 @@ class StoredFile:
 
 
 class Storage(Protocol):
-    """Files by name. Names have `/` between folders, and no part of a name begins with a dot."""
+    """Files by name. Names have `/` between folders, and no part of a name ends with a dot."""
 
     @property
     def address(self) -> str:
@@ -97,12 +98,12 @@ class Storage(Protocol):
 
 
 def check_file_name(name: str) -> str:
-    """Return a file name unchanged; raise StorageError if it could lead out of the storage or be hidden in it."""
+    """Return a file name unchanged; raise StorageError if it could lead elsewhere or would not be kept so."""
     is_plain = len(name) <= MAX_NAME_LENGTH and name.isprintable() and "\\" not in name
     if not is_plain or any(map(_is_refused, name.split("/"))):
         raise StorageError(
             f"{name[:200]!r} is not the name of a file in the storage: give folders and a file name with / between, "
-            f"each without a dot at its beginning or end and without \\, at most {MAX_NAME_LENGTH} characters"
+            f"each without a dot at its end and without \\, at most {MAX_NAME_LENGTH} characters"
         )
     return name
 
@@ -115,5 +116,5 @@ def check_prefix(prefix: str) -> str:
 
 
 def _is_refused(part: str) -> bool:
-    """Return whether a part of a name is empty or not kept as it is: Azure drops dots at the end."""
-    return not part or part.startswith(".") or part.endswith(".")
+    """Return whether a part of a name is empty, leads elsewhere, or is not kept: Azure drops dots at the end."""
+    return not part or part.endswith((".", UNFINISHED))

@@ -20,10 +20,11 @@ from typing import IO, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from controlled_rollout.addresses import no_proxy_variables
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image.cache import Cache, check_free_space
 from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
 from controlled_rollout.image.reference import ModelSource
+from controlled_rollout.storage.blob_account import CONNECTION_STRING, blob_of_connection_string
 
 __all__ = ["fetch_remote_models", "is_remote", "resolve_model_path"]
 
@@ -35,6 +36,17 @@ ADDRESS: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(//|/)")
 LOCAL_SCHEMES: Final = ("file", "local")
 MLFLOW_ADDRESS: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[1-9]\d*)|@(?P<alias>[^/@]+))")
 BLOB_HOST: Final = re.compile(r"(?P<account>[a-z0-9]{3,24})\.(?:blob|dfs)\.core\.windows\.net")
+# How the clients of stores, which need not be installed, call that there was no answer.
+NO_ANSWER: Final = frozenset(
+    {
+        "ServiceRequestError",
+        "ServiceResponseError",
+        "ClientConnectionError",
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+    }
+)
+TRY_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 # What stores call the version of a file's content, the most exact first; a size alone says nothing.
 CONTENT_VERSIONS: Final = ("md5Hash", "etag", "ETag", "version_id", "generation", "mtime", "last_modified",
                  "LastModified", "modified", "created")  # fmt: skip
@@ -162,7 +174,7 @@ async def _fetch_into_cache(model: ModelSource, cache: Cache, progress: Progress
             on_wait=lambda: progress(f"{label}: another process is fetching it, waiting"),
         )
     except ImageError as error:
-        raise ImageError(f"{label}: {error}") from error
+        raise type(error)(f"{label}: {error}") from error
     return folder / store.name
 
 
@@ -256,7 +268,9 @@ class FsspecStore(ModelStore):
                     digest.update(chunk)
                     content.write(chunk)
             if file.size is not None and size != file.size:
-                raise ImageError(f"{file.store_path} ended after {size:,} of {file.size:,} bytes: try again")
+                raise ModelStoreUnavailableError(
+                    f"{file.store_path} ended after {size:,} of {file.size:,} bytes: try again"
+                )
             if file.md5 is not None and digest.hexdigest() != file.md5:
                 raise ImageError(
                     f"{file.store_path} does not have the MD5 that its store keeps ({file.md5}): it was changed on the "
@@ -339,6 +353,8 @@ class MlflowStore(ModelStore):
 def _fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:
     """Return a URL in fsspec's spelling, and its options. Credentials come from the store's own settings."""
     parts = urlsplit(address)
+    if (blob := blob_of_connection_string(address, os.environ)) is not None:
+        return f"abfs://{blob}", {"connection_string": os.environ[CONNECTION_STRING]}
     if parts.scheme == "https" and (host := BLOB_HOST.fullmatch(parts.netloc)):
         return f"abfs:/{parts.path}", {"account_name": host["account"], "anon": False}
     if parts.scheme in ("az", "abfs", "abfss", "adl"):
@@ -373,9 +389,30 @@ def _store_errors(address: str) -> Iterator[None]:
     except FileNotFoundError as error:
         # Some clients raise this for every failure, such as a server that does not answer; the cause says which.
         why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
-        raise ImageError(f"there is no file or folder {address}{why}") from error
+        kind = ModelStoreUnavailableError if _may_be_gone_later(error) else ImageError
+        raise kind(f"there is no file or folder {address}{why}") from error
     except Exception as error:
-        raise ImageError(f"{address} cannot be read: {_first_line(error)}") from error
+        kind = ModelStoreUnavailableError if _may_be_gone_later(error) else ImageError
+        raise kind(f"{address} cannot be read: {_first_line(error)}") from error
+
+
+def _may_be_gone_later(error: BaseException) -> bool:
+    """Return whether an exception of a store's client says that there was no answer, or that it cannot serve now."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return any(
+        isinstance(cause, TimeoutError | ConnectionError)
+        or not NO_ANSWER.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
+        or _status_of(cause) in TRY_AGAIN
+        for cause in causes
+    )
+
+
+def _status_of(error: BaseException) -> int:
+    """Return the HTTP status that an exception of a store's client carries; 0 if it has none."""
+    status = getattr(error, "status_code", getattr(error, "status", 0))
+    return status if isinstance(status, int) else 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -53,9 +53,11 @@ def find_leftovers(workspace: Workspace, *, before: float) -> list[Leftover]:
         for version, settings in each.endpoint.versions.items()
     }
     found = [("log", path) for path in old_logs(workspace.logs_folder, versions, before)]
+    # A folder that other workspaces share has records of endpoints that nobody knows here.
+    records = sorted(workspace.records_folder.glob("*.jsonl")) if workspace.storage is None else ()
     found += [
         ("record", path)
-        for path in sorted(workspace.records_folder.glob("*.jsonl"))
+        for path in records
         if path.name.partition(".")[0] not in stored and path.stat().st_mtime < before
     ]
     cache = Cache.at(workspace.cache_folder)

@@ -7,10 +7,11 @@ from urllib.parse import quote
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.errors import ImageError
+from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image import ModelSource, build_local_image
 from controlled_rollout.image.cache import Cache, check_free_space
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models, is_remote, resolve_model_path
@@ -169,3 +170,42 @@ def test_the_key_in_the_cache_does_not_depend_on_the_order_of_files() -> None:
     assert _cache_key("az://x", files) == _cache_key("az://x", files[::-1])
     assert _cache_key("az://x", files) != _cache_key("az://x", [files[0], RemoteFile("b", "x/b", 2, "etag 3")])
     assert json.dumps(_cache_key("az://x", files)).strip('"').isalnum()
+
+
+class ServiceRequestError(Exception):
+    """What Azure's client raises without an answer, by its name."""
+
+
+class Answer(Exception):
+    """What clients raise for an answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the store answered {status}")
+        self.status_code = status
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_temporary"),
+    [
+        (TimeoutError(), True),
+        (ConnectionResetError(), True),
+        (ServiceRequestError(), True),
+        (Answer(503), True),
+        (Answer(429), True),
+        (Answer(403), False),
+        (Answer(404), False),
+        (PermissionError(), False),
+        (ValueError(), False),
+    ],
+)
+async def test_a_store_that_does_not_answer_may_be_asked_again_and_one_that_refuses_not(
+    fault: Exception, is_temporary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("cannot read") from fault
+
+    monkeypatch.setattr(MemoryFileSystem, "info", fails)
+
+    with pytest.raises(ImageError, match=r"model 'digits': memory://a/m\.bin cannot be read") as refusal:
+        await fetch("memory://a/m.bin", tmp_path)
+    assert isinstance(refusal.value, ModelStoreUnavailableError) is is_temporary
