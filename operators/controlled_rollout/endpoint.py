@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from controlled_rollout.errors import ConflictError, EndpointError
-from controlled_rollout.version import Name, Value, Version
+from controlled_rollout.value import Value
+from controlled_rollout.version import Name, Version
 
 __all__ = ["VERSION_HEADER", "WEIGHT_TOTAL", "Auth", "Endpoint", "EndpointError", "Rollout", "Version"]
 

@@ -7,27 +7,25 @@ errors.
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final, NoReturn, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from controlled_rollout.environment_variables import EnvironmentVariables
+from controlled_rollout.collection_settings import Collection
+from controlled_rollout.environment_variables import EnvironmentVariables, SecretReference
 from controlled_rollout.errors import EndpointError
+from controlled_rollout.value import Value, not_a_bool
 
-__all__ = ["SET_BY_STEPS", "Name", "Value", "Version", "VersionType", "check_name", "check_settings"]
+__all__ = ["SET_BY_STEPS", "Name", "Version", "VersionType", "check_name", "check_settings"]
 
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
@@ -62,15 +60,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _no_bool(value: Any) -> Any:
-    """Return the value; raise for True and False, which Python would accept as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("a number is expected, not true or false")
-    return value
-
-
 Name = Annotated[str, Field(strict=True), AfterValidator(check_name)]
-Percentile = Annotated[float, BeforeValidator(_no_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+Percentile = Annotated[float, BeforeValidator(not_a_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
 class VersionType(StrEnum):
@@ -78,30 +69,6 @@ class VersionType(StrEnum):
 
     CONTROL = "Control"
     TREATMENT = "Treatment"
-
-
-class Value(BaseModel):
-    """An immutable value without unknown fields, whose validation errors are `EndpointError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _raise_endpoint_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Raise EndpointError instead of pydantic's ValidationError (a wrap validator)."""
-        try:
-            return handler(data)
-        except ValidationError as error:
-            _raise_endpoint_error(cls.__name__, error)
-
-
-def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
-    """Raise EndpointError with one line that lists each wrong field, its value and the fault."""
-    faults = []
-    for fault in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in fault["loc"]) or what
-        faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
-    raise EndpointError(f"{what} is not valid: " + "; ".join(faults)) from None
 
 
 class Version(Value):
@@ -133,6 +100,7 @@ class Version(Value):
         period_seconds, timeout_seconds, success_threshold, failure_threshold: The liveness probe.
         initial_delay_seconds: How long `init()` may take before the version counts as failed.
         collect_model_data: Whether inputs and predictions are kept.
+        collection: What is kept of them, and how; None for everything, as Parquet files.
         run_date: When the DAG run that made it was due; None for a version that no DAG run made. A version of an
             earlier run does not replace it.
     """
@@ -140,8 +108,8 @@ class Version(Value):
     name: Name
     image: str = ""
     description: str = ""
-    tags: dict[str, str] = {}
-    properties: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
+    properties: dict[str, str] = Field(default_factory=dict)
     traffic_percentile: Percentile = 0.0
     is_default: bool = False
     is_control: bool = False
@@ -151,7 +119,7 @@ class Version(Value):
     memory_gb: PositiveFloat = 0.5
     memory_gb_limit: PositiveFloat | None = None
     gpu_cores: NonNegativeInt = 0
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ()
 
     num_replicas: PositiveInt | None = None
@@ -165,7 +133,7 @@ class Version(Value):
     replica_max_concurrent_requests: PositiveInt = 1
     max_request_wait_time: PositiveInt = 500
     worker_count: PositiveInt = 1
-    environment_variables: EnvironmentVariables = {}
+    environment_variables: EnvironmentVariables = Field(default_factory=dict)
 
     period_seconds: PositiveInt = 10
     initial_delay_seconds: PositiveInt = 310
@@ -174,6 +142,7 @@ class Version(Value):
     failure_threshold: PositiveInt = 3
 
     collect_model_data: bool = False
+    collection: Collection | None = None
     run_date: AwareDatetime | None = None
 
     @model_validator(mode="before")
@@ -215,6 +184,23 @@ class Version(Value):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_collection(self) -> Self:
+        """Raise if a version says what to keep and keeps nothing, or if its requests would not fit into a spool."""
+        if self.collection is not None and not self.collect_model_data:
+            raise EndpointError(
+                f"version {self.name!r} has settings of collection and does not collect: set collect_model_data=True, "
+                "or leave collection out"
+            )
+        if self.collection is not None and self.worker_count > self.collection.max_workers:
+            raise EndpointError(
+                f"version {self.name!r} has worker_count={self.worker_count}, which share spool_mb="
+                f"{self.collection.spool_mb} MB: a request and its answer of max_body_bytes="
+                f"{self.collection.max_body_bytes:,} each would not fit into a worker's part; "
+                "give a larger spool_mb or a smaller max_body_bytes"
+            )
+        return self
+
     def _differs_from_default(self, field: str) -> bool:
         """Return whether a field differs from its default."""
         return bool(getattr(self, field) != type(self).model_fields[field].default)
@@ -223,6 +209,17 @@ class Version(Value):
     def type(self) -> VersionType:
         """The version's role: control or treatment."""
         return VersionType.CONTROL if self.is_control else VersionType.TREATMENT
+
+    @property
+    def collected(self) -> Collection | None:
+        """What is kept of the version's inputs and predictions; None if nothing is."""
+        return (self.collection or Collection()) if self.collect_model_data else None
+
+    @property
+    def secret_references(self) -> tuple[SecretReference, ...]:
+        """The keys of secrets that the version needs."""
+        values = [*self.environment_variables.values(), self.collection.salt if self.collection else None]
+        return tuple(value for value in values if isinstance(value, SecretReference))
 
     @property
     def replicas_at_start(self) -> int:

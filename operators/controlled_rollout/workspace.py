@@ -245,6 +245,11 @@ class Workspace(BaseModel):
         return self.root / "logs"
 
     @property
+    def spools_folder(self) -> Path:
+        """The folder with what replicas have collected and what is not in the storage yet."""
+        return self.root / "spools"
+
+    @property
     def telemetry_folder(self) -> Path:
         """The folder with the data of the local telemetry store."""
         return self.root / "telemetry"

@@ -1,15 +1,22 @@
 """Promises of the local target alone, with a real Envoy and real replicas; the others are in tests/conformance."""
 
+import json
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ImageError
 from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running
+from tests.polling import until
+from tests.unit.scoring.spool_reader import counts, records
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +116,38 @@ async def test_an_image_that_is_not_in_the_cache_is_refused_and_nothing_changes(
         await lab.apply(Endpoint(name="unknown").create_version("one"))
 
     assert "unknown" not in await lab.target.endpoints()
+
+
+async def test_version_that_collects_has_each_answered_request_in_a_spool_whatever_becomes_of_its_replicas(
+    lab: Lab, caller: httpx.AsyncClient
+) -> None:
+    keep = {"keep": ["age"], "layout": "jsonl"}
+    stored, url, opens = await serve_one(
+        lab, "collected", collect_model_data=True, collection=Collection(keep=("age",), layout="jsonl")
+    )
+    spools, answered = lab.workspace.spools_folder / "collected" / "one", []
+
+    async def ask() -> None:
+        for _ in range(20):
+            answer = await caller.post(url, json={"age": 7}, headers=opens)
+            assert answer.status_code == 200
+            answered.append(answer.headers["x-request-id"])
+
+    await ask()
+    # It is started again and goes on in its spool.
+    before = (await lab.target.processes())["collected/one-1"]
+    os.kill(before, signal.SIGKILL)
+    await until(lambda: not Path(f"/proc/{before}").exists(), "the replica has ended")
+    await lab.ready("collected", "one")
+    await ask()
+    [spool] = spools.iterdir()
+    assert json.loads((spool / "spool.json").read_text()).items() >= {**keep, "replica": spool.name}.items()
+    # Other settings need other replicas, and what the first one has collected stays.
+    await lab.serve(stored.update_version("one", collection=Collection(share=1.0)))
+    await ask()
+
+    kept = [record for spool in spools.iterdir() for record in records(spool)]
+    assert sorted(record.head["id"] for record in kept) == sorted(answered)
+    assert {record.request for record in kept} == {b'{"age":7}'}
+    assert [sum(values) for values in zip(*map(counts, spools.iterdir()), strict=True)] == [60, 0, 0]
+    assert len(list(spools.iterdir())) == 2

@@ -119,15 +119,18 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             ArgumentError: An argument cannot be used; the message names all of them.
             TargetUnavailableError: Something that the rollout needs does not work.
         """
-        plan, gate, window = self.read_arguments()
+        plan, gate, window = self.read_arguments(workspace.target)
         self.log_progress(str(plan))
         if warning := await self._check_room(workspace):
             self.log.warning("%s", warning)
         self.log_progress(await self._forecast_text(workspace, plan, gate, window))
         await super().check(workspace, users)
 
-    def read_arguments(self) -> tuple[RolloutPlan, Gate, EvidenceWindow]:
+    def read_arguments(self, target: str = "local") -> tuple[RolloutPlan, Gate, EvidenceWindow]:
         """Check all arguments of the rollout, and return its plan, its gate and its evidence window.
+
+        Args:
+            target: The kind of the workspace's target, which may not have all that a version can ask for.
 
         Raises:
             ArgumentError: Some cannot be used; the message names all of them.
@@ -144,7 +147,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
             endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth)
             created = endpoint.create_version(text("version", self.version), **settings)
-            check_supported(created, "workspace's")
+            check_supported(created, target)
             return created
 
         def read_image() -> str:

@@ -53,21 +53,21 @@ def not_found_error(name: str, existing: Iterable[str]) -> EndpointNotFoundError
 
 
 def check_supported(endpoint: Endpoint, target: str) -> None:
-    """Raise EndpointError if an endpoint asks for a feature that no target has yet.
+    """Raise EndpointError if an endpoint asks for a feature that the target does not have yet.
 
     Args:
         endpoint: The endpoint that is to be applied.
         target: The name of the target in messages, such as `local`.
 
     Raises:
-        EndpointError: It asks for tokens or for the collection of model data.
+        EndpointError: It asks for tokens, or for the collection of model data where that cannot be.
     """
     if endpoint.auth is Auth.TOKEN:
         raise EndpointError(
             f"endpoint {endpoint.name!r} asks for tokens: the {target} target cannot check them yet; use auth='key'"
         )
     for version in endpoint.versions.values():
-        if version.collect_model_data:
+        if version.collect_model_data and target != "local":
             raise EndpointError(
                 f"version {version.name!r} asks for collect_model_data: the {target} target cannot collect inputs and "
                 "predictions yet; leave it out"
@@ -95,10 +95,7 @@ def new_references(endpoint: Endpoint, newest: Endpoint | None) -> dict[SecretRe
 def _references(endpoint: Endpoint) -> dict[SecretReference, str]:
     """Return the keys of secrets that an endpoint's versions name, each with the name of such a version."""
     return {
-        value: version.name
-        for version in endpoint.versions.values()
-        for value in version.environment_variables.values()
-        if isinstance(value, SecretReference)
+        reference: version.name for version in endpoint.versions.values() for reference in version.secret_references
     }
 
 
@@ -118,7 +115,7 @@ def check_secret_keys(reference: SecretReference, version: str, keys: Collection
         return
     found = "there is no such secret" if keys is None else f"it has {', '.join(sorted(keys)) or 'no keys'}"
     raise EndpointError(
-        f"version {version!r} takes an environment variable from the key {reference.key!r} of the secret "
-        f"{reference.secret!r}, and {where} {found}: store it with "
+        f"version {version!r} takes a value from the key {reference.key!r} of the secret {reference.secret!r}, and "
+        f"{where} {found}: store it with "
         f"`controlled-rollout secret {reference.secret} {reference.key}`, which reads the value from stdin"
     )

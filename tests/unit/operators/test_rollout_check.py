@@ -66,7 +66,7 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
         ("min_requests", 10**400),
         ("gate", "[" * 100_000),
         ("auth", "token"),
-        ("settings", {"collect_model_data": True}),
+        ("settings", {"collection": {"share": 2}, "collect_model_data": True}),
         ("image", None),
         ("image", "local/digits:latest"),
         ("image", "{{ none }}"),
@@ -85,9 +85,20 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
 )
 def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argument: str, value: Any) -> None:
     faulty = next(iter(value)) if argument == "scan" else argument
-    named = {"settings": "cpu_cores|settings|collect_model_data", "image": "image|digits:latest", "auth": "auth|tokens"}
+    named = {
+        "settings": "cpu_cores|settings|Collection is not valid: share",
+        "image": "image|digits:latest",
+        "auth": "auth|tokens",
+    }
     with pytest.raises(ArgumentError, match=named.get(argument, faulty)):
         check_of(**{argument: value}).read_arguments()
+
+
+def test_collected_data_is_refused_where_the_target_cannot_collect_it() -> None:
+    check = check_of(settings={"collect_model_data": True})
+    check.read_arguments("local")
+    with pytest.raises(ArgumentError, match="asks for collect_model_data: the kubernetes target cannot collect"):
+        check.read_arguments("kubernetes")
 
 
 def test_question_without_a_task_that_asks_it_is_refused_before_anything_is_changed() -> None:

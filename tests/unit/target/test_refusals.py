@@ -24,12 +24,13 @@ def test_change_of_an_older_revision_is_a_conflict_that_names_the_other_writer()
         refusals.already_stored(STORED.endpoint.create_version("two"), None)
 
 
-def test_tokens_and_collected_data_are_refused() -> None:
+def test_tokens_are_refused_and_collected_data_where_nothing_collects_it() -> None:
     refusals.check_supported(FIRST, "local")
     with pytest.raises(EndpointError, match="asks for tokens"):
         refusals.check_supported(Endpoint(name="digits", auth=Auth.TOKEN), "local")
     with pytest.raises(EndpointError, match="asks for collect_model_data"):
-        refusals.check_supported(FIRST.update_version("one", collect_model_data=True), "local")
+        refusals.check_supported(FIRST.update_version("one", collect_model_data=True), "Kubernetes")
+    refusals.check_supported(FIRST.update_version("one", collect_model_data=True), "local")
 
 
 def test_only_1_to_100_replicas_are_accepted() -> None:

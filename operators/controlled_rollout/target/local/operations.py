@@ -64,6 +64,7 @@ def launch_spec_from_cache(version: Version, cache: Path, secrets_folder: Path) 
         max_wait_ms=version.max_request_wait_time,
         environment_variables=version.environment_variables,
         secrets_folder=secrets_folder,
+        collection=version.collected,
     )
 
 

@@ -51,6 +51,7 @@ class Reconciler:
         envoy: The router.
         runtime: The supervisor's runtime folder.
         logs_folder: The folder of the replicas' logs.
+        spools_folder: The folder of what replicas collect.
         stored: The endpoints as their files define them.
         launch_spec: Returns how the replicas of a version are started.
 
@@ -70,6 +71,7 @@ class Reconciler:
         stored: StoredEndpoints,
         runtime: Path,
         logs_folder: Path,
+        spools_folder: Path,
         launch_spec: Callable[[Version], LaunchSpec],
     ) -> None:
         self.running: dict[VersionKey, RunningVersion] = {}
@@ -82,6 +84,7 @@ class Reconciler:
         self._stored = stored
         self._runtime = runtime
         self._logs_folder = logs_folder
+        self._spools_folder = spools_folder
         self._launch_spec = launch_spec
         self._damages: dict[str, str] = {}
         self._wake_up = asyncio.Event()
@@ -211,6 +214,7 @@ class Reconciler:
                         self._launch_spec(version),
                         runtime=self._runtime,
                         logs_folder=self._logs_folder / key.endpoint / key.version,
+                        spools_folder=self._spools_folder / key.endpoint / key.version,
                         on_change=self.wake,
                     )
             elif not running.retiring and running.version != version:

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Version
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.target.local import secret_files
@@ -16,6 +18,7 @@ from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inhe
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_socket
 from controlled_rollout.target.local.process_status import ProcessStatus
+from controlled_rollout.target.local.spools import prepare_spool
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
 
@@ -49,6 +52,7 @@ class LaunchSpec:
         max_wait_ms: The longest that one request may be queued.
         environment_variables: The version's own variables, with references to secrets, by name.
         secrets_folder: The folder of the secrets.
+        collection: What is kept of inputs and predictions; None for nothing.
     """
 
     image: str
@@ -63,14 +67,16 @@ class LaunchSpec:
     max_wait_ms: int
     environment_variables: Mapping[str, str | SecretReference]
     secrets_folder: Path
+    collection: Collection | None = None
 
-    def command(self, runtime: Path, socket: Path, health: Path) -> Command:
+    def command(self, runtime: Path, socket: Path, health: Path, capture: Mapping[str, str]) -> Command:
         """Return the command that starts one replica: arguments, environment variables and folder.
 
         Args:
             runtime: The supervisor's runtime folder.
             socket: The unix socket that takes requests.
             health: The unix socket that answers probes.
+            capture: The variables that let the replica capture; none if it does not.
 
         Raises:
             DamagedFileError: The file of a secret that it needs cannot be read.
@@ -92,6 +98,7 @@ class LaunchSpec:
         environment = (
             inherited_environment()
             | own
+            | dict(capture)
             | {
                 RUNTIME_VARIABLE: str(runtime),
                 "PYTHONPATH": str(self.runtime_folder),
@@ -130,6 +137,7 @@ class Replica:
         *,
         runtime: Path,
         log: LogFile,
+        spools_folder: Path,
         on_change: Callable[[], None],
     ) -> None:
         self.name = name
@@ -142,6 +150,8 @@ class Replica:
         self.socket = self._health_socket = runtime / "unused"
         self._version = version
         self._runtime = runtime
+        # A name that no replica has again: another one's rows would be taken for this one's.
+        self._spool = spools_folder / f"{name}-{secrets.token_hex(4)}"
         self._on_change = on_change
         self._was_ready = False
         self._process = SupervisedProcess(
@@ -203,7 +213,18 @@ class Replica:
         self._was_ready = False
         self._set_state(ReplicaState.STARTING)
         self.log.note(f"replica {self.name} starts, image {self.spec.image}")
-        return self.spec.command(self._runtime, self.socket, self._health_socket)
+        return self.spec.command(self._runtime, self.socket, self._health_socket, self._prepare_capture())
+
+    def _prepare_capture(self) -> Mapping[str, str]:
+        """Prepare the spool of a replica that collects; return the variables for it, none where that fails."""
+        if self.spec.collection is None:
+            return {}
+        try:
+            return prepare_spool(self._spool, self.spec.collection, self.spec.secrets_folder)
+        except OSError as error:
+            # Serving comes first: the gate sees that nothing was collected.
+            self.log.note(f"replica {self.name} collects nothing until it starts again: {error}")
+            return {}
 
     def _record_exit(self, reason: str) -> None:
         """Remove the sockets of the ended process, and record why it ended and whether the start failed."""

@@ -35,6 +35,7 @@ class RunningVersion:
         *,
         runtime: Path,
         logs_folder: Path,
+        spools_folder: Path,
         on_change: Callable[[], None],
     ) -> None:
         self.version = version
@@ -43,6 +44,7 @@ class RunningVersion:
         self._required_replicas = version.replicas_at_start
         self._runtime = runtime
         self._logs_folder = logs_folder
+        self._spools_folder = spools_folder
         self._on_change = on_change
         self._replica_numbers = itertools.count(1)
         self._current: list[Replica] = []
@@ -166,6 +168,7 @@ class RunningVersion:
                 self.version,
                 runtime=self._runtime,
                 log=LogFile(self._logs_folder / f"{name}.log"),
+                spools_folder=self._spools_folder,
                 on_change=self._on_change,
             )
             self._current.append(replica)

@@ -165,6 +165,7 @@ class _SupervisorProcess:
             stored=self._stored,
             runtime=runtime,
             logs_folder=workspace.logs_folder,
+            spools_folder=workspace.spools_folder,
             launch_spec=lambda version: launch_spec_from_cache(
                 version, workspace.cache_folder, workspace.secrets_folder
             ),
