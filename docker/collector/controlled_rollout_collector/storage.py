@@ -1,0 +1,205 @@
+"""A workspace's storage, written to: a folder, or a container of Azure Blob Storage."""
+
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from controlled_rollout_collector.atomic_files import write_atomically
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+__all__ = ["BlobStorage", "FolderStorage", "Storage", "StorageError", "StorageSettingError", "open_storage"]
+
+CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
+SAS_TOKEN: Final = "AZURE_STORAGE_SAS_TOKEN"  # noqa: S105 - the name of a variable
+# How long one attempt may take; each round tries again, and pauses longer and longer.
+CONNECT_TIMEOUT_S: Final = 5
+READ_TIMEOUT_S: Final = 30
+RETRIES: Final = 2
+# A part is one request to the service, so that nobody ever reads half of it.
+SINGLE_PUT_BYTES: Final = 256 * 1024 * 1024
+FORBIDDEN: Final = (401, 403)
+
+
+class StorageError(Exception):
+    """The storage did not take a file; it may take it later."""
+
+
+class StorageSettingError(Exception):
+    """The storage's address or credential cannot be used as it is."""
+
+
+class Storage(Protocol):
+    """Where parts are written."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file, in place of the one that there may be.
+
+        Args:
+            name: Its path in the storage.
+            content: Its bytes.
+
+        Raises:
+            StorageError: It is not written; what was there before still is.
+        """
+        ...
+
+
+class FolderStorage:
+    """A folder on a disk.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return f"the folder {self._folder}"
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file, in place of the one that there may be; on disk when this returns."""
+        path = self._folder / name
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "free space on its disk" if full else "see that this user may write there"
+            raise StorageError(f"{self} cannot be written to ({error.strerror or error}): {advice}") from error
+
+
+class BlobStorage:
+    """A container of Azure Blob Storage.
+
+    Credentials come from the environment, and are read again once one is refused: `AZURE_STORAGE_CONNECTION_STRING`,
+    `AZURE_STORAGE_SAS_TOKEN`, or the same with `_FILE`, which names a file; else whatever `DefaultAzureCredential`
+    finds, such as a workload identity.
+
+    Args:
+        address: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`.
+        environment: The environment variables.
+
+    Raises:
+        StorageSettingError: The address is of another form.
+    """
+
+    def __init__(self, address: str, environment: Mapping[str, str]) -> None:
+        parts = urlsplit(address)
+        path = [element for element in parts.path.split("/") if element]
+        # An emulator has the account in the path.
+        account_elements = 0 if ".blob." in (parts.hostname or "") else 1
+        if parts.query or parts.username or not parts.hostname or len(path) < account_elements + 1:
+            shown = address.partition("?")[0]
+            raise StorageSettingError(
+                f"the storage {shown!r} is no address of a container: it has to be "
+                "https://<account>.blob.core.windows.net/<container>/<prefix>, and a credential does not belong there"
+            )
+        self._account_url = "/".join([f"{parts.scheme}://{parts.netloc}", *path[:account_elements]])
+        self._container = path[account_elements]
+        self._prefix = "".join(f"{element}/" for element in path[account_elements + 1 :])
+        self._environment = environment
+        self._client: ContainerClient | None = None
+
+    def __str__(self) -> str:
+        return f"the container {self._container} of {self._account_url}"
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a blob, in place of the one that there may be."""
+        from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            self._client.upload_blob(self._prefix + name, content, overwrite=True)
+        except ClientAuthenticationError as error:
+            self._forget_client()
+            raise StorageError(self._refused(_code(error))) from error
+        except HttpResponseError as error:
+            if error.status_code in FORBIDDEN:
+                self._forget_client()
+                raise StorageError(self._refused(_code(error))) from error
+            if _code(error) == "ContainerNotFound":
+                raise StorageError(f"{self} does not exist: create the container") from error
+            raise StorageError(f"{self} answers {error.status_code} {_code(error)}".rstrip()) from error
+        except (AzureError, OSError, ValueError) as error:
+            # The credential's files may be missing or be no credential, a name may not be resolved.
+            self._forget_client()
+            raise StorageError(f"{self} cannot be reached: {_shown(error)}") from error
+
+    def _connect(self) -> "ContainerClient":
+        """Return a client of the container with the credential that the environment has now."""
+        from azure.identity import DefaultAzureCredential
+        from azure.storage.blob import ContainerClient
+
+        settings: dict[str, Any] = {
+            "retry_total": RETRIES,
+            "connection_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "max_single_put_size": SINGLE_PUT_BYTES,
+        }
+        if urlsplit(self._account_url).hostname in ("127.0.0.1", "localhost", "::1"):
+            # An emulator on this machine, without the environment's proxies.
+            settings |= {"use_env_settings": False}
+        if connection_string := _secret(self._environment, CONNECTION_STRING):
+            client = ContainerClient.from_connection_string(connection_string, self._container, **settings)
+            if client.url.startswith(f"{self._account_url}/"):
+                return client
+            # The key of another account must not be tried here.
+            client.close()
+        credential = _secret(self._environment, SAS_TOKEN) or DefaultAzureCredential()
+        return ContainerClient(self._account_url, self._container, credential=credential, **settings)
+
+    def _forget_client(self) -> None:
+        """Close the client, so that the next attempt reads the credential again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _refused(self, code: str) -> str:
+        """Return the message for a credential that the service does not accept."""
+        return (
+            f"{self} refuses the credential ({code or 'no token'}): it needs the role Storage Blob Data Contributor, "
+            "or a SAS with create and write"
+        )
+
+
+def _secret(environment: Mapping[str, str], name: str) -> str:
+    """Return the value of a variable, or the content of the file that the variable with `_FILE` names."""
+    if file := environment.get(f"{name}_FILE"):
+        return Path(file).read_text(encoding="utf-8").strip()
+    return environment.get(name, "").strip()
+
+
+def _code(error: Any) -> str:
+    """Return the service's own code of an error."""
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code) or "")
+
+
+def _shown(error: Exception) -> str:
+    """Return the first line of an error, without signatures that its addresses may have."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"(?i)(sig|accountkey)=[^&;\s]+", r"\1=***", lines[0])
+
+
+def open_storage(address: str, environment: Mapping[str, str]) -> Storage:
+    """Return the storage of an address.
+
+    Args:
+        address: A folder, or the address of a container and a prefix.
+        environment: The environment variables, which have the credential.
+
+    Raises:
+        StorageSettingError: It is neither.
+    """
+    if re.match(r"(?i)https?://", address):
+        return BlobStorage(address, environment)
+    if "://" in address or not Path(address).is_absolute():
+        raise StorageSettingError(f"the storage {address!r} is neither an absolute folder nor an address with https://")
+    return FolderStorage(Path(address))

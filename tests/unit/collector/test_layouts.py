@@ -1,0 +1,137 @@
+"""The layouts of the old service, as its readers find and read them."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlled_rollout_collector.entries import Entry
+from controlled_rollout_collector.layouts import CsvLayout, JsonLinesLayout
+from controlled_rollout_collector.parts import MAX_ELEMENT, Layout, Part, Replica, make_parts, path_element
+from controlled_rollout_collector.rows import Nested, Row
+from tests.unit.collector.spools import NOON
+
+REPLICA = Replica("digits", "v1", "r1", subscription="sub", resource_group="group", workspace="ws")
+
+
+def entry(collection: str = "inputs", /, *, rows: tuple[Row, ...] = ({"age": 30},), **fields: Any) -> Entry:
+    return Entry(
+        collection=collection,
+        request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
+        correlation_id="mine",
+        time_us=int(NOON * 1e6) + 250_000,
+        duration_ms=None,
+        status=200,
+        content_type="application/json",
+        size=17,
+        sha256="",
+        truncated=False,
+        body=None,
+        rows=rows,
+        fields=fields,
+        is_script=bool(fields),
+    )
+
+
+def parts(layout: Layout, *entries: Entry) -> list[Part]:
+    return list(make_parts(entries, REPLICA, layout, "1f2e3d4c-00000007"))
+
+
+def test_version_1_has_its_path_and_its_columns() -> None:
+    rows: tuple[Row, ...] = ({"age": 30, "name": "a,b"}, {"age": None, "x": float("nan"), "o": Nested("[1]")})
+
+    (part,) = parts(CsvLayout(), entry(rows=rows))
+
+    assert part.name == (
+        "modeldata/sub/group/ws/digits/digits/v1/inputs/2026/11/28/1795867200250-r1-1f2e3d4c-00000007.csv"
+    )
+    header, first, second = csv.reader(io.StringIO(part.content.decode()))
+    trailer = [
+        "mine",
+        "2026-11-28 12:00:00.250000",
+        "1440",
+        "ws",
+        "digits",
+        "digits",
+        "v1",
+        "6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
+    ]
+    assert header == [
+        "age",
+        "name",
+        "x",
+        "o",
+        "$aml_dc_correlation_id",
+        "$aml_dc_scoring_timestamp",
+        "$aml_dc_boundary",
+        "$aml_workspace",
+        "$aml_service_name",
+        "$aml_model_name",
+        "$aml_model_version",
+        "$aml_request_id",
+    ]
+    assert first == ["30", "a,b", "", "", *trailer]
+    assert second == ["", "", "", "[1]", *trailer]
+
+
+def test_a_scripts_own_names_are_in_the_path_of_version_1() -> None:
+    given_names: dict[str, Any] = {"model_name": "m", "model_version": "3", "designation": "predictions"}
+
+    (part,) = parts(CsvLayout(), entry("script-predictions", collector="v1", collection="predictions", **given_names))
+
+    assert part.name.startswith("modeldata/sub/group/ws/digits/m/3/predictions/2026/11/28/")
+
+
+def test_version_2_is_a_cloud_event_for_each_request() -> None:
+    rows: tuple[Row, ...] = ({"age": 30, "o": Nested('{"a": NaN}')}, {"age": float("inf")})
+
+    (part,) = parts(JsonLinesLayout(), entry(rows=rows))
+
+    assert part.name == "modelDataCollector/digits/v1/request/2026/11/28/12/1795867200250-r1-1f2e3d4c-00000007.jsonl"
+    (line,) = part.content.splitlines()
+    assert json.loads(line) == {
+        "specversion": "1.0",
+        "id": "6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001-request-1795867200250000",
+        "source": "/endpoints/digits/deployments/v1",
+        "type": "azureml.inference.request",
+        "datacontenttype": "application/json",
+        "time": "2026-11-28T12:00:00.250000Z",
+        "data": [{"age": 30, "o": {"a": None}}, {"age": None}],
+        "correlationid": "mine",
+        "xrequestid": "6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
+        "modelversion": "v1",
+        "collectdatatype": "pandas.core.frame.DataFrame",
+        "agent": "controlled-rollout",
+        "contentrange": "bytes 0-16/17",
+    }
+
+
+def test_a_scripts_collection_keeps_its_name_in_version_2() -> None:
+    (part,) = parts(JsonLinesLayout(), entry("model_inputs", collector="v2", collection="model_inputs"))
+
+    assert part.name.startswith("modelDataCollector/digits/v1/model_inputs/2026/11/28/12/")
+    assert json.loads(part.content)["type"] == "azureml.inference.model_inputs"
+
+
+def test_requests_with_columns_of_their_own_are_several_parts() -> None:
+    entries = [entry(rows=({f"{number}-{column}": 1 for column in range(900)},)) for number in range(5)]
+
+    names = [part.name.rpartition("/")[2] for part in parts(CsvLayout(), *entries)]
+
+    assert names == [
+        "1795867200250-r1-1f2e3d4c-00000007.csv",
+        "1795867200250-r1-1f2e3d4c-00000007-1.csv",
+        "1795867200250-r1-1f2e3d4c-00000007-2.csv",
+    ]
+
+
+@given(st.text(), st.text())
+def test_names_of_scripts_are_elements_of_a_path_and_differ_where_the_names_do(name: str, other: str) -> None:
+    element = path_element(name)
+
+    assert element and not element.endswith(".") and "/" not in element and "\0" not in element
+    assert len(element) <= MAX_ELEMENT
+    assert (element == path_element(other)) == (name == other)
