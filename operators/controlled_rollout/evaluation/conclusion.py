@@ -31,6 +31,9 @@ def conclude(look: LookInput) -> Verdict:
         verdict = (
             cannot_see(problem) if problem else judge(evidence.bins, look.settings.gate, baseline=evidence.baseline)
         )
+        if look.evidence.unseen and verdict.outcome is not Outcome.FAIL:
+            # An alarm of what callers saw needs no collected data; for all else a part of the evidence is missing.
+            verdict = cannot_see("; ".join(filter(None, (problem, look.evidence.unseen))))
         if verdict.outcome is Outcome.SPLIT_IS_WRONG and (problem := router_counts.split_contradiction(look)):
             verdict = cannot_see(problem)
     except EvidenceError as error:

@@ -15,7 +15,14 @@ from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
 from controlled_rollout.evaluation.at_share import seen_at_share
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
 from controlled_rollout.evaluation.splits import compared_since, splits_since
-from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, RouterCounts, evidence_source
+from controlled_rollout.evidence import (
+    Collection,
+    Evidence,
+    EvidenceQuery,
+    EvidenceWindow,
+    RouterCounts,
+    evidence_source,
+)
 from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.record.in_time import within_time
@@ -149,7 +156,14 @@ def _evidence_query(
         gate=gate,
         clusters=status.clusters,
         baseline_from=creation_of(history, control).created,
+        collected=_collections(history[-1].endpoint, (control, treatment)),
     )
+
+
+def _collections(endpoint: Endpoint, versions: Iterable[str]) -> dict[str, Collection]:
+    """Return how versions collect their inputs and predictions; those that do not are left out."""
+    settings = {name: endpoint.version(name) for name in versions}
+    return {name: Collection() for name, version in settings.items() if version.collect_model_data}
 
 
 def _router_counts(status: EndpointStatus, versions: Iterable[str], now: datetime) -> RouterCounts:

@@ -1,8 +1,9 @@
-"""Evidence: what callers saw of each version, read from the metric store as counts per time bin."""
+"""Evidence per time bin: what callers saw of each version, from the metric store, and what versions have collected."""
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.evidence.query import (
     CLOCKS_DIFFER,
+    Collection,
     CountedPeriod,
     Evidence,
     EvidenceQuery,
@@ -15,6 +16,7 @@ from controlled_rollout.workspace import Workspace
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "Collection",
     "CountedPeriod",
     "Evidence",
     "EvidenceQuery",
@@ -23,10 +25,23 @@ __all__ = [
     "RouterCounts",
     "SplitChange",
     "evidence_source",
+    "metric_store_source",
 ]
 
 
 def evidence_source(workspace: Workspace) -> EvidenceSource:
+    """Return the evidence of a workspace: its metric store, with the collected data that a gate's columns name.
+
+    Raises:
+        WorkspaceError: The settings contradict each other, or one is missing.
+    """
+    from controlled_rollout.evidence.collected.source import CollectedEvidence
+
+    cache = workspace.cache_folder / "collected"
+    return CollectedEvidence(metric_store_source(workspace), workspace.storage_place, cache)
+
+
+def metric_store_source(workspace: Workspace) -> EvidenceSource:
     """Return the metric store that a workspace's settings name: Prometheus, Log Analytics or the local store.
 
     `prometheus_url` chooses Prometheus; otherwise it is a Log Analytics workspace, the one that `telemetry_endpoint`

@@ -10,6 +10,7 @@ from controlled_rollout.gate import Bin, Gate
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "Collection",
     "CountedPeriod",
     "Evidence",
     "EvidenceQuery",
@@ -53,6 +54,10 @@ class Evidence:
             several gates at once gives each the same.
         lag: How long after the ends of their bins all but the latest hundredth of the newest rows came; None where the
             store does not tell.
+        cuts: By metric that is a collected column what control's quantiles before the rollout give: the upper edges of
+            the buckets, or the two bounds of values that are clipped.
+        unseen: What of the collected data cannot be seen, in a sentence; the bins have nothing of it then. Empty if all
+            is seen, or the gate judges no column.
     """
 
     bins: tuple[Bin, ...]
@@ -61,6 +66,8 @@ class Evidence:
     until: datetime
     queries: tuple[str, ...]
     lag: timedelta | None = None
+    cuts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,19 @@ class CountedPeriod:
 
 
 @dataclass(frozen=True, slots=True)
+class Collection:
+    """How a version collects its inputs and predictions.
+
+    Attributes:
+        share: The part of its requests that it collects, 0 to 1.
+        layout: How the files are laid out; only `parquet` is read.
+    """
+
+    share: float = 1.0
+    layout: str = "parquet"
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceQuery:
     """What a look asks of the metric store.
 
@@ -124,6 +144,7 @@ class EvidenceQuery:
         gate: Gives the latency quantiles, the tolerance and the author's metrics.
         clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
         baseline_from: The baseline does not reach behind this moment, such as control's creation; None: it may.
+        collected: How control and treatment collect their data; a version that does not is left out.
     """
 
     endpoint: str
@@ -136,6 +157,7 @@ class EvidenceQuery:
     gate: Gate
     clusters: Mapping[str, str] = field(default_factory=dict)
     baseline_from: datetime | None = None
+    collected: Mapping[str, Collection] = field(default_factory=dict)
 
 
 class EvidenceSource(Protocol):

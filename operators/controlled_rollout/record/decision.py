@@ -46,6 +46,8 @@ class LookEvidence(BaseModel):
         down: A sentence that says that the treatment was down; empty if it was not.
         periods: What the router had counted over the rollout up to `until`, without the times of a router's restarts.
         served: By revision: the first look at which the router served its whole split.
+        cuts: By metric that is a collected column, the frozen edges of its buckets or bounds of its values.
+        unseen: What of the collected data could not be seen, in a sentence; empty if all was seen.
         settings: What is the same for the whole series; only on its first line.
         software: The version of this package that judged; likewise.
     """
@@ -62,6 +64,8 @@ class LookEvidence(BaseModel):
     down: str = ""
     periods: tuple[CountedPeriod, ...] = ()
     served: dict[int, AwareDatetime] = {}
+    cuts: dict[str, tuple[float, ...]] = {}
+    unseen: str = ""
     settings: LookSettings | None = None
     software: str | None = None
 

@@ -133,6 +133,8 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
         down=look.down,
         periods=look.periods,
         served=dict(look.served),
+        cuts=dict(look.evidence.cuts),
+        unseen=look.evidence.unseen,
         settings=look.settings if first else None,
         software=__version__ if first else None,
     )

@@ -92,6 +92,8 @@ class _Series:
             until=recorded.until,
             queries=self._settings.queries,
             lag=recorded.lag,
+            cuts=recorded.cuts,
+            unseen=recorded.unseen,
         )
         return LookInput(
             self._settings,

@@ -1,5 +1,6 @@
 """The verdict of a look whose evidence is incomplete: never anything about the model."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -111,3 +112,22 @@ def test_inconsistent_counts_are_the_stores_fault_and_not_the_models() -> None:
     impossible = Evidence((Bin(at(0), Counts(10, 20), Counts(10, 0), share=0.5),), (), (), at(1), ())
 
     assert verdict(impossible).outcome == "cannot_see"
+
+
+def test_without_the_collected_data_an_alarm_of_what_callers_saw_fails_and_nothing_passes() -> None:
+    """A storage that is away must not keep a failing treatment in the traffic."""
+    healthy = evidence(*[(9_000, 1_000)] * 30)
+    easy = Gate(latency_quantiles=())
+    assert verdict(healthy, gate=easy).outcome == Outcome.PASS
+    blind = verdict(replace(healthy, unseen="collected data is late"), gate=easy)
+    assert (blind.outcome, blind.reason) == (Outcome.CANNOT_SEE, "collected data is late")
+
+    failing = Evidence((Bin(at(0), Counts(900, 0), Counts(100, 90), share=0.1),), (), (), at(1), ())
+    assert verdict(replace(failing, unseen="collected data is late"), gate=easy).outcome == Outcome.FAIL
+
+    # Both reasons are said, and late telemetry is no alarm whatever it counts.
+    late = replace(failing, unseen="collected data is late", lag=4 * MINUTE)
+    both = verdict(late, gate=easy)
+    assert both.outcome == Outcome.CANNOT_SEE
+    assert "telemetry comes up to 240 s late" in both.reason
+    assert "collected data is late" in both.reason

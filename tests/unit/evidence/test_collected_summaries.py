@@ -116,7 +116,7 @@ def test_a_column_that_changes_its_type_between_parts_keeps_its_categories(tmp_p
     ]
     found = DuckDBEngine().summaries(parts, [LABEL], since=T0, bin_width=MINUTE)
     assert [one.categories["label"][BIN] for one in found] == [
-        {"1": 1, "2": 1}, {'"1"': 1, "a": 1}, {"true": 1}, {"$missing": 1},
+        {"1": 1, "2": 1}, {'"1"': 1, "a": 1}, {"true": 1}, {"$null": 1},
     ]  # fmt: skip
     assert found[3].columns == {"other"}
 
@@ -196,7 +196,7 @@ def test_names_of_parts_and_columns_are_taken_literally(tmp_path: Path) -> None:
     part = write_part(folder / "p.parquet", rows_of("x", column=plain), {plain: "VARCHAR"})
     write_part(tmp_path / "it's ax" / "p.parquet", rows_of("other"), {"label": "VARCHAR"})
     found = summary(part, Observation("m", plain, "category"), Observation("q", column, "category"))
-    assert found.categories == {"m": {BIN: {"x": 1}}, "q": {BIN: {"$missing": 1}}}
+    assert found.categories == {"m": {BIN: {"x": 1}}, "q": {BIN: {"$null": 1}}}
 
 
 def test_a_part_that_cannot_be_read_says_which_one(tmp_path: Path) -> None:

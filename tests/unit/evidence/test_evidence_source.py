@@ -11,7 +11,7 @@ import pytest
 
 from controlled_rollout.endpoint import EndpointError
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
-from controlled_rollout.evidence import EvidenceWindow, evidence_source
+from controlled_rollout.evidence import EvidenceWindow, evidence_source, metric_store_source
 from controlled_rollout.evidence.kql import arrivals_query, baseline_query, counts_query, mean_query, until_line
 from controlled_rollout.evidence.local import StateFileEvidence
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
@@ -27,7 +27,7 @@ def workspace(tmp_path: Path, **settings: str) -> Workspace:
 
 
 def test_without_a_supervisor_the_evidence_is_unavailable_and_says_how_to_get_it(tmp_path: Path) -> None:
-    source = evidence_source(workspace(tmp_path))
+    source = metric_store_source(workspace(tmp_path))
     assert isinstance(source, StateFileEvidence)
 
     with pytest.raises(EvidenceUnavailableError, match="controlled-rollout local up"):
@@ -40,7 +40,7 @@ def test_a_supervisor_s_address_elsewhere_is_refused_before_its_token_is_read(tm
         '{"telemetry_url": "http://10.0.0.1:1", "telemetry_workspace_id": "x", "telemetry_token_file": "/nonexistent"}'
     )
 
-    source = evidence_source(local)
+    source = metric_store_source(local)
     assert isinstance(source, StateFileEvidence)
 
     with pytest.raises(EvidenceUnavailableError, match="not on this machine"):
@@ -75,7 +75,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[
 
 
 def test_a_configured_workspace_needs_no_supervisor(tmp_path: Path) -> None:
-    source = evidence_source(workspace(tmp_path, telemetry_workspace_id="11111111-2222-4333-8444-555555555555"))
+    source = metric_store_source(workspace(tmp_path, telemetry_workspace_id="11111111-2222-4333-8444-555555555555"))
 
     assert isinstance(source, LogAnalyticsEvidence)
     assert source.endpoint == "https://api.loganalytics.io"

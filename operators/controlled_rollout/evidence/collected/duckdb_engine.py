@@ -24,7 +24,7 @@ from controlled_rollout.evidence.collected.parts_sql import (
     observed_sql,
     quantiles_sql,
 )
-from controlled_rollout.evidence.collected.values import MISSING, NOT_A_NUMBER, NULL, bucket_name, category_of
+from controlled_rollout.evidence.collected.values import NOT_A_NUMBER, NULL, bucket_name, category_of
 from controlled_rollout.gate import Moments
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations:
         kind = "json" if name in json_columns[file] else _column_type(physical, converted)
         types[file][name] = (f"{physical} {converted}", kind)
     groups: dict[object, list[str]] = {}
-    wanted = sorted({observation.column for observation in observations} | {"$addressed"})
+    wanted = sorted({observation.column for observation in observations} | {"$addressed", "$status"})
     for part in parts:
         groups.setdefault(tuple(types[part].get(column) for column in wanted), []).append(part)
     return [
@@ -221,8 +221,6 @@ def _summaries(
 
 def _category_name(value: Any, observation: Observation, kind: ColumnType) -> str:
     """Return what a value of `categories_sql` is called."""
-    if kind == "missing":
-        return MISSING
     if observation.edges is not None:
         return {NULL_BUCKET: NULL, NOT_A_BUCKET: NOT_A_NUMBER}.get(value) or bucket_name(value, observation.edges)
     if kind == "json" and value is not None:

@@ -143,6 +143,9 @@ def _rows(columns: PartColumns, *, since: datetime, until: datetime | None = Non
         condition += f' AND "$time" < {_time(until)}'
     if columns.type_of("$addressed") == "truth value":
         condition += ' AND NOT coalesce("$addressed", false)'
+    if columns.type_of("$status") == "number":
+        # No evidence in the metric store either: refused callers, and what a version itself refuses.
+        condition += ' AND coalesce("$status", 0) NOT IN (401, 403)'
     return f"read_parquet(?, filename = '$part') WHERE {condition}"
 
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-__all__ = ["LONGEST_TEXT", "MISSING", "NOT_A_NUMBER", "NULL", "bucket_edges", "bucket_name", "category_of"]
+__all__ = ["LONGEST_TEXT", "NOT_A_NUMBER", "NULL", "bucket_edges", "bucket_name", "category_of"]
 
+# Null, and a column that a part has not at all: whether other requests of the part have it says nothing about this one.
 NULL: Final = "$null"
-# The part has no such column at all.
-MISSING: Final = "$missing"
 NOT_A_NUMBER: Final = "$not a number"
 # Longer texts are told apart by so many characters.
 LONGEST_TEXT: Final = 200

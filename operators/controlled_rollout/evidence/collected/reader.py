@@ -1,0 +1,343 @@
+"""Reads the collected data of one rollout: what its columns were in each bin, and whether all of it is there.
+
+What a process remembers may save a query, never change a verdict: it remembers the sums of parts that it has read.
+A part that was written anew, or is gone, makes it read all of them again, and sums do not depend on their order.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Final, Literal, TypeVar
+
+from controlled_rollout.errors import EvidenceUnavailableError, StorageError
+from controlled_rollout.evidence.collected.completeness import Collected, incomplete, replica_state
+from controlled_rollout.evidence.collected.engine import Observation, SummaryEngine
+from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.parts import baseline_parts, day_prefixes, parts_since, state_prefix
+from controlled_rollout.evidence.collected.totals import Totals
+from controlled_rollout.evidence.collected.values import bucket_edges
+from controlled_rollout.evidence.query import Evidence, EvidenceQuery
+from controlled_rollout.gate import Bin, Counts, Gate, Moments
+from controlled_rollout.storage import StoredFile
+
+__all__ = ["CollectedReader", "observations_of"]
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# The collections in which every request has a row.
+OF_REQUESTS: Final = ("predictions", "inputs")
+# With fewer requests before the rollout control's quantiles are not known well enough to freeze them.
+MIN_BASELINE_REQUESTS: Final = 100
+# The gate judges no more categories of a metric.
+MAX_CATEGORIES: Final = 200
+# So many versions' collections are remembered; those that were not asked for longest are forgotten.
+MOST_REMEMBERED: Final = 500
+SHOWN_COLUMNS: Final = 10
+
+Value = TypeVar("Value")
+
+
+def observations_of(gate: Gate) -> dict[str, list[Observation]]:
+    """Return by collection what is observed of its requests, without what control's quantiles will give."""
+    result: dict[str, list[Observation]] = {}
+    for name, column in gate.columns.items():
+        collection, _, rest = column.partition(".")
+        kind: Literal["mean", "category"] = "mean" if name in gate.means else "category"
+        result.setdefault(collection, []).append(Observation(name, rest, kind))
+    return result
+
+
+@dataclass(slots=True)
+class Remembered:
+    """Sums of parts that were read.
+
+    Attributes:
+        etags: The parts, by name.
+        totals: Their sums.
+    """
+
+    etags: dict[str, str] = field(default_factory=dict)
+    totals: Totals = field(default_factory=Totals)
+
+
+class CollectedReader:
+    """Reads collected data with one engine from one storage; not for several threads at once.
+
+    Args:
+        files: The storage, and how its parts become files of this machine.
+        engine: Summarises parts.
+    """
+
+    def __init__(self, files: PartFiles, engine: SummaryEngine) -> None:
+        """Start with nothing remembered."""
+        self._files = files
+        self._engine = engine
+        self._remembered: OrderedDict[object, Remembered] = OrderedDict()
+        self._cuts: OrderedDict[object, dict[str, tuple[float, ...]]] = OrderedDict()
+
+    def with_collected(self, query: EvidenceQuery, evidence: Evidence) -> Evidence:
+        """Return the evidence with the means and categories of the gate's columns, or with why they are not seen.
+
+        Args:
+            query: What the look asks.
+            evidence: What callers saw, by closed bin.
+        """
+        try:
+            return self._joined(query, evidence)
+        except (EvidenceUnavailableError, StorageError) as error:
+            return replace(evidence, unseen=str(error))
+
+    def _joined(self, query: EvidenceQuery, evidence: Evidence) -> Evidence:
+        """Return the evidence with the collected data; raise if some of it is missing."""
+        shares = {version: _share_of(query, version) for version in (query.control, query.treatment)}
+        if not evidence.bins:
+            return evidence
+        wanted = observations_of(query.gate)
+        cuts: dict[str, tuple[float, ...]] = {}
+        totals: dict[tuple[str, str], Totals] = {}
+        for collection, observations in wanted.items():
+            frozen = self._frozen_cuts(query, collection, observations)
+            cuts |= frozen
+            cut = [_with_cuts(one, frozen) for one in observations]
+            for version in shares:
+                totals[version, collection] = self._totals(query, version, collection, cut)
+        for version, share in shares.items():
+            self._check_complete(query, evidence, version, share, totals)
+        for collection, observations in wanted.items():
+            _check_columns(query, collection, observations, totals)
+        bins = tuple(_bin_with(bin_, query, list(wanted), totals) for bin_ in evidence.bins)
+        return replace(evidence, bins=bins, cuts=cuts)
+
+    # Control's quantiles
+
+    def _frozen_cuts(
+        self, query: EvidenceQuery, collection: str, observations: Sequence[Observation]
+    ) -> dict[str, tuple[float, ...]]:
+        """Return by metric the buckets' edges, or the bounds of clipped values: control's quantiles before the rollout.
+
+        Raises:
+            EvidenceUnavailableError: Control has collected too little before the rollout.
+        """
+        asked = [(one, wanted) for one in observations if (wanted := _quantiles_asked(query.gate, one.metric))]
+        if not asked:
+            return {}
+        since = _baseline_begin(query)
+        listed = self._listed(query.control, collection, query, since=since, until=query.started)
+        parts = baseline_parts(listed, since=since, started=query.started)
+        key = (*_identity(query, query.control, collection), since, repr(asked), tuple((p.name, p.etag) for p in parts))
+        if key not in self._cuts:
+            paths = self._files.paths(parts)
+            found = self._engine.quantiles(paths, asked, since=since, until=query.started)
+            cuts = {}
+            for (one, _), quantiles in zip(asked, found, strict=True):
+                if quantiles.count < MIN_BASELINE_REQUESTS:
+                    raise EvidenceUnavailableError(
+                        f"control {query.control!r} has {quantiles.count} requests with a number in "
+                        f"{collection}.{one.column} from {since:%Y-%m-%d %H:%M:%S} to the rollout's begin, and "
+                        f"{MIN_BASELINE_REQUESTS} are needed for its quantiles (metric {one.metric!r}): give a longer "
+                        "baseline_length, or begin when control has collected more"
+                    )
+                cuts[one.metric] = bucket_edges(quantiles.values) if one.kind == "category" else quantiles.values
+            _remember(self._cuts, key, cuts)
+        return self._cuts[key]
+
+    # Sums of parts
+
+    def _totals(
+        self, query: EvidenceQuery, version: str, collection: str, observations: Sequence[Observation]
+    ) -> Totals:
+        """Return the sums of a version's parts since the rollout began; only parts that are new are read."""
+        width = query.window.bin_width
+        listed = self._listed(version, collection, query, since=query.started, until=query.now)
+        parts = {part.name: part for part in parts_since(listed, query.started)}
+        key = (*_identity(query, version, collection), query.started, width, tuple(observations))
+        remembered = self._remembered.get(key, Remembered())
+        if any(name not in parts or parts[name].etag != etag for name, etag in remembered.etags.items()):
+            remembered = Remembered()
+        new = [part for name, part in parts.items() if name not in remembered.etags]
+        if new:
+            # Whatever goes wrong, sums of half of the parts are not kept.
+            self._remembered.pop(key, None)
+            summaries = self._engine.summaries(
+                self._files.paths(new), observations, since=query.started, bin_width=width
+            )
+            for part, summary in zip(new, summaries, strict=True):
+                remembered.totals.add(summary)
+                remembered.etags[part.name] = part.etag
+        _remember(self._remembered, key, remembered)
+        return remembered.totals
+
+    def _listed(
+        self, version: str, collection: str, query: EvidenceQuery, *, since: datetime, until: datetime
+    ) -> list[StoredFile]:
+        """Return the files of a version's collection in the folders of some days."""
+        prefixes = day_prefixes(query.endpoint, version, collection, since=since, until=until)
+        return list(chain.from_iterable(map(self._files.storage.list, prefixes)))
+
+    # Completeness
+
+    def _check_complete(
+        self,
+        query: EvidenceQuery,
+        evidence: Evidence,
+        version: str,
+        share: float,
+        totals: Mapping[tuple[str, str], Totals],
+    ) -> None:
+        """Raise EvidenceUnavailableError if some of a version's collected data is missing."""
+        states = [
+            replica_state(file.name, self._files.storage.get(file.name))
+            for file in self._files.storage.list(state_prefix(query.endpoint, version))
+            # Of replicas that ended before the rollout nothing is read.
+            if file.name.endswith(".json") and file.modified >= query.started - timedelta(hours=1)
+        ]
+        of_requests = next((name for name in OF_REQUESTS if (version, name) in totals), None)
+        if of_requests is None:
+            # A collection of the script's own: how often it collects is its own affair.
+            counted = self._totals(query, version, OF_REQUESTS[0], [])
+        else:
+            counted = totals[version, of_requests]
+        bins = [
+            Collected(
+                bin_.start,
+                _answered(bin_.treatment if version == query.treatment else bin_.control),
+                counted.requests.get(_number(bin_, query), 0),
+            )
+            for bin_ in evidence.bins
+        ]
+        problem = incomplete(
+            version, states, bins, share=share, started=query.started, until=evidence.until, now=query.now
+        )
+        if problem:
+            raise EvidenceUnavailableError(problem)
+
+
+def _identity(query: EvidenceQuery, version: str, collection: str) -> tuple[str, str, str]:
+    """Return what names a version's collection in the storage."""
+    return query.endpoint, version, collection
+
+
+def _remember(remembered: "OrderedDict[object, Value]", key: object, value: Value) -> None:
+    """Keep a value as the newest, and forget what was not asked for longest."""
+    remembered[key] = value
+    remembered.move_to_end(key)
+    while len(remembered) > MOST_REMEMBERED:
+        remembered.popitem(last=False)
+
+
+def _share_of(query: EvidenceQuery, version: str) -> float:
+    """Return the part of its requests that a version collects.
+
+    Raises:
+        EvidenceUnavailableError: It does not collect, or in a layout that is not read.
+    """
+    columns = ", ".join(sorted(set(query.gate.columns.values())))
+    collected = query.collected.get(version)
+    if collected is None:
+        raise EvidenceUnavailableError(
+            f"the gate judges {columns}, and version {version!r} does not collect inputs and predictions: deploy it "
+            "with collect_model_data=True"
+        )
+    if collected.layout != "parquet":
+        raise EvidenceUnavailableError(
+            f"the gate judges {columns}, and version {version!r} collects in the layout {collected.layout!r}: only "
+            "'parquet' is read by it"
+        )
+    return collected.share
+
+
+def _quantiles_asked(gate: Gate, metric: str) -> tuple[float, ...]:
+    """Return which of control's quantiles a metric needs; empty if none."""
+    category, mean = gate.categories.get(metric), gate.means.get(metric)
+    if category is not None and category.buckets is not None:
+        return tuple(number / category.buckets for number in range(category.buckets + 1))
+    if mean is not None and mean.clip is not None:
+        return mean.clip, 1 - mean.clip
+    return ()
+
+
+def _with_cuts(observation: Observation, cuts: Mapping[str, tuple[float, ...]]) -> Observation:
+    """Return an observation with its buckets' edges, or the bounds of its values."""
+    frozen = cuts.get(observation.metric)
+    if frozen is None:
+        return observation
+    if observation.kind == "category":
+        return replace(observation, edges=frozen)
+    return replace(observation, bounds=(frozen[0], frozen[1]))
+
+
+def _baseline_begin(query: EvidenceQuery) -> datetime:
+    """Return when the baseline begins."""
+    first = query.started - query.window.baseline_length
+    return first if query.baseline_from is None else min(max(first, query.baseline_from), query.started)
+
+
+def _number(bin_: Bin, query: EvidenceQuery) -> int:
+    """Return the number of a bin."""
+    return (bin_.start - EPOCH) // query.window.bin_width
+
+
+def _answered(counts: Counts) -> float:
+    """Return how many requests a version has answered without an error; sampled rows stand for several."""
+    weight = counts.represented / counts.requests if counts.represented and counts.requests else 1.0
+    return (counts.requests - counts.errors) * weight
+
+
+def _check_columns(
+    query: EvidenceQuery,
+    collection: str,
+    observations: Sequence[Observation],
+    totals: Mapping[tuple[str, str], Totals],
+) -> None:
+    """Raise EvidenceUnavailableError if a column is not what the gate can judge, in one of the versions."""
+    for version in (query.control, query.treatment):
+        found = totals[version, collection]
+        if not found.requests:
+            # What is missing of requests was looked at before: the script has not collected, or nobody has called.
+            if collection not in OF_REQUESTS:
+                raise EvidenceUnavailableError(
+                    f"version {version!r} has collected nothing in {collection!r} since the rollout began: see that "
+                    "its script does, or judge another column"
+                )
+            continue
+        for one in observations:
+            name = f"{collection}.{one.column}"
+            if one.column not in found.columns and not one.column.startswith("$"):
+                known = sorted(found.columns)
+                more = f" and {len(known) - SHOWN_COLUMNS} more" if len(known) > SHOWN_COLUMNS else ""
+                raise EvidenceUnavailableError(
+                    f"{name} (metric {one.metric!r}) is in nothing that version {version!r} has collected since the "
+                    f"rollout began; there are {', '.join(known[:SHOWN_COLUMNS]) or 'no columns'}{more}"
+                )
+            if odd := found.not_numbers.get(one.metric, 0):
+                raise EvidenceUnavailableError(
+                    f"{name} (metric {one.metric!r}) of version {version!r} has {odd:,} values that are no finite "
+                    "numbers: a mean is only of numbers; judge it as a Category"
+                )
+            categories = set(chain.from_iterable(found.categories.get(one.metric, {}).values()))
+            if len(categories) > MAX_CATEGORIES:
+                raise EvidenceUnavailableError(
+                    f"{name} (metric {one.metric!r}) of version {version!r} has {len(categories):,} different values, "
+                    f"and {MAX_CATEGORIES} are judged: a number can be cut into buckets=10"
+                )
+
+
+def _bin_with(
+    bin_: Bin, query: EvidenceQuery, collections: Sequence[str], totals: Mapping[tuple[str, str], Totals]
+) -> Bin:
+    """Return a bin with the means and categories that both versions have collected in it."""
+    number = _number(bin_, query)
+
+    def counts_of(counts: Counts, version: str) -> Counts:
+        """Return one version's counts with what it has collected."""
+        means: dict[str, Moments] = {}
+        categories: dict[str, Mapping[str, int]] = {}
+        for collection in collections:
+            means |= totals[version, collection].means_in(number)
+            categories |= totals[version, collection].categories_in(number)
+        return replace(counts, means={**counts.means, **means}, categories={**counts.categories, **categories})
+
+    return replace(
+        bin_, control=counts_of(bin_.control, query.control), treatment=counts_of(bin_.treatment, query.treatment)
+    )

@@ -1,0 +1,48 @@
+"""Evidence from a metric store, with what the versions have collected joined to its bins."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
+from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.reader import CollectedReader
+from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource
+from controlled_rollout.storage import storage_at
+
+__all__ = ["CollectedEvidence"]
+
+
+class CollectedEvidence:
+    """A metric store, and the storage with what versions have collected; see `EvidenceSource`.
+
+    Args:
+        metric_store: Knows what callers saw.
+        storage: The folder or address of the workspace's storage.
+        cache: The folder for copies of parts that are in Blob Storage.
+    """
+
+    def __init__(self, metric_store: EvidenceSource, storage: str, cache: Path) -> None:
+        """Store where to read; nothing is read before the first look."""
+        self.metric_store = metric_store
+        self._storage = storage
+        self._cache = cache
+
+    async def read(self, query: EvidenceQuery) -> Evidence:
+        """Read the closed bins of a rollout; see `EvidenceSource.read`.
+
+        Where collected data is missing the evidence says so in `unseen`, and has what callers saw all the same.
+        """
+        evidence = await self.metric_store.read(query)
+        if not query.gate.columns:
+            return evidence
+        reader, thread = _reader(self._storage, self._cache)
+        return await asyncio.get_running_loop().run_in_executor(thread, reader.with_collected, query, evidence)
+
+
+@lru_cache(maxsize=8)
+def _reader(storage: str, cache: Path) -> tuple[CollectedReader, ThreadPoolExecutor]:
+    """Return this process's reader of a storage, and its thread: one summary at a time bounds memory and processors."""
+    files = PartFiles(storage_at(storage), cache)
+    return CollectedReader(files, DuckDBEngine()), ThreadPoolExecutor(1, thread_name_prefix="collected")

@@ -1,0 +1,275 @@
+"""Collected columns in the gate's bins: joined to what callers saw, or said not to be seen."""
+
+import asyncio
+import json
+import math
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import mean, variance
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlled_rollout.evidence import Collection, Evidence, EvidenceQuery, EvidenceWindow, SplitChange
+from controlled_rollout.evidence.collected.engine import PartSummary
+from controlled_rollout.evidence.collected.parts import day_prefixes
+from controlled_rollout.evidence.collected.source import CollectedEvidence
+from controlled_rollout.evidence.collected.totals import Totals
+from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
+from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, S, write_part
+
+COLUMNS = {"label": "VARCHAR", "score": "DOUBLE"}
+LABELS = Gate(categories={"label": Category(column="predictions.label", tolerance=0.1, on_difference="fail")})
+SCORES = Gate(
+    means={"score": Mean(worse="lower", column="predictions.score", clip=0.05)},
+    categories={"buckets": Category(column="predictions.score", buckets=4, tolerance=0.1)},
+)
+UNTIL = T0 + 5 * MINUTE
+COLLECTS = {"v1": Collection(), "v2": Collection()}
+
+
+@dataclass
+class Traffic:
+    """A metric store that knows how many requests each version had."""
+
+    bins: tuple[Bin, ...]
+
+    async def read(self, query: EvidenceQuery) -> Evidence:
+        return Evidence(self.bins, (), (), UNTIL, ("AppRequests",))
+
+
+@dataclass
+class Rollout:
+    """Two versions that have collected, in a folder.
+
+    Attributes:
+        folder: The storage.
+        exchanges: The requests of both versions, by name; those before T0 are the baseline.
+    """
+
+    folder: Path
+    exchanges: dict[str, list[Exchange]] = field(default_factory=dict)
+
+    def write(
+        self, version: str, exchanges: Sequence[Exchange], *, name: str = "p", collection: str = "predictions"
+    ) -> Path:
+        """Write one part of a version."""
+        begin = round((T0 + min(one.at for one in exchanges) * S).timestamp() * 1000)
+        path = self.folder / f"collected/digits/{version}/{collection}/{T0:%Y/%m/%d}/{begin}-{name}.parquet"
+        write_part(path, exchanges, COLUMNS)
+        return path
+
+    def state(self, version: str, **changes: Any) -> None:
+        """Write what the version's only replica has shipped."""
+        now = (UNTIL + MINUTE).timestamp()
+        written = {
+            "replica": f"{version}-1", "shipped_until": now, "captured": 0, "dropped": 0, "unreadable": 0,
+            "lost_at": None, "pending_bytes": 0, "final": False, "updated": now,
+        }  # fmt: skip
+        path = self.folder / f"collected/digits/{version}/_state/{version}-1.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(written | changes))
+
+    def source(self) -> CollectedEvidence:
+        bins = []
+        for minute in range(5):
+            counts = {
+                version: Counts(sum(minute * 60 <= one.at < minute * 60 + 60 for one in exchanges), 0)
+                for version, exchanges in self.exchanges.items()
+            }
+            bins.append(Bin(T0 + minute * MINUTE, counts["v1"], counts["v2"], share=0.5))
+        return CollectedEvidence(Traffic(tuple(bins)), str(self.folder), self.folder / "cache")
+
+    def read(self, gate: Gate, **changes: Any) -> Evidence:
+        return asyncio.run(self.source().read(replace(question(gate), **changes)))
+
+
+def question(gate: Gate) -> EvidenceQuery:
+    window = EvidenceWindow(bin_width=MINUTE, allowed_lag=timedelta(0), baseline_length=timedelta(hours=1))
+    return EvidenceQuery(
+        "digits", "v1", "v2", T0, UNTIL + MINUTE, window, (SplitChange(T0, 0.5),), gate, collected=COLLECTS
+    )
+
+
+def requests(version: str, labels: str = "ab", *, since: int = 0, until: int = 300) -> list[Exchange]:
+    draw = random.Random(f"{version}{since}")
+    return [
+        Exchange(f"{version}-{at}", at, [{"label": draw.choice(labels), "score": draw.gauss(0, 1)}])
+        for at in range(since, until)
+    ]
+
+
+@pytest.fixture
+def rollout(tmp_path: Path) -> Rollout:
+    """A rollout of five minutes with a request a second to both versions, after five minutes of control."""
+    one = Rollout(tmp_path, {"v1": requests("v1"), "v2": requests("v2", "a")})
+    one.write("v1", requests("v1", since=-300, until=0))
+    for version, exchanges in one.exchanges.items():
+        one.write(version, exchanges[:150])
+        one.write(version, exchanges[150:])
+        one.state(version)
+    return one
+
+
+def test_the_bins_have_the_categories_of_both_versions(rollout: Rollout) -> None:
+    evidence = rollout.read(LABELS)
+    assert evidence.unseen == ""
+    for number, bin_ in enumerate(evidence.bins):
+        for version, counts in (("v1", bin_.control), ("v2", bin_.treatment)):
+            labels = [one.rows[0]["label"] for one in rollout.exchanges[version] if one.at // 60 == number]
+            assert counts.categories["label"] == {label: labels.count(label) for label in sorted(set(labels))}
+            assert counts.requests == 60
+
+
+def test_buckets_and_bounds_are_control_s_quantiles_before_the_rollout(rollout: Rollout) -> None:
+    evidence = rollout.read(SCORES)
+    before = sorted(one.rows[0]["score"] for one in requests("v1", since=-300, until=0))
+    assert evidence.cuts["score"] == (before[14], before[284])
+    assert len(evidence.cuts["buckets"]) == 3
+    assert evidence.cuts["buckets"][1] == before[149]
+    # Whatever is written later, the baseline stays what it was.
+    rollout.write("v1", requests("late", since=0, until=300), name="later")
+    assert rollout.read(SCORES).cuts == evidence.cuts
+    low, high = evidence.cuts["score"]
+    clipped = [min(max(one.rows[0]["score"], low), high) for one in rollout.exchanges["v2"][:60]]
+    assert math.isclose(evidence.bins[0].treatment.means["score"].mean, sum(clipped) / 60, rel_tol=1e-9)
+
+
+def test_without_enough_requests_before_the_rollout_there_are_no_buckets(rollout: Rollout) -> None:
+    unseen = rollout.read(SCORES, baseline_from=T0 - 50 * S).unseen
+    assert "control 'v1' has 50 requests with a number in predictions.score" in unseen
+    assert "100 are needed" in unseen
+
+
+def test_the_metric_store_alone_is_read_for_a_gate_without_columns(rollout: Rollout) -> None:
+    evidence = rollout.read(Gate(), collected={})
+    assert (evidence.unseen, evidence.bins[0].control.categories) == ("", {})
+
+
+@pytest.mark.parametrize(
+    ("collected", "problem"),
+    [
+        ({"v1": Collection()}, "judges predictions.label, and version 'v2' does not collect.*collect_model_data=True"),
+        ({"v2": Collection(), "v1": Collection(layout="csv")}, "version 'v1' collects in the layout 'csv'"),
+    ],
+)
+def test_a_version_that_does_not_collect_is_named(rollout: Rollout, collected: Any, problem: str) -> None:
+    evidence = rollout.read(LABELS, collected=collected)
+    assert re.search(problem, evidence.unseen)
+    assert evidence.bins[0].treatment.requests == 60
+
+
+def test_missing_late_dropped_and_unreadable_data_is_said_and_nothing_of_it_is_judged(rollout: Rollout) -> None:
+    def unseen(gate: Gate = LABELS) -> str:
+        evidence = rollout.read(gate)
+        assert all(counts.categories == {} for bin_ in evidence.bins for counts in (bin_.control, bin_.treatment))
+        return evidence.unseen
+
+    rollout.state("v2", shipped_until=T0.timestamp())
+    assert "collected data of version 'v2' is late" in unseen()
+    rollout.state("v2", dropped=3, lost_at=UNTIL.timestamp())
+    assert "3 records of version 'v2' were dropped" in unseen()
+    rollout.state("v2", dropped="?")
+    assert "v2-1.json does not say" in unseen()
+    rollout.state("v2")
+    no_column = Gate(categories={"x": Category(column="predictions.lable")})
+    assert "predictions.lable (metric 'x') is in nothing that version 'v1' has collected" in unseen(no_column)
+    assert "there are label, score" in unseen(no_column)
+    of_script = Gate(categories={"x": Category(column="features.a")})
+    assert "version 'v1' has collected nothing in 'features'" in unseen(of_script)
+    text = Gate(means={"x": Mean(worse="lower", column="predictions.label")})
+    assert "300 values that are no finite numbers" in unseen(text)
+    many = Gate(categories={"x": Category(column="predictions.score")})
+    assert "has 300 different values, and 200 are judged" in unseen(many)
+    part = next((rollout.folder / "collected/digits/v2/predictions").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    assert "collected data cannot be read" in unseen()
+    part.unlink()
+    assert "of version 'v2' 150 requests are in the storage since 12:00:00, and it answered 300" in unseen()
+
+
+def test_a_part_that_is_written_anew_counts_once(rollout: Rollout) -> None:
+    """A collector that was killed between two steps writes a part again, with the same rows or more."""
+    path = rollout.write("v2", rollout.exchanges["v2"][150:200], name="p2")
+    rollout.write("v2", rollout.exchanges["v2"][150:], name="p2")
+    path.with_name(f"{path.name.partition('-')[0]}-p.parquet").unlink()
+    assert sum(sum(bin_.treatment.categories["label"].values()) for bin_ in rollout.read(LABELS).bins) == 300
+
+
+def test_a_fresh_process_reads_what_one_that_has_looked_before_knows(rollout: Rollout, tmp_path: Path) -> None:
+    """What is remembered may save a query, never change a verdict."""
+    late = rollout.write("v2", rollout.exchanges["v2"][200:], name="z")
+    hidden = late.rename(tmp_path / "hidden")
+    incomplete = rollout.read(SCORES)
+    hidden.rename(late)
+    for part in (rollout.folder / "collected/digits/v2/predictions").rglob("*-p.parquet"):
+        if part.name.startswith(str(round((T0 + 150 * S).timestamp()))):
+            part.unlink()
+    rollout.write("v2", rollout.exchanges["v2"][150:200], name="y")
+    here = rollout.read(SCORES)
+    assert here != incomplete
+    code = f"""
+import pickle, sys
+from pathlib import Path
+from tests.unit.evidence import test_collected_evidence as module
+one = module.Rollout(Path({str(rollout.folder)!r}), {{"v1": module.requests("v1"), "v2": module.requests("v2", "a")}})
+sys.stdout.buffer.write(pickle.dumps(one.read(module.SCORES)))
+"""
+    fresh = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+        env=dict(os.environ),
+    ).stdout
+    assert pickle.loads(fresh) == here  # noqa: S301 - written by this test
+
+
+MOMENTS = st.builds(Moments, st.integers(1, 1000), st.floats(-1e12, 1e12, allow_subnormal=False), st.floats(0, 1e20))
+
+
+@settings(max_examples=50)
+@given(st.lists(MOMENTS, min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_of_parts_changes_nothing(moments: list[Moments], order: random.Random) -> None:
+    shuffled = moments.copy()
+    order.shuffle(shuffled)
+    totals = []
+    for some in (moments, shuffled):
+        total = Totals()
+        for one in some:
+            total.add(PartSummary({1: one.count}, {"m": {1: one}}, {"c": {1: {"a": one.count}}}))
+        totals.append((total.requests, total.means_in(1), total.categories_in(1)))
+    assert totals[0] == totals[1]
+
+
+def test_added_moments_are_those_of_all_values() -> None:
+    draw = random.Random(1)
+    values = [[draw.gauss(1e6, 1) for _ in range(size)] for size in (1, 2, 50, 3)]
+    total = Totals()
+    for part in values:
+        total.add(PartSummary(means={"m": {1: _moments(part)}}))
+    every = [value for part in values for value in part]
+    found, expected = total.means_in(1)["m"], _moments(every)
+    assert found.count == expected.count
+    assert math.isclose(found.mean, expected.mean, rel_tol=1e-14)
+    assert math.isclose(found.variance, expected.variance, rel_tol=1e-6)
+
+
+def _moments(values: list[float]) -> Moments:
+    return Moments(len(values), mean(values), variance(values) if len(values) > 1 else 0.0)
+
+
+def test_files_of_other_days_are_not_listed() -> None:
+    midnight = datetime(2026, 3, 2, tzinfo=T0.tzinfo)
+    days = list(day_prefixes("digits", "v1", "inputs", since=midnight - 2 * MINUTE, until=midnight + 120 * MINUTE))
+    assert days == ["collected/digits/v1/inputs/2026/03/01/", "collected/digits/v1/inputs/2026/03/02/"]
