@@ -26,6 +26,7 @@ from controlled_rollout_scoring.responses import (
     close_body,
     internal_error,
     script_failed,
+    whole_body,
 )
 from controlled_rollout_scoring.settings import Settings
 
@@ -73,7 +74,8 @@ class Application:
             raise
         except BaseException as error:
             _log_failure("the application failed", error)
-            return internal_error()
+            # Flask answers an `Exception` of run() itself, and lets others pass, such as asyncio's CancelledError.
+            return internal_error() if isinstance(error, Exception) else script_failed()
         try:
             status, headers = started
             return _response(environ["REQUEST_METHOD"], checked_status(status), checked_headers(headers), result)
@@ -94,7 +96,7 @@ def _response(method: str, status: int, headers: list[tuple[str, str]], result: 
         if stream.begin():
             return Response(status, headers, stream)
         result = ()
-    body = b"".join(map(checked_part, result)) if has_body else b""
+    body = whole_body(headers, result) if has_body else b""
     close_body(result)
     return Response(status, checked_length(headers, body, has_body=has_body), body)
 

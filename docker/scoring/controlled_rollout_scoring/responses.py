@@ -58,7 +58,8 @@ def checked_status(status: str) -> int:
     Raises:
         InvalidResponse: It is not the status of an answer.
     """
-    code = status.split(" ", 1)[0] if isinstance(status, str) else ""
+    # A subclass could say something else to each question.
+    code = str.split(status, " ", 1)[0] if isinstance(status, str) else ""
     if not re.fullmatch("[2-5][0-9][0-9]", code, re.ASCII):
         raise InvalidResponse(f"the status {status!r} is not in 200 … 599")
     return int(code)
@@ -91,6 +92,28 @@ def checked_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
     return sent
 
 
+def whole_body(headers: list[tuple[str, str]], parts: Iterable[object]) -> bytes:
+    """Return a body in one piece; one that is longer than the script said is not read on: it may have no end.
+
+    Args:
+        headers: Headers that `checked_headers` has returned.
+        parts: The script's body.
+
+    Raises:
+        InvalidResponse: It is longer than its `Content-Length`, or a part is not bytes.
+    """
+    said = [value for name, value in headers if name.lower() == "content-length"]
+    most = max((int(value) for value in said if re.fullmatch("[0-9]{1,18}", value)), default=0)
+    body: list[bytes] = []
+    size = 0
+    for part in parts:
+        body.append(checked_part(part))
+        size += len(body[-1])
+        if size > most:
+            raise InvalidResponse(f"Content-Length is {', '.join(sorted(set(said)))}, and the body is longer")
+    return b"".join(body)
+
+
 def checked_length(headers: list[tuple[str, str]], body: bytes, *, has_body: bool) -> list[tuple[str, str]]:
     """Return the headers with exactly one `Content-Length`, the body's; without a body, as the script said.
 
@@ -118,7 +141,8 @@ def checked_part(part: object) -> bytes:
         InvalidResponse: It is of another type.
     """
     if isinstance(part, (bytes, bytearray, memoryview)):
-        return bytes(part)
+        # Not `bytes(part)`: a subclass could have another length, and its chunk a wrong size.
+        return bytes(memoryview(part))
     raise InvalidResponse(f"a part of the body is of type {type(part).__name__}: it has to be bytes")
 
 

@@ -91,6 +91,44 @@ def test_bytes_of_every_kind_are_sent(part: Any) -> None:
     assert (response.status, response.body) == (200, b"abc")
 
 
+def test_bytes_and_a_status_with_methods_of_their_own_are_sent_as_what_they_hold() -> None:
+    """A chunk of another size than is said before it would end the caller's connection in the middle."""
+
+    class Part(bytes):
+        def __bytes__(self) -> bytes:
+            return self
+
+        def __len__(self) -> int:
+            return 1
+
+    class Status(str):
+        def __int__(self) -> int:
+            return 777
+
+        def split(self, *_: Any) -> list[Any]:
+            return [self]
+
+    response = answer(Status("200 OK"), body=[Part(b"abc")])
+
+    assert response.status == 200
+    assert not isinstance(response.body, bytes)
+    assert [(type(part), len(part)) for part in response.body] == [(bytes, 3)]
+    assert_refused(answer(Status("999 OK")))
+
+
+@pytest.mark.parametrize("said", ["100", "0", "one", "9" * 5_000])
+def test_body_without_end_is_read_no_further_than_the_length_that_the_script_said(said: str) -> None:
+    taken: list[int] = []
+
+    def body() -> Iterator[bytes]:
+        while len(taken) < 1_000:
+            taken.append(len(taken))
+            yield b"x" * 50
+
+    assert_refused(answer(headers=[("Content-Length", said)], body=body))
+    assert len(taken) <= 3
+
+
 def test_headers_of_the_connection_are_left_out_and_others_kept() -> None:
     """Scripts pass the headers of another service's answer on."""
     headers = [
@@ -185,13 +223,17 @@ def test_stream_with_a_part_that_is_not_bytes_fails_there() -> None:
         next(response.body)
 
 
-def test_exception_of_the_application_is_a_500() -> None:
+@pytest.mark.parametrize(("error", "is_the_scripts"), [(Failure, "True"), (ValueError, "False")])
+def test_exception_of_the_application_is_a_500(error: type[BaseException], is_the_scripts: str) -> None:
+    """Flask lets pass what is no `Exception`: run() has raised it."""
+
     def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        raise Failure
+        raise error
 
     response = Application(wsgi, slots=1, workers=1)({"REQUEST_METHOD": "POST"}, b"")
 
     assert response.status == 500
+    assert ("x-ms-run-function-failed", is_the_scripts) in response.headers
 
 
 @pytest.mark.parametrize("where", ["run", "before the first bytes", "later"])
