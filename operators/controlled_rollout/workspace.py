@@ -5,6 +5,7 @@ Without a configuration it is the local workspace: a first run needs none.
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -29,17 +30,50 @@ BLOB_ADDRESS: Final = (
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
 )
+# What a setting with a pattern has to be, for a message.
+EXPECTED: Final = {
+    "acr_id": "the resource id of an Azure Container Registry, /subscriptions/…/registries/<name>",
+    "builder_namespace": "the name of a namespace",
+    "endpoint_url": "an address such as https://models.example, without a path",
+    "envoy_namespace": "the name of a namespace",
+    "gateway": "the name of a Gateway, as namespace/name or namespace/name/listener",
+    "namespace": "the name of a namespace",
+    "osv_url": "an address such as https://api.osv.dev/v1/query, without a password",
+    "prometheus_url": "an address such as http://prometheus:9090, without a query",
+    "records": "an address in Azure Blob Storage, https://<account>.blob.core.windows.net/<container>/<prefix>",
+}
 
 
 def user_cache() -> Path:
     """Return the user's folder of built images, which all workspaces share that do not set another.
 
     It is `$CONTROLLED_ROLLOUT_CACHE`, else `controlled-rollout/images` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+
+    Raises:
+        WorkspaceError: It would be in the home folder of a user who has none.
     """
     if folder := os.environ.get(CACHE_VARIABLE):
+        return _absolute_folder("cache_folder", folder)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _absolute_folder("cache_folder", caches) / "controlled-rollout" / "images"
+
+
+def _absolute_folder(setting: str, folder: Any) -> Path:
+    """Return the absolute path of a folder that may be relative or begin with `~`.
+
+    Raises:
+        WorkspaceError: It is no path, or begins with the home folder of a user who has none.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or "\0" in os.fspath(folder):
+        raise WorkspaceError(f"the workspace's setting {setting} = {folder!r} is no path: give a text")
+    try:
         return Path(folder).expanduser().absolute()
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches).absolute() / "controlled-rollout" / "images"
+    except RuntimeError as error:
+        raise WorkspaceError(
+            f"the workspace's folder {setting} = {os.fspath(folder)!r} is in a home folder that is not known here, "
+            f"because HOME is not set or there is no such user: set HOME, or name the folder itself ({setting}, or "
+            f"${HOME_VARIABLE if setting == 'root' else CACHE_VARIABLE})"
+        ) from error
 
 
 def is_url(place: str) -> bool:
@@ -181,22 +215,15 @@ class Workspace(BaseModel):
         try:
             cache = settings.get("cache_folder") or user_cache()
             folders: dict[str, Any] = {
-                "root": Path(folder).expanduser().absolute(),
-                "cache_folder": Path(cache).expanduser().absolute(),
+                "root": _absolute_folder("root", folder),
+                "cache_folder": _absolute_folder("cache_folder", cache),
             }
             storage = settings.get("storage")
             if isinstance(storage, str | os.PathLike) and not is_url(os.fspath(storage)):
-                folders["storage"] = str(Path(storage).expanduser().absolute())
+                folders["storage"] = str(_absolute_folder("storage", storage))
             return cls.model_validate(settings | folders)
         except ValidationError as error:
-            faults = "; ".join(
-                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
-                for fault in error.errors(include_url=False)
-            )
-            raise WorkspaceError(
-                f"the workspace's settings are not valid ({faults}): known are "
-                f"{', '.join(name for name in cls.model_fields if name != 'open_cluster')}"
-            ) from None
+            raise WorkspaceError(_faults_text(error)) from None
 
     @property
     def gateway_name(self) -> tuple[str, str]:
@@ -215,6 +242,13 @@ class Workspace(BaseModel):
         """The folder or the address of the storage."""
         return self.storage or str(self.root / "storage")
 
+    def local_command(self, action: str) -> str:
+        """Return the command that starts or ends this local workspace, for a message: `controlled-rollout local …`.
+
+        It names the folder: whoever reads the message may have another home folder, and another workspace in it.
+        """
+        return f"controlled-rollout local {action} --root {shlex.quote(str(self.root))}"
+
     # The layout of the local workspace.
 
     @property
@@ -230,14 +264,24 @@ class Workspace(BaseModel):
     @property
     def records_folder(self) -> Path:
         """The folder with the record of decisions of each endpoint, unless records are in Azure Blob Storage."""
-        return (Path(self.storage) if self.storage and not is_url(self.storage) else self.root) / "records"
+        place = Path(self.storage) if self.storage and not is_url(self.storage) else self.root
+        return place / "records" / self._cluster_folder
 
     @property
     def records_address(self) -> str | None:
         """The address of the records in Azure Blob Storage; None if they are in `records_folder`."""
         if self.records or self.storage is None or not is_url(self.storage):
             return self.records
-        return f"{self.storage.rstrip('/')}/records"
+        return "/".join(filter(None, (self.storage.rstrip("/"), "records", self._cluster_folder)))
+
+    @property
+    def _cluster_folder(self) -> str:
+        """The folder of a cluster's endpoints among the records: its namespace; empty for the local workspace.
+
+        Workspaces that share a place may have endpoints of the same name, and `clean` knows only of the local ones
+        whether they are deleted.
+        """
+        return self.namespace if self.target == "kubernetes" else ""
 
     @property
     def logs_folder(self) -> Path:
@@ -258,3 +302,18 @@ class Workspace(BaseModel):
     def state_file(self) -> Path:
         """The supervisor's process id, socket and addresses for its clients; the file is absent while it is down."""
         return self.root / "supervisor.json"
+
+
+def _faults_text(error: ValidationError) -> str:
+    """Return a sentence with each setting that is not valid, and what it may be."""
+    faults = error.errors(include_url=False)
+    texts = []
+    for fault in faults:
+        name = ".".join(map(str, fault["loc"]))
+        expected = EXPECTED.get(name) if fault["type"] == "string_pattern_mismatch" else None
+        # Not the value: an address may hold a password or a signature.
+        problem = f"give {expected}" if expected else fault["msg"].removeprefix("Value error, ")
+        texts.append(": ".join(filter(None, (name, problem))))
+    known = [name for name in Workspace.model_fields if name != "open_cluster"]
+    advice = f": known are {', '.join(known)}" if any(fault["type"] == "extra_forbidden" for fault in faults) else ""
+    return f"the workspace's settings are not valid ({'; '.join(texts)}){advice}"

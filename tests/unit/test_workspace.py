@@ -1,5 +1,6 @@
 """The folders of a workspace."""
 
+import pwd
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.workspace import Workspace
 
 BLOBS = "https://account.blob.core.windows.net/rollouts"
+CLUSTER = {"target": "kubernetes", "gateway": "gateway/models", "namespace": "models"}
 
 
 def test_workspaces_of_a_user_share_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +78,9 @@ def test_storage_is_a_folder_or_a_container_without_signature(place: object) -> 
         ({"records": f"{BLOBS}/all"}, "root/records", f"{BLOBS}/all"),
         ({"records": f"{BLOBS}/all", "storage": "data"}, "data/records", f"{BLOBS}/all"),
         ({"records": f"{BLOBS}/all", "storage": f"{BLOBS}/team"}, "root/records", f"{BLOBS}/all"),
+        (CLUSTER, "root/records/models", None),
+        ({**CLUSTER, "storage": f"{BLOBS}/team/"}, "root/records/models", f"{BLOBS}/team/records/models"),
+        ({**CLUSTER, "records": f"{BLOBS}/all"}, "root/records/models", f"{BLOBS}/all"),
     ],
 )
 def test_records_are_in_the_storage_unless_one_of_both_is_not_set(
@@ -85,3 +90,60 @@ def test_records_are_in_the_storage_unless_one_of_both_is_not_set(
     workspace = Workspace.from_settings({"root": "root", **settings})
 
     assert (workspace.records_folder, workspace.records_address) == (tmp_path / folder, address)
+
+
+@pytest.mark.parametrize(("setting", "variable"), [("root", "HOME"), ("cache_folder", "CACHE")])
+def test_a_user_without_a_home_is_told_which_folder_to_name(
+    setting: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with a user id of its own: nothing may land in a folder that is called `~`."""
+
+    def nameless(user_id: int) -> pwd.struct_passwd:
+        raise KeyError(user_id)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "CONTROLLED_ROLLOUT_HOME", "CONTROLLED_ROLLOUT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    other = {"root", "cache_folder"} - {setting}
+
+    with pytest.raises(WorkspaceError, match=rf"{setting} = '~.*\$CONTROLLED_ROLLOUT_{variable}"):
+        Workspace.from_settings({name: str(tmp_path) for name in other})
+
+
+@pytest.mark.parametrize("value", [2026, ["a"], "a\0b"])
+def test_a_folder_that_is_no_path_is_refused(value: object) -> None:
+    with pytest.raises(WorkspaceError, match="is no path"):
+        Workspace.from_settings({"root": value})
+
+
+def test_records_of_clusters_are_apart_by_namespace(tmp_path: Path) -> None:
+    """Endpoints of one name in two workspaces that share a folder are two endpoints: each has a record of its own."""
+    cluster = {**CLUSTER, "root": str(tmp_path)}
+    workspaces = [
+        Workspace.local(tmp_path),
+        *(Workspace.from_settings({**cluster, "namespace": name}) for name in ("staging", "production")),
+    ]
+
+    assert len({workspace.records_folder for workspace in workspaces}) == 3
+
+
+def test_a_command_in_a_message_names_its_workspace(tmp_path: Path) -> None:
+    assert Workspace.local("/a b").local_command("up") == "controlled-rollout local up --root '/a b'"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gateway": "models"}, "gateway: give the name of a Gateway, as namespace/name"),
+        ({"osv_url": "https://me:hunter2@osv.example"}, "osv_url: give an address such as https://api"),
+        ({"records": "https://a.example/x?sig=hunter2"}, "records: give an address in Azure Blob Storage"),
+        ({"target": "kubernetes"}, "target 'kubernetes' needs the setting gateway"),
+    ],
+)
+def test_a_wrong_setting_says_what_it_has_to_be_and_not_its_value(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(WorkspaceError) as refused:
+        Workspace.from_settings(settings)
+
+    assert message in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert "known are" not in str(refused.value)

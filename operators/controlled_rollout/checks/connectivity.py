@@ -213,7 +213,7 @@ def _supervisor_state(workspace: Workspace) -> "SupervisorState":
     state = SupervisorState.read(workspace)
     if state is None:
         raise TargetUnavailableError(
-            f"the local workspace {workspace.root} is not running: controlled-rollout local up"
+            f"the local workspace {workspace.root} is not running: start it with `{workspace.local_command('up')}`"
         )
     return state
 

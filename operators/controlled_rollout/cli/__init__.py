@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
-        The exit code: 0 for success, 1 for a `ControlledRolloutError`, 2 for invalid arguments.
+        The exit code: 0 for success, 1 for a `ControlledRolloutError` or an `OSError`, 2 for invalid arguments.
     """
     options = command_parser().parse_args(arguments)
     try:
@@ -33,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has closed the pipe (`| head`): what is left is not to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # A file or folder that no command expects to be like this: whose it is or what is wrong, a person can see.
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        sys.stderr.write(
+            f"controlled-rollout: {where}{error.strerror or error}: check who may use it, and that it is there\n"
+        )
+        return 1
 
 
 def command_parser() -> argparse.ArgumentParser:

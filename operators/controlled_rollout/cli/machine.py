@@ -174,7 +174,13 @@ def _run_clean(options: argparse.Namespace) -> int:
     from controlled_rollout.storage import open_storage
     from controlled_rollout.storage.models import find_old_models
     from controlled_rollout.target.local.leftovers import delete_leftovers, find_leftovers
+    from controlled_rollout.target.local.workspace_folder import has_workspace
 
+    if options.root is not None and not has_workspace(Workspace.local(options.root).root):
+        raise WorkspaceError(
+            f"there is no workspace in {options.root}, so what its versions need is not known: nothing was deleted; "
+            "correct --root, or leave it out"
+        )
     before = time.time() - options.older_than.total_seconds()
     workspace = workspace_of(options)
     leftovers = find_leftovers(workspace, before=before) if workspace.target == "local" else []

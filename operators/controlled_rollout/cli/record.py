@@ -59,7 +59,11 @@ def _record_parts(options: argparse.Namespace) -> "Sequence[RecordPart]":
 
 
 def _run_replay(options: argparse.Namespace) -> int:
-    """Run `controlled-rollout replay`: judge all recorded looks again; return exit code 1 if one differs."""
+    """Run `controlled-rollout replay`: judge all recorded looks again; return exit code 1 if one differs.
+
+    Raises:
+        ControlledRolloutError: There is no look to judge again, so nothing can be said.
+    """
     from controlled_rollout.evaluation.replay import replay
     from controlled_rollout.record import read_part
 
@@ -69,6 +73,12 @@ def _run_replay(options: argparse.Namespace) -> int:
         for look in replay(read_part(part))
         if options.version in (None, look.decision.version)
     ]
+    if not looks:
+        of = f"version {options.version!r}" if options.version else "any version"
+        raise ControlledRolloutError(
+            f"the record {options.record!r} has no look at {of}: there is nothing to judge again. Correct the name; "
+            "steps by hand have no looks"
+        )
     for look in looks:
         if look.difference:
             print_line(f"{_format_look_time(look)}  {look.decision.version}  {look.difference}")

@@ -12,7 +12,7 @@ from controlled_rollout.workspace import Workspace, is_url
 __all__ = ["read_workspace"]
 
 # Relative paths start at the file's folder, as in a kube config.
-PATHS: Final = ("root", "kubeconfig", "telemetry_token_file")
+PATHS: Final = ("root", "cache_folder", "storage", "kubeconfig", "telemetry_token_file", "builder_pod_template")
 
 
 def read_workspace(file: Path) -> Workspace:
@@ -22,15 +22,18 @@ def read_workspace(file: Path) -> Workspace:
         WorkspaceError: The file cannot be read, or a setting is unknown or not valid.
     """
     settings = _read_settings(file)
-    for name in PATHS:
-        if isinstance(settings.get(name), str):
-            settings[name] = str(file.parent.absolute() / Path(settings[name]).expanduser())
-    if isinstance(storage := settings.get("storage"), str) and not is_url(storage):
-        settings["storage"] = str(file.parent.absolute() / Path(storage).expanduser())
     try:
+        for name in PATHS:
+            if isinstance(settings.get(name), str) and not is_url(settings[name]):
+                settings[name] = str(file.parent.absolute() / Path(settings[name]).expanduser())
         return Workspace.from_settings({"name": file.stem, **settings})
     except WorkspaceError as error:
         raise WorkspaceError(f"{file}: {error}") from error
+    except RuntimeError as error:
+        raise WorkspaceError(
+            f"{file}: {name} = {settings[name]!r} is in a home folder that is not known here ({error}): write the path "
+            "without ~"
+        ) from error
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

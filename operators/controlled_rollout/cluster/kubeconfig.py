@@ -36,6 +36,11 @@ async def open_kubeconfig(workspace: Workspace) -> AsyncIterator["ApiClient"]:
             f"workspace {workspace.name!r} is on Kubernetes and the package kubernetes_asyncio is missing: install "
             "airflow-provider-controlled-rollout with the extra kubernetes"
         ) from error
+    if workspace.kubeconfig is not None and not workspace.kubeconfig.is_file():
+        raise WorkspaceError(
+            f"workspace {workspace.name!r} has the kubeconfig {workspace.kubeconfig}, and there is no such file: name "
+            "a file that kubectl can use"
+        )
     settings = client.Configuration()
     try:
         await config.load_kube_config(

@@ -81,12 +81,13 @@ class StateFileEvidence:
             token_file = state.get("telemetry_token_file")
         except FileNotFoundError as error:
             raise EvidenceUnavailableError(
-                f"no local supervisor is running ({file} does not exist): start it with `controlled-rollout local up`"
+                f"no local supervisor is running ({file} does not exist): start it with "
+                f"`{self._workspace.local_command('up')}`"
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvidenceUnavailableError(
                 f"{file} does not say where the telemetry store is ({error!r}): restart the supervisor with "
-                "`controlled-rollout local down` and `controlled-rollout local up`"
+                f"`{self._workspace.local_command('down')}` and `{self._workspace.local_command('up')}`"
             ) from error
         return LogAnalyticsEvidence(
             endpoint=url,

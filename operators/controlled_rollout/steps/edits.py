@@ -161,8 +161,12 @@ def retire(endpoint: Endpoint, version: str) -> Endpoint:
     """
     if version not in endpoint.versions:
         return endpoint
-    percent = endpoint.effective_traffic()[version]
-    if percent > 0 and not endpoint.versions[version].is_default:
+    if endpoint.versions[version].is_default:
+        raise EndpointError(
+            f"version {version!r} is the default of endpoint {endpoint.name!r}, which gets whatever no other version "
+            "has: promote the version that takes its place first, or delete the endpoint"
+        )
+    if percent := endpoint.effective_traffic()[version]:
         raise ConflictError(
             f"version {version!r} has {percent:g} % of the traffic of {endpoint.name!r}: shift it away first"
         )

@@ -56,7 +56,7 @@ def test_without_a_running_workspace_a_command_says_how_to_start_one(
     assert main([*command, "--root", str(tmp_path)]) == 1
     output = capsys.readouterr()
     assert output.err.startswith("controlled-rollout: the supervisor of the local workspace in ")
-    assert "start it with `controlled-rollout local up`" in output.err
+    assert f"start it with `controlled-rollout local up --root {tmp_path}`" in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
 
@@ -158,12 +158,13 @@ def test_a_workspace_is_read_from_yaml_and_from_json_and_its_paths_start_at_the_
     yaml = tmp_path / "staging.yaml"
     yaml.write_text(
         "target: kubernetes\ngateway: infra/shared\nnamespace: models\nkubeconfig: kube/config\n"
-        "root: ~/rollouts\nregistry:\n"
+        "root: ~/rollouts\ncache_folder: cache\nbuilder_pod_template: pod.yaml\nregistry:\n"
     )
     json = tmp_path / "staging.json"
     json.write_text(
         '{"name": "other", "target": "kubernetes", "gateway": "infra/shared", "namespace": "models", '
-        f'"kubeconfig": "{tmp_path}/kube/config", "root": "~/rollouts"}}'
+        f'"kubeconfig": "{tmp_path}/kube/config", "root": "~/rollouts", "cache_folder": "{tmp_path}/cache", '
+        f'"builder_pod_template": "{tmp_path}/pod.yaml"}}'
     )
 
     workspace = read_workspace(yaml)
@@ -172,6 +173,7 @@ def test_a_workspace_is_read_from_yaml_and_from_json_and_its_paths_start_at_the_
         "staging", "kubernetes", "infra/shared", "models",
     )  # fmt: skip
     assert workspace.kubeconfig == tmp_path / "kube" / "config"
+    assert (workspace.cache_folder, workspace.builder_pod_template) == (tmp_path / "cache", tmp_path / "pod.yaml")
     assert workspace.root == Path.home() / "rollouts"
     assert workspace.registry is None
     assert read_workspace(json) == workspace.model_copy(update={"name": "other"})
@@ -195,6 +197,8 @@ def test_a_workspace_s_file_that_powershell_wrote_is_read(tmp_path: Path) -> Non
         (b"target: moon", "target.*'local' or 'kubernetes'"),
         (b"target: kubernetes", "needs the setting gateway"),
         (b"open_cluster: yes", "open_cluster.*callable"),
+        (b"root: 2026", "root = 2026 is no path"),
+        (b"root: ~nobody-of-this-name/x", "home folder"),
     ],
 )
 def test_a_workspace_s_file_that_says_nothing_usable_is_an_error(

@@ -92,6 +92,15 @@ async def test_a_kubeconfig_that_cannot_be_used_is_an_error_without_its_secrets(
     assert "a-secret" not in "".join(traceback.format_exception(refused.value))
 
 
+async def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mistyped"
+    workspace = Workspace.from_settings({"target": "kubernetes", "gateway": "a/b", "kubeconfig": str(file)})
+
+    with pytest.raises(WorkspaceError, match=f"the kubeconfig {file}, and there is no such file"):
+        async with Api.open(workspace):
+            pass
+
+
 async def test_many_requests_need_one_sign_in(cluster: Cluster) -> None:
     async with Api.open(cluster.workspace) as api:
         await asyncio.gather(*(api.get("/api") for _ in range(5)))

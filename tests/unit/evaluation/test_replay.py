@@ -277,3 +277,22 @@ def test_metrics_of_the_author_s_are_recorded_and_replayed_too(workspace: Worksp
     assert replayed[-1].look.evidence.bins == everything
     assert replayed[-1].verdict is not None
     assert "revenue is lower" in [claim.name for claim in replayed[-1].verdict.claims if claim.reached]
+
+
+@pytest.mark.parametrize("arguments", [["README.md"], ["digits", "--version", "tow"]])
+def test_where_there_is_no_look_nothing_is_said_to_be_the_same(
+    arguments: list[str],
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    append(workspace, bins(1))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# Not a record\n")
+
+    assert main(["replay", *arguments, "--root", str(workspace.root)]) == 1
+
+    output = capsys.readouterr()
+    assert "there is nothing to judge again" in output.err
+    assert output.out == ""

@@ -81,6 +81,11 @@ def test_a_version_that_exists_with_other_settings_is_refused_and_not_taken_for_
         edits.roll_out(ROLLING, version, image=image, owner=RUN, at=NOW, settings=asked)
 
 
+def test_the_default_is_not_retired_and_the_advice_can_be_followed() -> None:
+    with pytest.raises(EndpointError, match="promote the version that takes its place first, or delete the endpoint"):
+        edits.retire(PROMOTED, "new")
+
+
 def test_a_warm_version_is_taken_up_again() -> None:
     warm = FIRST.create_version("new", image="b@sha256:2", cpu_cores=0.5, num_replicas=2)
     rolling = roll_out(warm, "new").rollout

@@ -37,11 +37,6 @@ POLL_OFTEN_S: Final = 0.05
 POLL_RARELY_S: Final = 0.25
 POLL_OFTEN_FOR_S: Final = 5.0
 
-# What to do about a supervisor that holds its folder and gives no answer: only `local down` ends it.
-ANEW: Final = (
-    "unless it answers again, end it with `controlled-rollout local down`, then start it with "
-    "`controlled-rollout local up`"
-)
 _HISTORY: Final = TypeAdapter(list[Revision])
 _PROCESSES: Final = TypeAdapter(list[ProcessStatus])
 _LOADS: Final = TypeAdapter(dict[str, Load])
@@ -174,10 +169,10 @@ class LocalTarget:
         try:
             response = await client.request(method, path, json=body, timeout=timeout_s)
         except httpx.TimeoutException as error:
-            raise self._unavailable_error(f"did not answer {method} {path} within {timeout_s:g} s", ANEW) from error
+            raise self._unavailable_error(f"did not answer {method} {path} within {timeout_s:g} s") from error
         except httpx.TransportError as error:
             problem = f"does not answer ({str(error) or type(error).__name__})"
-            raise self._unavailable_error(problem, ANEW) from error
+            raise self._unavailable_error(problem) from error
         if response.is_error:
             raise _error_from_response(response)
         return response
@@ -190,15 +185,22 @@ class LocalTarget:
             raise RuntimeError("this target is closed: call it inside `async with connect(workspace) as target`")
         state = SupervisorState.read(self._workspace)
         if state is None:
-            raise self._unavailable_error("is not running", "start it with `controlled-rollout local up`")
+            raise self._unavailable_error("is not running", f"start it with `{self._workspace.local_command('up')}`")
         if state.socket not in self._clients:
             limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
             transport = httpx.AsyncHTTPTransport(uds=str(state.socket), verify=False, limits=limits)
             self._clients[state.socket] = httpx.AsyncClient(transport=transport, base_url="http://supervisor")
         return self._clients[state.socket]
 
-    def _unavailable_error(self, problem: str, remedy: str) -> TargetUnavailableError:
-        """Return the error for a supervisor that cannot be reached; `problem` completes its sentence."""
+    def _unavailable_error(self, problem: str, remedy: str = "") -> TargetUnavailableError:
+        """Return the error for a supervisor that cannot be reached; `problem` completes its sentence.
+
+        Without a remedy it is one that holds its folder and gives no answer: only `local down` ends it.
+        """
+        remedy = remedy or (
+            f"unless it answers again, end it with `{self._workspace.local_command('down')}`, then start it with "
+            f"`{self._workspace.local_command('up')}`"
+        )
         return TargetUnavailableError(
             f"the supervisor of the local workspace in {self._workspace.root} {problem}: {remedy}"
         )

@@ -37,7 +37,7 @@ def remaining_processes(workspace: Workspace) -> list[ProcessStatus]:
     pids = sorted(
         pid for runtime in _runtime_folders(workspace, lock) for pid in reaper.marked_processes(_mark(runtime))
     )
-    problem = "left behind: `controlled-rollout local up` starts anew, `local down` ends it"
+    problem = f"left behind: `{workspace.local_command('up')}` starts anew, `local down` ends it"
     return [ProcessStatus(name=_command_of(pid), pid=pid, problem=problem) for pid in pids]
 
 

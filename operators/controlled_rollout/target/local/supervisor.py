@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import block_until, until
 from controlled_rollout.target.local.child_process import supervisor_environment
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
+from controlled_rollout.target.local.workspace_folder import prepare_folder
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ LOG_LINES: Final = 15
 
 OK: Final = 0
 FAILED: Final = 1
+REFUSED: Final = 2
 
 
 def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
@@ -59,6 +61,11 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
         for problem in problems:
             _print_error(problem)
         return FAILED if problems else OK
+    try:
+        prepare_folder(workspace.root)
+    except WorkspaceError as error:
+        _print_error(str(error))
+        return REFUSED
     if not detach:
         # In this process, so that whoever waits for it or signals it has the supervisor itself.
         os.execve(sys.executable, _command(workspace, port, host), supervisor_environment())  # noqa: S606
@@ -135,7 +142,7 @@ def stop_workspace(workspace: Workspace) -> int:
         The exit code: 0 nothing runs any more, 1 it could not be ended.
     """
     lock = FolderLock(workspace)
-    if not workspace.root.is_dir():
+    if SupervisorState.read(workspace) is None and not lock.exists():
         _print(f"not running (there is no workspace in {workspace.root})")
         return OK
     if not lock.take():

@@ -100,7 +100,7 @@ def _folder_in_use_message(workspace: Workspace, lock: FolderLock) -> str:
     serves = f"serves it at {state.router_url}" if state else "is starting there"
     return (
         f"the workspace {workspace.root} is in use: {process} {serves}; use that one, choose another folder, or end it "
-        "with `controlled-rollout local down`"
+        f"with `{workspace.local_command('down')}`"
     )
 
 

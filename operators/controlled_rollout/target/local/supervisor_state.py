@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.process_identity import ProcessIdentity
 from controlled_rollout.workspace import Workspace
@@ -42,11 +43,20 @@ class SupervisorState(BaseModel):
 
     @classmethod
     def read(cls, workspace: Workspace) -> Self | None:
-        """Return the state of the supervisor that runs or was killed; None if none ran or the last one ended itself."""
+        """Return the state of the supervisor that runs or was killed; None if none ran or the last one ended itself.
+
+        Raises:
+            TargetUnavailableError: The workspace's folder cannot be read, so nobody knows.
+        """
         try:
             return cls.model_validate_json(workspace.state_file.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
+        except OSError as error:
+            raise TargetUnavailableError(
+                f"the folder of the local workspace {workspace.root} cannot be read ({error.strerror or error}): use "
+                "the account that started it, or name another folder"
+            ) from error
 
     def write(self, workspace: Workspace) -> None:
         """Write the state file of a workspace."""
@@ -74,6 +84,10 @@ class FolderLock:
         self._path = workspace.root / "lock"
         self._descriptor = -1
 
+    def exists(self) -> bool:
+        """Return whether a supervisor has ever run in this folder."""
+        return self._path.exists()
+
     def owner(self) -> LockOwner | None:
         """Return who holds the lock, or held it last; None if that is not known."""
         try:
@@ -95,8 +109,18 @@ class FolderLock:
             os.fsync(self._descriptor)
 
     def take(self) -> bool:
-        """Lock the folder; return False if another process has locked it."""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Lock the folder; return False if another process has locked it.
+
+        Raises:
+            WorkspaceError: The lock cannot be opened.
+        """
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise WorkspaceError(
+                f"the lock {self._path} of a local workspace cannot be opened ({error.strerror}): use the account that "
+                "started the workspace, or name another folder"
+            ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -115,9 +115,8 @@ async def test_an_error_without_a_text_is_named_by_its_kind(workspace: Workspace
         with pytest.raises(TargetUnavailableError, match=r"does not answer \(\w+Error\)") as raised:
             await target.endpoints()
     # It may still run: `local up` alone would find the folder in use.
-    assert str(raised.value).endswith(
-        "end it with `controlled-rollout local down`, then start it with `controlled-rollout local up`"
-    )
+    down, up = (f"`controlled-rollout local {action} --root {workspace.root}`" for action in ("down", "up"))
+    assert str(raised.value).endswith(f"end it with {down}, then start it with {up}")
 
 
 def test_importing_the_client_imports_no_server() -> None:

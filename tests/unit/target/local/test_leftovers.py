@@ -117,3 +117,26 @@ def test_nothing_is_deleted_while_an_endpoint_s_needs_are_not_known(workspace: W
 
     with pytest.raises(DamagedFileError, match="nothing was deleted"):
         find_leftovers(workspace, before=time.time())
+
+
+def test_records_of_a_cluster_s_endpoints_stay(workspace: Workspace) -> None:
+    """The local workspace does not know which endpoints a cluster has."""
+    cluster = workspace.model_copy(update={"target": "kubernetes", "namespace": "models"})
+    cluster.records_folder.mkdir()
+    record = cluster.records_folder / "unused.jsonl"
+    record.write_text("{}\n")
+    age(workspace.records_folder)
+
+    assert record not in {each.path for each in find_leftovers(workspace, before=time.time())}
+
+
+def test_nothing_is_deleted_for_a_workspace_that_is_not_there(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_CACHE", str(workspace.cache_folder))
+    images = set((workspace.cache_folder / "images").iterdir())
+
+    assert main(["clean", "--root", str(tmp_path / "mistyped"), "--yes"]) == 1
+
+    assert f"there is no workspace in {tmp_path / 'mistyped'}" in capsys.readouterr().err
+    assert set((workspace.cache_folder / "images").iterdir()) == images
