@@ -1,0 +1,178 @@
+"""Validates rows with Great Expectations itself; runs in a process of its own, which imports it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from controlled_rollout.expectations.result import (
+    Counted,
+    ExpectationResult,
+    RowCounts,
+    Validation,
+    ValidationRequest,
+)
+from controlled_rollout.expectations.rows import MICROSECOND, read_rows, row_count
+from controlled_rollout.expectations.suite import COLUMN_ARGUMENTS, COLUMNS_ARGUMENTS, Expectation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["count", "validate"]
+
+MAX_EXAMPLES: Final = 10
+LONGEST_FAULT: Final = 500
+# Which rows a pair or several columns are asked of: those that these words leave.
+LEAVES_OUT_ANY: Final = ("either_value_is_missing", "any_value_is_missing")
+LEAVES_OUT_NONE: Final = ("neither", "never")
+# These look at rows without a value.
+ABOUT_NULL: Final = ("expect_column_values_to_be_null", "expect_column_values_to_not_be_null")
+
+
+def count(request: ValidationRequest) -> Counted:
+    """Count the rows and the unexpected rows of each row-wise expectation by bin, one row of each request.
+
+    A column that some parts lack is null there; which columns there are at all is in the result.
+    """
+    expectations = [one for one in request.suite.of(request.collection) if one.is_row_wise]
+    assert request.bin_width is not None  # noqa: S101 - the caller asks for bins
+    width = request.bin_width // MICROSECOND
+    counts: dict[str, dict[int, list[int]]] = {one.name: defaultdict(lambda: [0, 0]) for one in expectations}
+    columns: set[str] = set()
+    faults: dict[str, str] = {}
+    parts = read_rows(request.parts, request.collection, since=request.since, until=request.until, drawn=True)
+    for rows in parts:
+        columns |= set(map(str, rows.data.columns))
+        data = _with_columns(rows.data, expectations)
+        bins = rows.times // width
+        for one, result in zip(expectations, _results(data, expectations), strict=True):
+            if fault := _fault(result):
+                faults.setdefault(one.name, fault)
+                continue
+            tally = counts[one.name]
+            for number, asked in bins[_asked(one, data)].value_counts().items():
+                tally[int(number)][0] += int(asked)
+            unexpected = bins.iloc[[int(index) for index in result["result"].get("unexpected_index_list") or ()]]
+            for number, found in unexpected.value_counts().items():
+                tally[int(number)][1] += int(found)
+    by_bin = {
+        name: {number: RowCounts(rows=max(both), unexpected=both[1]) for number, both in sorted(tally.items())}
+        for name, tally in counts.items()
+    }
+    return Counted(by_bin=by_bin, columns=frozenset(columns), faults=faults)
+
+
+def validate(request: ValidationRequest) -> Validation:
+    """Evaluate every expectation of the collection on all rows at once."""
+    import pandas as pd
+
+    expectations = request.suite.of(request.collection)
+    total = row_count(request.parts)
+    part = min(1.0, request.max_rows / total) if total else 1.0
+    chunks = list(
+        read_rows(
+            request.parts,
+            request.collection,
+            since=request.since,
+            until=request.until,
+            drawn=False,
+            part_of_requests=part,
+        )
+    )
+    if not chunks:
+        fault = "no rows were collected in this time"
+        results = tuple(ExpectationResult(name=one.name, success=None, fault=fault) for one in expectations)
+        return Validation(rows=0, part=part, results=results)
+    data = pd.concat([chunk.data for chunk in chunks], ignore_index=True)
+    ids = pd.concat([chunk.ids for chunk in chunks], ignore_index=True)
+    found = zip(expectations, _results(data, expectations), strict=True)
+    results = tuple(_expectation_result(one, result, data, ids) for one, result in found)
+    return Validation(rows=len(data), part=part, results=results)
+
+
+def _results(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
+    """Return Great Expectations' result of each expectation, as a mapping."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    asset = context.data_sources.add_pandas("collected").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": data})
+    how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
+    results = []
+    for one in expectations:
+        try:
+            # Each by itself: an argument that is wrong says something about one only.
+            suite = gx.ExpectationSuite(name=one.name, expectations=[{"type": one.type, "kwargs": dict(one.kwargs)}])
+            [result] = batch.validate(suite, result_format=how).results
+            results.append({"success": result.success, "result": result.result, "exceptions": result.exception_info})
+        except Exception as error:  # whatever the library raises is what is wrong with this expectation
+            results.append({"success": None, "result": {}, "exceptions": {"raised": str(error)}})
+    return results
+
+
+def _fault(result: Mapping[str, Any]) -> str:
+    """Return what went wrong inside an expectation, in a line; empty if it was evaluated."""
+    exceptions = result["exceptions"] or {}
+    if exceptions.get("raised_exception") is False:
+        return ""
+    texts = [exceptions] if "exception_message" in exceptions else list(exceptions.values())
+    messages = [str(text.get("exception_message") if isinstance(text, Mapping) else text) for text in texts]
+    return " ".join("; ".join(dict.fromkeys(messages)).split())[:LONGEST_FAULT]
+
+
+def _asked(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
+    """Return for each row whether it counts for an expectation: the library leaves out rows without values."""
+    names = _columns(expectation)
+    known = data[[name for name in names if name in data]].notna()
+    how = expectation.kwargs.get("ignore_row_if", "")
+    if expectation.type in ABOUT_NULL or how in LEAVES_OUT_NONE or not len(known.columns):
+        return data.index >= 0
+    return known.all(axis=1) if how in LEAVES_OUT_ANY else known.any(axis=1)
+
+
+def _columns(expectation: Expectation) -> list[str]:
+    """Return the columns that an expectation names."""
+    kwargs = expectation.kwargs
+    columns: list[Any] = [kwargs[name] for name in COLUMN_ARGUMENTS if name in kwargs]
+    for name in COLUMNS_ARGUMENTS:
+        several = kwargs.get(name)
+        columns += several if isinstance(several, list) else []
+    return [str(column) for column in columns]
+
+
+def _with_columns(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> "pd.DataFrame":
+    """Return the columns that expectations name; one that is not there is null in all rows."""
+    names = dict.fromkeys(name for one in expectations for name in _columns(one))
+    return data.reindex(columns=list(names))
+
+
+def _expectation_result(
+    expectation: Expectation, result: Mapping[str, Any], data: "pd.DataFrame", ids: "pd.Series[Any]"
+) -> ExpectationResult:
+    """Return one result with some examples of unexpected values and the requests that they are from."""
+    if fault := _fault(result):
+        return ExpectationResult(name=expectation.name, success=None, fault=fault)
+    found = result["result"]
+    indices = [index for index in found.get("unexpected_index_list") or () if isinstance(index, int)][:MAX_EXAMPLES]
+    columns = [name for name in _columns(expectation) if name in data]
+    counted = "unexpected_count" in found
+    return ExpectationResult(
+        name=expectation.name,
+        success=bool(result["success"]),
+        rows=int(found["element_count"]) - int(found.get("missing_count") or 0) if counted else None,
+        unexpected=int(found["unexpected_count"]) if counted else None,
+        observed=_plain(found.get("observed_value")),
+        examples=tuple((str(ids.iloc[index]), _plain(data.loc[index, columns].tolist())) for index in indices),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON has not as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not (abs(value) <= 1.8e308):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,110 @@
+"""Suites are read as authors have them, and what is no suite is refused with what to write."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.errors import ArgumentError
+from controlled_rollout.expectations import Suite, read_suite
+
+BETWEEN = "expect_column_values_to_be_between"
+
+
+def suite(*expectations: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a suite as Great Expectations writes it."""
+    described = [{"type": kind, "kwargs": kwargs, "meta": {}} for kind, kwargs in expectations]
+    return {"name": "applicants", "expectations": described, "meta": {"great_expectations_version": "1.24.1"}}
+
+
+AGE = suite((BETWEEN, {"column": "inputs.age", "min_value": 0, "mostly": 0.99, "batch_id": "p-a"}))
+
+
+class Object:
+    """Stands for a `great_expectations.ExpectationSuite`."""
+
+    def to_json_dict(self) -> dict[str, Any]:
+        return AGE
+
+
+def test_a_suite_is_read_from_an_object_a_mapping_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "suite.json"
+    file.write_text(json.dumps(AGE))
+
+    suites = [read_suite(source) for source in (Object(), AGE, file, str(file))]
+
+    [one] = suites[0].expectations
+    assert suites == [suites[0]] * 4
+    assert (one.collection, one.type, one.kwargs) == (
+        "inputs",
+        BETWEEN,
+        {"column": "age", "min_value": 0, "mostly": 0.99},
+    )
+    assert one.name == "inputs.age: values to be between (min_value=0, mostly=0.99)"
+    assert one.is_row_wise and one.allowed == pytest.approx(0.01)
+
+
+def test_a_suite_for_other_data_is_given_a_collection_and_keeps_its_columns() -> None:
+    read = read_suite(
+        {
+            "inputs": suite((BETWEEN, {"column": "inputs.age", "min_value": 0})),
+            "predictions": suite(("expect_table_row_count_to_be_between", {"min_value": 1})),
+        }
+    )
+
+    assert read.collections == ("inputs", "predictions")
+    assert read.of("inputs")[0].kwargs["column"] == "inputs.age"
+    assert read.of("predictions")[0].name == "predictions: table row count to be between (min_value=1)"
+    assert not read.of("predictions")[0].is_row_wise
+
+
+def test_what_was_read_is_read_again_from_its_own_json() -> None:
+    read = read_suite(AGE)
+
+    assert read_suite(read.model_dump(mode="json")) == read_suite(read) == read
+    assert Suite.model_validate_json(read.model_dump_json()) == read
+
+
+def test_expectations_of_the_same_text_have_names_of_their_own() -> None:
+    same = (BETWEEN, {"column": "inputs.age", "min_value": 0})
+
+    assert [one.name[-3:] for one in read_suite(suite(same, same)).expectations] == ["=0)", "(2)"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (7, "are a suite of Great Expectations"),
+        ({}, "are a suite of Great Expectations"),
+        ("absent.json", "cannot be read as JSON"),
+        ({"expectations": 7}, "has a list of expectations"),
+        ({"expectations": []}, "is not valid"),
+        ({"expectations": [7]}, "has a type and kwargs"),
+        (suite((BETWEEN, {"column": "age"})), "write each as <collection>.<column>"),
+        (
+            suite(("expect_column_pair_values_to_be_equal", {"column_A": "inputs.a", "column_B": "predictions.b"})),
+            "one",
+        ),
+        (suite(("expect_table_row_count_to_equal", {"value": 1})), "write each as <collection>.<column>"),
+        (suite(("unexpected_rows_expectation", {"column": "inputs.a"})), "is not valid"),
+        (suite(*[(BETWEEN, {"column": "inputs.a"})] * 101), "is not valid"),
+        ({"no collection": suite((BETWEEN, {"column": "a"}))}, "is not valid"),
+    ],
+)
+def test_what_is_no_suite_is_refused_with_what_to_write(source: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        read_suite(source)
+
+
+def test_reading_a_suite_needs_no_library() -> None:
+    code = (
+        "import json, sys\n"
+        "from controlled_rollout.expectations import read_suite\n"
+        "read_suite(json.loads(sys.argv[1]))\n"
+        "print([name for name in ('great_expectations', 'pandas', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(AGE)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
