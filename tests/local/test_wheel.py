@@ -22,9 +22,9 @@ def test_the_wheel_carries_the_scoring_runtime_and_announces_the_provider(tmp_pa
 
     runtime = REPOSITORY / "docker" / "scoring" / "controlled_rollout_scoring"
     expected = {
-        f"controlled_rollout/image/runtime/controlled_rollout_scoring/{file.name}"
-        for file in runtime.iterdir()
-        if file.is_file()
+        f"controlled_rollout/image/runtime/controlled_rollout_scoring/{file.relative_to(runtime)}"
+        for file in runtime.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
     }
     assert "requirements.txt" in {Path(name).name for name in expected}
     assert expected <= names

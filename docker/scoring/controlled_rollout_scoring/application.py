@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from controlled_rollout_scoring import project
+from controlled_rollout_scoring import collectors, project
 from controlled_rollout_scoring.log import log, write
 from controlled_rollout_scoring.responses import (
     WITHOUT_BODY,
@@ -171,6 +171,7 @@ def load(settings: Settings) -> Application:
     """
     _set_stock_variables(settings)
     _disable_stock_telemetry()
+    collectors.install()
     try:
         # Relative names in the configuration begin there, too.
         os.chdir(settings.app_root)

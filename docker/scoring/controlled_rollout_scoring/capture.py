@@ -8,8 +8,10 @@ type, size and SHA-256.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 import re
 import threading
 import time
@@ -27,6 +29,8 @@ SCORE_PATH = "/score"
 SCORE_METHODS = ("GET", "POST")
 # Longer ids are cut off: the stock server refuses those of more than 100 characters.
 MAX_ID = 200
+# The header `azureml-model-deployment`.
+VERSION_VARIABLE = "HTTP_AZUREML_MODEL_DEPLOYMENT"
 TRACE_ID = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-")
 
 
@@ -37,11 +41,13 @@ class Identity(NamedTuple):
         id: The request id, which the router has made.
         correlation: The caller's own id of what it does, else the request id.
         is_kept: Whether the request belongs to the share that is kept.
+        is_addressed: Whether the caller has named the version that it asks, so that no split has chosen it.
     """
 
     id: str
     correlation: str
     is_kept: bool
+    is_addressed: bool = False
 
 
 # The request that this thread scores; None outside of requests.
@@ -66,12 +72,6 @@ class Capture:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
 
-    @classmethod
-    def begin(cls, settings: CaptureSettings, workers: int) -> Capture:
-        """Begin to capture in a worker."""
-        spool = Spool(settings.spool, max_bytes=settings.spool_bytes, workers=workers)
-        return cls(spool, share=settings.share, max_body_bytes=settings.max_body_bytes)
-
     def watch(self, request: Request) -> None:
         """Let a request that is about to be scored in this thread be captured when it is answered."""
         CURRENT.set(None)
@@ -91,6 +91,7 @@ class Capture:
                     "method": environ["REQUEST_METHOD"],
                     "path": SCORE_PATH,
                     "query": environ["QUERY_STRING"],
+                    **({"addressed": True} if identity.is_addressed else {}),
                 }
                 request.reply = Recorder(self, request, head, environ.get("CONTENT_TYPE", ""))
         except Exception as error:
@@ -113,6 +114,36 @@ class Capture:
         except Exception as error:
             self._drop(error)
 
+    def collect(self, records: Callable[[], list[tuple[dict[str, Any], bytes]]]) -> None:
+        """Append what a script collects, as a part of the request that this thread scores.
+
+        Args:
+            records: Returns the head and the body of each record; what it raises is counted.
+        """
+        identity = CURRENT.get()
+        if identity is not None and not identity.is_kept:
+            return
+        try:
+            made = records()
+        except TimeoutError:
+            # The script's time is over.
+            raise
+        except Exception as error:
+            self.spool.count_unreadable(f"{type(error).__name__}: {error}")
+            return
+        own = {"kind": "collected", "id": "", "correlation": "", "time": time.time()}
+        if identity is not None:
+            own |= {"id": identity.id, "correlation": identity.correlation}
+            own |= {"addressed": True} if identity.is_addressed else {}
+        for head, content in made:
+            body = self.body()
+            body.add(content)
+            said = body.description("application/json")
+            try:
+                self.spool.append(json.dumps({**own, **head, **said}).encode(), *body.parts)
+            except (TypeError, ValueError) as error:
+                self.spool.count_unreadable(f"{type(error).__name__}: {error}")
+
     def body(self) -> Body:
         """Return an empty body with the bound of this capture."""
         return Body(self._max_body_bytes)
@@ -123,6 +154,19 @@ class Capture:
             self.spool.count_dropped(f"{type(error).__name__}: {error}")
 
 
+@functools.cache
+def active() -> Capture | None:
+    """Return the capture of this process, which begins with the first call; None if nothing is kept.
+
+    A process that a script starts has one of its own.
+    """
+    settings = CaptureSettings.from_environment(os.environ)
+    if settings is None:
+        return None
+    spool = Spool(settings.spool, max_bytes=settings.spool_bytes, workers=settings.workers)
+    return Capture(spool, share=settings.share, max_body_bytes=settings.max_body_bytes)
+
+
 def identify(environ: dict[str, Any], share: float) -> Identity:
     """Return the ids of a request, from its headers."""
     request_id = environ.get("HTTP_X_REQUEST_ID", "")[:MAX_ID] or str(uuid.uuid4())
@@ -131,7 +175,12 @@ def identify(environ: dict[str, Any], share: float) -> Identity:
     if not correlation:
         trace = TRACE_ID.match(environ.get("HTTP_TRACEPARENT", ""))
         correlation = trace[1] if trace else request_id
-    return Identity(request_id, correlation[:MAX_ID], share >= 1 or is_in_share(request_id, share))
+    return Identity(
+        request_id,
+        correlation[:MAX_ID],
+        is_kept=share >= 1 or is_in_share(request_id, share),
+        is_addressed=VERSION_VARIABLE in environ,
+    )
 
 
 def is_in_share(request_id: str, share: float) -> bool:

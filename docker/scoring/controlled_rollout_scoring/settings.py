@@ -28,6 +28,7 @@ class CaptureSettings:
         share: The share of requests that is kept.
         max_body_bytes: The longest body that is kept itself.
         spool_bytes: The most that the folder may have.
+        workers: The scoring processes that share it.
         endpoint: The name of the endpoint.
         version: The name of the version.
         replica: The name of the replica.
@@ -37,6 +38,7 @@ class CaptureSettings:
     share: float = 1.0
     max_body_bytes: int = 1_000_000
     spool_bytes: int = 256_000_000
+    workers: int = 1
     endpoint: str = ""
     version: str = ""
     replica: str = ""
@@ -58,6 +60,7 @@ class CaptureSettings:
             share=_share(environment.get("CAPTURE_SHARE", "")),
             max_body_bytes=int(_positive_number(environment, "CAPTURE_MAX_BODY_BYTES", cls.max_body_bytes)),
             spool_bytes=int(_positive_number(environment, "CAPTURE_SPOOL_BYTES", cls.spool_bytes)),
+            workers=int(_positive_number(environment, "WORKER_COUNT", cls.workers)),
             endpoint=environment.get("CAPTURE_ENDPOINT", ""),
             version=environment.get("CAPTURE_VERSION", ""),
             replica=environment.get("CAPTURE_REPLICA", ""),

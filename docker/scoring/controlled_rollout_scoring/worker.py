@@ -11,15 +11,18 @@ import sys
 import threading
 import time
 
-from controlled_rollout_scoring import python_end
+from controlled_rollout_scoring import collectors, python_end
 from controlled_rollout_scoring.application import Application, load
-from controlled_rollout_scoring.capture import Capture
+from controlled_rollout_scoring.capture import Capture, active
 from controlled_rollout_scoring.log import log, restore_streams
 from controlled_rollout_scoring.processes import close_connections, signal_at_parent_death
 from controlled_rollout_scoring.request_queue import RequestQueue
 from controlled_rollout_scoring.responses import script_failed
 from controlled_rollout_scoring.server import Server
 from controlled_rollout_scoring.settings import Settings
+
+# Here, so that a process that the script starts, which imports this module first, has them, too.
+collectors.install()
 
 # What a worker tells its parent: it takes requests; every request that it has taken is answered, and it ends.
 READY = b"ready\n"
@@ -50,7 +53,7 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     os.register_at_fork(after_in_child=functools.partial(_leave_to_parent, listener.getsockname(), channel))
     python_end.prepare()
     settings = Settings.from_environment(os.environ)
-    capture = Capture.begin(settings.capture, settings.workers) if settings.capture else None
+    capture = active()
     application = load(settings)
     restore_streams()
     # The objects that init() made live as long as the process: take them out of every later garbage collection.

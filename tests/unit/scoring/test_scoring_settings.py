@@ -57,7 +57,7 @@ def test_capture_has_its_settings(contract: dict[str, str]) -> None:
         "CAPTURE_REPLICA": "blue-1",
     }
     read = Settings.from_environment(contract | capture).capture
-    assert read == CaptureSettings("/spool", 0.25, 100, 2_000, "digits", "blue", "blue-1")
+    assert read == CaptureSettings("/spool", 0.25, 100, 2_000, 1, "digits", "blue", "blue-1")
 
 
 @pytest.mark.parametrize(
