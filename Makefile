@@ -50,8 +50,9 @@ format: install  ## Format the code
 bench: install  ## Measure the router, the scoring runtime, shifts, the cache and the import time
 	@.venv/bin/python -m tests.benchmarks
 
-bench-gate: install  ## Simulate 5,000 rollouts of every kind under the gate and other tools' rules
+bench-gate: install  ## Simulate thousands of rollouts of every kind under the gate and other tools' rules
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate
+	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.data
 
 constraints: install  ## Pin what pyproject.toml asks for (UPGRADE=1: everything anew)
 	@.venv/bin/uv pip compile --quiet $(if $(UPGRADE),--upgrade) $(shell scripts/constraints-arguments)
