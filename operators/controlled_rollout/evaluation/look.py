@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout import record
+from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
 from controlled_rollout.evaluation.at_share import seen_at_share
 from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
 from controlled_rollout.evaluation.splits import compared_since, splits_since
 from controlled_rollout.evidence import (
-    Collection,
     Evidence,
     EvidenceQuery,
     EvidenceWindow,
@@ -161,9 +161,8 @@ def _evidence_query(
 
 
 def _collections(endpoint: Endpoint, versions: Iterable[str]) -> dict[str, Collection]:
-    """Return how versions collect their inputs and predictions; those that do not are left out."""
-    settings = {name: endpoint.version(name) for name in versions}
-    return {name: Collection() for name, version in settings.items() if version.collect_model_data}
+    """Return what versions keep of their inputs and predictions; those that collect nothing are left out."""
+    return {name: collected for name in versions if (collected := endpoint.version(name).collected) is not None}
 
 
 def _router_counts(status: EndpointStatus, versions: Iterable[str], now: datetime) -> RouterCounts:

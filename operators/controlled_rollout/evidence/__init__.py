@@ -3,7 +3,6 @@
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.evidence.query import (
     CLOCKS_DIFFER,
-    Collection,
     CountedPeriod,
     Evidence,
     EvidenceQuery,
@@ -16,7 +15,6 @@ from controlled_rollout.workspace import Workspace
 
 __all__ = [
     "CLOCKS_DIFFER",
-    "Collection",
     "CountedPeriod",
     "Evidence",
     "EvidenceQuery",

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
+from controlled_rollout.collection_settings import Collection
 from controlled_rollout.evidence.window import EvidenceWindow
 from controlled_rollout.gate import Bin, Gate
 
 __all__ = [
     "CLOCKS_DIFFER",
-    "Collection",
     "CountedPeriod",
     "Evidence",
     "EvidenceQuery",
@@ -117,19 +117,6 @@ class CountedPeriod:
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
-    """How a version collects its inputs and predictions.
-
-    Attributes:
-        share: The part of its requests that it collects, 0 to 1.
-        layout: How the files are laid out; only `parquet` is read.
-    """
-
-    share: float = 1.0
-    layout: str = "parquet"
-
-
-@dataclass(frozen=True, slots=True)
 class EvidenceQuery:
     """What a look asks of the metric store.
 
@@ -144,7 +131,8 @@ class EvidenceQuery:
         gate: Gives the latency quantiles, the tolerance and the author's metrics.
         clusters: What the router calls the replicas of each version; for a store that knows only the router's names.
         baseline_from: The baseline does not reach behind this moment, such as control's creation; None: it may.
-        collected: How control and treatment collect their data; a version that does not is left out.
+        collected: What control and treatment keep of their inputs and predictions; a version that collects nothing is
+            left out.
     """
 
     endpoint: str

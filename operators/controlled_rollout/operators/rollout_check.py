@@ -22,6 +22,7 @@ from controlled_rollout.checks.plan import RolloutPlan, contradictions, room_for
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.connection_secrets import with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -121,7 +122,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """
         plan, gate, window = self.read_arguments(workspace.target)
         self.log_progress(str(plan))
-        if warning := await self._check_room(workspace):
+        if warning := await self._check_endpoint(workspace, gate):
             self.log.warning("%s", warning)
         self.log_progress(await self._forecast_text(workspace, plan, gate, window))
         await super().check(workspace, users)
@@ -189,6 +190,9 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             interval=values["interval"],
             window=values["window"],
         )
+        problems += filter(
+            None, [cannot_be_judged(values["gate"], self.version, values["version"].version(self.version).collected)]
+        )
         if values["on_deadline"] == "ask" and not self.asks:
             problems.append(
                 "on_deadline = 'ask' came from a template or a mapped argument, and the tasks that ask are made when "
@@ -196,11 +200,11 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             )
         return problems
 
-    async def _check_room(self, workspace: Workspace) -> str:
+    async def _check_endpoint(self, workspace: Workspace, gate: Gate) -> str:
         """Return a warning if the endpoint will have as many versions as it may; empty if not, or if it is not known.
 
         Raises:
-            ArgumentError: It has as many already.
+            ArgumentError: It has as many already, or its control does not collect what the gate judges.
         """
         from controlled_rollout.target.connect import connect
 
@@ -210,8 +214,12 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         except ControlledRolloutError:
             return ""  # there is none yet, or the connectivity check says what does not work
         full, warning = room_for(endpoint, self.version)
-        if full:
-            raise ArgumentError(full)
+        control = endpoint.control
+        unjudged = ""
+        if control is not None and control.name != self.version:
+            unjudged = cannot_be_judged(gate, control.name, control.collected)
+        if full or unjudged:
+            raise ArgumentError("\n".join(filter(None, (full, unjudged))))
         return warning
 
     async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:

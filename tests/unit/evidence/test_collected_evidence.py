@@ -20,10 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlled_rollout.evidence import Collection, Evidence, EvidenceQuery, EvidenceWindow, SplitChange
+from controlled_rollout.collection_settings import Collection
+from controlled_rollout.environment_variables import SecretReference
+from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
 from controlled_rollout.evidence.collected.engine import PartSummary
 from controlled_rollout.evidence.collected.parts import day_prefixes
 from controlled_rollout.evidence.collected.source import CollectedEvidence
+from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
 from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, S, write_part
@@ -156,15 +159,31 @@ def test_the_metric_store_alone_is_read_for_a_gate_without_columns(rollout: Roll
     assert (evidence.unseen, evidence.bins[0].control.categories) == ("", {})
 
 
+SALT = SecretReference(secret="salt", key="salt")
+
+
 @pytest.mark.parametrize(
     ("collected", "problem"),
     [
-        ({"v1": Collection()}, "judges predictions.label, and version 'v2' does not collect.*collect_model_data=True"),
-        ({"v2": Collection(), "v1": Collection(layout="csv")}, "version 'v1' collects in the layout 'csv'"),
+        (None, "judges predictions.label, predictions.score, and version 'v2' does not collect"),
+        (Collection(layout="csv"), "version 'v2' collects in the layout 'csv'"),
+        (Collection(keep=("score", "inputs.label")), "judges predictions.label .* does not keep it"),
+        (Collection(keep=("predictions.label", "score"), mask=("score",)), "judges predictions.score .* masks it"),
+        (Collection(hash=("predictions.score",), salt=SALT), "judges predictions.score .* hashes it"),
+        (Collection(keep=("predictions.label", "score"), hash=("label",), salt=SALT), ""),
     ],
 )
-def test_a_version_that_does_not_collect_is_named(rollout: Rollout, collected: Any, problem: str) -> None:
-    evidence = rollout.read(LABELS, collected=collected)
+def test_a_version_that_does_not_collect_what_is_judged_is_named(
+    rollout: Rollout, collected: Collection | None, problem: str
+) -> None:
+    both = Gate(means=SCORES.means, categories={"type": Category(column="inputs.$content_type"), **LABELS.categories})
+    gate = both.model_copy(update={"categories": LABELS.categories})
+    assert cannot_be_judged(Gate(), "v2", collected) == ""
+    if not problem:
+        assert cannot_be_judged(both, "v2", collected) == ""
+        return
+    settings = {"v1": Collection()} if collected is None else {"v1": Collection(), "v2": collected}
+    evidence = rollout.read(gate, collected=settings)
     assert re.search(problem, evidence.unseen)
     assert evidence.bins[0].treatment.requests == 60
 

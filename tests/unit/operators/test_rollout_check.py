@@ -1,4 +1,6 @@
-from datetime import timedelta
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ from controlled_rollout import ControlledRollout
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.gate import Gate
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
+from controlled_rollout.target import connect as connect_module
+from controlled_rollout.workspace import Workspace
+from tests.unit.evaluation.one_endpoint import OneEndpoint
 
 
 def check_of(**arguments: Any) -> CheckRolloutOperator:
@@ -99,6 +104,26 @@ def test_collected_data_is_refused_where_the_target_cannot_collect_it() -> None:
     check.read_arguments("local")
     with pytest.raises(ArgumentError, match="asks for collect_model_data: the kubernetes target cannot collect"):
         check.read_arguments("kubernetes")
+
+
+def test_a_gate_of_columns_is_refused_for_versions_that_do_not_collect_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a gate could never see: it would hold the rollout until its deadline."""
+    gate = {"categories": {"label": {"column": "predictions.label", "tolerance": 0.1}}}
+    collecting = {"settings": {"collect_model_data": True}}
+    with pytest.raises(
+        ArgumentError, match=r"judges predictions\.label, and version 'v2a' does not collect its inputs"
+    ):
+        check_of(gate=gate).read_arguments()
+    check = check_of(gate=gate, **collecting)
+    _, judged, _ = check.read_arguments()
+    now = datetime.now(UTC)
+    target = OneEndpoint(before=now, created=now, counted=dict)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    with pytest.raises(ArgumentError, match="version 'v1a' does not collect its inputs and predictions"):
+        asyncio.run(check._check_endpoint(Workspace.local(tmp_path), judged))
+    assert asyncio.run(check._check_endpoint(Workspace.local(tmp_path), Gate())) == ""
 
 
 def test_question_without_a_task_that_asks_it_is_refused_before_anything_is_changed() -> None:

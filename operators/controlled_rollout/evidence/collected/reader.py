@@ -16,6 +16,7 @@ from controlled_rollout.evidence.collected.completeness import Collected, incomp
 from controlled_rollout.evidence.collected.engine import Observation, SummaryEngine
 from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.parts import baseline_parts, day_prefixes, parts_since, state_prefix
+from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.evidence.collected.values import bucket_edges
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
@@ -227,23 +228,11 @@ def _remember(remembered: "OrderedDict[object, Value]", key: object, value: Valu
 
 
 def _share_of(query: EvidenceQuery, version: str) -> float:
-    """Return the part of its requests that a version collects.
-
-    Raises:
-        EvidenceUnavailableError: It does not collect, or in a layout that is not read.
-    """
-    columns = ", ".join(sorted(set(query.gate.columns.values())))
+    """Return the part of its requests that a version collects; raise if it does not collect what the gate judges."""
     collected = query.collected.get(version)
-    if collected is None:
-        raise EvidenceUnavailableError(
-            f"the gate judges {columns}, and version {version!r} does not collect inputs and predictions: deploy it "
-            "with collect_model_data=True"
-        )
-    if collected.layout != "parquet":
-        raise EvidenceUnavailableError(
-            f"the gate judges {columns}, and version {version!r} collects in the layout {collected.layout!r}: only "
-            "'parquet' is read by it"
-        )
+    problem = cannot_be_judged(query.gate, version, collected)
+    if problem or collected is None:
+        raise EvidenceUnavailableError(problem)
     return collected.share
 
 
