@@ -250,16 +250,20 @@ class RegistryClient:
         async with self._stream("GET", repository, f"blobs/{blob.digest}") as response:
             if response.status_code != 200:
                 with transport_errors(repository.host):
-                    response = await read_document(response, repository.host)
+                    async with _within_timeout(repository.host):
+                        response = await read_document(response, repository.host)
             check_status(response, 200, f"read {repository}@{blob.digest[:19]}")
             refuse_encoding(response, repository.host)
-            with transport_errors(repository.host):
-                async for chunk in response.aiter_raw(CHUNK_BYTES):
-                    size += len(chunk)
-                    if size > blob.size:
-                        break
-                    digest.update(chunk)
-                    yield chunk
+            parts = response.aiter_raw(CHUNK_BYTES)
+            while True:
+                with transport_errors(repository.host):
+                    async with _within_timeout(repository.host):
+                        chunk = await anext(parts, b"")
+                size += len(chunk)
+                if not chunk or size > blob.size:
+                    break
+                digest.update(chunk)
+                yield chunk
         if size != blob.size:
             sent = f"more than {blob.size:,}" if size > blob.size else f"{size:,} of {blob.size:,}"
             raise ImageError(
@@ -275,15 +279,10 @@ class RegistryClient:
             RegistryUnavailableError: It takes too long, be it byte by byte. An upload takes as long as it needs.
             ImageError: The body is bigger than a manifest may be.
         """
-        try:
-            async with asyncio.timeout(None if callable(options.get("content")) else RESPONSE_TIMEOUT_S):
-                async with self._stream(method, repository, path, **options) as response:
-                    with transport_errors(repository.host):
-                        return await read_document(response, repository.host)
-        except TimeoutError as error:
-            raise RegistryUnavailableError(
-                f"registry {repository.host} does not answer within {RESPONSE_TIMEOUT_S:g} s: try again later"
-            ) from error
+        async with self._stream(method, repository, path, **options) as response:
+            with transport_errors(repository.host):
+                async with _within_timeout(repository.host):
+                    return await read_document(response, repository.host)
 
     @contextlib.asynccontextmanager
     async def _stream(
@@ -314,24 +313,30 @@ class RegistryClient:
             body = content() if callable(content) else content
             request = httpx.Request(method, url, headers=all_headers, content=body)
             with transport_errors(repository.host, uploading=callable(content)):
-                response = await self._send(repository, request)
+                async with _within_timeout(repository.host, uploading=callable(content)):
+                    response = await self._send(repository, request, content)
             try:
                 if response.status_code == 401 and trusted and attempt == 1:
-                    self._authorizations[key] = await self._authorization_header(repository, response, scopes)
+                    async with _within_timeout(repository.host):
+                        self._authorizations[key] = await self._authorization_header(repository, response, scopes)
                     continue
                 yield response
             finally:
                 await response.aclose()
             return
 
-    async def _send(self, repository: Repository, request: "httpx.Request") -> "httpx.Response":
+    async def _send(
+        self, repository: Repository, request: "httpx.Request", content: Content | bytes | None
+    ) -> "httpx.Response":
         """Send a request and follow redirects; return the response, whose body is not read yet.
 
-        Another host, port or scheme gets no authorization (httpx takes it away).
+        Another host, port or scheme gets no authorization (httpx takes it away). A body is opened anew for each.
 
         Raises:
             ImageError: The registry leads to an address that it must not lead to, or to too many.
         """
+        import httpx
+
         for _ in range(MAX_REDIRECTS):
             _check_address(repository, request.url)
             client = await self._http_client(str(request.url))
@@ -339,7 +344,10 @@ class RegistryClient:
             if response.next_request is None:
                 return response
             await response.aclose()
+            keeps_body = response.next_request.method == request.method
             request = response.next_request
+            if keeps_body and callable(content):
+                request = httpx.Request(request.method, request.url, headers=request.headers, content=content())
         raise ImageError(f"registry {repository.host} redirects more than {MAX_REDIRECTS} times: check its settings")
 
     async def _http_client(self, url: str) -> "httpx.AsyncClient":
@@ -365,7 +373,9 @@ class RegistryClient:
         scheme, _, parameters = challenge.partition(" ")
         user = self._credentials.get(repository.host)
         if scheme.lower() == "bearer":
-            return f"Bearer {await self._request_token(repository, dict(CHALLENGE.findall(parameters)), user, scopes)}"
+            # Another scheme may be offered behind it, with a realm of its own.
+            bearer = dict(reversed(CHALLENGE.findall(parameters)))
+            return f"Bearer {await self._request_token(repository, bearer, user, scopes)}"
         if user is None:
             raise ImageError(
                 f"registry {repository.host} needs a user name and a password, and none are given: name a "
@@ -402,6 +412,18 @@ class RegistryClient:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(f"registry {repository.host}: {realm} answers without a token") from error
         raise ImageError(f"registry {repository.host}: {realm} answers with a token that is not text of one line")
+
+
+@contextlib.asynccontextmanager
+async def _within_timeout(host: str, *, uploading: bool = False) -> AsyncIterator[None]:
+    """Context manager: give up what a registry sends byte by byte. An upload takes as long as it needs."""
+    try:
+        async with asyncio.timeout(None if uploading else RESPONSE_TIMEOUT_S):
+            yield
+    except TimeoutError as error:
+        raise RegistryUnavailableError(
+            f"registry {host} does not answer within {RESPONSE_TIMEOUT_S:g} s: try again later"
+        ) from error
 
 
 def _media_type(repository: Repository, response: "httpx.Response") -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,10 @@ async def test_an_endless_error_is_one_short_line_of_text() -> None:
     assert len(str(caught.value)) < 700
 
 
-async def test_an_answer_that_comes_byte_by_byte_is_given_up_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+async def test_an_answer_that_comes_byte_by_byte_is_given_up_after_a_time(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     monkeypatch.setattr(registry_client, "RESPONSE_TIMEOUT_S", 0.3)
     ended = threading.Event()
 
@@ -215,8 +219,46 @@ async def test_an_answer_that_comes_byte_by_byte_is_given_up_after_a_time(monkey
     with hostile_registry(lambda method, path: Answer(body=drip())) as server:
         async with RegistryClient() as client:
             with pytest.raises(RegistryUnavailableError, match=r"does not answer within 0\.3 s"):
-                await client.manifest(repository(server), "tag")
+                if what == "manifest":
+                    await client.manifest(repository(server), "tag")
+                else:
+                    await client.blob(repository(server), Descriptor(LAYER, DIGEST, 5_000))
         ended.set()
+
+
+async def test_an_upload_that_is_led_on_is_sent_anew() -> None:
+    answers = {
+        "HEAD": Answer(404),
+        "POST": Answer(202, headers={"Location": "/upload"}),
+        "PATCH": Answer(202, headers={"Location": "/finish"}),
+        "PUT": Answer(201),
+    }
+
+    def answer(method: str, path: str) -> Answer:
+        return Answer(307, headers={"Location": "/elsewhere"}) if path == "/upload" else answers[method]
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"content"
+
+    with hostile_registry(answer) as server:
+        async with RegistryClient() as client:
+            pushed = await client.put_blob(repository(server), Descriptor.of(LAYER, b"content"), content)
+
+        assert pushed
+        assert [path for method, path, _ in server.requests if method == "PATCH"] == ["/upload", "/elsewhere"]
+
+
+async def test_of_several_challenges_the_bearers_own_realm_is_taken() -> None:
+    with hostile_registry(Answer(body=b'{"token": "a"}')) as service:
+        challenge = f'Bearer realm="http://{service.address}/token",service="s", Basic realm="registry"'
+
+        def answer(method: str, path: str) -> Answer:
+            known = "Authorization" in server.requests[-1][2]
+            return Answer(404) if known else Answer(401, headers={"WWW-Authenticate": challenge})
+
+        with hostile_registry(answer) as server:
+            async with RegistryClient() as client:
+                assert await client.digest(repository(server), "tag") is None
 
 
 def asks_for_basic(method: str, path: str) -> Answer:
