@@ -172,10 +172,12 @@ async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_t
     try:
         endpoint, _, _ = await serve_one(lab, "restored")
         endpoint, _ = await lab.serve(
-            endpoint.create_version("two", image=await lab.image("second"), traffic_percentile=40.0, **PATIENT)
+            endpoint.create_version(
+                "two", image=await lab.image("second"), traffic_percentile=40.0, collect_model_data=True, **PATIENT
+            )
         )
         keys = await lab.target.keys("restored")
-        old = lab.state
+        old, [spool] = lab.state, (lab.workspace.spools_folder / "restored" / "two").iterdir()
         os.kill(old.pid, signal.SIGKILL)
         await until(lambda: not reaper.marked_processes(f"{RUNTIME_VARIABLE}={old.runtime}"), "no orphan", timeout_s=10)
         await until(lambda: not old.runtime.exists(), "its sockets are gone", timeout_s=10)
@@ -187,6 +189,8 @@ async def test_killed_supervisor_leaves_no_processes_and_the_next_one_restores_t
         status = await lab.served(endpoint)
         assert await lab.target.endpoint("restored") == endpoint
         assert await lab.target.keys("restored") == keys
+        # The collector is told that the replica which was killed with its supervisor never starts again.
+        assert [each.parent for each in lab.workspace.spools_folder.rglob("ended")] == [spool]
         async with steady_load(status.url, keys.primary, rate=300) as load:
             await load.more(300)
         assert load.failed == {}

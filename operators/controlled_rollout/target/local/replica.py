@@ -18,7 +18,7 @@ from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inhe
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_socket
 from controlled_rollout.target.local.process_status import ProcessStatus
-from controlled_rollout.target.local.spools import prepare_spool
+from controlled_rollout.target.local.spools import end_spools, prepare_spool
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
 
@@ -203,6 +203,7 @@ class Replica:
         """Let the process answer the requests that it has, then end it."""
         self.begin_stopping()
         await self._process.stop(self.spec.scoring_timeout_ms / 1000 + STOP_MARGIN_S)
+        end_spools(self._spool)
 
     def _next_command(self) -> Command:
         """Choose new sockets for the next start, set the state to STARTING and return the command."""

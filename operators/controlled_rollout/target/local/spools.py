@@ -4,6 +4,7 @@ A replica appends to a folder of its own, `<endpoint>/<version>/<replica>/`. `sp
 which columns it may keep; the model's process is told none of that.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Final
 from controlled_rollout.collection_settings import MEGABYTE, Collection
 from controlled_rollout.target.local import atomic_files, secret_files
 
-__all__ = ["prepare_spool"]
+__all__ = ["end_spools", "prepare_spool"]
 
 SETTINGS_FILE: Final = "spool.json"
 SALT_FILE: Final = "salt"
+# Tells the collector that the replica never starts again: once all is in the storage, the spool is deleted.
+ENDED_FILE: Final = "ended"
 # The resource that the old service's file names begin with: there is none on one machine.
 NO_RESOURCE: Final = {"subscription": "default", "resource_group": "default", "workspace": "default"}
 
@@ -59,3 +62,13 @@ def prepare_spool(spool: Path, collection: Collection, secrets_folder: Path) -> 
         "CAPTURE_VERSION": version,
         "CAPTURE_REPLICA": replica,
     }
+
+
+def end_spools(folder: Path) -> None:
+    """Tell the collector that the replicas of all spools in a folder, or the one of the spool that it is, have ended.
+
+    A spool whose disk takes no file is told with the next start of the workspace.
+    """
+    for settings in folder.rglob(SETTINGS_FILE):
+        with contextlib.suppress(OSError):
+            (settings.parent / ENDED_FILE).touch(mode=0o600)

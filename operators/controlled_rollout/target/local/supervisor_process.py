@@ -26,6 +26,7 @@ from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.runtime_folder import runtime_folder
+from controlled_rollout.target.local.spools import end_spools
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
@@ -79,6 +80,8 @@ def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callab
         # What an earlier supervisor has left may hold the port.
         if ended := end_remains(workspace, lock):
             log.warning("ended %d processes of a supervisor that was killed", ended)
+        # Its replicas, too, never start again: new ones have spools of their own.
+        end_spools(workspace.spools_folder)
         with ports.reserve_port(host, port) as router_port, ports.reserve_port("127.0.0.1", 0) as telemetry_port:
             with runtime_folder() as runtime:
                 lock.name_owner(runtime)

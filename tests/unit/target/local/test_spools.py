@@ -7,7 +7,7 @@ from controlled_rollout.collection_settings import Collection
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local import secret_files
-from controlled_rollout.target.local.spools import prepare_spool
+from controlled_rollout.target.local.spools import end_spools, prepare_spool
 
 SALT = SecretReference(secret="data", key="salt")
 
@@ -60,3 +60,14 @@ def test_replica_whose_salt_is_gone_is_refused_and_one_without_salt_needs_none(t
 
     assert json.loads((spool / "spool.json").read_text())["salt_file"] is None
     assert not (spool / "salt").exists()
+
+
+def test_spools_of_ended_replicas_are_marked_for_the_collector(tmp_path: Path) -> None:
+    end_spools(tmp_path / "spools")
+    spools = [tmp_path / "spools" / "digits" / "blue" / name for name in ("blue-1-00000000", "blue-2-11111111")]
+    for spool in spools:
+        prepare_spool(spool, Collection(), tmp_path / "secrets")
+    end_spools(spools[0])
+    assert [(spool / "ended").exists() for spool in spools] == [True, False]
+    end_spools(tmp_path / "spools")
+    assert [(spool / "ended").exists() for spool in spools] == [True, True]
