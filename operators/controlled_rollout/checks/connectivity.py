@@ -199,7 +199,7 @@ async def _check_storage(workspace: Workspace) -> str:
             storage.delete(name)
 
     await asyncio.to_thread(write_read_delete)
-    hidden = workspace.root / "records"
+    hidden = workspace.model_copy(update={"storage": None}).records_folder  # where they are without a storage
     if (workspace.records_address or workspace.records_folder != hidden) and any(hidden.glob("*.jsonl")):
         records = workspace.records_address or workspace.records_folder
         return f"{place}: can be written. Decisions in {hidden} are not read: records are in {records}"

@@ -66,10 +66,11 @@ class RolloutPlan:
         """Return the text of one step: shift traffic, and the condition to go on."""
         must_pass = self.pass_every_step or percentile == self.steps[-1]
         condition = "when the gate passes" if must_pass else "unless a claim alarms or nearly does"
+        requests = f"{self.min_requests} requests" if self.min_requests > 1 else "1 request"
         compared = " (compared with control's last requests: it gets none then)" if percentile >= 100 else ""
         return (
             f"shift {percentile:g} % of the traffic to it; go on after {format_duration(self.bake)} and "
-            f"{max(1, self.min_requests)} requests of evidence, {condition}{compared}"
+            f"{requests} of evidence, {condition}{compared}"
         )
 
 

@@ -93,9 +93,13 @@ def _run_report(options: argparse.Namespace) -> int:
     from controlled_rollout.record import read_part
     from controlled_rollout.record.picture import draw
     from controlled_rollout.record.summary import summarize
-    from controlled_rollout.record.text import text_report
+    from controlled_rollout.record.text import text_of_steps, text_report
 
-    decisions = (decision for part in _record_parts(options) for decision in read_part(part))
+    decisions = [decision for part in _record_parts(options) for decision in read_part(part)]
+    of_version = [decision for decision in decisions if options.version in (None, decision.version)]
+    if options.picture is None and of_version and all(decision.step != "look" for decision in of_version):
+        print_line(text_of_steps(of_version))
+        return 0
     summary = summarize(decisions, version=options.version)
     print_line(text_report(summary).rstrip("\n"))
     if options.picture is not None:

@@ -1,13 +1,15 @@
 """A rollout as plain text: for a terminal, a ticket or a log."""
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 from controlled_rollout.gate import Claim, Counts, describe
+from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.summary import RolloutSummary, spans_of
 from controlled_rollout.text_table import text_table
 
-__all__ = ["text_report"]
+__all__ = ["text_of_steps", "text_report"]
 
 ROWS: Final = 24
 
@@ -36,6 +38,22 @@ def text_report(summary: RolloutSummary) -> str:
         parts += [describe(verdicts[-1]), ""]
     parts.append(f"{last.verdict.outcome.value.replace('_', ' ')}: {last.verdict.reason}")
     return "\n".join(parts) + "\n"
+
+
+def text_of_steps(decisions: Iterable[Decision]) -> str:
+    """Return the steps of a record as a text table: of rollouts by hand, at which no gate looked."""
+    rows = (
+        (
+            f"{decision.time.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+            decision.version,
+            decision.step.replace("_", " "),
+            "" if decision.share is None else f"{decision.share:g} %",
+            decision.who,
+            decision.why.partition("\n")[0],
+        )
+        for decision in decisions
+    )
+    return text_table([("time (UTC)", "version", "step", "share", "by", "why"), *rows])
 
 
 def _steps_table(summary: RolloutSummary) -> str:

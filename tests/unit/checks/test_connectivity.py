@@ -75,12 +75,17 @@ def test_storage_that_cannot_be_written_fails_the_check(tmp_path: Path) -> None:
     assert f"{tmp_path}/data" in result.message and "cannot be read or written" in result.message
 
 
-def test_storage_check_names_decisions_that_a_new_place_of_records_hides(tmp_path: Path) -> None:
-    workspace = Workspace.from_settings({"root": str(tmp_path / "root"), "storage": str(tmp_path / "data")})
-    hidden = tmp_path / "root" / "records"
+@pytest.mark.parametrize("target", ["local", "kubernetes"])
+def test_storage_check_names_decisions_that_a_new_place_of_records_hides(target: str, tmp_path: Path) -> None:
+    settings = {"root": str(tmp_path / "root"), "target": target, "gateway": "gateway/models", "namespace": "models"}
+    before = Workspace.from_settings(settings)
+    hidden = before.records_folder
     hidden.mkdir(parents=True)
     (hidden / "digits.jsonl").write_text("{}\n")
+    (hidden.parent / "of-others.jsonl").write_text("{}\n")
+    workspace = Workspace.from_settings({**settings, "storage": str(tmp_path / "data")})
 
+    assert "are not read" not in storage_check(before)
     assert storage_check(workspace).endswith(
-        f"Decisions in {hidden} are not read: records are in {tmp_path}/data/records"
+        f"Decisions in {hidden} are not read: records are in {workspace.records_folder}"
     )

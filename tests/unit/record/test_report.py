@@ -1,6 +1,7 @@
 """A rollout's report out of its record: what is in it, and what is refused."""
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -87,6 +88,24 @@ def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
     assert ".png" in capsys.readouterr().err
     with pytest.raises(ControlledRolloutError, match="no look at version 'v9z'"):
         summarize(record.read(workspace, "digits"), version="v9z")
+
+
+def test_a_rollout_by_hand_is_a_line_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = Workspace.local(tmp_path)
+    for number, step in enumerate(("roll_out", "shift", "roll_back")):
+        record.append(workspace, decision(step, number, 10.0 * (step == "shift")))
+
+    assert main(["report", "digits", "--root", str(tmp_path)]) == 0
+
+    headings, *steps = capsys.readouterr().out.splitlines()
+    assert headings.split() == ["time", "(UTC)", "version", "step", "share", "by", "why"]
+    assert [re.split("  +", line)[1:4] for line in steps] == [
+        ["v2a", "roll out", "0 %"],
+        ["v2a", "shift", "10 %"],
+        ["v2a", "roll back", "0 %"],
+    ]
+    assert main(["report", "digits", "--version", "v9z", "--root", str(tmp_path)]) == 1
+    assert "no look at version 'v9z'" in capsys.readouterr().err
 
 
 def test_rollout_without_latency_and_with_a_gap_is_told_and_drawn(tmp_path: Path) -> None:
