@@ -43,6 +43,7 @@ class Entry:
         rows: The rows, at least one.
         fields: What a script's collector has added, such as the names of its model.
         is_script: Whether a script has collected it.
+        is_addressed: Whether the caller named the version, so that the split has not chosen it: no evidence for a gate.
     """
 
     collection: str
@@ -59,6 +60,7 @@ class Entry:
     rows: Sequence[Row]
     fields: Mapping[str, Any] = field(default_factory=dict)
     is_script: bool = False
+    is_addressed: bool = False
 
 
 def read_entries(head_text: bytes, bodies: bytes, selection: Selection) -> list[Entry]:
@@ -117,6 +119,7 @@ def _entry(
         truncated=is_cut or read.too_large,
         body=body if keeps_body and body else None,
         rows=selection.apply(read.rows, collection) or [{}],
+        is_addressed=head.get("addressed") is True,
     )
 
 
@@ -143,6 +146,7 @@ def _collected(head: Mapping[str, Any], body: bytes, selection: Selection) -> En
         rows=selection.apply(read.rows, name) or [{}],
         fields={key: value for key, value in head.items() if isinstance(key, str)},
         is_script=True,
+        is_addressed=head.get("addressed") is True,
     )
 
 

@@ -76,6 +76,7 @@ def _request_columns(replica: Replica, entries: Sequence[Entry]) -> "dict[str, p
         "$endpoint": column([replica.endpoint for _ in entries], text),
         "$version": column([replica.version for _ in entries], text),
         "$replica": column([replica.name for _ in entries], text),
+        "$addressed": column([entry.is_addressed for entry in entries], pa.bool_()),
         "$status": column([entry.status for entry in entries], pa.int32()),
         "$content_type": column([entry.content_type for entry in entries], text),
         "$size": column([entry.size for entry in entries], pa.int64()),

@@ -49,6 +49,8 @@ class SpoolState:
         captured: Requests, and calls of scripts' collectors, that were captured.
         dropped: Those that were not, because the spool was full or the disk failed.
         unreadable: Records that were damaged, and data of scripts that could not be read.
+        lost_at: When this process last saw one of the two grow, in seconds since 1970; None if it has not.
+        watched_since: Since when this process has looked at them.
         shipped: Records in the storage.
         pending_bytes: What is still on the disk.
         final: Whether the replica has ended and everything is in the storage.
@@ -60,6 +62,8 @@ class SpoolState:
     captured: int
     dropped: int
     unreadable: int
+    lost_at: float | None
+    watched_since: float
     shipped: int
     pending_bytes: int
     final: bool
@@ -96,6 +100,9 @@ class SpoolShipper:
         self._file = ProgressFile(spool)
         self._written: SpoolState | None = None
         self._shipped_until = 0.0
+        self._lost: int | None = None
+        self._lost_at: float | None = None
+        self._watched_since = clock()
 
     @property
     def has_ended(self) -> bool:
@@ -133,6 +140,10 @@ class SpoolShipper:
         """
         counts: Counts = read_counts(self.spool)
         progress = self._file.progress
+        lost = counts.dropped + counts.unreadable + progress.unreadable
+        if self._lost is not None and lost > self._lost:
+            self._lost_at = self._clock()
+        self._lost = lost
         return SpoolState(
             replica=self.settings.replica.name,
             shipped_until=self._shipped_until,
@@ -140,6 +151,8 @@ class SpoolShipper:
             captured=max(counts.captured, progress.records + progress.unreadable),
             dropped=counts.dropped,
             unreadable=counts.unreadable + progress.unreadable,
+            lost_at=self._lost_at,
+            watched_since=self._watched_since,
             shipped=progress.records,
             pending_bytes=_pending_bytes(self.spool, progress),
             final=False,

@@ -167,11 +167,39 @@ def test_the_state_says_how_far_the_replica_is_shipped_and_what_was_dropped(plac
         "captured": 4,
         "dropped": 7,
         "unreadable": 2,
+        "lost_at": None,
+        "watched_since": 1234.0,
         "shipped": 4,
         "pending_bytes": 0,
         "final": False,
         "updated": 1234.0,
     }
+
+
+def test_the_state_says_when_something_was_last_lost(place: Place) -> None:
+    """What was dropped weeks ago must not keep today's gate from judging."""
+    now = [1000.0]
+    place.writer.count(dropped=7)
+    shipper = SpoolShipper(place.spool, FolderStorage(place.storage), clock=lambda: now[0])
+    shipper.ship()
+    assert (place.state()["lost_at"], place.state()["watched_since"]) == (None, 1000.0)
+
+    now[0] = 2000.0
+    place.writer.count(dropped=8)
+    shipper.ship()
+    now[0] = 3000.0
+    shipper.ship()
+    assert (place.state()["lost_at"], place.state()["updated"]) == (2000.0, 3000.0)
+
+
+def test_requests_that_named_their_version_are_marked(place: Place) -> None:
+    head, asked, answered = exchange(0)
+    place.writer.append({**head, "addressed": True}, asked, answered)
+    place.writer.append_exchanges(1, first=1)
+    place.ship()
+    assert [row["$addressed"] for collection in ("inputs", "predictions") for row in place.rows(collection)] == [
+        True, False, True, False,
+    ]  # fmt: skip
 
 
 def test_the_state_of_an_idle_replica_is_not_written_each_round(place: Place) -> None:

@@ -13,7 +13,8 @@ from tests.unit.evidence.collected_parts import MINUTE, T0, S
 
 UNTIL = T0 + 10 * MINUTE
 NOW = T0 + 11 * MINUTE
-SHIPPED = ReplicaState("v2-1", NOW, 0, 0, None, 0, False, NOW)
+BEFORE = T0 - 60 * MINUTE
+SHIPPED = ReplicaState("v2-1", NOW, 0, 0, None, BEFORE, 0, False, NOW)
 ANSWERED = [Collected(T0 + minute * MINUTE, 100, 100) for minute in range(10)]
 
 
@@ -39,6 +40,14 @@ def test_a_replica_that_has_not_shipped_is_late() -> None:
     assert "2 replicas are late" in problem(late, SHIPPED, replace(late, replica="v2-2"))
 
 
+def test_a_replica_without_requests_is_not_late() -> None:
+    """Its state is written only now and then."""
+    idle = replace(SHIPPED, shipped_until=T0 + 9 * MINUTE)
+    assert problem(idle, bins=some(0, answered=0)) == ""
+    assert "is late" in problem(idle, bins=some(1, answered=1))
+    assert "is late" in problem(replace(idle, pending_bytes=1), bins=some(0, answered=0))
+
+
 def test_a_replica_that_went_without_a_word_does_not_keep_the_gate_waiting_for_ever() -> None:
     """Its node may be lost. What of it is missing shows in the number of requests."""
     gone = replace(SHIPPED, updated=T0, shipped_until=T0)
@@ -50,8 +59,9 @@ def test_what_was_dropped_since_the_rollout_began_is_named() -> None:
     assert "7 records of version 'v2' were dropped and 2 were unreadable (replica v2-1)" in problem(
         replace(SHIPPED, dropped=7, unreadable=2, lost_at=T0 + S)
     )
-    assert "1 records" in problem(replace(SHIPPED, dropped=1))  # it is not known when
     assert problem(replace(SHIPPED, dropped=7, lost_at=T0 - S)) == ""
+    assert problem(replace(SHIPPED, dropped=7)) == ""  # not since the collector looks
+    assert "7 records" in problem(replace(SHIPPED, dropped=7, watched_since=T0 + S))  # it is not known when
 
 
 def test_replicas_that_ended_before_the_rollout_do_not_count() -> None:
@@ -90,14 +100,15 @@ def test_fewer_requests_than_were_answered_are_missing(bins: list[Collected], sh
 def state(**changes: Any) -> bytes:
     written = {
         "replica": "v2-1", "shipped_until": T0.timestamp(), "captured": 3, "dropped": 0, "unreadable": 0,
-        "lost_at": None, "pending_bytes": 0, "final": False, "updated": T0.timestamp(), "started": 0,
+        "lost_at": None, "watched_since": BEFORE.timestamp(), "pending_bytes": 0, "final": False,
+        "updated": T0.timestamp(), "shipped": 3,
     }  # fmt: skip
     return json.dumps(written | changes).encode()
 
 
 def test_a_state_is_read_as_the_collector_writes_it() -> None:
     read = replica_state("s.json", state(dropped=4, lost_at=(T0 + S).timestamp(), final=True, more="later"))
-    assert read == ReplicaState("v2-1", T0, 4, 0, T0 + S, 0, True, T0)
+    assert read == ReplicaState("v2-1", T0, 4, 0, T0 + S, BEFORE, 0, True, T0)
     assert isinstance(read.updated, datetime)
 
 

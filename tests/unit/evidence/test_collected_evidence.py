@@ -77,7 +77,7 @@ class Rollout:
         now = (UNTIL + MINUTE).timestamp()
         written = {
             "replica": f"{version}-1", "shipped_until": now, "captured": 0, "dropped": 0, "unreadable": 0,
-            "lost_at": None, "pending_bytes": 0, "final": False, "updated": now,
+            "lost_at": None, "watched_since": 0, "pending_bytes": 0, "final": False, "updated": now,
         }  # fmt: skip
         path = self.folder / f"collected/digits/{version}/_state/{version}-1.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,8 @@ class ReplicaState:
         shipped_until: What was collected up to this time is in the storage.
         dropped: Requests that were not kept, because the disk was full or the bound was reached.
         unreadable: Records that could not be read.
-        lost_at: When one of the two last grew; None if it is not known.
+        lost_at: When the collector last saw one of the two grow; None if it has not.
+        watched_since: Since when it has looked at them.
         pending_bytes: What waits to be shipped.
         final: The replica has ended, and everything is in the storage.
         updated: When this was written.
@@ -46,6 +47,7 @@ class ReplicaState:
     dropped: int
     unreadable: int
     lost_at: datetime | None
+    watched_since: datetime
     pending_bytes: int
     final: bool
     updated: datetime
@@ -85,6 +87,7 @@ def replica_state(name: str, content: bytes) -> ReplicaState:
             dropped=_count(values["dropped"]),
             unreadable=_count(values["unreadable"]),
             lost_at=None if lost_at is None else _time(lost_at),
+            watched_since=_time(values["watched_since"]),
             pending_bytes=_count(values.get("pending_bytes", 0)),
             final=values["final"] is True,
             updated=_time(values["updated"]),
@@ -137,14 +140,17 @@ def incomplete(
             f"no replica of version {version!r} has reported what it collected since {started:%H:%M:%S}, and it "
             f"answered {answered:,.0f} requests: see that its collector runs and may write to the storage"
         )
-    return _lost(version, relevant, started) or _late(version, relevant, until, now) or _missing(version, bins, share)
+    return (
+        _lost(version, relevant, started)
+        or _late(version, relevant, bins, until, now)
+        or _missing(version, bins, share)
+    )
 
 
 def _lost(version: str, states: Sequence[ReplicaState], started: datetime) -> str:
     """Return a sentence if replicas have dropped something, or could not read it, since the rollout began."""
-    lost = [
-        one for one in states if one.dropped + one.unreadable > 0 and (one.lost_at is None or one.lost_at >= started)
-    ]
+    # A collector that began to look later does not know when it was.
+    lost = [one for one in states if one.dropped + one.unreadable > 0 and (one.lost_at or one.watched_since) >= started]
     if not lost:
         return ""
     dropped, unreadable = (sum(getattr(one, name) for one in lost) for name in ("dropped", "unreadable"))
@@ -155,9 +161,22 @@ def _lost(version: str, states: Sequence[ReplicaState], started: datetime) -> st
     )
 
 
-def _late(version: str, states: Sequence[ReplicaState], until: datetime, now: datetime) -> str:
-    """Return a sentence if a replica has not shipped everything up to the end of the newest closed bin."""
-    late = [one for one in states if not one.final and one.shipped_until < until and now - one.updated <= SILENT]
+def _late(
+    version: str, states: Sequence[ReplicaState], bins: Sequence[Collected], until: datetime, now: datetime
+) -> str:
+    """Return a sentence if a replica has not shipped everything up to the end of the newest closed bin.
+
+    The state of a replica that gets no requests is written less often: it is late only if the version got some since.
+    """
+    asked = max((one.start for one in bins if one.answered), default=None)
+    late = [
+        one
+        for one in states
+        if not one.final
+        and one.shipped_until < until
+        and now - one.updated <= SILENT
+        and (one.pending_bytes > 0 or (asked is not None and _bin_end(asked, bins, until) > one.shipped_until))
+    ]
     if not late:
         return ""
     last = min(late, key=lambda one: one.shipped_until)
@@ -168,6 +187,11 @@ def _late(version: str, states: Sequence[ReplicaState], until: datetime, now: da
         + (f"; {len(late)} replicas are late" if len(late) > 1 else "")
         + ": see that its collector reaches the storage, or allow more with allowed_lag"
     )
+
+
+def _bin_end(start: datetime, bins: Sequence[Collected], until: datetime) -> datetime:
+    """Return the latest moment that the requests of a bin may be of: where the next one begins."""
+    return min((one.start for one in bins if one.start > start), default=until)
 
 
 def _missing(version: str, bins: Sequence[Collected], share: float) -> str:
