@@ -29,6 +29,9 @@ from controlled_rollout.evidence.collected.source import CollectedEvidence
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
+from controlled_rollout_collector.shipping import SpoolShipper
+from controlled_rollout_collector.storage import FolderStorage
+from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
 from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, S, write_part
 
 COLUMNS = {"label": "VARCHAR", "score": "DOUBLE"}
@@ -292,3 +295,32 @@ def test_files_of_other_days_are_not_listed() -> None:
     midnight = datetime(2026, 3, 2, tzinfo=T0.tzinfo)
     days = list(day_prefixes("digits", "v1", "inputs", since=midnight - 2 * MINUTE, until=midnight + 120 * MINUTE))
     assert days == ["collected/digits/v1/inputs/2026/03/01/", "collected/digits/v1/inputs/2026/03/02/"]
+
+
+def test_what_the_collector_writes_is_what_the_gate_reads(tmp_path: Path) -> None:
+    """From the records of a spool to the gate's bins: predictions of 0, 1 and 2 in turn, batches of three rows."""
+    rollout = Rollout(tmp_path / "storage", {"v1": requests("v1"), "v2": requests("v2")})
+    for version in rollout.exchanges:
+        spool = make_spool(tmp_path / version, replica=f"{version}-1", version=version)
+        writer = SpoolWriter(spool)
+        for number in range(300):
+            head, asked, answered = exchange(number, rows=3)
+            writer.append(head | {"id": f"{version}-{number}", "time": (T0 + number * S).timestamp()}, asked, answered)
+        head, asked, answered = exchange(7)
+        writer.append(head | {"id": "smoke", "time": T0.timestamp(), "addressed": True}, asked, answered)
+        SpoolShipper(spool, FolderStorage(rollout.folder), clock=(UNTIL + MINUTE).timestamp).ship()
+        writer.end()
+    gate = Gate(
+        means={"age": Mean(worse="lower", column="inputs.age")},
+        categories={
+            "label": Category(column="predictions.prediction", tolerance=0.1),
+            "type": Category(column="inputs.$content_type"),
+        },
+    )
+    evidence = rollout.read(gate)
+    assert evidence.unseen == ""
+    assert len(evidence.bins) == 5
+    for number, bin_ in enumerate(evidence.bins):
+        for counts in (bin_.control, bin_.treatment):
+            assert counts.categories == {"label": {"0": 20, "1": 20, "2": 20}, "type": {"application/json": 60}}
+            assert (counts.means["age"].count, counts.means["age"].mean) == (60, 60 * number + 29.5)
