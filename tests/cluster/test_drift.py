@@ -226,6 +226,14 @@ async def test_a_route_of_another_namespace_that_takes_all_callers_is_said_and_r
             await step
     await sandbox.roll_back("two", "going back waits for nobody")
     second_sandbox.kubectl("delete", "httproute", "thief")
+    # Host names of our own route that leave the callers' out take them away as well.
+    patch(sandbox, "httproute", sandbox.endpoint, {"spec": {"hostnames": ["elsewhere.example"]}})
+    assert "is for requests to elsewhere.example only" in (
+        (await sandbox.target.status(sandbox.endpoint)).trouble or ""
+    )
+    with pytest.raises(ConflictError, match=r"no split .* reaches its callers: .* elsewhere"):
+        await sandbox.shift("two", 20)
+    patch(sandbox, "httproute", sandbox.endpoint, {"spec": {"hostnames": None}})
     await sandbox.shift("two", 20)
 
     status = await sandbox.target.status(sandbox.endpoint)

@@ -16,6 +16,8 @@ __all__ = [
     "ABOVE_WEIGHTS",
     "BETTER",
     "BOTH_SIDES",
+    "CAP_ABOVE_MOST_BURST",
+    "MOST_BURST",
     "OddsRatio",
     "burstiness",
     "rate_difference",
@@ -33,6 +35,11 @@ BETTER: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
 # For a split and for categories, where every size of a difference is as likely as another, all with the same weight.
 HIGHER: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(HIGHER)), *HIGHER)
+
+# One minute without an answer in control's hour before the rollout is a burstiness of a hundred or more, which would
+# hide errors that last. For alarms it is no more than this, and above it no bin counts for more than the cap.
+MOST_BURST: Final = 20.0
+CAP_ABOVE_MOST_BURST: Final = 1.5
 
 
 class OddsRatio:

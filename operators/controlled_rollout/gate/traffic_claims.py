@@ -20,6 +20,8 @@ from controlled_rollout.gate.ratio import (
     ABOVE,
     ABOVE_WEIGHTS,
     BETTER,
+    CAP_ABOVE_MOST_BURST,
+    MOST_BURST,
     OddsRatio,
     burstiness,
     rate_difference,
@@ -89,7 +91,13 @@ class _Event:
         self.judged = judged
         self.metric = metric
         self.burst = burst
-        self.odds = OddsRatio(judged.treatment, judged.control, metric, burst=burst, cap=gate.burst_cap)
+        self.odds = self.odds_for_alarm = OddsRatio(
+            judged.treatment, judged.control, metric, burst=burst, cap=gate.burst_cap
+        )
+        if burst > MOST_BURST:
+            self.odds_for_alarm = OddsRatio(
+                judged.treatment, judged.control, metric, burst=MOST_BURST, cap=CAP_ABOVE_MOST_BURST
+            )
         self.n_bins = len(judged.starts)
 
     def rates(self) -> str:
@@ -97,9 +105,9 @@ class _Event:
         treatment = _format_rate(self.metric.treatment, self.judged.treatment)
         return f"{treatment} against control's {_format_rate(self.metric.control, self.judged.control)}"
 
-    def bursts(self) -> str:
-        """Return the discount for bursts as text; empty if there is none."""
-        return f", discounted {self.burst:.3g} times for bursts" if self.burst > 1 else ""
+    def bursts(self, most: float = math.inf) -> str:
+        """Return the discount for bursts, at most this, as text; empty if there is none."""
+        return f", discounted {min(self.burst, most):.3g} times for bursts" if self.burst > 1 else ""
 
 
 def _slow_events(span: Columns, gate: Gate, bursts: Sequence[float]) -> list[_Event]:
@@ -118,7 +126,7 @@ def _errors_higher(gate: Gate, errors: Mapping[int, _Event]) -> ClaimResult:
 
     def components(event: _Event, bins: int) -> tuple[list[Floats], Sequence[float]]:
         """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
-        return event.odds.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS
+        return event.odds_for_alarm.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS
 
     processes = [
         Process(first, partial(components, event), rate_differs(event.judged, event.metric, gate.error_difference))
@@ -130,7 +138,7 @@ def _errors_higher(gate: Gate, errors: Mapping[int, _Event]) -> ClaimResult:
     detail = event.rates()
     if difference is not None:
         detail += f", difference {100 * difference:+.3g} points, {100 * gate.error_difference:.3g} tolerated"
-    detail += event.bursts() + _since(event.judged, evidence.since)
+    detail += event.bursts(MOST_BURST) + _since(event.judged, evidence.since)
     return alarm_from("errors are higher", "alarm", evidence, threshold, detail)
 
 

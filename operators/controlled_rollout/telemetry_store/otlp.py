@@ -10,7 +10,6 @@ import re
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from google.protobuf.json_format import MessageToJson, ParseDict, ParseError  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
@@ -47,6 +46,7 @@ STATUS_KEYS: Final = ("http.response.status_code", "http.status_code")
 URL_KEYS: Final = ("url.full", "http.url")
 # What a GET asks for is its input: it may be about a person.
 QUERY_KEYS: Final = ("url.query", "http.target")
+PATH_OF_URL: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)?([^?#]*)")
 METHOD_KEYS: Final = ("http.request.method", "http.method")
 
 
@@ -239,11 +239,9 @@ def _without_query(url: str) -> str:
 
 
 def _url_path(url: str) -> str:
-    """Return the path of a URL; an empty string if it has none or is not a URL."""
-    try:
-        return urlsplit(url).path
-    except ValueError:
-        return ""
+    """Return the path of a URL, whose host is what a caller has sent and may be none; empty if it has none."""
+    match = PATH_OF_URL.match(url)
+    return match[1] if match else ""
 
 
 def _python_value(value: AnyValue) -> object:

@@ -15,7 +15,7 @@ from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
-from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, CAP_ABOVE_MOST_BURST, MOST_BURST, OddsRatio
 from controlled_rollout.gate.restarts import at_present_share, process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
@@ -64,7 +64,7 @@ def looks(traffic: Traffic) -> Looks:
     slow = [_Events(traffic, treatment[..., k], control[..., k], before[..., k], skip) for k in range(len(QUANTILES))]
     starts = _starts(traffic.share[skip:])
 
-    gains = errors.gains(gate.error_ratio, ABOVE)
+    gains = errors.alarm_gains(gate.error_ratio, ABOVE)
     allowed = [errors.differs(gate.error_difference, first) for first in starts]
     evidence = _alarm(gains, ABOVE_WEIGHTS, starts, allowed)
     alarm = evidence >= math.log(alarm_threshold(gate, "errors", latency=True))
@@ -121,6 +121,11 @@ class _Events:
     def gains(self, null: float, ratios: Sequence[float]) -> list[Floats]:
         shape = self.a.shape
         return [self.odds.gains(null, ratio, self.a.size).reshape(shape) / self.burst for ratio in ratios]
+
+    def alarm_gains(self, null: float, ratios: Sequence[float]) -> list[Floats]:
+        most, cap = MOST_BURST, math.log(CAP_ABOVE_MOST_BURST)
+        above = self.burst > most
+        return [np.where(above, np.minimum(gain * self.burst / most, cap), gain) for gain in self.gains(null, ratios)]
 
     def differs(self, least: float, first: int) -> NDArray[np.bool_]:
         a, c, x, y = (counts[:, first:] for counts in (self.a, self.c, self.x, self.y))

@@ -325,6 +325,21 @@ def test_bursts_before_the_rollout_reduce_the_evidence() -> None:
     assert tempered.outcome == "not_enough_evidence"
 
 
+def test_errors_that_last_are_found_although_control_had_a_minute_without_an_answer_before() -> None:
+    outage = [minute(-1 - i, (0, 0), (300, 300 if i == 30 else 1)) for i in range(60)]
+
+    def outcome(bins: int, *errors: int) -> str:
+        """Judge so many minutes with 1 of 300 errors in control and 0 in the treatment, but these in its last ones."""
+        treatment = [0] * (bins - len(errors)) + list(errors)
+        rows = [minute(i, (30, treatment[i]), (270, 1)) for i in range(bins)]
+        return judge(rows, Gate(latency_quantiles=()), baseline=outage).outcome
+
+    assert outcome(12, *[9] * 12) == "fail"
+    assert outcome(30, *[3] * 30) == "fail"
+    # As many in the treatment as control had, or a few times less of it, are no alarm.
+    assert outcome(60, 30) == outcome(60, 30, 30, 0, 0, 30) == "not_enough_evidence"
+
+
 def test_evidence_of_each_quantile_is_divided_by_its_own_burstiness() -> None:
     gate = Gate(latency_quantiles=(0.5, 0.9))
     bins = [minute(i, (150, 0), (150, 0), slow=((100, 15), (75, 15))) for i in range(3)]

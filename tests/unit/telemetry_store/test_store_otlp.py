@@ -78,6 +78,19 @@ def test_a_span_of_envoy_becomes_a_request_as_azure_would_show_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://[::1/score", "/score"),
+        ("http://a b:port:80/score?x", "/score"),
+        ("https:///score", "/score"),
+        ("/score#x", "/score"),
+    ],
+)
+def test_a_request_keeps_its_path_whatever_host_its_caller_has_sent(url: str, path: str) -> None:
+    assert row_of(export({"http.method": "POST", "http.url": url}))["Name"] == f"POST {path}"
+
+
+@pytest.mark.parametrize(
     ("attributes", "code", "succeeded"),
     [
         ({"http.response.status_code": 200}, "200", True),

@@ -75,7 +75,7 @@ def shadows(
     listeners: Sequence[str],
     host: str | None,
 ) -> list[Shadow]:
-    """Return the rules of others that take requests to an endpoint before its own rules do. Pure.
+    """Return what takes requests to an endpoint before its own rules do: rules of others, or host names. Pure.
 
     Args:
         endpoint: The endpoint's name.
@@ -87,7 +87,7 @@ def shadows(
     """
     own = next((route for route in routes if _name(route) == name), None)
     base = f"/api/v1/service/{endpoint}"
-    found: list[Shadow] = []
+    found: list[Shadow] = list(_excluded(own, host))
     for route in routes:
         if not _is_attached(route, gateway):
             continue
@@ -105,6 +105,17 @@ def shadows(
             if paths and comes_first:
                 found.append(_shadow(route, match, paths, base))
     return list(dict.fromkeys(found))
+
+
+def _excluded(own: Object | None, host: str | None) -> Iterator[Shadow]:
+    """Yield that an endpoint's own route is for other hosts than the one that callers ask for: they get 404 then."""
+    names = own["spec"].get("hostnames") if own else None
+    if own and names and host is not None and not any(_names_host(name, host) for name in names):
+        sentence = (
+            f"HTTPRoute {'/'.join(_name(own))} is for requests to {', '.join(names)} only, and callers ask for {host}: "
+            "take its `hostnames` out, or add that host"
+        )
+        yield Shadow(sentence, takes_all=True)
 
 
 def _shadow(route: Object, match: Object, paths: Sequence[str], base: str) -> Shadow:

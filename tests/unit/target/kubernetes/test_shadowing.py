@@ -127,3 +127,26 @@ def test_a_route_that_names_the_callers_host_takes_all_its_requests_unless_ours_
     assert found(other, host=host, listeners=(host,)) == []
     assert found(other, host="elsewhere.example.com") == []
     assert found(route("other/thief", [rule("Exact", f"{BASE}/score")], hosts=(host,)), host=host, listeners=(host,))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "is_excluded"),
+    [
+        ((), "models.example.com", False),
+        (("models.example.com", "other.example.com"), "models.example.com", False),
+        (("*.example.com",), "models.example.com", False),
+        (("other.example.com",), None, False),
+        (("other.example.com",), "models.example.com", True),
+        (("*.example.org",), "127.0.0.1", True),
+    ],
+)
+def test_a_route_of_ours_that_somebody_has_made_for_other_hosts_reaches_no_caller(
+    hosts: tuple[str, ...], host: str | None, is_excluded: bool
+) -> None:
+    ours = own()
+    ours["spec"]["hostnames"] = list(hosts)
+
+    shadows = found(ours=ours, host=host)
+
+    assert [shadow.takes_all for shadow in shadows] == ([True] if is_excluded else [])
+    assert not is_excluded or f"is for requests to {hosts[0]} only, and callers ask for {host}" in shadows[0].sentence
