@@ -16,12 +16,18 @@ __all__ = ["BlobStorage", "FolderStorage", "Storage", "StorageError", "StorageSe
 
 CONNECTION_STRING: Final = "AZURE_STORAGE_CONNECTION_STRING"
 SAS_TOKEN: Final = "AZURE_STORAGE_SAS_TOKEN"  # noqa: S105 - the name of a variable
-# How long one attempt may take; each round tries again, and pauses longer and longer.
-CONNECT_TIMEOUT_S: Final = 5
-READ_TIMEOUT_S: Final = 30
-RETRIES: Final = 2
-# A part is one request to the service, so that nobody ever reads half of it.
-SINGLE_PUT_BYTES: Final = 256 * 1024 * 1024
+# How long one attempt may take to connect, and to get an answer.
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 10.0
+# The client itself gives up soon: each round tries again, with longer and longer pauses.
+CLIENT_SETTINGS: Final[dict[str, Any]] = {
+    "retry_total": 2,
+    "initial_backoff": 1,
+    "increment_base": 1,
+    "random_jitter_range": 0,
+    # A part is one request to the service, so that nobody ever reads half of it.
+    "max_single_put_size": 256 * 1024 * 1024,
+}
 FORBIDDEN: Final = (401, 403)
 
 
@@ -84,12 +90,21 @@ class BlobStorage:
     Args:
         address: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`.
         environment: The environment variables.
+        connect_timeout_s: How long one attempt may take to connect, in seconds.
+        read_timeout_s: How long it may then take to get an answer, in seconds.
 
     Raises:
         StorageSettingError: The address is of another form.
     """
 
-    def __init__(self, address: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        environment: Mapping[str, str],
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
         parts = urlsplit(address)
         path = [element for element in parts.path.split("/") if element]
         # An emulator has the account in the path.
@@ -104,6 +119,7 @@ class BlobStorage:
         self._container = path[account_elements]
         self._prefix = "".join(f"{element}/" for element in path[account_elements + 1 :])
         self._environment = environment
+        self._timeouts = {"connection_timeout": connect_timeout_s, "read_timeout": read_timeout_s}
         self._client: ContainerClient | None = None
 
     def __str__(self) -> str:
@@ -137,12 +153,7 @@ class BlobStorage:
         from azure.identity import DefaultAzureCredential
         from azure.storage.blob import ContainerClient
 
-        settings: dict[str, Any] = {
-            "retry_total": RETRIES,
-            "connection_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "max_single_put_size": SINGLE_PUT_BYTES,
-        }
+        settings = CLIENT_SETTINGS | self._timeouts
         if urlsplit(self._account_url).hostname in ("127.0.0.1", "localhost", "::1"):
             # An emulator on this machine, without the environment's proxies.
             settings |= {"use_env_settings": False}
