@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import os
 import pickle
 import random
 import re
@@ -243,17 +242,12 @@ def test_a_fresh_process_reads_what_one_that_has_looked_before_knows(rollout: Ro
     code = f"""
 import pickle, sys
 from pathlib import Path
+sys.path[:0] = {sys.path!r}
 from tests.unit.evidence import test_collected_evidence as module
 one = module.Rollout(Path({str(rollout.folder)!r}), {{"v1": module.requests("v1"), "v2": module.requests("v2", "a")}})
 sys.stdout.buffer.write(pickle.dumps(one.read(module.SCORES)))
 """
-    fresh = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        cwd=Path(__file__).parents[3],
-        env=dict(os.environ),
-    ).stdout
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert pickle.loads(fresh) == here  # noqa: S301 - written by this test
 
 
