@@ -144,6 +144,18 @@ def _cluster_fields() -> dict[str, Any]:
             "Image pull secret",
             "The Secret in the namespace with which the cluster pulls images; empty for a registry that needs none.",
         ),
+        "collector_image": _form_field(
+            "Image of the collector",
+            "What ships the data of versions that collect, by its digest; empty where none does.",
+        ),
+        "collector_secret": _form_field(
+            "Secret of the collector",
+            "The Secret in the namespace with its connection_string or sas_token; empty for a workload identity.",
+        ),
+        "collector_service_account": _form_field(
+            "ServiceAccount of the collector",
+            "With the workload identity that may write blobs; empty where the Secret is used.",
+        ),
     }
 
 

@@ -23,6 +23,8 @@ CACHE_VARIABLE = "CONTROLLED_ROLLOUT_CACHE"
 
 DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+# An image by its digest: what a tag names may change.
+DIGEST: Final = r"^[^@\s]+@sha256:[0-9a-f]{64}$"
 BLOB_ADDRESS: Final = (
     r"^(https://[a-z0-9]{3,24}\.blob\.core\.[a-z.]+|https?://(127\.0\.0\.1|localhost):\d+/[a-z0-9]+)"
     r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?$"
@@ -110,6 +112,12 @@ class Workspace(BaseModel):
         envoy_namespace: The namespace of the Gateway's Envoy pods.
         endpoint_url: Base URL at which callers reach the Gateway; None for the Gateway's own address.
         image_pull_secret: The Secret, in `namespace`, for pulling images from a registry that requires one.
+        collector_image: The image of the collector, made of `docker/collector`; it runs beside each replica of versions
+            that collect.
+        collector_secret: The Secret, in `namespace`, with the collector's credential for `storage`: the key
+            `connection_string` or `sas_token`. Only the collector gets it.
+        collector_service_account: The ServiceAccount, in `namespace`, with whose workload identity the collector writes
+            to `storage`, instead of a secret.
         registry: Where images are pushed: a registry and a prefix, such as `registry.example/models`.
         shared_registry: A registry with environments that this workspace's registry may not have.
         base_image: The base image of environments that name none.
@@ -152,6 +160,9 @@ class Workspace(BaseModel):
     envoy_namespace: Annotated[str, Field(pattern=f"^{DNS_LABEL}$")] = "envoy-gateway-system"
     endpoint_url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")] | None = None
     image_pull_secret: str | None = None
+    collector_image: Annotated[str, Field(pattern=DIGEST)] | None = None
+    collector_secret: Annotated[str, Field(pattern=f"^{OBJECT_NAME}$")] | None = None
+    collector_service_account: Annotated[str, Field(pattern=f"^{OBJECT_NAME}$")] | None = None
 
     registry: str | None = None
     shared_registry: str | None = None

@@ -12,8 +12,10 @@ from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.local import secret_files
 from controlled_rollout.version import Version
+from controlled_rollout.workspace import Workspace
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
+WORKSPACE = Workspace.from_settings({"target": "kubernetes", "gateway": "edge/public"})
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "root", "uid": "1"}}
 TOKEN = {"secret": "feature-store", "key": "token"}
 
@@ -67,7 +69,7 @@ def test_kubernetes_gets_references_as_such_and_replaces_nothing_in_a_text() -> 
         "one", image=IMAGE, environment_variables={"COST": "$(HOME) $5 $$", "TOKEN": TOKEN}
     )
 
-    pod = manifests.deployment(endpoint, endpoint.versions["one"], namespace="models", owner=OWNER)["spec"]["template"]
+    pod = manifests.deployment(endpoint, endpoint.versions["one"], WORKSPACE, owner=OWNER)["spec"]["template"]
 
     variables = pod["spec"]["containers"][0]["env"]
     assert {"name": "COST", "value": "$$(HOME) $$5 $$$$"} in variables

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout_collector.collector import Collector
+from controlled_rollout_collector.settings import SpoolSettingError, write_settings
 from controlled_rollout_collector.storage import StorageSettingError, open_storage
 
 USAGE_ERROR: Final = 2
@@ -22,6 +23,48 @@ log = logging.getLogger("controlled_rollout_collector")
 
 def main() -> int:
     """Parse the command line, and ship until SIGTERM; return the exit code."""
+    options = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s collector: %(message)s")
+    # It logs each request, with its address.
+    logging.getLogger("azure").setLevel(logging.WARNING)
+    # Other processes of this user, such as versions, must not read this one's environment.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    os.umask(0o077)
+    try:
+        storage = open_storage(options.storage, os.environ)
+    except StorageSettingError as error:
+        log.error("%s", error)
+        return USAGE_ERROR
+    end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: end.set())
+    options.spools.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(options.spools, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.error("another collector ships the spools in %s", options.spools)
+        return USAGE_ERROR
+    if options.sidecar:
+        try:
+            write_settings(options.spools, os.environ)
+        except (SpoolSettingError, OSError) as error:
+            log.error("%s", error)
+            return USAGE_ERROR
+    log.info("ships %s to %s every %g s", options.spools, storage, options.interval)
+    Collector(
+        options.spools,
+        storage,
+        interval_s=options.interval,
+        grace_s=options.grace,
+        end=end,
+        is_sidecar=options.sidecar,
+    ).run()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="controlled_rollout_collector", description=__doc__)
     parser.add_argument(
         "--spools",
@@ -45,38 +88,7 @@ def main() -> int:
     parser.add_argument(
         "--sidecar", action="store_true", help="the replica has ended when this process gets SIGTERM, as in a pod"
     )
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s collector: %(message)s")
-    # It logs each request, with its address.
-    logging.getLogger("azure").setLevel(logging.WARNING)
-    # Other processes of this user, such as versions, must not read this one's environment.
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    os.umask(0o077)
-    try:
-        storage = open_storage(options.storage, os.environ)
-    except StorageSettingError as error:
-        log.error("%s", error)
-        return USAGE_ERROR
-    end = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: end.set())
-    options.spools.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(options.spools, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.error("another collector ships the spools in %s", options.spools)
-        return USAGE_ERROR
-    log.info("ships %s to %s every %g s", options.spools, storage, options.interval)
-    Collector(
-        options.spools,
-        storage,
-        interval_s=options.interval,
-        grace_s=options.grace,
-        end=end,
-        is_sidecar=options.sidecar,
-    ).run()
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,17 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from controlled_rollout_collector.atomic_files import write_atomically
 from controlled_rollout_collector.layouts import LAYOUTS
 from controlled_rollout_collector.parts import Layout, Replica
 from controlled_rollout_collector.selection import Selection
 
-__all__ = ["SETTINGS_FILE", "SpoolSettingError", "SpoolSettings"]
+__all__ = ["SETTINGS_FILE", "SpoolSettingError", "SpoolSettings", "write_settings"]
 
 SETTINGS_FILE: Final = "spool.json"
 
 
 class SpoolSettingError(Exception):
     """The settings of a spool cannot be used: nothing of it is shipped, and nothing of it is lost."""
+
+
+def write_settings(spool: Path, environment: Mapping[str, str]) -> None:
+    """Write the settings that a pod's environment has into the spool: beside a sidecar there is no target that could.
+
+    Raises:
+        SpoolSettingError: They are missing or wrong.
+        OSError: The spool cannot be written.
+    """
+    try:
+        settings = json.loads(environment["COLLECTOR_SPOOL"]) | {"replica": environment["COLLECTOR_REPLICA"]}
+    except (KeyError, ValueError, TypeError) as error:
+        raise SpoolSettingError(
+            f"COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool ({error!r}): a version's pod sets them"
+        ) from error
+    write_atomically(spool / SETTINGS_FILE, json.dumps(settings).encode())
 
 
 @dataclass(frozen=True)

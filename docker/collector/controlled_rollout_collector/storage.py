@@ -181,9 +181,15 @@ class BlobStorage:
 
 
 def _secret(environment: Mapping[str, str], name: str) -> str:
-    """Return the value of a variable, or the content of the file that the variable with `_FILE` names."""
+    """Return the value of a variable, or the content of the file that the variable with `_FILE` names, if it is there.
+
+    A secret that is mounted has one of the two kinds of credential.
+    """
     if file := environment.get(f"{name}_FILE"):
-        return Path(file).read_text(encoding="utf-8").strip()
+        try:
+            return Path(file).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return ""
     return environment.get(name, "").strip()
 
 

@@ -63,7 +63,7 @@ def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
             return PodProblem(f"pod {name} cannot be scheduled: {why}", is_permanent=False)
         if condition["type"] == "PodReadyToStartContainers" and condition["status"] == "True":
             since = condition.get("lastTransitionTime")
-    for container in status.get("containerStatuses") or []:
+    for container in (*_sidecar_statuses(pod), *(status.get("containerStatuses") or [])):
         if problem := _container_problem(name, container, _pod_age(pod, now)):
             return problem
         if since and _is_being_created(container):
@@ -72,6 +72,13 @@ def pod_problem(pod: Object, now: datetime | None) -> PodProblem | None:
             text = f"pod {name} {pulling}: the registry has not answered yet, or the image is large"
             return PodProblem(text, is_permanent=False)
     return None
+
+
+def _sidecar_statuses(pod: Object) -> list[Object]:
+    """Return the statuses of a pod's native sidecars, without which its other containers do not start."""
+    init_containers = (pod.get("spec") or {}).get("initContainers") or []
+    sidecars = {one["name"] for one in init_containers if one.get("restartPolicy") == "Always"}
+    return [one for one in (pod.get("status") or {}).get("initContainerStatuses") or [] if one["name"] in sidecars]
 
 
 def _container_problem(pod_name: str, container: Object, age: timedelta) -> PodProblem | None:

@@ -120,24 +120,24 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             ArgumentError: An argument cannot be used; the message names all of them.
             TargetUnavailableError: Something that the rollout needs does not work.
         """
-        plan, gate, window = self.read_arguments(workspace.target)
+        plan, gate, window = self.read_arguments(workspace)
         self.log_progress(str(plan))
         if warning := await self._check_endpoint(workspace, gate):
             self.log.warning("%s", warning)
         self.log_progress(await self._forecast_text(workspace, plan, gate, window))
         await super().check(workspace, users)
 
-    def read_arguments(self, target: str = "local") -> tuple[RolloutPlan, Gate, EvidenceWindow]:
+    def read_arguments(self, workspace: Workspace | None = None) -> tuple[RolloutPlan, Gate, EvidenceWindow]:
         """Check all arguments of the rollout, and return its plan, its gate and its evidence window.
 
         Args:
-            target: The kind of the workspace's target, which may not have all that a version can ask for.
+            workspace: Where the version will run, which may not have all that it asks for; None: that is not checked.
 
         Raises:
             ArgumentError: Some cannot be used; the message names all of them.
         """
         from controlled_rollout.image.reference import ImageReference
-        from controlled_rollout.target.refusals import check_supported
+        from controlled_rollout.target.refusals import check_collection, check_supported
 
         given = self.arguments
 
@@ -148,7 +148,9 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
             endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth)
             created = endpoint.create_version(text("version", self.version), **settings)
-            check_supported(created, target)
+            check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
+            if workspace is not None:
+                check_collection(created, None, workspace)
             return created
 
         def read_image() -> str:

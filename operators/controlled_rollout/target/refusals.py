@@ -7,9 +7,11 @@ from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.target.protocol import Revision
+from controlled_rollout.workspace import Workspace, is_url
 
 __all__ = [
     "already_stored",
+    "check_collection",
     "check_replicas",
     "check_secret_keys",
     "check_supported",
@@ -60,17 +62,35 @@ def check_supported(endpoint: Endpoint, target: str) -> None:
         target: The name of the target in messages, such as `local`.
 
     Raises:
-        EndpointError: It asks for tokens, or for the collection of model data where that cannot be.
+        EndpointError: It asks for tokens.
     """
     if endpoint.auth is Auth.TOKEN:
         raise EndpointError(
             f"endpoint {endpoint.name!r} asks for tokens: the {target} target cannot check them yet; use auth='key'"
         )
-    for version in endpoint.versions.values():
-        if version.collect_model_data and target != "local":
+
+
+def check_collection(endpoint: Endpoint, newest: Endpoint | None, workspace: Workspace) -> None:
+    """Raise EndpointError if a new version asks for its data to be collected, and nothing in the cluster could do that.
+
+    A version that the newest revision has already is not checked: going back depends on no setting.
+
+    Args:
+        endpoint: The endpoint that is to be applied.
+        newest: Its newest revision; None if it is new.
+        workspace: Where its versions run.
+
+    Raises:
+        EndpointError: The workspace is on Kubernetes and names no image of the collector, or no storage in Azure.
+    """
+    if workspace.target == "local" or (workspace.collector_image and workspace.storage and is_url(workspace.storage)):
+        return
+    for name, version in endpoint.versions.items():
+        if version.collect_model_data and (newest is None or name not in newest.versions):
+            missing = "collector_image" if not workspace.collector_image else "storage, as an address in Blob Storage"
             raise EndpointError(
-                f"version {version.name!r} asks for collect_model_data: the {target} target cannot collect inputs and "
-                "predictions yet; leave it out"
+                f"version {name!r} asks for collect_model_data, and workspace {workspace.name!r} has no "
+                f"{missing}: set it (docs/collected-data.md), or leave collect_model_data out"
             )
 
 

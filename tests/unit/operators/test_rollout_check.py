@@ -99,11 +99,11 @@ def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argume
         check_of(**{argument: value}).read_arguments()
 
 
-def test_collected_data_is_refused_where_the_target_cannot_collect_it() -> None:
+def test_collected_data_is_refused_where_the_workspace_has_nothing_that_collects_it() -> None:
     check = check_of(settings={"collect_model_data": True})
-    check.read_arguments("local")
-    with pytest.raises(ArgumentError, match="asks for collect_model_data: the kubernetes target cannot collect"):
-        check.read_arguments("kubernetes")
+    check.read_arguments(Workspace.local())
+    with pytest.raises(ArgumentError, match=r"asks for collect_model_data, and workspace .* has no collector_image"):
+        check.read_arguments(Workspace.from_settings({"target": "kubernetes", "gateway": "edge/public"}))
 
 
 def test_a_gate_of_columns_is_refused_for_versions_that_do_not_collect_them(

@@ -6,6 +6,7 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.workspace import Workspace
 
 FIRST = Endpoint(name="digits").create_version("one")
 STORED = Revision.after(FIRST, Change(who="somebody", why="of its own"))
@@ -24,13 +25,24 @@ def test_change_of_an_older_revision_is_a_conflict_that_names_the_other_writer()
         refusals.already_stored(STORED.endpoint.create_version("two"), None)
 
 
-def test_tokens_are_refused_and_collected_data_where_nothing_collects_it() -> None:
+def test_tokens_are_refused() -> None:
     refusals.check_supported(FIRST, "local")
     with pytest.raises(EndpointError, match="asks for tokens"):
         refusals.check_supported(Endpoint(name="digits", auth=Auth.TOKEN), "local")
-    with pytest.raises(EndpointError, match="asks for collect_model_data"):
-        refusals.check_supported(FIRST.update_version("one", collect_model_data=True), "Kubernetes")
-    refusals.check_supported(FIRST.update_version("one", collect_model_data=True), "local")
+
+
+def test_a_new_version_that_collects_is_refused_where_nothing_could_collect_and_going_back_is_not() -> None:
+    collecting = FIRST.update_version("one", collect_model_data=True)
+    cluster = {"target": "kubernetes", "gateway": "edge/public"}
+    with pytest.raises(EndpointError, match="has no collector_image: set it"):
+        refusals.check_collection(collecting, None, Workspace.from_settings(cluster))
+    cluster["collector_image"] = "registry.example/collector@sha256:" + "0" * 64
+    with pytest.raises(EndpointError, match="has no storage, as an address in Blob Storage"):
+        refusals.check_collection(collecting, None, Workspace.from_settings({**cluster, "storage": "/shared"}))
+    refusals.check_collection(collecting, collecting, Workspace.from_settings(cluster))
+    cluster["storage"] = "https://account.blob.core.windows.net/data"
+    refusals.check_collection(collecting, None, Workspace.from_settings(cluster))
+    refusals.check_collection(collecting, None, Workspace.local())
 
 
 def test_only_1_to_100_replicas_are_accepted() -> None:

@@ -19,6 +19,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint, Version
 from controlled_rollout.environment_variables import SecretReference
+from controlled_rollout.target.kubernetes.collector_sidecar import RESTRICTED, add_collector
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
     endpoint_object_name,
@@ -91,9 +92,7 @@ def owner_reference(owner: Object) -> Object:
     }
 
 
-def deployment(
-    endpoint: Endpoint, version: Version, *, namespace: str, owner: Object, image_pull_secret: str | None = None
-) -> Object:
+def deployment(endpoint: Endpoint, version: Version, workspace: Workspace, *, owner: Object) -> Object:
     """Return a version's Deployment, without the number of replicas, which scaling sets."""
     labels = version_labels(endpoint.name, version.name)
     drain_s = -(-version.scoring_timeout_ms // 1000) + DRAIN_MARGIN_S
@@ -116,17 +115,21 @@ def deployment(
         pod["nodeSelector"] = dict(version.node_selector)
     if version.tolerations:
         pod["tolerations"] = [dict(toleration) for toleration in version.tolerations]
-    if image_pull_secret:
-        pod["imagePullSecrets"] = [{"name": image_pull_secret}]
+    if workspace.image_pull_secret:
+        pod["imagePullSecrets"] = [{"name": workspace.image_pull_secret}]
+    metadata: Object = {"labels": labels}
+    if version.collected is not None and workspace.collector_image:
+        add_collector(pod, metadata, endpoint.name, version, workspace)
+    name = version_object_name(endpoint.name, version.name)
     return {
-        **_owned_object_head(DEPLOYMENT, version_object_name(endpoint.name, version.name), namespace, labels, owner),
+        **_owned_object_head(DEPLOYMENT, name, workspace.namespace, labels, owner),
         "spec": {
             "selector": {"matchLabels": labels},
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": version.initial_delay_seconds + 300,
             # A replica of the old definition stays until one of the new definition answers.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "template": {"metadata": metadata, "spec": pod},
         },
     }
 
@@ -193,11 +196,7 @@ def _container(version: Version, drain_s: int) -> Object:
         },
         "livenessProbe": {"httpGet": {"path": "/live", "port": "health", "scheme": "HTTP"}, **probe},
         "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_S}}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": dict(RESTRICTED),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own
     }
 

@@ -202,9 +202,7 @@ async def _apply_version(
         )
     )
     found = [one for one in of_others if one is not None]
-    manifest = manifests.deployment(
-        endpoint, version, namespace=namespace, owner=owner, image_pull_secret=workspace.image_pull_secret
-    )
+    manifest = manifests.deployment(endpoint, version, workspace, owner=owner)
     path = DEPLOYMENT.path(namespace, name)
     before = await api.find(path)
     try:

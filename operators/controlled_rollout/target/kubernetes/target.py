@@ -93,6 +93,7 @@ class KubernetesTarget:
         is_forward = not former or transition.sends_more(former[-1].endpoint, endpoint)
         if stored is None:
             await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
+            refusals.check_collection(endpoint, newest, self._workspace)
             await own_secrets.check_references(self._api, self._namespace, endpoint, newest)
             if newest is not None and is_forward:
                 await self._check_nothing_is_left_edited(newest)

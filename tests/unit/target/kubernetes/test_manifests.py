@@ -20,7 +20,7 @@ def pod_labels(endpoint: Endpoint, version: str) -> dict[str, str]:
 
 
 def deployment(endpoint: Endpoint, version: str) -> dict[str, Any]:
-    return manifests.deployment(endpoint, endpoint.versions[version], namespace="models", owner=OWNER)
+    return manifests.deployment(endpoint, endpoint.versions[version], WORKSPACE, owner=OWNER)
 
 
 def test_only_the_envoys_of_the_gateway_reach_an_endpoints_pods_and_only_where_they_score() -> None:

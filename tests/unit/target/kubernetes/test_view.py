@@ -13,8 +13,10 @@ from controlled_rollout.target.kubernetes.reconciling import WORKED_AT, idle_sin
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, Mark
 from controlled_rollout.target.kubernetes.view import EndpointView
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.workspace import Workspace
 
 NAMESPACE = "models"
+WORKSPACE = Workspace.from_settings({"target": "kubernetes", "namespace": NAMESPACE, "gateway": "envoy/gateway"})
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 GATEWAY = ("gateway", "envoy")
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "root", "uid": "1"}}
@@ -29,7 +31,7 @@ def endpoint(*names: str, revision: int = 1) -> Endpoint:
 
 
 def deployment(of: Endpoint, version: str) -> dict[str, Any]:
-    body = manifests.deployment(of, of.versions[version], namespace=NAMESPACE, owner=OWNER, image_pull_secret=None)
+    body = manifests.deployment(of, of.versions[version], WORKSPACE, owner=OWNER)
     counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), 1)
     body["metadata"]["generation"] = 1
     return {**body, "spec": {**body["spec"], "replicas": 1}, "status": {"observedGeneration": 1, **counts}}
