@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from controlled_rollout.cli import endpoint, image, machine, record, rollout, secret
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.visible_text import visible_text
 
 __all__ = ["command_parser", "main"]
 
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except ControlledRolloutError as error:
-        sys.stderr.write(f"controlled-rollout: {error}\n")
+        # It may repeat what others have written: nothing in it acts on the terminal.
+        sys.stderr.write(f"controlled-rollout: {visible_text(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

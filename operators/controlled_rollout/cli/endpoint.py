@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.addresses import is_this_machine, transport_for
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
-from controlled_rollout.cli.view import endpoint_as_json, print_endpoint, print_json, print_line
+from controlled_rollout.cli.view import endpoint_as_json, print_answer, print_endpoint, print_json, print_line
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ControlledRolloutError, DamagedFileError, EndpointError, TargetUnavailableError
+from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -193,8 +194,10 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
 
     answer = asyncio.run(send_request())
     by = answer.headers.get(VERSION_HEADER, "the router")
-    sys.stderr.write(f"{answer.status_code} from {by} after {answer.elapsed.total_seconds() * 1000:.0f} ms\n")
-    print_line(answer.text)
+    sys.stderr.write(
+        f"{answer.status_code} from {visible_text(by)} after {answer.elapsed.total_seconds() * 1000:.0f} ms\n"
+    )
+    print_answer(answer.text)
     return 0 if answer.is_success else 1
 
 

@@ -21,6 +21,7 @@ from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.view import print_endpoint, print_line
 from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
+from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _run_score(options: argparse.Namespace) -> int:
         )
     except WorkspaceError as error:
         # A port that is in use has the same exit code in all commands that listen on one.
-        sys.stderr.write(f"controlled-rollout: {error}\n")
+        sys.stderr.write(f"controlled-rollout: {visible_text(str(error))}\n")
         return EXIT_REFUSED
 
 

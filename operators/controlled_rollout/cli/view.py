@@ -5,18 +5,30 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.text_table import text_table
+from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import EndpointStatus
 
-__all__ = ["endpoint_as_json", "print_endpoint", "print_json", "print_line"]
+__all__ = ["endpoint_as_json", "print_answer", "print_endpoint", "print_json", "print_line"]
 
 
 def print_line(sentence: str) -> None:
-    """Print a line to stdout and flush it at once, so that a reader of the pipe gets it."""
-    sys.stdout.write(f"{sentence}\n")
+    """Print a line to stdout and flush it at once, so that a reader of the pipe gets it.
+
+    Others may have written a part of it, such as the reason of a change: nothing in it acts on the terminal.
+    """
+    sys.stdout.write(f"{visible_text(sentence)}\n")
     sys.stdout.flush()
+
+
+def print_answer(text: str) -> None:
+    """Print what a model has answered: as it is into a pipe or a file, and on a terminal as a line that is safe."""
+    if sys.stdout.isatty():
+        print_line(text)
+    else:
+        sys.stdout.write(f"{text}\n")
 
 
 def print_json(content: Any) -> None:

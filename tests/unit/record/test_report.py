@@ -81,6 +81,20 @@ def test_the_picture_is_drawn(
     assert head.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in file.read_bytes()[:1000]
 
 
+def test_what_somebody_wrote_as_a_reason_does_not_act_on_the_readers_terminal(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = decision("promote", 50, 100.0).model_copy(update={"why": "\x1b[2J\x1b]0;all good\x07 \u202efdp.exe"})
+    record.append(workspace, written)
+
+    assert main(["report", "digits", "--root", str(workspace.root)]) == 0
+    assert main(["report", "digits", "--root", str(workspace.root), "--version", "\x1b[2J"]) == 1
+
+    output = capsys.readouterr()
+    assert r"\x1b[2J\x1b]0;all good\x07 \u202efdp.exe" in output.out
+    assert not {character for character in output.out + output.err if not character.isprintable()} - {"\n"}
+
+
 def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
