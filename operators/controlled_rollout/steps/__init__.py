@@ -391,6 +391,12 @@ async def _roll_back_once(
     run = partial(run_step, change=change, timeout=timeout, progress=progress)
     history = await _read_history(target, endpoint)
     if owner is not None:
+        if (held := rules.version_to_roll_back(history, version, owner)) != version:
+            progress(
+                f"{owner} has not rolled out {version!r}, and holds endpoint {endpoint!r} for {held!r}: that one is "
+                "rolled back; give a version name that is the same for all tasks of a run"
+            )
+            version = held
         if rules.has_created_endpoint(history, version, owner):
             await _delete_if_never_ready(target, endpoint, version, change, progress)
             return None

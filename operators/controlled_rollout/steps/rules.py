@@ -16,7 +16,30 @@ __all__ = [
     "reason_not_to_retire",
     "reason_not_to_roll_back",
     "replaced_by",
+    "version_to_roll_back",
 ]
+
+
+def version_to_roll_back(history: Sequence[Revision], version: str, owner: str) -> str:
+    """Return the version that a run's roll-back is about: the one it holds the endpoint for, if it never had the other.
+
+    A name that a template makes of the time may be another one in each task of a run.
+
+    Args:
+        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
+        version: The version that the task names.
+        owner: The run, as `dag/run`.
+    """
+    rollout = history[-1].endpoint.rollout if history else None
+    if rollout is None or rollout.owner != owner:
+        return version
+    had = any(
+        each.endpoint.rollout is not None
+        and (each.endpoint.rollout.version, each.endpoint.rollout.owner) == (version, owner)
+        for each in history
+    )
+    created = version in history[-1].endpoint.versions and _is_by(creation_of(history, version), owner)
+    return version if had or created else rollout.version
 
 
 def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: str) -> str | None:

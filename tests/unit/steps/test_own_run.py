@@ -65,3 +65,24 @@ async def test_second_instance_of_a_mapped_group_on_the_same_endpoint_is_refused
         with pytest.raises(NotJudgedError, match="has to approve it"):
             await steps.promote(workspace, "digits", "new", change=Change(who=f"{run}/task"), run=run)
     assert (await target.endpoint("digits")).rollout is not None
+
+
+@pytest.mark.parametrize("renamed", ["new-2", "old"])
+async def test_a_run_rolls_back_what_it_holds_although_its_tasks_name_another_version(
+    renamed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a template of the date, over midnight: the treatment would keep its share, and nobody would look."""
+    workspace, target = Workspace.local(tmp_path), await target_with_control(monkeypatch)
+    change = Change(who=f"{RUN}/task")
+    await steps.roll_out(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
+    await steps.shift(workspace, "digits", "new", percentile=50, change=change, owner=RUN)
+    messages: list[str] = []
+
+    with pytest.raises(NothingToDoError):
+        await steps.roll_back(workspace, "digits", renamed, change=change, owner="weekly/run-1")
+    await steps.roll_back(workspace, "digits", renamed, change=change, owner=RUN, progress=messages.append)
+
+    endpoint = await target.endpoint("digits")
+    assert endpoint.effective_traffic() == {"old": 100, "new": 0}
+    assert endpoint.rollout is None
+    assert messages[0].startswith(f"{RUN} has not rolled out '{renamed}', and holds endpoint 'digits' for 'new'")
