@@ -355,8 +355,9 @@ def page(results: dict[str, dict[str, list[float]]], runs: int, took: float) -> 
         "The gate judges errors besides, so the metric has half of its 5 %. The other rules compare, at every look at",
         f"which both versions have {ENOUGH} requests, all that both have collected so far.",
         "",
-        "Per cent of the rollouts that a rule takes back, in brackets the median minute; bold: a healthy treatment, in",
-        f"more than {100 * most:.1f} % (5 % and three standard errors).",
+        "Per cent of the rollouts that a rule takes back, in brackets the median minute. "
+        "Bold: a healthy treatment that is",
+        f"taken back in more than {100 * most:.1f} % (5 % and three standard errors).",
         "",
         "| | " + " | ".join(RULES) + " |",
         "|---" * (len(RULES) + 1) + "|",

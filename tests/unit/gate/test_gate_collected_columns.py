@@ -1,5 +1,9 @@
 """Metrics whose values are collected columns, as an author writes them."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -46,3 +50,13 @@ def test_only_collected_columns_are_cut_into_buckets_or_clipped() -> None:
     for clip in (0.0, 0.5, -0.1):
         with pytest.raises(ValidationError, match="clip"):
             Mean(worse="lower", column="predictions.score", clip=clip)
+
+
+def test_the_gate_of_the_documentation_is_a_gate() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data-gate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102 - this repository's own documentation
+    assert set(names["gate"].columns.values()) == {
+        "predictions.prediction", "predictions.score", "inputs.age", "predictions.amount",
+    }  # fmt: skip
