@@ -34,9 +34,10 @@ EXIT_REFUSED = 2
 
 
 def add_to(commands: Commands) -> None:
-    """Add the parsers of the commands `local`, `score`, `telemetry-store` and `clean`."""
+    """Add the parsers of the commands `local`, `score`, `telemetry-store`, `clean` and `erase`."""
     _add_local_command(commands)
     _add_clean_command(commands)
+    _add_erase_command(commands)
     _add_score_command(commands)
     _add_telemetry_store_command(commands)
 
@@ -73,6 +74,15 @@ def _add_clean_command(commands: Commands) -> None:
     )
     clean.add_argument("--yes", action="store_true", help="delete it; without this option it is only shown")
     clean.set_defaults(run=_run_clean)
+
+
+def _add_erase_command(commands: Commands) -> None:
+    """Add the parser of `erase`, which deletes what versions have collected of one request or one caller."""
+    erase = commands.add_parser("erase", help="delete what versions have collected with one correlation or request id")
+    erase.add_argument("id", help="the correlation id or request id, as it is in the collected rows")
+    add_workspace_options(erase)
+    erase.add_argument("--yes", action="store_true", help="delete it; without this option it is only shown")
+    erase.set_defaults(run=_run_erase)
 
 
 def _add_score_command(commands: Commands) -> None:
@@ -168,6 +178,28 @@ def _process_table(processes: "list[ProcessStatus]") -> str:
         for process in processes
     ]
     return text_table([("process", "pid"), *rows])
+
+
+def _run_erase(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout erase`: show or delete the collected rows of one id; return the exit code."""
+    from controlled_rollout.storage import open_storage
+    from controlled_rollout.storage.erasure import erase_rows, find_rows
+
+    storage = open_storage(workspace_of(options))
+    rows, new = 0, 0
+    for found in find_rows(storage, options.id, datetime.now(UTC)):
+        print_line(f"{found.rows:>8,} rows  {storage.address_of(found.name)}{' (still written)' * found.is_new}")
+        rows += found.rows
+        new += found.is_new
+        if options.yes and not found.is_new:
+            erase_rows(storage, found)
+    if not options.yes:
+        print_line(f"{rows:,} rows can be deleted: repeat with --yes")
+    elif new:
+        print_line(f"{new} parts were left, because a collector may still write them: repeat it in two minutes")
+    else:
+        print_line(f"{rows:,} rows deleted")
+    return EXIT_REFUSED if options.yes and new else 0
 
 
 def _run_clean(options: argparse.Namespace) -> int:
