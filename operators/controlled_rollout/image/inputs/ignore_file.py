@@ -4,10 +4,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ImageError
 from controlled_rollout.text_file import read_text_file
+
+if TYPE_CHECKING:
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 __all__ = ["IGNORE_FILES", "IgnoreRules", "read_ignore_rules"]
 
@@ -24,6 +27,8 @@ CHARACTER_CLASSES: Final = {
     "[:xdigit:]": "0-9a-fA-F",
 }
 CHARACTER_CLASS: Final = re.compile(r"\[:\w*:\]")
+# In pathspec's regular expressions: what begins a set of all characters but some, apart from its own `[^/]`.
+NEGATED_SET: Final = re.compile(r"(?<!\\)\[\^(?!/\])")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,17 @@ def read_ignore_rules(root: Path) -> IgnoreRules:
             without_effect.append(line)
         else:
             patterns.append(pattern)
-    spec = GitIgnoreSpec.from_lines(patterns)
+    spec = GitIgnoreSpec([_without_slash(pattern) for pattern in GitIgnoreSpec.from_lines(patterns).patterns])
     return IgnoreRules(
         name,
         spec.match_file,
         skips_folders=all(pattern.include is not False for pattern in spec.patterns),
         without_effect=tuple(without_effect),
     )
+
+
+def _without_slash(pattern: "GitIgnoreSpecPattern") -> "GitIgnoreSpecPattern":
+    """Return a pattern whose `[!a]` matches no slash, as in git: pathspec's would exclude the folder `x` by `x[!a]`."""
+    if pattern.regex is None:
+        return pattern
+    return type(pattern)(re.compile(NEGATED_SET.sub("(?!/)[^", pattern.regex.pattern)), pattern.include)

@@ -101,6 +101,8 @@ def test_ignore_files_below_the_root_do_not_apply(tmp_path: Path) -> None:
         ("*\n!score.py\n!lib/a.py\n", ["lib/a.py", "score.py"]),
         ("lib/\n!lib/a.py\n", [".amlignore", "data/x/y.csv", "lib/a.py", "score.py"]),
         ("**/*.csv\n# *.py\n\nlib\n", [".amlignore", "score.py"]),
+        # As in git, a set of characters never stands for a slash: not for that after `data`.
+        ("dat[!b][!c]\ndat?[^c]\nlib/?[!x]py\n", [".amlignore", "data/x/y.csv", "score.py"]),
         ("/data/**\nlib/[bc].py\n", [".amlignore", "lib/a.py", "score.py"]),
         ("data/*\n", [".amlignore", "lib/a.py", "lib/b.py", "score.py"]),
     ],
