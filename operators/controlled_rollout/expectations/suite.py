@@ -68,6 +68,15 @@ class Expectation(BaseModel):
     kwargs: dict[str, JsonValue]
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it names."""
+        columns = [str(self.kwargs[name]) for name in COLUMN_ARGUMENTS if name in self.kwargs]
+        for name in COLUMNS_ARGUMENTS:
+            several = self.kwargs.get(name)
+            columns += map(str, several) if isinstance(several, list) else []
+        return tuple(columns)
+
+    @property
     def is_row_wise(self) -> bool:
         """Whether each row fulfils it or does not, so that unexpected rows can be counted as they come."""
         return self.type in ROW_WISE

@@ -12,7 +12,7 @@ from controlled_rollout.expectations.result import (
     ValidationRequest,
 )
 from controlled_rollout.expectations.rows import MICROSECOND, read_rows, row_count
-from controlled_rollout.expectations.suite import COLUMN_ARGUMENTS, COLUMNS_ARGUMENTS, Expectation
+from controlled_rollout.expectations.suite import Expectation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def _fault(result: Mapping[str, Any]) -> str:
 
 def _asked(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
     """Return for each row whether it counts for an expectation: the library leaves out rows without values."""
-    names = _columns(expectation)
+    names = expectation.columns
     known = data[[name for name in names if name in data]].notna()
     how = expectation.kwargs.get("ignore_row_if", "")
     if expectation.type in ABOUT_NULL or how in LEAVES_OUT_NONE or not len(known.columns):
@@ -129,19 +129,9 @@ def _asked(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
     return known.all(axis=1) if how in LEAVES_OUT_ANY else known.any(axis=1)
 
 
-def _columns(expectation: Expectation) -> list[str]:
-    """Return the columns that an expectation names."""
-    kwargs = expectation.kwargs
-    columns: list[Any] = [kwargs[name] for name in COLUMN_ARGUMENTS if name in kwargs]
-    for name in COLUMNS_ARGUMENTS:
-        several = kwargs.get(name)
-        columns += several if isinstance(several, list) else []
-    return [str(column) for column in columns]
-
-
 def _with_columns(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> "pd.DataFrame":
     """Return the columns that expectations name; one that is not there is null in all rows."""
-    names = dict.fromkeys(name for one in expectations for name in _columns(one))
+    names = dict.fromkeys(name for one in expectations for name in one.columns)
     return data.reindex(columns=list(names))
 
 
@@ -153,7 +143,7 @@ def _expectation_result(
         return ExpectationResult(name=expectation.name, success=None, fault=fault)
     found = result["result"]
     indices = [index for index in found.get("unexpected_index_list") or () if isinstance(index, int)][:MAX_EXAMPLES]
-    columns = [name for name in _columns(expectation) if name in data]
+    columns = [name for name in expectation.columns if name in data]
     counted = "unexpected_count" in found
     return ExpectationResult(
         name=expectation.name,

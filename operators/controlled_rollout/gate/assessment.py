@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, columns
+from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
@@ -51,7 +52,8 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     """
     n_quantiles = len(gate.latency_quantiles)
     limit = gate.max_latency is not None
-    all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=gate.categories, limit=limit)
+    named = (*gate.categories, *gate.expectation_names)
+    all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=named, limit=limit)
     before = columns(baseline, quantiles=n_quantiles, limit=limit)
     warm_up = all_bins.warm_up_bins(gate.warm_up)
     # The split is checked during warm-up too.
@@ -60,7 +62,8 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
 
     traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
     metrics = metric_claims(judged, gate)
-    alarms, splits = (*traffic_alarms, *metrics.alarms), metrics.splits
+    alarms = (*traffic_alarms, *metrics.alarms, *expectation_claims(judged, gate))
+    splits = metrics.splits
     passes = (*traffic_passes, *metrics.passes)
     present = judged.at(at_present_share(judged))
     has_failed = any(alarm.established_at is not None for alarm in alarms)
@@ -84,7 +87,7 @@ def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[st
     if judged.starts:
         if gate.latency_quantiles and not judged.slow:
             yield "latency is not judged: the bins carry no counts of slow requests"
-        for name in (*gate.means, *gate.categories):
+        for name in (*gate.means, *gate.categories, *gate.expectation_names):
             if name not in judged.means and name not in judged.categories:
                 yield f"{name} is not judged: the bins carry no values of it"
     if warm_up:

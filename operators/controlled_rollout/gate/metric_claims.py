@@ -52,7 +52,7 @@ def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
         elif setting.pass_margin is not None:
             claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
             passes.append(ClaimResult(claim))
-    for name in judged.categories:
+    for name in [name for name in judged.categories if name in gate.categories]:
         result = _category_differs(name, spans, gate)
         (alarms if result.claim.kind == "alarm" else splits).append(result)
     return MetricClaims(tuple(alarms), tuple(splits), tuple(passes))

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from controlled_rollout.duration import parse_duration
+from controlled_rollout.errors import ArgumentError
+from controlled_rollout.expectations import Suite, read_suite
 
 __all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
 
@@ -18,6 +20,17 @@ NEAR: Final = 10
 # A collection and one of its columns, such as `predictions.label`; the column may have dots and spaces.
 COLUMN: Final = r"^[A-Za-z0-9_-]{1,64}\.[^\x00-\x1f\x7f]{1,200}$"
 MAX_BUCKETS: Final = 100
+# How rows are counted that an expectation was asked of, as the categories of a metric of the expectation's name.
+EXPECTED: Final = "expected"
+UNEXPECTED: Final = "unexpected"
+
+
+def _suite(value: Any) -> Any:
+    """Return what an author gave as expectations as a suite; raise ValueError if it is none."""
+    try:
+        return None if value is None else read_suite(value)
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_source(column: str | None, kql: str | None) -> None:
@@ -125,9 +138,15 @@ class Gate(BaseModel):
             burstiness; None divides.
         treatments: How many treatments are judged against the same control at the same time.
         weights: How `alpha` is shared out over `errors`, `latency`, the means and the categories that can fail, as
-            parts of their sum; one that is not named has 1; latency gives its part to the others where not judged.
+            parts of their sum; one that is not named has 1; latency gives its part to the others where not judged. All
+            expectations together are `expectations`.
         means: The author's numeric metrics, by name.
         categories: The author's categorical metrics, by name.
+        expectations: A suite of Great Expectations on what both versions collect: an object, its JSON, or the path of a
+            file with it; columns are `<collection>.<column>`, or the suite is `{"inputs": suite}`. None for none.
+        expectations_against: What the treatment's unexpected rows are compared with: `control`, and an alarm needs more
+            of them than control has and than `mostly` allows; or only what is `allowed` by `mostly`, whatever control
+            does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,6 +168,8 @@ class Gate(BaseModel):
     weights: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     means: Mapping[str, Mean] = {}
     categories: Mapping[str, Category] = {}
+    expectations: Annotated[Suite | None, BeforeValidator(_suite)] = None
+    expectations_against: Literal["control", "allowed"] = "control"
 
     @model_validator(mode="after")
     def _check_metric_names(self) -> Self:
@@ -157,6 +178,8 @@ class Gate(BaseModel):
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")
         failing = {name for name, category in self.categories.items() if category.on_difference == "fail"}
+        if self.expectations is not None:
+            failing.add("expectations")
         unknown = self.weights.keys() - ALWAYS - self.means.keys() - failing
         if unknown:
             raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
@@ -165,6 +188,44 @@ class Gate(BaseModel):
                 "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_expectations(self) -> Self:
+        """Raise if an expectation is not about rows, or is called like another metric."""
+        for one in self.expectations.expectations if self.expectations is not None else ():
+            if not one.is_row_wise:
+                raise ValueError(
+                    f"the expectation {one.name!r} ({one.type}) is about all rows together and counts no rows: a gate "
+                    "that looks many times cannot judge it; leave it out here, and let a CollectedDataGateOperator "
+                    "evaluate it, or judge the column as a Mean or a Category"
+                )
+        if self.expectations is not None and {"expectations", *self.expectation_names} & (
+            ALWAYS | self.means.keys() | self.categories.keys()
+        ):
+            raise ValueError("an expectation is called like another metric of the gate: choose another name")
+        return self
+
+    @property
+    def expectation_names(self) -> tuple[str, ...]:
+        """The names of all expectations."""
+        return () if self.expectations is None else tuple(one.name for one in self.expectations.expectations)
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """The collections that the gate judges something of, in order of appearance."""
+        collections = [column.partition(".")[0] for column in self.columns.values()]
+        if self.expectations is not None:
+            collections += self.expectations.collections
+        return tuple(dict.fromkeys(collections))
+
+    @property
+    def judged_columns(self) -> tuple[tuple[str, str], ...]:
+        """Each collected column that a metric or an expectation is about, as its name and `<collection>.<column>`."""
+        expectations = () if self.expectations is None else self.expectations.expectations
+        return (
+            *self.columns.items(),
+            *((one.name, f"{one.collection}.{column}") for one in expectations for column in one.columns),
+        )
 
     @property
     def columns(self) -> Mapping[str, str]:

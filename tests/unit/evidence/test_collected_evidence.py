@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
+from controlled_rollout.evidence.collected import reader
 from controlled_rollout.evidence.collected.engine import PartSummary
 from controlled_rollout.evidence.collected.parts import day_prefixes
 from controlled_rollout.evidence.collected.source import CollectedEvidence
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
+from controlled_rollout.expectations.process import count_in_process
+from controlled_rollout.expectations.result import Counted, ValidationRequest
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage
@@ -318,3 +321,54 @@ def test_what_the_collector_writes_is_what_the_gate_reads(tmp_path: Path) -> Non
         for counts in (bin_.control, bin_.treatment):
             assert counts.categories == {"label": {"0": 20, "1": 20, "2": 20}, "type": {"application/json": 60}}
             assert (counts.means["age"].count, counts.means["age"].mean) == (60, 60 * number + 29.5)
+
+
+def suite(kind: str, **kwargs: Any) -> Gate:
+    expectation = {"type": f"expect_column_{kind}", "kwargs": {"column": "predictions.label", **kwargs}}
+    return Gate.model_validate({"expectations": {"expectations": [expectation]}})
+
+
+def test_the_bins_have_the_rows_of_expectations_and_a_second_look_reads_only_new_parts(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = suite("values_to_be_in_set", value_set=["a"])
+    [name] = gate.expectation_names
+    asked: list[int] = []
+
+    def counted(request: ValidationRequest, **more: Any) -> Counted:
+        asked.append(len(request.parts))
+        return count_in_process(request, **more)
+
+    monkeypatch.setattr(reader, "count_in_process", counted)
+    evidence = rollout.read(gate)
+
+    assert evidence.unseen == ""
+    for number, bin_ in enumerate(evidence.bins):
+        for version, counts in (("v1", bin_.control), ("v2", bin_.treatment)):
+            labels = [one.rows[0]["label"] for one in rollout.exchanges[version] if one.at // 60 == number]
+            assert counts.categories[name] == {"expected": labels.count("a"), "unexpected": labels.count("b")}
+    assert rollout.read(gate).bins == evidence.bins
+    assert asked == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("counted", "message"),
+    [
+        (Counted(faults={"labels": "wrong"}), r"expectation 'labels' could not be evaluated on .* 'v1' .*: wrong"),
+        (Counted(), r"predictions\.gone \(expectation 'labels'\) is in nothing .* there are label, score"),
+    ],
+)
+def test_an_expectation_that_cannot_be_evaluated_cannot_be_seen(
+    counted: Counted, message: str, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "count_in_process", lambda request, **more: counted)
+    described = {"name": "labels", "collection": "predictions", "type": "expect_column_values_to_be_null"}
+    gate = Gate.model_validate({"expectations": {"expectations": [{**described, "kwargs": {"column": "gone"}}]}})
+
+    assert re.search(message, rollout.read(gate).unseen)
+
+
+def test_a_version_that_does_not_collect_cannot_be_seen_by_expectations(rollout: Rollout) -> None:
+    evidence = rollout.read(suite("values_to_be_in_set", value_set=["a"]), collected={})
+
+    assert "the gate judges predictions.label" in evidence.unseen and "does not collect" in evidence.unseen

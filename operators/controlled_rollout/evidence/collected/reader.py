@@ -20,6 +20,9 @@ from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.evidence.collected.values import bucket_edges
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
+from controlled_rollout.expectations import Suite
+from controlled_rollout.expectations.process import count_in_process
+from controlled_rollout.expectations.result import ValidationRequest
 from controlled_rollout.gate import Bin, Counts, Gate, Moments
 from controlled_rollout.storage import StoredFile
 
@@ -35,6 +38,7 @@ MAX_CATEGORIES: Final = 200
 # So many versions' collections are remembered; those that were not asked for longest are forgotten.
 MOST_REMEMBERED: Final = 500
 SHOWN_COLUMNS: Final = 10
+EXPECTATIONS_TIMEOUT: Final = timedelta(minutes=2)
 
 Value = TypeVar("Value")
 
@@ -46,6 +50,8 @@ def observations_of(gate: Gate) -> dict[str, list[Observation]]:
         collection, _, rest = column.partition(".")
         kind: Literal["mean", "category"] = "mean" if name in gate.means else "category"
         result.setdefault(collection, []).append(Observation(name, rest, kind))
+    for collection in gate.collections:
+        result.setdefault(collection, [])
     return result
 
 
@@ -102,11 +108,12 @@ class CollectedReader:
             cuts |= frozen
             cut = [_with_cuts(one, frozen) for one in observations]
             for version in shares:
-                totals[version, collection] = self._totals(query, version, collection, cut)
+                totals[version, collection] = self._totals(query, version, collection, cut, query.gate.expectations)
         for version, share in shares.items():
             self._check_complete(query, evidence, version, share, totals)
         for collection, observations in wanted.items():
             _check_columns(query, collection, observations, totals)
+            _check_expectations(query, collection, totals)
         bins = tuple(_bin_with(bin_, query, list(wanted), totals) for bin_ in evidence.bins)
         return replace(evidence, bins=bins, cuts=cuts)
 
@@ -146,13 +153,19 @@ class CollectedReader:
     # Sums of parts
 
     def _totals(
-        self, query: EvidenceQuery, version: str, collection: str, observations: Sequence[Observation]
+        self,
+        query: EvidenceQuery,
+        version: str,
+        collection: str,
+        observations: Sequence[Observation],
+        suite: Suite | None = None,
     ) -> Totals:
         """Return the sums of a version's parts since the rollout began; only parts that are new are read."""
+        expectations = () if suite is None else suite.of(collection)
         width = query.window.bin_width
         listed = self._listed(version, collection, query, since=query.started, until=query.now)
         parts = {part.name: part for part in parts_since(listed, query.started)}
-        key = (*_identity(query, version, collection), query.started, width, tuple(observations))
+        key = (*_identity(query, version, collection), query.started, width, tuple(observations), repr(expectations))
         remembered = self._remembered.get(key, Remembered())
         if any(name not in parts or parts[name].etag != etag for name, etag in remembered.etags.items()):
             remembered = Remembered()
@@ -160,9 +173,13 @@ class CollectedReader:
         if new:
             # Whatever goes wrong, sums of half of the parts are not kept.
             self._remembered.pop(key, None)
-            summaries = self._engine.summaries(
-                self._files.paths(new), observations, since=query.started, bin_width=width
-            )
+            paths = self._files.paths(new)
+            summaries = self._engine.summaries(paths, observations, since=query.started, bin_width=width)
+            if suite is not None and expectations:
+                request = ValidationRequest(
+                    suite=suite, collection=collection, parts=tuple(paths), since=query.started, bin_width=width
+                )
+                remembered.totals.add_expectations(count_in_process(request, timeout=EXPECTATIONS_TIMEOUT))
             for part, summary in zip(new, summaries, strict=True):
                 remembered.totals.add(summary)
                 remembered.etags[part.name] = part.etag
@@ -309,6 +326,24 @@ def _check_columns(
                 raise EvidenceUnavailableError(
                     f"{name} (metric {one.metric!r}) of version {version!r} has {len(categories):,} different values, "
                     f"and {MAX_CATEGORIES} are judged: a number can be cut into buckets=10"
+                )
+
+
+def _check_expectations(query: EvidenceQuery, collection: str, totals: Mapping[tuple[str, str], Totals]) -> None:
+    """Raise EvidenceUnavailableError if an expectation could not be evaluated on one of the versions' rows."""
+    for one in query.gate.expectations.of(collection) if query.gate.expectations is not None else ():
+        for version in (query.control, query.treatment):
+            found = totals[version, collection]
+            if fault := found.faults.get(one.name):
+                raise EvidenceUnavailableError(
+                    f"the expectation {one.name!r} could not be evaluated on what version {version!r} has collected: "
+                    f"{fault}"
+                )
+            stored = [f"${name}" if name.startswith("$") else name for name in one.columns]
+            if found.requests and (missing := [name for name in stored if name not in found.columns]):
+                raise EvidenceUnavailableError(
+                    f"{collection}.{missing[0]} (expectation {one.name!r}) is in nothing that version {version!r} has "
+                    f"collected since the rollout began; there are {', '.join(sorted(found.columns)[:SHOWN_COLUMNS])}"
                 )
 
 

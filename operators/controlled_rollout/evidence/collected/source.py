@@ -35,7 +35,7 @@ class CollectedEvidence:
         Where collected data is missing the evidence says so in `unseen`, and has what callers saw all the same.
         """
         evidence = await self.metric_store.read(query)
-        if not query.gate.columns:
+        if not query.gate.collections:
             return evidence
         reader, thread = _reader(self._storage, self._cache)
         return await asyncio.get_running_loop().run_in_executor(thread, reader.with_collected, query, evidence)

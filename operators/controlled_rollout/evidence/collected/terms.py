@@ -14,9 +14,10 @@ def cannot_be_judged(gate: Gate, version: str, collected: Collection | None) -> 
         version: The version's name.
         collected: What the version keeps; None if it collects nothing.
     """
-    if not gate.columns:
+    if not gate.collections:
         return ""
-    columns = ", ".join(sorted(set(gate.columns.values())))
+    judged = gate.judged_columns
+    columns = ", ".join(sorted({column for _, column in judged} or gate.collections))
     if collected is None:
         return (
             f"the gate judges {columns}, and version {version!r} does not collect its inputs and predictions: give it "
@@ -27,7 +28,7 @@ def cannot_be_judged(gate: Gate, version: str, collected: Collection | None) -> 
             f"the gate judges {columns}, and version {version!r} collects in the layout {collected.layout!r}: only "
             "'parquet' can be judged"
         )
-    for metric, name in gate.columns.items():
+    for metric, name in judged:
         of = f"the gate judges {name} (metric {metric!r}), and version {version!r}"
         if name.partition(".")[2].startswith("$"):
             continue  # not of the body: type, size, status

@@ -6,7 +6,9 @@ from fractions import Fraction
 from typing import TypeVar
 
 from controlled_rollout.evidence.collected.engine import BinNumber, PartSummary
+from controlled_rollout.expectations.result import Counted
 from controlled_rollout.gate import Moments
+from controlled_rollout.gate.model import EXPECTED, UNEXPECTED
 
 __all__ = ["Totals"]
 
@@ -37,13 +39,27 @@ class ExactMoments:
 
 @dataclass(slots=True)
 class Totals:
-    """What several parts hold together, by the number of the bin; the attributes are those of `PartSummary`."""
+    """What several parts hold together, by the number of the bin; the attributes are those of `PartSummary`.
+
+    Attributes:
+        faults: By expectation what went wrong inside of it.
+    """
 
     requests: dict[BinNumber, int] = field(default_factory=dict)
     means: dict[str, dict[BinNumber, ExactMoments]] = field(default_factory=dict)
     categories: dict[str, dict[BinNumber, dict[str, int]]] = field(default_factory=dict)
     not_numbers: dict[str, int] = field(default_factory=dict)
     columns: set[str] = field(default_factory=set)
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def add_expectations(self, counted: Counted) -> None:
+        """Add the rows of expectations in some parts, as categories, and what went wrong inside of one."""
+        self.faults = {**counted.faults, **self.faults}
+        for name, by_bin in counted.by_bin.items():
+            counts = self.categories.setdefault(name, {})
+            for number, rows in by_bin.items():
+                tally = {EXPECTED: rows.rows - rows.unexpected, UNEXPECTED: rows.unexpected}
+                _add_counts(counts.setdefault(number, {}), tally)
 
     def add(self, part: PartSummary) -> None:
         """Add one part."""
