@@ -149,7 +149,7 @@ async def test_version_that_collects_has_each_answered_request_in_a_spool_whatev
     kept = [record for spool in spools.iterdir() for record in records(spool)]
     assert sorted(record.head["id"] for record in kept) == sorted(answered)
     assert {record.request for record in kept} == {b'{"age":7}'}
-    assert [sum(values) for values in zip(*map(counts, spools.iterdir()), strict=True)] == [60, 0, 0]
+    assert [counts(spool)[1:] for spool in spools.iterdir()] == [(0, 0)] * 2
     assert len(list(spools.iterdir())) == 2
     await until(lambda: (spool / "ended").exists(), "the collector is told that the first replica has ended")
     assert len(list(spools.glob("*/ended"))) == 1

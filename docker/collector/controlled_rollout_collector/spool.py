@@ -26,12 +26,14 @@ __all__ = [
     "segment_paths",
 ]
 
-# The magic bytes, the payload's length and CRC-32, and the length of the JSON head that it begins with.
+# The magic bytes, the payload's length, the CRC-32 of its head and last bytes, and the length of the JSON head that it
+# begins with.
 HEADER: Final = struct.Struct("<4sIII")
 MAGIC: Final = b"CRS1"
 # The magic bytes, and the numbers of captured, dropped and unreadable records.
 COUNTS: Final = struct.Struct("<8sQQQ")
 COUNTS_MAGIC: Final = b"CRSCNT01"
+SUMMED_END_BYTES: Final = 64
 SEGMENT: Final = ".spool"
 COUNTS_FILE: Final = ".counts"
 SEARCH_BYTES: Final = 1 << 20
@@ -193,7 +195,7 @@ def _record_at(file: BinaryIO, position: int, size: int) -> tuple[bytes, bytes, 
     if magic != MAGIC or end > size or head_length > length:
         return None
     payload = file.read(length)
-    if len(payload) < length or zlib.crc32(payload) != checksum:
+    if len(payload) < length or zlib.crc32(payload[-SUMMED_END_BYTES:], zlib.crc32(payload[:head_length])) != checksum:
         return None
     return payload[:head_length], payload[head_length:], end
 

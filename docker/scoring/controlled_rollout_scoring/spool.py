@@ -23,12 +23,15 @@ from collections.abc import Callable
 
 from controlled_rollout_scoring.log import log
 
-# The magic bytes, the payload's length and CRC-32, and the length of the JSON head that it begins with.
+# The magic bytes, the payload's length, a CRC-32, and the length of the JSON head that the payload begins with. The CRC
+# is that of the head and of the payload's last bytes: that of all would cost more than it takes to write them.
 HEADER = struct.Struct("<4sIII")
 MAGIC = b"CRS1"
 # The magic bytes, and the numbers of captured, dropped and unreadable records.
 COUNTS = struct.Struct("<8sQQQ")
 COUNTS_MAGIC = b"CRSCNT01"
+# How many of the last bytes of a payload are in its sum, at most.
+SUMMED_END_BYTES = 64
 SEGMENT = ".spool"
 COUNTS_FILE = ".counts"
 
@@ -40,6 +43,9 @@ BLOCK_BYTES = 4096
 # How long to wait, after there was no room, before the folder is looked at again.
 RETRY_S = 1.0
 LOG_INTERVAL_S = 60.0
+# How old the number of captured records may be, which the records themselves tell, too. What is dropped is counted at
+# once.
+COUNTS_INTERVAL_S = 0.1
 # How long a record may wait for another thread's; one takes microseconds. A signal's handler could wait for itself.
 LOCK_TIMEOUT_S = 1.0
 
@@ -79,7 +85,8 @@ class Spool:
         try:
             self._write_record(head, bodies)
             self._captured += 1
-            self._write_counts()
+            if self._clock() - self._counted_at >= COUNTS_INTERVAL_S:
+                self._write_counts()
             return True
         except Exception as error:
             self._count_dropped(str(error) or type(error).__name__)
@@ -94,6 +101,11 @@ class Spool:
         """Count a record that could not be made."""
         with self._lock:
             self._count_dropped(reason)
+
+    def write_counts(self) -> None:
+        """Write the numbers as they are, before the worker ends."""
+        with self._lock:
+            self._write_counts()
 
     def count_unreadable(self, reason: str) -> None:
         """Count data of a script that no record can be made of."""
@@ -113,6 +125,7 @@ class Spool:
         self._lock = threading.Lock()
         self._number = 0
         self._captured = self._dropped = self._unreadable = 0
+        self._counted_at = -math.inf
         self._counts = self._segment = -1
         self._segment_bytes = self._segment_limit = 0
         self._segment_began = 0.0
@@ -142,11 +155,9 @@ class Spool:
             NoRoomError: The spool is full.
             OSError: The disk is, or fails.
         """
-        checksum = zlib.crc32(head)
-        for body in bodies:
-            checksum = zlib.crc32(body, checksum)
         length = len(head) + sum(map(len, bodies))
         size = HEADER.size + length
+        checksum = zlib.crc32(last_bytes(head, *bodies), zlib.crc32(head))
         now = self._clock()
         if (
             self._segment < 0
@@ -262,6 +273,7 @@ class Spool:
 
     def _write_counts(self) -> None:
         """Write the numbers into their file, which is made if it could not be made before."""
+        self._counted_at = self._clock()
         # A full disk takes no new file, and may take one later: the numbers themselves are not lost.
         with contextlib.suppress(OSError):
             if self._counts < 0:
@@ -282,3 +294,13 @@ class Spool:
             self._logged_at = now
             with contextlib.suppress(Exception):
                 log(f"capture: {message}")
+
+
+def last_bytes(*parts: bytes) -> bytes:
+    """Return the last bytes of parts that are written one behind the other, as many as are summed."""
+    end = b""
+    for part in reversed(parts):
+        end = part[-SUMMED_END_BYTES + len(end) :] + end
+        if len(end) == SUMMED_END_BYTES:
+            break
+    return end

@@ -82,6 +82,8 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+    if capture is not None:
+        capture.spool.write_counts()
     channel.sendall(ANSWERED)
     python_end.end_process()
 

@@ -38,7 +38,7 @@ def packed(head: dict[str, Any], *bodies: bytes) -> bytes:
     """Return a record."""
     text = json.dumps(head).encode()
     payload = text + b"".join(bodies)
-    return HEADER.pack(b"CRS1", len(payload), zlib.crc32(payload), len(text)) + payload
+    return HEADER.pack(b"CRS1", len(payload), zlib.crc32(payload[-64:], zlib.crc32(text)), len(text)) + payload
 
 
 def make_spool(folder: Path, *, replica: str = "replica-1", **settings: Any) -> Path:

@@ -47,7 +47,8 @@ def records_of(content: bytes) -> Iterator[Record]:
     while len(content) >= 16:
         magic, length, checksum, head = struct.unpack_from("<4sIII", content)
         payload, content = content[16 : 16 + length], content[16 + length :]
-        if magic != b"CRS1" or len(payload) < length or zlib.crc32(payload) != checksum:
+        summed = zlib.crc32(payload[-64:], zlib.crc32(payload[:head]))
+        if magic != b"CRS1" or len(payload) < length or summed != checksum:
             return
         yield Record(json.loads(payload[:head]), payload[head:])
 

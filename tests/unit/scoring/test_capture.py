@@ -1,8 +1,9 @@
 """What capture keeps of each request and its answer, and that the caller's answer does not depend on it."""
 
+import gc
 import hashlib
-import json
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlled_rollout_scoring import capture as capture_module
 from controlled_rollout_scoring.capture import CURRENT, Capture, is_in_share
 from controlled_rollout_scoring.request_queue import Request
 from controlled_rollout_scoring.responses import Response, StreamFailed, timed_out
@@ -99,6 +101,7 @@ def test_request_and_answer_are_in_the_spool_before_the_answer_is_sent(caller: C
         "method": "POST",
         "path": "/score",
         "query": "",
+        "addressed": False,
         "request": {"type": "application/json", "size": 18, "kept": 18},
         "response": {"type": "application/json", "size": 3, "kept": 3},
     }
@@ -143,6 +146,29 @@ def test_what_asks_the_model_nothing_is_not_captured(caller: Caller, path: str, 
     assert not caller.records
     assert counts(caller.folder) == (0, 0, 0)
     assert CURRENT.get() is None
+
+
+def test_request_that_names_its_version_is_captured_as_such(caller: Caller) -> None:
+    caller.request(HTTP_AZUREML_MODEL_DEPLOYMENT="blue").reply(Response(200, [], b""))
+    assert caller.records[0].head["addressed"] is True
+
+
+def test_request_is_freed_at_once_when_it_is_answered(caller: Caller) -> None:
+    class Watched(Request):
+        """A request that can be referred to weakly."""
+
+        __slots__ = ("__weakref__",)
+
+    request = Watched({"PATH_INFO": "/score", "REQUEST_METHOD": "POST", "QUERY_STRING": ""}, b"{}", caller.reply)
+    caller.capture.watch(request)
+    request.reply(Response(200, [], b""))
+    freed = weakref.ref(request)
+    gc.disable()
+    try:
+        del request
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_get_request_is_captured_with_its_query(caller: Caller) -> None:
@@ -228,7 +254,7 @@ def test_request_is_answered_when_it_cannot_be_captured(
         raise RecursionError("too deep")
 
     request = caller.request()
-    monkeypatch.setattr(json, "dumps", fail)
+    monkeypatch.setattr(capture_module, "quoted", fail)
     request.reply(Response(200, [], body if isinstance(body, bytes) else iter(body)))
     sent = caller.sent[0].body
     assert b"".join([sent] if isinstance(sent, bytes) else sent) == (body if isinstance(body, bytes) else b"in parts")
