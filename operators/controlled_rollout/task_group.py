@@ -24,6 +24,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
+from controlled_rollout.operators.base import rule_after_skips
 from controlled_rollout.operators.group_arguments import check_fixed_arguments, check_run_has_no_timeout
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
@@ -297,7 +298,7 @@ class ControlledRollout(TaskGroup):
             name = f"{percentile:g}".replace(".", "_")
             is_last = percentile == steps[-1]
             # A task that did not need to ask is skipped, and the rollout goes on after it.
-            rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if self.approvals else TriggerRule.ALL_SUCCESS
+            rule = rule_after_skips(self) if self.approvals else TriggerRule.ALL_SUCCESS
             shift = create_task(
                 ShiftTrafficOperator, f"shift_{name}", **on_endpoint, percentile=percentile, trigger_rule=rule
             )
@@ -338,8 +339,7 @@ class ControlledRollout(TaskGroup):
             "promote",
             **on_endpoint,
             needs_approval=needs_approval,
-            # The gates of a first version are skipped, and it is promoted; but not if the whole group is skipped.
-            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+            trigger_rule=rule_after_skips(self),  # the gates of a first version are skipped, and it is promoted
         )
         waits: Any = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}  # it may take days
         self.retire_old = create_task(

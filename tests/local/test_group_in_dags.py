@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout import record
 from tests.local.local_target_lab import Lab, running
 from tests.local.test_dags import Dags, dag_runner
 
@@ -33,6 +34,16 @@ with DAG("mapped", schedule=None, default_args=OTHERS):
         ControlledRollout(endpoint=endpoint, **ARGUMENTS)
 
     one.expand(endpoint=["first", "second"]) >> EmptyOperator(task_id="notify")
+
+with DAG("one_is_refused", schedule=None):
+    @task
+    def endpoints():
+        return ["No_Name", "third"]
+
+    one.expand(endpoint=endpoints())
+
+with DAG("mapped_and_skipped", schedule=None):
+    one.expand(endpoint=skipped())
 
 with DAG("twice", schedule=None):
     of_new = {{"version": "new", "max_active_tis_per_dagrun": 1}}
@@ -83,6 +94,17 @@ def test_group_mapped_over_endpoints_ends_in_a_result_that_the_next_task_follows
         endpoint = asyncio.run(lab.target.endpoint(name))
         assert endpoint.control is not None
         assert endpoint.effective_traffic() == {endpoint.control.name: 100.0}
+
+
+def test_an_instance_that_is_refused_stops_no_other_one_of_a_group_that_is_mapped_over_a_result(
+    lab: Lab, dags: Dags
+) -> None:
+    answer = dags.run("one_is_refused")
+    assert answer["state"] == "failed"
+    [promotion] = record.read(lab.workspace, "third", step="promote")
+    assert "[1]/" in promotion.who
+    answer = dags.run("mapped_and_skipped")
+    assert (answer["state"], set(states(answer).values())) == ("success", {"skipped"})
 
 
 def test_of_two_mapped_instances_with_one_endpoint_one_holds_it_and_the_other_is_refused(lab: Lab, dags: Dags) -> None:

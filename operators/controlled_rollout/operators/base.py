@@ -1,16 +1,20 @@
 """What all tasks share: the workspace of their connection, their name in the history, and how they call the engine."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, TaskGroup, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from controlled_rollout.errors import (
     AccessError,
+    ConflictError,
     ControlledRolloutError,
     DeploymentError,
+    EndpointError,
+    EndpointNotFoundError,
     EvidenceUnavailableError,
     ModelStoreUnavailableError,
     NothingToDoError,
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
     from controlled_rollout.target.protocol import Change
 
-__all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "change_of", "run_of", "task_of"]
+__all__ = ["FAILURE_KEY", "EngineCalls", "RolloutOperator", "change_of", "rule_after_skips", "run_of", "task_of"]
 
 Result = TypeVar("Result")
 
@@ -224,7 +228,39 @@ class RolloutOperator(EngineCalls, BaseOperator):
         """Return the DAG run that must own the endpoint's rollout; None to accept any owner."""
         return run_of(context) if self.own_rollout else None
 
+    @asynccontextmanager
+    async def skipped_without_rollout(self, context: "Context", workspace: Workspace) -> AsyncIterator[None]:
+        """Context manager: skip a task that may run after skipped ones if its run has rolled nothing out there.
+
+        Raises:
+            NothingToDoError: The step was refused, and the run has never held the endpoint.
+        """
+        try:
+            yield
+        except (ConflictError, EndpointError, EndpointNotFoundError) as error:
+            from controlled_rollout import steps
+
+            owner = self.required_owner(context)
+            if self.trigger_rule != TriggerRule.NONE_FAILED or owner is None:
+                raise
+            if await steps.has_held(workspace, self.endpoint, owner, self.log_progress):
+                raise
+            raise NothingToDoError(
+                f"{owner} has rolled nothing out on endpoint {self.endpoint!r}: what comes before this task was skipped"
+            ) from error
+
 
 def push_failure(context: "Context", reason: str) -> None:
     """Push the first line of a failure's reason to XCom, where `RollBackOperator` reads it."""
     context["ti"].xcom_push(key=FAILURE_KEY, value=reason.partition("\n")[0])
+
+
+def rule_after_skips(group: TaskGroup) -> TriggerRule:
+    """Return the trigger rule of a task that goes on after tasks that were skipped, but not if all of them were.
+
+    In a group that is mapped over another task's result, Airflow takes a rule that one success satisfies for all
+    instances together until it knows how many there are: one that fails would stop the others, and roll them back.
+    There the task itself skips, see `RolloutOperator.skipped_without_rollout`.
+    """
+    mapped = any(True for _ in group.iter_mapped_task_groups())
+    return TriggerRule.NONE_FAILED if mapped else TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS

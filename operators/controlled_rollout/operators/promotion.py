@@ -84,18 +84,19 @@ class PromoteToControlOperator(RolloutOperator):
         from controlled_rollout import steps
 
         look = partial(last_look, self, context, workspace, endpoint=self.endpoint, version=self.version)
-        stored = await steps.promote(
-            workspace,
-            self.endpoint,
-            self.version,
-            change=change_of(context, self.reason),
-            owner=self.required_owner(context),
-            run=run_of(context),
-            needs_approval=self.needs_approval,
-            timeout=duration("timeout", self.timeout),
-            look=look if self.own_rollout else None,
-            progress=self.log_progress,
-        )
+        async with self.skipped_without_rollout(context, workspace):
+            stored = await steps.promote(
+                workspace,
+                self.endpoint,
+                self.version,
+                change=change_of(context, self.reason),
+                owner=self.required_owner(context),
+                run=run_of(context),
+                needs_approval=self.needs_approval,
+                timeout=duration("timeout", self.timeout),
+                look=look if self.own_rollout else None,
+                progress=self.log_progress,
+            )
         add_asset_event(context, self.endpoint, self.version)
         return stored.effective_traffic()
 

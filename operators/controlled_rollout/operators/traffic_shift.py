@@ -59,16 +59,17 @@ class ShiftTrafficOperator(RolloutOperator):
         look = partial(
             last_look, self, context, workspace, endpoint=self.endpoint, version=self.version, percentile=percentile
         )
-        stored = await steps.shift(
-            workspace,
-            self.endpoint,
-            self.version,
-            percentile=percentile,
-            change=change_of(context, self.reason),
-            owner=self.required_owner(context),
-            run=run_of(context),
-            timeout=duration("timeout", self.timeout),
-            look=look if self.own_rollout else None,
-            progress=self.log_progress,
-        )
+        async with self.skipped_without_rollout(context, workspace):
+            stored = await steps.shift(
+                workspace,
+                self.endpoint,
+                self.version,
+                percentile=percentile,
+                change=change_of(context, self.reason),
+                owner=self.required_owner(context),
+                run=run_of(context),
+                timeout=duration("timeout", self.timeout),
+                look=look if self.own_rollout else None,
+                progress=self.log_progress,
+            )
         return stored.effective_traffic()

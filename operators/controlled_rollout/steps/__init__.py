@@ -36,6 +36,7 @@ __all__ = [
     "Change",
     "Promotion",
     "former_control",
+    "has_held",
     "promote",
     "reason_not_promoted",
     "retire",
@@ -291,6 +292,26 @@ async def reason_not_promoted(
             lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
         )
     return rules.reason_not_promoted(history, version, owner)
+
+
+async def has_held(workspace: Workspace, endpoint: str, owner: str, progress: Progress = print) -> bool:
+    """Return whether a run holds an endpoint, or has held it, for a rollout.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        owner: The run, as `dag/run`.
+        progress: Called with a sentence if the target does not answer at first.
+
+    Raises:
+        TargetUnavailableError: The target did not answer in time.
+    """
+    async with connect(workspace) as target:
+        history = await retry_until_available(
+            lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
+        )
+    rollouts = [revision.endpoint.rollout for revision in history]
+    return any(rollout is not None and rollout.owner == owner for rollout in rollouts)
 
 
 async def _run_through_outages(

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -6,12 +8,14 @@ from airflow.sdk import DAG, Asset, Context
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, control_asset
-from controlled_rollout.errors import WorkspaceError
+from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, control_asset, steps
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ControlledRolloutError, NothingToDoError, WorkspaceError
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.promotion import NEW_CONTROL, RollBackOperator, add_asset_event
-from controlled_rollout.steps import going_back
+from controlled_rollout.steps import Change, going_back
 from controlled_rollout.workspace import Workspace
+from tests.unit.steps.memory_target import MemoryTarget
 
 
 def test_an_endpoint_has_an_asset_of_its_own() -> None:
@@ -85,3 +89,37 @@ def test_a_roll_back_reads_its_connection_again_while_that_cannot_be_read(monkey
         answers.append(lasting)
         with pytest.raises(type(lasting)):
             back.workspace()
+
+
+@pytest.mark.parametrize("operator", [PromoteToControlOperator, ShiftTrafficOperator])
+@pytest.mark.parametrize(
+    ("rule", "held", "there", "is_skipped"),
+    [
+        ("none_failed", False, False, True),
+        ("none_failed", False, True, True),
+        ("none_failed", True, True, False),
+        ("all_success", False, True, False),
+        ("all_success", False, False, False),
+    ],
+)
+async def test_a_task_that_runs_after_skipped_ones_is_skipped_if_its_run_has_rolled_nothing_out(
+    operator: Any, rule: str, held: bool, there: bool, is_skipped: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    target = MemoryTarget()
+    monkeypatch.setattr(steps, "connect", target.open)
+    if there:
+        first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
+        stored = await target.apply(first, Change(who="setup"))
+        if held:
+            stored = await target.apply(
+                stored.claim("old", owner="weekly/run-1", at=datetime.now(UTC)), Change(who="x")
+            )
+            await target.apply(stored.release("old"), Change(who="somebody"))
+    more = {"percentile": 10} if operator is ShiftTrafficOperator else {}
+    task = operator(task_id="task", endpoint="digits", version="new", trigger_rule=rule, timeout=0, **more)
+    ti = SimpleNamespace(dag_id="weekly", run_id="run-1", task_id="task", map_index=-1)
+
+    with pytest.raises(ControlledRolloutError) as refused:
+        await task.step(cast("Context", {"ti": ti, "task": task}), Workspace.local(tmp_path))
+    assert isinstance(refused.value, NothingToDoError) is is_skipped
