@@ -1,7 +1,8 @@
 """Random answers of scripts, and random requests, against a real replica: `python -m tests.scoring_fuzz`.
 
 Whatever a script answers and whatever a caller sends: no process ends, every caller gets an answer or a broken
-connection, and none a false 200.
+connection, and none a false 200. The replica captures: every scored request is in its spool, with the answer that its
+caller got.
 """
 
 import argparse
@@ -12,14 +13,16 @@ import re
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.local.scoring_environment import Replica, environment_python, start_replica
+from tests.local.scoring_environment import Replica, Response, environment_python, start_replica
+from tests.unit.scoring.spool_reader import counts, records
 
 TIMEOUT_S = 20.0
+SPOOL = "spool"
 FAILING_PARTS = ("int", "none", "raise", "interrupt", "panic")
 SCRIPT = """
 import json
@@ -70,8 +73,9 @@ ERRORS = ("raise", "interrupt", "panic", "memory", "recursion", "generator", "st
 
 @contextmanager
 def fuzzed_replica(folder: Path) -> Iterator[Replica]:
-    """Serve the script; its worker has to be the same at the end."""
-    with start_replica(environment_python(), folder, SCRIPT) as replica:
+    """Serve the script, and capture; the worker has to be the same at the end."""
+    capture = {"CAPTURE_SPOOL": str(folder / SPOOL), "CAPTURE_SPOOL_BYTES": "2000000000"}
+    with start_replica(environment_python(), folder, SCRIPT, environment=capture) as replica:
         workers = replica.workers()
         yield replica
         assert replica.process.poll() is None, replica.log[-3_000:]
@@ -116,12 +120,16 @@ def random_part(draw: random.Random) -> list[str]:
     return ["bytes", "".join(chr(draw.randrange(256)) for _ in range(draw.choice([0, 1, 5, 300])))]
 
 
-def judge_answer(replica: Replica, asked: dict[str, Any]) -> str:
-    """Let the script answer, and return what the caller got; an AssertionError if that is not true."""
+def answer_to(replica: Replica, asked: dict[str, Any], request_id: str) -> Response | None:
+    """Let the script answer; return what the caller got, None for a broken connection."""
     try:
-        response = replica.score(json.dumps(asked))
+        return replica.score(json.dumps(asked), X_Request_Id=request_id)
     except (http.client.IncompleteRead, ConnectionError):
-        response = None
+        return None
+
+
+def judge_answer(response: Response | None, asked: dict[str, Any]) -> str:
+    """Return what the caller got, in a word; an AssertionError if that is not true."""
     parts = asked.get("parts", [])
     failing = next((number for number, (kind, _) in enumerate(parts) if kind in FAILING_PARTS), None)
     if response is None:
@@ -140,6 +148,21 @@ def judge_answer(replica: Replica, asked: dict[str, Any]) -> str:
     assert failing is None or without_body, asked
     assert response.body == (b"" if without_body else "".join(text for _, text in parts).encode("latin-1")), asked
     return "whole"
+
+
+def judge_spool(spool: Path, answered: Mapping[str, Response | None]) -> None:
+    """Raise an AssertionError unless each scored request is in the spool once, with the answer that its caller got."""
+    kept = records(spool)
+    times = Counter(record.head["id"] for record in kept)
+    assert {name: times[name] for name in answered} == dict.fromkeys(answered, 1)
+    for record in kept:
+        asked, said = record.head["request"], record.head["response"]
+        assert len(record.bodies) == asked["kept"] + said["kept"], record.head
+        if record.head["id"] in answered:
+            response = answered[record.head["id"]]
+            assert said.get("complete", True) == (response is not None), record.head
+            assert response is None or (record.head["status"], record.response) == (response.status, response.body)
+    assert counts(spool).dropped == 0
 
 
 # Requests
@@ -264,11 +287,15 @@ def run(replica: Replica, *, answers: int, requests: int, seed: int) -> Counter[
     """Try so many random answers and requests; return how often what came of them."""
     draw = random.Random(seed)
     seen: Counter[str] = Counter()
-    for _ in range(answers):
-        seen["answer: " + judge_answer(replica, random_answer(draw))] += 1
+    answered: dict[str, Response | None] = {}
+    for number in range(answers):
+        asked, name = random_answer(draw), f"answer {number}"
+        answered[name] = answer_to(replica, asked, name)
+        seen["answer: " + judge_answer(answered[name], asked)] += 1
     for _ in range(requests):
         data = random_request(draw)
         seen["request: " + judge_request(replica, data, split=draw.randrange(len(data) + 1))] += 1
+    judge_spool(replica.log_file.parent / SPOOL, answered)
     return seen
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -266,3 +268,44 @@ def test_request_is_answered_when_it_cannot_be_captured(
     request.reply(Response(201, [], b""))
     assert caller.sent[1].status == 201
     assert counts(caller.folder) == (0, 2, 0)
+
+
+NUMBERS = st.floats() | st.integers() | st.booleans() | st.none() | st.text()
+# Such as no JSON of RFC 8259 has: NaN, halves of surrogate pairs.
+BODIES = st.binary(max_size=3_000) | st.recursive(NUMBERS, st.lists, max_leaves=20).map(
+    lambda v: json.dumps(v).encode()
+)
+LATIN_1 = st.text(st.characters(max_codepoint=255), max_size=300)
+HEADER_VARIABLES = ("HTTP_X_REQUEST_ID", "HTTP_TRACEPARENT", "HTTP_X_MS_CLIENT_REQUEST_ID", "CONTENT_TYPE")
+
+
+@given(
+    body=BODIES | st.integers(1, 500).map(lambda depth: b"[" * depth),
+    variables=st.dictionaries(st.sampled_from(HEADER_VARIABLES), LATIN_1) | st.just({}),
+    query=LATIN_1,
+    parts=BODIES | st.lists(BODIES),
+    status=st.integers(200, 599),
+    content_type=LATIN_1,
+)
+def test_whatever_is_asked_and_answered_is_sent_and_kept_as_it_is(
+    body: bytes, variables: dict[str, str], query: str, parts: bytes | list[bytes], status: int, content_type: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        caller = Caller(Path(folder), max_body_bytes=2_000)
+        try:
+            headers = [("Content-Type", content_type)]
+            request = caller.request(body, variables={**variables, "QUERY_STRING": query})
+            request.reply(Response(status, headers, parts if isinstance(parts, bytes) else iter(parts)))
+            [sent] = caller.sent
+            assert (sent.status, sent.headers) == (status, headers)
+            assert (sent.body if isinstance(parts, bytes) else list(sent.body)) == parts
+            [record] = caller.records
+            whole = parts if isinstance(parts, bytes) else b"".join(parts)
+            assert record.request == (body if len(body) <= 2_000 else b"")
+            assert record.response == (whole if len(whole) <= 2_000 else b"")
+            assert (record.head["status"], record.head["query"]) == (status, query)
+            assert record.head["response"]["type"] == content_type
+            assert record.head["request"]["size"] == len(body)
+            assert counts(caller.folder) == (1, 0, 0)
+        finally:
+            caller.spool.close()
