@@ -14,9 +14,9 @@ import pytest_asyncio
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ImageError
+from controlled_rollout.target.protocol import CollectedCounts
 from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running
 from tests.polling import until
-from tests.unit.scoring.spool_reader import counts, records
 
 
 @pytest.fixture(scope="module")
@@ -118,38 +118,61 @@ async def test_an_image_that_is_not_in_the_cache_is_refused_and_nothing_changes(
     assert "unknown" not in await lab.target.endpoints()
 
 
-async def test_version_that_collects_has_each_answered_request_in_a_spool_whatever_becomes_of_its_replicas(
+async def test_version_that_collects_has_each_answered_request_in_the_storage_whatever_becomes_of_its_processes(
     lab: Lab, caller: httpx.AsyncClient
 ) -> None:
-    keep = {"keep": ["age"], "layout": "jsonl"}
     stored, url, opens = await serve_one(
         lab, "collected", collect_model_data=True, collection=Collection(keep=("age",), layout="jsonl")
     )
     spools, answered = lab.workspace.spools_folder / "collected" / "one", []
+    storage = Path(lab.workspace.storage_place)
 
     async def ask() -> None:
         for _ in range(20):
-            answer = await caller.post(url, json={"age": 7}, headers=opens)
+            answer = await caller.post(url, json={"age": 7, "name": "Ada"}, headers=opens)
             assert answer.status_code == 200
             answered.append(answer.headers["x-request-id"])
 
+    def events() -> list[dict[str, Any]]:
+        files = (storage / "modelDataCollector" / "collected" / "one" / "request").rglob("*.jsonl")
+        return [json.loads(line) for file in sorted(files) for line in file.read_text().splitlines()]
+
+    async def kill(process: str) -> None:
+        pid = (await lab.target.processes())[process]
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{pid}").exists(), f"{process} has ended")
+
     await ask()
     # It is started again and goes on in its spool.
-    before = (await lab.target.processes())["collected/one-1"]
-    os.kill(before, signal.SIGKILL)
-    await until(lambda: not Path(f"/proc/{before}").exists(), "the replica has ended")
+    await kill("collected/one-1")
     await lab.ready("collected", "one")
+    [spool] = spools.glob("*/")
+    assert json.loads((spool / "spool.json").read_text())["replica"] == spool.name
+    await until(lambda: bool(events()), "the collector is at work")
+    await kill("collector")
     await ask()
-    [spool] = spools.iterdir()
-    assert json.loads((spool / "spool.json").read_text()).items() >= {**keep, "replica": spool.name}.items()
-    # Other settings need other replicas, and what the first one has collected stays.
-    await lab.serve(stored.update_version("one", collection=Collection(share=1.0)))
+    # Other settings need other replicas, and what the first one has collected is not lost.
+    await lab.serve(stored.update_version("one", collection=Collection(keep=("name",), layout="jsonl")))
     await ask()
 
-    kept = [record for spool in spools.iterdir() for record in records(spool)]
-    assert sorted(record.head["id"] for record in kept) == sorted(answered)
-    assert {record.request for record in kept} == {b'{"age":7}'}
-    assert [counts(spool)[1:] for spool in spools.iterdir()] == [(0, 0)] * 2
-    assert len(list(spools.iterdir())) == 2
-    await until(lambda: (spool / "ended").exists(), "the collector is told that the first replica has ended")
-    assert len(list(spools.glob("*/ended"))) == 1
+    await until(lambda: len(events()) == 60, "all is in the storage")
+    assert sorted(event["xrequestid"] for event in events()) == sorted(answered)
+    assert [event["data"] for event in events()].count([{"age": 7}]) == 40
+    assert [event["data"] for event in events()].count([{"name": "Ada"}]) == 20
+    await until(lambda: not spool.exists(), "the spool of the replica that has ended is deleted")
+    assert len(list(spools.glob("*/"))) == 1
+
+    async def all_counted() -> bool:
+        collected = (await lab.target.status("collected")).versions["one"].collected
+        return collected == CollectedCounts(captured=60)
+
+    await until(all_counted, "the status says what was captured")
+    # The version goes, and leaves nothing behind that is not in the storage.
+    await lab.target.delete("collected", CHANGE)
+    await until(lambda: not list(spools.glob("*/")), "all spools are deleted")
+    assert len(events()) == 60
+
+    async def has_ended() -> bool:
+        return "collector" not in await lab.target.processes()
+
+    await until(has_ended, "the collector ends when there is nothing to collect")

@@ -1,4 +1,4 @@
-"""The content of the wheel: the provider, its entry points, and the scoring runtime."""
+"""The content of the wheel: the provider, its entry points, the scoring runtime and the collector."""
 
 import subprocess
 import zipfile
@@ -9,7 +9,7 @@ from uv import find_uv_bin
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_wheel_carries_the_scoring_runtime_and_announces_the_provider(tmp_path: Path) -> None:
+def test_the_wheel_carries_the_scoring_runtime_and_the_collector_and_announces_the_provider(tmp_path: Path) -> None:
     subprocess.run(
         [find_uv_bin(), "build", "--quiet", "--wheel", "--out-dir", tmp_path, REPOSITORY],
         check=True,
@@ -25,6 +25,11 @@ def test_the_wheel_carries_the_scoring_runtime_and_announces_the_provider(tmp_pa
         f"controlled_rollout/image/runtime/controlled_rollout_scoring/{file.relative_to(runtime)}"
         for file in runtime.rglob("*")
         if file.is_file() and file.suffix != ".pyc"
+    }
+    collector = REPOSITORY / "docker" / "collector" / "controlled_rollout_collector"
+    expected |= {
+        f"controlled_rollout/target/local/collector/controlled_rollout_collector/{file.name}"
+        for file in collector.glob("*.py")
     }
     assert "requirements.txt" in {Path(name).name for name in expected}
     assert expected <= names

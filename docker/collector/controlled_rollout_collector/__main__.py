@@ -16,6 +16,7 @@ from controlled_rollout_collector.settings import SpoolSettingError, write_setti
 from controlled_rollout_collector.storage import StorageSettingError, open_storage
 
 USAGE_ERROR: Final = 2
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 
 log = logging.getLogger("controlled_rollout_collector")
@@ -23,12 +24,14 @@ log = logging.getLogger("controlled_rollout_collector")
 
 def main() -> int:
     """Parse the command line, and ship until SIGTERM; return the exit code."""
+    parent = os.getppid()
     options = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s collector: %(message)s")
     # It logs each request, with its address.
     logging.getLogger("azure").setLevel(logging.WARNING)
     # Other processes of this user, such as versions, must not read this one's environment.
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     os.umask(0o077)
     try:
         storage = open_storage(options.storage, os.environ)
@@ -38,6 +41,10 @@ def main() -> int:
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end.set())
+    if options.exit_with_parent:
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != parent:
+            end.set()
     options.spools.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(options.spools, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -87,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--sidecar", action="store_true", help="the replica has ended when this process gets SIGTERM, as in a pod"
+    )
+    parser.add_argument(
+        "--exit-with-parent",
+        action="store_true",
+        help="end as with SIGTERM when the process that started this one ends",
     )
     return parser
 

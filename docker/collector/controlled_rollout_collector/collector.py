@@ -108,6 +108,9 @@ class Collector:
             except (OSError, SpoolSettingError) as error:
                 faults.append(f"{spool}: {error}")
                 self._shippers.pop(spool, None)
+            except ImportError as error:
+                package = f"airflow-provider-controlled-rollout needs its extra data for this ({error.name} is missing)"
+                faults.append(f"{spool}: {package}")
             except Exception as error:
                 # What one version has captured must not stop the others.
                 log.exception("%s cannot be shipped", spool)

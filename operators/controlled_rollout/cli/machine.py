@@ -49,6 +49,12 @@ def _add_local_command(commands: Commands) -> None:
     up = actions.add_parser("up", help="start it")
     add_root_option(up)
     up.add_argument("--port", type=port, default=DEFAULT_ROUTER_PORT, help="the router's port (default %(default)s)")
+    up.add_argument(
+        "--storage",
+        metavar="PLACE",
+        help="where collected data goes: a folder, or https://<account>.blob.core.windows.net/<container>/<prefix>; "
+        "the same as the setting `storage` of the tasks' connection (default: the folder storage in the workspace)",
+    )
     up.add_argument("--foreground", action="store_true", help="stay in the foreground until Ctrl-C")
     up.set_defaults(run=_run_local_up)
     down = actions.add_parser("down", help="stop it; endpoints, keys and telemetry stay on disk")
@@ -137,7 +143,11 @@ def _run_local_up(options: argparse.Namespace) -> int:
     """Run `controlled-rollout local up`: start the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
-    return supervisor.start_workspace(Workspace.local(options.root), port=options.port, detach=not options.foreground)
+    workspace = Workspace.local(options.root)
+    if options.storage:
+        settings = {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)}
+        workspace = Workspace.from_settings({**settings, "storage": options.storage})
+    return supervisor.start_workspace(workspace, port=options.port, detach=not options.foreground)
 
 
 def _run_local_down(options: argparse.Namespace) -> int:

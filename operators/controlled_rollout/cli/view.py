@@ -64,6 +64,12 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
             print_line(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
     print_line(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
+    for name, version in status.versions.items():
+        if collected := version.collected:
+            print_line(
+                f"{name} has captured {collected.captured:,} requests; dropped {collected.dropped:,}, unreadable "
+                f"{collected.unreadable:,}; {collected.pending_bytes:,} bytes are not in the storage yet"
+            )
 
 
 def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> tuple[str, ...]:

@@ -89,6 +89,22 @@ class ReplicaStatus(_Message):
     last_exit: str | None = None
 
 
+class CollectedCounts(_Message):
+    """What the replicas of a version that collects have captured.
+
+    Attributes:
+        captured: Requests, and calls of scripts' collectors, that were captured.
+        dropped: Those that were not, because a spool was full or a disk failed.
+        unreadable: Records that were damaged, and data of scripts that could not be read.
+        pending_bytes: What is not in the storage yet.
+    """
+
+    captured: int = 0
+    dropped: int = 0
+    unreadable: int = 0
+    pending_bytes: int = 0
+
+
 class VersionStatus(_Message):
     """The status of a version.
 
@@ -102,6 +118,7 @@ class VersionStatus(_Message):
         unsent: Requests that the router answered itself, because it had no healthy replica or no connection; one that
             was tried again may count again.
         active: Requests that it is answering now.
+        collected: What its replicas have captured; None if it does not collect, or if the target does not know.
     """
 
     name: str
@@ -115,6 +132,7 @@ class VersionStatus(_Message):
     requests: int = 0
     unsent: int = 0
     active: int = 0
+    collected: CollectedCounts | None = None
 
 
 class EndpointStatus(_Message):

@@ -20,11 +20,13 @@ def main(settings: dict[str, Any]) -> int:
 
     Args:
         settings: `workspace` (its settings), `host` and `port` of the router, `report_pipe` (a file descriptor; None
-            for a supervisor that prints how the start went).
+            for a supervisor that prints how the start went), `credentials` (a file descriptor with the variables for
+            the storage as JSON; None for none).
     """
     workspace, port, host = Workspace.from_settings(settings["workspace"]), settings["port"], settings["host"]
+    credentials = _read_credentials(settings["credentials"])
     if settings["report_pipe"] is None:
-        return run_supervisor(workspace, port=port, host=host, report=_print_report)
+        return run_supervisor(workspace, port=port, host=host, report=_print_report, credentials=credentials)
     pipe = os.fdopen(settings["report_pipe"], "wb")
 
     def write_report(start: StartReport) -> None:
@@ -34,7 +36,16 @@ def main(settings: dict[str, Any]) -> int:
 
     # A child that held the pipe open would keep its reader waiting.
     os.set_inheritable(settings["report_pipe"], False)
-    return run_supervisor(workspace, port=port, host=host, report=write_report)
+    return run_supervisor(workspace, port=port, host=host, report=write_report, credentials=credentials)
+
+
+def _read_credentials(descriptor: int | None) -> dict[str, str]:
+    """Read the variables for the storage from a file descriptor and close it, so that no child inherits it."""
+    if descriptor is None:
+        return {}
+    with os.fdopen(descriptor, "rb") as file:
+        credentials: dict[str, str] = json.load(file)
+    return credentials
 
 
 if __name__ == "__main__":

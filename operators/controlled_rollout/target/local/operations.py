@@ -15,6 +15,7 @@ from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import keys, secret_files
+from controlled_rollout.target.local.collector_process import CollectorProcess, collected_counts
 from controlled_rollout.target.local.envoy_config import cluster_name, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
@@ -81,6 +82,8 @@ class Operations:
         cache_folder: The folder of the images.
         secrets_folder: The folder of the secrets.
         logs_folder: The folder of the replicas' logs.
+        collector: The collector.
+        spools_folder: The folder of what replicas collect.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class Operations:
         cache_folder: Path,
         secrets_folder: Path,
         logs_folder: Path,
+        collector: CollectorProcess,
+        spools_folder: Path,
     ) -> None:
         self._revisions = revisions
         self._stored = stored
@@ -105,6 +110,8 @@ class Operations:
         self._cache_folder = cache_folder
         self._secrets_folder = secrets_folder
         self._logs_folder = logs_folder
+        self._collector = collector
+        self._spools_folder = spools_folder
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -180,6 +187,9 @@ class Operations:
             start_error = self._reconciler.start_errors.get(key)
             return VersionStatus(name=key.version, ready=False, failed=start_error is not None, cause=start_error)
         status = running.status()
+        if running.version.collect_model_data:
+            collected = collected_counts(self._spools_folder, *key)
+            status = status.model_copy(update={"collected": collected})
         if activity is None:
             return status
         cluster = cluster_name(*key)
@@ -277,11 +287,12 @@ class Operations:
         await (self._telemetry.start() if running else self._telemetry.stop())
 
     def processes(self) -> list[ProcessStatus]:
-        """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
+        """Return the status of the supervisor, the router, the telemetry store, the collector and all replicas."""
         return [
             ProcessStatus(name="supervisor", pid=os.getpid()),
             self._envoy.status,
             self._telemetry.status,
+            *filter(None, [self._collector.status()]),
             *(
                 replica.process_status(key.endpoint)
                 for key, running in self._reconciler.running.items()

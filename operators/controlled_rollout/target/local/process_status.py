@@ -13,7 +13,8 @@ class ProcessStatus(BaseModel):
     """One process, whether it runs or not.
 
     Attributes:
-        name: What it is: `supervisor`, `router`, `telemetry store`, or a replica as `<endpoint>/<replica>`.
+        name: What it is: `supervisor`, `router`, `telemetry store`, `collector`, or a replica as
+            `<endpoint>/<replica>`.
         pid: The process id; None while it does not run.
         problem: What is wrong with it in words; None if it runs and answers.
     """

@@ -13,7 +13,7 @@ from typing import Final
 from controlled_rollout.collection_settings import MEGABYTE, Collection
 from controlled_rollout.target.local import atomic_files, secret_files
 
-__all__ = ["end_spools", "prepare_spool"]
+__all__ = ["end_spools", "has_spools", "prepare_spool"]
 
 SETTINGS_FILE: Final = "spool.json"
 SALT_FILE: Final = "salt"
@@ -62,6 +62,11 @@ def prepare_spool(spool: Path, collection: Collection, secrets_folder: Path) -> 
         "CAPTURE_VERSION": version,
         "CAPTURE_REPLICA": replica,
     }
+
+
+def has_spools(folder: Path) -> bool:
+    """Return whether there is a spool in a folder with spools in `<endpoint>/<version>/<replica>/`."""
+    return next(folder.glob(f"*/*/*/{SETTINGS_FILE}"), None) is not None
 
 
 def end_spools(folder: Path) -> None:

@@ -16,11 +16,12 @@ from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import block_until, until
 from controlled_rollout.target.local.child_process import supervisor_environment
 from controlled_rollout.target.local.client import LocalTarget
+from controlled_rollout.target.local.collector_process import storage_credentials
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.workspace_folder import prepare_folder
-from controlled_rollout.workspace import Workspace
+from controlled_rollout.workspace import Workspace, is_url
 
 if TYPE_CHECKING:
     from controlled_rollout.target.local.supervisor_process import StartReport
@@ -68,17 +69,39 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
         return REFUSED
     if not detach:
         # In this process, so that whoever waits for it or signals it has the supervisor itself.
-        os.execve(sys.executable, _command(workspace, port, host), supervisor_environment())  # noqa: S606
+        credentials = _credentials_descriptor(workspace)
+        command = _command(workspace, port, host, credentials=credentials)
+        os.execve(sys.executable, command, supervisor_environment())  # noqa: S606
     return _start_in_background(workspace, port, host)
 
 
-def _command(workspace: Workspace, port: int, host: str, report_pipe: int | None = None) -> list[str]:
+def _credentials_descriptor(workspace: Workspace) -> int | None:
+    """Return a descriptor, which programs inherit, of a file in memory with what the collector signs in with.
+
+    Neither the command line nor the environment of a process may have it. None if the storage is a folder.
+    """
+    if not is_url(workspace.storage_place):
+        return None
+    descriptor = os.memfd_create("credentials", flags=0)
+    os.write(descriptor, json.dumps(storage_credentials(os.environ)).encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _command(
+    workspace: Workspace, port: int, host: str, *, report_pipe: int | None = None, credentials: int | None = None
+) -> list[str]:
     """Return the command of the supervisor; without a pipe it prints how the start went."""
     settings = {
-        "workspace": {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)},
+        "workspace": {
+            "root": str(workspace.root),
+            "cache_folder": str(workspace.cache_folder),
+            "storage": workspace.storage,
+        },
         "port": port,
         "host": host,
         "report_pipe": report_pipe,
+        "credentials": credentials,
     }
     return [sys.executable, "-P", "-m", "controlled_rollout.target.local", json.dumps(settings)]
 
@@ -88,18 +111,21 @@ def _start_in_background(workspace: Workspace, port: int, host: str) -> int:
     log = LogFile(workspace.logs_folder / "supervisor.log")
     log.note("supervisor starts")
     read_end, write_end = os.pipe()
+    credentials = _credentials_descriptor(workspace)
+    inherited = [write_end] if credentials is None else [write_end, credentials]
     with log.path.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            _command(workspace, port, host, write_end),
+            _command(workspace, port, host, report_pipe=write_end, credentials=credentials),
             env=supervisor_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=[write_end],
+            pass_fds=inherited,
             start_new_session=True,
             cwd="/",
         )
-    os.close(write_end)
+    for descriptor in inherited:
+        os.close(descriptor)
     with os.fdopen(read_end, "rb") as pipe:
         report = _read_report(pipe.fileno(), UP_TIMEOUT_S)
     if report is None:

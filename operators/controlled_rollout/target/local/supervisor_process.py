@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -17,6 +17,7 @@ from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.polling import until
 from controlled_rollout.target.local import atomic_files, ports
 from controlled_rollout.target.local.api import create_app
+from controlled_rollout.target.local.collector_process import CollectorProcess
 from controlled_rollout.target.local.envoy_process import EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
@@ -60,11 +61,19 @@ class StartReport(TypedDict):
     goes_on: bool
 
 
-def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callable[[StartReport], None]) -> int:
+def run_supervisor(
+    workspace: Workspace,
+    *,
+    port: int,
+    host: str,
+    report: Callable[[StartReport], None],
+    credentials: Mapping[str, str],
+) -> int:
     """Lock the workspace's folder and run everything in it until a signal or a client ends it; return the exit code.
 
     Args:
         workspace: A workspace whose target is `local`.
+        credentials: The variables with which the collector signs in to the storage.
         port: The router's port; 0 for any free one.
         host: The router's address.
         report: Called once, when everything runs or when the start has failed.
@@ -86,7 +95,7 @@ def run_supervisor(workspace: Workspace, *, port: int, host: str, report: Callab
             with runtime_folder() as runtime:
                 lock.name_owner(runtime)
                 process = _SupervisorProcess(
-                    workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port)
+                    workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port), credentials
                 )
                 return asyncio.run(process.run(report))
     except WorkspaceError as error:
@@ -123,7 +132,7 @@ class _ApiServer(uvicorn.Server):
 
 
 class _SupervisorProcess:
-    """The parts that one supervisor runs: router, replicas, telemetry store, load meter and API.
+    """The parts that one supervisor runs: router, replicas, telemetry store, collector, load meter and API.
 
     Args:
         workspace: The workspace.
@@ -131,9 +140,18 @@ class _SupervisorProcess:
         host: The router's address.
         router_port: The router's port.
         telemetry_port: The telemetry store's port on 127.0.0.1.
+        credentials: The variables with which the collector signs in to the storage.
     """
 
-    def __init__(self, workspace: Workspace, runtime: Path, host: str, router_port: int, telemetry_port: int) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        runtime: Path,
+        host: str,
+        router_port: int,
+        telemetry_port: int,
+        credentials: Mapping[str, str],
+    ) -> None:
         self._workspace = workspace
         self._runtime = runtime
         self._end = asyncio.Event()
@@ -143,16 +161,8 @@ class _SupervisorProcess:
         self._stored = StoredEndpoints(self._revisions)
         self._telemetry_log = LogFile(workspace.logs_folder / "telemetry.log")
         # Anew at each start: only the router and the store know it.
-        upload_token, upload_token_file = secrets.token_urlsafe(), runtime / "telemetry-upload.token"
-        atomic_files.write_atomically(upload_token_file, upload_token.encode(), durable=False)
-        self._telemetry = TelemetryStoreProcess(
-            port=telemetry_port,
-            data=workspace.telemetry_folder,
-            token_file=_ensure_token_file(workspace),
-            upload_token_file=upload_token_file,
-            runtime=runtime,
-            log=self._telemetry_log,
-        )
+        upload_token = secrets.token_urlsafe()
+        self._telemetry = _telemetry_store(workspace, telemetry_port, runtime, upload_token, self._telemetry_log)
         self._router_log = LogFile(workspace.logs_folder / "router.log")
         self._envoy = EnvoyProcess(
             runtime / "envoy",
@@ -173,6 +183,7 @@ class _SupervisorProcess:
                 version, workspace.cache_folder, workspace.secrets_folder
             ),
         )
+        self._collector = _collector(workspace, runtime, credentials)
         self._load_meter = LoadMeter(self._envoy.counters)
         operations = Operations(
             self._revisions,
@@ -184,6 +195,8 @@ class _SupervisorProcess:
             cache_folder=workspace.cache_folder,
             secrets_folder=workspace.secrets_folder,
             logs_folder=workspace.logs_folder,
+            collector=self._collector,
+            spools_folder=workspace.spools_folder,
         )
         app = create_app(operations, shut_down=self._end.set)
         self._api_server = _ApiServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
@@ -251,6 +264,7 @@ class _SupervisorProcess:
         self._load_meter.start()
         await self._telemetry.start()
         self._reconciler.start()
+        self._collector.start()
         self._write_state()
         await until(lambda: self._reconciler.is_prepared, RESTORE_TIMEOUT_S)
         await self._envoy.listen()
@@ -278,7 +292,7 @@ class _SupervisorProcess:
                 self._write_state()
 
     async def _stop(self, serving_api: "asyncio.Task[None]") -> None:
-        """Stop the API first, then the router once open requests are answered, then the replicas and the store."""
+        """Stop the API, the router once open requests are answered, the replicas, the store, and the collector."""
         self._workspace.state_file.unlink(missing_ok=True)
         self._api_server.should_exit = True
         await serving_api
@@ -286,6 +300,35 @@ class _SupervisorProcess:
         await self._envoy.stop(DRAIN_TIMEOUT_S, LAST_SPANS_S)
         await self._reconciler.stop()
         await self._telemetry.stop()
+        # Last: the replicas have appended what they had.
+        await self._collector.stop()
+
+
+def _telemetry_store(
+    workspace: Workspace, port: int, runtime: Path, upload_token: str, log_file: LogFile
+) -> TelemetryStoreProcess:
+    """Return the telemetry store of a workspace; write the file with the token that the router's spans bring."""
+    upload_token_file = runtime / "telemetry-upload.token"
+    atomic_files.write_atomically(upload_token_file, upload_token.encode(), durable=False)
+    return TelemetryStoreProcess(
+        port=port,
+        data=workspace.telemetry_folder,
+        token_file=_ensure_token_file(workspace),
+        upload_token_file=upload_token_file,
+        runtime=runtime,
+        log=log_file,
+    )
+
+
+def _collector(workspace: Workspace, runtime: Path, credentials: Mapping[str, str]) -> CollectorProcess:
+    """Return the collector of a workspace, with the variables with which it signs in to the storage."""
+    return CollectorProcess(
+        spools=workspace.spools_folder,
+        storage=workspace.storage_place,
+        credentials=credentials,
+        runtime=runtime,
+        log=LogFile(workspace.logs_folder / "collector.log"),
+    )
 
 
 def _ensure_token_file(workspace: Workspace) -> Path:
