@@ -29,9 +29,10 @@ WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # How the name of a secret ends; `MAX_TOKENS`, `PASSWORD_FILE` and `TOKENIZERS_PARALLELISM` name none.
 SECRET_ENDS: Final = (
     *("password", "passwd", "passphrase", "secret", "token", "credential", "credentials"),
-    *("apikey", "accesskey", "accountkey", "privatekey", "secretkey", "connectionstring"),
+    *("apikey", "accesskey", "accountkey", "encryptionkey", "privatekey", "secretkey", "signingkey"),
+    "connectionstring",
 )
-SECRET_LAST_WORDS: Final = ("pat", "pwd")
+SECRET_LAST_WORDS: Final = ("pass", "pat", "pwd")
 # Before `TOKEN`: those of a tokenizer's vocabulary.
 VOCABULARY: Final = ("bos", "cls", "eos", "mask", "pad", "sep", "stop", "unk")
 # After such a name: `TOKEN_VALUE`, `PASSWORD2`.
