@@ -457,11 +457,15 @@ def _continuation(repository: Repository, address: str, base: "httpx.URL | None"
 
 def _check_address(repository: Repository, url: "httpx.URL") -> None:
     """Raise `ImageError` if a registry leads to plain http, or from elsewhere to this machine."""
-    is_here, is_encrypted = is_loopback(url.host), url.scheme == "https"
+    import httpx
+
+    is_encrypted = url.scheme == "https"
     if is_loopback(repository.host):
-        allowed = is_encrypted or (is_here and url.scheme == "http")
+        allowed = is_encrypted or (is_loopback(url.host) and url.scheme == "http")
     else:
-        allowed = is_encrypted and not is_here
+        # A registry may have a name or an address of this machine itself.
+        is_registry = url.host == httpx.URL(repository.url).host
+        allowed = is_encrypted and (is_registry or not is_this_machine(str(url)))
     if not allowed:
         raise ImageError(
             f"registry {repository.host} leads to {url.scheme}://{url.netloc.decode()[:200]}: only https is allowed "
