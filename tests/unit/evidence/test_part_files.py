@@ -1,0 +1,77 @@
+"""Parts of a storage that is not on this machine: copied once, by name and etag, and not more than fit."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.storage import StoredFile
+from controlled_rollout.storage.folder import FolderFiles
+
+
+@dataclass
+class Container:
+    """A storage like Blob Storage: its files are not files of this machine. It counts what is downloaded."""
+
+    files: FolderFiles
+    downloaded: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return "https://account.blob.core.windows.net/data"
+
+    def address_of(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+    def put(self, name: str, content: bytes | Path) -> StoredFile:
+        return self.files.put(name, content)
+
+    def get(self, name: str, *, limit: int = 1) -> bytes:
+        return self.files.get(name)
+
+    def download(self, name: str, path: Path) -> None:
+        self.downloaded.append(name)
+        self.files.download(name, path)
+
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        return self.files.list(prefix)
+
+    def delete(self, name: str) -> None:
+        self.files.delete(name)
+
+
+def test_parts_of_a_folder_are_read_where_they_are(tmp_path: Path) -> None:
+    storage = FolderFiles(tmp_path / "storage")
+    part = storage.put("collected/a.parquet", b"1")
+    assert PartFiles(storage, tmp_path / "cache").paths([part]) == [str(tmp_path / "storage/collected/a.parquet")]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_parts_elsewhere_are_copied_once_and_again_when_they_were_written_anew(tmp_path: Path) -> None:
+    storage = Container(FolderFiles(tmp_path / "storage"))
+    parts = [storage.put(f"collected/{name}.parquet", name.encode()) for name in "abc"]
+    files = PartFiles(storage, tmp_path / "cache")
+    paths = files.paths(parts)
+    assert [Path(path).read_bytes() for path in paths] == [b"a", b"b", b"c"]
+    assert PartFiles(storage, tmp_path / "cache").paths(parts[::-1]) == paths[::-1]
+    assert sorted(storage.downloaded) == [part.name for part in parts]
+
+    anew = storage.put("collected/b.parquet", b"more of b")
+    (path,) = files.paths([anew])
+    assert Path(path).read_bytes() == b"more of b"
+    assert path not in paths
+    assert storage.downloaded.count(anew.name) == 2
+
+
+def test_copies_that_were_not_used_for_longest_make_room(tmp_path: Path) -> None:
+    storage = Container(FolderFiles(tmp_path / "storage"))
+    parts = [storage.put(f"collected/{name}.parquet", bytes(100)) for name in "abcd"]
+    files = PartFiles(storage, tmp_path / "cache", most_bytes=250)
+    first, second = files.paths(parts[:2])
+    os.utime(first, (1, 1))
+    third, fourth = files.paths(parts[2:])
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {Path(third).name, Path(fourth).name}
+    # What a look needs stays, even if it is more than what should be kept.
+    assert all(map(os.path.exists, files.paths(parts)))
+    assert second != first
