@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from controlled_rollout.gate import Category, Gate, MaxLatency, Mean
     from controlled_rollout.operators.approval import ApproveRolloutOperator
+    from controlled_rollout.operators.collected_data import CollectedDataGateOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
     from controlled_rollout.operators.image_build import BuildImageOperator
     from controlled_rollout.operators.image_scan import ScanImageOperator
@@ -52,6 +53,7 @@ __all__ = [
     "BuildImageOperator",
     "Category",
     "CheckConnectivityOperator",
+    "CollectedDataGateOperator",
     "ConflictError",
     "ControlledRollout",
     "ControlledRolloutError",
@@ -98,6 +100,7 @@ _MODULES = {
     "BuildImageOperator": "controlled_rollout.operators.image_build",
     "Category": "controlled_rollout.gate",
     "CheckConnectivityOperator": "controlled_rollout.operators.connectivity",
+    "CollectedDataGateOperator": "controlled_rollout.operators.collected_data",
     "ConflictError": "controlled_rollout.errors",
     "ControlledRollout": "controlled_rollout.task_group",
     "ControlledRolloutError": "controlled_rollout.errors",

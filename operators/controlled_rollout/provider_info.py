@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": INTEGRATION,
                 "python-modules": [
                     "controlled_rollout.operators.approval",
+                    "controlled_rollout.operators.collected_data",
                     "controlled_rollout.operators.connectivity",
                     "controlled_rollout.operators.image_build",
                     "controlled_rollout.operators.image_scan",
@@ -46,6 +47,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.hooks.workspace"]}],
+        "extra-links": ["controlled_rollout.operators.collected_data.ReportLink"],
         "connection-types": [_connection_type()],
     }
 

@@ -1,0 +1,101 @@
+"""The collected data of one version by itself: how many requests there are, and what a suite of expectations finds."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import chain
+
+from controlled_rollout.evidence.collected.completeness import replica_state
+from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
+from controlled_rollout.expectations import Suite
+from controlled_rollout.expectations.process import validate_in_process
+from controlled_rollout.expectations.report import DataReport
+from controlled_rollout.expectations.result import ValidationRequest
+from controlled_rollout.storage import StoredFile, open_storage
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["count_rows", "validate_version"]
+
+
+def validate_version(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    suite: Suite,
+    *,
+    since: datetime,
+    until: datetime,
+    max_rows: int,
+) -> DataReport:
+    """Evaluate a suite on all rows that a version has collected in a time.
+
+    Args:
+        workspace: Where the data is.
+        endpoint: The endpoint's name.
+        version: The version's name.
+        suite: The expectations.
+        since: Requests that arrived from then on.
+        until: Requests that arrived before.
+        max_rows: Of more rows those of as many requests, drawn by their ids, are evaluated.
+
+    Raises:
+        EvidenceUnavailableError: The data cannot be read, or takes too long.
+        StorageError: The storage cannot be read.
+    """
+    files = _files(workspace)
+    validations = {}
+    for collection in suite.collections:
+        parts = _parts(files, endpoint, version, collection, since, until)
+        request = ValidationRequest(
+            suite=suite,
+            collection=collection,
+            parts=tuple(files.paths(parts)),
+            since=since,
+            until=until,
+            max_rows=max_rows,
+        )
+        validations[collection] = validate_in_process(request)
+    notes = tuple(_missing(files, endpoint, version, since))
+    return DataReport(endpoint, version, suite.name, since, until, validations, notes)
+
+
+def count_rows(
+    workspace: Workspace, endpoint: str, version: str, collection: str, *, since: datetime, until: datetime
+) -> int:
+    """Return how many rows a version's parts of a time hold; of the first and the last part all rows count.
+
+    Raises:
+        StorageError: The storage cannot be read.
+    """
+    from pyarrow import parquet
+
+    files = _files(workspace)
+    paths = files.paths(_parts(files, endpoint, version, collection, since, until))
+    return sum(int(parquet.read_metadata(path).num_rows) for path in paths)
+
+
+def _files(workspace: Workspace) -> PartFiles:
+    """Return the parts of a workspace as local files."""
+    return PartFiles(open_storage(workspace), workspace.cache_folder / "collected")
+
+
+def _parts(
+    files: PartFiles, endpoint: str, version: str, collection: str, since: datetime, until: datetime
+) -> Sequence[StoredFile]:
+    """Return the parts that may hold requests of a time."""
+    prefixes = day_prefixes(endpoint, version, collection, since=since, until=until)
+    return parts_since(chain.from_iterable(map(files.storage.list, prefixes)), since)
+
+
+def _missing(files: PartFiles, endpoint: str, version: str, since: datetime) -> list[str]:
+    """Return what replicas have dropped or not shipped, each in a sentence."""
+    notes = []
+    for file in files.storage.list(state_prefix(endpoint, version)):
+        if file.name.endswith(".json") and file.modified >= since:
+            state = replica_state(file.name, files.storage.get(file.name))
+            if state.dropped or state.unreadable:
+                lost = state.dropped + state.unreadable
+                notes.append(f"replica {state.replica} has not kept {lost:,} of its requests since it began")
+            if state.pending_bytes and not state.final:
+                notes.append(f"{state.pending_bytes:,} bytes of replica {state.replica} are not in the storage yet")
+    return notes

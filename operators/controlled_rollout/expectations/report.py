@@ -1,0 +1,126 @@
+"""The report on the collected data of one version, for people: what was expected, what was found, on which rows."""
+
+import html
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from controlled_rollout.expectations.result import ExpectationResult, Validation
+
+__all__ = ["DataReport"]
+
+TABLE: Final = ("expected", "result", "rows", "unexpected", "found", "examples (request: value)")
+STYLE: Final = (
+    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.3em .6em;"
+    "text-align:left;vertical-align:top}.failed{background:#fdd}.unknown{background:#ffd}"
+)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a suite found in what one version has collected.
+
+    Attributes:
+        endpoint, version: Whose data it is.
+        suite: The suite's name.
+        since, until: When the requests arrived.
+        validations: By collection the results.
+        notes: What was missing of the data, each in a sentence.
+    """
+
+    endpoint: str
+    version: str
+    suite: str
+    since: datetime
+    until: datetime
+    validations: dict[str, Validation]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> tuple[ExpectationResult, ...]:
+        """The results of all collections."""
+        return tuple(result for one in self.validations.values() for result in one.results)
+
+    @property
+    def failed(self) -> tuple[ExpectationResult, ...]:
+        """The expectations that are not fulfilled."""
+        return tuple(one for one in self.results if one.success is False)
+
+    @property
+    def unseen(self) -> tuple[ExpectationResult, ...]:
+        """The expectations that could not be evaluated."""
+        return tuple(one for one in self.results if one.success is None)
+
+    @property
+    def headline(self) -> str:
+        """The result in a line."""
+        fulfilled = len(self.results) - len(self.failed) - len(self.unseen)
+        return f"{fulfilled} fulfilled, {len(self.failed)} not fulfilled, {len(self.unseen)} could not be evaluated"
+
+    def sentences(self, results: tuple[ExpectationResult, ...]) -> str:
+        """Return some results in words, for a task's log or the reason of its failure."""
+        return "; ".join(f"{one.name}: {one.fault or _found(one)}" for one in results)
+
+    def as_markdown(self) -> str:
+        """Return the report as Markdown."""
+        lines = [f"# {self._title()}", "", f"{self.headline}.", "", *(f"- {fact}" for fact in self._facts())]
+        for collection, rows in self._tables():
+            lines += ["", f"## {collection}", "", "| " + " | ".join(TABLE) + " |", "|" + " --- |" * len(TABLE)]
+            lines += ["| " + " | ".join(map(_markdown_cell, cells)) + " |" for _, cells in rows]
+        return "\n".join(lines) + "\n"
+
+    def as_html(self) -> str:
+        """Return the report as one page of HTML, which loads nothing."""
+        title = html.escape(self._title())
+        parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>']
+        parts.append(f"<h1>{title}</h1><p>{html.escape(self.headline)}.</p><ul>")
+        parts += [f"<li>{html.escape(fact)}</li>" for fact in self._facts()]
+        parts.append("</ul>")
+        for collection, rows in self._tables():
+            parts.append(f"<h2>{html.escape(collection)}</h2><table><tr>")
+            parts += [f"<th>{name}</th>" for name in TABLE]
+            for kind, cells in rows:
+                parts.append(f'</tr><tr class="{kind}">')
+                parts += [f"<td>{html.escape(cell)}</td>" for cell in cells]
+            parts.append("</tr></table>")
+        return "\n".join([*parts, "</html>"]) + "\n"
+
+    def _title(self) -> str:
+        """Return the title."""
+        return f"{self.suite}: collected data of {self.endpoint}/{self.version}"
+
+    def _facts(self) -> Iterator[str]:
+        """Yield what the results are about, and what was missing."""
+        yield f"requests from {self.since:%Y-%m-%d %H:%M:%S} to {self.until:%Y-%m-%d %H:%M:%S} UTC"
+        for collection, validation in self.validations.items():
+            sampled = f", of {100 * validation.part:.3g} % of the requests" if validation.part < 1 else ""
+            yield f"{validation.rows:,} rows of {collection}{sampled}"
+        yield from self.notes
+
+    def _tables(self) -> Iterator[tuple[str, list[tuple[str, tuple[str, ...]]]]]:
+        """Yield by collection the rows of its table, each with its kind."""
+        kinds = {True: "fulfilled", False: "failed", None: "unknown"}
+        words = {True: "fulfilled", False: "NOT fulfilled", None: "not evaluated"}
+        for collection, validation in self.validations.items():
+            rows = []
+            for one in validation.results:
+                numbers = ("" if count is None else f"{count:,}" for count in (one.rows, one.unexpected))
+                examples = ", ".join(f"{request}: {json.dumps(value)}" for request, value in one.examples)
+                cells = (one.name, words[one.success], *numbers, one.fault or _found(one), examples)
+                rows.append((kinds[one.success], cells))
+            yield collection, rows
+
+
+def _found(result: ExpectationResult) -> str:
+    """Return what was found, in words."""
+    if result.rows is None or result.unexpected is None:
+        return f"observed {json.dumps(result.observed)[:500]}"
+    rate = f" ({100 * result.unexpected / result.rows:.3g} %)" if result.rows else ""
+    return f"{result.unexpected:,} of {result.rows:,} rows are unexpected{rate}"
+
+
+def _markdown_cell(text: str) -> str:
+    """Return a text that stays within a cell of a Markdown table."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "\\`")
