@@ -25,9 +25,8 @@ from tests.cluster.scoring_images import build
 from tests.local.local_target_lab import steady_load
 from tests.polling import until
 
-RATE = 110.0
 # Enough for the gate, and the machine has other tests to run.
-LITTLE = 40.0
+RATE = 40.0
 WINDOW = EvidenceWindow(bin_width=timedelta(seconds=2), allowed_lag=timedelta(seconds=8))
 # Small numbers, so that a test takes seconds: what they mean is docs/gate.md's business.
 GATE = Gate(alpha=0.001, latency_quantiles=(0.5, 0.9), latency_tolerance=0.25, burst_cap=4.0)
@@ -98,22 +97,11 @@ async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(sandbo
     assert load.failed == {}, load.refusals
 
 
-@pytest.mark.parametrize(
-    ("image", "why", "rate"),
-    # A replica dies at its 51st request: with less of them it comes back in time.
-    [
-        ("failing", "errors are higher", LITTLE),
-        ("slow", "latency is higher", LITTLE),
-        ("dies", "errors are higher|has no ready replica", RATE),
-    ],
-)
-async def test_worse_treatment_is_detected_and_rolled_back_and_control_keeps_serving(
-    sandbox: Sandbox, image: str, why: str, rate: float
-) -> None:
+async def test_slower_treatment_is_detected_and_rolled_back_and_control_keeps_serving(sandbox: Sandbox) -> None:
     await sandbox.roll_out("one", num_replicas=2)
-    async with steady_load(sandbox.url, await sandbox.key(), rate=rate) as load:
+    async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(500)  # control's own latency has to be known before
-        await sandbox.roll_out("two", image, num_replicas=2)
+        await sandbox.roll_out("two", "slow", num_replicas=2)
         await sandbox.shift("two", 50)
 
         async def verdict() -> looks.Look | None:
@@ -126,7 +114,7 @@ async def test_worse_treatment_is_detected_and_rolled_back_and_control_keeps_ser
 
         look = await until(verdict, f"a verdict; {sandbox.progress_lines}", timeout_s=120)
         assert isinstance(look, looks.Look)
-        assert re.search(why, look.verdict.reason)
+        assert "latency is higher" in look.verdict.reason
         await sandbox.roll_back("two", look.verdict.reason)
         failed_until_then = load.failed
         versions_until_then = load.versions["two"]
@@ -135,7 +123,6 @@ async def test_worse_treatment_is_detected_and_rolled_back_and_control_keeps_ser
     assert load.failed == failed_until_then
     # What was already on its way when the split changed may still be answered by it.
     assert load.versions["two"] - versions_until_then <= 2
-    assert set(load.failed) <= {"500", "503"}
 
 
 async def test_crashing_treatment_is_detected_although_no_response_names_it(
@@ -143,7 +130,7 @@ async def test_crashing_treatment_is_detected_although_no_response_names_it(
 ) -> None:
     """Envoy Gateway itself answers for a version without a replica, and its answers do not say whose share it was."""
     await sandbox.roll_out("one")
-    async with steady_load(sandbox.url, await sandbox.key(), rate=LITTLE) as load:
+    async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await sandbox.roll_out("two", "dies")
         await sandbox.shift("two", 50)
 

@@ -50,6 +50,7 @@ async def test_a_caller_without_a_key_who_names_a_version_changes_nothing_of_the
     assert set(refused) == {401}
     outcomes = [one.verdict.outcome.value for one in seen]
     assert outcomes[-1] == "fail", [one.verdict.reason for one in seen]
+    assert "errors are higher" in seen[-1].verdict.reason
     assert "split_is_wrong" not in outcomes
 
 
