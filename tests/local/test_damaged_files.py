@@ -1,6 +1,7 @@
 """Damaged files of one endpoint: it is closed and named, everything else goes on, and the repair takes effect."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,22 @@ async def test_a_key_is_revoked_when_the_command_has_returned(lab: Lab) -> None:
 
         answers = [await status_of(lab, "alpha", key) for key in (revoked, renewed.primary, renewed.secondary)]
         assert answers == [401, 200, 200]
+
+
+async def test_the_file_by_which_a_running_workspace_is_found_is_written_again(lab: Lab) -> None:
+    endpoint, _ = await lab.serve(Endpoint(name="alpha").create_version("one", image=await lab.image()))
+    file = lab.workspace.state_file
+    content = file.read_bytes()
+
+    def make_a_pipe() -> None:
+        file.unlink()
+        os.mkfifo(file)
+
+    for damage in (lambda: file.write_text("{"), lambda: file.write_bytes(content[:-9]), file.unlink, make_a_pipe):
+        damage()
+
+        async def is_whole() -> bool:
+            return file.is_file() and file.read_bytes() == content
+
+        await until(is_whole, "the file of the state is as it was", timeout_s=20)
+    assert (await lab.target.status("alpha")).served_revision == endpoint.revision

@@ -79,6 +79,17 @@ class Drift:
         )
 
     @classmethod
+    def relabelled(cls, found: Object, version: str) -> "Drift":
+        """Return that somebody has edited the labels by which an object is found, and that they are put back.
+
+        Args:
+            found: The object as it was found.
+            version: The version that it belongs to.
+        """
+        subject = f"{found['kind']} {found['metadata']['name']}"
+        return cls(subject, "has other labels than its version's", "every step puts them back", version)
+
+    @classmethod
     def left(cls, found: Object, why: str, version: str) -> "Drift":
         """Return that an object was edited and is left as it is.
 

@@ -205,6 +205,12 @@ async def _apply_version(
     manifest = manifests.deployment(endpoint, version, workspace, owner=owner)
     path = DEPLOYMENT.path(namespace, name)
     before = await api.find(path)
+    if before is not None and not (labels := manifest["metadata"]["labels"]).items() <= _labels(before).items():
+        # By them it is found. Its pods have theirs from its template.
+        found.append(Drift.relabelled(before, version.name))
+        if dry_run:
+            return found
+        before = await api.merge_patch(path, {"metadata": {"labels": labels}})
     try:
         deployment = await api.apply(path, manifest, dry_run=dry_run)
     except ConflictError as error:
@@ -226,6 +232,11 @@ async def _apply_version(
         wanted = version.num_replicas or max(replicas, version.replicas_at_start)
         await scale_version(api, workspace, endpoint.name, version.name, wanted)
     return found
+
+
+def _labels(resource: Object) -> dict[str, str]:
+    """Return an object's labels."""
+    return resource["metadata"].get("labels") or {}
 
 
 async def _put_back(

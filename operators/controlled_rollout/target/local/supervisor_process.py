@@ -13,7 +13,7 @@ from typing import Final, TypedDict
 
 import uvicorn  # noqa: TID253 - runs only inside the supervisor's process
 
-from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import until
 from controlled_rollout.target.local import atomic_files, ports
 from controlled_rollout.target.local.api import create_app
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 # How long a restarted router waits for the versions with traffic before it accepts callers.
 RESTORE_TIMEOUT_S: Final = 30.0
 ENVOY_START_TIMEOUT_S: Final = 60.0
+# How often the file of the state is looked at.
+STATE_INTERVAL_S: Final = 1.0
 TELEMETRY_START_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 15.0
 # The router sends its spans every half a second, and the last ones before it ends.
@@ -209,7 +211,7 @@ class _SupervisorProcess:
         serving_api = asyncio.create_task(self._api_server.serve(sockets=[self._bind_api_socket()]), name="API")
         starting = asyncio.create_task(self._start())
         ending = asyncio.create_task(self._end.wait())
-        waiting_for_telemetry: asyncio.Task[None] | None = None
+        keeping_state: asyncio.Task[None] | None = None
         failure: str | None = "the supervisor was stopped while it started"
         try:
             await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -222,10 +224,10 @@ class _SupervisorProcess:
                 message = "\n".join([self._running_message(), *problems])
                 report({"code": 1 if problems else 0, "message": message, "goes_on": True})
                 self._write_state()
-                waiting_for_telemetry = asyncio.create_task(self._write_state_with_workspace_id())
+                keeping_state = asyncio.create_task(self._keep_state())
                 await ending
         finally:
-            for task in (starting, ending, waiting_for_telemetry):
+            for task in (starting, ending, keeping_state):
                 if task:
                     task.cancel()
             await self._stop(serving_api)
@@ -246,7 +248,11 @@ class _SupervisorProcess:
 
     def _write_state(self) -> None:
         """Write the file in which clients find this supervisor, and a later supervisor finds its remains."""
-        SupervisorState(
+        self._state().write(self._workspace)
+
+    def _state(self) -> SupervisorState:
+        """Return what clients have to know of this supervisor."""
+        return SupervisorState(
             pid=os.getpid(),
             runtime=self._runtime,
             socket=self._runtime / "supervisor.sock",
@@ -255,7 +261,7 @@ class _SupervisorProcess:
             telemetry_workspace_id=self._telemetry.workspace_id,
             telemetry_token_file=self._telemetry.token_file,
             envoy_admin=self._envoy.files.admin_socket,
-        ).write(self._workspace)
+        )
 
     async def _start(self) -> str | None:
         """Start all parts; return None if the router answers, else the message why it does not."""
@@ -285,11 +291,22 @@ class _SupervisorProcess:
             )
         return problems + self._reconciler.failed_versions()
 
-    async def _write_state_with_workspace_id(self) -> None:
-        """Write the state again once a telemetry store that started late has answered with its workspace id."""
-        while self._telemetry.workspace_id is None:
-            if await self._telemetry.wait_until_healthy(TELEMETRY_START_TIMEOUT_S):
-                self._write_state()
+    async def _keep_state(self) -> None:
+        """Write the state again whenever its file does not say it.
+
+        A telemetry store that started late has answered with its workspace id, or somebody has deleted or damaged the
+        file: without it nobody could roll back what is served here.
+        """
+        while True:
+            if self._telemetry.workspace_id is None:
+                await self._telemetry.wait_until_healthy(STATE_INTERVAL_S)
+            found: SupervisorState | None = None
+            with contextlib.suppress(TargetUnavailableError):
+                found = SupervisorState.read(self._workspace)
+            if found != self._state():
+                with contextlib.suppress(OSError):  # if it cannot be written now, perhaps in a second
+                    self._write_state()
+            await asyncio.sleep(STATE_INTERVAL_S)
 
     async def _stop(self, serving_api: "asyncio.Task[None]") -> None:
         """Stop the API, the router once open requests are answered, the replicas, the store, and the collector."""

@@ -49,7 +49,7 @@ class SupervisorState(BaseModel):
             TargetUnavailableError: The workspace's folder cannot be read, so nobody knows.
         """
         try:
-            return cls.model_validate_json(workspace.state_file.read_bytes())
+            return cls.model_validate_json(atomic_files.read_regular_file(workspace.state_file))
         except (FileNotFoundError, ValidationError):
             return None
         except OSError as error:
