@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from controlled_rollout.errors import AccessError, DeploymentError, RouterTimeoutError, TargetUnavailableError
+from controlled_rollout.errors import (
+    AccessError,
+    ControlledRolloutError,
+    DeploymentError,
+    RouterTimeoutError,
+    TargetUnavailableError,
+)
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, Target, VersionStatus
 
 __all__ = ["Progress", "retry_until_available", "wait_until_ready", "wait_until_served", "wait_until_without_traffic"]
@@ -23,6 +29,8 @@ RETRY_S: Final = 0.5
 # An API server refuses what it allows (401, 403) while it starts or cannot look up who asks. A permission that is
 # really missing must not hold a step up for longer than this.
 REFUSED_S: Final = 30.0
+# How many lines of the log the error of a version has that is not ready in time.
+LOG_LINES: Final = 15
 # How long a step that has taken a version's traffic away waits for a router that lets nobody in.
 OPENING: Final = timedelta(seconds=15)
 
@@ -99,6 +107,10 @@ async def wait_until_ready(
             latest = (await target.status(endpoint)).versions.get(version, latest)
         if latest is None:
             raise DeploymentError(f"version {version!r} of endpoint {endpoint!r}: {late}, status not known") from error
+        if not latest.log_tail:  # it has those of replicas that have failed; one may also wait in its `init()`
+            with contextlib.suppress(ControlledRolloutError):
+                log = await target.logs(endpoint, version, tail=LOG_LINES)
+                latest = latest.model_copy(update={"log_tail": log.rstrip("\n")})
         cause = f"{late}: {latest.cause or _replica_states(latest)}"
         raise DeploymentError(_failure_message(endpoint, latest, cause)) from error
 

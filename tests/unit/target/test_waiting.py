@@ -55,7 +55,10 @@ def status(
 class ScriptedTarget:
     """A target whose watches yield scripted states; the last one stays, an error ends a watch."""
 
-    def __init__(self, *script: EndpointStatus | Exception, leisure: EndpointStatus | None = None) -> None:
+    def __init__(
+        self, *script: EndpointStatus | Exception, leisure: EndpointStatus | None = None, log: str | Exception = ""
+    ) -> None:
+        self.log = log
         self.watches = 0
         self.open = 0
         self._script = list(script)
@@ -82,6 +85,11 @@ class ScriptedTarget:
         if not self._leisure:
             raise AWAY
         return self._leisure
+
+    async def logs(self, name: str, version: str, *, tail: int) -> str:
+        if isinstance(self.log, Exception):
+            raise self.log
+        return self.log
 
     @property
     def target(self) -> Target:
@@ -133,6 +141,11 @@ async def test_deleted_or_late_version_is_an_error() -> None:
         DeploymentError, match=r"not ready after 0.2 s: it waits for its weights\nlast lines .*\nloading"
     ):
         await ready(ScriptedTarget(status(starting()), leisure=late), [], SOON)
+    # Its replicas have not failed: they are still in init(), and what they have logged says how far it came.
+    with pytest.raises(DeploymentError, match=r"1 starting\nlast lines of its log:\nloads weights$"):
+        await ready(ScriptedTarget(status(starting()), log="loads weights\n"), [], SOON)
+    with pytest.raises(DeploymentError, match="logged nothing"):
+        await ready(ScriptedTarget(status(starting()), log=AWAY), [], SOON)
 
 
 async def test_permanent_trouble_ends_the_wait_for_its_own_revision_only() -> None:
