@@ -7,10 +7,14 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from controlled_rollout_scoring.log import log
 from controlled_rollout_scoring.responses import Response, StreamFailed, close_body, script_failed
 
 if TYPE_CHECKING:
     from controlled_rollout_scoring.connection import Connection
+
+# A streamed body may have no end.
+MAX_BUFFERED_BYTES = 100_000_000
 
 
 class Exchange:
@@ -88,13 +92,18 @@ class Exchange:
 
     def _gather(self, response: Response) -> None:
         """Read a streamed body to its end and send it in one piece, unless its time is over before."""
-        parts = []
+        parts: list[bytes] = []
+        size = 0
         try:
-            for part in response.body:
+            for part in cast("Iterator[bytes]", response.body):
                 if self._broken or not self._gathering:
                     return
                 parts.append(part)
-            whole = response._replace(body=b"".join(cast("list[bytes]", parts)))
+                size += len(part)
+                if size > MAX_BUFFERED_BYTES:
+                    log(f"the streamed answer to an HTTP/1.0 caller has more than {MAX_BUFFERED_BYTES:,} bytes")
+                    raise StreamFailed
+            whole = response._replace(body=b"".join(parts))
         except StreamFailed:
             whole = script_failed()
         finally:
