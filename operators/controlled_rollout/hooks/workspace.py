@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -12,6 +12,9 @@ from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
 from controlled_rollout.hooks.missing import acheck_is_missing, can_ask_asynchronously, check_is_missing
 from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
 
 __all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
 
@@ -82,7 +85,7 @@ class WorkspaceHook(BaseHook):
         except AirflowNotFoundException:
             check_is_missing(self.conn_id)
             return self._local_workspace_or_raise()
-        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        workspace = self._workspace_of(connection)
         if (cluster := cluster_conn_id(workspace)) is None:
             return workspace
         try:
@@ -101,7 +104,7 @@ class WorkspaceHook(BaseHook):
         except AirflowNotFoundException:
             await acheck_is_missing(self.conn_id)
             return self._local_workspace_or_raise()
-        workspace = workspace_from(self.conn_id, connection.extra_dejson)
+        workspace = self._workspace_of(connection)
         if (cluster := cluster_conn_id(workspace)) is None:
             return workspace
         try:
@@ -119,6 +122,19 @@ class WorkspaceHook(BaseHook):
         workspace = self.get_workspace()
         results = asyncio.run(check_connectivity(workspace, registry_users(workspace, self.get_connection)))
         return all(result.works for result in results), results_table(results)
+
+    def _workspace_of(self, connection: "Connection") -> Workspace:
+        """Return the workspace that a connection describes; raise WorkspaceError if it is of another type.
+
+        Without settings, any connection would mean the local workspace.
+        """
+        conn_type = (connection.conn_type or "").replace("-", "_")
+        if conn_type not in ("", "generic", self.conn_type):
+            raise WorkspaceError(
+                f"connection {self.conn_id!r} has the type {connection.conn_type!r}, and a workspace's has the type "
+                f"{self.conn_type!r}: correct conn_id, or the connection's type"
+            )
+        return workspace_from(self.conn_id, connection.extra_dejson)
 
     def _local_workspace_or_raise(self) -> Workspace:
         """Return the local workspace if the missing connection is the default one; raise for any other."""

@@ -28,6 +28,19 @@ def test_only_the_default_workspace_may_be_missing(connect: Connect, tmp_path: P
         connect().get_workspace()
 
 
+async def test_a_connection_of_another_type_is_not_taken_for_the_local_workspace(
+    connect: Connect, tmp_path: Path
+) -> None:
+    """A conn_id that was confused with another one would deploy to the wrong place."""
+    for refused in (connect(ml=("http", {})).get_workspace, connect(ml=("kubernetes", {})).get_workspace):
+        with pytest.raises(WorkspaceError, match=r"'ml' has the type '.*', and a workspace's has the type"):
+            refused()
+    with pytest.raises(WorkspaceError, match="correct conn_id"):
+        await connect(ml=("http", {})).aget_workspace()
+    for conn_type in ("generic", "controlled-rollout", ""):
+        assert connect(ml=(conn_type, {"root": str(tmp_path / "x")})).get_workspace().root == tmp_path / "x"
+
+
 def test_a_connection_names_its_cluster_by_a_connection() -> None:
     with pytest.raises(WorkspaceError, match="sets kubeconfig and kube_context, which are for the command line"):
         workspace_from("ml", {**on_kubernetes()[1], "kubeconfig": "/x", "kube_context": "y"})
