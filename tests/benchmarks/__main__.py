@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     abuse,
+    capture,
     cluster,
     collected_data,
     container_images,
@@ -134,6 +135,34 @@ def runtime_section(seconds: float) -> Iterator[str]:
             f"Throughput {runtime.requests_per_second / stock.requests_per_second:.2f} times the stock command's; "
             f"p99 {runtime.p99_ms / stock.p99_ms:.2f} times."
         )
+
+
+def capture_section(seconds: float) -> Iterator[str]:
+    yield "\n## Capture\n"
+    yield (
+        "The same script, which does nothing, in two replicas of one worker, one of which captures; its closed "
+        "segments are deleted, as a collector does that has shipped them. *Processor* is what a request takes the "
+        "worker."
+    )
+    rows = []
+    for (body, connections), by_name in capture.measure(seconds=seconds / 3).items():
+        off, on = by_name["off"], by_name["on"]
+        for name, of in by_name.items():
+            rows.append((body, connections, *compared(name, of.figures), f"{of.processor_us:.0f}"))
+        rows.append(
+            (
+                "",
+                "",
+                "ratio",
+                *(
+                    f"{after / before:.2f}"
+                    for before, after in zip(astuple(off.figures), astuple(on.figures), strict=True)
+                ),
+                f"{on.processor_us / off.processor_us:.2f}",
+            )
+        )
+    yield from table(("body", "connections", "capture", *HEADER[1:], "processor µs"), rows)
+    yield "\n(`python -m tests.benchmarks --only capture`)"
 
 
 def shift_section() -> Iterator[str]:
@@ -267,6 +296,7 @@ def main() -> None:
         "cluster": lambda: cluster_section(options.seconds),
         "gates": gates_section,
         "runtime": lambda: runtime_section(options.seconds),
+        "capture": lambda: capture_section(options.seconds),
         "cache": cache_section,
         "images": images_section,
         "collected": collected_section,

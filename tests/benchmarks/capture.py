@@ -1,15 +1,19 @@
 """The scoring runtime with capture off and on: the same script, one worker, taking turns in one run."""
 
 import json
+import statistics
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tests.benchmarks import load
 from tests.benchmarks.scoring_runtime import CONNECTIONS, SCRIPT
-from tests.local.scoring_environment import environment_python, start_replica
+from tests.local.scoring_environment import Replica, environment_python, start_replica
 from tests.unit.scoring.spool_reader import counts, segments
 
 # As the router sends it.
@@ -21,8 +25,16 @@ BODIES = {
 DELETE_INTERVAL_S = 0.2
 
 
-def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[tuple[str, int], dict[str, load.Figures]]:
-    """Return by body and number of connections the figures of a replica that captures, and of one that does not.
+@dataclass(frozen=True)
+class Measured:
+    """A replica's figures, and the processor time that a request took its worker, in microseconds."""
+
+    figures: load.Figures
+    processor_us: float
+
+
+def measure(*, rounds: int = 9, seconds: float = 1.0) -> dict[tuple[str, int], dict[str, Measured]]:
+    """Return by body and number of connections what was measured of a replica that captures, and of one that does not.
 
     Args:
         rounds: How often the two replicas take turns.
@@ -33,22 +45,36 @@ def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[tuple[str, int], d
         folders = {name: Path(stack.enter_context(tempfile.TemporaryDirectory())) for name in ("off", "on")}
         spool = folders["on"] / "spool"
         capture = {"off": {}, "on": {"CAPTURE_SPOOL": str(spool), "CAPTURE_SPOOL_BYTES": "2000000000"}}
-        ports = {
-            name: stack.enter_context(start_replica(python, folder, SCRIPT, environment=capture[name])).port
+        replicas = {
+            name: stack.enter_context(start_replica(python, folder, SCRIPT, environment=capture[name]))
             for name, folder in folders.items()
         }
         stack.enter_context(shipped(spool))
-        figures = {}
-        for body, text in BODIES.items():
-            calls = {name: load.Call("/score", text, port=port, headers=HEADERS) for name, port in ports.items()}
-            for connections in CONNECTIONS:
-                figures[body, connections] = load.side_by_side(
-                    calls, connections=connections, seconds=seconds, rounds=rounds
-                )
+        measured = {
+            (body, connections): side_by_side(replicas, text, connections, seconds, rounds)
+            for body, text in BODIES.items()
+            for connections in CONNECTIONS
+        }
         captured, dropped, _ = counts(spool)
         assert captured > 0
         assert dropped == 0, f"{dropped} of {captured} requests were dropped: that costs less than to capture them"
-        return figures
+        return measured
+
+
+def side_by_side(
+    replicas: dict[str, Replica], body: str, connections: int, seconds: float, rounds: int
+) -> dict[str, Measured]:
+    """Let the replicas take turns with the same client, so that a noisy moment hits all of them."""
+    runs: dict[str, list[load.Run]] = {name: [] for name in replicas}
+    processor_us: dict[str, list[float]] = {name: [] for name in replicas}
+    for name, replica in list(replicas.items()) * rounds:
+        call = load.Call("/score", body, port=replica.port, headers=HEADERS)
+        [worker] = map(psutil.Process, replica.workers())
+        before = sum(worker.cpu_times()[:2])
+        run = load.run(call, connections=connections, seconds=seconds)
+        runs[name].append(run)
+        processor_us[name].append((sum(worker.cpu_times()[:2]) - before) / len(run.latencies_ms) * 1e6)
+    return {name: Measured(load.Figures.of(runs[name]), statistics.median(processor_us[name])) for name in replicas}
 
 
 @contextmanager
