@@ -36,6 +36,14 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     own.close()
 
 
+@pytest.fixture(autouse=True)
+def no_request() -> Iterator[None]:
+    """What tests of other modules have scored in this thread is over."""
+    token = CURRENT.set(None)
+    yield
+    CURRENT.reset(token)
+
+
 @pytest.fixture
 def request_id() -> Iterator[str]:
     """The id of the request that this thread scores."""
@@ -263,6 +271,16 @@ def test_version_of_the_model_is_the_highest_that_the_project_has(
     assert ModelDataCollector("credit").model_version == "10"
     assert ModelDataCollector("credit", model_version="3").model_version == "3"
     assert ModelDataCollector("other").model_version == "default"
+
+
+@pytest.mark.parametrize(
+    "timestamp", ["2026-11-28T16:54:05.489563", "2026-11-28T17:26:37.631981", "2026-11-28T16:54:05.999999"]
+)
+def test_a_time_of_the_old_service_is_the_same_when_it_is_written_again(timestamp: str) -> None:
+    seconds = seconds_of(timestamp)
+
+    assert seconds is not None
+    assert timestamp_of(seconds) == timestamp
 
 
 @pytest.mark.parametrize("timestamp", ["2026-11-28T16:54:05.489563", "2026-11-28T16:54:05"])

@@ -210,7 +210,8 @@ def fields_of(correlations: dict[str, Any]) -> dict[str, Any]:
 
 def timestamp_of(seconds: float) -> str:
     """Return a time as the old service wrote it: UTC, without a zone."""
-    return f"{time.strftime(TIMESTAMP, time.gmtime(seconds))}.{int(seconds % 1 * 1_000_000):06d}"
+    whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{time.strftime(TIMESTAMP, time.gmtime(whole))}.{microseconds:06d}"
 
 
 def seconds_of(timestamp: object) -> float | None:
