@@ -23,6 +23,20 @@ def test_the_scoring_runtime_is_locked_with_hashes_for_each_python(name: str) ->
     assert len(pins) > len(runtime_pins()), "what they need in turn is locked too"
 
 
+def test_the_collectors_image_is_locked_with_hashes_in_the_versions_of_the_constraints() -> None:
+    folder = ROOT / "docker" / "collector"
+    text = (folder / "lock.txt").read_text()
+    pins = {match[1]: match[2] for match in BLOCK.finditer(text)}
+    requirements = (folder / "requirements.txt").read_text().splitlines()
+    wanted = {re.split("[>=<]", line)[0] for line in requirements if not line.startswith("#")}
+    constraints = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+    assert BLOCK.sub("", text) == "", "every line belongs to a version with a hash, and no address of an index is there"
+    assert wanted <= pins.keys()
+    assert {name: constraints.get(name) for name in pins} == pins
+    assert "--require-hashes" in (folder / "Dockerfile").read_text()
+
+
 def test_the_locks_are_in_the_wheel() -> None:
     included = (ROOT / "pyproject.toml").read_text()
 
