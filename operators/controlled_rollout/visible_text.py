@@ -1,6 +1,6 @@
 """What strangers have written, such as a model's log, made safe to show: nothing in it acts on a terminal."""
 
-__all__ = ["visible_text"]
+__all__ = ["short_text", "visible_text"]
 
 # Those that are laid out and do nothing else.
 _KEPT = frozenset("\n\t")
@@ -17,3 +17,14 @@ def visible_text(text: str) -> str:
         character if character in _KEPT or character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def short_text(text: str, *, most: int = 40) -> str:
+    r"""Return text as one visible line of at most so many characters; a line break becomes `\n`.
+
+    Args:
+        text: What a stranger has written, such as a category of collected data.
+        most: The most characters; a longer text ends with `…`.
+    """
+    line = visible_text(text[: most + 1]).replace("\n", r"\n").replace("\t", r"\t")
+    return line if len(line) <= most else f"{line[: most - 1]}…"

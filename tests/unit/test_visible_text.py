@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.visible_text import visible_text
+from controlled_rollout.visible_text import short_text, visible_text
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,11 @@ def test_any_text_is_shown_printable_and_line_by_line(text: str) -> None:
 
     assert shown.replace("\n", "").replace("\t", "").isprintable()
     assert shown.count("\n") == text.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [("setosa", "setosa"), ("a\n\tb", r"a\n\tb"), ("x" * 50, "x" * 39 + "…"), ("\x1b" * 30, r"\x1b" * 9 + r"\x1…")],
+)
+def test_a_category_is_shown_as_one_short_line(written: str, shown: str) -> None:
+    assert short_text(written) == shown

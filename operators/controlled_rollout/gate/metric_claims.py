@@ -16,6 +16,7 @@ from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, dif
 from controlled_rollout.gate.mixture import more_needed
 from controlled_rollout.gate.model import Category, Gate, Mean
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
+from controlled_rollout.visible_text import short_text
 
 __all__ = ["MetricClaims", "metric_claims"]
 
@@ -112,8 +113,22 @@ def _category_differs(name: str, spans: Mapping[int, Columns], gate: Gate) -> Cl
     counts = spans[evidence.since].categories[name]
     variation = total_variation(counts)
     detail = f"{len(counts)} categories, total variation "
-    detail += "not known" if variation is None else f"{variation:.3g}"
+    detail += "not known" if variation is None else f"{variation:.3g}{_most_different(counts)}"
     return alarm_from(claimed, kind, evidence, threshold, detail)
+
+
+def _most_different(counts: Mapping[str, Metric]) -> str:
+    """Return the words on the category whose share differs most between the versions; empty if all are alike."""
+    totals = [sum(float(getattr(metric, arm).sum()) for metric in counts.values()) for arm in ("treatment", "control")]
+
+    def shares(metric: Metric) -> tuple[float, float]:
+        """Return the category's share in the treatment and in control."""
+        return float(metric.treatment.sum()) / totals[0], float(metric.control.sum()) / totals[1]
+
+    name, (part, other) = max(
+        ((name, shares(metric)) for name, metric in counts.items()), key=lambda one: abs(one[1][0] - one[1][1])
+    )
+    return f", {short_text(name)!r} {100 * part:.3g} % against control's {100 * other:.3g} %" if part != other else ""
 
 
 def _category_evidence(

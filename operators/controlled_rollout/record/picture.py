@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.gate import Claim, Counts
+from controlled_rollout.record.metrics import most_different_category
 from controlled_rollout.record.summary import RolloutSummary, Span, spans_of
+from controlled_rollout.visible_text import short_text
 
 __all__ = ["FORMATS", "draw"]
 
@@ -16,6 +19,8 @@ FORMATS: Final = (".png", ".svg", ".pdf")
 SPANS: Final = 120
 # Rates of few requests scatter: they are drawn from more bins together.
 COARSE_SPANS: Final = 40
+# More of the author's metrics do not fit into one picture.
+METRIC_PANELS: Final = 4
 # Distinguishable by colour-blind people too (Okabe and Ito's palette).
 CONTROL: Final = "#0072B2"
 TREATMENT: Final = "#D55E00"
@@ -47,6 +52,7 @@ def draw(summary: RolloutSummary, file: Path) -> None:
         _draw_traffic,
         _draw_errors,
         *([_draw_latency] if summary.shown_quantile is not None else []),
+        *_metric_panels(summary),
         _draw_evidence,
     ]
     heights = [2.0] * (len(panels) - 1) + [3.2]
@@ -104,22 +110,59 @@ def _draw_latency(axis: Any, summary: RolloutSummary) -> None:
     axis.set_ylabel(f"slower than control's\np{100 * quantile:g} ({summary.thresholds_ms[index]:.3g} ms), %")
 
 
+def _metric_panels(summary: RolloutSummary) -> Sequence[Callable[[Any, RolloutSummary], None]]:
+    """Return what draws the author's metrics: the means, and of categories the one that differs most; a few of them."""
+    every = [counts for bin_ in summary.bins for counts in (bin_.treatment, bin_.control)]
+    means = sorted({name for counts in every for name in counts.means})
+    categories = sorted({name for counts in every for name in counts.categories})
+    panels = [partial(_draw_mean, name=name) for name in means]
+    panels += [partial(_draw_category, name=name) for name in categories]
+    return panels[:METRIC_PANELS]
+
+
+def _draw_mean(axis: Any, summary: RolloutSummary, *, name: str) -> None:
+    """Draw both versions' mean of a metric over time."""
+    _draw_values(axis, summary, lambda counts: counts.means[name].mean if name in counts.means else None)
+    axis.set_ylabel(f"{name}, mean")
+
+
+def _draw_category(axis: Any, summary: RolloutSummary, *, name: str) -> None:
+    """Draw both versions' per cent of the category that differs most."""
+    category = most_different_category(summary.bins, name)
+
+    def share(counts: Counts) -> float | None:
+        """Return the category's per cent; None without values."""
+        tally = counts.categories.get(name, {})
+        number = sum(tally.values())
+        return 100 * tally.get(category or "", 0) / number if number else None
+
+    _draw_values(axis, summary, share)
+    # A dollar sign would begin a formula.
+    axis.set_ylabel(f"{name}, %:\n{short_text(category or '')}".replace("$", r"\$"))
+
+
 def _draw_rates(axis: Any, summary: RolloutSummary, events: Callable[[Counts], int]) -> None:
-    """Draw the per cent of events of each version over time; a larger dot stands for more requests."""
+    """Draw the per cent of events of each version over time."""
+    _draw_values(axis, summary, lambda counts: 100 * events(counts) / counts.requests if counts.requests else None)
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+
+
+def _draw_values(axis: Any, summary: RolloutSummary, value: Callable[[Counts], float | None]) -> None:
+    """Draw a value of each version over time, where it has one; a larger dot stands for more requests."""
     spans = spans_of(summary, most=COARSE_SPANS)
     most = max((counts.requests for span in spans for counts in (span.control, span.treatment)), default=1) or 1
     for colour, treatment in ((CONTROL, False), (TREATMENT, True)):
         points: list[tuple[datetime, float, int]] = []
-        for span, gap in _with_gaps([span for span in spans if _version_counts(span, treatment).requests]):
+        known = [span for span in spans if value(_version_counts(span, treatment)) is not None]
+        for span, gap in _with_gaps(known):
             counts = _version_counts(span, treatment)
-            points.append((span.start + span.length / 2, 100 * events(counts) / counts.requests, counts.requests))
+            points.append((span.start + span.length / 2, value(counts) or 0.0, counts.requests))
             if gap:
                 points.append((span.start + span.length, math.nan, 0))
         if points:
             times, parts, requests = zip(*points, strict=True)
             axis.plot(times, parts, color=colour, linewidth=1.0, alpha=0.6)
             axis.scatter(times, parts, s=[6 + 30 * number / most for number in requests], color=colour, linewidths=0)
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
 
 
 def _draw_evidence(axis: Any, summary: RolloutSummary) -> None:
@@ -225,7 +268,13 @@ def _version_counts(span: Span, treatment: bool) -> Counts:
 
 def _short_claim_names(names: Sequence[str]) -> str:
     """Return a short label for claims that share a threshold, such as "alarms and passes"."""
-    words_by_end = {"is higher": "alarms", "are higher": "alarms", "not worse": "passes", "is wrong": "split"}
+    words_by_end = {
+        "is higher": "alarms",
+        "is lower": "alarms",
+        "are higher": "alarms",
+        "not worse": "passes",
+        "is wrong": "split",
+    }
     words = dict.fromkeys(
         next((word for end, word in words_by_end.items() if name.endswith(end)), name) for name in names
     )

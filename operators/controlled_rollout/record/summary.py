@@ -1,12 +1,13 @@
 """The summary of a rollout from its record: its bins, looks and steps over time. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from controlled_rollout.errors import ControlledRolloutError, EvidenceError
-from controlled_rollout.gate import Bin, Counts, Gate, Verdict, verdict_from_dict
+from controlled_rollout.gate import Bin, Counts, Gate, Moments, Verdict, verdict_from_dict
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.reconstruction import RecordedLook, recorded_looks
 
@@ -151,7 +152,7 @@ class Span:
     Attributes:
         start: When the first of them begins.
         length: From there to the end of the last.
-        control, treatment: Their counts.
+        control, treatment: Their counts; of the author's metrics means without variances.
         share: The set share of the last of them that has one.
     """
 
@@ -185,6 +186,18 @@ def spans_of(summary: RolloutSummary, *, most: int) -> list[Span]:
 
 
 def _sum_counts(counts: Sequence[Counts]) -> Counts:
-    """Return the sum of the requests, errors and slow requests of several counts."""
+    """Return the sum of several counts; of means the pooled ones, without their variances."""
     slow = tuple(map(sum, zip(*(part.slow for part in counts), strict=True)))
-    return Counts(sum(part.requests for part in counts), sum(part.errors for part in counts), slow)
+    means: dict[str, Moments] = {}
+    categories: dict[str, Counter[str]] = {}
+    for part in counts:
+        for name, tally in part.categories.items():
+            categories.setdefault(name, Counter()).update(tally)
+        for name, moments in part.means.items():
+            before = means.get(name, Moments(0))
+            number = before.count + moments.count
+            if number:
+                mean = (before.count * before.mean + moments.count * moments.mean) / number
+                means[name] = Moments(number, mean)
+    requests, errors = sum(part.requests for part in counts), sum(part.errors for part in counts)
+    return Counts(requests, errors, slow, means, categories)

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from controlled_rollout.gate import Claim, Counts, describe
+from controlled_rollout.gate import Bin, Claim, Counts, describe
 from controlled_rollout.record.decision import Decision
+from controlled_rollout.record.metrics import compared_metrics
 from controlled_rollout.record.summary import RolloutSummary, spans_of
 from controlled_rollout.text_table import text_table
 
@@ -30,6 +31,7 @@ def text_report(summary: RolloutSummary) -> str:
         "",
         _traffic_table(summary),
         "",
+        *([_metrics_table(summary), ""] if any(map(_has_metrics, summary.bins)) else []),
         _looks_table(summary),
         "",
     ]
@@ -87,6 +89,31 @@ def _traffic_table(summary: RolloutSummary) -> str:
             ]
         rows.append(tuple(row))
     return text_table(rows, left_columns=1)
+
+
+def _has_metrics(bin_: Bin) -> bool:
+    """Return whether a bin has values of the author's metrics."""
+    return any(counts.means or counts.categories for counts in (bin_.treatment, bin_.control))
+
+
+def _metrics_table(summary: RolloutSummary) -> str:
+    """Return a table of the author's metrics over the whole rollout: means, and the shares of categories."""
+    rows = [("metric", "treatment", "control", "difference")]
+    for one in compared_metrics(summary.bins):
+        known = one.treatment is not None and one.control is not None
+        difference = (one.treatment or 0.0) - (one.control or 0.0)
+        shown = (f"{100 * difference:+.2f} points" if one.is_share else f"{difference:+.4g}") if known else "-"
+        rows.append(
+            (one.name, _format_value(one.treatment, one.is_share), _format_value(one.control, one.is_share), shown)
+        )
+    return text_table(rows, left_columns=1)
+
+
+def _format_value(value: float | None, is_share: bool) -> str:
+    """Return a mean, or a share as per cent, as text; `-` without one."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if is_share else f"{value:.4g}"
 
 
 def _looks_table(summary: RolloutSummary) -> str:
