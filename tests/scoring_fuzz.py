@@ -74,8 +74,13 @@ ERRORS = ("raise", "interrupt", "panic", "memory", "recursion", "generator", "st
 @contextmanager
 def fuzzed_replica(folder: Path) -> Iterator[Replica]:
     """Serve the script, and capture; the worker has to be the same at the end."""
-    capture = {"CAPTURE_SPOOL": str(folder / SPOOL), "CAPTURE_SPOOL_BYTES": "2000000000"}
-    with start_replica(environment_python(), folder, SCRIPT, environment=capture) as replica:
+    settings = {
+        "CAPTURE_SPOOL": str(folder / SPOOL),
+        "CAPTURE_SPOOL_BYTES": "2000000000",
+        # On a busy machine requests wait for longer than in production.
+        "MAX_REQUEST_WAIT_TIME_MS": "20000",
+    }
+    with start_replica(environment_python(), folder, SCRIPT, environment=settings) as replica:
         workers = replica.workers()
         yield replica
         assert replica.process.poll() is None, replica.log[-3_000:]
