@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator, control_asset
     from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
+    from controlled_rollout.sensors.collected_data import CollectedDataSensor
     from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
     from controlled_rollout.task_group import ControlledRollout
     from controlled_rollout.version_name import version_of_run
@@ -54,6 +55,7 @@ __all__ = [
     "Category",
     "CheckConnectivityOperator",
     "CollectedDataGateOperator",
+    "CollectedDataSensor",
     "ConflictError",
     "ControlledRollout",
     "ControlledRolloutError",
@@ -101,6 +103,7 @@ _MODULES = {
     "Category": "controlled_rollout.gate",
     "CheckConnectivityOperator": "controlled_rollout.operators.connectivity",
     "CollectedDataGateOperator": "controlled_rollout.operators.collected_data",
+    "CollectedDataSensor": "controlled_rollout.sensors.collected_data",
     "ConflictError": "controlled_rollout.errors",
     "ControlledRollout": "controlled_rollout.task_group",
     "ControlledRolloutError": "controlled_rollout.errors",

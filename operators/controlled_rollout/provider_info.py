@@ -36,11 +36,20 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
-        "sensors": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.sensors.treatment_gate"]}],
+        "sensors": [
+            {
+                "integration-name": INTEGRATION,
+                "python-modules": [
+                    "controlled_rollout.sensors.collected_data",
+                    "controlled_rollout.sensors.treatment_gate",
+                ],
+            }
+        ],
         "triggers": [
             {
                 "integration-name": INTEGRATION,
                 "python-modules": [
+                    "controlled_rollout.triggers.collected_data",
                     "controlled_rollout.triggers.treatment_gate",
                     "controlled_rollout.triggers.rollout_question",
                 ],

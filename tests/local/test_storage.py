@@ -231,25 +231,26 @@ def test_what_is_no_model_is_not_handed_over(storage: Storage, tmp_path: Path) -
     assert names(storage) == []
 
 
-def test_clean_shows_and_then_deletes_models_that_were_handed_over_long_ago(
+def test_clean_shows_and_then_deletes_old_models_that_were_handed_over_and_old_reports(
     workspace: Workspace, storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model").write_bytes(b"0" * 2_000_000)
     address = hand_over_model(storage, tmp_path / "model", endpoint="digits", version="v1")
     storage.put("collected/digits/v1/part", b"is not clean's")
+    storage.put("reports/digits/v1/monday.html", b"0" * 1_000_000)
     file = tmp_path / "workspace.yaml"
-    file.write_text(f"root: {workspace.root}\nstorage: {workspace.storage}\n")
+    file.write_text(f"root: {workspace.root}\ncache_folder: {tmp_path}/cache\nstorage: {workspace.storage}\n")
     options = ["--workspace", str(file)]
 
     assert main(["clean", *options]) == 0
     assert "model" not in capsys.readouterr().out
     assert main(["clean", *options, "--older-than", "0 s"]) == 0
     shown = capsys.readouterr().out
-    assert address.removesuffix("/model") in shown and "2.0 MB can be freed" in shown
+    assert address.removesuffix("/model") in shown and "3.0 MB can be freed" in shown and "monday.html" in shown
     assert names(storage, "models/") == ["models/digits/v1/model"]
 
     assert main(["clean", *options, "--older-than", "0 s", "--yes"]) == 0
-    assert "2.0 MB freed" in capsys.readouterr().out
+    assert "3.0 MB freed" in capsys.readouterr().out
     assert names(storage) == ["collected/digits/v1/part"]
 
 

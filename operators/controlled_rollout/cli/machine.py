@@ -68,7 +68,8 @@ def _add_local_command(commands: Commands) -> None:
 def _add_clean_command(commands: Commands) -> None:
     """Add the parser of `clean`, which deletes what nothing needs any more."""
     clean = commands.add_parser(
-        "clean", help="delete images, logs and records on this machine, and models handed over, that nothing needs"
+        "clean",
+        help="delete images, logs and records of this machine and models and reports of the storage that nothing needs",
     )
     add_workspace_options(clean)
     clean.add_argument(
@@ -215,7 +216,7 @@ def _run_erase(options: argparse.Namespace) -> int:
 def _run_clean(options: argparse.Namespace) -> int:
     """Run `controlled-rollout clean`: show or delete what nothing needs any more; return the exit code."""
     from controlled_rollout.storage import open_storage
-    from controlled_rollout.storage.models import find_old_models
+    from controlled_rollout.storage.models import find_old_files
     from controlled_rollout.target.local.leftovers import delete_leftovers, find_leftovers
     from controlled_rollout.target.local.workspace_folder import has_workspace
 
@@ -228,17 +229,17 @@ def _run_clean(options: argparse.Namespace) -> int:
     workspace = workspace_of(options)
     leftovers = find_leftovers(workspace, before=before) if workspace.target == "local" else []
     storage = open_storage(workspace)
-    models = find_old_models(storage, before=datetime.fromtimestamp(before, UTC))
+    old_files = find_old_files(storage, before=datetime.fromtimestamp(before, UTC))
     rows = [(each.what, f"{each.size / 1e6:,.1f}", str(each.path)) for each in leftovers]
-    rows += [("model", f"{each.size / 1e6:,.1f}", each.address) for each in models]
+    rows += [(each.what, f"{each.size / 1e6:,.1f}", each.address) for each in old_files]
     print_line(text_table([("what", "MB", "path"), *rows]))
     if options.yes:
         freed = delete_leftovers(leftovers)
-        for name in [name for model in models for name in model.names]:
+        for name in [name for each in old_files for name in each.names]:
             storage.delete(name)
-        print_line(f"{(freed + sum(each.size for each in models)) / 1e6:,.1f} MB freed")
+        print_line(f"{(freed + sum(each.size for each in old_files)) / 1e6:,.1f} MB freed")
     else:
-        size = sum(each.size for each in leftovers) + sum(each.size for each in models)
+        size = sum(each.size for each in leftovers) + sum(each.size for each in old_files)
         print_line(f"{size / 1e6:,.1f} MB can be freed: repeat with --yes")
     return 0
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseOperator, BaseOperatorLink
 
 from controlled_rollout.arguments import duration, read_all, text, whole_number
-from controlled_rollout.errors import ArgumentError, EndpointError, EvidenceUnavailableError
+from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError
 from controlled_rollout.expectations import Suite, read_suite
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, run_of
+from controlled_rollout.triggers.collected_data import control_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["CollectedDataGateOperator", "ReportLink"]
+__all__ = ["LOOK_BACK", "CollectedDataGateOperator", "ReportLink", "look_back"]
 
 LOOK_BACK: Final = timedelta(days=1)
 MAX_ROWS: Final = 1_000_000
@@ -94,12 +95,12 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
         values = read_all(
             {
                 "expectations": lambda: _suite(self.expectations, folder),
-                "since": lambda: _look_back(self.since),
+                "since": lambda: look_back(self.since),
                 "max_rows": lambda: whole_number("max_rows", self.max_rows),
                 "version": lambda: text("version", self.version),
             }
         )
-        version = values["version"] or await _control(workspace, self.endpoint)
+        version = values["version"] or await control_of(workspace, self.endpoint)
         until = datetime.now(UTC)
         report = await asyncio.to_thread(
             validate_version,
@@ -117,7 +118,8 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
         await asyncio.to_thread(storage.put, f"{base}.md", report.as_markdown().encode())
         await asyncio.to_thread(storage.put, f"{base}.html", report.as_html().encode())
         self.report = storage.address_of(f"{base}.html")
-        self.log_progress(f"{report.headline}: {self.report}\n{report.as_markdown()}")
+        # Not the report itself: it has values that callers sent, and more people read logs.
+        self.log_progress(f"{report.headline}: {self.report}")
         of = f"of {self.endpoint}/{version}"
         if report.failed:
             self.fail(context, f"{len(report.failed)} expectations {of} fail: {report.sentences(report.failed)}")
@@ -135,20 +137,9 @@ def _suite(expectations: Any, folder: Path) -> Suite:
     return read_suite(expectations)
 
 
-def _look_back(value: timedelta | float | str) -> timedelta:
-    """Return how far back the requests reach; raise ArgumentError if that is too far."""
+def look_back(value: timedelta | float | str) -> timedelta:
+    """Return how far back requests may have arrived; raise ArgumentError if that is nothing, or too far."""
     since = duration("since", value)
-    if since > LONGEST:
-        raise ArgumentError(f"since = {value!r} is more than {LONGEST.days} days: give a shorter time")
+    if not timedelta(0) < since <= LONGEST:
+        raise ArgumentError(f"since = {value!r} is not a time up to {LONGEST.days} days: give one such as '1 d'")
     return since
-
-
-async def _control(workspace: Workspace, endpoint: str) -> str:
-    """Return the name of an endpoint's control."""
-    from controlled_rollout.target.connect import connect
-
-    async with connect(workspace) as target:
-        control = (await target.endpoint(endpoint)).control
-    if control is None:
-        raise EndpointError(f"endpoint {endpoint!r} has no control: name the version whose data is to be checked")
-    return control.name

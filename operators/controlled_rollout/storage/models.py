@@ -1,8 +1,9 @@
-"""Models that one task hands to the next through the storage, and deleting those that are old."""
+"""Models that one task hands to the next through the storage, and finding what of the storage is old."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -10,22 +11,25 @@ from typing import Final
 from controlled_rollout.errors import StorageError
 from controlled_rollout.storage.protocol import Storage, StoredFile
 
-__all__ = ["OldModel", "find_old_models", "hand_over_model"]
+__all__ = ["OldFiles", "find_old_files", "hand_over_model"]
 
 FOLDER: Final = "models/"
+REPORTS: Final = "reports/"
 MAX_FILES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class OldModel:
-    """What was handed over for one version, long ago.
+class OldFiles:
+    """Files of one version that were written long ago.
 
     Attributes:
-        address: Its folder in the storage, for people.
-        names: Its files.
+        what: Their kind: `model` or `report`.
+        address: Their folder in the storage, for people.
+        names: The files.
         size: Their bytes.
     """
 
+    what: str
     address: str
     names: tuple[str, ...]
     size: int
@@ -56,19 +60,27 @@ def hand_over_model(storage: Storage, path: Path, *, endpoint: str, version: str
     return storage.address_of(base)
 
 
-def find_old_models(storage: Storage, *, before: datetime) -> list[OldModel]:
-    """Return the models that were handed over before a time; an image that was built holds its own copy.
+def find_old_files(storage: Storage, *, before: datetime) -> list[OldFiles]:
+    """Return the models that were handed over before a time (an image has its own copy), and the reports before it.
 
     Raises:
         StorageError: The storage cannot be read.
     """
     old = []
-    for folder, group in groupby(storage.list(FOLDER), key=lambda file: "/".join(file.name.split("/")[:3])):
-        files: list[StoredFile] = list(group)
-        if max(file.modified for file in files) < before:
-            names = tuple(file.name for file in files)
-            old.append(OldModel(storage.address_of(folder), names, sum(file.size for file in files)))
+    for what, folder in (("model", FOLDER), ("report", REPORTS)):
+        # A model goes as a whole; reports are added to a version's folder every night.
+        depth = 3 if what == "model" else 4
+        for name, group in groupby(storage.list(folder), key=partial(_first_parts, depth)):
+            files: list[StoredFile] = list(group)
+            if max(file.modified for file in files) < before:
+                names = tuple(file.name for file in files)
+                old.append(OldFiles(what, storage.address_of(name), names, sum(file.size for file in files)))
     return old
+
+
+def _first_parts(depth: int, file: StoredFile) -> str:
+    """Return the first parts of a file's name, so many."""
+    return "/".join(file.name.split("/")[:depth])
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path]]:

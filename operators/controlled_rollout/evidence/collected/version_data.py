@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import chain
 
+from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.completeness import replica_state
 from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
@@ -65,13 +66,17 @@ def count_rows(
     """Return how many rows a version's parts of a time hold; of the first and the last part all rows count.
 
     Raises:
+        EvidenceUnavailableError: A part cannot be read.
         StorageError: The storage cannot be read.
     """
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
     files = _files(workspace)
     paths = files.paths(_parts(files, endpoint, version, collection, since, until))
-    return sum(int(parquet.read_metadata(path).num_rows) for path in paths)
+    try:
+        return sum(int(parquet.read_metadata(path).num_rows) for path in paths)
+    except (OSError, ArrowInvalid) as error:
+        raise EvidenceUnavailableError(f"collected data cannot be read: {error}") from error
 
 
 def _files(workspace: Workspace) -> PartFiles:
