@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ INPUTS: Final = "inputs"
 PREDICTIONS: Final = "predictions"
 # Before the name of a script's collection that is called like one of those: its rows are not the requests' own.
 SCRIPT_PREFIX: Final = "script-"
+# A longer body is kept as its type, size and SHA-256: as rows it may take fifty times as much memory as it has bytes.
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 # A record of a time that is none is of the year 1970; the last time that a date can be made of.
 LAST_TIME_S: Final = 253_402_300_799.0
 
@@ -63,7 +65,7 @@ class Entry:
     is_addressed: bool = False
 
 
-def read_entries(head_text: bytes, bodies: bytes, selection: Selection) -> list[Entry]:
+def read_entries(head_text: bytes, bodies: memoryview, selection: Selection) -> list[Entry]:
     """Return the entries of a record.
 
     Args:
@@ -85,7 +87,7 @@ def read_entries(head_text: bytes, bodies: bytes, selection: Selection) -> list[
     raise UnreadableRecordError(f"its kind is {head['kind']!r}")
 
 
-def _exchange(head: Mapping[str, Any], bodies: bytes, selection: Selection) -> list[Entry]:
+def _exchange(head: Mapping[str, Any], bodies: memoryview, selection: Selection) -> list[Entry]:
     """Return the two entries of a request and its answer."""
     asked, answered = head["request"], head["response"]
     if asked["kept"] + answered["kept"] != len(bodies):
@@ -98,14 +100,14 @@ def _exchange(head: Mapping[str, Any], bodies: bytes, selection: Selection) -> l
 
 
 def _entry(
-    head: Mapping[str, Any], collection: str, described: Mapping[str, Any], body: bytes, selection: Selection
+    head: Mapping[str, Any], collection: str, described: Mapping[str, Any], body: memoryview, selection: Selection
 ) -> Entry:
     """Return the entry of a request's body or of its answer's."""
     is_answer = collection == PREDICTIONS
     size, content_type = int(described["size"]), _text(described["type"])
     is_cut = size > len(body)
-    read = Rows(is_data=False) if is_cut else read_rows(body, content_type, is_answer=is_answer)
-    keeps_body = not read.is_data and not read.too_large and not is_cut and not selection.has_rules
+    read = _read(body, is_cut, lambda content: read_rows(content, content_type, is_answer=is_answer))
+    keeps_body = not read.is_data and not read.too_large and not selection.has_rules
     return Entry(
         collection=collection,
         request_id=_text(head["id"]),
@@ -116,19 +118,24 @@ def _entry(
         content_type=content_type,
         size=size,
         sha256=_text(described.get("sha256") or hashlib.sha256(body).hexdigest()),
-        truncated=is_cut or read.too_large,
-        body=body if keeps_body and body else None,
+        truncated=read.too_large,
+        body=bytes(body) if keeps_body and body else None,
         rows=selection.apply(read.rows, collection) or [{}],
         is_addressed=head.get("addressed") is True,
     )
 
 
-def _collected(head: Mapping[str, Any], body: bytes, selection: Selection) -> Entry:
+def _read(body: memoryview, is_cut: bool, read: Callable[[bytes], Rows]) -> Rows:
+    """Return the rows of a body, none of one that is not whole or takes too much memory."""
+    return Rows(is_data=False, too_large=True) if is_cut or len(body) > MAX_BODY_BYTES else read(bytes(body))
+
+
+def _collected(head: Mapping[str, Any], body: memoryview, selection: Selection) -> Entry:
     """Return the entry of what a script has collected."""
     name, columns = _text(head["collection"]), head.get("columns")
     if columns is not None and not isinstance(columns, list):
         raise ValueError(f"its columns are {columns!r}")
-    read = read_script_rows(body, columns)
+    read = _read(body, False, lambda content: read_script_rows(content, columns))
     collection = SCRIPT_PREFIX + name if name in (INPUTS, PREDICTIONS) else name
     return Entry(
         collection=collection,
@@ -141,7 +148,7 @@ def _collected(head: Mapping[str, Any], body: bytes, selection: Selection) -> En
         size=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
         truncated=read.too_large,
-        body=None if read.is_data or read.too_large or selection.has_rules else body,
+        body=None if read.is_data or read.too_large or selection.has_rules else bytes(body),
         # Rules that name the collection mean the name that the script has given it.
         rows=selection.apply(read.rows, name) or [{}],
         fields={key: value for key, value in head.items() if isinstance(key, str)},

@@ -78,7 +78,7 @@ class ReadRecords:
         is_whole: Whether the segment has nothing more that could be read behind `end`.
     """
 
-    payloads: list[tuple[bytes, bytes]]
+    payloads: list[tuple[bytes, memoryview]]
     end: int
     unreadable: int
     is_whole: bool
@@ -162,7 +162,7 @@ def read_records(segment: Segment, start: int, *, max_bytes: int, stop: int | No
     Raises:
         OSError: The file cannot be read.
     """
-    payloads: list[tuple[bytes, bytes]] = []
+    payloads: list[tuple[bytes, memoryview]] = []
     position, unreadable = start, 0
     with segment.path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size if stop is None else stop
@@ -184,7 +184,7 @@ def read_records(segment: Segment, start: int, *, max_bytes: int, stop: int | No
     return ReadRecords(payloads, position, unreadable, is_whole=position >= size)
 
 
-def _record_at(file: BinaryIO, position: int, size: int) -> tuple[bytes, bytes, int] | None:
+def _record_at(file: BinaryIO, position: int, size: int) -> tuple[bytes, memoryview, int] | None:
     """Return the head, the bodies and the end of the record at a position; None if there is no whole one."""
     file.seek(position)
     header = file.read(HEADER.size)
@@ -197,7 +197,8 @@ def _record_at(file: BinaryIO, position: int, size: int) -> tuple[bytes, bytes, 
     payload = file.read(length)
     if len(payload) < length or zlib.crc32(payload[-SUMMED_END_BYTES:], zlib.crc32(payload[:head_length])) != checksum:
         return None
-    return payload[:head_length], payload[head_length:], end
+    # The bodies may be large: they are not copied.
+    return payload[:head_length], memoryview(payload)[head_length:], end
 
 
 def _next_record(file: BinaryIO, position: int, size: int) -> int | None:

@@ -272,6 +272,20 @@ def test_a_body_that_is_no_rows_is_one_row_with_its_bytes(place: Place) -> None:
     assert place.requests("predictions") == once(2)
 
 
+def test_a_body_that_takes_too_much_memory_as_rows_is_one_row_without_them(place: Place) -> None:
+    head, _, answered = exchange(0)
+    asked = json.dumps([0] * 3_000_000).encode()
+    head["request"] |= {"size": len(asked), "kept": len(asked)}
+    place.writer.append(head, asked, answered)
+    place.writer.append_exchanges(1, first=1)
+
+    place.ship()
+
+    large, small = place.rows("inputs")
+    assert (large["$size"], large["$truncated"], large["$body"], small["age"]) == (9_000_000, True, None, 1)
+    assert place.requests("predictions") == once(2)
+
+
 def test_rules_for_columns_hold_in_all_collections_and_bytes_are_not_kept(tmp_path: Path) -> None:
     salt = tmp_path / "salt"
     salt.write_text("secret\n")
