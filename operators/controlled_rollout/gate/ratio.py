@@ -16,9 +16,9 @@ __all__ = [
     "ABOVE_WEIGHTS",
     "BETTER",
     "BOTH_SIDES",
-    "CAP_ABOVE_MOST_BURST",
     "MOST_BURST",
     "OddsRatio",
+    "bounded_discount",
     "burstiness",
     "rate_difference",
     "rate_differs",
@@ -37,9 +37,12 @@ HIGHER: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 BOTH_SIDES: Final = (*(1 / ratio for ratio in reversed(HIGHER)), *HIGHER)
 
 # One minute without an answer in control's hour before the rollout is a burstiness of a hundred or more, which would
-# hide errors that last. For alarms it is no more than this, and above it no bin counts for more than the cap.
+# hide errors that last. For alarms it is no more than this, and above it no bin counts for more than a cap.
 MOST_BURST: Final = 20.0
-CAP_ABOVE_MOST_BURST: Final = 1.5
+# The least cap, and the evidence (as a logarithm) of which a bin counts as much as by the whole discount: about that of
+# 20 requests that all fail.
+LEAST_CAP: Final = 1.5
+WHOLLY_DISCOUNTED: Final = 35.0
 
 
 class OddsRatio:
@@ -113,6 +116,15 @@ class OddsRatio:
         if known is None or len(known) < bins:
             known = self._normalisers[psi] = self._margins.log_z(psi, bins)
         return known[:bins]
+
+
+def bounded_discount(burst: float) -> tuple[float, float]:
+    """Return by how much an alarm's evidence is divided, and the most that one bin counts, where bursts are many.
+
+    Args:
+        burst: The burstiness before the rollout, above `MOST_BURST`.
+    """
+    return MOST_BURST, max(LEAST_CAP, math.exp(WHOLLY_DISCOUNTED / burst))
 
 
 def burstiness(requests: Floats, events: Floats) -> float:

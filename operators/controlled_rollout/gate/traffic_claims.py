@@ -20,9 +20,9 @@ from controlled_rollout.gate.ratio import (
     ABOVE,
     ABOVE_WEIGHTS,
     BETTER,
-    CAP_ABOVE_MOST_BURST,
     MOST_BURST,
     OddsRatio,
+    bounded_discount,
     burstiness,
     rate_difference,
     rate_differs,
@@ -95,9 +95,8 @@ class _Event:
             judged.treatment, judged.control, metric, burst=burst, cap=gate.burst_cap
         )
         if burst > MOST_BURST:
-            self.odds_for_alarm = OddsRatio(
-                judged.treatment, judged.control, metric, burst=MOST_BURST, cap=CAP_ABOVE_MOST_BURST
-            )
+            bounded, cap = bounded_discount(burst)
+            self.odds_for_alarm = OddsRatio(judged.treatment, judged.control, metric, burst=bounded, cap=cap)
         self.n_bins = len(judged.starts)
 
     def rates(self) -> str:

@@ -15,7 +15,7 @@ from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
-from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, CAP_ABOVE_MOST_BURST, MOST_BURST, OddsRatio
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, MOST_BURST, OddsRatio, bounded_discount
 from controlled_rollout.gate.restarts import at_present_share, process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
@@ -123,9 +123,12 @@ class _Events:
         return [self.odds.gains(null, ratio, self.a.size).reshape(shape) / self.burst for ratio in ratios]
 
     def alarm_gains(self, null: float, ratios: Sequence[float]) -> list[Floats]:
-        most, cap = MOST_BURST, math.log(CAP_ABOVE_MOST_BURST)
-        above = self.burst > most
-        return [np.where(above, np.minimum(gain * self.burst / most, cap), gain) for gain in self.gains(null, ratios)]
+        bounds = [bounded_discount(max(burst, MOST_BURST)) for burst in self.burst[:, 0]]
+        caps = np.log(np.array([cap for _, cap in bounds]))[:, None]
+        above = self.burst > MOST_BURST
+        return [
+            np.where(above, np.minimum(gain * self.burst / MOST_BURST, caps), gain) for gain in self.gains(null, ratios)
+        ]
 
     def differs(self, least: float, first: int) -> NDArray[np.bool_]:
         a, c, x, y = (counts[:, first:] for counts in (self.a, self.c, self.x, self.y))
