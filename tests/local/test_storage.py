@@ -186,6 +186,13 @@ def test_a_blob_with_another_md5_than_its_content_is_not_kept(blobs: BlobService
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_report_in_a_container_is_shown_by_a_browser(blobs: BlobServiceClient, tmp_path: Path) -> None:
+    storage_at(f"{blobs.url.rstrip('/')}/{CONTAINER}/{tmp_path.name}").put("report.html", b"<h1>report</h1>")
+
+    kept = blobs.get_blob_client(CONTAINER, f"{tmp_path.name}/report.html").get_blob_properties()
+    assert kept.content_settings.content_type == "text/html; charset=utf-8"
+
+
 def test_unfinished_files_are_not_listed_and_links_and_pipes_are_not_read(tmp_path: Path) -> None:
     storage = storage_at(str(tmp_path))
     (tmp_path / "a").mkdir()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "read_rows", "row_count"]
 
 # As many rows are validated at once: enough to be quick, few enough for little memory.
-CHUNK_ROWS: Final = 50_000
+CHUNK_ROWS: Final = 250_000
 JSON_COLUMNS: Final = b"controlled_rollout.json_columns"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -115,10 +115,16 @@ def _selected(table: "pd.DataFrame", collection: str, since: datetime, until: da
     return table[chosen]
 
 
-def _is_drawn(table: "pd.DataFrame") -> list[bool]:
+def _is_drawn(table: "pd.DataFrame") -> "pd.Series[bool]":
     """Return for each row whether it is the one that its request's id draws, as every engine of summaries draws it."""
-    columns = zip(table["$request_id"], table["$row"], table["$rows"], strict=True)
-    return [rows <= 1 or row == _hash(identity, 0) % rows for identity, row, rows in columns]
+    import numpy as np
+
+    drawn = table["$rows"] <= 1
+    if not drawn.all():
+        columns = zip(table["$request_id"], table["$row"], table["$rows"], strict=True)
+        of_several = [rows > 1 and row == _hash(identity, 0) % rows for identity, row, rows in columns]
+        drawn |= np.array(of_several, dtype=bool)
+    return drawn
 
 
 def _hash(identity: str, start: int) -> int:

@@ -97,16 +97,26 @@ def _results(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[
     asset = context.data_sources.add_pandas("collected").add_dataframe_asset("rows")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": data})
     how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
-    results = []
-    for one in expectations:
+    results: dict[int, dict[str, Any]] = {}
+    configurations: list[Any] = []
+    for number, one in enumerate(expectations):
+        described = {"type": one.type, "kwargs": dict(one.kwargs), "meta": {"number": number}}
         try:
-            # Each by itself: an argument that is wrong says something about one only.
-            suite = gx.ExpectationSuite(name=one.name, expectations=[{"type": one.type, "kwargs": dict(one.kwargs)}])
-            [result] = batch.validate(suite, result_format=how).results
-            results.append({"success": result.success, "result": result.result, "exceptions": result.exception_info})
+            # Each by itself first: an argument that is wrong says something about one only.
+            [built] = gx.ExpectationSuite(name=one.name, expectations=[described]).expectations
+            configurations.append(built)
         except Exception as error:  # whatever the library raises is what is wrong with this expectation
-            results.append({"success": None, "result": {}, "exceptions": {"raised": str(error)}})
-    return results
+            results[number] = {"success": None, "result": {}, "exceptions": {"raised": str(error)}}
+    if configurations:
+        for found in batch.validate(
+            gx.ExpectationSuite(name="all", expectations=configurations), result_format=how
+        ).results:
+            results[found.expectation_config.meta["number"]] = {
+                "success": found.success,
+                "result": found.result,
+                "exceptions": found.exception_info,
+            }
+    return [results[number] for number in range(len(expectations))]
 
 
 def _fault(result: Mapping[str, Any]) -> str:

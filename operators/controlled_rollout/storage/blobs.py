@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["BlobFiles"]
 
 PIECE_BYTES: Final = 1 << 20
+# What a browser shows instead of saving it.
+CONTENT_TYPES: Final = {"html": "text/html; charset=utf-8", "md": "text/markdown; charset=utf-8"}
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,15 @@ class BlobFiles:
         """Upload a blob, in pieces if it is large; its MD5 is stored with it, as whoever downloads it checks."""
         from azure.storage.blob import ContentSettings
 
+        kind = CONTENT_TYPES.get(name.rpartition(".")[2])
         with _errors(self.address_of(name)):
             container, prefix = self._container()
             if isinstance(content, bytes):
-                settings = ContentSettings(content_md5=bytearray(_md5(content)))
+                settings = ContentSettings(content_type=kind, content_md5=bytearray(_md5(content)))
                 container.upload_blob(f"{prefix}{name}", content, overwrite=True, content_settings=settings)
             else:
                 with content.open("rb") as file:
-                    settings = ContentSettings(content_md5=bytearray(_md5(file)))
+                    settings = ContentSettings(content_type=kind, content_md5=bytearray(_md5(file)))
                     file.seek(0)
                     container.upload_blob(f"{prefix}{name}", file, overwrite=True, content_settings=settings)
             return _stored_file(container.get_blob_client(f"{prefix}{name}").get_blob_properties(), prefix)
