@@ -155,8 +155,13 @@ def judge_answer(response: Response | None, asked: dict[str, Any]) -> str:
     return "whole"
 
 
-def judge_spool(spool: Path, answered: Mapping[str, Response | None]) -> None:
-    """Raise an AssertionError unless each scored request is in the spool once, with the answer that its caller got."""
+def judge_spool(spool: Path, answered: Mapping[str, tuple[int, bytes] | None]) -> None:
+    """Raise an AssertionError unless each scored request is in the spool once, with the answer that its caller got.
+
+    Args:
+        spool: The spool of the replica.
+        answered: The status and the body of each answer by the id of its request; None for a broken connection.
+    """
     kept = records(spool)
     times = Counter(record.head["id"] for record in kept)
     assert {name: times[name] for name in answered} == dict.fromkeys(answered, 1)
@@ -166,7 +171,7 @@ def judge_spool(spool: Path, answered: Mapping[str, Response | None]) -> None:
         if record.head["id"] in answered:
             response = answered[record.head["id"]]
             assert said.get("complete", True) == (response is not None), record.head
-            assert response is None or (record.head["status"], record.response) == (response.status, response.body)
+            assert response is None or (record.head["status"], record.response) == response
     assert counts(spool).dropped == 0
 
 
@@ -292,11 +297,12 @@ def run(replica: Replica, *, answers: int, requests: int, seed: int) -> Counter[
     """Try so many random answers and requests; return how often what came of them."""
     draw = random.Random(seed)
     seen: Counter[str] = Counter()
-    answered: dict[str, Response | None] = {}
+    answered: dict[str, tuple[int, bytes] | None] = {}
     for number in range(answers):
         asked, name = random_answer(draw), f"answer {number}"
-        answered[name] = answer_to(replica, asked, name)
-        seen["answer: " + judge_answer(answered[name], asked)] += 1
+        response = answer_to(replica, asked, name)
+        answered[name] = None if response is None else (response.status, response.body)
+        seen["answer: " + judge_answer(response, asked)] += 1
     for _ in range(requests):
         data = random_request(draw)
         seen["request: " + judge_request(replica, data, split=draw.randrange(len(data) + 1))] += 1
