@@ -161,7 +161,13 @@ def test_a_collector_that_gets_sigterm_ships_what_is_left_and_in_a_pod_that_is_f
 ) -> None:
     container.create_container()
     writer = SpoolWriter(make_spool(tmp_path / "spools"))
-    environment = {CONNECTION_STRING: connection_string}
+    # As a pod's environment has it: there is no target beside it that could write spool.json.
+    described = {
+        "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1"}),
+        "COLLECTOR_REPLICA": "replica-1",
+    }
+    (writer.spool / "spool.json").unlink()
+    environment = {CONNECTION_STRING: connection_string, **described}
     with collector(writer.spool, address(container), environment, "--interval", "60", "--sidecar") as process:
         wait_until(lambda: process.status(), "the first round")
         writer.append_exchanges(20)
@@ -241,6 +247,20 @@ def test_a_storage_that_does_not_answer_loses_nothing(
     writer.end()
 
     assert requests(container, "inputs") == once(10)
+
+
+def test_a_collector_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "controlled_rollout_collector", "--exit-with-parent", "--interval", "0.1"]
+    command += ["--spools", str(tmp_path / "spools"), "--storage", str(tmp_path / "storage")]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
+    with subprocess.Popen(
+        ["sh", "-c", '"$@" & echo $!; wait', "sh", *command], stdout=subprocess.PIPE, env=environment
+    ) as shell:
+        assert shell.stdout is not None
+        pid = int(shell.stdout.readline())
+        wait_until((tmp_path / "spools" / "collector.json").exists, "the first round")
+        shell.kill()
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the collector has ended")
 
 
 def test_only_one_collector_ships_a_folder(tmp_path: Path) -> None:

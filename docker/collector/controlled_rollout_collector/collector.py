@@ -73,6 +73,7 @@ class Collector:
     _states: dict[Path, SpoolState] = field(default_factory=dict)
     _logged_at: dict[str, float] = field(default_factory=dict)
     _dropped: dict[Path, int] = field(default_factory=dict)
+    _reported: tuple[str | None, list[str]] = field(default_factory=lambda: (None, []))
 
     def run(self) -> None:
         """Ship round by round; once `end` is set, until nothing is left or the grace is over."""
@@ -133,7 +134,7 @@ class Collector:
     def _ship(self, spool: Path, *, is_final: bool) -> None:
         """Ship one spool; delete it if its replica has ended."""
         if spool not in self._shippers:
-            self._shippers[spool] = SpoolShipper(spool, self.storage)
+            self._shippers[spool] = SpoolShipper(spool, self.storage, on_batch=self._report_again)
         shipper = self._shippers[spool]
         state = self._states[spool] = shipper.ship(is_final=is_final)
         if shipper.has_ended and state.final:
@@ -162,8 +163,13 @@ class Collector:
         log.warning("%s", message)
         return True
 
+    def _report_again(self) -> None:
+        """Write the status of the last round again, with the time: who watches this process sees that it is at work."""
+        self._write_status(*self._reported)
+
     def _write_status(self, problem: str | None, faults: list[str]) -> None:
         """Write the file in which `status` finds what this process does; a full disk does not stop it."""
+        self._reported = problem, faults
         spools = [
             {
                 "endpoint": self._shippers[spool].settings.replica.endpoint,

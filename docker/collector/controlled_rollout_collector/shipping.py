@@ -78,6 +78,7 @@ class SpoolShipper:
         storage: Where parts are written.
         clock: The time, in seconds since 1970.
         batch_bytes: The most bytes of records in a batch.
+        on_batch: Called after each batch: a spool that has grown while the storage was away takes minutes.
 
     Raises:
         OSError: The progress cannot be stored or read.
@@ -91,12 +92,14 @@ class SpoolShipper:
         *,
         clock: Callable[[], float] = time.time,
         batch_bytes: int = BATCH_BYTES,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.spool = spool
         self.settings = SpoolSettings.read(spool)
         self._storage = storage
         self._clock = clock
         self._batch_bytes = batch_bytes
+        self._on_batch = on_batch
         self._file = ProgressFile(spool)
         self._written: SpoolState | None = None
         self._shipped_until = 0.0
@@ -126,6 +129,7 @@ class SpoolShipper:
             batch, has_more = self._next_batch(is_final)
             if batch:
                 self._ship(batch)
+                self._on_batch()
         self._shipped_until = began
         state = self.state()
         state = dataclasses.replace(state, final=is_final and not state.pending_bytes)

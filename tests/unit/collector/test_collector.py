@@ -111,6 +111,29 @@ def test_a_storage_that_is_away_is_named_once_a_minute_and_nothing_is_lost(
     assert status(tmp_path)["problem"] is None
 
 
+def test_a_long_round_is_seen_to_be_at_work_after_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlled_rollout_collector.shipping.BATCH_SEGMENTS", 1)
+    writer = filled_spool(tmp_path, "a")
+    for first in (3, 6):
+        writer.begin_segment()
+        writer.append_exchanges(3, first=first)
+    storage = MemoryStorage()
+    seen: list[bool] = []
+    put = storage.put
+
+    def watched_put(name: str, content: bytes) -> None:
+        seen.append((tmp_path / "collector.json").exists())
+        put(name, content)
+
+    monkeypatch.setattr(storage, "put", watched_put)
+
+    Collector(tmp_path, storage).ship_all()
+    writer.end()
+
+    # Of each batch two parts, and the state.
+    assert seen == [False, False, True, True, True, True, True]
+
+
 def test_the_pauses_grow_while_the_storage_is_away() -> None:
     pause = PauseAfterFailures(5.0)
 
