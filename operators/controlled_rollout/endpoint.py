@@ -24,11 +24,22 @@ from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.value import Value
 from controlled_rollout.version import Name, Version
 
-__all__ = ["VERSION_HEADER", "WEIGHT_TOTAL", "Auth", "Endpoint", "EndpointError", "Rollout", "Version"]
+__all__ = [
+    "ROUTED_BY_HEADER",
+    "VERSION_HEADER",
+    "WEIGHT_TOTAL",
+    "Auth",
+    "Endpoint",
+    "EndpointError",
+    "Rollout",
+    "Version",
+]
 
 MAX_VERSIONS: Final = 6
 # In a request: the version that should answer it. In an answer: the version that gave it.
 VERSION_HEADER: Final = "azureml-model-deployment"
+# The router says in it how it chose the version: `weights`, or `header` where the caller named it.
+ROUTED_BY_HEADER: Final = "x-controlled-rollout-routed-by"
 # The least per cent of the traffic that a shift may give a version, or leave to the others: routers count in parts of a
 # million, and what is much less than one request in ten thousand shows nothing.
 LEAST_SHARE: Final = 0.01

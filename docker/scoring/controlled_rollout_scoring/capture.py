@@ -29,8 +29,9 @@ SCORE_PATH = "/score"
 SCORE_METHODS = ("GET", "POST")
 # Longer ids are cut off: the stock server refuses those of more than 100 characters.
 MAX_ID = 200
-# The header `azureml-model-deployment`.
-VERSION_VARIABLE = "HTTP_AZUREML_MODEL_DEPLOYMENT"
+# The router's header that says how it chose this version; nobody else can set it.
+ROUTED_BY_VARIABLE = "HTTP_X_CONTROLLED_ROLLOUT_ROUTED_BY"
+BY_WEIGHTS = "weights"
 # A text as JSON, in ASCII.
 quoted = json.JSONEncoder().encode
 TRACE_ID = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-")
@@ -172,7 +173,7 @@ def identify(environ: dict[str, Any], share: float) -> Identity:
         request_id,
         correlation[:MAX_ID],
         is_kept=share >= 1 or is_in_share(request_id, share),
-        is_addressed=VERSION_VARIABLE in environ,
+        is_addressed=environ.get(ROUTED_BY_VARIABLE, BY_WEIGHTS) != BY_WEIGHTS,
     )
 
 

@@ -18,9 +18,9 @@ from controlled_rollout.cluster.kinds import (
     SECURITY_POLICY,
     Kind,
 )
+from controlled_rollout.endpoint import ROUTED_BY_HEADER
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.gateway import base_url, chosen_listener
-from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,

@@ -151,7 +151,7 @@ def test_what_asks_the_model_nothing_is_not_captured(caller: Caller, path: str, 
 
 
 def test_request_that_names_its_version_is_captured_as_such(caller: Caller) -> None:
-    caller.request(HTTP_AZUREML_MODEL_DEPLOYMENT="blue").reply(Response(200, [], b""))
+    caller.request(HTTP_X_CONTROLLED_ROLLOUT_ROUTED_BY="header").reply(Response(200, [], b""))
     assert caller.records[0].head["addressed"] is True
 
 

@@ -17,7 +17,7 @@ from controlled_rollout.cluster.kinds import (
     SERVICE,
     Kind,
 )
-from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint, Version
+from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Auth, Endpoint, Version
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.target.kubernetes.collector_sidecar import RESTRICTED, add_collector
 from controlled_rollout.target.kubernetes.names import (
@@ -33,7 +33,6 @@ from controlled_rollout.workspace import Workspace
 __all__ = [
     "CONTAINER",
     "HTTP_PORT",
-    "ROUTED_BY_HEADER",
     "SERVICE_PORT",
     "deployment",
     "direct_response",
@@ -48,7 +47,6 @@ __all__ = [
     "traffic_policy",
 ]
 
-ROUTED_BY_HEADER: Final = "x-controlled-rollout-routed-by"
 
 SERVICE_PORT: Final = 80
 HTTP_PORT: Final = 8080

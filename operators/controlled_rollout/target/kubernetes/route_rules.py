@@ -24,9 +24,9 @@ from typing import Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
-from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
+from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
-from controlled_rollout.target.kubernetes.manifests import ROUTED_BY_HEADER, SERVICE_PORT
+from controlled_rollout.target.kubernetes.manifests import SERVICE_PORT
 from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase, shares
 from controlled_rollout.target.transition import Split

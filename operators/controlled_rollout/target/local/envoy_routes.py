@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from controlled_rollout.endpoint import VERSION_HEADER
+from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER
 from controlled_rollout.target.local.envoy_bounds import (
     BUFFERED_HEADER,
     LARGE_BODIES,
@@ -115,7 +115,7 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
         {
             "match": {"prefix": prefix, "headers": [_version_header_match(version.name)]},
             "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name, judged=False)}),
-            **_version_headers(version.name),
+            **_version_headers(version.name, "header"),
             "request_headers_to_remove": [BUFFERED_HEADER],
             **_tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
@@ -183,7 +183,7 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
         {
             "name": cluster_name(endpoint.name, version.name, judged=judged),
             "weight": version.weight,
-            **_version_headers(version.name),
+            **_version_headers(version.name, "weights" if judged else "other path"),
         }
         for version in weighted
     ]
@@ -215,13 +215,12 @@ def _version_header_match(version: str) -> Json:
     return {"name": VERSION_HEADER, "string_match": {"exact": version}}
 
 
-def _version_headers(version: str) -> Json:
-    """Return settings that set the version header on the request and on the response."""
-    header = {
-        "header": {"key": VERSION_HEADER, "value": version},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
-    return {"request_headers_to_add": [header], "response_headers_to_add": [header]}
+def _version_headers(version: str, routed_by: str) -> Json:
+    """Return settings that set the version header on request and response, and on the request how it was routed."""
+    overwrite = {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    header = {"header": {"key": VERSION_HEADER, "value": version}, **overwrite}
+    routed = {"header": {"key": ROUTED_BY_HEADER, "value": routed_by}, **overwrite}
+    return {"request_headers_to_add": [header, routed], "response_headers_to_add": [header]}
 
 
 def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any], *, rewrite: str = "/") -> Json:
