@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerClient, ContainerSasPermissions, generate_container_sas
 
+from controlled_rollout.target.local import supervisor
+from controlled_rollout.target.local.supervisor_state import SupervisorState
+from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import BlobStorage, FolderStorage, StorageError
 from tests.azurite import ACCOUNT, KEY, serving_blobs
@@ -178,6 +181,32 @@ def test_a_collector_that_gets_sigterm_ships_what_is_left_and_in_a_pod_that_is_f
     assert requests(container, "inputs") == once(20)
     name = "team/collected/digits/v1/_state/replica-1.json"
     assert json.loads(container.download_blob(name).readall())["final"]
+
+
+def test_the_supervisor_hands_the_credential_of_its_shell_to_the_collector_alone(
+    tmp_path: Path, connection_string: str, container: ContainerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container.create_container()
+    monkeypatch.setenv(CONNECTION_STRING, connection_string)
+    workspace = Workspace.from_settings({"root": str(tmp_path / "root"), "storage": address(container)})
+    assert supervisor.start_workspace(workspace, port=0, detach=True) == 0
+    try:
+        state = SupervisorState.read(workspace)
+        assert state is not None
+        writer = SpoolWriter(make_spool(workspace.spools_folder))
+        writer.append_exchanges(5)
+        writer.end()
+        (writer.spool / "ended").touch()
+
+        wait_until(lambda: not writer.spool.exists(), "the spool is shipped and deleted")
+
+        assert requests(container, "inputs") == once(5)
+        for what in ("environ", "cmdline"):
+            assert KEY.encode() not in Path(f"/proc/{state.pid}/{what}").read_bytes()
+    finally:
+        assert supervisor.stop_workspace(workspace) == 0
+    files = [path for path in workspace.root.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
 def sas(container: ContainerClient, *, expires: datetime) -> str:
