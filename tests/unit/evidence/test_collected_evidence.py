@@ -30,7 +30,7 @@ from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.expectations.process import count_in_process
 from controlled_rollout.expectations.result import Counted, ValidationRequest
-from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
+from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments, Outcome, judge
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage
 from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
@@ -331,7 +331,7 @@ def suite(kind: str, **kwargs: Any) -> Gate:
 def test_the_bins_have_the_rows_of_expectations_and_a_second_look_reads_only_new_parts(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = suite("values_to_be_in_set", value_set=["a"])
+    gate = suite("values_to_be_in_set", value_set=["b"])
     [name] = gate.expectation_names
     asked: list[int] = []
 
@@ -346,7 +346,9 @@ def test_the_bins_have_the_rows_of_expectations_and_a_second_look_reads_only_new
     for number, bin_ in enumerate(evidence.bins):
         for version, counts in (("v1", bin_.control), ("v2", bin_.treatment)):
             labels = [one.rows[0]["label"] for one in rollout.exchanges[version] if one.at // 60 == number]
-            assert counts.categories[name] == {"expected": labels.count("a"), "unexpected": labels.count("b")}
+            assert counts.categories[name] == {"expected": labels.count("b"), "unexpected": labels.count("a")}
+    verdict = judge(evidence.bins, gate)
+    assert (verdict.outcome, f"{name} is violated more" in verdict.reason) == (Outcome.FAIL, True)
     assert rollout.read(gate).bins == evidence.bins
     assert asked == [3, 2]
 
