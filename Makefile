@@ -4,7 +4,7 @@
 unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo up down lab test demos fuzz check format bench bench-gate constraints clean
 
-# What the demo injects into the treatment (failing, slow, crash, flaky), and into the telemetry (down).
+# What the demo injects into the treatment (failing, slow, crash, flaky, skewed), and into the telemetry (down).
 TREATMENT ?=
 METRICS ?=
 # `make fuzz` prints it; given again, it repeats the examples.
@@ -16,7 +16,7 @@ help:  ## Show the targets
 install:
 	@scripts/install
 
-demo: install  ## Retrain a model and roll it out with Airflow, for real (TREATMENT=failing|slow|crash|flaky, METRICS=down)
+demo: install  ## Retrain a model and roll it out with Airflow, for real (TREATMENT=failing|slow|crash|flaky|skewed, METRICS=down)
 	@.venv/bin/python -m scripts.demo $(if $(TREATMENT),--treatment $(TREATMENT)) $(if $(METRICS),--metrics $(METRICS))
 
 up: install  ## Start the local workspace and Airflow with its UI on 127.0.0.1

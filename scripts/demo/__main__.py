@@ -1,4 +1,4 @@
-"""`python -m scripts.demo [--treatment failing|slow|crash|flaky] [--metrics down]`, which `make demo` runs."""
+"""`python -m scripts.demo [--treatment failing|slow|crash|flaky|skewed] [--metrics down]`, which `make demo` runs."""
 
 import argparse
 import asyncio

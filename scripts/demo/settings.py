@@ -14,17 +14,19 @@ RATE: Final = 100.0
 # How long METRICS=down stops the telemetry store, in seconds.
 OUTAGE_S: Final = 60.0
 # Airflow, the router, the replicas and the load share two cores, so a request may wait longer for its turn.
-SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5_000}
+SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5_000, "collect_model_data": True}
 # A good model is rolled back in at most one of a thousand demos. p95 and p99 are left out: few requests exceed them, so
 # that they need minutes. Half as much latency again is tolerated, because two cores serve everything and every process
 # that starts makes the latency vary for seconds; a low cap on what one bin contributes bears that better than the
-# discount for bursts: no alarm comes from fewer than seven bins.
+# discount for bursts: no alarm comes from fewer than seven bins. What versions predict is judged from collected
+# data.
 GATE: Final[dict[str, Any]] = {
     "alpha": 0.001,
     "burst_cap": 3.0,
     "latency_quantiles": [0.5, 0.9],
     "latency_tolerance": 0.5,
     "warm_up": "3 s",
+    "categories": {"digit": {"column": "predictions.predictions", "tolerance": 0.1, "on_difference": "fail"}},
 }
 
 
@@ -35,6 +37,7 @@ class Fault(StrEnum):
     SLOW = "slow"
     CRASH = "crash"
     FLAKY = "flaky"
+    SKEWED = "skewed"
 
 
 def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[str, Any]:

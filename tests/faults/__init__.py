@@ -8,6 +8,7 @@ Each `<fault>.py` here imports the folder's own `score.py` and adds one fault:
 | `slow`    | every answer takes half as long again, at least 4 ms more                                   |
 | `crash`   | the version never becomes ready: `init()` raises                                            |
 | `flaky`   | the process dies 30 s after its first request (`FLAKY_AFTER_S`), and so does every new one  |
+| `skewed`  | every digit is answered as 0, 1 or 2: no error, and no slower answer                        |
 
 `project(fault, source, into)` copies the stock folder and the fault's script side by side; deploy that folder with
 `entry_script="<fault>.py"`.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["FAULTS", "project"]
 
-FAULTS = ("failing", "slow", "crash", "flaky")
+FAULTS = ("failing", "slow", "crash", "flaky", "skewed")
 
 
 def project(fault: str, source: Path, into: Path) -> str:

@@ -57,5 +57,5 @@ def test_a_fault_lies_beside_the_stock_script(fault: str, tmp_path: Path) -> Non
 
 
 def test_an_unknown_fault_is_refused() -> None:
-    with pytest.raises(ValueError, match="failing, slow, crash, flaky"):
+    with pytest.raises(ValueError, match="failing, slow, crash, flaky, skewed"):
         project("sleepy", Path("nowhere"), Path("nowhere"))
