@@ -35,6 +35,7 @@ __all__ = ["DuckDBEngine"]
 # So many parts are read by one query: each has the types of its columns looked up first.
 PARTS_PER_QUERY: Final = 1_000
 ROWS_AT_ONCE: Final = 20_000
+INTERRUPT_EVERY_S: Final = 0.05
 # The key of a part's metadata that names the columns whose values are JSON, because they are of several types.
 JSON_COLUMNS: Final = b"controlled_rollout.json_columns"
 # Quantiles are known well enough from so many requests; of more, those whose ids have the lowest hashes are taken.
@@ -112,9 +113,9 @@ class DuckDBEngine:
                 "autoload_known_extensions": "false",
             }
             connection = duckdb.connect(":memory:", config=settings)
-            timer = threading.Timer(self.timeout.total_seconds(), connection.interrupt)
-            timer.daemon = True
-            timer.start()
+            done = threading.Event()
+            watch = threading.Thread(target=self._stop_late, args=(connection, done), name="summaries", daemon=True)
+            watch.start()
             try:
                 yield connection
             except duckdb.InterruptException as error:
@@ -128,8 +129,16 @@ class DuckDBEngine:
                     f"collected data cannot be read: {text}; the gate waits until it can"
                 ) from error
             finally:
-                timer.cancel()
+                done.set()
+                watch.join()
                 connection.close()
+
+    def _stop_late(self, connection: "DuckDBPyConnection", done: threading.Event) -> None:
+        """Interrupt the queries of a connection when its time is over, again and again: one may just be between two."""
+        wait_s = self.timeout.total_seconds()
+        while not done.wait(wait_s):
+            connection.interrupt()
+            wait_s = INTERRUPT_EVERY_S
 
 
 def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]) -> list[Alike]:
