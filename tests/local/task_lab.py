@@ -17,7 +17,15 @@ CONNECTION = "AIRFLOW_CONN_CONTROLLED_ROLLOUT_DEFAULT"
 
 # Imports Airflow once and forks from there: a child is at work after milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["controlled_rollout.task_group", "controlled_rollout.steps"])
+processes.set_forkserver_preload(
+    [
+        "airflow.sdk.execution_time.context",
+        "controlled_rollout.image",
+        "controlled_rollout.steps",
+        "controlled_rollout.target.local.client",
+        "controlled_rollout.task_group",
+    ]
+)
 
 
 @dataclass

@@ -52,10 +52,9 @@ def approve(lab: Lab, name: str) -> None:
     record.append(lab.workspace, decision)
 
 
-@pytest.mark.parametrize("kill_after_s", [None, 0.0, 0.03, 0.1, 0.3])
-def test_rollout_with_killed_tasks_creates_the_same_revisions(
-    lab: Lab, connection: str, kill_after_s: float | None
-) -> None:
+# Early and late; test_steps_interrupted.py kills before and after every change.
+@pytest.mark.parametrize("kill_after_s", [0.03, 0.3])
+def test_rollout_with_killed_tasks_creates_the_same_revisions(lab: Lab, connection: str, kill_after_s: float) -> None:
     name = f"killed-{kill_after_s}".replace(".", "-").lower()
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     rollout = [
@@ -69,10 +68,9 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(
     for task in rollout:
         if task.task_id == "promote":
             approve(lab, name)
-        if kill_after_s is not None:
-            killed += run(task, connection, kill_after_s=kill_after_s) == "killed"
+        killed += run(task, connection, kill_after_s=kill_after_s) == "killed"
         assert run(task, connection) == "done"
-    assert killed or kill_after_s is None
+    assert killed
 
     history = asyncio.run(lab.target.history(name))
     assert [revision.change.who for revision in history] == [
@@ -88,16 +86,15 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(
     assert end.rollout is None
 
 
-@pytest.mark.parametrize("kill_after_s", [0.0, 0.05])
-def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str, kill_after_s: float) -> None:
-    name = f"back-{kill_after_s}".replace(".", "-")
+def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str) -> None:
+    name = "back"
     back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
     assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
     shift = {"endpoint": name, "version": "v2a", "percentile": 50}
     assert run(Task("ShiftTrafficOperator", "shift_50", shift, "run-2"), connection) == "done"
 
-    run(back, connection, kill_after_s=kill_after_s)
+    run(back, connection, kill_after_s=0.05)
     assert run(back, connection) == "done"
     assert (
         run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
@@ -175,22 +172,6 @@ def test_endpoint_whose_first_version_crashes_is_deleted_by_the_roll_back(lab: L
     assert name not in asyncio.run(lab.target.endpoints())
     assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
     assert control(lab, name) == "v2a"
-
-
-def test_crashing_treatment_is_rolled_back_and_the_control_keeps_serving(lab: Lab, connection: str) -> None:
-    name = "bad-treatment"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    crash = roll_out(lab, name, "v2a", "run-2", image=image(lab, "crash", CRASHING))
-    assert run(crash, connection).startswith("AirflowFailException")
-
-    back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
-    assert run(back, connection) == "done"
-    assert (
-        run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
-        == "done"
-    )
-
-    assert endpoint(lab, name).effective_traffic() == {"v1a": 100.0}
 
 
 def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None:
