@@ -151,7 +151,7 @@ class CsvLayout:
             names = _model_names(replica, entry)
             trailer = [
                 entry.correlation_id,
-                f"{utc(entry):%Y-%m-%d %H:%M:%S.%f}",
+                f"{utc(entry):%Y-%m-%dT%H:%M:%S.%f}",
                 BOUNDARY_MIN,
                 names["workspace"],
                 names["service"],

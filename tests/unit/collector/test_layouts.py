@@ -51,7 +51,7 @@ def test_version_1_has_its_path_and_its_columns() -> None:
     header, first, second = csv.reader(io.StringIO(part.content.decode()))
     trailer = [
         "mine",
-        "2026-11-28 12:00:00.250000",
+        "2026-11-28T12:00:00.250000",
         "1440",
         "ws",
         "digits",
