@@ -1,7 +1,7 @@
 """Looks for the tests of the record: bins of a made-up rollout, judged and appended as a gate does."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout import record
@@ -42,6 +42,8 @@ def append(
     router: tuple[RouterCounts, ...] = (),
     down: str = "",
     thresholds_ms: tuple[float, ...] = (10.0, 50.0),
+    cuts: Mapping[str, tuple[float, ...]] | None = None,
+    unseen: str = "",
 ) -> Decision:
     """Judge a look and append it, as a gate does."""
     until = at or (bins[-1].start + MINUTE if bins else T0)
@@ -49,7 +51,7 @@ def append(
         endpoint="digits", treatment=version, control="v1a", started=T0, window=WINDOW, gate=gate,
         queries=("AppRequests",),
     )  # fmt: skip
-    evidence = Evidence(tuple(bins), tuple(baseline), thresholds_ms, until, settings.queries, lag)
+    evidence = Evidence(tuple(bins), tuple(baseline), thresholds_ms, until, settings.queries, lag, cuts or {}, unseen)
 
     def decide(look: LookInput) -> Decision:
         verdict = conclude(look)

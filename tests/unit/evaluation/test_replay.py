@@ -296,3 +296,17 @@ def test_where_there_is_no_look_nothing_is_said_to_be_the_same(
     output = capsys.readouterr()
     assert "there is nothing to judge again" in output.err
     assert output.out == ""
+
+
+def test_frozen_cuts_and_what_was_not_seen_of_the_data_are_recorded_and_replayed(workspace: Workspace) -> None:
+    everything = bins(30, treatment_errors=0.01)
+    append(workspace, everything[:10], cuts={"score": (1.0, 2.5)})
+    blind = append(workspace, everything[:20], unseen="collected data of version 'v2a' is late")
+    failing = append(workspace, bins(30, treatment_errors=0.9), unseen="collected data of version 'v2a' is late")
+    assert (blind.outcome, blind.why) == ("cannot_see", "collected data of version 'v2a' is late")
+    assert failing.outcome == "fail"
+
+    replayed = list(replay(record.read(workspace, "digits")))
+    assert [look.difference for look in replayed] == [""] * 3
+    looks = [look.look.evidence for look in replayed if look.look is not None]
+    assert [(one.cuts, one.unseen != "") for one in looks] == [({"score": (1.0, 2.5)}, False), ({}, True), ({}, True)]
