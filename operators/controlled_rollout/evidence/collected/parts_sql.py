@@ -85,6 +85,7 @@ def means_sql(
     something that is no finite number.
     """
     rows = _rows(columns, since=since)
+    # Callers may send an id again: two requests with one are told apart by their times.
     single, several, moments = [], [], []
     for number, one in enumerate(observations):
         value, odd = _number(columns, one), f"count_if({_is_no_number(columns, one)})"
@@ -100,7 +101,7 @@ def means_sql(
         f'  SELECT "$part" AS part, {_bin(bin_width)} AS bin, {", ".join(single)} FROM {rows} AND "$rows" <= 1\n'
         "  UNION ALL\n"
         f'  SELECT "$part", min({_bin(bin_width)}), {", ".join(several)} FROM {rows} AND "$rows" > 1\n'
-        '  GROUP BY "$part", "$request_id"\n'
+        '  GROUP BY "$part", "$request_id", "$time"\n'
         ") GROUP BY part, bin"
     )
 
@@ -117,7 +118,8 @@ def observed_sql(
         return f'SELECT "$request_id" AS id, {value} AS value FROM {rows} AND {DRAWN}', 1
     return (
         f'SELECT "$request_id" AS id, {value} AS value FROM {rows} AND "$rows" <= 1\n'
-        f'UNION ALL SELECT "$request_id", avg({value}) FROM {rows} AND "$rows" > 1 GROUP BY "$part", "$request_id"',
+        f'UNION ALL SELECT "$request_id", avg({value}) FROM {rows} AND "$rows" > 1\n'
+        'GROUP BY "$part", "$request_id", "$time"',
         2,
     )
 
