@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Final
 
 from controlled_rollout.errors import StorageError
@@ -13,7 +14,8 @@ from controlled_rollout.storage.protocol import Storage, StoredFile
 
 __all__ = ["ErasedRows", "erase_rows", "find_rows"]
 
-FOLDER: Final = "collected/"
+# Where the parts are: of Parquet, of the old service's first collector, and of its second one.
+FOLDERS: Final = ("collected/", "modelDataCollector/", "modeldata/")
 MAX_PART_BYTES: Final = 512 * 2**20
 # A collector may still write a part again, with the same rows and more, for so long.
 STILL_WRITTEN: Final = timedelta(minutes=2)
@@ -54,7 +56,7 @@ def find_rows(storage: Storage, identity: str, now: datetime) -> Iterator[Erased
     if not identity:
         raise StorageError("an empty id names nobody: give a correlation id or a request id")
     readers = {".parquet": _without_in_parquet, ".csv": _without_in_csv, ".jsonl": _without_in_json_lines}
-    for part in storage.list(FOLDER):
+    for part in chain.from_iterable(map(storage.list, FOLDERS)):
         suffix = f".{part.name.rsplit('.', 1)[-1]}"
         if suffix not in readers:
             continue

@@ -39,7 +39,7 @@ def stored(folder: Path, layout: str, *entries: Entry, age: timedelta = timedelt
     """Ship entries as the collector does, so long ago; return the files."""
     files = []
     for part in make_parts(entries, Replica("digits", "v1", "r1"), LAYOUTS[layout], "1f2e3d4c-00000007"):
-        file = folder / "collected" / part.name
+        file = folder / part.name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(part.content)
         os.utime(file, times=((NOW - age).timestamp(),) * 2)
@@ -100,7 +100,7 @@ def test_an_empty_id_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_shows_first_and_deletes_with_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored(tmp_path / "storage", "parquet", MINE, OTHER)
-    [new] = stored(tmp_path / "storage" / "collected" / "letters", "parquet", MINE)
+    [new] = stored(tmp_path / "storage", "csv", MINE)
     os.utime(new)
     command = ["erase", "mine", "--root", str(tmp_path)]
 
