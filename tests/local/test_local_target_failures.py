@@ -145,7 +145,13 @@ async def _of(lab: Lab, endpoint: str) -> dict[str, int]:
 
 
 def _run_in_foreground(workspace: Workspace) -> "subprocess.CompletedProcess[str]":
-    settings = {"workspace": {"root": str(workspace.root)}, "port": 0, "host": "127.0.0.1", "report_pipe": None}
+    settings = {
+        "workspace": {"root": str(workspace.root)},
+        "port": 0,
+        "host": "127.0.0.1",
+        "report_pipe": None,
+        "credentials": None,
+    }
     command = [sys.executable, "-m", "controlled_rollout.target.local", json.dumps(settings)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 

@@ -16,7 +16,9 @@ __all__ = ["count_in_process", "validate_in_process"]
 TIMEOUT: Final = timedelta(minutes=5)
 LAST_CHARACTERS: Final = 500
 # It reads local files and nothing else: no credentials.
-VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+VARIABLES: Final = (
+    "PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "COVERAGE_PROCESS_CONFIG",
+)  # fmt: skip
 
 
 def count_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT) -> Counted:

@@ -50,7 +50,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
         endpoint: The endpoint's name.
         expectations: The suite: an object of Great Expectations, its JSON as a mapping, `{"inputs": suite}`, or the
             path of a JSON file, relative to the DAG file's folder.
-        version: The version; empty for the endpoint's control.
+        version: The version; None or an empty text for the endpoint's control.
         since: How far back the requests reach, 366 days at most: a timedelta, seconds, or text such as `1 d`.
         max_rows: Of more rows those of as many requests, drawn by their ids, are evaluated.
         conn_id: The connection of the workspace; without the default one, the local workspace.
@@ -66,7 +66,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
         *,
         endpoint: str,
         expectations: Any,
-        version: str = "",
+        version: str | None = None,
         since: timedelta | float | str = LOOK_BACK,
         max_rows: int | str = MAX_ROWS,
         conn_id: str = WorkspaceHook.default_conn_name,
@@ -97,7 +97,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
                 "expectations": lambda: _suite(self.expectations, folder),
                 "since": lambda: look_back(self.since),
                 "max_rows": lambda: whole_number("max_rows", self.max_rows),
-                "version": lambda: text("version", self.version),
+                "version": lambda: text("version", self.version or ""),
             }
         )
         version = values["version"] or await control_of(workspace, self.endpoint)

@@ -29,7 +29,7 @@ class CollectedDataSensor(EngineCalls, BaseSensorOperator):
     Args:
         endpoint: The endpoint's name.
         rows: How many rows are enough.
-        version: The version; empty for the endpoint's control.
+        version: The version; None or an empty text for the endpoint's control.
         collection: `inputs`, `predictions`, or a collection that the script has chosen.
         since: How far back the rows may have arrived, 366 days at most: a timedelta, seconds, or text such as `1 d`.
         interval: The time between two counts.
@@ -46,7 +46,7 @@ class CollectedDataSensor(EngineCalls, BaseSensorOperator):
         *,
         endpoint: str,
         rows: int | str,
-        version: str = "",
+        version: str | None = None,
         collection: str = "predictions",
         since: timedelta | float | str = LOOK_BACK,
         interval: timedelta | float | str = INTERVAL,
@@ -105,7 +105,7 @@ class CollectedDataSensor(EngineCalls, BaseSensorOperator):
                 "rows": lambda: _at_least_one(whole_number("rows", self.rows)),
                 "since": lambda: look_back(self.since),
                 "interval": lambda: _interval(self.interval),
-                "version": lambda: text("version", self.version),
+                "version": lambda: text("version", self.version or ""),
                 "collection": lambda: text("collection", self.collection),
             }
         )

@@ -11,10 +11,12 @@ from airflow.triggers.base import TriggerEvent
 
 from controlled_rollout import CollectedDataSensor
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, StorageError
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.triggers import collected_data
 from controlled_rollout.triggers.collected_data import CollectedDataTrigger
 from controlled_rollout.workspace import Workspace
 from tests.local.task_lab import CONNECTION, TaskInstance, context
+from tests.unit.evaluation.one_endpoint import OneEndpoint
 from tests.unit.evidence.collected_parts import T0, Exchange, write_part
 
 CONTEXT = context(TaskInstance("run-1", "wait"))
@@ -83,6 +85,24 @@ async def test_what_waiting_does_not_change_fails_the_task(monkeypatch: pytest.M
     assert event == {"error": "endpoint 'digits' has no control"}
     with pytest.raises(AirflowFailException, match="has no control"):
         sensor().execute_complete(CONTEXT, event)
+
+
+@pytest.mark.parametrize("version", [None, ""])
+def test_without_a_version_the_data_of_the_endpoints_control_counts(
+    version: str | None, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    target = OneEndpoint(before=now, created=now, counted=dict)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    [part] = Path(workspace.storage_place).rglob("*.parquet")
+    of_control = Path(str(part).replace("/v1/", "/v1a/"))
+    of_control.parent.mkdir(parents=True)
+    part.rename(of_control)
+
+    assert sensor(version=version).poke(CONTEXT)
+    target.newest = target.newest.update_version("v1a", is_control=False)
+    with pytest.raises(AirflowFailException, match="endpoint 'digits' has no control: name the version"):
+        sensor(version=version).poke(CONTEXT)
 
 
 def test_the_sensor_waits_no_longer_than_its_timeout() -> None:
