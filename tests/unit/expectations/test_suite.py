@@ -10,6 +10,7 @@ import pytest
 
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.expectations import Suite, read_suite
+from controlled_rollout.expectations.suite import MAX_FILE_BYTES
 
 BETWEEN = "expect_column_values_to_be_between"
 
@@ -108,3 +109,12 @@ def test_reading_a_suite_needs_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(AGE)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_that_is_too_large_for_a_suite_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "suite.json"
+    with file.open("wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
+
+    with pytest.raises(ArgumentError, match="it is not a suite's JSON"):
+        read_suite(file)

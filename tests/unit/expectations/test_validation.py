@@ -169,6 +169,18 @@ def test_an_evaluation_that_takes_too_long_is_an_error(parts: tuple[str, ...]) -
         count_in_process(request(parts, bin_width=MINUTE), timeout=timedelta(milliseconds=10))
 
 
+def test_a_package_that_is_missing_is_named_with_what_to_install(
+    parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'great_expectations'\" >&2\nexit 1\n")
+    python.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(python))
+
+    with pytest.raises(EvidenceUnavailableError, match=r"'great_expectations': install .* with the extra data"):
+        validate_in_process(request(parts))
+
+
 def test_counts_are_what_they_are_read_from() -> None:
     counted = Counted(by_bin={AGE: {7: RowCounts(rows=3, unexpected=1)}}, columns=frozenset({"age"}), faults={})
 
