@@ -15,15 +15,16 @@ RATE: Final = 100.0
 OUTAGE_S: Final = 60.0
 # Airflow, the router, the replicas and the load share two cores, so a request may wait longer for its turn.
 SETTINGS: Final[dict[str, Any]] = {"num_replicas": 1, "max_request_wait_time": 5_000, "collect_model_data": True}
-# A good model is rolled back in at most one of a thousand demos. p95 and p99 are left out: few requests exceed them, so
-# that they need minutes. Half as much latency again is tolerated, because two cores serve everything and every process
-# that starts makes the latency vary for seconds; a low cap on what one bin contributes bears that better than the
-# discount for bursts: no alarm comes from fewer than seven bins. What versions predict is judged from collected
-# data.
+# A good model is rolled back in at most one of a thousand demos. Only the median of control's latency is judged: few
+# requests exceed a higher quantile, and whatever else a small machine does in the ten seconds before the rollout may
+# make it ten times what it is later, when it would say nothing. Half as much latency again is tolerated, because two
+# cores serve everything and every process that starts makes the latency vary for seconds; a low cap on what one bin
+# contributes bears that better than the discount for bursts: no alarm comes from fewer than seven bins. What versions
+# predict is judged from collected data.
 GATE: Final[dict[str, Any]] = {
     "alpha": 0.001,
     "burst_cap": 3.0,
-    "latency_quantiles": [0.5, 0.9],
+    "latency_quantiles": [0.5],
     "latency_tolerance": 0.5,
     "warm_up": "3 s",
     "categories": {"digit": {"column": "predictions.predictions", "tolerance": 0.1, "on_difference": "fail"}},
@@ -58,7 +59,8 @@ def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[
         "gate": GATE,
         "interval": "2 s",
         "bin_width": "2 s",
-        "allowed_lag": "3 s",
+        # The collector ships every 5 s.
+        "allowed_lag": "6 s",
         "baseline_length": "10 s",
     }
     if fault:
