@@ -9,7 +9,7 @@ from tests.polling import wait_until
 
 from .errors import LabError
 from .images import ENVOY_GATEWAY
-from .layout import CLUSTER_DOMAIN, DNS_ADDRESS, GATEWAY_NAMESPACE, Layout
+from .layout import CLUSTER_DOMAIN, DNS_ADDRESS, GATEWAY, GATEWAY_NAMESPACE, Layout
 from .programs import chart
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ def _install_controller(lab: "Lab") -> None:
 
 
 def gateway_port(lab: "Lab") -> int:
-    """Return the node port of the gateway."""
-    owner = f"gateway.envoyproxy.io/owning-gateway-namespace={GATEWAY_NAMESPACE}"
+    """Return the node port of the gateway; a test may have a Gateway of its own beside it."""
+    label = "gateway.envoyproxy.io/owning-gateway"
+    owner = f"{label}-namespace={GATEWAY_NAMESPACE},{label}-name={GATEWAY.rpartition('/')[2]}"
     services = json.loads(lab.kubectl("get", "services", "--all-namespaces", f"--selector={owner}", "-o=json"))
     return int(services["items"][0]["spec"]["ports"][0]["nodePort"])
 
