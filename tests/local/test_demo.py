@@ -60,11 +60,11 @@ def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(
 @pytest.mark.parametrize(
     ("arguments", "result"),
     [
-        (("--treatment", "failing"), r"rolled back \S+: errors are higher, e-value .* of 2,000"),
-        (("--treatment", "slow"), r"rolled back \S+: latency is higher, e-value .* of 2,000"),
+        (("--treatment", "failing"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
+        (("--treatment", "slow"), r"rolled back \S+: latency is higher, e-value .* of 3,000"),
         (("--treatment", "crash"), r"rolled back \S+: did not become ready: .*"),
-        (("--treatment", "flaky"), r"rolled back \S+: errors are higher, e-value .* of 2,000"),
-        (("--treatment", "skewed"), r"rolled back \S+: digit differs by more than 0\.1, e-value .* of .*"),
+        (("--treatment", "flaky"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
+        (("--treatment", "skewed"), r"rolled back \S+: digit differs by more than 0\.1, e-value .* of 3,000"),
         (("--metrics", "down"), PROMOTED),
     ],
 )
