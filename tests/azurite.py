@@ -10,8 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.needs import skip
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobServiceClient
 
 VERSION = "3.35.0"
 DEADLINE_S = 60.0
@@ -81,3 +87,15 @@ def serving_blobs(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def signed_in_to_blobs(folder: Path, container: str) -> "Iterator[BlobServiceClient]":
+    """Serve blobs in the block, with a container and with their credential in the environment; give a client."""
+    from azure.storage.blob import BlobServiceClient
+
+    with serving_blobs(folder) as connection_string, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string)
+        with BlobServiceClient.from_connection_string(connection_string) as client:
+            client.create_container(container)
+            yield client

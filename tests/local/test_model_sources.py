@@ -17,7 +17,7 @@ from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models
-from tests.azurite import serving_blobs
+from tests.azurite import signed_in_to_blobs
 
 
 async def fetch(address: str | Path, cache: Path, progress_lines: list[str] | None = None) -> Path:
@@ -33,12 +33,8 @@ def kept(cache: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A container of blobs, with its credentials in the environment, where adlfs reads them."""
-    from azure.storage.blob import BlobServiceClient
-
-    with serving_blobs(tmp_path_factory.mktemp("azurite")) as connection, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
-        with BlobServiceClient.from_connection_string(connection) as service:
-            yield service.create_container("models")
+    with signed_in_to_blobs(tmp_path_factory.mktemp("azurite"), "models") as service:
+        yield service.get_container_client("models")
 
 
 async def test_a_blob_is_fetched_once_and_again_when_it_is_written_anew(blobs: Any, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from controlled_rollout import cli, record
 from controlled_rollout.errors import RecordUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision, blob_storage, storage, tail
-from controlled_rollout.storage.blob_account import CONNECTION_STRING
 from controlled_rollout.workspace import Workspace
-from tests.azurite import ACCOUNT, serving_blobs
+from tests.azurite import ACCOUNT, signed_in_to_blobs
 from tests.unit.record_lines import append, bins
 
 CONTAINER = "rollouts"
@@ -24,11 +23,8 @@ CONTAINER = "rollouts"
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
-    with serving_blobs(tmp_path_factory.mktemp("blobs")) as connection_string, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CONNECTION_STRING, connection_string)
-        with BlobServiceClient.from_connection_string(connection_string) as client:
-            client.create_container(CONTAINER)
-            yield client
+    with signed_in_to_blobs(tmp_path_factory.mktemp("blobs"), CONTAINER) as client:
+        yield client
 
 
 @pytest.fixture

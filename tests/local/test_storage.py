@@ -17,10 +17,9 @@ from controlled_rollout.cli import main
 from controlled_rollout.errors import StorageError, StoredFileNotFoundError, WorkspaceError
 from controlled_rollout.record import Decision
 from controlled_rollout.storage import Storage, hand_over_model, open_storage, storage_at
-from controlled_rollout.storage.blob_account import CONNECTION_STRING
 from controlled_rollout.workspace import Workspace, user_cache
 from tests.airflow_home import DAGS
-from tests.azurite import ACCOUNT, serving_blobs
+from tests.azurite import ACCOUNT, signed_in_to_blobs
 from tests.local.local_target_lab import ENVIRONMENT
 from tests.local.task_lab import CONNECTION, TaskInstance, context
 
@@ -29,11 +28,8 @@ CONTAINER = "rollouts"
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
-    with serving_blobs(tmp_path_factory.mktemp("blobs")) as connection_string, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CONNECTION_STRING, connection_string)
-        with BlobServiceClient.from_connection_string(connection_string) as client:
-            client.create_container(CONTAINER)
-            yield client
+    with signed_in_to_blobs(tmp_path_factory.mktemp("blobs"), CONTAINER) as client:
+        yield client
 
 
 @pytest.fixture(params=["folder", "blobs"])

@@ -287,11 +287,7 @@ async def reason_not_promoted(
     Raises:
         TargetUnavailableError: The target did not answer in time.
     """
-    async with connect(workspace) as target:
-        history = await retry_until_available(
-            lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
-        )
-    return rules.reason_not_promoted(history, version, owner)
+    return rules.reason_not_promoted(await _history_when_available(workspace, endpoint, progress), version, owner)
 
 
 async def has_held(workspace: Workspace, endpoint: str, owner: str, progress: Progress = print) -> bool:
@@ -306,12 +302,17 @@ async def has_held(workspace: Workspace, endpoint: str, owner: str, progress: Pr
     Raises:
         TargetUnavailableError: The target did not answer in time.
     """
-    async with connect(workspace) as target:
-        history = await retry_until_available(
-            lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
-        )
+    history = await _history_when_available(workspace, endpoint, progress)
     rollouts = [revision.endpoint.rollout for revision in history]
     return any(rollout is not None and rollout.owner == owner for rollout in rollouts)
+
+
+async def _history_when_available(workspace: Workspace, endpoint: str, progress: Progress) -> Sequence[Revision]:
+    """Return an endpoint's history once the target answers; raise TargetUnavailableError if it does not in time."""
+    async with connect(workspace) as target:
+        return await retry_until_available(
+            lambda: _read_history(target, endpoint), timeout=SERVED_TIMEOUT, progress=progress
+        )
 
 
 async def _run_through_outages(

@@ -8,7 +8,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SpoolWriter", "exchange", "make_spool"]
+from controlled_rollout_collector.entries import Entry
+from controlled_rollout_collector.rows import Row
+
+__all__ = ["NOON", "SpoolWriter", "entry", "exchange", "make_spool"]
 
 HEADER = struct.Struct("<4sIII")
 # 2026-11-28 12:00:00 UTC.
@@ -110,3 +113,23 @@ class SpoolWriter:
         if self._counts >= 0:
             os.close(self._counts)
             self._counts = -1
+
+
+def entry(collection: str = "inputs", /, *, rows: tuple[Row, ...] = ({"age": 30},), **fields: Any) -> Entry:
+    """Return what a request has in a collection; with fields, what a script has collected."""
+    return Entry(
+        collection=collection,
+        request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
+        correlation_id="mine",
+        time_us=int(NOON * 1e6) + 250_000,
+        duration_ms=None,
+        status=200,
+        content_type="application/json",
+        size=17,
+        sha256="",
+        truncated=False,
+        body=None,
+        rows=rows,
+        fields=fields,
+        is_script=bool(fields),
+    )

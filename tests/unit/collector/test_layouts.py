@@ -12,28 +12,9 @@ from controlled_rollout_collector.entries import Entry
 from controlled_rollout_collector.layouts import CsvLayout, JsonLinesLayout
 from controlled_rollout_collector.parts import MAX_ELEMENT, Layout, Part, Replica, make_parts, path_element
 from controlled_rollout_collector.rows import Nested, Row
-from tests.unit.collector.spools import NOON
+from tests.unit.collector.spools import entry
 
 REPLICA = Replica("digits", "v1", "r1", subscription="sub", resource_group="group", workspace="ws")
-
-
-def entry(collection: str = "inputs", /, *, rows: tuple[Row, ...] = ({"age": 30},), **fields: Any) -> Entry:
-    return Entry(
-        collection=collection,
-        request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
-        correlation_id="mine",
-        time_us=int(NOON * 1e6) + 250_000,
-        duration_ms=None,
-        status=200,
-        content_type="application/json",
-        size=17,
-        sha256="",
-        truncated=False,
-        body=None,
-        rows=rows,
-        fields=fields,
-        is_script=bool(fields),
-    )
 
 
 def parts(layout: Layout, *entries: Entry) -> list[Part]:

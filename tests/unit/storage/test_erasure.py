@@ -14,24 +14,10 @@ from controlled_rollout.storage.folder import FolderFiles
 from controlled_rollout_collector.entries import Entry
 from controlled_rollout_collector.layouts import LAYOUTS
 from controlled_rollout_collector.parts import Replica, make_parts
+from tests.unit.collector.spools import entry
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
-MINE = Entry(
-    collection="inputs",
-    request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0001",
-    correlation_id="mine",
-    time_us=int(NOW.timestamp() * 1e6),
-    duration_ms=None,
-    status=200,
-    content_type="application/json",
-    size=17,
-    sha256="",
-    truncated=False,
-    body=None,
-    rows=({"age": 30.0}, {"age": 31.0}),
-    fields={},
-    is_script=False,
-)
+MINE = entry(rows=({"age": 30.0}, {"age": 31.0}))
 OTHER = replace(MINE, request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0002", correlation_id="theirs", rows=({"age": 50.0},))
 
 
