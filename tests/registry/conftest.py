@@ -1,6 +1,7 @@
 """Fixtures of the tests of images in registries: registries, a base image, one environment image, built once."""
 
 import asyncio
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ def programs() -> None:
         skip(f"no images can be built here: {why_not}")
     if packages.missing(packages.IMAGES) or not debian_is_made():
         skip("no images can be built here: run `make lab`")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mounts_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Unmount what killed builds leave mounted: its folder could not be removed by a later session."""
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if mount.startswith(folder + "/"):
+            subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 @dataclass(frozen=True)
