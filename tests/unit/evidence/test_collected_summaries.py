@@ -6,11 +6,12 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean, variance
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
@@ -20,6 +21,7 @@ from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, S, bin_of,
 
 LABEL = Observation("label", "label", "category")
 SCORE = Observation("score", "score", "mean")
+Kind = Literal["mean", "category"]
 COLUMNS = {"label": "VARCHAR", "score": "DOUBLE"}
 BIN = int(T0.timestamp() // 60)
 
@@ -67,6 +69,40 @@ def test_each_request_is_one_observation_in_the_bin_of_its_arrival(tmp_path: Pat
             assert moments.count == len(values)
             assert math.isclose(moments.mean, mean(values), rel_tol=1e-11)
             assert math.isclose(moments.variance, variance(values), rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["category", "mean"])
+def test_a_column_is_not_taken_for_one_whose_name_differs_in_upper_case(tmp_path: Path, kind: Kind) -> None:
+    """A caller who sends `Age` beside all others' `age` changes nothing of what is counted of them."""
+    odd = Exchange("odd", 0, [{"first": "x", "second": None, "third": 3}])
+    usual = [Exchange(f"r{number}", number + 1, [{"first": None, "second": 5.0, "third": None}]) for number in range(3)]
+    parts = []
+    for number, names in enumerate((["AGE", "age", "Age"], ["age_1", "age", "aGe"], ["other", "age", "another"])):
+        types = {"first": "VARCHAR", "second": "DOUBLE", "third": "BIGINT"}
+        part = write_part(tmp_path / f"{number}.parquet", [odd, *usual], types)
+        table = parquet.read_table(part)
+        parquet.write_table(table.rename_columns([*table.column_names[: -len(names)], *names]), part)
+        parts.append(part)
+    found = DuckDBEngine().summaries(parts, [Observation("age", "age", kind)], since=T0, bin_width=MINUTE)
+    for one in found:
+        if kind == "category":
+            assert one.categories["age"] == {BIN: {"5": 3, "$null": 1}}
+        else:
+            assert (one.means["age"][BIN].count, one.means["age"][BIN].mean, one.not_numbers["age"]) == (3, 5.0, 0)
+
+
+def test_columns_are_those_of_the_file_whatever_folder_it_is_in(tmp_path: Path) -> None:
+    """In `label=ml/` too, which other programs take for a column and its value."""
+    part = write_part(tmp_path / "label=ml" / "p.parquet", rows_of(1.0, 2.0), {"label": "DOUBLE"})
+    assert summary(part, LABEL).categories["label"] == {BIN: {"1": 1, "2": 1}}
+
+
+def test_columns_that_are_called_like_those_of_a_query_are_data(tmp_path: Path) -> None:
+    names = ["c1", "c0", "bin", "part", "m0", "id", "value", "filename", "rowid"]
+    rows = [Exchange("r", 0, [{name: f"of {name}" for name in names}])]
+    part = write_part(tmp_path / "p.parquet", rows, dict.fromkeys(names, "VARCHAR"))
+    found = summary(part, *(Observation(f"metric {name}", name, "category") for name in names))
+    assert {name: found.categories[f"metric {name}"] for name in names} == {n: {BIN: {f"of {n}": 1}} for n in names}
 
 
 def test_a_batch_of_many_rows_counts_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +144,8 @@ class DuckDBEngine:
 def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]) -> list[Alike]:
     """Return the parts in groups in which each observed column has one type, with those types and each part's columns.
 
-    A column may be a number in one part and text in the next; read together, DuckDB would make all of them text.
+    A column may be a number in one part and text in the next; read together, DuckDB would make all of them text. And
+    it takes `Age` for `age`: where a part has both, it renames one of them.
     """
     patterns = _as_patterns(parts)
     json_columns: dict[str, list[str]] = defaultdict(list)
@@ -158,12 +159,32 @@ def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations:
         types[file][name] = (f"{physical} {converted}", kind)
     groups: dict[object, list[str]] = {}
     wanted = sorted({observation.column for observation in observations} | {"$addressed", "$status"})
+    renamed = {part: _renamed(connection, part, list(types[part]), wanted) for part in parts}
     for part in parts:
-        groups.setdefault(tuple(types[part].get(column) for column in wanted), []).append(part)
+        key = tuple((types[part].get(column), renamed[part].get(column)) for column in wanted)
+        groups.setdefault(key, []).append(part)
     return [
-        (alike, PartColumns(types[alike[0]]), {part: PartColumns(types[part]).data for part in alike})
+        (
+            alike,
+            PartColumns(types[alike[0]], renamed[alike[0]]),
+            {part: PartColumns(types[part]).data for part in alike},
+        )
         for alike in groups.values()
     ]
+
+
+def _renamed(
+    connection: "DuckDBPyConnection", part: str, columns: Sequence[str], wanted: Sequence[str]
+) -> dict[str, str]:
+    """Return what DuckDB calls the wanted columns of a part that has others whose names differ only in upper case."""
+    same = Counter(map(str.lower, columns))
+    ambiguous = {column for column in wanted if same[column.lower()] > 1}
+    if not ambiguous:
+        return {}
+    described = connection.execute(
+        "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)", [_as_patterns([part])]
+    ).fetchall()
+    return {column: row[0] for column, row in zip(columns, described, strict=True) if column in ambiguous}
 
 
 def _as_patterns(parts: Sequence[str]) -> list[str]:

@@ -3,8 +3,8 @@
 Of what others write only the names of columns get into it, in quotation marks; parts are parameters.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
@@ -42,9 +42,15 @@ class PartColumns:
 
     Attributes:
         types: By name the type in the file and what the values are.
+        renamed: What DuckDB calls columns whose names it does not tell apart from others, such as `age` beside `Age`.
     """
 
     types: dict[str, tuple[str, ColumnType]]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def quoted(self, column: str) -> str:
+        """Return what a column is called in SQL."""
+        return '"' + self.renamed.get(column, column).replace('"', '""') + '"'
 
     def type_of(self, column: str) -> ColumnType:
         """Return what the values of a column are."""
@@ -148,7 +154,7 @@ def _rows(columns: PartColumns, *, since: datetime, until: datetime | None = Non
     if columns.type_of("$status") == "number":
         # No evidence in the metric store either: refused callers, and what a version itself refuses.
         condition += ' AND coalesce("$status", 0) NOT IN (401, 403)'
-    return f"read_parquet(?, filename = '$part') WHERE {condition}"
+    return f"read_parquet(?, filename = '$part', hive_partitioning = false) WHERE {condition}"
 
 
 def _time(moment: datetime) -> str:
@@ -161,14 +167,9 @@ def _bin(width: timedelta) -> str:
     return f'epoch_us("$time") // {width // MICROSECOND}'
 
 
-def _quoted(column: str) -> str:
-    """Return a column's name as SQL."""
-    return '"' + column.replace('"', '""') + '"'
-
-
 def _category(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of what a row has of a categorical metric: its value, or the number of its bucket."""
-    name, kind = _quoted(observation.column), columns.type_of(observation.column)
+    name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
     if kind == "missing":
         return "NULL"
     if observation.edges is not None:
@@ -189,7 +190,7 @@ def _category(columns: PartColumns, observation: Observation) -> str:
 
 def _number(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of a row's value as a finite number, NULL if it is none."""
-    name, kind = _quoted(observation.column), columns.type_of(observation.column)
+    name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
     if kind in ("missing", "text", "bytes"):
         return "NULL::DOUBLE"
     value = f"TRY_CAST({name} AS DOUBLE)" if kind == "json" else f"{name}::DOUBLE"
@@ -198,7 +199,7 @@ def _number(columns: PartColumns, observation: Observation) -> str:
 
 def _is_null(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of whether a row has no value."""
-    name, kind = _quoted(observation.column), columns.type_of(observation.column)
+    name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
     if kind == "missing":
         return "true"
     return f"({name} IS NULL OR {name} = 'null')" if kind == "json" else f"{name} IS NULL"
