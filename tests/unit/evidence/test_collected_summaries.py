@@ -17,6 +17,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
 from controlled_rollout.evidence.collected.engine import Observation, PartSummary
 from controlled_rollout.evidence.collected.values import bucket_edges, bucket_name, category_of
+from controlled_rollout.gate import Moments
 from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, S, bin_of, counted, tally, write_part
 
 LABEL = Observation("label", "label", "category")
@@ -171,6 +172,13 @@ def test_means_are_clipped_at_their_bounds(tmp_path: Path) -> None:
     part = write_part(tmp_path / "p.parquet", rows_of(-1e9, 1.0, 2.0, 1e9, column="score"), {"score": "DOUBLE"})
     found = summary(part, Observation("score", "score", "mean", bounds=(0.0, 3.0)))
     assert found.means["score"][BIN].mean == 1.5
+
+
+def test_requests_without_a_number_are_in_no_clipped_mean(tmp_path: Path) -> None:
+    """Neither as the lower bound nor as the upper one: they would pull the mean of a column with nulls to it."""
+    part = write_part(tmp_path / "p.parquet", rows_of(1.0, None, 2.0, None, column="score"), {"score": "DOUBLE"})
+    found = summary(part, Observation("score", "score", "mean", bounds=(-50.0, 50.0)))
+    assert found.means["score"][BIN] == Moments(2, 1.5, 0.5)
 
 
 def test_numbers_are_counted_in_buckets(tmp_path: Path) -> None:

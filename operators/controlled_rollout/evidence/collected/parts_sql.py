@@ -100,7 +100,9 @@ def means_sql(
         bounded = f"m{number}"
         if one.bounds is not None:
             low, high = one.bounds
-            bounded = f"least(greatest(m{number}, {low!r}::DOUBLE), {high!r}::DOUBLE)"
+            # Of nothing and a bound, the larger one is the bound.
+            clipped = f"least(greatest(m{number}, {low!r}::DOUBLE), {high!r}::DOUBLE)"
+            bounded = f"CASE WHEN m{number} IS NOT NULL THEN {clipped} END"
         moments += [f"count(m{number})", f"avg({bounded})", f"var_samp({bounded})", f"sum(o{number})::BIGINT"]
     return (
         f"SELECT part, bin, {', '.join(moments)} FROM (\n"
