@@ -112,6 +112,7 @@ class RollBackOperator(RolloutOperator):
     Args:
         version: The version to roll back.
         to: The version that takes all the traffic as the new control, for rolling back a version that is the control.
+        to_former_control: Whether, without `to`, that is the control before it.
         reason: The reason, for the history. By default the reasons of the failed tasks before this one.
         roll_back_timeout: How long to go on trying while the target does not answer or refuses, or the router does not
             serve the new split. Whatever has failed until then fails the task, which Airflow may retry.
@@ -127,6 +128,7 @@ class RollBackOperator(RolloutOperator):
         *,
         version: str,
         to: str | None = None,
+        to_former_control: bool = False,
         reason: str = "",
         roll_back_timeout: timedelta | float | str = ROLL_BACK_TIMEOUT,
         **kwargs: Any,
@@ -135,6 +137,7 @@ class RollBackOperator(RolloutOperator):
         super().__init__(**{**kwargs, "outlets": [*kwargs.get("outlets", []), NEW_CONTROL]})
         self.version = version
         self.to = to
+        self.to_former_control = to_former_control
         self.reason = reason
         self.roll_back_timeout = roll_back_timeout
 
@@ -148,12 +151,15 @@ class RollBackOperator(RolloutOperator):
             self.version,
             change=change_of(context, self.reason or self._upstream_failure_reasons(context)),
             to=self.to or None,
+            to_former_control=self.to_former_control,
             owner=self.required_owner(context),
             timeout=duration("roll_back_timeout", self.roll_back_timeout),
             progress=self.log_progress,
         )
         if self.to:
             add_asset_event(context, self.endpoint, self.to)
+        elif self.to_former_control and stored is not None and stored.control is not None:
+            add_asset_event(context, self.endpoint, stored.control.name)
         return stored.effective_traffic() if stored is not None else None
 
     def _upstream_failure_reasons(self, context: "Context") -> str:

@@ -232,6 +232,7 @@ async def roll_back(
     *,
     change: Change,
     to: str | None = None,
+    to_former_control: bool = False,
     owner: str | None = None,
     timeout: timedelta = ROLL_BACK_TIMEOUT,
     progress: Progress = print,
@@ -247,6 +248,7 @@ async def roll_back(
         version: The version to roll back.
         change: Who does it and why, for the history.
         to: For a version that is the control: the version that takes its place, with all the traffic.
+        to_former_control: Without `to`: whether a version that is the control is replaced by the control before it.
         owner: The run whose rollout this ends: versions that are not its own are left alone, and an endpoint that it
             has created, and whose only version never became ready, is deleted: no later rollout would have a control.
             None rolls back whichever run's version it is.
@@ -260,14 +262,18 @@ async def roll_back(
         NothingToDoError: `owner` is given, and the version is not that run's to roll back.
         ConflictError: Another run has taken the endpoint in the meantime.
         DeploymentError: The router will not serve the split, or did not confirm it until the time was over.
-        EndpointError: The version is the control and `to` is missing, or `to` does not fit.
+        EndpointError: The version is the control and `to` is missing, `to` does not fit, or there is no former control
+            any more.
     """
 
     async def attempt(limit: timedelta) -> Endpoint | None:
         """Roll back once, with a new connection; wait for the router no longer than `limit`."""
         wait: dict[str, Any] = {"timeout": limit, "progress": progress}
         async with connect(workspace) as target:
-            return await _roll_back_once(workspace, target, endpoint, version, change, to=to, owner=owner, **wait)
+            goal = to
+            if goal is None and to_former_control:
+                goal = rules.former_control_to_restore(await _read_history(target, endpoint), version)
+            return await _roll_back_once(workspace, target, endpoint, version, change, to=goal, owner=owner, **wait)
 
     return await try_until_done(attempt, timeout=timeout, progress=progress)
 

@@ -11,6 +11,7 @@ __all__ = [
     "check_control_is_the_same",
     "check_is_treatment",
     "check_replacement",
+    "former_control_to_restore",
     "has_created_endpoint",
     "reason_not_promoted",
     "reason_not_to_retire",
@@ -177,6 +178,35 @@ def check_replacement(history: Sequence[Revision], version: str, replacement: st
             f"version {version!r} of endpoint {endpoint.name!r} is a treatment: leave `to` out to roll it back "
             f"(to={replacement!r} was given)"
         )
+
+
+def former_control_to_restore(history: Sequence[Revision], version: str) -> str | None:
+    """Return the control before a version that is control, to take its place again; None if the version is not control.
+
+    Args:
+        history: The endpoint's revisions, oldest first; empty if there is no endpoint.
+        version: The version to roll back.
+
+    Raises:
+        EndpointError: There was no control before it, or that version has been deleted.
+    """
+    promotion = promotion_of(history, version)
+    if promotion is None:
+        return None
+    endpoint, former = history[-1].endpoint, promotion.former_control
+    keeps = f"version {version!r} of endpoint {endpoint.name!r} is to be rolled back, and it keeps its traffic"
+    if former is None:
+        raise EndpointError(f"{keeps}: it is the first control, and there is none before it to go back to")
+    last = next(revision.endpoint for revision in reversed(history) if _has_as_control(revision.endpoint, former))
+    image = last.versions[former].image
+    present = endpoint.versions.get(former)
+    if present is None or present.image != image:
+        what = "has been deleted" if present is None else f"is another model now, with image {present.image!r}"
+        raise EndpointError(
+            f"{keeps}: the control before it, {former!r}, {what}. Roll the image {image!r} out again as a new version, "
+            f"and roll back {version!r} to that one; a longer keep_warm keeps a former control"
+        )
+    return former
 
 
 def replaced_by(history: Sequence[Revision], promoted: str, owner: str | None = None) -> tuple[str, Promotion]:

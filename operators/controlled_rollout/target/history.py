@@ -1,13 +1,13 @@
-"""What the revisions of an endpoint say about its versions: who created one and when, when one became control. Pure."""
+"""What the revisions of an endpoint say about its versions: who created one, when one became control. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["Promotion", "creation_of", "promotion_of"]
+__all__ = ["Promotion", "SharedTraffic", "creation_of", "promotion_of", "shared_traffic"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,21 @@ class Promotion:
     at: datetime
     former_control: str | None
     who: str
+
+
+@dataclass(frozen=True)
+class SharedTraffic:
+    """When a version and the control that it was compared with both had traffic.
+
+    Attributes:
+        control: The control then.
+        since: When the version first had a share beside it.
+        until: When one of the two had none any more; None if both still have.
+    """
+
+    control: str
+    since: datetime
+    until: datetime | None
 
 
 def creation_of(history: Sequence[Revision], version: str) -> Revision:
@@ -62,6 +77,39 @@ def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
             promotion = Promotion(revision.created, former, revision.change.who)
         before = endpoint
     return promotion
+
+
+def shared_traffic(history: Sequence[Revision], version: str) -> SharedTraffic | None:
+    """Return when a version last had a part of the traffic beside a control; None if it never had.
+
+    Times at which it had none in between, such as a rollout that was shifted back to 0 % and on again, are within it.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        version: A version that the newest revision has.
+    """
+    created = creation_of(history, version).number
+    found: SharedTraffic | None = None
+    image = ""
+    for revision in history:
+        control = _control_beside(revision.endpoint, version) if revision.number >= created else None
+        if control is None:
+            if found is not None and found.until is None:
+                found = replace(found, until=revision.created)
+        elif found is not None and (found.control, image) == (control, revision.endpoint.versions[control].image):
+            found = replace(found, until=None)
+        else:
+            found = SharedTraffic(control, revision.created, None)
+            image = revision.endpoint.versions[control].image
+    return found
+
+
+def _control_beside(endpoint: Endpoint, version: str) -> str | None:
+    """Return the control that has traffic while the version, not being control, has some too; None if there is none."""
+    traffic, control = endpoint.effective_traffic(), endpoint.control
+    if control is None or control.name == version or not traffic.get(version) or not traffic[control.name]:
+        return None
+    return control.name
 
 
 def _is_control(endpoint: Endpoint | None, version: str) -> bool:

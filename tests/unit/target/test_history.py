@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.target.history import Promotion, creation_of, promotion_of
+from controlled_rollout.target.history import Promotion, SharedTraffic, creation_of, promotion_of, shared_traffic
 from controlled_rollout.target.protocol import Change, Revision
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -37,3 +37,22 @@ def test_a_promotion_names_the_version_that_it_replaced_and_going_back_ends_it()
     assert promotion_of(history(first, created, half, promoted), "new") == Promotion(at(3), "old", "somebody")
     assert promotion_of(history(first), "old") == Promotion(at(0), None, "somebody")
     assert promotion_of(history(first, created, promoted, promoted.promote("old")), "new") is None
+
+
+def test_a_version_was_compared_with_the_control_beside_which_it_had_traffic() -> None:
+    beside_old = history(first, created, tenth, half, promoted, promoted.delete_version("old"))
+    assert shared_traffic(beside_old, "new") == SharedTraffic("old", at(2), at(4))
+    assert shared_traffic(history(first, created, tenth), "new") == SharedTraffic("old", at(2), None)
+    assert shared_traffic(history(first, created, promoted), "new") is None
+    assert shared_traffic(history(first, created, tenth), "old") is None
+
+
+def test_a_pause_at_0_percent_is_within_the_time_of_both() -> None:
+    assert shared_traffic(history(first, tenth, created, tenth), "new") == SharedTraffic("old", at(1), None)
+
+
+def test_a_new_control_and_a_name_that_is_used_again_begin_anew() -> None:
+    other = tenth.create_version("other", image="a@sha256:2").promote("other")
+    beside_other = other.update_version("new", traffic_percentile=10)
+    assert shared_traffic(history(first, tenth, other, beside_other), "new") == SharedTraffic("other", at(3), None)
+    assert shared_traffic(history(first, tenth, first, created), "new") is None
