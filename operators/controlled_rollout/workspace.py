@@ -25,9 +25,13 @@ DNS_LABEL: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 OBJECT_NAME: Final = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 # An image by its digest: what a tag names may change.
 DIGEST: Final = r"^[^@\s]+@sha256:[0-9a-f]{64}$"
-BLOB_ADDRESS: Final = (
-    r"^(https://[a-z0-9]{3,24}\.blob\.core\.[a-z.]+|https?://(127\.0\.0\.1|localhost):\d+/[a-z0-9]+)"
-    r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?$"
+# The account is in the host's name, as in every cloud of Azure, or in the path, as at an emulator or an edge device.
+# Plain http stays on this machine.
+BLOB_ADDRESS: Final = re.compile(
+    r"(https://[a-z0-9]{3,24}(\.z[0-9]{2})?\.blob(\.[a-z0-9-]+)+(:[0-9]+)?"
+    r"|https://(?![^/]*\.blob\.)[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]+)?/[a-z0-9]{3,24}"
+    r"|http://(127\.0\.0\.1|localhost):[0-9]+/[a-z0-9]{3,24})"
+    r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?"
 )
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
@@ -42,7 +46,6 @@ EXPECTED: Final = {
     "namespace": "the name of a namespace",
     "osv_url": "an address such as https://api.osv.dev/v1/query, without a password",
     "prometheus_url": "an address such as http://prometheus:9090, without a query",
-    "records": "an address in Azure Blob Storage, https://<account>.blob.core.windows.net/<container>/<prefix>",
 }
 
 
@@ -95,7 +98,8 @@ class Workspace(BaseModel):
             content. By default all workspaces of a user share one, see `user_cache`.
         storage: The place for models that tasks hand over, collected data, reports and records: a folder that all
             workers and the triggerer share, or an address in Azure Blob Storage,
-            `https://<account>.blob.core.windows.net/<container>/<prefix>`. None for the folder `storage` in `root`.
+            `https://<account>.blob.core.windows.net/<container>/<prefix>`, or of another service that speaks its
+            protocol, `https://<host>/<account>/<container>/<prefix>`. None for the folder `storage` in `root`.
         records: Where the records of decisions are instead of in `storage`: an address as there. None for `records` in
             `storage`, or in `root` if `storage` is not set.
         telemetry_endpoint: Base URL of the Log Analytics query API; None for Azure's, or for the local supervisor's.
@@ -115,7 +119,8 @@ class Workspace(BaseModel):
         collector_image: The image of the collector, made of `docker/collector`; it runs beside each replica of versions
             that collect.
         collector_secret: The Secret, in `namespace`, with the collector's credential for `storage`: the key
-            `connection_string` or `sas_token`. Only the collector gets it.
+            `connection_string` or `sas_token`; and `ca.crt`, if the storage's certificate is of an authority of your
+            own. Only the collector gets it.
         collector_service_account: The ServiceAccount, in `namespace`, with whose workload identity the collector writes
             to `storage`, instead of a secret.
         registry: Where images are pushed: a registry and a prefix, such as `registry.example/models`.
@@ -145,7 +150,7 @@ class Workspace(BaseModel):
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
     cache_folder: Path = Field(default_factory=user_cache)
     storage: str | None = None
-    records: Annotated[str, Field(pattern=BLOB_ADDRESS)] | None = None
+    records: str | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
     telemetry_token_file: Path | None = None
@@ -186,11 +191,21 @@ class Workspace(BaseModel):
     @classmethod
     def _check_storage(cls, place: str | None) -> str | None:
         """Raise ValueError if the storage is neither an absolute folder nor an address in Azure Blob Storage."""
-        if place is None or re.search(BLOB_ADDRESS, place) or (not is_url(place) and Path(place).is_absolute()):
+        if place is None or BLOB_ADDRESS.fullmatch(place) or (not is_url(place) and Path(place).is_absolute()):
             return place
         raise ValueError(
             "give a folder, or https://<account>.blob.core.windows.net/<container>/<prefix> without a signature: "
             "credentials are the identity's, or in AZURE_STORAGE_CONNECTION_STRING"
+        )
+
+    @field_validator("records")
+    @classmethod
+    def _check_records(cls, place: str | None) -> str | None:
+        """Raise ValueError if the place of records is no address in Azure Blob Storage."""
+        if place is None or BLOB_ADDRESS.fullmatch(place):
+            return place
+        raise ValueError(
+            "give an address in Azure Blob Storage, https://<account>.blob.core.windows.net/<container>/<prefix>"
         )
 
     @model_validator(mode="after")

@@ -303,7 +303,13 @@ def test_only_one_collector_ships_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "storage",
-    ["data", "s3://bucket/x", "https://account.blob.core.windows.net", "https://a.blob.core.windows.net/c?sig=x"],
+    [
+        "data",
+        "s3://bucket/x",
+        "https://account.blob.core.windows.net",
+        "https://a.blob.core.windows.net/c?sig=x",
+        "http://10.0.0.7:10000/account/container",
+    ],
 )
 def test_a_storage_that_is_none_is_refused_and_no_signature_is_shown(tmp_path: Path, storage: str) -> None:
     with collector(tmp_path / "spools", storage) as process:

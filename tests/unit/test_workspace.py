@@ -7,6 +7,7 @@ import pytest
 
 from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.storage.blob_account import BlobAddress
 from controlled_rollout.workspace import Workspace
 
 BLOBS = "https://account.blob.core.windows.net/rollouts"
@@ -57,6 +58,10 @@ def test_storage_in_a_workspace_file_is_relative_to_the_files_folder(tmp_path: P
         "http://account.blob.core.windows.net/rollouts",
         f"{BLOBS}?sig=secret",
         "https://example.com/rollouts",
+        "http://storage.example/account/rollouts",
+        "http://10.0.0.7:10000/devstoreaccount1/rollouts",
+        "https://user:word@storage.example/account/rollouts",
+        "https://team.account.blob.core.windows.net/rollouts",
         "s3://bucket/rollouts",
         "abfs://rollouts/team",
         "file:/rollouts",
@@ -67,6 +72,25 @@ def test_storage_is_a_folder_or_a_container_without_signature(place: object) -> 
     with pytest.raises(WorkspaceError, match="storage") as refusal:
         Workspace.from_settings({"storage": place})
     assert "sig=" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "account", "is_azure"),
+    [
+        (BLOBS, "https://account.blob.core.windows.net", True),
+        ("https://a12.blob.core.chinacloudapi.cn/rollouts/team", "https://a12.blob.core.chinacloudapi.cn", True),
+        ("https://a12.blob.core.usgovcloudapi.net/rollouts", "https://a12.blob.core.usgovcloudapi.net", True),
+        ("https://a12.z07.blob.storage.azure.net/rollouts", "https://a12.z07.blob.storage.azure.net", True),
+        ("https://a12.blob.local.azurestack.external/rollouts", "https://a12.blob.local.azurestack.external", True),
+        ("https://10.0.0.7:10000/devstoreaccount1/rollouts", "https://10.0.0.7:10000/devstoreaccount1", False),
+        ("https://edge.example/account/rollouts/team/a", "https://edge.example/account", False),
+        ("http://127.0.0.1:10000/devstoreaccount1/rollouts", "http://127.0.0.1:10000/devstoreaccount1", False),
+    ],
+)
+def test_storage_may_be_in_any_cloud_and_at_a_private_host(address: str, account: str, is_azure: bool) -> None:
+    assert Workspace.from_settings({"storage": address}).storage_place == address
+    place = BlobAddress.parse(address)
+    assert (place.account, place.container, place.is_azure) == (account, "rollouts", is_azure)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ CLIENT_SETTINGS: Final[dict[str, Any]] = {
     # A part is one request to the service, so that nobody ever reads half of it.
     "max_single_put_size": 256 * 1024 * 1024,
 }
+# The certificates of the authority that the storage's own certificate is of, if it is no public one.
+CA_FILE: Final = "AZURE_STORAGE_CA_FILE"
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 FORBIDDEN: Final = (401, 403)
 
 
@@ -85,10 +88,11 @@ class BlobStorage:
 
     Credentials come from the environment, and are read again once one is refused: `AZURE_STORAGE_CONNECTION_STRING`,
     `AZURE_STORAGE_SAS_TOKEN`, or the same with `_FILE`, which names a file; else whatever `DefaultAzureCredential`
-    finds, such as a workload identity.
+    finds, such as a workload identity, whose token no other host than `<account>.blob.…` gets.
 
     Args:
-        address: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`.
+        address: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`, or
+            `https://<host>/<account>/<container>[/<prefix>]`.
         environment: The environment variables.
         connect_timeout_s: How long one attempt may take to connect, in seconds.
         read_timeout_s: How long it may then take to get an answer, in seconds.
@@ -107,13 +111,16 @@ class BlobStorage:
     ) -> None:
         parts = urlsplit(address)
         path = [element for element in parts.path.split("/") if element]
-        # An emulator has the account in the path.
-        account_elements = 0 if ".blob." in (parts.hostname or "") else 1
-        if parts.query or parts.username or not parts.hostname or len(path) < account_elements + 1:
-            shown = address.partition("?")[0]
+        self._is_azure = ".blob." in (parts.hostname or "")
+        self._is_here = parts.hostname in LOOPBACK
+        account_elements = 0 if self._is_azure else 1
+        is_private = parts.scheme == "https" or self._is_here
+        if parts.query or parts.username or not is_private or len(path) < account_elements + 1:
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
             raise StorageSettingError(
                 f"the storage {shown!r} is no address of a container: it has to be "
-                "https://<account>.blob.core.windows.net/<container>/<prefix>, and a credential does not belong there"
+                "https://<account>.blob.core.windows.net/<container>/<prefix>, or "
+                "https://<host>/<account>/<container>/<prefix>; a credential does not belong there"
             )
         self._account_url = "/".join([f"{parts.scheme}://{parts.netloc}", *path[:account_elements]])
         self._container = path[account_elements]
@@ -154,16 +161,24 @@ class BlobStorage:
         from azure.storage.blob import ContainerClient
 
         settings = CLIENT_SETTINGS | self._timeouts
-        if urlsplit(self._account_url).hostname in ("127.0.0.1", "localhost", "::1"):
+        if self._is_here:
             # An emulator on this machine, without the environment's proxies.
             settings |= {"use_env_settings": False}
+        if (authority := self._environment.get(CA_FILE)) and Path(authority).exists():
+            settings |= {"connection_verify": authority}
         if connection_string := _secret(self._environment, CONNECTION_STRING):
             client = ContainerClient.from_connection_string(connection_string, self._container, **settings)
             if client.url.startswith(f"{self._account_url}/"):
                 return client
             # The key of another account must not be tried here.
             client.close()
-        credential = _secret(self._environment, SAS_TOKEN) or DefaultAzureCredential()
+        sas_token = _secret(self._environment, SAS_TOKEN)
+        if not sas_token and not self._is_azure:
+            raise StorageError(
+                f"{self} gets no identity's token, which is sent to https://<account>.blob.… only: give the collector "
+                "a connection string of that account, or a SAS token"
+            )
+        credential = sas_token or DefaultAzureCredential()
         return ContainerClient(self._account_url, self._container, credential=credential, **settings)
 
     def _forget_client(self) -> None:

@@ -43,24 +43,26 @@ class BlobAddress:
     """A place in a container of blobs.
 
     Attributes:
-        account: The URL of the account: `https://<account>.blob.core.windows.net`, or an emulator's on this machine.
+        account: The URL of the account: `https://<account>.blob.core.windows.net`, or `https://<host>/<account>`.
         container: The container.
         prefix: What the names of all blobs begin with: empty, or with `/` at its end.
+        is_azure: Whether the account is in the host's name, as at Azure: such a host may get an identity's token.
     """
 
     account: str
     container: str
     prefix: str
+    is_azure: bool
 
     @classmethod
     def parse(cls, address: str) -> "BlobAddress":
         """Return the parts of an address that `Workspace` has accepted."""
         parts = urlsplit(address)
         names = parts.path.strip("/").split("/")
-        # The emulator has the account in its path.
-        above = 0 if ".blob." in (parts.hostname or "") else 1
+        is_azure = ".blob." in (parts.hostname or "")
+        above = 0 if is_azure else 1
         account = f"{parts.scheme}://{'/'.join([parts.netloc, *names[:above]])}"
-        return cls(account, names[above], "".join(f"{name}/" for name in names[above + 1 :]))
+        return cls(account, names[above], "".join(f"{name}/" for name in names[above + 1 :]), is_azure)
 
 
 @lru_cache(maxsize=8)
@@ -87,10 +89,10 @@ def container_client(address: str, process: int) -> "tuple[ContainerClient, str]
     if blob_of_connection_string(address, os.environ) is not None:
         connection_string = os.environ[CONNECTION_STRING]
         return ContainerClient.from_connection_string(connection_string, place.container, **settings), place.prefix
-    if not place.account.startswith("https:"):
+    if not place.is_azure:
         raise WorkspaceError(
-            f"{address} cannot be used: an identity's token is sent over https only; sign in to an emulator on this "
-            f"machine with {CONNECTION_STRING}"
+            f"{address} cannot be used: an identity's token is sent to https://<account>.blob.… only; sign in to "
+            f"{place.account} with {CONNECTION_STRING}"
         )
     credential = DefaultAzureCredential()
     return ContainerClient(place.account, place.container, credential=credential, **settings), place.prefix

@@ -26,7 +26,7 @@ from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
 from controlled_rollout.image.reference import ModelSource
 from controlled_rollout.storage.blob_account import CONNECTION_STRING, blob_of_connection_string
 
-__all__ = ["fetch_remote_models", "is_remote", "resolve_model_path"]
+__all__ = ["fetch_remote_models", "fsspec_url_and_options", "is_remote", "resolve_model_path"]
 
 MODELS: Final = "models"
 CHUNK_BYTES: Final = 1 << 20
@@ -35,7 +35,11 @@ RESERVE_BYTES: Final = 64_000_000
 ADDRESS: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(//|/)")
 LOCAL_SCHEMES: Final = ("file", "local")
 MLFLOW_ADDRESS: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[1-9]\d*)|@(?P<alias>[^/@]+))")
-BLOB_HOST: Final = re.compile(r"(?P<account>[a-z0-9]{3,24})\.(?:blob|dfs)\.core\.windows\.net")
+# Hosts of Azure's clouds, to which an identity's token may be sent.
+BLOB_HOST: Final = re.compile(
+    r"(?P<account>[a-z0-9]{3,24})(?P<zone>\.z\d\d)?\.(?:blob|dfs)\."
+    r"(?P<cloud>core\.windows\.net|core\.chinacloudapi\.cn|core\.usgovcloudapi\.net|storage\.azure\.net)"
+)
 # How the clients of stores, which need not be installed, call that there was no answer.
 NO_ANSWER: Final = frozenset(
     {
@@ -222,7 +226,7 @@ class FsspecStore(ModelStore):
     def __init__(self, address: str) -> None:
         import fsspec
 
-        url, options = _fsspec_url_and_options(address)
+        url, options = fsspec_url_and_options(address)
         with _store_errors(address):
             self._file_system, self._root = fsspec.core.url_to_fs(url, **options)
         self._address = address
@@ -350,13 +354,14 @@ class MlflowStore(ModelStore):
                 raise ImageError(f"{file.path} of {self._address} has {size:,} of {file.size:,} bytes: try again")
 
 
-def _fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:
+def fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:
     """Return a URL in fsspec's spelling, and its options. Credentials come from the store's own settings."""
     parts = urlsplit(address)
     if (blob := blob_of_connection_string(address, os.environ)) is not None:
         return f"abfs://{blob}", {"connection_string": os.environ[CONNECTION_STRING]}
     if parts.scheme == "https" and (host := BLOB_HOST.fullmatch(parts.netloc)):
-        return f"abfs:/{parts.path}", {"account_name": host["account"], "anon": False}
+        blob_host = f"{host['account']}{host['zone'] or ''}.blob.{host['cloud']}"
+        return f"abfs:/{parts.path}", {"account_name": host["account"], "account_host": blob_host, "anon": False}
     if parts.scheme in ("az", "abfs", "abfss", "adl"):
         return address, {"anon": False}
     return address, {}

@@ -69,6 +69,7 @@ def add_collector(pod: Object, metadata: Object, endpoint: str, version: Version
         _mount_secret(pod, collector, "storage-credential", workspace.collector_secret, CREDENTIAL)
         for key in ("connection_string", "sas_token"):
             collector["env"].append({"name": f"AZURE_STORAGE_{key.upper()}_FILE", "value": f"{CREDENTIAL}/{key}"})
+        collector["env"].append({"name": "AZURE_STORAGE_CA_FILE", "value": f"{CREDENTIAL}/ca.crt"})
     if workspace.collector_service_account:
         pod["serviceAccountName"] = workspace.collector_service_account
         metadata["labels"] = metadata["labels"] | {"azure.workload.identity/use": "true"}

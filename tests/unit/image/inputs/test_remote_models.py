@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image import ModelSource, build_local_image
 from controlled_rollout.image.cache import Cache, check_free_space
-from controlled_rollout.image.inputs.remote_models import fetch_remote_models, is_remote, resolve_model_path
+from controlled_rollout.image.inputs.remote_models import (
+    fetch_remote_models,
+    fsspec_url_and_options,
+    is_remote,
+    resolve_model_path,
+)
 
 PARTS = st.lists(st.text("ab.%2eE-_", min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -88,6 +93,28 @@ def test_an_address_with_a_secret_is_refused_without_repeating_it(address: str) 
 def test_a_chained_address_is_refused() -> None:
     with pytest.raises(ImageError, match="is chained"):
         resolve_model_path("zip://m.bin::s3://bucket/models.zip", Path())
+
+
+@pytest.mark.parametrize(
+    ("address", "account_host"),
+    [
+        ("https://account.blob.core.windows.net/models/a/m.bin", "account.blob.core.windows.net"),
+        ("https://account.dfs.core.chinacloudapi.cn/models/a/m.bin", "account.blob.core.chinacloudapi.cn"),
+        ("https://account.z07.blob.storage.azure.net/models/a/m.bin", "account.z07.blob.storage.azure.net"),
+    ],
+)
+def test_a_blob_of_any_cloud_of_azure_is_read_with_the_workers_identity(address: str, account_host: str) -> None:
+    url, options = fsspec_url_and_options(address)
+
+    assert url == "abfs://models/a/m.bin"
+    assert options == {"account_name": "account", "account_host": account_host, "anon": False}
+
+
+@pytest.mark.parametrize(
+    "address", ["https://account.blob.core.windows.net.example/models/m.bin", "https://edge.example/account/m/m.bin"]
+)
+def test_no_other_host_is_sent_the_workers_identity(address: str) -> None:
+    assert fsspec_url_and_options(address) == (address, {})
 
 
 async def fetch(address: str, cache: Path) -> Path:
