@@ -41,6 +41,7 @@ class Answer:
     status: int
     version: str
     body: str
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,16 @@ class TargetLab:
         version: str | None = None,
         sleep_s: float = 0.0,
         variables: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send one request, on a connection of its own: it may take long, or ask for environment variables."""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {**(headers or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
         if version:
             headers[VERSION_HEADER] = version
         url = (await self.target.status(endpoint.name)).url
         async with httpx.AsyncClient(timeout=30) as caller:
             answer = await caller.post(url, json={"sleep_s": sleep_s, "variables": variables}, headers=headers)
-        return Answer(answer.status_code, answer.headers.get(VERSION_HEADER, ""), answer.text)
+        return Answer(answer.status_code, answer.headers.get(VERSION_HEADER, ""), answer.text, answer.headers)
 
     @asynccontextmanager
     async def load(self, endpoint: Endpoint, rate: float = RATE) -> AsyncIterator[Load]:

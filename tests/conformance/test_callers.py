@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -75,6 +76,20 @@ async def test_one_version_is_reached_by_its_name_and_every_answer_says_which_ga
     assert (unknown.status, "one, two" in unknown.body) == (404, True)
     assert (without_key.status, "two" in without_key.body) == (401, False)
     assert swagger.status_code == 200
+
+
+async def test_a_caller_chooses_the_correlation_id_and_never_the_request_id(target_lab: TargetLab, shared: str) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared)
+    key = (await lab.target.keys(shared)).primary
+    chosen = str(uuid.uuid4())
+
+    sent = {"x-request-id": chosen, "x-ms-client-request-id": "theirs"}
+    answers = [(await lab.ask(endpoint, key=key, headers=sent)).headers for _ in range(3)]
+
+    ids = {str(uuid.UUID(answer["x-request-id"])) for answer in answers}
+    assert (len(ids), chosen in ids) == (3, False)
+    assert {answer["x-ms-client-request-id"] for answer in answers} == {"theirs"}
 
 
 async def test_an_endpoint_is_open_only_when_that_is_asked_for_by_name(target_lab: TargetLab) -> None:

@@ -249,6 +249,11 @@ def callers_faults(policies: Collection[Object], gateway: str, listeners: Iterab
             f"no ClientTrafficPolicy takes {ROUTED_BY_HEADER} off what callers send, which telemetry reads: callers "
             "without a key could claim to be evidence"
         )
+    if any(any(map(_takes_callers_ids, of_listener)) for of_listener in in_force):
+        faults.append(
+            "a ClientTrafficPolicy takes request ids from callers (headers.requestID has to be Generate): a caller who "
+            "repeats one merges the rows of its requests, and one who chooses them chooses what is collected"
+        )
     if not all(any(map(_ends_slow_requests, of_listener)) for of_listener in in_force):
         faults.append("no ClientTrafficPolicy has a requestReceivedTimeout: slow uploads are never ended")
     return faults
@@ -258,6 +263,12 @@ def _removes_our_header(policy: Object) -> bool:
     """Return whether a ClientTrafficPolicy takes the header that our rules set off what callers send."""
     early = (policy["spec"].get("headers") or {}).get("earlyRequestHeaders") or {}
     return ROUTED_BY_HEADER in map(str.lower, early.get("remove") or [])
+
+
+def _takes_callers_ids(policy: Object) -> bool:
+    """Return whether a ClientTrafficPolicy lets requests go on without an id of the Gateway's own."""
+    headers = policy["spec"].get("headers") or {}
+    return headers.get("requestID", "Generate") != "Generate" or bool(headers.get("preserveXRequestID"))
 
 
 def _ends_slow_requests(policy: Object) -> bool:

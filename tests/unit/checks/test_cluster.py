@@ -144,13 +144,15 @@ def test_a_namespace_that_enforces_restricted_is_no_warning() -> None:
     assert pod_security_warning({"metadata": {"name": "models", "labels": labels}}) == ""
 
 
-SHIPPED = {
+REMOVING: dict[str, Any] = {"earlyRequestHeaders": {"remove": ["X-Controlled-Rollout-Routed-By"]}}
+SHIPPED: dict[str, Any] = {
     "targetRefs": [{"kind": "Gateway", "name": "models"}],
     "timeout": {"http": {"requestReceivedTimeout": "60s"}},
-    "headers": {"earlyRequestHeaders": {"remove": ["X-Controlled-Rollout-Routed-By"]}},
+    "headers": {**REMOVING, "requestID": "Generate"},
 }
-OF_HTTPS = {"targetRefs": [{"kind": "Gateway", "name": "models", "sectionName": "https"}]}
+OF_HTTPS: dict[str, Any] = {"targetRefs": [{"kind": "Gateway", "name": "models", "sectionName": "https"}]}
 HEADER, SLOW = "callers without a key could claim to be evidence", "slow uploads are never ended"
+IDS = "a caller who repeats one merges the rows of its requests, and one who chooses them chooses what is collected"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,8 @@ HEADER, SLOW = "callers without a key could claim to be evidence", "slow uploads
         pytest.param([{**SHIPPED, "targetRefs": [{"kind": "Gateway", "name": "other"}]}], [HEADER, SLOW], id="another"),
         pytest.param([{**SHIPPED, "timeout": {"http": {"requestReceivedTimeout": "0s"}}}], [SLOW], id="no end"),
         pytest.param([{**SHIPPED, "headers": {"earlyRequestHeaders": {"remove": ["x"]}}}], [HEADER], id="other header"),
+        pytest.param([{**SHIPPED, "headers": {**REMOVING, "requestID": "Preserve"}}], [IDS], id="callers' ids"),
+        pytest.param([{**SHIPPED, "headers": {**REMOVING, "preserveXRequestID": True}}], [IDS], id="the old setting"),
         pytest.param([SHIPPED, OF_HTTPS], [HEADER, SLOW], id="the listener's own policy takes its place"),
         pytest.param([{**SHIPPED, **OF_HTTPS}], [], id="a policy for the listener alone"),
     ],

@@ -266,9 +266,9 @@ def _connection_manager(files: EnvoyFiles, *, traced: bool, telemetry_token: str
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "server_header_transformation": "PASS_THROUGH",
-        "preserve_external_request_id": True,
-        # Else a caller whose own id is no UUID would get no span, and telemetry would lack the request. It is the
-        # tracer's sampler that chooses then, by the route's name.
+        # Each request gets an id of its own, whatever its caller sends as `x-request-id`, as from Envoy Gateway: by it
+        # rows are joined, and the requests of a share chosen. Which requests become spans is chosen by the tracer's
+        # sampler, by the route's name.
         "request_id_extension": {
             "typed_config": {
                 "@type": ENVOY_TYPE + "extensions.request_id.uuid.v3.UuidRequestIdConfig",
