@@ -45,6 +45,7 @@ def run(request):
     return Response(asked or request.query_string, content_type="application/octet-stream")
 """
 BODIES = [b'{"data": [[1, 2]]}', b"\x00\xff" * 40, b"", b"raise", b"slow", b"stream", b"failing stream", b"teapot"]
+OTHERS = ("HEAD", "PUT", "DELETE", "PATCH")
 # What differs between two answers to the same request.
 CHANGING = re.compile(r"date|x-ms-run-fn-exec-ms|x-request-id|x-ms-request-id", re.IGNORECASE)
 
@@ -87,11 +88,19 @@ def test_answers_with_capture_are_byte_for_byte_those_without_and_each_is_in_the
         )
     assert on == off
     replicas[1].request("GET", "/score?a=1", X_Request_Id="answers-get")
+    # A monitor's HEAD, and bodies that are not taken: the router counts them as answered.
+    refused = {
+        method: replicas[1].request(method, "/score", X_Request_Id=f"answers-{method}").status for method in OTHERS
+    }
+    too_large = replicas[1].request("POST", "/score", Content_Length="100000001", X_Request_Id="answers-too-large")
+    refused["too-large"] = too_large.status
     for method, path in (("GET", "/"), ("OPTIONS", "/score"), ("GET", "/swagger.json"), ("POST", "/nowhere")):
         replicas[1].request(method, path, X_Request_Id="answers-none")
 
     kept = {record.head["id"]: record for record in records(spool) if record.head["id"].startswith("answers-")}
-    assert set(kept) == {*bodies, "answers-get"}
+    assert set(kept) == {*bodies, "answers-get", *(f"answers-{name}" for name in refused)}
+    assert refused == {name: kept[f"answers-{name}"].head["status"] for name in refused}
+    assert (refused["PUT"], refused["too-large"]) == (405, 413)
     for name, body in bodies.items():
         got = on[name]
         assert kept[name].request == body

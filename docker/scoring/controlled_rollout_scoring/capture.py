@@ -1,8 +1,8 @@
 """Capture: what is kept of each scored request and its answer, in the spool before the answer's last byte leaves.
 
-Every request that the application answers at `/score` is one record, whatever its status. Requests that the server
-refuses before a slot takes them, probes and descriptions are none. A body that is longer than the bound is kept as its
-type, size and SHA-256.
+Every request at `/score` that the metric store counts as answered is one record, whatever its method and status: also
+one that is refused because its body is too large. Requests that find no slot (503), probes and descriptions are none. A
+body that is longer than the bound is kept as its type, size and SHA-256.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from controlled_rollout_scoring.settings import CaptureSettings
 from controlled_rollout_scoring.spool import Spool
 
 SCORE_PATH = "/score"
-SCORE_METHODS = ("GET", "POST")
+# A browser's question before its request; no metric store counts it.
+NOT_KEPT = "OPTIONS"
 # Longer ids are cut off: the stock server refuses those of more than 100 characters.
 MAX_ID = 200
 # The router's header that says how it chose this version; nobody else can set it.
@@ -76,11 +77,11 @@ class Capture:
         self._clock = clock
 
     def watch(self, request: Request) -> None:
-        """Let a request that is about to be scored in this thread be captured when it is answered."""
+        """Let a request that this thread is about to score, or to refuse, be captured when it is answered."""
         CURRENT.set(None)
         try:
             environ = request.environ
-            if environ["PATH_INFO"] != SCORE_PATH or environ["REQUEST_METHOD"] not in SCORE_METHODS:
+            if environ["PATH_INFO"] != SCORE_PATH or environ["REQUEST_METHOD"] == NOT_KEPT:
                 return
             identity = identify(environ, self.share)
             CURRENT.set(identity)

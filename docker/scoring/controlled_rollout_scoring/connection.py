@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
         """Let a request be answered next."""
         self._current = incoming
         if incoming.refusal is not None and incoming.exchange is not None:
-            incoming.exchange(incoming.refusal)
+            self._server.refuse(incoming.head, self._addresses, incoming.exchange, incoming.refusal)
         elif incoming.is_read:
             self._put(incoming)
         elif incoming.head.version == "1.1" and incoming.head.value(b"expect").lower() == b"100-continue":
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
         incoming.refusal = response
         self._release_body(incoming)
         if incoming is self._current and incoming.exchange is not None:
-            incoming.exchange(response)
+            self._server.refuse(incoming.head, self._addresses, incoming.exchange, response)
 
     def _put(self, incoming: Incoming) -> None:
         """Put a request into the queue."""

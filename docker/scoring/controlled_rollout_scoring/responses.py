@@ -28,6 +28,8 @@ class StreamFailed(Exception):
 
 
 HEALTHY = Response(200, [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", "7")], b"Healthy")
+# The status of a request whose body is too large.
+TOO_LARGE = 413
 # Answers with these statuses have no body.
 WITHOUT_BODY = (204, 304)
 # They belong to one connection, not to an answer: the stock server leaves them out as well (RFC 9110, 7.6.1).
@@ -185,7 +187,7 @@ def timed_out(scoring_timeout_s: float) -> Response:
 
 def too_large(max_body_bytes: int) -> Response:
     """Return the 413 for a body that is larger than allowed."""
-    return _message(413, f"the request's body exceeds {max_body_bytes:,} bytes")
+    return _message(TOO_LARGE, f"the request's body exceeds {max_body_bytes:,} bytes")
 
 
 def too_slow() -> Response:

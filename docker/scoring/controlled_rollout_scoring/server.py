@@ -12,18 +12,30 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from controlled_rollout_scoring.connection import Connection
+from controlled_rollout_scoring.environ import RequestHead, wsgi_environ
 from controlled_rollout_scoring.log import write
-from controlled_rollout_scoring.request_queue import RequestQueue
+from controlled_rollout_scoring.request_queue import Reply, Request, RequestQueue
+from controlled_rollout_scoring.responses import TOO_LARGE, Response
 from controlled_rollout_scoring.settings import BACKLOG, Settings
 
 MAX_CONNECTIONS = 4096
 CHECK_INTERVAL_S = 1.0
+# The own address and port of a connection, and the caller's.
+Addresses = tuple[tuple[str, int], tuple[str, int]]
 
 
 class Server:
     """Listens on a socket, reads requests and puts them into the queue; starts when it is created.
+
+    Args:
+        listener: The socket.
+        requests: The queue.
+        settings: The replica's settings.
+        watch: Called with each request that is refused because its body is too large, before it is answered; None for
+            nothing.
 
     Attributes:
         loop: The event loop of the server's thread.
@@ -34,8 +46,15 @@ class Server:
         closing: Whether connections are closed after the answer that they wait for.
     """
 
-    def __init__(self, listener: socket.socket, requests: RequestQueue, settings: Settings) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        requests: RequestQueue,
+        settings: Settings,
+        watch: Callable[[Request], None] | None = None,
+    ) -> None:
         self.requests = requests
+        self._watch = watch
         self.max_body_bytes = settings.max_body_bytes
         # Enough for the largest ones in every slot, and for as many that are being read meanwhile.
         self.max_held_bytes = 2 * settings.max_body_bytes * settings.slots
@@ -68,6 +87,16 @@ class Server:
         """Forget a connection that has ended."""
         self._connections.discard(connection)
         self._set_closed_if_so()
+
+    def refuse(self, head: RequestHead, addresses: Addresses, reply: Reply, response: Response) -> None:
+        """Answer a request that no slot takes."""
+        if response.status == TOO_LARGE and self._watch is not None:
+            # The router counts it as answered by this version.
+            request = Request(wsgi_environ(head, 0, *addresses), b"", reply)
+            request.arrived = time.monotonic()
+            self._watch(request)
+            reply = request.reply
+        reply(response)
 
     def _serve(self, listener: socket.socket) -> None:
         """Run the event loop, forever; without it the process would be of no use."""

@@ -60,7 +60,7 @@ def main(listener_fd: int, channel_fd: int, parent: int) -> None:
     gc.collect()
     gc.freeze()
     requests = RequestQueue(settings.slots, settings.queue_length, settings.max_wait_s, settings.scoring_timeout_s)
-    server = Server(listener, requests, settings)
+    server = Server(listener, requests, settings, capture.watch if capture is not None else None)
     channel.sendall(READY)
 
     def stop_on_request() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from controlled_rollout_scoring import connection
 from controlled_rollout_scoring.connection import Connection
-from controlled_rollout_scoring.request_queue import Request, RequestQueue
+from controlled_rollout_scoring.environ import RequestHead
+from controlled_rollout_scoring.request_queue import Reply, Request, RequestQueue
 from controlled_rollout_scoring.responses import Response
 from tests.examples import examples
 
@@ -69,12 +70,17 @@ class Server:
         self.max_body_bytes, self.max_held_bytes = MAX_BODY, MAX_HELD
         self.held_bytes = 0
         self.closing = False
+        self.refused: list[tuple[bytes, int]] = []
         self.calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.loop = SimpleNamespace(call_soon_threadsafe=lambda function, *rest: self.calls.append((function, rest)))
 
     def opened(self, connection: Connection) -> None: ...
 
     closed = opened
+
+    def refuse(self, head: RequestHead, addresses: object, reply: Reply, response: Response) -> None:
+        self.refused.append((head.target, response.status))
+        reply(response)
 
     def connect(self) -> tuple[Connection, Transport]:
         made, transport = Connection(self), Transport()  # type: ignore[arg-type]
@@ -192,6 +198,8 @@ def test_what_cannot_be_taken_is_refused_and_run_is_not_called(server: Server, s
 
     assert transport.written.startswith(b"HTTP/1.1 %d " % status)
     assert server.requests.in_flight == 0
+    # It is captured: its version has answered it.
+    assert status != 413 or server.refused == [(b"/score?a=1", 413)]
 
 
 def test_endless_headers_and_endless_nothing_between_chunks_are_refused(server: Server) -> None:
