@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, columns
+from controlled_rollout.gate.event_claims import event_claims
 from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
@@ -52,19 +53,22 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     """
     n_quantiles = len(gate.latency_quantiles)
     limit = gate.max_latency is not None
-    named = (*gate.categories, *gate.expectation_names)
+    named = (*gate.categories, *gate.events, *gate.expectation_names)
     all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=named, limit=limit)
     before = columns(baseline, quantiles=n_quantiles, limit=limit)
     warm_up = all_bins.warm_up_bins(gate.warm_up)
+    if not gate.judges_traffic:
+        return _without_traffic(all_bins.since(warm_up), gate, warm_up)
     # The split is checked during warm-up too.
     split, was_wrong = split_wrong(all_bins, gate)
     judged = (all_bins.without(was_wrong) if was_wrong.any() else all_bins).since(warm_up)
 
     traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
     metrics = metric_claims(judged, gate)
-    alarms = (*traffic_alarms, *metrics.alarms, *expectation_claims(judged, gate))
+    event_alarms, event_passes = event_claims(judged, gate)
+    alarms = (*traffic_alarms, *metrics.alarms, *event_alarms, *expectation_claims(judged, gate))
     splits = metrics.splits
-    passes = (*traffic_passes, *metrics.passes)
+    passes = (*traffic_passes, *metrics.passes, *event_passes)
     present = judged.at(at_present_share(judged))
     has_failed = any(alarm.established_at is not None for alarm in alarms)
     return Assessment(
@@ -82,12 +86,35 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     )
 
 
+def _without_traffic(judged: Columns, gate: Gate, warm_up: int) -> Assessment:
+    """Test the claims about the author's metrics alone; a pass needs one of them at least.
+
+    Args:
+        judged: The bins, warm-up left out.
+        gate: What the treatment has to show.
+        warm_up: How many bins were left out.
+    """
+    metrics = metric_claims(judged, gate)
+    event_alarms, event_passes = event_claims(judged, gate)
+    passes = (*metrics.passes, *event_passes)
+    return Assessment(
+        tuple(alarm.later(warm_up) for alarm in (*metrics.alarms, *event_alarms)),
+        tuple(split.later(warm_up) for split in metrics.splits),
+        passes,
+        (),
+        () if passes else ("nothing says what a pass has to rule out: give a metric a pass_margin",),
+        tuple(_notes(judged, gate, warm_up, 0)),
+        int(judged.control.sum()),
+        int(judged.treatment.sum()),
+    )
+
+
 def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[str]:
     """Yield what the reason of the verdict has to mention: metrics that are not judged, bins left out as warm-up."""
     if judged.starts:
-        if gate.latency_quantiles and not judged.slow:
+        if gate.judges_traffic and gate.latency_quantiles and not judged.slow:
             yield "latency is not judged: the bins carry no counts of slow requests"
-        for name in (*gate.means, *gate.categories, *gate.expectation_names):
+        for name in (*gate.means, *gate.categories, *gate.events, *gate.expectation_names):
             if name not in judged.means and name not in judged.categories:
                 yield f"{name} is not judged: the bins carry no values of it"
     if warm_up:

@@ -42,7 +42,8 @@ def alarm_threshold(gate: Gate, metric: str, *, latency: bool) -> float:
         metric: Which metric.
         latency: Whether latency is judged.
     """
-    metrics = ["errors", *(["latency"] if latency else []), *gate.means]
+    metrics = ["errors", *(["latency"] if latency else [])] if gate.judges_traffic else []
+    metrics += [*gate.means, *gate.events]
     metrics += [name for name, category in gate.categories.items() if category.on_difference == "fail"]
     metrics += ["expectations"] if gate.expectations is not None else []
     total = sum(gate.weights.get(name, 1.0) for name in metrics)

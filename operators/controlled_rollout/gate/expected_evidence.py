@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import alarm_threshold
+from controlled_rollout.gate.event_test import pass_ratios
 from controlled_rollout.gate.mixture import log_sum_exp, more_needed
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.odds import Margins
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
 from controlled_rollout.gate.restarts import process_weight
-from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
+from controlled_rollout.gate.traffic_claims import latency_weights
 
 __all__ = ["detectable_error_rate", "detectable_slow_share", "requests_to_pass"]
 
@@ -65,7 +66,7 @@ def detectable_slow_share(gate: Gate, share: float, quantile: float, requests: f
 
 def _requests_needed(gate: Gate, share: float, rate: float, acceptable_rate: float) -> int | None:
     """Return about how many treatment requests one pass claim needs if both versions are alike; None if never."""
-    ratios = pass_ratios(gate)
+    ratios = pass_ratios(gate.pass_ratio)
     gains = [_expected_growth(share, rate, rate, gate.pass_ratio, ratio) for ratio in ratios]
 
     def expected_log_evidence(requests: Floats) -> Floats:

@@ -12,7 +12,7 @@ from controlled_rollout.duration import parse_duration
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.expectations import Suite, read_suite
 
-__all__ = ["Bin", "Category", "Claim", "Counts", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
+__all__ = ["Bin", "Category", "Claim", "Counts", "Event", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
 
 ALWAYS: Final = frozenset({"errors", "latency"})
 # An alarm is near when its evidence is its threshold divided by this, or more.
@@ -23,6 +23,9 @@ MAX_BUCKETS: Final = 100
 # How rows are counted that an expectation was asked of, as the categories of a metric of the expectation's name.
 EXPECTED: Final = "expected"
 UNEXPECTED: Final = "unexpected"
+# How requests are counted of which an event is known, as the categories of a metric of the event's name.
+HAPPENED: Final = "yes"
+NOT_HAPPENED: Final = "no"
 
 
 def _suite(value: Any) -> Any:
@@ -104,6 +107,28 @@ class Category(BaseModel):
         return self
 
 
+class Event(BaseModel):
+    """A metric that is an event or none for each request, such as a wrong answer: its rate must not become higher.
+
+    `Counts.categories` has how many requests are known to be such events, as `yes`, and to be none, as `no`.
+
+    Attributes:
+        ratio: The odds ratio of the event that is still tolerated.
+        margin: The absolute difference of the rates that is still tolerated, as a fraction.
+        pass_ratio: The odds ratio that a pass has to rule out.
+        acceptable_rate: Where events are too rare for a ratio, an upper bound at or below this rate passes.
+        counted: What the events are called in the claim's text, such as `wrong answers`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.1
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pass_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.5
+    acceptable_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    counted: str = "events"
+
+
 class MaxLatency(BaseModel):
     """The longest duration that a treatment may take at a quantile, whatever control takes.
 
@@ -142,6 +167,9 @@ class Gate(BaseModel):
             expectations together are `expectations`.
         means: The author's numeric metrics, by name.
         categories: The author's categorical metrics, by name.
+        events: Metrics that are an event or none for each request, by name.
+        judges_traffic: Whether errors, latency and the split are judged; False where the bins count something else than
+            the requests of callers, such as labelled requests.
         expectations: A suite of Great Expectations on what both versions collect: an object, its JSON, or the path of a
             file with it; columns are `<collection>.<column>`, or the suite is `{"inputs": suite}`. None for none.
         expectations_against: What the treatment's unexpected rows are compared with: `control`, and an alarm needs more
@@ -168,19 +196,22 @@ class Gate(BaseModel):
     weights: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     means: Mapping[str, Mean] = {}
     categories: Mapping[str, Category] = {}
+    events: Mapping[str, Event] = {}
+    judges_traffic: bool = True
     expectations: Annotated[Suite | None, BeforeValidator(_suite)] = None
     expectations_against: Literal["control", "allowed"] = "control"
 
     @model_validator(mode="after")
     def _check_metric_names(self) -> Self:
         """Raise if two metrics have the same name, or a setting names a metric that does not exist."""
-        twice = (self.means.keys() | self.categories.keys()) & ALWAYS | self.means.keys() & self.categories.keys()
+        metrics = [*self.means, *self.categories, *self.events]
+        twice = ALWAYS.intersection(metrics) | {name for name in metrics if metrics.count(name) > 1}
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")
         failing = {name for name, category in self.categories.items() if category.on_difference == "fail"}
         if self.expectations is not None:
             failing.add("expectations")
-        unknown = self.weights.keys() - ALWAYS - self.means.keys() - failing
+        unknown = self.weights.keys() - ALWAYS - self.means.keys() - self.events.keys() - failing
         if unknown:
             raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
         if self.max_latency is not None and not self.latency_quantiles:
@@ -200,7 +231,7 @@ class Gate(BaseModel):
                     "evaluate it, or judge the column as a Mean or a Category"
                 )
         if self.expectations is not None and {"expectations", *self.expectation_names} & (
-            ALWAYS | self.means.keys() | self.categories.keys()
+            ALWAYS | self.means.keys() | self.categories.keys() | self.events.keys()
         ):
             raise ValueError("an expectation is called like another metric of the gate: choose another name")
         return self

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -12,17 +11,15 @@ from numpy.typing import NDArray
 from controlled_rollout.duration import format_duration
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.event_test import EventTest, format_rate, not_worse
 from controlled_rollout.gate.last_control import last_control_alarms
-from controlled_rollout.gate.mixture import MixtureResult, log_sum_exp, mix, more_needed, settle
+from controlled_rollout.gate.mixture import more_needed
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.rate import evidence_path, log_evidence, rate_of_odds, upper_bound
 from controlled_rollout.gate.ratio import (
     ABOVE,
     ABOVE_WEIGHTS,
-    BETTER,
     MOST_BURST,
-    OddsRatio,
-    bounded_discount,
     burstiness,
     rate_difference,
     rate_differs,
@@ -31,7 +28,7 @@ from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present
 from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
-__all__ = ["latency_weights", "pass_ratios", "split_wrong", "traffic_claims"]
+__all__ = ["latency_weights", "split_wrong", "traffic_claims"]
 
 Floats = NDArray[np.float64]
 
@@ -54,8 +51,8 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     at_present = at_present_share(judged)
     present = judged if at_present.all() else judged.at(at_present)
     burst = _burst_divisor(before, before.errors, gate)
-    errors = {first: _Event(span, span.errors, gate, burst) for first, span in spans.items()}
-    present_errors = errors[0] if present is judged else _Event(present, present.errors, gate, burst)
+    errors = {first: EventTest(span, span.errors, gate, burst) for first, span in spans.items()}
+    present_errors = errors[0] if present is judged else EventTest(present, present.errors, gate, burst)
     alarms, passes = [_errors_higher(gate, errors)], [_errors_not_worse(gate, present_errors)]
     bursts: list[float] = []
     if gate.max_error_rate < 1:
@@ -64,7 +61,7 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     if gate.max_latency is not None and present.over_limit is not None:
         burst_over = 1.0 if before.over_limit is None else _burst_divisor(before, before.over_limit, gate)
         limit, quantile = gate.max_latency.duration, gate.max_latency.quantile
-        over = _Event(present, present.over_limit, gate, burst_over)
+        over = EventTest(present, present.over_limit, gate, burst_over)
         name = f"{_format_quantile(quantile)} is below {format_duration(limit)}"
         passes.append(_rate_below(name, 1 - quantile, over, gate))
     if judged.slow:
@@ -83,38 +80,12 @@ def _burst_divisor(before: Columns, metric: Metric, gate: Gate) -> float:
     return 1.0 if gate.burst_cap is not None else burstiness(before.control, metric.control)
 
 
-class _Event:
-    """One kind of event (errors, or requests slower than one quantile) in the judged bins, with its odds-ratio test."""
-
-    def __init__(self, judged: Columns, metric: Metric, gate: Gate, burst: float) -> None:
-        """Prepare the odds-ratio test of this kind of event."""
-        self.judged = judged
-        self.metric = metric
-        self.burst = burst
-        self.odds = self.odds_for_alarm = OddsRatio(
-            judged.treatment, judged.control, metric, burst=burst, cap=gate.burst_cap
-        )
-        if burst > MOST_BURST:
-            bounded, cap = bounded_discount(burst)
-            self.odds_for_alarm = OddsRatio(judged.treatment, judged.control, metric, burst=bounded, cap=cap)
-        self.n_bins = len(judged.starts)
-
-    def rates(self) -> str:
-        """Return the event's rate in both versions as text."""
-        treatment = _format_rate(self.metric.treatment, self.judged.treatment)
-        return f"{treatment} against control's {_format_rate(self.metric.control, self.judged.control)}"
-
-    def bursts(self, most: float = math.inf) -> str:
-        """Return the discount for bursts, at most this, as text; empty if there is none."""
-        return f", discounted {min(self.burst, most):.3g} times for bursts" if self.burst > 1 else ""
-
-
-def _slow_events(span: Columns, gate: Gate, bursts: Sequence[float]) -> list[_Event]:
+def _slow_events(span: Columns, gate: Gate, bursts: Sequence[float]) -> list[EventTest]:
     """Return the requests slower than each quantile as events."""
-    return [_Event(span, metric, gate, burst) for metric, burst in zip(span.slow, bursts, strict=True)]
+    return [EventTest(span, metric, gate, burst) for metric, burst in zip(span.slow, bursts, strict=True)]
 
 
-def _errors_higher(gate: Gate, errors: Mapping[int, _Event]) -> ClaimResult:
+def _errors_higher(gate: Gate, errors: Mapping[int, EventTest]) -> ClaimResult:
     """Test the alarm claim: error odds above the tolerated ratio, and a rate difference above the tolerated one.
 
     Args:
@@ -123,7 +94,7 @@ def _errors_higher(gate: Gate, errors: Mapping[int, _Event]) -> ClaimResult:
     """
     threshold = alarm_threshold(gate, "errors", latency=bool(errors[0].judged.slow))
 
-    def components(event: _Event, bins: int) -> tuple[list[Floats], Sequence[float]]:
+    def components(event: EventTest, bins: int) -> tuple[list[Floats], Sequence[float]]:
         """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
         return event.odds_for_alarm.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS
 
@@ -161,7 +132,7 @@ def latency_weights(n_quantiles: int) -> list[float]:
     return by_quantile + [(1 - QUANTILES_PART) * weight for weight in TILT_WEIGHTS]
 
 
-def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[_Event]], shifts: Mapping[int, Shift]) -> ClaimResult:
+def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[EventTest]], shifts: Mapping[int, Shift]) -> ClaimResult:
     """Test the alarm claim: durations exceed control's quantiles more often, at one quantile or as a whole.
 
     E-values may be averaged whatever their dependence (Vovk and Wang, arXiv 1912.06116).
@@ -211,9 +182,9 @@ def split_wrong(all_bins: Columns, gate: Gate) -> tuple[ClaimResult, NDArray[np.
     return ClaimResult(claim, check.wrong_since), left_out
 
 
-def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
+def _errors_not_worse(gate: Gate, errors: EventTest) -> ClaimResult:
     """Test the pass claim: error odds below `pass_ratio` times control's, or an acceptable rate."""
-    result = _not_worse(gate, errors, gate.acceptable_error_rate)
+    result = not_worse(errors, gate.acceptable_error_rate, pass_ratio=gate.pass_ratio, beta=gate.beta)
     hits, requests = float(errors.metric.treatment.sum()), float(errors.judged.treatment.sum())
     bound = upper_bound(hits / errors.burst, requests / errors.burst, gate.beta / 2)
     detail = (
@@ -225,7 +196,7 @@ def _errors_not_worse(gate: Gate, errors: _Event) -> ClaimResult:
     )
 
 
-def _rate_below(name: str, limit: float, event: _Event, gate: Gate) -> ClaimResult:
+def _rate_below(name: str, limit: float, event: EventTest, gate: Gate) -> ClaimResult:
     """Test the pass claim that the treatment's rate of an event is below a limit, whatever control's is."""
     goal = -math.log(gate.beta)
     hits, requests = event.metric.treatment, event.judged.treatment
@@ -241,11 +212,11 @@ def _rate_below(name: str, limit: float, event: _Event, gate: Gate) -> ClaimResu
             return log_evidence(limit, (total + rate * more) / event.burst, (served + more) / event.burst)
 
         needed = more_needed(expected_log_evidence, goal)
-    detail = f"{_format_rate(hits, requests)} of {served:,.0f} requests, {100 * limit:.3g} % allowed"
+    detail = f"{format_rate(hits, requests)} of {served:,.0f} requests, {100 * limit:.3g} % allowed"
     return ClaimResult(claim_from(name, "pass", peak, 1 / gate.beta, peak >= goal, detail, needed))
 
 
-def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
+def _latency_not_worse(gate: Gate, slow: Sequence[EventTest]) -> ClaimResult:
     """Pass: at no quantile are the odds of exceeding it `pass_ratio` times control's, or times what they were before.
 
     Control's frozen quantile q was exceeded with odds (1 - q) / q before the rollout. When no request exceeds it any
@@ -255,7 +226,12 @@ def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
     a tail without any. Each at 1 / beta is enough, because a false pass needs the bad one to be wrong.
     """
     results = [
-        _not_worse(gate, event, rate_of_odds(gate.pass_ratio * (1 - quantile) / quantile))
+        not_worse(
+            event,
+            rate_of_odds(gate.pass_ratio * (1 - quantile) / quantile),
+            pass_ratio=gate.pass_ratio,
+            beta=gate.beta,
+        )
         for event, quantile in zip(slow, gate.latency_quantiles, strict=True)
     ]
     weakest = min(range(len(results)), key=lambda index: results[index].peak)
@@ -269,72 +245,6 @@ def _latency_not_worse(gate: Gate, slow: Sequence[_Event]) -> ClaimResult:
     more = max(known) if len(known) == len(needed) else None
     claim = claim_from("latency is not worse", "pass", results[weakest].peak, 1 / gate.beta, reached, detail, more)
     return ClaimResult(claim)
-
-
-@dataclass(frozen=True, slots=True)
-class _NotWorse:
-    """How far one kind of event is shown not to be worse.
-
-    Attributes:
-        peak: The log of the evidence.
-        reached: Whether it was ever enough.
-        needed: How many more treatment requests it needs; 0 when reached, None when it will not come by waiting.
-    """
-
-    peak: float
-    reached: bool
-    needed: int | None
-
-
-def _not_worse(gate: Gate, event: _Event, acceptable_rate: float) -> _NotWorse:
-    """Test both ways to pass: by the ratio to control, and by the treatment's own rate.
-
-    The two ways are one e-value, each with half the weight: that is how `beta` is split between them.
-    """
-    goal, ratios = -math.log(gate.beta), pass_ratios(gate)
-    weights = [*(weight / 2 for weight in _equal_weights(ratios)), 0.5]
-    hits, requests = event.metric.treatment, event.judged.treatment
-
-    def evidence_after(bins: int) -> MixtureResult:
-        """Return the mixed evidence of both ways to pass over the first `bins` bins."""
-        absolute = evidence_path(acceptable_rate, hits[:bins], requests[:bins], event.burst)
-        return mix([*event.odds.paths(gate.pass_ratio, ratios, bins), absolute], weights, goal, bins)
-
-    evidence = settle(evidence_after, event.n_bins, goal)
-    if evidence.reached_at is not None:
-        return _NotWorse(evidence.peak, True, 0)
-    total, served = float(hits.sum()), float(requests.sum())
-
-    def expected_log_evidence(more: Floats) -> Floats:
-        """Return the log of the expected evidence after each number of further treatment requests."""
-        grown = 1 + more / served if served else np.ones_like(more)
-        parts = [_extrapolate(part, weight, grown) for part, weight in zip(evidence.parts, weights, strict=True)]
-        absolute = log_evidence(acceptable_rate, total * grown / event.burst, (served + more) / event.burst)
-        return log_sum_exp(np.array([*parts[:-1], absolute + math.log(0.5)]))
-
-    return _NotWorse(evidence.peak, False, more_needed(expected_log_evidence, goal))
-
-
-def pass_ratios(gate: Gate) -> list[float]:
-    """Return the alternatives of a pass claim as ratios to its null hypothesis; only those below 1."""
-    return [odds / gate.pass_ratio for odds in BETTER if odds < gate.pass_ratio]
-
-
-def _equal_weights(parts: Sequence[object]) -> list[float]:
-    """Return equal weights that sum to 1, one per item."""
-    return [1 / len(parts)] * len(parts)
-
-
-def _extrapolate(part: float, weight: float, grown: Floats) -> Floats:
-    """Return a component's log evidence at `grown` times as many requests, at its average growth so far."""
-    start = math.log(weight)
-    return start + (part - start) * grown
-
-
-def _format_rate(events: Floats, requests: Floats) -> str:
-    """Return events as per cent of requests, as text; "nothing" without requests."""
-    total = float(requests.sum())
-    return f"{100 * float(events.sum()) / total:.3g} %" if total else "nothing"
 
 
 def _format_quantile(quantile: float) -> str:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.gate.claims import alarm_threshold
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.event_test import pass_ratios
 from controlled_rollout.gate.mixture import CEILING, log_sum_exp
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, MOST_BURST, OddsRatio, bounded_discount
 from controlled_rollout.gate.restarts import at_present_share, process_weight
 from controlled_rollout.gate.shift import TILTS, Shift, scores
-from controlled_rollout.gate.traffic_claims import latency_weights, pass_ratios
+from controlled_rollout.gate.traffic_claims import latency_weights
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -140,7 +141,7 @@ class _Events:
 
     def not_worse(self, gate: Gate, acceptable: float, starts: Sequence[int]) -> NDArray[np.bool_]:
         """Return after each bin whether what came at its share has established the claim."""
-        ratios = pass_ratios(gate)
+        ratios = pass_ratios(gate.pass_ratio)
         gains = self.gains(gate.pass_ratio, ratios)
         spans = []
         for span in map(slice, starts, [*starts[1:], None]):

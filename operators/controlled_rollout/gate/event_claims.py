@@ -1,0 +1,94 @@
+"""The claims about events that are no errors, such as wrong answers: judged by their odds ratio, like errors."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
+from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.event_test import EventTest, not_worse
+from controlled_rollout.gate.model import HAPPENED, NOT_HAPPENED, Event, Gate
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, rate_difference, rate_differs
+from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
+
+__all__ = ["event_claims"]
+
+Floats = NDArray[np.float64]
+
+
+def event_claims(judged: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
+    """Test for each event the alarm that the treatment has more of them, and the pass claim that it has not.
+
+    Args:
+        judged: The rollout's bins, warm-up left out.
+        gate: Which events, and what is tolerated.
+    """
+    alarms: list[ClaimResult] = []
+    passes: list[ClaimResult] = []
+    spans = {first: judged.since(first) for first in process_starts(judged)} if gate.events else {}
+    for name, event in gate.events.items():
+        if name not in judged.categories:
+            claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
+            passes.append(ClaimResult(claim))
+            continue
+        tests = {first: _event_test(span, span.categories[name], gate) for first, span in spans.items()}
+        present = judged.at(at_present_share(judged))
+        alarms.append(_more_frequent(name, event, tests, gate))
+        passes.append(_not_more_frequent(name, event, _event_test(present, present.categories[name], gate), gate))
+    return alarms, passes
+
+
+def _event_test(span: Columns, counts: Mapping[str, Metric], gate: Gate) -> EventTest:
+    """Return the test of an event among the requests of which it is known, in place of all requests."""
+    nothing = Metric(np.zeros(len(span.starts)), np.zeros(len(span.starts)))
+    happened, others = counts.get(HAPPENED, nothing), counts.get(NOT_HAPPENED, nothing)
+    treatment, control = happened.treatment + others.treatment, happened.control + others.control
+    return EventTest(replace(span, treatment=treatment, control=control), happened, gate, 1.0)
+
+
+def _more_frequent(name: str, event: Event, tests: Mapping[int, EventTest], gate: Gate) -> ClaimResult:
+    """Test the alarm claim: odds of the event above the tolerated ratio, and its rate higher by more than the margin.
+
+    Args:
+        name: The metric's name.
+        event: What is tolerated.
+        tests: By first bin the event's test in each process.
+        gate: The shares of alpha.
+    """
+    threshold = alarm_threshold(gate, name, latency=bool(tests[0].judged.slow))
+
+    def components(test: EventTest, bins: int) -> tuple[list[Floats], Sequence[float]]:
+        """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
+        return test.odds_for_alarm.paths(event.ratio, ABOVE, bins), ABOVE_WEIGHTS
+
+    processes = [
+        Process(first, partial(components, test), rate_differs(test.judged, test.metric, event.margin))
+        for first, test in tests.items()
+    ]
+    evidence = alarm_evidence(processes, tests[0].n_bins, math.log(threshold))
+    return alarm_from(f"{name} is worse", "alarm", evidence, threshold, _detail(event, tests[evidence.since]))
+
+
+def _not_more_frequent(name: str, event: Event, test: EventTest, gate: Gate) -> ClaimResult:
+    """Test the pass claim: odds of the event below `pass_ratio` times control's, or an acceptable rate."""
+    result = not_worse(test, event.acceptable_rate, pass_ratio=event.pass_ratio, beta=gate.beta)
+    detail = (
+        f"odds of {event.counted} below {event.pass_ratio:g} times control's, or rate below "
+        f"{100 * event.acceptable_rate:.3g} %; {test.rates()}"
+    )
+    return ClaimResult(
+        claim_from(f"{name} is not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
+    )
+
+
+def _detail(event: Event, test: EventTest) -> str:
+    """Return the rates of both versions and their difference as text."""
+    difference = rate_difference(test.judged, test.metric)
+    detail = f"{event.counted}: {test.rates()}"
+    if difference is not None:
+        detail += f", difference {100 * difference:+.3g} points, {100 * event.margin:.3g} tolerated"
+    return detail
