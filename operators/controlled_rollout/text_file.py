@@ -1,11 +1,14 @@
-"""Text files that people write, read in the encoding that they were saved in."""
+"""Files that people or other processes write: never waited for, and texts in the encoding that they were saved in."""
 
 import codecs
+import errno
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Final
 
-__all__ = ["read_text_file"]
+__all__ = ["read_regular_file", "read_text_file"]
 
 MAX_BYTES: Final = 2_000_000
 # The longest first: UTF-32's mark begins with UTF-16's.
@@ -18,6 +21,21 @@ BYTE_ORDER_MARKS: Final = (
 )
 # As in Python's own files (PEP 263), and as pip reads requirements: a comment in one of the first two lines.
 DECLARATION: Final = re.compile(rb"\A(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)")
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Return the content of a file; raise OSError for a pipe or a device, which would keep the reader for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def read_text_file(path: Path, *, keeps_bytes: bool = False) -> str:

@@ -128,6 +128,8 @@ class BlobStorage:
         self._environment = environment
         self._timeouts = {"connection_timeout": connect_timeout_s, "read_timeout": read_timeout_s}
         self._client: ContainerClient | None = None
+        # The URL of the account that the connection string is for, if it is not this one.
+        self._other_account = ""
 
     def __str__(self) -> str:
         return f"the container {self._container} of {self._account_url}"
@@ -153,7 +155,7 @@ class BlobStorage:
         except (AzureError, OSError, ValueError) as error:
             # The credential's files may be missing or be no credential, a name may not be resolved.
             self._forget_client()
-            raise StorageError(f"{self} cannot be reached: {_shown(error)}") from error
+            raise StorageError(f"{self} cannot be reached: {_shown(error)}{self._unused_credential()}") from error
 
     def _connect(self) -> "ContainerClient":
         """Return a client of the container with the credential that the environment has now."""
@@ -161,6 +163,7 @@ class BlobStorage:
         from azure.storage.blob import ContainerClient
 
         settings = CLIENT_SETTINGS | self._timeouts
+        self._other_account = ""
         if self._is_here:
             # An emulator on this machine, without the environment's proxies.
             settings |= {"use_env_settings": False}
@@ -172,6 +175,7 @@ class BlobStorage:
                 return client
             # The key of another account must not be tried here.
             client.close()
+            self._other_account = client.url.partition("?")[0].rpartition("/")[0]
         sas_token = _secret(self._environment, SAS_TOKEN)
         if not sas_token and not self._is_azure:
             raise StorageError(
@@ -191,8 +195,14 @@ class BlobStorage:
         """Return the message for a credential that the service does not accept."""
         return (
             f"{self} refuses the credential ({code or 'no token'}): it needs the role Storage Blob Data Contributor, "
-            "or a SAS with create and write"
+            f"or a SAS with create and write{self._unused_credential()}"
         )
+
+    def _unused_credential(self) -> str:
+        """Return the end of a message that says which credential is not for this account; nothing if there is none."""
+        if not self._other_account:
+            return ""
+        return f". {CONNECTION_STRING} is for another account, {self._other_account}, and was not used"
 
 
 def _secret(environment: Mapping[str, str], name: str) -> str:

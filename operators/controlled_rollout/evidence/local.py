@@ -15,6 +15,7 @@ from controlled_rollout.addresses import is_this_machine
 from controlled_rollout.errors import EvidenceUnavailableError, WorkspaceError
 from controlled_rollout.evidence.log_analytics import LogAnalyticsEvidence
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
+from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["StateFileEvidence", "configured_log_analytics"]
@@ -44,7 +45,7 @@ class FileToken:
         if self.file is None:
             return ANY_TOKEN
         try:
-            return self.file.expanduser().read_text(encoding="utf-8").strip()
+            return read_regular_file(self.file.expanduser()).decode().strip()
         except (OSError, ValueError) as error:
             raise EvidenceUnavailableError(
                 f"the telemetry store's token cannot be read from {self.file}: {error}"
@@ -74,7 +75,7 @@ class StateFileEvidence:
         """Return a reader of the store that the supervisor's state file names at this moment."""
         file = self._workspace.state_file
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = json.loads(read_regular_file(file))
             url = _checked_local_url(str(state["telemetry_url"]))
             # None if the state was written before the store had started.
             workspace_id = state["telemetry_workspace_id"] or _workspace_id_at(url)
@@ -164,7 +165,7 @@ def _azure_credential() -> Any:
 def _supervisor_token_file(workspace: Workspace) -> Path | None:
     """Return the path of the telemetry store's token file, from the supervisor's state file; None without one."""
     try:
-        file = json.loads(workspace.state_file.read_text(encoding="utf-8")).get("telemetry_token_file")
+        file = json.loads(read_regular_file(workspace.state_file)).get("telemetry_token_file")
     except (OSError, ValueError, AttributeError):
         return None
     return Path(file) if file else None

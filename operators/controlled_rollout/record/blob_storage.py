@@ -33,7 +33,7 @@ class BlobPart:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the blob's lines, oldest first; none if the blob was deleted."""
-        with azure_errors():
+        with azure_errors(self.container.url):
             content = _read_blob(self.container, self.name)
         yield from content.splitlines(keepends=True)
 
@@ -57,14 +57,14 @@ class BlobStorage:
 
     def parts(self) -> list[BlobPart]:
         """Return the blobs, the oldest first."""
-        with azure_errors():
+        with azure_errors(self.address):
             container, prefix = self._container_and_prefix()
             return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":
         """Context manager: open the last blob for one append. `write` raises if another writer was faster."""
-        with azure_errors():
+        with azure_errors(self.address):
             container, prefix = self._container_and_prefix()
             last = max(container.list_blobs(name_starts_with=prefix), key=lambda blob: str(blob.name), default=None)
             if last is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONNECTION_STRING",
     "BlobAddress",
+    "account_of_connection_string",
     "azure_error_code",
     "azure_errors",
     "blob_of_connection_string",
@@ -103,21 +104,30 @@ def blob_of_connection_string(address: str, environment: Mapping[str, str]) -> s
 
     None without a connection string, or with that of another account, whose key must not be tried here.
     """
-    connection_string = environment.get(CONNECTION_STRING)
-    if not connection_string or urlsplit(address).scheme not in ("http", "https"):
+    if urlsplit(address).scheme not in ("http", "https"):
         return None
+    url, _ = account_of_connection_string(environment)
+    return address.removeprefix(f"{url}/") if url and address.startswith(f"{url}/") else None
+
+
+def account_of_connection_string(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the URL and the name of the account that the connection string is for, which may be known only in part.
+
+    Both are empty without a connection string; the name is empty where the URL is one of the account's own domain.
+    """
+    if not (connection_string := environment.get(CONNECTION_STRING)):
+        return "", ""
     from azure.storage.blob import BlobServiceClient
 
     with BlobServiceClient.from_connection_string(connection_string) as client:
         account = urlsplit(client.url)
-    # A signature stands behind the URL.
-    url = f"{account.scheme}://{account.netloc}{account.path.rstrip('/')}/"
-    return address.removeprefix(url) if address.startswith(url) else None
+        # A signature stands behind the URL.
+        return f"{account.scheme}://{account.netloc}{account.path.rstrip('/')}", str(client.account_name or "")
 
 
 @contextmanager
-def azure_errors() -> Iterator[None]:
-    """Context manager: turn errors of Azure's clients into OSError, as a file system would raise."""
+def azure_errors(address: str) -> Iterator[None]:
+    """Context manager: turn errors of Azure's clients at an address into OSError, as a file system would raise."""
     from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
     try:
@@ -127,6 +137,9 @@ def azure_errors() -> Iterator[None]:
         hint = ""
         if isinstance(error, ClientAuthenticationError) or getattr(error, "status_code", None) == 403:
             hint = "; this identity needs the role Storage Blob Data Contributor on the container"
+            other, _ = account_of_connection_string(os.environ)
+            if other and blob_of_connection_string(address, os.environ) is None:
+                hint += f". {CONNECTION_STRING} is for another account, {other}, and was not used"
         elif isinstance(error, HttpResponseError) and azure_error_code(error) == "ContainerNotFound":
             hint = "; create the container first"
         elif azure_error_code(error) == "BlobNotFound":

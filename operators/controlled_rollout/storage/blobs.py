@@ -126,7 +126,7 @@ def _md5(content: "bytes | IO[bytes]") -> bytes:
 def _errors(address: str) -> Iterator[None]:
     """Context manager: turn errors of Azure's client and of this machine's files into `StorageError`."""
     try:
-        with azure_errors():
+        with azure_errors(address):
             yield
     except FileNotFoundError as error:
         if error.filename is not None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import http.server
+import json
+import os
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +33,22 @@ def test_without_a_supervisor_the_evidence_is_unavailable_and_says_how_to_get_it
     assert isinstance(source, StateFileEvidence)
 
     with pytest.raises(EvidenceUnavailableError, match="controlled-rollout local up"):
+        asyncio.run(source.newest("digits"))
+
+
+@pytest.mark.parametrize("pipe", ["supervisor.json", "token"])
+def test_a_pipe_in_the_place_of_a_file_is_unavailable_evidence_and_keeps_no_look_for_ever(
+    tmp_path: Path, pipe: str
+) -> None:
+    local = workspace(tmp_path)
+    if pipe == "token":
+        state = {"telemetry_url": "http://127.0.0.1:1", "telemetry_workspace_id": "x"}
+        local.state_file.write_text(json.dumps({**state, "telemetry_token_file": str(tmp_path / "token")}))
+    os.mkfifo(tmp_path / pipe)
+    source = metric_store_source(local)
+    assert isinstance(source, StateFileEvidence)
+
+    with pytest.raises(EvidenceUnavailableError, match="not a regular file"):
         asyncio.run(source.newest("digits"))
 
 

@@ -24,7 +24,11 @@ from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image.cache import Cache, check_free_space
 from controlled_rollout.image.cancellable_thread import CancelCheck, in_thread
 from controlled_rollout.image.reference import ModelSource
-from controlled_rollout.storage.blob_account import CONNECTION_STRING, blob_of_connection_string
+from controlled_rollout.storage.blob_account import (
+    CONNECTION_STRING,
+    account_of_connection_string,
+    blob_of_connection_string,
+)
 
 __all__ = ["fetch_remote_models", "fsspec_url_and_options", "is_remote", "resolve_model_path"]
 
@@ -355,11 +359,21 @@ class MlflowStore(ModelStore):
 
 
 def fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:
-    """Return a URL in fsspec's spelling, and its options. Credentials come from the store's own settings."""
+    """Return a URL in fsspec's spelling, and its options. Credentials come from the store's own settings.
+
+    Raises:
+        ImageError: They are those of another account of Azure Storage.
+    """
     parts = urlsplit(address)
     if (blob := blob_of_connection_string(address, os.environ)) is not None:
         return f"abfs://{blob}", {"connection_string": os.environ[CONNECTION_STRING]}
-    if parts.scheme == "https" and (host := BLOB_HOST.fullmatch(parts.netloc)):
+    host = BLOB_HOST.fullmatch(parts.netloc.rpartition("@")[2])
+    if host and (account := account_of_connection_string(os.environ)[1]) not in ("", host["account"]):
+        raise ImageError(
+            f"{address} is in the account {host['account']!r}, and {CONNECTION_STRING} is for {account!r}, where adlfs "
+            "would read it: set the variable for that account, or leave it out and let the worker's identity sign in"
+        )
+    if parts.scheme == "https" and host and "@" not in parts.netloc:
         blob_host = f"{host['account']}{host['zone'] or ''}.blob.{host['cloud']}"
         return f"abfs:/{parts.path}", {"account_name": host["account"], "account_host": blob_host, "anon": False}
     if parts.scheme in ("az", "abfs", "abfss", "adl"):

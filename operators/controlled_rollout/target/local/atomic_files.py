@@ -3,12 +3,11 @@
 import errno
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from controlled_rollout.target.local.reserve import Reserve, is_out_of_space
 
-__all__ = ["create_atomically", "create_private_folder", "read_regular_file", "sync_folder", "write_atomically"]
+__all__ = ["create_atomically", "create_private_folder", "sync_folder", "write_atomically"]
 
 
 def create_private_folder(path: Path) -> Path:
@@ -67,21 +66,6 @@ def create_atomically(path: Path, content: bytes, *, reserve: Reserve | None = N
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def read_regular_file(path: Path) -> bytes:
-    """Return the content of a file; raise OSError for a pipe or a device, which would keep the reader for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        kind = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(kind):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.spools import has_spools
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import CollectedCounts
+from controlled_rollout.text_file import read_regular_file
 
 __all__ = ["CollectorProcess", "collected_counts", "storage_credentials"]
 
@@ -166,7 +167,7 @@ class CollectorProcess:
 def _report(spools: Path) -> dict[str, Any]:
     """Return what the collector has reported of its last round; nothing if it never did."""
     try:
-        report = json.loads((spools / STATUS_FILE).read_bytes())
+        report = json.loads(read_regular_file(spools / STATUS_FILE))
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
@@ -177,7 +178,7 @@ def collected_counts(spools: Path, endpoint: str, version: str) -> CollectedCoun
     states: dict[str, dict[str, Any]] = {}
     for path in (spools / endpoint / version).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            states[path.stem] = json.loads(path.read_bytes())
+            states[path.stem] = json.loads(read_regular_file(path))
     for state in _report(spools).get("spools", []):
         if (state["endpoint"], state["version"]) == (endpoint, version):
             states.setdefault(state["replica"], state)

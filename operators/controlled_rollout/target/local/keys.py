@@ -10,6 +10,7 @@ from controlled_rollout.errors import DamagedFileError
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.protocol import Keys
+from controlled_rollout.text_file import read_regular_file
 
 __all__ = ["create_keys_if_missing", "keys_file", "read_keys", "replace_key"]
 
@@ -38,7 +39,7 @@ def read_keys(endpoint_folder: Path) -> Keys:
     """
     path = keys_file(endpoint_folder)
     try:
-        keys = Keys.model_validate_json(atomic_files.read_regular_file(path))
+        keys = Keys.model_validate_json(read_regular_file(path))
     except OSError as error:
         raise _damaged_keys_error(path, error.strerror or str(error)) from error
     except ValidationError as error:

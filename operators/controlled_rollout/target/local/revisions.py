@@ -15,6 +15,7 @@ from controlled_rollout.target import refusals
 from controlled_rollout.target.local import atomic_files, keys
 from controlled_rollout.target.local.reserve import Reserve, may_use_reserve
 from controlled_rollout.target.protocol import Change, Keys, Revision
+from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.version import check_name
 
 __all__ = ["RevisionStore"]
@@ -193,7 +194,7 @@ class RevisionStore:
         """Read one revision from its file; raise DamagedFileError if the file does not hold it."""
         path = self.revision_file(name, number)
         try:
-            revision = Revision.model_validate_json(atomic_files.read_regular_file(path))
+            revision = Revision.model_validate_json(read_regular_file(path))
         except ValidationError as error:
             raise _damaged_revision_error(path, str(error.errors(include_input=False)[0]["msg"])) from error
         except OSError as error:

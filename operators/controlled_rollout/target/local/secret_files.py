@@ -8,6 +8,7 @@ from typing import Any
 from controlled_rollout.environment_variables import SecretReference, can_be_variable, check_secret_values
 from controlled_rollout.errors import DamagedFileError, WorkspaceError
 from controlled_rollout.target.local import atomic_files
+from controlled_rollout.text_file import read_regular_file
 
 __all__ = ["keys_of", "read_value", "store"]
 
@@ -65,7 +66,7 @@ def _read(folder: Path, name: str) -> dict[str, str] | None:
     """Return the values of a secret by key; None if there is no secret of that name."""
     path = _file(folder, name)
     try:
-        content = json.loads(atomic_files.read_regular_file(path))
+        content = json.loads(read_regular_file(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.process_identity import ProcessIdentity
+from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["FolderLock", "LockOwner", "SupervisorState"]
@@ -49,7 +50,7 @@ class SupervisorState(BaseModel):
             TargetUnavailableError: The workspace's folder cannot be read, so nobody knows.
         """
         try:
-            return cls.model_validate_json(atomic_files.read_regular_file(workspace.state_file))
+            return cls.model_validate_json(read_regular_file(workspace.state_file))
         except (FileNotFoundError, ValidationError):
             return None
         except OSError as error:

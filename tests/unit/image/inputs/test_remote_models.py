@@ -117,6 +117,30 @@ def test_no_other_host_is_sent_the_workers_identity(address: str) -> None:
     assert fsspec_url_and_options(address) == (address, {})
 
 
+def connection_string(account: str) -> str:
+    return f"DefaultEndpointsProtocol=https;AccountName={account};AccountKey=a2V5;EndpointSuffix=core.windows.net"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://account.blob.core.windows.net/models/a/m.bin",
+        "https://account.dfs.core.windows.net/models/a/m.bin",
+        "abfss://models@account.dfs.core.windows.net/a/m.bin",
+        "az://account.blob.core.windows.net/models/a/m.bin",
+    ],
+)
+def test_a_model_is_never_read_from_the_account_of_the_connection_string_when_its_address_names_another(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string("other"))
+    with pytest.raises(ImageError, match=r"is in the account 'account', and .* is for 'other'.* set the variable"):
+        fsspec_url_and_options(address)
+
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string("account"))
+    fsspec_url_and_options(address)
+
+
 async def fetch(address: str, cache: Path) -> Path:
     [model] = await fetch_remote_models([ModelSource("digits", address)], Cache(cache))
     return Path(model.path)

@@ -112,3 +112,11 @@ async def test_the_collector_runs_while_there_is_a_spool_and_says_what_it_cannot
     status = process.status()
     assert status is not None
     assert (status.pid, status.problem) == (7, "the container is away; a spool is broken")
+
+
+def test_a_pipe_in_the_place_of_a_replicas_counts_keeps_nobody_waiting(tmp_path: Path) -> None:
+    (tmp_path / "digits" / "v1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "digits" / "v1" / "a.json")
+    os.mkfifo(tmp_path / "collector.json")
+
+    assert collected_counts(tmp_path, "digits", "v1") == CollectedCounts()
