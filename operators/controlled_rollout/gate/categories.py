@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.means import log_mixture
 from controlled_rollout.gate.ratio import BOTH_SIDES, OddsRatio
+from controlled_rollout.gate.shift import TILT_WEIGHTS, TILTS, Shift, scores
 
-__all__ = ["any_difference", "difference_beyond", "total_variation"]
+__all__ = ["any_difference", "difference_beyond", "shift_of_buckets", "total_variation"]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +41,27 @@ def any_difference(counts: Mapping[str, Metric]) -> tuple[list[Floats], list[flo
             paths += odds.paths(1.0, BOTH_SIDES, bins)
             shares += [weights[category] / len(BOTH_SIDES)] * len(BOTH_SIDES)
     return paths, shares
+
+
+def shift_of_buckets(counts: Mapping[str, Metric], buckets: int) -> tuple[list[Floats], list[float]]:
+    """Return the evidence that a number as a whole is higher or lower: its paths and their weights.
+
+    Buckets have an order, and one bucket by itself says little of a small shift: each counts with its normal score
+    (shift.py). The scores are known beforehand, those of buckets that are equally frequent with control; what is no
+    number counts as the middle.
+
+    Args:
+        counts: By bucket how often each version had it, per bin; a bucket's name begins with its number, from 1.
+        buckets: How many the author asked for; where control has few values there are others, and the last scores
+            stand for those beyond.
+    """
+    values = scores([number / buckets for number in range(1, buckets)])
+    numbers = [int(number) if (number := name.partition(" ")[0]).isdecimal() else 0 for name in counts]
+    of_buckets = np.array([values[min(number, buckets) - 1] if number else 0.0 for number in numbers])
+    treatment, control = (np.array([getattr(one, arm) for one in counts.values()]) for arm in ("treatment", "control"))
+    tilts = (*(-tilt for tilt in TILTS), *TILTS)
+    paths = Shift(treatment, control, of_buckets).paths(treatment.shape[1], tilts)
+    return paths, [weight / 2 for weight in TILT_WEIGHTS] * 2
 
 
 def difference_beyond(counts: Mapping[str, Metric], tolerance: float) -> Floats:

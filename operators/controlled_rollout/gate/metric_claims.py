@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from controlled_rollout.gate.categories import any_difference, difference_beyond, total_variation
+from controlled_rollout.gate.categories import any_difference, difference_beyond, shift_of_buckets, total_variation
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric, Values
 from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, mixture_scale
@@ -136,7 +136,14 @@ def _category_evidence(
 ) -> tuple[list[Floats], Sequence[float]]:
     """Return the evidence of one process over its first `bins` bins, and its weights."""
     counts = {category: metric.at(slice(None, bins)) for category, metric in counts.items()}
-    return ([difference_beyond(counts, setting.tolerance)], [1.0]) if setting.tolerance else any_difference(counts)
+    if setting.tolerance:
+        return [difference_beyond(counts, setting.tolerance)], [1.0]
+    paths, weights = any_difference(counts)
+    if setting.buckets is None:
+        return paths, weights
+    # Half of the weight for a shift of the whole: a small one shows in no bucket by itself.
+    shifted, of_shifted = shift_of_buckets(counts, setting.buckets)
+    return [*paths, *shifted], [weight / 2 for weight in (*weights, *of_shifted)]
 
 
 def _cumulated_sums(by_bin: Differences, sign: float, margin: float) -> tuple[Floats, Floats]:

@@ -1,16 +1,17 @@
-"""Whether the treatment's durations as a whole are longer: one number per request instead of one event per quantile.
+"""Whether the treatment's durations, or other numbers, are higher as a whole: each request counts, not each event.
 
-Control's frozen quantiles cut the durations into classes. A request counts with its class's normal score: the mean of a
-standard normal variable between the same quantiles. In a bin let S be the sum of the treatment's scores. Given how many
-requests of both versions fell into each class, and that the versions are alike, every choice of the treatment's n_T
-requests among all is as likely as any other, so that
+Control's frozen quantiles cut the durations into classes; a numeric column's buckets are such classes. A request counts
+with its class's normal score: the mean of a standard normal variable between the same quantiles. In a bin let S be the
+sum of the treatment's scores. Given how many requests of both versions fell into each class, and that the versions are
+alike, every choice of the treatment's n_T requests among all is as likely as any other, so that
 
     LR(h) = exp(h S) / E[exp(h S)],    E[exp(h S)] = Z(h) / Z(0),
     Z(h) = the coefficient of z^n_T in the product over the classes of (1 + z exp(h score))^(requests in the class)
 
 has mean 1, whatever the distribution of the durations: a rank test with normal scores (Hájek, Šidák, Sen, Theory of
 Rank Tests, 1999, ch. 4), tilted by h. One more slow request of the treatment, or one less of control, never lowers it,
-so its mean is at most 1 as well while the treatment exceeds no quantile more often than control.
+so its mean is at most 1 as well while the treatment exceeds no quantile more often than control. A tilt below 0 finds
+what is lower.
 """
 
 import math
@@ -26,7 +27,7 @@ from controlled_rollout.gate.mixture import follow
 from controlled_rollout.gate.odds import FEW_EVENTS, binomials, saddle_point_value
 from controlled_rollout.gate.rate import log_gamma
 
-__all__ = ["TILTS", "TILT_WEIGHTS", "Shift", "score_burstiness", "scores"]
+__all__ = ["TILTS", "TILT_WEIGHTS", "Shift", "duration_shift", "score_burstiness", "scores"]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -40,50 +41,39 @@ LONGEST_STEP: Final = 1.0
 
 
 class Shift:
-    """The likelihood-ratio processes that the treatment's durations as a whole are longer than control's."""
+    """The likelihood-ratio processes that the treatment's values as a whole are higher than control's, or lower."""
 
     def __init__(
-        self,
-        treatment: Floats,
-        control: Floats,
-        slow: Sequence[Metric],
-        quantiles: Sequence[float],
-        *,
-        burst: float = 1.0,
-        cap: float | None = None,
+        self, treatment: Floats, control: Floats, values: Floats, *, burst: float = 1.0, cap: float | None = None
     ) -> None:
         """Take the bins in which both versions have requests.
 
         Args:
-            treatment: The treatment's requests, per bin.
-            control: Control's requests, per bin.
-            slow: The exceedances, one metric per quantile.
-            quantiles: Control's quantiles, in the same order.
+            treatment: The treatment's requests: one row per class, one column per bin.
+            control: Control's requests, likewise.
+            values: The score of each class.
             burst: By how much the scores vary more than those of independent requests; gains are divided by it.
             cap: The largest likelihood ratio that one bin may contribute; None for no cap.
         """
         self._burst = burst
         self._log_cap = math.inf if cap is None else math.log(cap)
-        both = (treatment > 0) & (control > 0)
-        of_treatment = _per_class(
-            np.where(both, treatment, 0.0), [np.where(both, m.treatment, 0.0) for m in slow], quantiles
-        )
-        of_control = _per_class(np.where(both, control, 0.0), [np.where(both, m.control, 0.0) for m in slow], quantiles)
-        self._scores = scores(quantiles)
+        both = (treatment.sum(axis=0) > 0) & (control.sum(axis=0) > 0)
+        of_treatment, of_control = np.where(both, treatment, 0.0), np.where(both, control, 0.0)
+        self._scores = values
         self._sizes = of_treatment + of_control
         # The fewer requests are drawn: choosing the treatment's is leaving out control's.
-        self._turned = control < treatment
+        self._turned = of_control.sum(axis=0) < of_treatment.sum(axis=0)
         self._drawn = np.where(self._turned, of_control.sum(axis=0), of_treatment.sum(axis=0))
         self._sum = self._scores @ np.where(self._turned, -of_control, of_treatment)
         self._one_class = self._sizes.max(axis=0) == self._sizes.sum(axis=0)
         total = self._sizes.sum(axis=0)
         self._zero = log_gamma(total + 1) - log_gamma(self._drawn + 1) - log_gamma(total - self._drawn + 1)
 
-    def paths(self, bins: int) -> list[Floats]:
-        """Return a path per tilt: the log of the evidence that the treatment's durations are longer, after each bin."""
+    def paths(self, bins: int, tilts: Sequence[float] = TILTS) -> list[Floats]:
+        """Return a path per tilt: the log of the evidence that the treatment's values are higher, after each bin."""
         # `follow` takes ratios, of which 1 is no difference; here that is a tilt of 0.
         return follow(
-            [math.exp(tilt) for tilt in TILTS], bins, lambda ratio, n_bins: self.gains(math.log(ratio), n_bins)
+            [math.exp(tilt) for tilt in tilts], bins, lambda ratio, n_bins: self.gains(math.log(ratio), n_bins)
         )
 
     def gains(self, tilt: float, bins: int) -> Floats:
@@ -146,8 +136,36 @@ class Shift:
         return value
 
 
+def duration_shift(
+    treatment: Floats,
+    control: Floats,
+    slow: Sequence[Metric],
+    quantiles: Sequence[float],
+    *,
+    burst: float = 1.0,
+    cap: float | None = None,
+) -> Shift:
+    """Return the processes that the treatment's durations are longer.
+
+    Args:
+        treatment: The treatment's requests, per bin.
+        control: Control's requests, per bin.
+        slow: The exceedances, one metric per quantile.
+        quantiles: Control's quantiles, in the same order.
+        burst: By how much the scores vary more than those of independent requests.
+        cap: The largest likelihood ratio that one bin may contribute; None for no cap.
+    """
+    return Shift(
+        _per_class(treatment, [metric.treatment for metric in slow], quantiles),
+        _per_class(control, [metric.control for metric in slow], quantiles),
+        scores(quantiles),
+        burst=burst,
+        cap=cap,
+    )
+
+
 def scores(quantiles: Sequence[float]) -> Floats:
-    """Return the normal score of each duration class, from the fastest to the slowest."""
+    """Return the normal score of each class between neighbouring quantiles, from the lowest to the highest."""
     normal = NormalDist()
     edges = [0.0, *sorted(quantiles), 1.0]
     heights = [0.0, *(normal.pdf(normal.inv_cdf(q)) for q in edges[1:-1]), 0.0]

@@ -25,7 +25,7 @@ from controlled_rollout.gate.ratio import (
     rate_differs,
 )
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
-from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, score_burstiness
+from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, duration_shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
 __all__ = ["latency_weights", "split_wrong", "traffic_claims"]
@@ -122,7 +122,9 @@ def _duration_test(judged: Columns, before: Columns, gate: Gate) -> Shift:
     burst = 1.0
     if before.slow and gate.burst_cap is None:
         burst = score_burstiness(before.control, [metric.control for metric in before.slow], gate.latency_quantiles)
-    return Shift(judged.treatment, judged.control, judged.slow, gate.latency_quantiles, burst=burst, cap=gate.burst_cap)
+    return duration_shift(
+        judged.treatment, judged.control, judged.slow, gate.latency_quantiles, burst=burst, cap=gate.burst_cap
+    )
 
 
 def latency_weights(n_quantiles: int) -> list[float]:

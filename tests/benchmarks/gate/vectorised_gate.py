@@ -18,7 +18,7 @@ from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_beca
 from controlled_rollout.gate.rate import log_evidence, rate_of_odds
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, MOST_BURST, OddsRatio, bounded_discount
 from controlled_rollout.gate.restarts import at_present_share, process_weight
-from controlled_rollout.gate.shift import TILTS, Shift, scores
+from controlled_rollout.gate.shift import TILTS, duration_shift, scores
 from controlled_rollout.gate.traffic_claims import latency_weights
 from tests.benchmarks.gate.traffic import QUANTILES, TOLERANCE, Arm, Floats, Traffic, thresholds_ms
 
@@ -223,7 +223,7 @@ def _mixed(paths: Sequence[Floats], weights: Sequence[float]) -> Floats:
 def _shift_gains(traffic: Traffic, treatment: Floats, control: Floats, before: Floats, skip: int) -> list[Floats]:
     a, c = (arm.requests[:, skip:] for arm in (traffic.treatment, traffic.control))
     slow = [Metric(treatment[:, skip:, k].ravel(), control[:, skip:, k].ravel()) for k in range(len(QUANTILES))]
-    shift = Shift(a.ravel(), c.ravel(), slow, QUANTILES)
+    shift = duration_shift(a.ravel(), c.ravel(), slow, QUANTILES)
     burst = _score_burstiness(traffic.before.requests, before)[:, None]
     return [shift.gains(tilt, a.size).reshape(a.shape) / burst for tilt in TILTS]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from scipy.stats import nchypergeom_fisher
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Verdict, judge
+from controlled_rollout.gate.categories import shift_of_buckets
+from controlled_rollout.gate.columns import Metric
 from tests.unit.gate.rollouts import BEGIN, MINUTE
 
 NAMES = ("de", "fr", "it", "us")
@@ -164,3 +167,45 @@ def test_empty_tallies_are_no_evidence() -> None:
     verdict = judge([Bin(BEGIN, Counts(5, 0, categories={"country": {}}), Counts(5, 0))], INPUTS)
 
     assert claim(verdict, "split").e_value == 1
+
+
+BUCKETS = ("01 up to 1", "02 to 2", "03 to 3", "04 above 3", "$null")
+BUCKETED = Gate(categories={"country": Category(column="inputs.age", buckets=4)})
+
+
+def test_small_shift_of_a_number_in_buckets_is_found_where_no_bucket_shows_it() -> None:
+    control = [(75, 75, 75, 75, 6)] * 50
+
+    for treatment in ((22, 24, 26, 28, 2), (28, 26, 24, 22, 2)):
+        bins = rollout([treatment] * 50, control, names=BUCKETS)
+        assert judge(bins, INPUTS).outcome != "split_is_wrong"
+        assert judge(bins, BUCKETED).outcome == "split_is_wrong"
+
+
+def test_order_of_buckets_is_that_of_their_numbers_and_not_of_their_appearance() -> None:
+    rng = np.random.default_rng(12)
+    x, y = rng.multinomial(10, (0.25, 0.25, 0.25, 0.2, 0.05), 30), rng.multinomial(40, (0.2,) * 5, 30)
+    order = (3, 4, 1, 0, 2)
+
+    first, second = (
+        claim(judge(rollout(x[:, columns], y[:, columns], names=[BUCKETS[one] for one in columns]), BUCKETED), "split")
+        for columns in (range(5), order)
+    )
+
+    assert second.e_value == pytest.approx(first.e_value)
+
+
+@pytest.mark.parametrize("buckets", [2, 4, 10])
+def test_shift_of_buckets_is_fair_while_the_versions_are_alike(buckets: int) -> None:
+    """Also with fewer or more buckets than were asked for, and values that are no numbers."""
+    sizes, drawn, mean, total = (4, 3, 2, 3, 1), 4, 0.0, 0
+    for way in product(*(range(size + 1) for size in sizes)):
+        if sum(way) == drawn:
+            chance = math.prod(math.comb(size, taken) for size, taken in zip(sizes, way, strict=True))
+            rows = zip(BUCKETS, way, sizes, strict=True)
+            counts = {name: Metric(np.array([float(x)]), np.array([float(size - x)])) for name, x, size in rows}
+            paths, weights = shift_of_buckets(counts, buckets)
+            mean += chance * sum(weight * math.exp(path[0]) for path, weight in zip(paths, weights, strict=True))
+            total += chance
+
+    assert mean / total == pytest.approx(1)

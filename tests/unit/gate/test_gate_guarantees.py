@@ -10,7 +10,7 @@ import pytest
 from controlled_rollout.gate import Bin, Gate, judge
 from controlled_rollout.gate.columns import Metric
 from controlled_rollout.gate.ratio import ABOVE, BOTH_SIDES, OddsRatio
-from controlled_rollout.gate.shift import TILTS, Shift
+from controlled_rollout.gate.shift import TILTS, duration_shift
 from tests.unit.gate.rollouts import binomial, minute, odds_times
 
 RUNS = 250
@@ -150,7 +150,7 @@ def test_mean_e_value_of_the_whole_distribution_is_one_for_equal_versions(sizes:
     arms = [rng.multinomial(size, chances, runs * bins).astype(float) for size in sizes]
     above = [np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] for counts in arms]
     slow = [Metric(above[0][:, k], above[1][:, k]) for k in range(1, 5)]
-    shift = Shift(above[0][:, 0], above[1][:, 0], slow, (0.5, 0.9, 0.95, 0.99))
+    shift = duration_shift(above[0][:, 0], above[1][:, 0], slow, (0.5, 0.9, 0.95, 0.99))
 
     for tilt in TILTS[:3]:
         values = np.exp(shift.gains(tilt, runs * bins).reshape(runs, bins).sum(axis=1))

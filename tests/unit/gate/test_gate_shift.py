@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom, norm
 
 from controlled_rollout.gate.columns import Metric
-from controlled_rollout.gate.shift import TILTS, Shift, score_burstiness, scores
+from controlled_rollout.gate.shift import TILTS, Shift, duration_shift, score_burstiness, scores
 from tests.examples import examples
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -26,7 +26,9 @@ def shift(
         return [np.array([float(sum(counts[k:]))]) for k in range(1, len(counts))]
 
     slow = [Metric(x, y) for x, y in zip(above(treatment), above(control), strict=True)]
-    return Shift(np.array([float(sum(treatment))]), np.array([float(sum(control))]), slow, quantiles, **settings)
+    return duration_shift(
+        np.array([float(sum(treatment))]), np.array([float(sum(control))]), slow, quantiles, **settings
+    )
 
 
 def gain(treatment: Sequence[int], control: Sequence[int], tilt: float) -> float:

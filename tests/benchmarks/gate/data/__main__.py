@@ -1,0 +1,79 @@
+"""`make bench-gate`: the gate and other rules on collected data, written to docs/gate-benchmark-data.md."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+# numpy's own threads would only compete with the processes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from tests.benchmarks.gate.data import page
+from tests.benchmarks.gate.data.cells import CELLS
+from tests.benchmarks.gate.data.run import Results, chunk
+
+ROOT = Path(__file__).parents[4]
+RESULTS = ROOT / ".work" / "gate-benchmark-data.json"
+CHUNK = 250
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5_000, help="rollouts of every cell")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", help="run cells whose family and name contain this, keep other results")
+    parser.add_argument("--page", action="store_true", help="write the page anew from the last results")
+    given = parser.parse_args()
+    if not given.page:
+        simulate(given.runs, given.processes, given.only)
+    page.write(ROOT / "docs", load())
+
+
+def simulate(runs: int, processes: int, only: str) -> None:
+    """Run the cells and store the results of each as soon as it is done."""
+    results = load() if only else {}
+    RESULTS.parent.mkdir(exist_ok=True)
+    wanted = [index for index, cell in enumerate(CELLS) if only in f"{cell.family}: {cell.name}"]
+    begin = time.monotonic()
+    for index, found in _found(wanted, runs, processes):
+        cell = CELLS[index]
+        results[f"{cell.family}: {cell.name}"] = found
+        RESULTS.write_text(json.dumps({name: asdict(one) for name, one in results.items()}))
+        print(f"{time.monotonic() - begin:6.0f} s  {cell.family}: {cell.name}", flush=True)
+
+
+def _found(wanted: list[int], runs: int, processes: int) -> Iterator[tuple[int, Results]]:
+    """Yield each cell's results, in the order of the cells."""
+    parts = [min(CHUNK, runs - first) for first in range(0, runs, CHUNK)]
+    if processes == 1:
+        for index in wanted:
+            whole = Results()
+            for part, some in enumerate(parts):
+                whole.add(chunk(index, some, part))
+            yield index, whole
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            (index, [pool.submit(chunk, index, some, part) for part, some in enumerate(parts)]) for index in wanted
+        ]  # fmt: skip
+        for index, futures in jobs:
+            whole = Results()
+            for future in futures:
+                whole.add(future.result())
+            yield index, whole
+
+
+def load() -> dict[str, Results]:
+    """Return the last results, by family and name of the cell."""
+    if not RESULTS.exists():
+        return {}
+    return {name: Results(**one) for name, one in json.loads(RESULTS.read_text()).items()}
+
+
+if __name__ == "__main__":
+    main()
