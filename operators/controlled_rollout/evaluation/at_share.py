@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from controlled_rollout.evidence import Evidence, SplitChange
 from controlled_rollout.gate import Bin
@@ -17,10 +17,12 @@ class AtShare:
     Attributes:
         seen: For how long: from the first bin at this share to the end of the newest closed one.
         requests: The treatment's requests in the bins at this share.
+        since: When the first bin at this share begins; None if there is none.
     """
 
     seen: timedelta = timedelta(0)
     requests: int = 0
+    since: datetime | None = None
 
 
 def seen_at_share(
@@ -54,4 +56,4 @@ def seen_at_share(
             break
     if not bins:
         return AtShare()
-    return AtShare(evidence.until - bins[-1].start, sum(one.treatment.requests for one in bins))
+    return AtShare(evidence.until - bins[-1].start, sum(one.treatment.requests for one in bins), bins[-1].start)

@@ -7,18 +7,27 @@ from typing import Final
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.evaluation import router_counts
 from controlled_rollout.evidence import Evidence, EvidenceWindow
-from controlled_rollout.gate import Outcome, Verdict, cannot_see, judge
+from controlled_rollout.gate import Outcome, Verdict, cannot_see, judge, with_aggregates
 from controlled_rollout.record import LookInput
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 
-__all__ = ["conclude", "treatment_down", "verdict_without_record"]
+__all__ = ["conclude", "conclude_but_aggregates", "treatment_down", "verdict_without_record"]
 
 # Replicas are back earlier than that after their node was restarted.
 MIN_DOWN_TIME: Final = timedelta(minutes=2)
 
 
 def conclude(look: LookInput) -> Verdict:
-    """Return a look's verdict: fail if the treatment is down, "cannot see" for incomplete evidence, else the gate's.
+    """Return a look's verdict, with what the expectations about all rows together say.
+
+    Args:
+        look: The evidence, and what else the verdict rests on.
+    """
+    return with_aggregates(conclude_but_aggregates(look), look.settings.gate, look.evidence.aggregates)
+
+
+def conclude_but_aggregates(look: LookInput) -> Verdict:
+    """Return the verdict of all that is judged at each look: the gate's, unless the treatment is down, or not seen.
 
     A treatment that is down fails whatever the evidence says: requests it never received leave no error rows.
 

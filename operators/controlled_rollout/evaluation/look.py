@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeAlias
 
 from controlled_rollout import record
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError
+from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError, EvidenceUnavailableError, StorageError
 from controlled_rollout.evaluation.at_share import seen_at_share
-from controlled_rollout.evaluation.conclusion import conclude, treatment_down, verdict_without_record
+from controlled_rollout.evaluation.conclusion import conclude_but_aggregates, treatment_down, verdict_without_record
 from controlled_rollout.evaluation.splits import compared_since, splits_since
 from controlled_rollout.evidence import (
     Evidence,
@@ -23,16 +23,44 @@ from controlled_rollout.evidence import (
     RouterCounts,
     evidence_source,
 )
-from controlled_rollout.gate import Gate, Outcome, Verdict, cannot_see, verdict_from_dict, verdict_to_dict
+from controlled_rollout.gate import (
+    Aggregates,
+    Gate,
+    Outcome,
+    Verdict,
+    cannot_see,
+    verdict_from_dict,
+    verdict_to_dict,
+    with_aggregates,
+)
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.history import creation_of
 from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Look", "look"]
+__all__ = ["Look", "NotEvaluated", "look"]
 
 DEFAULT_WINDOW: Final = EvidenceWindow()
+# What expectations about all rows together have found, or why they could not be evaluated.
+Evaluated: TypeAlias = tuple[Aggregates | None, str]
+NOTHING_EVALUATED: Final[Evaluated] = (None, "")
+
+
+@dataclass(frozen=True)
+class NotEvaluated:
+    """Expectations about all rows together that nobody has evaluated at the present share yet.
+
+    Attributes:
+        verdict: What all else says.
+        query: What the look has asked.
+        since, until: Between the beginning of the first bin at the share and the end of the newest closed one.
+    """
+
+    verdict: Verdict
+    query: EvidenceQuery
+    since: datetime
+    until: datetime
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,7 @@ class Look:
         requests_at_share: The treatment's requests that it has seen there.
         share: The treatment's effective per cent of the traffic.
         document: The endpoint that was looked at.
+        not_evaluated: The gate's expectations about all rows together, if they are still to be evaluated.
     """
 
     verdict: Verdict
@@ -56,6 +85,7 @@ class Look:
     requests_at_share: int
     share: float
     document: Endpoint
+    not_evaluated: NotEvaluated | None = None
 
 
 async def look(
@@ -69,6 +99,7 @@ async def look(
     owner: str | None = None,
     window: EvidenceWindow = DEFAULT_WINDOW,
     now: datetime | None = None,
+    evaluate: NotEvaluated | None = None,
 ) -> Look:
     """Judge a treatment against control on all evidence since its rollout began, and append the look to the record.
 
@@ -85,38 +116,57 @@ async def look(
         owner: The run that should hold the endpoint; None does not check.
         window: How the evidence is read.
         now: The time of the look; None for the present.
+        evaluate: What an earlier look has left to be evaluated; None evaluates nothing.
 
     Raises:
         ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
         EndpointError: There is no such version.
     """
+    evaluated = await _evaluated(workspace, evaluate) if evaluate is not None else NOTHING_EVALUATED
     now = now or datetime.now(UTC)
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
     document.check_holder(version, owner)
     control = _control_of(document, version)
-    share = document.effective_traffic()[version]
     status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now)
     down = treatment_down(status, control=control, treatment=version, now=now)
     counts = _router_counts(status, (control, version), now)
-    if workspace.prometheus_url:
-        # The evidence is these very counts, blurred by a scrape interval: there is nothing to compare them with.
+    if workspace.prometheus_url:  # the evidence is these very counts, blurred by a scrape interval
         counts = replace(counts, routers={})
-    evidence, verdict = await _judge_and_record(workspace, query, decision, counts, down, history)
-    shifted = query.splits[-1].at if query.splits else query.started
+    evidence, verdict, else_says = await _judge_and_record(workspace, query, decision, counts, down, history, evaluated)
     at_share = seen_at_share(evidence, query.splits, warm_up=gate.warm_up)
     return Look(
         verdict=verdict,
         started=query.started,
-        since_shift=now - shifted,
+        since_shift=now - (query.splits[-1].at if query.splits else query.started),
         seen_at_share=at_share.seen,
         requests_at_share=at_share.requests,
-        share=share,
+        share=document.effective_traffic()[version],
         document=document,
+        not_evaluated=_not_evaluated(query, evidence, at_share.since, else_says),
     )
+
+
+def _not_evaluated(
+    query: EvidenceQuery, evidence: Evidence | None, since: datetime | None, else_says: Verdict | None
+) -> NotEvaluated | None:
+    """Return what is still to be evaluated at the present share; None if nothing is, or no bin of it was seen."""
+    if evidence is None or since is None or else_says is None:
+        return None
+    return NotEvaluated(else_says, query, since, evidence.until)
+
+
+async def _evaluated(workspace: Workspace, wanted: NotEvaluated) -> Evaluated:
+    """Return what expectations about all rows together find, or why they could not be evaluated now."""
+    from controlled_rollout.evidence.collected.source import evaluate_aggregates
+
+    try:
+        return await evaluate_aggregates(workspace, wanted.query, since=wanted.since, until=wanted.until), ""
+    except (EvidenceUnavailableError, StorageError) as error:
+        return None, str(error)
 
 
 def _control_of(endpoint: Endpoint, version: str) -> str:
@@ -184,11 +234,20 @@ async def _judge_and_record(
     requests: RouterCounts,
     down: str,
     history: Sequence[Revision],
-) -> tuple[Evidence | None, Verdict]:
-    """Read and judge the evidence and append the decision; without store or record the look fails or cannot see."""
+    evaluated: Evaluated,
+) -> tuple[Evidence | None, Verdict, Verdict | None]:
+    """Read and judge the evidence and append the decision; without store or record the look fails or cannot see.
+
+    Returns:
+        The evidence; the verdict; and, if expectations about all rows together are still to be evaluated, what all
+        else says.
+    """
     evidence: Evidence | None = None
+    aggregates, problem = evaluated
+    else_says: Verdict | None = None
     try:
         evidence = await evidence_source(workspace).read(query)
+        evidence = replace(evidence, aggregates=aggregates, unseen="; ".join(filter(None, (evidence.unseen, problem))))
     except PROGRAMMING_ERRORS:
         raise
     except Exception as error:  # whatever a store answers says nothing about the model
@@ -197,25 +256,28 @@ async def _judge_and_record(
     try:
         if evidence is None:
             await within_time(record_name, lambda: record.append(workspace, unread, history=history))
-            return None, verdict_from_dict(unread.verdict or {})
+            return None, verdict_from_dict(unread.verdict or {}), None
         look_input = LookInput(_look_settings(query, evidence), evidence, (requests,), down, splits=tuple(query.splits))
 
         def decide(look: LookInput) -> Decision:
             """Judge the look as the record completes it; what it has of the splits is in its bins."""
-            nonlocal evidence
+            nonlocal evidence, else_says
             evidence = look.evidence
-            return _with_verdict(decision, conclude(look))
+            verdict = conclude_but_aggregates(look)
+            else_says = verdict if query.gate.aggregates and evidence.aggregates is None else None
+            return _with_verdict(decision, with_aggregates(verdict, query.gate, evidence.aggregates))
 
         recorded = await within_time(
             record_name, lambda: record.append_look(workspace, look_input, decide, history=history)
         )
-        return evidence, verdict_from_dict(recorded.verdict or {})
+        return evidence, verdict_from_dict(recorded.verdict or {}), else_says
     except PROGRAMMING_ERRORS:
         raise
     except Exception as error:
-        judged = await asyncio.to_thread(conclude, look_input) if evidence else None
+        # What is not in the record is evaluated again: it decides nothing yet.
+        judged = await asyncio.to_thread(conclude_but_aggregates, look_input) if evidence else None
         verdict = judged or verdict_from_dict(unread.verdict or {})
-        return evidence, verdict_without_record(verdict, str(error) or type(error).__name__)
+        return evidence, verdict_without_record(verdict, str(error) or type(error).__name__), None
 
 
 def _without_evidence(decision: Decision, problem: str, down: str) -> Decision:

@@ -3,9 +3,10 @@
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -24,6 +25,7 @@ __all__ = [
     "GateTerms",
     "LookResult",
     "NextAction",
+    "aggregates_are_due",
     "decide",
     "decide_after_conflict",
     "decide_after_error",
@@ -223,6 +225,20 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     return "; ".join(missing)
 
 
+def aggregates_are_due(look: "Look", terms: GateTerms) -> bool:
+    """Return whether expectations about all rows together are to be evaluated now: all else lets the rollout go on.
+
+    Pure. They are evaluated at no other look, because each one more is one more chance to be unfulfilled.
+
+    Args:
+        look: The look.
+        terms: The gate's terms.
+    """
+    if look.not_evaluated is None or terms.only_alarms:
+        return False
+    return not _missing_to_go_on(replace(look, verdict=look.not_evaluated.verdict), terms)
+
+
 def _on_hold(held: datetime, news: str) -> str:
     """Return the sentence that a rollout is on hold, and what is new."""
     return f"on hold since {held:%Y-%m-%d %H:%M:%S}, a person decides; {news}"
@@ -320,17 +336,18 @@ async def _look_and_decide(
     from controlled_rollout.evaluation.judgements import record_going_on
     from controlled_rollout.gate import describe
 
+    look_now = partial(
+        looks.look,
+        *(workspace, target, terms.endpoint, terms.version),
+        gate=terms.gate,
+        who=terms.who,
+        owner=terms.owner,
+        window=terms.window,
+    )
     try:
-        look = await looks.look(
-            workspace,
-            target,
-            terms.endpoint,
-            terms.version,
-            gate=terms.gate,
-            who=terms.who,
-            owner=terms.owner,
-            window=terms.window,
-        )
+        look = await look_now()
+        if aggregates_are_due(look, terms):
+            look = await look_now(evaluate=look.not_evaluated)
     except EndpointNotFoundError as error:
         return decide_after_conflict(None, terms, str(error))
     except (ConflictError, EndpointError) as error:

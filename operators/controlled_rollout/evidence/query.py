@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.evidence.window import EvidenceWindow
-from controlled_rollout.gate import Bin, Gate
+from controlled_rollout.gate import Aggregates, Bin, Gate
 
 __all__ = [
     "CLOCKS_DIFFER",
@@ -58,6 +58,7 @@ class Evidence:
             the buckets, or the two bounds of values that are clipped.
         unseen: What of the collected data cannot be seen, in a sentence; the bins have nothing of it then. Empty if all
             is seen, or the gate judges no column.
+        aggregates: What the expectations about all rows together found at the present share; None before that.
     """
 
     bins: tuple[Bin, ...]
@@ -68,6 +69,7 @@ class Evidence:
     lag: timedelta | None = None
     cuts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     unseen: str = ""
+    aggregates: Aggregates | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ class DataReport:
         return f"{fulfilled} fulfilled, {len(self.failed)} not fulfilled, {len(self.unseen)} could not be evaluated"
 
     def sentences(self, results: tuple[ExpectationResult, ...]) -> str:
-        """Return some results in words, for a task's log or the reason of its failure."""
-        return "; ".join(f"{one.name}: {one.fault or _found(one)}" for one in results)
+        """Return some results in words, for a task's log or the reason of its failure: no values that callers sent."""
+        return "; ".join(f"{one.name}: {one.found}" for one in results)
 
     def as_markdown(self) -> str:
         """Return the report as Markdown."""
@@ -114,11 +114,10 @@ class DataReport:
 
 
 def _found(result: ExpectationResult) -> str:
-    """Return what was found, in words."""
+    """Return what was found, in words; of the whole the value itself."""
     if result.rows is None or result.unexpected is None:
         return f"observed {json.dumps(result.observed)[:500]}"
-    rate = f" ({100 * result.unexpected / result.rows:.3g} %)" if result.rows else ""
-    return f"{result.unexpected:,} of {result.rows:,} rows are unexpected{rate}"
+    return result.found
 
 
 def _markdown_cell(text: str) -> str:

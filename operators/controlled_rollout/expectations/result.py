@@ -1,12 +1,15 @@
 """What is asked of the process that validates, and what it answers: values that travel as JSON."""
 
 from datetime import datetime, timedelta
+from typing import Final, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from controlled_rollout.expectations.suite import Suite
 
 __all__ = ["Counted", "ExpectationResult", "RowCounts", "Validation", "ValidationRequest"]
+
+MAX_NUMBERS: Final = 20
 
 
 class ValidationRequest(BaseModel):
@@ -79,6 +82,27 @@ class ExpectationResult(BaseModel):
     unexpected: int | None = None
     observed: JsonValue = None
     examples: tuple[tuple[str, JsonValue], ...] = ()
+
+    @property
+    def found(self) -> str:
+        """What was found, or why nothing was, in words: without values that callers sent, for a log or a record."""
+        if self.success is None:
+            return self.fault
+        if self.rows is not None and self.unexpected is not None:
+            rate = f" ({100 * self.unexpected / self.rows:.3g} %)" if self.rows else ""
+            return f"{self.unexpected:,} of {self.rows:,} rows are unexpected{rate}"
+        if isinstance(self.observed, int | float):
+            return f"observed {self.observed:.6g}"
+        if isinstance(self.observed, dict) and _are_numbers(values := self.observed.get("values")):
+            return f"observed {', '.join(f'{value:.6g}' for value in values)}"
+        if isinstance(self.observed, list | dict):
+            return f"observed {len(self.observed):,} values"
+        return "fulfilled" if self.success else "not fulfilled"
+
+
+def _are_numbers(values: JsonValue) -> TypeGuard[list[float]]:
+    """Return whether these are some numbers, such as quantiles."""
+    return isinstance(values, list) and 0 < len(values) <= MAX_NUMBERS and {type(one) for one in values} <= {int, float}
 
 
 class Validation(BaseModel):

@@ -5,10 +5,11 @@ Great Expectations takes seconds to import: a DAG file, a trigger and a gate rea
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from controlled_rollout.errors import ArgumentError
 
@@ -50,6 +51,70 @@ ROW_WISE: Final = frozenset(
 )
 
 
+# They are about all rows together, or about the table. Not among them: what only SQL evaluates, or what needs another
+# table.
+AGGREGATE: Final = frozenset(
+    f"expect_{name}"
+    for name in (
+        "column_distinct_values_to_be_in_set",
+        "column_distinct_values_to_contain_set",
+        "column_distinct_values_to_equal_set",
+        "column_kl_divergence_to_be_less_than",
+        "column_max_to_be_between",
+        "column_mean_to_be_between",
+        "column_median_to_be_between",
+        "column_min_to_be_between",
+        "column_most_common_value_to_be_in_set",
+        "column_proportion_of_non_null_values_to_be_between",
+        "column_proportion_of_unique_values_to_be_between",
+        "column_quantile_values_to_be_between",
+        "column_stdev_to_be_between",
+        "column_sum_to_be_between",
+        "column_to_exist",
+        "column_unique_value_count_to_be_between",
+        "column_value_z_scores_to_be_less_than",
+        "column_values_to_be_decreasing",
+        "column_values_to_be_in_type_list",
+        "column_values_to_be_increasing",
+        "column_values_to_be_of_type",
+        "column_values_to_be_unique",
+        "compound_columns_to_be_unique",
+        "table_column_count_to_be_between",
+        "table_column_count_to_equal",
+        "table_columns_to_match_ordered_list",
+        "table_columns_to_match_set",
+        "table_row_count_to_be_between",
+        "table_row_count_to_equal",
+    )
+)
+# What they find in a part of the requests is not what they would find in all.
+OF_ALL_ROWS: Final = frozenset(
+    f"expect_{name}"
+    for name in (
+        "column_distinct_values_to_contain_set",
+        "column_distinct_values_to_equal_set",
+        "column_max_to_be_between",
+        "column_min_to_be_between",
+        "column_proportion_of_unique_values_to_be_between",
+        "column_sum_to_be_between",
+        "column_unique_value_count_to_be_between",
+        "table_row_count_to_be_between",
+        "table_row_count_to_equal",
+    )
+)
+
+
+def _known(kind: str) -> str:
+    """Return a type of expectation; raise ValueError if it is none that can be evaluated on collected rows."""
+    if kind in ROW_WISE or kind in AGGREGATE:
+        return kind
+    close = get_close_matches(kind, ROW_WISE | AGGREGATE, n=1)
+    raise ValueError(
+        f"{kind!r:.120} is not an expectation of Great Expectations that is evaluated on rows in memory"
+        + (f"; did you mean {close[0]}?" if close else "")
+    )
+
+
 class Expectation(BaseModel):
     """One expectation.
 
@@ -64,7 +129,7 @@ class Expectation(BaseModel):
 
     name: str = Field(min_length=1, max_length=300)
     collection: str = Field(pattern=COLLECTION)
-    type: str = Field(pattern=r"^expect_[a-z0-9_]{1,100}$")
+    type: Annotated[str, AfterValidator(_known)]
     kwargs: dict[str, JsonValue]
 
     @property
@@ -80,6 +145,11 @@ class Expectation(BaseModel):
     def is_row_wise(self) -> bool:
         """Whether each row fulfils it or does not, so that unexpected rows can be counted as they come."""
         return self.type in ROW_WISE
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether a part of the requests says nothing about it, such as how many rows there are."""
+        return self.type in OF_ALL_ROWS
 
     @property
     def allowed(self) -> float:
@@ -105,6 +175,16 @@ class Suite(BaseModel):
     def collections(self) -> tuple[str, ...]:
         """The collections that it is about, in order of appearance."""
         return tuple(dict.fromkeys(one.collection for one in self.expectations))
+
+    @property
+    def row_wise(self) -> tuple[Expectation, ...]:
+        """The expectations that each row fulfils or does not."""
+        return tuple(one for one in self.expectations if one.is_row_wise)
+
+    @property
+    def aggregates(self) -> tuple[Expectation, ...]:
+        """The expectations about all rows together."""
+        return tuple(one for one in self.expectations if not one.is_row_wise)
 
     def of(self, collection: str) -> tuple[Expectation, ...]:
         """Return the expectations about one collection."""

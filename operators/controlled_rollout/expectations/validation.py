@@ -85,7 +85,10 @@ def validate(request: ValidationRequest) -> Validation:
     data = pd.concat([chunk.data for chunk in chunks], ignore_index=True)
     ids = pd.concat([chunk.ids for chunk in chunks], ignore_index=True)
     found = zip(expectations, _results(data, expectations), strict=True)
-    results = tuple(_expectation_result(one, result, data, ids) for one, result in found)
+    results = tuple(
+        _of_a_part(one, part) if part < 1 and one.needs_all_rows else _expectation_result(one, result, data, ids)
+        for one, result in found
+    )
     return Validation(rows=len(data), part=part, results=results)
 
 
@@ -143,6 +146,12 @@ def _with_columns(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> 
     """Return the columns that expectations name; one that is not there is null in all rows."""
     names = dict.fromkeys(name for one in expectations for name in one.columns)
     return data.reindex(columns=list(names))
+
+
+def _of_a_part(expectation: Expectation, part: float) -> ExpectationResult:
+    """Return that an expectation was not evaluated because only some of the requests were read."""
+    fault = f"it is about all rows, and only {100 * part:.3g} % of the requests are read (max_rows)"
+    return ExpectationResult(name=expectation.name, success=None, fault=fault)
 
 
 def _expectation_result(

@@ -1,5 +1,6 @@
 """Bins -> verdict: whether the treatment is as good as control. Pure mathematics (docs/gate.md)."""
 
+from controlled_rollout.gate.aggregates import AggregateResult, Aggregates, with_aggregates
 from controlled_rollout.gate.judgement import cannot_see, judge
 from controlled_rollout.gate.model import (
     Bin,
@@ -18,6 +19,8 @@ from controlled_rollout.gate.report import describe, verdict_from_dict, verdict_
 from controlled_rollout.gate.step_power import Power, power
 
 __all__ = [
+    "AggregateResult",
+    "Aggregates",
     "Bin",
     "Category",
     "Claim",
@@ -36,4 +39,5 @@ __all__ = [
     "power",
     "verdict_from_dict",
     "verdict_to_dict",
+    "with_aggregates",
 ]

@@ -45,7 +45,7 @@ def alarm_threshold(gate: Gate, metric: str, *, latency: bool) -> float:
     metrics = ["errors", *(["latency"] if latency else [])] if gate.judges_traffic else []
     metrics += [*gate.means, *gate.events]
     metrics += [name for name, category in gate.categories.items() if category.on_difference == "fail"]
-    metrics += ["expectations"] if gate.expectations is not None else []
+    metrics += ["expectations"] if gate.expectation_names else []
     total = sum(gate.weights.get(name, 1.0) for name in metrics)
     return gate.treatments * total / (gate.alpha * gate.weights.get(metric, 1.0))
 

@@ -41,7 +41,7 @@ def expectation_claims(judged: Columns, gate: Gate) -> list[ClaimResult]:
         return []
     spans = {first: judged.since(first) for first in process_starts(judged)}
     claims = []
-    for one in gate.expectations.expectations:
+    for one in gate.expectations.row_wise:
         counts = {first: span.categories.get(one.name) for first, span in spans.items()}
         if counts[0] is not None:
             rows = {first: _rows(span, counts[first] or {}) for first, span in spans.items()}
@@ -61,7 +61,7 @@ def _violated_more(expectation: Expectation, rows: Mapping[int, tuple[Columns, M
     """Test the alarm claim of one expectation, against control or against what is allowed."""
     assert gate.expectations is not None  # noqa: S101 - the caller has looked
     threshold = alarm_threshold(gate, "expectations", latency=bool(rows[0][0].slow))
-    threshold *= len(gate.expectations.expectations)
+    threshold *= len(gate.expectation_names)
     absolute = gate.expectations_against == "allowed"
     of_process = _against_allowed if absolute else _against_control
     processes = [of_process(first, *both, expectation, gate) for first, both in rows.items()]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.errors import ArgumentError
-from controlled_rollout.expectations import Suite, read_suite
+from controlled_rollout.expectations import Expectation, Suite, read_suite
 
 __all__ = ["Bin", "Category", "Claim", "Counts", "Event", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
 
@@ -174,7 +174,10 @@ class Gate(BaseModel):
             file with it; columns are `<collection>.<column>`, or the suite is `{"inputs": suite}`. None for none.
         expectations_against: What the treatment's unexpected rows are compared with: `control`, and an alarm needs more
             of them than control has and than `mostly` allows; or only what is `allowed` by `mostly`, whatever control
-            does.
+            does. Of an expectation about all rows together, such as a mean: whether control has to fulfil it.
+        on_aggregate: What happens when the treatment does not fulfil an expectation about all rows together: `hold`,
+            and the rollout does not go on from its present share by itself; or `fail`. It is evaluated once at a share,
+            when everything else lets the rollout go on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -200,6 +203,7 @@ class Gate(BaseModel):
     judges_traffic: bool = True
     expectations: Annotated[Suite | None, BeforeValidator(_suite)] = None
     expectations_against: Literal["control", "allowed"] = "control"
+    on_aggregate: Literal["hold", "fail"] = "hold"
 
     @model_validator(mode="after")
     def _check_metric_names(self) -> Self:
@@ -209,7 +213,7 @@ class Gate(BaseModel):
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")
         failing = {name for name, category in self.categories.items() if category.on_difference == "fail"}
-        if self.expectations is not None:
+        if self.expectation_names:
             failing.add("expectations")
         unknown = self.weights.keys() - ALWAYS - self.means.keys() - self.events.keys() - failing
         if unknown:
@@ -222,24 +226,22 @@ class Gate(BaseModel):
 
     @model_validator(mode="after")
     def _check_expectations(self) -> Self:
-        """Raise if an expectation is not about rows, or is called like another metric."""
-        for one in self.expectations.expectations if self.expectations is not None else ():
-            if not one.is_row_wise:
-                raise ValueError(
-                    f"the expectation {one.name!r} ({one.type}) is about all rows together and counts no rows: a gate "
-                    "that looks many times cannot judge it; leave it out here, and let a CollectedDataGateOperator "
-                    "evaluate it, or judge the column as a Mean or a Category"
-                )
-        if self.expectations is not None and {"expectations", *self.expectation_names} & (
-            ALWAYS | self.means.keys() | self.categories.keys() | self.events.keys()
-        ):
+        """Raise if an expectation is called like another metric."""
+        expectations = () if self.expectations is None else self.expectations.expectations
+        names = {"expectations", *(one.name for one in expectations)} if expectations else set()
+        if names & (ALWAYS | self.means.keys() | self.categories.keys() | self.events.keys()):
             raise ValueError("an expectation is called like another metric of the gate: choose another name")
         return self
 
     @property
     def expectation_names(self) -> tuple[str, ...]:
-        """The names of all expectations."""
-        return () if self.expectations is None else tuple(one.name for one in self.expectations.expectations)
+        """The names of the expectations whose rows are counted."""
+        return () if self.expectations is None else tuple(one.name for one in self.expectations.row_wise)
+
+    @property
+    def aggregates(self) -> tuple[Expectation, ...]:
+        """The expectations about all rows together."""
+        return () if self.expectations is None else self.expectations.aggregates
 
     @property
     def collections(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evidence import CountedPeriod, RouterCounts
+from controlled_rollout.gate import Aggregates
 from controlled_rollout.record.look_input import LookSettings
 
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
@@ -48,6 +49,9 @@ class LookEvidence(BaseModel):
         served: By revision: the first look at which the router served its whole split.
         cuts: By metric that is a collected column, the frozen edges of its buckets or bounds of its values.
         unseen: What of the collected data could not be seen, in a sentence; empty if all was seen.
+        aggregates: What the expectations about all rows together found at the present share; only where it is new, and
+            on the first line of a series in a part.
+        aggregates_stay: Whether what they found at an earlier look still is about the present share.
         settings: What is the same for the whole series; only on its first line.
         software: The version of this package that judged; likewise.
     """
@@ -66,8 +70,18 @@ class LookEvidence(BaseModel):
     served: dict[int, AwareDatetime] = {}
     cuts: dict[str, tuple[float, ...]] = {}
     unseen: str = ""
+    aggregates: Aggregates | None = None
+    aggregates_stay: bool | None = None
     settings: LookSettings | None = None
     software: str | None = None
+
+    def aggregates_after(self, before: Aggregates | None) -> Aggregates | None:
+        """Return what the expectations about all rows together have found at the share of this look.
+
+        Args:
+            before: The same after the look before it in the series.
+        """
+        return self.aggregates or (before if self.aggregates_stay else None)
 
 
 class Decision(BaseModel):

@@ -102,9 +102,10 @@ def append_look(
         router = (*series.earlier_counts(until), *look.router)
         served = series.served_at(look.router)
         bins = with_served_shares(look.evidence.bins, look.splits, served, width=width)
+        aggregates = series.aggregates_at(look.splits, look.evidence.aggregates)
         complete = replace(
             look,
-            evidence=replace(look.evidence, bins=bins),
+            evidence=replace(look.evidence, bins=bins, aggregates=aggregates),
             router=router,
             periods=series.periods_until(until),
             served=served,
@@ -122,6 +123,8 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
     """Return the evidence of a look as stored in the record (a delta to the series), and update the series with it."""
     from controlled_rollout import __version__
 
+    aggregates = look.evidence.aggregates
+    stay = aggregates is not None and aggregates == series.aggregates and not first
     evidence = LookEvidence(
         series=name,
         until=look.evidence.until,
@@ -135,10 +138,13 @@ def _evidence_delta(name: str, look: LookInput, series: LookSeries, *, first: bo
         served=dict(look.served),
         cuts=dict(look.evidence.cuts),
         unseen=look.evidence.unseen,
+        aggregates=None if stay else aggregates,
+        aggregates_stay=stay or None,
         settings=look.settings if first else None,
         software=__version__ if first else None,
     )
     series.add_counts(look.router, look.evidence.until)
+    series.aggregates = aggregates
     return evidence
 
 
@@ -163,15 +169,21 @@ def _steps_of_full_parts(record: RecordStorage) -> list[StepMark]:
 def _series_of_full_parts(record: RecordStorage, name: str, bin_width: timedelta) -> LookSeries:
     """Return a series as it goes on in a new part: with what the router had counted and served before, without bins.
 
-    So rows that were too many before stay so, and shares that were known stay known.
+    So rows that were too many before stay so, shares that were known stay known, and nothing is evaluated twice.
     """
     wanted = b'"series":"%b"' % name.encode()
+    series: LookSeries | None = None
     for part in reversed(record.parts()[-2:]):
         for line in reversed([line for line in part.lines() if wanted in line]):
             decision = _parse_decision(line)
-            if decision is not None and (evidence := decision.look_evidence()) is not None:
-                return LookSeries(bin_width, periods=evidence.periods, served=dict(evidence.served))
-    return LookSeries(bin_width)
+            if decision is None or (evidence := decision.look_evidence()) is None:
+                continue
+            if series is None:
+                series = LookSeries(bin_width, periods=evidence.periods, served=dict(evidence.served))
+            series.aggregates = evidence.aggregates
+            if not evidence.aggregates_stay:
+                return series
+    return series or LookSeries(bin_width)
 
 
 def _append_with_retries(

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.evidence import Evidence
-from controlled_rollout.gate import Bin
+from controlled_rollout.gate import Aggregates, Bin
 from controlled_rollout.record.bin_delta import BinFingerprints, bins_from_json
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookInput, LookSettings
@@ -70,6 +70,7 @@ class _Series:
         self._bins: list[Bin] = []
         self._baseline: list[Bin] = []
         self._fingerprints = (BinFingerprints(), BinFingerprints())
+        self._aggregates: Aggregates | None = None
 
     def add(self, recorded: LookEvidence) -> LookInput:
         """Apply the next look's delta to the bins, and return the look's full input.
@@ -85,6 +86,7 @@ class _Series:
             fingerprints.apply(delta)
             if fingerprints.digest != delta.digest:
                 raise EvidenceError("its bins are not those that were judged: a line is missing or was changed")
+        self._aggregates = recorded.aggregates_after(self._aggregates)
         evidence = Evidence(
             bins=tuple(self._bins),
             baseline=tuple(self._baseline),
@@ -94,6 +96,7 @@ class _Series:
             lag=recorded.lag,
             cuts=recorded.cuts,
             unseen=recorded.unseen,
+            aggregates=self._aggregates,
         )
         return LookInput(
             self._settings,

@@ -14,7 +14,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from controlled_rollout.evidence import CLOCKS_DIFFER, CountedPeriod, RouterCounts
+from controlled_rollout.evidence import CLOCKS_DIFFER, CountedPeriod, RouterCounts, SplitChange
+from controlled_rollout.gate import Aggregates
 from controlled_rollout.record.bin_delta import BinFingerprints, canonical_json
 from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookSettings
@@ -51,6 +52,7 @@ class LookSeries:
         periods: What the router had counted over the rollout, up to the first look after the newest evidence's end.
         waiting: What the router had counted at looks since then: not yet in `periods`.
         served: By revision: the first look at which the router served its whole split.
+        aggregates: What the expectations about all rows together found at the share of the newest look.
     """
 
     bin_width: timedelta
@@ -60,6 +62,12 @@ class LookSeries:
     periods: tuple[CountedPeriod, ...] = ()
     waiting: tuple[RouterCounts, ...] = ()
     served: dict[int, datetime] = field(default_factory=dict)
+    aggregates: Aggregates | None = None
+
+    def aggregates_at(self, splits: Sequence[SplitChange], found: Aggregates | None) -> Aggregates | None:
+        """Return the results at the present share: those that were recorded first, else what this look has found."""
+        present = splits[-1].at if splits else None
+        return next((one for one in (self.aggregates, found) if one is not None and one.shifted == present), None)
 
     def earlier_counts(self, until: datetime) -> tuple[RouterCounts, ...]:
         """Return the router's counts at earlier looks that evidence up to `until` covers; empty with fewer than two.
@@ -94,6 +102,7 @@ class LookSeries:
         """Add a look that was read from the record: its bins and its router counts."""
         self.bins.apply(look.bins)
         self.baseline.apply(look.baseline)
+        self.aggregates = look.aggregates_after(self.aggregates)
         self.periods, self.served = look.periods, dict(look.served)
         counted_until = look.periods[-1].last.at if look.periods else None
         self.waiting = tuple(one for one in self.waiting if counted_until is None or one.at > counted_until)

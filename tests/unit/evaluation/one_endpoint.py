@@ -65,10 +65,19 @@ class OneEndpoint:
         self._history.append(revision)
         return self.newest
 
+    def set_time_of_newest(self, moment: datetime) -> None:
+        """Let the newest revision be of another moment."""
+        self._history[-1] = self._history[-1].model_copy(update={"created": moment})
+
     async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         versions = {name: VersionStatus(name=name, ready=True, requests=n) for name, n in self._counted().items()}
         return EndpointStatus(
-            name=name, url="", revision=2, served_revision=2, versions=versions, routers=self._routers
+            name=name,
+            url="",
+            revision=2,
+            served_revision=self.newest.revision,
+            versions=versions,
+            routers=self._routers,
         )
 
     @asynccontextmanager

@@ -42,7 +42,11 @@ def evidence(*shares: float | None, until: int | None = None, requests: int = 7)
     ],
 )
 def test_only_closed_bins_at_the_present_share_count(seen: Evidence | None, expected: AtShare) -> None:
-    assert seen_at_share(seen, SPLITS) == expected
+    at_share = seen_at_share(seen, SPLITS)
+
+    assert replace(at_share, since=None) == expected
+    if seen is not None and at_share.since is not None:
+        assert seen.until - at_share.since == at_share.seen
 
 
 def test_without_a_known_share_nothing_was_seen() -> None:
@@ -65,4 +69,4 @@ def test_what_the_gate_leaves_out_as_warm_up_was_not_seen(warm_up: int, expected
     first = replace(evidence(0.1).bins[0], treatment=Counts(0, 0))
     seen = evidence(0.1, 0.1, 0.1, 0.1)
     seen = replace(seen, bins=(first, *seen.bins[1:]))
-    assert seen_at_share(seen, SPLITS[:1], warm_up=warm_up * MINUTE) == expected
+    assert replace(seen_at_share(seen, SPLITS[:1], warm_up=warm_up * MINUTE), since=None) == expected

@@ -22,15 +22,17 @@ from hypothesis import strategies as st
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
-from controlled_rollout.evidence.collected import reader
+from controlled_rollout.evidence.collected import aggregates, reader
 from controlled_rollout.evidence.collected.engine import PartSummary
+from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes
 from controlled_rollout.evidence.collected.source import CollectedEvidence
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.expectations.process import count_in_process
-from controlled_rollout.expectations.result import Counted, ValidationRequest
+from controlled_rollout.expectations.result import Counted, ExpectationResult, Validation, ValidationRequest
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments, Outcome, judge
+from controlled_rollout.storage import storage_at
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage
 from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
@@ -374,3 +376,45 @@ def test_a_version_that_does_not_collect_cannot_be_seen_by_expectations(rollout:
     evidence = rollout.read(suite("values_to_be_in_set", value_set=["a"]), collected={})
 
     assert "the gate judges predictions.label" in evidence.unseen and "does not collect" in evidence.unseen
+
+
+AGGREGATES = Gate.model_validate(
+    {
+        "expectations": {
+            "expectations": [
+                {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "predictions.score", "max_value": 9}},
+                {"type": "expect_column_values_to_be_null", "kwargs": {"column": "predictions.label"}},
+            ]
+        }
+    }
+)
+
+
+def test_expectations_about_all_rows_are_asked_of_both_versions_rows_at_the_present_share(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ValidationRequest] = []
+
+    def validated(request: ValidationRequest, **more: Any) -> Validation:
+        asked.append(request)
+        assert [one.is_row_wise for one in request.suite.expectations] == [False]
+        [name] = [one.name for one in request.suite.expectations]
+        treated = "/v2/" in request.parts[0]
+        return Validation(
+            rows=9, part=1, results=(ExpectationResult(name=name, success=not treated, observed=[0.5, 9.5][treated]),)
+        )
+
+    monkeypatch.setattr(aggregates, "validate_in_process", validated)
+    since, until = T0 + MINUTE, T0 + 4 * MINUTE
+    files = PartFiles(storage_at(str(rollout.folder)), rollout.folder / "cache")
+    found = aggregates.evaluate(files, question(AGGREGATES), since=since, until=until)
+
+    assert [(one.since, one.until) for one in asked] == [(since, until)] * 2
+    assert (found.shifted, found.since, found.until) == (T0, since, until)
+    [result] = found.results
+    assert (result.treatment, result.control) == (False, True)
+    assert (result.treatment_found, result.control_found) == ("observed 9.5", "observed 0.5")
+    # Control without traffic at this share is compared by its rows since the rollout began.
+    alone = replace(question(AGGREGATES), splits=(SplitChange(T0, 0.5), SplitChange(since, 1.0)))
+    aggregates.evaluate(files, alone, since=since, until=until)
+    assert [one.since for one in asked[2:]] == [since, T0]

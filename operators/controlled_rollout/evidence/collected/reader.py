@@ -161,7 +161,7 @@ class CollectedReader:
         suite: Suite | None = None,
     ) -> Totals:
         """Return the sums of a version's parts since the rollout began; only parts that are new are read."""
-        expectations = () if suite is None else suite.of(collection)
+        expectations = () if suite is None else tuple(one for one in suite.of(collection) if one.is_row_wise)
         width = query.window.bin_width
         listed = self._listed(version, collection, query, since=query.started, until=query.now)
         parts = {part.name: part for part in parts_since(listed, query.started)}
@@ -331,7 +331,10 @@ def _check_columns(
 
 def _check_expectations(query: EvidenceQuery, collection: str, totals: Mapping[tuple[str, str], Totals]) -> None:
     """Raise EvidenceUnavailableError if an expectation could not be evaluated on one of the versions' rows."""
-    for one in query.gate.expectations.of(collection) if query.gate.expectations is not None else ():
+    suite = query.gate.expectations
+    for one in suite.row_wise if suite is not None else ():
+        if one.collection != collection:
+            continue
         for version in (query.control, query.treatment):
             found = totals[version, collection]
             if fault := found.faults.get(one.name):

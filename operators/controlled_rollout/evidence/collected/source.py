@@ -2,16 +2,20 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 
+from controlled_rollout.evidence.collected.aggregates import evaluate
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
 from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.reader import CollectedReader
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource
+from controlled_rollout.gate import Aggregates
 from controlled_rollout.storage import storage_at
+from controlled_rollout.workspace import Workspace
 
-__all__ = ["CollectedEvidence"]
+__all__ = ["CollectedEvidence", "evaluate_aggregates"]
 
 
 class CollectedEvidence:
@@ -39,6 +43,16 @@ class CollectedEvidence:
             return evidence
         reader, thread = _reader(self._storage, self._cache)
         return await asyncio.get_running_loop().run_in_executor(thread, reader.with_collected, query, evidence)
+
+
+async def evaluate_aggregates(
+    workspace: Workspace, query: EvidenceQuery, *, since: datetime, until: datetime
+) -> Aggregates:
+    """Evaluate a gate's expectations about all rows together; see `aggregates.evaluate`."""
+    place, cache = workspace.storage_place, workspace.cache_folder / "collected"
+    _, thread = _reader(place, cache)
+    evaluated = partial(evaluate, PartFiles(storage_at(place), cache), query, since=since, until=until)
+    return await asyncio.get_running_loop().run_in_executor(thread, evaluated)
 
 
 @lru_cache(maxsize=8)
