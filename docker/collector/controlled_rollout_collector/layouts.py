@@ -31,6 +31,7 @@ PAYLOAD_COLLECTIONS: Final = {INPUTS: "request", PREDICTIONS: "response"}
 class ParquetLayout:
     """Parquet in `collected/<endpoint>/<version>/<collection>/<yyyy>/<mm>/<dd>/`, with columns `$…` for the request."""
 
+    prefix = ""
     suffix = ".parquet"
 
     def folder(self, replica: Replica, entry: Entry) -> str:
@@ -126,6 +127,9 @@ def _array(values: Sequence[Value], types: set[type]) -> "pa.Array":
 class CsvLayout:
     """The old service's version 1: CSV in `modeldata/…`, with the columns `$aml_…` behind the data's."""
 
+    # The old service appends to one file `data.csv` in the folder of a day. Replicas cannot append to one file each of
+    # their rows exactly once, so theirs are files beside each other, which `data*.csv` finds.
+    prefix = "data-"
     suffix = ".csv"
 
     def folder(self, replica: Replica, entry: Entry) -> str:
@@ -208,6 +212,7 @@ def _csv_field(value: Value) -> Any:
 class JsonLinesLayout:
     """The old service's version 2: CloudEvents in `modelDataCollector/…`, one a line for each request."""
 
+    prefix = ""
     suffix = ".jsonl"
 
     def folder(self, replica: Replica, entry: Entry) -> str:

@@ -54,8 +54,9 @@ class Part:
 
 
 class Layout(Protocol):
-    """Where parts are and how they are written."""
+    """Where parts are and how they are written: the names of the files begin and end with the prefix and the suffix."""
 
+    prefix: str
     suffix: str
 
     def folder(self, replica: Replica, entry: Entry) -> str:
@@ -82,7 +83,7 @@ def make_parts(entries: Iterable[Entry], replica: Replica, layout: Layout, batch
     for folder, members in folders.items():
         for number, group in enumerate(_groups(members)):
             first_ms = group[0].time_us // 1000
-            name = f"{first_ms}-{path_element(replica.name)}-{batch}{f'-{number}' if number else ''}"
+            name = f"{layout.prefix}{first_ms}-{path_element(replica.name)}-{batch}{f'-{number}' if number else ''}"
             yield Part(f"{folder}/{name}{layout.suffix}", layout.encode(replica, group))
 
 

@@ -1,10 +1,14 @@
 """The layouts of the old service, as its readers find and read them."""
 
 import csv
+import dataclasses
 import io
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +31,7 @@ def test_version_1_has_its_path_and_its_columns() -> None:
     (part,) = parts(CsvLayout(), entry(rows=rows))
 
     assert part.name == (
-        "modeldata/sub/group/ws/digits/digits/v1/inputs/2026/11/28/1795867200250-r1-1f2e3d4c-00000007.csv"
+        "modeldata/sub/group/ws/digits/digits/v1/inputs/2026/11/28/data-1795867200250-r1-1f2e3d4c-00000007.csv"
     )
     header, first, second = csv.reader(io.StringIO(part.content.decode()))
     trailer = [
@@ -56,6 +60,34 @@ def test_version_1_has_its_path_and_its_columns() -> None:
     ]
     assert first == ["30", "a,b", "", "", *trailer]
     assert second == ["", "", "", "[1]", *trailer]
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern"),
+    [
+        (CsvLayout(), "modeldata/sub/group/ws/digits/digits/v1/inputs/*/*/*/data*.csv"),
+        (CsvLayout(), "modeldata/**/inputs/2026/11/28/*.csv"),
+        (JsonLinesLayout(), "modelDataCollector/digits/v1/request/*/*/*/*/*.jsonl"),
+    ],
+)
+def test_a_listing_as_the_old_service_s_readers_make_it_finds_each_row_of_all_replicas_and_rounds_once(
+    layout: Layout, pattern: str, tmp_path: Path
+) -> None:
+    asked = [f"{replica}-{batch}-{row}" for replica in ("r1", "r2") for batch in (1, 2, 3) for row in (1, 2)]
+    for replica, batch in itertools.product(("r1", "r2"), (1, 2, 3)):
+        entries = [dataclasses.replace(entry(), request_id=f"{replica}-{batch}-{row}") for row in (1, 2)]
+        for part in make_parts(entries, dataclasses.replace(REPLICA, name=replica), layout, f"id-{batch:08d}"):
+            (tmp_path / part.name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / part.name).write_bytes(part.content)
+
+    found = []
+    for file in tmp_path.glob(pattern):
+        text = file.read_text()
+        is_csv = isinstance(layout, CsvLayout)
+        found += [row["$aml_request_id"] for row in csv.DictReader(io.StringIO(text))] if is_csv else []
+        found += [] if is_csv else [json.loads(line)["xrequestid"] for line in text.splitlines()]
+
+    assert sorted(found) == sorted(asked)
 
 
 def test_a_scripts_own_names_are_in_the_path_of_version_1() -> None:
@@ -103,9 +135,9 @@ def test_requests_with_columns_of_their_own_are_several_parts() -> None:
     names = [part.name.rpartition("/")[2] for part in parts(CsvLayout(), *entries)]
 
     assert names == [
-        "1795867200250-r1-1f2e3d4c-00000007.csv",
-        "1795867200250-r1-1f2e3d4c-00000007-1.csv",
-        "1795867200250-r1-1f2e3d4c-00000007-2.csv",
+        "data-1795867200250-r1-1f2e3d4c-00000007.csv",
+        "data-1795867200250-r1-1f2e3d4c-00000007-1.csv",
+        "data-1795867200250-r1-1f2e3d4c-00000007-2.csv",
     ]
 
 
