@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout_collector.atomic_files import write_atomically
+from controlled_rollout_collector.ended_replicas import keep_state
 from controlled_rollout_collector.settings import SETTINGS_FILE, SpoolSettingError
 from controlled_rollout_collector.shipping import SpoolShipper, SpoolState
 from controlled_rollout_collector.storage import Storage, StorageError
@@ -138,7 +139,7 @@ class Collector:
         shipper = self._shippers[spool]
         state = self._states[spool] = shipper.ship(is_final=is_final)
         if shipper.has_ended and state.final:
-            _write_json(spool.with_name(f"{spool.name}.json"), dataclasses.asdict(state))
+            keep_state(spool, state)
             shipper.remove()
             log.info("%s: shipped %s records in all; the replica has ended", spool, f"{state.shipped:,}")
 

@@ -215,9 +215,10 @@ def _run_erase(options: argparse.Namespace) -> int:
 
 def _run_clean(options: argparse.Namespace) -> int:
     """Run `controlled-rollout clean`: show or delete what nothing needs any more; return the exit code."""
+    from controlled_rollout.evidence.collected.part_files import old_copies
     from controlled_rollout.storage import open_storage
     from controlled_rollout.storage.models import find_old_files
-    from controlled_rollout.target.local.leftovers import delete_leftovers, find_leftovers
+    from controlled_rollout.target.local.leftovers import Leftover, delete_leftovers, find_leftovers
     from controlled_rollout.target.local.workspace_folder import has_workspace
 
     if options.root is not None and not has_workspace(Workspace.local(options.root).root):
@@ -228,6 +229,8 @@ def _run_clean(options: argparse.Namespace) -> int:
     before = time.time() - options.older_than.total_seconds()
     workspace = workspace_of(options)
     leftovers = find_leftovers(workspace, before=before) if workspace.target == "local" else []
+    copies = old_copies(workspace.cache_folder, before=before)
+    leftovers += [Leftover("copy of a part", path, size) for path, size in copies]
     storage = open_storage(workspace)
     old_files = find_old_files(storage, before=datetime.fromtimestamp(before, UTC))
     rows = [(each.what, f"{each.size / 1e6:,.1f}", str(each.path)) for each in leftovers]

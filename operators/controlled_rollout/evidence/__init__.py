@@ -33,9 +33,10 @@ def evidence_source(workspace: Workspace) -> EvidenceSource:
     Raises:
         WorkspaceError: The settings contradict each other, or one is missing.
     """
+    from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER
     from controlled_rollout.evidence.collected.source import CollectedEvidence
 
-    cache = workspace.cache_folder / "collected"
+    cache = workspace.cache_folder / COPIES_FOLDER
     return CollectedEvidence(metric_store_source(workspace), workspace.storage_place, cache)
 
 

@@ -1,11 +1,12 @@
 """Parts of a storage that is not on this machine: copied once, by name and etag, and not more than fit."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.part_files import MOST_AGE_S, PartFiles
 from controlled_rollout.storage import StoredFile
 from controlled_rollout.storage.folder import FolderFiles
 
@@ -75,3 +76,16 @@ def test_copies_that_were_not_used_for_longest_make_room(tmp_path: Path) -> None
     # What a look needs stays, even if it is more than what should be kept.
     assert all(map(os.path.exists, files.paths(parts)))
     assert second != first
+
+
+def test_a_copy_that_no_look_has_used_for_a_week_is_deleted_by_the_next_one(tmp_path: Path) -> None:
+    storage = Container(FolderFiles(tmp_path / "storage"))
+    parts = [storage.put(f"collected/{name}.parquet", bytes(100)) for name in "abc"]
+    files = PartFiles(storage, tmp_path / "cache")
+    old, kept = files.paths(parts[:2])
+    os.utime(old, (time.time() - MOST_AGE_S - 60,) * 2)
+    os.utime(kept, (time.time() - MOST_AGE_S + 60,) * 2)
+
+    (new,) = files.paths(parts[2:])
+
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {Path(kept).name, Path(new).name}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,10 +13,14 @@ from typing import Final
 from controlled_rollout.storage import Storage, StoredFile
 from controlled_rollout.storage.folder import FolderFiles
 
-__all__ = ["PartFiles"]
+__all__ = ["COPIES_FOLDER", "PartFiles", "old_copies"]
 
 DOWNLOADS_AT_ONCE: Final = 8
 MOST_BYTES: Final = 10 * 2**30
+# A rollout's parts are read again at each look; those of a rollout that is over are of no use.
+MOST_AGE_S: Final = 7 * 86_400.0
+# In the cache of a workspace.
+COPIES_FOLDER: Final = "collected"
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class PartFiles:
     Attributes:
         storage: Where the parts are.
         cache: The folder of copies. A copy's name is made from the part's name and etag, so it is never out of date.
-        most_bytes: The most that copies take together; those that were not used for longest are deleted.
+        most_bytes: The most that copies take together; those that were not used for longest are deleted, and those that
+            were not for a week.
     """
 
     storage: Storage
@@ -57,18 +63,35 @@ class PartFiles:
         return str(path)
 
     def _make_room(self, *, keep: set[str]) -> None:
-        """Delete the copies that were not used for longest until the others take no more than they may."""
-        found: list[tuple[float, int, str]] = []
-        with suppress(FileNotFoundError), os.scandir(self.cache) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):  # another process was faster
-                    status = entry.stat()
-                    found.append((status.st_mtime, status.st_size, entry.path))
+        """Delete the copies that were not used for longest, until the others are neither too many nor too old."""
+        found = _copies(self.cache)
+        oldest = time.time() - MOST_AGE_S
         total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= self.most_bytes:
+        for used, size, path in found:
+            if total <= self.most_bytes and used >= oldest:
                 return
             if path not in keep:
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 total -= size
+
+
+def old_copies(cache_folder: Path, *, before: float) -> list[tuple[Path, int]]:
+    """Return the copies of parts in a workspace's cache that nobody has used lately, with their sizes in bytes.
+
+    Args:
+        cache_folder: The workspace's.
+        before: What was used after that is left out, in seconds since 1970.
+    """
+    return [(Path(path), size) for used, size, path in _copies(cache_folder / COPIES_FOLDER) if used < before]
+
+
+def _copies(folder: Path) -> list[tuple[float, int, str]]:
+    """Return when each copy was last used, its size and its path, the one that was not used for longest first."""
+    found: list[tuple[float, int, str]] = []
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process was faster
+                status = entry.stat()
+                found.append((status.st_mtime, status.st_size, entry.path))
+    return sorted(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from controlled_rollout.evidence.collected.aggregates import evaluate
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
-from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.reader import CollectedReader
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource
 from controlled_rollout.gate import Aggregates
@@ -49,7 +49,7 @@ async def evaluate_aggregates(
     workspace: Workspace, query: EvidenceQuery, *, since: datetime, until: datetime
 ) -> Aggregates:
     """Evaluate a gate's expectations about all rows together; see `aggregates.evaluate`."""
-    place, cache = workspace.storage_place, workspace.cache_folder / "collected"
+    place, cache = workspace.storage_place, workspace.cache_folder / COPIES_FOLDER
     _, thread = _reader(place, cache)
     evaluated = partial(evaluate, PartFiles(storage_at(place), cache), query, since=since, until=until)
     return await asyncio.get_running_loop().run_in_executor(thread, evaluated)

@@ -6,7 +6,7 @@ from itertools import chain
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.completeness import replica_state
-from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
 from controlled_rollout.expectations import Suite
 from controlled_rollout.expectations.process import validate_in_process
@@ -81,7 +81,7 @@ def count_rows(
 
 def _files(workspace: Workspace) -> PartFiles:
     """Return the parts of a workspace as local files."""
-    return PartFiles(open_storage(workspace), workspace.cache_folder / "collected")
+    return PartFiles(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER)
 
 
 def _parts(

@@ -24,6 +24,8 @@ __all__ = ["CollectorProcess", "collected_counts", "storage_credentials"]
 PACKAGE: Final = "controlled_rollout_collector"
 # Written by the collector after each round, and once for each replica that has ended.
 STATUS_FILE: Final = "collector.json"
+# The sum of replicas that have ended, without the last ones of them, which have files of their own.
+ENDED_REPLICAS: Final = "ended"
 CHECK_INTERVAL_S: Final = 0.5
 # How long it goes on shipping when the workspace ends, and when it is killed: what is left is shipped next time.
 SHIPPING_GRACE_S: Final = 10.0
@@ -179,9 +181,13 @@ def collected_counts(spools: Path, endpoint: str, version: str) -> CollectedCoun
     for path in (spools / endpoint / version).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             states[path.stem] = json.loads(read_regular_file(path))
+    # Of these the sum has the numbers already; a collector that was killed has left their files.
+    added = set(states.get(ENDED_REPLICAS, {}).get("replicas", ()))
     for state in _report(spools).get("spools", []):
         if (state["endpoint"], state["version"]) == (endpoint, version):
             states.setdefault(state["replica"], state)
+    for replica in added:
+        states.pop(replica, None)
     names = ("captured", "dropped", "unreadable", "pending_bytes")
     return CollectedCounts(**{name: sum(state[name] for state in states.values()) for name in names})
 

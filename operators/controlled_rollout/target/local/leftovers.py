@@ -1,7 +1,7 @@
 """What the local workspace and its cache hold that nothing needs any more, and deleting it."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def find_leftovers(workspace: Workspace, *, before: float) -> list[Leftover]:
         for path in records
         if path.name.partition(".")[0] not in stored and path.stat().st_mtime < before
     ]
+    found += [("counts", path) for path in _old_counts(workspace.spools_folder, versions, before)]
     cache = Cache.at(workspace.cache_folder)
     found += [("cache", path) for path in unused_entries(cache, images=_digests(versions.values()), before=before)]
     return [Leftover(what, path, size_of(path)) for what, path in found]
@@ -74,6 +75,18 @@ def delete_leftovers(leftovers: Sequence[Leftover]) -> int:
         else:
             leftover.path.unlink(missing_ok=True)
     return sum(leftover.size for leftover in leftovers if not leftover.path.exists())
+
+
+def _old_counts(spools: Path, versions: Collection[tuple[str, str]], before: float) -> Iterator[Path]:
+    """Yield the folders with nothing but what the replicas of versions that are gone have captured long ago."""
+    for folder in sorted(spools.glob("*/*/")):
+        files = list(folder.iterdir())
+        if (
+            folder.parts[-2:] not in versions
+            and not any(file.is_dir() for file in files)
+            and all(file.stat().st_mtime < before for file in (folder, *files))
+        ):
+            yield folder
 
 
 def _digests(references: Iterable[str]) -> set[str]:

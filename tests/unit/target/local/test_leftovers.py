@@ -49,6 +49,16 @@ def workspace(tmp_path: Path) -> Workspace:
     workspace.records_folder.mkdir(parents=True)
     for name in ("digits.jsonl", "letters.jsonl", "letters.20260101T000000000000.jsonl"):
         (workspace.records_folder / name).write_text("{}\n")
+    for version in ("digits/one", "digits/two"):
+        (workspace.spools_folder / version).mkdir(parents=True)
+        (workspace.spools_folder / version / "one-1-0000000a.json").write_text("{}")
+    (workspace.spools_folder / "digits" / "three" / "three-1-0000000a").mkdir(parents=True)
+    copies = workspace.cache_folder / "collected"
+    copies.mkdir()
+    for name in ("old", "new"):
+        (copies / f"{name}.parquet").write_text("0" * 1_000)
+    age(copies / "old.parquet")
+    age(workspace.spools_folder)
     for kind in ("images", "environments"):
         for entry in (workspace.cache_folder / kind).iterdir():
             if NEW[:10] not in entry.name:
@@ -86,6 +96,8 @@ def test_clean_shows_and_then_deletes_what_nothing_needs(
         workspace.records_folder / "letters.20260101T000000000000.jsonl",
         cache / "images" / UNUSED,
         cache / "environments" / f"e{UNUSED[:10]}",
+        cache / "collected" / "old.parquet",
+        workspace.spools_folder / "digits" / "two",
     }
 
     assert main(["clean", "--root", str(workspace.root)]) == 0
@@ -101,6 +113,9 @@ def test_clean_shows_and_then_deletes_what_nothing_needs(
     assert {path.name for path in (cache / "images").iterdir()} == {USED, RUNNING, NEW}
     assert len(list((cache / "environments").iterdir())) == 3
     assert (workspace.logs_folder / "digits" / "one" / "1.log").exists()
+    assert (cache / "collected" / "new.parquet").exists()
+    assert (workspace.spools_folder / "digits" / "one" / "one-1-0000000a.json").exists()
+    assert (workspace.spools_folder / "digits" / "three" / "three-1-0000000a").exists()
     assert (workspace.records_folder / "digits.jsonl").exists()
     # What ran until now is unused from now on.
     left = {each.path for each in find_leftovers(workspace, before=time.time() - 86_400)}
@@ -128,6 +143,20 @@ def test_records_of_a_cluster_s_endpoints_stay(workspace: Workspace) -> None:
     age(workspace.records_folder)
 
     assert record not in {each.path for each in find_leftovers(workspace, before=time.time())}
+
+
+def test_copies_of_collected_parts_are_cleaned_for_a_workspace_on_kubernetes_too(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    settings = tmp_path / "cluster.yaml"
+    settings.write_text(
+        f"target: kubernetes\ngateway: a/b\nnamespace: models\nroot: {workspace.root}\ncache_folder: cache\n"
+    )
+
+    assert main(["clean", "--workspace", str(settings), "--yes"]) == 0
+
+    assert [path.name for path in (workspace.cache_folder / "collected").iterdir()] == ["new.parquet"]
+    assert (workspace.cache_folder / "images" / UNUSED).exists()
 
 
 def test_nothing_is_deleted_for_a_workspace_that_is_not_there(
