@@ -1,8 +1,9 @@
 """Parts: the files that a batch of records becomes, named so that the same batch has the same names again."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 from urllib.parse import quote
@@ -14,6 +15,8 @@ __all__ = ["Layout", "Part", "Replica", "make_parts", "path_element", "utc"]
 
 # Of all requests in a part together; one request has fewer.
 MAX_PART_COLUMNS: Final = 2_000
+# Of all rows in memory together: some hundred bytes each.
+MAX_VALUES: Final = 2_000_000
 # What an element of a path may have: file systems allow 255 bytes, and a container about a thousand for a whole path.
 MAX_ELEMENT: Final = 80
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,7 +72,7 @@ class Layout(Protocol):
 
 
 def make_parts(entries: Iterable[Entry], replica: Replica, layout: Layout, batch: str) -> Iterator[Part]:
-    """Yield the parts of a batch.
+    """Yield the parts of a batch; of its entries only so many are in memory at a time.
 
     Args:
         entries: What the batch's records have added to collections.
@@ -77,32 +80,79 @@ def make_parts(entries: Iterable[Entry], replica: Replica, layout: Layout, batch
         layout: The author's choice of layout.
         batch: Names the batch, once for all batches of the replica.
     """
-    folders: dict[str, list[Entry]] = {}
+    groups: dict[str, _Group] = {}
+    numbers: Counter[str] = Counter()
+
+    def part(folder: str) -> Part:
+        """Return the part of the group of a folder, which is empty then."""
+        group = groups.pop(folder)
+        number = numbers[folder]
+        numbers[folder] += 1
+        first_ms = group.entries[0].time_us // 1000
+        name = f"{layout.prefix}{first_ms}-{path_element(replica.name)}-{batch}{f'-{number}' if number else ''}"
+        return Part(f"{folder}/{name}{layout.suffix}", _content(layout, replica, group.entries))
+
     for entry in entries:
-        folders.setdefault(layout.folder(replica, entry), []).append(entry)
-    for folder, members in folders.items():
-        for number, group in enumerate(_groups(members)):
-            first_ms = group[0].time_us // 1000
-            name = f"{layout.prefix}{first_ms}-{path_element(replica.name)}-{batch}{f'-{number}' if number else ''}"
-            yield Part(f"{folder}/{name}{layout.suffix}", layout.encode(replica, group))
+        folder = layout.folder(replica, entry)
+        if folder in groups and not groups[folder].has_room(entry):
+            yield part(folder)
+        groups.setdefault(folder, _Group()).add(entry)
+        if sum(group.values for group in groups.values()) > MAX_VALUES:
+            yield part(max(groups, key=lambda name: groups[name].values))
+    yield from map(part, list(groups))
 
 
-def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Yield entries in groups with a bounded number of columns and cells, in which a lacking column takes space too."""
-    group: list[Entry] = []
-    columns: set[str] = set()
-    rows = 0
-    for entry in entries:
-        more = {name for row in entry.rows for name in row}
-        union = len(columns | more)
-        if group and (union > MAX_PART_COLUMNS or union * (rows + len(entry.rows)) > MAX_CELLS):
-            yield group
-            group, columns, rows = [], set(), 0
-        group.append(entry)
-        columns |= more
-        rows += len(entry.rows)
-    if group:
-        yield group
+def _content(layout: Layout, replica: Replica, entries: Sequence[Entry]) -> bytes:
+    """Return the content of a part, without rows that a layout cannot write: they must not keep back all others."""
+    try:
+        return layout.encode(replica, entries)
+    except (ImportError, MemoryError):
+        raise
+    except Exception:
+        return layout.encode(
+            replica, [entry if _fits(layout, replica, entry) else _without(entry) for entry in entries]
+        )
+
+
+def _fits(layout: Layout, replica: Replica, entry: Entry) -> bool:
+    """Return whether a layout can write an entry."""
+    try:
+        layout.encode(replica, [entry])
+    except Exception:
+        return False
+    return True
+
+
+def _without(entry: Entry) -> Entry:
+    """Return an entry without its rows and what its script has added: that there was a request is known."""
+    return replace(entry, rows=[{}], truncated=True, body=None, fields={})
+
+
+class _Group:
+    """Entries of one part, with a bounded number of columns and cells, in which a lacking column takes space too.
+
+    Attributes:
+        entries: The entries.
+        values: How many values their rows have.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.values = 0
+        self._columns: set[str] = set()
+        self._rows = 0
+
+    def has_room(self, entry: Entry) -> bool:
+        """Return whether one more entry fits."""
+        columns = len(self._columns.union(*entry.rows))
+        return columns <= MAX_PART_COLUMNS and columns * (self._rows + len(entry.rows)) <= MAX_CELLS
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry."""
+        self.entries.append(entry)
+        self.values += sum(map(len, entry.rows))
+        self._columns.update(*entry.rows)
+        self._rows += len(entry.rows)
 
 
 def path_element(name: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,6 +27,10 @@ MAX_ROWS: Final = 100_000
 MAX_COLUMNS: Final = 1_000
 # Rows times columns: rows that lack most of the columns take little in a body, and all of it in a table.
 MAX_CELLS: Final = 10_000_000
+# What a table repeats in each of its rows: a body of some kilobytes has as much of it as it likes.
+MAX_REPEATED: Final = 100_000
+# A longer name of a column is none that somebody has chosen.
+MAX_NAME: Final = 1_000
 # A longer integer is out of the range of a double anyway, and Python refuses to read the longest.
 MAX_INTEGER_DIGITS: Final = 300
 # Python's own limit of a CSV field would refuse fields that the body's own cap allows.
@@ -193,20 +198,26 @@ def _tables_of_parameters(data: Mapping[str, Any], is_answer: bool) -> list[Row]
     A parameter that is a table gives the rows; several tables have equally many. What else the object has is repeated
     in each row. Columns of several tables are called `<parameter>.<column>`.
     """
-    tables = {name: _rows_of_value(value, is_answer) for name, value in data.items() if _is_table(value)}
+    named = dict(zip(_unique_names(data), data.values(), strict=True))
+    tables = {name: _rows_of_value(value, is_answer) for name, value in named.items() if _is_table(value)}
     if not tables or len({len(rows) for rows in tables.values()}) != 1:
         return []
-    others = {name: value for name, value in data.items() if name not in tables}
-    has_prefix = len(data) > 1
+    others = {name: value for name, value in named.items() if name not in tables}
+    prefixes = {name: f"{name}." if len(named) > 1 else "" for name in tables}
     count = len(next(iter(tables.values())))
-    _cells(count, len(others))
+    if _columns(len(others)) * count > MAX_REPEATED:
+        raise _TooLargeError
     repeated = _row(others)
+    # One text for each column, however many rows there are.
+    columns: dict[tuple[str, str], str] = {}
     rows: list[Row] = []
     for number in range(count):
         row = dict(repeated)
         for parameter, table in tables.items():
             for name, value in table[number].items():
-                row[f"{parameter}.{name}" if has_prefix else name] = value
+                if (parameter, name) not in columns:
+                    columns[parameter, name] = prefixes[parameter] + name
+                row[columns[parameter, name]] = value
         rows.append(row)
     return rows
 
@@ -286,14 +297,16 @@ def _row(item: Mapping[str, Any]) -> Row:
 def _unique_names(names: Iterable[Any]) -> list[str]:
     """Return column names as text, none of them empty or twice."""
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()
     unique = []
     for position, name in enumerate(names):
-        text = _clean(name) if isinstance(name, str) else json.dumps(name, ensure_ascii=False)
+        text = name if isinstance(name, str) else json.dumps(name, ensure_ascii=False)
         text = candidate = _clean(text) or f"c{position}"
-        number = 0
+        if len(text) > MAX_NAME:
+            raise _TooLargeError
         while candidate in taken:
-            number += 1
-            candidate = f"{text}.{number}"
+            numbers[text] += 1
+            candidate = f"{text}.{numbers[text]}"
         taken.add(candidate)
         unique.append(candidate)
         _columns(len(unique))

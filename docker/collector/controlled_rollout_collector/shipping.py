@@ -215,9 +215,8 @@ class SpoolShipper:
     def _ship(self, batch: Batch) -> None:
         """Write the parts of a batch, remember that, and delete the segments that are shipped with it."""
         counted = [0, 0]
-        entries = list(self._entries(batch, counted))
         name = f"{self._file.progress.id}-{batch.number:08d}"
-        for part in make_parts(entries, self.settings.replica, self.settings.layout, name):
+        for part in make_parts(self._entries(batch, counted), self.settings.replica, self.settings.layout, name):
             self._storage.put(part.name, part.content)
         progress = self._file.progress
         offsets = progress.offsets | {each.segment: each.end for each in batch.slices}

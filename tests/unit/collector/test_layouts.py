@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout_collector.entries import Entry
-from controlled_rollout_collector.layouts import CsvLayout, JsonLinesLayout
+from controlled_rollout_collector.layouts import LAYOUTS, CsvLayout, JsonLinesLayout
 from controlled_rollout_collector.parts import MAX_ELEMENT, Layout, Part, Replica, make_parts, path_element
 from controlled_rollout_collector.rows import Nested, Row
 from tests.unit.collector.spools import entry
@@ -139,6 +140,31 @@ def test_requests_with_columns_of_their_own_are_several_parts() -> None:
         "data-1795867200250-r1-1f2e3d4c-00000007-1.csv",
         "data-1795867200250-r1-1f2e3d4c-00000007-2.csv",
     ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_rows_that_cannot_be_written_keep_no_others_from_the_storage(layout: Layout) -> None:
+    """Nothing should be so. One request that stopped its batch would stop all that come after it, too."""
+    impossible = entry(rows=({"\ud800": 1},))
+
+    (part,) = parts(layout, entry(), impossible, entry())
+
+    (expected,) = parts(layout, entry(), dataclasses.replace(entry(rows=({},)), truncated=True), entry())
+    assert part == expected
+
+
+def test_of_a_batch_only_so_many_rows_are_in_memory() -> None:
+    taken = 0
+
+    def entries() -> Iterator[Entry]:
+        nonlocal taken
+        for taken in range(1, 6):
+            row = {f"k{column}": 1 for column in range(1_000)}
+            yield entry("inputs" if taken % 2 else "predictions", rows=(row,) * 1_000)
+
+    made = make_parts(entries(), REPLICA, CsvLayout(), "1f2e3d4c-00000007")
+
+    assert [(part.name.split("/")[-5], taken) for part in made] == [("inputs", 3), ("predictions", 5), ("inputs", 5)]
 
 
 @given(st.text(), st.text())

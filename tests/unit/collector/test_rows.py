@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controlled_rollout_collector.rows import (
     MAX_COLUMNS,
+    MAX_NAME,
     MAX_ROWS,
     Nested,
     Row,
@@ -130,7 +131,7 @@ def test_a_body_with_too_many_rows_columns_or_cells_is_no_rows() -> None:
     assert read_rows(json.dumps(sparse).encode(), JSON, is_answer=False) == too_large
     csv = "\n".join(["1"] * (MAX_ROWS + 1)).encode()
     assert read_rows(csv, "text/csv", is_answer=False) == too_large
-    repeated: dict[str, Any] = {"table": [[]] * MAX_ROWS} | {f"k{number}": number for number in range(200)}
+    repeated: dict[str, Any] = {"table": [[]] * 1_000} | {f"k{number}": number for number in range(101)}
     assert read_rows(json.dumps(repeated).encode(), JSON, is_answer=False) == too_large
 
 
@@ -145,6 +146,14 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
     (row,) = read_rows(b'{"\\ud800": "\\udc00", "x": {"y": "\\ud800"}}', JSON, is_answer=False).rows
 
     assert row == {"\ufffd": "\ufffd", "x": Nested('{"y": "\ufffd"}')}
+    assert read_rows(b'{"\\ud800": [[1]], "x": 2}', JSON, is_answer=False).rows == [{"\ufffd.c0": 1, "x": 2}]
+
+
+def test_a_column_with_a_long_name_takes_no_more_memory_for_its_rows() -> None:
+    name = "n" * MAX_NAME
+    rows = read_rows(json.dumps({name: [[1]] * 3, "x": 2}).encode(), JSON, is_answer=False).rows
+    assert len({id(column) for row in rows for column in row if column != "x"}) == 1
+    assert read_rows(json.dumps({f"{name}n": [[1]] * 3, "x": 2}).encode(), JSON, is_answer=False).too_large
 
 
 def test_rows_that_a_script_collects_have_the_columns_of_its_frame() -> None:
