@@ -24,44 +24,54 @@ CHUNK = 250
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5_000, help="rollouts of every cell")
+    parser.add_argument("--runs", type=int, default=5_000, help="rollouts of every healthy cell")
+    parser.add_argument("--others", type=int, default=1_000, help="rollouts of every other cell")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="run cells whose family and name contain this, keep other results")
     parser.add_argument("--page", action="store_true", help="write the page anew from the last results")
     given = parser.parse_args()
     if not given.page:
-        simulate(given.runs, given.processes, given.only)
+        simulate(given.runs, given.others, given.processes, given.only)
     page.write(ROOT / "docs", load())
 
 
-def simulate(runs: int, processes: int, only: str) -> None:
-    """Run the cells and store the results of each as soon as it is done."""
+def simulate(runs: int, others: int, processes: int, only: str) -> None:
+    """Run the cells and store the results of each as soon as it is done.
+
+    Args:
+        runs: Rollouts of a healthy cell, of which few may be stopped.
+        others: Rollouts of other cells.
+        processes: How many at once.
+        only: What the family and name of the cells contain.
+    """
     results = load() if only else {}
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = [index for index, cell in enumerate(CELLS) if only in f"{cell.family}: {cell.name}"]
     begin = time.monotonic()
-    for index, found in _found(wanted, runs, processes):
+    jobs = [(index, runs if CELLS[index].kind == "healthy" else others) for index in wanted]
+    for index, found in _found(jobs, processes):
         cell = CELLS[index]
         results[f"{cell.family}: {cell.name}"] = found
         RESULTS.write_text(json.dumps({name: asdict(one) for name, one in results.items()}))
         print(f"{time.monotonic() - begin:6.0f} s  {cell.family}: {cell.name}", flush=True)
 
 
-def _found(wanted: list[int], runs: int, processes: int) -> Iterator[tuple[int, Results]]:
-    """Yield each cell's results, in the order of the cells."""
-    parts = [min(CHUNK, runs - first) for first in range(0, runs, CHUNK)]
+def _found(jobs: list[tuple[int, int]], processes: int) -> Iterator[tuple[int, Results]]:
+    """Yield the results of each cell and its number of rollouts, in their order."""
+    parts = {index: [min(CHUNK, runs - first) for first in range(0, runs, CHUNK)] for index, runs in jobs}
     if processes == 1:
-        for index in wanted:
+        for index, sizes in parts.items():
             whole = Results()
-            for part, some in enumerate(parts):
-                whole.add(chunk(index, some, part))
+            for part, size in enumerate(sizes):
+                whole.add(chunk(index, size, part))
             yield index, whole
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            (index, [pool.submit(chunk, index, some, part) for part, some in enumerate(parts)]) for index in wanted
-        ]  # fmt: skip
-        for index, futures in jobs:
+        running = [
+            (index, [pool.submit(chunk, index, size, part) for part, size in enumerate(sizes)])
+            for index, sizes in parts.items()
+        ]
+        for index, futures in running:
             whole = Results()
             for future in futures:
                 whole.add(future.result())

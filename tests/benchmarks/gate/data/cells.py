@@ -1,7 +1,7 @@
 """The kinds of rollouts whose data the gate and other rules judge, in families that have a table each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,8 +10,20 @@ from pydantic import JsonValue
 from controlled_rollout.expectations import Expectation, Suite
 from controlled_rollout.gate import Category, Gate, Mean
 from tests.benchmarks.gate.data import rollouts
+from tests.benchmarks.gate.data.clusters import (
+    HOW,
+    ROWS,
+    SPLITS,
+    TIMES,
+    USERS_REQUESTS,
+    batches_of_labels,
+    batches_of_numbers,
+    users_labels,
+    users_numbers,
+)
+from tests.benchmarks.gate.data.late_labels import LATE_GATE, Late, late_labels
 from tests.benchmarks.gate.data.rollouts import LOOKS, Distribution, Draw, Floats, log_normal, normal, pareto
-from tests.benchmarks.gate.data.rules import COMPARISONS, VALIDATIONS, Rule
+from tests.benchmarks.gate.data.rules import COMPARISONS, LABELLED_RULES, VALIDATIONS, Rule
 
 __all__ = ["CELLS", "FAMILIES", "TOLERANCE", "Cell", "Family"]
 
@@ -47,7 +59,9 @@ class Cell:
 
     @property
     def level(self) -> float:
-        """The part of healthy rollouts that the metric may stop: half of alpha, errors have the other."""
+        """The part of healthy rollouts that may be stopped: half of alpha, errors have the other; labels have all."""
+        if self.gate.events:
+            return self.gate.alpha + self.gate.split_alpha
         holds = any(category.on_difference == "hold" for category in self.gate.categories.values())
         return self.gate.split_alpha if holds else self.gate.alpha / 2
 
@@ -123,13 +137,13 @@ def predictions() -> list[Cell]:
 def inputs() -> list[Cell]:
     """Inputs, which are drawn by the same split: any difference holds the rollout."""
     cells = []
-    for rate in RATES:
-        for variation in (0.0, 0.05, 0.15):
+    for variation, rates in ((0.0, RATES), (0.05, (3_000,)), (0.15, (300, 3_000))):
+        for rate in rates:
             draw = rollouts.labels(variation, rate, "input")
             name = f"labels, total variation {variation:g}, {rate:,}/min"
             cells.append(Cell(name, "inputs", "bad" if variation else "healthy", draw, holding()))
-    for rate in RATES:
-        for shift in (0.0, 0.1, 0.3):
+    for shift, rates in ((0.0, RATES), (0.1, (300, 3_000)), (0.3, (300, 3_000))):
+        for rate in rates:
             draw = rollouts.buckets(normal, shift, rate, "input")
             name = f"numbers in ten buckets, {shift:g} sd higher, {rate:,}/min"
             cells.append(Cell(name, "inputs", "bad" if shift else "healthy", draw, holding(buckets=10)))
@@ -197,6 +211,59 @@ def expectations() -> list[Cell]:
     ]
 
 
+def clusters() -> list[Cell]:
+    """Rows that are not independent: of one request, and of one user."""
+    cells = []
+    for how in HOW:
+        valid: Kind = "healthy" if how == "one row of each request" else "not valid"
+        for variation in (0.0, 0.05, 0.4):
+            kind: Kind = valid if variation <= TOLERANCE else "bad"
+            draw = batches_of_labels(variation, 30, "predicted", how)
+            name = f"batches, labels, total variation {variation:g}, {how}, 30/min"
+            cells.append(Cell(name, "clusters", kind, draw, failing()))
+        draw = batches_of_labels(0.0, 30, "input", how)
+        cells.append(Cell(f"batches, inputs alike, {how}, 30/min", "clusters", valid, draw, holding()))
+        for shift in (0.0, 1.0):
+            kind = valid if not shift else "bad"
+            counted = "mean of each request" if valid == "healthy" else how
+            draw = batches_of_numbers(shift, 30, "score", how)
+            name = f"batches, mean {shift:g} sd higher, {counted}, 30/min"
+            cells.append(Cell(name, "clusters", kind, draw, mean_of()))
+    for split in SPLITS:
+        for times in TIMES:
+            kind = "healthy" if split == "by request" else "not valid"
+            words = f"split {split}, {times}, 300/min"
+            for name, metric, gate in (
+                ("predictions alike", "predicted", failing()),
+                ("inputs alike", "input", holding()),
+            ):
+                draw = users_labels(300, metric, split, times)
+                cells.append(Cell(f"users, {name}, {words}", "clusters", kind, draw, gate))
+            draw = users_numbers(300, "score", split, times)
+            cells.append(Cell(f"users, means alike, {words}", "clusters", kind, draw, mean_of()))
+    return cells
+
+
+def labels_with_delay() -> list[Cell]:
+    """Labels that trickle in over days and are looked at each hour."""
+    rising = np.linspace(0.05, 0.25, 24)
+    growing = Late(shares=(0.1, 0.25, 0.5), wrong=(rising, rising), delay=(36.0, 6.0))
+    kinds: list[tuple[str, Kind, Late]] = [
+        ("10 % wrong in both", "healthy", Late()),
+        ("10 % wrong in both, wrong ones known sooner", "healthy", Late(delay=(36.0, 6.0))),
+        ("10 and 10.9 % wrong (odds 1.1, tolerated)", "healthy", Late(wrong=(0.1089, 0.1))),
+        ("5 to 25 % wrong in both over the day, known sooner, split changes", "healthy", growing),
+        ("the same, and all requests of the day together", "not valid", replace(growing, by_period=False)),
+        ("wrong 10 -> 13 %", "bad", Late(wrong=(0.13, 0.1))),
+        ("wrong 10 -> 20 %", "bad", Late(wrong=(0.2, 0.1))),
+        ("wrong 2 -> 6 %", "bad", Late(wrong=(0.06, 0.02))),
+        ("wrong 10 -> 20 %, 120 requests an hour", "bad", Late(wrong=(0.2, 0.1), per_hour=120)),
+        ("the treatment's labelled 50 -> 40 %", "bad", Late(labelled=(0.4, 0.5))),
+        ("wrong 10 -> 20 %, half of them never labelled", "bad", Late(wrong=(0.2, 0.1), wrong_labelled=(0.25, 0.5))),
+    ]
+    return [Cell(name, "late labels", kind, late_labels(late), LATE_GATE) for name, kind, late in kinds]
+
+
 FAMILIES = {
     "predictions": Family(
         "Predictions",
@@ -224,5 +291,21 @@ FAMILIES = {
         "and more than `mostly` allows.",
         VALIDATIONS,
     ),
+    "late labels": Family(
+        "Labels that come late",
+        "The requests of a day, 1,200 an hour, half of which get a label, a day later on average. From the end of the "
+        f"day on there is a look each hour, {LOOKS} in all: the brackets have hours, not minutes. The gate's bins are "
+        "by the label's arrival, and each has requests of a time within which the split did not change. It also holds "
+        "the rollout where another part of the treatment's requests is labelled.",
+        LABELLED_RULES,
+    ),
+    "clusters": Family(
+        "Rows of one request, requests of one user",
+        f"Requests have {' or '.join(f'{rows:,} rows ({100 * part:g} %)' for rows, part in ROWS.items())}. Labels of "
+        "one request are drawn from shares of its own (a correlation of a third), numbers have half of their variance "
+        "in common. The gate takes one observation of each request; *every row* is what would be if it did not. The "
+        f"other rules see every row. A user sends {USERS_REQUESTS} requests that are alike in the same way.",
+        COMPARISONS,
+    ),
 }
-CELLS = [*predictions(), *numbers(), *inputs(), *expectations()]
+CELLS = [*predictions(), *numbers(), *inputs(), *expectations(), *clusters(), *labels_with_delay()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks.gate.data.cells import CELLS, FAMILIES, Cell
 from tests.benchmarks.gate.data.rollouts import BASELINE_VALUES, LOOKS, SHARE
-from tests.benchmarks.gate.data.rules import COMPARISONS, ENOUGH, VALIDATIONS
+from tests.benchmarks.gate.data.rules import COMPARISONS, ENOUGH, LABELLED_RULES, VALIDATIONS
 from tests.benchmarks.gate.data.run import GATE, NEVER, Results
 from tests.benchmarks.gate.picture import bars
 
@@ -66,7 +66,7 @@ def text(results: Mapping[str, Results]) -> str:
 
 def _introduction() -> list[str]:
     """Return what was simulated, and the rules."""
-    rules = [f"- **{name}**: {rule.what}." for name, rule in {**COMPARISONS, **VALIDATIONS}.items()]
+    rules = [f"- **{name}**: {rule.what}." for name, rule in {**COMPARISONS, **VALIDATIONS, **LABELLED_RULES}.items()]
     return [
         "# The gate on collected data against other rules",
         "",
@@ -133,14 +133,18 @@ def _row(cell: Cell, results: Results, rules: Sequence[str]) -> str:
 
 def _ending(results: Mapping[str, Results]) -> list[str]:
     """Return how it was measured."""
-    runs = sorted({len(one.minutes[GATE]) for one in results.values()})
+    counted = []
+    for what in ("healthy", "other"):
+        cells = [cell for cell in CELLS if _name(cell) in results and (cell.kind == "healthy") == (what == "healthy")]
+        runs = sorted({len(results[_name(cell)].minutes[GATE]) for cell in cells})
+        if runs:
+            counted.append(f"{runs[0]:,}{f' to {runs[-1]:,}' if len(runs) > 1 else ''} of each {what} cell")
     checked, seconds = sum(one.checked for one in results.values()), sum(one.seconds for one in results.values())
-    counted = f"{runs[0]:,} runs" if len(runs) == 1 else f"{runs[0]:,} to {runs[-1]:,} runs"
     return [
         "",
         "## How it was measured",
         "",
-        f"{counted} of each of {len(results)} cells. The gate's claims were computed by its own code; {checked} "
+        f"{len(results)} cells; runs: {', '.join(counted)}. The gate's claims were computed by its own code; {checked} "
         "rollouts were also judged as a",
         "whole by `judge`, with the same outcome at every look at which it changes. "
         f"{seconds / 60:.0f} min of processor time (Python",

@@ -13,7 +13,7 @@ from scipy.special import chdtrc, kolmogorov
 
 from tests.benchmarks.gate.data.rollouts import Seen
 
-__all__ = ["COMPARISONS", "ENOUGH", "VALIDATIONS", "Rule"]
+__all__ = ["COMPARISONS", "ENOUGH", "LABELLED_RULES", "VALIDATIONS", "Rule"]
 
 Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
@@ -27,6 +27,7 @@ SMALL_REFERENCE = 1_000
 # Deequ subtracts this many times sqrt((n + m) / (n m)) where it corrects for few values.
 DEEQU_CORRECTION = 1.8
 DISTANCE = 0.1
+ONE_SIDED_5_PER_CENT = 1.645
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,21 @@ def less_complete(seen: Seen) -> Truths:
     return over
 
 
+def more_wrong(seen: Seen) -> Truths:
+    """Return at which looks more of the treatment's answers are wrong by a one-sided z-test of two proportions."""
+    x, y = so_far(seen)
+    n, m = (np.maximum(arm.sum(axis=1), 1) for arm in (x, y))
+    p, q, both = x[:, 1] / n, y[:, 1] / m, (x[:, 1] + y[:, 1]) / (n + m)
+    z = (p - q) / np.sqrt(np.maximum(both * (1 - both) * (1 / n + 1 / m), 1e-12))
+    significant: Truths = z > ONE_SIDED_5_PER_CENT
+    return significant
+
+
+def less_accurate(seen: Seen) -> Truths:
+    """Return at which looks a smaller part of the treatment's answers is right than was of the baseline."""
+    return less_complete(seen)
+
+
 COMPARISONS: Mapping[str, Rule] = {
     "PSI > 0.2": Rule("population stability index of the labels, or of control's deciles", lambda s: psi(s) > 0.2),
     "KS p < 0.05": Rule(
@@ -188,5 +204,14 @@ VALIDATIONS: Mapping[str, Rule] = {
         "its completeness check, for rows that are unexpected because they are null: a smaller part is complete than "
         "was of the baseline",
         less_complete,
+    ),
+}
+LABELLED_RULES: Mapping[str, Rule] = {
+    "z-test p < 0.05": Rule(
+        "one-sided z-test of two proportions on all labels so far, against control's labels", more_wrong
+    ),
+    "SageMaker, model quality": Rule(
+        "its suggested constraint: the accuracy so far is below that of the baseline, control's day before",
+        less_accurate,
     ),
 }

@@ -8,14 +8,14 @@ import numpy as np
 
 from controlled_rollout.gate import Bin, Counts, Moments, judge
 from controlled_rollout.gate.columns import Columns, Values
+from controlled_rollout.gate.event_claims import event_claims
 from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Gate
 from tests.benchmarks.gate.data.cells import CELLS, FAMILIES, Cell
-from tests.benchmarks.gate.data.rollouts import LOOKS
 from tests.benchmarks.gate.data.rules import ENOUGH
 
-__all__ = ["CHECKED", "GATE", "NEVER", "Results", "bins_of", "chunk", "gate_minute"]
+__all__ = ["CHECKED", "GATE", "NEVER", "Results", "bins_of", "chunk", "deciding_bin"]
 
 GATE = "this gate"
 NEVER = math.inf
@@ -52,10 +52,11 @@ def chunk(index: int, runs: int, part: int) -> Results:
     results = Results({name: [] for name in (GATE, *rules)})
     for run in range(runs):
         rollout = cell.draw(rng)
-        minute = gate_minute(rollout.columns, cell.gate)
+        bin_ = deciding_bin(rollout.columns, cell.gate)
         if part == 0 and run < CHECKED:
-            check(cell, rollout.columns, minute)
+            check(cell, rollout.columns, bin_)
             results.checked += 1
+        minute = NEVER if bin_ is None else 1.0 + (bin_ if rollout.looks is None else int(rollout.looks[bin_]))
         results.minutes[GATE].append(minute)
         seen = rollout.seen
         enough = np.minimum(*(np.cumsum(arm.sum(axis=1)) for arm in (seen.treatment, seen.control))) >= ENOUGH
@@ -66,25 +67,25 @@ def chunk(index: int, runs: int, part: int) -> Results:
     return results
 
 
-def gate_minute(columns: Columns, gate: Gate) -> float:
-    """Return the look at which the claim about the gate's only metric is established."""
+def deciding_bin(columns: Columns, gate: Gate) -> int | None:
+    """Return the index of the bin after which the first claim about the gate's metrics is established; None if none."""
     claims = metric_claims(columns, gate)
-    (claim,) = (*claims.alarms, *claims.splits, *expectation_claims(columns, gate))
-    return NEVER if claim.established_at is None else claim.established_at + 1.0
+    alarms, _ = event_claims(columns, gate)
+    results = (*claims.alarms, *claims.splits, *alarms, *expectation_claims(columns, gate))
+    return min((one.established_at for one in results if one.established_at is not None), default=None)
 
 
-def check(cell: Cell, columns: Columns, minute: float) -> None:
-    """Let `judge` decide at the looks around the one at which the claim was established, and at the last.
+def check(cell: Cell, columns: Columns, decided: int | None) -> None:
+    """Let `judge` decide with the bins up to the one after which a claim was established, without it, and with all.
 
     Raises:
         AssertionError: It decides otherwise.
     """
     bins = bins_of(columns)
-    for looks in {LOOKS, LOOKS if minute == NEVER else int(minute), LOOKS if minute == NEVER else int(minute) - 1} - {
-        0
-    }:
-        stopped = judge(bins[:looks], cell.gate).outcome in {"fail", "split_is_wrong"}
-        assert stopped == (looks >= minute), f"{cell.family}, {cell.name}: look {looks}, established at {minute}"
+    for number in {len(bins), *(() if decided is None else (decided, decided + 1))} - {0}:
+        stopped = judge(bins[:number], cell.gate).outcome in {"fail", "split_is_wrong"}
+        expected = decided is not None and number > decided
+        assert stopped == expected, f"{cell.family}, {cell.name}: {number} bins, established after {decided}"
 
 
 def bins_of(columns: Columns) -> list[Bin]:
@@ -110,6 +111,6 @@ def _counts(columns: Columns, look: int) -> tuple[Counts, Counts, float | None]:
         )
         for number, arm in ((1, "control"), (0, "treatment"))
     ]
-    # The split is not checked: a bin in which it changed has no share.
-    share = float(columns.shares[look])
-    return counts[0], counts[1], None if math.isnan(share) else share
+    # The split is not what is judged here: only where it changes do the bins say what was set.
+    changes = len(np.unique(columns.shares)) > 1
+    return counts[0], counts[1], float(columns.shares[look]) if changes else None
