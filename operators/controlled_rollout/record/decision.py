@@ -13,8 +13,9 @@ from controlled_rollout.record.look_input import LookSettings
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
 
 Step = Literal[
-    "roll_out", "shift", "look", "go_on", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire"
-]
+    "roll_out", "shift", "look", "go_on", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire",
+    "judge_labels", "confirm",
+]  # fmt: skip
 
 
 class BinDelta(BaseModel):
@@ -90,7 +91,8 @@ class Decision(BaseModel):
     Attributes:
         time: When it was decided.
         endpoint, version: What it is about.
-        step: Which step decided; `go_on`: a gate let the rollout go on from its present share.
+        step: Which step decided; `go_on`: a gate let the rollout go on from its present share; `judge_labels`: a look
+            at labels that came late; `confirm`: such labels have shown that the version is good enough.
         who: The person, or the task as `dag/run/task`.
         why: The reason in a sentence.
         outcome: Of a look, or of a gate that lets the rollout go on: pass, fail, not_enough_evidence, cannot_see or

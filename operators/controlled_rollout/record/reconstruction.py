@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -13,6 +14,9 @@ from controlled_rollout.record.decision import Decision, LookEvidence
 from controlled_rollout.record.look_input import LookInput, LookSettings
 
 __all__ = ["RecordedLook", "recorded_looks"]
+
+# Looks at what callers saw, and at labels that came late.
+LOOKS: Final = ("look", "judge_labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def recorded_looks(decisions: Iterable[Decision]) -> Iterator[RecordedLook]:
     """
     series: dict[str, _Series] = {}
     for decision in decisions:
-        if decision.step != "look":
+        if decision.step not in LOOKS:
             continue
         try:
             evidence = decision.look_evidence()

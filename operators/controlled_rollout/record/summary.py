@@ -87,7 +87,12 @@ def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> R
         ControlledRolloutError: The record has no look at it that could read the metric store.
     """
     all_decisions = list(decisions)
-    looks = [look for look in recorded_looks(all_decisions) if version in (None, look.decision.version)]
+    # A look at labels counts other requests, of a rollout that may be over.
+    looks = [
+        look
+        for look in recorded_looks(all_decisions)
+        if look.decision.step == "look" and version in (None, look.decision.version)
+    ]
     last = next((look for look in reversed(looks) if look.look is not None), None)
     if last is None or last.look is None:
         of = f"version {version!r}" if version else "any version"
@@ -129,19 +134,30 @@ def _read_verdict(values: Mapping[str, Any] | None) -> Verdict | None:
 
 
 def _steps_since(decisions: Sequence[Decision], version: str, started: datetime) -> tuple[SummaryStep, ...]:
-    """Return the steps other than looks that were taken on a version since its rollout began."""
-    # The record's line of a roll-out is a moment later than the version's creation.
-    return tuple(
-        SummaryStep(decision.time, _step_label(decision), decision.who, decision.why)
-        for decision in decisions
-        if decision.version == version and decision.step != "look" and decision.time >= started
-    )
+    """Return the steps other than looks that were taken on a version since its rollout began.
+
+    Of the looks at labels, of which there may be one an hour for weeks, those are taken whose outcome was a new one.
+    """
+    steps = []
+    outcome: str | None = None
+    for decision in decisions:
+        # The record's line of a roll-out is a moment later than the version's creation.
+        if decision.version != version or decision.step == "look" or decision.time < started:
+            continue
+        if decision.step == "judge_labels":
+            known, outcome = outcome, decision.outcome
+            if known == outcome:
+                continue
+        steps.append(SummaryStep(decision.time, _step_label(decision), decision.who, decision.why))
+    return tuple(steps)
 
 
 def _step_label(decision: Decision) -> str:
-    """Return the short name of a step for tables and pictures, such as `10 %` for a shift."""
+    """Return the short name of a step: `10 %` for a shift, `labels: pass` for a look at labels."""
     if decision.step == "shift" and decision.share is not None:
         return f"{decision.share:g} %"
+    if decision.step == "judge_labels":
+        return f"labels: {(decision.outcome or '').replace('_', ' ')}"
     return decision.step.replace("_", " ")
 
 

@@ -76,9 +76,9 @@ class LabelledRollout:
         SpoolShipper(spool, FolderStorage(self.storage), clock=clock.timestamp).ship()
 
     def look(self, source: LabelSource, labels: Labels = ACCURACY, **changes: Any) -> LabelLook:
-        """Judge v2 against v1, long after the last label."""
+        """Judge v2a against v1a, long after the last label."""
         arguments: dict[str, Any] = {
-            "control": "v1", "treatment": "v2", "since": T0, "until": UNTIL, "now": UNTIL + timedelta(days=3),
+            "control": "v1a", "treatment": "v2a", "since": T0, "until": UNTIL, "now": UNTIL + timedelta(days=3),
         }  # fmt: skip
         return judge_labels(self.workspace, "digits", labels=labels, source=source, **(arguments | changes))
 

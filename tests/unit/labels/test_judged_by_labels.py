@@ -13,7 +13,7 @@ EVEN = (SplitChange(T0 - HOUR, 0.5),)
 
 
 def test_a_version_that_is_wrong_more_often_fails_once_enough_labels_have_arrived(rollout: LabelledRollout) -> None:
-    rows = answered_requests(rollout, wrong={"v1": 0.05, "v2": 0.4})
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.4})
     early = rollout.look(Rows(rows), splits=EVEN, now=UNTIL + HOUR)
     late = rollout.look(Rows(rows), splits=EVEN)
     assert early.verdict.outcome is Outcome.FAIL or early.counts.treatment_labelled < 200
@@ -26,7 +26,7 @@ def test_a_version_that_is_wrong_more_often_fails_once_enough_labels_have_arrive
 
 
 def test_what_an_earlier_look_has_judged_stays_when_later_labels_arrive(rollout: LabelledRollout) -> None:
-    rows = answered_requests(rollout, wrong={"v1": 0.1, "v2": 0.1})
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1})
     looks = [rollout.look(Rows(rows), splits=EVEN, now=UNTIL + hours * HOUR) for hours in (1, 5, 20, 60)]
     assert all(look.unseen == "" for look in looks)
     for earlier, later in pairwise(looks):
@@ -36,7 +36,7 @@ def test_what_an_earlier_look_has_judged_stays_when_later_labels_arrive(rollout:
 
 
 def test_labels_that_say_nothing_new_are_counted_and_change_nothing(rollout: LabelledRollout) -> None:
-    rows = answered_requests(rollout, wrong={"v1": 0.1, "v2": 0.1})
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1})
     plain = rollout.look(Rows(rows), splits=EVEN)
     added = [
         replace(rows[0], arrived=rows[0].arrived + S),
@@ -55,15 +55,15 @@ def test_labels_that_say_nothing_new_are_counted_and_change_nothing(rollout: Lab
 
 
 def test_versions_whose_requests_are_not_labelled_alike_are_not_compared(rollout: LabelledRollout) -> None:
-    rows = answered_requests(rollout, wrong={"v1": 0.1, "v2": 0.1})
-    hidden = [row for number, row in enumerate(rows) if not row.correlation_id.startswith("c-v2") or number % 3 == 0]
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1})
+    hidden = [row for number, row in enumerate(rows) if not row.correlation_id.startswith("c-v2a") or number % 3 == 0]
     look = rollout.look(Rows(hidden), splits=EVEN)
     assert look.verdict.outcome is Outcome.SPLIT_IS_WRONG
     assert "share of labelled requests differs" in look.verdict.reason
 
 
 def test_no_label_at_all_waits_until_there_should_be_one_and_then_cannot_be_seen(rollout: LabelledRollout) -> None:
-    answered_requests(rollout, wrong={"v1": 0.1, "v2": 0.1}, each=20)
+    answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1}, each=20)
     early = rollout.look(Rows([]), now=UNTIL + timedelta(days=6))
     late = rollout.look(Rows([]), now=UNTIL + timedelta(days=8))
     assert (early.verdict.outcome, late.verdict.outcome) == (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.CANNOT_SEE)
@@ -75,8 +75,8 @@ def test_no_label_at_all_waits_until_there_should_be_one_and_then_cannot_be_seen
 
 
 def test_of_requests_with_one_correlation_id_the_first_counts(rollout: LabelledRollout) -> None:
-    rollout.collect("v1", [("a", T0 + 5 * S, [1]), ("b", T0 + 6 * S, [1])], correlation="shared")
-    rollout.collect("v2", [("c", T0 + 4 * S, [2])], correlation="shared")
+    rollout.collect("v1a", [("a", T0 + 5 * S, [1]), ("b", T0 + 6 * S, [1])], correlation="shared")
+    rollout.collect("v2a", [("c", T0 + 4 * S, [2])], correlation="shared")
     look = rollout.look(Rows([LabelRow("shared", 2, UNTIL)]))
     assert look.counts.labels.shared_ids == 2
     assert "no request of both versions" in look.unseen  # v2's was the first

@@ -1,0 +1,120 @@
+"""A look at labels as a step: what is compared is in the endpoint's history, the look in the record."""
+
+from datetime import timedelta
+from typing import cast
+
+import pytest
+
+from controlled_rollout import record
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ArgumentError, ConflictError
+from controlled_rollout.evaluation.replay import replay
+from controlled_rollout.gate import Outcome
+from controlled_rollout.labels import LabelLook, LabelSource, look_at_labels
+from controlled_rollout.record.summary import summarize
+from controlled_rollout.target.protocol import Change, Revision, Target
+from tests.unit.labels.labelled_rollout import (
+    ACCURACY,
+    HOUR,
+    T0,
+    UNTIL,
+    LabelledRollout,
+    Rows,
+    answered_requests,
+)
+
+
+class PromotedEndpoint:
+    """An endpoint whose version v2a had half of v1a's traffic from T0 to UNTIL, and is control since then."""
+
+    def __init__(self) -> None:
+        first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
+        shared = first.claim("v2a", owner="dag/run", at=T0).create_version("v2a", traffic_percentile=50)
+        states = [(first, T0 - 24 * HOUR), (shared, T0), (shared.promote("v2a"), UNTIL)]
+        self.revisions = [
+            Revision(
+                number=number,
+                endpoint=endpoint.model_copy(update={"revision": number}),
+                change=Change(who="a", why="b"),
+                created=moment,
+            )
+            for number, (endpoint, moment) in enumerate(states, start=1)
+        ]
+
+    async def history(self, name: str) -> list[Revision]:
+        return self.revisions
+
+
+async def look(
+    rollout: LabelledRollout, source: LabelSource, endpoint: PromotedEndpoint | None = None, **changes: object
+) -> LabelLook:
+    arguments = {"labels": ACCURACY, "who": "dag/run/task", "now": UNTIL + timedelta(days=3)} | changes
+    target = cast(Target, endpoint or PromotedEndpoint())
+    return await look_at_labels(rollout.workspace, target, "digits", "v2a", source=source, **arguments)  # type: ignore[arg-type]
+
+
+async def test_a_version_is_compared_with_the_control_that_it_shared_the_traffic_with(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.5})
+    found = await look(rollout, Rows(rows))
+    assert found.verdict.outcome is Outcome.FAIL
+    assert (found.since, found.until) == (T0, UNTIL)
+    assert found.counts.treatment <= 400  # requests while the split changed are left out
+
+
+async def test_looks_are_in_the_record_and_a_replay_concludes_the_same(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.5})
+    looks = [await look(rollout, Rows(rows), now=UNTIL + hours * HOUR) for hours in (1, 20, 50, 51)]
+    decisions = list(record.read(rollout.workspace, "digits"))
+    of_labels = [one for one in decisions if one.step == "judge_labels"]
+    assert [one.outcome for one in of_labels] == [one.verdict.outcome.value for one in looks]
+    assert [one.why for one in of_labels] == [one.verdict.reason for one in looks]
+    replayed = list(replay(decisions))
+    assert [one.difference for one in replayed] == [""] * 4
+    assert [one.look.evidence.bins for one in replayed if one.look] == [one.bins for one in looks]
+
+
+async def test_a_look_that_cannot_see_is_recorded_with_why(rollout: LabelledRollout) -> None:
+    found = await look(rollout, Rows([]))
+    assert found.verdict.outcome is Outcome.CANNOT_SEE
+    (decision,) = [one for one in record.read(rollout.workspace, "digits") if one.step == "judge_labels"]
+    assert "version 'v1a' has no answered request in 'predictions'" in decision.why
+    assert [one.difference for one in replay([decision])] == [""]
+
+
+async def test_the_report_of_a_rollout_is_not_that_of_its_labels(rollout: LabelledRollout) -> None:
+    await look(rollout, Rows([]))
+    with pytest.raises(Exception, match="the record holds no look"):
+        summarize(record.read(rollout.workspace, "digits"))
+
+
+async def test_while_both_versions_have_traffic_the_look_waits_for_its_end(rollout: LabelledRollout) -> None:
+    endpoint = PromotedEndpoint()
+    del endpoint.revisions[-1]
+    found = await look(rollout, Rows([]), endpoint)
+    assert found.verdict.outcome is Outcome.CANNOT_SEE
+    assert "both still have traffic" in found.verdict.reason
+
+
+async def test_a_version_that_never_had_traffic_beside_a_control_cannot_be_judged(rollout: LabelledRollout) -> None:
+    endpoint = PromotedEndpoint()
+    alone = Endpoint(name="digits").create_version("v2a", is_control=True, is_default=True)
+    endpoint.revisions = [endpoint.revisions[0].model_copy(update={"endpoint": alone})]
+    with pytest.raises(ConflictError, match="'v2a' had no traffic beside a control"):
+        await look(rollout, Rows([]), endpoint)
+    with pytest.raises(ConflictError, match="beside version 'v9a'"):
+        await look(rollout, Rows([]), control="v9a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"since": T0.replace(tzinfo=None)}, "since = 2026-03-01T00:00:00 has no time zone"),
+        ({"since": UNTIL, "until": T0}, "`since` before `until`"),
+        ({"since": T0, "until": T0 + timedelta(days=400)}, "at most 366 days"),
+    ],
+)
+async def test_a_time_that_is_none_is_refused(
+    rollout: LabelledRollout, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        await look(rollout, Rows([]), **changes)
