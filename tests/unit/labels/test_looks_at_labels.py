@@ -1,7 +1,7 @@
 """A look at labels as a step: what is compared is in the endpoint's history, the look in the record."""
 
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -46,11 +46,11 @@ class PromotedEndpoint:
 
 
 async def look(
-    rollout: LabelledRollout, source: LabelSource, endpoint: PromotedEndpoint | None = None, **changes: object
+    rollout: LabelledRollout, source: LabelSource, endpoint: PromotedEndpoint | None = None, **changes: Any
 ) -> LabelLook:
-    arguments = {"labels": ACCURACY, "who": "dag/run/task", "now": UNTIL + timedelta(days=3)} | changes
+    arguments: dict[str, Any] = {"labels": ACCURACY, "who": "dag/run/task", "now": UNTIL + timedelta(days=3)} | changes
     target = cast(Target, endpoint or PromotedEndpoint())
-    return await look_at_labels(rollout.workspace, target, "digits", "v2a", source=source, **arguments)  # type: ignore[arg-type]
+    return await look_at_labels(rollout.workspace, target, "digits", "v2a", source=source, **arguments)
 
 
 async def test_a_version_is_compared_with_the_control_that_it_shared_the_traffic_with(rollout: LabelledRollout) -> None:
@@ -113,8 +113,6 @@ async def test_a_version_that_never_had_traffic_beside_a_control_cannot_be_judge
         ({"since": T0, "until": T0 + timedelta(days=400)}, "at most 366 days"),
     ],
 )
-async def test_a_time_that_is_none_is_refused(
-    rollout: LabelledRollout, changes: dict[str, object], message: str
-) -> None:
+async def test_a_time_that_is_none_is_refused(rollout: LabelledRollout, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         await look(rollout, Rows([]), **changes)
