@@ -150,7 +150,8 @@ class CsvLayout:
         columns = list(dict.fromkeys(name for entry in entries for row in entry.rows for name in row))
         file = io.StringIO(newline="")
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, *_AML_COLUMNS])
+        # As in Parquet, a caller's column of the same name gets one more $.
+        writer.writerow([*(f"${name}" if name in _AML_COLUMNS else name for name in columns), *_AML_COLUMNS])
         for entry in entries:
             names = _model_names(replica, entry)
             trailer = [

@@ -194,23 +194,38 @@ def _process_table(processes: "list[ProcessStatus]") -> str:
 def _run_erase(options: argparse.Namespace) -> int:
     """Run `controlled-rollout erase`: show or delete the collected rows of one id; return the exit code."""
     from controlled_rollout.storage import open_storage
-    from controlled_rollout.storage.erasure import erase_rows, find_rows
+    from controlled_rollout.storage.erasure import UnreadableFile, erase_rows, find_reports, find_rows
 
     storage = open_storage(workspace_of(options))
-    rows, new = 0, 0
+    rows = new = unreadable = 0
+    requests: set[str] = set()
     for found in find_rows(storage, options.id, datetime.now(UTC)):
-        print_line(f"{found.rows:>8,} rows  {storage.address_of(found.name)}{' (still written)' * found.is_new}")
+        address = storage.address_of(found.name)
+        if isinstance(found, UnreadableFile):
+            print_line(f"cannot be read: {address} ({found.problem})")
+            unreadable += 1
+            continue
+        print_line(f"{found.rows:>8,} rows  {address}{' (still written)' * found.is_new}")
+        requests |= found.requests
         rows += found.rows
         new += found.is_new
         if options.yes and not found.is_new:
             erase_rows(storage, found)
+    for report in find_reports(storage, requests | {options.id}):
+        print_line(f"{'':>8} report {storage.address_of(report)}")
+        if options.yes:
+            storage.delete(report)
     if not options.yes:
         print_line(f"{rows:,} rows can be deleted: repeat with --yes")
     elif new:
         print_line(f"{new} parts were left, because a collector may still write them: repeat it in two minutes")
     else:
         print_line(f"{rows:,} rows deleted")
-    return EXIT_REFUSED if options.yes and new else 0
+    if unreadable:
+        print_line(
+            f"{unreadable} files could not be read and were left: see whether they are parts, and delete them if so"
+        )
+    return EXIT_REFUSED if unreadable or (options.yes and new) else 0
 
 
 def _run_clean(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 from controlled_rollout.errors import StorageError
 from controlled_rollout.storage.protocol import Storage, StoredFile
 
-__all__ = ["OldFiles", "find_old_files", "hand_over_model"]
+__all__ = ["REPORTS", "OldFiles", "find_old_files", "hand_over_model"]
 
 FOLDER: Final = "models/"
 REPORTS: Final = "reports/"
