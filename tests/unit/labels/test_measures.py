@@ -96,12 +96,12 @@ def test_the_log_loss_is_of_the_probability_that_the_right_class_had() -> None:
         """Return the log loss of one row with the prediction 1."""
         return measured(["log_loss"], label, [1, value], **settings).losses.get("log_loss")
 
-    one = {"probability": "predictions.p", "positive": 1}
+    one: dict[str, Any] = {"probability": "predictions.p", "positive": 1}
     assert loss(1, 0.8, **one) == pytest.approx(-math.log(0.8))
     assert loss(0, 0.8, **one) == pytest.approx(-math.log(0.2))
     assert loss(0, 1.0, **one) == pytest.approx(-math.log(1e-6))
     assert loss(0, None, **one) is None
-    several = {"probability": {"a": "predictions.a", "b": "predictions.b"}}
+    several: dict[str, Any] = {"probability": {"a": "predictions.a", "b": "predictions.b"}}
     row = ["a", 0.9, 0.1]
     assert measured(["log_loss"], "b", row, **several).losses["log_loss"] == pytest.approx(-math.log(0.1))
     with pytest.raises(EvidenceUnavailableError, match="a label is 'c', and probability has columns for a, b"):
