@@ -1,0 +1,139 @@
+"""A look at labels as a step: which versions and time are compared is in the endpoint's history, the look in the record."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+from controlled_rollout import record
+from controlled_rollout.errors import ConflictError, RecordUnavailableError
+from controlled_rollout.evaluation.conclusion import conclude, verdict_without_record
+from controlled_rollout.evaluation.splits import splits_since
+from controlled_rollout.evidence import Evidence, EvidenceWindow
+from controlled_rollout.gate import Verdict, cannot_see, verdict_to_dict
+from controlled_rollout.labels.judgement import LabelCounts, LabelLook, check_time, judge_labels
+from controlled_rollout.labels.settings import Labels
+from controlled_rollout.labels.source import LabelSource
+from controlled_rollout.record import Decision, LookInput, LookSettings
+from controlled_rollout.target.history import shared_traffic
+from controlled_rollout.target.protocol import Revision, Target
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["look_at_labels"]
+
+
+async def look_at_labels(
+    workspace: Workspace,
+    target: Target,
+    endpoint: str,
+    version: str,
+    *,
+    labels: Labels,
+    source: LabelSource,
+    who: str,
+    control: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    now: datetime | None = None,
+) -> LabelLook:
+    """Judge a version by labels against the control that it shared the traffic with, and append the look to the record.
+
+    A source, a storage or a record that cannot be read or written gives the outcome `cannot_see`; an alarm stays one
+    without the record.
+
+    Args:
+        workspace: Where the collected data and the record are.
+        target: Where the endpoint is: the workspace's target, open.
+        endpoint: The endpoint's name.
+        version: The version that is judged.
+        labels: What labels are compared with, and what the version has to show.
+        source: Where labels come from.
+        who: Who looks, for the record.
+        control: The version that is compared with; None for the control beside which the version last had traffic.
+        since: The requests that are judged arrived from then on; None for when both had traffic first.
+        until: They arrived before; None for when one of the two had no traffic any more.
+        now: The time of the look; None for the present.
+
+    Raises:
+        ArgumentError: The time is none, or a function of the author's cannot be imported.
+        ConflictError: The version never had traffic beside a control.
+        EndpointError: There is no such version.
+    """
+    now = now or datetime.now(UTC)
+    history = await target.history(endpoint)
+    document = history[-1].endpoint if history else await target.endpoint(endpoint)
+    document.version(version)
+    check_time(since, until)
+    control, since, until = _compared(history, version, control, since, until)
+    if until is None:
+        unseen = (
+            f"versions {control!r} and {version!r} both still have traffic: their labels can be judged once one of the "
+            "two has none any more, or give until"
+        )
+        return LabelLook(cannot_see(unseen), (), LabelCounts(), since, now, now, unseen)
+    splits = splits_since(history, since, control=control, treatment=version)
+    judged = partial(
+        judge_labels, workspace, endpoint, control=control, treatment=version, labels=labels, source=source, now=now
+    )
+    look = await asyncio.to_thread(judged, since=since, until=until, splits=splits)
+    decision = Decision.about(document, version, step="judge_labels", who=who, time=now)
+    recorded = _look_input(endpoint, version, control, labels, source, look)
+    verdict = await asyncio.to_thread(_recorded, workspace, recorded, decision, look, history)
+    return replace(look, verdict=verdict)
+
+
+def _look_input(
+    endpoint: str, version: str, control: str, labels: Labels, source: LabelSource, look: LabelLook
+) -> LookInput:
+    """Return what the record keeps of a look: what a replay judges again."""
+    settings = LookSettings(
+        endpoint=endpoint,
+        treatment=version,
+        control=control,
+        started=look.since,
+        window=EvidenceWindow(bin_width=labels.bin_width, allowed_lag=labels.allowed_lag),
+        gate=labels.gate(),
+        queries=(
+            f"labels: {source.description}; answers: {', '.join(labels.columns)}, {look.since.isoformat()} to "
+            f"{look.until.isoformat()}",
+        ),
+    )
+    return LookInput(settings, Evidence(look.bins, (), (), look.arrived_until, settings.queries, unseen=look.unseen))
+
+
+def _recorded(
+    workspace: Workspace, look: LookInput, decision: Decision, found: LabelLook, history: Sequence[Revision]
+) -> Verdict:
+    """Append a look to the record; return its verdict, or what it counts without the record."""
+
+    def decide(complete: LookInput) -> Decision:
+        """Return the decision, with the verdict that a replay of the record computes again."""
+        verdict = replace(conclude(complete), reason=found.verdict.reason)
+        return decision.model_copy(
+            update={"outcome": verdict.outcome.value, "why": verdict.reason, "verdict": verdict_to_dict(verdict)}
+        )
+
+    try:
+        record.append_look(workspace, look, decide, history=history)
+    except RecordUnavailableError as error:
+        return verdict_without_record(found.verdict, str(error))
+    return found.verdict
+
+
+def _compared(
+    history: Sequence[Revision], version: str, control: str | None, since: datetime | None, until: datetime | None
+) -> tuple[str, datetime, datetime | None]:
+    """Return the control, and the time in which both versions had traffic; raise ConflictError if there is none.
+
+    While both have traffic that time has no end: a time that grows from look to look would be another test each time.
+    """
+    if control is not None and since is not None and until is not None:
+        return control, since, until
+    shared = shared_traffic(history, version) if history else None
+    if shared is None or (control is not None and shared.control != control):
+        raise ConflictError(
+            f"version {version!r} had no traffic beside {f'version {control!r}' if control else 'a control'} since it "
+            "was created: there is nothing that its labels can be compared with; name control, since and until"
+        )
+    return shared.control, since or shared.since, until or shared.until
