@@ -123,7 +123,7 @@ class Joined:
             for alike, columns, data in _alike(self._connection, parts[first : first + PARTS_PER_QUERY], observations):
                 self._connection.execute(
                     'INSERT INTO request SELECT coalesce("$correlation_id", "$request_id"), epoch_us("$time"), '
-                    f'"$request_id", {arm}, "$part" FROM {self._rows(columns)} AND "$row" = 0',  # noqa: S608 - numbers
+                    f'"$request_id", {arm}, "$part" FROM {self._rows(columns)} AND "$row" = 0',
                     [_as_patterns(alike)],
                 )
                 self._groups.append((arm, alike, columns))

@@ -127,7 +127,7 @@ def arrival_of(value: Any) -> datetime:
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
             return datetime.fromtimestamp(float(value), UTC)
         if isinstance(value, date) and not isinstance(value, datetime):
-            value = datetime(value.year, value.month, value.day)  # noqa: DTZ001
+            value = datetime(value.year, value.month, value.day)
         if isinstance(value, datetime):
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:
