@@ -1,4 +1,4 @@
-"""Judges a version by labels that come late: what was right is known hours or weeks after the answer (docs/labels.md)."""
+"""Judges a version by labels that come late: what was right is known hours or weeks after the answer."""
 
 from controlled_rollout.labels.judgement import LabelCounts, LabelLook, judge_labels
 from controlled_rollout.labels.look import look_at_labels

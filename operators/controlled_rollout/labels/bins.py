@@ -162,7 +162,7 @@ def _period_of(moment: datetime, periods: Sequence[Period]) -> int | None:
 
 
 def _complete_bins(state: _OfPeriod, labels: Labels) -> Iterator[tuple[Counts, Counts]]:
-    """Yield control's and the treatment's counts of each bin that is complete, and take its requests off the pending."""
+    """Yield control's and the treatment's counts of each bin that is complete; its requests are pending no more."""
     if len(state.pending) < state.bin_size:
         return
     pending, state.pending = state.pending, []

@@ -120,7 +120,7 @@ def judge_labels(
         source: Where labels come from.
         since: The requests that are judged arrived from then on.
         until: They arrived before; it has to be over, because the versions are compared over all of these requests.
-        splits: The splits that were set, oldest first; none: they are not known, and each UTC day is compared by itself.
+        splits: The splits that were set, oldest first; none: not known, and each UTC day is compared by itself.
         now: The time of the look; None for the present.
 
     Raises:
@@ -155,8 +155,8 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
     since, until, labels = asked.since, asked.until, asked.labels
     if until > asked.now - labels.allowed_lag:
         problem = (
-            f"the requests until {until:%Y-%m-%d %H:%M} are judged, and that is not over: look again after it, or judge "
-            "a time that is over"
+            f"the requests until {until:%Y-%m-%d %H:%M} are judged, and that is not over: look again after it, or "
+            "judge a time that is over"
         )
         return LabelCounts(), [], problem
     if not periods:

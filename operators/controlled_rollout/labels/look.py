@@ -1,4 +1,4 @@
-"""A look at labels as a step: which versions and time are compared is in the endpoint's history, the look in the record."""
+"""A look at labels as a step: what is compared is in the endpoint's history, and the look goes into the record."""
 
 import asyncio
 from collections.abc import Sequence

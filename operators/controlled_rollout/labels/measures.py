@@ -117,7 +117,7 @@ class Measures:
         return Measured(wrong, losses, score)
 
     def _counts(self, name: str, row: Row, label: Label) -> bool:
-        """Return whether a row counts for a metric: precision is of what was predicted positive, recall of positives."""
+        """Return whether a row counts: for precision what was predicted positive, for recall what was positive."""
         if name == "accuracy":
             return True
         return class_of(_scalar(row[0]) if name == "precision" else label) == self._positive
@@ -154,8 +154,8 @@ class Measures:
         except Exception as error:
             raise EvidenceUnavailableError(
                 f"the metric {name!r}: {function}({_shown(prediction)}, {_shown(label)}) failed with "
-                f"{type(error).__name__}: {str(error)[:200]}; it has to return a number, or None for a row that does not "
-                "count"
+                f"{type(error).__name__}: {str(error)[:200]}; it has to return a number, or None for a row that does "
+                "not count"
             ) from error
 
     def _probability(self, row: Row, label: Label) -> float | None:

@@ -132,7 +132,8 @@ class Labels(BaseModel):
             raise ValueError(f"{name} needs positive=…, the class that is positive")
         if name in ("log_loss", AUC) and self.probability is None:
             raise ValueError(
-                f"{name} needs probability='<collection>.<column>', the column with the probability of the positive class"
+                f"{name} needs probability='<collection>.<column>', the column with the probability of the positive "
+                "class"
             )
         if name == "log_loss" and isinstance(self.probability, str) and self.positive is None:
             raise ValueError(
@@ -177,7 +178,7 @@ class Labels(BaseModel):
         return self.prediction.partition(".")[0]
 
     def gate(self) -> Gate:
-        """Return the gate that judges bins of labelled requests: each metric, and that both versions are labelled alike."""
+        """Return the gate for bins of labelled requests: each metric, and that both versions are labelled alike."""
         events: dict[str, Event] = {}
         means: dict[str, Mean] = {}
         for name, metric in self.metrics.items():

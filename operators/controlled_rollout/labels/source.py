@@ -14,7 +14,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 __all__ = ["LONGEST_LABEL", "Label", "LabelRow", "LabelSource", "arrival_of", "class_of", "label_of"]
 
 # A JSON scalar; None is no label.
-Label: TypeAlias = None | bool | int | float | str
+Label: TypeAlias = bool | int | float | str | None
 
 LONGEST_LABEL: Final = 1_000
 MOST_ROWS: Final = 100_000

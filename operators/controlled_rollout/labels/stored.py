@@ -126,7 +126,7 @@ class _StoredSource:
             # What looks like a time or a UUID in JSON stays a text.
             as_text = ", ".join(f"{_literal(name)}: 'JSON'" for name in names)
             columns = ", ".join(_value(name, types[name]) for name in names)
-            query = f"SELECT {columns} FROM {reader.format(f', columns = {{{as_text}}}')}"  # noqa: S608 - quoted names
+            query = f"SELECT {columns} FROM {reader.format(f', columns = {{{as_text}}}')}"
             result = connection.execute(query, patterns)
             while found := result.fetchmany(ROWS_AT_ONCE):
                 for values in found:
