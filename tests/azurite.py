@@ -58,35 +58,75 @@ def _locked() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def serving_blobs(folder: Path) -> Iterator[str]:
-    """Serve blobs in the block and give their connection string; skip the test where Azurite is not installed."""
-    if why_not := why_no_azurite() or (None if _program().exists() else "Azurite is not installed: run `make lab`"):
-        skip(why_not)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder.mkdir(parents=True, exist_ok=True)
-    where = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(folder)]
-    # The clients speak a newer version of the protocol than the emulator knows.
-    how = ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([_program(), *where, *how], stdout=log, stderr=log, cwd=folder)
-    try:
+class Azurite:
+    """An emulator on a port of its own, which can be away for a while: what it keeps stays in its folder.
+
+    Args:
+        folder: For its files; it is made.
+        host: Where it listens.
+        certificate: Its certificate and key, for https.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", certificate: tuple[Path, Path] | None = None) -> None:
+        if why_not := why_no_azurite() or (None if _program().exists() else "Azurite is not installed: run `make lab`"):
+            skip(why_not)
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            self._port = probe.getsockname()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._host, self._certificate = folder, host, certificate
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """The address of its account."""
+        return f"{'https' if self._certificate else 'http'}://{self._host}:{self._port}/{ACCOUNT}"
+
+    @property
+    def connection_string(self) -> str:
+        """What signs in to it."""
+        protocol = self.address.partition(":")[0]
+        return (
+            f"DefaultEndpointsProtocol={protocol};AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.address};"
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        where = ["--blobHost", self._host, "--blobPort", str(self._port), "--location", str(self._folder)]
+        # The clients speak a newer version of the protocol than the emulator knows.
+        how = ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        if self._certificate:
+            certificate, key = self._certificate
+            how += ["--cert", str(certificate), "--key", str(key)]
+        log_file = self._folder / "log"
+        with log_file.open("a") as log:
+            process = subprocess.Popen([_program(), *where, *how], stdout=log, stderr=log, cwd=self._folder)
+        self._process = process
         end = time.monotonic() + DEADLINE_S
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
+                if probe.connect_ex((self._host, self._port)) == 0:
+                    return
+            assert process.poll() is None and time.monotonic() < end, log_file.read_text()
             time.sleep(0.05)
-        yield (
-            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
-            f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};"
-        )
+
+    def stop(self) -> None:
+        """End it; nothing happens if it does not run."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def serving_blobs(folder: Path) -> Iterator[str]:
+    """Serve blobs in the block and give their connection string; skip the test where Azurite is not installed."""
+    azurite = Azurite(folder)
+    azurite.start()
+    try:
+        yield azurite.connection_string
     finally:
-        process.terminate()
-        process.wait()
+        azurite.stop()
 
 
 @contextmanager

@@ -10,6 +10,7 @@
 | `crash`   | the version never becomes ready: `init()` raises                                         |
 | `hangs`   | the version never becomes ready: `init()` takes 10 minutes                               |
 | `dies`    | a replica's process exits, without a word, at its 51st request, each time it is started  |
+| `skewed`  | the label of every answer is `a`; of `steady` each of `a`, `b` and `c` is a third        |
 
 `python -m tests.cluster.scoring_images --registry 127.0.0.1:PORT` builds them all and prints their references.
 """
@@ -35,8 +36,8 @@ from .lab.images import base_image
 __all__ = ["MODELS", "build", "build_all", "project"]
 
 FOLDER = Path(__file__).with_name("models")
-HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "init_s": 0, "dies_after": 0}
-MODELS = ("steady", "steady2", "failing", "slow", "late", "crash", "dies", "hangs")
+HARMLESS = {"delay_ms": 0, "failing_share": 0.0, "init_error": "", "init_s": 0, "dies_after": 0, "label": ""}
+MODELS = ("steady", "steady2", "failing", "slow", "late", "crash", "dies", "hangs", "skewed")
 
 
 def project(model: str, into: Path, **changes: Any) -> Path:
@@ -46,7 +47,7 @@ def project(model: str, into: Path, **changes: Any) -> Path:
         model: One of `MODELS`.
         into: A folder that is made.
         **changes: Behaviour other than the model's own: `version`, `delay_ms`, `failing_share`, `init_error`,
-            `init_s` (how long `init()` takes), `dies_after` (requests of one process).
+            `init_s` (how long `init()` takes), `dies_after` (requests of one process), `label` (of all answers).
     """
     behaviour = {"version": model, **HARMLESS, **json.loads((FOLDER / f"{model}.json").read_text())}
     if unknown := set(changes) - set(behaviour):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,44 @@ def test_a_collector_that_gets_sigterm_ships_what_is_left_and_in_a_pod_that_is_f
     assert requests(container, "inputs") == once(20)
     name = "team/collected/digits/v1/_state/replica-1.json"
     assert json.loads(container.download_blob(name).readall())["final"]
+
+
+def test_in_a_pod_a_collector_that_dies_is_started_again_and_its_container_goes_on(
+    tmp_path: Path, connection_string: str, container: ContainerClient
+) -> None:
+    container.create_container()
+    writer = SpoolWriter(make_spool(tmp_path / "spools"))
+    described = {
+        "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1"}),
+        "COLLECTOR_REPLICA": "replica-1",
+    }
+    environment = {CONNECTION_STRING: connection_string, **described}
+    with collector(writer.spool, address(container), environment, "--sidecar") as process:
+        for kill in range(2):
+            writer.append_exchanges(10, first=10 * kill)
+            wait_until(partial(process.has_shipped, 10 * kill + 10), "it ships")
+            os.kill(child_of(process.process.pid), signal.SIGKILL)
+        wait_until(lambda: "it starts again in 1 s" in process.log.read_text(), "its container has seen it")
+        writer.append_exchanges(10, first=20)
+        writer.end()
+
+        # While nothing runs but what starts it again.
+        assert process.end() == 0
+
+    assert requests(container, "inputs") == once(30)
+    assert "the collector has ended (exit code -9): it starts again in 0.5 s" in process.log.read_text()
+
+
+def child_of(parent: int) -> int:
+    """Return the process id of a process's only child."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+        return len(found) == 1
+
+    wait_until(is_there, "there is a child")
+    return found[0]
 
 
 def test_the_supervisor_hands_the_credential_of_its_shell_to_the_collector_alone(

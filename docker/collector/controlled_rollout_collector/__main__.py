@@ -13,9 +13,9 @@ from typing import Final
 
 from controlled_rollout_collector.collector import Collector
 from controlled_rollout_collector.settings import SpoolSettingError, write_settings
-from controlled_rollout_collector.storage import StorageSettingError, open_storage
+from controlled_rollout_collector.storage import Storage, StorageSettingError, open_storage
+from controlled_rollout_collector.supervision import SETTING_ERROR, supervise
 
-USAGE_ERROR: Final = 2
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 
@@ -37,27 +37,34 @@ def main() -> int:
         storage = open_storage(options.storage, os.environ)
     except StorageSettingError as error:
         log.error("%s", error)
-        return USAGE_ERROR
+        return SETTING_ERROR
+    if options.sidecar:
+        return supervise(lambda is_ending: _ship(options, storage, is_ending=is_ending), grace_s=options.grace)
+    if options.exit_with_parent:
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    return _ship(options, storage, is_ending=options.exit_with_parent and os.getppid() != parent)
+
+
+def _ship(options: argparse.Namespace, storage: Storage, *, is_ending: bool) -> int:
+    """Ship until SIGTERM, or once if this process has to end already; return the exit code."""
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end.set())
-    if options.exit_with_parent:
-        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != parent:
-            end.set()
+    if is_ending:
+        end.set()
     options.spools.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(options.spools, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         log.error("another collector ships the spools in %s", options.spools)
-        return USAGE_ERROR
+        return SETTING_ERROR
     if options.sidecar:
         try:
             write_settings(options.spools, os.environ)
         except (SpoolSettingError, OSError) as error:
             log.error("%s", error)
-            return USAGE_ERROR
+            return SETTING_ERROR
     log.info("ships %s to %s every %g s", options.spools, storage, options.interval)
     Collector(
         options.spools,
@@ -93,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "--grace", type=float, default=20.0, metavar="SECONDS", help="how long to go on shipping after SIGTERM"
     )
     parser.add_argument(
-        "--sidecar", action="store_true", help="the replica has ended when this process gets SIGTERM, as in a pod"
+        "--sidecar",
+        action="store_true",
+        help="as in a pod: the replica has ended when this process gets SIGTERM, and until then it ships from a child "
+        "process that it starts again",
     )
     parser.add_argument(
         "--exit-with-parent",

@@ -82,6 +82,7 @@ class Collector:
         while not self.end.is_set():
             problem = self.ship_all()
             self.end.wait(pause.next_s(has_failed=problem is not None))
+        log.info("has to end: ships what is left, for %g s at most", self.grace_s)
         deadline = self.clock() + self.grace_s
         while (problem := self.ship_all(is_last=True)) and self.clock() < deadline:
             time.sleep(min(FIRST_PAUSE_S, max(0.0, deadline - self.clock())))

@@ -23,6 +23,8 @@ class SpoolSettingError(Exception):
 def write_settings(spool: Path, environment: Mapping[str, str]) -> None:
     """Write the settings that a pod's environment has into the spool: beside a sidecar there is no target that could.
 
+    They stay the same for as long as the spool is there: a later start needs no room on its disk.
+
     Raises:
         SpoolSettingError: They are missing or wrong.
         OSError: The spool cannot be written.
@@ -33,7 +35,9 @@ def write_settings(spool: Path, environment: Mapping[str, str]) -> None:
         raise SpoolSettingError(
             f"COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool ({error!r}): a version's pod sets them"
         ) from error
-    write_atomically(spool / SETTINGS_FILE, json.dumps(settings).encode())
+    path, content = spool / SETTINGS_FILE, json.dumps(settings).encode()
+    if not (path.exists() and path.read_bytes() == content):
+        write_atomically(path, content)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ __all__ = ["ENDED_FILE", "SpoolShipper", "SpoolState"]
 
 # The target makes it in the spool of a replica that will never start again.
 ENDED_FILE: Final = "ended"
-# Of records in one batch, and so of what is in memory; a longer record is a batch of its own.
-BATCH_BYTES: Final = 8 * 1024 * 1024
+# Of records in one batch, and so of what is in memory: short rows take a hundred and fifty times as much there. The
+# record that exceeds it is read to its end.
+BATCH_BYTES: Final = 2 * 1024 * 1024
 # So that the batch fits into the file of the progress.
 BATCH_SEGMENTS: Final = 250
 # How often the state of a replica that captures nothing is written.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.addresses import is_this_machine, transport_for
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
+from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.cli.view import endpoint_as_json, print_answer, print_endpoint, print_json, print_line
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ControlledRolloutError, DamagedFileError, EndpointError, TargetUnavailableError
@@ -85,12 +86,14 @@ def _connect_target(options: argparse.Namespace) -> "AbstractAsyncContextManager
 
 def _run_status(options: argparse.Namespace) -> int:
     """Run `controlled-rollout status`: print endpoints, versions and traffic; return the exit code."""
+    workspace = workspace_of(options)
 
     async def print_endpoints() -> None:
         """Read the endpoints and their status from the target, and print them as a table or as JSON."""
         async with _connect_target(options) as target:
             names = [options.endpoint] if options.endpoint else await target.endpoints()
-            endpoints = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
+            known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
+        endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
         if options.json:
             documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
             print_json(documents[0] if options.endpoint else documents)

@@ -31,6 +31,7 @@ __all__ = [
     "debian_is_made",
     "images",
     "make_debian",
+    "on_base",
     "push",
     "seal",
 ]
@@ -113,6 +114,15 @@ def images() -> list[Image]:
         ),
         Image(ENVOY, (_debian(), _file(_envoy(), "usr/local/bin/envoy")), {"Entrypoint": ["envoy"], **unprivileged}),
     ]
+
+
+def on_base(name: str, layer: Layer, config: Mapping[str, Any]) -> Image:
+    """Return an image that has a layer on top of the base image.
+
+    Raises:
+        LabError: The base image has not been made by `make lab`.
+    """
+    return Image(name, (_debian(), layer), config)
 
 
 def _base() -> Image:

@@ -2,7 +2,7 @@
 
 The environment variable STARTS_PROCESSES lets it start a pool of processes and one that never ends by itself.
 A request `{"sleep_s": 1}` takes that long; `{"variables": ["A"]}` asks for environment variables;
-`{"breaks_off": true}` for a streamed answer that fails after its first part.
+`{"breaks_off": true}` for a streamed answer that fails after its first part; `{"age": 41}` for a label.
 """
 
 import json
@@ -46,6 +46,8 @@ def run(data: str) -> Any:
         from flask import Response
 
         return Response(broken_off())
+    if "age" in asked:
+        return {"version": behaviour["version"], "label": behaviour["label"] or "abc"[asked["age"] % 3]}
     variables = {name: os.environ.get(name) for name in asked.get("variables", ())}
     return {"version": behaviour["version"], "data": data, "variables": variables}
 

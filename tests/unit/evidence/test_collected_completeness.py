@@ -108,7 +108,7 @@ def state(**changes: Any) -> bytes:
 
 def test_a_state_is_read_as_the_collector_writes_it() -> None:
     read = replica_state("s.json", state(dropped=4, lost_at=(T0 + S).timestamp(), final=True, more="later"))
-    assert read == ReplicaState("v2-1", T0, 4, 0, T0 + S, BEFORE, 0, True, T0)
+    assert read == ReplicaState("v2-1", T0, 4, 0, T0 + S, BEFORE, 0, True, T0, captured=3)
     assert isinstance(read.updated, datetime)
 
 

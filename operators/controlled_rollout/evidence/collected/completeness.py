@@ -40,6 +40,7 @@ class ReplicaState:
         pending_bytes: What waits to be shipped.
         final: The replica has ended, and everything is in the storage.
         updated: When this was written.
+        captured: Requests, and calls of scripts' collectors, that were captured.
     """
 
     replica: str
@@ -51,6 +52,7 @@ class ReplicaState:
     pending_bytes: int
     final: bool
     updated: datetime
+    captured: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def replica_state(name: str, content: bytes) -> ReplicaState:
             pending_bytes=_count(values.get("pending_bytes", 0)),
             final=values["final"] is True,
             updated=_time(values["updated"]),
+            captured=_count(values.get("captured", 0)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise EvidenceUnavailableError(

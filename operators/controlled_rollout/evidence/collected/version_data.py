@@ -1,11 +1,13 @@
 """The collected data of one version by itself: how many requests there are, and what a suite of expectations finds."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import chain
+from typing import Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.evidence.collected.completeness import replica_state
+from controlled_rollout.evidence.collected.completeness import ReplicaState, replica_state
 from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
 from controlled_rollout.expectations import Suite
@@ -15,7 +17,9 @@ from controlled_rollout.expectations.result import ValidationRequest
 from controlled_rollout.storage import StoredFile, open_storage
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["count_rows", "validate_version"]
+__all__ = ["count_rows", "read_states", "validate_version"]
+
+READS_AT_ONCE: Final = 8
 
 
 def validate_version(
@@ -77,6 +81,19 @@ def count_rows(
         return sum(int(parquet.read_metadata(path).num_rows) for path in paths)
     except (OSError, ArrowInvalid) as error:
         raise EvidenceUnavailableError(f"collected data cannot be read: {error}") from error
+
+
+def read_states(workspace: Workspace, endpoint: str, version: str) -> list[ReplicaState]:
+    """Return what the collectors of a version's replicas, those that have ended included, say in the storage.
+
+    Raises:
+        EvidenceUnavailableError: A file is not what a collector writes.
+        StorageError: The storage cannot be read.
+    """
+    storage = open_storage(workspace)
+    names = [file.name for file in storage.list(state_prefix(endpoint, version)) if file.name.endswith(".json")]
+    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="states") as pool:
+        return list(pool.map(lambda name: replica_state(name, storage.get(name)), names))
 
 
 def _files(workspace: Workspace) -> PartFiles:

@@ -22,6 +22,8 @@ SALT: Final = "/var/run/controlled-rollout/salt"
 GRACE_S: Final = 20
 # What the collector writes itself, and the records that are being appended while the bound is reached.
 SPARE_SPOOL_MB: Final = 64
+# What a batch of the collector takes at worst, with a request and an answer of the longest that become rows.
+MEMORY_LIMIT: Final = "1536Mi"
 RESTRICTED: Final[Object] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -54,7 +56,7 @@ def add_collector(pod: Object, metadata: Object, endpoint: str, version: Version
             {"name": "COLLECTOR_REPLICA", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "COLLECTOR_SPOOL", "value": _spool_settings(endpoint, version.name, collection)},
         ],
-        "resources": {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "20m", "memory": "128Mi"}, "limits": {"memory": MEMORY_LIMIT}},
         "securityContext": dict(RESTRICTED),
         "volumeMounts": [spool, {"name": "collector-tmp", "mountPath": "/tmp"}],  # noqa: S108 - the container's own
     }

@@ -1,0 +1,219 @@
+"""What versions collect on the real cluster: a whole rollout, with all that may happen to its pods and the storage."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.target.kubernetes.collector_sidecar import CREDENTIAL, SALT
+from tests.azurite import KEY
+from tests.cluster.lab import Lab
+from tests.cluster.pod_storage import PodStorage, serving_pods
+from tests.cluster.sandbox import Sandbox
+from tests.collected_rows import CollectedRows
+from tests.numbered_callers import Answered, Calls, numbered_calls, request_body
+from tests.polling import until
+
+pytestmark = pytest.mark.xdist_group("collection")
+
+RATE = 25.0
+COLLECTS: dict[str, Any] = {"num_replicas": 2, "collect_model_data": True}
+# What a lost node can lose: what was answered since the last shipping, every 5 s, and while that takes.
+LOSS_S = 8.0
+
+
+def pods(sandbox: Sandbox, version: str) -> list[dict[str, Any]]:
+    """Return the pods of a version that are not being deleted, the oldest first."""
+    found = json.loads(sandbox.kubectl("get", "pods", "-l", f"controlled-rollout/version={version}", "-o", "json"))
+    there = [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+    return sorted(there, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+
+def evict(sandbox: Sandbox, pod: str) -> None:
+    """Evict a pod, as the drain of a node does."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": sandbox.namespace},
+    }
+    path = f"/api/v1/namespaces/{sandbox.namespace}/pods/{pod}/eviction"
+    sandbox.lab.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+
+
+def processes(pod: dict[str, Any]) -> list[int]:
+    """Return the process ids, on the node, of the processes of a pod's collector."""
+    uid = pod["metadata"]["uid"].replace("-", "")
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_collector = b"controlled_rollout_collector" in (folder / "cmdline").read_bytes()
+            if is_collector and uid in (folder / "cgroup").read_text().replace("-", "").replace("_", ""):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def storage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodStorage]:
+    with serving_pods(lab, tmp_path_factory.mktemp("pod-storage")) as storage:
+        yield storage
+
+
+@pytest.fixture
+def collecting(storage: PodStorage, sandbox: Sandbox) -> Sandbox:
+    """A sandbox whose versions may collect."""
+    return storage.used_by(sandbox)
+
+
+async def replaced(sandbox: Sandbox, version: str, old: str) -> None:
+    """Wait until a version's pods are ready without an old one."""
+
+    async def is_replaced() -> bool:
+        names = [pod["metadata"]["name"] for pod in await asyncio.to_thread(pods, sandbox, version)]
+        status = (await sandbox.target.status(sandbox.endpoint)).versions[version]
+        return old not in names and len(names) == 2 and status.ready
+
+    await until(is_replaced, f"{old} is replaced", timeout_s=90, interval_s=0.5)
+
+
+async def stored(rows: CollectedRows, calls: Calls, *, lost: Callable[[str, Answered], bool]) -> None:
+    """Wait until all answered requests are in the storage, but for those that may be lost; none is there twice."""
+
+    def missing() -> dict[str, set[str]]:
+        """Return what is not there, by version and collection."""
+        answers = {version: calls.of(version) for version in ("one", "two")}
+        return {
+            f"{version} {collection}": {
+                number
+                for number in answers[version] - set(rows.requests(version, collection))
+                if not lost(version, calls.answered[number])
+            }
+            for version in answers
+            for collection in ("inputs", "predictions")
+        }
+
+    left: dict[str, set[str]] = {}
+
+    async def is_all() -> bool:
+        left.update(await asyncio.to_thread(missing))
+        return not any(left.values())
+
+    try:
+        await until(is_all, "all is in the storage", timeout_s=60, interval_s=1)
+    except AssertionError as error:
+        raise AssertionError(f"missing: { {name: sorted(numbers)[:5] for name, numbers in left.items()} }") from error
+
+
+@pytest.mark.timeout(420, func_only=True)
+async def test_of_a_whole_rollout_every_answered_request_is_in_the_storage_once_whatever_happens_meanwhile(
+    storage: PodStorage, collecting: Sandbox
+) -> None:
+    sandbox = collecting
+    rows = CollectedRows(sandbox.workspace, sandbox.endpoint)
+    await sandbox.roll_out("one", **COLLECTS)
+    async with numbered_calls(sandbox.url, await sandbox.key(), rate=RATE) as calls:
+        await calls.more(50)
+        await sandbox.roll_out("two", "steady2", **COLLECTS)
+        await sandbox.shift("two", 30)
+
+        # Pods leave their node, as when it is drained.
+        leaving = {version: pods(sandbox, version)[0]["metadata"]["name"] for version in ("one", "two")}
+        for pod in leaving.values():
+            evict(sandbox, pod)
+        await asyncio.gather(*(replaced(sandbox, version, pod) for version, pod in leaving.items()))
+
+        # The collector dies: first the process that ships, then all of its container.
+        victim = pods(sandbox, "one")[0]
+        first, *others = processes(victim)
+        assert len(others) == 1
+        os.kill(others[0], signal.SIGKILL)
+        await calls.more(50)
+        assert processes(victim)[0] == first
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: len(set(processes(victim)) - {first}) == 2, "its container runs again", timeout_s=60)
+
+        # The storage goes away, and the version that lost is retired meanwhile.
+        await sandbox.promote("two")
+        storage.azurite.stop()
+        await calls.more(100)
+        waiting = [pod["metadata"]["name"] for pod in pods(sandbox, "one")]
+        retiring = asyncio.create_task(sandbox.retire("one"))
+        await until(lambda: are_ending(sandbox, waiting), "its models have ended", timeout_s=60, interval_s=0.5)
+        storage.azurite.start()
+        await retiring
+        await calls.more(50)
+
+        # A pod is deleted as when its node is lost: what it had not shipped is gone.
+        forced_at = time.time()
+        forced = pods(sandbox, "two")[0]["metadata"]["name"]
+        sandbox.kubectl("delete", "pod", forced, "--force", "--grace-period=0", "--wait=false")
+        await replaced(sandbox, "two", forced)
+        replaced_at = time.time()
+        await calls.more(50)
+
+    def may_be_lost(version: str, one: Answered) -> bool:
+        """Whether the pod that was deleted by force may have answered it, less than a shipping interval before."""
+        return version == "two" and forced_at - LOSS_S <= one.at <= replaced_at
+
+    await stored(rows, calls, lost=may_be_lost)
+    assert calls.failed == [], Counter(one.status for one in calls.failed)
+    # Broken by the pod that was killed in the middle of it, if at all.
+    assert len(calls.broken) <= 2, calls.broken
+    check_rows(rows, calls)
+
+
+def check_rows(rows: CollectedRows, calls: Calls) -> None:
+    """Check that no request is there twice, that none is there that nobody sent, and what one of them has in it."""
+    for version in ("one", "two"):
+        for collection in ("inputs", "predictions"):
+            requests = rows.requests(version, collection)
+            assert set(requests) <= calls.of(version) | set(calls.broken)
+            assert set(requests.values()) == {1}
+    inputs = {row["$correlation_id"]: row for row in rows.rows("two", "inputs")}
+    number = next(iter(calls.of("two") & set(inputs)))
+    asked = request_body(int(number.partition("-")[2]))
+    assert {name: inputs[number][name] for name in asked} == asked
+    states = [json.loads(state) for state in rows.states("one")]
+    # Two pods, and the successor of the one that was evicted.
+    assert len(states) == 3
+    assert all(state["final"] and state["pending_bytes"] == 0 for state in states), states
+    assert sum(state["dropped"] + state["unreadable"] for state in states) == 0
+
+
+def are_ending(sandbox: Sandbox, names: list[str]) -> bool:
+    """Return whether the collectors of some pods have been told to end, which is once their models have."""
+    return all("has to end" in sandbox.kubectl("logs", name, "-c", "collector") for name in names)
+
+
+async def test_the_model_and_the_descriptions_of_its_pod_have_nothing_of_the_storages_credential(
+    collecting: Sandbox,
+) -> None:
+    sandbox = collecting
+    salt = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "salts"}, "stringData": {"users": "sodium"}}
+    sandbox.kubectl("create", "-f", "-", input=json.dumps(salt))
+    collection = {"hash": ["customer"], "salt": {"secret": "salts", "key": "users"}}
+    await sandbox.roll_out("one", collect_model_data=True, collection=collection)
+    [pod] = pods(sandbox, "one")
+    name = pod["metadata"]["name"]
+
+    described = sandbox.kubectl("get", "deployments,replicasets,pods", "-o", "json")
+    inside = ("exec", name, "-c", "model", "--", "sh", "-c")
+    environment = sandbox.kubectl(*inside, "cat /proc/*/environ; env")
+    found = sandbox.kubectl(*inside, f"ls -R /var/run /run {CREDENTIAL} 2>&1; cat {CREDENTIAL}/* {SALT}/* 2>&1; true")
+    processes_seen = sandbox.kubectl(*inside, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    read = sandbox.kubectl("exec", name, "-c", "collector", "--", "sh", "-c", f"cat {CREDENTIAL}/* {SALT}/*")
+
+    for text in (described, environment, found, sandbox.kubectl("logs", name, "--all-containers")):
+        assert KEY not in text and "AccountKey" not in text and "sodium" not in text
+    assert "controlled_rollout_scoring" in processes_seen and "controlled_rollout_collector" not in processes_seen
+    assert "No such file" in found
+    # That the collector has both shows that the files are looked for in the right place.
+    assert KEY in read and "sodium" in read

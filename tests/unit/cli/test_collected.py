@@ -1,0 +1,59 @@
+"""What `status` says of collected data where the target does not count it itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout.cli.collected import with_collected
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.target.protocol import CollectedCounts, EndpointStatus, VersionStatus
+from controlled_rollout.workspace import Workspace
+
+IMAGE = "registry.example/digits@sha256:" + "0" * 64
+ENDPOINT = Endpoint(name="digits").create_version("one", image=IMAGE, collect_model_data=True)
+STATE = {"shipped_until": 1.0, "unreadable": 0, "watched_since": 1.0, "updated": 1.0}
+
+
+def status(collected: CollectedCounts | None = None) -> EndpointStatus:
+    version = VersionStatus(name="one", ready=True, collected=collected)
+    return EndpointStatus(name="digits", url="", revision=1, served_revision=1, versions={"one": version})
+
+
+async def test_the_counts_of_all_replicas_are_summed_from_the_storage(tmp_path: Path) -> None:
+    folder = tmp_path / "storage" / "collected" / "digits" / "one" / "_state"
+    folder.mkdir(parents=True)
+    for replica, final in (("a", True), ("b", False)):
+        state = {**STATE, "replica": replica, "captured": 7, "dropped": 2, "pending_bytes": 3, "final": final}
+        (folder / f"{replica}.json").write_text(json.dumps(state))
+
+    seen = await with_collected(Workspace.local(tmp_path), ENDPOINT, status())
+
+    assert seen.versions["one"].collected == CollectedCounts(captured=14, dropped=4, unreadable=0, pending_bytes=6)
+    assert seen.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [(None, "no replica of version 'one' has reported"), ("{}", "what version 'one' has captured is not known")],
+)
+async def test_a_version_of_which_nothing_can_be_read_is_a_warning(
+    content: str | None, warning: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        folder = tmp_path / "storage" / "collected" / "digits" / "one" / "_state"
+        folder.mkdir(parents=True)
+        (folder / "a.json").write_text(content)
+
+    seen = await with_collected(Workspace.local(tmp_path), ENDPOINT, status())
+
+    assert seen.versions["one"].collected is None
+    [only] = seen.warnings
+    assert only.startswith(warning)
+
+
+async def test_what_the_target_has_counted_is_left_as_it_is(tmp_path: Path) -> None:
+    counted = status(CollectedCounts(captured=1))
+
+    assert await with_collected(Workspace.local(tmp_path), ENDPOINT, counted) == counted
+    assert await with_collected(Workspace.local(tmp_path), None, status()) == status()
