@@ -20,6 +20,7 @@ from tests.benchmarks import (
     import_time,
     router,
     scoring_runtime,
+    shipping,
 )
 from tests.benchmarks.load import Figures
 
@@ -165,6 +166,45 @@ def capture_section(seconds: float) -> Iterator[str]:
     yield "\n(`python -m tests.benchmarks --only capture`)"
 
 
+def shipping_section() -> Iterator[str]:
+    yield "\n## Shipping\n"
+    yield (
+        "A collector, as a process of its own, ships what one replica has captured: requests with rows of ten columns, "
+        "and answers with a label and a number for each. Rows are those of both, counted in the storage afterwards. "
+        "From the collector's start until nothing waits in the spool; Azurite runs on the same machine."
+    )
+    rows = [
+        (
+            kind,
+            storage,
+            f"{of.requests:,}",
+            f"{of.rows:,}",
+            f"{of.spool_mb:.1f}",
+            f"{of.stored_mb:.1f}",
+            f"{of.seconds:.1f}",
+            f"{of.processor_s:.1f}",
+            f"{of.rows / of.seconds:,.0f}",
+            f"{of.rows / of.processor_s:,.0f}",
+        )
+        for (kind, storage), of in shipping.measure().items()
+    ]
+    header = (
+        "a request has",
+        "storage",
+        "requests",
+        "rows",
+        "spool, MB",
+        "stored, MB",
+        "s",
+        "s of processor",
+        "rows/s",
+        "rows/s of processor",
+    )
+    yield from table(header, rows)
+    yield f"\nThe load of the machine was {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores."
+    yield "\n(`python -m tests.benchmarks --only shipping`)"
+
+
 def shift_section() -> Iterator[str]:
     taken = router.shift_seconds()
     yield "\n## A shift\n"
@@ -297,6 +337,7 @@ def main() -> None:
         "gates": gates_section,
         "runtime": lambda: runtime_section(options.seconds),
         "capture": lambda: capture_section(options.seconds),
+        "shipping": shipping_section,
         "cache": cache_section,
         "images": images_section,
         "collected": collected_section,
