@@ -11,9 +11,10 @@ from controlled_rollout.gate.means import log_mixture
 from controlled_rollout.gate.ratio import BOTH_SIDES, OddsRatio
 from controlled_rollout.gate.shift import TILT_WEIGHTS, TILTS, Shift, scores
 
-__all__ = ["any_difference", "difference_beyond", "shift_of_buckets", "total_variation"]
+__all__ = ["any_difference", "difference_beyond", "difference_beyond_in_order", "shift_of_buckets", "total_variation"]
 
 Floats = NDArray[np.float64]
+Truths = NDArray[np.bool_]
 
 # The mixture of `difference_beyond` is aimed at 10 points beyond the tolerance: l = S / V = 4 * 0.1.
 SCALE: Final = (4 * 0.1) ** 2
@@ -56,9 +57,8 @@ def shift_of_buckets(counts: Mapping[str, Metric], buckets: int) -> tuple[list[F
             stand for those beyond.
     """
     values = scores([number / buckets for number in range(1, buckets)])
-    numbers = [int(number) if (number := name.partition(" ")[0]).isdecimal() else 0 for name in counts]
-    of_buckets = np.array([values[min(number, buckets) - 1] if number else 0.0 for number in numbers])
-    treatment, control = (np.array([getattr(one, arm) for one in counts.values()]) for arm in ("treatment", "control"))
+    of_buckets = np.array([values[min(number, buckets) - 1] if number else 0.0 for number in _bucket_numbers(counts)])
+    treatment, control = _counts_by_version(counts)
     tilts = (*(-tilt for tilt in TILTS), *TILTS)
     paths = Shift(treatment, control, of_buckets).paths(treatment.shape[1], tilts)
     return paths, [weight / 2 for weight in TILT_WEIGHTS] * 2
@@ -71,18 +71,52 @@ def difference_beyond(counts: Mapping[str, Metric], tolerance: float) -> Floats:
     each bin, from the bins before it: the categories that the treatment had more often. The difference of its shares
     in the bin, less the tolerance, has a mean of at most 0 while the tolerance is kept, and deviates from its mean as
     little as a normal variable of variance (1 / n_T + 1 / n_C) / 4 (Hoeffding, 1963): the mixture of means.py with that
-    variance, for which nothing has to be estimated.
+    variance, for which nothing has to be estimated. Bins before which nothing is known to choose from are left out.
 
     Args:
         counts: By category how often each version had it, per bin.
         tolerance: The total variation that is tolerated.
     """
-    treatment, control = _totals_by_bin(counts)
-    comparable = (treatment > 0) & (control > 0)
+    of_treatment, of_control = _counts_by_version(counts)
+    return _evidence_beyond(
+        of_treatment, of_control, _shares_before(of_treatment) > _shares_before(of_control), tolerance
+    )
+
+
+def difference_beyond_in_order(counts: Mapping[str, Metric], tolerance: float) -> Floats:
+    """Return the same path for buckets of a number, the set being all buckets up to one, or all above it.
+
+    There are few such sets, so that before many bins the right one is chosen: what makes a number higher or lower as a
+    whole is found sooner. A number that is drawn together shows in `difference_beyond`.
+
+    Args:
+        counts: By bucket how often each version had it, per bin; a bucket's name begins with its number.
+        tolerance: The total variation that is tolerated.
+    """
+    of_treatment, of_control = _counts_by_version(counts)
+    number = np.array(_bucket_numbers(counts))[:, np.newaxis]
+    order = np.argsort(number[:, 0], kind="stable")
+    ahead = np.where(number > 0, _shares_before(of_treatment) - _shares_before(of_control), 0.0)[order]
+    up_to = np.cumsum(ahead, axis=0)
+    largest = np.abs(up_to).argmax(axis=0)
+    excess = np.take_along_axis(up_to, largest[np.newaxis], axis=0)
+    edge = number[order[largest], 0]
+    chosen = np.where(excess > 0, number <= edge, number > edge) & (number > 0) & (excess != 0)
+    return _evidence_beyond(of_treatment, of_control, chosen, tolerance)
+
+
+def _evidence_beyond(of_treatment: Floats, of_control: Floats, chosen: Truths, tolerance: float) -> Floats:
+    """Return the path of log evidence that chosen categories have a larger part with the treatment, by the tolerance.
+
+    Args:
+        of_treatment: How often the treatment had each category: one row per category, one column per bin.
+        of_control: The same of control.
+        chosen: The categories that are chosen before each bin.
+        tolerance: The difference that is tolerated.
+    """
+    treatment, control = of_treatment.sum(axis=0), of_control.sum(axis=0)
+    comparable = (treatment > 0) & (control > 0) & chosen.any(axis=0)
     n, m = np.where(comparable, treatment, 1.0), np.where(comparable, control, 1.0)
-    of_treatment = np.array([metric.treatment for metric in counts.values()])
-    of_control = np.array([metric.control for metric in counts.values()])
-    chosen = _shares_before(of_treatment) > _shares_before(of_control)
     difference = (of_treatment * chosen).sum(axis=0) / n - (of_control * chosen).sum(axis=0) / m - tolerance
     weight = np.where(comparable, n * m / (n + m), 0.0)
     return log_mixture(np.cumsum(weight * difference), np.cumsum(weight / 4), SCALE)
@@ -95,6 +129,16 @@ def total_variation(counts: Mapping[str, Metric]) -> float | None:
     if not treatment.sum() or not control.sum():
         return None
     return 0.5 * float(np.abs(treatment / treatment.sum() - control / control.sum()).sum())
+
+
+def _bucket_numbers(counts: Mapping[str, Metric]) -> list[int]:
+    """Return the number with which each bucket's name begins, from 1; 0 for what is no bucket, such as null."""
+    return [int(number) if (number := name.partition(" ")[0]).isdecimal() else 0 for name in counts]
+
+
+def _counts_by_version(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
+    """Return how often the treatment and control had each category: one row per category, one column per bin."""
+    return np.array([one.treatment for one in counts.values()]), np.array([one.control for one in counts.values()])
 
 
 def _totals_by_bin(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:

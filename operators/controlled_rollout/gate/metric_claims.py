@@ -9,7 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from controlled_rollout.gate.categories import any_difference, difference_beyond, shift_of_buckets, total_variation
+from controlled_rollout.gate.categories import (
+    any_difference,
+    difference_beyond,
+    difference_beyond_in_order,
+    shift_of_buckets,
+    total_variation,
+)
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric, Values
 from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, mixture_scale
@@ -136,8 +142,12 @@ def _category_evidence(
 ) -> tuple[list[Floats], Sequence[float]]:
     """Return the evidence of one process over its first `bins` bins, and its weights."""
     counts = {category: metric.at(slice(None, bins)) for category, metric in counts.items()}
-    if setting.tolerance:
+    if not counts:
+        return [np.zeros(bins)], [1.0]
+    if setting.tolerance and setting.buckets is None:
         return [difference_beyond(counts, setting.tolerance)], [1.0]
+    if setting.tolerance:
+        return [of(counts, setting.tolerance) for of in (difference_beyond, difference_beyond_in_order)], [0.5, 0.5]
     paths, weights = any_difference(counts)
     if setting.buckets is None:
         return paths, weights

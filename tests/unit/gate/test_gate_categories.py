@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import nchypergeom_fisher
+from scipy.stats import nchypergeom_fisher, norm
 
 from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Verdict, judge
@@ -209,3 +209,70 @@ def test_shift_of_buckets_is_fair_while_the_versions_are_alike(buckets: int) -> 
             total += chance
 
     assert mean / total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("buckets", [None, 4])
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_bins_without_any_value_decide_nothing(buckets: int | None, tolerance: float) -> None:
+    gate = Gate(categories={"country": Category(column="inputs.age", buckets=buckets, tolerance=tolerance)})
+    empty = Counts(10, 0, categories={"country": {}})
+
+    verdict = judge([Bin(BEGIN + index * MINUTE, control=empty, treatment=empty) for index in range(3)], gate)
+
+    assert verdict.outcome == "not_enough_evidence"
+    assert claim(verdict, "split").e_value == 1
+
+
+def predicted(buckets: int | None) -> Gate:
+    return Gate(
+        categories={"label": Category(column="predictions.score", buckets=buckets, tolerance=0.1, on_difference="fail")}
+    )
+
+
+def test_number_that_is_higher_beyond_the_tolerance_is_found_sooner_in_buckets_than_as_labels() -> None:
+    """A total variation of 0.2, spread over ten buckets."""
+    rng = np.random.default_rng(14)
+    names = [f"{number:02} to {number}" for number in range(1, 11)]
+    higher = np.diff(norm.cdf(norm.ppf(np.arange(11) / 10) - 0.5))
+    minutes = {}
+    for buckets in (None, 10):
+        rng = np.random.default_rng(14)
+        found = []
+        for _ in range(9):
+            bins = rollout(rng.multinomial(30, higher, 60), rng.multinomial(270, [0.1] * 10, 60), "label", names)
+            found.append(
+                next((k for k in range(2, 61, 2) if judge(bins[:k], predicted(buckets)).outcome == "fail"), 99)
+            )
+        minutes[buckets] = sorted(found)[4]
+
+    assert minutes[10] < minutes[None] <= 60
+
+
+def test_number_that_is_drawn_together_is_found_in_buckets_as_well() -> None:
+    bins = rollout([(4, 11, 11, 4, 0)] * 60, [(68, 67, 68, 67, 0)] * 60, "label", BUCKETS)
+
+    assert judge(bins, predicted(4)).outcome == "fail"
+
+
+def test_false_alarms_on_a_number_at_the_tolerance_stay_within_alpha() -> None:
+    rng, runs, level = np.random.default_rng(15), 150, 0.1
+    at_the_limit = (0.15, 0.25, 0.25, 0.35, 0.0)
+    gate = predicted(4).model_copy(update={"alpha": 2 * level})
+
+    wrong = sum(
+        claim(
+            judge(
+                rollout(
+                    rng.multinomial(30, at_the_limit, 60),
+                    rng.multinomial(90, (0.25,) * 4 + (0.0,), 60),
+                    "label",
+                    BUCKETS,
+                ),
+                gate,
+            ),
+            "alarm",
+        ).reached
+        for _ in range(runs)
+    )
+
+    assert wrong / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
