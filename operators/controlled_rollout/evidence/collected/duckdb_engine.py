@@ -13,19 +13,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
+from controlled_rollout.evidence.collected.dialects import DUCKDB
 from controlled_rollout.evidence.collected.engine import BaselineQuantiles, Observation, PartSummary
-from controlled_rollout.evidence.collected.parts_sql import (
-    NOT_A_BUCKET,
-    NULL_BUCKET,
-    ColumnType,
-    PartColumns,
-    categories_sql,
-    means_sql,
-    observed_sql,
-    quantiles_sql,
+from controlled_rollout.evidence.collected.part_columns import JSON_COLUMNS, ColumnType, PartColumns, column_type
+from controlled_rollout.evidence.collected.part_sums import (
+    MOST_FOR_QUANTILES,
+    Alike,
+    PartSums,
+    alike_parts,
+    quantiles_of,
 )
-from controlled_rollout.evidence.collected.values import NOT_A_NUMBER, NULL, bucket_name, category_of
-from controlled_rollout.gate import Moments
+from controlled_rollout.evidence.collected.parts_sql import categories_sql, means_sql, observed_sql, values_sql
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,17 +34,6 @@ __all__ = ["DuckDBEngine"]
 PARTS_PER_QUERY: Final = 1_000
 ROWS_AT_ONCE: Final = 20_000
 INTERRUPT_EVERY_S: Final = 0.05
-# The key of a part's metadata that names the columns whose values are JSON, because they are of several types.
-JSON_COLUMNS: Final = b"controlled_rollout.json_columns"
-# Quantiles are known well enough from so many requests; of more, those whose ids have the lowest hashes are taken.
-MOST_FOR_QUANTILES: Final = 1_000_000
-# A metric with more different values is none of categories; the gate judges fewer.
-MOST_CATEGORIES: Final = 10_000
-# Sums of many numbers depend on their order in the digits after these.
-DIGITS: Final = 12
-
-# Parts in which each observed column has one type, those types, and by part all columns that are data.
-Alike = tuple[list[str], PartColumns, dict[str, frozenset[str]]]
 
 
 @dataclass(frozen=True)
@@ -142,10 +129,9 @@ class DuckDBEngine:
 
 
 def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]) -> list[Alike]:
-    """Return the parts in groups in which each observed column has one type, with those types and each part's columns.
+    """Return the parts in groups in which each observed column has one type; see `alike_parts`.
 
-    A column may be a number in one part and text in the next; read together, DuckDB would make all of them text. And
-    it takes `Age` for `age`: where a part has both, it renames one of them.
+    DuckDB takes `Age` for `age`: where a part has both, it renames one of them.
     """
     patterns = _as_patterns(parts)
     json_columns: dict[str, list[str]] = defaultdict(list)
@@ -155,22 +141,11 @@ def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations:
     types: dict[str, dict[str, tuple[str, ColumnType]]] = {part: {} for part in parts}
     schema = "SELECT file_name, name, type, converted_type FROM parquet_schema(?) WHERE type IS NOT NULL"
     for file, name, physical, converted in connection.execute(schema, [patterns]).fetchall():
-        kind = "json" if name in json_columns[file] else _column_type(physical, converted)
+        kind = "json" if name in json_columns[file] else column_type(physical, converted)
         types[file][name] = (f"{physical} {converted}", kind)
-    groups: dict[object, list[str]] = {}
-    wanted = sorted({observation.column for observation in observations} | {"$addressed", "$status"})
-    renamed = {part: _renamed(connection, part, list(types[part]), wanted) for part in parts}
-    for part in parts:
-        key = tuple((types[part].get(column), renamed[part].get(column)) for column in wanted)
-        groups.setdefault(key, []).append(part)
-    return [
-        (
-            alike,
-            PartColumns(types[alike[0]], renamed[alike[0]]),
-            {part: PartColumns(types[part]).data for part in alike},
-        )
-        for alike in groups.values()
-    ]
+    wanted = [*{observation.column for observation in observations}, "$addressed", "$status"]
+    columns = {part: PartColumns(types[part], _renamed(connection, part, list(types[part]), wanted)) for part in parts}
+    return alike_parts(columns, observations)
 
 
 def _renamed(
@@ -192,15 +167,6 @@ def _as_patterns(parts: Sequence[str]) -> list[str]:
     return [re.sub(r"([*?\[])", r"[\1]", part) for part in parts]
 
 
-def _column_type(physical: str, converted: str | None) -> ColumnType:
-    """Return what the values of a Parquet column are."""
-    if physical == "BOOLEAN":
-        return "truth value"
-    if physical in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-        return "text" if converted in ("UTF8", "ENUM", "JSON") else "bytes"
-    return "number"
-
-
 def _summaries(
     connection: "DuckDBPyConnection",
     group: Alike,
@@ -210,60 +176,14 @@ def _summaries(
 ) -> dict[str, PartSummary]:
     """Return the summaries of parts whose columns have the same types."""
     parts, columns, data = group
-    means = [one for one in observations if one.kind == "mean"]
-    categories = [one for one in observations if one.kind == "category"]
-    requests: dict[str, dict[int, int]] = {part: {} for part in parts}
-    counted: dict[str, dict[str, dict[int, dict[str, int]]]] = {
-        part: {one.metric: {} for one in categories} for part in parts
-    }
-    names: list[dict[Any, str]] = [{} for _ in categories]
-    query = categories_sql(columns, categories, since=since, bin_width=bin_width)
-    every = 2 ** len(categories) - 1
-    for part, number, bits, *values, count in _fetched(connection, query, [_as_patterns(parts)]):
-        if not categories or bits == every:
-            requests[part][number] = count
-            continue
-        index = len(categories) - (every ^ bits).bit_length()
-        one = categories[index]
-        value = values[index]
-        if value not in names[index]:
-            names[index][value] = _category_name(value, one, columns.type_of(one.column))
-            if len(names[index]) > MOST_CATEGORIES:
-                raise EvidenceUnavailableError(
-                    f"the metric {one.metric!r}: column {one.column!r} has more than {MOST_CATEGORIES:,} different "
-                    "values: a number can be cut into buckets=10, and what differs in each request is no category"
-                )
-        tally = counted[part][one.metric].setdefault(number, {})
-        name = names[index][value]
-        tally[name] = tally.get(name, 0) + count
-    moments: dict[str, dict[str, dict[int, Moments]]] = {part: {one.metric: {} for one in means} for part in parts}
-    odd: dict[str, dict[str, int]] = {part: {} for part in parts}
-    if means:
-        query = means_sql(columns, means, since=since, bin_width=bin_width)
-        for part, number, *values in _fetched(connection, query, [_as_patterns(parts)] * 2):
-            for index, one in enumerate(means):
-                count, mean, variance, no_numbers = values[4 * index : 4 * index + 4]
-                odd[part][one.metric] = odd[part].get(one.metric, 0) + no_numbers
-                if count:
-                    moments[part][one.metric][number] = Moments(count, _rounded(mean), _rounded(variance or 0.0))
-    return {part: PartSummary(requests[part], moments[part], counted[part], odd[part], data[part]) for part in parts}
-
-
-def _category_name(value: Any, observation: Observation, kind: ColumnType) -> str:
-    """Return what a value of `categories_sql` is called."""
-    if observation.edges is not None:
-        return {NULL_BUCKET: NULL, NOT_A_BUCKET: NOT_A_NUMBER}.get(value) or bucket_name(value, observation.edges)
-    if kind == "json" and value is not None:
-        try:
-            return category_of(json.loads(value))
-        except ValueError:  # longer than what is read of it
-            return category_of(value)
-    return category_of(value)
-
-
-def _rounded(number: float) -> float:
-    """Return a number with as many digits as do not depend on the order in which others were added up."""
-    return float(f"{number:.{DIGITS}g}")
+    sums = PartSums(data, columns, observations)
+    patterns = _as_patterns(parts)
+    query = categories_sql(columns, sums.categories, since=since, bin_width=bin_width)
+    sums.add_categories(_fetched(connection, query, [patterns]))
+    if sums.means:
+        query = means_sql(columns, sums.means, since=since, bin_width=bin_width)
+        sums.add_means(_fetched(connection, query, [patterns] * 2))
+    return sums.summaries()
 
 
 def _fetched(connection: "DuckDBPyConnection", query: str, parameters: list[Any]) -> Iterator[tuple[Any, ...]]:
@@ -288,11 +208,11 @@ def _quantiles(
         query, times = observed_sql(columns, observation, since=since, until=until)
         queries.append(query)
         parameters += [_as_patterns(parts)] * times
-    counting, _ = quantiles_sql(queries, quantiles, part=1.0)
+    counting, _ = values_sql(DUCKDB, queries, part=1.0)
     (row,) = connection.execute(counting, parameters).fetchall()
     count = int(row[0])
     if not count:
         return BaselineQuantiles(0, ())
-    _, query = quantiles_sql(queries, quantiles, part=MOST_FOR_QUANTILES / count)
-    (row,) = connection.execute(query, parameters).fetchall()
-    return BaselineQuantiles(count, tuple(map(float, row[0])))
+    _, query = values_sql(DUCKDB, queries, part=MOST_FOR_QUANTILES / count)
+    values = connection.execute(query, parameters).fetchnumpy()["value"]
+    return BaselineQuantiles(count, quantiles_of(values, quantiles))
