@@ -10,6 +10,7 @@ from tests.azurite import install_azurite, why_no_azurite
 from tests.cluster.lab import LabError, packages, preparation
 from tests.cluster.lab.existing import Existing
 from tests.needs import is_ci
+from tests.spark_server import install_spark, why_no_spark
 
 
 def main() -> int:
@@ -48,6 +49,11 @@ def _prepare() -> list[str]:
         skipped.append(f"tests of blob storage will be skipped: {why_not}")
     else:
         install_azurite()
+    if why_not := why_no_spark():
+        skipped.append(f"tests of summaries by Spark will be skipped: {why_not}")
+    else:
+        preparation.install(packages.SPARK)
+        install_spark()
     return skipped
 
 

@@ -115,6 +115,17 @@ def _place_fields() -> dict[str, Any]:
             "The workers' folder of built environments, local images and fetched models; empty for the user's own, "
             "$CONTROLLED_ROLLOUT_CACHE or ~/.cache/controlled-rollout/images.",
         ),
+        "data_engine": _form_field(
+            "Data engine",
+            "What summarises collected data for the gate. duckdb: the task's own process. spark: a cluster.",
+            enum=["duckdb", "spark"],
+            default="duckdb",
+        ),
+        "spark_remote": _form_field(
+            "Spark Connect server",
+            "For spark: sc://host:port, without a token, which is read from $SPARK_CONNECT_AUTHENTICATE_TOKEN; empty "
+            "for the session that Spark's own configuration describes.",
+        ),
         "storage": _form_field(
             "Storage",
             "The place for models that tasks hand over, collected data, reports and records: a folder that all workers "

@@ -33,6 +33,8 @@ BLOB_ADDRESS: Final = re.compile(
     r"|http://(127\.0\.0\.1|localhost):[0-9]+/[a-z0-9]{3,24})"
     r"/[a-z0-9](-?[a-z0-9]){2,62}(/[A-Za-z0-9._-]+)*/?"
 )
+# Of Spark Connect, with parameters, of which a token is none: it would be shown wherever a workspace is.
+SPARK_REMOTE: Final = r"^sc://[A-Za-z0-9.-]+(:\d{1,5})?(/(;(use_ssl|user_id|user_agent|x-[a-z0-9-]+)=[^;=\s]*)*)?$"
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
 )
@@ -46,6 +48,8 @@ EXPECTED: Final = {
     "namespace": "the name of a namespace",
     "osv_url": "an address such as https://api.osv.dev/v1/query, without a password",
     "prometheus_url": "an address such as http://prometheus:9090, without a query",
+    "spark_remote": "the address of a Spark Connect server, sc://host:port, without its token: that is read from the "
+    "environment variable SPARK_CONNECT_AUTHENTICATE_TOKEN",
 }
 
 
@@ -100,6 +104,9 @@ class Workspace(BaseModel):
             workers and the triggerer share, or an address in Azure Blob Storage,
             `https://<account>.blob.core.windows.net/<container>/<prefix>`, or of another service that speaks its
             protocol, `https://<host>/<account>/<container>/<prefix>`. None for the folder `storage` in `root`.
+        data_engine: What summarises collected data for the gate: `duckdb` in the process of the task, or `spark`.
+        spark_remote: For `spark`: the address of a Spark Connect server, `sc://host:port`, without its token, which is
+            read from `SPARK_CONNECT_AUTHENTICATE_TOKEN`. None for the session that Spark's own configuration describes.
         records: Where the records of decisions are instead of in `storage`: an address as there. None for `records` in
             `storage`, or in `root` if `storage` is not set.
         telemetry_endpoint: Base URL of the Log Analytics query API; None for Azure's, or for the local supervisor's.
@@ -150,6 +157,8 @@ class Workspace(BaseModel):
     root: Annotated[Path, Field(validate_default=True)] = Path(DEFAULT_HOME)
     cache_folder: Path = Field(default_factory=user_cache)
     storage: str | None = None
+    data_engine: Literal["duckdb", "spark"] = "duckdb"
+    spark_remote: Annotated[str, Field(pattern=SPARK_REMOTE)] | None = None
     records: str | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
@@ -207,6 +216,13 @@ class Workspace(BaseModel):
         raise ValueError(
             "give an address in Azure Blob Storage, https://<account>.blob.core.windows.net/<container>/<prefix>"
         )
+
+    @model_validator(mode="after")
+    def _check_spark(self) -> Self:
+        """Raise ValueError if a Spark server is named and is not the engine."""
+        if self.spark_remote is not None and self.data_engine != "spark":
+            raise ValueError("spark_remote is only for data_engine 'spark': set that too, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_gateway(self) -> Self:

@@ -71,6 +71,14 @@ def test_what_is_written_is_read_listed_and_deleted(storage: Storage, tmp_path: 
     assert not (tmp_path / "data" / "models").exists()
 
 
+@pytest.mark.parametrize(("content", "length"), [(b"0123456789", 4), (b"0123456789", 10), (b"01", 4), (b"", 4)])
+def test_the_end_of_a_file_is_read(storage: Storage, content: bytes, length: int) -> None:
+    storage.put("collected/part.parquet", content)
+    assert storage.get_end("collected/part.parquet", length) == content[-length:]
+    with pytest.raises(StoredFileNotFoundError):
+        storage.get_end("collected/other.parquet", length)
+
+
 def test_names_are_listed_in_order_by_the_beginning_of_their_text(storage: Storage) -> None:
     for name in ("b", "a/2", "a/10", "a-1", "aa/1", "a/b/c"):
         storage.put(name, b"")

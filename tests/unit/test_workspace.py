@@ -51,6 +51,22 @@ def test_storage_in_a_workspace_file_is_relative_to_the_files_folder(tmp_path: P
         assert read_workspace(file).storage_place == expected
 
 
+def test_data_is_summarised_by_duckdb_or_by_spark() -> None:
+    assert Workspace.from_settings({}).data_engine == "duckdb"
+    remote = "sc://spark.example:15002/;use_ssl=true;x-databricks-cluster-id=1"
+    assert Workspace.from_settings({"data_engine": "spark", "spark_remote": remote}).spark_remote == remote
+    assert Workspace.from_settings({"data_engine": "spark"}).spark_remote is None
+    with pytest.raises(WorkspaceError, match="spark_remote is only for data_engine 'spark'"):
+        Workspace.from_settings({"spark_remote": remote})
+
+
+@pytest.mark.parametrize("remote", ["spark://host:7077", "sc://", "sc://host/;token=secret", "sc://u:secret@host", ""])
+def test_a_spark_server_is_named_without_its_token(remote: str) -> None:
+    with pytest.raises(WorkspaceError, match="SPARK_CONNECT_AUTHENTICATE_TOKEN") as refusal:
+        Workspace.from_settings({"data_engine": "spark", "spark_remote": remote})
+    assert "secret" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     "place",
     [

@@ -37,7 +37,13 @@ def evidence_source(workspace: Workspace) -> EvidenceSource:
     from controlled_rollout.evidence.collected.source import CollectedEvidence
 
     cache = workspace.cache_folder / COPIES_FOLDER
-    return CollectedEvidence(metric_store_source(workspace), workspace.storage_place, cache)
+    return CollectedEvidence(
+        metric_store_source(workspace),
+        workspace.storage_place,
+        cache,
+        engine=workspace.data_engine,
+        spark_remote=workspace.spark_remote,
+    )
 
 
 def metric_store_source(workspace: Workspace) -> EvidenceSource:

@@ -64,6 +64,15 @@ class BlobFiles:
                 raise StorageError(f"{self.address_of(name)} has {content.size:,} bytes, {limit:,} are allowed")
             return bytes(content.readall())
 
+    def get_end(self, name: str, length: int) -> bytes:
+        """Download the end of a blob."""
+        with _errors(self.address_of(name)):
+            container, prefix = self._container()
+            blob = container.get_blob_client(f"{prefix}{name}")
+            size = int(blob.get_blob_properties().size)
+            offset = max(0, size - length)
+            return bytes(blob.download_blob(offset, size - offset).readall()) if size else b""
+
     def download(self, name: str, path: Path) -> None:
         """Download a blob into a file, and check its length and its MD5, if the blob has one."""
         with _errors(self.address_of(name)):

@@ -57,6 +57,13 @@ class FolderFiles:
             raise StorageError(f"{path} has more than {limit:,} bytes, {limit:,} are allowed")
         return content
 
+    def get_end(self, name: str, length: int) -> bytes:
+        """Read the end of a file."""
+        path = self.folder / check_file_name(name)
+        with self._reading(path) as file, _errors(path):
+            file.seek(max(0, file.seek(0, os.SEEK_END) - length))
+            return file.read(length)
+
     def download(self, name: str, path: Path) -> None:
         """Copy a file."""
         stored = self.folder / check_file_name(name)

@@ -71,6 +71,15 @@ class Storage(Protocol):
         """
         ...
 
+    def get_end(self, name: str, length: int) -> bytes:
+        """Return the last bytes of a file, at most so many.
+
+        Raises:
+            StoredFileNotFoundError: There is no such file.
+            StorageError: The storage cannot be read.
+        """
+        ...
+
     def download(self, name: str, path: Path) -> None:
         """Copy a file to a path of this machine, in pieces; the path has the whole content or is as it was before.
 

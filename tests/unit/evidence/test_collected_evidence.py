@@ -90,7 +90,7 @@ class Rollout:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(written | changes))
 
-    def source(self) -> CollectedEvidence:
+    def source(self, **engine: Any) -> CollectedEvidence:
         bins = []
         for minute in range(5):
             counts = {
@@ -98,7 +98,7 @@ class Rollout:
                 for version, exchanges in self.exchanges.items()
             }
             bins.append(Bin(T0 + minute * MINUTE, counts["v1"], counts["v2"], share=0.5))
-        return CollectedEvidence(Traffic(tuple(bins)), str(self.folder), self.folder / "cache")
+        return CollectedEvidence(Traffic(tuple(bins)), str(self.folder), self.folder / "cache", **engine)
 
     def read(self, gate: Gate, **changes: Any) -> Evidence:
         return asyncio.run(self.source().read(replace(question(gate), **changes)))

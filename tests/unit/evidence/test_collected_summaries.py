@@ -191,6 +191,13 @@ def test_numbers_are_counted_in_buckets(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_part_without_the_column_has_null_in_buckets(tmp_path: Path) -> None:
+    """As a part has in which every answer failed."""
+    part = write_part(tmp_path / "p.parquet", rows_of("x", "y"), {"label": "VARCHAR"})
+    found = summary(part, Observation("score", "score", "category", edges=(0.0, 1.0)))
+    assert found.categories["score"] == {BIN: {"$null": 2}}
+
+
 def test_a_value_that_control_has_often_has_a_bucket_of_its_own() -> None:
     edges = bucket_edges([0.0, 0.0, 0.0, 3.0, 7.0])
     assert edges == (math.nextafter(0.0, -1.0), 0.0, 3.0)

@@ -4,11 +4,17 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from controlled_rollout.evidence.collected.part_files import MOST_AGE_S, PartFiles
-from controlled_rollout.storage import StoredFile
+import pytest
+
+from controlled_rollout.evidence.collected.part_files import MOST_AGE_S, PartAddresses, PartFiles
+from controlled_rollout.evidence.collected.part_footers import columns_of_parts
+from controlled_rollout.storage import Storage, StoredFile
+from controlled_rollout.storage.blobs import BlobFiles
 from controlled_rollout.storage.folder import FolderFiles
+from tests.unit.evidence.collected_parts import Exchange, write_part
 
 
 @dataclass
@@ -30,6 +36,9 @@ class Container:
 
     def get(self, name: str, *, limit: int = 1) -> bytes:
         return self.files.get(name)
+
+    def get_end(self, name: str, length: int) -> bytes:
+        return self.files.get_end(name, length)
 
     def download(self, name: str, path: Path) -> None:
         self.downloaded.append(name)
@@ -89,3 +98,43 @@ def test_a_copy_that_no_look_has_used_for_a_week_is_deleted_by_the_next_one(tmp_
     (new,) = files.paths(parts[2:])
 
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {Path(kept).name, Path(new).name}
+
+
+@pytest.mark.parametrize(
+    ("storage", "name"),
+    [
+        (
+            BlobFiles("https://account.blob.core.windows.net/data"),
+            "abfss://data@account.dfs.core.windows.net/collected/a",
+        ),
+        (
+            BlobFiles("https://account.z12.blob.storage.azure.net/data/team/"),
+            "abfss://data@account.z12.dfs.storage.azure.net/team/collected/a",
+        ),
+        (FolderFiles(Path("/shared")), "/shared/collected/a"),
+    ],
+)
+def test_a_cluster_reads_parts_by_their_names(storage: Storage, name: str) -> None:
+    assert PartAddresses.has_names(storage)
+    part = StoredFile("collected/a", 1, "etag", datetime.now(UTC))
+    assert PartAddresses(storage).paths([part]) == [name]
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:10000/account/data", "https://edge.example/account/data"])
+def test_what_spark_has_no_name_for_is_copied(place: str) -> None:
+    assert not PartAddresses.has_names(BlobFiles(place))
+
+
+def test_the_columns_of_a_part_are_in_its_last_bytes(tmp_path: Path) -> None:
+    """However long the footer is: it is read again where the first bytes do not hold it."""
+    storage = FolderFiles(tmp_path)
+    names = [f"{'column' * 20}-{number}" for number in range(1_000)]
+    path = write_part(tmp_path / "collected" / "p.parquet", [Exchange("a", 1)], {})
+    part = next(storage.list("collected/"))
+    (columns,) = columns_of_parts(PartAddresses(storage).paths([part]), PartAddresses(storage).read_end).values()
+    assert columns.data == frozenset()
+    assert columns.type_of("$time") == "number"
+    wide = write_part(Path(path), [Exchange("a", 1, [dict.fromkeys(names, "x")])], dict.fromkeys(names, "VARCHAR"))
+    (columns,) = columns_of_parts([wide], PartAddresses(storage).read_end).values()
+    assert columns.data == frozenset(names)
+    assert columns.type_of(names[0]) == "text"

@@ -50,7 +50,7 @@ DUCKDB: Final = Dialect(
 )
 SPARK: Final = Dialect(
     quote="`",
-    source="{parts}",
+    source="parts",
     time="timestamp_micros({})",
     bin="unix_micros({}) div {}",
     hash="CAST(conv(substr(md5({}), {}, 8), 16, 10) AS BIGINT)",

@@ -1,20 +1,23 @@
-"""Parts of the storage as files of this machine: those of a folder where they are, those of a container copied once."""
+"""Parts of the storage by the names that engines read them by: files of this machine, or addresses for a cluster."""
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from controlled_rollout.storage import Storage, StoredFile
 from controlled_rollout.storage.folder import FolderFiles
 
-__all__ = ["COPIES_FOLDER", "PartFiles", "old_copies"]
+__all__ = ["COPIES_FOLDER", "PartAddresses", "PartFiles", "PartNames", "old_copies"]
 
+# The end of an account's host name for blobs, and for the same blobs as Spark reads them.
+BLOB_HOST: Final = re.compile(r"https://([a-z0-9]+(?:\.z[0-9]{2})?)\.blob\.([^/]+)/([^/]+)(.*)")
 DOWNLOADS_AT_ONCE: Final = 8
 MOST_BYTES: Final = 10 * 2**30
 # A rollout's parts are read again at each look; those of a rollout that is over are of no use.
@@ -23,9 +26,58 @@ MOST_AGE_S: Final = 7 * 86_400.0
 COPIES_FOLDER: Final = "collected"
 
 
+class PartNames(Protocol):
+    """Parts by the names that an engine reads them by."""
+
+    def paths(self, parts: Sequence[StoredFile]) -> list[str]:
+        """Return the name of each part.
+
+        Raises:
+            StorageError: A part cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PartAddresses:
+    """Gives parts by the addresses at which the machines of a cluster read them; nothing is copied.
+
+    Attributes:
+        storage: Where the parts are: a folder that the cluster's machines have too, or a container.
+    """
+
+    storage: Storage
+
+    @staticmethod
+    def has_names(storage: Storage) -> bool:
+        """Return whether Spark can read a storage by name: not an emulator's or an edge device's, only a cloud's."""
+        return isinstance(storage, FolderFiles) or BLOB_HOST.fullmatch(storage.address.rstrip("/")) is not None
+
+    def paths(self, parts: Sequence[StoredFile]) -> list[str]:
+        """Return the path of each part, or its address `abfss://…`."""
+        return [f"{self._base}/{part.name}" for part in parts]
+
+    def read_end(self, address: str, length: int) -> bytes:
+        """Return the last bytes of a part, at most so many.
+
+        Raises:
+            StorageError: The part cannot be read.
+        """
+        return self.storage.get_end(address.removeprefix(f"{self._base}/"), length)
+
+    @property
+    def _base(self) -> str:
+        """What the addresses of all parts begin with."""
+        address = self.storage.address.rstrip("/")
+        if match := BLOB_HOST.fullmatch(address):
+            account, cloud, container, prefix = match.groups()
+            return f"abfss://{container}@{account}.dfs.{cloud}{prefix}"
+        return address
+
+
 @dataclass(frozen=True)
 class PartFiles:
-    """Gives parts as local files.
+    """Gives parts as local files: those of a folder where they are, those of a container copied once.
 
     Attributes:
         storage: Where the parts are.

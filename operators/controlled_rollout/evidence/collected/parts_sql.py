@@ -146,8 +146,6 @@ def _request(columns: PartColumns) -> str:
 def _category(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of what a row has of a categorical metric: its value, or the number of its bucket."""
     name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
-    if kind == "missing":
-        return "NULL::DOUBLE"
     if observation.edges is not None:
         number = _number(columns, observation)
         bucket = " + ".join(f"({number} > {edge!r}::DOUBLE)::INTEGER" for edge in observation.edges) or "0"
@@ -161,6 +159,7 @@ def _category(columns: PartColumns, observation: Observation) -> str:
         "text": f"left({name}, {LONGEST_TEXT})",
         "json": f"left({name}, {LONGEST_JSON})",
         "bytes": f"md5({name})",
+        "missing": "NULL::DOUBLE",
     }[kind]
 
 

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeVar
 from controlled_rollout.errors import EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence.collected.completeness import Collected, incomplete, replica_state
 from controlled_rollout.evidence.collected.engine import Observation, SummaryEngine
-from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.part_files import PartFiles, PartNames
 from controlled_rollout.evidence.collected.parts import baseline_parts, day_prefixes, parts_since, state_prefix
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
@@ -74,12 +74,14 @@ class CollectedReader:
     Args:
         files: The storage, and how its parts become files of this machine.
         engine: Summarises parts.
+        names: The names by which the engine reads parts; None: as files of this machine.
     """
 
-    def __init__(self, files: PartFiles, engine: SummaryEngine) -> None:
+    def __init__(self, files: PartFiles, engine: SummaryEngine, names: PartNames | None = None) -> None:
         """Start with nothing remembered."""
         self._files = files
         self._engine = engine
+        self._names = names or files
         self._remembered: OrderedDict[object, Remembered] = OrderedDict()
         self._cuts: OrderedDict[object, dict[str, tuple[float, ...]]] = OrderedDict()
 
@@ -135,8 +137,7 @@ class CollectedReader:
         parts = baseline_parts(listed, since=since, started=query.started)
         key = (*_identity(query, query.control, collection), since, repr(asked), tuple((p.name, p.etag) for p in parts))
         if key not in self._cuts:
-            paths = self._files.paths(parts)
-            found = self._engine.quantiles(paths, asked, since=since, until=query.started)
+            found = self._engine.quantiles(self._names.paths(parts), asked, since=since, until=query.started)
             cuts = {}
             for (one, _), quantiles in zip(asked, found, strict=True):
                 if quantiles.count < MIN_BASELINE_REQUESTS:
@@ -173,9 +174,10 @@ class CollectedReader:
         if new:
             # Whatever goes wrong, sums of half of the parts are not kept.
             self._remembered.pop(key, None)
-            paths = self._files.paths(new)
-            summaries = self._engine.summaries(paths, observations, since=query.started, bin_width=width)
+            names = self._names.paths(new)
+            summaries = self._engine.summaries(names, observations, since=query.started, bin_width=width)
             if suite is not None and expectations:
+                paths = self._files.paths(new)
                 request = ValidationRequest(
                     suite=suite, collection=collection, parts=tuple(paths), since=query.started, bin_width=width
                 )

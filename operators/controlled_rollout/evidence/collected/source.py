@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 from controlled_rollout.evidence.collected.aggregates import evaluate
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
-from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
+from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartAddresses, PartFiles
 from controlled_rollout.evidence.collected.reader import CollectedReader
+from controlled_rollout.evidence.collected.spark_engine import SparkEngine
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource
 from controlled_rollout.gate import Aggregates
 from controlled_rollout.storage import storage_at
@@ -25,13 +27,25 @@ class CollectedEvidence:
         metric_store: Knows what callers saw.
         storage: The folder or address of the workspace's storage.
         cache: The folder for copies of parts that are in Blob Storage.
+        engine: Which engine summarises parts.
+        spark_remote: The Spark Connect server for `spark`; None for the session of this process.
     """
 
-    def __init__(self, metric_store: EvidenceSource, storage: str, cache: Path) -> None:
+    def __init__(
+        self,
+        metric_store: EvidenceSource,
+        storage: str,
+        cache: Path,
+        *,
+        engine: Literal["duckdb", "spark"] = "duckdb",
+        spark_remote: str | None = None,
+    ) -> None:
         """Store where to read; nothing is read before the first look."""
         self.metric_store = metric_store
         self._storage = storage
         self._cache = cache
+        self._engine = engine
+        self._spark_remote = spark_remote
 
     async def read(self, query: EvidenceQuery) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`.
@@ -41,7 +55,7 @@ class CollectedEvidence:
         evidence = await self.metric_store.read(query)
         if not query.gate.collections:
             return evidence
-        reader, thread = _reader(self._storage, self._cache)
+        reader, thread = _reader(self._storage, self._cache, self._engine, self._spark_remote)
         return await asyncio.get_running_loop().run_in_executor(thread, reader.with_collected, query, evidence)
 
 
@@ -50,13 +64,23 @@ async def evaluate_aggregates(
 ) -> Aggregates:
     """Evaluate a gate's expectations about all rows together; see `aggregates.evaluate`."""
     place, cache = workspace.storage_place, workspace.cache_folder / COPIES_FOLDER
-    _, thread = _reader(place, cache)
+    _, thread = _reader(place, cache, workspace.data_engine, workspace.spark_remote)
     evaluated = partial(evaluate, PartFiles(storage_at(place), cache), query, since=since, until=until)
     return await asyncio.get_running_loop().run_in_executor(thread, evaluated)
 
 
 @lru_cache(maxsize=8)
-def _reader(storage: str, cache: Path) -> tuple[CollectedReader, ThreadPoolExecutor]:
+def _reader(
+    place: str, cache: Path, engine: Literal["duckdb", "spark"], spark_remote: str | None
+) -> tuple[CollectedReader, ThreadPoolExecutor]:
     """Return this process's reader of a storage, and its thread: one summary at a time bounds memory and processors."""
-    files = PartFiles(storage_at(storage), cache)
-    return CollectedReader(files, DuckDBEngine()), ThreadPoolExecutor(1, thread_name_prefix="collected")
+    storage = storage_at(place)
+    files = PartFiles(storage, cache)
+    if engine == "duckdb":
+        reader = CollectedReader(files, DuckDBEngine())
+    elif PartAddresses.has_names(storage):
+        names = PartAddresses(storage)
+        reader = CollectedReader(files, SparkEngine(spark_remote, read_end=names.read_end), names)
+    else:
+        reader = CollectedReader(files, SparkEngine(spark_remote))
+    return reader, ThreadPoolExecutor(1, thread_name_prefix="collected")
