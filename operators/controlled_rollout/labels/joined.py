@@ -12,9 +12,9 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import CLOCKS_DIFFER
 from controlled_rollout.evidence.collected.duckdb_engine import PARTS_PER_QUERY, DuckDBEngine, _alike, _as_patterns
 from controlled_rollout.evidence.collected.engine import Observation
+from controlled_rollout.evidence.collected.part_columns import PartColumns
 from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since
-from controlled_rollout.evidence.collected.parts_sql import PartColumns
 from controlled_rollout.labels.bins import Requests
 from controlled_rollout.labels.measures import LabelledRequest
 from controlled_rollout.labels.periods import Period
