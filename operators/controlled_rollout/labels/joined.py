@@ -117,7 +117,7 @@ class Joined:
         Raises:
             EvidenceUnavailableError: A column is in none of them, or there is no request.
         """
-        observations = [Observation(column, column, "category") for column in self._columns]
+        observations = [Observation(column, column, "category") for column in (*self._columns, "$truncated")]
         known: set[str] = set()
         for first in range(0, len(parts), PARTS_PER_QUERY):
             for alike, columns, data in _alike(self._connection, parts[first : first + PARTS_PER_QUERY], observations):
@@ -239,6 +239,9 @@ class Joined:
             condition += ' AND NOT coalesce("$addressed", false)'
         if columns.type_of("$status") == "number":
             condition += ' AND coalesce("$status", 200) < 400'
+        if columns.type_of("$truncated") == "truth value":
+            # The answer was too long to be kept: whether it was right is not known.
+            condition += ' AND NOT coalesce("$truncated", false)'
         return f"read_parquet(?, filename = '$part') WHERE {condition}"
 
     def _one(self, query: str, parameters: Sequence[Any] = ()) -> int:
@@ -273,7 +276,7 @@ def _microseconds(moment: datetime) -> int:
 
 def _as_json(columns: PartColumns, column: str) -> str:
     """Return the SQL of a column's value as JSON, whatever its type is in the part."""
-    name = '"' + column.replace('"', '""') + '"'
+    name = columns.quoted(column)
     return {
         "missing": "NULL",
         "number": f"to_json({name}::DOUBLE)::VARCHAR",

@@ -7,15 +7,18 @@ from datetime import UTC, datetime
 from functools import partial
 
 from controlled_rollout import record
+from controlled_rollout.collection_settings import Collection
 from controlled_rollout.errors import ConflictError, RecordUnavailableError
 from controlled_rollout.evaluation.conclusion import conclude, verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceWindow
-from controlled_rollout.gate import Verdict, cannot_see, verdict_to_dict
+from controlled_rollout.gate import cannot_see, verdict_to_dict
 from controlled_rollout.labels.judgement import LabelCounts, LabelLook, check_time, judge_labels
 from controlled_rollout.labels.settings import Labels
 from controlled_rollout.labels.source import LabelSource
 from controlled_rollout.record import Decision, LookInput, LookSettings
+from controlled_rollout.record.bin_delta import BinFingerprints
+from controlled_rollout.record.tail import series_name
 from controlled_rollout.target.history import shared_traffic
 from controlled_rollout.target.protocol import Revision, Target
 from controlled_rollout.workspace import Workspace
@@ -57,7 +60,8 @@ async def look_at_labels(
 
     Raises:
         ArgumentError: The time is none, or a function of the author's cannot be imported.
-        ConflictError: The version never had traffic beside a control.
+        ConflictError: The version never had traffic beside a control, or one of the two did not keep its predictions
+            as they are.
         EndpointError: There is no such version.
     """
     now = now or datetime.now(UTC)
@@ -72,6 +76,8 @@ async def look_at_labels(
             "two has none any more, or give until"
         )
         return LabelLook(cannot_see(unseen), (), LabelCounts(), since, now, now, unseen)
+    for name in (control, version):
+        _check_kept(history, name, labels, until)
     splits = splits_since(history, since, control=control, treatment=version)
     judged = partial(
         judge_labels, workspace, endpoint, control=control, treatment=version, labels=labels, source=source, now=now
@@ -79,8 +85,7 @@ async def look_at_labels(
     look = await asyncio.to_thread(judged, since=since, until=until, splits=splits)
     decision = Decision.about(document, version, step="judge_labels", who=who, time=now)
     recorded = _look_input(endpoint, version, control, labels, source, look)
-    verdict = await asyncio.to_thread(_recorded, workspace, recorded, decision, look, history)
-    return replace(look, verdict=verdict)
+    return await asyncio.to_thread(_record, workspace, recorded, decision, look, history)
 
 
 def _look_input(
@@ -102,23 +107,48 @@ def _look_input(
     return LookInput(settings, Evidence(look.bins, (), (), look.arrived_until, settings.queries, unseen=look.unseen))
 
 
-def _recorded(
-    workspace: Workspace, look: LookInput, decision: Decision, found: LabelLook, history: Sequence[Revision]
-) -> Verdict:
-    """Append a look to the record; return its verdict, or what it counts without the record."""
+def _record(
+    workspace: Workspace, recorded: LookInput, decision: Decision, look: LabelLook, history: Sequence[Revision]
+) -> LabelLook:
+    """Append a look to the record; return it with what its verdict counts if it cannot be recorded."""
 
     def decide(complete: LookInput) -> Decision:
         """Return the decision, with the verdict that a replay of the record computes again."""
-        verdict = replace(conclude(complete), reason=found.verdict.reason)
+        verdict = replace(conclude(complete), reason=look.verdict.reason)
         return decision.model_copy(
             update={"outcome": verdict.outcome.value, "why": verdict.reason, "verdict": verdict_to_dict(verdict)}
         )
 
     try:
-        record.append_look(workspace, look, decide, history=history)
+        if changed := _changed_since_before(workspace, recorded):
+            look = replace(look, verdict=replace(look.verdict, reason=f"{look.verdict.reason}; {changed}"))
+        record.append_look(workspace, recorded, decide, history=history)
     except RecordUnavailableError as error:
-        return verdict_without_record(found.verdict, str(error))
-    return found.verdict
+        return replace(look, verdict=verdict_without_record(look.verdict, str(error)))
+    return look
+
+
+def _changed_since_before(workspace: Workspace, look: LookInput) -> str:
+    """Return a sentence if bins of an earlier look are others now; empty if they are the same.
+
+    That is so if labels were added with an earlier arrival, or collected data of judged requests was deleted.
+    """
+    if look.evidence.unseen:
+        return ""
+    name = series_name(look.settings)
+    for decision in record.read_newest_first(workspace, look.settings.endpoint, look.settings.treatment):
+        if decision.step != "judge_labels" or (before := decision.look_evidence()) is None or before.unseen:
+            continue
+        if before.series == name:
+            then = [bin_ for bin_ in look.evidence.bins if bin_.start < before.until]
+            if BinFingerprints().delta_to(then).digest == before.bins.digest:
+                return ""
+            return (
+                f"what had arrived by {before.until:%Y-%m-%d %H:%M} is no longer what the look at "
+                f"{decision.time:%Y-%m-%d %H:%M} judged: labels were added with an earlier arrival, or collected data "
+                "was deleted; alpha holds for labels that are added as they arrive"
+            )
+    return ""
 
 
 def _compared(
@@ -137,3 +167,31 @@ def _compared(
             "was created: there is nothing that its labels can be compared with; name control, since and until"
         )
     return shared.control, since or shared.since, until or shared.until
+
+
+def _check_kept(history: Sequence[Revision], version: str, labels: Labels, until: datetime) -> None:
+    """Raise ConflictError if a version did not keep what labels are compared with, or kept it masked or hashed."""
+    revisions = [one for one in history if one.created <= until and version in one.endpoint.versions]
+    if not revisions:
+        return  # what was collected is in the storage all the same
+    kept = revisions[-1].endpoint.versions[version].collected
+    problem = "does not collect" if kept is None else _problem_of(kept, labels.columns)
+    if problem:
+        raise ConflictError(
+            f"labels are compared with {', '.join(labels.columns)}, and version {version!r} {problem}: it cannot be "
+            "judged by labels"
+        )
+
+
+def _problem_of(kept: Collection, columns: Sequence[str]) -> str:
+    """Return what makes columns of no use; empty if they are kept as they are."""
+    if kept.layout != "parquet":
+        return f"collects in the layout {kept.layout!r}, of which only 'parquet' can be read"
+    for column in columns:
+        names = (column, column.partition(".")[2])
+        for does, listed in (("masks", kept.mask), ("hashes", kept.hash)):
+            if any(name in listed for name in names):
+                return f"{does} {column}"
+        if kept.keep is not None and not any(name in kept.keep for name in names):
+            return f"does not keep {column}"
+    return ""

@@ -27,9 +27,11 @@ from tests.unit.labels.labelled_rollout import (
 class PromotedEndpoint:
     """An endpoint whose version v2a had half of v1a's traffic from T0 to UNTIL, and is control since then."""
 
-    def __init__(self) -> None:
-        first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
-        shared = first.claim("v2a", owner="dag/run", at=T0).create_version("v2a", traffic_percentile=50)
+    def __init__(self, **collects: Any) -> None:
+        kept: dict[str, Any] = {"collect_model_data": True}
+        first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True, **kept)
+        claimed = first.claim("v2a", owner="dag/run", at=T0)
+        shared = claimed.create_version("v2a", traffic_percentile=50, **(kept | collects))
         states = [(first, T0 - 24 * HOUR), (shared, T0), (shared.promote("v2a"), UNTIL)]
         self.revisions = [
             Revision(
@@ -73,6 +75,18 @@ async def test_looks_are_in_the_record_and_a_replay_concludes_the_same(rollout: 
     assert [one.look.evidence.bins for one in replayed if one.look] == [one.bins for one in looks]
 
 
+async def test_labels_that_are_added_with_an_earlier_arrival_are_said(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1})
+    kept = [row for number, row in enumerate(rows) if number % 5]
+    first, again, backdated = [
+        await look(rollout, Rows(some), now=UNTIL + hours * HOUR)
+        for some, hours in ((kept, 20), (kept, 30), (rows, 40))
+    ]
+    for one in (first, again):
+        assert "earlier arrival" not in one.verdict.reason
+    assert "no longer what the look at 2026-03-02 16:00 judged: labels were added with" in backdated.verdict.reason
+
+
 async def test_a_look_that_cannot_see_is_recorded_with_why(rollout: LabelledRollout) -> None:
     found = await look(rollout, Rows([]))
     assert found.verdict.outcome is Outcome.CANNOT_SEE
@@ -103,6 +117,27 @@ async def test_a_version_that_never_had_traffic_beside_a_control_cannot_be_judge
         await look(rollout, Rows([]), endpoint)
     with pytest.raises(ConflictError, match="beside version 'v9a'"):
         await look(rollout, Rows([]), control="v9a")
+
+
+SALT = {"secret": "salts", "key": "one"}
+
+
+@pytest.mark.parametrize(
+    ("collects", "problem"),
+    [
+        ({"collect_model_data": False}, "does not collect"),
+        ({"collection": {"layout": "csv"}}, "collects in the layout 'csv'"),
+        ({"collection": {"mask": ["prediction"]}}, "masks predictions.prediction"),
+        ({"collection": {"hash": ["predictions.prediction"], "salt": SALT}}, "hashes predictions.prediction"),
+        ({"collection": {"keep": ["age"]}}, "does not keep predictions.prediction"),
+    ],
+)
+async def test_a_version_that_has_not_kept_its_predictions_is_refused(
+    rollout: LabelledRollout, collects: dict[str, Any], problem: str
+) -> None:
+    """A version whose predictions are masked would be wrong in every answer, and be taken back."""
+    with pytest.raises(ConflictError, match=f"version 'v2a' {problem}"):
+        await look(rollout, Rows([]), PromotedEndpoint(**collects))
 
 
 @pytest.mark.parametrize(
