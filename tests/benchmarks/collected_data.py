@@ -4,8 +4,14 @@ import json
 import resource
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import psutil
 
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow
@@ -24,6 +30,23 @@ GATE = Gate(
     | {"clipped": Mean(worse="lower", column="predictions.n4", clip=0.01)},
     categories={f"label {number}": Category(column=f"predictions.s{number}", tolerance=0.1) for number in range(3)}
     | {f"buckets {number}": Category(column=f"predictions.n{number}", buckets=10) for number in (5, 6)},
+)
+CLASSES = [f"c{number}" for number in range(8)]
+EXPECTED: list[tuple[str, dict[str, Any]]] = [
+    *(("values_to_be_between", {"column": f"predictions.n{number}", "max_value": 1.9}) for number in range(6)),
+    *(("values_to_be_in_set", {"column": f"predictions.s{n}", "value_set": CLASSES}) for n in (0, 1)),
+    ("values_to_match_regex", {"column": "predictions.s2", "regex": "^c[0-9]+$"}),
+    ("values_to_not_be_null", {"column": "predictions.n6"}),
+]
+EXPECTATIONS = Gate.model_validate(
+    {
+        "latency_quantiles": (),
+        "expectations": {
+            "expectations": [
+                {"type": f"expect_column_{kind}", "kwargs": {"mostly": 0.5, **of}} for kind, of in EXPECTED
+            ]
+        },
+    }
 )
 NUMBERS = [f"random() + random() AS n{number}" for number in range(7)]
 LABELS = [f"'c' || (random() * {9 + number})::INT AS s{number}" for number in range(3)]
@@ -64,8 +87,58 @@ def evidence_of(bins: int, rows: int) -> Evidence:
     return Evidence(found, (), (), START + bins * MINUTE, ())
 
 
-def measure(rows: int = 10_000_000) -> tuple[list[tuple[str, float, float]], float]:
-    """Return for each look what it is, its seconds and its processor seconds; and the megabytes that looks took."""
+class Children(Thread):
+    """Watches the processes that this one has started, and theirs.
+
+    Attributes:
+        together, largest: The most bytes that they took together, what they share counted once, and one alone.
+        processor: The seconds of processor that they have used, as far as was seen, by process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.together = self.largest = 0
+        self.processor: dict[int, float] = {}
+        self._ended = Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.1):
+            sizes = [0]
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    used = child.cpu_times()
+                    self.processor[child.pid] = used.user + used.system
+                    sizes.append(child.memory_full_info().pss)
+                    self.largest = max(self.largest, child.memory_info().rss)
+            self.together = max(self.together, sum(sizes))
+
+    def seconds(self) -> float:
+        """Return how much processor all of them have used."""
+        return sum(self.processor.copy().values())
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What looks take.
+
+    Attributes:
+        looks: For each look what it is, its seconds, and its seconds of processor, those of other processes included.
+        grown_mb: By how much this process's memory grew.
+        together_mb, largest_mb: The most that processes that evaluate expectations took together, and one alone.
+    """
+
+    looks: list[tuple[str, float, float]]
+    grown_mb: float
+    together_mb: float
+    largest_mb: float
+
+
+def measure(rows: int = 10_000_000, gate: Gate = GATE) -> Measured:
+    """Measure looks at so many requests of two versions, a part a minute."""
     per_part = rows // (2 * BINS)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -77,22 +150,26 @@ def measure(rows: int = 10_000_000) -> tuple[list[tuple[str, float, float]], flo
             write_part(folder, "v1", START - (number + 1) * MINUTE, per_part)
         window = EvidenceWindow(bin_width=MINUTE, allowed_lag=timedelta(0))
         query = EvidenceQuery(
-            "digits", "v1", "v2", START, START + BINS * MINUTE, window, (), GATE,
+            "digits", "v1", "v2", START, START + BINS * MINUTE, window, (), gate,
             collected={"v1": Collection(), "v2": Collection()},
         )  # fmt: skip
         reader = CollectedReader(PartFiles(storage_at(name), folder / "cache"), DuckDBEngine())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        children = Children()
+        children.start()
         looks = []
         for label, bins in (("the first", BINS - 1), ("nothing is new", BINS - 1), ("one minute is new", BINS)):
             if bins == BINS:
                 for version in ("v1", "v2"):
                     write_part(folder, version, START + (BINS - 1) * MINUTE, per_part)
-            began, processor = time.perf_counter(), time.process_time()
+            began, processor = time.perf_counter(), time.process_time() + children.seconds()
             found = reader.with_collected(query, evidence_of(bins, per_part))
-            looks.append((label, time.perf_counter() - began, time.process_time() - processor))
+            took = time.perf_counter() - began
+            looks.append((label, took, time.process_time() + children.seconds() - processor))
             assert not found.unseen, found.unseen
+        children.end()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         began, processor = time.perf_counter(), time.process_time()
-        judge(found.bins, GATE)
+        judge(found.bins, gate)
         looks.append(("the verdict", time.perf_counter() - began, time.process_time() - processor))
-    return looks, grown / 1_024
+        return Measured(looks, grown / 1_024, children.together / 2**20, children.largest / 2**20)

@@ -1,17 +1,14 @@
-"""The process that validates: `python -m controlled_rollout.expectations <request> <answer>`, both JSON files."""
+"""The process that evaluates: `python -m controlled_rollout.expectations`, with a socket as its standard input."""
 
-import sys
-from pathlib import Path
+import socket
 
-from controlled_rollout.expectations.result import ValidationRequest
-from controlled_rollout.expectations.validation import count, validate
+from controlled_rollout.expectations.server import serve
 
 
 def main() -> None:
-    """Answer one request."""
-    request = ValidationRequest.model_validate_json(Path(sys.argv[1]).read_bytes())
-    answer = validate(request) if request.bin_width is None else count(request)
-    Path(sys.argv[2]).write_text(answer.model_dump_json())
+    """Serve until nobody asks any more."""
+    with socket.socket(fileno=0) as control:
+        serve(control)
 
 
 if __name__ == "__main__":

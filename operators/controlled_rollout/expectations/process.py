@@ -1,24 +1,37 @@
-"""Starts the process that validates: the library takes seconds to import, and memory that a trigger must not keep."""
+"""Asks the process that evaluates: the library takes seconds to import, and memory that a trigger must not keep."""
 
+import atexit
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from typing import Final
+from threading import Lock
+from typing import IO, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.expectations.result import Counted, Validation, ValidationRequest
+from controlled_rollout.expectations.server import LAST_CHARACTERS, Answer, Question
 
 __all__ = ["count_in_process", "validate_in_process"]
 
 TIMEOUT: Final = timedelta(minutes=5)
-LAST_CHARACTERS: Final = 500
 # It reads local files and nothing else: no credentials.
 VARIABLES: Final = (
     "PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "COVERAGE_PROCESS_CONFIG",
 )  # fmt: skip
+# No statistics are sent, nothing is written into a home, and forks have no threads to lose.
+SET_VARIABLES: Final = {
+    "HOME": os.devnull,
+    "GX_ANALYTICS_ENABLED": "false",
+    "PYTHONWARNINGS": "ignore",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+ENDING: Final = timedelta(seconds=5)
 
 
 def count_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT) -> Counted:
@@ -31,49 +44,172 @@ def count_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT
     Raises:
         EvidenceUnavailableError: A package is missing, a part cannot be read, or it takes too long.
     """
-    return Counted.model_validate_json(_answer(request, timeout))
+    answer = _answer(request, timeout)
+    assert answer.counted is not None  # noqa: S101 - that was asked
+    return answer.counted
 
 
 def validate_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT) -> Validation:
     """Evaluate all expectations of a collection on all rows in a process of its own; see `count_in_process`."""
-    return Validation.model_validate_json(_answer(request, timeout))
+    answer = _answer(request, timeout)
+    assert answer.validation is not None  # noqa: S101 - that was asked
+    return answer.validation
 
 
-def _answer(request: ValidationRequest, timeout: timedelta) -> bytes:
-    """Return the answer of a process to a request."""
-    with tempfile.TemporaryDirectory(prefix="controlled-rollout-expectations-") as folder:
-        asked, answer, log = (Path(folder) / name for name in ("request.json", "answer.json", "log"))
-        asked.write_text(request.model_dump_json())
-        # No statistics are sent, and what the library keeps of a user goes with the folder.
-        variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        variables |= {"HOME": folder, "GX_ANALYTICS_ENABLED": "false", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", __package__, str(asked), str(answer)]
-        with log.open("wb") as output:
-            try:
-                done = subprocess.run(  # noqa: S603 - this Python, and files of our own
-                    command,
-                    env=variables,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    timeout=timeout.total_seconds(),
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise EvidenceUnavailableError(
-                    f"the expectations about {request.collection!r} were not evaluated within "
-                    f"{timeout.total_seconds():g} s: give fewer, or collect a smaller share of the requests"
-                ) from error
-        if done.returncode == 0:
-            return answer.read_bytes()
-        text = log.read_text(errors="replace").strip()
-        if "No module named" in text:
-            missing = text.rpartition("No module named")[2].strip()
-            raise EvidenceUnavailableError(
-                f"evaluating expectations needs the package {missing}: install airflow-provider-controlled-rollout "
-                "with the extra data"
+@dataclass
+class _Server:
+    """A process that has the library loaded, and forks for each question.
+
+    Attributes:
+        python: The interpreter that it runs.
+        owner: The process that has started it: a fork of that one starts its own.
+        process: The process.
+        control: Where sockets are sent to it.
+        log: What it has said.
+    """
+
+    python: str = field(default_factory=lambda: sys.executable)
+    owner: int = field(default_factory=os.getpid)
+    process: subprocess.Popen[bytes] = field(init=False)
+    control: socket.socket = field(init=False)
+    log: IO[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start it; its import goes on while it is asked."""
+        self.control, its_end = socket.socketpair()
+        self.log = tempfile.TemporaryFile()
+        variables = {name: os.environ[name] for name in VARIABLES if name in os.environ} | SET_VARIABLES
+        with its_end:
+            self.process = subprocess.Popen(  # noqa: S603 - this Python, and a module of our own
+                [self.python, "-m", "controlled_rollout.expectations"],
+                env=variables,
+                stdin=its_end.fileno(),
+                stdout=self.log,
+                stderr=self.log,
             )
-        raise EvidenceUnavailableError(
-            f"the expectations about {request.collection!r} could not be evaluated (exit code {done.returncode}): "
-            f"{' '.join(text[-LAST_CHARACTERS:].split())}"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether this process may ask it."""
+        return self.owner == os.getpid() and self.python == sys.executable and self.process.poll() is None
+
+    def ask(self, question: bytes, *, deadline: float) -> bytes:
+        """Return what a fork answers; nothing if it has ended without an answer.
+
+        Raises:
+            TimeoutError: There is no answer in time.
+        """
+        connection, its_end = socket.socketpair()
+        with connection:
+            with its_end:
+                socket.send_fds(self.control, [b"?"], [its_end.fileno()])
+            answer = bytearray()
+            connection.settimeout(_left(deadline))
+            connection.sendall(question)
+            connection.shutdown(socket.SHUT_WR)
+            while True:
+                connection.settimeout(_left(deadline))
+                if not (chunk := connection.recv(65_536)):
+                    return bytes(answer)
+                answer += chunk
+
+    def has_ended(self) -> int | None:
+        """Return its exit code, after a moment for it to end; None if it goes on."""
+        try:
+            return self.process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def said(self) -> str:
+        """Return what it has said."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace").strip()
+
+    def end(self) -> None:
+        """End it: nobody asks any more. A fork of the process that has started it only closes its copies."""
+        self.control.close()
+        if self.owner != os.getpid():
+            return
+        try:
+            self.process.wait(timeout=ENDING.total_seconds())
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+_server: _Server | None = None
+_lock = Lock()
+
+
+def _running_server() -> _Server:
+    """Return the server of this process; start one if there is none, or it has ended."""
+    global _server
+    with _lock:
+        if _server is not None and not _server.is_usable:
+            _server.end()
+            _server = None
+        if _server is None:
+            _server = _Server()
+        return _server
+
+
+@atexit.register
+def end_server() -> None:
+    """End the server of this process, if there is one."""
+    global _server
+    with _lock:
+        if _server is not None:
+            _server.end()
+            _server = None
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until a moment of the monotonic clock; raise TimeoutError if it is over."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _answer(request: ValidationRequest, timeout: timedelta) -> Answer:
+    """Return the answer to a request; raise EvidenceUnavailableError if there is none."""
+    seconds = timeout.total_seconds()
+    question = Question(request=request, seconds=max(1, round(seconds))).model_dump_json().encode()
+    deadline = time.monotonic() + seconds
+    about = f"the expectations about {request.collection!r}"
+    while True:
+        server = _running_server()
+        try:
+            found = server.ask(question, deadline=deadline)
+        except TimeoutError as error:
+            raise EvidenceUnavailableError(
+                f"{about} were not evaluated within {seconds:g} s: give fewer, simpler regular expressions, or collect "
+                "a smaller share of the requests"
+            ) from error
+        except OSError:  # it has just ended
+            found = b""
+        if found:
+            answer = Answer.model_validate_json(found)
+            if answer.fault:
+                raise EvidenceUnavailableError(f"{about} could not be evaluated: {answer.fault}")
+            return answer
+        code = server.has_ended()
+        if code is None:
+            raise EvidenceUnavailableError(
+                f"{about} could not be evaluated: the process that did was killed, perhaps for want of memory"
+            )
+        if code:
+            raise EvidenceUnavailableError(_why_ended(about, code, server.said()))
+        # It was idle, and has ended between two questions: the next one answers.
+
+
+def _why_ended(about: str, code: int, said: str) -> str:
+    """Return why no process evaluates."""
+    if "No module named" in said:
+        missing = said.rpartition("No module named")[2].strip()
+        return (
+            f"evaluating expectations needs the package {missing}: install airflow-provider-controlled-rollout with "
+            "the extra data"
         )
+    return f"{about} could not be evaluated (exit code {code}): {' '.join(said[-LAST_CHARACTERS:].split())}"

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.expectations.result import (
@@ -17,7 +18,7 @@ from controlled_rollout.expectations.suite import Expectation
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["count", "validate"]
+__all__ = ["count", "evaluated", "validate"]
 
 MAX_EXAMPLES: Final = 10
 LONGEST_FAULT: Final = 500
@@ -44,7 +45,7 @@ def count(request: ValidationRequest) -> Counted:
         columns |= set(map(str, rows.data.columns))
         data = _with_columns(rows.data, expectations)
         bins = rows.times // width
-        for one, result in zip(expectations, _results(data, expectations), strict=True):
+        for one, result in zip(expectations, evaluated(data, expectations), strict=True):
             if fault := _fault(result):
                 faults.setdefault(one.name, fault)
                 continue
@@ -84,7 +85,7 @@ def validate(request: ValidationRequest) -> Validation:
         return Validation(rows=0, part=part, results=results)
     data = pd.concat([chunk.data for chunk in chunks], ignore_index=True)
     ids = pd.concat([chunk.ids for chunk in chunks], ignore_index=True)
-    found = zip(expectations, _results(data, expectations), strict=True)
+    found = zip(expectations, evaluated(data, expectations), strict=True)
     results = tuple(
         _of_a_part(one, part) if part < 1 and one.needs_all_rows else _expectation_result(one, result, data, ids)
         for one, result in found
@@ -92,22 +93,19 @@ def validate(request: ValidationRequest) -> Validation:
     return Validation(rows=len(data), part=part, results=results)
 
 
-def _results(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
+def evaluated(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
     """Return Great Expectations' result of each expectation, as a mapping."""
     import great_expectations as gx
+    from great_expectations.expectations.registry import get_expectation_impl
 
-    context = gx.get_context(mode="ephemeral")
-    asset = context.data_sources.add_pandas("collected").add_dataframe_asset("rows")
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": data})
+    batch = _rows_of_the_library().get_batch({"dataframe": data})
     how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
     results: dict[int, dict[str, Any]] = {}
     configurations: list[Any] = []
     for number, one in enumerate(expectations):
-        described = {"type": one.type, "kwargs": dict(one.kwargs), "meta": {"number": number}}
         try:
             # Each by itself first: an argument that is wrong says something about one only.
-            [built] = gx.ExpectationSuite(name=one.name, expectations=[described]).expectations
-            configurations.append(built)
+            configurations.append(get_expectation_impl(one.type)(**one.kwargs, meta={"number": number}))
         except Exception as error:  # whatever the library raises is what is wrong with this expectation
             results[number] = {"success": None, "result": {}, "exceptions": {"raised": str(error)}}
     if configurations:
@@ -120,6 +118,19 @@ def _results(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[
                 "exceptions": found.exception_info,
             }
     return [results[number] for number in range(len(expectations))]
+
+
+@lru_cache(maxsize=1)
+def _rows_of_the_library() -> Any:
+    """Return how the library is handed a table; it writes nothing, and forgets nothing of what it is configured."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    return (
+        context.data_sources.add_pandas("collected")
+        .add_dataframe_asset("rows")
+        .add_batch_definition_whole_dataframe("all")
+    )
 
 
 def _fault(result: Mapping[str, Any]) -> str:

@@ -6,14 +6,16 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from controlled_rollout.errors import EvidenceUnavailableError
-from controlled_rollout.expectations import read_suite
+from controlled_rollout.expectations import process, read_suite, server, validation
 from controlled_rollout.expectations.process import count_in_process, validate_in_process
 from controlled_rollout.expectations.result import Counted, ExpectationResult, RowCounts, Validation, ValidationRequest
+from tests.polling import wait_until
 
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -160,13 +162,29 @@ def test_what_cannot_be_evaluated_is_neither_success_nor_failure(
 def test_a_part_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "half.parquet").write_bytes(b"PAR1 half")
 
-    with pytest.raises(EvidenceUnavailableError, match=r"could not be evaluated \(exit code 1\).*half\.parquet"):
+    with pytest.raises(EvidenceUnavailableError, match=r"could not be evaluated: .*half\.parquet"):
         count_in_process(request((str(tmp_path / "half.parquet"),), bin_width=MINUTE))
 
 
 def test_an_evaluation_that_takes_too_long_is_an_error(parts: tuple[str, ...]) -> None:
     with pytest.raises(EvidenceUnavailableError, match=r"were not evaluated within 0\.01 s"):
         count_in_process(request(parts, bin_width=MINUTE), timeout=timedelta(milliseconds=10))
+
+
+def test_a_server_that_has_ended_is_replaced_and_one_that_ends_within_a_question_is_an_error(
+    parts: tuple[str, ...],
+) -> None:
+    first = process._running_server()
+    first.control.close()  # as if it had been idle for too long
+    first.process.wait(timeout=60)
+
+    assert count_in_process(request(parts, bin_width=MINUTE)).by_bin
+    second = process._running_server()
+    assert second is not first
+    # What is asked of it is the business of a fork, which may be killed.
+    second.process.kill()
+    with pytest.raises(EvidenceUnavailableError, match=r"could not be evaluated \(exit code -9\)"):
+        process._answer(request(parts), timedelta(minutes=1))
 
 
 def test_a_package_that_is_missing_is_named_with_what_to_install(
@@ -185,3 +203,23 @@ def test_counts_are_what_they_are_read_from() -> None:
     counted = Counted(by_bin={AGE: {7: RowCounts(rows=3, unexpected=1)}}, columns=frozenset({"age"}), faults={})
 
     assert Counted.model_validate_json(counted.model_dump_json()) == counted
+
+
+def test_a_regular_expression_that_takes_for_ever_is_ended_and_leaves_nothing_running(tmp_path: Path) -> None:
+    text = write_part(tmp_path / "1.parquet", [row("long", 0) | {"text": "a" * 60 + "!"}])
+    kwargs: dict[str, Any] = {"column": "text", "regex": "^(a+)+$"}
+    suite = read_suite(
+        {"inputs": {"expectations": [{"type": "expect_column_values_to_match_regex", "kwargs": kwargs}]}}
+    )
+    asked = request((text,), bin_width=MINUTE).model_copy(update={"suite": suite})
+    running = psutil.Process(process._running_server().process.pid)
+
+    with pytest.raises(EvidenceUnavailableError, match=r"not evaluated within 1 s: .* simpler regular expressions"):
+        count_in_process(asked, timeout=timedelta(seconds=1))
+    wait_until(lambda: not running.children(), "the fork has ended", timeout_s=10)
+
+
+def test_more_memory_than_one_request_may_have_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "validate", lambda request: bytearray(2**60))
+
+    assert server._answer_to(request(())) == server.Answer(fault="more than 3 GB of memory would be needed")

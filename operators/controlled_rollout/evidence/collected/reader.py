@@ -6,6 +6,7 @@ A part that was written anew, or is gone, makes it read all of them again, and s
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -22,7 +23,7 @@ from controlled_rollout.evidence.collected.values import bucket_edges
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
 from controlled_rollout.expectations import Suite
 from controlled_rollout.expectations.process import count_in_process
-from controlled_rollout.expectations.result import ValidationRequest
+from controlled_rollout.expectations.result import Counted, ValidationRequest
 from controlled_rollout.gate import Bin, Counts, Gate, Moments
 from controlled_rollout.storage import StoredFile
 
@@ -39,6 +40,8 @@ MAX_CATEGORIES: Final = 200
 MOST_REMEMBERED: Final = 500
 SHOWN_COLUMNS: Final = 10
 EXPECTATIONS_TIMEOUT: Final = timedelta(minutes=2)
+# Each takes a processor, and some hundred megabytes.
+EVALUATED_AT_ONCE: Final = 2
 
 Value = TypeVar("Value")
 
@@ -68,6 +71,29 @@ class Remembered:
     totals: Totals = field(default_factory=Totals)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is being read of a version's collection.
+
+    Attributes:
+        key: Names its sums among those that are remembered.
+        remembered: The sums of the parts that were read before.
+        observations: What is observed of its requests.
+        since: Of requests that arrived from then on.
+        bin_width: The width of a bin.
+        new: The parts that are still to be read.
+        counted: The rows of its expectations; None without any.
+    """
+
+    key: object
+    remembered: Remembered
+    observations: Sequence[Observation]
+    since: datetime
+    bin_width: timedelta
+    new: Sequence[StoredFile]
+    counted: "Future[Counted] | None"
+
+
 class CollectedReader:
     """Reads collected data with one engine from one storage; not for several threads at once.
 
@@ -83,6 +109,7 @@ class CollectedReader:
         self._engine = engine
         self._names = names or files
         self._remembered: OrderedDict[object, Remembered] = OrderedDict()
+        self._expectations = ThreadPoolExecutor(EVALUATED_AT_ONCE, thread_name_prefix="expectations")
         self._cuts: OrderedDict[object, dict[str, tuple[float, ...]]] = OrderedDict()
 
     def with_collected(self, query: EvidenceQuery, evidence: Evidence) -> Evidence:
@@ -109,8 +136,10 @@ class CollectedReader:
             frozen = self._frozen_cuts(query, collection, observations)
             cuts |= frozen
             cut = [_with_cuts(one, frozen) for one in observations]
-            for version in shares:
-                totals[version, collection] = self._totals(query, version, collection, cut, query.gate.expectations)
+            begun = {
+                version: self._begun(query, version, collection, cut, query.gate.expectations) for version in shares
+            }
+            totals |= {(version, collection): self._finished(reading) for version, reading in begun.items()}
         for version, share in shares.items():
             self._check_complete(query, evidence, version, share, totals)
         for collection, observations in wanted.items():
@@ -153,15 +182,19 @@ class CollectedReader:
 
     # Sums of parts
 
-    def _totals(
+    def _totals(self, query: EvidenceQuery, version: str, collection: str) -> Totals:
+        """Return how many requests a version's collection has by bin."""
+        return self._finished(self._begun(query, version, collection, []))
+
+    def _begun(
         self,
         query: EvidenceQuery,
         version: str,
         collection: str,
         observations: Sequence[Observation],
         suite: Suite | None = None,
-    ) -> Totals:
-        """Return the sums of a version's parts since the rollout began; only parts that are new are read."""
+    ) -> Reading:
+        """Begin to read a version's parts since the rollout began, those that are new; expectations meanwhile."""
         expectations = () if suite is None else tuple(one for one in suite.of(collection) if one.is_row_wise)
         width = query.window.bin_width
         listed = self._listed(version, collection, query, since=query.started, until=query.now)
@@ -171,21 +204,31 @@ class CollectedReader:
         if any(name not in parts or parts[name].etag != etag for name, etag in remembered.etags.items()):
             remembered = Remembered()
         new = [part for name, part in parts.items() if name not in remembered.etags]
-        if new:
+        counted: Future[Counted] | None = None
+        if suite is not None and expectations and new:
+            paths = tuple(self._files.paths(new))
+            request = ValidationRequest(
+                suite=suite, collection=collection, parts=paths, since=query.started, bin_width=width
+            )
+            counted = self._expectations.submit(count_in_process, request, timeout=EXPECTATIONS_TIMEOUT)
+        return Reading(key, remembered, observations, query.started, width, new, counted)
+
+    def _finished(self, reading: Reading) -> Totals:
+        """Return the sums of all parts of a collection, with those that are new."""
+        remembered = reading.remembered
+        if reading.new:
             # Whatever goes wrong, sums of half of the parts are not kept.
-            self._remembered.pop(key, None)
-            names = self._names.paths(new)
-            summaries = self._engine.summaries(names, observations, since=query.started, bin_width=width)
-            if suite is not None and expectations:
-                paths = self._files.paths(new)
-                request = ValidationRequest(
-                    suite=suite, collection=collection, parts=tuple(paths), since=query.started, bin_width=width
-                )
-                remembered.totals.add_expectations(count_in_process(request, timeout=EXPECTATIONS_TIMEOUT))
-            for part, summary in zip(new, summaries, strict=True):
+            self._remembered.pop(reading.key, None)
+            names = self._names.paths(reading.new)
+            summaries = self._engine.summaries(
+                names, reading.observations, since=reading.since, bin_width=reading.bin_width
+            )
+            if reading.counted is not None:
+                remembered.totals.add_expectations(reading.counted.result())
+            for part, summary in zip(reading.new, summaries, strict=True):
                 remembered.totals.add(summary)
                 remembered.etags[part.name] = part.etag
-        _remember(self._remembered, key, remembered)
+        _remember(self._remembered, reading.key, remembered)
         return remembered.totals
 
     def _listed(
@@ -215,7 +258,7 @@ class CollectedReader:
         of_requests = next((name for name in OF_REQUESTS if (version, name) in totals), None)
         if of_requests is None:
             # A collection of the script's own: how often it collects is its own affair.
-            counted = self._totals(query, version, OF_REQUESTS[0], [])
+            counted = self._totals(query, version, OF_REQUESTS[0])
         else:
             counted = totals[version, of_requests]
         bins = [
