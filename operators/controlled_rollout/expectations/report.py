@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from controlled_rollout.expectations.result import ExpectationResult, Validation
+from controlled_rollout.visible_text import visible_text
 
 __all__ = ["DataReport"]
 
@@ -16,6 +17,12 @@ STYLE: Final = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}.failed{background:#fdd}.unknown{background:#ffd}"
 )
+# Whatever a value does to the page, it loads and runs nothing.
+POLICY: Final = (
+    '<meta http-equiv="Content-Security-Policy" '
+    'content="default-src &#39;none&#39;; style-src &#39;unsafe-inline&#39;">'
+)
+MARKDOWN: Final = frozenset("\\`*[]|!")
 
 
 @dataclass(frozen=True)
@@ -65,25 +72,28 @@ class DataReport:
 
     def as_markdown(self) -> str:
         """Return the report as Markdown."""
-        lines = [f"# {self._title()}", "", f"{self.headline}.", "", *(f"- {fact}" for fact in self._facts())]
+        lines = [f"# {_markdown(self._title())}", "", f"{self.headline}.", ""]
+        lines += [f"- {_markdown(fact)}" for fact in self._facts()]
         for collection, rows in self._tables():
             lines += ["", f"## {collection}", "", "| " + " | ".join(TABLE) + " |", "|" + " --- |" * len(TABLE)]
-            lines += ["| " + " | ".join(map(_markdown_cell, cells)) + " |" for _, cells in rows]
+            lines += ["| " + " | ".join(map(_markdown, cells)) + " |" for _, cells in rows]
         return "\n".join(lines) + "\n"
 
     def as_html(self) -> str:
         """Return the report as one page of HTML, which loads nothing."""
-        title = html.escape(self._title())
-        parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>']
-        parts.append(f"<h1>{title}</h1><p>{html.escape(self.headline)}.</p><ul>")
-        parts += [f"<li>{html.escape(fact)}</li>" for fact in self._facts()]
+        title = _html(self._title())
+        parts = [
+            f'<!doctype html><html lang="en"><meta charset="utf-8">{POLICY}<title>{title}</title><style>{STYLE}</style>'
+        ]
+        parts.append(f"<h1>{title}</h1><p>{_html(self.headline)}.</p><ul>")
+        parts += [f"<li>{_html(fact)}</li>" for fact in self._facts()]
         parts.append("</ul>")
         for collection, rows in self._tables():
-            parts.append(f"<h2>{html.escape(collection)}</h2><table><tr>")
+            parts.append(f"<h2>{_html(collection)}</h2><table><tr>")
             parts += [f"<th>{name}</th>" for name in TABLE]
             for kind, cells in rows:
                 parts.append(f'</tr><tr class="{kind}">')
-                parts += [f"<td>{html.escape(cell)}</td>" for cell in cells]
+                parts += [f"<td>{_html(cell)}</td>" for cell in cells]
             parts.append("</tr></table>")
         return "\n".join([*parts, "</html>"]) + "\n"
 
@@ -120,6 +130,12 @@ def _found(result: ExpectationResult) -> str:
     return result.found
 
 
-def _markdown_cell(text: str) -> str:
-    """Return a text that stays within a cell of a Markdown table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "\\`")
+def _html(text: str) -> str:
+    """Return a text that is text in HTML, all of it visible."""
+    return html.escape(visible_text(text))
+
+
+def _markdown(text: str) -> str:
+    """Return a text that is text in Markdown: no table's cell, link, image, code or HTML."""
+    escaped = html.escape(" ".join(visible_text(text).split()), quote=False)
+    return "".join(f"\\{character}" if character in MARKDOWN else character for character in escaped)

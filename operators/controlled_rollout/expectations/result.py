@@ -69,7 +69,7 @@ class ExpectationResult(BaseModel):
         fault: Why not, such as a missing column; empty if it was.
         rows: How many rows it was asked of; None where it is about the whole.
         unexpected: How many of them were unexpected.
-        observed: The value that was observed, where it is about the whole.
+        observed: The value that was observed, where it is about the whole; of many the first and their `number`.
         examples: Some unexpected values with the id of their request.
     """
 
@@ -95,6 +95,8 @@ class ExpectationResult(BaseModel):
             return f"observed {self.observed:.6g}"
         if isinstance(self.observed, dict) and _are_numbers(values := self.observed.get("values")):
             return f"observed {', '.join(f'{value:.6g}' for value in values)}"
+        if isinstance(self.observed, dict) and isinstance(number := self.observed.get("number"), int):
+            return f"observed {number:,} values"
         if isinstance(self.observed, list | dict):
             return f"observed {len(self.observed):,} values"
         return "fulfilled" if self.success else "not fulfilled"

@@ -6,18 +6,30 @@ Great Expectations takes seconds to import: a DAG file, a trigger and a gate rea
 import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from controlled_rollout.errors import ArgumentError
+from controlled_rollout.visible_text import short_text
 
 __all__ = ["Expectation", "Suite", "read_suite"]
 
 MAX_EXPECTATIONS: Final = 100
+LONGEST_NAME: Final = 280
+SHOWN_VALUES: Final = 20
 MAX_FILE_BYTES: Final = 1_000_000
+# A gate with its suite travels in tasks, triggers and records.
+MAX_BYTES: Final = 200_000
 COLLECTION: Final = r"^[A-Za-z0-9_-]{1,64}$"
+VISIBLE: Final = r"^[^\x00-\x1f\x7f]*$"
+# Settings of the library, or of another run of it: what is evaluated, and how it is answered, is decided here.
+LEFT_OUT: Final = ("batch_id", "result_format", "catch_exceptions", "include_config", "meta")
+# The text of a condition is evaluated as an expression.
+REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
+REFUSED: Final = ("row_condition", "condition_parser")
 # Arguments that name a column, or several.
 COLUMN_ARGUMENTS: Final = ("column", "column_A", "column_B")
 COLUMNS_ARGUMENTS: Final = ("column_list", "column_set")
@@ -127,10 +139,27 @@ class Expectation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=300)
+    name: str = Field(min_length=1, max_length=300, pattern=VISIBLE)
     collection: str = Field(pattern=COLLECTION)
     type: Annotated[str, AfterValidator(_known)]
     kwargs: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise ValueError if an argument would be run as code, fetched, or looked up elsewhere."""
+        if given := [name for name in REFUSED if name in self.kwargs]:
+            raise ValueError(
+                f"{given[0]} is not taken: its text would be evaluated; collect what the condition is about"
+            )
+        mostly = self.kwargs.get("mostly", 1.0)
+        if isinstance(mostly, bool) or not isinstance(mostly, int | float) or not 0 <= mostly <= 1:
+            raise ValueError(f"mostly = {mostly!r:.100} is not the part of the rows that has to be expected, 0 to 1")
+        for name, value in _all_of(self.kwargs):
+            if name == "$PARAMETER" or (name in REFERENCES and not str(value).startswith("#")):
+                raise ValueError(f"{name} = {value!r:.100} refers to something outside of the suite: write it out")
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{name} = {value} is no finite number: leave the bound out")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -168,7 +197,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=200, pattern=VISIBLE)
     expectations: tuple[Expectation, ...] = Field(min_length=1, max_length=MAX_EXPECTATIONS)
 
     @property
@@ -227,7 +256,7 @@ def _described(source: Any) -> Mapping[str, Any]:
                     f"the suite {path} has more than {MAX_FILE_BYTES:,} bytes: it is not a suite's JSON"
                 )
             source = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ArgumentError(f"the suite {path} cannot be read as JSON: {error}") from error
     elif hasattr(source, "to_json_dict"):
         source = source.to_json_dict()
@@ -252,13 +281,15 @@ def _expectations(described: Mapping[str, Any], collection: str | None) -> list[
     expectations = described.get("expectations")
     if not isinstance(expectations, list | tuple):
         raise ArgumentError(f"a suite has a list of expectations, and not {expectations!r:.200}")
+    if len(expectations) > MAX_EXPECTATIONS:
+        raise ArgumentError(f"a suite has {len(expectations):,} expectations, and {MAX_EXPECTATIONS} are evaluated")
     result = []
     for one in expectations:
         kind = one.get("type", one.get("expectation_type")) if isinstance(one, Mapping) else None
         kwargs = one.get("kwargs") if isinstance(one, Mapping) else None
         if not isinstance(kind, str) or not isinstance(kwargs, Mapping):
             raise ArgumentError(f"an expectation has a type and kwargs, and not {one!r:.200}")
-        kept = {str(name): value for name, value in kwargs.items() if name != "batch_id" and value is not None}
+        kept = {str(name): value for name, value in kwargs.items() if name not in LEFT_OUT and value is not None}
         meta = one.get("meta")
         about = collection or (meta.get("collection") if isinstance(meta, Mapping) else None)
         if about is None:
@@ -271,7 +302,7 @@ def _without_collection(kind: str, kwargs: dict[str, Any]) -> tuple[str, dict[st
     """Return the one collection that an expectation's columns begin with, and its arguments without it."""
     columns = [kwargs[name] for name in COLUMN_ARGUMENTS if name in kwargs]
     for name in COLUMNS_ARGUMENTS:
-        columns += kwargs.get(name, [])
+        columns += _listed(kwargs.get(name))
     found = {str(column).partition(".")[0] for column in columns if "." in str(column)}
     if len(found) != 1 or not all("." in str(column) for column in columns):
         raise ArgumentError(
@@ -284,7 +315,7 @@ def _without_collection(kind: str, kwargs: dict[str, Any]) -> tuple[str, dict[st
             result[name] = str(result[name]).partition(".")[2]
     for name in COLUMNS_ARGUMENTS:
         if name in result:
-            result[name] = [str(column).partition(".")[2] for column in result[name]]
+            result[name] = [str(column).partition(".")[2] for column in _listed(result[name])]
     return found.pop(), result
 
 
@@ -302,11 +333,39 @@ def _name(expectation: Mapping[str, Any]) -> str:
     kwargs = dict(expectation["kwargs"])
     columns = [str(kwargs.pop(name)) for name in COLUMN_ARGUMENTS if name in kwargs]
     for name in COLUMNS_ARGUMENTS:
-        columns += map(str, kwargs.pop(name, []))
+        columns += map(str, _listed(kwargs.pop(name, None)))
     what = str(expectation["type"]).removeprefix("expect_").removeprefix("column_").replace("_", " ")
-    arguments = ", ".join(f"{name}={json.dumps(value, default=str)}" for name, value in kwargs.items())
+    arguments = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items())
     about = ".".join(filter(None, (expectation["collection"], ", ".join(columns))))
-    return f"{about}: {what}{f' ({arguments})' if arguments else ''}"[:280]
+    return short_text(f"{about}: {what}{f' ({arguments})' if arguments else ''}", most=LONGEST_NAME)
+
+
+def _short(value: Any) -> str:
+    """Return an argument as JSON, cut where it is long."""
+    if isinstance(value, list | tuple) and len(value) > SHOWN_VALUES:
+        return f"{len(value):,} values"
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        return "…"
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return an argument that names several columns as a list."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _all_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each value within an argument, with the name that it has, or that its list has."""
+    left = [("", value)]
+    while left:
+        name, one = left.pop()
+        yield name, one
+        if isinstance(one, Mapping):
+            left += [(str(key), inner) for key, inner in one.items()]
+        elif isinstance(one, list | tuple):
+            left += [(name, inner) for inner in one]
 
 
 def _checked(name: Any, expectations: Any) -> Suite:
@@ -314,8 +373,18 @@ def _checked(name: Any, expectations: Any) -> Suite:
     try:
         suite = Suite(name=str(name or "suite")[:200], expectations=expectations)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"[:500]
+            for fault in error.errors(include_url=False, include_input=False)[:5]
+        )
         raise ArgumentError(f"the suite {str(name)[:200]!r} is not valid: {faults}") from error
+    except RecursionError as error:
+        raise ArgumentError(f"the suite {str(name)[:200]!r} is nested too deeply to be one") from error
+    if (size := len(suite.model_dump_json())) > MAX_BYTES:
+        raise ArgumentError(
+            f"the suite {suite.name!r} has {size:,} bytes, and {MAX_BYTES:,} are taken: give fewer expectations, or "
+            "shorter sets of values"
+        )
     names = [one.name for one in suite.expectations]
     if len(set(names)) < len(names):
         raise ArgumentError(f"the suite {suite.name!r} has two expectations of one name: give each its own")

@@ -22,6 +22,8 @@ __all__ = ["count", "evaluated", "validate"]
 
 MAX_EXAMPLES: Final = 10
 LONGEST_FAULT: Final = 500
+LONGEST_VALUE: Final = 200
+MOST_VALUES: Final = 50
 # Which rows a pair or several columns are asked of: those that these words leave.
 LEAVES_OUT_ANY: Final = ("either_value_is_missing", "any_value_is_missing")
 LEAVES_OUT_NONE: Final = ("neither", "never")
@@ -46,15 +48,20 @@ def count(request: ValidationRequest) -> Counted:
         data = _with_columns(rows.data, expectations)
         bins = rows.times // width
         for one, result in zip(expectations, evaluated(data, expectations), strict=True):
-            if fault := _fault(result):
+            found = result["result"]
+            indices = found.get("unexpected_index_list") or []
+            fault = _fault(result)
+            if not fault and len(indices) != found.get("unexpected_count"):
+                fault = "the library does not say which rows are unexpected"
+            if fault:
                 faults.setdefault(one.name, fault)
                 continue
             tally = counts[one.name]
             for number, asked in bins[_asked(one, data)].value_counts().items():
                 tally[int(number)][0] += int(asked)
-            unexpected = bins.iloc[[int(index) for index in result["result"].get("unexpected_index_list") or ()]]
-            for number, found in unexpected.value_counts().items():
-                tally[int(number)][1] += int(found)
+            unexpected = bins.iloc[[int(index) for index in indices]]
+            for number, rows_found in unexpected.value_counts().items():
+                tally[int(number)][1] += int(rows_found)
     by_bin = {
         name: {number: RowCounts(rows=max(both), unexpected=both[1]) for number, both in sorted(tally.items())}
         for name, tally in counts.items()
@@ -95,11 +102,9 @@ def validate(request: ValidationRequest) -> Validation:
 
 def evaluated(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list[dict[str, Any]]:
     """Return Great Expectations' result of each expectation, as a mapping."""
-    import great_expectations as gx
     from great_expectations.expectations.registry import get_expectation_impl
 
     batch = _rows_of_the_library().get_batch({"dataframe": data})
-    how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
     results: dict[int, dict[str, Any]] = {}
     configurations: list[Any] = []
     for number, one in enumerate(expectations):
@@ -108,16 +113,31 @@ def evaluated(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list
             configurations.append(get_expectation_impl(one.type)(**one.kwargs, meta={"number": number}))
         except Exception as error:  # whatever the library raises is what is wrong with this expectation
             results[number] = {"success": None, "result": {}, "exceptions": {"raised": str(error)}}
-    if configurations:
-        for found in batch.validate(
-            gx.ExpectationSuite(name="all", expectations=configurations), result_format=how
-        ).results:
-            results[found.expectation_config.meta["number"]] = {
-                "success": found.success,
-                "result": found.result,
-                "exceptions": found.exception_info,
-            }
-    return [results[number] for number in range(len(expectations))]
+    for found in _validated(batch, configurations):
+        results[found.expectation_config.meta["number"]] = {
+            "success": found.success,
+            "result": found.result,
+            "exceptions": found.exception_info,
+        }
+    missing = {"success": None, "result": {}, "exceptions": {"raised": "the library gave no result"}}
+    return [results.get(number, missing) for number in range(len(expectations))]
+
+
+def _validated(batch: Any, configurations: Sequence[Any]) -> list[Any]:
+    """Return the library's results; that of an expectation that raises is left out."""
+    import great_expectations as gx
+
+    how = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
+    if not configurations:
+        return []
+    try:
+        return list(
+            batch.validate(gx.ExpectationSuite(name="all", expectations=configurations), result_format=how).results
+        )
+    except Exception:  # one of them ends all of them
+        if len(configurations) == 1:
+            return []
+        return [found for one in configurations for found in _validated(batch, [one])]
 
 
 @lru_cache(maxsize=1)
@@ -174,15 +194,29 @@ def _expectation_result(
     found = result["result"]
     indices = [index for index in found.get("unexpected_index_list") or () if isinstance(index, int)][:MAX_EXAMPLES]
     columns = [name for name in expectation.columns if name in data]
-    counted = "unexpected_count" in found
+    counted = "unexpected_count" in found and "element_count" in found
     return ExpectationResult(
         name=expectation.name,
         success=bool(result["success"]),
         rows=int(found["element_count"]) - int(found.get("missing_count") or 0) if counted else None,
         unexpected=int(found["unexpected_count"]) if counted else None,
-        observed=_plain(found.get("observed_value")),
-        examples=tuple((str(ids.iloc[index]), _plain(data.loc[index, columns].tolist())) for index in indices),
+        observed=_bounded(_plain(found.get("observed_value"))),
+        examples=tuple(
+            (str(ids.iloc[index]), _bounded(_plain(data.loc[index, columns].tolist()))) for index in indices
+        ),
     )
+
+
+def _bounded(value: Any) -> Any:
+    """Return a value of JSON with long texts cut, and of long lists how many there are and the first of them."""
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}…"
+    if isinstance(value, Mapping):
+        return {name[:LONGEST_VALUE]: _bounded(one) for name, one in list(value.items())[:MOST_VALUES]}
+    if isinstance(value, list):
+        first = [_bounded(one) for one in value[:MOST_VALUES]]
+        return first if len(value) <= MOST_VALUES else {"number": len(value), "first": first}
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,22 @@ from controlled_rollout.expectations import Suite, read_suite
 from controlled_rollout.expectations.suite import MAX_FILE_BYTES
 
 BETWEEN = "expect_column_values_to_be_between"
+IN_SET = "expect_column_values_to_be_in_set"
+SCHEMA = "expect_column_values_to_match_json_schema"
 
 
 def suite(*expectations: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     """Return a suite as Great Expectations writes it."""
     described = [{"type": kind, "kwargs": kwargs, "meta": {}} for kind, kwargs in expectations]
     return {"name": "applicants", "expectations": described, "meta": {"great_expectations_version": "1.24.1"}}
+
+
+def nested(depth: int) -> Any:
+    """Return lists in lists."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 AGE = suite((BETWEEN, {"column": "inputs.age", "min_value": 0, "mostly": 0.99, "batch_id": "p-a"}))
@@ -91,7 +101,19 @@ def test_expectations_of_the_same_text_have_names_of_their_own() -> None:
         ),
         (suite(("expect_table_row_count_to_equal", {"value": 1})), "write each as <collection>.<column>"),
         (suite(("unexpected_rows_expectation", {"column": "inputs.a"})), "is not valid"),
-        (suite(*[(BETWEEN, {"column": "inputs.a"})] * 101), "is not valid"),
+        (suite(*[(BETWEEN, {"column": "inputs.a"})] * 10_000), "10,000 expectations, and 100 are evaluated"),
+        (suite((BETWEEN, {"column": "inputs.a", "row_condition": "@__import__('os')"})), "row_condition is not taken"),
+        (suite((BETWEEN, {"column": "inputs.a", "max_value": {"$PARAMETER": "now()"}})), "outside of the suite"),
+        (suite((SCHEMA, {"column": "inputs.a", "json_schema": {"$ref": "http://inside/"}})), "outside of the suite"),
+        (suite((BETWEEN, {"column": "inputs.a", "max_value": float("nan")})), "is no finite number"),
+        (suite((BETWEEN, {"column": "inputs.a", "mostly": "0.5"})), "mostly = '0.5' is not the part"),
+        (suite((BETWEEN, {"column": "inputs.a", "mostly": 7})), "mostly = 7 is not the part"),
+        (suite((IN_SET, {"column": "inputs.a", "value_set": list(range(100_000))})), "bytes, and 200,000 are taken"),
+        (suite((IN_SET, {"column": "inputs.a", "value_set": [print]})), "is not valid"),
+        (suite((SCHEMA, {"column": "inputs.a", "json_schema": nested(100_000)})), "is not valid|nested too deeply"),
+        (suite(("expect_table_columns_to_match_set", {"column_set": 7})), "write each as <collection>"),
+        (suite(("expect_my_own", {"column": "inputs.a"})), "is not an expectation of Great Expectations"),
+        (suite((BETWEEN, {"column": "inputs.a"})) | {"name": "a\nb"}, "is not valid"),
         ({"no collection": suite((BETWEEN, {"column": "a"}))}, "is not valid"),
     ],
 )
@@ -118,3 +140,32 @@ def test_a_file_that_is_too_large_for_a_suite_is_refused_before_it_is_read(tmp_p
 
     with pytest.raises(ArgumentError, match="it is not a suite's JSON"):
         read_suite(file)
+
+
+def test_a_file_of_brackets_is_no_suite(tmp_path: Path) -> None:
+    file = tmp_path / "suite.json"
+    file.write_text("[" * 500_000)
+
+    with pytest.raises(ArgumentError, match="cannot be read as JSON"):
+        read_suite(file)
+
+
+@pytest.mark.parametrize("column", ['a"b', "a\\b", "a\nb", "a\x1b[2Jb", "a'; DROP TABLE x; --", "ä €", "a.b"])
+def test_a_column_may_be_called_anything_and_its_expectation_is_named_in_one_visible_line(column: str) -> None:
+    [one] = read_suite(suite((BETWEEN, {"column": f"inputs.{column}", "min_value": 0}))).expectations
+
+    assert one.kwargs["column"] == column
+    assert one.name.isprintable()
+
+
+def test_settings_of_the_library_are_left_out_of_its_arguments() -> None:
+    settings = {"result_format": "BOOLEAN_ONLY", "catch_exceptions": False, "include_config": True, "batch_id": "b"}
+    [one] = read_suite(suite((BETWEEN, {"column": "inputs.a", "min_value": 0, **settings}))).expectations
+
+    assert one.kwargs == {"column": "a", "min_value": 0}
+
+
+def test_a_long_set_of_values_is_a_number_in_the_name() -> None:
+    [one] = read_suite(suite((IN_SET, {"column": "inputs.a", "value_set": list(range(5_000))}))).expectations
+
+    assert one.name == "inputs.a: values to be in set (value_set=5,000 values)"
