@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.labels import LabelLook, LabelMetric, LabelRow, Labels, LabelSource, judge_labels
-
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage

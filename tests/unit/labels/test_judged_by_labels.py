@@ -4,10 +4,9 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
-from controlled_rollout.labels import LabelRow
-
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.gate import Outcome, describe, judge
+from controlled_rollout.labels import LabelRow
 from tests.unit.labels.labelled_rollout import ACCURACY, HOUR, T0, UNTIL, LabelledRollout, Rows, S, answered_requests
 
 EVEN = (SplitChange(T0 - HOUR, 0.5),)

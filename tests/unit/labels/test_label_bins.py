@@ -6,15 +6,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from controlled_rollout.labels import Labels
-from controlled_rollout.labels.bins import LabelBins, Requests, interval_of, label_bins
-from controlled_rollout.labels.measures import LabelledRequest, Measures
-from controlled_rollout.labels.periods import Period, periods_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.gate import Bin, Outcome, judge
+from controlled_rollout.labels import Labels
+from controlled_rollout.labels.bins import LabelBins, Requests, interval_of, label_bins
+from controlled_rollout.labels.measures import LabelledRequest, Measures
+from controlled_rollout.labels.periods import Period, periods_of
 from tests.unit.labels.labelled_rollout import HOUR, T0, UNTIL
 
 WHOLE = (Period(T0, UNTIL),)

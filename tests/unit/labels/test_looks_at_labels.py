@@ -4,13 +4,13 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from controlled_rollout.labels import LabelLook, LabelSource, look_at_labels
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ArgumentError, ConflictError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.gate import Outcome
+from controlled_rollout.labels import LabelLook, LabelSource, look_at_labels
 from controlled_rollout.record.summary import summarize
 from controlled_rollout.target.protocol import Change, Revision, Target
 from tests.unit.labels.labelled_rollout import (
