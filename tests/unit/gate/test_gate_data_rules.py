@@ -1,13 +1,20 @@
 """The rules that the gate on data is compared with decide as their sources do, value by value."""
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2_contingency, chisquare, ks_2samp, wasserstein_distance
 
 from controlled_rollout.gate import judge
+from controlled_rollout.labels.bins import Requests, label_bins
+from controlled_rollout.labels.measures import LabelledRequest, Measures
+from controlled_rollout.labels.periods import Period
+from controlled_rollout.labels.settings import LABELLED
 from tests.benchmarks.gate.data import rules
 from tests.benchmarks.gate.data.cells import CELLS
+from tests.benchmarks.gate.data.late_labels import SETTINGS, Late, bins_of_labels, labelled_requests
 from tests.benchmarks.gate.data.rollouts import (
     BASELINE_VALUES,
     LOOKS,
@@ -91,3 +98,35 @@ def test_simulated_rollouts_are_decided_as_judge_decides_them(family: str) -> No
     bins, stopped = bins_of(columns), {"fail", "split_is_wrong"}
     assert judge(bins[: decided + 1], bad.gate).outcome in stopped
     assert decided == 0 or judge(bins[:decided], bad.gate).outcome not in stopped
+
+
+def test_simulated_labels_are_put_into_the_bins_that_a_judgement_by_labels_makes() -> None:
+    late = Late(per_hour=60, shares=(0.1, 0.25, 0.5), wrong=(0.3, 0.1), delay=(20.0, 5.0))
+    arms, totals = labelled_requests(np.random.default_rng(3), late)
+    hour, begin = timedelta(hours=1), datetime(2026, 3, 1, tzinfo=UTC)
+    requests = [
+        LabelledRequest(
+            is_treatment=number == 0,
+            request_id=f"{number}-{index}",
+            time=begin + float(arm.time[index]) * hour,
+            known=begin + int(arm.arrival[index]) * hour,
+            label=1,
+            rows=[[0 if arm.wrong[index] else 1]],
+        )
+        for number, arm in enumerate(arms)
+        for index in range(len(arm.time))
+    ]
+    requests.sort(key=lambda one: (one.known, one.time))
+    periods = [Period(begin + number * 8 * hour, begin + (number + 1) * 8 * hour) for number in range(3)]
+    all_requests = [Requests(control=int(y), treatment=int(x)) for x, y in zip(*totals, strict=True)]
+
+    expected = label_bins(requests, SETTINGS, Measures(SETTINGS), periods, all_requests).bins
+
+    simulated = bins_of_labels(arms, totals)
+    assert len(simulated) == len(expected) > 10
+    for one, other in zip(simulated, expected, strict=True):
+        assert one.interval == (other.start - begin) // hour
+        assert one.labels == (other.treatment.requests, other.control.requests)
+        for index, counts in enumerate((other.treatment, other.control)):
+            assert counts.categories["accuracy"]["yes"] == one.wrong[index]
+            assert counts.categories[LABELLED]["not yet"] == one.unlabelled[index]

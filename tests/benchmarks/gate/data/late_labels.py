@@ -5,32 +5,26 @@ interval (an hour) in which it arrived, together with requests of the same perio
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.model import HAPPENED, NOT_HAPPENED, Event, Gate
-from controlled_rollout.gate.model import Category as GateCategory
+from controlled_rollout.gate.model import HAPPENED, NOT_HAPPENED
+from controlled_rollout.labels.settings import LABELLED, LabelMetric, Labels
 from tests.benchmarks.gate.data.rollouts import BASELINE_VALUES, LOOKS, START, Counted, Draw, Floats, Rollout, Seen
 
-__all__ = ["LATE_GATE", "Late", "late_labels"]
+__all__ = ["HOURS", "LATE_GATE", "SETTINGS", "Late", "bins_of_labels", "labelled_requests", "late_labels"]
 
 # The requests of a day are judged, and looked at each hour from its end on.
 HOURS = 24
 # Labels of which both versions have at least so many requests to expect form a bin (as the judgement by labels does).
 LEAST_OF_EACH = 5
 SMALLEST_BIN = 20
-LABELLED, ANSWERS = "labelled", "answers"
-
-LATE_GATE = Gate(
-    latency_quantiles=(),
-    judges_traffic=False,
-    events={ANSWERS: Event(counted="wrong answers")},
-    categories={LABELLED: GateCategory()},
-)
+SETTINGS = Labels(metrics={"accuracy": LabelMetric()})
+LATE_GATE = SETTINGS.gate()
 
 
 @dataclass(frozen=True)
@@ -57,39 +51,22 @@ class Late:
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """Labelled requests of one version: the hour of the request, that of the label's arrival, and what it says."""
+class Labelled:
+    """Labelled requests of one version.
 
-    hour: Counted
+    Attributes:
+        time: When each arrived, in hours.
+        arrival: In which interval its label arrived.
+        wrong: Whether its answer was wrong.
+    """
+
+    time: Floats
     arrival: Counted
     wrong: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
-def late_labels(late: Late) -> Draw:
-    """Return rollouts that are judged by labels."""
-    hours = np.arange(HOURS)
-    period = hours * len(late.shares) // HOURS
-    shares = np.array(late.shares)[period]
-
-    def draw(rng: np.random.Generator) -> Rollout:
-        arms, totals = [], []
-        for arm, part in enumerate((shares, 1 - shares)):
-            requests = rng.poisson(late.per_hour * part)
-            totals.append(np.bincount(period if late.by_period else period * 0, requests))
-            arms.append(_labelled(rng, late, arm, requests))
-        bins = [
-            one
-            for number in range(len(totals[0]))
-            for one in _bins(rng, arms, period if late.by_period else period * 0, number, totals)
-        ]
-        bins.sort(key=lambda one: one.interval)
-        return _rollout(rng, late, arms, bins)
-
-    return draw
-
-
 @dataclass(frozen=True)
-class _Bin:
+class LabelBin:
     """One bin: its interval; of the treatment and control the labels, the wrong ones, and the requests without one."""
 
     interval: int
@@ -98,47 +75,71 @@ class _Bin:
     unlabelled: tuple[int, int]
 
 
-def _labelled(rng: np.random.Generator, late: Late, arm: int, requests: Counted) -> _Labelled:
-    """Draw the labelled requests of one version."""
-    hour = np.repeat(np.arange(HOURS), requests)
-    wrong = rng.random(len(hour)) < np.broadcast_to(late.wrong[arm], HOURS)[hour]
-    of_wrong = (late.wrong_labelled or late.labelled)[arm]
-    kept = rng.random(len(hour)) < np.where(wrong, of_wrong, late.labelled[arm])
-    hour, wrong = hour[kept], wrong[kept]
-    delay = rng.standard_exponential(len(hour)) * np.where(wrong, late.delay[1], late.delay[0])
-    return _Labelled(hour, (hour + rng.random(len(hour)) + delay).astype(np.int64), wrong)
+def late_labels(late: Late) -> Draw:
+    """Return rollouts that are judged by labels."""
+
+    def draw(rng: np.random.Generator) -> Rollout:
+        arms, totals = labelled_requests(rng, late)
+        return _rollout(rng, late, arms, bins_of_labels(arms, totals))
+
+    return draw
 
 
-def _bins(
-    rng: np.random.Generator, arms: Sequence[_Labelled], period: Counted, number: int, totals: Sequence[Counted]
-) -> list[_Bin]:
-    """Return the bins of one period: as many labels of an interval as a bin needs, in the order of the requests."""
-    chosen = [period[arm.hour] == number for arm in arms]
-    hour, arrival, wrong = (
+def labelled_requests(rng: np.random.Generator, late: Late) -> tuple[list[Labelled], list[Counted]]:
+    """Draw the treatment's and control's labelled requests, and how many requests each has in each period."""
+    hours = np.arange(HOURS)
+    part = hours * len(late.shares) // HOURS
+    share = np.array(late.shares)[part]
+    arms, totals = [], []
+    for arm, of_arm in enumerate((share, 1 - share)):
+        requests = rng.poisson(late.per_hour * of_arm)
+        totals.append(np.bincount(part, requests).astype(np.int64))
+        hour = np.repeat(hours, requests)
+        time = hour + rng.random(len(hour))
+        wrong = rng.random(len(hour)) < np.broadcast_to(late.wrong[arm], HOURS)[hour]
+        of_wrong = (late.wrong_labelled or late.labelled)[arm]
+        kept = rng.random(len(hour)) < np.where(wrong, of_wrong, late.labelled[arm])
+        time, wrong = time[kept], wrong[kept]
+        delay = rng.standard_exponential(len(time)) * np.where(wrong, late.delay[1], late.delay[0])
+        arms.append(Labelled(time, (time + delay).astype(np.int64), wrong))
+    return arms, totals if late.by_period else [total.sum(keepdims=True) for total in totals]
+
+
+def bins_of_labels(arms: Sequence[Labelled], totals: Sequence[Counted]) -> list[LabelBin]:
+    """Return the bins, by the arrival of the labels: what `labels/bins.py` makes of the same requests, in arrays."""
+    periods = len(totals[0])
+    bins = [one for number in range(periods) for one in _bins_of_period(arms, totals, number, HOURS / periods)]
+    return sorted(bins, key=lambda one: one.interval)
+
+
+def _bins_of_period(
+    arms: Sequence[Labelled], totals: Sequence[Counted], number: int, hours: float
+) -> Iterator[LabelBin]:
+    """Yield the bins of one period, of so many hours: an interval's labels, once there are as many as a bin needs."""
+    chosen = [(arm.time // hours).astype(np.int64) == number for arm in arms]
+    time, arrival, wrong = (
         np.concatenate([getattr(arm, name)[mine] for arm, mine in zip(arms, chosen, strict=True)])
-        for name in ("hour", "arrival", "wrong")
+        for name in ("time", "arrival", "wrong")
     )
     treated = np.repeat([True, False], [int(mine.sum()) for mine in chosen])
-    order = np.lexsort((rng.random(len(hour)), hour, arrival))
+    order = np.lexsort((time, arrival))
     arrival, wrong, treated = arrival[order], wrong[order], treated[order]
     unlabelled = [int(total[number]) for total in totals]
     size = max(SMALLEST_BIN, math.ceil(LEAST_OF_EACH * sum(unlabelled) / min(unlabelled)))
     counted = np.stack([treated, ~treated, treated & wrong, ~treated & wrong])
     so_far = np.concatenate([np.zeros((4, 1), dtype=np.int64), np.cumsum(counted, axis=1)], axis=1)
-    first, bins = 0, []
+    first = 0
     for interval, end in enumerate(np.cumsum(np.bincount(arrival, minlength=1)).tolist()):
-        if end - first >= size:
-            pieces = (end - first) // size
-            for piece in range(pieces):
-                begin, stop = (first + (end - first) * at // pieces for at in (piece, piece + 1))
-                x, y, of_x, of_y = (so_far[:, stop] - so_far[:, begin]).tolist()
-                unlabelled = [unlabelled[0] - x, unlabelled[1] - y]
-                bins.append(_Bin(interval, (x, y), (of_x, of_y), (unlabelled[0], unlabelled[1])))
-            first = end
-    return bins
+        pieces = (end - first) // size
+        for piece in range(pieces):
+            begin, stop = (first + (end - first) * at // pieces for at in (piece, piece + 1))
+            x, y, of_x, of_y = (so_far[:, stop] - so_far[:, begin]).tolist()
+            unlabelled = [unlabelled[0] - x, unlabelled[1] - y]
+            yield LabelBin(interval, (x, y), (of_x, of_y), (unlabelled[0], unlabelled[1]))
+        first = end if pieces else first
 
 
-def _rollout(rng: np.random.Generator, late: Late, arms: Sequence[_Labelled], bins: Sequence[_Bin]) -> Rollout:
+def _rollout(rng: np.random.Generator, late: Late, arms: Sequence[Labelled], bins: Sequence[LabelBin]) -> Rollout:
     """Return what the gate reads of the bins, and what other rules see at each look."""
     bins = [one for one in bins if one.interval < HOURS + LOOKS - 1]
     pairs = {
@@ -156,7 +157,7 @@ def _rollout(rng: np.random.Generator, late: Late, arms: Sequence[_Labelled], bi
         np.full(len(bins), np.nan),
         {},
         {
-            ANSWERS: {HAPPENED: _metric(wrong), NOT_HAPPENED: _metric(labels - wrong)},
+            "accuracy": {HAPPENED: _metric(wrong), NOT_HAPPENED: _metric(labels - wrong)},
             LABELLED: {"labelled": _metric(labels), "not yet": _metric(unlabelled)},
         },
     )
