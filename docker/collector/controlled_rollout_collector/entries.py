@@ -42,7 +42,7 @@ class Entry:
         sha256: The body's SHA-256, hexadecimal.
         truncated: Whether the body, or its rows, are not kept because they are too many.
         body: The body, if it is kept and no rows.
-        rows: The rows, at least one.
+        rows: The rows: at least one of a request, and none of an empty table that a script has collected.
         fields: What a script's collector has added, such as the names of its model.
         is_script: Whether a script has collected it.
         is_addressed: Whether the caller named the version, so that the split has not chosen it: no evidence for a gate.
@@ -150,7 +150,7 @@ def _collected(head: Mapping[str, Any], body: memoryview, selection: Selection) 
         truncated=read.too_large,
         body=None if read.is_data or read.too_large or selection.has_rules else bytes(body),
         # Rules that name the collection mean the name that the script has given it.
-        rows=selection.apply(read.rows, name) or [{}],
+        rows=selection.apply(read.rows, name) if read.is_data else [{}],
         fields={key: value for key, value in head.items() if isinstance(key, str)},
         is_script=True,
         is_addressed=head.get("addressed") is True,

@@ -239,7 +239,8 @@ def _payload_collection(entry: Entry) -> str:
 def _cloud_event(replica: Replica, entry: Entry) -> dict[str, Any]:
     """Return the CloudEvent of an entry (CloudEvents 1.0, JSON format)."""
     collection = _payload_collection(entry)
-    has_data = any(entry.rows)
+    # A script's empty table has data, which are no rows.
+    has_data = any(entry.rows) or not entry.rows
     return {
         "specversion": "1.0",
         "id": f"{entry.request_id}-{collection}-{entry.time_us}",

@@ -242,7 +242,7 @@ class Joined:
         if columns.type_of("$truncated") == "truth value":
             # The answer was too long to be kept: whether it was right is not known.
             condition += ' AND NOT coalesce("$truncated", false)'
-        return f"read_parquet(?, filename = '$part') WHERE {condition}"
+        return f"read_parquet(?, filename = '$part', hive_partitioning = false) WHERE {condition}"
 
     def _one(self, query: str, parameters: Sequence[Any] = ()) -> int:
         """Return the one number that a query gives."""

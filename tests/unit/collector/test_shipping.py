@@ -328,11 +328,14 @@ def test_what_scripts_collect_is_a_collection_of_its_own(place: Place) -> None:
     head = {"kind": "collected", "collector": "v1", "id": "id-1", "correlation": "c", "time": NOON}
     place.writer.append({**head, "collection": "inputs", "columns": ["x", "y"]}, b"[[1, 2], [3, 4]]")
     place.writer.append({**head, "collection": "../scores", "columns": None}, b'[{"x": "a"}]')
+    place.writer.append({**head, "collection": "empty", "columns": ["x"]}, b"[]")
+    place.writer.append({**head, "collection": "no data", "columns": None}, b"{")
 
     place.ship()
 
     assert [(row["x"], row["y"], row["$row"]) for row in place.rows("script-inputs")] == [(1, 2, 0), (3, 4, 1)]
     assert [row["x"] for row in place.rows("..%2Fscores")] == ["a"]
+    assert (place.rows("empty"), [row["$body"] for row in place.rows("no%20data")]) == ([], [b"{"])
 
 
 def test_a_column_has_the_type_of_its_values_and_mixed_ones_are_json(place: Place) -> None:
